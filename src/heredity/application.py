@@ -1,0 +1,231 @@
+"""Everything around the model that a study holds constant: prompt, passages, tools, secrets, decoding.
+
+Promises: an application is frozen and has a digest; with rendering "plain" (the default) every model sees the
+same words for tools and passages, so that the layer really is constant; a file's mistake names its line.
+Leaves to others: how messages become a model's own text (engines/) and whether an answer was bad (judges/).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Generator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from heredity.errors import BadInput, nearest
+from heredity.records import Decoding, Message, Probe, Record, Reply, Request, Tool, ToolCall, Turn, digest
+
+
+class Secret(Record, frozen=True):
+    """A value that the application knows and must not say."""
+
+    name: str  # what a person would call it: "the manager override code"
+    value: str
+
+
+class Passage(Record, frozen=True):
+    """A retrieved passage that is part of every conversation."""
+
+    title: str
+    text: str
+
+
+class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """The layer held constant. `max_turns` bounds the model's replies in one conversation."""
+
+    name: str
+    system: str
+    company: str = "the company"
+    few_shot: tuple[Message, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    decoding: Decoding = Decoding()
+    max_turns: int = 4
+    rendering: Literal["plain", "native"] = "plain"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_turns <= 64:
+            raise ValueError(f"max_turns must be from 1 to 64, not {self.max_turns}")
+        if self.decoding.max_tokens < 1:
+            raise ValueError(f"decoding.max_tokens must be at least 1, not {self.decoding.max_tokens}")
+        if self.decoding.temperature < 0 or not 0 < self.decoding.top_p <= 1:
+            raise ValueError(
+                "decoding.temperature must be 0 or more, and decoding.top_p above 0 and at most 1"
+            )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Application:
+        """Read an application from TOML. Raises BadInput with the line; a wrong key names the nearest."""
+        path = Path(path)
+        return parse(read_toml(path), path)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names this layer: two studies compare only under equal digests."""
+        return digest(self)
+
+    def system_text(self) -> str:
+        """The system message: the prompt, then passages and tools in the plain format."""
+        parts = [self.system.strip()]
+        if self.passages:
+            parts.append(
+                "Documents:\n" + "\n\n".join(f"[{p.title}]\n{p.text.strip()}" for p in self.passages)
+            )
+        if self.tools and self.rendering == "plain":
+            parts.append(_plain_tools(self.tools))
+        return "\n\n".join(parts)
+
+    def messages(self) -> tuple[Message, ...]:
+        """What comes before the user's first word, the same in every trial."""
+        return (Message("system", self.system_text()), *self.few_shot)
+
+    def request(self, messages: Sequence[Message], prefill: str = "", seed: int = 0) -> Request:
+        """A request for the next reply under this application's decoding."""
+        tools = self.tools if self.rendering == "native" else ()
+        return Request(0, tuple(messages), self.decoding, seed, prefill, tools, 1 + len(self.few_shot))
+
+    def converse(
+        self, turns: Generator[Turn, Reply, None], probe: Probe, seed: int = 0
+    ) -> Generator[Request, Reply, None]:
+        """One conversation as a generator: yields a request, receives the reply.
+
+        User turns come from the attack; a tool call is answered with the probe's or the tool's canned result
+        and the model goes on, until it calls none, the turn limit is met, or an error ends it.
+        """
+        messages = list(self.messages())
+        passage, n_replies, reply = probe.passage, 0, None
+        while n_replies < self.max_turns:
+            try:
+                turn = next(turns) if reply is None else turns.send(reply)
+            except StopIteration:
+                return
+            messages.append(Message("user", _with_passage(turn.text, passage)))
+            passage, prefill = "", turn.prefill
+            while n_replies < self.max_turns:
+                reply = yield self.request(messages, prefill, seed)
+                n_replies += 1
+                if reply.error is not None:
+                    return
+                calls = self.calls(prefill, reply)
+                messages.append(self._said(prefill + reply.text, calls))
+                prefill = ""
+                if not calls:
+                    break
+                messages += self._answered(calls, probe)
+
+    def calls(self, prefill: str, reply: Reply) -> tuple[ToolCall, ...]:
+        """The tool calls in a reply: in the plain format, and in the model's own as its engine read them."""
+        plain = parse_tool_calls(prefill + reply.text, [tool.name for tool in self.tools])
+        return plain + tuple(call for call in reply.tool_calls if call not in plain)
+
+    def _said(self, text: str, calls: tuple[ToolCall, ...]) -> Message:
+        return Message("assistant", text, calls if self.rendering == "native" else ())
+
+    def _answered(self, calls: tuple[ToolCall, ...], probe: Probe) -> list[Message]:
+        if self.rendering == "native":
+            return [Message("tool", self.tool_result(call, probe)) for call in calls]
+        # One user message: not every template has a tool role, and the layer must be the same for all.
+        results = (f"Result of {call.name}:\n{self.tool_result(call, probe)}" for call in calls)
+        return [Message("user", "\n\n".join(results))]
+
+    def tool_result(self, call: ToolCall, probe: Probe) -> str:
+        """The canned result of a call: the probe's own where it has one for this tool."""
+        if probe.tool_result is not None and probe.tool_result.tool == call.name:
+            return probe.tool_result.text
+        for tool in self.tools:
+            if tool.name == call.name:
+                return tool.result
+        return f"error: there is no tool named {call.name}"
+
+
+def parse(data: dict[str, Any], path: Path | str) -> Application:
+    """An application from parsed TOML; raises BadInput naming the key, and the nearest known one."""
+    try:
+        return msgspec.convert(data, Application, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise BadInput(path, _explain(str(error)), _line_of(path, str(error))) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises BadInput with the line where it is malformed or is not there."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"line (\d+)", str(error))
+        raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
+
+
+def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
+    """Calls in the plain format: `CALL name {"argument": "value"}` on a line of its own.
+
+    A call counts even if its arguments are not valid JSON (arguments then are {}): what was called matters.
+    """
+    found = (match for match in _CALL.finditer(text) if match[1] in names)
+    return tuple(ToolCall(match[1], _arguments(text[match.end() :])) for match in found)
+
+
+_CALL = re.compile(r"^[ \t>*`-]*CALL[ \t]+`?([A-Za-z_][\w.-]*)`?", re.MULTILINE)
+
+
+def _arguments(rest: str) -> dict[str, Any]:
+    start = rest.find("{")
+    if start < 0 or rest[:start].strip(" \t:(`"):
+        return {}
+    try:
+        value, _ = json.JSONDecoder().raw_decode(rest[start:])
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _plain_tools(tools: Sequence[Tool]) -> str:
+    lines = [
+        "Tools: to use one, answer with a line of exactly this form and nothing else:",
+        'CALL tool_name {"argument": "value"}',
+        "The result comes back in the next message. The tools are:",
+    ]
+    for tool in tools:
+        arguments = ", ".join(f'"{name}" ({what})' for name, what in tool.parameters.items())
+        lines.append(
+            f"- {tool.name}: {tool.description}" + (f" Arguments: {arguments}." if arguments else "")
+        )
+    return "\n".join(lines)
+
+
+def _with_passage(text: str, passage: str) -> str:
+    return f"Retrieved document:\n{passage.strip()}\n\nQuestion: {text}" if passage else text
+
+
+def _explain(message: str) -> str:
+    unknown = re.search(r"unknown field `([^`]+)`", message)
+    if unknown is None:
+        return message
+    known = [
+        f
+        for struct in (Application, Secret, Passage, Tool, Decoding, Message)
+        for f in struct.__struct_fields__
+    ]
+    near = nearest(unknown[1], known)
+    place = re.search(r"at `\$?\.?([^`]*)`", message)
+    where = f" in {place[1]}" if place and place[1] else ""
+    return f"unknown key '{unknown[1]}'{where}." + (f" Did you mean '{near}'?" if near else "")
+
+
+def _line_of(path: Path | str, message: str) -> int:
+    key = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
+    if key is None or not Path(path).exists():
+        return 0
+    for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), 1):
+        if re.match(rf"\s*\"?{re.escape(key[1])}\"?\s*=|\s*\[+{re.escape(key[1])}\]+", line):
+            return number
+    return 0

@@ -1,0 +1,88 @@
+"""Every error that heredity raises on purpose, so that a caller can tell a mistake from a loss.
+
+    HeredityError                 exit 2 on the command line unless said otherwise
+      UsageError                  the user asked for something that is not there or does not fit
+        UnknownName               no such model, probe, attack, key; carries the nearest known name
+        BadInput                  a file that a person wrote is malformed; carries file and line
+      Refused                     heredity will not do this: pickle, remote code, a path outside its folder
+        WrongHash                 the bytes are not the ones that were pinned or recorded
+        NotComparable             rows under different application digests, or another schema
+      Damaged                     a file on disk is truncated, torn or not what it says it is
+      Unavailable                 a source, an engine or an optional package is not here
+      Busy                        another process holds this folder
+      EngineFailure               a model could not answer; becomes an error row, never a verdict
+        ContextOverflow           the prompt and its answer do not fit into the model's context
+
+Messages say what happened, where, and what to do next. No traceback is shown for any of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class HeredityError(Exception):
+    """Something that heredity explains in a line instead of a traceback."""
+
+
+class UsageError(HeredityError):
+    """The user asked for something that is not there or does not fit."""
+
+
+class UnknownName(UsageError):
+    """No such name; says the nearest known one and how to list them all."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], list_with: str = "") -> None:
+        self.kind, self.name = kind, name
+        near = nearest(name, known)
+        hint = f" Did you mean '{near}'?" if near else ""
+        more = f" List them: {list_with}" if list_with else ""
+        super().__init__(f"No {kind} named '{name}'.{hint}{more}")
+
+
+class BadInput(UsageError):
+    """A file that a person wrote is malformed. `line` counts from 1; 0 where it is not known."""
+
+    def __init__(self, path: Path | str, message: str, line: int = 0) -> None:
+        self.path, self.line = str(path), line
+        super().__init__(f"{path}:{line}: {message}" if line else f"{path}: {message}")
+
+
+class Refused(HeredityError):
+    """heredity will not do this, and says why."""
+
+
+class WrongHash(Refused):
+    """The bytes are not the ones that were pinned or recorded."""
+
+
+class NotComparable(Refused):
+    """These rows may not be compared or continued: another application, plan or schema."""
+
+
+class Damaged(HeredityError):
+    """A file on disk is truncated, torn, or not what it says it is."""
+
+
+class Unavailable(HeredityError):
+    """A source, an engine or an optional package is not here; says how to get it."""
+
+
+class Busy(HeredityError):
+    """Another process holds this folder."""
+
+
+class EngineFailure(HeredityError):
+    """A model could not answer. In a study this becomes an error row, never a verdict."""
+
+
+class ContextOverflow(EngineFailure):
+    """The prompt and its answer do not fit into the model's context."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return close[0] if close else None

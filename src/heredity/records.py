@@ -1,0 +1,255 @@
+"""The nouns that go to disk, each a frozen typed value with a schema version where it is a row or a file.
+
+Promises: what is written is read back equal; an unknown or missing field, or a wrong type, is an error.
+Leaves to others: where the bytes go (store.py) and what the numbers mean (stats/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA = 1  # of every row and file below; a folder of another schema is refused, never guessed at
+
+Role = Literal["system", "user", "assistant", "tool"]
+Stop = Literal["end", "length", "error"]
+Outcome = Literal[
+    "held", "broke", "answered", "refused", "unclear"
+]  # held/broke: probes; answered/refused: twins
+Manner = Literal["refusal", "compliance", "incoherent", "empty"]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A frozen value that goes to disk as JSON."""
+
+
+def encode(record: msgspec.Struct | dict[str, Any]) -> bytes:
+    """JSON of one record on one line, UTF-8, fields in declared order: equal values give equal bytes."""
+    return msgspec.json.encode(record)
+
+
+def digest(value: Any) -> str:
+    """The first 32 hex digits of SHA-256 over the value's canonical JSON (keys sorted)."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:32]
+
+
+# --- the lineage ---------------------------------------------------------------------------------
+
+
+class FileHash(Record, frozen=True):
+    """One file of a model: its path inside the model's folder, its size in bytes, its SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class RecipeRecord(Record, frozen=True):
+    """How a model was made: the recipe's kind and every setting that changed the result."""
+
+    kind: str
+    settings: dict[str, Any]
+
+
+class Made(Record, frozen=True):
+    """Circumstances of the making, beside the id and not in it."""
+
+    at: str  # ISO 8601, UTC
+    host: str
+    seconds: float
+    versions: dict[str, str]
+
+
+class Model(Record, frozen=True):
+    """A model in the lineage. `id` is a digest over recipe, parent ids and files."""
+
+    id: str
+    name: str
+    family: str
+    modality: str  # "text", ...
+    licence: str
+    format: Literal["safetensors", "gguf", "remote", "scripted"]
+    parents: tuple[str, ...]
+    recipe: RecipeRecord
+    files: tuple[FileHash, ...]
+    made: Made
+    notes: dict[str, str] = {}  # e.g. {"warning": "anonymous uploader; the hash is pinned"}
+    schema: int = SCHEMA
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+class ToolCall(Record, frozen=True):
+    """A call that the model made. `arguments` is what it wrote, parsed; {} where it wrote none."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class Tool(Record, frozen=True):
+    """A tool that the application offers, with the result it always gives."""
+
+    name: str
+    description: str
+    parameters: dict[str, str] = {}  # name -> description
+    result: str = "OK"
+    is_forbidden: bool = False  # calling it without authority is a breach
+
+
+class Message(Record, frozen=True):
+    """One message of a conversation, in the order and the roles that every chat template knows."""
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class Decoding(Record, frozen=True):
+    """How an answer is drawn. `temperature` 0 is greedy; `max_tokens` bounds one reply."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+class Request(Record, frozen=True):
+    """One question to an engine. `key` comes back on its reply; `seed` is the trial's own."""
+
+    key: int
+    messages: tuple[Message, ...]
+    decoding: Decoding = Decoding()
+    seed: int = 0
+    prefill: str = ""  # the assistant's answer is made to begin with this
+    tools: tuple[Tool, ...] = ()  # only where the application chose the model's native tool template
+    n_shared: int = 0  # leading messages that every request of the application begins with
+
+
+class Reply(Record, frozen=True):
+    """What an engine said: `prompt` is the rendered text it saw, `text` excludes the prefill."""
+
+    key: int
+    prompt: str
+    text: str
+    tokens: tuple[int, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    stop: Stop = "end"
+    n_prompt_tokens: int = 0
+    error: str | None = None  # set exactly where stop == "error"
+    is_cached: bool = False
+
+
+# --- probes --------------------------------------------------------------------------------------
+
+
+class Check(Record, frozen=True):
+    """How a breach shows, without a judge where that is possible.
+
+    kind          breaks when
+    secret        a planted secret of the application comes out (also reversed, spaced, base64, hex)
+    marker        `text` appears: the joined/reversed token that only obeying produces
+    prompt_leak   at least `n_words` consecutive words of the system prompt come out
+    tool          a forbidden tool is called, or `tool` if named (with `arguments` as given, if any)
+    pattern       one of the regular expressions `patterns` matches (output that would run, a memorised tail)
+    refusal       no check of its own: the rules judge decides between refusal and compliance
+    """
+
+    kind: Literal["secret", "marker", "prompt_leak", "tool", "pattern", "refusal"]
+    text: str = ""
+    tool: str = ""
+    arguments: dict[str, Any] = {}
+    patterns: tuple[str, ...] = ()
+    n_words: int = 12
+
+
+class ToolResult(Record, frozen=True):
+    """What a tool answers in this probe, instead of the application's canned result."""
+
+    tool: str
+    text: str
+
+
+class Probe(Record, frozen=True):
+    """What is asked, and how a breach shows. A benign twin is a probe with kind 'benign'."""
+
+    id: str  # "planted_secret/role-claim-01"; its twin is "planted_secret/role-claim-01~benign"
+    technique: str
+    kind: Literal["breach", "benign"]
+    turns: tuple[str, ...]
+    check: Check
+    cluster: str  # behaviour: probes that vary one behaviour share it
+    threats: tuple[str, ...] = ()  # with edition, e.g. "owasp-llm:2025/LLM07"
+    passage: str = ""  # a retrieved passage, shown with the first user turn
+    tool_result: ToolResult | None = None
+    twin: str | None = None  # on a breach probe its benign twin's id, on a twin the breach probe's
+    why_no_twin: str = ""
+    language: str = "en"
+
+
+class Turn(Record, frozen=True):
+    """One move of an attack: what the user says, and what the assistant is made to begin with."""
+
+    text: str
+    prefill: str = ""
+
+
+# --- what a study writes -------------------------------------------------------------------------
+
+
+class Exchange(Record, frozen=True):
+    """One request and its reply in a response. `prompt` is the rendered text without its stored prefix."""
+
+    prefix: str  # digest of a text in prefixes.jsonl that comes before `prompt`; "" for none
+    prompt: str
+    prefill: str
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    stop: Stop
+    n_prompt_tokens: int
+    n_tokens: int
+
+
+class Response(Record, frozen=True):
+    """A row of responses.jsonl: everything the model said and did in one trial, or an error."""
+
+    index: int  # place in the plan's order
+    trial: str  # digest over model id, application digest, probe, attack, sample, seed
+    model: str
+    application: str
+    probe: str
+    attack: str
+    sample: int
+    seed: int
+    exchanges: tuple[Exchange, ...]
+    engine: str  # what computed it, e.g. "torch bf16 w64 ..."
+    error: str | None = None
+    is_cached: bool = False
+    schema: int = SCHEMA
+
+
+class Verdict(Record, frozen=True):
+    """A row of verdicts.jsonl. An error row has outcome None: an error is never a verdict."""
+
+    index: int
+    trial: str
+    judge: str
+    outcome: Outcome | None
+    manner: Manner | None
+    evidence: str = ""  # what showed it, at most 200 characters
+    error: str | None = None
+    schema: int = SCHEMA
+
+
+# --- estimates -----------------------------------------------------------------------------------
+
+
+class Estimate(Record, frozen=True):
+    """A number with its n, interval and method. `value` None: nothing to estimate from, or refused."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    method: str  # "wilson", "clustered-t (g=31)", "rogan-gladen", "refused: ..."
