@@ -1,0 +1,247 @@
+"""The arithmetic of a decoder over a shared prefix and one cache slot a row.
+
+The application's prefix is computed once and its keys and values are kept once: attention over it is one
+matrix product for all rows of the batch. Each row keeps only its own keys and values behind it. Softmax runs
+over both parts together, so the result is plain attention.
+
+Promises: a row's numbers depend on that row alone. Prefill takes one row at a time, so its shapes depend on
+that row; a decode step has a fixed width, and which widths give equal bits is proved by _tuning.py.
+Leaves to others: which row sits in which slot and when (_batch.py), and which token is drawn (_sampling.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from heredity.engines._weights import Block, Weights
+
+CHUNK = 256  # tokens a prefill product; longer prompts go in several
+PAD = 16  # prefill lengths are rounded up to this
+CELL = 64  # cache lengths are rounded up to this
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True)
+class Prefix:
+    """Keys and values of tokens that every row begins with: one (kv heads, length, head_dim) a layer."""
+
+    tokens: tuple[int, ...]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(slots=True)
+class Slots:
+    """Each row's own keys and values: (width, kv heads, capacity, head_dim) a layer."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    @property
+    def width(self) -> int:
+        return len(self.keys[0])
+
+    @property
+    def capacity(self) -> int:
+        return self.keys[0].shape[2]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one slot over another's."""
+        for cache in (*self.keys, *self.values):
+            cache[target, :, :length] = cache[source, :, :length]
+
+
+class Decoder:
+    """A model's weights with the two ways through them: prefill one row, step all rows."""
+
+    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
+        self.weights, self.shape, self.dtype = weights, weights.shape, dtype
+        self._cos: list[torch.Tensor] = []
+        self._sin: list[torch.Tensor] = []
+        self._has_windows = any(self.shape.windows)
+
+    def slots(self, width: int, capacity: int) -> Slots:
+        """Empty slots. Zeroed: what is masked must still be finite."""
+        shape = self.shape
+        size = (width, shape.n_kv_heads, capacity, shape.head_dim)
+
+        def make() -> list[torch.Tensor]:
+            return [torch.zeros(size, dtype=self.dtype) for _ in range(shape.n_layers)]
+
+        return Slots(make(), make())
+
+    def prefix(self, tokens: tuple[int, ...]) -> Prefix:
+        """Compute a prefix once, in chunks of fixed size."""
+        n_cells = round_up(len(tokens), CHUNK)
+        slots, empty = self.slots(1, n_cells), Prefix((), [], [])
+        self.prefill(empty, slots, 0, tokens)
+        cut = [
+            [cache[0, :, : len(tokens)].contiguous() for cache in side] for side in (slots.keys, slots.values)
+        ]
+        return Prefix(tokens, cut[0], cut[1])
+
+    def prefill(self, prefix: Prefix, slots: Slots, row: int, tokens: tuple[int, ...]) -> torch.Tensor:
+        """Run a row's own tokens through the model into its slot.
+
+        Returns the last chunk's final hidden states (tokens, hidden), for scoring.
+        """
+        hidden = []
+        for start in range(0, len(tokens), CHUNK):
+            chunk = tokens[start : start + CHUNK]
+            padded = torch.tensor(chunk + (0,) * (round_up(len(chunk), PAD) - len(chunk)))
+            attend = self._attend_one(prefix, slots, row, start, len(padded))
+            positions = torch.arange(len(padded)) + prefix.length + start
+            hidden.append(self._through(padded, positions, attend)[: len(chunk)])
+        return torch.cat(hidden) if hidden else torch.empty(0, self.shape.hidden, dtype=self.dtype)
+
+    def step(self, prefix: Prefix, slots: Slots, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """One token a row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
+
+        tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
+        slots' capacity.
+        """
+        attend = self._attend_all(prefix, slots, lengths)
+        return self.logits(self._through(tokens, lengths + prefix.length, attend))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm and head: (rows, hidden) -> (rows, vocabulary)."""
+        return self.weights.head(self._norm(hidden, self.weights.norm))
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _through(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        shape = self.shape
+        x = self.weights.embedding[tokens]
+        if shape.embed_scale != 1.0:
+            x = x * torch.tensor(shape.embed_scale, dtype=self.dtype)
+        turns = self._rotation(positions)
+        for i, block in enumerate(self.weights.blocks):
+            q, k, v = self._qkv(block, self._norm(x, block.norm_attention), turns[bool(shape.windows[i])])
+            a = block.out(attend(i, q, k, v))
+            x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
+            gate, up = block.gate_up(self._norm(x, block.norm_mlp)).chunk(2, dim=-1)
+            gate = functional.gelu(gate, approximate="tanh") if shape.is_gemma else functional.silu(gate)
+            m = block.down(gate * up)
+            x = x + (m if block.norm_mlp_out is None else self._norm(m, block.norm_mlp_out))
+        return x
+
+    def _qkv(
+        self, block: Block, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (rows, heads, head_dim), scaled; keys and values (rows, kv heads, head_dim)."""
+        s = self.shape
+        n_qk = s.n_heads + s.n_kv_heads
+        heads = block.qkv(x).view(len(x), n_qk + s.n_kv_heads, s.head_dim)
+        qk = heads[:, :n_qk]
+        if block.norm_q is not None and block.norm_k is not None:
+            q, k = qk[:, : s.n_heads], qk[:, s.n_heads :]
+            qk = torch.cat([self._norm(q, block.norm_q), self._norm(k, block.norm_k)], dim=1)
+        qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
+        return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
+
+    def _attend_one(self, prefix: Prefix, slots: Slots, row: int, start: int, n_new: int) -> Attend:
+        """One row, many tokens, causal; writes the row's keys and values from `start` on."""
+        s = self.shape
+        end, group = start + n_new, s.n_heads // s.n_kv_heads
+        ahead = (
+            torch.arange(end)[None] - torch.arange(start, end)[:, None]
+        )  # key position minus query position
+        own_mask = torch.zeros(n_new, end).masked_fill(ahead > 0, -torch.inf).to(self.dtype)
+        window_masks = self._window_masks(prefix.length, torch.arange(start, end), end)
+
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = slots.keys[i][row], slots.values[i][row]
+            keys[:, start:end] = k.transpose(0, 1)
+            values[:, start:end] = v.transpose(0, 1)
+            q = q.view(n_new, s.n_kv_heads, group, s.head_dim).permute(1, 0, 2, 3)
+            q = q.reshape(s.n_kv_heads, n_new * group, s.head_dim)
+            read = keys[:, :end].contiguous()  # a view of a part would take the slow path
+            own = torch.bmm(q, read.transpose(1, 2)).view(s.n_kv_heads, n_new, group, end)
+            own = own + own_mask[:, None]
+            if prefix.length:
+                shared = torch.bmm(q, prefix.keys[i].transpose(1, 2))
+                own = torch.cat([shared.view(s.n_kv_heads, n_new, group, prefix.length), own], dim=-1)
+            if s.windows[i] in window_masks:
+                own += window_masks[s.windows[i]][:, None]
+            p = torch.softmax(own, dim=-1).view(s.n_kv_heads, n_new * group, prefix.length + end)
+            o = torch.bmm(p[:, :, prefix.length :], values[:, :end].contiguous())
+            if prefix.length:
+                o = o + torch.bmm(p[:, :, : prefix.length], prefix.values[i])
+            o = o.view(s.n_kv_heads, n_new, group, s.head_dim).transpose(0, 1)
+            return o.reshape(n_new, s.n_heads * s.head_dim)
+
+        return attend
+
+    def _attend_all(self, prefix: Prefix, slots: Slots, lengths: torch.Tensor) -> Attend:
+        """Every row, one token each; the prefix as one product, the own caches as one product a row."""
+        s = self.shape
+        width, group, n_cells = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
+        rows, heads, at = torch.arange(width)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
+        ahead = torch.arange(n_cells)[None] > at
+        own_mask = torch.zeros(width, n_cells).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
+        window_masks = self._window_masks(prefix.length, lengths, n_cells)
+
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            slots.keys[i][rows, heads, at] = k
+            slots.values[i][rows, heads, at] = v
+            keys, values = slots.keys[i][:width].flatten(0, 1), slots.values[i][:width].flatten(0, 1)
+            own = torch.bmm(q.reshape(-1, group, s.head_dim), keys.transpose(1, 2))
+            own = own.view(width, s.n_kv_heads, group, n_cells) + own_mask
+            if not prefix.length:
+                if s.windows[i] in window_masks:
+                    own += window_masks[s.windows[i]][:, None, None]
+                p = torch.softmax(own, dim=-1).view(-1, group, n_cells)
+                return torch.bmm(p, values).view(width, -1)
+            together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
+            together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
+            shared = torch.bmm(together, prefix.keys[i].transpose(1, 2))
+            shared = shared.view(s.n_kv_heads, width, group, prefix.length)
+            scores = torch.cat([shared, own.transpose(0, 1)], dim=-1)
+            if s.windows[i] in window_masks:
+                scores += window_masks[s.windows[i]][:, None]
+            p = torch.softmax(scores, dim=-1)
+            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.length]
+            o = torch.bmm(of_shared, prefix.values[i]).view(s.n_kv_heads, width, group, s.head_dim)
+            of_own = p[..., prefix.length :].transpose(0, 1).reshape(-1, group, n_cells)
+            o_own = torch.bmm(of_own, values).view(width, s.n_kv_heads, group, s.head_dim)
+            return (o.transpose(0, 1) + o_own).reshape(width, -1)
+
+        return attend
+
+    def _window_masks(self, n_prefix: int, queries: torch.Tensor, n_own: int) -> dict[int, torch.Tensor]:
+        """For each window size in use: (queries, prefix + own), -inf where a key lies before the window."""
+        if not self._has_windows:
+            return {}
+        ages = (queries[:, None] + n_prefix) - torch.arange(n_prefix + n_own)[None]
+        zero = torch.zeros(ages.shape)
+        sizes = {size for size in self.shape.windows if size}
+        return {size: zero.masked_fill(ages >= size, -torch.inf).to(self.dtype) for size in sizes}
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.eps)
+
+    def _rotation(self, positions: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """cos and signed sin, (rows, 1, head_dim) each, for global and for windowed layers."""
+        turns = []
+        for inverse in self.weights.rope[: 1 + self._has_windows]:
+            angles = (positions.to(torch.float32)[:, None] * inverse)[:, None]
+            cos, sin = angles.cos() * self.weights.rope_scale, angles.sin() * self.weights.rope_scale
+            # roll(x) puts the second half first; its sign is the rotation's
+            turns.append(
+                (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
+            )
+        return tuple(turns)
+
+
+def round_up(n: int, step: int) -> int:
+    """The least multiple of `step` that is at least n."""
+    return -(-n // step) * step

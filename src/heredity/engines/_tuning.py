@@ -1,0 +1,164 @@
+"""Which dtype and batch widths are fast on this machine, and which give the same bits: measured, and kept.
+
+A short probe (seconds, once a model and machine) times decode steps of several widths at the model's own
+shapes and compares a witness row's logits bit by bit: in the first, the middle and the last slot, among
+different company, with caches of several lengths. Only widths that agree are used, so an answer does not
+depend on the batch. `fingerprint` is a hash of the witness's logits: equal means equal arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import torch
+
+from heredity.engines._decoder import CELL, Decoder, Prefix, Slots
+from heredity.records import Record
+
+WIDTHS = (4, 8, 16, 32, 64, 96, 128)
+_N_PREFIX, _N_OWN = 448, 2 * CELL - 9  # the witness lies over a study-shaped prefix
+
+
+class Tuning(Record, frozen=True):
+    """What the probe chose. `tokens_per_second` is by width, at the time of the probe."""
+
+    dtype: str
+    widths: tuple[int, ...]
+    tokens_per_second: dict[str, float]
+    fingerprint: str
+    machine: str
+    is_proven: bool  # False: no two widths agreed, so only one is used and the cache is always read in full
+
+
+def machine() -> str:
+    """This machine and torch, as far as they can change a result or its speed."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability} x{torch.get_num_threads()} torch {torch.__version__}"
+
+
+def choose_dtype(hidden: int, wide: int) -> torch.dtype:
+    """bfloat16 where its matrix product is the faster one at the model's shape (32 rows), else float32."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = torch.ones(32, hidden, dtype=dtype), torch.ones(wide, hidden, dtype=dtype)
+        torch.nn.functional.linear(x, w)
+        seconds[dtype] = _best(partial(torch.nn.functional.linear, x, w), 3)
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def tuned(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
+    """The tuning kept at `path` where it still holds for this machine's arithmetic, else a new probe's."""
+    kept = _read(path)
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    if (
+        kept is not None
+        and (kept.machine, kept.dtype) == (machine(), dtype)
+        and _fingerprint(decoder, kept.widths[-1]) == kept.fingerprint
+    ):
+        return kept
+    new = probe(decoder, widths)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(new)))
+        temporary.replace(path)
+    return new
+
+
+def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS) -> Tuning:
+    """Time and compare every width until wider is no longer faster."""
+    speed: dict[int, float] = {}
+    bits: dict[int, set[str]] = {}
+    for width in widths:
+        seconds, bits[width] = _try(decoder, width)
+        speed[width] = width / seconds
+        if speed[width] < 0.8 * max(speed.values()):
+            break
+    best = max(speed, key=lambda width: speed[width])
+    agreeing = tuple(w for w in speed if bits[w] == bits[best] and w <= best)
+    is_proven = len(bits[best]) == 1
+    return Tuning(
+        dtype=str(decoder.dtype).removeprefix("torch."),
+        widths=agreeing if is_proven else (best,),
+        tokens_per_second={str(w): round(s, 1) for w, s in speed.items()},
+        fingerprint=_fingerprint(decoder, best),
+        machine=machine(),
+        is_proven=is_proven,
+    )
+
+
+def _try(decoder: Decoder, width: int) -> tuple[float, set[str]]:
+    """Seconds of a step at this width, and the distinct logits that the witness got."""
+    prefix, lone = _witness(decoder)
+    seen, seconds = set(), float("inf")
+    for slot, n_cells in ((0, 2 * CELL), (width - 1, 3 * CELL), (width // 2, 4 * CELL)):
+        slots = _company(decoder, width, n_cells)
+        for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
+            at[slot, :, : one.shape[2]] = one[0]
+        lengths = torch.full((width,), _N_OWN)
+        lengths[torch.arange(width) != slot] -= torch.arange(width - 1) % 50
+        began = time.perf_counter()
+        logits = decoder.step(prefix, slots, torch.full((width,), 7), lengths)[slot]
+        seconds = min(seconds, time.perf_counter() - began)
+        seen.add(_hash(logits))
+    return seconds, seen
+
+
+def _fingerprint(decoder: Decoder, width: int) -> str:
+    prefix, lone = _witness(decoder)
+    slots = decoder.slots(width, 2 * CELL)
+    for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
+        at[0] = one[0]
+    lengths = torch.zeros(width, dtype=torch.long)
+    lengths[0] = _N_OWN
+    return _hash(decoder.step(prefix, slots, torch.full((width,), 7), lengths)[0])
+
+
+def _witness(decoder: Decoder) -> tuple[Prefix, Slots]:
+    """A prefix and one row's cache with fixed contents of plausible size."""
+    shape, stream = decoder.shape, torch.Generator().manual_seed(1)
+
+    def make(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=stream).to(decoder.dtype)
+
+    layers = range(shape.n_layers)
+    shared = [[make(shape.n_kv_heads, _N_PREFIX, shape.head_dim) for _ in layers] for _ in range(2)]
+    own = [[make(1, shape.n_kv_heads, 2 * CELL, shape.head_dim) for _ in layers] for _ in range(2)]
+    return Prefix((0,) * _N_PREFIX, shared[0], shared[1]), Slots(own[0], own[1])
+
+
+def _company(decoder: Decoder, width: int, n_cells: int) -> Slots:
+    slots, stream = decoder.slots(width, n_cells), torch.Generator().manual_seed(width)
+    filler = torch.randn(slots.keys[0].shape, generator=stream).to(decoder.dtype)
+    for cache in (*slots.keys, *slots.values):
+        cache.copy_(filler)
+    return slots
+
+
+def _hash(logits: torch.Tensor) -> str:
+    return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()[:16]
+
+
+def _best(work: Callable[[], object], n: int) -> float:
+    best = float("inf")
+    for _ in range(n):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _read(path: Path | None) -> Tuning | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Tuning)
+    except msgspec.DecodeError:  # a note that can be measured again
+        return None

@@ -1,0 +1,214 @@
+"""A decoder's shape and weights, read from a folder of safetensors: fused, in one dtype, ready to multiply.
+
+Promises: only safetensors and JSON are opened; an architecture that is not known here is refused by name.
+Leaves to others: the arithmetic (_decoder.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from heredity.errors import Damaged, Unavailable
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the arithmetic needs to know. `windows[i]` is layer i's attention window in tokens, 0 for all."""
+
+    kind: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+    vocabulary: int
+    context: int
+    eps: float
+    scale: float
+    windows: tuple[int, ...]
+    embed_scale: float
+    is_gemma: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: norms are (hidden,) vectors; `qkv` and `gate_up` are fused products."""
+
+    norm_attention: torch.Tensor
+    qkv: Linear
+    norm_q: torch.Tensor | None
+    norm_k: torch.Tensor | None
+    out: Linear
+    norm_attention_out: torch.Tensor | None
+    norm_mlp: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    norm_mlp_out: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    shape: Shape
+    embedding: torch.Tensor  # (vocabulary, hidden)
+    blocks: tuple[Block, ...]
+    norm: torch.Tensor
+    head: Linear
+    rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
+    rope_scale: float
+
+
+def read(folder: Path, dtype: torch.dtype) -> Weights:
+    """The weights in `folder` (config.json and *.safetensors), as `dtype`.
+
+    Raises Unavailable for an architecture that is not one of KNOWN, Damaged for missing tensors.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = getattr(config, "text_config", None) or config
+    if config.model_type not in KNOWN:
+        raise Unavailable(
+            f"The torch engine has no '{config.model_type}' architecture; it has: {', '.join(KNOWN)}."
+        )
+    shape = _shape(config)
+    take = _tensors(folder, dtype)
+    embedding = take("model.embed_tokens.weight")
+    blocks = tuple(_block(shape, take, f"model.layers.{i}.") for i in range(shape.n_layers))
+    norm = _norm(shape, take("model.norm.weight"))
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    head = linear(embedding if tied else take("lm_head.weight"))
+    rope, rope_scale = _rope(config, shape)
+    return Weights(shape, embedding, blocks, norm, head, rope, rope_scale)
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """x -> x W' + b, the weight laid out once for this processor's matrix kernels where torch can do so."""
+    packed = _pack(weight)
+    if packed is None:
+        return lambda x: torch.nn.functional.linear(x, weight, bias)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda x: product(x, packed, bias, "none", [], "")
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight in oneDNN's blocked layout: the same bits out, without re-ordering it at every call."""
+    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)  # type: ignore[no-any-return]
+    except (RuntimeError, AttributeError):  # an older processor or torch: the plain product is as right
+        return None
+
+
+def _shape(config: Any) -> Shape:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    is_gemma = config.model_type.startswith("gemma3")
+    window = getattr(config, "sliding_window", None) or 0
+    every = "sliding_attention" if window and config.model_type == "mistral" else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [every] * config.num_hidden_layers
+    scalar = config.query_pre_attn_scalar if is_gemma else head_dim
+    return Shape(
+        kind=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=head_dim,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        eps=config.rms_norm_eps,
+        scale=float(scalar) ** -0.5,
+        windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
+        embed_scale=float(config.hidden_size) ** 0.5 if is_gemma else 1.0,
+        is_gemma=is_gemma,
+    )
+
+
+def _block(shape: Shape, take: Callable[..., Any], at: str) -> Block:
+    def fused(names: tuple[str, ...]) -> Linear:
+        weights = [take(f"{at}{name}.weight") for name in names]
+        biases = [take(f"{at}{name}.bias", None) for name in names]
+        bias = torch.cat(biases) if biases[0] is not None else None
+        return linear(torch.cat(weights), bias)
+
+    def norm(name: str) -> torch.Tensor | None:
+        found = take(f"{at}{name}.weight", None)
+        return None if found is None else _norm(shape, found)
+
+    after, before = ("post_attention_layernorm", "pre_feedforward_layernorm")
+    return Block(
+        norm_attention=_norm(shape, take(f"{at}input_layernorm.weight")),
+        qkv=fused(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        norm_q=norm("self_attn.q_norm"),
+        norm_k=norm("self_attn.k_norm"),
+        out=fused(("self_attn.o_proj",)),
+        norm_attention_out=norm(after) if shape.is_gemma else None,
+        norm_mlp=_norm(shape, take(f"{at}{before if shape.is_gemma else after}.weight")),
+        gate_up=fused(("mlp.gate_proj", "mlp.up_proj")),
+        down=fused(("mlp.down_proj",)),
+        norm_mlp_out=norm("post_feedforward_layernorm") if shape.is_gemma else None,
+    )
+
+
+def _norm(shape: Shape, weight: torch.Tensor) -> torch.Tensor:
+    return weight + 1 if shape.is_gemma else weight  # Gemma keeps its norms' weights around zero
+
+
+_REQUIRED = object()
+
+
+def _tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
+    """A function name -> tensor over all safetensors files of a folder."""
+    where = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        file = safe_open(path, framework="pt")
+        where.update(dict.fromkeys(file.keys(), file))
+    if not where:
+        raise Damaged(f"{folder}: there is no safetensors file")
+
+    def take(name: str, default: Any = _REQUIRED) -> Any:
+        if name not in where:
+            if default is _REQUIRED:
+                raise Damaged(f"{folder}: the tensor {name} is missing")
+            return default
+        return where[name].get_tensor(name).to(dtype)
+
+    return take
+
+
+def _rope(config: Any, shape: Shape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
+    """Inverse frequencies for global and for windowed layers, and the factor on cos and sin."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = config.rope_parameters
+    if "rope_theta" in parameters or "rope_type" in parameters:
+        parameters = {"full_attention": parameters, "sliding_attention": parameters}
+    found = []
+    for kind in ("full_attention", "sliding_attention"):
+        chosen = parameters.get(kind) or parameters["full_attention"]
+        rope_type = chosen.get("rope_type", "default")
+        if rope_type in ("default", "linear"):
+            steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+            inverse = 1.0 / chosen["rope_theta"] ** steps
+            found.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
+        else:
+            found.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu")))
+    return (found[0][0], found[1][0]), float(found[0][1])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is no such file."""
+    if not path.exists():
+        return {}
+    value = json.loads(path.read_text())
+    return value if isinstance(value, dict) else {}

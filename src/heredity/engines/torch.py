@@ -1,0 +1,226 @@
+"""A model's weights in PyTorch: shared prefix, continuous batching, answers independent of their company.
+
+Promises: dtype and batch widths come from a short probe of this machine and are named in `name`; only widths
+that give a witness row the same bits are used (see _tuning.py), so a trial's answer is the same alone, in
+company, in any order and after a restart. `numerics` carries the probe's fingerprint.
+Leaves to others: what is asked, and where replies are kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from heredity.engines import _memory, _tool_calls, _weights
+from heredity.engines._batch import Batch, Row
+from heredity.engines._chat import Chat
+from heredity.engines._decoder import Decoder, Prefix, round_up
+from heredity.engines._sampling import Sampler
+from heredity.engines._tuning import choose_dtype, tuned
+from heredity.errors import EngineFailure
+from heredity.records import Model, Reply, Request
+
+_LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
+_EMPTY = Prefix((), [], [])
+
+
+def load(
+    model: Model,
+    folder: Path,
+    tuning: Path | None = None,
+    dtype: str | None = None,
+    width: int | None = None,
+) -> Torch:
+    """Load a model's safetensors.
+
+    tuning: a file that keeps the probe's result; dtype: "float32" or "bfloat16" instead of the faster one;
+    width: the widest batch to use. Raises Unavailable for an architecture this engine does not have.
+    """
+    del model
+    _memory.keep_large_buffers()
+    config = _weights.read_json(folder / "config.json")
+    inner = config.get("text_config", config)
+    chosen = (
+        getattr(torch, dtype) if dtype else choose_dtype(inner["hidden_size"], inner["intermediate_size"])
+    )
+    with torch.inference_mode():
+        decoder = Decoder(_weights.read(folder, chosen), chosen)
+        found = tuned(decoder, tuning.with_suffix(f".{chosen}.json") if tuning else None)
+    widths = tuple(w for w in found.widths if width is None or w <= width) or found.widths[:1]
+    return Torch(decoder, Chat(folder), folder, widths, found.fingerprint)
+
+
+class Torch:
+    """A decoder, its chat, and the batches that answer."""
+
+    def __init__(
+        self, decoder: Decoder, chat: Chat, folder: Path, widths: tuple[int, ...], fingerprint: str
+    ) -> None:
+        self._decoder: Decoder | None = decoder
+        self._chat, self._widths = chat, widths
+        self._stops = chat.stops(folder)
+        self._prefixes: dict[tuple[int, ...], Prefix] = {(): _EMPTY}
+        dtype = str(decoder.dtype).removeprefix("torch.")
+        self.numerics = f"torch {dtype} {fingerprint}"
+        self.name = f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}"
+
+    def render(self, request: Request) -> str:
+        return self._chat.render(request)
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        with torch.inference_mode():
+            yield from _Session(self, iter(requests)).run()
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+        """Natural-log probability of every token of each continuation, given the rendered request.
+
+        A continuation is tokenized behind the prompt's own tokens; each is one prefill.
+        """
+        decoder = self.decoder
+        with torch.inference_mode():
+            tokens = self._chat.encode(self.render(request))
+            prefix, own = self.split(request, tokens)
+            return [self._score(decoder, prefix, own, text) for text in continuations]
+
+    def _score(self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], text: str) -> list[float]:
+        said = self._chat.continuation(text)
+        slots = decoder.slots(1, round_up(len(own) + len(said), 64))
+        hidden = decoder.prefill(prefix, slots, 0, own + said)[len(own) - 1 : -1]
+        logs = torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
+        picked: list[float] = logs.gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
+        return picked
+
+    def close(self) -> None:
+        self._decoder = None
+        self._prefixes = {}
+
+    # --- for the session below -----------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> Decoder:
+        if self._decoder is None:
+            raise EngineFailure("this engine is closed")
+        return self._decoder
+
+    def split(self, request: Request, tokens: tuple[int, ...]) -> tuple[Prefix, tuple[int, ...]]:
+        """The application's prefix, computed once, and the request's own tokens behind it (at least one)."""
+        shared = self._chat.shared(request)
+        if len(tokens) <= len(shared) or tokens[: len(shared)] != shared:
+            shared = ()
+        if shared not in self._prefixes:
+            self._prefixes[shared] = self.decoder.prefix(shared)
+        return self._prefixes[shared], tokens[len(shared) :]
+
+    def batch(self, prefix: Prefix) -> Batch:
+        return Batch(self.decoder, prefix, self._widths, self.is_over, _cache_budget())
+
+    @property
+    def lookahead(self) -> int:
+        return _LOOKAHEAD * self._widths[-1]
+
+    def is_over(self, row: Row) -> bool:
+        """Whether the last token ended the answer: a stop token, or a base model that speaks for the user."""
+        if row.said[-1] in self._stops:
+            return True
+        return bool(self._chat.stop_text) and self._chat.stop_text in self._chat.decode(row.said[-8:])
+
+    def text(self, row: Row) -> str:
+        """What a finished row said, without the token or text that ended it."""
+        tokens = row.said[:-1] if row.said[-1] in self._stops else row.said
+        text = self._chat.decode(tokens)
+        return text.split(self._chat.stop_text, 1)[0] if self._chat.stop_text else text
+
+
+class _Session:
+    """One stream of requests on its way through an engine."""
+
+    def __init__(self, engine: Torch, source: Iterator[Request | None]) -> None:
+        self._engine, self._source = engine, source
+        self._waiting: dict[int, list[tuple[int, int, Row]]] = {}  # by prefix: a heap, longest first
+        self._prompts: dict[int, tuple[str, int]] = {}
+        self._prefixes: dict[int, Prefix] = {}
+        self._n_pulled = 0
+        self._is_open = True
+
+    def run(self) -> Iterator[Reply]:
+        batch: Batch | None = None
+        current = 0
+        while True:
+            yield from self._pull()
+            if batch is None or not (batch.rows or self._waiting.get(current)):
+                ready = [key for key, heap in self._waiting.items() if heap]
+                if not ready:
+                    if self._is_open:
+                        raise EngineFailure("the stream of requests has nothing ready and nothing under way")
+                    return
+                current = ready[0]
+                batch = self._engine.batch(self._prefixes[current])
+            heap = self._waiting.get(current, [])
+            while heap and batch.has_room(heap[0][2]):
+                batch.admit(heapq.heappop(heap)[2])
+            for row in batch.step():
+                yield self._reply(row)
+
+    def _pull(self) -> Iterator[Reply]:
+        """Take requests until none is ready or there are enough to sort; answer those that cannot be asked."""
+        while self._is_open and sum(map(len, self._waiting.values())) < self._engine.lookahead:
+            try:
+                request = next(self._source)
+            except StopIteration:
+                self._is_open = False
+                return
+            if request is None:
+                return
+            failed = self._accept(request)
+            if failed is not None:
+                yield failed
+
+    def _accept(self, request: Request) -> Reply | None:
+        engine, prompt = self._engine, ""
+        try:
+            prompt = engine.render(request)
+            tokens = engine._chat.encode(prompt)
+            n_needed = len(tokens) + request.decoding.max_tokens
+            context = engine.decoder.shape.context
+            if n_needed > context:
+                return _failed(
+                    request, prompt, f"context overflow: {n_needed} tokens needed, {context} there"
+                )
+        except EngineFailure as error:
+            return _failed(request, prompt, str(error))
+        prefix, own = engine.split(request, tokens)
+        row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
+        self._prefixes[id(prefix)] = prefix
+        heapq.heappush(self._waiting.setdefault(id(prefix), []), (-len(own), self._n_pulled, row))
+        self._prompts[request.key] = (prompt, len(tokens))
+        self._n_pulled += 1
+        return None
+
+    def _reply(self, row: Row) -> Reply:
+        prompt, n_tokens = self._prompts.pop(row.key)
+        text = self._engine.text(row)
+        return Reply(
+            key=row.key,
+            prompt=prompt,
+            text=text,
+            tokens=tuple(row.said),
+            tool_calls=_tool_calls.parse(text),
+            stop="end" if row.stop == "end" else "length",
+            n_prompt_tokens=n_tokens,
+        )
+
+
+def _failed(request: Request, prompt: str, error: str) -> Reply:
+    return Reply(key=request.key, prompt=prompt, text="", stop="error", error=error)
+
+
+def _cache_budget() -> int:
+    """Bytes for keys and values: a quarter of the machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (ValueError, AttributeError):
+        return 4 << 30

@@ -1,0 +1,38 @@
+"""Calls are read in every format that a template teaches, and from no text that holds none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity.engines._tool_calls import parse
+from heredity.records import ToolCall
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "refund", "arguments": {"order": 7}}\n</tool_call>',
+        'Let me see.\n<tool_call>{"name": "refund", "arguments": "{\\"order\\": 7}"}',
+        '<|python_tag|>{"name": "refund", "parameters": {"order": 7}}',
+        '[TOOL_CALLS] [{"name": "refund", "arguments": {"order": 7}}]',
+    ],
+)
+def test_every_format_gives_the_same_call(text: str) -> None:
+    assert parse(text) == (ToolCall("refund", {"order": 7}),)
+
+
+def test_a_call_with_broken_arguments_still_counts() -> None:
+    assert parse('<tool_call>{"name": "refund", "arguments": {order: 7}</tool_call>') == (ToolCall("refund"),)
+
+
+@pytest.mark.parametrize("text", ["", "I would call refund.", '{"name": "Ann"}', "{}", "[1, 2]"])
+def test_prose_and_other_json_are_no_calls(text: str) -> None:
+    assert parse(text) == ()
+
+
+@given(st.text() | st.text(alphabet='<>tool_call{}"name:[]/ \n'))
+def test_never_raises(text: str) -> None:
+    parse(text)
+    parse(f"<tool_call>{text}</tool_call>")

@@ -1,0 +1,218 @@
+"""The torch engine against transformers' own arithmetic, and against itself: alone, in company, restarted."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines import _decoder, _tuning, _weights
+from heredity.engines.torch import Torch, load
+from heredity.errors import EngineFailure, Unavailable
+from heredity.records import Decoding, Message, Reply, Request
+
+from .conftest import WORDS, make_model
+
+SYSTEM = Message("system", "the quick brown fox jumps over a lazy dog " * 3)
+
+
+def ask(
+    key: int, text: str, *, n: int = 12, temperature: float = 0.0, seed: int = 0, prefill: str = ""
+) -> Request:
+    messages = (SYSTEM, Message("user", text))
+    return Request(key, messages, Decoding(n, temperature), seed, prefill, (), n_shared=1)
+
+
+def questions(n: int, **settings: float) -> list[Request]:
+    stream = random.Random(3)
+    return [
+        ask(i, " ".join(stream.choices(WORDS, k=stream.randint(1, 40))), n=stream.randint(1, 40), **settings)  # type: ignore[arg-type]
+        for i in range(n)
+    ]
+
+
+def answers(engine: Torch, requests: list[Request]) -> dict[int, Reply]:
+    return {reply.key: reply for reply in engine.reply(requests)}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Torch:
+    return load(None, tiny_llama, dtype=request.param)  # type: ignore[arg-type]
+
+
+def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32)
+    tokens = tuple(torch.randint(3, 300, (70,), generator=torch.Generator().manual_seed(1)).tolist())
+    with torch.inference_mode():
+        expected = reference(torch.tensor([tokens])).logits[0]
+        decoder = _decoder.Decoder(_weights.read(any_model, torch.float32), torch.float32)
+        for n_prefix in (0, 1, 33, 60):
+            prefix, own = decoder.prefix(tokens[:n_prefix]), tokens[n_prefix:]
+            slots = decoder.slots(4, 128)
+            hidden = decoder.prefill(prefix, slots, 2, own[:-1])
+            assert torch.allclose(decoder.logits(hidden), expected[n_prefix:-1], atol=2e-3, rtol=1e-3)
+            at = torch.tensor([0, 0, len(own) - 1, 0])
+            step = decoder.step(prefix, slots, torch.tensor([5, 6, own[-1], 7]), at)
+            assert torch.allclose(step[2], expected[-1], atol=2e-3, rtol=1e-3)
+
+
+def test_greedy_tokens_equal_transformers_generate(tiny_llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = load(None, tiny_llama, dtype="float32")  # type: ignore[arg-type]
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    for request in questions(8):
+        reply = answers(engine, [request])[request.key]
+        ids = torch.tensor([engine._chat.encode(reply.prompt)])
+        out = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=request.decoding.max_tokens,
+            do_sample=False,
+            eos_token_id=sorted(engine._stops),
+            pad_token_id=0,
+        )
+        assert tuple(out[0, ids.shape[1] :].tolist()) == reply.tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(engine: Torch, temperature: float) -> None:
+    requests = questions(70, temperature=temperature)
+    together = answers(engine, requests)
+    assert len(together) == 70
+    backwards = answers(engine, requests[::-1])
+    for request in requests[::7]:
+        alone = answers(engine, [request])[request.key]
+        assert alone == together[request.key] == backwards[request.key]
+
+
+def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: Path, tmp_path: Path) -> None:
+    requests = questions(40)
+    first = answers(load(None, tiny_llama, tmp_path / "t"), requests)  # type: ignore[arg-type]
+    again = load(None, tiny_llama, tmp_path / "t", width=8)  # type: ignore[arg-type]
+    assert "width 8" in again.name
+    assert answers(again, requests[25:]) == {key: first[key] for key in range(25, 40)}
+
+
+def test_sampling_follows_the_trial_s_own_seed(engine: Torch) -> None:
+    def said(seed: int) -> tuple[int, ...]:
+        return answers(engine, [ask(0, "seven wise owls", n=30, temperature=1.0, seed=seed)])[0].tokens
+
+    assert said(1) == said(1)
+    assert len({said(seed) for seed in range(5)}) > 1
+
+
+def test_a_stream_may_have_nothing_ready_and_bring_more_later(engine: Torch) -> None:
+    arrived: list[int] = []
+
+    def stream() -> Iterator[Request | None]:
+        yield ask(0, "an old oak tree", n=5)
+        while not arrived:
+            yield None
+        yield ask(1, "a lazy dog", n=5)
+
+    for reply in engine.reply(stream()):  # the stream waits for what is appended here
+        arrived.append(reply.key)  # noqa: PERF401
+    assert arrived == [0, 1]
+
+
+def test_a_stream_that_never_brings_more_is_a_failure_not_a_hang(engine: Torch) -> None:
+    with pytest.raises(EngineFailure, match="nothing ready"):
+        list(engine.reply(iter([None])))
+
+
+def test_a_prompt_past_the_context_is_an_error_reply_and_the_rest_go_on(engine: Torch) -> None:
+    replies = answers(engine, [ask(0, "fox " * 600), ask(1, "fox")])
+    assert replies[0].stop == "error" and "context overflow" in (replies[0].error or "")
+    assert replies[1].error is None
+
+
+def test_a_prefill_begins_the_answer_and_is_not_in_the_text(engine: Torch) -> None:
+    reply = answers(engine, [ask(0, "what jumps over", prefill="the quick brown")])[0]
+    assert reply.prompt.endswith("<|im_start|>assistant\nthe quick brown")
+    assert not reply.text.startswith("the quick brown")
+
+
+def test_log_probabilities_are_those_of_the_sequence(engine: Torch, tiny_llama: Path) -> None:
+    request = ask(0, "seven wise owls")
+    reply = answers(engine, [request])[0]
+    (scored,) = engine.score(request, [" watch from an old oak tree"])
+    assert all(value <= 0 and math.isfinite(value) for value in scored)
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    said = engine._chat.continuation(" watch from an old oak tree")
+    tokens = torch.tensor([engine._chat.encode(reply.prompt) + said])
+    with torch.inference_mode():
+        logs = torch.log_softmax(reference(tokens).logits[0].float(), -1)
+    expected = [float(logs[-len(said) - 1 + i, token]) for i, token in enumerate(said)]
+    tolerance = 0.02 if "float32" in engine.name else 1.0
+    assert scored == pytest.approx(expected, abs=tolerance)
+
+
+def test_two_applications_in_one_stream_each_get_their_own_prefix(engine: Torch) -> None:
+    other = Message("system", "an old oak tree watches seven wise owls " * 4)
+    mixed = [
+        ask(i, "a lazy dog")
+        if i % 2
+        else Request(i, (other, Message("user", "a lazy dog")), Decoding(9), n_shared=1)
+        for i in range(6)
+    ]
+    replies = answers(engine, mixed)
+    alone = {request.key: answers(engine, [request])[request.key] for request in mixed}
+    assert replies == alone
+
+
+def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_speak(tmp_path: Path) -> None:
+    engine = load(None, make_model(tmp_path, "llama", template=None))  # type: ignore[arg-type]
+    rendered = engine.render(ask(0, "what jumps"))
+    assert rendered.endswith("User: what jumps\n\nAssistant:")
+    assert engine._chat.stop_text == "\nUser:"
+
+
+def test_a_template_without_a_system_role_gets_it_with_the_first_user_message(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
+    )
+    engine = load(None, make_model(tmp_path, "llama", template=template))  # type: ignore[arg-type]
+    assert engine.render(ask(0, "hello")) == f"[user]{SYSTEM.content}\n\nhello"
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "hidden_size": 8, "intermediate_size": 8}')
+    with pytest.raises(Unavailable, match="gpt2"):
+        load(None, tmp_path)  # type: ignore[arg-type]
+
+
+def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    path = tmp_path / "tuning.json"
+    with torch.inference_mode():
+        first = _tuning.tuned(decoder, path, widths=(4, 8))
+        assert _tuning.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
+        path.write_text(path.read_text().replace(first.fingerprint, "0" * 16))
+        assert _tuning.tuned(decoder, path, widths=(4,)).widths == (4,)
+
+
+def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    step = decoder.step
+
+    def crooked(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+        logits = step(prefix, slots, tokens, lengths)
+        return logits + 1e-3 if len(tokens) == 8 else logits
+
+    decoder.step = crooked  # type: ignore[method-assign]
+    with torch.inference_mode():
+        found = _tuning.probe(decoder, widths=(4, 8, 16))
+    assert 8 not in found.widths or found.widths == (8,)
