@@ -1,0 +1,9 @@
+"""How a child is made: one file a recipe, each a frozen value with one method `apply(parents, out)`.
+
+A recipe is a lineage.Recipe: `kind` (the file's name), `settings()` and `apply`, which writes the child's
+files into an empty folder and returns a lineage.Description.
+
+Promises (every recipe): nothing but `out` and its own downloads is written; nothing random without a seed in
+the settings; torch is imported inside `apply`, never when the file is imported.
+Leaves to others: hashing, recording and naming the place (lineage.py).
+"""

