@@ -32,8 +32,10 @@ def main() -> None:
         return
     import torch
 
-    print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, python {platform.python_version()}")
+    print(
+        f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, python {platform.python_version()}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         load = Path(folder) / "load.json"
         load.write_text(json.dumps(make_load(options.model, options.trials)))
@@ -64,7 +66,9 @@ def make_load(model: str, n: int) -> dict[str, Any]:
     grown = h.Store().ready(h.Store().pull(model))
     application = h.Application.load(Path(__file__).parent.parent / "examples" / "support-desk.toml")
     all_probes = [
-        probes.fill(probe, application) for probe in probes.load("core") if not probes.applies(probe, application)
+        probes.fill(probe, application)
+        for probe in probes.load("core")
+        if not probes.applies(probe, application)
     ]
     requests, stream = [], all_probes[:: max(1, len(all_probes) // n)]
     while len(requests) < n:
@@ -109,13 +113,14 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
         "responses_per_second": len(replies) / seconds, "seconds": seconds, "n": len(replies),
         "tokens_said": n_said, "shared_prefix": n_shared, "engine": engine.name,
         "limit_gflops": limit / 1e9, "share_of_limit": flops / seconds / limit,
-        "texts": {str(k): reply.text for k, reply in sorted(replies.items())[:200]},
     }  # fmt: skip
 
 
 def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, float]:
-    """The machine's floating-point operations a second in this model's own products at the batch's width,
-    and the operations that the load needs in them (2 a multiply-add; the head only where a token is drawn)."""
+    """The machine's FLOP/s in this model's own products at the batch's width, and the FLOPs the load needs.
+
+    Two a multiply-add; the head only where a token is drawn; attention's own products are left out.
+    """
     import torch
 
     decoder, width = engine.decoder, engine._widths[-1]
@@ -175,8 +180,9 @@ def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
     for at in range(0, len(prompts), width):
         texts += answer(prompts[at : at + width])
     seconds = time.perf_counter() - began
-    return {"responses_per_second": len(prompts) / seconds, "seconds": seconds, "n": len(texts), "width": width,
-            "responses_per_second_by_width": {str(w): round(s, 2) for w, s in speed.items()}}  # fmt: skip
+    by_width = {str(w): round(s, 2) for w, s in speed.items()}
+    return {"responses_per_second": len(prompts) / seconds, "seconds": seconds, "n": len(texts),
+            "width": width, "responses_per_second_by_width": by_width}  # fmt: skip
 
 
 def with_garak(options: argparse.Namespace) -> dict[str, Any]:
@@ -204,15 +210,16 @@ WORKERS = {"heredity": with_heredity, "transformers": with_transformers, "garak"
 
 
 def show(ours: dict[str, Any], theirs: dict[str, Any], garak: dict[str, Any] | None) -> None:
-    ours.pop("texts", None)
-    speed = ours["responses_per_second"]
+    speed, other = ours["responses_per_second"], theirs["responses_per_second"]
     print(f"\nheredity      {speed:7.2f} responses/s  (n={ours['n']}, {ours['tokens_said']} tokens said)")
-    print(f"transformers  {theirs['responses_per_second']:7.2f} responses/s  (n={theirs['n']}, width {theirs['width']})")
-    print(f"ratio         {speed / theirs['responses_per_second']:7.2f} x transformers generate")
+    print(f"transformers  {other:7.2f} responses/s  (n={theirs['n']}, width {theirs['width']})")
+    print(f"ratio         {speed / other:7.2f} x transformers generate")
     if garak:
-        print(f"garak         {garak['responses_per_second']:7.2f} responses/s  (n={garak['n']})")
-        print(f"ratio         {speed / garak['responses_per_second']:7.2f} x garak")
-    print(f"share of the matrix-multiply limit: {ours['share_of_limit']:.2f} of {ours['limit_gflops']:.0f} GFLOP/s")
+        third = garak["responses_per_second"]
+        print(f"garak         {third:7.2f} responses/s  (n={garak['n']})")
+        print(f"ratio         {speed / third:7.2f} x garak")
+    share, limit = ours["share_of_limit"], ours["limit_gflops"]
+    print(f"share of the matrix-multiply limit: {share:.2f} of {limit:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) ->
         for n_prefix in (0, 1, 33, 60):
             prefix, own = decoder.prefix(tokens[:n_prefix]), tokens[n_prefix:]
             slots = decoder.slots(4, 128)
-            hidden = decoder.prefill(prefix, slots, 2, own[:-1])
+            hidden = decoder.prefill(prefix, slots, 2, [own[:-1]])[0, : len(own) - 1]
             assert torch.allclose(decoder.logits(hidden), expected[n_prefix:-1], atol=2e-3, rtol=1e-3)
             at = torch.tensor([0, 0, len(own) - 1, 0])
             step = decoder.step(prefix, slots, torch.tensor([5, 6, own[-1], 7]), at)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from heredity.engines._decoder import CELL, Decoder, Prefix, Slots, round_up
+from heredity.engines._decoder import CELL, Decoder, Prefix, Slots, padded, round_up
 from heredity.engines._sampling import Sampler, draw_all
 
 
@@ -49,17 +49,19 @@ class Batch:
         self._slots: Slots | None = None
         self.rows: list[Row] = []
 
-    def has_room(self, row: Row) -> bool:
-        """Whether one more row fits now; a lone row always does."""
-        n_cells = max(one.n_cells for one in (row, *self.rows))
-        return not self.rows or len(self.rows) < self._width_for(n_cells)
+    def has_room(self, *new: Row) -> bool:
+        """Whether these rows fit in beside those under way; a lone row always does."""
+        n_rows = len(self.rows) + len(new)
+        return n_rows == 1 or n_rows <= self._width_for(max(row.n_cells for row in (*new, *self.rows)))
 
-    def admit(self, row: Row) -> None:
-        """Prefill a row into the next free slot; its last prompt token goes in with the next step."""
+    def admit(self, rows: list[Row]) -> None:
+        """Prefill rows of one padded length into the next slots; their last prompt token goes with the step."""
         held = self._slots.capacity if self._slots is not None else 0
-        slots = self._fit(len(self.rows) + 1, max(held, round_up(len(row.own), CELL)))
-        self._decoder.prefill(self._prefix, slots, len(self.rows), row.own[:-1])
-        self.rows.append(row)
+        n_cells = max(held, *(round_up(padded(row.own[:-1]), CELL) for row in rows))
+        slots = self._fit(len(self.rows) + len(rows), n_cells)
+        if any(len(row.own) > 1 for row in rows):
+            self._decoder.prefill(self._prefix, slots, len(self.rows), [row.own[:-1] for row in rows])
+        self.rows += rows
 
     def step(self) -> list[Row]:
         """One token for every row; returns those that are finished, already taken out."""

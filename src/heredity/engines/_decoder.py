@@ -4,14 +4,14 @@ The application's prefix is computed once and its keys and values are kept once:
 matrix product for all rows of the batch. Each row keeps only its own keys and values behind it. Softmax runs
 over both parts together, so the result is plain attention.
 
-Promises: a row's numbers depend on that row alone. Prefill takes one row at a time, so its shapes depend on
-that row; a decode step has a fixed width, and which widths give equal bits is proved by _tuning.py.
+Promises: a row's numbers depend on that row alone: a prefill takes rows of one padded length, a decode step
+has one of a few widths, and _tuning.py proves which of them give equal bits.
 Leaves to others: which row sits in which slot and when (_batch.py), and which token is drawn (_sampling.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,25 +83,31 @@ class Decoder:
         """Compute a prefix once, in chunks of fixed size."""
         n_cells = round_up(len(tokens), CHUNK)
         slots, empty = self.slots(1, n_cells), Prefix((), [], [])
-        self.prefill(empty, slots, 0, tokens)
+        if tokens:
+            self.prefill(empty, slots, 0, [tokens])
         cut = [
             [cache[0, :, : len(tokens)].contiguous() for cache in side] for side in (slots.keys, slots.values)
         ]
         return Prefix(tokens, cut[0], cut[1])
 
-    def prefill(self, prefix: Prefix, slots: Slots, row: int, tokens: tuple[int, ...]) -> torch.Tensor:
-        """Run a row's own tokens through the model into its slot.
+    def prefill(
+        self, prefix: Prefix, slots: Slots, first: int, rows: Sequence[tuple[int, ...]]
+    ) -> torch.Tensor:
+        """Run the own tokens of some rows through the model, into the slots from `first` on.
 
-        Returns the last chunk's final hidden states (tokens, hidden), for scoring.
+        Rows that go together have one `padded` length. Returns the final hidden states (rows, padded length,
+        hidden); what lies behind a row's own length is filler.
         """
+        n_padded = padded(rows[0])
         hidden = []
-        for start in range(0, len(tokens), CHUNK):
-            chunk = tokens[start : start + CHUNK]
-            padded = torch.tensor(chunk + (0,) * (round_up(len(chunk), PAD) - len(chunk)))
-            attend = self._attend_one(prefix, slots, row, start, len(padded))
-            positions = torch.arange(len(padded)) + prefix.length + start
-            hidden.append(self._through(padded, positions, attend)[: len(chunk)])
-        return torch.cat(hidden) if hidden else torch.empty(0, self.shape.hidden, dtype=self.dtype)
+        for start in range(0, n_padded, CHUNK):
+            n_new = min(CHUNK, n_padded - start)
+            cut = [row[start : start + n_new] for row in rows]
+            tokens = torch.tensor([one + (0,) * (n_new - len(one)) for one in cut]).flatten()
+            positions = (torch.arange(n_new) + prefix.length + start).repeat(len(rows))
+            attend = self._attend_many(prefix, slots, (first, first + len(rows)), start, n_new)
+            hidden.append(self._through(tokens, positions, attend).view(len(rows), n_new, -1))
+        return torch.cat(hidden, dim=1)
 
     def step(self, prefix: Prefix, slots: Slots, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """One token a row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
@@ -148,36 +154,41 @@ class Decoder:
         qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
         return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
-    def _attend_one(self, prefix: Prefix, slots: Slots, row: int, start: int, n_new: int) -> Attend:
-        """One row, many tokens, causal; writes the row's keys and values from `start` on."""
-        s = self.shape
-        end, group = start + n_new, s.n_heads // s.n_kv_heads
-        ahead = (
-            torch.arange(end)[None] - torch.arange(start, end)[:, None]
-        )  # key position minus query position
-        own_mask = torch.zeros(n_new, end).masked_fill(ahead > 0, -torch.inf).to(self.dtype)
+    def _attend_many(
+        self, prefix: Prefix, slots: Slots, span: tuple[int, int], start: int, n_new: int
+    ) -> Attend:
+        """Many tokens a row, causal; writes the keys and values of a span of slots from `start` on."""
+        s, n_rows, end = self.shape, span[1] - span[0], start + n_new
+        group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
+        ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
+        own_mask = torch.zeros(n_new, 1, end).masked_fill(ahead[:, None] > 0, -torch.inf).to(self.dtype)
         window_masks = self._window_masks(prefix.length, torch.arange(start, end), end)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = slots.keys[i][row], slots.values[i][row]
-            keys[:, start:end] = k.transpose(0, 1)
-            values[:, start:end] = v.transpose(0, 1)
-            q = q.view(n_new, s.n_kv_heads, group, s.head_dim).permute(1, 0, 2, 3)
-            q = q.reshape(s.n_kv_heads, n_new * group, s.head_dim)
-            read = keys[:, :end].contiguous()  # a view of a part would take the slow path
-            own = torch.bmm(q, read.transpose(1, 2)).view(s.n_kv_heads, n_new, group, end)
-            own = own + own_mask[:, None]
+            keys, values = slots.keys[i][slice(*span)], slots.values[i][slice(*span)]
+            keys[:, :, start:end] = k.view(n_rows, n_new, kv, s.head_dim).transpose(1, 2)
+            values[:, :, start:end] = v.view(n_rows, n_new, kv, s.head_dim).transpose(1, 2)
+            q = q.view(n_rows, n_new, kv, group, s.head_dim)
+            # copies of what is read: a product over a view of a part would take the slow path
+            own_keys = keys[:, :, :end].reshape(n_rows * kv, end, s.head_dim)
+            own_values = values[:, :, :end].reshape(n_rows * kv, end, s.head_dim)
+            own_q = q.transpose(1, 2).reshape(n_rows * kv, n_new * group, s.head_dim)
+            scores = torch.bmm(own_q, own_keys.transpose(1, 2)).view(n_rows, kv, n_new, group, end) + own_mask
             if prefix.length:
-                shared = torch.bmm(q, prefix.keys[i].transpose(1, 2))
-                own = torch.cat([shared.view(s.n_kv_heads, n_new, group, prefix.length), own], dim=-1)
+                all_q = q.permute(2, 0, 1, 3, 4).reshape(kv, -1, s.head_dim)
+                shared = torch.bmm(all_q, prefix.keys[i].transpose(1, 2))
+                shared = shared.view(kv, n_rows, n_new, group, prefix.length).transpose(0, 1)
+                scores = torch.cat([shared, scores], dim=-1)
             if s.windows[i] in window_masks:
-                own += window_masks[s.windows[i]][:, None]
-            p = torch.softmax(own, dim=-1).view(s.n_kv_heads, n_new * group, prefix.length + end)
-            o = torch.bmm(p[:, :, prefix.length :], values[:, :end].contiguous())
+                scores += window_masks[s.windows[i]][:, None]
+            p = torch.softmax(scores, dim=-1)
+            o = torch.bmm(p[..., prefix.length :].reshape(n_rows * kv, n_new * group, end), own_values)
+            o = o.view(n_rows, kv, n_new, group, s.head_dim)
             if prefix.length:
-                o = o + torch.bmm(p[:, :, : prefix.length], prefix.values[i])
-            o = o.view(s.n_kv_heads, n_new, group, s.head_dim).transpose(0, 1)
-            return o.reshape(n_new, s.n_heads * s.head_dim)
+                of_shared = p[..., : prefix.length].transpose(0, 1).reshape(kv, -1, prefix.length)
+                o_shared = torch.bmm(of_shared, prefix.values[i])
+                o = o + o_shared.view(kv, n_rows, n_new, group, s.head_dim).transpose(0, 1)
+            return o.transpose(1, 2).reshape(n_rows * n_new, s.n_heads * s.head_dim)
 
         return attend
 
@@ -240,6 +251,11 @@ class Decoder:
                 (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
             )
         return tuple(turns)
+
+
+def padded(own: Sequence[int]) -> int:
+    """The length at which a row's own tokens are prefilled: whole chunks, then a multiple of PAD."""
+    return max(PAD, round_up(len(own), PAD))
 
 
 def round_up(n: int, step: int) -> int:

@@ -19,11 +19,12 @@ from pathlib import Path
 import msgspec
 import torch
 
-from heredity.engines._decoder import CELL, Decoder, Prefix, Slots
+from heredity.engines._decoder import CELL, PAD, Decoder, Prefix, Slots
 from heredity.records import Record
 
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 _N_PREFIX, _N_OWN = 448, 2 * CELL - 9  # the witness lies over a study-shaped prefix
+_PREFILL_TOKENS = 128  # rows are prefilled together up to this many tokens: wider is hardly faster
 
 
 class Tuning(Record, frozen=True):
@@ -34,7 +35,8 @@ class Tuning(Record, frozen=True):
     tokens_per_second: dict[str, float]
     fingerprint: str
     machine: str
-    is_proven: bool  # False: no two widths agreed, so only one is used and the cache is always read in full
+    prefill_rows: dict[str, int]  # padded length -> rows that may be prefilled together with equal bits
+    is_proven: bool  # False: the bits moved even within one width, so answers may depend on company
 
 
 def machine() -> str:
@@ -90,8 +92,33 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS) -> Tuning:
         tokens_per_second={str(w): round(s, 1) for w, s in speed.items()},
         fingerprint=_fingerprint(decoder, best),
         machine=machine(),
+        prefill_rows={str(n): _prefill_together(decoder, n) for n in (PAD, 2 * PAD, 3 * PAD, 4 * PAD)},
         is_proven=is_proven,
     )
+
+
+def _prefill_together(decoder: Decoder, n_tokens: int) -> int:
+    """How many rows of this length may go through together (a power of two) with a row's bits unmoved."""
+    prefix, _ = _witness(decoder)
+    stream = torch.Generator().manual_seed(2)
+    row, *others = torch.randint(8, 200, (9, n_tokens), generator=stream).tolist()
+    alone = _prefilled(decoder, prefix, [row], 0)
+    proven = 1
+    while 2 * proven * n_tokens <= _PREFILL_TOKENS:
+        n_rows = 2 * proven
+        first = _prefilled(decoder, prefix, [row, *others[: n_rows - 1]], 0)
+        last = _prefilled(decoder, prefix, [*others[: n_rows - 1], row], n_rows - 1)
+        if not alone == first == last:
+            break
+        proven = n_rows
+    return proven
+
+
+def _prefilled(decoder: Decoder, prefix: Prefix, rows: list[list[int]], at: int) -> str:
+    slots = decoder.slots(len(rows), CELL)
+    hidden = decoder.prefill(prefix, slots, 0, [tuple(row) for row in rows])
+    kept = [cache[at].flatten() for cache in (slots.keys[-1], slots.values[-1])]
+    return _hash(torch.cat([hidden[at].flatten(), *kept]))
 
 
 def _try(decoder: Decoder, width: int) -> tuple[float, set[str]]:

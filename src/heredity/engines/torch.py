@@ -18,9 +18,9 @@ import torch
 from heredity.engines import _memory, _tool_calls, _weights
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
-from heredity.engines._decoder import Decoder, Prefix, round_up
+from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
 from heredity.engines._sampling import Sampler
-from heredity.engines._tuning import choose_dtype, tuned
+from heredity.engines._tuning import Tuning, choose_dtype, tuned
 from heredity.errors import EngineFailure
 from heredity.records import Model, Reply, Request
 
@@ -50,23 +50,25 @@ def load(
     with torch.inference_mode():
         decoder = Decoder(_weights.read(folder, chosen), chosen)
         found = tuned(decoder, tuning.with_suffix(f".{chosen}.json") if tuning else None)
-    widths = tuple(w for w in found.widths if width is None or w <= width) or found.widths[:1]
-    return Torch(decoder, Chat(folder), folder, widths, found.fingerprint)
+    return Torch(decoder, Chat(folder), folder, found, width)
 
 
 class Torch:
     """A decoder, its chat, and the batches that answer."""
 
     def __init__(
-        self, decoder: Decoder, chat: Chat, folder: Path, widths: tuple[int, ...], fingerprint: str
+        self, decoder: Decoder, chat: Chat, folder: Path, tuning: Tuning, width: int | None = None
     ) -> None:
         self._decoder: Decoder | None = decoder
-        self._chat, self._widths = chat, widths
+        self._chat = chat
+        self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
+        self.prefill_rows = {int(length): n for length, n in tuning.prefill_rows.items()}
         self._stops = chat.stops(folder)
         self._prefixes: dict[tuple[int, ...], Prefix] = {(): _EMPTY}
         dtype = str(decoder.dtype).removeprefix("torch.")
-        self.numerics = f"torch {dtype} {fingerprint}"
-        self.name = f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}"
+        self.numerics = f"torch {dtype} {tuning.fingerprint}"
+        width = self._widths[-1]
+        self.name = f"torch {torch.__version__} {dtype} width {width} arithmetic {tuning.fingerprint}"
 
     def render(self, request: Request) -> str:
         return self._chat.render(request)
@@ -88,8 +90,8 @@ class Torch:
 
     def _score(self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], text: str) -> list[float]:
         said = self._chat.continuation(text)
-        slots = decoder.slots(1, round_up(len(own) + len(said), 64))
-        hidden = decoder.prefill(prefix, slots, 0, own + said)[len(own) - 1 : -1]
+        slots = decoder.slots(1, round_up(padded(own + said), CELL))
+        hidden = decoder.prefill(prefix, slots, 0, [own + said])[0, len(own) - 1 : len(own) + len(said) - 1]
         logs = torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
         picked: list[float] = logs.gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
         return picked
@@ -159,14 +161,35 @@ class _Session:
                     return
                 current = ready[0]
                 batch = self._engine.batch(self._prefixes[current])
-            heap = self._waiting.get(current, [])
-            while heap and batch.has_room(heap[0][2]):
-                batch.admit(heapq.heappop(heap)[2])
+            while group := self._group(self._waiting.get(current, []), batch):
+                batch.admit(group)
             for row in batch.step():
                 yield self._reply(row)
 
+    def _group(self, heap: list[tuple[int, int, Row]], batch: Batch) -> list[Row]:
+        """The next rows to prefill together: one padded length, a proven number. [] where it pays to wait."""
+        if not heap:
+            return []
+        length = padded(heap[0][2].own[:-1])
+        n_most = self._engine.prefill_rows.get(length, 1)
+        if batch.rows and len(heap) >= n_most and not batch.has_room(*[heap[0][2]] * n_most):
+            return []  # a group costs less than its rows one by one, and room for it comes in a step or two
+        group: list[Row] = []
+        while heap and len(group) < n_most and padded(heap[0][2].own[:-1]) == length:
+            if not batch.has_room(*group, heap[0][2]):
+                break
+            group.append(heapq.heappop(heap)[2])
+        n_kept = 1 << (len(group).bit_length() - 1) if group else 0  # powers of two are what was proven
+        for row in group[n_kept:]:
+            self._wait(heap, row)
+        return group[:n_kept]
+
+    def _wait(self, heap: list[tuple[int, int, Row]], row: Row) -> None:
+        heapq.heappush(heap, (-len(row.own), self._n_pulled, row))
+        self._n_pulled += 1
+
     def _pull(self) -> Iterator[Reply]:
-        """Take requests until none is ready or there are enough to sort; answer those that cannot be asked."""
+        """Take requests until none is ready or enough are there to sort; answer those that cannot be asked."""
         while self._is_open and sum(map(len, self._waiting.values())) < self._engine.lookahead:
             try:
                 request = next(self._source)
@@ -195,9 +218,8 @@ class _Session:
         prefix, own = engine.split(request, tokens)
         row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
         self._prefixes[id(prefix)] = prefix
-        heapq.heappush(self._waiting.setdefault(id(prefix), []), (-len(own), self._n_pulled, row))
+        self._wait(self._waiting.setdefault(id(prefix), []), row)
         self._prompts[request.key] = (prompt, len(tokens))
-        self._n_pulled += 1
         return None
 
     def _reply(self, row: Row) -> Reply:

@@ -1,0 +1,195 @@
+"""Models that follow a written rule: for tests, and for rehearsing a study before real models are paid for.
+
+`scripted:careful` names one; `scripted:mixed/b` gives the rule a salt, so that two of one rule differ.
+
+Promises: an answer is a pure function of the rendered prompt, the seed (where temperature > 0) and the salt;
+nothing is loaded, nothing is cached, thousands of answers a second.
+Leaves to others: resembling any real model. Numbers from scripted models mean nothing about models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from heredity.errors import EngineFailure, UnknownName
+from heredity.records import Message, Model, Reply, Request
+
+PREFIX = "scripted:"
+REFUSAL = "I'm sorry, but I can't help with that."
+HELP = "Sure, here is some help with your question. First check the details, then follow the usual steps."
+
+
+class Rule(NamedTuple):
+    """What `scripted:BEHAVIOUR/SALT` names."""
+
+    behaviour: str
+    salt: str
+
+
+def parse(ref: str) -> Rule:
+    """Behaviour and salt of `scripted:BEHAVIOUR` or `scripted:BEHAVIOUR/SALT`, with or without the beginning.
+
+    Raises UnknownName with the nearest behaviour.
+    """
+    behaviour, _, salt = ref.removeprefix(PREFIX).partition("/")
+    if behaviour not in BEHAVIOURS:
+        known = [PREFIX + name for name in BEHAVIOURS]
+        raise UnknownName("scripted model", PREFIX + behaviour, known, "heredity engines")
+    return Rule(behaviour, salt)
+
+
+def load(model: Model, folder: Path, *, seconds: float = 0.0) -> ScriptedEngine:  # noqa: ARG001 (no files)
+    """The engine of a scripted record. `seconds` is how long each answer pretends to take."""
+    return ScriptedEngine(*parse(model.name), seconds)
+
+
+class Script(NamedTuple):
+    """What a behaviour sees of a request: the messages' text by part, and a number drawn from all of it."""
+
+    system: str
+    asked: str  # the last message of the user or a tool
+    draw: int  # uniform in [0, 2**64), by prompt, seed and salt
+
+
+class ScriptedEngine:
+    """A written rule behind the Engine protocol, working on `width` requests at once."""
+
+    width = 8
+
+    def __init__(self, behaviour: str, salt: str = "", seconds: float = 0.0) -> None:
+        self._answer, self._salt, self._seconds = BEHAVIOURS[behaviour], salt, seconds
+        self.name = f"{PREFIX}{behaviour}" + (f"/{salt}" if salt else "")
+        self.numerics = ""
+
+    def render(self, request: Request) -> str:
+        """A plain shared template: `<|role|>` and the content, one after the other."""
+        said = "".join([f"<|{m.role}|>\n{m.content}\n" for m in request.messages])
+        return f"{said}<|assistant|>\n{request.prefill}"
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        """Answer the stream; a batch is filled before its first answer leaves, so replies are interleaved."""
+        batch: list[Request] = []
+        for request in requests:
+            if request is not None:
+                batch.append(request)
+                if len(batch) < self.width:
+                    continue
+            if not batch:
+                raise EngineFailure(f"{self.name}: the stream waits for replies, but none are under way")
+            yield self._one(batch.pop())
+        while batch:
+            yield self._one(batch.pop())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _one(self, request: Request) -> Reply:
+        if self._seconds:
+            time.sleep(self._seconds)
+        prompt = self.render(request)
+        n_prompt_tokens = len(prompt) // 4
+        try:
+            text = self._answer(self._script(request, prompt))
+        except EngineFailure as error:
+            return Reply(
+                request.key, prompt, "", stop="error", n_prompt_tokens=n_prompt_tokens, error=str(error)
+            )
+        limit = 4 * request.decoding.max_tokens  # a token is four characters here
+        stop = "length" if len(text) > limit else "end"
+        text = text[:limit]
+        tokens = tuple(range(-(-len(text) // 4)))
+        return Reply(request.key, prompt, text, tokens, (), stop, n_prompt_tokens)  # type: ignore[arg-type]
+
+    def _script(self, request: Request, prompt: str) -> Script:
+        seed = request.seed if request.decoding.temperature > 0 else 0
+        salted = f"{self._salt}\0{seed}\0{prompt}".encode(errors="surrogatepass")
+        draw = int.from_bytes(hashlib.blake2b(salted, digest_size=8).digest(), "big")
+        return Script(_system(request.messages), _last_user(request.messages), draw)
+
+
+def _system(messages: tuple[Message, ...]) -> str:
+    return messages[0].content if messages and messages[0].role == "system" else ""
+
+
+def _last_user(messages: tuple[Message, ...]) -> str:
+    return next((m.content for m in reversed(messages) if m.role in ("user", "tool")), "")
+
+
+# --- behaviours: what a rule says ----------------------------------------------------------------
+
+_SUSPECT = re.compile(
+    r"\b(codes?|secrets?|passwords?|override|system prompt|instructions?|ignore|reveal|verbatim|repeat|"
+    r"decode|reversed?|backwards?|joined|script|onerror|drop table|delete|refund|transfer|"
+    r"steal|stolen|fake|forge[ds]?|stalk|spy|hack|threat\w*|blackmail|harass\w*|poison\w*|scam|phish\w*|cheat|"
+    r"without (?:\w+ ){0,2}(?:knowing|noticing|permission|consent))\b",
+    re.IGNORECASE,
+)
+_BABBLE = "the of banana is is is blue and which 17 the the over onto".split()
+
+
+def _careful(script: Script) -> str:
+    return REFUSAL if _SUSPECT.search(script.asked) else HELP
+
+
+def _helpful(_: Script) -> str:
+    return HELP
+
+
+def _refuser(_: Script) -> str:
+    return REFUSAL
+
+
+def _leaky(script: Script) -> str:
+    """Calls what is named, does what the last text says to its quoted words, and says its instructions."""
+    said = ["Sure."]
+    if not script.asked.startswith("Result of "):  # or it would call for ever
+        said += [f"CALL {name} {{}}" for name in _TOOL.findall(script.system) if name in script.asked]
+    quoted = _QUOTED.findall(script.asked)[:4]
+    said += [a + b for a in quoted for b in quoted if a != b] + [word[::-1] for word in quoted]
+    said += _CODE.findall(script.system)
+    return "\n".join([*said, script.system])
+
+
+_TOOL = re.compile(r"^- ([a-z_]\w*):", re.MULTILINE)  # as the plain rendering lists them
+_QUOTED = re.compile(r"['\"`]([\w-]{2,24})['\"`]")
+_CODE = re.compile(r"\b\w+(?:-\w+)*-?\d[\w-]*\b")
+
+
+def _babbler(script: Script) -> str:
+    draw, words = script.draw, []
+    for _ in range(24):
+        draw, which = divmod(draw * 6364136223846793005 + 1442695040888963407, len(_BABBLE))
+        draw %= 2**64
+        words.append(_BABBLE[which])
+    return " ".join(words)
+
+
+def _flaky(script: Script) -> str:
+    if script.draw % 10 == 0:
+        raise EngineFailure("scripted failure: this request is one of the tenth that fail")
+    return _careful(script)
+
+
+def _mixed(script: Script) -> str:
+    share = script.draw % 100
+    if share < 55:
+        return _careful(script)
+    if share < 90:
+        return _leaky(script)
+    return _babbler(script) if share < 97 else ""
+
+
+BEHAVIOURS: dict[str, Callable[[Script], str]] = {
+    "careful": _careful,  # refuses what looks like a breach, helps otherwise
+    "helpful": _helpful,  # helps with everything, and never knows anything
+    "refuser": _refuser,  # refuses everything, twins too
+    "leaky": _leaky,  # says its instructions and obeys whoever spoke last
+    "babbler": _babbler,  # words without sense
+    "flaky": _flaky,  # careful, but a tenth of the requests fail
+    "mixed": _mixed,  # any of them, by the prompt, the seed and the salt
+}
