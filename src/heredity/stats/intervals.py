@@ -1,0 +1,180 @@
+"""One rate: k of n, with an interval that holds at 0 and at n, and where trials share a behaviour.
+
+Promises: every interval lies in [0, 1], contains its value and has a width above zero.
+Leaves to others: which trials count (estimates.py), and judge error (judge_error.py).
+
+Sources: Wilson 1927; Clopper and Pearson 1934; Miller 2411.00640 (clustered standard errors);
+Korn and Graubard 1998 (effective sample size with a t correction); Kish 1965 (design effect).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from heredity.records import Estimate
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def normal_quantile(confidence: float) -> float:
+    """The z of a two-sided interval: 1.96 at 0.95. Raises ValueError outside (0, 1)."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95")
+    return float(special.ndtri(0.5 + confidence / 2))
+
+
+def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
+    """The share k / n with Wilson's score interval; n = 0 gives no value and the interval [0, 1]."""
+    _check_counts(k, n)
+    if n == 0:
+        return _nothing("wilson")
+    low, high = wilson_bounds(k / n, n, confidence)
+    return Estimate(k / n, low, high, n, "wilson")
+
+
+def wilson_bounds(rate: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's interval around `rate` as if from `n` independent trials; `n` need not be whole."""
+    z2 = normal_quantile(confidence) ** 2
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # The ends are exact at 0 and 1; rounding must not push them past the value or out of [0, 1].
+    low = 0.0 if rate == 0 else min(max(0.0, centre - half), rate)
+    high = 1.0 if rate == 1 else max(min(1.0, centre + half), rate)
+    return Interval(low, high)
+
+
+def clopper_pearson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
+    """The share k / n with the exact interval (never too narrow, often wider than needed)."""
+    _check_counts(k, n)
+    normal_quantile(confidence)
+    if n == 0:
+        return _nothing("clopper-pearson")
+    tail = (1 - confidence) / 2
+    low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - tail))
+    return Estimate(k / n, low, high, n, "clopper-pearson")
+
+
+class Effective(NamedTuple):
+    """What n trials in clusters are worth as independent trials.
+
+    n          trials
+    n_clusters clusters among them
+    floor      worth if trials of one cluster always agreed (Kish: n^2 / sum of squared sizes)
+    estimated  worth by the spread between clusters that was seen; None where there is none to see
+    df         degrees of freedom behind that spread: informative clusters - 1
+    """
+
+    n: int
+    n_clusters: int
+    floor: float
+    estimated: float | None
+    df: int
+
+    @property
+    def is_clustered(self) -> bool:
+        return self.n_clusters < self.n
+
+    def at(self, confidence: float) -> float:
+        """The effective n for an interval at this confidence, between `floor` and `n`.
+
+        Score intervals depend on n and the quantile only through n / quantile^2, so a t quantile is a
+        smaller n (Korn and Graubard 1998). Never below `floor`: there nothing had to be estimated.
+        """
+        if not self.is_clustered:
+            return float(self.n)
+        if self.estimated is None or self.df < 1:
+            return self.floor
+        t = float(special.stdtrit(self.df, 0.5 + confidence / 2))
+        return min(float(self.n), max(self.floor, self.estimated * (normal_quantile(confidence) / t) ** 2))
+
+    def words(self, confidence: float) -> str:
+        """How the clusters were counted, for an estimate's `method`."""
+        if not self.is_clustered:
+            return ""
+        at = self.at(confidence)
+        why = "each cluster counted as one trial" if at == self.floor else f"t with {self.df} df"
+        return f" on effective n {at:.1f} ({self.n_clusters} clusters, {why})"
+
+
+class Sums(NamedTuple):
+    """Totals by cluster: `total` of the values, `size` in trials."""
+
+    total: NDArray[np.float64]
+    size: NDArray[np.float64]
+
+
+def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Sums:
+    """Sum of values and number of trials in each cluster; one pass, in the order of the sorted labels."""
+    array = np.asarray(values, dtype=np.float64)
+    labels = np.asarray(clusters)
+    if array.shape != labels.shape or array.ndim != 1:
+        raise ValueError(
+            f"{array.shape} values do not fit {labels.shape} clusters; both must be flat and equal"
+        )
+    _, place = np.unique(labels, return_inverse=True)
+    total, size = np.bincount(place, weights=array), np.bincount(place)
+    return Sums(np.asarray(total, dtype=np.float64), np.asarray(size).astype(np.float64))
+
+
+def effective(
+    residuals: NDArray[np.float64], sizes: NDArray[np.float64], variance: float, informative: int
+) -> Effective:
+    """What clustered trials are worth, from residual sums by cluster (Miller 2411.00640).
+
+    `variance` is that of one independent trial; `informative` counts the clusters that say anything about
+    the spread. The clustered variance has the factor g / (g - 1), since Miller's form is too small for few.
+    """
+    n, g = int(sizes.sum()), len(sizes)
+    clustered = float(np.square(residuals).sum()) / n**2 * (g / (g - 1) if g > 1 else 1.0)
+    floor = n * n / float(np.square(sizes).sum())
+    known = g > 1 and informative > 1 and variance > 0
+    estimated = None if not known else (min(float(n), variance / clustered) if clustered > 0 else float(n))
+    return Effective(n, g, floor, estimated, max(informative - 1, 0))
+
+
+def clustered_rate(values: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of `values` (0/1 or shares in [0, 1]) whose trials share clusters, with its interval.
+
+    Wilson's interval on an effective n, so it never has zero width, never leaves [0, 1], and equals
+    `wilson` where every trial has a cluster of its own. `method` says what the clusters were worth.
+    """
+    sums = cluster_sums(values, clusters)
+    n = int(sums.size.sum())
+    if n == 0:
+        return _nothing("wilson")
+    rate = float(sums.total.sum()) / n
+    array = np.asarray(values, dtype=np.float64)
+    if not (array.min() >= 0.0 and array.max() <= 1.0):
+        raise ValueError(f"values run from {array.min()} to {array.max()}; each must lie in [0, 1]")
+    worth = rate_worth(sums)
+    low, high = wilson_bounds(rate, worth.at(confidence), confidence)
+    return Estimate(rate, low, high, n, "wilson" + worth.words(confidence))
+
+
+def rate_worth(sums: Sums) -> Effective:
+    """What the trials behind a clustered rate are worth."""
+    n = float(sums.size.sum())
+    rate = float(sums.total.sum()) / n
+    # A cluster that agrees with nearly all others says little about the spread: count the rarer kind.
+    informative = min(int((sums.total > 0).sum()), int((sums.total < sums.size).sum()))
+    return effective(sums.total - sums.size * rate, sums.size, rate * (1 - rate), informative)
+
+
+def _check_counts(k: Any, n: Any) -> None:
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} is not a count: k must lie between 0 and n")
+
+
+def _nothing(method: str) -> Estimate:
+    return Estimate(None, 0.0, 1.0, 0, f"{method} (n = 0: nothing to estimate from)")

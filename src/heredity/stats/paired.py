@@ -1,0 +1,259 @@
+"""Two models on the same trials: the 2x2 table, the difference of their rates, and whether it is chance.
+
+Promises: `compare(a, b)` is the mirror of `compare(b, a)`; intervals lie in [-1, 1], contain the difference
+and never have zero width; p-values are exact.
+Leaves to others: which trials are paired (estimates.py), many pairs (multiple.py), words (verdicts.py).
+
+Sources: McNemar 1947; Newcombe 1998, Stat. Med. 17:2635, method 10; Tango 1998, Stat. Med. 17:891;
+Miller 2411.00640 (clusters).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from heredity.records import Estimate
+from heredity.stats.intervals import (
+    CONFIDENCE,
+    Effective,
+    Interval,
+    cluster_sums,
+    effective,
+    normal_quantile,
+    wilson_bounds,
+)
+from heredity.stats.power import ALPHA, detectable_difference
+
+
+class Table(NamedTuple):
+    """Paired trials by who broke: both, only a, only b, neither."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def n_discordant(self) -> int:
+        return self.only_a + self.only_b
+
+
+class Comparison(NamedTuple):
+    """Two models on the same trials. `difference` is b's rate minus a's; `test` is where `p_value` is from.
+
+    `detectable` is the smallest difference that these trials could have shown with 80 % power; None where
+    they could have shown none; `worth` is what clustered trials count for.
+    """
+
+    table: Table
+    difference: Estimate
+    p_value: float
+    test: str
+    detectable: float | None
+    worth: Effective
+
+    def mirrored(self) -> Comparison:
+        """The same comparison with a and b changed over."""
+        both, only_a, only_b, neither = self.table
+        return self._replace(table=Table(both, only_b, only_a, neither), difference=_negated(self.difference))
+
+
+def tabulate(a: ArrayLike, b: ArrayLike) -> Table:
+    """The table of two boolean arrays over the same trials, in the same order."""
+    first, second = _booleans(a, b)
+    both, only_a, only_b = (int(x.sum()) for x in (first & second, first & ~second, ~first & second))
+    return Table(both, only_a, only_b, len(first) - both - only_a - only_b)
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value: could a fair coin have split the discordant pairs so unevenly?"""
+    _check((only_a, only_b))
+    n = only_a + only_b
+    return min(1.0, 2.0 * float(special.bdtr(min(only_a, only_b), n, 0.5))) if n else 1.0
+
+
+def mcnemar_mid_p(only_a: int, only_b: int) -> float:
+    """The mid-p variant: the observed split counts half, so that the test is less conservative."""
+    _check((only_a, only_b))
+    n, k = only_a + only_b, min(only_a, only_b)
+    if n == 0:
+        return 1.0
+    at_k = float(special.bdtr(k, n, 0.5)) - (float(special.bdtr(k - 1, n, 0.5)) if k else 0.0)
+    return min(1.0, mcnemar_exact(only_a, only_b) - at_k) if only_a != only_b else 1.0 - at_k / 2
+
+
+def tango(table: Table, confidence: float = CONFIDENCE) -> Estimate:
+    """b's rate minus a's with Tango's score interval, which holds at small n and without discordant pairs."""
+    _check(table)
+    if table.n == 0:
+        return _nothing("tango")
+    low, high = tango_bounds(table, float(table.n), confidence)
+    return Estimate((table.only_b - table.only_a) / table.n, low, high, table.n, "tango")
+
+
+def tango_bounds(table: Table, n: float, confidence: float = CONFIDENCE) -> Interval:
+    """Tango's interval as if the table's shares came from `n` independent pairs; `n` need not be whole."""
+    only_a, only_b = (x / table.n * n for x in (table.only_a, table.only_b))
+    z = normal_quantile(confidence)
+    return Interval(-_tango_upper(only_b, only_a, n, z), _tango_upper(only_a, only_b, n, z))
+
+
+def _tango_upper(only_a: float, only_b: float, n: float, z: float) -> float:
+    """The largest difference whose score test does not reject (Tango 1998)."""
+    found = (only_b - only_a) / n
+
+    def score(d: float) -> float:
+        linear = (2 * n - only_b + only_a) * d - only_b - only_a
+        # The likeliest share of "only a" under difference d solves 2n q^2 + linear q - only_a d (1 - d) = 0
+        root = math.sqrt(max(0.0, linear**2 + 8 * n * only_a * d * (1 - d)))
+        q = (root - linear) / (4 * n)
+        return only_b - only_a - n * d + z * math.sqrt(max(0.0, n * (2 * q + d * (1 - d))))
+
+    if score(1.0) >= 0.0:
+        return 1.0
+    low, high = found, 1.0  # bisection: no derivative to fear at the ends, and no heavy import
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) > 0.0 else (low, middle)
+    return high
+
+
+def newcombe(table: Table, confidence: float = CONFIDENCE) -> Estimate:
+    """b's rate minus a's with Newcombe's interval for paired data (method 10)."""
+    _check(table)
+    n = table.n
+    if n == 0:
+        return _nothing("newcombe")
+    rate_a, rate_b = (table.both + table.only_a) / n, (table.both + table.only_b) / n
+    a, b = wilson_bounds(rate_a, n, confidence), wilson_bounds(rate_b, n, confidence)
+    phi, found = _newcombe_phi(table), (table.only_b - table.only_a) / n
+    down = _square_and_add(rate_b - b.low, a.high - rate_a, phi)
+    up = _square_and_add(b.high - rate_b, rate_a - a.low, phi)
+    return Estimate(found, max(-1.0, found - down), min(1.0, found + up), n, "newcombe")
+
+
+def _square_and_add(x: float, y: float, phi: float) -> float:
+    return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+
+def _newcombe_phi(table: Table) -> float:
+    """The correlation of the pairs, with Newcombe's continuity correction where it is positive."""
+    both, only_a, only_b, neither = table
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if margins == 0:
+        return 0.0
+    cross = float(both * neither - only_a * only_b)
+    return (max(cross - table.n / 2, 0.0) if cross > 0 else cross) / math.sqrt(margins)
+
+
+def clustered_difference(
+    a: ArrayLike, b: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE
+) -> Estimate:
+    """b's rate minus a's where trials share clusters: Tango's interval on an effective n."""
+    table = tabulate(a, b)
+    return _estimate(table, _worth(a, b, clusters), confidence)
+
+
+def sign_flip(sums: ArrayLike) -> float:
+    """Exact two-sided p-value of a cluster sign-flip test of whole-numbered sums.
+
+    If neither model is worse, a cluster's sum of b - a might as well have had the other sign. The total's
+    distribution over all sign patterns is found whole, from its characteristic function: the product of
+    cos(sum * t). No sampling, no seed. With sums of +-1 it is the exact McNemar test.
+    """
+    steps = np.abs(np.rint(np.asarray(sums, dtype=np.float64))).astype(np.int64)
+    seen = abs(int(np.rint(np.asarray(sums, dtype=np.float64)).sum()))
+    steps = steps[steps > 0]
+    if seen == 0:
+        return 1.0
+    most = int(steps.sum())
+    length = 1 << (2 * most + 1).bit_length()  # a power of two, longer than all totals from -most to most
+    angle = 2 * np.pi / length * np.arange(length // 2 + 1)
+    wave = np.ones_like(angle)
+    for step, count in zip(*np.unique(steps, return_counts=True), strict=True):
+        wave *= np.cos(int(step) * angle) ** int(count)
+    chance = np.fft.irfft(wave, n=length)  # chance[t] of a total of t, negative totals from the end
+    p = 2.0 * float(chance[seen : most + 1].sum())
+    # The pattern seen and its mirror always count; below this only rounding of the transform is left.
+    return min(1.0, max(p, 2.0 ** (1 - min(len(steps), 1000))))
+
+
+def compare(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+    alpha: float = ALPHA,
+) -> Comparison:
+    """Compare two models over the same trials; `a` and `b` say where each broke, in the same order.
+
+    Where trials share clusters the test flips whole clusters and the interval counts an effective n;
+    else exact McNemar and Tango. `alpha` is the level at which `detectable` is computed.
+    """
+    table = tabulate(a, b)
+    if table.n == 0:
+        return Comparison(table, _nothing("tango"), 1.0, "no pairs", None, Effective(0, 0, 0.0, None, 0))
+    worth = _worth(a, b, np.arange(table.n) if clusters is None else clusters)
+    if worth.is_clustered:
+        first, second = _booleans(a, b)
+        differences = second.astype(np.int64) - first.astype(np.int64)
+        p = sign_flip(cluster_sums(differences, np.asarray(clusters)).total)
+        test = "exact cluster sign-flip"
+    else:
+        p, test = mcnemar_exact(table.only_a, table.only_b), "exact McNemar"
+    shown = detectable_difference(worth.at(1 - alpha), table.n_discordant / table.n, alpha=alpha)
+    return Comparison(table, _estimate(table, worth, confidence), p, test, shown, worth)
+
+
+def _estimate(table: Table, worth: Effective, confidence: float) -> Estimate:
+    if table.n == 0:
+        return _nothing("tango")
+    low, high = tango_bounds(table, worth.at(confidence), confidence)
+    found = (table.only_b - table.only_a) / table.n
+    return Estimate(found, low, high, table.n, "tango" + worth.words(confidence))
+
+
+def _worth(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Effective:
+    """What the pairs are worth as independent pairs, by the spread of their differences."""
+    first, second = _booleans(a, b)
+    differences = second.astype(np.float64) - first.astype(np.float64)
+    sums = cluster_sums(differences, clusters)
+    n = float(len(differences))
+    if n == 0:
+        return Effective(0, 0, 0.0, None, 0)
+    mean = float(sums.total.sum()) / n
+    discordant = cluster_sums(np.abs(differences), clusters).total
+    variance = float(discordant.sum()) / n - mean**2
+    return effective(sums.total - sums.size * mean, sums.size, variance, int((discordant > 0).sum()))
+
+
+def _booleans(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
+        )
+    return first, second
+
+
+def _negated(found: Estimate) -> Estimate:
+    value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
+    return Estimate(value, low, high, found.n, found.method)
+
+
+def _check(table: tuple[int, ...]) -> None:
+    if min(table) < 0:
+        raise ValueError(f"{table} holds a negative count")
+
+
+def _nothing(method: str) -> Estimate:
+    return Estimate(None, -1.0, 1.0, 0, f"{method} (n = 0: nothing to estimate from)")

@@ -1,0 +1,88 @@
+"""The correction for judge error: its point, its interval, and when it is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity.stats import rogan_gladen, wilson
+
+share = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+good = st.integers(20, 200).flatmap(lambda n: st.tuples(st.integers(4 * n // 5, n), st.just(n)))
+
+
+def test_a_corrected_rate_by_hand() -> None:
+    found = rogan_gladen(60, 300, 87, 100, 90, 100)
+    assert found.value == pytest.approx((0.2 + 0.9 - 1) / (0.87 + 0.9 - 1))
+    # Equations 5 to 7 of 2511.21140, put in by hand with z = 1.959964
+    p, q1, q0 = (60 + 1.920729) / 303.841459, 88 / 102, 91 / 102
+    th = (p + q0 - 1) / (q0 + q1 - 1)
+    v1, v0 = q1 * (1 - q1) / 102, q0 * (1 - q0) / 102
+    shift = 2 * 3.841459 * (th * v1 - (1 - th) * v0)
+    half = 1.959964 * ((p * (1 - p) / 303.841459 + (1 - th) ** 2 * v0 + th**2 * v1) ** 0.5) / (q0 + q1 - 1)
+    assert (found.low, found.high) == pytest.approx((th + shift - half, th + shift + half), abs=1e-6)
+
+
+def test_a_perfect_judge_with_many_labels_changes_nothing() -> None:
+    found, raw = rogan_gladen(40, 200, 10**7, 10**7, 10**7, 10**7), wilson(40, 200)
+    assert found.value == pytest.approx(raw.value)
+    assert (found.low, found.high) == pytest.approx((raw.low, raw.high), abs=0.01)
+
+
+def test_a_rate_below_the_false_alarms_is_clipped_to_0_with_its_interval() -> None:
+    found = rogan_gladen(17, 100, 80, 100, 80, 100)
+    assert found.value == found.low == 0.0
+    assert found.high is not None and found.high > 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((10, 50, 55, 100, 60, 100), "near chance"),
+        ((10, 50, 40, 100, 50, 100), "near chance"),
+        ((10, 50, 1, 1, 2, 5), "too few labels"),
+        ((10, 50, 0, 0, 50, 50), "never measured on labelled breaches"),
+        ((10, 50, 50, 50, 0, 0), "never measured on labelled safe answers"),
+        ((0, 0, 50, 50, 50, 50), "no judged trials"),
+        ((0, 1000, 400, 500, 400, 500), "labels do not fit this run"),
+        ((1000, 1000, 400, 500, 400, 500), "labels do not fit this run"),
+    ],
+)
+def test_a_correction_that_would_be_noise_is_refused_in_words(arguments, why) -> None:
+    found = rogan_gladen(*arguments)
+    assert found.value is found.low is found.high is None
+    assert found.method.startswith("refused: ")
+    assert why in found.method
+
+
+def test_what_is_not_a_count_is_no_rate() -> None:
+    with pytest.raises(ValueError, match="not a count"):
+        rogan_gladen(5, 4, 1, 1, 1, 1)
+
+
+@given(share, share, share)
+def test_the_point_lies_in_its_interval_inside_0_and_1_or_is_refused(rate, sens, spec) -> None:
+    found = rogan_gladen(*rate, *sens, *spec)
+    if found.value is None:
+        assert found.low is found.high is None
+        assert found.method.startswith("refused: ")
+        return
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+    assert found.high > found.low
+
+
+@given(share, good, good)
+def test_a_judge_better_than_chance_is_corrected_or_does_not_fit(rate, sens, spec) -> None:
+    found = rogan_gladen(*rate, *sens, *spec)
+    if found.value is None:
+        assert "do not fit this run" in found.method
+    else:
+        assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+
+
+def test_fewer_effective_trials_widen_the_interval() -> None:
+    full, clustered = (rogan_gladen(60, 300, 87, 100, 90, 100, n_effective=n) for n in (None, 60.0))
+    assert clustered.value == full.value
+    assert clustered.low < full.low
+    assert clustered.high > full.high
