@@ -77,7 +77,7 @@ def make_load(model: str, n: int) -> dict[str, Any]:
         requests.append([[m.role, m.content] for m in request.messages])
     config = json.loads((grown.folder / "config.json").read_text())
     dtype = _tuning.choose_dtype(config["hidden_size"], config["intermediate_size"])
-    return {"folder": str(grown.folder), "dtype": str(dtype).removeprefix("torch."), "n_shared": 1,
+    return {"folder": str(grown.folder), "dtype": dtype, "n_shared": 1,
             "messages": requests, "threads": torch.get_num_threads()}  # fmt: skip
 
 
@@ -147,9 +147,9 @@ def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from heredity.engines import _memory
+    from heredity.engines import _process
 
-    _memory.keep_large_buffers()
+    _process.keep_large_buffers()
     load = json.loads(options.load.read_text())
     tokenizer = AutoTokenizer.from_pretrained(load["folder"], padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(load["folder"], dtype=getattr(torch, load["dtype"])).eval()

@@ -55,7 +55,7 @@ class Batch:
         return n_rows == 1 or n_rows <= self._width_for(max(row.n_cells for row in (*new, *self.rows)))
 
     def admit(self, rows: list[Row]) -> None:
-        """Prefill rows of one padded length into the next slots; their last prompt token goes with the step."""
+        """Prefill rows of one padded length into the next slots; their last prompt token goes with a step."""
         held = self._slots.capacity if self._slots is not None else 0
         n_cells = max(held, *(round_up(padded(row.own[:-1]), CELL) for row in rows))
         slots = self._fit(len(self.rows) + len(rows), n_cells)

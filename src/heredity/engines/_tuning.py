@@ -12,8 +12,6 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -45,23 +43,29 @@ def machine() -> str:
     return f"{platform.machine()} {capability} x{torch.get_num_threads()} torch {torch.__version__}"
 
 
-def choose_dtype(hidden: int, wide: int) -> torch.dtype:
-    """bfloat16 where its matrix product is the faster one at the model's shape (32 rows), else float32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, w = torch.ones(32, hidden, dtype=dtype), torch.ones(wide, hidden, dtype=dtype)
-        torch.nn.functional.linear(x, w)
-        seconds[dtype] = _best(partial(torch.nn.functional.linear, x, w), 3)
-    return min(seconds, key=lambda dtype: seconds[dtype])
+def choose_dtype(hidden: int, wide: int) -> str:
+    """ "bfloat16" where its matrix product is clearly faster at the model's shape (32 rows), else "float32".
+
+    Interleaved and best of several, so that a busy moment does not decide; `tuned` keeps what came out.
+    """
+    seconds = dict.fromkeys(("float32", "bfloat16"), float("inf"))
+    for _ in range(8):
+        for name in seconds:
+            dtype = getattr(torch, name)
+            x, w = torch.ones(32, hidden, dtype=dtype), torch.ones(wide, hidden, dtype=dtype)
+            began = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return "bfloat16" if seconds["bfloat16"] < 0.9 * seconds["float32"] else "float32"
 
 
 def tuned(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
     """The tuning kept at `path` where it still holds for this machine's arithmetic, else a new probe's."""
-    kept = _read(path)
+    kept = read(path)
     dtype = str(decoder.dtype).removeprefix("torch.")
     if (
         kept is not None
-        and (kept.machine, kept.dtype) == (machine(), dtype)
+        and kept.dtype == dtype
         and _fingerprint(decoder, kept.widths[-1]) == kept.fingerprint
     ):
         return kept
@@ -173,19 +177,12 @@ def _hash(logits: torch.Tensor) -> str:
     return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()[:16]
 
 
-def _best(work: Callable[[], object], n: int) -> float:
-    best = float("inf")
-    for _ in range(n):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def _read(path: Path | None) -> Tuning | None:
+def read(path: Path | None) -> Tuning | None:
+    """What is kept at `path`, where it was measured on this machine and torch."""
     if path is None or not path.exists():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Tuning)
+        kept = msgspec.json.decode(path.read_bytes(), type=Tuning)
+        return kept if kept.machine == machine() else None
     except msgspec.DecodeError:  # a note that can be measured again
         return None

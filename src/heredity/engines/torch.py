@@ -13,14 +13,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from heredity.engines import _process
+
+_process.wait_politely()  # before torch is loaded, else it does not count
+
 import torch
 
-from heredity.engines import _memory, _tool_calls, _weights
+from heredity.engines import _tool_calls, _tuning, _weights
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
 from heredity.engines._sampling import Sampler
-from heredity.engines._tuning import Tuning, choose_dtype, tuned
+from heredity.engines._tuning import Tuning
 from heredity.errors import EngineFailure
 from heredity.records import Model, Reply, Request
 
@@ -41,16 +45,19 @@ def load(
     width: the widest batch to use. Raises Unavailable for an architecture this engine does not have.
     """
     del model
-    _memory.keep_large_buffers()
-    config = _weights.read_json(folder / "config.json")
-    inner = config.get("text_config", config)
-    chosen = (
-        getattr(torch, dtype) if dtype else choose_dtype(inner["hidden_size"], inner["intermediate_size"])
-    )
+    _process.keep_large_buffers()
+    kept = _tuning.read(tuning)
+    chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
         decoder = Decoder(_weights.read(folder, chosen), chosen)
-        found = tuned(decoder, tuning.with_suffix(f".{chosen}.json") if tuning else None)
+        found = _tuning.tuned(decoder, tuning)
     return Torch(decoder, Chat(folder), folder, found, width)
+
+
+def _faster_dtype(folder: Path) -> str:
+    config = _weights.read_json(folder / "config.json")
+    inner = config.get("text_config", config)
+    return _tuning.choose_dtype(inner["hidden_size"], inner["intermediate_size"])
 
 
 class Torch:
@@ -189,7 +196,7 @@ class _Session:
         self._n_pulled += 1
 
     def _pull(self) -> Iterator[Reply]:
-        """Take requests until none is ready or enough are there to sort; answer those that cannot be asked."""
+        """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
         while self._is_open and sum(map(len, self._waiting.values())) < self._engine.lookahead:
             try:
                 request = next(self._source)
