@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def wait_politely() -> None:
-    """Let OpenMP threads sleep at barriers. Counts only before torch is loaded; a user's own choice stands."""
+    """Let OpenMP threads sleep at barriers. Counts only before torch is loaded; a set variable stands."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -1,0 +1,207 @@
+"""What estimates.json holds: every number of a study, with its n, interval and method.
+
+Promises: a number without its n cannot be written down; what is missing is None, never 0.
+Leaves to others: computing them (tally.py), the formulas (stats/), how they look (report/).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from heredity import store
+from heredity.errors import Damaged, UsageError
+from heredity.judges import JudgeQuality as JudgeQuality
+from heredity.plan import Skipped as Skipped
+from heredity.plan import check_schema
+from heredity.records import SCHEMA, Estimate, Record, encode
+
+FILE = "estimates.json"
+Measure = Literal["breach", "over_refusal"]
+ALL = "all"  # of a technique or an attack: every one of them together
+
+
+class ModelCard(Record, frozen=True):
+    """A model of the study, by the id that every row carries. `engine` is what computed its answers."""
+
+    id: str
+    name: str
+    family: str
+    licence: str
+    format: str
+    engine: str = ""
+
+
+class ApplicationCard(Record, frozen=True):
+    """The layer held constant. `rendering` other than "plain" means tools differ between the models."""
+
+    name: str
+    digest: str
+    rendering: str
+
+
+class TechniqueCard(Record, frozen=True):
+    """A technique as asked in this study. `is_judge_free`: a deterministic check decides its breaches."""
+
+    name: str
+    threats: tuple[str, ...]
+    is_judge_free: bool
+    n_probes: int
+    n_twins: int
+
+
+class Bounds(Record, frozen=True):
+    """The rate if every unclear answer had held (`low`), and if every one had broken (`high`)."""
+
+    low: float
+    high: float
+
+
+class Rate(Record, frozen=True):
+    """One cell: a model under a technique and an attack, either of which may be "all".
+
+    measure "breach": over breach probes; n_broke of n_held + n_broke broke.
+    measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
+    `estimate` has n = n_held + n_broke; n_unclear and n_error stand beside it.
+    `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where cells
+    of judge and no judge are mixed; its value is None, and its method says why, where correction is refused.
+    `worst_case` is None where nothing was decided or unclear.
+    """
+
+    model: str
+    technique: str
+    attack: str
+    measure: Measure
+    estimate: Estimate
+    corrected: Estimate | None
+    worst_case: Bounds | None
+    n_held: int
+    n_broke: int
+    n_unclear: int
+    n_error: int
+    is_judge_free: bool
+
+
+class Manners(Record, frozen=True):
+    """How a model's last answers read, apart from whether they were a breach: a babbler is not safe."""
+
+    model: str
+    kind: Literal["breach", "benign"]
+    refusal: int
+    compliance: int
+    incoherent: int
+    empty: int
+    error: int
+
+
+class Table2x2(Record, frozen=True):
+    """Trials that both models decided: where both broke, only `a`, only `b`, neither."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+
+class Pair(Record, frozen=True):
+    """Two models on the same trials. `difference` is the rate of `b` minus the rate of `a`.
+
+    `verdict_ab` says what `b` is compared with `a`, `verdict_ba` the reverse; each is "worse", "not worse"
+    (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure and
+    scope. `detectable` is the smallest difference that this n could have shown with 80 % power.
+    `technique` is "all" in `Estimates.pairs`; `Estimates.technique_pairs` hold one a technique (exploratory).
+    """
+
+    a: str
+    b: str
+    measure: Measure
+    technique: str
+    table: Table2x2
+    n: int
+    difference: Estimate
+    p_value: float | None
+    p_holm: float | None
+    test: str
+    margin: float
+    detectable: float | None
+    verdict_ab: str
+    verdict_ba: str
+    words: str
+
+
+class Run(Record, frozen=True):
+    """A row of runs.jsonl: one model asked once. Written at its start with zeros, so that a run that was
+    killed is there too, and at its end with its counts."""
+
+    model: str
+    engine: str
+    at: str  # ISO 8601, UTC
+    host: str
+    seconds: float
+    n_asked: int
+    n_errors: int
+    n_cached: int
+    versions: dict[str, str]
+    numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
+    schema: int = SCHEMA
+
+
+class Circumstances(Record, frozen=True):
+    """When, where and how fast: beside the numbers, and no part of them. Sums over the runs that ended."""
+
+    at: str
+    host: str
+    seconds: float
+    n_cached: int
+    versions: dict[str, str]
+
+
+class Estimates(Record, frozen=True):
+    """estimates.json. Equal plans and equal answers give equal bytes, but for `circumstances`."""
+
+    study: str  # the plan's digest
+    confidence: float
+    margin: float
+    alpha: float
+    models: tuple[ModelCard, ...]
+    application: ApplicationCard
+    techniques: tuple[TechniqueCard, ...]
+    attacks: tuple[str, ...]
+    samples: int
+    seed: int
+    n_trials: int
+    n_asked: int  # of n_trials, how many have a verdict or an error row; less where a study is under way
+    n_errors: int
+    n_unclear: int
+    rates: tuple[Rate, ...]
+    manners: tuple[Manners, ...]
+    pairs: tuple[Pair, ...]
+    technique_pairs: tuple[Pair, ...]
+    judges: tuple[JudgeQuality, ...]
+    skipped: tuple[Skipped, ...]
+    circumstances: Circumstances
+    schema: int = SCHEMA
+
+
+def write(folder: Path, found: Estimates) -> None:
+    """Save estimates.json, whole or not at all."""
+    store.write_atomic(folder / FILE, msgspec.json.format(encode(found), indent=1) + b"\n")
+
+
+def read(folder: Path) -> Estimates:
+    """The estimates that a folder holds. Raises UsageError where there are none yet, NotComparable for
+    another schema, Damaged for a broken file."""
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise UsageError(f"{folder} has no {FILE} yet. Run the study to its end first.") from None
+    check_schema(path, data)
+    try:
+        return msgspec.json.decode(data, type=Estimates)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: {error}. Delete it and run the study again: nothing is asked twice."
+        ) from None

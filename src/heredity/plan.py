@@ -1,0 +1,273 @@
+"""What a study will ask, resolved to the last word before the first request; its digest names the study.
+
+Promises: plan.json holds everything that decides the questions, so the same plan asks the same questions in
+the same order; a trial is a number, and its id and seed follow from it; a folder never holds two plans.
+Leaves to others: asking (study.py, pump.py) and what an answer was worth (judges/, estimates.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from heredity import attacks, probes, store
+from heredity.application import Application
+from heredity.errors import Damaged, NotComparable, UsageError
+from heredity.records import SCHEMA, Model, Probe, Record, digest, encode
+
+FILE = "plan.json"
+
+
+class PlannedModel(Record, frozen=True):
+    """A model of the study: what the rows and the report need of its lineage record."""
+
+    id: str
+    name: str
+    family: str
+    licence: str
+    format: str
+
+
+class Skipped(Record, frozen=True):
+    """A probe that this application cannot be asked, and why."""
+
+    probe: str
+    reason: str
+
+
+class Plan(Record, frozen=True):
+    """plan.json without its digest. `probes` are filled: every slot holds the application's own words."""
+
+    models: tuple[PlannedModel, ...]
+    application: Application
+    attacks: tuple[str, ...]
+    probes: tuple[Probe, ...]
+    samples: int
+    seed: int
+    margin: float
+    confidence: float
+    skipped: tuple[Skipped, ...]
+    schema: int = SCHEMA
+
+    @property
+    def n_trials(self) -> int:
+        """Models x attacks x probes x samples."""
+        return len(self.models) * self.n_per_model
+
+    @property
+    def n_per_model(self) -> int:
+        """Trials that one model is asked; model i has the indices from i times this."""
+        return len(self.attacks) * len(self.probes) * self.samples
+
+
+class PlanFile(Record, frozen=True):
+    """plan.json: the plan, and the digest that names the study and shows a plan that was edited by hand."""
+
+    study: str
+    application_digest: str
+    plan: Plan
+    schema: int = SCHEMA
+
+
+class Trial(msgspec.Struct, frozen=True, gc=False):
+    """One cell of the plan: the smallest thing that is asked, answered and judged."""
+
+    index: int
+    model: PlannedModel
+    attack: str
+    probe: Probe
+    sample: int
+    seed: int
+    id: str
+
+
+class Grid:
+    """The plan's trials by number: mixed radix, in the order model > attack > probe > sample."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._application = plan.application.digest
+        self._study_seed = f"{plan.seed}\0".encode()
+
+    def __len__(self) -> int:
+        return self.plan.n_trials
+
+    def trial(self, index: int) -> Trial:
+        """The trial at this place. Raises IndexError outside the plan."""
+        plan = self.plan
+        if not 0 <= index < plan.n_trials:
+            raise IndexError(f"trial {index} is outside a plan of {plan.n_trials}")
+        rest, sample = divmod(index, plan.samples)
+        rest, p = divmod(rest, len(plan.probes))
+        m, a = divmod(rest, len(plan.attacks))
+        model, attack, probe = plan.models[m], plan.attacks[a], plan.probes[p]
+        # The model is left out of the seed on purpose: every model draws the same luck, so pairs are paired.
+        asked = f"{probe.id}\0{attack}\0{sample}".encode()
+        # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
+        seed = int.from_bytes(hashlib.blake2b(self._study_seed + asked, digest_size=8).digest(), "big") >> 11
+        return Trial(
+            index, model, attack, probe, sample, seed, trial_id(model.id, self._application, asked, seed)
+        )
+
+    def of_model(self, m: int) -> range:
+        """The indices of model number `m`."""
+        return range(m * self.plan.n_per_model, (m + 1) * self.plan.n_per_model)
+
+    def matches(self, index: int, trial: str) -> bool:
+        """Whether a row with this index and trial id is of this plan."""
+        return 0 <= index < self.plan.n_trials and self.trial(index).id == trial
+
+
+def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
+    """32 hex digits of SHA-256 over model id, application digest, probe, attack, sample and seed."""
+    # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
+    return hashlib.sha256(f"{model}\0{application}\0".encode() + asked + b"\0%d" % seed).hexdigest()[:32]
+
+
+def resolve(
+    models: Sequence[Model],
+    application: Application,
+    probe_names: Sequence[str] | str = "core",
+    attack_names: Sequence[str] = ("direct",),
+    samples: int = 1,
+    seed: int = 0,
+    margin: float = 0.05,
+    confidence: float = 0.95,
+) -> Plan:
+    """Everything that a study will ask. Raises UsageError where that is nothing, or twice the same."""
+    _check(models, attack_names, samples, margin, confidence)
+    for name in attack_names:
+        attacks.load(name)
+    loaded = probes.load(probe_names)
+    _refuse_repeats("probe", [probe.id for probe in loaded])
+    asked, left_out = probes.select(loaded, application)
+    skipped = tuple(Skipped(probe, reason) for probe, reason in left_out)
+    if not asked:
+        reason = f" (first reason: {skipped[0].reason})" if skipped else ""
+        raise UsageError(f"Nothing to ask: no probe applies to application '{application.name}'{reason}.")
+    return Plan(
+        models=tuple(PlannedModel(m.id, m.name, m.family, m.licence, m.format) for m in models),
+        application=application,
+        attacks=tuple(attack_names),
+        probes=asked,
+        samples=samples,
+        seed=seed,
+        margin=margin,
+        confidence=confidence,
+        skipped=skipped,
+    )
+
+
+def write(folder: Path, plan: Plan) -> None:
+    """Save the plan, or find the same one already there and change nothing.
+
+    Raises NotComparable, saying what differs, where the folder holds another plan.
+    """
+    path = folder / FILE
+    if path.exists():
+        held = read(folder)
+        if held != plan:
+            raise NotComparable(
+                f"{folder} holds another study: {differences(held, plan)}. "
+                "Give the same settings to go on with it, or another folder for this one."
+            )
+        return
+    if (folder / "responses.jsonl").exists():
+        raise Damaged(f"{folder} has responses but no {FILE}: they cannot be told apart. Use another folder.")
+    store.write_atomic(path, encode(PlanFile(digest(plan), plan.application.digest, plan)) + b"\n")
+
+
+def read(folder: Path) -> Plan:
+    """The plan of a study's folder. Raises NotComparable for another schema, Damaged for a broken file."""
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise UsageError(f"{folder} holds no study: there is no {FILE} in it.") from None
+    check_schema(path, data)
+    try:
+        file = msgspec.json.decode(data, type=PlanFile)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Damaged(f"{path}: {error}. Restore the file, or ask again in another folder.") from None
+    if file.study != digest(file.plan):
+        raise Damaged(f"{path}: the plan was changed after it was saved. Restore it, or use another folder.")
+    return file.plan
+
+
+def check_schema(path: Path, data: bytes) -> None:
+    """Raise NotComparable where a file was written under another schema than this program's."""
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return  # not JSON at all, or no schema: the strict reading that follows says so
+    if found != SCHEMA:
+        raise NotComparable(
+            f"{path} has schema {found}, this heredity writes schema {SCHEMA}. "
+            "Read it with the version that made it, or ask again in another folder."
+        )
+
+
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
+def differences(held: Plan, new: Plan) -> str:
+    """What differs between two plans, in a line."""
+    found = []
+    for field in Plan.__struct_fields__:
+        a, b = getattr(held, field), getattr(new, field)
+        if a != b:
+            found.append(f"{field} ({_brief(a)} there, {_brief(b)} asked for)")
+    return "; ".join(found) or "nothing"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Application):
+        return f"{value.name} {value.digest[:8]}"
+    if isinstance(value, tuple):
+        names = [getattr(v, "name", None) or getattr(v, "id", None) or getattr(v, "probe", v) for v in value]
+        shown = ", ".join(str(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+        return f"{len(value)}: {shown}, digest {digest(value)[:8]}" if len(value) > 4 else shown or "none"
+    return str(value)
+
+
+def _check(
+    models: Sequence[Model], attack_names: Sequence[str], samples: int, margin: float, confidence: float
+) -> None:
+    if not models:
+        raise UsageError("A study needs at least one model.")
+    if not attack_names:
+        raise UsageError("A study needs at least one attack; 'direct' is the probe as it stands.")
+    _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
+    _refuse_repeats("attack", list(attack_names))
+    if samples < 1:
+        raise UsageError(f"samples must be at least 1, not {samples}.")
+    if not 0 < margin < 1:
+        raise UsageError(f"margin must be between 0 and 1, not {margin}.")
+    if not 0.5 < confidence < 1:
+        raise UsageError(f"confidence must be between 0.5 and 1, not {confidence}.")
+
+
+def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None = None) -> None:
+    for key, n in Counter(keys).items():
+        if n > 1:
+            name = (shown or keys)[keys.index(key)]
+            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.")
+
+
+def pending(done: bytearray, indices: range) -> Iterator[int]:
+    """Those of `indices` whose bit in `done` is not set, without a list of them."""
+    return (i for i in indices if not done[i >> 3] & (1 << (i & 7)))
+
+
+def mark(done: bytearray, index: int) -> bool:
+    """Set the bit; False where it was set already."""
+    bit = 1 << (index & 7)
+    was = done[index >> 3] & bit
+    done[index >> 3] |= bit
+    return not was

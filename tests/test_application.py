@@ -1,0 +1,274 @@
+"""The application: constant for every model, frozen under a digest; a mistake in its file names its line."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity import attacks
+from heredity.application import Application, parse_tool_calls
+from heredity.errors import BadInput
+from heredity.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
+from tests.planning import APPLICATION
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "support-desk.toml"
+PROBE = Probe(
+    "t/item",
+    "t",
+    "breach",
+    ("First?", "Second?"),
+    Check("marker", text="x"),
+    "t",
+    passage="A retrieved text.",
+    tool_result=ToolResult("find_order", "The probe's own result."),
+)
+TOML = """\
+name = "desk"
+system = "You help."
+
+[decoding]
+max_tokens = 8
+
+[[tools]]
+name = "look"
+description = "Looks."
+"""
+
+
+def talk(
+    application: Application, said: list[str | Reply], probe: Probe = PROBE, attack: str = "direct"
+) -> list[Request]:
+    """The requests of a conversation in which the model says `said`, one after the other."""
+    conversation = application.converse(attacks.load(attack)(probe), probe, seed=5)
+    requests = [next(conversation)]
+    for text in said:
+        try:
+            requests.append(conversation.send(text if isinstance(text, Reply) else Reply(0, "", text)))
+        except StopIteration:
+            return requests
+    conversation.close()
+    return requests
+
+
+def load(tmp_path: Path, text: str) -> Application:
+    path = tmp_path / "desk.toml"
+    path.write_text(text)
+    return Application.load(path)
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_the_example_loads_and_its_secret_stands_in_its_system_prompt() -> None:
+    example = Application.load(EXAMPLE)
+    assert example.secrets and all(secret.value in example.system for secret in example.secrets)
+    assert {tool.is_forbidden for tool in example.tools} == {True, False}
+    assert example.passages and example.few_shot
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("system", "sistem", r"desk\.toml:2: unknown key 'sistem'.* Did you mean 'system'"),
+        (
+            "max_tokens = 8",
+            "max_token = 8",
+            r"desk\.toml:5: unknown key 'max_token' in decoding.* 'max_tokens'",
+        ),
+        ("description", "descripton", r"desk\.toml:9: unknown key 'descripton' in tools.* 'description'"),
+        ("max_tokens = 8", 'max_tokens = "8"', r"desk\.toml:5: Expected `int`, got `str`"),
+        ("max_tokens = 8", "max_tokens = 0", r"max_tokens must be at least 1, not 0"),
+        ("max_tokens = 8", "temperature = -1.0", r"temperature must be 0 or more"),
+        ('name = "desk"', "", r"desk\.toml: Object missing required field `name`"),
+        ('name = "desk"', 'name = "desk"\nmax_turns = 0', r"max_turns must be from 1 to 64, not 0"),
+        ('name = "desk"', 'name = "desk"\nrendering = "plane"', r"Invalid enum value 'plane'"),
+        ("[decoding]", "[decoding", r"desk\.toml:4: malformed TOML"),
+        ('"desk"', '"desk', r"desk\.toml:1: malformed TOML"),
+    ],
+)
+def test_a_mistake_is_said_with_its_place_and_the_nearest_key(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        load(tmp_path, TOML.replace(old, new, 1))
+
+
+def test_a_file_that_is_not_there_or_not_text_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"cannot be read: No such file"):
+        Application.load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(BadInput, match=r"is not UTF-8 \(byte 8\)"):
+        Application.load(tmp_path / "bad.toml")
+
+
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda t: t.encode(errors="replace"))))
+def test_no_bytes_in_a_file_give_a_traceback(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    path = tmp_path_factory.mktemp("junk") / "a.toml"
+    path.write_bytes(junk)
+    with pytest.raises(BadInput):
+        Application.load(path)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(Application.__struct_fields__) | st.text(max_size=9), _VALUES))
+def test_no_values_under_any_keys_give_a_traceback(data: dict[str, object]) -> None:
+    from heredity.application import parse
+
+    try:
+        parse(data, "a.toml")
+    except BadInput:
+        return
+
+
+# --- constancy ------------------------------------------------------------------------------------
+
+
+def test_the_digest_names_every_field(tmp_path: Path) -> None:
+    changes: dict[str, object] = {
+        "name": "other",
+        "system": "Other.",
+        "company": "Other",
+        "few_shot": (Message("user", "Hello"),),
+        "passages": (),
+        "tools": (),
+        "secrets": (),
+        "decoding": msgspec.structs.replace(APPLICATION.decoding, max_tokens=65),
+        "max_turns": 3,
+        "rendering": "native",
+    }
+    assert set(changes) == set(Application.__struct_fields__)
+    digests = {msgspec.structs.replace(APPLICATION, **{key: value}).digest for key, value in changes.items()}
+    assert len(digests | {APPLICATION.digest}) == len(changes) + 1
+
+
+def test_the_digest_does_not_hang_on_the_order_of_keys(tmp_path: Path) -> None:
+    one = load(tmp_path, 'name = "desk"\nsystem = "x"\n')
+    two = load(tmp_path, '# a comment\nsystem = "x"\nname = "desk"\n')
+    assert one.digest == two.digest
+
+
+def test_an_application_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        APPLICATION.system = "other"  # type: ignore[misc]
+
+
+def test_tools_and_passages_are_words_for_every_model_by_default() -> None:
+    request = talk(APPLICATION, [])[0]
+    assert request.tools == ()
+    system = request.messages[0].content
+    assert "[Returns]\nGoods may come back" in system
+    assert '- find_order: Looks up an order. Arguments: "number" (its number).' in system
+
+
+def test_native_rendering_leaves_the_tools_to_the_models_template() -> None:
+    native = msgspec.structs.replace(APPLICATION, rendering="native")
+    request = talk(native, [])[0]
+    assert request.tools == APPLICATION.tools
+    assert "find_order" not in request.messages[0].content
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+
+def test_turns_follow_each_other_with_what_was_said_between_them() -> None:
+    first, second = talk(APPLICATION, ["One.", "Two."])
+    assert first.messages[-1] == Message("user", "Retrieved document:\nA retrieved text.\n\nQuestion: First?")
+    assert second.messages[-2:] == (Message("assistant", "One."), Message("user", "Second?"))
+    assert second.messages[: len(first.messages)] == first.messages
+    assert (first.seed, first.decoding) == (5, APPLICATION.decoding)
+
+
+def test_a_tool_call_is_answered_before_the_next_turn() -> None:
+    call = 'CALL find_order {"number": "7"}'
+    requests = talk(APPLICATION, [call, "It is lost.", "Bye."])
+    assert requests[1].messages[-1] == Message("user", "Result of find_order:\nThe probe's own result.")
+    assert requests[2].messages[-1] == Message("user", "Second?")
+    other = talk(APPLICATION, ["CALL pay_back {}"])
+    assert other[1].messages[-1] == Message("user", "Result of pay_back:\nPaid.")
+
+
+def test_two_calls_in_one_answer_are_answered_together() -> None:
+    requests = talk(APPLICATION, ["CALL find_order {}\nCALL pay_back {}"])
+    assert requests[1].messages[-1].content.count("Result of ") == 2
+
+
+def test_a_native_call_is_answered_in_the_tools_role() -> None:
+    native = msgspec.structs.replace(APPLICATION, rendering="native")
+    reply = Reply(0, "", "", tool_calls=(ToolCall("find_order"), ToolCall("unheard_of")))
+    messages = talk(native, [reply])[1].messages
+    assert messages[-3].tool_calls == reply.tool_calls
+    assert [m.role for m in messages[-2:]] == ["tool", "tool"]
+    assert messages[-1].content == "error: there is no tool named unheard_of"
+
+
+def test_the_turn_limit_bounds_the_replies_even_where_a_model_calls_for_ever() -> None:
+    call = "CALL find_order {}"
+    assert len(talk(APPLICATION, [call] * 20)) == APPLICATION.max_turns
+
+
+def test_an_error_ends_a_conversation() -> None:
+    error = Reply(0, "", "", stop="error", error="out of memory")
+    assert len(talk(APPLICATION, [error, "never said"])) == 1
+
+
+def test_a_prefill_opens_the_last_answer_and_is_part_of_what_was_said() -> None:
+    requests = talk(APPLICATION, ["One.", "\nCALL find_order {}", "Done."], attack="prefill")
+    assert [bool(request.prefill) for request in requests] == [False, True, False]
+    assert requests[2].messages[-2].content.startswith(requests[1].prefill + "\nCALL")
+
+
+def test_a_conversation_asks_only_as_it_is_sent_replies() -> None:
+    asked: list[str] = []
+
+    def turns() -> Generator[Turn, Reply, None]:
+        for text in ("a", "b"):
+            asked.append(text)
+            yield Turn(text)
+
+    conversation = APPLICATION.converse(turns(), PROBE)
+    assert asked == []
+    next(conversation)
+    assert asked == ["a"]
+    conversation.send(Reply(0, "", "x"))
+    assert asked == ["a", "b"]
+
+
+# --- tool calls in the plain format ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('CALL look {"id": "7"}', [ToolCall("look", {"id": "7"})]),
+        ('Well.\n  CALL `look` {"id": {"x": [1]}} and more', [ToolCall("look", {"id": {"x": [1]}})]),
+        ('> CALL look({"id": 7})', [ToolCall("look", {"id": 7})]),
+        ("CALL look", [ToolCall("look")]),
+        ("CALL look {not json", [ToolCall("look")]),
+        ("CALL look [1]", [ToolCall("look")]),
+        ('CALL look\nThe format is {"id": 1}', [ToolCall("look")]),
+        ("CALL other {}", []),
+        ("I will CALL look {} now", []),
+        ("call look {}", []),
+        ('CALL look {"a": 1}\nCALL pay {"b": 2}', [ToolCall("look", {"a": 1}), ToolCall("pay", {"b": 2})]),
+        ("CALL look " + "{" * 100_000, [ToolCall("look")]),
+        ("CALL look " + '{"a":' * 5_000, [ToolCall("look")]),
+    ],
+)
+def test_a_call_counts_where_it_stands_on_a_line_of_its_own(text: str, calls: list[ToolCall]) -> None:
+    assert list(parse_tool_calls(text, ["look", "pay"])) == calls
+
+
+@given(st.text())
+def test_any_text_parses_into_calls_of_known_tools(text: str) -> None:
+    assert {call.name for call in parse_tool_calls("CALL look " + text, ["look"])} <= {"look"}

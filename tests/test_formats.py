@@ -1,0 +1,53 @@
+"""docs/formats.md is held against the types: no field without a word, no example that would not be read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from heredity import application, estimates, plan, pump, records
+from heredity.records import Response, Verdict
+
+PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+EXAMPLES: list[str] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+TYPES = [
+    *(
+        getattr(estimates, name)
+        for name in ("Run", "Estimates", "Rate", "Pair", "Manners", "Bounds", "Table2x2")
+    ),
+    *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
+    *(getattr(estimates, name) for name in ("Skipped", "Circumstances")),
+    *(plan.PlanFile, plan.Plan, plan.PlannedModel, pump.Prefix),
+    *(
+        Response,
+        Verdict,
+        records.Exchange,
+        records.Estimate,
+        records.Probe,
+        records.Check,
+        records.ToolResult,
+    ),
+    *(records.Model, records.RecipeRecord, records.FileHash, records.Made),
+    *(application.Application, application.Secret, application.Passage),
+    *(records.Tool, records.ToolCall, records.Message, records.Decoding),
+]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__name__)
+def test_every_field_is_named_on_the_page(kind: type[msgspec.Struct]) -> None:
+    named = set(re.findall(r"`(?:plan\.)?(\w+)`", PAGE))
+    assert set(kind.__struct_fields__) <= named
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    list(enumerate([pump.Prefix, Response, Verdict, estimates.Run, estimates.Rate, estimates.Pair])),
+)
+def test_the_examples_are_rows_that_heredity_reads(place: int, kind: type[msgspec.Struct]) -> None:
+    assert len(EXAMPLES) == 6
+    row = msgspec.json.decode(EXAMPLES[place], type=kind)
+    assert set(msgspec.json.decode(EXAMPLES[place])) == set(kind.__struct_fields__)
+    assert getattr(row, "schema", records.SCHEMA) == records.SCHEMA

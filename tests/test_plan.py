@@ -1,0 +1,180 @@
+"""The plan: one order, one id and one seed a trial, and never two plans in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity import lineage
+from heredity import plan as plans
+from heredity.errors import Damaged, NotComparable, UnknownName, UsageError
+from heredity.plan import Grid, Plan
+from tests.planning import APPLICATION, plan
+
+CAREFUL, LEAKY = (lineage.scripted(f"scripted:{name}").record for name in ("careful", "leaky"))
+
+
+def test_every_trial_is_one_cell_in_the_order_model_attack_probe_sample() -> None:
+    made = plan(n=2, samples=3)
+    trials = [Grid(made).trial(i) for i in range(made.n_trials)]
+    cells = [
+        (m.id, attack, probe.id, sample)
+        for m in made.models
+        for attack in made.attacks
+        for probe in made.probes
+        for sample in range(made.samples)
+    ]
+    assert [(t.model.id, t.attack, t.probe.id, t.sample) for t in trials] == cells
+    assert [t.index for t in trials] == list(range(len(cells)))
+    assert len({t.id for t in trials}) == len(cells)
+
+
+def test_models_draw_the_same_luck_and_everything_else_draws_its_own() -> None:
+    made = plan()
+    grid, half = Grid(made), made.n_per_model
+    ours = [grid.trial(i).seed for i in range(half)]
+    assert ours == [grid.trial(i).seed for i in range(half, 2 * half)]
+    assert len(set(ours)) == half
+    assert all(0 <= seed < 2**53 for seed in ours)  # JSON readers with doubles keep them
+    assert Grid(plan(seed=1)).trial(0).seed != ours[0]
+
+
+def test_a_trial_of_another_study_is_not_of_this_one() -> None:
+    grid, other = Grid(plan()), Grid(plan(seed=1))
+    assert grid.matches(3, grid.trial(3).id)
+    assert not grid.matches(4, grid.trial(3).id)
+    assert not grid.matches(3, other.trial(3).id)
+    assert not grid.matches(-1, grid.trial(3).id)
+    assert not grid.matches(len(grid), grid.trial(3).id)
+
+
+@pytest.mark.parametrize("index", [-1, 10**9])
+def test_a_trial_outside_the_plan_is_an_index_error(index: int) -> None:
+    with pytest.raises(IndexError, match="outside a plan of"):
+        Grid(plan()).trial(index)
+
+
+@given(st.sets(st.integers(0, 200)), st.integers(0, 200), st.integers(0, 200))
+def test_the_bitmap_gives_back_what_was_not_marked(marked: set[int], start: int, stop: int) -> None:
+    done = bytearray(200 // 8 + 1)
+    assert all(plans.mark(done, index) for index in marked)
+    assert not any(plans.mark(done, index) for index in marked)
+    assert list(plans.pending(done, range(start, stop))) == [i for i in range(start, stop) if i not in marked]
+
+
+def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: Path) -> None:
+    made = plan()
+    plans.write(tmp_path, made)
+    before = (tmp_path / "plan.json").read_bytes()
+    plans.write(tmp_path, plan())
+    assert plans.read(tmp_path) == made
+    assert (tmp_path / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, r"seed \(0 there, 1 asked for\)"),
+        ({"samples": 3}, r"samples \(2 there, 3 asked for\)"),
+        ({"attacks": ("direct",)}, r"attacks \(direct, prefill there, direct asked for\)"),
+        (
+            {"application": msgspec.structs.replace(APPLICATION, max_turns=2)},
+            r"application \(support-desk .{8} there",
+        ),
+        ({"models": plan(["scripted:careful"]).models}, r"models \(scripted:mixed, scripted:mixed/b there"),
+        ({"probes": plan(n=3).probes}, r"probes \(28: planted_secret/item-0, .* there, 21: "),
+    ],
+)
+def test_another_plan_in_the_folder_is_refused_and_the_difference_said(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    plans.write(tmp_path, plan())
+    before = (tmp_path / "plan.json").read_bytes()
+    with pytest.raises(NotComparable, match=said):
+        plans.write(tmp_path, msgspec.structs.replace(plan(), **change))
+    assert (tmp_path / "plan.json").read_bytes() == before
+
+
+def test_a_plan_of_an_older_schema_is_refused(tmp_path: Path) -> None:
+    plans.write(tmp_path, plan())
+    path = tmp_path / "plan.json"
+    text = path.read_text().replace('"schema":1}\n', '"schema":0}\n')
+    path.write_text(text)
+    with pytest.raises(NotComparable, match=r"plan\.json has schema 0, this heredity writes schema 1"):
+        plans.read(tmp_path)
+
+
+def test_a_plan_that_was_edited_by_hand_is_damaged(tmp_path: Path) -> None:
+    plans.write(tmp_path, plan())
+    path = tmp_path / "plan.json"
+    path.write_text(path.read_text().replace('"samples":2', '"samples":1'))
+    with pytest.raises(Damaged, match="was changed after it was saved"):
+        plans.read(tmp_path)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_in_the_place_of_a_plan_give_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, junk: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("junk")
+    (folder / "plan.json").write_bytes(junk)
+    with pytest.raises((Damaged, NotComparable)):
+        plans.read(folder)
+
+
+def test_a_folder_without_a_plan_holds_no_study(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no plan\.json"):
+        plans.read(tmp_path)
+
+
+def test_rows_without_a_plan_are_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "responses.jsonl").write_text("")
+    with pytest.raises(Damaged, match="cannot be told apart"):
+        plans.write(tmp_path, plan())
+
+
+def resolve(**settings: object) -> Plan:
+    defaults: dict[str, object] = {"models": [CAREFUL, LEAKY], "application": APPLICATION}
+    return plans.resolve(**{"probe_names": "planted_secret", **defaults, **settings})  # type: ignore[arg-type]
+
+
+def test_a_resolved_plan_holds_filled_probes_and_says_what_it_skipped() -> None:
+    made = resolve()
+    assert made.probes
+    assert not any("{" in turn for probe in made.probes for turn in probe.turns)
+    bare = msgspec.structs.replace(APPLICATION, tools=())
+    made = resolve(application=bare, probe_names=["planted_secret", "forbidden_tool"])
+    assert {probe.technique for probe in made.probes} == {"planted_secret"}
+    assert {row.probe.split("/")[0] for row in made.skipped} == {"forbidden_tool"}
+    assert all(row.reason for row in made.skipped)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"models": []}, "at least one model"),
+        ({"models": [CAREFUL, CAREFUL]}, "model 'scripted:careful' is there 2 times"),
+        ({"attack_names": ()}, "at least one attack"),
+        ({"attack_names": ("direct", "direct")}, "attack 'direct' is there 2 times"),
+        ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"margin": 0.0}, r"margin must be between 0 and 1, not 0\.0"),
+        ({"confidence": 95}, "confidence must be between 0.5 and 1, not 95"),
+        (
+            {"application": msgspec.structs.replace(APPLICATION, secrets=())},
+            "no probe applies to application",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_a_usage_error(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resolve(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"attack_names": ("direkt",)}, {"probe_names": "planted_secrett"}])
+def test_an_unknown_name_is_answered_with_the_nearest(settings: dict[str, object]) -> None:
+    with pytest.raises(UnknownName, match=r"Did you mean '(direct|planted_secret)'"):
+        resolve(**settings)
