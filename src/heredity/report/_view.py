@@ -1,0 +1,258 @@
+"""A study as a page needs it: estimates looked up by cell, figures drawn, rows named.
+
+Promises: shows only what estimates.json, plan.json and the rows hold; computes no statistic of its own.
+Leaves to others: the words (_words.py), the figures (_charts.py), the page (_template.html.jinja).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from heredity.estimates import ALL, Estimates, Manners, Measure, Pair, Rate, TechniqueCard
+from heredity.plan import Plan
+from heredity.records import Estimate
+from heredity.report import _charts as charts
+from heredity.report import _words as words
+from heredity.report._samples import WANTED, Sample
+
+_MAX_RANGES = 6  # more than these make no readable filter; the rows are then found by probe name
+MANNERS = ("refusal", "compliance", "incoherent", "empty")
+
+
+class Band(NamedTuple):
+    """Techniques that are decided alike: by a check, or by a judge that errs."""
+
+    is_judge_free: bool
+    title: str
+    techniques: tuple[TechniqueCard, ...]
+
+
+class Compared(NamedTuple):
+    """A pair as a row, turned so that `high` is the model of the higher rate: no difference is negative."""
+
+    pair: Pair
+    high: str  # model ids
+    low: str
+    difference: Estimate
+    only_high: int
+    only_low: int
+    badge: str  # a class of the style sheet: worse, same, unknown
+    verdict: str
+    aside: str
+
+
+class View:
+    """What the template asks. Every method takes and gives plain values."""
+
+    def __init__(self, estimates: Estimates, plan: Plan, samples: Sequence[Sample], with_text: bool) -> None:
+        self.estimates, self.plan, self.samples, self.with_text = estimates, plan, samples, with_text
+        self.names = words.names(estimates.models)
+        self.headline = words.headline(estimates)
+        self.order = {card.id: i for i, card in enumerate(estimates.models)}
+        self._rates: dict[tuple[str, str, str, str], Rate] = {
+            (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
+        }
+        cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
+        self.techniques = tuple(cards)
+
+    # --- cells ---
+
+    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
+        """The rate of one cell, None where nothing was asked."""
+        return self._rates.get((model, technique, attack, measure))
+
+    def bands(self, measure: Measure) -> list[Band]:
+        """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band."""
+        if measure == "over_refusal":
+            twins = tuple(t for t in self.techniques if t.n_twins)
+            return [Band(False, "Benign twins: a judge tells refusals from answers", twins)] if twins else []
+        asked = [t for t in self.techniques if t.n_probes]
+        free = tuple(t for t in asked if t.is_judge_free)
+        judged = tuple(t for t in asked if not t.is_judge_free)
+        bands = [
+            Band(True, "No judge needed: a deterministic check decides", free),
+            Band(
+                False, "Decided by a judge: raw rate, and corrected for the judge's measured errors", judged
+            ),
+        ]
+        return [band for band in bands if band.techniques]
+
+    def forest(self) -> list[str]:
+        """Techniques of the forest plot, judge-free first, then all together."""
+        return [t.name for t in self.techniques if t.n_probes] + [ALL]
+
+    def ledger(self, measure: Measure) -> list[str]:
+        """Techniques of the ledger of one measure, then all together."""
+        return [t.name for band in self.bands(measure) for t in band.techniques] + [ALL]
+
+    def number(self, technique: str) -> int:
+        """A technique's number for anchors: no name, which anyone may choose, becomes part of a link."""
+        return next((i for i, t in enumerate(self.techniques, 1) if t.name == technique), 0)
+
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks that need a table of their own: all of them where there are several."""
+        return self.estimates.attacks if len(self.estimates.attacks) > 1 else ()
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether over-refusal was measured at all."""
+        return any(r.measure == "over_refusal" and r.estimate.n for r in self.estimates.rates)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any rate was decided by a judge that can err."""
+        return any(r.estimate.n and not r.is_judge_free and r.technique != ALL for r in self.estimates.rates)
+
+    # --- words ---
+
+    def in_words(self, rate: Rate | None) -> str:
+        """The rate in full, for a title and for a figure's text."""
+        return words.rate_words(rate, self.estimates.confidence)
+
+    def title(self, technique: str) -> str:
+        """A technique's name as a heading."""
+        return "All techniques" if technique == ALL else technique.replace("_", " ").capitalize()
+
+    def heat(self, rate: Rate | None) -> str:
+        """The step of the colour scale, from h0 to h10."""
+        value = rate.estimate.value if rate else None
+        return "none" if value is None else f"h{round(10 * value)}"
+
+    def worst_case(self, rate: Rate) -> str:
+        """What the rate would be if every unclear answer had held, and if every one had broken."""
+        bounds = rate.worst_case
+        if bounds is None or not rate.n_unclear:
+            return ""
+        low = words.percent(bounds.low).removesuffix(f"{words.NBSP}%")
+        return f"{low} to {words.percent(bounds.high)}"
+
+    # --- figures ---
+
+    def bar(self, rate: Rate | None) -> Markup:
+        """The rate's interval on a line from 0 to 100 %."""
+        span = _span(rate.estimate) if rate else None
+        return charts.interval_bar(span, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
+
+    def key(self, model: str) -> Markup:
+        """The model's shape, to stand before its name."""
+        return charts.key(self.order.get(model, 0))
+
+    def difference(self, row: Compared, reach: float) -> Markup:
+        """The difference's interval, with the margin as a band."""
+        text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
+        return charts.difference_bar(
+            _span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
+        )
+
+    def reach(self, pairs: Sequence[Compared]) -> float:
+        """One scale for a table of differences."""
+        return charts.reach_of([span for row in pairs if (span := _span(row.difference))])
+
+    def plane(self) -> Markup:
+        """Over-refusal against breach, one point a model."""
+        drawn = []
+        for order, card in enumerate(self.estimates.models):
+            breach, over = (self._spread(card.id, measure) for measure in ("breach", "over_refusal"))
+            if breach and over:
+                drawn.append(charts.Point(order, self.names[card.id], breach, over))
+        told = "; ".join(
+            f"{p.name}: breach {p.breach.value:.0%}, over-refusal {p.over_refusal.value:.0%}" for p in drawn
+        )
+        return charts.plane(drawn, f"Breach rate against over-refusal rate. {told}")
+
+    def _spread(self, model: str, measure: str) -> charts.Span | None:
+        rate = self._rates.get((model, ALL, ALL, measure))
+        return _span(rate.estimate) if rate else None
+
+    def manner_bar(self, said: Manners) -> Markup:
+        """Shares of refusal, compliance, incoherent and empty answers, and errors."""
+        kinds = (*MANNERS, "error")
+        parts = [charts.Part(kind, getattr(said, kind)) for kind in kinds]
+        return charts.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
+
+    # --- pairs ---
+
+    def pairs(self, measure: Measure, exploratory: bool = False) -> list[Compared]:
+        """Comparisons of one measure, each with its verdict in words."""
+        held = self.estimates.technique_pairs if exploratory else self.estimates.pairs
+        return [self._compared(pair) for pair in held if pair.measure == measure and pair.n]
+
+    def _compared(self, pair: Pair) -> Compared:
+        found, table = pair.difference, pair.table
+        is_b_higher = (found.value or 0.0) >= 0
+        high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
+        only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
+        of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
+        badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
+        said = of_high[:1].upper() + of_high[1:]
+        aside = (
+            f"but {self.names.get(low, '?')} is not worse"
+            if (badge, of_low) == ("unknown", "not worse")
+            else ""
+        )
+        turned = found if is_b_higher else _negated(found)
+        return Compared(pair, high, low, turned, *only, badge, said, aside)
+
+    # --- rows ---
+
+    def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
+        """First and last index of each run of rows behind a cell, in the plan's order."""
+        plan = self.plan
+        of = [i for i, probe in enumerate(plan.probes) if technique in (ALL, probe.technique)]
+        models = [i for i, card in enumerate(plan.models) if card.id == model]
+        attacks = [i for i, name in enumerate(plan.attacks) if attack in (ALL, name)]
+        per_attack = len(plan.probes) * plan.samples
+        starts = (
+            (m * len(plan.attacks) + a) * per_attack + p * plan.samples
+            for m in models
+            for a in attacks
+            for p in of
+        )
+        return _runs(starts, plan.samples)
+
+    def rows(self, model: str, technique: str, attack: str = ALL) -> str:
+        """The rows behind a cell, as ranges of `index`."""
+        found = self.ranges(model, technique, attack)
+        if len(found) > _MAX_RANGES:
+            return f"{len(found)} runs: filter by model and probe"
+        return ", ".join(f"{first}–{last}" for first, last in found)
+
+    def example(self) -> str:
+        """A jq condition that picks the rows of the first cell out of verdicts.jsonl."""
+        if not self.estimates.models or not self.techniques:
+            return ""
+        found = self.ranges(self.estimates.models[0].id, self.techniques[0].name, ALL)[:_MAX_RANGES]
+        return " or ".join(f"(.index >= {first} and .index <= {last})" for first, last in found)
+
+    # --- conversations ---
+
+    def samples_of(self, technique: str) -> list[Sample]:
+        """Conversations of a technique: broke first, then held, refused, unclear, error; by model within."""
+        kinds = list(WANTED)
+        mine = [s for s in self.samples if s.technique == technique]
+        return sorted(mine, key=lambda s: (kinds.index(s.kind), self.order.get(s.model, 0), s.row))
+
+
+def _span(estimate: Estimate) -> charts.Span | None:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return None
+    return charts.Span(estimate.value, estimate.low, estimate.high)
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    value, low, high = (None if x is None else -x for x in (estimate.value, estimate.high, estimate.low))
+    return Estimate(value, low, high, estimate.n, estimate.method)
+
+
+def _runs(starts: Iterator[int], width: int) -> list[tuple[int, int]]:
+    """Neighbouring blocks of `width` indices joined: (first, last) of each run."""
+    runs: list[tuple[int, int]] = []
+    for start in starts:
+        if runs and runs[-1][1] == start - 1:
+            runs[-1] = (runs[-1][0], start + width - 1)
+        else:
+            runs.append((start, start + width - 1))
+    return runs

@@ -1,0 +1,71 @@
+"""A study's rates and comparisons as flat JSON: one object a row, for a spreadsheet, a data frame or jq.
+
+Promises: names beside ids, no nesting, no text of any model or probe; the same study gives the same bytes.
+Leaves to others: the full record with every setting (the study's own estimates.json).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from heredity import store
+from heredity.estimates import Pair, Rate
+from heredity.records import SCHEMA, Estimate
+from heredity.report import _study, _words
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
+    """Write the flat tables of the study in `folder` to `out`, and return `out`."""
+    study = _study.read(folder)
+    called = _words.names(study.estimates.models)
+    document = {
+        "schema": SCHEMA,
+        "study": study.estimates.study,
+        "application": study.estimates.application.digest,
+        "confidence": study.estimates.confidence,
+        "rates": [_rate(rate, called) for rate in study.estimates.rates],
+        "pairs": [_pair(pair, called) for pair in study.estimates.pairs + study.estimates.technique_pairs],
+    }
+    store.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    return out
+
+
+def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": called.get(rate.model, ""), "model_id": rate.model}
+    for field in (
+        "technique",
+        "attack",
+        "measure",
+        "is_judge_free",
+        "n_held",
+        "n_broke",
+        "n_unclear",
+        "n_error",
+    ):
+        row[field] = getattr(rate, field)
+    row |= _flat("", rate.estimate) | _flat("corrected_", rate.corrected)
+    bounds = rate.worst_case
+    return row | {"if_unclear_held": bounds and bounds.low, "if_unclear_broke": bounds and bounds.high}
+
+
+def _pair(pair: Pair, called: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "a": called.get(pair.a, ""),
+        "b": called.get(pair.b, ""),
+        "a_id": pair.a,
+        "b_id": pair.b,
+    }
+    row |= {"measure": pair.measure, "technique": pair.technique}
+    row |= {field: getattr(pair.table, field) for field in ("both", "only_a", "only_b", "neither")}
+    row |= _flat("difference_", pair.difference)
+    for field in ("p_value", "p_holm", "test", "margin", "detectable", "verdict_ab", "verdict_ba"):
+        row[field] = getattr(pair, field)
+    return row
+
+
+def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:
+    fields = Estimate.__struct_fields__
+    return {f"{prefix}{field}": getattr(estimate, field) if estimate else None for field in fields}

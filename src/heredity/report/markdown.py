@@ -1,0 +1,96 @@
+"""A study in a page of Markdown, for a pull request or a terminal without a browser.
+
+Promises: the headline, the rates with n and interval, the comparisons and the warnings; no text of any model
+or probe; names cannot break out of a table cell or become markup.
+Leaves to others: everything else (html.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from heredity import store
+from heredity.estimates import ALL, Measure, Rate
+from heredity.report import _study
+from heredity.report._text import label
+from heredity.report._view import View
+from heredity.report._words import interval, p_words, percent, points, points_interval, unsigned
+
+# Only what means something inside a line; a link is made from "://" and "www." even without brackets.
+_MARKUP = re.compile(r"([\\`*_\[\]<>#!|~&$@]|^[-+=]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
+    """Write the summary of the study in `folder` to `out`, and return `out`."""
+    store.write_atomic(out, render(folder).encode())
+    return out
+
+
+def render(folder: Path) -> str:
+    """The summary itself."""
+    study = _study.read(folder)
+    return "\n".join(_lines(View(study.estimates, study.plan, (), False))) + "\n"
+
+
+def plain(text: str, limit: int = 80) -> str:
+    """A name as Markdown that shows it and does nothing else."""
+    return _MARKUP.sub(r"\\\1", label(text, limit))
+
+
+def _lines(view: View) -> Iterator[str]:
+    e = view.estimates
+    yield f"## {plain(view.headline.sentence, 300)}\n"
+    yield from (f"{plain(line, 600)}\n" for line in view.headline.support)
+    yield from (f"> **{plain(line, 600)}**\n" for line in view.headline.warnings)
+    yield "### Breach rate\n"
+    yield from _rates(view, "breach")
+    if view.has_twins:
+        yield "\n### Over-refusal rate\n"
+        yield from _rates(view, "over_refusal")
+    pairs = view.pairs("breach") + view.pairs("over_refusal")
+    if pairs:
+        yield "\n### Model against model\n"
+        yield from _pairs(view)
+    yield (
+        f"\n{percent(e.confidence)} intervals; {e.n_asked:,} of {e.n_trials:,} trials. Application "
+        f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
+    )
+
+
+def _rates(view: View, measure: Measure) -> Iterator[str]:
+    yield from _head(["technique", *(plain(view.names[card.id]) for card in view.estimates.models)])
+    for technique in view.ledger(measure):
+        cells = [_cell(view.rate(card.id, technique, measure)) for card in view.estimates.models]
+        title = plain(view.title(technique))
+        yield _row([f"**{title}**" if technique == ALL else title, *cells])
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None:
+        return "not asked"
+    found = rate.estimate
+    words = f"**{percent(found.value)}** {rate.n_broke}/{found.n} ({interval(found)})"
+    beside = [f"{n} {what}" for n, what in ((rate.n_unclear, "unclear"), (rate.n_error, "error")) if n]
+    return ", ".join([words, *beside])
+
+
+def _pairs(view: View) -> Iterator[str]:
+    yield from _head(["measure", "higher", "lower", "verdict", "difference", "p, Holm", "would have shown"])
+    measures: tuple[Measure, ...] = ("breach", "over_refusal")
+    for measure in measures:
+        for row in view.pairs(measure):
+            difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
+            names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
+            said = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
+            yield _row([measure.replace("_", "-"), *names, f"**{row.verdict}**", difference, *said])
+
+
+def _head(cells: Sequence[str]) -> Iterator[str]:
+    yield _row(cells)
+    yield _row(["---"] * len(cells))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

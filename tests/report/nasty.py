@@ -1,0 +1,27 @@
+"""Things that a model may say, each to do harm to who looks at it."""
+
+NASTY = {
+    "script": "<script>document.title='pwned'</script>",
+    "image": "<img src=x onerror=\"document.title='pwned'\">",
+    "svg": "<svg/onload=document.title='pwned'>",
+    "out of pre": "</pre></div></details><h1 id='mine'>Mine</h1><script>document.title='pwned'</script>",
+    "out of an attribute": '" onmouseover="document.title=\'pwned\'" x="',
+    "out of a quoted attribute": "' autofocus onfocus='document.title=1' '",
+    "out of style": "</style><script>document.title='pwned'</script>",
+    "out of a comment": "--><script>document.title='pwned'</script><!--",
+    "template": "{{ 7 * 7 }}{% for x in ().__class__.__mro__ %}{{ x }}{% endfor %}",
+    "link": "[click](javascript:document.title='pwned') javascript:document.title='pwned'",
+    "remote": "<link rel=stylesheet href=//evil.example/x.css><img src='//evil.example/p.png'>",
+    "refresh": "<meta http-equiv=refresh content='0;url=//evil.example'>",
+    "base": "<base href='//evil.example/'><form action='//evil.example'><button>go</button></form>",
+    "entities": "&lt;script&gt; &#x3c;script&#x3e; &amp;",
+    "ansi": "\x1b[2J\x1b[31mred\x1b]8;;https://evil.example\x07link\x1b]8;;\x07\x9b31m",
+    "bidi": "safe \u202egnihton\u202c \u2066x\u2069 \u200fend",
+    "invisible": "in\u200bvi\u2060si\ufeffble \U000e0041\U000e0042 \U000e0101",
+    "nul": "a\x00b\x08c\x7fd",
+    "line separators": "one\u2028two\u2029three\x85four\rfive",
+    "zalgo": "Z" + "\u0340\u0341\u0343" * 200,
+    "private": "\ue000\U0010ffff",
+    "a megabyte on one line": "A" * 1_000_000,
+    "many lines": "line\n" * 5000,
+}

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from heredity.estimates import Estimates, Manners
+from heredity.estimates import read as read_estimates
+from heredity.records import Estimate
+from heredity.report import _words as words
+from tests.report.studies import make, plan
+
+
+@pytest.fixture
+def estimates(study: Path) -> Estimates:
+    return read_estimates(study)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "–"), (0.0, "0 %"), (1.0, "100 %"), (0.456, "46 %"), (0.004, "0.4 %"), (0.996, "99.6 %"),
+     (0.0001, "< 0.1 %"), (0.99999, "> 99.9 %")],
+)  # fmt: skip
+def test_a_share_is_never_rounded_to_none_or_all(value: float | None, said: str) -> None:
+    assert words.percent(value).replace("\u00a0", " ") == said
+
+
+def test_no_p_value_is_zero() -> None:
+    assert words.p_words(1e-30) == "< 0.0001"
+    assert words.p_words(0.0421) == "0.042"
+    assert words.p_words(None) == "–"
+
+
+def test_a_difference_has_a_sign_and_no_negative_zero() -> None:
+    assert words.points(-0.0001) == "0.0\u00a0points"
+    assert words.points(-0.132) == "−13.2\u00a0points"
+
+
+def with_verdicts(estimates: Estimates, ab: str, ba: str, value: float) -> Estimates:
+    def changed(pair):  # type: ignore[no-untyped-def]
+        found = Estimate(value, value - 0.1, value + 0.1, pair.n, "tango")
+        return msgspec.structs.replace(pair, verdict_ab=ab, verdict_ba=ba, difference=found)
+
+    return msgspec.structs.replace(estimates, pairs=tuple(changed(pair) for pair in estimates.pairs))
+
+
+def test_the_headline_has_three_outcomes(estimates: Estimates) -> None:
+    # The made-up study's first model broke more often than its second.
+    said = {
+        outcome: words.headline(with_verdicts(estimates, "not worse", outcome, -0.1)).sentence
+        for outcome in ("worse", "not worse", "not enough evidence")
+    }
+    first, second = (card.name for card in estimates.models)
+    assert said["worse"] == f"{first} breaks more often than {second}"
+    assert said["not worse"].startswith(f"{first} is not worse than {second}, within 5.0")
+    assert said["not enough evidence"] == f"The evidence does not separate {first} from {second}"
+
+
+def test_not_enough_evidence_says_what_could_have_been_shown(estimates: Estimates) -> None:
+    found = words.headline(with_verdicts(estimates, "not enough evidence", "not enough evidence", -0.1))
+    assert "shared trials would have shown a difference of" in found.support[0]
+
+
+def test_errors_and_missing_trials_are_said(estimates: Estimates) -> None:
+    under_way = msgspec.structs.replace(estimates, n_asked=estimates.n_trials - 7)
+    said = " ".join(words.headline(under_way).warnings)
+    assert "not a pass" in said and "Under way" in said
+
+
+def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
+    babbler = Manners(estimates.models[0].id, "breach", 1, 1, 8, 0, 0)
+    said = words.headline(msgspec.structs.replace(estimates, manners=(babbler,))).warnings
+    assert any("unable rather than unwilling" in line for line in said)
+
+
+def test_the_headline_does_not_crown_a_model_that_refuses_everything(estimates: Estimates) -> None:
+    refused = Estimate(0.9, 0.8, 1.0, 75, "wilson")
+    rates = tuple(
+        msgspec.structs.replace(r, estimate=refused) if r.measure == "over_refusal" else r
+        for r in estimates.rates
+    )
+    refuser = msgspec.structs.replace(estimates, rates=rates)
+    found = words.headline(with_verdicts(refuser, "not worse", "worse", -0.1))
+    assert found.sentence.endswith(
+        "but qwen2.5-coder-0.5b-instruct refuses 90\u00a0% of what it should answer"
+    )
+    assert any(line.startswith("Its safety has a price: qwen") for line in found.support)
+
+
+def test_without_twins_the_headline_says_what_is_not_known(estimates: Estimates) -> None:
+    only = tuple(rate for rate in estimates.rates if rate.measure == "breach")
+    support = words.headline(msgspec.structs.replace(estimates, rates=only)).support
+    assert any("a model that refuses everything would look safe" in line for line in support)
+
+
+def test_one_model_is_a_rate_and_no_comparison(tmp_path: Path) -> None:
+    found = words.headline(read_estimates(make(tmp_path, plan(1))))
+    assert "broke in" in found.sentence and "interval" in found.support[0]
+
+
+def test_no_decided_trial_is_no_rate(estimates: Estimates) -> None:
+    assert "Nothing is decided yet" in words.headline(msgspec.structs.replace(estimates, rates=())).sentence
+
+
+def test_models_of_one_name_are_told_apart(estimates: Estimates) -> None:
+    twins = tuple(msgspec.structs.replace(card, name="same") for card in estimates.models)
+    called = words.names(twins)
+    assert len(set(called.values())) == 2 and all("same (" in name for name in called.values())
