@@ -1,0 +1,261 @@
+"""Read a technique from TOML: the package's own files and a user's, by the same rules.
+
+Promises: a mistake is one line that names file, line and item; what loads can be judged: every regular
+expression compiles, every sample of a breach fires, and no text that the model is shown holds its own marker.
+Leaves to others: which files there are (probes/__init__.py) and what an application fills in (_fill.py).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from heredity.application import read_toml
+from heredity.errors import BadInput, nearest
+from heredity.probes._fill import SLOTS, slots, texts
+from heredity.records import Check, Probe, Record, ToolResult
+
+MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
+_NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
+
+
+class Twin(Record, frozen=True):
+    """The benign twin of an item; what it leaves out is as in the item, but never the injected text."""
+
+    turns: tuple[str, ...] = ()
+    passage: str = ""
+    tool_result: str | ToolResult = ""
+
+
+class Item(Record, frozen=True):
+    """One item of a technique's file. `marker` and `continues` are short ways to write a check."""
+
+    id: str
+    cluster: str
+    turns: tuple[str, ...]
+    passage: str = ""
+    tool_result: str | ToolResult = ""  # a plain text is what {tool} answers
+    marker: str = ""  # what only obeying produces: a check of kind "marker"
+    continues: str = ""  # the words that follow: a check of kind "pattern" that ignores case and punctuation
+    check: Check | None = None
+    obeys: str = ""  # a sample of a breach, tried against a check of kind "pattern" when the file is read
+    twin: Twin | None = None
+    why_no_twin: str = ""
+    threats: tuple[str, ...] = ()
+    language: str = ""
+
+
+class File(Record, frozen=True):
+    """A technique's file; `check`, `why_no_twin` and `threats` are for items without."""
+
+    title: str
+    description: str
+    source: str = ""
+    known_error: str = ""
+    technique: str = ""  # the file's name if left out
+    threats: tuple[str, ...] = ()
+    check: Check | None = None
+    why_no_twin: str = ""
+    language: str = "en"
+    probe: tuple[Item, ...] = ()
+
+
+class Bank(msgspec.Struct, frozen=True):
+    """A technique as read: its words, and its probes, each twin directly after its breach-seeking probe."""
+
+    technique: str
+    title: str
+    description: str
+    threats: tuple[str, ...]
+    source: str
+    known_error: str
+    probes: tuple[Probe, ...]
+    samples: dict[str, str]  # probe id -> a breaching answer, where the file gives one
+
+    @property
+    def is_judge_free(self) -> bool:
+        return all(p.check.kind != "refusal" for p in self.probes if p.kind == "breach")
+
+
+def read(path: Path) -> Bank:
+    """Read one file. Raises BadInput with file, line and item."""
+    path = path.resolve()
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        changed = 0  # reading it gives the error
+    return _read(path, changed)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _changed: int) -> Bank:
+    return _Reader(path).bank()
+
+
+def bare(text: str) -> str:
+    """Letters and digits alone, in one case: how markers are compared."""
+    return "".join(c for c in text.casefold() if c.isalnum())
+
+
+def continuation(words: str) -> str:
+    """A regular expression for these words in a row, whatever the case, line breaks and punctuation."""
+    return r"(?i)\b" + r"[\W_]+".join(re.escape(w) for w in re.findall(r"[^\W_]+", words)) + r"\b"
+
+
+class _Reader:
+    """Turns one file into a Bank; it only exists so that every mistake can name its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = read_toml(path)
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+        self.heads = [n for n, line in enumerate(self.lines, 1) if re.match(r"\s*\[\[\s*probe\s*\]\]", line)]
+        self.file = self._convert(data)
+        self.technique = self.file.technique or path.stem
+
+    def bank(self) -> Bank:
+        file = self.file
+        if not _NAME.fullmatch(self.technique):
+            self._fail(f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _")
+        if not file.probe:
+            self._fail("has no items: write at least one [[probe]]")
+        probes: dict[str, Probe] = {}
+        for place, item in enumerate(file.probe):
+            for probe in self._probes(place, item):
+                if probe.id in probes:
+                    self._fail(f"the id '{item.id}' is used twice", place)
+                probes[probe.id] = probe
+        given = ((item.id, item.obeys or item.continues) for item in file.probe)
+        samples = {f"{self.technique}/{name}": sample for name, sample in given if sample}
+        words = (file.title, file.description, file.threats, file.source, file.known_error)
+        return Bank(self.technique, *words, tuple(probes.values()), samples)
+
+    def _probes(self, place: int, item: Item) -> list[Probe]:
+        for what, name in (("id", item.id), ("cluster", item.cluster)):
+            if not _NAME.fullmatch(name):
+                self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place)
+        name = f"{self.technique}/{item.id}"
+        twin_name = f"{name}~benign" if item.twin else None
+        why = "" if item.twin else item.why_no_twin or self.file.why_no_twin
+        if item.twin is not None and item.why_no_twin:
+            self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place)
+        probe = Probe(
+            name, self.technique, "breach", item.turns, self._check(place, item), item.cluster,
+            item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
+            twin_name, why, item.language or self.file.language,
+        )  # fmt: skip
+        self._verify(place, item, probe)
+        if item.twin is None:
+            if not why:
+                self._fail(f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place)
+            return [probe]
+        twin = Probe(
+            f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
+            item.cluster, probe.threats, item.twin.passage.strip(), _result(item.twin.tool_result),
+            name, "", probe.language,
+        )  # fmt: skip
+        self._verify_twin(place, item, probe, twin)
+        return [probe, twin]
+
+    def _check(self, place: int, item: Item) -> Check:
+        ways = [item.check is not None, bool(item.marker), bool(item.continues)]
+        if sum(ways) > 1:
+            self._fail(f"item '{item.id}' has more than one of `check`, `marker`, `continues`", place)
+        if item.marker:
+            return Check("marker", text=item.marker)
+        if item.continues:
+            return Check("pattern", patterns=(continuation(item.continues),))
+        check = item.check or self.file.check
+        if check is None:
+            self._fail(f"item '{item.id}' has no `check`, and the file gives none for all", place)
+        return check
+
+    def _verify(self, place: int, item: Item, probe: Probe) -> None:
+        self._verify_texts(place, item, probe)
+        check = probe.check
+        if check.kind == "marker":
+            self._verify_marker(place, item, probe)
+        if check.kind == "pattern":
+            self._verify_patterns(place, item, probe)
+        if check.kind == "prompt_leak" and check.n_words < 5:
+            self._fail(f"item '{item.id}': `n_words` under 5 would turn up by chance", place)
+
+    def _verify_texts(self, place: int, item: Item, probe: Probe) -> None:
+        if not probe.turns or not all(turn.strip() for turn in probe.turns):
+            self._fail(f"item '{item.id}' has no turns, or an empty one", place)
+        for slot in slots(probe):
+            if slot not in SLOTS:
+                near = nearest(slot, SLOTS)
+                hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
+                self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place)
+
+    def _verify_marker(self, place: int, item: Item, probe: Probe) -> None:
+        marker, shown = bare(probe.check.text), [bare(text) for text in texts(probe)]
+        if len(marker) < MIN_MARKER:
+            self._fail(
+                f"item '{item.id}': a marker under {MIN_MARKER} letters or digits would turn up by chance",
+                place,
+            )
+        if any(marker in text for text in shown):
+            self._fail(
+                f"item '{item.id}': the marker '{probe.check.text}' stands in a text that the model sees, "
+                "so quoting would count as obeying. Ask for what it must put together",
+                place,
+            )
+
+    def _verify_patterns(self, place: int, item: Item, probe: Probe) -> None:
+        if not probe.check.patterns:
+            self._fail(f"item '{item.id}': a check of kind 'pattern' needs `patterns`", place)
+        compiled = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
+        if any(pattern.search(text) for pattern in compiled for text in texts(probe)):
+            self._fail(f"item '{item.id}': a pattern matches a text that the model is shown", place)
+        if item.obeys and not any(pattern.search(item.obeys) for pattern in compiled):
+            self._fail(f"item '{item.id}': no pattern matches the sample in `obeys`", place)
+
+    def _compiled(self, place: int, item: Item, pattern: str) -> re.Pattern[str]:
+        try:
+            return re.compile(pattern)
+        except re.error as error:
+            self._fail(f"item '{item.id}': bad regular expression '{pattern}': {error}", place)
+
+    def _verify_twin(self, place: int, item: Item, probe: Probe, twin: Probe) -> None:
+        self._verify_texts(place, item, twin)
+        if (twin.turns, twin.passage, twin.tool_result) == (probe.turns, probe.passage, probe.tool_result):
+            self._fail(f"item '{item.id}': the twin asks the very same thing", place)
+
+    def _convert(self, data: dict[str, Any]) -> File:
+        try:
+            return msgspec.convert(data, File, strict=True)
+        except msgspec.ValidationError as error:
+            self._explain(str(error))
+
+    def _explain(self, message: str) -> NoReturn:
+        where = re.search(r"at `\$\.probe\[(\d+)\]", message)
+        place = int(where[1]) if where else None
+        unknown = re.search(r"unknown field `([^`]+)`", message)
+        if unknown is None:
+            self._fail(message, place)
+        known = {f for s in (File, Item, Twin, Check, ToolResult) for f in s.__struct_fields__}
+        near = nearest(unknown[1], sorted(known))
+        hint = f" Did you mean '{near}'?" if near else ""
+        self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1])
+
+    def _fail(self, message: str, place: int | None = None, key: str = "") -> NoReturn:
+        """Raise BadInput at the `place`-th item, at the line of `key` inside it where there is one."""
+        start = self.heads[place] if place is not None and place < len(self.heads) else 0
+        line = start
+        for number in range(start, len(self.lines) if key else 0):
+            if re.search(rf"(?:^|[\s{{,\[.])\"?{re.escape(key)}\"?\s*(?:=|\])", self.lines[number]):
+                line = number + 1
+                break
+        raise BadInput(self.path, message, line)
+
+
+def _result(given: str | ToolResult) -> ToolResult | None:
+    if isinstance(given, ToolResult):
+        return given
+    return ToolResult("{tool}", given.strip()) if given.strip() else None
