@@ -1,0 +1,66 @@
+# Each target does its own set-up on a fresh machine with Python 3.11 or newer: virtual environment, install, run.
+
+DEFAULT_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
+MODELS ?= $(DEFAULT_MODELS)
+APPLICATION ?= examples/support-desk.toml
+ARGS ?=
+
+# Other models or another application are another study, and a study has a folder of its own.
+empty :=
+slug = $(subst /,_,$(subst :,_,$(subst $(empty) $(empty),+,$(strip $(1)))))
+OUT ?= runs/$(basename $(notdir $(APPLICATION)))$(if $(subst $(DEFAULT_MODELS),,$(strip $(MODELS))),-$(call slug,$(MODELS)))
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
+
+.PHONY: help study test bench proofs judges clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo; echo '  Examples: make study MODELS="smollm2-135m-instruct qwen2.5-coder-1.5b-instruct"'
+	@echo '            make study ARGS="--probes quick"'
+	@echo '            make test ARGS="tests/stats -x"'
+
+study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
+	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)
+
+test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not proof" $(ARGS)
+
+bench: $(VENV)/.dev ## the speed figures, as ratios in one run
+	@for script in $(filter-out bench/judges.py,$(wildcard bench/[a-z]*.py)); do \
+	  echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit; done
+
+proofs: $(VENV)/.dev ## the longer proofs: kill -9 of a real study, fuzzing with 10,000 inputs
+	$(BIN)/pytest -m proof $(ARGS)
+
+judges: $(VENV)/.dev ## measure the judges on the labelled sets again
+	$(BIN)/python bench/judges.py $(ARGS)
+
+clean: ## remove the virtual environment and the caches, but no study and no model
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+
+# A stamp is written last, so an install that was interrupted is done again; pyproject.toml newer: again too.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { \
+	  echo "heredity needs Python 3.11 or newer, and none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) could not make a virtual environment. On Debian: apt-get install python3-venv" >&2; exit 2; }
+	@touch $@
+
+$(VENV)/.torch: pyproject.toml $(VENV)/.made
+	@echo "installing heredity and torch into $(VENV) (once; some minutes) ..."
+	@$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.made
+	@echo "installing heredity, torch and the tools of development into $(VENV) (once; some minutes) ..."
+	@$(PIP) -e '.[torch,dev]'
+	@touch $@ $(VENV)/.torch

@@ -1,0 +1,177 @@
+"""The command line: one file a verb, no logic in any of them.
+
+Promises: a verb's module is imported only when that verb runs or its help is asked; a user's mistake is one
+line on stderr and exit 2, never a traceback; an unknown verb or option is answered with the nearest one.
+Leaves to others: everything that a verb does (the library beneath is the same without it).
+
+Exit codes: 0 done; 2 a mistake, or something refused, damaged or not there; 70 a fault in heredity itself;
+130 stopped by the user; 141 the reader of the output went away. `gate` adds its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from heredity import __version__, registry
+from heredity.errors import HeredityError, UnknownName
+
+# Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Grow": {
+        "pull": "Bring a foundation model into the store.",
+        "models": "List the models in the store, or those that can be pulled.",
+        "verify": "Hash a model's files again and compare.",
+    },
+    "Measure": {
+        "ask": "Ask a model one thing.",
+        "study": "Ask the same probes of several models in one application.",
+        "gate": "Pass or fail a study, for CI.",
+    },
+    "Read": {
+        "report": "Write a study's report.",
+        "show": "Show a model, or one conversation of a study.",
+        "probes": "List the probes, or show one.",
+        "attacks": "List the attacks that a study can lay over its probes.",
+        "judges": "List the judges and how good they are; calibrate one.",
+        "engines": "List the engines that can load a model and answer.",
+    },
+}
+FAULT, STOPPED, CLOSED = 70, 130, 141
+_DEBUG = "--debug"
+
+
+class Verb(click.Command):
+    """A command that also takes --debug, and shows its example as it is typed."""
+
+    def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:
+        settings.setdefault("context_settings", {})["help_option_names"] = ["-h", "--help"]
+        super().__init__(*args, **settings)
+        self.example = example
+        self.params.append(_debug_option())
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The example, unwrapped, so that it can be copied."""
+        if self.example:
+            formatter.write(f"\nExample:\n  {self.example}\n")
+
+
+class Lister(click.Group):
+    """A verb with verbs of its own; alone it lists."""
+
+    def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:
+        settings.setdefault("context_settings", {})["help_option_names"] = ["-h", "--help"]
+        settings["invoke_without_command"] = True
+        super().__init__(*args, **settings)
+        self.example = example
+        self.params.append(_debug_option())
+
+    format_epilog = Verb.format_epilog
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown name is answered with the nearest."""
+        if not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            kind = "verb" if ctx.parent is None else f"'{ctx.info_name}' verb"
+            raise UnknownName(kind, args[0], self.list_commands(ctx), f"{ctx.command_path} --help")
+        return super().resolve_command(ctx, args)
+
+
+class _Verbs(Lister):
+    """The root: knows every verb's name and purpose without importing it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [name for section in SECTIONS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = registry.load("cli", cmd_name).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:8}", what) for name, what in verbs.items()])
+
+
+def _debug_option() -> click.Option:
+    return click.Option([_DEBUG], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+@click.command("heredity", cls=_Verbs, example="heredity pull smollm2-135m-instruct", add_help_option=True)
+@click.version_option(__version__, message="heredity %(version)s")
+@click.pass_context
+def heredity(ctx: click.Context) -> None:
+    """Grow models from a foundation, write every descent into one lineage, and measure what security each has
+    and what it inherited."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. Without `args`, the process's own."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        _accept_any_text()
+        code = heredity.main(arguments, prog_name="heredity", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BaseException as error:
+        return _explain(error, show_traceback=_DEBUG in arguments)
+
+
+def _explain(error: BaseException, show_traceback: bool) -> int:
+    """One line on stderr for whatever went wrong, and the exit code for it."""
+    if isinstance(error, SystemExit):  # click, where the output's reader went away
+        return _closed()
+    if show_traceback:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return _say("stopped. The same command goes on from here.", STOPPED)
+    if isinstance(error, BrokenPipeError):
+        return _closed()
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "heredity"
+        return _say(f"error: {error.format_message()} Help: {command} --help", 2)
+    if isinstance(error, click.ClickException):
+        return _say(f"error: {error.format_message()}", 2)
+    if isinstance(error, HeredityError):
+        return _say(f"error: {error}", 2)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror}", 2)
+    hint = "" if show_traceback else " Run it again with --debug for the details."
+    return _say(f"error: a fault in heredity: {type(error).__name__}: {error}.{hint}", FAULT)
+
+
+def _say(line: str, code: int) -> int:
+    """A name or path in an error may come from a hostile file, so it is made plain like everything else."""
+    from heredity.cli._plain import plain
+
+    with contextlib.suppress(OSError):
+        print(plain(line), file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+def _closed() -> int:
+    """Nobody reads any more: say nothing, not even when Python flushes at its end."""
+    import os
+
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED
+
+
+def _accept_any_text() -> None:
+    """Text that the terminal's encoding cannot show is shown as an escape, never as a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,37 @@
+"""Pulling a model where a person can watch: what `pull` and `study` share.
+
+Promises: licence and warnings are shown before the model is used.
+Leaves to others: getting the bytes and checking them (recipes/pull.py).
+"""
+
+from __future__ import annotations
+
+from heredity.cli._plain import plain
+from heredity.cli._progress import Bytes, Display
+from heredity.cli._terminal import err, note, size
+from heredity.lineage import Grown, Store
+
+
+def pull(store: Store, ref: str) -> Grown:
+    """The model that `ref` names, with progress while it comes."""
+    with Display() as display:
+        grown = store.pull(ref, Bytes(display))
+    model, screen = grown.record, err()
+    total = sum(file.bytes for file in model.files)
+    note(f"{model.name}: {size(total)}, licence: {model.licence}")
+    for kind, text in model.notes.items():
+        screen.print(plain(f"  {kind}: {text}"), style="yellow" if kind == "warning" else "", soft_wrap=True)
+    return grown
+
+
+def ready(store: Store, grown: Grown) -> Grown:
+    """The form that the torch engine loads, saying so where it has to be made first."""
+    if grown.record.format == "gguf":
+        known = (
+            model.parents == (grown.record.id,)
+            for model in store.models()
+            if model.recipe.kind == "dequantize"
+        )
+        if not any(known):
+            note(f"reading {grown.record.name} into safetensors, once (a recorded child in the lineage) ...")
+    return store.ready(grown)

@@ -1,0 +1,108 @@
+"""What every verb prints with: two consoles, tables that fit, and numbers in words.
+
+Promises: text is never read as markup, colour is there only on a terminal, a closed pipe ends quietly.
+Leaves to others: making foreign text harmless (_plain.py), and what is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from heredity.cli._plain import plain
+from heredity.records import Estimate, encode
+
+_PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `heredity.cli.main` ends it quietly; rich would exit 1, which means "worse"
+
+
+def console(stream: IO[str]) -> Console:
+    """A console that reads no markup and highlights nothing: what is printed is what was said."""
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+    return _Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+
+def out() -> Console:
+    """Results."""
+    return console(sys.stdout)
+
+
+def err() -> Console:
+    """Everything that is not the result: progress, warnings."""
+    return console(sys.stderr)
+
+
+def note(line: str) -> None:
+    """One plain line on stderr."""
+    err().print(plain(line), soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Text on stdout as it is, unwrapped, so that it can be copied and piped. Foreign text must be plain."""
+    sys.stdout.write(text + "\n")
+
+
+def write_json(value: Any) -> None:
+    """One JSON document on stdout. JSON has its own escapes for what a terminal would obey."""
+    import json
+
+    # ensure_ascii: a bidirectional override in a model's answer must not reach a terminal through --json.
+    write(json.dumps(json.loads(encode(value)), indent=2, ensure_ascii=True))
+
+
+def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """A table without frames. Columns named in `right` are numbers, those in `whole` are never broken."""
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        is_number = name in right
+        grid.add_column(
+            name,
+            justify="right" if is_number else "left",
+            no_wrap=is_number or name in whole,
+            overflow="fold",
+        )
+    return grid
+
+
+def cell(text: object, style: str = "") -> Text:
+    """One cell of foreign text."""
+    return Text(plain(str(text)), style=style)
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in decimal units, as package indexes write them."""
+    amount = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    raise AssertionError  # the last unit always returns
+
+
+def percent(estimate: Estimate) -> str:
+    """`12% [8, 17]`, or a dash where there is nothing to estimate from."""
+    if estimate.value is None:
+        return "-"
+    value = f"{100 * estimate.value:.0f}%"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def clock(seconds: float) -> str:
+    """`47 s`, `3:07`, `1:02:09`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

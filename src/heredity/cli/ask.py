@@ -1,0 +1,136 @@
+"""`heredity ask`: one conversation, to look at a model before a study or after one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Verb
+
+if TYPE_CHECKING:
+    from heredity.application import Application
+    from heredity.engines import Engine
+    from heredity.lineage import Store
+    from heredity.records import Decoding, Reply, Request
+
+
+@click.command("ask", cls=Verb, example='heredity ask smollm2-135m-instruct "What is a heat pump?"')
+@click.argument("model")
+@click.argument("text")
+@click.option(
+    "--application", type=click.Path(path_type=Path), metavar="FILE", help="Ask inside this application."
+)
+@click.option("--prefill", default="", metavar="TEXT", help="What the answer is made to begin with.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="Of one reply.  [default: the application's, or 128]"
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: the application's, or 0]"
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of what is drawn where temperature is above 0."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the prompt as the model saw it.")
+def command(
+    model: str,
+    text: str,
+    application: Path | None,
+    prefill: str,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Ask a model one thing.
+
+    Without an application the model sees the text alone. With one it sees all that a study would show it,
+    and its tool calls are answered with the application's canned results; nothing is executed.
+    """
+    import msgspec
+
+    from heredity.application import Application
+    from heredity.lineage import Store
+    from heredity.records import Decoding
+
+    layer = None if application is None else Application.load(application)
+    decoding = Decoding() if layer is None else layer.decoding
+    given = {"max_tokens": max_tokens, "temperature": temperature}
+    decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
+    conversation = _converse(layer, text, prefill, decoding, seed)
+    engine = _load(Store(), model)
+    try:
+        said = list(_answers(engine, conversation))
+    finally:
+        engine.close()
+    _show(said, engine.name, as_json)
+
+
+def _load(store: Store, ref: str) -> Engine:
+    from heredity import registry
+    from heredity.cli import _pulling
+    from heredity.cli._terminal import note
+
+    grown = store.get(ref)
+    if grown.record.format == "scripted":
+        scripted: Engine = registry.load("engines", "scripted").load(grown.record, grown.folder)
+        return scripted
+    ready = _pulling.ready(store, grown)
+    note(f"loading {ready.record.name} ...")
+    engine: Engine = registry.load("engines", "torch").load(
+        ready.record, ready.folder, tuning=store.root / "tuning" / ready.record.id
+    )
+    return engine
+
+
+def _converse(
+    application: Application | None, text: str, prefill: str, decoding: Decoding, seed: int
+) -> Generator[Request, Reply, None]:
+    import msgspec
+
+    from heredity.records import Check, Message, Probe, Request, Turn
+
+    if application is None:
+        yield Request(0, (Message("user", text),), decoding, seed, prefill)
+        return
+
+    def say() -> Generator[Turn, Reply, None]:
+        yield Turn(text, prefill)
+
+    layer = msgspec.structs.replace(application, decoding=decoding)
+    probe = Probe("ask", "ask", "benign", (text,), Check("refusal"), "ask")
+    yield from layer.converse(say(), probe, seed)
+
+
+def _answers(
+    engine: Engine, conversation: Generator[Request, Reply, None]
+) -> Generator[tuple[Request, Reply]]:
+    from heredity.errors import EngineFailure
+
+    reply = None
+    while True:
+        try:
+            request = next(conversation) if reply is None else conversation.send(reply)
+        except StopIteration:
+            return
+        (reply,) = engine.reply([request])
+        if reply.error is not None:
+            raise EngineFailure(reply.error)
+        yield request, reply
+
+
+def _show(said: list[tuple[Request, Reply]], engine: str, as_json: bool) -> None:
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import note, write, write_json
+
+    if as_json:
+        write_json({"engine": engine, "replies": [reply for _, reply in said]})
+        return
+    for number, (request, reply) in enumerate(said):
+        if number:
+            note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
+        write(plain(request.prefill + reply.text, lines=True))
+        if reply.stop == "length":
+            note(f"(cut at {request.decoding.max_tokens} tokens; --max-tokens raises that)")

@@ -1,0 +1,14 @@
+"""`heredity engines`: what the open folder engines/ holds."""
+
+from __future__ import annotations
+
+import click
+
+from heredity.cli import Verb, _listing
+
+
+@click.command("engines", cls=Verb, example="heredity engines --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """List the engines that can load a model and answer."""
+    _listing.show("engines", as_json)

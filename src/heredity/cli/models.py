@@ -1,0 +1,83 @@
+"""`heredity models`: what is in the store, and what could be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Verb
+
+if TYPE_CHECKING:
+    from heredity.lineage import Store
+    from heredity.records import Model
+
+
+@click.command("models", cls=Verb, example="heredity models --tree")
+@click.option("--tree", "as_tree", is_flag=True, help="Draw each model's descent.")
+@click.option("--catalog", is_flag=True, help="List the known models that are not in the store yet.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
+    """List the models in the store, or those that can be pulled."""
+    from heredity.lineage import Store
+
+    store = Store()
+    if catalog:
+        _show_catalog(store, as_json)
+    elif as_json:
+        from heredity.cli._terminal import write_json
+
+        write_json(store.models())
+    elif as_tree:
+        _show_trees(store)
+    else:
+        _show_models(store)
+
+
+def _show_models(store: Store) -> None:
+    from heredity.cli._terminal import cell, note, out, size, table
+
+    models = store.models()
+    if not models:
+        note(f"No model in {store.root} yet. See what can be pulled: heredity models --catalog")
+        return
+    grid = table("name", "id", "format", "size", "licence", right=["size"], whole=["name", "id", "format"])
+    for model in models:
+        total = size(sum(file.bytes for file in model.files))
+        grid.add_row(
+            cell(model.name, "bold"), cell(model.id[:8]), cell(model.format), total,
+            cell(model.licence),
+        )  # fmt: skip
+    out().print(grid)
+
+
+def _show_trees(store: Store) -> None:
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import write
+
+    models = store.models()
+    with_children = {parent for model in models for parent in model.parents}
+    for model in _leaves(models, with_children):
+        write(plain(store.draw(model), lines=True))
+
+
+def _leaves(models: list[Model], with_children: set[str]) -> list[Model]:
+    """Each descent is drawn once, from its last descendant down to its foundation."""
+    return [model for model in models if model.id not in with_children]
+
+
+def _show_catalog(store: Store, as_json: bool) -> None:
+    from heredity.cli._terminal import cell, out, size, table, write_json
+    from heredity.recipes import pull
+
+    held = {model.name for model in store.models()}
+    missing = {name: entry for name, entry in pull.catalogue().items() if name not in held}
+    if as_json:
+        write_json(missing)
+        return
+    grid = table("name", "size", "licence", "note", right=["size"], whole=["name"])
+    for name, entry in missing.items():
+        grid.add_row(
+            cell(name, "bold"), size(entry.n_bytes), cell(entry.licence), cell(entry.about or entry.warning)
+        )
+    out().print(grid)

@@ -1,0 +1,33 @@
+"""`heredity report`: a study's files for people and for machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from heredity.cli import Verb
+
+_SUFFIX = {"markdown": "md"}
+
+
+@click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--format", "kind", default="html", show_default=True, help="html, json or markdown")
+@click.option("--no-text", is_flag=True, help="Leave out what was asked and what the models said.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="[default: DIR/report.FORMAT]")
+def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
+    """Write a study's report.
+
+    The study's numbers are those of its estimates.json; they are not computed again.
+    """
+    from heredity import registry
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import write
+    from heredity.errors import UnknownName
+
+    formats = [name for name in registry.names("report") if name != "gate"]
+    if kind not in formats:
+        raise UnknownName("report format", kind, formats, "heredity report --help")
+    target = out if out is not None else folder / f"report.{_SUFFIX.get(kind, kind)}"
+    write(plain(str(registry.load("report", kind).write(folder, target, with_text=not no_text))))

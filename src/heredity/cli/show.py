@@ -1,0 +1,165 @@
+"""`heredity show`: a model's record, a study in short, or one conversation of it in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Verb
+
+if TYPE_CHECKING:
+    from heredity.records import Exchange, Model, Response, Verdict
+
+
+@click.command("show", cls=Verb, example="heredity show runs/support-desk --index 17")
+@click.argument("what", metavar="MODEL|DIR")
+@click.option(
+    "--index", type=click.IntRange(0), metavar="N", help="The trial at this place in the study's plan."
+)
+@click.option("--trial", metavar="ID", help="The trial of this id, or of an id that begins so.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(what: str, index: int | None, trial: str | None, as_json: bool) -> None:
+    """Show a model, or one conversation of a study.
+
+    With a study's folder alone: what it found. With --index or --trial: everything that was asked and said;
+    what a terminal would obey is shown by name. The report names the index of each conversation.
+    """
+    folder = Path(what)
+    if (folder / "plan.json").exists():
+        if index is None and trial is None:
+            _show_study(folder, as_json)
+        else:
+            _show_trial(folder, index, trial, as_json)
+        return
+    if index is not None or trial is not None:
+        from heredity.errors import UsageError
+
+        raise UsageError(f"{what} holds no study: there is no plan.json in it.")
+    _show_model(what, as_json)
+
+
+def _show_model(name: str, as_json: bool) -> None:
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import size, write, write_json
+    from heredity.lineage import Store
+
+    store = Store()
+    model = store.get(name).record
+    if as_json:
+        write_json(model)
+        return
+    facts = _facts(model) | {"folder": str(store.folder(model))}
+    for key, value in facts.items():
+        write(plain(f"{key:9} {value}"))
+    for file in model.files:
+        write(plain(f"file      {file.path}  {size(file.bytes)}  sha256 {file.sha256}"))
+    write("")
+    write(plain(store.draw(model), lines=True))
+
+
+def _facts(model: Model) -> dict[str, str]:
+    settings = ", ".join(f"{k} = {v}" for k, v in model.recipe.settings.items())
+    facts = {"name": model.name, "id": model.id, "family": model.family, "modality": model.modality}
+    facts |= {"licence": model.licence, "format": model.format}
+    facts |= {"recipe": f"{model.recipe.kind} ({settings})" if settings else model.recipe.kind}
+    facts |= {"made": f"{model.made.at} in {model.made.seconds:.0f} s"} if model.made.at else {}
+    return facts | dict(model.notes)
+
+
+def _show_study(folder: Path, as_json: bool) -> None:
+    from heredity.cli import _findings
+    from heredity.cli._terminal import write_json
+    from heredity.report import _study
+
+    estimates = _study.read(folder).estimates
+    if as_json:
+        write_json(estimates)
+    else:
+        page = folder / "report.html"
+        _findings.show(estimates, page if page.exists() else None)
+
+
+def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:
+    from heredity.cli._terminal import write_json
+    from heredity.study import Prefixes
+
+    response, verdict = _find(folder, index, trial)
+    prefixes = Prefixes(folder)
+    if as_json:
+        prompts = [prefixes.prompt(exchange) for exchange in response.exchanges]
+        write_json({"response": response, "verdict": verdict, "prompts": prompts})
+        return
+    _write_head(folder, response, verdict)
+    before = ""
+    for exchange in response.exchanges:
+        prompt = prefixes.prompt(exchange)
+        # A later prompt repeats the conversation so far, which is on the screen already.
+        _write_exchange(exchange, prompt.removeprefix(before))
+        before = prompt + exchange.text
+
+
+def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response, Verdict | None]:
+    from heredity import plan
+    from heredity.errors import UsageError
+    from heredity.records import Response, Verdict
+    from heredity.store import Rows
+
+    def is_wanted(row: Response | Verdict) -> bool:
+        return row.index == index if trial is None else row.trial.startswith(trial)
+
+    n_trials = plan.read(folder).n_trials
+    response = next((row for row in Rows(folder / "responses.jsonl", Response) if is_wanted(row)), None)
+    if response is None:
+        wanted = f"index {index}" if trial is None else f"id {trial}"
+        raise UsageError(
+            f"{folder} has no response of {wanted} (yet). Its plan has {n_trials} trials, from index 0."
+        )
+    verdicts = Rows(folder / "verdicts.jsonl", Verdict)
+    return response, next((row for row in verdicts if row.index == response.index), None)
+
+
+def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> None:
+    from heredity import plan
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import write
+
+    names = {model.id: model.name for model in plan.read(folder).models}
+    facts = {
+        "trial": f"{response.trial}, index {response.index}",
+        "model": names.get(response.model, response.model),
+        "probe": f"{response.probe}, under {response.attack}, sample {response.sample}",
+        "engine": response.engine,
+        "verdict": _verdict_words(verdict),
+    }
+    if response.error is not None:
+        facts["error"] = response.error
+    for key, value in facts.items():
+        write(plain(f"{key:9} {value}"))
+
+
+def _verdict_words(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "not judged yet"
+    said = f"{verdict.outcome or 'error'}, by {verdict.judge}"
+    said += f"; the answer reads as {verdict.manner}" if verdict.manner else ""
+    return said + (f"; {verdict.evidence}" if verdict.evidence else "")
+
+
+def _write_exchange(exchange: Exchange, prompt: str) -> None:
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import out, write
+
+    screen = out()
+    screen.rule("prompt", characters="-", align="left", style="dim")
+    write(plain(prompt, lines=True))
+    screen.rule(
+        f"answer ({exchange.n_tokens} tokens, stop: {exchange.stop})",
+        characters="-",
+        align="left",
+        style="dim",
+    )
+    write(plain(exchange.text, lines=True))
+    for call in exchange.tool_calls:
+        write(plain(f"=> calls {call.name} {call.arguments}"))

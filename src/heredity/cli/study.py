@@ -1,0 +1,158 @@
+"""`heredity study`: the main job. Its options are also the keys of a plan file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from heredity.cli import Verb
+
+if TYPE_CHECKING:
+    from heredity.lineage import Grown, Store
+
+_NO_KEYS = {"plan", "debug", "help", "yes"}
+
+
+def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
+    """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
+    if value is None:
+        return None
+    from heredity.application import read_toml
+    from heredity.errors import BadInput, nearest
+
+    options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
+    given = read_toml(value)
+    for key in given:
+        if key not in options:
+            near = nearest(key, [name for name in options if name])
+            raise BadInput(value, f"unknown key '{key}'." + (f" Did you mean '{near}'?" if near else ""))
+    ctx.default_map = {key: _shape(options[key], entry, value.parent) for key, entry in given.items()}
+    return value
+
+
+def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
+    """One value for a repeatable option is a list of one; files are looked up beside the plan file."""
+    if option.name == "application":
+        return str(folder / str(entry))
+    if not option.multiple:
+        return entry
+    entries = entry if isinstance(entry, list) else [entry]
+    if option.name == "probes":
+        return [str(folder / e) if str(e).endswith(".toml") else e for e in entries]
+    return entries
+
+
+@click.command(
+    "study",
+    cls=Verb,
+    example="heredity study --model smollm2 --model qwen --application examples/support-desk.toml",
+)
+@click.argument(
+    "plan",
+    metavar="[PLAN.toml]",
+    type=click.Path(path_type=Path),
+    required=False,
+    is_eager=True,
+    callback=_read_plan,
+)
+@click.option("--model", multiple=True, metavar="REF", help="A model; give it again for each.")
+@click.option(
+    "--application", type=click.Path(path_type=Path), metavar="FILE", help="The layer held constant."
+)
+@click.option(
+    "--probes", multiple=True, default=["core"], metavar="NAME", show_default="core",
+    help="A suite (core, quick), a technique, a glob over probe ids, or a TOML file of your own.",
+)  # fmt: skip
+@click.option(
+    "--attack",
+    multiple=True,
+    default=["direct"],
+    metavar="NAME",
+    show_default="direct",
+    help="What is laid over each.",
+)
+@click.option("--samples", type=int, default=1, show_default=True, help="Times that each is asked.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
+@click.option(
+    "--margin", type=float, default=0.05, show_default=True, help="A difference that does not matter."
+)
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of every interval.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The study's folder.  [default: studies/...]",
+)
+@click.option("--yes", is_flag=True, help="Download missing models without asking.")
+def command(
+    plan: Path | None,  # noqa: ARG001  (read by its callback)
+    model: tuple[str, ...],
+    application: Path | None,
+    probes: tuple[str, ...],
+    attack: tuple[str, ...],
+    samples: int,
+    seed: int,
+    margin: float,
+    confidence: float,
+    out: Path | None,
+    yes: bool,
+) -> None:
+    """Ask the same probes of several models in one application.
+
+    Interrupt it at any time: the same command goes on, and asks nothing twice. A plan file in TOML holds the
+    same options as keys (model = ["a", "b"], application = "desk.toml"); options on the command line win.
+    """
+    if not model or application is None:
+        raise click.UsageError(
+            "A study needs --model (once for each) and --application.", click.get_current_context()
+        )
+    from heredity.application import Application
+    from heredity.cli import _findings, _progress
+    from heredity.lineage import Store
+    from heredity.report import html
+    from heredity.study import Study
+
+    store = Store()
+    layer = Application.load(application)
+    settings: dict[str, Any] = {"samples": samples, "seed": seed, "margin": margin, "confidence": confidence}
+    grown = [_model(store, ref, yes) for ref in model]
+    study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
+    with _progress.Display() as display:
+        result = study.run(_progress.Trials(display))
+    page = html.write(result.folder, result.folder / "report.html")
+    _findings.show(result.estimates, page)
+
+
+def _model(store: Store, ref: str, yes: bool) -> Grown | str:
+    """The model in the form that the engine loads; pulled first where the store does not have it."""
+    from heredity.cli import _pulling
+    from heredity.errors import Unavailable
+
+    if ref.startswith("scripted:"):
+        return ref  # in no store
+    if ref.startswith("hf:") or Path(ref).exists():
+        grown = _pulling.pull(store, ref)
+    else:
+        try:
+            grown = store.get(ref)
+        except Unavailable:
+            _ask_first(ref, yes)
+            grown = _pulling.pull(store, ref)
+    _pulling.ready(store, grown)
+    return grown
+
+
+def _ask_first(ref: str, yes: bool) -> None:
+    import sys
+
+    from heredity.cli._terminal import note, size
+    from heredity.recipes import pull
+
+    entry = pull.catalogue()[pull.aliases().get(ref, ref)]
+    offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        note(f"{offer} Pulling it.")
+    elif not click.confirm(f"{offer} Pull it?", default=True, err=True):
+        raise click.Abort

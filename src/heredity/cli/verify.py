@@ -1,0 +1,33 @@
+"""`heredity verify`: are the bytes still the recorded ones?"""
+
+from __future__ import annotations
+
+import click
+
+from heredity.cli import Verb
+
+
+@click.command("verify", cls=Verb, example="heredity verify smollm2-135m-instruct")
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+def command(models: tuple[str, ...]) -> None:
+    """Hash a model's files again and compare.
+
+    MODEL is a name or the start of an id; without one, every model of the store is checked. Exits 2 where a
+    file is missing, changed or not in the record.
+    """
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import write
+    from heredity.errors import Damaged
+    from heredity.lineage import Store
+
+    store = Store()
+    records = [store.get(name).record for name in models] or store.models()
+    n_damaged = 0
+    for record in records:
+        problems = store.verify(record)
+        n_damaged += bool(problems)
+        write(plain(f"{record.name}  {record.id[:12]}  {'damaged' if problems else 'whole'}"))
+        for problem in problems:
+            write(plain(f"  {problem}"))
+    if n_damaged:
+        raise Damaged(f"{n_damaged} of {len(records)} checked are damaged. Pull or grow them again.")

@@ -1,0 +1,165 @@
+"""The root command: what it loads, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from heredity import registry
+from heredity.cli import FAULT, SECTIONS, STOPPED, heredity, main
+from heredity.errors import HeredityError
+
+HEAVY = {
+    "torch", "numpy", "scipy", "rich", "jinja2", "httpx", "msgspec", "transformers", "gguf", "safetensors",
+    "huggingface_hub", "filelock", "sqlite3", "tomllib", "json", "asyncio", "ssl",
+}  # fmt: skip
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that a fresh interpreter has after running `code`."""
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stderr.split())
+
+
+def own(modules: set[str]) -> set[str]:
+    return {name for name in modules if name.split(".")[0] == "heredity"}
+
+
+def heredity_process(*args: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "heredity", *args], capture_output=True, text=True, **settings
+    )
+
+
+def test_importing_heredity_loads_itself_and_nothing_else() -> None:
+    modules = loaded("import heredity")
+    assert own(modules) == {"heredity"}
+    assert not modules & HEAVY
+
+
+def test_help_loads_the_group_and_no_verb() -> None:
+    modules = loaded("from heredity.cli import main\nassert main(['--help']) == 0")
+    assert own(modules) == {"heredity", "heredity.cli", "heredity.errors", "heredity.registry"}
+    assert not modules & HEAVY
+
+
+@pytest.mark.parametrize("verb", [verb for section in SECTIONS.values() for verb in section])
+def test_help_of_a_verb_has_an_example_and_loads_no_torch(verb: str) -> None:
+    code = f"from heredity.cli import main\nassert main(['{verb}', '--help']) == 0"
+    modules = loaded(code)
+    assert not modules & {"torch", "transformers", "numpy", "scipy", "httpx"}
+    example = heredity_process(verb, "--help").stdout.partition("Example:\n")[2]
+    assert example.strip().startswith(f"heredity {verb}")
+
+
+def test_the_verbs_in_the_help_are_the_files_on_disk() -> None:
+    listed = [verb for section in SECTIONS.values() for verb in section]
+    assert sorted(listed) == registry.names("cli")
+
+
+@pytest.mark.parametrize("verb", registry.names("cli"))
+def test_the_verbs_own_help_opens_with_the_purpose_in_the_root_help(verb: str) -> None:
+    command = registry.load("cli", verb).command
+    purpose = next(section[verb] for section in SECTIONS.values() if verb in section)
+    assert command.name == verb
+    assert " ".join(command.help.split("\n\n")[0].split()) == purpose
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["stdy"], "No verb named 'stdy'. Did you mean 'study'? List them: heredity --help"),
+        (["attacks", "--jsn"], "Did you mean '--json'? Help: heredity attacks --help"),
+        (["ask"], "Missing argument"),
+        (["probes", "lst"], "No 'probes' verb named 'lst'. Did you mean 'list'?"),
+    ],
+)
+def test_a_slip_of_the_fingers_gets_the_nearest_name_in_one_line_and_exit_2(
+    args: list[str], said: str
+) -> None:
+    run = heredity_process(*args)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+    assert run.stdout == ""
+
+
+def test_heredity_alone_prints_its_help() -> None:
+    run = heredity_process()
+    assert run.returncode == 0
+    assert "Measure:" in run.stdout and "study" in run.stdout
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*args: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr(heredity, "invoke", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (HeredityError("no such thing"), 2, "error: no such thing\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.toml"), 2, "error: a.toml: No such file"),
+        (KeyboardInterrupt(), STOPPED, "The same command goes on from here."),
+        (ValueError("x"), FAULT, "error: a fault in heredity: ValueError: x. Run it again with --debug"),
+    ],
+)
+def test_every_error_is_one_line_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    raising(monkeypatch, error)
+    assert main(["attacks"]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_fault_never_exits_1_which_would_mean_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, RuntimeError("anything"))
+    assert main(["gate", "x"]) not in (0, 1, 3, 4)
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, HeredityError("no such thing"))
+    for args in (["--debug", "attacks"], ["attacks", "--debug"]):
+        assert main(args) == 2
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_cannot_speak_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, HeredityError("model \x1b]0;owned\x07\x1b[2J named\nso"))
+    main(["attacks"])
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "\x07" not in said
+    assert said.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "import sys; from heredity.cli import main; sys.exit(main(['attacks', '--json']))"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None and run.stderr is not None
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    assert run.wait() not in (1, 2)
+    run.stderr.close()
+
+
+def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
+    env = {"PYTHONIOENCODING": "ascii", "PATH": ""}
+    code = "import sys; from heredity.cli import main; main(['attacks']); print('\\u2026')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "\\u2026" in run.stdout

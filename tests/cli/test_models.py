@@ -1,0 +1,72 @@
+"""pull, models, show and verify on a tiny real GGUF, by the real command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heredity.lineage import Store
+from tests.cli.conftest import Run
+from tests.recipes.conftest import tiny_gguf  # noqa: F401  (a fixture)
+
+
+@pytest.fixture(scope="module")
+def pulled(run: Run, place: Path, tiny_gguf: Path) -> str:  # noqa: F811
+    """The id of the tiny model, pulled into the store of `place`."""
+    done = run("pull", str(tiny_gguf))
+    assert done.returncode == 0, done.stderr
+    assert "licence: apache-2.0" in done.stderr
+    name, model_id = done.stdout.split()
+    assert name == "tiny"
+    return model_id
+
+
+def test_a_pulled_model_is_listed_with_size_and_licence(pulled: str, run: Run) -> None:
+    listed = run("models").stdout
+    assert all(word in listed for word in ("tiny", pulled[:8], "gguf", "apache-2.0", "kB"))
+    assert [model["id"] for model in json.loads(run("models", "--json").stdout)] == [pulled]
+    assert "pull, gguf" in run("models", "--tree").stdout
+
+
+def test_show_of_a_model_names_its_files_and_hashes(pulled: str, run: Run) -> None:
+    done = run("show", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert pulled in done.stdout and "sha256" in done.stdout
+    assert json.loads(run("show", pulled[:8], "--json").stdout)["id"] == pulled
+
+
+def test_verify_says_whole_and_then_names_the_file_that_was_changed(
+    pulled: str, run: Run, place: Path
+) -> None:
+    assert run("verify", "tiny").returncode == 0
+    store = Store(place / "store")
+    grown = store.get("tiny")
+    path = grown.folder / grown.record.files[0].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        done = run("verify")
+        assert done.returncode == 2
+        assert path.name in done.stdout and "SHA-256" in done.stdout
+        assert done.stderr.startswith("error: 1 of 1 checked")
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_pull_of_nothing_known_is_one_line_with_the_nearest(run: Run) -> None:
+    done = run("pull", "smollm2-135m-instuct")
+    assert done.returncode == 2
+    assert "Did you mean 'smollm2-135m-instruct'?" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_truncated_file_is_refused_in_one_line_and_leaves_nothing(
+    pulled: str, run: Run, place: Path, tiny_gguf: Path  # noqa: F811
+) -> None:  # fmt: skip
+    (place / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:-1000])
+    before = sorted((place / "store" / "models").iterdir())
+    done = run("pull", "cut.gguf")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cut.gguf" in done.stderr and done.stderr.count("\n") == 1
+    assert sorted((place / "store" / "models").iterdir()) == before

@@ -1,0 +1,43 @@
+"""The public names: all there, all lazy, all documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import heredity
+
+PUBLIC = [
+    "Application", "Decoding", "Estimate", "Estimates", "Grown", "HeredityError", "Message", "Model", "Probe",
+    "Recipe", "Reply", "Request", "Response", "Store", "Study", "Tool", "Verdict", "__version__", "grow",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(heredity.__all__) == PUBLIC
+    assert set(PUBLIC) <= set(dir(heredity))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("_")])
+def test_a_public_name_loads_when_used_and_says_what_it_is(name: str) -> None:
+    assert getattr(heredity, name).__doc__, name
+
+
+def test_the_names_for_the_type_checker_are_the_names_at_run_time() -> None:
+    source = Path(heredity.__file__).read_text(encoding="utf-8")
+    for name, home in heredity._HOME.items():
+        assert f"from heredity.{home} import {name} as {name}" in source
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Storr'"):
+        _ = heredity.Storr  # type: ignore[attr-defined]
+
+
+def test_the_records_load_no_torch_and_no_numpy() -> None:
+    code = "import heredity, sys; heredity.Probe, heredity.Application; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(run.stdout.split()) & {"torch", "numpy", "scipy", "rich", "httpx"}
