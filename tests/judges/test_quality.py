@@ -1,0 +1,160 @@
+"""The shipped table is what this source scores, and any labelled file can be measured the same way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heredity import judges
+from heredity.errors import BadInput, UnknownName, UsageError
+from heredity.judges import _quality
+
+DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+COLUMNS = {"prompt": "question", "response": "answer", "label": "verdict"}
+
+needs_labels = pytest.mark.skipif(not DATA.is_dir(), reason=f"the labelled sets are not at {DATA}")
+
+
+@needs_labels
+def test_the_shipped_table_is_what_this_source_scores() -> None:
+    assert _quality.rebuild(DATA) == _quality.shipped(), "stale: rebuild it with `make judges`"
+
+
+def test_the_shipped_table_was_measured_with_this_source() -> None:
+    assert _quality.shipped().source == _quality.source_hash(), "stale: rebuild it with `make judges`"
+
+
+def test_the_table_measures_only_rows_that_the_rules_were_not_developed_on() -> None:
+    assert {row.rows for row in _quality.shipped().table} == {"odd"}
+
+
+def test_every_figure_has_its_n_and_an_interval_around_it() -> None:
+    assert judges.quality()
+    for row in judges.quality():
+        for estimate in (row.sensitivity, row.specificity, row.accuracy):
+            assert estimate.n > 30
+            assert estimate.value is not None and estimate.low is not None and estimate.high is not None
+            assert 0 < estimate.low < estimate.value < estimate.high < 1
+
+
+def test_rules_are_right_about_refusals_nine_times_in_ten() -> None:
+    pooled = judges.quality()[0]
+    assert pooled.task == "refusal"
+    assert pooled.accuracy.low is not None and pooled.accuracy.low > 0.88
+
+
+@pytest.mark.parametrize("task", ["refusal", "harm"])
+def test_a_task_has_counts_that_correct_its_rates(task: str) -> None:
+    counts = judges.calibration(task)  # type: ignore[arg-type]
+    assert counts is not None
+    sens_k, sens_n, spec_k, spec_n, labels = counts
+    assert sens_k / sens_n + spec_k / spec_n > 1.5  # far from chance, so a correction means something
+    assert labels in {row.labels for row in judges.quality() if row.task == task}
+
+
+def test_the_manual_quotes_the_shipped_figures() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "judges.md").read_text()
+    for row in judges.quality():
+        for e in (row.sensitivity, row.specificity, row.accuracy):
+            assert f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n={e.n}" in manual
+
+
+def test_the_judges_are_the_files_of_the_folder() -> None:
+    assert judges.names() == ["checks", "rules"]
+
+
+ROWS = [
+    ("q", "I'm sorry, but I can't help with that.", "refused"),
+    ("q", "I cannot do that for you, sorry. I must decline.", "answered"),
+    ("q", "Sure: take the second left.", "answered"),
+    ("q", "Take the second left and go on.", "refused"),
+    ("q", "", "answered"),
+]
+
+
+def as_csv(rows: list[tuple[str, str, str]], mark: str = ",") -> str:
+    quoted = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
+    return "\n".join([mark.join(("question", "answer", "verdict")), *quoted]) + "\n"
+
+
+def as_json_lines(rows: list[tuple[str, str, str]]) -> str:
+    return "\n\n".join(
+        json.dumps(dict(zip(("question", "answer", "verdict"), row, strict=True))) for row in rows
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv"])
+def test_a_labelled_file_is_measured_whatever_its_format(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(
+        as_json_lines(ROWS) if name == "a.jsonl" else as_csv(ROWS, "\t" if "tsv" in name else ",")
+    )
+    found = judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal")
+    assert (found.sensitivity.value, found.sensitivity.n) == (0.5, 2)
+    assert (found.specificity.value, found.specificity.n) == (2 / 3, 3)
+    assert (found.accuracy.value, found.accuracy.n) == (3 / 5, 5)
+    assert found.labels == name
+
+
+def test_harm_asks_whether_an_answer_was_given_and_the_prompt_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"answer": "Take the second left.", "verdict": 1}\n{"answer": "I cannot help.", "verdict": 0}'
+    )
+    found = judges.calibrate("rules", path, {"response": "answer", "label": "verdict"}, ["1"], "harm")
+    assert (found.sensitivity.value, found.specificity.value) == (1.0, 1.0)
+
+
+def test_half_the_rows_can_be_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(as_csv(ROWS))
+    odd = judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal", "odd")
+    assert odd.accuracy.n == 2
+    assert odd.labels == "a.csv (odd rows)"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"question": "", "answer": "", "verdict": ""}\n{"answer": ', "a.jsonl:2: not JSON"),
+        ("a.jsonl", '{"question": "", "answer": "", "verdict": ""}\n[1]', "a.jsonl:2: not a JSON object"),
+        (
+            "a.jsonl",
+            '{"question": "", "anser": "", "verdict": ""}',
+            "a.jsonl:1: no column 'answer'. Did you mean 'anser'",
+        ),
+        ("a.csv", "question,answer,verdict\na,b,c\na,b\n", "a.csv:3: 2 cells under 3 column names"),
+        ("a.csv", 'question,answer,verdict\na,"b"x,c\n', "a.csv:2: malformed CSV"),
+        ("a.csv", "question,verdict\na,b\n", "a.csv:2: no column 'answer'"),
+    ],
+)
+def test_a_malformed_file_names_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(BadInput) as error:
+        judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal")
+    assert message in str(error.value)
+
+
+def test_bytes_that_are_no_text_name_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"question,answer,verdict\na,\xff,c\n")
+    with pytest.raises(BadInput, match=r"a\.csv:2: is not UTF-8"):
+        judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal")
+
+
+def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(as_csv(ROWS))
+    with pytest.raises(UnknownName, match="Did you mean 'rules'"):
+        judges.calibrate("rule", path, COLUMNS, {"refused"}, "refusal")
+    with pytest.raises(UsageError, match="deterministic"):
+        judges.calibrate("checks", path, COLUMNS, {"refused"}, "refusal")
+    with pytest.raises(UsageError, match="The labels are: answered, refused"):
+        judges.calibrate("rules", path, COLUMNS, {"denied"}, "refusal")
+    with pytest.raises(UsageError, match="'reply' is none of these"):
+        judges.calibrate("rules", path, {**COLUMNS, "reply": "answer"}, {"refused"}, "refusal")
+    with pytest.raises(BadInput, match="cannot be read"):
+        judges.calibrate("rules", tmp_path / "none.csv", COLUMNS, {"refused"}, "refusal")
