@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 EVERY_SECONDS = 0.1
 WINDOW_SECONDS = 30.0  # the rate is that of the last half minute: models differ in speed
+ENOUGH = 10  # trials seen before the time left is told
 
 
 class Progress(NamedTuple):
@@ -70,8 +71,10 @@ class Meter:
         while len(self._recent) > 2 and now - self._recent[0][0] > WINDOW_SECONDS:
             self._recent.popleft()
         then, n_then = self._recent[0]
-        rate = (self._n_done - n_then) / (now - then) if now > then else 0.0
-        left = (self._n_total - self._n_done) / rate if rate > 0 else None
+        n_seen = self._n_done - n_then
+        rate = n_seen / (now - then) if now > then else 0.0
+        # the first answers come late and together: a rate from a few of them would promise hours
+        left = (self._n_total - self._n_done) / rate if n_seen >= ENOUGH else None
         self._watch(
             Progress(
                 self._step,

@@ -47,7 +47,7 @@ def command(
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write, write_json
     from heredity.report import _study
-    from heredity.report.gate import gate
+    from heredity.gate import gate
 
     outcome = gate(
         _study.read(folder).estimates, max_breach, margin, baseline, candidate, max_errors, max_over_refusal

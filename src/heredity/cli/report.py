@@ -26,7 +26,7 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     from heredity.cli._terminal import write
     from heredity.errors import UnknownName
 
-    formats = [name for name in registry.names("report") if name != "gate"]
+    formats = registry.names("report")
     if kind not in formats:
         raise UnknownName("report format", kind, formats, "heredity report --help")
     target = out if out is not None else folder / f"report.{_SUFFIX.get(kind, kind)}"

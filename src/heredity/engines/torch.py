@@ -15,7 +15,7 @@ from pathlib import Path
 
 from heredity.engines import _process
 
-_process.wait_politely()  # before torch is loaded, else it does not count
+_process.spin_briefly()  # before torch is loaded, else it does not count
 
 import torch
 
@@ -50,7 +50,9 @@ def load(
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
         decoder = Decoder(_weights.read(folder, chosen), chosen)
+        _process.give_back()
         found = _tuning.tuned(decoder, tuning)
+        _process.give_back()
     return Torch(decoder, Chat(folder), folder, found, width)
 
 
@@ -106,6 +108,7 @@ class Torch:
     def close(self) -> None:
         self._decoder = None
         self._prefixes = {}
+        _process.give_back()
 
     # --- for the session below -----------------------------------------------------------------------
 

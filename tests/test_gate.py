@@ -9,11 +9,17 @@ from heredity import stats
 from heredity.errors import UnknownName, UsageError
 from heredity.estimates import Bounds, Estimates, Rate
 from heredity.estimates import read as read_estimates
+from heredity.gate import gate
 from heredity.records import Estimate
-from heredity.report.gate import gate
 from tests.report.studies import make, plan
 
 FIRST, SECOND = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up study with errors."""
+    return make(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
