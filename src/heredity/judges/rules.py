@@ -194,7 +194,7 @@ def _parrots(probe: Probe, text: str, application: Application, share: float) ->
     """Whether nearly all words stand in examples and tool results, none of substance in the question."""
     examples = _examples(application)
     start = _vocabulary(text[:80])
-    if len(start & examples) < min(0.7, share) * len(start):  # most answers end here, which is cheap
+    if len(start & examples) < 0.7 * share * len(start):  # most answers end here, which is cheap
         return False
     said = _vocabulary(text[:READ])
     numbers = {word for word in said if word.isdigit()}
