@@ -83,12 +83,34 @@ def test_the_example_loads_and_its_secret_stands_in_its_system_prompt() -> None:
         ("description", "descripton", r"desk\.toml:9: unknown key 'descripton' in tools.* 'description'"),
         ("max_tokens = 8", 'max_tokens = "8"', r"desk\.toml:5: Expected `int`, got `str`"),
         ("max_tokens = 8", "max_tokens = 0", r"max_tokens must be at least 1, not 0"),
-        ("max_tokens = 8", "temperature = -1.0", r"temperature must be 0 or more"),
+        ("max_tokens = 8", "temperature = -1.0", r"temperature must be a number of 0 or more, not -1"),
         ('name = "desk"', "", r"desk\.toml: Object missing required field `name`"),
         ('name = "desk"', 'name = "desk"\nmax_turns = 0', r"max_turns must be from 1 to 64, not 0"),
         ('name = "desk"', 'name = "desk"\nrendering = "plane"', r"Invalid enum value 'plane'"),
         ("[decoding]", "[decoding", r"desk\.toml:4: malformed TOML"),
         ('"desk"', '"desk', r"desk\.toml:1: malformed TOML"),
+        ("max_tokens = 8", "temperature = nan", r"desk\.toml:5: decoding\.temperature must be a number"),
+        ("max_tokens = 8", "temperature = inf", r"desk\.toml:5: decoding\.temperature must be a number"),
+        ("max_tokens = 8", "top_p = nan", r"desk\.toml:5: decoding\.top_p must be above 0 and at most 1"),
+        ("max_tokens = 8", "max_tokens = 0", r"desk\.toml:5: decoding\.max_tokens must be at least 1, not 0"),
+        ('name = "desk"', 'name = "desk"\nmax_turns = 0', r"desk\.toml:2: max_turns must be from 1 to 64"),
+        (
+            "Looks.",
+            'Looks."\n[[tools]]\nname = "look"\ndescription = "Again.',
+            r"desk\.toml:11: .* named 'look'",
+        ),
+        (
+            "Looks.",
+            'Looks."\n[[secrets]]\nname = "pin"\nvalue = "12',
+            r"desk\.toml:11: .* at least 4 letters",
+        ),
+        (
+            "Looks.",
+            'Looks."\n[[secrets]]\nname = "pin"\nvalue = "-----',
+            r"desk\.toml:11: .* letters or digits",
+        ),
+        ('name = "desk"', "name = " + "[" * 5_000, r"desk\.toml: malformed TOML: nested too deeply"),
+        ('name = "desk"', "name = " + "9" * 5_000, r"desk\.toml: malformed TOML: .*digits"),
     ],
 )
 def test_a_mistake_is_said_with_its_place_and_the_nearest_key(
@@ -96,6 +118,22 @@ def test_a_mistake_is_said_with_its_place_and_the_nearest_key(
 ) -> None:
     with pytest.raises(BadInput, match=said):
         load(tmp_path, TOML.replace(old, new, 1))
+
+
+def test_the_line_is_that_of_the_key_in_its_own_table(tmp_path: Path) -> None:
+    text = TOML.replace("[decoding]", '[[passages]]\ntitle = "x"\ntext = "y"\n\n[decoding]')
+    deeper = text + "[tools.parameters]\nmax_turns = 'a number'\n"
+    with pytest.raises(BadInput, match=r"desk\.toml:9: decoding\.max_tokens must"):
+        load(tmp_path, deeper.replace("max_tokens = 8", "max_tokens = 0"))
+    with pytest.raises(BadInput, match=r"desk\.toml:1: decoding\.max_tokens must"):
+        load(tmp_path, "decoding.max_tokens = 0\nname = 'x'\nsystem = 'x'\n")
+
+
+def test_deeply_nested_arguments_are_said(tmp_path: Path) -> None:
+    call = f"arguments{'.a' * 30_000} = 1"
+    text = TOML + f'[[few_shot]]\nrole = "user"\ncontent = "x"\n[[few_shot.tool_calls]]\nname = "x"\n{call}\n'
+    with pytest.raises(BadInput, match="nested too deeply"):
+        load(tmp_path, text)
 
 
 def test_a_file_that_is_not_there_or_not_text_is_said(tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity import stats
-from heredity.errors import UnknownName, UsageError
+from heredity.cli import main
+from heredity.errors import Damaged, UnknownName, UsageError
 from heredity.estimates import Bounds, Estimates, Rate
 from heredity.estimates import read as read_estimates
 from heredity.gate import gate
 from heredity.records import Estimate
+from heredity.report import _study
+from heredity.stats.intervals import wilson_bounds
+from tests import planning
 from tests.report.studies import make, plan
 
 FIRST, SECOND = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
@@ -78,12 +82,73 @@ def test_no_breach_in_few_trials_is_no_pass(clean: Estimates) -> None:
 
 def test_it_says_how_many_more_trials_would_decide(clean: Estimates) -> None:
     outcome = gate(with_counts(clean, 0, 50), max_breach=0.05)
-    assert "About 24 more trials" in outcome.words  # 0 of 74 is the first with an upper bound of 5 %
-    assert stats.wilson(0, 74).high <= 0.05 < stats.wilson(0, 72).high
+    assert "About 23 more trials" in outcome.words  # 0 of 73 is the first with an upper bound of 5 %
+    assert stats.wilson(0, 73).high <= 0.05 < stats.wilson(0, 72).high
 
 
 def test_a_rate_at_the_limit_cannot_be_decided(clean: Estimates) -> None:
     assert "too near the limit" in gate(with_counts(clean, 5, 95), max_breach=0.05).words
+
+
+def test_one_more_trial_is_one_trial(clean: Estimates) -> None:
+    assert stats.wilson(0, 73).high <= 0.05 < stats.wilson(0, 72).high
+    words = gate(with_counts(clean, 0, 72), max_breach=0.05).words
+    assert "About 1 more trial like these would decide" in words
+
+
+def test_where_unclear_answers_decide_more_trials_are_not_promised(clean: Estimates) -> None:
+    words = gate(with_counts(clean, 0, 100, unclear=10), max_breach=0.05).words
+    assert "The 10 unclear answers decide: more trials will not." in words
+    assert "would decide" not in words
+    words = gate(with_counts(clean, 0, 15, unclear=1), max_breach=0.05).words
+    assert "The 1 unclear answer decides: more trials will not." in words
+
+
+def test_a_forecast_counts_unclear_answers_both_ways(clean: Estimates) -> None:
+    """4 to 6 of 100 broke: above 2 % is shown once the lower bound of 4 % is, not that of 6 %."""
+    words = gate(with_counts(clean, 4, 94, unclear=2), max_breach=0.02).words
+    n = int(words.split("About ")[1].split(" more")[0].replace(",", ""))
+    assert wilson_bounds(0.04, 100 + n, 0.95).low > 0.02 > wilson_bounds(0.04, 90 + n, 0.95).low
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"n_broke": ', '"n_broke": 1'),
+        ('"verdict_ab": "', '"verdict_ab": "not '),
+        ('"engine": "', '"engine": "x'),
+    ],
+)
+def test_estimates_that_are_not_of_the_verdicts_are_refused(tmp_path: Path, old: str, new: str) -> None:
+    planning.study(tmp_path).run()
+    assert _study.proven(tmp_path) == read_estimates(tmp_path)
+    path = tmp_path / "estimates.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(Damaged, match=r"estimates\.json: .* what the verdicts come to"):
+        _study.proven(tmp_path)
+
+
+def test_the_command_refuses_estimates_that_are_stale(tmp_path: Path) -> None:
+    planning.study(tmp_path).run()
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["gate", str(tmp_path), "--max-breach", "1"]) == 2
+
+
+def test_a_report_refuses_estimates_that_are_stale(study: Path, tmp_path: Path) -> None:
+    assert _study.read(study).estimates == read_estimates(study)
+    planning.study(tmp_path).run()
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(Damaged, match="n_asked, rates"):
+        _study.read(tmp_path)
+
+
+def test_other_circumstances_are_no_other_numbers(tmp_path: Path) -> None:
+    planning.study(tmp_path).run()
+    path = tmp_path / "estimates.json"
+    path.write_text(path.read_text().replace('"host": "', '"host": "not '))
+    assert _study.proven(tmp_path) == read_estimates(tmp_path)
 
 
 def test_unclear_answers_never_help_to_pass(clean: Estimates) -> None:

@@ -116,6 +116,26 @@ def test_a_plan_that_was_edited_by_hand_is_damaged(tmp_path: Path) -> None:
         plans.read(tmp_path)
 
 
+def test_an_application_digest_that_was_edited_is_damaged(tmp_path: Path) -> None:
+    made = plan()
+    plans.write(tmp_path, made)
+    path = tmp_path / "plan.json"
+    path.write_text(path.read_text().replace(made.application.digest, "0" * 32))
+    with pytest.raises(Damaged, match=r"plan\.json: application_digest is not that of the application"):
+        plans.read(tmp_path)
+
+
+def test_more_trials_than_can_be_kept_are_a_usage_error(tmp_path: Path) -> None:
+    model = lineage.scripted("scripted:mixed").record
+    with pytest.raises(
+        UsageError, match=r"1 model x 1 attack x \d+ probes x 1,000,000,000,000 samples .* 100,000,000"
+    ):
+        plans.resolve([model], APPLICATION, samples=10**12)
+    plans.write(tmp_path, plan(samples=10**12))
+    with pytest.raises(UsageError, match="100,000,000"):
+        plans.read(tmp_path)
+
+
 @given(st.binary(max_size=60))
 def test_no_bytes_in_the_place_of_a_plan_give_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,73 @@ def test_a_model_is_not_finished_under_other_arithmetic(tmp_path: Path) -> None:
     assert len(responses(folder)) == made.n_trials
 
 
+def keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if keep(line)))
+
+
+def judged_again(folder: Path) -> bytes:
+    """The verdicts of the answers that are there now, made from nothing."""
+    (folder / "verdicts.jsonl").unlink()
+    study(folder, plan(ONE)).run()
+    return drop_circumstances(folder)
+
+
+def test_a_trial_that_is_asked_again_is_judged_again(tmp_path: Path) -> None:
+    made = plan(ONE)
+    study(tmp_path, made, lambda _: Recorder("flaky")).run()
+    keep_lines(tmp_path / "responses.jsonl", lambda line: '"error":null' in line)
+    found = study(tmp_path, made, lambda _: Recorder("refuser")).run().estimates
+    assert (found.n_errors, found.n_asked) == (0, made.n_trials)
+    assert drop_circumstances(tmp_path) == judged_again(tmp_path)
+
+
+def test_verdicts_on_answers_that_are_gone_do_not_count(tmp_path: Path) -> None:
+    made = plan(ONE)
+    study(tmp_path, made, lambda _: Recorder("helpful")).run()
+    (tmp_path / "responses.jsonl").unlink()
+    study(tmp_path, made, lambda _: Recorder("refuser")).run()
+    assert drop_circumstances(tmp_path) == judged_again(tmp_path)
+
+
+def test_judging_alone_drops_verdicts_on_answers_that_are_gone(tmp_path: Path) -> None:
+    study(tmp_path).run()
+    keep_lines(tmp_path / "responses.jsonl", lambda line: '"attack":"direct"' in line)
+    it = study(tmp_path)
+    it.judge()
+    assert it.estimate().estimates.n_asked == plan().n_trials // 2
+
+
+def test_answers_whose_arithmetic_is_not_known_are_not_gone_on_with(tmp_path: Path) -> None:
+    study(tmp_path).run()
+    (tmp_path / "runs.jsonl").unlink()
+    with pytest.raises(Damaged, match=r"runs\.jsonl: no run of 'scripted:mixed' by"):
+        study(tmp_path).run()
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "error", "said"),
+    [
+        (None, Damaged, r"prefixes\.jsonl: no prefix \w+, which a response begins with"),
+        (lambda row: row[:-9], Damaged, "no prefix"),
+        (lambda row: b"\0" + row, Damaged, r"prefixes\.jsonl:1"),
+        (lambda row: row.replace(b'"schema":1', b'"schema":0'), NotComparable, "schema 0"),
+        (lambda row: row.replace(b"Larkfield", b"Barkfield"), Damaged, "is not the text that it is named by"),
+    ],
+)
+def test_a_finished_study_without_its_prefixes_is_damaged(
+    tmp_path: Path, spoilt: Callable[[bytes], bytes] | None, error: type[Exception], said: str
+) -> None:
+    study(tmp_path).run()
+    path = tmp_path / "prefixes.jsonl"
+    row = path.read_bytes()
+    path.unlink()
+    if spoilt is not None:
+        path.write_bytes(spoilt(row))
+    with pytest.raises(error, match=said):
+        study(tmp_path).run()
+
+
 # --- bad folders ------------------------------------------------------------------------------------
 
 
@@ -215,6 +283,30 @@ def test_another_plan_in_the_folder_changes_nothing_there(tmp_path: Path) -> Non
     with pytest.raises(NotComparable, match="holds another study: seed"):
         study(tmp_path, plan(seed=2))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"probe":"planted_secret/item-0"', '"probe":"planted_secret/item-1"'),
+        ('"probe":"planted_secret/item-0"', '"probe":"nothing/of-the-kind"'),
+        ('"attack":"direct"', '"attack":"prefill"'),
+        ('"model":"', '"model":"0'),
+        ('"application":"', '"application":"0'),
+        ('"sample":0', '"sample":1'),
+        ('"seed":', '"seed":1'),
+    ],
+)
+@pytest.mark.parametrize("step", ["ask", "judge"])
+def test_a_response_that_is_not_of_its_trial_is_damage(tmp_path: Path, old: str, new: str, step: str) -> None:
+    study(tmp_path).ask()
+    path = tmp_path / "responses.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if old in line)
+    lines[place] = lines[place].replace(old, new, 1)
+    path.write_text("".join(lines))
+    with pytest.raises(Damaged, match=rf"responses\.jsonl:{place + 1}: trial \d+ is not of this plan"):
+        getattr(study(tmp_path), step)()
 
 
 class Full:

@@ -337,8 +337,28 @@ def test_a_result_answers_unknown_names_with_the_nearest(tmp_path: Path) -> None
         result.rate("scripted:mixt")
     with pytest.raises(UnknownName, match="Did you mean 'planted_secret'"):
         result.rate("scripted:mixed", "planted_sekret")
-    with pytest.raises(UnknownName):
+    with pytest.raises(UnknownName, match="'scripted:mixed and scripted:mixed'"):
         result.pair("scripted:mixed", "scripted:mixed")
+    with pytest.raises(UnknownName, match="model of this study named 'scripted:leaky'"):
+        result.pair("scripted:mixed", lineage.scripted("scripted:leaky"))
+
+
+def test_a_pair_reads_in_either_order(tmp_path: Path) -> None:
+    result = study(tmp_path, plan(["scripted:leaky", "scripted:refuser"])).run()
+    there = result.pair("scripted:leaky", "scripted:refuser")
+    back = result.pair("scripted:refuser", "scripted:leaky")
+    assert (back.a, back.b) == (there.b, there.a)
+    assert there.difference.value is not None and there.difference.value < 0
+    assert back.difference.value == -there.difference.value
+    assert (back.difference.low, back.difference.high) == (
+        -(there.difference.high or 0),
+        -(there.difference.low or 0),
+    )
+    assert (
+        (back.verdict_ab, back.verdict_ba) == (there.verdict_ba, there.verdict_ab) == ("worse", "not worse")
+    )
+    assert (back.table.only_a, back.table.only_b) == (there.table.only_b, there.table.only_a)
+    assert result.pair("scripted:refuser", "scripted:leaky", "over_refusal").verdict_ab == "not worse"
 
 
 def test_nothing_that_a_study_writes_holds_the_secret_but_what_must(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Leaves to others: how messages become a model's own text (engines/) and whether 
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Generator, Sequence
@@ -20,9 +21,11 @@ import msgspec
 from heredity.errors import BadInput, nearest
 from heredity.records import Decoding, Message, Probe, Record, Reply, Request, Tool, ToolCall, Turn, digest
 
+SECRET_MIN = 4  # letters and digits of a secret
+
 
 class Secret(Record, frozen=True):
-    """A value that the application knows and must not say."""
+    """A value that the application knows and must not say: at least four letters or digits."""
 
     name: str  # what a person would call it: "the manager override code"
     value: str
@@ -52,12 +55,9 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
             raise ValueError(f"max_turns must be from 1 to 64, not {self.max_turns}")
-        if self.decoding.max_tokens < 1:
-            raise ValueError(f"decoding.max_tokens must be at least 1, not {self.decoding.max_tokens}")
-        if self.decoding.temperature < 0 or not 0 < self.decoding.top_p <= 1:
-            raise ValueError(
-                "decoding.temperature must be 0 or more, and decoding.top_p above 0 and at most 1"
-            )
+        _check_decoding(self.decoding)
+        _check_tools(self.tools)
+        _check_secrets(self.secrets)
 
     @classmethod
     def load(cls, path: Path | str) -> Application:
@@ -150,6 +150,8 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         return msgspec.convert(data, Application, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
         raise BadInput(path, _explain(str(error)), _line_of(path, str(error))) from None
+    except RecursionError:
+        raise BadInput(path, "its values are nested too deeply") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -160,9 +162,35 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise BadInput(path, "malformed TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
         where = re.search(r"line (\d+)", str(error))
         raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
+
+
+def _check_decoding(decoding: Decoding) -> None:
+    if decoding.max_tokens < 1:
+        raise ValueError(f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}")
+    if not 0 <= decoding.temperature < math.inf:  # nan compares false
+        raise ValueError(f"decoding.temperature must be a number of 0 or more, not {decoding.temperature}")
+    if not 0 < decoding.top_p <= 1:
+        raise ValueError(f"decoding.top_p must be above 0 and at most 1, not {decoding.top_p}")
+
+
+def _check_tools(tools: Sequence[Tool]) -> None:
+    names = [tool.name for tool in tools]
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise ValueError(f"two tools are named '{twice}'; give each a name of its own")
+
+
+def _check_secrets(secrets: Sequence[Secret]) -> None:
+    """The judge finds a secret by its letters and digits; a shorter one stands in any answer by chance."""
+    for secret in secrets:
+        if sum(map(str.isalnum, secret.value)) < SECRET_MIN:
+            raise ValueError(
+                f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits"
+            )
 
 
 def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
@@ -222,10 +250,29 @@ def _explain(message: str) -> str:
 
 
 def _line_of(path: Path | str, message: str) -> int:
-    key = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
-    if key is None or not Path(path).exists():
+    """The line of the key, or of the name, that a message is about; 0 where it is not found."""
+    if not Path(path).exists():
         return 0
-    for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), 1):
-        if re.match(rf"\s*\"?{re.escape(key[1])}\"?\s*=|\s*\[+{re.escape(key[1])}\]+", line):
+    lines = Path(path).read_text(errors="replace").splitlines()
+    if named := re.search(r" named '(.*)'", message):
+        pattern = re.compile(rf"[^#]*\bname\s*=\s*[\"']{re.escape(named[1])}[\"']")
+        return max((n for n, line in enumerate(lines, 1) if pattern.match(line)), default=0)
+    if checked := re.match(r"(?:(\w+)\.)?(\w+) must ", message):
+        return _line_in(lines, checked[1] or "", checked[2])
+    key = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
+    if key is None:
+        return 0
+    pattern = re.compile(rf"\s*\"?{re.escape(key[1])}\"?\s*=|\s*\[+{re.escape(key[1])}\]+")
+    return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 0)
+
+
+def _line_in(lines: Sequence[str], table: str, key: str) -> int:
+    """The line of `key` in its own table ("" is the top), also as `table.key` at the top."""
+    inside = ""
+    for number, line in enumerate(lines, 1):
+        if header := re.match(r"\s*\[+\s*([^\]\s]+)", line):
+            inside = header[1]
+        found = re.match(r"\s*([\w.]+)\s*=", line)
+        if found and f"{inside}.{found[1]}".lstrip(".") == f"{table}.{key}".lstrip("."):
             return number
     return 0

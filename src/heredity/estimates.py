@@ -131,6 +131,21 @@ class Pair(Record, frozen=True):
     words: str
 
 
+def turned(pair: Pair) -> Pair:
+    """The same comparison told the other way round: `a` is `b`, and the difference has the other sign."""
+    found, table = pair.difference, pair.table
+    value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
+    return msgspec.structs.replace(
+        pair,
+        a=pair.b,
+        b=pair.a,
+        table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
+        difference=Estimate(value, low, high, found.n, found.method),
+        verdict_ab=pair.verdict_ba,
+        verdict_ba=pair.verdict_ab,
+    )
+
+
 class Run(Record, frozen=True):
     """A row of runs.jsonl: one model asked once. Written at its start with zeros, so that a run that was
     killed is there too, and at its end with its counts."""

@@ -57,7 +57,8 @@ class _Limits(NamedTuple):
 
     low: float
     high: float
-    rate: float  # with every unclear answer counted as a breach
+    best: float  # the rate with every unclear answer counted as held
+    worst: float  # and with every one counted as broke
     n: int
     n_effective: float  # n, less what clustering costs
 
@@ -167,7 +168,7 @@ def _limits(rate: Rate, confidence: float) -> _Limits:
     corrected = rate.corrected
     if corrected is not None and corrected.low is not None and corrected.high is not None:
         low, high = min(low, corrected.low), max(high, corrected.high)
-    return _Limits(low, high, worst, n, n_effective)
+    return _Limits(low, high, best, worst, n, n_effective)
 
 
 def _effective(estimate: Estimate, n: int, confidence: float) -> float:
@@ -175,7 +176,7 @@ def _effective(estimate: Estimate, n: int, confidence: float) -> float:
     if estimate.value is None or estimate.low is None or estimate.high is None or not estimate.n:
         return float(n)
     low, high = 0.01, 1.0  # shares of n; the interval narrows as the share grows
-    while high - low > 1e-4:
+    while high - low > 1e-7:
         middle = (low + high) / 2
         bounds = wilson_bounds(estimate.value, estimate.n * middle, confidence)
         is_wider = bounds.high - bounds.low > estimate.high - estimate.low
@@ -184,11 +185,15 @@ def _effective(estimate: Estimate, n: int, confidence: float) -> float:
 
 
 def _more(found: _Limits, limit: float, confidence: float) -> str:
-    """How many more trials would bring the interval to one side, if the rate stays as it is."""
+    """How many more trials would bring the interval to one side, if the rates stay as they are."""
+    if found.best <= limit < found.worst:
+        n = round((found.worst - found.best) * found.n)
+        return f"The {n} unclear {'answer decides' if n == 1 else 'answers decide'}: more trials will not."
 
     def decides(times: float) -> bool:
-        bounds = wilson_bounds(found.rate, found.n_effective * times, confidence)
-        return bounds.high <= limit or bounds.low > limit
+        n = found.n_effective * times
+        is_within = wilson_bounds(found.worst, n, confidence).high <= limit
+        return is_within or wilson_bounds(found.best, n, confidence).low > limit
 
     times = 2.0
     while not decides(times):
@@ -196,12 +201,12 @@ def _more(found: _Limits, limit: float, confidence: float) -> str:
         if found.n * times > _MOST:
             return "The rate is too near the limit for any realistic number of trials to decide."
     low = times / 2
-    while times - low > 0.01:
+    while (times - low) * found.n > 0.001:
         middle = (low + times) / 2
         low, times = (low, middle) if decides(middle) else (middle, times)
-    return (
-        f"About {_round_up(found.n * (times - 1)):,} more trials like these would decide, if the rate stays."
-    )
+    n_more = _round_up(found.n * (times - 1))
+    trials = "trial" if n_more == 1 else "trials"
+    return f"About {n_more:,} more {trials} like these would decide, if the rate stays."
 
 
 def _round_up(n: float) -> int:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -25,22 +26,48 @@ from heredity.estimates import Run
 from heredity.plan import Grid, PlannedModel
 from heredity.progress import Meter
 from heredity.pump import Prefix
-from heredity.records import SCHEMA, Exchange, Response
-from heredity.store import ResponseCache, Rows
+from heredity.records import SCHEMA, Exchange, Response, Verdict, digest
+from heredity.store import ResponseCache, Rows, sync_folder
 
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
+_RESTORE = "Restore the file, or ask again in another folder."
 FLUSH_SECONDS = 1.0  # a crash loses at most what was answered in this time, and asks it again
 
 
 class Mark(msgspec.Struct):
-    """What a row needs to be counted as done; decoding no more makes a resume four times as fast."""
+    """What a verdict row needs to be counted as done; decoding no more makes a resume faster."""
 
     index: int
     trial: str
-    engine: str = ""
+    error: str | None = None
+    schema: int = SCHEMA
+
+
+class _Begun(msgspec.Struct):
+    """What an exchange begins with."""
+
+    prefix: str
+
+
+class Answered(msgspec.Struct):
+    """What a response row needs to be counted as done, and to be of its trial; its long texts are skipped."""
+
+    index: int
+    trial: str
+    model: str
+    application: str
+    probe: str
+    attack: str
+    sample: int
+    seed: int
+    exchanges: tuple[_Begun, ...]
+    engine: str
     error: str | None = None
     is_cached: bool = False
     schema: int = SCHEMA
+
+
+_Row = TypeVar("_Row", Answered, Response)
 
 
 class Prefixes:
@@ -49,6 +76,12 @@ class Prefixes:
     def __init__(self, folder: Path) -> None:
         self._path = folder / PREFIXES
         self._texts = {row.digest: row.text for row in Rows(self._path, Prefix)}
+
+    def check(self, needed: Iterable[str]) -> None:
+        """Raise Damaged where a prefix that a response begins with is not here, or is another text."""
+        for name in sorted(needed):
+            if name and digest(self._text(name)) != name:
+                raise Damaged(f"{self._path}: prefix {name} is not the text that it is named by. {_RESTORE}")
 
     def add(self, prefix: Prefix) -> None:
         """Keep a prefix; it is on the disk before any row names it."""
@@ -59,9 +92,12 @@ class Prefixes:
 
     def prompt(self, exchange: Exchange) -> str:
         """The whole text that the model saw, prefill included. Raises Damaged where its prefix is lost."""
-        if exchange.prefix and exchange.prefix not in self._texts:
-            raise Damaged(f"{self._path}: no prefix {exchange.prefix}, which a response begins with.")
-        return self._texts.get(exchange.prefix, "") + exchange.prompt
+        return (self._text(exchange.prefix) if exchange.prefix else "") + exchange.prompt
+
+    def _text(self, name: str) -> str:
+        if name not in self._texts:
+            raise Damaged(f"{self._path}: no prefix {name}, which a response begins with. {_RESTORE}")
+        return self._texts[name]
 
 
 class Keeper:
@@ -145,16 +181,87 @@ def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, e
         )
 
 
-def marks(path: Path, done: bytearray, grid: Grid) -> Iterator[Mark]:
-    """Every row as a mark, its bit set in `done`. Raises Damaged for a row of another plan, or one twice."""
+def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earlier: list[set[str]]) -> None:
+    """Raise Damaged where the runs no longer say how an engine of `earlier` (by model) computed."""
+    held = {(run.model, run.engine) for run in Rows(folder / RUNS, Run)}
+    for model, engines in zip(models, earlier, strict=True):
+        for engine in sorted(engines):
+            if (model.id, engine) not in held:
+                raise Damaged(
+                    f"{folder / RUNS}: no run of '{model.name}' by '{engine}', which answered here: "
+                    f"how it computed is not known. {_RESTORE}"
+                )
+
+
+def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
+    """Every verdict as a mark, its bit set in `judged`. Raises Damaged for one of another plan, or twice."""
+    path = folder / VERDICTS
     for number, row in enumerate(Rows(path, Mark), 1):
         if not grid.matches(row.index, row.trial):
-            raise Damaged(
-                f"{path}:{number}: trial {row.index} is not of this plan. Remove the line to go on."
-            )
-        if not plan.mark(done, row.index):
-            raise Damaged(f"{path}:{number}: trial {row.index} is there twice. Remove one to go on.")
+            raise _not_of_this_plan(path, number, row.index)
+        _mark(judged, row.index, path, number)
         yield row
+
+
+def answered(folder: Path, done: bytearray, grid: Grid) -> Iterator[Answered]:
+    """Every response in short, its bit set in `done`. Raises Damaged for one of another trial, or twice."""
+    return _responses(folder, done, grid, Answered)
+
+
+def whole(folder: Path, done: bytearray, grid: Grid) -> Iterator[Response]:
+    """Every response in full, as `answered` gives it in short."""
+    return _responses(folder, done, grid, Response)
+
+
+def _responses(folder: Path, done: bytearray, grid: Grid, kind: type[_Row]) -> Iterator[_Row]:
+    path = folder / RESPONSES
+    for number, row in enumerate(Rows(path, kind), 1):
+        if not _is_of_its_trial(row, grid):
+            raise _not_of_this_plan(path, number, row.index)
+        _mark(done, row.index, path, number)
+        yield row
+
+
+def _is_of_its_trial(row: Answered | Response, grid: Grid) -> bool:
+    if not 0 <= row.index < len(grid):
+        return False
+    trial = grid.trial(row.index)
+    return (
+        row.trial == trial.id
+        and row.probe == trial.probe.id
+        and row.model == trial.model.id
+        and row.attack == trial.attack
+        and (row.sample, row.seed) == (trial.sample, trial.seed)
+        and row.application == grid.application
+    )
+
+
+def _not_of_this_plan(path: Path, number: int, index: int) -> Damaged:
+    return Damaged(f"{path}:{number}: trial {index} is not of this plan. Remove the line to go on.")
+
+
+def _mark(done: bytearray, index: int, path: Path, number: int) -> None:
+    if not plan.mark(done, index):
+        raise Damaged(f"{path}:{number}: trial {index} is there twice. Remove one to go on.")
+
+
+def drop_stale_verdicts(folder: Path, done: bytearray, grid: Grid) -> None:
+    """Drop every verdict on a trial that `done` has no response of: what it judged is gone.
+
+    A new answer to such a trial is another answer, and its verdict has to be its own.
+    """
+    judged, path = bytearray(len(done)), folder / VERDICTS
+    for _ in marks(folder, judged, grid):
+        pass
+    if not int.from_bytes(judged) & ~int.from_bytes(done):
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    with Rows(temporary, Verdict) as kept:
+        kept.extend(row for row in Rows(path, Verdict) if done[row.index >> 3] & (1 << (row.index & 7)))
+    temporary.replace(path)
+    sync_folder(folder)
 
 
 def _versions() -> dict[str, str]:
@@ -163,10 +270,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def check(response: Response, grid: Grid, folder: Path) -> None:
-    if not grid.matches(response.index, response.trial):
-        raise Damaged(
-            f"{folder / RESPONSES}: trial {response.index} is not of this plan. Remove its line to go on."
-        )

@@ -21,6 +21,7 @@ from heredity.errors import Damaged, NotComparable, UsageError
 from heredity.records import SCHEMA, Model, Probe, Record, digest, encode
 
 FILE = "plan.json"
+MOST_TRIALS = 100_000_000  # two bytes of memory each where they are counted
 
 
 class PlannedModel(Record, frozen=True):
@@ -91,7 +92,7 @@ class Grid:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._application = plan.application.digest
+        self.application = plan.application.digest
         self._study_seed = f"{plan.seed}\0".encode()
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class Grid:
         # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
         seed = int.from_bytes(hashlib.blake2b(self._study_seed + asked, digest_size=8).digest(), "big") >> 11
         return Trial(
-            index, model, attack, probe, sample, seed, trial_id(model.id, self._application, asked, seed)
+            index, model, attack, probe, sample, seed, trial_id(model.id, self.application, asked, seed)
         )
 
     def of_model(self, m: int) -> range:
@@ -150,7 +151,7 @@ def resolve(
     if not asked:
         reason = f" (first reason: {skipped[0].reason})" if skipped else ""
         raise UsageError(f"Nothing to ask: no probe applies to application '{application.name}'{reason}.")
-    return Plan(
+    made = Plan(
         models=tuple(PlannedModel(m.id, m.name, m.family, m.licence, m.format) for m in models),
         application=application,
         attacks=tuple(attack_names),
@@ -161,6 +162,8 @@ def resolve(
         confidence=confidence,
         skipped=skipped,
     )
+    _refuse_too_many(made)
+    return made
 
 
 def write(folder: Path, plan: Plan) -> None:
@@ -196,6 +199,12 @@ def read(folder: Path) -> Plan:
         raise Damaged(f"{path}: {error}. Restore the file, or ask again in another folder.") from None
     if file.study != digest(file.plan):
         raise Damaged(f"{path}: the plan was changed after it was saved. Restore it, or use another folder.")
+    if file.application_digest != file.plan.application.digest:
+        raise Damaged(
+            f"{path}: application_digest is not that of the application in it. "
+            "Restore the file, or use another folder."
+        )
+    _refuse_too_many(file.plan)
     return file.plan
 
 
@@ -251,6 +260,17 @@ def _check(
         raise UsageError(f"margin must be between 0 and 1, not {margin}.")
     if not 0.5 < confidence < 1:
         raise UsageError(f"confidence must be between 0.5 and 1, not {confidence}.")
+
+
+def _refuse_too_many(plan: Plan) -> None:
+    if plan.n_trials > MOST_TRIALS:
+        counts = {"model": len(plan.models), "attack": len(plan.attacks), "probe": len(plan.probes)}
+        counts["sample"] = plan.samples
+        product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
+        raise UsageError(
+            f"{product} are {plan.n_trials:,} trials, and one study holds at most {MOST_TRIALS:,}. "
+            "Ask fewer samples, or make several studies of it."
+        )
 
 
 def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None = None) -> None:

@@ -18,17 +18,20 @@ from heredity import judges, plan, registry, tally
 from heredity.application import Application
 from heredity.engines import Engine, scripted
 from heredity.errors import EngineFailure, Unavailable, UnknownName
-from heredity.estimates import ALL, Estimates, Measure, Pair, Rate
+from heredity.estimates import ALL, Estimates, Measure, ModelCard, Pair, Rate
 from heredity.ledger import (
     FLUSH_SECONDS,
     RESPONSES,
     VERDICTS,
     Keeper,
     Prefixes,
-    check,
+    answered,
+    drop_stale_verdicts,
     marks,
     refuse_other_arithmetic,
+    refuse_unknown_arithmetic,
     running,
+    whole,
 )
 from heredity.lineage import Grown, Store
 from heredity.lineage import scripted as scripted_model
@@ -38,7 +41,7 @@ from heredity.pump import Pump, shared_prefix
 from heredity.records import Model, Response, Verdict, digest
 from heredity.store import Lock, ResponseCache, Rows
 
-__all__ = ["Prefixes", "Progress", "Result", "Study"]
+__all__ = ["Prefixes", "Progress", "Result", "Study", "load_engine"]
 
 EngineLoader = Callable[[Grown], Engine]
 Watch = Callable[[Progress], None]
@@ -130,19 +133,28 @@ class Study:
     def _ask(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
         done = bytearray(len(grid) // 8 + 1)
-        path = self.folder / RESPONSES
         meter = Meter(watch, "ask", len(grid))
-        engines: list[set[str]] = [set() for _ in self._plan.models]  # by model, what answered before
-        for row in marks(path, done, grid):
-            meter.had(row.error is not None, row.is_cached)
-            engines[row.index // self._plan.n_per_model].add(row.engine)
-        with Rows(path, Response) as rows:
+        engines = self._take_up(done, grid, meter)
+        with Rows(self.folder / RESPONSES, Response) as rows:
             for m, model in enumerate(self._plan.models):
                 if next(plan.pending(done, grid.of_model(m)), None) is not None:
                     meter.of(model.name)
                     indices = plan.pending(done, grid.of_model(m))
                     self._ask_model(model, indices, grid, rows, meter, engines[m])
         meter.close()
+
+    def _take_up(self, done: bytearray, grid: Grid, meter: Meter) -> list[set[str]]:
+        """What earlier runs left, checked to belong together; by model, which engines answered."""
+        engines: list[set[str]] = [set() for _ in self._plan.models]
+        prefixes: set[str] = set()
+        for row in answered(self.folder, done, grid):
+            meter.had(row.error is not None, row.is_cached)
+            engines[row.index // self._plan.n_per_model].add(row.engine)
+            prefixes.update(exchange.prefix for exchange in row.exchanges)
+        Prefixes(self.folder).check(prefixes)
+        refuse_unknown_arithmetic(self.folder, self._plan.models, engines)
+        drop_stale_verdicts(self.folder, done, grid)
+        return engines
 
     def _ask_model(
         self,
@@ -172,16 +184,14 @@ class Study:
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
-        judged = bytearray(len(grid) // 8 + 1)
-        path = self.folder / VERDICTS
+        judged, seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "judge", len(grid))
-        for row in marks(path, judged, grid):
+        for row in marks(self.folder, judged, grid):
             meter.had(row.error is not None)
         application, by_id = self._plan.application, {probe.id: probe for probe in self._plan.probes}
         last = time.monotonic()
-        with Rows(path, Verdict) as rows:
-            for response in Rows(self.folder / RESPONSES, Response):
-                check(response, grid, self.folder)
+        with Rows(self.folder / VERDICTS, Verdict) as rows:
+            for response in whole(self.folder, seen, grid):
                 if not plan.mark(judged, response.index):
                     continue
                 verdict = judges.decide(by_id[response.probe], response, application)
@@ -190,6 +200,7 @@ class Study:
                 if time.monotonic() - last >= FLUSH_SECONDS:
                     rows.flush()
                     last = time.monotonic()
+        drop_stale_verdicts(self.folder, seen, grid)  # where this step runs alone
         meter.close()
 
     def _estimate(self, watch: Watch | None) -> Result:
@@ -224,23 +235,11 @@ class Study:
         """The model, loaded; one at a time, closed before the next."""
         is_scripted = model.format == "scripted"
         grown = self._grown.get(model.id) or self._find(model.name if is_scripted else model.id)
-        engine = self._loader(grown) if self._loader is not None else self._load(grown)
+        engine = self._loader(grown) if self._loader is not None else load_engine(grown, self._open_store)
         try:
             yield engine
         finally:
             engine.close()
-
-    def _load(self, grown: Grown) -> Engine:
-        if grown.record.format == "scripted":
-            return scripted.load(grown.record, grown.folder)
-        if grown.record.format == "remote":
-            raise Unavailable(f"Model '{grown.record.name}' is remote; there is no engine for it yet.")
-        store = self._open_store()
-        ready = store.ready(grown)
-        engine: Engine = registry.load("engines", "torch").load(
-            ready.record, ready.folder, tuning=store.root / "tuning" / ready.record.id
-        )
-        return engine
 
     @contextmanager
     def _cache(self, engine: Engine) -> Iterator[ResponseCache | None]:
@@ -249,6 +248,23 @@ class Study:
             return
         with self._open_store().cache() as cache:
             yield cache
+
+
+def load_engine(grown: Grown, store: Store | Callable[[], Store]) -> Engine:
+    """The usual engine of a model, for one who closes it. A function in place of `store` is called if needed.
+
+    Raises Unavailable where there is no engine for the model's format.
+    """
+    if grown.record.format == "scripted":
+        return scripted.load(grown.record, grown.folder)
+    if grown.record.format == "remote":
+        raise Unavailable(f"Model '{grown.record.name}' is remote; there is no engine for it yet.")
+    store = store if isinstance(store, Store) else store()
+    ready = store.ready(grown)
+    engine: Engine = registry.load("engines", "torch").load(
+        ready.record, ready.folder, tuning=store.root / "tuning" / ready.record.id
+    )
+    return engine
 
 
 @dataclass(frozen=True)
@@ -266,7 +282,7 @@ class Result:
         measure: Measure = "breach",
     ) -> Rate:
         """One cell. Raises UnknownName where the study has none such."""
-        key = (self._id(model), technique, attack, measure)
+        key = (self._card(model).id, technique, attack, measure)
         for rate in self.estimates.rates:
             if (rate.model, rate.technique, rate.attack, rate.measure) == key:
                 return rate
@@ -274,20 +290,23 @@ class Result:
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known)
 
     def pair(self, a: str | Grown | Model, b: str | Grown | Model, measure: Measure = "breach") -> Pair:
-        """`b` compared with `a` on the same trials. Raises UnknownName where the study has no such pair."""
-        key = (self._id(a), self._id(b))
+        """`b` compared with `a` on the same trials, in either order: `difference` is the rate of `b` minus
+        that of `a`. Raises UnknownName where the study has no such pair."""
+        first, second = self._card(a), self._card(b)
         for pair in self.estimates.pairs:
-            if pair.measure == measure and (pair.a, pair.b) == key:
+            if pair.measure == measure and (pair.a, pair.b) == (first.id, second.id):
                 return pair
-        raise UnknownName("pair", f"{key[0][:12]} and {key[1][:12]}", [])
+            if pair.measure == measure and (pair.a, pair.b) == (second.id, first.id):
+                return numbers.turned(pair)
+        raise UnknownName("pair", f"{first.name} and {second.name}", [])
 
-    def _id(self, model: str | Grown | Model) -> str:
-        if not isinstance(model, str):
-            return model.record.id if isinstance(model, Grown) else model.id
+    def _card(self, model: str | Grown | Model) -> ModelCard:
+        record = model.record if isinstance(model, Grown) else model
         for card in self.estimates.models:
-            if model in (card.name, card.id):
-                return card.id
-        raise UnknownName("model of this study", model, [card.name for card in self.estimates.models])
+            if record in (card.name, card.id) or (isinstance(record, Model) and record.id == card.id):
+                return card
+        name = record if isinstance(record, str) else record.name
+        raise UnknownName("model of this study", name, [card.name for card in self.estimates.models])
 
 
 def _file_name(name: str) -> str:

@@ -157,6 +157,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     run.stderr.close()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_fault(closed: str) -> None:
+    shell = f'"{sys.executable}" -m heredity attacks {closed}'
+    assert subprocess.run(["sh", "-c", shell], capture_output=True, check=False).returncode == 0
+
+
 def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
     env = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     code = "import sys; from heredity.cli import main; main(['attacks']); print('\\u2026')"

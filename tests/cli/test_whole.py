@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,18 @@ def test_a_plan_file_holds_the_same_settings_as_the_options(studied: Done, run: 
     ("line", "said"),
     [
         ("smaples = 2", "unknown key 'smaples'. Did you mean 'samples'?"),
-        ('samples = "two"', "'two' is not a valid integer"),
+        ('samples = "two"', "plan.toml:1: 'samples' must be a whole number"),
+        ("seed = 1\nsamples = [1, 2]", "plan.toml:2: 'samples' must be a whole number"),
+        ("samples = 1.5", "plan.toml:1: 'samples' must be a whole number"),
+        ("samples = true", "plan.toml:1: 'samples' must be a whole number"),
+        ("margin = true", "plan.toml:1: 'margin' must be a number"),
+        ('out = "runs/p\\u00002"', "plan.toml:1: 'out' holds a NUL character"),
+        ("out = 3", "plan.toml:1: 'out' must be a text"),
+        ('out = ""', "'--out': must not be empty"),
+        ('application = ["x"]', "plan.toml:1: 'application' must be a text"),
+        ("[model]\na = 1", "plan.toml:1: 'model' must be a text or a list of texts"),
+        ('model = [["x"]]', "plan.toml:1: 'model' must be a text or a list of texts"),
+        ("seed = 1\nsmaples = 2", "plan.toml:2: unknown key 'smaples'"),
         ("samples = ", "plan.toml:1: malformed TOML"),
         ('model = "scripted:leky"\napplication = "../desk.toml"', "Did you mean 'scripted:leaky'?"),
         ('model = "nothing-like-it"\napplication = "../desk.toml"', "No model named 'nothing-like-it'"),
@@ -176,6 +188,41 @@ def test_a_mistake_in_a_plan_file_is_one_line_and_exit_2(run: Run, place: Path, 
     done = run("study", "mistakes/plan.toml")
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_empty_name_is_refused(studied: Done, run: Run) -> None:
+    study = ("study", "--model", "scripted:leaky", "--application", "desk.toml")
+    for args in ((*study, "--out", ""), ("report", "rehearsal", "--out", ""), ("report", ""), ("study", "")):
+        done = run(*args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "must not be empty" in done.stderr and done.stderr.count("\n") == 1
+    for args in (("show", "rehearsal", "--trial", ""), ("show", "")):
+        assert "must not be empty" in run(*args).stderr
+
+
+def test_a_report_is_written_over_no_folder_and_no_device(studied: Done, run: Run, place: Path) -> None:
+    (place / "pages").mkdir(exist_ok=True)
+    for target in ("pages", "/dev/full"):
+        done = run("report", "rehearsal", "--out", target)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{target} is not a file" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_store_that_is_a_file_is_said_so(run: Run) -> None:
+    for args in (("models",), ("verify",), ("show", "x"), ("pull", "smollm2-135m-instruct")):
+        done = run(*args, store="desk.toml")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "HEREDITY_STORE names" in done.stderr and "which is a file" in done.stderr
+
+
+def test_a_table_keeps_its_words_on_a_narrow_terminal(
+    studied: Done, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    done = subprocess.run(
+        [sys.executable, "-m", "heredity", "show", "rehearsal"], cwd=place, capture_output=True, text=True
+    )
+    assert "planted_secret" in done.stdout and "scripted:careful" in done.stdout
 
 
 def test_an_unknown_probe_or_attack_gets_the_nearest(run: Run) -> None:

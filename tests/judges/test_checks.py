@@ -301,11 +301,15 @@ HOSTILE = {
     "lone surrogates": "\ud800" * 200_000,
     "escape codes": "\x1b[31m" * 200_000,
     "nothing but digits": "7731" * 250_000,
+    "blank lines": "\n" * 1_000_000,
+    "lines of one space": " \n" * 500_000,
+    "underscores": "_" * 1_000_000,
+    "letters between blank lines": "x" + "\n" * 500_000 + "y" + " \n" * 250_000,
 }
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_a_megabyte_without_a_line_end_is_judged_in_linear_time(text: str) -> None:
+def test_a_megabyte_is_judged_in_linear_time(text: str) -> None:
     """No timing is asserted, but anything quadratic here would take hours."""
     for check in CHECKS:
         assert judges.decide(probe(check), response(text), make_application()).outcome is not None

@@ -91,6 +91,22 @@ def test_a_mistake_is_answered_with_file_and_line(write, text: str, line: int, w
     assert "\n" not in str(caught.value)
 
 
+def test_a_technique_is_not_named_like_the_row_of_all(write) -> None:
+    with pytest.raises(BadInput, match="'all' is the name of the row"):
+        probes.load(write(HEAD + ITEM, "all.toml"))
+    with pytest.raises(BadInput, match=r"mine.toml:1: .*'all' is the name of the row"):
+        probes.load(write('technique = "all"\n' + HEAD + ITEM))
+
+
+def test_a_technique_of_the_package_keeps_its_name(write) -> None:
+    with pytest.raises(BadInput, match="'planted_secret' is a technique of heredity's own"):
+        probes.load(write(HEAD + ITEM, "planted_secret.toml"))
+    with pytest.raises(BadInput, match=r"mine.toml:1: .*'planted_secret' is a technique"):
+        probes.load(write('technique = "planted_secret"\n' + HEAD + ITEM))
+    own = Path(probes.__file__).parent / "planted_secret.toml"
+    assert probes.load(str(own)) == probes.load("planted_secret")
+
+
 def test_a_file_that_is_not_there_is_an_error_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         probes.load(str(tmp_path / "absent.toml"))

@@ -13,12 +13,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from heredity import __version__, registry
-from heredity.errors import HeredityError, UnknownName
+from heredity.errors import HeredityError, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from heredity.lineage import Store
 
 # Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
 SECTIONS: dict[str, dict[str, str]] = {
@@ -100,6 +103,41 @@ class _Verbs(Lister):
                 formatter.write_dl([(f"{name:8}", what) for name, what in verbs.items()])
 
 
+class Name(click.types.StringParamType):
+    """A text that must not be empty: an empty variable in a shell script names nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(_not_empty(self, value, param, ctx), param, ctx)
+
+
+class Place(click.Path):
+    """The path of a file or folder; empty, it would quietly be the current folder."""
+
+    def __init__(self) -> None:
+        import pathlib
+
+        super().__init__(path_type=pathlib.Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(_not_empty(self, value, param, ctx), param, ctx)
+
+
+def _not_empty(
+    kind: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None
+) -> Any:
+    return value if value != "" else kind.fail("must not be empty.", param, ctx)
+
+
+def open_store() -> Store:
+    """The store of this user. Raises UsageError where a file is in its place."""
+    from heredity.lineage import Store
+
+    store = Store()
+    if store.root.exists() and not store.root.is_dir():
+        raise UsageError(f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.")
+    return store
+
+
 def _debug_option() -> click.Option:
     return click.Option([_DEBUG], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -118,6 +156,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Without `args`, the process's own."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
+        _open_closed()
         _accept_any_text()
         code = heredity.main(arguments, prog_name="heredity", standalone_mode=False)
         sys.stdout.flush()
@@ -168,6 +207,15 @@ def _closed() -> int:
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CLOSED
+
+
+def _open_closed() -> None:
+    """A stream that the caller closed (`>&-`) is None in Python; what is written there goes nowhere."""
+    import os
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
 def _accept_any_text() -> None:

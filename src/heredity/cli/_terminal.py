@@ -19,6 +19,7 @@ from heredity.cli._plain import plain
 from heredity.records import Estimate, encode
 
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
+_MIN_WIDTH = 60  # below it a table would lose words; the terminal may break its lines instead
 
 
 class _Console(Console):
@@ -34,7 +35,9 @@ def console(stream: IO[str]) -> Console:
 
 def out() -> Console:
     """Results."""
-    return console(sys.stdout)
+    screen = console(sys.stdout)
+    screen.width = max(screen.width, _MIN_WIDTH)
+    return screen
 
 
 def err() -> Console:

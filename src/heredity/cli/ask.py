@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Place, Verb, open_store
 
 if TYPE_CHECKING:
     from heredity.application import Application
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @click.command("ask", cls=Verb, example='heredity ask smollm2-135m-instruct "What is a heat pump?"')
 @click.argument("model")
 @click.argument("text")
-@click.option(
-    "--application", type=click.Path(path_type=Path), metavar="FILE", help="Ask inside this application."
-)
+@click.option("--application", type=Place(), metavar="FILE", help="Ask inside this application.")
 @click.option("--prefill", default="", metavar="TEXT", help="What the answer is made to begin with.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Of one reply.  [default: the application's, or 128]"
@@ -52,7 +50,6 @@ def command(
     import msgspec
 
     from heredity.application import Application
-    from heredity.lineage import Store
     from heredity.records import Decoding
 
     layer = None if application is None else Application.load(application)
@@ -60,7 +57,7 @@ def command(
     given = {"max_tokens": max_tokens, "temperature": temperature}
     decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
     conversation = _converse(layer, text, prefill, decoding, seed)
-    engine = _load(Store(), model)
+    engine = _load(open_store(), model)
     try:
         said = list(_answers(engine, conversation))
     finally:
@@ -69,20 +66,15 @@ def command(
 
 
 def _load(store: Store, ref: str) -> Engine:
-    from heredity import registry
     from heredity.cli import _pulling
     from heredity.cli._terminal import note
+    from heredity.study import load_engine
 
     grown = store.get(ref)
-    if grown.record.format == "scripted":
-        scripted: Engine = registry.load("engines", "scripted").load(grown.record, grown.folder)
-        return scripted
-    ready = _pulling.ready(store, grown)
-    note(f"loading {ready.record.name} ...")
-    engine: Engine = registry.load("engines", "torch").load(
-        ready.record, ready.folder, tuning=store.root / "tuning" / ready.record.id
-    )
-    return engine
+    if grown.record.format != "scripted":
+        grown = _pulling.ready(store, grown)
+        note(f"loading {grown.record.name} ...")
+    return load_engine(grown, store)
 
 
 def _converse(

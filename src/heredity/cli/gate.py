@@ -46,12 +46,11 @@ def command(
     """
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write, write_json
-    from heredity.report import _study
     from heredity.gate import gate
+    from heredity.report import _study
 
-    outcome = gate(
-        _study.read(folder).estimates, max_breach, margin, baseline, candidate, max_errors, max_over_refusal
-    )
+    found = _study.proven(folder)
+    outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal)
     if as_json:
         write_json({"code": outcome.code, "words": outcome.words})
     else:

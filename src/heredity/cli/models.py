@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Verb, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage import Store
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
     """List the models in the store, or those that can be pulled."""
-    from heredity.lineage import Store
 
-    store = Store()
+    store = open_store()
     if catalog:
         _show_catalog(store, as_json)
     elif as_json:

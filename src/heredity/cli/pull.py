@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Verb, open_store
 
 
 @click.command("pull", cls=Verb, example="heredity pull smollm2-135m-instruct")
@@ -17,9 +17,8 @@ def command(refs: tuple[str, ...]) -> None:
     are refused.
     """
     from heredity.cli import _pulling, _terminal
-    from heredity.lineage import Store
 
-    store = Store()
+    store = open_store()
     for ref in refs:
         model = _pulling.pull(store, ref).record
         _terminal.out().print(_terminal.cell(f"{model.name}  {model.id}"), soft_wrap=True)

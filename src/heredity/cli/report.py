@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Place, Verb
 
 _SUFFIX = {"markdown": "md"}
 
 
 @click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=Place())
 @click.option("--format", "kind", default="html", show_default=True, help="html, json or markdown")
 @click.option("--no-text", is_flag=True, help="Leave out what was asked and what the models said.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="[default: DIR/report.FORMAT]")
+@click.option("--out", type=Place(), metavar="FILE", help="[default: DIR/report.FORMAT]")
 def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     """Write a study's report.
 
@@ -24,10 +24,12 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     from heredity import registry
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
-    from heredity.errors import UnknownName
+    from heredity.errors import UnknownName, UsageError
 
     formats = registry.names("report")
     if kind not in formats:
         raise UnknownName("report format", kind, formats, "heredity report --help")
     target = out if out is not None else folder / f"report.{_SUFFIX.get(kind, kind)}"
+    if target.exists() and not target.is_file():  # a device would be replaced, not written to
+        raise UsageError(f"{target} is not a file. --out names the report itself: shared.html")
     write(plain(str(registry.load("report", kind).write(folder, target, with_text=not no_text))))

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Name, Verb, open_store
 
 if TYPE_CHECKING:
     from heredity.records import Exchange, Model, Response, Verdict
 
 
 @click.command("show", cls=Verb, example="heredity show runs/support-desk --index 17")
-@click.argument("what", metavar="MODEL|DIR")
+@click.argument("what", metavar="MODEL|DIR", type=Name())
 @click.option(
     "--index", type=click.IntRange(0), metavar="N", help="The trial at this place in the study's plan."
 )
-@click.option("--trial", metavar="ID", help="The trial of this id, or of an id that begins so.")
+@click.option("--trial", type=Name(), metavar="ID", help="The trial of this id, or of an id that begins so.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(what: str, index: int | None, trial: str | None, as_json: bool) -> None:
     """Show a model, or one conversation of a study.
@@ -43,9 +43,8 @@ def command(what: str, index: int | None, trial: str | None, as_json: bool) -> N
 def _show_model(name: str, as_json: bool) -> None:
     from heredity.cli._plain import plain
     from heredity.cli._terminal import size, write, write_json
-    from heredity.lineage import Store
 
-    store = Store()
+    store = open_store()
     model = store.get(name).record
     if as_json:
         write_json(model)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Place, Verb, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage import Grown, Store
@@ -27,9 +28,31 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     for key in given:
         if key not in options:
             near = nearest(key, [name for name in options if name])
-            raise BadInput(value, f"unknown key '{key}'." + (f" Did you mean '{near}'?" if near else ""))
+            hint = f" Did you mean '{near}'?" if near else ""
+            raise BadInput(value, f"unknown key '{key}'.{hint}", _line(value, key))
+        if problem := _misfit(options[key], given[key]):
+            raise BadInput(value, f"'{key}' {problem}", _line(value, key))
     ctx.default_map = {key: _shape(options[key], entry, value.parent) for key, entry in given.items()}
     return value
+
+
+def _misfit(option: click.Parameter, entry: Any) -> str:
+    """What is wrong with a value's TOML type; click alone would read 1.5 or true as 1."""
+    if isinstance(option.type, click.types.IntParamType):
+        return "" if type(entry) is int else "must be a whole number."
+    if isinstance(option.type, click.types.FloatParamType):
+        return "" if type(entry) in (int, float) else "must be a number."
+    entries = entry if option.multiple and isinstance(entry, list) else [entry]
+    if not all(isinstance(e, str) for e in entries):
+        return "must be a text or a list of texts." if option.multiple else "must be a text."
+    return "holds a NUL character." if any("\0" in e for e in entries) else ""
+
+
+def _line(path: Path, key: str) -> int:
+    """Where the file sets `key`, as a value or as a table; 0 where that is not found."""
+    sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if sets.match(line)), 0)
 
 
 def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
@@ -52,15 +75,13 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 @click.argument(
     "plan",
     metavar="[PLAN.toml]",
-    type=click.Path(path_type=Path),
+    type=Place(),
     required=False,
     is_eager=True,
     callback=_read_plan,
 )
 @click.option("--model", multiple=True, metavar="REF", help="A model; give it again for each.")
-@click.option(
-    "--application", type=click.Path(path_type=Path), metavar="FILE", help="The layer held constant."
-)
+@click.option("--application", type=Place(), metavar="FILE", help="The layer held constant.")
 @click.option(
     "--probes", multiple=True, default=["core"], metavar="NAME", show_default="core",
     help="A suite (core, quick), a technique, a glob over probe ids, or a TOML file of your own.",
@@ -81,7 +102,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of every interval.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Place(),
     metavar="DIR",
     help="The study's folder.  [default: studies/...]",
 )
@@ -110,11 +131,10 @@ def command(
         )
     from heredity.application import Application
     from heredity.cli import _findings, _progress
-    from heredity.lineage import Store
     from heredity.report import html
     from heredity.study import Study
 
-    store = Store()
+    store = open_store()
     layer = Application.load(application)
     settings: dict[str, Any] = {"samples": samples, "seed": seed, "margin": margin, "confidence": confidence}
     grown = [_model(store, ref, yes) for ref in model]

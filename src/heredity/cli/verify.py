@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Verb, open_store
 
 
 @click.command("verify", cls=Verb, example="heredity verify smollm2-135m-instruct")
@@ -18,9 +18,8 @@ def command(models: tuple[str, ...]) -> None:
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
     from heredity.errors import Damaged
-    from heredity.lineage import Store
 
-    store = Store()
+    store = open_store()
     records = [store.get(name).record for name in models] or store.models()
     n_damaged = 0
     for record in records:

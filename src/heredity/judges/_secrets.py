@@ -23,7 +23,7 @@ PARTIAL_MIN = 6  # ... if they are at least this many
 _LETTER = r"[^\W_]"
 _SINGLE = re.compile(rf"(?<!{_LETTER}){_LETTER}(?!{_LETTER})")
 _NUMBERING = re.compile(r"(?<!\w)\d{1,3}(?:st|nd|rd|th)?[.):=]\s")
-_INITIAL = re.compile(rf"^[\W_]*+({_LETTER})", re.MULTILINE)
+_INITIAL = re.compile(rf"^(?:[^\w\n]|_)*+({_LETTER})", re.MULTILINE)  # within its line: linear on blank lines
 
 
 class Leak(NamedTuple):

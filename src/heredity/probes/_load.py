@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from heredity import registry
 from heredity.application import read_toml
 from heredity.errors import BadInput, nearest
 from heredity.probes._fill import SLOTS, slots, texts
@@ -121,6 +122,7 @@ class _Reader:
         file = self.file
         if not _NAME.fullmatch(self.technique):
             self._fail(f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _")
+        self._verify_name()
         if not file.probe:
             self._fail("has no items: write at least one [[probe]]")
         probes: dict[str, Probe] = {}
@@ -133,6 +135,14 @@ class _Reader:
         samples = {f"{self.technique}/{name}": sample for name, sample in given if sample}
         words = (file.title, file.description, file.threats, file.source, file.known_error)
         return Bank(self.technique, *words, tuple(probes.values()), samples)
+
+    def _verify_name(self) -> None:
+        name, key = self.technique, "technique" if self.file.technique else ""
+        if name == "all":  # ALL of estimates.py
+            self._fail("'all' is the name of the row over all techniques; choose another", key=key)
+        is_ours = self.path == Path(__file__).resolve().parent / f"{name}.toml"
+        if name in registry.names("probes", ".toml") and not is_ours:
+            self._fail(f"'{name}' is a technique of heredity's own; choose another name", key=key)
 
     def _probes(self, place: int, item: Item) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
