@@ -221,16 +221,69 @@ def test_the_tree_shows_every_line_of_descent(store: Store) -> None:
     assert old.record.id[:12] in lines[2]
 
 
-def test_a_record_of_another_schema_or_a_broken_one_is_named(store: Store) -> None:
-    child = store.grow(Toy())
+def test_a_bad_record_is_named_and_does_not_block_the_others(store: Store) -> None:
+    child, other = store.grow(Toy()), store.grow(Toy(2.0, "other"), [store.grow(Toy())])
     path = child.folder.parent / "model.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "schema": 99, "new": 1}))
+    assert store.models() == [other.record]
+    assert [(p, "schema 99" in why) for p, why in store.damaged()] == [(path, True)]
+    for name in ("toy", child.record.id[:6]):
+        with pytest.raises(NotComparable, match="schema 99"):
+            store.get(name)
     with pytest.raises(NotComparable, match="schema 99"):
-        store.models()
+        store.ancestors(other.record)
     path.write_text(path.read_text()[:-20])
     with pytest.raises(Damaged, match=r"model\.json: not a model's record"):
-        store.models()
+        store.get("toy")
+    assert store.grow(Toy()).record.id == child.record.id  # growing it again heals it
+    assert store.damaged() == []
+
+
+@pytest.mark.parametrize("stray", ["../../secret", "/etc/hostname", "a/../../b", "..\\b", ""])
+def test_a_recorded_path_outside_its_folder_is_refused_when_it_is_read(store: Store, stray: str) -> None:
+    child = store.grow(Toy())
+    path = child.folder.parent / "model.json"
+    record = json.loads(path.read_text())
+    record["files"][0]["path"] = stray
+    path.write_text(json.dumps(record))
+    with pytest.raises(Refused, match="leads outside the model's folder"):
+        store.get("toy")
+    path.write_text(json.dumps({**record, "files": [], "id": "../" + child.record.id}))
+    with pytest.raises(Damaged, match="under another id"):
+        store.get("toy")
+
+
+def test_a_model_whose_bytes_changed_does_not_answer(store: Store) -> None:
+    child = store.grow(Toy())
+    assert store.ready(child) == child
+    weights = child.folder / "sub" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(Damaged, match=r"model\.safetensors: its SHA-256 .* pull or grow it again"):
+        store.ready(child)
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert store.ready(child.record) == child
+
+
+def test_files_that_nobody_touched_are_hashed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = store.grow(Toy())
+    store.ready(child)
+    monkeypatch.setattr("heredity.recipes._files.hash_file", lambda path: pytest.fail(f"hashed {path} again"))
+    assert store.ready(child) == child
+
+
+def test_a_child_grows_in_its_parents_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "default"))
+    parent = store.grow(Toy())
+    assert grow(Toy(2.0, "child"), [parent]).folder.is_relative_to(store.root)
+    other = Store(tmp_path / "other").grow(Toy(3.0))
+    with pytest.raises(UsageError, match="lie in 2 stores"):
+        grow(Toy(4.0), [parent, other])
 
 
 def test_a_scripted_model_has_a_record_and_no_files(store: Store) -> None:

@@ -211,6 +211,17 @@ def test_a_killed_holder_frees_its_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_write_left_is_removed_under_the_folders_lock(tmp_path: Path) -> None:
+    code = "import os, sys, heredity.store as s\nfrom pathlib import Path\n"
+    code += "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"
+    code += "s.write_atomic(Path(sys.argv[1]) / 'a.json', b'x')"
+    assert run(code, tmp_path).returncode == -9
+    assert [p.name.startswith(".a.json.") for p in tmp_path.iterdir()] == [True]
+    (tmp_path / ".mine.tmp").touch()
+    with Lock(tmp_path):
+        assert {p.name for p in tmp_path.iterdir()} == {".lock", ".lock.pid", ".mine.tmp"}
+
+
 REPLY = Reply(5, "the prompt", "the answer \u00e9\x1b[31m", (1, 2, 3), (), "end", 9)
 
 

@@ -147,7 +147,9 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 def parse(data: dict[str, Any], path: Path | str) -> Application:
     """An application from parsed TOML; raises BadInput naming the key, and the nearest known one."""
     try:
-        return msgspec.convert(data, Application, strict=True)
+        application = msgspec.convert(data, Application, strict=True)
+        _ = application.digest  # what nests too deeply to be written is said here, not in a study
+        return application
     except (msgspec.ValidationError, ValueError) as error:
         raise BadInput(path, _explain(str(error)), _line_of(path, str(error))) from None
     except RecursionError:

@@ -24,9 +24,18 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from heredity.errors import Busy, Damaged, NotComparable, Refused, Unavailable, UnknownName, UsageError
+from heredity.errors import (
+    Busy,
+    Damaged,
+    HeredityError,
+    NotComparable,
+    Unavailable,
+    UnknownName,
+    UsageError,
+)
+from heredity.recipes._files import check_file, hash_files, refuse_strays, sizes_fit, walk
 from heredity.records import SCHEMA, FileHash, Made, Model, RecipeRecord, digest, encode
-from heredity.store import Lock, ResponseCache, default_root, hash_file, sync_folder, write_atomic
+from heredity.store import Lock, ResponseCache, default_root, stamp_file, sync_folder, write_atomic
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all (0: not known), what
 
@@ -74,14 +83,18 @@ class Store:
         self.downloads = self.root / "downloads"
 
     def models(self) -> list[Model]:
-        """Every model of the store, by name and then id."""
-        records = [_read(path) for path in sorted((self.root / "models").glob("*/model.json"))]
-        return sorted(records, key=lambda model: (model.name, model.id))
+        """Every model of the store whose record can be read, by name and then id; the others: `damaged`."""
+        return sorted(self._scan()[0], key=lambda model: (model.name, model.id))
+
+    def damaged(self) -> list[tuple[Path, str]]:
+        """Every model.json that cannot be read, with why and what to do; [] in a whole store."""
+        return [(path, str(error)) for path, error in self._scan()[1]]
 
     def get(self, name: str) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
 
-        Raises UnknownName with the nearest name, Unavailable where it is in the catalogue but not yet pulled.
+        Raises UnknownName with the nearest name, Unavailable where it is in the catalogue but not yet pulled,
+        and where its record cannot be read, what is wrong with it.
         """
         if name.startswith("scripted:"):
             return scripted(name)
@@ -95,7 +108,7 @@ class Store:
                 f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id."
             )
         if not found:
-            raise self._unknown(name, [model.name for model in models])
+            raise self._unreadable(name, wanted) or self._unknown(name, [model.name for model in models])
         return Grown(found[0], self.folder(found[0]))
 
     def folder(self, model: Model) -> Path:
@@ -118,7 +131,7 @@ class Store:
         with self._workshop() as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
             description = recipe.apply(parents, out)
-            files = _hash_files(out, recipe.kind)
+            files = hash_files(out, recipe.kind)
             made = Made(_now(), platform.node(), round(time.monotonic() - started, 3), _versions(description))
             record = _record(recipe, parents, files, description, made)
             write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
@@ -138,23 +151,29 @@ class Store:
         return self.grow(recipe)
 
     def ready(self, model: Grown | Model) -> Grown:
-        """The form that the torch engine loads: the dequantized child of a GGUF (made once), else itself."""
+        """The form that the torch engine loads: the dequantized child of a GGUF (made once), else itself.
+
+        Its files are the recorded ones: hashed once, and again where one was touched. Raises Damaged.
+        """
         grown = Grown(model, self.folder(model)) if isinstance(model, Model) else model
+        self._trust(grown.record)
         if grown.record.format != "gguf":
             return grown
         from heredity.recipes.dequantize import Dequantize
 
         recipe = Dequantize()
-        return self._made_by(recipe, [grown]) or self.grow(recipe, [grown])
+        child = self._made_by(recipe, [grown]) or self.grow(recipe, [grown])
+        self._trust(child.record)
+        return child
 
     def verify(self, model: Model) -> list[str]:
         """Hash every file again; one line for each that is missing, changed or not recorded."""
         if model.format in ("scripted", "remote"):
             return []
         folder = self.folder(model)
-        problems = [p for file in model.files if (p := _check(folder, file))]
+        problems = [p for file in model.files if (p := check_file(folder, file))]
         known = {file.path for file in model.files}
-        problems += [f"{folder / path}: not in the record" for path in _walk(folder) if path not in known]
+        problems += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
         if _identity(model.recipe, model.parents, model.files) != model.id:
             problems.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
         return problems
@@ -167,7 +186,7 @@ class Store:
         while waiting:
             ident = waiting.pop(0)
             if ident not in by_id:
-                raise UnknownName("model", ident, by_id, "heredity models")
+                raise self._unreadable(ident, ident) or UnknownName("model", ident, by_id, "heredity models")
             if ident not in found:
                 found[ident] = by_id[ident]
                 waiting += by_id[ident].parents
@@ -178,6 +197,40 @@ class Store:
         return "\n".join(_branches(model, {m.id: m for m in self.models()}, "", ""))
 
     # --- inside ---
+
+    def _scan(self) -> tuple[list[Model], list[tuple[Path, HeredityError]]]:
+        good, bad = [], []
+        for path in sorted((self.root / "models").glob("*/model.json")):
+            try:
+                good.append(_read(path))
+            except HeredityError as error:
+                bad.append((path, error))
+        return good, bad
+
+    def _unreadable(self, name: str, wanted: str) -> HeredityError | None:
+        """What is wrong with the record of this name or start of an id, where it is there and bad."""
+        for path, error in self._scan()[1]:
+            is_named = f'"name": "{wanted}"' in path.read_text("utf-8", "replace")
+            if is_named or (len(name) >= 4 and path.parent.name.startswith(name)):
+                return error
+        return None
+
+    def _trust(self, model: Model) -> None:
+        """Verify a model that is about to answer; a stamp of its files spares hashing them every time."""
+        if model.format in ("scripted", "remote"):
+            return
+        folder, note = self.folder(model), self.root / "verified" / f"{model.id}.json"
+        stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
+        is_same = _identity(model.recipe, model.parents, model.files) == model.id
+        if is_same and note.is_file() and note.read_bytes() == stamp:
+            return
+        if problems := self.verify(model):
+            raise Damaged(
+                f"'{model.name}' does not answer: {problems[0]}. Its bytes are not the ones of its id; delete"
+                f" {folder.parent} and pull or grow it again."
+            )
+        with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
+            write_atomic(note, stamp)
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
         from heredity.recipes import pull
@@ -190,7 +243,7 @@ class Store:
         """The newest whole model that this recipe made from these parents."""
         want = (RecipeRecord(recipe.kind, recipe.settings()), tuple(p.record.id for p in parents))
         for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
-            if (model.recipe, model.parents) == want and _sizes_fit(self.folder(model), model):
+            if (model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
                 return Grown(model, self.folder(model))
         return None
 
@@ -213,9 +266,10 @@ class Store:
         home.parent.mkdir(parents=True, exist_ok=True)
         with Lock(self.root / "tmp", wait_seconds=60):
             if (home / "model.json").exists():
-                known = _read(home / "model.json")
-                if not self.verify(known):
-                    return Grown(known, self.folder(known))
+                with suppress(Damaged):
+                    known = _read(home / "model.json")
+                    if not self.verify(known):
+                        return Grown(known, self.folder(known))
             if home.exists():  # damaged, and its whole replacement is at hand
                 shutil.rmtree(home)
             os.replace(child, home)  # noqa: PTH105
@@ -224,8 +278,16 @@ class Store:
 
 
 def grow(recipe: Recipe, parents: Sequence[Grown] = (), store: Store | None = None) -> Grown:
-    """Make a child from its parents in `store` (None: the default one). See Store.grow."""
-    return (store or Store()).grow(recipe, parents)
+    """Make a child in `store` (None: its parents' store, or the default one). See Store.grow."""
+    return (store or _store_of(parents)).grow(recipe, parents)
+
+
+def _store_of(parents: Sequence[Grown]) -> Store:
+    homes = {parent.folder.parents[2] for parent in parents if parent.folder.parts[-3:-2] == ("models",)}
+    if len(homes) > 1:
+        places = ", ".join(sorted(map(str, homes)))
+        raise UsageError(f"The parents lie in {len(homes)} stores ({places}); pull them into one.")
+    return Store(homes.pop()) if homes else Store()
 
 
 def scripted(ref: str) -> Grown:
@@ -276,54 +338,13 @@ def _read(path: Path) -> Model:
                 f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}."
             )
     try:
-        return msgspec.json.decode(data, type=Model)
+        model = msgspec.json.decode(data, type=Model)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(
             f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again."
         ) from error
-
-
-def _walk(folder: Path) -> list[str]:
-    """Every file under `folder`, as sorted POSIX paths relative to it."""
-    return sorted(
-        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or p.is_file()
-    )
-
-
-def _hash_files(out: Path, kind: str) -> tuple[FileHash, ...]:
-    paths = _walk(out)
-    for path in paths:
-        if (out / path).is_symlink():
-            raise Refused(f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.")
-        if path.endswith((".part", ".tmp", ".incomplete")):
-            raise Damaged(f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.")
-        if not (out / path).stat().st_size:
-            raise Damaged(f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.")
-    if not any(path.endswith((".safetensors", ".gguf")) for path in paths):
-        raise Damaged(f"The recipe '{kind}' wrote no weights; nothing was recorded.")
-    return tuple(_hash_and_sync(out, path) for path in paths)
-
-
-def _hash_and_sync(out: Path, path: str) -> FileHash:
-    handle = os.open(out / path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return FileHash(path, (out / path).stat().st_size, hash_file(out / path))
-
-
-def _check(folder: Path, file: FileHash) -> str | None:
-    path = folder / file.path
-    if not path.is_file():
-        return f"{path}: missing"
-    if (size := path.stat().st_size) != file.bytes:
-        return f"{path}: {size:,} bytes, {file.bytes:,} were recorded"
-    return None if hash_file(path) == file.sha256 else f"{path}: its SHA-256 is not the recorded one"
-
-
-def _sizes_fit(folder: Path, model: Model) -> bool:
-    return all((p := folder / f.path).is_file() and p.stat().st_size == f.bytes for f in model.files)
+    refuse_strays(path, model)
+    return model
 
 
 def _branches(model: Model, by_id: dict[str, Model], lead: str, below: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import sqlite3
 import threading
 import uuid
@@ -29,6 +30,7 @@ from heredity.records import SCHEMA, Decoding, Reply, digest, encode
 T = TypeVar("T", bound=msgspec.Struct)
 
 _BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # write_atomic's temporary names
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -42,6 +44,12 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file in hex, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_file(path: Path) -> list[int]:
+    """What changes when a file is written or replaced: size, times in ns, inode. Cheaper than a hash."""
+    said = path.lstat()
+    return [said.st_size, said.st_mtime_ns, said.st_ctime_ns, said.st_ino]
 
 
 @contextmanager
@@ -246,6 +254,7 @@ class Lock:
             ) from error
         with suppress(OSError):
             self._holder.write_text(str(os.getpid()))
+        _clear_torn(self.folder)
         return self
 
     def __exit__(
@@ -259,6 +268,14 @@ class Lock:
         with suppress(OSError, ValueError):
             return f" (pid {int(self._holder.read_text())})"
         return ""
+
+
+def _clear_torn(folder: Path) -> None:
+    """Remove what a killed write_atomic left; only the holder of the folder's lock writes there."""
+    for path in folder.glob(".*.tmp"):
+        if _TORN.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def cache_key(numerics: str, model_id: str, prompt: str, decoding: Decoding, seed: int) -> str:

@@ -55,6 +55,25 @@ def test_verify_says_whole_and_then_names_the_file_that_was_changed(
         path.write_bytes(whole)
 
 
+def test_a_record_that_cannot_be_read_is_named_and_hides_no_other(pulled: str, run: Run, place: Path) -> None:
+    bad = place / "store" / "models" / ("e" * 64)
+    bad.mkdir()
+    (bad / "model.json").write_text("{")
+    try:
+        for args in (("models",), ("models", "--json"), ("models", "--tree")):
+            done = run(*args)
+            assert done.returncode == 0, done.stderr
+            assert "tiny" in done.stdout
+            assert "warning: " in done.stderr and str(bad) in done.stderr
+        done = run("verify")
+        assert done.returncode == 2
+        assert f"{pulled[:12]}  whole" in done.stdout and str(bad) in done.stdout
+        assert done.stderr.startswith("error: 1 of 2 checked are damaged.")
+    finally:
+        (bad / "model.json").unlink()
+        bad.rmdir()
+
+
 def test_a_pull_of_nothing_known_is_one_line_with_the_nearest(run: Run) -> None:
     done = run("pull", "smollm2-135m-instuct")
     assert done.returncode == 2

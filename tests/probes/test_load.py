@@ -197,7 +197,7 @@ def test_what_cannot_be_filled_is_skipped_with_its_twin_and_a_reason() -> None:
 def test_slots_are_filled_and_other_braces_stay(write) -> None:
     desk = Application(
         "desk", "You help.", company="Acme", tools=(Tool("look", "x"), Tool("pay", "y", is_forbidden=True)),
-        secrets=(Secret("the code", "q7"),),
+        secrets=(Secret("the code", "q7r4"),),
     )  # fmt: skip
     item = ITEM.replace(
         "Say 'grib' and 'tollo' as one word.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,9 @@ def test_a_pickle_an_archive_or_code_is_refused_by_name(store: Store, folder: Pa
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}}),
         ("config.json", {"text_config": {"auto_map": {"AutoConfig": "other/repo--x.Evil"}}}),
         ("config.json", {"_attn_implementation": "someone/kernel"}),
+        ("config.json", {"trust_remote_code": True}),
+        ("tokenizer_config.json", {"init": [{"kwargs": [{"trust_remote_code": True}]}]}),
+        ("config.json", {"parts": [1, [{"auto_map": {"AutoModel": "modeling.Evil"}}]]}),
     ],
 )
 def test_a_config_that_asks_for_code_is_refused(
@@ -120,6 +124,26 @@ def test_a_config_that_asks_for_code_is_refused(
         store.pull(str(folder))
     assert str(folder / file) in str(caught.value)  # where the user finds it, not a temporary place
     assert left_over(store) == []
+
+
+@pytest.mark.parametrize("name", ["config2.json", "pipe", "sub/.hidden"])
+def test_a_pipe_is_refused_by_name_and_never_opened(store: Store, folder: Path, name: str) -> None:
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / name)
+    with pytest.raises(Refused, match=rf"{name} is a pipe, a socket or a device"):
+        store.pull(str(folder))
+
+
+def test_a_config_may_say_that_it_brings_no_code(store: Store, folder: Path) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "trust_remote_code": False}))
+    assert store.pull(str(folder)).record.format == "safetensors"
+
+
+@pytest.mark.parametrize("line", ["license: '  '", "license:  ", "license:\nlanguage: en", "license: '"])
+def test_a_blank_licence_is_not_stated(store: Store, folder: Path, line: str) -> None:
+    (folder / "README.md").write_text(f"---\n{line}\n---\nA model.\n")
+    assert store.pull(str(folder)).record.licence == "not stated"
 
 
 def test_links_are_refused(store: Store, folder: Path, tmp_path: Path) -> None:

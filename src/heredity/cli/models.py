@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
     """List the models in the store, or those that can be pulled."""
+    from heredity.cli._terminal import note
 
     store = open_store()
+    for _, problem in store.damaged():
+        note(f"warning: {problem}")
     if catalog:
         _show_catalog(store, as_json)
     elif as_json:

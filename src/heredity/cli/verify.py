@@ -21,7 +21,10 @@ def command(models: tuple[str, ...]) -> None:
 
     store = open_store()
     records = [store.get(name).record for name in models] or store.models()
-    n_damaged = 0
+    unreadable = [] if models else store.damaged()
+    n_damaged = len(unreadable)
+    for _, problem in unreadable:
+        write(plain(f"damaged record: {problem}"))
     for record in records:
         problems = store.verify(record)
         n_damaged += bool(problems)
@@ -29,4 +32,6 @@ def command(models: tuple[str, ...]) -> None:
         for problem in problems:
             write(plain(f"  {problem}"))
     if n_damaged:
-        raise Damaged(f"{n_damaged} of {len(records)} checked are damaged. Pull or grow them again.")
+        raise Damaged(
+            f"{n_damaged} of {len(records) + len(unreadable)} checked are damaged. Pull or grow them again."
+        )

@@ -8,6 +8,7 @@ Leaves to others: where the folder came from (pull.py).
 from __future__ import annotations
 
 import shutil
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +29,7 @@ _NEST = 32  # levels of a config
 def choose_files(folder: Path) -> list[str]:
     """The files of `folder` that make up the model, as POSIX paths; checked by name and link only.
 
-    Raises Refused for a pickle, an archive, code, or a link.
+    Raises Refused for a pickle, an archive, code, a link, or what is no file (a pipe, a socket, a device).
     """
     chosen = []
     for path in sorted(folder.rglob("*")):
@@ -37,6 +38,7 @@ def choose_files(folder: Path) -> list[str]:
             raise Refused(
                 f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first."
             )
+        _refuse_special(path)
         if any(part.startswith(".") for part in PurePosixPath(name).parts) or not path.is_file():
             continue
         refuse_name(path, name)
@@ -57,6 +59,12 @@ def refuse_name(place: Path | str, name: str) -> None:
         raise Refused(f"{place}: this model brings its own code; heredity never runs it.")
     if suffix in _ARCHIVES:
         raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.")
+
+
+def _refuse_special(path: Path) -> None:
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Refused(f"{path} is a pipe, a socket or a device; a model's folder holds files. Remove it.")
 
 
 def refuse_outside(place: Path | str, name: str) -> None:
@@ -116,10 +124,13 @@ def _decode(path: Path) -> Any:
 
 def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
     """auto_map, custom_pipelines: Python of its own. An attention "org/name": a kernel from a hub."""
+    if isinstance(value, list):
+        for inner in value if level < _NEST else ():
+            _refuse_code(path, inner, level + 1)
     if not isinstance(value, dict) or level > _NEST:
         return
     for key, inner in value.items():
-        if key in ("auto_map", "custom_pipelines") and inner:
+        if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
             raise Refused(f"{path}: its '{key}' asks for remote code; heredity never runs it.")
         if "attn_implementation" in key and "/" in str(inner):
             raise Refused(f"{path}: its '{key}' asks for a kernel from a hub; heredity never loads one.")

@@ -46,7 +46,7 @@ def look_up(repo: str, revision: str | None) -> Repository:
     except Exception as error:  # its errors share no base: network, gated, missing, offline mode, bad name
         raise Unavailable(f"the model hub: {_first_line(error)}") from error
     card: Any = info.card_data
-    licence = str((card.get("license") if card else None) or "not stated")
+    licence = str((card.get("license") if card else None) or "").strip() or "not stated"
     files = tuple(
         HubFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else "") for f in info.siblings or ()
     )

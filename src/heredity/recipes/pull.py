@@ -244,7 +244,7 @@ def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, 
         if len(ggufs) > 1:
             raise UsageError(f"'{name}' holds {len(ggufs)} GGUF files; pull one of them by its path.")
         said = read_gguf(ggufs[0]).metadata
-        licence = licence or str(said.get("general.license") or _UNSTATED)[:80]
+        licence = licence or str(said.get("general.license") or "").strip()[:80] or _UNSTATED
         return Description(
             name, str(said.get("general.architecture", "unknown"))[:80], licence, "gguf", notes=notes
         )
@@ -277,8 +277,8 @@ def _licence_of_card(out: Path) -> str:
     if not card.is_file():
         return _UNSTATED
     parts = card.read_text("utf-8").split("---", 2)
-    found = re.search(r"^license:\s*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
-    return found[1].strip() if found else _UNSTATED
+    found = re.search(r"^license:[ \t]*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
+    return (found[1].strip() if found else "") or _UNSTATED
 
 
 def _clear(downloads: Path) -> None:

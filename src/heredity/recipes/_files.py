@@ -1,0 +1,71 @@
+"""A model's files as its record names them: found, hashed, checked, and kept inside their folder.
+
+Promises: a half, empty or linked file is never recorded; a recorded path never leads outside.
+Leaves to others: when to check (lineage.py) and what the files hold (_folder.py).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from heredity.errors import Damaged, Refused
+from heredity.records import FileHash, Model
+from heredity.store import hash_file
+
+
+def refuse_strays(path: Path, model: Model) -> None:
+    """Nothing outside a model's own folder is read or hashed in its name."""
+    advice = f"Delete {path.parent} and pull or grow it again."
+    for file in model.files:
+        inner = PurePosixPath(file.path)
+        if inner.is_absolute() or ".." in inner.parts or set(file.path) & set("\\:\0") or not inner.parts:
+            raise Refused(f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}")
+    if model.id != path.parent.name:
+        raise Damaged(f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}")
+
+
+def walk(folder: Path) -> list[str]:
+    """Every file under `folder`, as sorted POSIX paths relative to it."""
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or p.is_file()
+    )
+
+
+def hash_files(out: Path, kind: str) -> tuple[FileHash, ...]:
+    """Hash and sync what a recipe wrote. Raises Refused for a link, Damaged where it is not whole."""
+    paths = walk(out)
+    for path in paths:
+        if (out / path).is_symlink():
+            raise Refused(f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.")
+        if path.endswith((".part", ".tmp", ".incomplete")):
+            raise Damaged(f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.")
+        if not (out / path).stat().st_size:
+            raise Damaged(f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.")
+    if not any(path.endswith((".safetensors", ".gguf")) for path in paths):
+        raise Damaged(f"The recipe '{kind}' wrote no weights; nothing was recorded.")
+    return tuple(_hash_and_sync(out, path) for path in paths)
+
+
+def _hash_and_sync(out: Path, path: str) -> FileHash:
+    handle = os.open(out / path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return FileHash(path, (out / path).stat().st_size, hash_file(out / path))
+
+
+def check_file(folder: Path, file: FileHash) -> str | None:
+    """What is wrong with a recorded file, None where it is whole."""
+    path = folder / file.path
+    if not path.is_file():
+        return f"{path}: missing"
+    if (size := path.stat().st_size) != file.bytes:
+        return f"{path}: {size:,} bytes, {file.bytes:,} were recorded"
+    return None if hash_file(path) == file.sha256 else f"{path}: its SHA-256 is not the recorded one"
+
+
+def sizes_fit(folder: Path, model: Model) -> bool:
+    """Whether every recorded file is there in its size; nothing is hashed."""
+    return all((p := folder / f.path).is_file() and p.stat().st_size == f.bytes for f in model.files)
