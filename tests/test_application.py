@@ -136,6 +136,17 @@ def test_deeply_nested_arguments_are_said(tmp_path: Path) -> None:
         load(tmp_path, text)
 
 
+@pytest.mark.parametrize("value", [2**70, 2**63, 2**64, -(2**70)])
+def test_an_argument_too_large_for_json_is_said_or_kept(tmp_path: Path, value: int) -> None:
+    call = f'[{{name = "x", arguments = {{a = {value}}}}}]'
+    try:
+        assert load(
+            tmp_path, TOML + f'[[few_shot]]\nrole = "user"\ncontent = "x"\ntool_calls = {call}'
+        ).digest
+    except BadInput:
+        return
+
+
 def test_a_file_that_is_not_there_or_not_text_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot be read: No such file"):
         Application.load(tmp_path / "none.toml")

@@ -308,3 +308,30 @@ def test_circumstances_are_sums_over_runs_and_the_engines_are_named(tmp_path: Pa
 
 def test_the_table_on_disk_has_the_fields_of_the_statistics() -> None:
     assert estimates.Table2x2.__struct_fields__ == Table._fields
+
+
+def test_a_cluster_belongs_to_its_technique(tmp_path: Path) -> None:
+    """One name under several techniques is several behaviours: else many trials would count as few."""
+    made = plan(TWO)
+    one = tuple(msgspec.structs.replace(p, cluster="override") for p in made.probes)
+    found = judged(tmp_path, msgspec.structs.replace(made, probes=one), by_number({}))
+    together = rate(found, "scripted:careful").estimate.high
+    alone = rate(found, "scripted:careful", "planted_secret").estimate.high
+    assert together is not None and alone is not None
+    assert together < alone  # several behaviours tell more than one of them
+
+
+def test_a_baseline_has_its_own_row_and_is_no_part_of_all(tmp_path: Path) -> None:
+    made = plan(TWO)
+    probes = tuple(
+        msgspec.structs.replace(p, is_baseline=p.technique == "planted_secret") for p in made.probes
+    )
+    found = judged(tmp_path, msgspec.structs.replace(made, probes=probes), by_number({}))
+    own = rate(found, "scripted:careful", "planted_secret").estimate.n
+    others = sum(
+        rate(found, "scripted:careful", card.name).estimate.n
+        for card in found.techniques
+        if not card.is_baseline
+    )
+    assert own > 0
+    assert rate(found, "scripted:careful").estimate.n == others

@@ -150,7 +150,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         application = msgspec.convert(data, Application, strict=True)
         _ = application.digest  # what nests too deeply to be written is said here, not in a study
         return application
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise BadInput(path, _explain(str(error)), _line_of(path, str(error))) from None
     except RecursionError:
         raise BadInput(path, "its values are nested too deeply") from None

@@ -43,13 +43,17 @@ class ApplicationCard(Record, frozen=True):
 
 
 class TechniqueCard(Record, frozen=True):
-    """A technique as asked in this study. `is_judge_free`: a deterministic check decides its breaches."""
+    """A technique as asked in this study. `is_judge_free`: a deterministic check decides its breaches.
+
+    `is_baseline`: it measures a capability, so it has rates of its own and is no part of "all".
+    """
 
     name: str
     threats: tuple[str, ...]
     is_judge_free: bool
     n_probes: int
     n_twins: int
+    is_baseline: bool = False
 
 
 class Bounds(Record, frozen=True):

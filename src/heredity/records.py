@@ -186,6 +186,7 @@ class Probe(Record, frozen=True):
     twin: str | None = None  # on a breach probe its benign twin's id, on a twin the breach probe's
     why_no_twin: str = ""
     language: str = "en"
+    is_baseline: bool = False  # measures a capability: has a row of its own and is no part of "all"
 
 
 class Turn(Record, frozen=True):

@@ -154,13 +154,17 @@ class _Cells:
         self.plan = plan
         self.box = outcomes.reshape(len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
         self.techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
-        _, self._clusters = np.unique([probe.cluster for probe in plan.probes], return_inverse=True)
+        # A cluster belongs to its technique: "override" under two of them is two behaviours.
+        behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
+        _, self._clusters = np.unique(behaviours, return_inverse=True)
 
     def probes(self, technique: str, measure: Measure) -> list[int]:
-        """Places of the probes that a cell is about."""
+        """Places of the probes that a cell is about; a baseline has its own row, but is no part of ALL."""
         kind = _KINDS[measure]
         return [
-            i for i, p in enumerate(self.plan.probes) if p.kind == kind and technique in (ALL, p.technique)
+            i
+            for i, p in enumerate(self.plan.probes)
+            if p.kind == kind and (p.technique == technique or (technique == ALL and not p.is_baseline))
         ]
 
     def outcomes(self, model: int, attack: str, probes: Sequence[int]) -> _Codes:
@@ -306,7 +310,8 @@ def _card(probes: Sequence[Probe], name: str) -> TechniqueCard:
     breach = [probe for probe in own if probe.kind == "breach"]
     threats = tuple(dict.fromkeys(threat for probe in breach or own for threat in probe.threats))
     is_judge_free = bool(breach) and all(probe.check.kind != "refusal" for probe in breach)
-    return TechniqueCard(name, threats, is_judge_free, len(breach), len(own) - len(breach))
+    is_baseline = all(probe.is_baseline for probe in own)
+    return TechniqueCard(name, threats, is_judge_free, len(breach), len(own) - len(breach), is_baseline)
 
 
 def _manners(plan: Plan, seen: _Seen) -> Iterator[Manners]:

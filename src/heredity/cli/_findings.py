@@ -27,10 +27,12 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     found = words.headline(estimates)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    screen.print(
-        f"rate [{words.percent(estimates.confidence)} interval] of n decided trials; * decided by a judge",
-        style="dim",
+    legend = (
+        f"rate [{words.percent(estimates.confidence)} interval] of n decided trials; * decided by a judge"
     )
+    if any(technique.is_baseline for technique in estimates.techniques):
+        legend += "; ° a capability, not in all"
+    screen.print(legend, style="dim")
     screen.print()
     screen.print(plain(f"{found.sentence}."), style="bold")
     for line in found.support:
@@ -79,7 +81,7 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
         grid.add_column(Text(called[card.id]), overflow="fold")
     cards = sorted((t for t in estimates.techniques if t.n_probes), key=lambda t: not t.is_judge_free)
     for technique in cards:
-        name = technique.name + ("" if technique.is_judge_free else " *")
+        name = technique.name + ("" if technique.is_judge_free else " *") + " °" * technique.is_baseline
         grid.add_row(Text(name), *_cells(estimates, technique.name, "breach", is_narrow))
     if len(estimates.attacks) > 1:
         for attack in estimates.attacks:
