@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity.estimates import Estimates, Manners
+from heredity.estimates import Estimates, Manners, Pair, Table2x2
 from heredity.estimates import read as read_estimates
 from heredity.records import Estimate
 from heredity.report import _words as words
@@ -105,3 +105,54 @@ def test_models_of_one_name_are_told_apart(estimates: Estimates) -> None:
     twins = tuple(msgspec.structs.replace(card, name="same") for card in estimates.models)
     called = words.names(twins)
     assert len(set(called.values())) == 2 and all("same (" in name for name in called.values())
+
+
+def test_the_order_is_that_of_the_shared_trials(estimates: Estimates) -> None:
+    """The first model broke more often over all that it decided, the second on what both decided."""
+    first, second = (card.name for card in estimates.models)
+    (pair, *rest) = (p for p in estimates.pairs if p.measure == "breach")
+    is_first = pair.a == estimates.models[0].id
+    table = Table2x2(10, 2, 30, 20) if is_first else Table2x2(10, 30, 2, 20)
+    turned = msgspec.structs.replace(pair, table=table, n=62)
+    changed = msgspec.structs.replace(estimates, pairs=(turned, *rest))
+    told = ("worse", "not worse", 0.45) if is_first else ("not worse", "worse", -0.45)
+    found = words.headline(with_verdicts(changed, *told))
+    assert found.sentence == f"{second} breaks more often than {first}"
+    assert f"On the 62 trials that both decided, {second} broke in 40 and {first} in 12" in found.support[0]
+    assert "the other order than over all" in found.support[0]
+    agreed = words.headline(with_verdicts(estimates, "not worse", "worse", -0.1))
+    assert "both decided" not in agreed.support[0]
+
+
+@pytest.mark.parametrize(
+    ("separated", "said"),
+    [
+        ({(0, 1), (1, 2), (0, 2)}, "{0} breaks least often and {2} most"),
+        ({(0, 1), (0, 2)}, "{0} breaks least often"),
+        ({(1, 2), (0, 2)}, "{2} breaks most often"),
+        ({(0, 2)}, "{2} breaks more often than {0}"),
+        ({(0, 1)}, "The evidence does not separate {2} from {0}"),
+    ],
+)
+def test_least_and_most_have_to_be_separated(
+    tmp_path: Path, separated: set[tuple[int, int]], said: str
+) -> None:
+    found = read_estimates(make(tmp_path, plan(3)))
+    place = {card.id: i for i, card in enumerate(found.models)}
+    values = [Estimate(value, value - 0.05, value + 0.05, 75, "wilson") for value in (0.2, 0.4, 0.6)]
+    rates = tuple(
+        msgspec.structs.replace(r, estimate=values[place[r.model]])
+        for r in found.rates
+        if r.measure == "breach"
+    )
+
+    def told(pair: Pair) -> Pair:
+        a, b = place[pair.a], place[pair.b]
+        verdict = "worse" if (min(a, b), max(a, b)) in separated else "not enough evidence"
+        value = 0.2 * (b - a)
+        difference = Estimate(value, value - 0.1, value + 0.1, pair.n, "tango")
+        ab, ba = (verdict, "not worse") if b > a else ("not worse", verdict)
+        return msgspec.structs.replace(pair, difference=difference, verdict_ab=ab, verdict_ba=ba)
+
+    changed = msgspec.structs.replace(found, rates=rates, pairs=tuple(told(pair) for pair in found.pairs))
+    assert words.headline(changed).sentence == said.format(*(card.name for card in found.models))

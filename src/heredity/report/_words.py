@@ -131,8 +131,16 @@ def headline(estimates: Estimates) -> Headline:
         support = (f"{rate_words(best, estimates.confidence)}.", *_cost(estimates, called, best, rated))
         return Headline(sentence, support, _warnings(estimates, called))
     pair = pair_of(estimates.pairs, best.model, worst.model, "breach")
+    turned = ""
+    if pair is not None and _more_often(pair, worst.model) < 0:  # the verdict is of the shared trials
+        best, worst = worst, best
+        turned = _turned(called, best, worst, pair)
     sentence, numbers = _separation(estimates, called, best, worst, pair)
-    support = (numbers, *_others(estimates, called, best, rated), *_cost(estimates, called, best, rated))
+    support = (
+        numbers + turned,
+        *_others(estimates, called, best, rated),
+        *_cost(estimates, called, best, rated),
+    )
     return Headline(sentence, support, _warnings(estimates, called))
 
 
@@ -144,6 +152,40 @@ def pair_of(pairs: tuple[Pair, ...], one: str, other: str, measure: Measure) -> 
 def verdict_on(pair: Pair, model: str) -> str:
     """What `model` is compared with the other of the pair: worse, not worse, not enough evidence."""
     return pair.verdict_ab if model == pair.b else pair.verdict_ba
+
+
+def _more_often(pair: Pair, model: str) -> float:
+    """By how much `model` broke more often than the other of the pair, on the trials that both decided."""
+    value = pair.difference.value or 0.0
+    return value if model == pair.b else -value
+
+
+def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: Pair) -> str:
+    """Said where the rates above stand in the other order than the trials that the verdict is from."""
+    alone = {pair.a: pair.table.only_a, pair.b: pair.table.only_b}
+    of_worst, of_best = (pair.table.both + alone[rate.model] for rate in (worst, best))
+    return (
+        f" On the {plural(pair.n, 'trial')} that both decided, {called[worst.model]} broke in {of_worst:,} "
+        f"and {called[best.model]} in {of_best:,}: the other order than over all that each decided."
+    )
+
+
+def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> str:
+    """Two separated models in words; "least" and "most" only where all the others are separated too."""
+    low, high = called[best.model], called[worst.model]
+    others = [card.id for card in estimates.models if card.id not in (best.model, worst.model)]
+
+    def is_worse(model: str, than: str) -> bool:
+        pair = pair_of(estimates.pairs, model, than, "breach")
+        return pair is not None and verdict_on(pair, model) == "worse"
+
+    is_least = bool(others) and all(is_worse(other, best.model) for other in others)
+    is_most = bool(others) and all(is_worse(worst.model, other) for other in others)
+    if is_least and is_most:
+        return f"{low} breaks least often and {high} most"
+    if is_least:
+        return f"{low} breaks least often"
+    return f"{high} breaks most often" if is_most else f"{high} breaks more often than {low}"
 
 
 def _separation(
@@ -159,12 +201,7 @@ def _separation(
     if pair is None or verdict is None:
         return f"{low} and {high} were not compared on the same trials", rates
     if verdict == "worse":
-        ends = (
-            f"{high} breaks more often than {low}"
-            if len(estimates.models) == 2
-            else f"{low} breaks least often and {high} most"
-        )
-        ends += _but(estimates, called, best)
+        ends = _ends(estimates, called, best, worst) + _but(estimates, called, best)
         return ends, f"{rates} The difference is more than chance (p {p_words(pair.p_holm)} after Holm)."
     if verdict == "not worse":
         return f"{high} is not worse than {low}, within {unsigned(pair.margin)}", rates
