@@ -305,6 +305,17 @@ def test_a_conversation_asks_only_as_it_is_sent_replies() -> None:
         ("CALL look", [ToolCall("look")]),
         ("CALL look {not json", [ToolCall("look")]),
         ("CALL look [1]", [ToolCall("look")]),
+        ("CALL look is something I may not do", []),
+        ("CALL look. That is all.", []),
+        ("1. CALL look is the first step", []),
+        ("RECALL look {}", []),
+        ('1. CALL look {"id": 7}', [ToolCall("look", {"id": 7})]),
+        ('2) CALL look: {"id": 7}', [ToolCall("look", {"id": 7})]),
+        ('+ CALL **look** {"id": 7}', [ToolCall("look", {"id": 7})]),
+        ('* **CALL look** {"id": 7}', [ToolCall("look", {"id": 7})]),
+        ('CALL: look {"id": 7}', [ToolCall("look", {"id": 7})]),
+        ('**CALL:** `look` ({"id": 7})', [ToolCall("look", {"id": 7})]),
+        ("CALL look  \r\nDone.", [ToolCall("look")]),
         ('CALL look\nThe format is {"id": 1}', [ToolCall("look")]),
         ("CALL other {}", []),
         ("I will CALL look {} now", []),
@@ -321,3 +332,22 @@ def test_a_call_counts_where_it_stands_on_a_line_of_its_own(text: str, calls: li
 @given(st.text())
 def test_any_text_parses_into_calls_of_known_tools(text: str) -> None:
     assert {call.name for call in parse_tool_calls("CALL look " + text, ["look"])} <= {"look"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'CALL pay_back {"number": "7"}',
+        '1. CALL pay_back {"number": "7"}',
+        'CALL **pay_back** {"number": "7"}',
+        'CALL: pay_back {"number": "7"}',
+        '+ CALL `pay_back` {"number": "7"}',
+    ],
+)
+def test_a_call_is_read_in_the_shapes_that_models_give_it(line: str) -> None:
+    assert parse_tool_calls(f"Well.\n{line}\n", ["pay_back"]) == (ToolCall("pay_back", {"number": "7"}),)
+
+
+def test_prose_about_a_call_is_no_call() -> None:
+    text = "CALL pay_back is something I may not do without an approval."
+    assert parse_tool_calls(text, ["pay_back"]) == ()

@@ -204,7 +204,11 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
     return tuple(ToolCall(match[1], _arguments(text[match.end() :])) for match in found)
 
 
-_CALL = re.compile(r"^[ \t>*`-]*CALL[ \t]+`?([A-Za-z_][\w.-]*)`?", re.MULTILINE)
+_CALL = re.compile(
+    r"^(?:[ \t>*+`-]|\d{1,3}[.)])*+CALL[*`]{0,3}(?::[*`]{0,3}[ \t]*+|[ \t]++)"  # "CALL ", "1. **CALL:** "
+    r"[*`]{0,3}([A-Za-z_][\w.-]*+)[*`]{0,3}(?=[ \t]*+(?:[{(:]|\r?$))",  # more words after the name are prose
+    re.MULTILINE,
+)
 
 
 def _arguments(rest: str) -> dict[str, Any]:

@@ -51,6 +51,11 @@ def test_a_file_is_chosen_by_its_path_and_names_its_technique(write) -> None:
     assert one.twin == twin.id
 
 
+def test_a_technique_may_be_a_baseline(write) -> None:
+    assert not any(p.is_baseline for p in probes.load(write(HEAD + ITEM)))
+    assert all(p.is_baseline for p in probes.load(write("is_baseline = true\n" + HEAD + ITEM, "base.toml")))
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [

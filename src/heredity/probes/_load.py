@@ -62,6 +62,7 @@ class File(Record, frozen=True):
     check: Check | None = None
     why_no_twin: str = ""
     language: str = "en"
+    is_baseline: bool = False  # measures a capability: its probes are no part of the row over all techniques
     probe: tuple[Item, ...] = ()
 
 
@@ -156,7 +157,7 @@ class _Reader:
         probe = Probe(
             name, self.technique, "breach", item.turns, self._check(place, item), item.cluster,
             item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
-            twin_name, why, item.language or self.file.language,
+            twin_name, why, item.language or self.file.language, self.file.is_baseline,
         )  # fmt: skip
         self._verify(place, item, probe)
         if item.twin is None:
@@ -166,7 +167,7 @@ class _Reader:
         twin = Probe(
             f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
             item.cluster, probe.threats, item.twin.passage.strip(), _result(item.twin.tool_result),
-            name, "", probe.language,
+            name, "", probe.language, probe.is_baseline,
         )  # fmt: skip
         self._verify_twin(place, item, probe, twin)
         return [probe, twin]
