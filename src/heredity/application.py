@@ -206,7 +206,7 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
 
 _CALL = re.compile(
     r"^(?:[ \t>*+`-]|\d{1,3}[.)])*+CALL[*`]{0,3}(?::[*`]{0,3}[ \t]*+|[ \t]++)"  # "CALL ", "1. **CALL:** "
-    r"[*`]{0,3}([A-Za-z_][\w.-]*+)[*`]{0,3}(?=[ \t]*+(?:[{(:]|\r?$))",  # more words after the name are prose
+    r"[*`]{0,3}([A-Za-z_][\w.-]*+)[*`]{0,3}(?=[ \t]*+(?:[{(:[]|\r?$))",  # more words after the name are prose
     re.MULTILINE,
 )
 
