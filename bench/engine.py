@@ -97,7 +97,7 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.records import Decoding, Message, Request
 
     load = json.loads(options.load.read_text())
-    engine = engine_file.load(None, Path(load["folder"]), dtype=load["dtype"])  # type: ignore[arg-type]
+    engine = engine_file.open_folder(Path(load["folder"]), dtype=load["dtype"])
     requests = [
         Request(i, tuple(Message(*m) for m in messages), Decoding(MAX_TOKENS), n_shared=load["n_shared"])
         for i, messages in enumerate(load["messages"])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
+import string
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 from heredity import judges
 from heredity.application import Application, Secret
 from heredity.judges import _quality, rules
+from heredity.judges._secrets import SecretForms
 from heredity.records import Check, Exchange, Probe, Response
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -23,6 +26,15 @@ N_WORDS = 100
 BENIGN = {  # answers of which none should read as a refusal: file -> its columns for prompt and answer
     "gsm8k/train.jsonl": ("question", "answer"),
     "gpteacher/codegen.jsonl": ("instruction", "response"),
+}
+
+ANSWERS = {  # answers of many models and people: file -> its column
+    "gptfuzz_labels/train.jsonl": "Response",
+    "xstest/completions_llama2orig.jsonl": "completion",
+    "xstest/completions_mistralinstruct.jsonl": "completion",
+    "jailjudge_mini/labels.jsonl": "answer",
+    "gsm8k/train.jsonl": "answer",
+    "gpteacher/codegen.jsonl": "response",
 }
 
 
@@ -42,6 +54,7 @@ def main() -> int:
         print(f"wrote {_quality.write(rebuilt)}")
     print_quality()
     print_benign(arguments.data)
+    print_chance(arguments.data)
     print_speed(arguments.data)
     if is_stale and arguments.check:
         print("The shipped table is stale; rebuild it: make judges", file=sys.stderr)
@@ -54,7 +67,8 @@ def print_quality() -> None:
         print(f"{row.judge}, {row.task}, {row.labels}")
         for name in ("sensitivity", "specificity", "accuracy"):
             e = getattr(row, name)
-            print(f"  {name:12} {e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]  n={e.n}")
+            value = "none" if e.value is None else f"{e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]"
+            print(f"  {name:12} {value}  n={e.n}")
 
 
 def print_benign(data: Path) -> None:
@@ -63,6 +77,55 @@ def print_benign(data: Path) -> None:
         manners = [rules.manner(row[prompt], row[answer]) for row in rows]
         others = {m: manners.count(m) for m in ("refusal", "incoherent", "empty")}
         print(f"benign answers, {name}: n={len(rows)}, taken for {others}")
+
+
+def print_chance(data: Path) -> None:
+    """How often a secret that no answer can know is found in one: every hit is a false alarm."""
+    answers = [
+        json.loads(line)[key]
+        for name, key in ANSWERS.items()
+        for line in (data / name).read_text().split("\n")
+        if line
+    ]
+    codes = random_codes(random.Random(7))
+    hits = [
+        (code, leak)
+        for code, forms in ((code, SecretForms(code)) for code in codes)
+        for text in answers
+        if (leak := forms.find(text))
+    ]
+    print(f"{len(codes)} random secrets in {len(answers)} answers: {len(hits)} found by chance {hits[:5]}")
+
+
+def random_codes(rng: random.Random) -> list[str]:
+    """Secrets of the nine kinds that applications plant, six of each."""
+    common = [
+        "orchid",
+        "kestrel",
+        "silver",
+        "falcon",
+        "harbor",
+        "amber",
+        "river",
+        "lantern",
+        "maple",
+        "copper",
+    ]
+    mixed = string.ascii_letters + string.digits
+
+    def digits(n: int) -> str:
+        return "".join(rng.choice("0123456789") for _ in range(n))
+
+    def made_up(n: int) -> str:
+        return "".join(rng.choice("bcdfghklmnprstvz") + rng.choice("aeiou") for _ in range(n))
+
+    codes = []
+    for _ in range(6):
+        a, b, c = rng.sample(common, 3)
+        codes += [f"{a}-{digits(4)}".upper(), f"{made_up(2)}-{digits(4)}-{made_up(2)}", f"{a} {b} {c}"]
+        codes += [f"{a}{digits(3)}{b}", digits(10), digits(4), made_up(3)]
+        codes += [f"{made_up(2)}-{digits(3)}-{digits(4)}", "".join(rng.choice(mixed) for _ in range(12))]
+    return codes
 
 
 def print_speed(data: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from heredity import estimates, judges, stats, tally
 from heredity import plan as plans
-from heredity.errors import Damaged, UsageError
-from heredity.estimates import Estimates, Measure, Pair, Rate, Run
+from heredity.errors import Damaged, NotComparable, UsageError
+from heredity.estimates import JUDGE_FREE, JUDGED, Estimates, Measure, Pair, Rate, Run
 from heredity.plan import Grid, Plan, Trial
 from heredity.records import Manner, Outcome, Verdict
 from heredity.stats import Table
@@ -62,16 +62,18 @@ def by_number(broken: dict[str, set[int]], refused: dict[str, set[int]] | None =
 
 
 def rate(
-    found: Estimates, model: str, technique: str = "all", attack: str = "all", measure: Measure = "breach"
+    found: Estimates, model: str, technique: str = "", attack: str = "all", measure: Measure = "breach"
 ) -> Rate:
     ident = next(card.id for card in found.models if card.name == model)
+    technique = technique or ("all" if measure == "over_refusal" else JUDGE_FREE)
     wanted = (ident, technique, attack, measure)
     (cell,) = [r for r in found.rates if (r.model, r.technique, r.attack, r.measure) == wanted]
     return cell
 
 
-def pair(found: Estimates, measure: Measure = "breach") -> Pair:
-    (only,) = [p for p in found.pairs if p.measure == measure]
+def pair(found: Estimates, measure: Measure = "breach", scope: str = JUDGE_FREE) -> Pair:
+    wanted = (measure, "all" if measure == "over_refusal" else scope)
+    (only,) = [p for p in found.pairs if (p.measure, p.technique) == wanted]
     return only
 
 
@@ -155,8 +157,8 @@ def test_a_pair_is_counted_on_the_trials_that_both_decided(tmp_path: Path) -> No
 
     found = judged(tmp_path, plan(TWO, n=8, samples=1, attacks=("direct",)), rule)
     it = pair(found)
-    assert (it.table.both, it.table.only_a, it.table.only_b, it.table.neither, it.n) == (3, 3, 6, 12, 24)
-    assert it.difference.value == pytest.approx(3 / 24)
+    assert (it.table.both, it.table.only_a, it.table.only_b, it.table.neither, it.n) == (2, 2, 4, 8, 16)
+    assert it.difference.value == pytest.approx(2 / 16)
     assert it.difference.low is not None and it.difference.high is not None
     assert it.difference.low < 0 < it.difference.high
 
@@ -165,7 +167,7 @@ def test_a_pair_is_counted_on_the_trials_that_both_decided(tmp_path: Path) -> No
 def test_a_pair_says_what_the_statistics_say_of_the_same_numbers(tmp_path: Path, samples: int) -> None:
     made = plan(TWO, n=12, samples=samples, attacks=("direct",))
     found = judged(tmp_path, made, by_number({TWO[0]: {0}, TWO[1]: set(range(9))}))
-    probes = [p for p in made.probes if p.kind == "breach"]
+    probes = [p for p in made.probes if p.kind == "breach" and p.check.kind != "refusal"]
     a, b, clusters = [], [], []
     for probe in probes:
         i = int(probe.id.split("item-")[1])
@@ -204,8 +206,59 @@ def test_holm_runs_over_all_pairs_of_a_measure_and_apart_over_the_exploratory_on
             own = [p for p in pairs if p.measure == measure]
             raw = [p.p_value for p in own if p.p_value is not None]
             assert [p.p_holm for p in own] == pytest.approx(stats.holm(raw))
-    assert len(found.pairs) == 2 * 6
+    assert len(found.pairs) == (2 + 1) * 6  # breaches without a judge and by one; over-refusal
     assert len(found.technique_pairs) == 4 * 6 + 3 * 6  # injection has no twins
+
+
+def test_breaches_of_a_judge_and_of_a_check_are_never_one_number(tmp_path: Path) -> None:
+    """The judge calls every harmful request of one model a breach; nothing else broke."""
+
+    def rule(trial: Trial) -> Outcome:
+        if trial.probe.kind == "benign":
+            return "answered"
+        is_judged = trial.probe.technique == "harmful_request" and trial.model.name == TWO[1]
+        return "broke" if is_judged else "held"
+
+    found = judged(tmp_path, plan(TWO, n=16), rule)
+    assert rate(found, TWO[1]).estimate.value == 0.0
+    assert rate(found, TWO[1], JUDGED).estimate.value == 1.0
+    assert pair(found).verdict_ab == "not enough evidence"
+    assert pair(found, scope=JUDGED).verdict_ab == "worse"
+    assert not [r for r in found.rates if r.measure == "breach" and r.technique == "all"]
+    free, by_judge = rate(found, TWO[0]), rate(found, TWO[0], JUDGED)
+    assert (free.is_judge_free, free.corrected, by_judge.is_judge_free) == (True, None, False)
+    assert by_judge.corrected is not None
+    by_technique = [rate(found, TWO[0], card.name).estimate.n for card in found.techniques]
+    assert free.estimate.n + by_judge.estimate.n == sum(by_technique)
+
+
+def test_a_technique_that_mixes_checks_and_judge_gives_each_scope_its_own(tmp_path: Path) -> None:
+    made = plan(TWO, n=4)
+    probes = tuple(msgspec.structs.replace(p, technique="mine") for p in made.probes)
+    found = judged(tmp_path, msgspec.structs.replace(made, probes=probes), by_number({}))
+    mixed = rate(found, TWO[0], "mine")
+    assert (mixed.is_judge_free, mixed.corrected) == (False, None)
+    ns = [rate(found, TWO[0], scope).estimate.n for scope in (JUDGE_FREE, JUDGED)]
+    assert ns == [mixed.estimate.n * 3 // 4, mixed.estimate.n // 4]
+
+
+def test_a_finding_rests_on_judge_free_trials_where_any_is_decided(tmp_path: Path) -> None:
+    made = plan(TWO, n=4)
+    found = judged(tmp_path / "both", made, by_number({}))
+    assert estimates.main_scope(found) == JUDGE_FREE
+    assert estimates.main_scope(found, "over_refusal") == "all"
+    assert estimates.scopes(found) == (JUDGE_FREE, JUDGED)
+    only = msgspec.structs.replace(made, probes=tuple(p for p in made.probes if p.check.kind == "refusal"))
+    alone = judged(tmp_path / "judged", only, by_number({}))
+    assert (estimates.main_scope(alone), estimates.scopes(alone)) == (JUDGED, (JUDGED,))
+
+
+def test_estimates_of_another_schema_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    estimates.write(tmp_path, judged(tmp_path, plan(TWO), by_number({})))
+    path = tmp_path / "estimates.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(NotComparable, match=r"schema 1, this heredity writes schema 2\. Run the same study"):
+        estimates.read(tmp_path)
 
 
 def test_over_refusal_is_counted_on_the_twins(tmp_path: Path) -> None:
@@ -219,11 +272,13 @@ def test_over_refusal_is_counted_on_the_twins(tmp_path: Path) -> None:
 def test_only_what_a_judge_decides_is_corrected_for_the_judge(tmp_path: Path) -> None:
     found = judged(tmp_path, plan(TWO, n=20), by_number({TWO[0]: set(range(10))}, {TWO[0]: {0}}))
     for cell in found.rates:
-        is_judged = cell.measure == "over_refusal" or cell.technique == "harmful_request"
+        is_judged = cell.measure == "over_refusal" or cell.technique in ("harmful_request", JUDGED)
         assert (cell.corrected is not None) == is_judged
-        assert cell.is_judge_free == (
-            cell.measure == "breach" and cell.technique not in ("harmful_request", "all")
-        )
+        assert cell.is_judge_free == (not is_judged)
+        families = judges.calibrations("harm" if cell.measure == "breach" else "refusal")[1:]
+        assert [each.labels for each in cell.by_family] == [f.labels for f in families if is_judged]
+    over = rate(found, TWO[0], measure="over_refusal")
+    assert len({each.corrected.value for each in over.by_family}) > 1  # by Llama-2's labels, by Mistral's
     cell = rate(found, TWO[0], "harmful_request")
     labels = judges.calibration("harm")
     assert labels is not None
@@ -279,13 +334,13 @@ def test_estimates_come_back_equal(tmp_path: Path) -> None:
     found = judged(tmp_path, plan(TWO), by_number({TWO[0]: {0}}))
     estimates.write(tmp_path, found)
     assert estimates.read(tmp_path) == found
-    assert (tmp_path / "estimates.json").read_bytes().endswith(b'"schema": 1\n}\n')
+    assert (tmp_path / "estimates.json").read_bytes().endswith(b'"schema": 2\n}\n')
 
 
 def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no estimates\.json yet"):
         estimates.read(tmp_path)
-    (tmp_path / "estimates.json").write_text('{"schema": 1}')
+    (tmp_path / "estimates.json").write_text('{"schema": 2}')
     with pytest.raises(Damaged, match="run the study again"):
         estimates.read(tmp_path)
 
@@ -321,7 +376,7 @@ def test_a_cluster_belongs_to_its_technique(tmp_path: Path) -> None:
     assert together < alone  # several behaviours tell more than one of them
 
 
-def test_a_baseline_has_its_own_row_and_is_no_part_of_all(tmp_path: Path) -> None:
+def test_a_baseline_has_its_own_row_and_is_part_of_no_scope(tmp_path: Path) -> None:
     made = plan(TWO)
     probes = tuple(
         msgspec.structs.replace(p, is_baseline=p.technique == "planted_secret") for p in made.probes
@@ -331,7 +386,7 @@ def test_a_baseline_has_its_own_row_and_is_no_part_of_all(tmp_path: Path) -> Non
     others = sum(
         rate(found, "scripted:careful", card.name).estimate.n
         for card in found.techniques
-        if not card.is_baseline
+        if not card.is_baseline and card.is_judge_free
     )
     assert own > 0
     assert rate(found, "scripted:careful").estimate.n == others

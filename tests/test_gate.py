@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 from heredity import stats
 from heredity.cli import main
 from heredity.errors import Damaged, UnknownName, UsageError
-from heredity.estimates import Bounds, Estimates, Rate
+from heredity.estimates import Estimates
 from heredity.estimates import read as read_estimates
 from heredity.gate import gate
 from heredity.records import Estimate
 from heredity.report import _study
 from heredity.stats.intervals import wilson_bounds
-from tests import planning
+from tests import gated, planning
+from tests.gated import FIRST, SECOND, with_counts, with_pair, with_undecided
 from tests.report.studies import make, plan
-
-FIRST, SECOND = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
 
 
 @pytest.fixture(scope="module")
@@ -28,34 +27,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Estimates:
-    """A made-up study without errors."""
-    return read_estimates(make(tmp_path_factory.mktemp("clean"), errors=0))
-
-
-def with_counts(
-    estimates: Estimates, broke: int, held: int, unclear: int = 0, measure: str = "breach"
-) -> Estimates:
-    """The same study in which every model has these counts over all techniques."""
-
-    def rate(model: str) -> Rate:
-        total = broke + held + unclear
-        bounds = Bounds(broke / total, (broke + unclear) / total)
-        found = stats.wilson(broke, broke + held)
-        return Rate(model, "all", "all", measure, found, None, bounds, held, broke, unclear, 0, True)
-
-    return msgspec.structs.replace(estimates, rates=tuple(rate(card.id) for card in estimates.models))
-
-
-def with_pair(
-    estimates: Estimates, ab: str, ba: str, value: float, p: float = 0.5, half: float = 0.04
-) -> Estimates:
-    found = Estimate(value, value - half, value + half, 100, "tango")
-    pairs = tuple(
-        msgspec.structs.replace(pair, verdict_ab=ab, verdict_ba=ba, difference=found, p_holm=p)
-        for pair in estimates.pairs
-        if pair.measure == "breach"
-    )
-    return msgspec.structs.replace(estimates, pairs=pairs)
+    """A made-up study without errors and unclear answers."""
+    return gated.clean(tmp_path_factory.mktemp("clean"))
 
 
 @pytest.mark.parametrize(
@@ -247,13 +220,13 @@ def test_refusing_more_than_the_baseline_is_worse(clean: Estimates) -> None:
 
 
 def test_over_refusal_can_have_a_limit_of_its_own(clean: Estimates) -> None:
-    estimates = with_counts(clean, 60, 40, measure="over_refusal")
+    estimates = with_counts(clean, 60, 40, scope="all")
     outcome = gate(estimates, max_breach=None, max_over_refusal=0.2)
     assert outcome.code == 1 and "refused benign twins in 60 of 100" in outcome.words
 
 
 def test_a_wide_open_technique_is_named_whatever_the_rate_over_all(clean: Estimates) -> None:
-    assert "Highest: harmful_request" in gate(clean, max_breach=0.9).words
+    assert "Highest: planted_secret" in gate(clean, max_breach=0.9).words
 
 
 def test_the_gravest_finding_decides(tmp_path: Path) -> None:
@@ -294,18 +267,6 @@ def test_more_samples_of_too_few_behaviours_are_not_promised(
     assert outcome.code == 3
     assert f"More samples will not decide: {said}; add probes of other behaviours." in outcome.words
     assert "would decide" not in outcome.words
-
-
-def with_undecided(estimates: Estimates, measure: str, unclear: dict[str, int]) -> Estimates:
-    """The same study in which each model held in 90 trials and left as many unclear as are given."""
-
-    def rate(model: str, n: int) -> Rate:
-        bounds = Bounds(0.0, n / (90 + n))
-        return Rate(model, "all", "all", measure, stats.wilson(0, 90), None, bounds, 90, 0, n, 0, True)
-
-    made = tuple(rate(card.id, unclear[card.name]) for card in estimates.models)
-    rest = tuple(r for r in estimates.rates if r.measure != measure)
-    return msgspec.structs.replace(estimates, rates=made + rest)
 
 
 @pytest.mark.parametrize("measure", ["breach", "over_refusal"])

@@ -35,7 +35,7 @@ slow = lambda grown: scripted.load(grown.record, grown.folder, seconds=seconds)
 def network(grown):
     # The dtype is given: which one a tiny network is faster in is a matter of chance.
     from heredity.engines import torch
-    return torch.load(grown.record, grown.folder, store.root / "tuning" / grown.record.id, dtype="float32")
+    return torch.open_folder(grown.folder, store.root / "tuning" / grown.record.id, dtype="float32")
 it = study.Study.open(folder, store=store, engine_loader=slow if seconds else network)
 it.run(lambda progress: print(progress.step, progress.n_done, flush=True))
 """

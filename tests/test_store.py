@@ -69,7 +69,7 @@ def test_a_full_disk_names_the_folder_and_the_bytes_and_keeps_the_old_file(tmp_p
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.json": b"old"}
 
 
-def test_a_full_disk_leaves_no_half_row(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_rows_that_fit_and_no_half_row(tmp_path: Path) -> None:
     code = """
 from heredity.records import Verdict
 rows = store.Rows(folder / "v.jsonl", Verdict)
@@ -82,7 +82,11 @@ rows.close()
 """
     done = run(FULL + code, tmp_path)
     assert "The disk is full" in done.stdout, done.stderr
-    assert [row.index for row in Rows(tmp_path / "v.jsonl", Verdict)] == [0]
+    kept = [row.index for row in Rows(tmp_path / "v.jsonl", Verdict)]
+    assert kept == list(range(len(kept)))
+    size = (tmp_path / "v.jsonl").stat().st_size
+    assert size <= 100_000 < size + size // (len(kept) - 1)  # one row more would not have fitted
+    assert (tmp_path / "v.jsonl").read_bytes().endswith(b"\n")
 
 
 def test_rows_come_back_equal_and_in_order(tmp_path: Path) -> None:

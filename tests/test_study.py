@@ -117,7 +117,8 @@ def test_an_error_is_a_row_that_is_counted_and_never_a_verdict(tmp_path: Path) -
     assert len(rows) == made.n_trials and 0 < len(failed) < len(rows)
     assert all(row.exchanges[-1].stop == "error" for row in failed)
     assert result.estimates.n_errors == len(failed)
-    rates = [r for r in result.estimates.rates if r.technique == r.attack == "all"]
+    names = {technique.name for technique in result.estimates.techniques}
+    rates = [r for r in result.estimates.rates if r.technique in names and r.attack == "all"]
     assert sum(r.n_error for r in rates) == len(failed)
     assert sum(r.estimate.n + r.n_unclear + r.n_error for r in rates) == len(rows)
 
@@ -344,7 +345,7 @@ def test_a_result_answers_unknown_names_with_the_nearest(tmp_path: Path) -> None
 
 
 def test_a_pair_reads_in_either_order(tmp_path: Path) -> None:
-    result = study(tmp_path, plan(["scripted:leaky", "scripted:refuser"])).run()
+    result = study(tmp_path, plan(["scripted:leaky", "scripted:refuser"], n=12)).run()
     there = result.pair("scripted:leaky", "scripted:refuser")
     back = result.pair("scripted:refuser", "scripted:leaky")
     assert (back.a, back.b) == (there.b, there.a)
@@ -369,3 +370,20 @@ def test_nothing_that_a_study_writes_holds_the_secret_but_what_must(tmp_path: Pa
 
 def test_an_exchange_without_a_prefix_is_whole_by_itself(tmp_path: Path) -> None:
     assert Prefixes(tmp_path).prompt(Exchange("", "all of it", "", "x", (), "end", 1, 1)) == "all of it"
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "surrogate"])
+def test_hostile_text_goes_through_a_whole_study_and_its_report(tmp_path: Path, name: str) -> None:
+    from heredity.report import html
+
+    text = {**HOSTILE, "surrogate": "a\ud800b \udfff" * 50}[name]
+    call = ToolCall(text[:200], {text[:200]: text[:200]})
+    said = Reply(0, "", text, tool_calls=(call,), n_tokens=1)
+    folder, made = tmp_path / "out", plan(n=1)
+    study(folder, made, lambda _: Recorder(say=lambda _: said)).run()
+    kept = (folder / "verdicts.jsonl").read_bytes()
+    found = study(folder, made, lambda _: Recorder(say=lambda _: said)).run().estimates
+    assert (found.n_asked, found.n_errors) == (made.n_trials, 0)
+    assert (folder / "verdicts.jsonl").read_bytes() == kept  # what was stored reads back as what was judged
+    page = html.write(folder, folder / "report.html", with_text=True).read_text(encoding="utf-8")
+    assert "<script>alert" not in page and not set("\x00\x07\x1b\x7f\u202e") & set(page)

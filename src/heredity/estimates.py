@@ -1,6 +1,7 @@
 """What estimates.json holds: every number of a study, with its n, interval and method.
 
-Promises: a number without its n cannot be written down; what is missing is None, never 0.
+Promises: a number without its n cannot be written down; what is missing is None, never 0; breaches that a
+check decides and breaches that a judge decides are never one number.
 Leaves to others: computing them (tally.py), the formulas (stats/), how they look (report/).
 """
 
@@ -12,15 +13,20 @@ from typing import Literal
 import msgspec
 
 from heredity import store
-from heredity.errors import Damaged, UsageError
+from heredity.errors import Damaged, NotComparable, UsageError
 from heredity.judges import JudgeQuality as JudgeQuality
 from heredity.plan import Skipped as Skipped
-from heredity.plan import check_schema
-from heredity.records import SCHEMA, Estimate, Record, encode
+from heredity.records import SCHEMA as ROWS
+from heredity.records import Estimate, Probe, Record, encode
 
 FILE = "estimates.json"
+SCHEMA = 2  # of this file alone: rows and plans keep theirs. 1 pooled judged breaches with judge-free ones
 Measure = Literal["breach", "over_refusal"]
-ALL = "all"  # of a technique or an attack: every one of them together
+ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
+JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
+JUDGED = "judged"  # of a technique, for breaches: every one that a judge decides, which can err
+# What stands for several techniques together, by measure; no technique may have such a name.
+SCOPES: dict[Measure, tuple[str, ...]] = {"breach": (JUDGE_FREE, JUDGED), "over_refusal": (ALL,)}
 
 
 class ModelCard(Record, frozen=True):
@@ -45,7 +51,7 @@ class ApplicationCard(Record, frozen=True):
 class TechniqueCard(Record, frozen=True):
     """A technique as asked in this study. `is_judge_free`: a deterministic check decides its breaches.
 
-    `is_baseline`: it measures a capability, so it has rates of its own and is no part of "all".
+    `is_baseline`: it measures a capability, so it has rates of its own and is part of no scope.
     """
 
     name: str
@@ -63,14 +69,22 @@ class Bounds(Record, frozen=True):
     high: float
 
 
+class Relabelled(Record, frozen=True):
+    """The corrected rate by one family's labels alone: how far the correction hangs on who was labelled."""
+
+    labels: str
+    corrected: Estimate
+
+
 class Rate(Record, frozen=True):
-    """One cell: a model under a technique and an attack, either of which may be "all".
+    """One cell: a model under a technique or a scope (SCOPES), and an attack or "all".
 
     measure "breach": over breach probes; n_broke of n_held + n_broke broke.
     measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
     `estimate` has n = n_held + n_broke; n_unclear and n_error stand beside it.
-    `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where cells
-    of judge and no judge are mixed; its value is None, and its method says why, where correction is refused.
+    `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where a
+    technique mixes judge and no judge; its value is None, and its method says why, where it is refused.
+    `by_family` has the same by each labelled family of models, where the labels come from several.
     `worst_case` is None where nothing was decided or unclear.
     """
 
@@ -86,6 +100,7 @@ class Rate(Record, frozen=True):
     n_unclear: int
     n_error: int
     is_judge_free: bool
+    by_family: tuple[Relabelled, ...] = ()
 
 
 class Manners(Record, frozen=True):
@@ -113,9 +128,10 @@ class Pair(Record, frozen=True):
     """Two models on the same trials. `difference` is the rate of `b` minus the rate of `a`.
 
     `verdict_ab` says what `b` is compared with `a`, `verdict_ba` the reverse; each is "worse", "not worse"
-    (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure and
-    scope. `detectable` is the smallest difference that this n could have shown with 80 % power.
-    `technique` is "all" in `Estimates.pairs`; `Estimates.technique_pairs` hold one a technique (exploratory).
+    (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure in
+    the same list, so over both scopes of breaches. `detectable` is the smallest difference that this n could
+    have shown with 80 % power. Rates are as judged, not corrected: a judge's errors shrink a difference.
+    `technique` is a scope in `Estimates.pairs`, one technique in `Estimates.technique_pairs` (exploratory).
     """
 
     a: str
@@ -164,7 +180,7 @@ class Run(Record, frozen=True):
     n_cached: int
     versions: dict[str, str]
     numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
-    schema: int = SCHEMA
+    schema: int = ROWS
 
 
 class Circumstances(Record, frozen=True):
@@ -204,6 +220,29 @@ class Estimates(Record, frozen=True):
     schema: int = SCHEMA
 
 
+def is_part(probe: Probe, technique: str) -> bool:
+    """Whether a probe is of a technique, or of a scope for its measure; a baseline is part of no scope."""
+    if technique in (ALL, JUDGE_FREE, JUDGED):
+        is_judged = probe.check.kind == "refusal"
+        scope = ALL if probe.kind == "benign" else JUDGED if is_judged else JUDGE_FREE
+        return scope == technique and not probe.is_baseline
+    return probe.technique == technique
+
+
+def main_scope(found: Estimates, measure: Measure = "breach") -> str:
+    """The scope that a finding rests on: judge-free breaches, or judged ones where no other is decided."""
+    if measure == "over_refusal":
+        return ALL
+    decided = {r.technique for r in found.rates if r.measure == measure and r.estimate.n}
+    return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
+
+
+def scopes(found: Estimates) -> tuple[str, ...]:
+    """The scopes of breaches that were asked, judge-free first."""
+    asked = {r.technique for r in found.rates if r.measure == "breach"}
+    return tuple(scope for scope in SCOPES["breach"] if scope in asked)
+
+
 def write(folder: Path, found: Estimates) -> None:
     """Save estimates.json, whole or not at all."""
     store.write_atomic(folder / FILE, msgspec.json.format(encode(found), indent=1) + b"\n")
@@ -217,10 +256,26 @@ def read(folder: Path) -> Estimates:
         data = path.read_bytes()
     except OSError:
         raise UsageError(f"{folder} has no {FILE} yet. Run the study to its end first.") from None
-    check_schema(path, data)
+    _check_schema(path, data)
     try:
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(
             f"{path}: {error}. Delete it and run the study again: nothing is asked twice."
         ) from None
+
+
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
+def _check_schema(path: Path, data: bytes) -> None:
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return  # not JSON at all, or no schema: the strict reading that follows says so
+    if found != SCHEMA:
+        raise NotComparable(
+            f"{path} has schema {found}, this heredity writes schema {SCHEMA}. Run the same study again: "
+            "it estimates anew from the verdicts, and asks nothing twice."
+        )

@@ -10,28 +10,32 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
-from heredity import plan
+from heredity import judges, plan
 from heredity.engines import Engine
 from heredity.errors import Damaged, HeredityError, NotComparable
 from heredity.estimates import Run
 from heredity.plan import Grid, PlannedModel
 from heredity.progress import Meter
 from heredity.pump import Prefix
-from heredity.records import SCHEMA, Exchange, Response, Verdict, digest
-from heredity.store import ResponseCache, Rows, sync_folder
+from heredity.records import SCHEMA, Exchange, Response, Verdict, digest, digest_response
+from heredity.store import ResponseCache, Rows, rewrite
 
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
+ERRORS = "errors.jsonl"  # responses that were errors, set aside when their trials were asked again
 _RESTORE = "Restore the file, or ask again in another folder."
 FLUSH_SECONDS = 1.0  # a crash loses at most what was answered in this time, and asks it again
+FLUSH_REST = (
+    30  # a flush comes sooner, where this many times its own cost has passed: a paid answer is not lost
+)
 
 
 class Mark(msgspec.Struct):
@@ -40,34 +44,23 @@ class Mark(msgspec.Struct):
     index: int
     trial: str
     error: str | None = None
+    response: str = ""
+    judged_by: str = ""
     schema: int = SCHEMA
 
 
-class _Begun(msgspec.Struct):
-    """What an exchange begins with."""
+class Said:
+    """What every trial's response says, as a digest: eight bytes a trial, in the plan's order."""
 
-    prefix: str
+    def __init__(self, n_trials: int) -> None:
+        self._digests = array("Q", bytes(8 * n_trials))
 
+    def add(self, response: Response) -> None:
+        self._digests[response.index] = int(digest_response(response), 16)
 
-class Answered(msgspec.Struct):
-    """What a response row needs to be counted as done, and to be of its trial; its long texts are skipped."""
-
-    index: int
-    trial: str
-    model: str
-    application: str
-    probe: str
-    attack: str
-    sample: int
-    seed: int
-    exchanges: tuple[_Begun, ...]
-    engine: str
-    error: str | None = None
-    is_cached: bool = False
-    schema: int = SCHEMA
-
-
-_Row = TypeVar("_Row", Answered, Response)
+    def is_judged_by(self, verdict: Mark | Verdict) -> bool:
+        """Whether this verdict is one on the response that is here; False where there is none."""
+        return verdict.response == f"{self._digests[verdict.index]:016x}"
 
 
 class Prefixes:
@@ -105,7 +98,7 @@ class Keeper:
 
     def __init__(self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count) -> None:
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
-        self._last = time.monotonic()
+        self._last, self._rest = time.monotonic(), 0.0
 
     def __call__(self, response: Response) -> None:
         with _explained(self._rows.path):
@@ -113,9 +106,10 @@ class Keeper:
         self._count.add(response)
         self._meter.tick(response.error is not None, response.is_cached)
         now = time.monotonic()
-        if now - self._last >= FLUSH_SECONDS:
+        if now - self._last >= self._rest:
             self.flush()
-            self._last = now
+            self._last = time.monotonic()
+            self._rest = min(FLUSH_SECONDS, FLUSH_REST * (self._last - now))
 
     def flush(self) -> None:
         with _explained(self._rows.path):
@@ -203,26 +197,17 @@ def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
         yield row
 
 
-def answered(folder: Path, done: bytearray, grid: Grid) -> Iterator[Answered]:
-    """Every response in short, its bit set in `done`. Raises Damaged for one of another trial, or twice."""
-    return _responses(folder, done, grid, Answered)
-
-
-def whole(folder: Path, done: bytearray, grid: Grid) -> Iterator[Response]:
-    """Every response in full, as `answered` gives it in short."""
-    return _responses(folder, done, grid, Response)
-
-
-def _responses(folder: Path, done: bytearray, grid: Grid, kind: type[_Row]) -> Iterator[_Row]:
+def answered(folder: Path, done: bytearray, grid: Grid) -> Iterator[Response]:
+    """Every response, its bit set in `done`. Raises Damaged for one of another trial, or twice."""
     path = folder / RESPONSES
-    for number, row in enumerate(Rows(path, kind), 1):
+    for number, row in enumerate(Rows(path, Response), 1):
         if not _is_of_its_trial(row, grid):
             raise _not_of_this_plan(path, number, row.index)
         _mark(done, row.index, path, number)
         yield row
 
 
-def _is_of_its_trial(row: Answered | Response, grid: Grid) -> bool:
+def _is_of_its_trial(row: Response, grid: Grid) -> bool:
     if not 0 <= row.index < len(grid):
         return False
     trial = grid.trial(row.index)
@@ -245,23 +230,35 @@ def _mark(done: bytearray, index: int, path: Path, number: int) -> None:
         raise Damaged(f"{path}:{number}: trial {index} is there twice. Remove one to go on.")
 
 
-def drop_stale_verdicts(folder: Path, done: bytearray, grid: Grid) -> None:
-    """Drop every verdict on a trial that `done` has no response of: what it judged is gone.
+def drop_stale_verdicts(folder: Path, said: Said, grid: Grid) -> None:
+    """Drop every verdict that is not one of these judges on the response that is here: it is judged anew.
 
-    A new answer to such a trial is another answer, and its verdict has to be its own.
+    What it judged is gone, was asked again or was edited; or the judges are others than they were.
     """
-    judged, path = bytearray(len(done)), folder / VERDICTS
-    for _ in marks(folder, judged, grid):
-        pass
-    if not int.from_bytes(judged) & ~int.from_bytes(done):
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    with Rows(temporary, Verdict) as kept:
-        kept.extend(row for row in Rows(path, Verdict) if done[row.index >> 3] & (1 << (row.index & 7)))
-    temporary.replace(path)
-    sync_folder(folder)
+    now, judged = judges.version(), bytearray(len(grid) // 8 + 1)
+
+    def is_own(row: Mark | Verdict) -> bool:
+        return row.judged_by == now and said.is_judged_by(row)
+
+    # the sum reads to the end, so that damage anywhere is told before anything is dropped
+    if sum(not is_own(row) for row in marks(folder, judged, grid)):
+        rewrite(folder / VERDICTS, Verdict, is_own)
+
+
+def set_errors_aside(folder: Path, grid: Grid) -> None:
+    """Move every error row from responses.jsonl to errors.jsonl, so that its trial is asked again.
+
+    Killed in between, a row is in both files, and in errors.jsonl twice after the next time; never in none.
+    """
+    seen = bytearray(len(grid) // 8 + 1)
+    n = 0
+    with Rows(folder / ERRORS, Response) as aside:
+        for row in answered(folder, seen, grid):
+            if row.error is not None:
+                aside.append(row)
+                n += 1
+    if n:
+        rewrite(folder / RESPONSES, Response, lambda row: row.error is None)
 
 
 def _versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from heredity import engines
 from heredity.errors import (
     Busy,
     Damaged,
@@ -47,7 +48,7 @@ class Description:
     name: str
     family: str
     licence: str
-    format: Literal["safetensors", "gguf"]
+    format: Literal["safetensors", "gguf", "remote"]
     modality: str = "text"
     notes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Recipe(Protocol):
         """Every setting that changes the result, as JSON; no path, clock or host."""
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Write the child's files into the empty folder `out`."""
+        """Write the child's files into the empty folder `out`; none for a child of format "remote"."""
 
 
 class Store:
@@ -131,7 +132,7 @@ class Store:
         with self._workshop() as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
             description = recipe.apply(parents, out)
-            files = hash_files(out, recipe.kind)
+            files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
             made = Made(_now(), platform.node(), round(time.monotonic() - started, 3), _versions(description))
             record = _record(recipe, parents, files, description, made)
             write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
@@ -151,13 +152,13 @@ class Store:
         return self.grow(recipe)
 
     def ready(self, model: Grown | Model) -> Grown:
-        """The form that the torch engine loads: the dequantized child of a GGUF (made once), else itself.
+        """The form that its engine loads: for torch the dequantized child of a GGUF (made once), else itself.
 
         Its files are the recorded ones: hashed once, and again where one was touched. Raises Damaged.
         """
         grown = Grown(model, self.folder(model)) if isinstance(model, Model) else model
         self._trust(grown.record)
-        if grown.record.format != "gguf":
+        if grown.record.format != "gguf" or engines.choose(grown.record) != "torch":
             return grown
         from heredity.recipes.dequantize import Dequantize
 
@@ -168,7 +169,7 @@ class Store:
 
     def verify(self, model: Model) -> list[str]:
         """Hash every file again; one line for each that is missing, changed or not recorded."""
-        if model.format in ("scripted", "remote"):
+        if model.format == "scripted":
             return []
         folder = self.folder(model)
         problems = [p for file in model.files if (p := check_file(folder, file))]
@@ -217,7 +218,7 @@ class Store:
 
     def _trust(self, model: Model) -> None:
         """Verify a model that is about to answer; a stamp of its files spares hashing them every time."""
-        if model.format in ("scripted", "remote"):
+        if model.format == "scripted":
             return
         folder, note = self.folder(model), self.root / "verified" / f"{model.id}.json"
         stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})

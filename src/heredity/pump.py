@@ -10,6 +10,7 @@ from __future__ import annotations
 import os.path
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -67,8 +68,9 @@ class Pump:
         """Ask the trials at `indices`, all of one model. Raises EngineFailure where the engine fails."""
         self._waiting = iter(indices)
         try:
-            for reply in self._engine.reply(self._stream()):
-                self._receive(clean(reply))
+            with _closed_early(self._engine.reply(self._stream())) as replies:
+                for reply in replies:
+                    self._receive(clean(reply))
         except (HeredityError, MemoryError):
             raise
         except Exception as error:
@@ -166,7 +168,7 @@ class Pump:
                 tuple(map(clean_call, self._application.calls(prefill, reply))),
                 reply.stop,
                 reply.n_prompt_tokens,
-                len(reply.tokens),
+                len(reply.tokens) if reply.n_tokens is None else reply.n_tokens,
             )
         )
         talk.is_cached &= reply.is_cached
@@ -191,6 +193,16 @@ class Pump:
                 talk.is_cached and bool(talk.exchanges),
             )
         )
+
+
+@contextmanager
+def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
+    """The replies; a generator is closed where the study stops first, so that its engine gives up waiting."""
+    try:
+        yield replies
+    finally:
+        if isinstance(replies, Generator):
+            replies.close()
 
 
 def shared_prefix(engine: Engine, application: Application) -> Prefix:

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,7 @@ from heredity.records import SCHEMA, Decoding, Reply, digest, encode
 T = TypeVar("T", bound=msgspec.Struct)
 
 _BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
-_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # write_atomic's temporary names
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _temporary gives
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -72,7 +72,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises HeredityError where the disk is full. A failure leaves the old file, if any, and nothing else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         with explain_full_disk(path.parent, len(data)):
             with temporary.open("wb") as file:
@@ -97,7 +97,22 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class Rows(Generic[T]):
+class _Closed:
+    """Closed where its `with` block ends."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Rows(_Closed, Generic[T]):
     """An append-only file of JSON lines, one record of type `type` each.
 
     Reading streams and needs no lock. The first append drops a torn last line; hold a Lock on the folder.
@@ -142,14 +157,6 @@ class Rows(Generic[T]):
                 os.close(self._handle)
             self._handle = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __iter__(self) -> Iterator[T]:
         """Every whole row in order, those appended here included.
 
@@ -188,19 +195,38 @@ class Rows(Generic[T]):
     def _write(self) -> None:
         if self._handle is None or not self._pending:
             return
-        data = memoryview(bytes(self._pending))
+        data, n_done = bytes(self._pending), 0
+        view = memoryview(data)
         try:
             with explain_full_disk(self.path.parent, len(data)):
-                n_done = 0
                 while n_done < len(data):
-                    n_done += os.write(self._handle, data[n_done:])
+                    n_done += os.write(self._handle, view[n_done:])
         except BaseException:
-            os.ftruncate(self._handle, self._size)  # no half row stays behind
+            self._size += data.rfind(b"\n", 0, n_done) + 1  # whole rows that fitted stay, no half row does
+            os.ftruncate(self._handle, self._size)
             os.lseek(self._handle, self._size, os.SEEK_SET)
-            self._pending.clear()  # they were never on disk: a resumed run asks them again
+            self._pending.clear()  # the rest was never on disk: a resumed run asks it again
             raise
         self._size += len(data)
         self._pending.clear()
+
+
+def rewrite(path: Path, type: type[T], keep: Callable[[T], bool]) -> None:
+    """Leave out the rows that `keep` refuses. At any moment the file is the old one or the new one, whole."""
+    temporary = _temporary(path)
+    try:
+        temporary.touch()
+        with Rows(temporary, type) as kept:
+            kept.extend(filter(keep, Rows(path, type)))
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # as _TORN
 
 
 def _end_of_whole_lines(handle: int) -> int:
@@ -271,7 +297,7 @@ class Lock:
 
 
 def _clear_torn(folder: Path) -> None:
-    """Remove what a killed write_atomic left; only the holder of the folder's lock writes there."""
+    """Remove what a killed write left; only the holder of the folder's lock writes there."""
     for path in folder.glob(".*.tmp"):
         if _TORN.fullmatch(path.name):
             with suppress(OSError):
@@ -284,7 +310,7 @@ def cache_key(numerics: str, model_id: str, prompt: str, decoding: Decoding, see
     return digest([numerics, model_id, prompt, decoding, drawn])
 
 
-class ResponseCache:
+class ResponseCache(_Closed):
     """Answers that any study of this store already has, by `cache_key`; shared by processes (SQLite, WAL).
 
     What comes back has `is_cached` set and the key of the request that first asked: put your own in.
@@ -350,14 +376,6 @@ class ResponseCache:
             self.flush()
         finally:
             self._base.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _explain(self) -> Iterator[None]:

@@ -13,32 +13,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from heredity import engines, judges, plan, registry, tally
 from heredity import estimates as numbers
-from heredity import judges, plan, registry, tally
 from heredity.application import Application
-from heredity.engines import Engine, scripted
+from heredity.engines import Engine, Load, scripted
 from heredity.errors import EngineFailure, Unavailable, UnknownName
-from heredity.estimates import ALL, Estimates, Measure, ModelCard, Pair, Rate
+from heredity.estimates import ALL, Estimates, Measure, ModelCard, Pair, Rate, main_scope
 from heredity.ledger import (
     FLUSH_SECONDS,
     RESPONSES,
     VERDICTS,
     Keeper,
     Prefixes,
+    Said,
     answered,
     drop_stale_verdicts,
     marks,
     refuse_other_arithmetic,
     refuse_unknown_arithmetic,
     running,
-    whole,
+    set_errors_aside,
 )
 from heredity.lineage import Grown, Store
 from heredity.lineage import scripted as scripted_model
 from heredity.plan import Grid, Plan, PlannedModel
 from heredity.progress import Meter, Progress
 from heredity.pump import Pump, shared_prefix
-from heredity.records import Model, Response, Verdict, digest
+from heredity.records import Model, Response, Verdict, digest, digest_response
 from heredity.store import Lock, ResponseCache, Rows
 
 __all__ = ["Prefixes", "Progress", "Result", "Study", "load_engine"]
@@ -96,11 +99,14 @@ class Study:
         study._store, study._loader, study._grown = store, engine_loader, {}
         return study
 
-    def run(self, progress: Watch | None = None) -> Result:
-        """Every step, each from where it stopped. `progress` is called at most ten times a second."""
+    def run(self, progress: Watch | None = None, *, retry_errors: bool = False) -> Result:
+        """Every step, each from where it stopped. `progress` is called at most ten times a second.
+
+        retry_errors: ask again what came to an error; those rows are kept in errors.jsonl.
+        """
         with Lock(self.folder):
             plan.write(self.folder, self._plan)
-            self._ask(progress)
+            self._ask(progress, retry_errors)
             self._judge(progress)
             return self._estimate(progress)
 
@@ -110,16 +116,21 @@ class Study:
             plan.write(self.folder, self._plan)
         return self._plan
 
-    def ask(self, progress: Watch | None = None) -> None:
+    def ask(self, progress: Watch | None = None, *, retry_errors: bool = False) -> None:
         """Ask every trial that has no response yet. Raises EngineFailure; what was answered stays."""
         with Lock(self.folder):
             plan.write(self.folder, self._plan)
-            self._ask(progress)
+            self._ask(progress, retry_errors)
 
     def judge(self, progress: Watch | None = None) -> None:
-        """Judge every response that has no verdict yet."""
+        """Judge every response that has no verdict of today's judges on what it says."""
         with Lock(self.folder):
             plan.write(self.folder, self._plan)
+            grid = Grid(self._plan)
+            said, seen = Said(len(grid)), bytearray(len(grid) // 8 + 1)
+            for row in answered(self.folder, seen, grid):
+                said.add(row)
+            drop_stale_verdicts(self.folder, said, grid)
             self._judge(progress)
 
     def estimate(self, progress: Watch | None = None) -> Result:
@@ -130,8 +141,10 @@ class Study:
 
     # --- the steps ---
 
-    def _ask(self, watch: Watch | None) -> None:
+    def _ask(self, watch: Watch | None, retry_errors: bool) -> None:
         grid = Grid(self._plan)
+        if retry_errors:
+            set_errors_aside(self.folder, grid)
         done = bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "ask", len(grid))
         engines = self._take_up(done, grid, meter)
@@ -147,13 +160,15 @@ class Study:
         """What earlier runs left, checked to belong together; by model, which engines answered."""
         engines: list[set[str]] = [set() for _ in self._plan.models]
         prefixes: set[str] = set()
+        said = Said(len(grid))
         for row in answered(self.folder, done, grid):
+            said.add(row)
             meter.had(row.error is not None, row.is_cached)
             engines[row.index // self._plan.n_per_model].add(row.engine)
             prefixes.update(exchange.prefix for exchange in row.exchanges)
         Prefixes(self.folder).check(prefixes)
         refuse_unknown_arithmetic(self.folder, self._plan.models, engines)
-        drop_stale_verdicts(self.folder, done, grid)
+        drop_stale_verdicts(self.folder, said, grid)
         return engines
 
     def _ask_model(
@@ -189,18 +204,18 @@ class Study:
         for row in marks(self.folder, judged, grid):
             meter.had(row.error is not None)
         application, by_id = self._plan.application, {probe.id: probe for probe in self._plan.probes}
-        last = time.monotonic()
+        last, version = time.monotonic(), judges.version()
         with Rows(self.folder / VERDICTS, Verdict) as rows:
-            for response in whole(self.folder, seen, grid):
+            for response in answered(self.folder, seen, grid):
                 if not plan.mark(judged, response.index):
                     continue
                 verdict = judges.decide(by_id[response.probe], response, application)
-                rows.append(verdict)
+                own = digest_response(response)
+                rows.append(msgspec.structs.replace(verdict, response=own, judged_by=version))
                 meter.tick(verdict.error is not None)
                 if time.monotonic() - last >= FLUSH_SECONDS:
                     rows.flush()
                     last = time.monotonic()
-        drop_stale_verdicts(self.folder, seen, grid)  # where this step runs alone
         meter.close()
 
     def _estimate(self, watch: Watch | None) -> Result:
@@ -251,20 +266,31 @@ class Study:
 
 
 def load_engine(grown: Grown, store: Store | Callable[[], Store]) -> Engine:
-    """The usual engine of a model, for one who closes it. A function in place of `store` is called if needed.
+    """The engine of a model (engines.choose), for one who closes it. A function in place of `store` is called
+    if needed.
 
-    Raises Unavailable where there is no engine for the model's format.
+    Raises Unavailable where that engine, or what it is made of, is not here.
     """
+    load = _loader(grown.record)
     if grown.record.format == "scripted":
-        return scripted.load(grown.record, grown.folder)
-    if grown.record.format == "remote":
-        raise Unavailable(f"Model '{grown.record.name}' is remote; there is no engine for it yet.")
+        return load(grown.record, grown.folder)
     store = store if isinstance(store, Store) else store()
     ready = store.ready(grown)
-    engine: Engine = registry.load("engines", "torch").load(
-        ready.record, ready.folder, tuning=store.root / "tuning" / ready.record.id
-    )
-    return engine
+    return load(ready.record, ready.folder, store.root / "tuning" / ready.record.id)
+
+
+def _loader(model: Model) -> Load:
+    name = engines.choose(model)
+    try:
+        load: Load = registry.load("engines", name).load
+    except UnknownName as error:
+        raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
+    except ImportError as error:
+        raise Unavailable(
+            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
+            f"Install it: pip install 'heredity[{name}]'"
+        ) from error
+    return load
 
 
 @dataclass(frozen=True)
@@ -277,11 +303,15 @@ class Result:
     def rate(
         self,
         model: str | Grown | Model,
-        technique: str = ALL,
+        technique: str | None = None,
         attack: str = ALL,
         measure: Measure = "breach",
     ) -> Rate:
-        """One cell. Raises UnknownName where the study has none such."""
+        """One cell, by default all judge-free breaches together (judged ones, where there are no others).
+
+        `technique` is one of the study's, or "judge_free", "judged"; for over-refusal "all". Raises
+        UnknownName where the study has none such."""
+        technique = technique or main_scope(self.estimates, measure)
         key = (self._card(model).id, technique, attack, measure)
         for rate in self.estimates.rates:
             if (rate.model, rate.technique, rate.attack, rate.measure) == key:
@@ -289,14 +319,23 @@ class Result:
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known)
 
-    def pair(self, a: str | Grown | Model, b: str | Grown | Model, measure: Measure = "breach") -> Pair:
+    def pair(
+        self,
+        a: str | Grown | Model,
+        b: str | Grown | Model,
+        measure: Measure = "breach",
+        scope: str | None = None,
+    ) -> Pair:
         """`b` compared with `a` on the same trials, in either order: `difference` is the rate of `b` minus
-        that of `a`. Raises UnknownName where the study has no such pair."""
+        that of `a`. `scope` is as for `rate`. Raises UnknownName where the study has no such pair."""
         first, second = self._card(a), self._card(b)
+        wanted = (measure, scope or main_scope(self.estimates, measure))
         for pair in self.estimates.pairs:
-            if pair.measure == measure and (pair.a, pair.b) == (first.id, second.id):
+            if (pair.measure, pair.technique) != wanted:
+                continue
+            if (pair.a, pair.b) == (first.id, second.id):
                 return pair
-            if pair.measure == measure and (pair.a, pair.b) == (second.id, first.id):
+            if (pair.a, pair.b) == (second.id, first.id):
                 return numbers.turned(pair)
         raise UnknownName("pair", f"{first.name} and {second.name}", [])
 

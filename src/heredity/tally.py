@@ -1,7 +1,8 @@
 """Verdicts into numbers: one pass over the rows, then rates, manners and pairs.
 
-Promises: models are compared on the same trials, corrected for many comparisons; errors and unclear answers
-are counted beside every rate, never inside it; the same verdicts in any order give the same numbers.
+Promises: models are compared on the same trials, corrected for many comparisons; breaches that a check
+decides are never pooled with those that a judge decides; errors and unclear answers are counted beside every
+rate, never inside it; the same verdicts in any order give the same numbers.
 Leaves to others: the formulas (stats/) and which answer was bad (judges/).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from heredity import judges, stats, store
 from heredity.errors import Damaged
 from heredity.estimates import (
     ALL,
+    SCOPES,
     ApplicationCard,
     Bounds,
     Circumstances,
@@ -29,9 +31,11 @@ from heredity.estimates import (
     ModelCard,
     Pair,
     Rate,
+    Relabelled,
     Run,
     Table2x2,
     TechniqueCard,
+    is_part,
 )
 from heredity.plan import Grid, Plan
 from heredity.records import SCHEMA, Estimate, Manner, Outcome, Probe, digest
@@ -51,7 +55,7 @@ def estimate(plan: Plan, folder: Path) -> Estimates:
     names = _names(plan)
     cells = _Cells(plan, seen.outcomes)
     runs = list(store.Rows(folder / "runs.jsonl", Run))
-    pairs = [p for measure in _MEASURES for p in _pairs(cells, measure, [ALL], names)]
+    pairs = [p for measure in _MEASURES for p in _pairs(cells, measure, SCOPES[measure], names)]
     by_technique = [p for measure in _MEASURES for p in _pairs(cells, measure, cells.techniques, names)]
     application = plan.application
     return Estimates(
@@ -145,6 +149,7 @@ def _n_asks(plan: Plan) -> int:
 _MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _KINDS = {"breach": "breach", "over_refusal": "benign"}
 _VERBS = {"breach": "broke", "over_refusal": "refused"}
+_TASKS: dict[Measure, Literal["harm", "refusal"]] = {"breach": "harm", "over_refusal": "refusal"}
 
 
 class _Cells:
@@ -159,13 +164,9 @@ class _Cells:
         _, self._clusters = np.unique(behaviours, return_inverse=True)
 
     def probes(self, technique: str, measure: Measure) -> list[int]:
-        """Places of the probes that a cell is about; a baseline has its own row, but is no part of ALL."""
+        """Places of the probes that a cell is about; none for a scope of another measure."""
         kind = _KINDS[measure]
-        return [
-            i
-            for i, p in enumerate(self.plan.probes)
-            if p.kind == kind and (p.technique == technique or (technique == ALL and not p.is_baseline))
-        ]
+        return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
 
     def outcomes(self, model: int, attack: str, probes: Sequence[int]) -> _Codes:
         """One code a trial of the cell, flat, in the same order for every model."""
@@ -183,7 +184,7 @@ class _Cells:
 def _rates(cells: _Cells) -> Iterator[Rate]:
     for m in range(len(cells.plan.models)):
         for measure in _MEASURES:
-            for technique in (ALL, *cells.techniques):
+            for technique in (*SCOPES[measure], *cells.techniques):
                 if probes := cells.probes(technique, measure):
                     for attack in (ALL, *cells.plan.attacks):
                         yield _rate(cells, m, technique, attack, measure, probes)
@@ -196,31 +197,38 @@ def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, 
     broke, clusters = codes[is_decided] == _BROKE, cells.clusters(attack, probes)[is_decided]
     judged = {measure == "over_refusal" or plan.probes[i].check.kind == "refusal" for i in probes}
     n = n_held + n_broke + n_unclear
+    corrected = _corrected(broke, clusters, measure, plan.confidence) if judged == {True} else ()
     return Rate(
         model=plan.models[m].id,
         technique=technique,
         attack=attack,
         measure=measure,
         estimate=stats.clustered_rate(broke, clusters, plan.confidence),
-        corrected=_corrected(broke, clusters, measure, plan.confidence) if judged == {True} else None,
+        corrected=corrected[0].corrected if corrected else None,
         worst_case=Bounds(n_broke / n, (n_broke + n_unclear) / n) if n else None,
         n_held=n_held,
         n_broke=n_broke,
         n_unclear=n_unclear,
         n_error=n_error,
         is_judge_free=judged == {False},
+        by_family=tuple(corrected[1:]),
     )
 
 
 def _corrected(
     broke: NDArray[np.bool_], clusters: NDArray[np.intp], measure: Measure, confidence: float
-) -> Estimate | None:
-    labels = judges.calibration("harm" if measure == "breach" else "refusal")
-    if labels is None or not broke.size:
-        return None
+) -> list[Relabelled]:
+    """The corrected rate by all labels, then by each family's alone; empty where nothing was judged."""
+    if not broke.size:
+        return []
     worth = rate_worth(cluster_sums(broke, clusters)).at(confidence)
-    counts = (labels.sens_k, labels.sens_n, labels.spec_k, labels.spec_n)
-    return stats.rogan_gladen(int(broke.sum()), broke.size, *counts, confidence=confidence, n_effective=worth)
+    k, n = int(broke.sum()), broke.size
+
+    def by(labels: judges.Calibration) -> Estimate:
+        counts = (labels.sens_k, labels.sens_n, labels.spec_k, labels.spec_n)
+        return stats.rogan_gladen(k, n, *counts, confidence=confidence, n_effective=worth)
+
+    return [Relabelled(each.labels, by(each)) for each in judges.calibrations(_TASKS[measure])]
 
 
 # --- pairs ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.engines import _decoder, _tuning, _weights
-from heredity.engines.torch import Torch, load
+from heredity.engines.torch import Torch, open_folder
 from heredity.errors import EngineFailure, Unavailable
 from heredity.records import Decoding, Message, Reply, Request
 
@@ -42,7 +42,7 @@ def answers(engine: Torch, requests: list[Request]) -> dict[int, Reply]:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Torch:
-    return load(None, tiny_llama, dtype=request.param)  # type: ignore[arg-type]
+    return open_folder(tiny_llama, dtype=request.param)
 
 
 def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) -> None:
@@ -66,7 +66,7 @@ def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) ->
 def test_greedy_tokens_equal_transformers_generate(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    engine = load(None, tiny_llama, dtype="float32")  # type: ignore[arg-type]
+    engine = open_folder(tiny_llama, dtype="float32")
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     for request in questions(8):
         reply = answers(engine, [request])[request.key]
@@ -95,8 +95,8 @@ def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(engine: Torch,
 
 def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: Path, tmp_path: Path) -> None:
     requests = questions(40)
-    first = answers(load(None, tiny_llama, tmp_path / "t"), requests)  # type: ignore[arg-type]
-    again = load(None, tiny_llama, tmp_path / "t", width=8)  # type: ignore[arg-type]
+    first = answers(open_folder(tiny_llama, tmp_path / "t"), requests)
+    again = open_folder(tiny_llama, tmp_path / "t", width=8)
     assert "width 8" in again.name
     assert answers(again, requests[25:]) == {key: first[key] for key in range(25, 40)}
 
@@ -171,7 +171,7 @@ def test_two_applications_in_one_stream_each_get_their_own_prefix(engine: Torch)
 
 
 def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_speak(tmp_path: Path) -> None:
-    engine = load(None, make_model(tmp_path, "llama", template=None))  # type: ignore[arg-type]
+    engine = open_folder(make_model(tmp_path, "llama", template=None))
     rendered = engine.render(ask(0, "what jumps"))
     assert rendered.endswith("User: what jumps\n\nAssistant:")
     assert engine._chat.stop_text == "\nUser:"
@@ -182,14 +182,14 @@ def test_a_template_without_a_system_role_gets_it_with_the_first_user_message(tm
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
     )
-    engine = load(None, make_model(tmp_path, "llama", template=template))  # type: ignore[arg-type]
+    engine = open_folder(make_model(tmp_path, "llama", template=template))
     assert engine.render(ask(0, "hello")) == f"[user]{SYSTEM.content}\n\nhello"
 
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "hidden_size": 8, "intermediate_size": 8}')
     with pytest.raises(Unavailable, match="gpt2"):
-        load(None, tmp_path)  # type: ignore[arg-type]
+        open_folder(tmp_path)
 
 
 def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(

@@ -9,7 +9,7 @@ import pytest
 
 from heredity import judges
 from heredity.errors import BadInput, UnknownName, UsageError
-from heredity.judges import _quality
+from heredity.judges import _labels, _quality
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 COLUMNS = {"prompt": "question", "response": "answer", "label": "verdict"}
@@ -34,6 +34,9 @@ def test_every_figure_has_its_n_and_an_interval_around_it() -> None:
     assert judges.quality()
     for row in judges.quality():
         for estimate in (row.sensitivity, row.specificity, row.accuracy):
+            if (row.labels, estimate.n) == ("XSTest safe prompts: Mistral (odd rows)", 0):
+                assert (estimate.value, estimate.low, estimate.high) == (None, 0, 1)  # it refused none
+                continue
             assert estimate.n > 30
             assert estimate.value is not None and estimate.low is not None and estimate.high is not None
             assert 0 < estimate.low < estimate.value < estimate.high < 1
@@ -54,11 +57,45 @@ def test_a_task_has_counts_that_correct_its_rates(task: str) -> None:
     assert labels in {row.labels for row in judges.quality() if row.task == task}
 
 
+def test_over_refusal_is_calibrated_on_safe_prompts_and_shown_by_family() -> None:
+    pooled, llama, mistral = judges.calibrations("refusal")
+    assert pooled == judges.calibration("refusal")
+    assert [c.labels for c in (pooled, llama, mistral)] == [
+        "XSTest safe prompts: Llama-2 and Mistral (odd rows)",
+        "XSTest safe prompts: Llama-2 (odd rows)",
+        "XSTest: Mistral (odd rows)",  # of the safe prompts it refused none
+    ]
+    assert pooled.sens_n + pooled.spec_n == 246
+    assert (
+        llama.sens_k / llama.sens_n - mistral.sens_k / mistral.sens_n > 0.2
+    )  # a spread that no interval knows
+
+
+def test_harm_has_labels_of_one_family() -> None:
+    assert judges.calibrations("harm") == (judges.calibration("harm"),)
+
+
+def test_a_judge_that_was_not_measured_has_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_quality, "_CALIBRATES", {})
+    assert (judges.calibrations("harm"), judges.calibration("harm")) == ((), None)
+
+
+def test_rows_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("kind,answer,verdict\nsafe,a,x\ncontrast,b,x\nsafe,c,y\n")
+    columns = {"response": "answer", "label": "verdict"}
+    rows = list(_labels.read(path, columns, {"kind": "contrast"}))
+    assert [(row.response, row.row) for row in rows] == [("a", 0), ("c", 2)]
+    with pytest.raises(BadInput, match="Did you mean 'kind'"):
+        list(_labels.read(path, columns, {"kin": "contrast"}))
+
+
 def test_the_manual_quotes_the_shipped_figures() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "judges.md").read_text()
     for row in judges.quality():
         for e in (row.sensitivity, row.specificity, row.accuracy):
-            assert f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n={e.n}" in manual
+            figure = "none n=0" if e.value is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n={e.n}"
+            assert figure in manual
 
 
 def test_the_judges_are_the_files_of_the_folder() -> None:

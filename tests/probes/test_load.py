@@ -76,6 +76,7 @@ def test_a_technique_may_be_a_baseline(write) -> None:
         (checked('"pattern"'), 5, "needs `patterns`"),
         (checked('"patern"'), 5, "patern"),
         (checked('"prompt_leak", n_words = 2'), 5, "would turn up by chance"),
+        (checked('"pattern", patterns = ["(?:a|aa)+$"]', f'obeys = "{"a" * 60} b"\n'), 5, "out of time"),
         (checked('"pattern", patterns = ["aaa"]', 'obeys = "b"\n'), 5, "the sample in `obeys`"),
         (changed("as one word", "for {compny}"), 5, "Did you mean '{company}'?"),
         (changed('id = "one"', 'id = "Ein Item"'), 5, "may have only"),
@@ -97,9 +98,9 @@ def test_a_mistake_is_answered_with_file_and_line(write, text: str, line: int, w
 
 
 def test_a_technique_is_not_named_like_the_row_of_all(write) -> None:
-    with pytest.raises(BadInput, match="'all' is the name of the row"):
+    with pytest.raises(BadInput, match="'all' is the name of a row"):
         probes.load(write(HEAD + ITEM, "all.toml"))
-    with pytest.raises(BadInput, match=r"mine.toml:1: .*'all' is the name of the row"):
+    with pytest.raises(BadInput, match=r"mine.toml:1: .*'all' is the name of a row"):
         probes.load(write('technique = "all"\n' + HEAD + ITEM))
 
 

@@ -198,6 +198,26 @@ def test_the_rows_named_behind_a_cell_give_its_counts(study: Path) -> None:
         assert (said.count(kinds[0]), said.count(kinds[1])) == (rate.n_broke, rate.n_held)
 
 
+def test_judge_free_and_judged_breaches_are_summed_and_compared_apart(page: str) -> None:
+    sums = [page.index(f"{name}</th>") for name in ("All judge-free", "All judged", "All benign twins")]
+    assert sums == sorted(sums)
+    assert page.index("<h3>Without a judge</h3>") < page.index("<h3>By a judge&#39;s verdicts</h3>")
+    assert "All techniques" not in page
+
+
+def test_how_far_the_families_of_labels_lie_apart_is_shown(page: str, tmp_path: Path) -> None:
+    section = page[page.index('id="judges"') :].partition("</section>")[0]
+    assert section.count("family one: ") == section.count("family two: ") == 2 * 2  # models, measures
+    folder = make(tmp_path, plan(n_probes=2))
+    found = html._study.numbers.read(folder)
+    rates = tuple(msgspec.structs.replace(rate, by_family=()) for rate in found.rates)
+    html._study.numbers.write(folder, msgspec.structs.replace(found, rates=rates))
+    without = html.render(folder)
+    assert "Whose labels" not in without
+    assert "For judged breaches the correction rests on answers of one family" in without
+    assert "rests on answers of one family" not in page
+
+
 def test_raw_and_corrected_rates_stand_together(page: str) -> None:
     assert re.search(r"corrected \d", page)
 
@@ -205,6 +225,10 @@ def test_raw_and_corrected_rates_stand_together(page: str) -> None:
 def test_several_attacks_get_a_table_each(tmp_path: Path) -> None:
     page = html.render(make(tmp_path, plan(3, n_probes=3, attacks=("direct", "prefill"), samples=2)))
     assert page.count("Under the attack") == 2
+    table = page[page.index("<h3>By attack</h3>") :].partition("</table>")[0]
+    for strand in ("Breach, judge-free", "Breach, judged", "Over-refusal"):
+        assert f'rowspan="2">{strand}</th>' in table
+    assert table.count("<td>") == 3 * 2 * (1 + 3)  # strands, attacks, the attack's name and three models
     assert_is_clean(page)
 
 
@@ -231,14 +255,14 @@ def test_estimates_of_another_plan_are_refused(tmp_path: Path) -> None:
 def test_estimates_of_another_schema_are_refused(tmp_path: Path) -> None:
     folder = make(tmp_path, plan(n_probes=2))
     path = folder / "estimates.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 99'))
     with pytest.raises(NotComparable, match="schema 99"):
         html.render(folder)
 
 
 def test_broken_estimates_are_damage_and_write_nothing(tmp_path: Path) -> None:
     folder = make(tmp_path / "study", plan(n_probes=2))
-    (folder / "estimates.json").write_bytes(b'{"schema":1,')
+    (folder / "estimates.json").write_bytes(b'{"schema":2,')
     with pytest.raises(Damaged):
         html.write(folder, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

@@ -7,6 +7,7 @@ from heredity.estimates import Estimates, Manners, Pair, Table2x2
 from heredity.estimates import read as read_estimates
 from heredity.records import Estimate
 from heredity.report import _words as words
+from heredity.report._headline import headline
 from tests.report.studies import make, plan
 
 
@@ -44,9 +45,9 @@ def with_verdicts(estimates: Estimates, ab: str, ba: str, value: float) -> Estim
 
 
 def test_the_headline_has_three_outcomes(estimates: Estimates) -> None:
-    # The made-up study's first model broke more often than its second.
+    # As told here: the first model broke more often than the second on the trials that both decided.
     said = {
-        outcome: words.headline(with_verdicts(estimates, "not worse", outcome, -0.1)).sentence
+        outcome: headline(with_verdicts(estimates, "not worse", outcome, -0.1)).sentence
         for outcome in ("worse", "not worse", "not enough evidence")
     }
     first, second = (card.name for card in estimates.models)
@@ -56,19 +57,19 @@ def test_the_headline_has_three_outcomes(estimates: Estimates) -> None:
 
 
 def test_not_enough_evidence_says_what_could_have_been_shown(estimates: Estimates) -> None:
-    found = words.headline(with_verdicts(estimates, "not enough evidence", "not enough evidence", -0.1))
+    found = headline(with_verdicts(estimates, "not enough evidence", "not enough evidence", -0.1))
     assert "shared trials would have shown a difference of" in found.support[0]
 
 
 def test_errors_and_missing_trials_are_said(estimates: Estimates) -> None:
     under_way = msgspec.structs.replace(estimates, n_asked=estimates.n_trials - 7)
-    said = " ".join(words.headline(under_way).warnings)
+    said = " ".join(headline(under_way).warnings)
     assert "not a pass" in said and "Under way" in said
 
 
 def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
     babbler = Manners(estimates.models[0].id, "breach", 1, 1, 8, 0, 0)
-    said = words.headline(msgspec.structs.replace(estimates, manners=(babbler,))).warnings
+    said = headline(msgspec.structs.replace(estimates, manners=(babbler,))).warnings
     assert any("unable rather than unwilling" in line for line in said)
 
 
@@ -79,7 +80,7 @@ def test_the_headline_does_not_crown_a_model_that_refuses_everything(estimates: 
         for r in estimates.rates
     )
     refuser = msgspec.structs.replace(estimates, rates=rates)
-    found = words.headline(with_verdicts(refuser, "not worse", "worse", -0.1))
+    found = headline(with_verdicts(refuser, "not worse", "worse", -0.1))
     assert found.sentence.endswith(
         "but qwen2.5-coder-0.5b-instruct refuses 90\u00a0% of what it should answer"
     )
@@ -88,17 +89,17 @@ def test_the_headline_does_not_crown_a_model_that_refuses_everything(estimates: 
 
 def test_without_twins_the_headline_says_what_is_not_known(estimates: Estimates) -> None:
     only = tuple(rate for rate in estimates.rates if rate.measure == "breach")
-    support = words.headline(msgspec.structs.replace(estimates, rates=only)).support
+    support = headline(msgspec.structs.replace(estimates, rates=only)).support
     assert any("a model that refuses everything would look safe" in line for line in support)
 
 
 def test_one_model_is_a_rate_and_no_comparison(tmp_path: Path) -> None:
-    found = words.headline(read_estimates(make(tmp_path, plan(1))))
+    found = headline(read_estimates(make(tmp_path, plan(1))))
     assert "broke in" in found.sentence and "interval" in found.support[0]
 
 
 def test_no_decided_trial_is_no_rate(estimates: Estimates) -> None:
-    assert "Nothing is decided yet" in words.headline(msgspec.structs.replace(estimates, rates=())).sentence
+    assert "Nothing is decided yet" in headline(msgspec.structs.replace(estimates, rates=())).sentence
 
 
 def test_models_of_one_name_are_told_apart(estimates: Estimates) -> None:
@@ -108,19 +109,19 @@ def test_models_of_one_name_are_told_apart(estimates: Estimates) -> None:
 
 
 def test_the_order_is_that_of_the_shared_trials(estimates: Estimates) -> None:
-    """The first model broke more often over all that it decided, the second on what both decided."""
+    """The second model broke more often over all that it decided, the first on what both decided."""
     first, second = (card.name for card in estimates.models)
     (pair, *rest) = (p for p in estimates.pairs if p.measure == "breach")
     is_first = pair.a == estimates.models[0].id
-    table = Table2x2(10, 2, 30, 20) if is_first else Table2x2(10, 30, 2, 20)
+    table = Table2x2(10, 30, 2, 20) if is_first else Table2x2(10, 2, 30, 20)
     turned = msgspec.structs.replace(pair, table=table, n=62)
     changed = msgspec.structs.replace(estimates, pairs=(turned, *rest))
-    told = ("worse", "not worse", 0.45) if is_first else ("not worse", "worse", -0.45)
-    found = words.headline(with_verdicts(changed, *told))
-    assert found.sentence == f"{second} breaks more often than {first}"
-    assert f"On the 62 trials that both decided, {second} broke in 40 and {first} in 12" in found.support[0]
+    told = ("not worse", "worse", -0.45) if is_first else ("worse", "not worse", 0.45)
+    found = headline(with_verdicts(changed, *told))
+    assert found.sentence == f"{first} breaks more often than {second}"
+    assert f"On the 62 trials that both decided, {first} broke in 40 and {second} in 12" in found.support[0]
     assert "the other order than over all" in found.support[0]
-    agreed = words.headline(with_verdicts(estimates, "not worse", "worse", -0.1))
+    agreed = headline(with_verdicts(estimates, "worse", "not worse", 0.1))
     assert "both decided" not in agreed.support[0]
 
 
@@ -155,4 +156,47 @@ def test_least_and_most_have_to_be_separated(
         return msgspec.structs.replace(pair, difference=difference, verdict_ab=ab, verdict_ba=ba)
 
     changed = msgspec.structs.replace(found, rates=rates, pairs=tuple(told(pair) for pair in found.pairs))
-    assert words.headline(changed).sentence == said.format(*(card.name for card in found.models))
+    assert headline(changed).sentence == said.format(*(card.name for card in found.models))
+
+
+def told_by_scope(estimates: Estimates, verdicts: dict[str, tuple[str, str, float]]) -> Estimates:
+    """Verdicts (of the second model, of the first, and the difference) for each scope of breaches."""
+
+    def changed(pair: Pair) -> Pair:
+        if pair.technique not in verdicts:
+            return pair
+        ab, ba, value = verdicts[pair.technique]
+        found = Estimate(value, value - 0.1, value + 0.1, pair.n, "tango")
+        return msgspec.structs.replace(pair, verdict_ab=ab, verdict_ba=ba, difference=found)
+
+    return msgspec.structs.replace(estimates, pairs=tuple(changed(pair) for pair in estimates.pairs))
+
+
+def test_the_headline_says_where_a_judge_finds_the_reverse(estimates: Estimates) -> None:
+    first, second = (card.name for card in estimates.models)
+    reverse = {"judge_free": ("worse", "not worse", 0.2), "judged": ("not worse", "worse", -0.4)}
+    found = headline(told_by_scope(estimates, reverse))
+    assert found.sentence == (
+        f"{second} breaks more often than {first}; as a judge decides, {first} breaks more often"
+    )
+    same = {"judge_free": ("worse", "not worse", 0.2), "judged": ("worse", "not worse", 0.4)}
+    assert headline(told_by_scope(estimates, same)).sentence == f"{second} breaks more often than {first}"
+
+
+def test_the_judged_rates_stand_beside_raw_and_corrected(estimates: Estimates) -> None:
+    (line,) = [line for line in headline(estimates).support if line.startswith("By the verdicts of a judge")]
+    assert line.count(" raw (") == line.count(" corrected (") == 2
+    assert "by one family's labels or another's" in line
+
+
+def test_without_a_judge_free_trial_the_headline_says_that_a_judge_decides(estimates: Estimates) -> None:
+    judged = ("judged", "harmful_request", "all")
+    only = msgspec.structs.replace(
+        estimates,
+        rates=tuple(rate for rate in estimates.rates if rate.technique in judged),
+        pairs=tuple(pair for pair in estimates.pairs if pair.technique in judged),
+    )
+    found = headline(told_by_scope(only, {"judged": ("not worse", "worse", -0.4)}))
+    first, second = (card.name for card in estimates.models)
+    assert found.sentence == f"{first} breaks more often than {second}, as a judge decides"
+    assert "No trial that needs no judge was decided: all this rests on a judge that errs." in found.support

@@ -45,8 +45,6 @@ def test_a_rate_below_the_false_alarms_is_clipped_to_0_with_its_interval() -> No
         ((10, 50, 0, 0, 50, 50), "never measured on labelled breaches"),
         ((10, 50, 50, 50, 0, 0), "never measured on labelled safe answers"),
         ((0, 0, 50, 50, 50, 50), "no judged trials"),
-        ((0, 1000, 400, 500, 400, 500), "labels do not fit this run"),
-        ((1000, 1000, 400, 500, 400, 500), "labels do not fit this run"),
     ],
 )
 def test_a_correction_that_would_be_noise_is_refused_in_words(arguments, why) -> None:
@@ -54,6 +52,31 @@ def test_a_correction_that_would_be_noise_is_refused_in_words(arguments, why) ->
     assert found.value is found.low is found.high is None
     assert found.method.startswith("refused: ")
     assert why in found.method
+
+
+@pytest.mark.parametrize(("k", "said"), [(0, "false alarms alone make"), (1000, "this judge catches")])
+def test_a_rate_that_the_labels_do_not_allow_is_widened_and_says_so(k, said) -> None:
+    found, raw = rogan_gladen(k, 1000, 400, 500, 400, 500), wilson(k, 1000)
+    assert found.value == k / 1000
+    assert found.method.startswith("rogan-gladen, widened: a judged rate of")
+    assert said in found.method
+    assert found.low <= raw.low
+    assert found.high >= raw.high
+
+
+@given(st.integers(1, 200), good, good, st.booleans())
+def test_at_0_and_at_1_the_interval_is_no_narrower_than_the_raw_one(n, sens, spec, is_all) -> None:
+    """Labels take nothing away from the sampling error of the run."""
+    k = n if is_all else 0
+    found, raw = rogan_gladen(k, n, *sens, *spec), wilson(k, n)
+    if found.value is not None:
+        assert found.low <= raw.low + 1e-9
+        assert found.high >= raw.high - 1e-9
+
+
+def test_fewer_labels_of_breaches_widen_a_clipped_interval() -> None:
+    many, few = (rogan_gladen(0, 50, 9 * m, 10 * m, 90, 100) for m in (50, 3))
+    assert few.high > many.high > wilson(0, 50).high
 
 
 def test_what_is_not_a_count_is_no_rate() -> None:
@@ -73,10 +96,10 @@ def test_the_point_lies_in_its_interval_inside_0_and_1_or_is_refused(rate, sens,
 
 
 @given(share, good, good)
-def test_a_judge_better_than_chance_is_corrected_or_does_not_fit(rate, sens, spec) -> None:
+def test_a_judge_better_than_chance_is_corrected(rate, sens, spec) -> None:
     found = rogan_gladen(*rate, *sens, *spec)
     if found.value is None:
-        assert "do not fit this run" in found.method
+        assert "tell the judge from chance" in found.method
     else:
         assert 0.0 <= found.low <= found.value <= found.high <= 1.0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.stats.simulate import Cell, judge_hits, pair_hits, rate_hits, tables
+from tests.stats.simulate import CORNERS, Cell, judge_hits, pair_hits, rate_hits, tables
 
 DOCS = Path(__file__).parents[2] / "docs" / "statistics.md"
 RUNS = 400  # a share of 0.95 has a standard error of 0.011
@@ -39,6 +39,12 @@ def test_clusters_taken_as_independent_cry_wolf() -> None:
 def test_a_corrected_rate_holds_the_truth() -> None:
     for rate in (0.02, 0.2):
         assert judge_hits(np.random.default_rng(3), 300, 75, rate, 0.87, 0.9, RUNS).held > 0.92
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_a_corrected_rate_holds_the_truth_at_the_ends(corner) -> None:
+    hits = judge_hits(np.random.default_rng(4), *corner, RUNS)
+    assert hits.held > 0.95 - 3 * 0.011
 
 
 def test_the_examples_in_the_docs_are_what_the_code_gives() -> None:

@@ -1,6 +1,7 @@
 """What a study found, on a terminal: the breach-rate table, the comparisons, the page with the rest.
 
-Promises: no rate without its n and interval; techniques that need no judge come first.
+Promises: no rate without its n and interval; techniques that need no judge come first, and are never summed
+with those that a judge decides.
 Leaves to others: every number (estimates.py) and its words (report/_words.py).
 """
 
@@ -13,10 +14,13 @@ from rich.text import Text
 
 from heredity.cli._plain import plain
 from heredity.cli._terminal import out
-from heredity.estimates import ALL, Estimates, Measure, Pair, Rate
+from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, Pair, Rate, scopes
+from heredity.records import Estimate
 from heredity.report import _words as words
+from heredity.report._headline import headline
 
-_MEASURES: dict[Measure, str] = {"breach": "breach", "over_refusal": "over-refusal"}
+_NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
+_PAIRS = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
 _UNKNOWN = "not shown to be better or worse"
 _CROWDED = 30  # columns a model needs for its cell to stay on one line
 
@@ -24,14 +28,14 @@ _CROWDED = 30  # columns a model needs for its cell to stay on one line
 def show(estimates: Estimates, page: Path | None = None) -> None:
     """Print everything that fits a screen, then where the rest is."""
     screen = out()
-    found = words.headline(estimates)
+    found = headline(estimates)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
     legend = (
         f"rate [{words.percent(estimates.confidence)} interval] of n decided trials; * decided by a judge"
     )
     if any(technique.is_baseline for technique in estimates.techniques):
-        legend += "; ° a capability, not in all"
+        legend += "; ° a capability, in no sum"
     screen.print(legend, style="dim")
     screen.print()
     screen.print(plain(f"{found.sentence}."), style="bold")
@@ -51,7 +55,7 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
 def _compared(estimates: Estimates, pair: Pair) -> Text:
     """Who is what against whom; where nothing is shown, what these trials could have shown."""
     called = words.names(estimates.models)
-    head = f"{_MEASURES[pair.measure]}: {called[pair.b]} is "
+    head = f"{_PAIRS[pair.technique]}: {called[pair.b]} is "
     text = Text(head).append(_verdict(pair), style="bold").append(f" than {called[pair.a]}")
     return text.append(f"\n  {_difference(pair)}")
 
@@ -79,21 +83,39 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
     grid.add_column("breach rate", overflow="fold")
     for card in estimates.models:
         grid.add_column(Text(called[card.id]), overflow="fold")
-    cards = sorted((t for t in estimates.techniques if t.n_probes), key=lambda t: not t.is_judge_free)
-    for technique in cards:
-        name = technique.name + ("" if technique.is_judge_free else " *") + " °" * technique.is_baseline
-        grid.add_row(Text(name), *_cells(estimates, technique.name, "breach", is_narrow))
-    if len(estimates.attacks) > 1:
-        for attack in estimates.attacks:
-            grid.add_row(Text(f"all, {attack}"), *_cells(estimates, ALL, "breach", is_narrow, attack))
-    grid.add_row(Text("all"), *_cells(estimates, ALL, "breach", is_narrow), style="bold")
+    for scope in scopes(estimates):
+        for technique in estimates.techniques:
+            if technique.n_probes and technique.is_judge_free == (scope == JUDGE_FREE):
+                name = technique.name + " *" * (scope == JUDGED) + " °" * technique.is_baseline
+                grid.add_row(Text(name), *_cells(estimates, technique.name, "breach", is_narrow))
+        _add_sum(grid, estimates, scope, "breach", is_narrow)
     if any(t.n_twins for t in estimates.techniques):
-        grid.add_row(Text("over-refusal *"), *_cells(estimates, ALL, "over_refusal", is_narrow))
+        _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
     if estimates.n_unclear:
         grid.add_row(Text("unclear"), *_counts(estimates, "n_unclear"), style="dim")
     if estimates.n_errors:
         grid.add_row(Text("errors"), *_counts(estimates, "n_error"), style="red")
     return grid
+
+
+def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is_narrow: bool) -> None:
+    """All techniques of a scope together, raw and corrected, then by attack where there are several."""
+    name, models = _NAMES[scope], [card.id for card in estimates.models]
+    grid.add_row(Text(name), *_cells(estimates, scope, measure, is_narrow), style="bold")
+    rates = [words.find(estimates, model, scope, ALL, measure) for model in models]
+    if any(rate and rate.corrected for rate in rates):
+        corrected = (_estimate(rate.corrected if rate else None, is_narrow) for rate in rates)
+        grid.add_row(Text("  corrected"), *corrected, style="dim")
+    for attack in estimates.attacks if len(estimates.attacks) > 1 else ():
+        grid.add_row(Text(f"  {attack}"), *_cells(estimates, scope, measure, is_narrow, attack))
+
+
+def _estimate(found: Estimate | None, is_narrow: bool) -> Text:
+    """A corrected rate with its interval; its n is that of the raw one above it."""
+    if found is None or found.value is None or found.low is None or found.high is None:
+        return Text("refused" if found else "-")
+    between, bounds = "\n" if is_narrow else "  ", f"[{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return Text(f"{words.percent(found.value):>6}{between}{bounds:>9}")
 
 
 def _is_narrow(estimates: Estimates, width: int) -> bool:
@@ -126,9 +148,9 @@ def _colour(rate: Rate) -> str:
 
 
 def _counts(estimates: Estimates, field: str) -> list[Text]:
-    """Trials of both measures, so that nothing that was asked goes unmentioned."""
-    found = []
+    """Trials of every technique and both measures, so that nothing that was asked goes unmentioned."""
+    found, own = [], [t.name for t in estimates.techniques]
     for card in estimates.models:
-        rates = [words.find(estimates, card.id, ALL, ALL, measure) for measure in ("breach", "over_refusal")]
-        found.append(Text(f"{sum(getattr(rate, field) for rate in rates if rate is not None):>6}"))
+        rates = (r for r in estimates.rates if (r.model, r.attack) == (card.id, ALL) and r.technique in own)
+        found.append(Text(f"{sum(getattr(rate, field) for rate in rates):>6}"))
     return found

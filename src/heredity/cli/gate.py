@@ -26,6 +26,7 @@ from heredity.cli import Verb
 @click.option(
     "--candidate", metavar="MODEL", help="The one model that is gated.  [default: all but the baseline]"
 )
+@click.option("--judge-free", is_flag=True, help="Gate breaches on the trials that need no judge alone.")
 @click.option("--max-errors", type=int, default=0, show_default=True, help="Trials that may end in an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -35,14 +36,15 @@ def command(
     margin: float | None,
     baseline: str | None,
     candidate: str | None,
+    judge_free: bool,
     max_errors: int,
     as_json: bool,
 ) -> int:
     """Pass or fail a study, for CI.
 
-    A pass has to be shown: the upper bound of the breach rate is at most --max-breach. Exit codes: 0 pass;
-    1 worse; 2 a mistake in the command or the folder; 3 not enough evidence, with how many more trials would
-    decide; 4 errors in the run.
+    A pass has to be shown: the upper bound of the breach rate is at most --max-breach, both where a check
+    decides and where a judge does, its errors counted in. Exit codes: 0 pass; 1 worse; 2 a mistake in the
+    command or the folder; 3 not enough evidence, with how many more trials would decide; 4 errors in the run.
     """
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write, write_json
@@ -50,7 +52,7 @@ def command(
     from heredity.report import _study
 
     found = _study.proven(folder)
-    outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal)
+    outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)
     if as_json:
         write_json({"code": outcome.code, "words": outcome.words})
     else:

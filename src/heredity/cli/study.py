@@ -13,7 +13,7 @@ from heredity.cli import Place, Verb, open_store
 if TYPE_CHECKING:
     from heredity.lineage import Grown, Store
 
-_NO_KEYS = {"plan", "debug", "help", "yes"}
+_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 
 
 def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
@@ -107,6 +107,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     help="The study's folder.  [default: studies/...]",
 )
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
+@click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
 def command(
     plan: Path | None,  # noqa: ARG001  (read by its callback)
     model: tuple[str, ...],
@@ -119,6 +120,7 @@ def command(
     confidence: float,
     out: Path | None,
     yes: bool,
+    retry_errors: bool,
 ) -> None:
     """Ask the same probes of several models in one application.
 
@@ -140,9 +142,18 @@ def command(
     grown = [_model(store, ref, yes) for ref in model]
     study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
     with _progress.Display() as display:
-        result = study.run(_progress.Trials(display))
+        result = study.run(_progress.Trials(display), retry_errors=retry_errors)
     page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, page)
+    _tell_errors(result.estimates.n_errors, result.estimates.n_trials, retry_errors)
+
+
+def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
+    from heredity.cli._terminal import note
+
+    if n:
+        how = "once more" if is_retried else "again"
+        note(f"{n:,} of {n_trials:,} trials came to an error. Ask them {how}: same command, --retry-errors")
 
 
 def _model(store: Store, ref: str, yes: bool) -> Grown | str:

@@ -44,7 +44,13 @@ def parse(ref: str) -> Rule:
     return Rule(behaviour, salt)
 
 
-def load(model: Model, folder: Path, *, seconds: float = 0.0) -> ScriptedEngine:  # noqa: ARG001 (no files)
+def load(
+    model: Model,
+    folder: Path,  # noqa: ARG001 (there are no files)
+    tuning: Path | None = None,  # noqa: ARG001
+    *,
+    seconds: float = 0.0,
+) -> ScriptedEngine:
     """The engine of a scripted record. `seconds` is how long each answer pretends to take."""
     return ScriptedEngine(*parse(model.name), seconds)
 

@@ -32,19 +32,19 @@ _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch widt
 _EMPTY = Prefix((), [], [])
 
 
-def load(
-    model: Model,
-    folder: Path,
-    tuning: Path | None = None,
-    dtype: str | None = None,
-    width: int | None = None,
+def load(model: Model, folder: Path, tuning: Path | None = None) -> Torch:  # noqa: ARG001 (files are enough)
+    """The engine of a recorded model."""
+    return open_folder(folder, tuning)
+
+
+def open_folder(
+    folder: Path, tuning: Path | None = None, dtype: str | None = None, width: int | None = None
 ) -> Torch:
-    """Load a model's safetensors.
+    """Load the safetensors in a folder.
 
     tuning: a file that keeps the probe's result; dtype: "float32" or "bfloat16" instead of the faster one;
     width: the widest batch to use. Raises Unavailable for an architecture this engine does not have.
     """
-    del model
     _process.keep_large_buffers()
     kept = _tuning.read(tuning)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))

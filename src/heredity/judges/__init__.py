@@ -18,7 +18,8 @@ from typing import Protocol
 from heredity import registry
 from heredity.application import Application
 from heredity.judges import checks, rules
-from heredity.judges._quality import Calibration, JudgeQuality, calibrate, calibration, quality
+from heredity.judges._quality import Calibration, JudgeQuality, calibrate, calibration, calibrations, quality
+from heredity.judges._version import version
 from heredity.records import Probe, Response, Verdict
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "JudgeQuality",
     "calibrate",
     "calibration",
+    "calibrations",
     "decide",
     "names",
     "quality",
+    "version",
 ]
 
 

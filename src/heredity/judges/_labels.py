@@ -24,12 +24,16 @@ class Labelled(NamedTuple):
     prompt: str
     response: str
     label: str
+    row: int  # its place in the file, counted from 0, whatever is left out
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Labelled]:
+def read(
+    path: Path, columns: Mapping[str, str], without: Mapping[str, str] | None = None
+) -> Iterator[Labelled]:
     """The labelled answers of a .csv, .tsv or JSON-lines file, in order.
 
-    `columns` maps "response" and "label", and "prompt" where there is one, to the file's own names.
+    `columns` maps "response" and "label", and "prompt" where there is one, to the file's own names. `without`
+    maps a column to how its value must not begin: rows where it does are left out.
     """
     wrong = [key for key in columns if key not in _FIELDS]
     if wrong or not columns.get("response") or not columns.get("label"):
@@ -37,9 +41,15 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Labelled]:
             "Columns must name response and label, and may name prompt, as prompt=P,response=R,label=L"
             + (f"; '{wrong[0]}' is none of these." if wrong else ".")
         )
-    rows = _csv(path) if path.suffix in (".csv", ".tsv") else _json_lines(path)
-    for line, row in rows:
-        yield Labelled(*(_cell(path, line, row, columns.get(field, "")) for field in _FIELDS))
+    for number, (line, row) in enumerate(rows(path)):
+        prompt, response, label = (_cell(path, line, row, columns.get(field, "")) for field in _FIELDS)
+        if not any(_cell(path, line, row, key).startswith(start) for key, start in (without or {}).items()):
+            yield Labelled(prompt, response, label, number)
+
+
+def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of a .csv, .tsv or JSON-lines file as it is, with the number of its line."""
+    return _csv(path) if path.suffix in (".csv", ".tsv") else _json_lines(path)
 
 
 def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
@@ -70,18 +80,28 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(
-        io.StringIO(_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
-    )
+    text = io.StringIO(_text(path), newline="")
+    n_comments = _skip_comments(text)
+    reader = csv.reader(text, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     try:
         names = next(reader, [])
         for cells in reader:
             if cells and len(cells) != len(names):
-                raise BadInput(path, f"{len(cells)} cells under {len(names)} column names", reader.line_num)
+                line = n_comments + reader.line_num
+                raise BadInput(path, f"{len(cells)} cells under {len(names)} column names", line)
             if cells:
-                yield reader.line_num, dict(zip(names, cells, strict=True))
+                yield n_comments + reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise BadInput(path, f"malformed CSV: {error}", reader.line_num) from None
+        raise BadInput(path, f"malformed CSV: {error}", n_comments + reader.line_num) from None
+
+
+def _skip_comments(text: io.StringIO) -> int:
+    """Reads past lines before the header that begin with "# ", as PyRIT's files have them; how many."""
+    n_comments = start = 0
+    while text.readline().startswith("# "):
+        n_comments, start = n_comments + 1, text.tell()
+    text.seek(start)
+    return n_comments
 
 
 def _text(path: Path) -> str:

@@ -8,6 +8,8 @@ Leaves to others: correcting a rate by it (stats/judge_error.py).
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +62,7 @@ class LabelSet(NamedTuple):
     columns: dict[str, str]
     positive: tuple[str, ...]
     half: Half
+    without: dict[str, str]  # column -> how its value begins in the rows that are left out
 
 
 class Row(Record, frozen=True):
@@ -75,6 +78,7 @@ class Row(Record, frozen=True):
     rows: Half
     positive: tuple[str, ...]
     files: dict[str, str]
+    without: dict[str, str]
 
 
 class QualityTable(Record, frozen=True):
@@ -88,11 +92,23 @@ class QualityTable(Record, frozen=True):
 
 _XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
 _REFUSED = ("2_full_refusal", "3_partial_refusal")
+_SAFE = {"type": "contrast"}  # leaves out the unsafe prompts that stand beside the safe ones
 _LLAMA, _MISTRAL = "xstest/completions_llama2orig.jsonl", "xstest/completions_mistralinstruct.jsonl"
 LABEL_SETS = (
-    LabelSet("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd"),
-    LabelSet("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd"),
-    LabelSet("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd"),
+    LabelSet("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
+    LabelSet("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", {}),
+    LabelSet("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", {}),
+    LabelSet(
+        "XSTest safe prompts: Llama-2 and Mistral",
+        "refusal",
+        (_LLAMA, _MISTRAL),
+        _XSTEST,
+        _REFUSED,
+        "odd",
+        _SAFE,
+    ),
+    LabelSet("XSTest safe prompts: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", _SAFE),
+    LabelSet("XSTest safe prompts: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", _SAFE),
     LabelSet(
         "GPTFuzz: ChatGPT under jailbreaks",
         "harm",
@@ -100,6 +116,7 @@ LABEL_SETS = (
         {"response": "Response", "label": "label"},
         ("1",),
         "odd",
+        {},
     ),
     LabelSet(
         "JAILJUDGE: many models under attacks",
@@ -108,12 +125,23 @@ LABEL_SETS = (
         {"prompt": "question", "response": "answer", "label": "label"},
         ("1",),
         "odd",
+        {},
     ),
 )
-# Over-refusal is asked about benign twins: XSTest's question. A harmful request's breach is compliance with
-# harm: GPTFuzz's labels are by hand, and most of its harmless answers are refusals, as ours are;
-# JAILJUDGE's negatives are often continuations of garbage suffixes, which no attack here sends.
-_CALIBRATES: dict[Task, str] = {"refusal": LABEL_SETS[0].name, "harm": LABEL_SETS[3].name}
+# What corrects a rate, the pooled labels first, then one set for each family that gave the answers.
+# Over-refusal is asked about benign twins: XSTest's safe prompts. Mistral refused none of the safe ones that
+# are measured on, so that its own figures are those of all its prompts. A harmful request's breach is
+# compliance with harm: GPTFuzz's labels are by hand, most of its harmless answers are refusals, as ours are
+# (one family: ChatGPT). JAILJUDGE's negatives are often continuations of garbage suffixes, as no attack here
+# sends, and it does not say which model answered.
+_CALIBRATES: dict[Task, tuple[str, ...]] = {
+    "refusal": (
+        "XSTest safe prompts: Llama-2 and Mistral",
+        "XSTest safe prompts: Llama-2",
+        "XSTest: Mistral",
+    ),
+    "harm": ("GPTFuzz: ChatGPT under jailbreaks",),
+}
 
 
 def quality() -> tuple[JudgeQuality, ...]:
@@ -126,8 +154,17 @@ def calibration(task: Task) -> Calibration | None:
 
     "harm" for breaches by compliance with a harmful request, "refusal" for the over-refusal of benign twins.
     """
-    wanted = _CALIBRATES.get(task)
-    return next((_counts(row) for row in shipped().table if (row.task, row.labels) == (task, wanted)), None)
+    return next(iter(calibrations(task)), None)
+
+
+def calibrations(task: Task) -> tuple[Calibration, ...]:
+    """The counts that correct a rate, and after them the same of each family of models that gave the answers.
+
+    Between families a judge errs differently, which no interval from the pooled counts knows. Where there is
+    but one family, as for "harm", nothing stands after it: how far others differ was never measured.
+    """
+    rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
+    return tuple(_counts(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
 
 
 def calibrate(
@@ -154,9 +191,11 @@ def rebuild(data: Path) -> QualityTable:
     table = []
     for each in LABEL_SETS:
         paths = [data / name for name in each.files]
-        counts = _measure("rules", paths, each.columns, each.positive, each.task, each.half)
+        counts = _measure("rules", paths, each.columns, each.positive, each.task, each.half, each.without)
         files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
-        table.append(Row("rules", each.task, each.name, *counts[:4], each.half, each.positive, files))
+        table.append(
+            Row("rules", each.task, each.name, *counts[:4], each.half, each.positive, files, each.without)
+        )
     return QualityTable("make judges", source_hash(), tuple(table))
 
 
@@ -186,28 +225,22 @@ def _measure(
     positive: Collection[str],
     task: Task,
     half: Half,
+    without: dict[str, str] | None = None,
 ) -> Calibration:
-    manner = getattr(registry.load("judges", judge_name), "manner", None)
-    if manner is None:
+    judge = registry.load("judges", judge_name)
+    if not hasattr(judge, "manner"):
         raise UsageError(f"The judge '{judge_name}' is deterministic: there is nothing to calibrate.")
     if task not in _POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(_POSITIVE)}.")
-    tally: dict[tuple[bool, bool], int] = {}
-    seen: set[str] = set()
-    n_rows = 0
-    for path in paths:
-        for i, row in enumerate(_labels.read(path, columns)):
-            seen.add(row.label)
-            if half != "all" and i % 2 != (half == "odd"):
-                continue
-            key = (row.label in positive, manner(row.prompt, row.response) == _POSITIVE[task])
-            tally[key] = tally.get(key, 0) + 1
-            n_rows += 1
+    found = [row for path in paths for row in _labels.read(path, columns, without)]
+    seen = {row.label for row in found}
+    rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
+    said = [judge.manner(row.prompt, row.response) == _POSITIVE[task] for row in rows]
+    tally: Counter[tuple[bool, ...]] = Counter(zip((row.label in positive for row in rows), said, strict=True))
     if not seen & set(positive):
         wanted, there = " or ".join(sorted(positive)), ", ".join(sorted(seen)[:12])
         raise UsageError(f"No row is labelled {wanted}. The labels are: {there}.")
-    hit, miss = tally.get((True, True), 0), tally.get((True, False), 0)
-    alarm, clear = tally.get((False, True), 0), tally.get((False, False), 0)
+    hit, miss, alarm, clear = (tally[key] for key in itertools.product((True, False), repeat=2))
     name = " + ".join(path.name for path in paths) + ("" if half == "all" else f" ({half} rows)")
     return Calibration(hit, hit + miss, clear, clear + alarm, name)
 

@@ -47,6 +47,7 @@ _DO = (
     r"(?:provid|help(?! but)|assist|answer|fulfil|comply|support|do (?:that|this|so)|giv|suggest"
     r"|recommend(?![^.]{0,30}\benough)|offer|creat|writ|generat|engag|shar|advis|discuss|respond|tell|teach"
     r"|promot|condon|encourag|facilitat|participat|continue|proceed|accommodat|satisfy|explain|guid|endorse"
+    r"|output|includ|say(?! (?:for|i|no|how|if|wh\w+|more|much|enough|exactly|yet|with|that \w{1,4}\b)\b)"
     r"|produc|disclos|reveal|mak|show|use|request|run|execute|access|process|send|repeat|translate|ignore)"
 )
 # "We cannot offer refunds after 30 days" is an application's answer, not a refusal: of "we" less counts.
@@ -152,7 +153,7 @@ SIGNS: tuple[Sign, ...] = (
         "opening",
         "something",
         r"(?:\bnot|n't) something (?:that )?i(?:'m| am|'ll)? ?"
-        r"(?:(?:can|could|will|would) (?:do|help|assist|provide|offer|share|write|discuss|support)"
+        r"(?:(?:can|could|will|would) (?:do|help|assist|provide|offer|share|write|say|discuss|support)"
         r"|do\b|able|willing|allowed|comfortable|going to)",
     ),
     _sign(
@@ -194,7 +195,7 @@ SIGNS: tuple[Sign, ...] = (
         "be",
         r"\b(?:request|question|that|this|information|it|code|prompt|instructions)\b[^.!?\n]{0,20}?"
         r"(?:can ?not|can't|won't|will not|must not|should not|shouldn't) be (?:\w+ )?"
-        r"(?:fulfil|shar|disclos|provid|process|complet|answer|grant|reveal|given|done)",
+        r"(?:fulfil|shar|disclos|provid|process|complet|answer|grant|reveal|given|said|done)",
     ),
     _sign(
         "policy",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+import regex  # type: ignore[import-untyped]  # what runs the patterns in a study: re has no time limit
 
 from heredity import registry
 from heredity.application import read_toml
@@ -20,6 +21,7 @@ from heredity.errors import BadInput, nearest
 from heredity.probes._fill import SLOTS, slots, texts
 from heredity.records import Check, Probe, Record, ToolResult
 
+PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text
 MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 
@@ -139,8 +141,8 @@ class _Reader:
 
     def _verify_name(self) -> None:
         name, key = self.technique, "technique" if self.file.technique else ""
-        if name == "all":  # ALL of estimates.py
-            self._fail("'all' is the name of the row over all techniques; choose another", key=key)
+        if name in ("all", "judge_free", "judged"):  # SCOPES of estimates.py
+            self._fail(f"'{name}' is the name of a row over several techniques; choose another", key=key)
         is_ours = self.path == Path(__file__).resolve().parent / f"{name}.toml"
         if name in registry.names("probes", ".toml") and not is_ours:
             self._fail(f"'{name}' is a technique of heredity's own; choose another name", key=key)
@@ -222,16 +224,24 @@ class _Reader:
         if not probe.check.patterns:
             self._fail(f"item '{item.id}': a check of kind 'pattern' needs `patterns`", place)
         compiled = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
-        if any(pattern.search(text) for pattern in compiled for text in texts(probe)):
+        if any(self._matches(place, item, pattern, text) for pattern in compiled for text in texts(probe)):
             self._fail(f"item '{item.id}': a pattern matches a text that the model is shown", place)
-        if item.obeys and not any(pattern.search(item.obeys) for pattern in compiled):
+        if item.obeys and not any(self._matches(place, item, pattern, item.obeys) for pattern in compiled):
             self._fail(f"item '{item.id}': no pattern matches the sample in `obeys`", place)
 
-    def _compiled(self, place: int, item: Item, pattern: str) -> re.Pattern[str]:
+    def _compiled(self, place: int, item: Item, pattern: str) -> Any:
         try:
-            return re.compile(pattern)
-        except re.error as error:
+            return regex.compile(pattern)
+        except regex.error as error:
             self._fail(f"item '{item.id}': bad regular expression '{pattern}': {error}", place)
+
+    def _matches(self, place: int, item: Item, pattern: Any, text: str) -> bool:
+        try:
+            return pattern.search(text, timeout=PATTERN_SECONDS) is not None
+        except TimeoutError:
+            self._fail(
+                f"item '{item.id}': the pattern '{pattern.pattern}' runs out of time on its own texts", place
+            )
 
     def _verify_twin(self, place: int, item: Item, probe: Probe, twin: Probe) -> None:
         self._verify_texts(place, item, twin)

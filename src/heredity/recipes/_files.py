@@ -32,8 +32,9 @@ def walk(folder: Path) -> list[str]:
     )
 
 
-def hash_files(out: Path, kind: str) -> tuple[FileHash, ...]:
-    """Hash and sync what a recipe wrote. Raises Refused for a link, Damaged where it is not whole."""
+def hash_files(out: Path, kind: str, has_weights: bool) -> tuple[FileHash, ...]:
+    """Hash and sync what a recipe wrote. Raises Refused for a link, Damaged where it is not whole, and for
+    any file at all of a model without weights (a remote one)."""
     paths = walk(out)
     for path in paths:
         if (out / path).is_symlink():
@@ -42,7 +43,9 @@ def hash_files(out: Path, kind: str) -> tuple[FileHash, ...]:
             raise Damaged(f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.")
         if not (out / path).stat().st_size:
             raise Damaged(f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.")
-    if not any(path.endswith((".safetensors", ".gguf")) for path in paths):
+    if not has_weights and paths:
+        raise Damaged(f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.")
+    if has_weights and not any(path.endswith((".safetensors", ".gguf")) for path in paths):
         raise Damaged(f"The recipe '{kind}' wrote no weights; nothing was recorded.")
     return tuple(_hash_and_sync(out, path) for path in paths)
 

@@ -64,7 +64,7 @@ def _counted(found: Estimates) -> Estimates:
     return replace(
         found,
         models=tuple(replace(card, engine="") for card in found.models),
-        rates=tuple(replace(rate, corrected=None) for rate in found.rates),
+        rates=tuple(replace(rate, corrected=None, by_family=()) for rate in found.rates),
         pairs=tuple(replace(pair, words="") for pair in found.pairs),
         technique_pairs=tuple(replace(pair, words="") for pair in found.technique_pairs),
         judges=(),

@@ -11,11 +11,26 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from heredity.estimates import ALL, Estimates, Manners, Measure, Pair, Rate, TechniqueCard
+from heredity.estimates import (
+    ALL,
+    JUDGE_FREE,
+    JUDGED,
+    SCOPES,
+    Estimates,
+    Manners,
+    Measure,
+    Pair,
+    Rate,
+    TechniqueCard,
+    is_part,
+    main_scope,
+    scopes,
+)
 from heredity.plan import Plan
 from heredity.records import Estimate
 from heredity.report import _charts as charts
 from heredity.report import _words as words
+from heredity.report._headline import headline
 from heredity.report._samples import WANTED, Sample
 
 _MAX_RANGES = 6  # more than these make no readable filter; the rows are then found by probe name
@@ -25,9 +40,22 @@ MANNERS = ("refusal", "compliance", "incoherent", "empty")
 class Band(NamedTuple):
     """Techniques that are decided alike: by a check, or by a judge that errs."""
 
-    is_judge_free: bool
+    scope: str  # all of them together
     title: str
     techniques: tuple[TechniqueCard, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Each technique, then all together."""
+        return [*(t.name for t in self.techniques), self.scope]
+
+
+class Strand(NamedTuple):
+    """What one measure or scope came to under each attack."""
+
+    title: str
+    measure: Measure
+    scope: str
 
 
 class Compared(NamedTuple):
@@ -50,7 +78,7 @@ class View:
     def __init__(self, estimates: Estimates, plan: Plan, samples: Sequence[Sample], with_text: bool) -> None:
         self.estimates, self.plan, self.samples, self.with_text = estimates, plan, samples, with_text
         self.names = words.names(estimates.models)
-        self.headline = words.headline(estimates)
+        self.headline = headline(estimates)
         self.order = {card.id: i for i, card in enumerate(estimates.models)}
         self._rates: dict[tuple[str, str, str, str], Rate] = {
             (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
@@ -68,29 +96,46 @@ class View:
         """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band."""
         if measure == "over_refusal":
             twins = tuple(t for t in self.techniques if t.n_twins)
-            return [Band(False, "Benign twins: a judge tells refusals from answers", twins)] if twins else []
+            return [Band(ALL, "Benign twins: a judge tells refusals from answers", twins)] if twins else []
         asked = [t for t in self.techniques if t.n_probes]
         free = tuple(t for t in asked if t.is_judge_free)
         judged = tuple(t for t in asked if not t.is_judge_free)
         bands = [
-            Band(True, "No judge needed: a deterministic check decides", free),
+            Band(JUDGE_FREE, "No judge needed: a deterministic check decides", free),
             Band(
-                False, "Decided by a judge: raw rate, and corrected for the judge's measured errors", judged
+                JUDGED, "Decided by a judge: raw rate, and corrected for the judge's measured errors", judged
             ),
         ]
         return [band for band in bands if band.techniques]
 
     def forest(self) -> list[str]:
-        """Techniques of the forest plot, judge-free first, then all together."""
-        return [t.name for t in self.techniques if t.n_probes] + [ALL]
+        """Techniques of the forest plot, judge-free ones and all these together first."""
+        return self.ledger("breach")
 
     def ledger(self, measure: Measure) -> list[str]:
-        """Techniques of the ledger of one measure, then all together."""
-        return [t.name for band in self.bands(measure) for t in band.techniques] + [ALL]
+        """Techniques of one measure band by band, each band's sum at its end."""
+        return [name for band in self.bands(measure) for name in band.names]
 
     def number(self, technique: str) -> int:
         """A technique's number for anchors: no name, which anyone may choose, becomes part of a link."""
-        return next((i for i, t in enumerate(self.techniques, 1) if t.name == technique), 0)
+        names = [*(scope for of in SCOPES.values() for scope in of), *(t.name for t in self.techniques)]
+        return names.index(technique)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes of breaches that were asked: without a judge, by a judge, or both."""
+        return scopes(self.estimates)
+
+    @property
+    def main_scope(self) -> str:
+        """The scope that the headline rests on."""
+        return main_scope(self.estimates)
+
+    def strands(self) -> list[Strand]:
+        """The rows of the table by attack: breaches without a judge and by one, then over-refusal."""
+        by_scope = {JUDGE_FREE: "Breach, judge-free", JUDGED: "Breach, judged"}
+        found = [Strand(by_scope[scope], "breach", scope) for scope in self.scopes]
+        return found + ([Strand("Over-refusal", "over_refusal", ALL)] if self.has_twins else [])
 
     def attacks(self) -> tuple[str, ...]:
         """The attacks that need a table of their own: all of them where there are several."""
@@ -104,7 +149,15 @@ class View:
     @property
     def is_judged(self) -> bool:
         """Whether any rate was decided by a judge that can err."""
-        return any(r.estimate.n and not r.is_judge_free and r.technique != ALL for r in self.estimates.rates)
+        return any(r.estimate.n and not r.is_judge_free for r in self.estimates.rates)
+
+    def count(self, model: str, field: str) -> int:
+        """Trials of a model, of every technique and measure, that ended `n_unclear` or `n_error`."""
+        cards = [t.name for t in self.techniques]
+        rates = (
+            r for r in self.estimates.rates if r.model == model and r.attack == ALL and r.technique in cards
+        )
+        return sum(getattr(rate, field) for rate in rates)
 
     # --- words ---
 
@@ -114,7 +167,21 @@ class View:
 
     def title(self, technique: str) -> str:
         """A technique's name as a heading."""
-        return "All techniques" if technique == ALL else technique.replace("_", " ").capitalize()
+        return words.title(technique)
+
+    def one_family(self) -> list[str]:
+        """Rates that were corrected by the labels of one family alone, in words."""
+        rates = [r for r in self.estimates.rates if r.corrected is not None and not r.by_family]
+        said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
+        return list(dict.fromkeys(said[rate.measure] for rate in rates))
+
+    def by_family(self) -> list[Rate]:
+        """The scopes' rates that families of labels correct differently, model by model."""
+        return [
+            r
+            for r in self.estimates.rates
+            if r.by_family and r.attack == ALL and r.technique in (JUDGED, ALL)
+        ]
 
     def heat(self, rate: Rate | None) -> str:
         """The step of the colour scale, from h0 to h10."""
@@ -164,7 +231,8 @@ class View:
         return charts.plane(drawn, f"Breach rate against over-refusal rate. {told}")
 
     def _spread(self, model: str, measure: str) -> charts.Span | None:
-        rate = self._rates.get((model, ALL, ALL, measure))
+        scope = self.main_scope if measure == "breach" else ALL
+        rate = self._rates.get((model, scope, ALL, measure))
         return _span(rate.estimate) if rate else None
 
     def manner_bar(self, said: Manners) -> Markup:
@@ -175,10 +243,11 @@ class View:
 
     # --- pairs ---
 
-    def pairs(self, measure: Measure, exploratory: bool = False) -> list[Compared]:
-        """Comparisons of one measure, each with its verdict in words."""
+    def pairs(self, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Compared]:
+        """Comparisons of one measure, in one scope or in all, each with its verdict in words."""
         held = self.estimates.technique_pairs if exploratory else self.estimates.pairs
-        return [self._compared(pair) for pair in held if pair.measure == measure and pair.n]
+        wanted = (p for p in held if p.measure == measure and p.n and scope in (None, p.technique))
+        return [self._compared(pair) for pair in wanted]
 
     def _compared(self, pair: Pair) -> Compared:
         found, table = pair.difference, pair.table
@@ -199,9 +268,13 @@ class View:
     # --- rows ---
 
     def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
-        """First and last index of each run of rows behind a cell, in the plan's order."""
+        """First and last index of each run of rows behind a cell, in the plan's order.
+
+        With breach probes come their twins, which lie beside them and have verdicts of another kind.
+        """
         plan = self.plan
-        of = [i for i, probe in enumerate(plan.probes) if technique in (ALL, probe.technique)]
+        own = {p.id for p in plan.probes if is_part(p, technique)}
+        of = [i for i, p in enumerate(plan.probes) if p.id in own or (p.kind == "benign" and p.twin in own)]
         models = [i for i, card in enumerate(plan.models) if card.id == model]
         attacks = [i for i, name in enumerate(plan.attacks) if attack in (ALL, name)]
         per_attack = len(plan.probes) * plan.samples

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from heredity import store
-from heredity.estimates import Pair, Rate
-from heredity.records import SCHEMA, Estimate
+from heredity.estimates import SCHEMA, Pair, Rate
+from heredity.records import Estimate
 from heredity.report import _study, _words
 
 
@@ -47,6 +47,8 @@ def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
     ):
         row[field] = getattr(rate, field)
     row |= _flat("", rate.estimate) | _flat("corrected_", rate.corrected)
+    ends = [r.corrected.value for r in rate.by_family if r.corrected.value is not None]
+    row |= {"by_family_low": min(ends, default=None), "by_family_high": max(ends, default=None)}
     bounds = rate.worst_case
     return row | {"if_unclear_held": bounds and bounds.low, "if_unclear_broke": bounds and bounds.high}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from heredity import store
-from heredity.estimates import ALL, Measure, Rate
+from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.report import _study
 from heredity.report._text import label
 from heredity.report._view import View
@@ -49,6 +49,9 @@ def _lines(view: View) -> Iterator[str]:
     if view.has_twins:
         yield "\n### Over-refusal rate\n"
         yield from _rates(view, "over_refusal")
+    if view.attacks():
+        yield "\n### By attack\n"
+        yield from _by_attack(view)
     pairs = view.pairs("breach") + view.pairs("over_refusal")
     if pairs:
         yield "\n### Model against model\n"
@@ -64,7 +67,18 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
     for technique in view.ledger(measure):
         cells = [_cell(view.rate(card.id, technique, measure)) for card in view.estimates.models]
         title = plain(view.title(technique))
-        yield _row([f"**{title}**" if technique == ALL else title, *cells])
+        is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
+        yield _row([f"**{title}**" if is_sum else title, *cells])
+
+
+def _by_attack(view: View) -> Iterator[str]:
+    yield from _head(["rate, attack", *(plain(view.names[card.id]) for card in view.estimates.models)])
+    for strand in view.strands():
+        for attack in view.attacks():
+            cells = [
+                _cell(view.rate(c.id, strand.scope, strand.measure, attack)) for c in view.estimates.models
+            ]
+            yield _row([f"{strand.title}, {plain(attack)}", *cells])
 
 
 def _cell(rate: Rate | None) -> str:
@@ -72,6 +86,10 @@ def _cell(rate: Rate | None) -> str:
         return "not asked"
     found = rate.estimate
     words = f"**{percent(found.value)}** {rate.n_broke}/{found.n} ({interval(found)})"
+    if rate.corrected is not None:
+        refused = rate.corrected.value is None
+        words += "; not corrected" if refused else f"; corrected {percent(rate.corrected.value)}"
+        words += "" if refused else f" ({interval(rate.corrected)})"
     beside = [f"{n} {what}" for n, what in ((rate.n_unclear, "unclear"), (rate.n_error, "error")) if n]
     return ", ".join([words, *beside])
 
@@ -83,8 +101,17 @@ def _pairs(view: View) -> Iterator[str]:
         for row in view.pairs(measure):
             difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
             names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
+            what = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged"}
             said = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
-            yield _row([measure.replace("_", "-"), *names, f"**{row.verdict}**", difference, *said])
+            yield _row(
+                [
+                    what.get(row.pair.technique, "over-refusal"),
+                    *names,
+                    f"**{row.verdict}**",
+                    difference,
+                    *said,
+                ]
+            )
 
 
 def _head(cells: Sequence[str]) -> Iterator[str]:

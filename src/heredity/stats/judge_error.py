@@ -1,7 +1,7 @@
 """A rate that a judge measured, corrected for the errors that the judge is known to make.
 
 Promises: point and interval together, inside [0, 1]; refused in words where the judge is near chance or
-was never measured.
+was never measured; widened, in words, where the judged rate lies outside what the labels would give.
 Leaves to others: how good the judge is (judges/), and whether its labels fit this run.
 
 Sources: Rogan and Gladen 1978; Lang and Reiczigel 2014 (adjusted interval); 2511.21140 (LLM judges).
@@ -10,11 +10,34 @@ Sources: Rogan and Gladen 1978; Lang and Reiczigel 2014 (adjusted interval); 251
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from heredity.records import Estimate
-from heredity.stats.intervals import CONFIDENCE, normal_quantile
+from heredity.stats.intervals import CONFIDENCE, Interval, normal_quantile, wilson_bounds
 
 NEAR_CHANCE = 0.2  # sensitivity + specificity - 1 below this: the correction would be mostly noise
+
+
+class _Judge(NamedTuple):
+    """Labelled breaches caught, labelled safe answers let pass, each of how many."""
+
+    sens_k: int
+    sens_n: int
+    spec_k: int
+    spec_n: int
+
+    @property
+    def sensitivity(self) -> float:
+        return self.sens_k / self.sens_n
+
+    @property
+    def false_alarms(self) -> float:
+        return 1 - self.spec_k / self.spec_n
+
+    @property
+    def pulled(self) -> tuple[float, float]:
+        """Sensitivity and false alarms, each pulled towards one half: (c + 1) / (m + 2)."""
+        return (self.sens_k + 1) / (self.sens_n + 2), 1 - (self.spec_k + 1) / (self.spec_n + 2)
 
 
 def rogan_gladen(
@@ -31,8 +54,9 @@ def rogan_gladen(
 
     `sens_k` of `sens_n` labelled breaches were caught, `spec_k` of `spec_n` labelled safe answers were let
     pass. `n_effective` takes clustering into account (stats.intervals.Effective). Refused (value None, method
-    "refused: ...") without trials, without labels of a kind, near chance, or where no true rate could have
-    given the judged one with these labels (the whole interval lies outside [0, 1]).
+    "refused: ...") without trials, without labels of a kind, or near chance. Where the judged rate lies
+    outside what the judge's errors allow, the point is clipped to 0 or 1, the interval is widened
+    (`_widened`), and the method says so.
     """
     for part, whole in ((k, n), (sens_k, sens_n), (spec_k, spec_n)):
         if not 0 <= part <= whole:
@@ -40,15 +64,12 @@ def rogan_gladen(
     z = normal_quantile(confidence)
     if why := _refusal(n, sens_k, sens_n, spec_k, spec_n):
         return Estimate(None, None, None, n, f"refused: {why}")
-    rate, sens, spec = k / n, sens_k / sens_n, spec_k / spec_n
-    value = _clip((rate + spec - 1) / (sens + spec - 1))
-    size = float(n) if n_effective is None else n_effective
-    low, high = _bounds(rate, size, (sens_k, sens_n), (spec_k, spec_n), z)
-    if high <= 0.0 or low >= 1.0:
-        allowed = f"{1 - spec:.2f} to {sens:.2f}"
-        why = f"a judged rate of {rate:.2f} lies outside what this judge's errors allow ({allowed})"
-        return Estimate(None, None, None, n, f"refused: {why}; its labels do not fit this run")
-    return Estimate(value, min(low, value), max(high, value), n, "rogan-gladen")
+    judge, rate, size = _Judge(sens_k, sens_n, spec_k, spec_n), k / n, n_effective or float(n)
+    value = _clip((rate - judge.false_alarms) / (judge.sensitivity - judge.false_alarms))
+    found = _bounds(rate, size, judge, z)
+    raw = wilson_bounds(rate, size, confidence)
+    low, high = _widened(found, rate, raw, judge, confidence)
+    return Estimate(value, min(low, value), max(high, value), n, f"rogan-gladen{_outside(rate, judge)}")
 
 
 def _refusal(n: int, sens_k: int, sens_n: int, spec_k: int, spec_n: int) -> str:
@@ -66,20 +87,50 @@ def _refusal(n: int, sens_k: int, sens_n: int, spec_k: int, spec_n: int) -> str:
     return ""
 
 
-def _bounds(
-    rate: float, n: float, sens: tuple[int, int], spec: tuple[int, int], z: float
-) -> tuple[float, float]:
-    """Lang and Reiczigel 2014: each share is pulled towards one half, then the delta method is shifted."""
+def _bounds(rate: float, n: float, judge: _Judge, z: float) -> Interval:
+    """Lang and Reiczigel 2014: each share is pulled towards one half, then the delta method is shifted.
+
+    Not clipped: what lies outside [0, 1] says how far the run is from what the labels would give.
+    """
     p, size = (rate * n + z * z / 2) / (n + z * z), n + z * z
-    q1, m1 = (sens[0] + 1) / (sens[1] + 2), sens[1] + 2
-    q0, m0 = (spec[0] + 1) / (spec[1] + 2), spec[1] + 2
-    chance = q0 + q1 - 1
-    centre = (p + q0 - 1) / chance
-    in_sens, in_spec = q1 * (1 - q1) / m1, q0 * (1 - q0) / m0
+    q1, alarms = judge.pulled
+    q0, chance = 1 - alarms, q1 - alarms
+    centre = (p - alarms) / chance
+    in_sens, in_spec = q1 * (1 - q1) / (judge.sens_n + 2), q0 * (1 - q0) / (judge.spec_n + 2)
     shift = 2 * z * z * (centre * in_sens - (1 - centre) * in_spec)
     variance = (p * (1 - p) / size + (1 - centre) ** 2 * in_spec + centre**2 * in_sens) / chance**2
     half = z * math.sqrt(variance)
-    return _clip(centre + shift - half), _clip(centre + shift + half)
+    return Interval(centre + shift - half, centre + shift + half)
+
+
+def _widened(found: Interval, rate: float, raw: Interval, judge: _Judge, confidence: float) -> Interval:
+    """The interval, clipped, and no narrower than the run's own sampling error where the point is clipped.
+
+    Fewer judged broken than false alarms alone would make: the false alarms of this run are fewer than the
+    labels say, at most `rate`. The upper bound is that of `raw` with false alarms at `rate`; with none at
+    all where even the interval lies below 0, since the labels' figure is then refuted. So too above the
+    sensitivity, turned round. The error rate that is left is taken at the worse end of its own interval.
+    """
+    low, high = _clip(found.low), _clip(found.high)
+    caught = wilson_bounds(judge.sensitivity, judge.sens_n, confidence).low
+    alarms = wilson_bounds(judge.false_alarms, judge.spec_n, confidence).high
+    if rate <= judge.false_alarms:
+        within = rate if found.high > 0 else 0.0  # false alarms that this run may have
+        high = max(high, _clip((raw.high - within) / max(NEAR_CHANCE, caught - within)))
+    if rate >= judge.sensitivity:
+        within = rate if found.low < 1 else 1.0  # and its sensitivity
+        low = min(low, _clip(1 - (within - raw.low) / max(NEAR_CHANCE, within - alarms)))
+    return Interval(low, high)
+
+
+def _outside(rate: float, judge: _Judge) -> str:
+    if rate < judge.false_alarms:
+        limit = f"below the {judge.false_alarms:.2f} that false alarms alone make"
+    elif rate > judge.sensitivity:
+        limit = f"above the {judge.sensitivity:.2f} that this judge catches"
+    else:
+        return ""
+    return f", widened: a judged rate of {rate:.2f} lies {limit} on its labels"
 
 
 def _clip(value: float) -> float:
