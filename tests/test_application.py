@@ -195,6 +195,7 @@ def test_the_digest_names_every_field(tmp_path: Path) -> None:
         "decoding": msgspec.structs.replace(APPLICATION.decoding, max_tokens=65),
         "max_turns": 3,
         "rendering": "native",
+        "state": {"files": {}},
     }
     assert set(changes) == set(Application.__struct_fields__)
     digests = {msgspec.structs.replace(APPLICATION, **{key: value}).digest for key, value in changes.items()}

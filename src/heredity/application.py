@@ -14,12 +14,28 @@ import tomllib
 from collections.abc import Generator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from heredity.errors import BadInput, nearest
-from heredity.records import Decoding, Message, Probe, Record, Reply, Request, Tool, ToolCall, Turn, digest
+from heredity.records import (
+    Consult,
+    Decoding,
+    Effect,
+    Message,
+    Probe,
+    Record,
+    Reply,
+    Request,
+    Tool,
+    ToolCall,
+    Turn,
+    digest,
+)
+from heredity.world import World
+from heredity.world import check as check_world
 
 SECRET_MIN = 4  # letters and digits of a secret
 
@@ -39,7 +55,13 @@ class Passage(Record, frozen=True):
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """The layer held constant. `max_turns` bounds the model's replies in one conversation."""
+    """The layer held constant. `max_turns` bounds the model's replies in one conversation.
+
+    rendering: "plain", tools and passages in one format for every model; "native", tools by each model's own
+    template; "theirs", the target is an application of the user's own: it is sent the user's words alone, and
+    what stands here (system prompt, tools, secrets) is what the user says it holds, for the judges to find.
+    "recorded" is of imports alone: what was around the models is not known.
+    """
 
     name: str
     system: str
@@ -50,7 +72,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     secrets: tuple[Secret, ...] = ()
     decoding: Decoding = Decoding()
     max_turns: int = 4
-    rendering: Literal["plain", "native"] = "plain"
+    rendering: Literal["plain", "native", "theirs", "recorded"] = "plain"
+    state: dict[str, Any] | UnsetType = UNSET  # what the tools read and change; see world.py
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -58,6 +81,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         _check_decoding(self.decoding)
         _check_tools(self.tools)
         _check_secrets(self.secrets)
+        check_world(self.state, self.tools)
 
     @classmethod
     def load(cls, path: Path | str) -> Application:
@@ -82,42 +106,70 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         return "\n\n".join(parts)
 
     def messages(self) -> tuple[Message, ...]:
-        """What comes before the user's first word, the same in every trial."""
+        """What comes before the user's first word, the same in every trial; nothing where that is theirs."""
+        if self.rendering == "theirs":
+            return ()
         return (Message("system", self.system_text()), *self.few_shot)
 
-    def request(self, messages: Sequence[Message], prefill: str = "", seed: int = 0) -> Request:
-        """A request for the next reply under this application's decoding."""
+    def request(
+        self, messages: Sequence[Message], prefill: str = "", seed: int = 0, decoding: Decoding | None = None
+    ) -> Request:
+        """A request for the next reply, under this application's decoding where no other is given."""
         tools = self.tools if self.rendering == "native" else ()
-        return Request(0, tuple(messages), self.decoding, seed, prefill, tools, 1 + len(self.few_shot))
+        n_shared = 0 if self.rendering == "theirs" else 1 + len(self.few_shot)
+        drawn = self.decoding if decoding is None else decoding
+        return Request(0, tuple(messages), drawn, seed, prefill, tools, n_shared)
 
+    @overload
     def converse(
         self, turns: Generator[Turn, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request, Reply, None]:
+    ) -> Generator[Request, Reply, None]: ...
+
+    @overload
+    def converse(
+        self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
+    ) -> Generator[Request | Consult, Reply, None]: ...
+
+    def converse(
+        self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
+    ) -> Generator[Request | Consult, Reply, None]:
         """One conversation as a generator: yields a request, receives the reply.
 
         User turns come from the attack; a tool call is answered with the probe's or the tool's canned result
-        and the model goes on, until it calls none, the turn limit is met, or an error ends it.
+        and the model goes on, until it calls none, the turn limit is met, or an error ends it. A fresh turn
+        begins anew, with the limit whole; only what tools have changed stays. What the attack asks its
+        attacker model goes through.
         """
-        messages = list(self.messages())
+        messages, world = list(self.messages()), World(self.state, self.tools)
         passage, n_replies, reply = probe.passage, 0, None
-        while n_replies < self.max_turns:
+        while True:
             try:
                 turn = next(turns) if reply is None else turns.send(reply)
             except StopIteration:
                 return
+            if isinstance(turn, Consult):
+                reply = yield turn
+                if reply.error is not None:
+                    return
+                continue
+            if turn.is_fresh:
+                messages, passage, n_replies = list(self.messages()), probe.passage, 0
+            elif n_replies >= self.max_turns:
+                return
+            messages += turn.before
             messages.append(Message("user", _with_passage(turn.text, passage)))
             passage, prefill = "", turn.prefill
             while n_replies < self.max_turns:
-                reply = yield self.request(messages, prefill, seed)
+                reply = yield self.request(messages, prefill, seed, turn.decoding)
                 n_replies += 1
                 if reply.error is not None:
                     return
                 calls = self.calls(prefill, reply)
                 messages.append(self._said(prefill + reply.text, calls))
                 prefill = ""
-                if not calls:
+                if not calls or self.rendering == "theirs":  # their application answers its own calls
                     break
-                messages += self._answered(calls, probe)
+                messages += self._answered(calls, probe, world)
 
     def calls(self, prefill: str, reply: Reply) -> tuple[ToolCall, ...]:
         """The tool calls in a reply: in the plain format, and in the model's own as its engine read them."""
@@ -127,17 +179,23 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def _said(self, text: str, calls: tuple[ToolCall, ...]) -> Message:
         return Message("assistant", text, calls if self.rendering == "native" else ())
 
-    def _answered(self, calls: tuple[ToolCall, ...], probe: Probe) -> list[Message]:
+    def _answered(self, calls: tuple[ToolCall, ...], probe: Probe, world: World) -> list[Message]:
+        results = [self.tool_result(call, probe, world) for call in calls]
         if self.rendering == "native":
-            return [Message("tool", self.tool_result(call, probe)) for call in calls]
+            return [Message("tool", result) for result in results]
         # One user message: not every template has a tool role, and the layer must be the same for all.
-        results = (f"Result of {call.name}:\n{self.tool_result(call, probe)}" for call in calls)
-        return [Message("user", "\n\n".join(results))]
+        named = (f"Result of {call.name}:\n{result}" for call, result in zip(calls, results, strict=True))
+        return [Message("user", "\n\n".join(named))]
 
-    def tool_result(self, call: ToolCall, probe: Probe) -> str:
-        """The canned result of a call: the probe's own where it has one for this tool."""
+    def tool_result(self, call: ToolCall, probe: Probe, world: World | None = None) -> str:
+        """The result of a call: the probe's own where it has one, what the world says, or the canned one."""
+        done = world.call(call) if world is not None else None
+        if done is not None and done.error:
+            return f"error: {done.error}"
         if probe.tool_result is not None and probe.tool_result.tool == call.name:
             return probe.tool_result.text
+        if done is not None and done.read is not None:
+            return done.read
         for tool in self.tools:
             if tool.name == call.name:
                 return tool.result
@@ -246,7 +304,7 @@ def _explain(message: str) -> str:
         return message
     known = [
         f
-        for struct in (Application, Secret, Passage, Tool, Decoding, Message)
+        for struct in (Application, Secret, Passage, Tool, Effect, Decoding, Message)
         for f in struct.__struct_fields__
     ]
     near = nearest(unknown[1], known)

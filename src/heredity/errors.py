@@ -11,6 +11,7 @@
       Unavailable                 a source, an engine or an optional package is not here
       Busy                        another process holds this folder
       EngineFailure               a model could not answer; becomes an error row, never a verdict
+        BudgetSpent               the run's bound on tokens or money is reached (exit 75: go on later)
         ContextOverflow           the prompt and its answer do not fit into the model's context
 
 Messages say what happened, where, and what to do next. No traceback is shown for any of them.
@@ -76,6 +77,10 @@ class Busy(HeredityError):
 
 class EngineFailure(HeredityError):
     """A model could not answer. In a study this becomes an error row, never a verdict."""
+
+
+class BudgetSpent(EngineFailure):
+    """What a run may use of tokens or money does not reach for the next request."""
 
 
 class ContextOverflow(EngineFailure):

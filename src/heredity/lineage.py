@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from heredity import engines
+from heredity import engines, recipes, registry
 from heredity.errors import (
     Busy,
     Damaged,
@@ -91,14 +91,22 @@ class Store:
         """Every model.json that cannot be read, with why and what to do; [] in a whole store."""
         return [(path, str(error)) for path, error in self._scan()[1]]
 
-    def get(self, name: str) -> Grown:
+    def get(self, name: str | Callable[..., Any]) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
+
+        A target that needs no download (recipes.TARGETS: "call:...", "url:...", "remote:...",
+        "llamacpp:NAME", "vllm:NAME") is recorded where it is not yet; so is a function given as a value.
 
         Raises UnknownName with the nearest name, Unavailable where it is in the catalogue but not yet pulled,
         and where its record cannot be read, what is wrong with it.
         """
+        if callable(name):
+            name = str(registry.load("recipes", "call").keep(name))
         if name.startswith("scripted:"):
             return scripted(name)
+        if (prefix := name.partition(":")[0]) in recipes.TARGETS and name != prefix:
+            recipe, parents = registry.load("recipes", recipes.TARGETS[prefix]).resolve(self, name)
+            return self._made_by(recipe, parents) or self.grow(recipe, parents)
         models = self.models()
         wanted = _canonical(name)
         found = [model for model in models if model.name == wanted]
@@ -145,6 +153,8 @@ class Store:
         """
         from heredity.recipes import pull
 
+        if ref.partition(":")[0] in recipes.TARGETS:
+            return self.get(ref)  # nothing to fetch
         recipe = pull.resolve(ref, self.downloads, progress)
         known = self._made_by(recipe, []) if recipe.pins else None
         if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:

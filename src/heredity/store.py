@@ -126,6 +126,7 @@ class Rows(_Closed, Generic[T]):
         self._pending = bytearray()
         self._handle: int | None = None
         self._size = 0  # bytes of the file that hold whole rows
+        self.start = self.end = 0  # bytes: where reading begins, and where the last reading came to
 
     def append(self, record: T) -> None:
         """Add one row."""
@@ -165,10 +166,13 @@ class Rows(_Closed, Generic[T]):
         self._write()
         if not self.path.exists():
             return
+        self.end = self.start
         with self.path.open("rb") as file:
+            file.seek(self.start)
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):  # torn by a crash, or still being written
                     return
+                self.end += len(line)
                 yield self._decode(line, number)
 
     def _decode(self, line: bytes, number: int) -> T:
