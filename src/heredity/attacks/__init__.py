@@ -1,20 +1,52 @@
-"""What is laid over a probe. Each file is an attack with one function:
+"""What is laid over a probe. A spec names it: NAME[:VARIANT][+NAME...], such as "crescendo+encoding:rot13".
 
-    turns(probe: Probe) -> Generator[Turn, Reply, None]      one conversation; receives each reply
-    QUERIES: str                                             what it costs, in words
+Each public file here is an attack. It has `QUERIES`, what it costs in words; where it comes in several forms
+`variants`, the first of them the default (and `resolve(variant) -> str`, raising ValueError, where these are
+an open set: a number, a file); and exactly one of
 
-Promises: an attack changes how a probe is put, never what counts as a breach.
+    turns(probe, how) -> Generator[Turn, Reply, None]
+        leads a conversation: yields a turn, gets its reply; with queries(probe, how) -> int, the most turns
+    lay(turn, how, at) -> Turn
+        lies over turn number `at` of whatever leads
+    rewrite(text, how) -> str
+        lies over every text of the user
+    recast(probe, how) -> Probe
+        puts the probe into other words first; with skips(probe, how) -> str, why it cannot, "" where it can
+    prepare(engine, keep) -> Engine
+        changes the model itself; on an engine that holds its weights (engines.Open)
+
+With NEEDS_ATTACKER = True, `turns` may also yield a Consult, a question to the study's attacker model, and
+gets its reply. With search(engine, request, probe, how) -> str, `lay` finds in `how.found` what was searched
+for on the model's weights, for the place of MARK in the request.
+
+What leads comes first ("direct" where nothing does); the others act on its turns from left to right, so
+"roleplay+encoding:base64" encodes the role play. `how` (How) has the trial's sample and seed, from which
+everything random is drawn, and the application's words.
+
+Promises: an attack changes how a probe is put, never what counts as a breach; a trial's words depend on its
+spec, probe, seed, sample and the model's replies alone; it ends within the queries it states.
 Leaves to others: the application around it (application.py) and the verdict (judges/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-
 from heredity import registry
-from heredity.records import Probe, Reply, Turn
+from heredity.attacks._how import MARK, How, within
+from heredity.attacks._needs import check_attacker, closed, why_closed
+from heredity.attacks._spec import Attack, parse
 
-Attack = Callable[[Probe], Generator[Turn, Reply, None]]
+__all__ = [
+    "MARK",
+    "Attack",
+    "How",
+    "check_attacker",
+    "closed",
+    "load",
+    "names",
+    "parse",
+    "why_closed",
+    "within",
+]
 
 
 def names() -> list[str]:
@@ -22,7 +54,6 @@ def names() -> list[str]:
     return registry.names("attacks")
 
 
-def load(name: str) -> Attack:
-    """The attack of this name. Raises UnknownName with the nearest known one."""
-    attack: Attack = registry.load("attacks", name).turns
-    return attack
+def load(spec: str) -> Attack:
+    """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
+    return parse(spec)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from heredity.attacks._how import PLAIN, How
 from heredity.records import Probe, Reply, Turn
 
 QUERIES = "one a user turn"
 
 
-def turns(probe: Probe) -> Generator[Turn, Reply, None]:
-    """Say each turn of the probe in order."""
-    for text in probe.turns:
-        yield Turn(text)
+def turns(probe: Probe, how: How = PLAIN) -> Generator[Turn, Reply, None]:  # noqa: ARG001
+    """Say each turn of the probe in order; the last one makes its demand."""
+    for text in probe.turns[:-1]:
+        yield Turn(text, asks=False)
+    yield Turn(probe.turns[-1])
+
+
+def queries(probe: Probe, how: How) -> int:  # noqa: ARG001
+    """As many as the probe has turns."""
+    return len(probe.turns)

@@ -1,4 +1,4 @@
-"""`heredity attacks`: what the open folder attacks/ holds."""
+"""`heredity attacks`: what the open folder attacks/ holds, in which variants, and what each costs."""
 
 from __future__ import annotations
 
@@ -10,5 +10,26 @@ from heredity.cli import Verb, _listing
 @click.command("attacks", cls=Verb, example="heredity attacks --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the attacks that a study can lay over its probes."""
-    _listing.show("attacks", as_json)
+    """List the attacks that a study can lay over its probes.
+
+    A study's --attack takes NAME[:VARIANT], and several joined by "+": what leads a conversation first, then
+    what is laid over its turns, as in crescendo+encoding:rot13. The first variant is the default.
+    """
+    from heredity import attacks
+    from heredity.cli import _terminal
+
+    purposes = _listing.purposes("attacks")
+    parts = {name: attacks.load(name).parts[0] for name in attacks.names()}
+    if as_json:
+        _terminal.write_json(
+            {
+                name: {"purpose": purposes[name], "variants": part.variants, "queries": part.module.QUERIES}
+                for name, part in parts.items()
+            }
+        )
+        return
+    grid = _terminal.table("name", "what it is", "variants", "queries", whole=["name"])
+    for name, part in parts.items():
+        texts = (purposes[name], ", ".join(part.variants), part.module.QUERIES)
+        grid.add_row(_terminal.cell(name, "bold"), *map(_terminal.cell, texts))
+    _terminal.out().print(grid)

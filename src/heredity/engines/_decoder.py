@@ -24,6 +24,7 @@ PAD = 16  # prefill lengths are rounded up to this
 CELL = 64  # cache lengths are rounded up to this
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Touch = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
@@ -61,13 +62,21 @@ class Slots:
 
 
 class Decoder:
-    """A model's weights with the two ways through them: prefill one row, step all rows."""
+    """A model's weights with the two ways through them: prefill one row, step all rows.
 
-    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
-        self.weights, self.shape, self.dtype = weights, weights.shape, dtype
+    touch: what is done to the residual stream (rows, hidden) behind the embedding, each attention and each
+    MLP, in this order, 1 + 2 layers times a pass; row by row, so that a row stays a thing of its own.
+    """
+
+    def __init__(self, weights: Weights, dtype: torch.dtype, touch: Touch | None = None) -> None:
+        self.weights, self.shape, self.dtype, self._touch = weights, weights.shape, dtype, touch
         self._cos: list[torch.Tensor] = []
         self._sin: list[torch.Tensor] = []
         self._has_windows = any(self.shape.windows)
+
+    def touched(self, touch: Touch) -> Decoder:
+        """The same weights, the residual stream touched on its way."""
+        return Decoder(self.weights, self.dtype, touch)
 
     def slots(self, width: int, capacity: int) -> Slots:
         """Empty slots. Zeroed: what is masked must still be finite."""
@@ -125,19 +134,22 @@ class Decoder:
     # --- inside ------------------------------------------------------------------------------------
 
     def _through(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        shape = self.shape
+        shape, touch = self.shape, self._touch
         x = self.weights.embedding[tokens]
         if shape.embed_scale != 1.0:
             x = x * torch.tensor(shape.embed_scale, dtype=self.dtype)
         turns = self._rotation(positions)
+        x = x if touch is None else touch(x)
         for i, block in enumerate(self.weights.blocks):
             q, k, v = self._qkv(block, self._norm(x, block.norm_attention), turns[bool(shape.windows[i])])
             a = block.out(attend(i, q, k, v))
             x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
+            x = x if touch is None else touch(x)
             gate, up = block.gate_up(self._norm(x, block.norm_mlp)).chunk(2, dim=-1)
             gate = functional.gelu(gate, approximate="tanh") if shape.is_gemma else functional.silu(gate)
             m = block.down(gate * up)
             x = x + (m if block.norm_mlp_out is None else self._norm(m, block.norm_mlp_out))
+            x = x if touch is None else touch(x)
         return x
 
     def _qkv(

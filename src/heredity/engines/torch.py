@@ -12,6 +12,7 @@ import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from heredity.engines import _process
 
@@ -19,14 +20,14 @@ _process.spin_briefly()  # before torch is loaded, else it does not count
 
 import torch
 
-from heredity.engines import _tool_calls, _tuning, _weights
+from heredity.engines import _direction, _tool_calls, _tuning, _weights, altered
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
 from heredity.engines._sampling import Sampler
 from heredity.engines._tuning import Tuning
-from heredity.errors import EngineFailure
-from heredity.records import Model, Reply, Request
+from heredity.errors import ContextOverflow, EngineFailure
+from heredity.records import Model, Reply, Request, encode
 
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
 _EMPTY = Prefix((), [], [])
@@ -69,7 +70,8 @@ class Torch:
         self, decoder: Decoder, chat: Chat, folder: Path, tuning: Tuning, width: int | None = None
     ) -> None:
         self._decoder: Decoder | None = decoder
-        self._chat = chat
+        self._chat, self._tuning, self.folder = chat, tuning, folder
+        self._with_gradients: Any = None  # the weights once more, for a search
         self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
         self.prefill_rows = {int(length): n for length, n in tuning.prefill_rows.items()}
         self._stops = chat.stops(folder)
@@ -89,24 +91,70 @@ class Torch:
     def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of every token of each continuation, given the rendered request.
 
-        A continuation is tokenized behind the prompt's own tokens; each is one prefill.
+        A continuation is tokenized behind the prompt's own tokens; each is one prefill, but all
+        of one token share one. Raises ContextOverflow.
         """
         decoder = self.decoder
         with torch.inference_mode():
             tokens = self._chat.encode(self.render(request))
+            said = [self._chat.continuation(text) for text in continuations]
+            if (n_needed := len(tokens) + max(map(len, said))) > decoder.shape.context:
+                raise ContextOverflow(f"{n_needed} tokens needed, {decoder.shape.context} there")
             prefix, own = self.split(request, tokens)
-            return [self._score(decoder, prefix, own, text) for text in continuations]
+            if all(len(one) == 1 for one in said):
+                logs = self._log_probabilities(decoder, prefix, own, ())[0]
+                return [[float(logs[token])] for (token,) in said]
+            return [self._score(decoder, prefix, own, one) for one in said]
 
-    def _score(self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], text: str) -> list[float]:
-        said = self._chat.continuation(text)
-        slots = decoder.slots(1, round_up(padded(own + said), CELL))
-        hidden = decoder.prefill(prefix, slots, 0, [own + said])[0, len(own) - 1 : len(own) + len(said) - 1]
-        logs = torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
+    def _score(
+        self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
+    ) -> list[float]:
+        logs = self._log_probabilities(decoder, prefix, own, said[:-1])
         picked: list[float] = logs.gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
         return picked
 
+    def _log_probabilities(
+        self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Of the next token, behind the prompt and behind each token of `said`: (1 + said, vocabulary)."""
+        slots = decoder.slots(1, round_up(padded(own + said), CELL))
+        hidden = decoder.prefill(prefix, slots, 0, [own + said])[0, len(own) - 1 : len(own) + len(said)]
+        return torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
+
+    # --- for attacks that hold the weights ------------------------------------------------------------
+
+    def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
+        """The direction that tells the one kind from the other, as a text (_direction.py)."""
+
+        def prompts(requests: Sequence[Request]) -> list[tuple[int, ...]]:
+            return [self._chat.encode(self.render(request)) for request in requests]
+
+        with torch.inference_mode():
+            openings = tuple(sorted({self._chat.continuation(text)[0] for text in _direction.OPENINGS}))
+            return _direction.find(self.decoder, prompts(harmful), prompts(harmless), openings)
+
+    def without(self, direction: str) -> Torch:
+        """This engine with a direction projected out of its residual stream wherever something is added."""
+        touched = self.decoder.touched(_direction.projection(direction))
+        engine = Torch(touched, self._chat, self.folder, self._tuning, self._widths[-1])
+        how = f"without direction {_direction.digest_of(direction)}"
+        engine.name, engine.numerics = altered(engine.name, how), altered(engine.numerics, how)
+        return engine
+
+    def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
+        """Words for the place of `mark` after which the model begins with `target`, as JSON (_gcg.py)."""
+        from heredity.engines import _gcg
+
+        chat = self._chat
+        if self._with_gradients is None:
+            self._with_gradients = _gcg.load(self.folder)
+        tongue = _gcg.Tongue(chat.encode, chat.continuation, chat.decode)
+        before, _, after = self.render(request).partition(mark)
+        found = _gcg.search(self._with_gradients, tongue, before, after, target, steps, seed)
+        return encode(found).decode()
+
     def close(self) -> None:
-        self._decoder = None
+        self._decoder = self._with_gradients = None
         self._prefixes = {}
         _process.give_back()
 

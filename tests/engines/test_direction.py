@@ -1,0 +1,110 @@
+"""A direction out of the residual stream: gone where it was, and nothing else of the engine is touched."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity import attacks, engines
+from heredity.engines import _direction
+from heredity.engines.torch import Torch, open_folder
+from heredity.errors import EngineFailure, UsageError
+from heredity.records import Decoding, Message, Request
+
+WORDS = ["fox", "dog", "owls", "oak", "tree", "the", "lazy", "brown", "wise", "seven"]
+
+
+def request(text: str, key: int = 0) -> Request:
+    return Request(key, (Message("user", text),), Decoding(max_tokens=6))
+
+
+HARMFUL = [request(f"the quick {word} jumps over {word}") for word in WORDS]
+HARMLESS = [request(f"an old {word} while {word}") for word in WORDS]
+
+
+@pytest.fixture(scope="module")
+def engine(any_model: Path) -> Torch:
+    return open_folder(any_model, dtype="float32", width=8)
+
+
+def text_of(vector: np.ndarray) -> str:
+    return base64.b64encode((vector / np.linalg.norm(vector)).astype("<f4").tobytes()).decode()
+
+
+def vector_of(text: str) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").copy())
+
+
+def test_nothing_is_left_along_the_direction_behind_any_part(engine) -> None:
+    text = text_of(np.random.default_rng(1).normal(size=engine.decoder.shape.hidden))
+    unit, project, seen = vector_of(text), _direction.projection(text), []
+
+    def touch(x: torch.Tensor) -> torch.Tensor:
+        seen.append(project(x))
+        return seen[-1]
+
+    with torch.inference_mode():
+        _direction._prefilled(engine.decoder.touched(touch), tuple(range(3, 30)))
+    assert len(seen) == 1 + 2 * engine.decoder.shape.n_layers
+    assert all(float((x @ unit).abs().max()) < 1e-3 * float(x.norm(dim=-1).max()) for x in seen)
+
+
+def test_a_touch_that_changes_nothing_gives_the_same_bits(engine) -> None:
+    prompt = tuple(range(3, 30))
+    with torch.inference_mode():
+        plain = _direction._prefilled(engine.decoder, prompt)
+        touched = _direction._prefilled(engine.decoder.touched(lambda x: x), prompt)
+    assert torch.equal(plain, touched)
+
+
+def test_it_finds_the_direction_along_which_the_kinds_differ(engine) -> None:
+    first = engine.direction(HARMFUL, HARMLESS)
+    assert engine.direction(HARMFUL, HARMLESS) == first
+    unit = vector_of(first)
+    assert float(unit.norm()) == pytest.approx(1, abs=1e-4)
+    with torch.inference_mode():
+        prompts = [[engine._chat.encode(engine.render(r)) for r in kind] for kind in (HARMFUL, HARMLESS)]
+        apart = _direction._means(engine.decoder, prompts[0]) - _direction._means(engine.decoder, prompts[1])
+    assert float((apart @ unit).max()) > 0
+
+
+def test_too_few_requests_find_nothing(engine) -> None:
+    with pytest.raises(UsageError, match="at least 8 requests"):
+        engine.direction(HARMFUL[:7], HARMLESS)
+
+
+def test_the_changed_engine_has_a_name_of_its_own_and_leaves_the_other_as_it_was(engine) -> None:
+    asked = [request(f"the {word}", key) for key, word in enumerate(WORDS)]
+    before = sorted((r.key, r.tokens) for r in engine.reply(asked))
+    changed = engine.without(engine.direction(HARMFUL, HARMLESS))
+    together = sorted((r.key, r.tokens) for r in changed.reply(asked))
+    assert changed.numerics != engine.numerics and changed.name != engine.name
+    assert engines.unaltered(changed.numerics) == engine.numerics
+    assert sorted((r.key, r.tokens) for r in engine.reply(asked)) == before
+    assert changed.score(asked[0], [" fox dog"]) != engine.score(asked[0], [" fox dog"])
+    alone = [next(iter(changed.reply([one]))) for one in asked[:3]]
+    assert [(r.key, r.tokens) for r in alone] == together[:3]
+    changed.close()
+    assert sorted((r.key, r.tokens) for r in engine.reply(asked[:1])) == before[:1]
+
+
+def test_what_is_no_direction_is_said_in_a_line() -> None:
+    with pytest.raises(EngineFailure, match="no direction"):
+        _direction.projection("not base64!")
+
+
+def test_the_attack_finds_once_and_keeps_what_it_found(tiny_llama: Path) -> None:
+    engine = open_folder(tiny_llama, dtype="float32", width=8)
+    kept: dict[str, str] = {}
+
+    def keep(spec: str):
+        return lambda search: kept.setdefault(spec, kept[spec] if spec in kept else search())
+
+    kept["refusal_direction"] = text_of(np.arange(1, engine.decoder.shape.hidden + 1, dtype=float))
+    changed = attacks.load("refusal_direction").prepared(engine, keep)
+    assert changed.numerics.endswith(_direction.digest_of(kept["refusal_direction"]))
