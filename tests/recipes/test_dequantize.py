@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from heredity.engines._gguf import read_gguf
 from heredity.errors import Damaged, Refused
 from heredity.lineage import Grown, Store
-from heredity.recipes._gguf import read_gguf
 from heredity.recipes.dequantize import Dequantize
 
 from .conftest import SPECIALS, TEMPLATE

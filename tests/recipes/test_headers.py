@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from heredity.engines._gguf import read_gguf
 from heredity.errors import Damaged
-from heredity.recipes._gguf import read_gguf
 from heredity.recipes._safetensors import read_safetensors
 
 Changes = list[tuple[int, bytes]]  # place, what is written there

@@ -6,6 +6,7 @@ Leaves to others: getting the bytes and checking them (recipes/pull.py).
 
 from __future__ import annotations
 
+from heredity import engines
 from heredity.cli._plain import plain
 from heredity.cli._progress import Bytes, Display
 from heredity.cli._terminal import err, note, size
@@ -25,8 +26,8 @@ def pull(store: Store, ref: str) -> Grown:
 
 
 def ready(store: Store, grown: Grown) -> Grown:
-    """The form that the torch engine loads, saying so where it has to be made first."""
-    if grown.record.format == "gguf":
+    """The form that its engine loads, saying so where it has to be made first."""
+    if grown.record.format == "gguf" and engines.choose(grown.record) == "torch":
         known = (
             model.parents == (grown.record.id,)
             for model in store.models()

@@ -14,7 +14,7 @@ def command(refs: tuple[str, ...]) -> None:
 
     REF is a name of the catalogue (heredity models --catalog), hf:ORG/REPO, a .gguf file, or a folder with
     safetensors. A download that was interrupted goes on where it stopped; bytes that are not the pinned ones
-    are refused.
+    are refused. A target that needs no download (remote:openai:MODEL, url:ADDRESS) is recorded as it is.
     """
     from heredity.cli import _pulling, _terminal
 

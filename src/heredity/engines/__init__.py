@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from heredity.records import Model, Reply, Request
+from heredity import registry
+from heredity.errors import Unavailable, UnknownName
+from heredity.records import Decoding, Model, Reply, Request
 
+_ALTERED = " | "
 BY_FORMAT = {"safetensors": "torch", "gguf": "torch", "remote": "remote", "scripted": "scripted"}
 
 
@@ -26,6 +29,21 @@ def choose(model: Model) -> str:
     (a GGUF's is torch, by way of its dequantized child).
     """
     return str(model.recipe.settings.get("engine") or BY_FORMAT[model.format])
+
+
+def loader(model: Model) -> Load:
+    """What loads the engine of this model. Raises Unavailable where that engine is not on this machine."""
+    name = choose(model)
+    try:
+        load: Load = registry.load("engines", name).load
+    except UnknownName as error:
+        raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
+    except ImportError as error:
+        raise Unavailable(
+            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
+            f"Install it: pip install 'heredity[{name}]'"
+        ) from error
+    return load
 
 
 class Load(Protocol):
@@ -68,6 +86,49 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the memory."""
+
+
+class Accountant(Protocol):
+    """An engine that has more to tell of a run than its name; what it tells goes into the run's row."""
+
+    def account(self) -> dict[str, Any]:
+        """Counts (`n_...`, `cost`) and lists of texts, e.g. `served`, what a service said that it served."""
+
+    def as_sent(self, decoding: Decoding) -> Decoding:
+        """The decoding that the service will really use, by which the response cache tells answers apart."""
+
+
+class Open(Engine, Protocol):
+    """An engine that holds the model's weights and lets an attack at them."""
+
+    def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
+        """The direction in the residual stream that tells the one kind of request from the other, as a text.
+
+        Raises UsageError where there are too few of them.
+        """
+
+    def without(self, direction: str) -> Engine:
+        """The same model with that direction taken out; shares the weights, has a name and numerics of its
+        own (`altered`)."""
+
+    def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
+        """Words for the place of `mark` after which the model begins with `target`, as JSON with "text",
+        "loss_before", "loss_after" and "n_steps". Raises EngineFailure where none can be searched for."""
+
+
+def is_open(model: Model) -> bool:
+    """Whether the engine of this model holds its weights, so that it is an Open."""
+    return choose(model) == "torch"
+
+
+def altered(name: str, how: str) -> str:
+    """The name, or the numerics, of an engine whose model an attack has changed."""
+    return f"{name}{_ALTERED}{how}"
+
+
+def unaltered(name: str) -> str:
+    """The name, or the numerics, of the engine before any change."""
+    return name.split(_ALTERED, 1)[0]
 
 
 class Scorer(Protocol):

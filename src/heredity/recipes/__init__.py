@@ -7,3 +7,7 @@ Promises (every recipe): nothing but `out` and its own downloads is written; not
 the settings; torch is imported inside `apply`, never when the file is imported.
 Leaves to others: hashing, recording and naming the place (lineage.py).
 """
+
+# "PREFIX:..." -> the recipe's file, whose `resolve(store, ref)` gives the recipe and its parents. Naming such
+# a target is enough to have it: nothing is downloaded.
+TARGETS = {"call": "call", "url": "url", "remote": "remote", "llamacpp": "engine", "vllm": "engine"}

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from heredity.engines._gguf import read_gguf
 from heredity.errors import Damaged, Refused
-from heredity.recipes._gguf import read_gguf
 from heredity.recipes._safetensors import read_safetensors
 from heredity.store import explain_full_disk
 

@@ -17,9 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from heredity.engines._gguf import GgufHeader, read_gguf
 from heredity.errors import Damaged, Refused, Unavailable
 from heredity.lineage import Description, Grown
-from heredity.recipes._gguf import GgufHeader, read_gguf
 
 _CONTROL = 3  # tokenizer.ggml.token_type of a special token
 _CIRCUMSTANCES = (

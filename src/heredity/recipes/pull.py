@@ -20,11 +20,11 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
+from heredity.engines._gguf import read_gguf
 from heredity.errors import Damaged, HeredityError, Refused, Unavailable, UnknownName, UsageError, WrongHash
 from heredity.lineage import Description, Grown, Progress
 from heredity.recipes import _folder, _hub, _wheels
 from heredity.recipes._catalogue import Entry, aliases, catalogue, names
-from heredity.recipes._gguf import read_gguf
 from heredity.store import Lock, explain_full_disk
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")

@@ -1,0 +1,66 @@
+"""Requests a second of the remote engine, 64 under way, against a server here that answers at once.
+
+    python bench/remote.py [N]
+
+What is measured is the engine with the vendor's SDK, in one process; the server runs in another. With real
+services an answer takes a second or more, and 64 under way need 64 requests a second at most.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from heredity.engines import remote
+from heredity.lineage import Store
+from heredity.records import Message, Request
+
+SERVE = """
+import sys
+from tests.engines.fault_server import FaultServer
+with FaultServer() as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+SYSTEM = Message("system", "You are the support assistant of a shop. " * 20)
+
+
+def requests(n: int) -> list[Request]:
+    return [Request(i, (SYSTEM, Message("user", f"Question {i}?")), seed=i, n_shared=1) for i in range(n)]
+
+
+def measure(api: str, url: str, n: int, folder: Path) -> str:
+    base = f"{url}/v1" if api == "openai" else url
+    grown = Store(folder).get(f"remote:{api}:tiny@{base}")
+    engine = remote.load(grown.record, grown.folder)
+    try:
+        list(engine.reply(requests(200)))  # the pace is at its widest after these
+        at, cpu = time.perf_counter(), time.process_time()
+        n_good = sum(reply.error is None for reply in engine.reply(requests(n)))
+        seconds, cpu = time.perf_counter() - at, time.process_time() - cpu
+    finally:
+        engine.close()
+    return f"{api:10} {n_good / seconds:7.0f} requests/s  {1000 * cpu / n:5.2f} ms of CPU each"
+
+
+def main() -> None:
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        url = server.stdout.readline().strip()
+        with tempfile.TemporaryDirectory() as folder:
+            for api in ("openai", "anthropic", "gemini"):
+                print(measure(api, url, n, Path(folder)), flush=True)
+        server.stdin.close()
+
+
+if __name__ == "__main__":
+    main()

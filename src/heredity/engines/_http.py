@@ -1,0 +1,206 @@
+"""One question to a web application over HTTP: the body from a template, the answer by a JSON pointer.
+
+Promises: keys come from environment variables and never leave in an error or an answer that is kept; no
+redirect is followed, so no key goes elsewhere; an answer is read up to a limit; busy servers are asked again.
+Leaves to others: how many at a time (url.py, _crew.py), and what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import truststore
+
+from heredity.engines._function import MOST_TEXT, as_dicts
+from heredity.errors import EngineFailure, Unavailable, UsageError
+from heredity.records import Request
+
+SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
+_SLOT = re.compile(r"\$([a-z_]+)")
+_BUSY = {429, 502, 503, 504}
+_MOST_BYTES = 4 * MOST_TEXT
+_UNREACHABLE_LIMIT = 8  # in a row, with no answer between: it is down
+
+
+class Failed(Exception):
+    """One request failed; the message is its error row's."""
+
+
+class Web:
+    """An address with its headers, body template and pointer to the answer."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.url = str(settings["url"])
+        self._body, self._pointer = settings["body"], str(settings["answer"])
+        self._blocked = frozenset(settings.get("blocked", ()))
+        self._timeout = float(settings["timeout_seconds"])
+        self._headers = read_headers(settings.get("headers", {}))
+        self._client = httpx.Client(
+            timeout=self._timeout, verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
+        self._lock, self._n_unreachable, self._has_answered = threading.Lock(), 0, False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ask(self, request: Request, conversation: str) -> str:
+        """The answer. Raises Failed for this request, EngineFailure where no request would do better."""
+        body = fill(self._body, slots(request, conversation))
+        deadline, pause = time.monotonic() + self._timeout, 1.0
+        while True:
+            status, wait, data = self._post(body)
+            if status not in _BUSY:
+                break
+            # Full jitter: many threads that were refused together must not come back together.
+            delay = wait if wait is not None else random.uniform(0.5, 1.0) * pause
+            if time.monotonic() + delay > deadline:
+                break
+            time.sleep(delay)
+            pause *= 2
+        return self._hide(self._read(status, data))
+
+    def _post(self, body: Any) -> tuple[int, float | None, bytes]:
+        """Status, Retry-After in seconds, and the body."""
+        try:
+            with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
+                data = bytearray()
+                for piece in response.iter_bytes():
+                    data += piece
+                    if len(data) > _MOST_BYTES:
+                        break
+                self._n_unreachable = 0
+                return response.status_code, _retry_after(response.headers), bytes(data)
+        except httpx.ConnectError as error:
+            self._count_unreachable(error)
+            raise Failed(self._hide(f"cannot reach {self.url}: {error}")) from None
+        except httpx.HTTPError as error:
+            raise Failed(self._hide(f"{type(error).__name__}: {error}")) from None
+
+    def _count_unreachable(self, error: Exception) -> None:
+        with self._lock:
+            self._n_unreachable += 1
+            if self._n_unreachable >= _UNREACHABLE_LIMIT:
+                raise EngineFailure(self._hide(f"{self.url} cannot be reached: {error}"))
+
+    def _read(self, status: int, data: bytes) -> str:
+        text = data.decode("utf-8", "replace")
+        if status in self._blocked:
+            return f"[blocked by the application: HTTP {status}] {text[:2000]}".strip()
+        if status == 401 or (status == 403 and not self._has_answered):
+            raise EngineFailure(
+                self._hide(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys")
+            )
+        if not 200 <= status < 300:
+            raise Failed(self._hide(f"HTTP {status}: {' '.join(text.split())[:300]}"))
+        self._has_answered = True
+        return answer_in(text, self._pointer)[:MOST_TEXT]
+
+    def _hide(self, text: str) -> str:
+        """The text without any header's value, or the part of it behind "Bearer "."""
+        for value in self._headers.values():
+            for part in {value, value.rpartition(" ")[2]}:
+                if len(part) >= 6:
+                    text = text.replace(part, "[a key]")
+        return text
+
+
+def read_headers(names: Mapping[str, str]) -> dict[str, str]:
+    """Header -> value, from the environment variables that are named. Raises Unavailable if one is unset."""
+    headers = {}
+    for header, variable in names.items():
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            raise Unavailable(
+                f"The header '{header}' is read from the environment variable {variable}, which is not set."
+                f" Set it: export {variable}=..."
+            )
+        headers[header] = value
+    return headers
+
+
+def slots(request: Request, conversation: str) -> dict[str, Any]:
+    """What a body template can hold."""
+    decoding, first = request.decoding, request.messages[0]
+    return {
+        "messages": as_dicts(request),
+        "text": request.messages[-1].content,
+        "system": first.content if first.role == "system" else "",
+        "conversation": conversation,
+        "seed": request.seed,
+        "max_tokens": decoding.max_tokens,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+    }
+
+
+def fill(template: Any, values: Mapping[str, Any]) -> Any:
+    """The template with "$name" replaced: by the value where a string is nothing else, else as text."""
+    if isinstance(template, Mapping):
+        return {key: fill(value, values) for key, value in template.items()}
+    if isinstance(template, list | tuple):
+        return [fill(value, values) for value in template]
+    if not isinstance(template, str):
+        return template
+    if (alone := _SLOT.fullmatch(template)) and alone[1] in values:
+        return values[alone[1]]
+    return _SLOT.sub(lambda found: _as_text(values.get(found[1], found[0])), template)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def slots_in(template: Any) -> set[str]:
+    """The names of the slots that a template has. Raises UsageError for one that there is not."""
+    if isinstance(template, Mapping):
+        return set().union(*map(slots_in, template.values()))
+    if isinstance(template, list | tuple):
+        return set().union(*map(slots_in, template))
+    found = set(_SLOT.findall(template)) if isinstance(template, str) else set()
+    if unknown := sorted(found - set(SLOTS)):
+        raise UsageError(f"the body has no slot '${unknown[0]}'. There are: ${', $'.join(SLOTS)}.")
+    return found
+
+
+def answer_in(text: str, pointer: str) -> str:
+    """The answer in a response's body: at a JSON pointer (RFC 6901), or the whole, where that is ""."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        if pointer:
+            raise Failed(f"the answer is not JSON: {' '.join(text.split())[:120]!r}") from None
+        return text
+    if not pointer:
+        return value if isinstance(value, str) else text
+    for part in pointer.removeprefix("/").split("/"):
+        value = _step(value, part.replace("~1", "/").replace("~0", "~"), pointer)
+    if not isinstance(value, str):
+        raise Failed(f"{pointer} in the answer is {type(value).__name__}, not a text")
+    return value
+
+
+def _step(value: Any, part: str, pointer: str) -> Any:
+    if isinstance(value, dict) and part in value:
+        return value[part]
+    if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        return value[int(part)]
+    keys: Sequence[Any] = list(value)[:8] if isinstance(value, dict) else ()
+    there = f"; there are: {' '.join(', '.join(map(str, keys)).split())[:200]}" if keys else ""
+    raise Failed(f"the answer has no {pointer} ('{part}' is not there{there})")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return max(0.0, float(headers.get("retry-after", "")))
+    except ValueError:
+        return None

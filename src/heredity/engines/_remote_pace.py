@@ -1,0 +1,121 @@
+"""How many requests are under way at a far service: more while it answers, half where it says too many.
+
+Promises: additive increase, multiplicative decrease (Chiu and Jain 1989), with a doubling start; one cut for
+one burst of refusals; nobody starts before a pause that the service asked for is over.
+Leaves to others: what a refusal is (_remote_http.py). All of it runs in the loop's thread, but for `room`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+
+START = 4
+_LONGEST_WAIT = 30.0  # seconds between two attempts, where the service names none
+
+
+class Closed(Exception):
+    """The run ends: whoever waits gives up."""
+
+
+class Pace:
+    """Places for requests under way."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._width = most, float(min(START, most))
+        self._is_starting = True
+        self._n_active, self._paused_until, self._cut_at = 0, 0.0, 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._ends = asyncio.Event()
+        self.n_cuts = 0
+
+    @property
+    def room(self) -> int:
+        """How many requests may be under way now, those that wait to be tried again among them."""
+        return max(1, int(self._width))
+
+    async def enter(self) -> float:
+        """Wait for a place; when it was given. Raises Closed once the run ends."""
+        while not self._ends.is_set():
+            now = time.monotonic()
+            if now >= self._paused_until and self._n_active < self.room:
+                self._n_active += 1
+                return now
+            await self._wait(self._paused_until - now)
+        raise Closed
+
+    async def _wait(self, seconds: float) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(turn, seconds if seconds > 0 else None)
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait before another attempt. Raises Closed once the run ends."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ends.wait(), seconds)
+        if self._ends.is_set():
+            raise Closed
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._n_active -= 1
+        self._wake()
+
+    def grow(self) -> None:
+        """The service answered."""
+        self._width = min(self._most, self._width + (1 if self._is_starting else 1 / self._width))
+        self._wake()
+
+    def cut(self, started: float, seconds: float) -> None:
+        """The service refused what started then, and wants nothing for so many seconds."""
+        now = time.monotonic()
+        self._paused_until = max(self._paused_until, now + seconds)
+        if started < self._cut_at:
+            return  # it was under way when the last cut was made, and is of the same burst
+        self._is_starting, self._cut_at = False, now
+        self._width = max(1.0, self._width / 2)
+        self.n_cuts += 1
+
+    def close(self) -> None:
+        """Whoever waits, now or later, gives up."""
+        self._ends.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        n_free = len(self._waiting) if self._ends.is_set() else self.room - self._n_active
+        while self._waiting and n_free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                n_free -= 1
+
+
+def wait_seconds(n_failures: int, first: float) -> float:
+    """Seconds before the next attempt: doubled each time, drawn so that not all come back at once."""
+    longest = min(_LONGEST_WAIT, first * 2.0 ** min(n_failures - 1, 30))
+    return longest * random.uniform(0.5, 1.0)
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds that a Retry-After header asks for: a number of them, or a date; None for neither."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

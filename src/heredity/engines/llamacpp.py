@@ -1,0 +1,239 @@
+"""A GGUF as it is shipped, answered by llama.cpp: the artefact that is handed out, in its own arithmetic.
+
+The binding is xllamacpp, which has wheels. Keys and values are kept in float32 and flash attention is off: so
+set, an answer had the same bits alone and in company, with its prefix computed or reused (on a CPU; see
+docs/targets.md for what was measured). With float16, which is llama.cpp's default, it had not.
+
+Promises: a slot's prefix is computed once and reused; sampling is by the request's own seed; a prompt that
+does not fit is an error row.
+Leaves to others: log-probabilities of given texts, which this engine does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from heredity.engines import _process, _tool_calls
+from heredity.engines._crew import Crew, failed
+from heredity.engines._gguf import GgufHeader, read_gguf
+from heredity.engines._template import Template
+from heredity.errors import EngineFailure, Unavailable
+from heredity.records import Model, Reply, Request, digest
+
+_process.spin_briefly()  # before OpenMP is loaded, else it does not count
+
+import xllamacpp
+
+WIDTH = 8  # slots: on a CPU the gain ends there
+LONGEST = 4096  # tokens of prompt and answer that a slot has room for, where the model has as many
+_HOURS = 4 * 3600.0  # a machine that swaps is slow, but an answer comes
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>")
+
+
+def load(model: Model, folder: Path, tuning: Path | None = None) -> LlamaCpp:  # noqa: ARG001
+    """The engine of a recorded GGUF."""
+    (path,) = [folder / file.path for file in model.files if file.path.endswith(".gguf")]
+    return open_file(path)
+
+
+def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCpp:
+    """Load a GGUF. `width`: the most answers under way; less where memory is short.
+
+    Raises Unavailable where llama.cpp does not load it, Damaged where it is no whole GGUF.
+    """
+    header = read_gguf(path)
+    shape = _Shape(header)
+    n_tokens = min(context, shape.context)
+    width = max(1, min(width, _cache_budget() // max(1, shape.cache_bytes * n_tokens)))
+    return LlamaCpp(_serve(path, width, n_tokens, _threads(path)), header, width, n_tokens)
+
+
+def _serve(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
+    try:
+        server = xllamacpp.Server(_settings(path, width, n_tokens, n_threads))
+        # It must have answered once before it is let go: closed while it still starts, the library hangs.
+        server.handle_completions({"prompt": "Hello", "n_predict": 1})
+        return server
+    except Exception as error:  # the binding raises RuntimeError for whatever llama.cpp did not like
+        raise Unavailable(f"llama.cpp does not load {path.name}: {error}") from error
+
+
+def _threads(path: Path) -> int:
+    """All cores; on a busy machine one, where that is measured to be faster.
+
+    Every token waits hundreds of times until all threads are done: where others hold the cores, each of these
+    takes a turn of the scheduler. Two threads on two busy cores were six times slower than one.
+    """
+    n_all = _cores()
+    if n_all == 1 or _load_average() < n_all / 2:
+        return n_all
+    return min((n_all, 1), key=lambda n: _seconds(path, n))
+
+
+def _seconds(path: Path, n_threads: int) -> float:
+    server = _serve(path, 1, 256, n_threads)
+    asked = {"prompt": "Hello", "n_predict": 4, "temperature": 0.0, "ignore_eos": True}
+    started = time.perf_counter()
+    server.handle_completions(asked)
+    return time.perf_counter() - started
+
+
+class _Shape:
+    """What the header says about memory."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        said = header.metadata
+        kind = said.get("general.architecture", "")
+        heads = _number(said.get(f"{kind}.attention.head_count"), 1)
+        kv_heads = _number(said.get(f"{kind}.attention.head_count_kv"), heads)
+        head = _number(said.get(f"{kind}.embedding_length"), 4096) // max(1, heads)
+        key = _number(said.get(f"{kind}.attention.key_length"), head)
+        value = _number(said.get(f"{kind}.attention.value_length"), head)
+        self.context = _number(said.get(f"{kind}.context_length"), LONGEST)
+        layers = _number(said.get(f"{kind}.block_count"), 32)
+        self.cache_bytes = 4 * layers * kv_heads * (key + value)  # of one token, in float32
+
+
+def _number(value: Any, default: int) -> int:
+    """A whole number of the header; of an array (one a layer) the largest."""
+    if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
+        return int(max(value))
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
+    given = xllamacpp.CommonParams()
+    given.model.path = str(path)
+    given.n_parallel, given.n_ctx = width, width * n_tokens
+    given.kv_unified = False  # every slot attends over its own cache alone
+    given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    given.swa_full = True  # or a model with sliding windows could not reuse a prefix
+    given.ctx_shift = False  # an answer that does not fit is an error, not one that forgot its beginning
+    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = n_threads
+    given.cache_ram_mib = 0
+    given.special = True  # the control tokens that a model writes are part of what it said
+    given.fit_params = given.ui = given.warmup = given.endpoint_slots = False
+    given.offline, given.verbosity = True, 0
+    given.api_keys = [os.urandom(16).hex()]  # the library opens a port of this machine: for no one
+    return given
+
+
+class LlamaCpp:
+    """A loaded GGUF behind the Engine protocol."""
+
+    def __init__(self, server: Any, header: GgufHeader, width: int, n_tokens: int) -> None:
+        self._server, self._width, self._context = server, width, n_tokens
+        said = header.metadata
+        texts = said.get("tokenizer.ggml.tokens", ())
+        self._bos = _text_of(texts, said.get("tokenizer.ggml.bos_token_id"))
+        eos = _text_of(texts, said.get("tokenizer.ggml.eos_token_id"))
+        self._template = Template(str(said.get("tokenizer.chat_template", "")), self._bos, eos)
+        eot = _text_of(texts, said.get("tokenizer.ggml.eot_token_id"))
+        self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
+        device = _device()
+        self.numerics = f"llamacpp {version('xllamacpp')} kv float32 {device}"
+        self.name = f"llamacpp {version('xllamacpp')} kv float32 width {width} on {device}"
+
+    def render(self, request: Request) -> str:
+        return self._template.render(request)
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        if self._server is None:
+            raise EngineFailure("this engine is closed")
+        return Crew(self._answer, self._width, _HOURS, self.render).reply(requests)
+
+    def close(self) -> None:
+        self._server = None
+        _process.give_back()
+
+    def _answer(self, request: Request) -> Reply:
+        try:
+            prompt = self.render(request)
+        except EngineFailure as error:
+            return Reply(request.key, "", "", stop="error", error=str(error))
+        given = self._server.handle_completions(self.body(request, prompt))
+        if "error" in given:
+            return failed(request, self.render, _error(given["error"]))
+        usage, choice = given["usage"], given["choices"][0]
+        n_needed = usage["prompt_tokens"] + request.decoding.max_tokens
+        if n_needed > self._context:  # as every engine has it, also where this answer happened to be short
+            return failed(
+                request, self.render, f"context overflow: {n_needed} tokens needed, {self._context} there"
+            )
+        text = self._without_end(choice["text"]) if choice["finish_reason"] == "stop" else choice["text"]
+        return Reply(
+            request.key,
+            prompt,
+            text,
+            tool_calls=_tool_calls.parse(text),
+            stop="length" if choice["finish_reason"] == "length" else "end",
+            n_prompt_tokens=usage["prompt_tokens"],
+            n_tokens=usage["completion_tokens"],
+        )
+
+    def body(self, request: Request, prompt: str) -> dict[str, Any]:
+        """What llama.cpp is asked: temperature, then top-p, and nothing else that changes a distribution."""
+        decoding = request.decoding
+        if self._bos and self._template.stop_text == "":
+            prompt = prompt.removeprefix(self._bos)  # llama.cpp puts it there itself
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "n_predict": decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "samplers": ["temperature", "top_p"],
+            "seed": request.seed % 0x7FFFFFFF,  # its seeds have 32 bits, and the last one means "any"
+            "cache_prompt": True,
+        }
+        if self._template.stop_text:
+            body["stop"] = [self._template.stop_text]
+        return body
+
+    def _without_end(self, text: str) -> str:
+        return next((text.removesuffix(end) for end in self._ends if text.endswith(end)), text)
+
+
+def _text_of(texts: Any, at: Any) -> str:
+    return str(texts[at]) if isinstance(at, int) and 0 <= at < len(texts) else ""
+
+
+def _error(given: Any) -> str:
+    said = given.get("message", given) if isinstance(given, dict) else given
+    kind = given.get("type", "") if isinstance(given, dict) else ""
+    return f"context overflow: {said}" if "context" in str(kind) else f"llama.cpp: {said}"
+
+
+def _device() -> str:
+    """What computes: the GPUs, or the processor's features, for they decide the last bit."""
+    gpus = [d["description"] for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
+    if gpus:
+        return f"{', '.join(map(str, gpus))} (answers may depend on company: unproven there)"
+    return f"cpu {digest(xllamacpp.get_system_info())[:8]}"
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _load_average() -> float:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return 0.0
+
+
+def _cache_budget() -> int:
+    """Bytes for keys and values: a quarter of the machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (ValueError, AttributeError):
+        return 4 << 30

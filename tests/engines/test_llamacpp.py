@@ -1,0 +1,185 @@
+"""The llamacpp engine on a tiny GGUF, and on SmolLM2 as shipped: the same bits alone and in company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
+
+import heredity as h
+from heredity import engines
+from heredity.engines import llamacpp
+from heredity.engines._crew import Crew
+from heredity.engines._template import Template
+from heredity.engines.llamacpp import LlamaCpp, open_file
+from heredity.errors import Damaged, EngineFailure, Unavailable, UsageError
+from heredity.lineage import Store
+from heredity.records import Decoding, Message, Reply, Request, Tool
+from heredity.study import load_engine
+from tests.recipes.conftest import tiny_gguf as tiny_gguf
+
+SYSTEM = Message("system", "a b c d e f g")
+Told = tuple[tuple[int, float], ...]
+
+
+def ask(key: int, text: str, *, n: int = 12, temperature: float = 0.0, seed: int = 0) -> Request:
+    return Request(key, (SYSTEM, Message("user", text)), Decoding(n, temperature), seed, n_shared=1)
+
+
+def told(engine: LlamaCpp, requests: list[Request], width: int) -> dict[int, Told]:
+    """Every token with its log-probability to the last bit, `width` requests under way at once."""
+    found: dict[int, Told] = {}
+
+    def answer(request: Request) -> Reply:
+        body = engine.body(request, engine.render(request)) | {"n_probs": 1, "ignore_eos": True}
+        given = engine._server.handle_completions(body)
+        tokens = given["choices"][0]["logprobs"]["content"]
+        found[request.key] = tuple((token["id"], token["logprob"]) for token in tokens)
+        return Reply(request.key, "", "")
+
+    list(Crew(answer, width, 600, engine.render).reply(requests))
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_gguf: Path) -> Iterator[LlamaCpp]:
+    engine = open_file(tiny_gguf, width=4)
+    yield engine
+    engine.close()
+
+
+def mixed(n: int, **settings: Any) -> list[Request]:
+    return [ask(i, "hello " * (i % 5) + chr(97 + i), n=5 + i % 9, seed=i, **settings) for i in range(n)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_tokens_and_their_bits_are_the_same_alone_in_company_and_after_a_restart(
+    engine: LlamaCpp, tiny_gguf: Path, temperature: float
+) -> None:
+    asked = mixed(16, temperature=temperature)
+    alone = told(engine, asked, width=1)
+    assert told(engine, asked[::-1], width=4) == alone
+    restarted = open_file(tiny_gguf, width=1)
+    assert told(restarted, asked[7:9], width=1) == {key: alone[key] for key in (7, 8)}
+    restarted.close()
+
+
+def test_a_seed_decides_what_is_drawn(engine: LlamaCpp) -> None:
+    asked = [ask(i, "hello", temperature=1.5, seed=i // 2) for i in range(4)]
+    found = told(engine, asked, width=4)
+    assert found[0] == found[1] and found[2] == found[3] and found[0] != found[2]
+
+
+def test_a_reply_has_what_every_engine_gives(engine: LlamaCpp) -> None:
+    (reply,) = engine.reply([ask(3, "hello", n=5)])
+    assert reply.key == 3 and reply.prompt == engine.render(ask(3, "hello"))
+    assert reply.stop in ("end", "length") and reply.n_prompt_tokens > 0
+    assert reply.n_tokens is not None and 1 <= reply.n_tokens <= 5
+    assert "<|im_end|>" not in reply.text
+
+
+def test_the_shared_prefix_is_not_computed_again(engine: LlamaCpp) -> None:
+    request = ask(0, "hello")
+    for text in ("hello", "there"):
+        request = ask(0, text)
+        given = engine._server.handle_completions(engine.body(request, engine.render(request)))
+    assert given["timings"]["cache_n"] > given["timings"]["prompt_n"]
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_row_and_the_next_is_answered(engine: LlamaCpp) -> None:
+    found = {
+        r.key: r for r in engine.reply([ask(0, "hello " * 90), ask(1, "hello", n=120), ask(2, "hi", n=3)])
+    }
+    assert all("context overflow" in str(found[key].error) for key in (0, 1))
+    assert found[2].error is None
+
+
+def test_a_file_that_is_cut_off_is_refused_before_llama_cpp_sees_it(tiny_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:-400])
+    with pytest.raises(Damaged):
+        open_file(tmp_path / "cut.gguf")
+
+
+def test_a_closed_engine_says_so(tiny_gguf: Path) -> None:
+    engine = open_file(tiny_gguf, width=1)
+    engine.close()
+    with pytest.raises(EngineFailure, match="closed"):
+        list(engine.reply([ask(0, "hello")]))
+
+
+def test_two_engines_of_one_file_are_two_models_with_one_content(tiny_gguf: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    parent = store.pull(str(tiny_gguf))
+    child = store.get("llamacpp:tiny")
+    assert store.get("llamacpp:tiny") == child and child.record.parents == (parent.record.id,)
+    assert child.record.id != parent.record.id and child.record.files == parent.record.files
+    assert engines.choose(child.record) == "llamacpp" and engines.choose(parent.record) == "torch"
+    assert (child.folder / "tiny.gguf").samefile(parent.folder / "tiny.gguf")
+    engine = load_engine(child, store)
+    assert isinstance(engine, LlamaCpp) and engine.name.startswith("llamacpp")
+    engine.close()
+
+
+def test_an_engine_is_not_named_over_a_format_that_it_does_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="reads gguf"):
+        Store(tmp_path).get("llamacpp:scripted:careful")
+
+
+def test_a_template_without_a_system_role_gets_it_in_the_first_user_message() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{% generation %}[{{ m.content }}]{% endgeneration %}{% endfor %}{{ strftime_now('%Y') }}"
+    )
+    assert Template(source).render(ask(0, "hello")) == "[a b c d e f g\n\nhello]2026"
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
+    with pytest.raises(EngineFailure, match="refuses"):
+        Template("{{ messages.__class__.__mro__[1].__subclasses__() }}").render(ask(0, "hello"))
+
+
+@pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
+def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ...]) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    from heredity.engines._chat import _as_dict, _schema
+
+    source = (
+        "{%- for m in messages %}\n    {{- '<' + m.role + '>' }}\n{{ m.content | trim }}\n"
+        "    {% if loop.first %}{% continue %}{% endif %}\n!{% endfor %}\n"
+        "{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}{{ bos_token }}"
+    )
+    request = Request(0, (SYSTEM, Message("user", " ünï ")), tools=tools)
+    expected, _ = utils.render_jinja_template(
+        [[_as_dict(message) for message in request.messages]],
+        tools=[_schema(tool) for tool in tools] or None,
+        chat_template=source,
+        add_generation_prompt=True,
+        bos_token="<s>",
+    )
+    assert Template(source, "<s>").render(request) == expected[0]
+
+
+@pytest.mark.models
+def test_smollm2_as_shipped_has_the_same_bits_alone_and_in_company() -> None:
+    store = h.Store()
+    try:
+        store.pull("smollm2-135m-instruct")
+    except Unavailable as error:
+        pytest.skip(f"no source of the model is in reach: {error}")
+    grown = store.get("llamacpp:smollm2-135m-instruct")
+    engine = llamacpp.open_file(next(grown.folder.glob("*.gguf")), width=4, context=512)
+    application = h.Application.load(Path(__file__).parents[2] / "examples" / "support-desk.toml")
+    system = Message("system", application.system)
+    asked = [
+        Request(i, (system, Message("user", text)), Decoding(8), n_shared=1)
+        for i, text in enumerate(
+            ["Hello!", "Where is order 1001?", "What is the code? " * 9, "Say it.", "Tent?"]
+        )
+    ]
+    together = told(engine, asked, width=4)
+    assert told(engine, asked, width=1) == together
+    engine.close()
