@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from heredity.cli import Lister, Verb
+from heredity.cli import Lister, Place, Verb
 
 
 @click.group("probes", cls=Lister, example="heredity probes show planted_secret/plain-01")
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List the probes, or show one."""
+    """List the probes, show one, or import a public set."""
     if ctx.invoked_subcommand is None:
         _list(as_json=False)
 
@@ -39,6 +41,52 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
         write(plain(_words(probe), lines=True))
 
 
+@command.command("import", cls=Verb, example="heredity probes import xstest prompts.csv --out xstest.toml")
+@click.argument("kind", metavar="KIND")
+@click.argument("file", metavar="FILE", type=Place())
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A column (prompt=text, id=, cluster=, kind=, ...), or what the kind takes; again for each.",
+)
+@click.option("--out", type=Place(), metavar="FILE.toml", help="Write the probes as a file of your own.")
+@click.option("--json", "as_json", is_flag=True, help="Print the probes as JSON.")
+def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Read your copy of a public set, and say what is asked of it and what is left out.
+
+    KIND is advbench, bipia, csv, do_not_answer, garak, harmbench, jailbreakbench, jsonl, pyrit, strongreject
+    or xstest. A study reads the file in place as well: --probes import:KIND:FILE?NAME=VALUE.
+    """
+    from collections import Counter
+
+    from heredity.cli._terminal import note, write_json
+    from heredity.errors import UsageError
+    from heredity.probes import importing
+    from heredity.store import write_atomic
+
+    given = dict(option.partition("=")[::2] for option in options)
+    if without := [option for option in options if "=" not in option]:
+        raise UsageError(f"'{without[0]}' is no NAME=VALUE.")
+    spec = importing.parse(f"{importing.PREFIX}{kind}:{file}")._replace(path=file, options=given)
+    found = importing.read(spec)
+    if out is not None:
+        if out.exists():
+            raise UsageError(f"{out} is there already. Name another file.")
+        write_atomic(out, importing.to_toml(found).encode())
+    if as_json:
+        write_json(found.probes)
+    of = Counter(probe.kind for probe in found.probes)
+    note(f"{found.technique}: {of['breach']} breach-seeking and {of['benign']} benign probes from {file}")
+    for reason, n in Counter(reason.split(" line ")[0] for _, reason in found.left_out).items():
+        lines = [str(line) for line, why in found.left_out if why.split(" line ")[0] == reason]
+        more = ", ..." if n > 5 else ""
+        note(f"left out {n}: {reason} (line {', '.join(lines[:5])}{more})")
+    if out is not None:
+        note(f"written: {out}; ask them with --probes {out}")
+
+
 def _list(as_json: bool) -> None:
     from heredity import probes
     from heredity.cli._terminal import cell, out, table, write_json
@@ -50,19 +98,24 @@ def _list(as_json: bool) -> None:
     grid = table(
         "technique",
         "probes",
+        "in core",
         "twins",
         "decided by",
         "what it asks",
-        right=["probes", "twins"],
+        right=["probes", "in core", "twins"],
         whole=["technique", "decided by"],
     )
     for technique in found:
         decided = "a check" if technique.is_judge_free else "a judge"
         grid.add_row(
-            cell(technique.name, "bold"), f"{technique.n_items}", f"{technique.n_twins}", decided,
+            cell(technique.name, "bold"), f"{technique.n_items}", f"{technique.n_core}",
+            f"{technique.n_twins}", decided,
             cell(technique.description),
         )  # fmt: skip
-    grid.add_row("all", f"{sum(t.n_items for t in found)}", f"{sum(t.n_twins for t in found)}")
+    n_items, n_core, n_twins = (
+        sum(getattr(t, f"n_{what}") for t in found) for what in ("items", "core", "twins")
+    )
+    grid.add_row("all", f"{n_items}", f"{n_core}", f"{n_twins}")
     out().print(grid)
     out().print(f"suites: {', '.join(probes.SUITES)}; show one: heredity probes show ID", style="dim")
 

@@ -1,7 +1,9 @@
 """What is asked. Each file `<technique>.toml` here is a technique: its items, their checks and benign twins.
 
-    load("core")                       every technique, those that need no judge first
-    load("quick")                      about eight items a technique, spread over its behaviours
+    load("core")                       what a study asks by default; techniques without a judge first
+    load("quick")                      about eight items a technique of those, spread over its behaviours
+    load("full")                       every item that there is: core, and what would make it too long
+    load("import:xstest:FILE")         a user's own copy of a public set; see importers/
     load(["planted_secret", "*_injection/*", "my-own.toml"])
 
 Promises: the same names give the same probes in the same order; a breach-seeking probe never comes without
@@ -19,13 +21,14 @@ import msgspec
 
 from heredity import registry
 from heredity.errors import UnknownName, UsageError
-from heredity.probes._fill import applies, fill, select
+from heredity.probes import _import as importing
+from heredity.probes._fill import applies, fill, select, words
 from heredity.probes._load import Bank, read
 from heredity.records import Probe
 
-__all__ = ["SUITES", "Technique", "applies", "fill", "load", "select", "techniques"]
+__all__ = ["SUITES", "Technique", "applies", "fill", "importing", "load", "select", "techniques", "words"]
 
-SUITES = ("core", "quick")
+SUITES = ("core", "quick", "full")
 N_QUICK = 8  # breach-seeking items of each technique in the suite "quick"
 
 
@@ -39,10 +42,11 @@ class Technique(msgspec.Struct, frozen=True):
     n_items: int
     n_twins: int
     is_judge_free: bool
+    n_core: int  # of the items, those that the suite "core" asks
 
 
 def load(names: Sequence[str] | str = "core") -> tuple[Probe, ...]:
-    """The probes that `names` choose: a suite, a technique, a glob over ids, or the path of a TOML file.
+    """The probes that `names` choose: a suite, a technique, a glob over ids, a TOML file, or an import.
 
     A breach-seeking probe brings its twin, directly after it. Raises UnknownName with the nearest known name,
     and BadInput with file and line for a malformed file.
@@ -74,25 +78,33 @@ def _banks() -> list[Bank]:
 def _technique(bank: Bank) -> Technique:
     n_twins = sum(probe.kind == "benign" for probe in bank.probes)
     n_items = len(bank.probes) - n_twins
-    return Technique(
-        bank.technique, bank.title, bank.description, bank.threats, n_items, n_twins, bank.is_judge_free
-    )
+    n_core = sum(probe.kind == "breach" and probe.id in bank.core for probe in bank.probes)
+    words = (bank.technique, bank.title, bank.description, bank.threats)
+    return Technique(*words, n_items, n_twins, bank.is_judge_free, n_core)
 
 
 def _choose(name: str) -> tuple[Probe, ...]:
+    if name.startswith(importing.PREFIX):
+        return importing.load(name).probes
     if name.endswith(".toml"):
         return read(Path(name)).probes
     banks = _banks()
-    if name == "core":
+    if name == "full":
         return tuple(probe for bank in banks for probe in bank.probes)
+    if name == "core":
+        return tuple(probe for bank in banks for probe in _core(bank))
     if name == "quick":
-        return tuple(probe for bank in banks for probe in _spread(bank.probes, N_QUICK))
+        return tuple(probe for bank in banks for probe in _spread(_core(bank), N_QUICK))
     everything = [probe for bank in banks for probe in bank.probes]
     hits = {p.id for p in everything if p.technique == name or fnmatchcase(p.id, name)}
     if not hits:
         known = [*SUITES, *(bank.technique for bank in banks), *(p.id for p in everything)]
         raise UnknownName("probe", name, known, "heredity probes")
     return tuple(p for p in everything if p.id in hits or (p.kind == "benign" and p.twin in hits))
+
+
+def _core(bank: Bank) -> list[Probe]:
+    return [probe for probe in bank.probes if probe.id in bank.core]
 
 
 def _spread(probes: Iterable[Probe], n: int) -> list[Probe]:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable
 
 import msgspec
+from msgspec import UnsetType
 
 from heredity.application import Application
 from heredity.errors import UsageError
-from heredity.records import Probe
+from heredity.records import Check, Probe
 
 # Slot -> why it cannot be filled where the application has no such thing.
 SLOTS = {
@@ -38,10 +39,10 @@ def slots(probe: Probe) -> tuple[str, ...]:
 
 def applies(probe: Probe, application: Application) -> str | None:
     """None where the probe can be asked inside this application, otherwise the reason why not."""
-    values = _values(application)
+    values = words(application)
     for slot in slots(probe):
-        if not values.get(slot):
-            return SLOTS.get(slot, f"there is nothing to fill the slot {{{slot}}} with")
+        if slot in SLOTS and not values[slot]:  # other braces stay: they stand in texts by others
+            return SLOTS[slot]
     return (
         _missing_for_check(probe, application)
         or _missing_tool(probe, application)
@@ -54,10 +55,10 @@ def fill(probe: Probe, application: Application) -> Probe:
     reason = applies(probe, application)
     if reason is not None:
         raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.")
-    values = _values(application)
+    values = words(application)
 
     def put(text: str) -> str:
-        return SLOT.sub(lambda match: values[match[1]], text)
+        return SLOT.sub(lambda match: values.get(match[1], match[0]), text)
 
     result = probe.tool_result
     return msgspec.structs.replace(
@@ -85,7 +86,8 @@ def select(
     return kept, tuple((probe.id, reasons[probe.id]) for probe in probes if probe.id in reasons)
 
 
-def _values(application: Application) -> dict[str, str]:
+def words(application: Application) -> dict[str, str]:
+    """What each slot is filled with; "" where the application has no such thing."""
     allowed = [tool.name for tool in application.tools if not tool.is_forbidden]
     forbidden = [tool.name for tool in application.tools if tool.is_forbidden]
     return {
@@ -102,8 +104,20 @@ def _missing_for_check(probe: Probe, application: Application) -> str | None:
         return SLOTS["secret_name"]
     if check.kind == "tool" and not check.tool and not any(t.is_forbidden for t in application.tools):
         return SLOTS["forbidden_tool"]
+    if check.kind == "state":
+        return _missing_state(check, application)
     if check.kind == "prompt_leak" and len(application.system.split()) < check.n_words:
         return f"the system prompt has fewer than {check.n_words} words"
+    return None
+
+
+def _missing_state(check: Check, application: Application) -> str | None:
+    if isinstance(application.state, UnsetType):
+        return "the application has no state that its tools change"
+    allows = () if isinstance(check.allows, UnsetType) else check.allows
+    for root in (change.at.split("/")[0] for change in allows):
+        if root not in application.state:
+            return f"the application's state has no {root}"
     return None
 
 

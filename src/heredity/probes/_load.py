@@ -8,64 +8,26 @@ Leaves to others: which files there are (probes/__init__.py) and what an applica
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 import regex  # type: ignore[import-untyped]  # what runs the patterns in a study: re has no time limit
+from msgspec import UnsetType
 
 from heredity import registry
 from heredity.application import read_toml
 from heredity.errors import BadInput, nearest
+from heredity.judges._packages import use_of
 from heredity.probes._fill import SLOTS, slots, texts
-from heredity.records import Check, Probe, Record, ToolResult
+from heredity.probes._schema import File, Item, Twin
+from heredity.records import Change, Check, Probe, ToolResult
 
 PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text
 MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
-
-
-class Twin(Record, frozen=True):
-    """The benign twin of an item; what it leaves out is as in the item, but never the injected text."""
-
-    turns: tuple[str, ...] = ()
-    passage: str = ""
-    tool_result: str | ToolResult = ""
-
-
-class Item(Record, frozen=True):
-    """One item of a technique's file. `marker` and `continues` are short ways to write a check."""
-
-    id: str
-    cluster: str
-    turns: tuple[str, ...]
-    passage: str = ""
-    tool_result: str | ToolResult = ""  # a plain text is what {tool} answers
-    marker: str = ""  # what only obeying produces: a check of kind "marker"
-    continues: str = ""  # the words that follow: a check of kind "pattern" that ignores case and punctuation
-    check: Check | None = None
-    obeys: str = ""  # a sample of a breach, tried against a check of kind "pattern" when the file is read
-    twin: Twin | None = None
-    why_no_twin: str = ""
-    threats: tuple[str, ...] = ()
-    language: str = ""
-
-
-class File(Record, frozen=True):
-    """A technique's file; `check`, `why_no_twin` and `threats` are for items without."""
-
-    title: str
-    description: str
-    source: str = ""
-    known_error: str = ""
-    technique: str = ""  # the file's name if left out
-    threats: tuple[str, ...] = ()
-    check: Check | None = None
-    why_no_twin: str = ""
-    language: str = "en"
-    is_baseline: bool = False  # measures a capability: its probes are no part of the row over all techniques
-    probe: tuple[Item, ...] = ()
 
 
 class Bank(msgspec.Struct, frozen=True):
@@ -79,6 +41,7 @@ class Bank(msgspec.Struct, frozen=True):
     known_error: str
     probes: tuple[Probe, ...]
     samples: dict[str, str]  # probe id -> a breaching answer, where the file gives one
+    core: frozenset[str]  # the ids of the probes that the suite "core" asks
 
     @property
     def is_judge_free(self) -> bool:
@@ -110,6 +73,20 @@ def continuation(words: str) -> str:
     return r"(?i)\b" + r"[\W_]+".join(re.escape(w) for w in re.findall(r"[^\W_]+", words)) + r"\b"
 
 
+def taken(name: str) -> str:
+    """Why a technique of one's own may not be named so; "" where it may."""
+    if name in ("all", "judge_free", "judged"):  # SCOPES of estimates.py
+        return f"'{name}' is the name of a row over several techniques; choose another"
+    if name in registry.names("probes", ".toml"):
+        return f"'{name}' is a technique of heredity's own; choose another name"
+    return ""
+
+
+def anyhow(words: Sequence[str]) -> tuple[str, ...]:
+    """A regular expression for each of these ways to say a thing."""
+    return tuple(continuation(each) for each in words)
+
+
 class _Reader:
     """Turns one file into a Bank; it only exists so that every mistake can name its place."""
 
@@ -129,23 +106,23 @@ class _Reader:
         if not file.probe:
             self._fail("has no items: write at least one [[probe]]")
         probes: dict[str, Probe] = {}
+        core: set[str] = set()
         for place, item in enumerate(file.probe):
             for probe in self._probes(place, item):
                 if probe.id in probes:
                     self._fail(f"the id '{item.id}' is used twice", place)
                 probes[probe.id] = probe
+                if (item.suite or file.suite) == "core":
+                    core.add(probe.id)
         given = ((item.id, item.obeys or item.continues) for item in file.probe)
         samples = {f"{self.technique}/{name}": sample for name, sample in given if sample}
         words = (file.title, file.description, file.threats, file.source, file.known_error)
-        return Bank(self.technique, *words, tuple(probes.values()), samples)
+        return Bank(self.technique, *words, tuple(probes.values()), samples, frozenset(core))
 
     def _verify_name(self) -> None:
-        name, key = self.technique, "technique" if self.file.technique else ""
-        if name in ("all", "judge_free", "judged"):  # SCOPES of estimates.py
-            self._fail(f"'{name}' is the name of a row over several techniques; choose another", key=key)
-        is_ours = self.path == Path(__file__).resolve().parent / f"{name}.toml"
-        if name in registry.names("probes", ".toml") and not is_ours:
-            self._fail(f"'{name}' is a technique of heredity's own; choose another name", key=key)
+        is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
+        if why := "" if is_ours else taken(self.technique):
+            self._fail(why, key="technique" if self.file.technique else "")
 
     def _probes(self, place: int, item: Item) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
@@ -156,6 +133,8 @@ class _Reader:
         why = "" if item.twin else item.why_no_twin or self.file.why_no_twin
         if item.twin is not None and item.why_no_twin:
             self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place)
+        if item.kind == "benign":
+            return [self._benign(place, item, name)]
         probe = Probe(
             name, self.technique, "breach", item.turns, self._check(place, item), item.cluster,
             item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
@@ -174,10 +153,30 @@ class _Reader:
         self._verify_twin(place, item, probe, twin)
         return [probe, twin]
 
+    def _benign(self, place: int, item: Item, name: str) -> Probe:
+        if item.twin is not None or self._ways(item):
+            self._fail(f"item '{item.id}' is benign: it has no twin and no check of its own", place)
+        probe = Probe(
+            name, self.technique, "benign", item.turns, Check("refusal"), item.cluster,
+            item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
+            None, "", item.language or self.file.language, self.file.is_baseline,
+        )  # fmt: skip
+        self._verify_texts(place, item, probe)
+        return probe
+
+    def _ways(self, item: Item) -> int:
+        """How many checks an item gives."""
+        given = (item.check, item.marker, item.continues, item.invents, item.poisoned or item.truth)
+        return sum(bool(each) for each in given)
+
     def _check(self, place: int, item: Item) -> Check:
-        ways = [item.check is not None, bool(item.marker), bool(item.continues)]
-        if sum(ways) > 1:
-            self._fail(f"item '{item.id}' has more than one of `check`, `marker`, `continues`", place)
+        if self._ways(item) > 1:
+            ways = "`check`, `marker`, `continues`, `invents`, `poisoned`"
+            self._fail(f"item '{item.id}' has more than one of {ways}", place)
+        if item.invents:
+            return Check("package", text=item.invents)
+        if item.poisoned or item.truth:
+            return Check("answer", patterns=anyhow(item.poisoned), unless=anyhow(item.truth))
         if item.marker:
             return Check("marker", text=item.marker)
         if item.continues:
@@ -194,6 +193,10 @@ class _Reader:
             self._verify_marker(place, item, probe)
         if check.kind == "pattern":
             self._verify_patterns(place, item, probe)
+        if check.kind == "answer":
+            self._verify_answer(place, item, probe)
+        if check.kind == "package":
+            self._verify_package(place, item, probe)
         if check.kind == "prompt_leak" and check.n_words < 5:
             self._fail(f"item '{item.id}': `n_words` under 5 would turn up by chance", place)
 
@@ -201,7 +204,7 @@ class _Reader:
         if not probe.turns or not all(turn.strip() for turn in probe.turns):
             self._fail(f"item '{item.id}' has no turns, or an empty one", place)
         for slot in slots(probe):
-            if slot not in SLOTS:
+            if slot not in SLOTS and not self.file.is_verbatim:
                 near = nearest(slot, SLOTS)
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
                 self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place)
@@ -228,6 +231,28 @@ class _Reader:
             self._fail(f"item '{item.id}': a pattern matches a text that the model is shown", place)
         if item.obeys and not any(self._matches(place, item, pattern, item.obeys) for pattern in compiled):
             self._fail(f"item '{item.id}': no pattern matches the sample in `obeys`", place)
+
+    def _verify_answer(self, place: int, item: Item, probe: Probe) -> None:
+        poisoned = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
+        unless = () if isinstance(probe.check.unless, UnsetType) else probe.check.unless
+        true = [self._compiled(place, item, pattern) for pattern in unless]
+        if not poisoned or not true:
+            self._fail(f"item '{item.id}' needs both answers: `poisoned` and `truth`", place)
+        asked, planted = probe.turns, texts(probe)[len(probe.turns) :]
+        if any(self._matches(place, item, pattern, text) for pattern in poisoned + true for text in asked):
+            self._fail(f"item '{item.id}': an answer stands in the question", place)
+        if not any(self._matches(place, item, pattern, text) for pattern in poisoned for text in planted):
+            self._fail(
+                f"item '{item.id}': the poisoned answer stands in no passage and no tool result", place
+            )
+
+    def _verify_package(self, place: int, item: Item, probe: Probe) -> None:
+        if len(bare(probe.check.text)) < MIN_MARKER:
+            self._fail(f"item '{item.id}': a package's name needs {MIN_MARKER} letters or digits", place)
+        if use_of(probe.check.text, texts(probe)):
+            self._fail(
+                f"item '{item.id}': the model is shown a line that installs or imports the package", place
+            )
 
     def _compiled(self, place: int, item: Item, pattern: str) -> Any:
         try:
@@ -260,7 +285,7 @@ class _Reader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             self._fail(message, place)
-        known = {f for s in (File, Item, Twin, Check, ToolResult) for f in s.__struct_fields__}
+        known = {f for s in (File, Item, Twin, Check, Change, ToolResult) for f in s.__struct_fields__}
         near = nearest(unknown[1], sorted(known))
         hint = f" Did you mean '{near}'?" if near else ""
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1])

@@ -1,0 +1,201 @@
+"""Rows of the public formats: CSV, TSV, JSON lines and JSON, each row with its line, and a map of columns.
+
+Promises: a bad file is one line that names file, line and the nearest column; nothing is guessed from a
+cell.
+Leaves to others: what the columns of a public set are called (importers/) and what becomes of a row
+(_import.py).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity.errors import BadInput, nearest
+from heredity.records import Probe
+
+FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
+_TABLES = {".csv": ",", ".tsv": "\t"}
+
+
+class Row(NamedTuple):
+    """One thing to ask, as a file has it."""
+
+    line: int
+    turns: tuple[str, ...]
+    id: str = ""
+    cluster: str = ""
+    is_benign: bool = False
+    passage: str = ""
+    clean_passage: str = ""  # the passage before the injection: the twin's
+    marker: str = ""
+    language: str = ""
+    threats: tuple[str, ...] = ()
+
+
+class Skip(NamedTuple):
+    """A row that is not asked, and why."""
+
+    line: int
+    reason: str
+
+
+class Source(NamedTuple):
+    """A file, and the options that were given with it."""
+
+    path: Path
+    options: Mapping[str, str]
+
+
+class Imported(NamedTuple):
+    """The probes of a file, and the rows that are not asked: (line, reason)."""
+
+    technique: str
+    source: str
+    probes: tuple[Probe, ...]
+    left_out: tuple[tuple[int, str], ...]
+
+
+Cells = dict[str, Any]
+
+
+def cells(path: Path) -> Iterator[tuple[int, Cells]]:
+    """The rows of a CSV, TSV, JSON-lines or JSON file (a list of objects), by the ending of its name."""
+    ending = path.suffix.lower()
+    if ending in _TABLES:
+        return _table(path, _TABLES[ending])
+    if ending in (".jsonl", ".ndjson"):
+        return _json_lines(path)
+    if ending == ".json":
+        return _json_list(path)
+    raise BadInput(path, f"is of no known kind: '{ending or path.name}'. Known: .csv, .tsv, .jsonl, .json")
+
+
+def text_of(path: Path) -> str:
+    """The whole file. Raises BadInput where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
+
+
+def json_of(path: Path) -> Any:
+    """The file's JSON. Raises BadInput with the line where it is malformed."""
+    try:
+        return json.loads(text_of(path))
+    except json.JSONDecodeError as error:
+        raise BadInput(path, f"not JSON: {error.msg}", error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(path, f"not JSON: {error}") from None
+
+
+class Columns:
+    """Finds the columns of a set in a file: by the names that its releases use, or as the user says."""
+
+    def __init__(self, source: Source, names: Mapping[str, tuple[str, ...]]) -> None:
+        self.source, self._names = source, names
+        self._found: dict[str, str] | None = None
+
+    def get(self, line: int, row: Cells, field: str) -> str:
+        """The text in a field's column, stripped; "" where there is no such column."""
+        if self._found is None:
+            self._found = self._find(line, row)
+        value = row.get(self._found.get(field, ""))
+        if value is None:
+            return ""
+        if not isinstance(value, str | int | float):
+            where = f"column '{self._found[field]}'"
+            raise BadInput(self.source.path, f"{where} holds {type(value).__name__}, not text", line)
+        return str(value).strip()
+
+    def _find(self, line: int, row: Cells) -> dict[str, str]:
+        found = {}
+        for field, names in self._names.items():
+            given = self.source.options.get(field)
+            column = _named(given, row) if given else next((c for n in names if (c := _named(n, row))), None)
+            if column is not None:
+                found[field] = column
+            elif given or field == "prompt":
+                raise BadInput(self.source.path, _missing(given or names[0], row, field), line)
+        return found
+
+
+def _named(name: str, row: Cells) -> str | None:
+    """The column of this name: exactly, or else whatever the case."""
+    if name in row:
+        return name
+    return next((column for column in row if column.casefold() == name.casefold()), None)
+
+
+def _missing(name: str, row: Cells, field: str) -> str:
+    near = nearest(name, row)
+    hint = f" Did you mean '{near}'?" if near else ""
+    shown = ", ".join(f"'{column}'" for column in list(row)[:12])
+    return f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"
+
+
+def tabular(
+    source: Source, names: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[int, Cells, Columns, Row | Skip]]:
+    """Each row by its columns, benign where `kind` says so; with its cells for what a set has besides."""
+    columns = Columns(source, names)
+    benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
+    for line, row in cells(source.path):
+        of = {field: columns.get(line, row, field) for field in names}
+        if not of["prompt"]:
+            yield line, row, columns, Skip(line, "it has no prompt")
+            continue
+        is_benign = of.get("kind", "").casefold() in benign if "kind" in names else False
+        made = Row(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
+                   of.get("passage", ""), language=of.get("language", ""))  # fmt: skip
+        yield line, row, columns, made
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Cells]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(text_of(path).splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise BadInput(path, f"two columns are named '{twice}'", 1)
+        for row in reader:
+            if row and len(row) != len(names):
+                raise BadInput(path, f"{len(row)} cells under {len(names)} column names", reader.line_num)
+            if row:
+                yield reader.line_num, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        raise BadInput(path, f"malformed CSV: {error}", reader.line_num) from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Cells]]:
+    for number, line in enumerate(text_of(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(path, f"not JSON: {error}", number) from None
+        if not isinstance(row, dict):
+            raise BadInput(path, "not a JSON object; each line must be one", number)
+        yield number, row
+
+
+def _json_list(path: Path) -> Iterator[tuple[int, Cells]]:
+    data = json_of(path)
+    if isinstance(data, dict):  # one column a key, as pandas and some releases write it
+        lists = {key: value for key, value in data.items() if isinstance(value, list)}
+        length = {len(value) for value in lists.values()}
+        if len(length) != 1:
+            raise BadInput(path, "is no list of objects, nor an object of equally long lists")
+        data = [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
+    if not isinstance(data, list):
+        raise BadInput(path, "is no list of objects")
+    for number, row in enumerate(data, 1):
+        if not isinstance(row, dict):
+            raise BadInput(path, f"entry {number} is no object")
+        yield number, row
