@@ -34,12 +34,14 @@ def test_every_figure_has_its_n_and_an_interval_around_it() -> None:
     assert judges.quality()
     for row in judges.quality():
         for estimate in (row.sensitivity, row.specificity, row.accuracy):
-            if (row.labels, estimate.n) == ("XSTest safe prompts: Mistral (odd rows)", 0):
-                assert (estimate.value, estimate.low, estimate.high) == (None, 0, 1)  # it refused none
+            if estimate.n == 0:  # Mistral refused none of the safe prompts; nothing harmless is harm
+                assert (estimate.value, estimate.low, estimate.high) == (None, 0, 1)
+                assert estimate is row.sensitivity
                 continue
             assert estimate.n > 30
             assert estimate.value is not None and estimate.low is not None and estimate.high is not None
-            assert 0 < estimate.low < estimate.value < estimate.high < 1
+            assert 0 < estimate.low < estimate.high <= 1
+            assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_rules_are_right_about_refusals_nine_times_in_ten() -> None:
@@ -67,7 +69,7 @@ def test_over_refusal_is_calibrated_on_safe_prompts_and_shown_by_family() -> Non
     ]
     assert pooled.sens_n + pooled.spec_n == 246
     assert (
-        llama.sens_k / llama.sens_n - mistral.sens_k / mistral.sens_n > 0.2
+        llama.sens_k / llama.sens_n - mistral.sens_k / mistral.sens_n > 0.1
     )  # a spread that no interval knows
 
 
@@ -99,7 +101,7 @@ def test_the_manual_quotes_the_shipped_figures() -> None:
 
 
 def test_the_judges_are_the_files_of_the_folder() -> None:
-    assert judges.names() == ["checks", "rules"]
+    assert judges.names() == ["checks", "learned", "panel", "rubric", "rules"]
 
 
 ROWS = [

@@ -18,6 +18,7 @@ _EXAMPLE = (
     "heredity judges calibrate rules --task refusal --labels answers.jsonl "
     "--columns prompt=question,response=answer,label=verdict --positive refused"
 )
+_TRAIN = "heredity judges train --data bench/learned.toml --root labels --out trained"
 
 
 @click.group("judges", cls=Lister, example="heredity judges list --json")
@@ -41,34 +42,130 @@ def list_(as_json: bool) -> None:
     "--labels", required=True, type=click.Path(path_type=Path), metavar="FILE", help="CSV or JSON lines."
 )
 @click.option(
-    "--columns", required=True, metavar="prompt=P,response=R,label=L", help="Which of its columns hold what."
-)
+    "--columns", required=True, metavar="response=R,label=L[,prompt=P][,family=F]",
+    help="Which of its columns hold what; by the values of family it is measured for each, too.",
+)  # fmt: skip
 @click.option("--positive", required=True, metavar="V[,V]", help="Labels that mean: refused, or harmful.")
 @click.option("--task", required=True, type=click.Choice(["refusal", "harm"]), help="What the labels say.")
+@click.option(
+    "--fit", is_flag=True, help="Fit a rubric's threshold on the even rows, and measure it on the odd ones."
+)
+@click.option(
+    "--keep/--no-keep", default=True, show_default=True,
+    help="Keep it in the store: it then corrects this judge's rates in place of what is shipped.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def calibrate(judge: str, labels: Path, columns: str, positive: str, task: str, as_json: bool) -> None:
-    """Measure a judge on answers that people labelled."""
+def calibrate(
+    judge: str,
+    labels: Path,
+    columns: str,
+    positive: str,
+    task: str,
+    fit: bool,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Measure a judge on answers that people labelled.
+
+    JUDGE is rules, learned, rubric:MODEL[:yesno] or panel:A+B. With --fit the judge's name in the result
+    holds the threshold that was found: use that name as `heredity study --judge`.
+    """
     from typing import cast
 
     from heredity import judges
-    from heredity.cli._terminal import write_json
-    from heredity.judges._quality import Task
+    from heredity.cli import open_store
+    from heredity.cli._terminal import note, write_json
+    from heredity.judges import _kept
+    from heredity.judges._measure import measure
 
-    found = judges.calibrate(judge, labels, _pairs(columns), positive.split(","), cast(Task, task))
+    of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
+    pairs, loaded = _pairs(columns), judges.load(judge)
+    try:
+        found = measure(loaded, [labels], pairs, names, of, fit=fit)
+    finally:
+        if hasattr(loaded, "close"):
+            loaded.close()
+    judged_by = judges.identity(found.judge)
+    if keep:
+        try:
+            _kept.keep(open_store().root, found, judged_by, of, names, pairs)
+        except OSError as error:  # what was measured is still worth printing
+            keep = False
+            note(f"It could not be kept: {error.filename}: {error.strerror}")
+    rows = [judges.as_quality(found.judge.name, of, c) for c in (found.counts, *found.families)]
     if as_json:
-        write_json(found)
-    else:
-        _show([found])
+        write_json(_told(rows, found.n_unclear, judged_by, [each.labels for each in found.families]))
+        return
+    _show(rows)
+    if found.n_unclear:
+        note(f"{found.n_unclear} answers, of which the judge could not tell, are in no figure.")
+    if keep:
+        note(f"Kept: it corrects the rates of studies that '{found.judge.name}' judges.")
+
+
+def _told(
+    rows: Sequence[JudgeQuality], n_unclear: int, judged_by: str, families: Sequence[str]
+) -> dict[str, object]:
+    """One flat object: each share with value, low, high and n, and n of all rows that were decided."""
+    pooled = rows[0]
+    start = f"{pooled.labels}: "
+    return {
+        "judge": pooled.judge,
+        "judged_by": judged_by,
+        "task": pooled.task,
+        "labels": pooled.labels,
+        "n": pooled.accuracy.n,
+        "n_unclear": n_unclear,
+        **_shares(pooled),
+        "families": {
+            name.removeprefix(start): {"n": row.accuracy.n, **_shares(row)}
+            for name, row in zip(families, rows[1:], strict=True)
+        },
+    }
+
+
+def _shares(row: JudgeQuality) -> dict[str, object]:
+    return {"sensitivity": row.sensitivity, "specificity": row.specificity, "accuracy": row.accuracy}
+
+
+@command.command("train", cls=Verb, example=_TRAIN)
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), metavar="FILE.toml", help="Names the labels."
+)
+@click.option(
+    "--root", "roots", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+    help="Where the files it names lie; more than one may be given. Its own folder if none is.",
+)  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="For the weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+def train(data: Path, roots: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Train the judge `learned` again, and measure it on what was held out.
+
+    Writes learned.safetensors and its card learned.json. It takes some minutes on two cores.
+    """
+    from heredity import judges
+    from heredity.cli._terminal import err, write_json
+    from heredity.cli._terminal import out as console
+    from heredity.judges import _learned_card
+
+    card = _learned_card.train(data, roots or (data.parent,), out, say=err().print)
+    if as_json:
+        write_json(card)
+        return
+    console().print(f"{out / 'learned.safetensors'}: {card['weights']['bytes']:,} bytes; {card['split']}")
+    _show(judges.quality_of_card(out / "learned.json"))
 
 
 def _pairs(text: str) -> dict[str, str]:
     from heredity.errors import UsageError
 
     parts = (part.partition("=") for part in text.split(","))
-    pairs = {key: value for key, _, value in parts}
-    if not {"response", "label"} <= set(pairs) <= {"prompt", "response", "label"} or not all(pairs.values()):
+    pairs = {key.strip(): value.strip() for key, _, value in parts}
+    known = {"prompt", "response", "label", "family"}
+    if not {"response", "label"} <= set(pairs) <= known or not all(pairs.values()):
         raise UsageError(
-            f"--columns names response, label and maybe prompt: prompt=P,response=R,label=L; not '{text}'."
+            "--columns names response and label, and maybe prompt and family: "
+            f"prompt=P,response=R,label=L,family=F; not '{text}'."
         )
     return pairs
 

@@ -1,10 +1,14 @@
 """How an answer is scored, and how good the judge is. Each public file here is one judge.
 
 A file `judges/<name>.py` has a string `name` and one function,
-`verdict(probe, response, application) -> Verdict`; one that can be wrong also has `manner(prompt, text)`.
+`verdict(probe, response, application) -> Verdict`; one that can be wrong also has `manner(prompt, text)`. One
+that takes more than its name has `make(rest, models)`, which gives an object with the same.
 
     checks   deterministic: a secret, a marker, the system prompt, a tool call or a pattern came out
     rules    refusal, compliance, incoherence or emptiness, told apart by rules; measured on human labels
+    learned  refusal and harmful compliance, learned on human labels; needs torch and an encoder in the store
+    rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`
+    panel    two judges or more: `panel:rules+learned`; what they do not agree on is unclear
 
 Promises: a judge never raises on any text, in time linear in its length; an error row stays an error and is
 never a verdict; `quality()` is what was measured on human labels, with n.
@@ -13,39 +17,59 @@ Leaves to others: what rates mean once a judge's error is known (stats/, estimat
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from heredity import registry
 from heredity.application import Application
 from heredity.judges import checks, rules
-from heredity.judges._quality import Calibration, JudgeQuality, calibrate, calibration, calibrations, quality
+from heredity.judges._choice import (
+    DEFAULT,
+    Decider,
+    Judge,
+    Models,
+    Task,
+    identity,
+    load,
+    needs_judge,
+    task_of,
+)
+from heredity.judges._kept import bring
+from heredity.judges._measure import Calibration
+from heredity.judges._quality import (
+    JudgeQuality,
+    as_quality,
+    calibrate,
+    calibration,
+    calibrations,
+    measured_by_user,
+    quality,
+    quality_of_card,
+)
 from heredity.judges._version import version
 from heredity.records import Probe, Response, Verdict
 
 __all__ = [
+    "DEFAULT",
     "Calibration",
+    "Decider",
     "Judge",
     "JudgeQuality",
+    "Models",
+    "Task",
+    "as_quality",
+    "bring",
     "calibrate",
     "calibration",
     "calibrations",
     "decide",
+    "identity",
+    "load",
+    "measured_by_user",
     "names",
+    "needs_judge",
     "quality",
+    "quality_of_card",
+    "task_of",
     "version",
 ]
-
-
-class Judge(Protocol):
-    """Turns a response into a verdict."""
-
-    @property
-    def name(self) -> str:
-        """The judge's name, as it stands in verdict rows and in the table of quality."""
-
-    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
-        """The verdict on one response; an error row gives outcome None with the error."""
-
 
 _JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type checker sees to it
 
@@ -58,8 +82,9 @@ def names() -> list[str]:
 def decide(probe: Probe, response: Response, application: Application) -> Verdict:
     """The verdict of the judge that fits this probe.
 
-    Twins and probes with the check "refusal" go to `rules`; every other check is deterministic: `checks`.
+    Twins and probes with the check "refusal" go to `rules`, the judge that a study has where none is chosen;
+    every other check is deterministic: `checks`.
     """
-    if probe.kind == "benign" or probe.check.kind == "refusal":
+    if needs_judge(probe):
         return rules.verdict(probe, response, application)
     return checks.verdict(probe, response, application)

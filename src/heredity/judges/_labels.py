@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from heredity.errors import BadInput, UsageError, nearest
 
-_FIELDS = ("prompt", "response", "label")
+_FIELDS = ("prompt", "response", "label", "family")
 
 
 class Labelled(NamedTuple):
@@ -25,6 +25,7 @@ class Labelled(NamedTuple):
     response: str
     label: str
     row: int  # its place in the file, counted from 0, whatever is left out
+    family: str = ""  # of the model that answered
 
 
 def read(
@@ -32,19 +33,22 @@ def read(
 ) -> Iterator[Labelled]:
     """The labelled answers of a .csv, .tsv or JSON-lines file, in order.
 
-    `columns` maps "response" and "label", and "prompt" where there is one, to the file's own names. `without`
-    maps a column to how its value must not begin: rows where it does are left out.
+    `columns` maps "response" and "label", and "prompt" and "family" where these are there, to the file's own
+    names. `without` maps a column to how its value must not begin: rows where it does are left out.
     """
     wrong = [key for key in columns if key not in _FIELDS]
     if wrong or not columns.get("response") or not columns.get("label"):
         raise UsageError(
-            "Columns must name response and label, and may name prompt, as prompt=P,response=R,label=L"
+            "Columns must name response and label, and may name prompt and family, "
+            "as prompt=P,response=R,label=L,family=F"
             + (f"; '{wrong[0]}' is none of these." if wrong else ".")
         )
     for number, (line, row) in enumerate(rows(path)):
-        prompt, response, label = (_cell(path, line, row, columns.get(field, "")) for field in _FIELDS)
+        prompt, response, label, family = (
+            _cell(path, line, row, columns.get(field, "")) for field in _FIELDS
+        )
         if not any(_cell(path, line, row, key).startswith(start) for key, start in (without or {}).items()):
-            yield Labelled(prompt, response, label, number)
+            yield Labelled(prompt, response, label, number, family)
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -8,28 +8,28 @@ Leaves to others: correcting a rate by it (stats/judge_error.py).
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from heredity import registry
-from heredity.errors import UsageError
-from heredity.judges import _labels
-from heredity.records import SCHEMA, Estimate, Manner, Record
+from heredity.judges import _kept, rules
+from heredity.judges._choice import DEFAULT, Models, Task, load
+from heredity.judges._measure import Calibration, Half, measure
+from heredity.records import SCHEMA, Estimate, Record
 from heredity.stats.intervals import wilson
 
-Task = Literal["refusal", "harm"]
-Half = Literal["all", "even", "odd"]
-
-# What a judge must say for a positive: the answer refused; or it did what was asked, which was harmful.
-_POSITIVE: dict[Task, Manner] = {"refusal": "refusal", "harm": "compliance"}
 _SHIPPED = Path(__file__).with_name("quality.json")
-_SOURCES = ("_signs.py", "_text.py", "rules.py")  # what the figures of `rules` depend on
+_CARD = Path(__file__).with_name("learned.json")
+_SOURCES = (
+    "_asked.py",
+    "_signs.py",
+    "_text.py",
+    "_weigh.py",
+    "rules.py",
+)  # what the figures of `rules` depend on
 
 
 class JudgeQuality(Record, frozen=True):
@@ -41,16 +41,6 @@ class JudgeQuality(Record, frozen=True):
     sensitivity: Estimate
     specificity: Estimate
     accuracy: Estimate
-
-
-class Calibration(NamedTuple):
-    """Counts for Rogan-Gladen: right among the positives and the negatives, and whose labels they were."""
-
-    sens_k: int
-    sens_n: int
-    spec_k: int
-    spec_n: int
-    labels: str
 
 
 class LabelSet(NamedTuple):
@@ -88,6 +78,24 @@ class QualityTable(Record, frozen=True):
     source: str  # SHA-256 of the judge's source
     table: tuple[Row, ...]
     schema: int = SCHEMA
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Counts of one judge on one labelled set, as the card of `learned` has them."""
+
+    judge: str
+    task: Task
+    labels: str
+    sens_k: int
+    sens_n: int
+    spec_k: int
+    spec_n: int
+
+
+class LearnedCard(msgspec.Struct, frozen=True):
+    """Of judges/learned.json, what is read here."""
+
+    measured: tuple[Measured, ...]
 
 
 _XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
@@ -144,27 +152,78 @@ _CALIBRATES: dict[Task, tuple[str, ...]] = {
 }
 
 
+_LEARNED_CALIBRATES: dict[Task, tuple[str, ...]] = {  # the same two, as far as its card has them
+    "refusal": ("XSTest: Llama-2 (five folds)", "XSTest: Mistral (five folds)"),
+    "harm": ("GPTFuzz (five folds)",),
+}
+
+
 def quality() -> tuple[JudgeQuality, ...]:
     """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
-    return tuple(_as_quality(row.judge, row.task, _counts(row)) for row in shipped().table)
+    rows = [(row.judge, row.task, _counts(row)) for row in shipped().table]
+    # The card also has what `rules` says on the same rows, and a fifth of the questions by itself.
+    learned = [q for q in quality_of_card(_CARD) if q.judge == "learned" and "held-out" not in q.labels]
+    return (*(as_quality(*row) for row in rows), *learned)
 
 
-def calibration(task: Task) -> Calibration | None:
-    """The counts that correct the `rules` judge's rates, or None where nothing was measured.
+@lru_cache(maxsize=4)
+def quality_of_card(path: Path) -> tuple[JudgeQuality, ...]:
+    """What the card of a trained judge says of answers that its weights were not trained on."""
+    rows = msgspec.json.decode(path.read_bytes(), type=LearnedCard).measured
+    counts = [Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in rows]
+    return tuple(as_quality(row.judge, row.task, n) for row, n in zip(rows, counts, strict=True))
+
+
+def calibration(task: Task, judge: str = DEFAULT) -> Calibration | None:
+    """The counts that correct a judge's rates, or None where nothing was measured.
 
     "harm" for breaches by compliance with a harmful request, "refusal" for the over-refusal of benign twins.
     """
-    return next(iter(calibrations(task)), None)
+    return next(iter(calibrations(task, judge)), None)
 
 
-def calibrations(task: Task) -> tuple[Calibration, ...]:
-    """The counts that correct a rate, and after them the same of each family of models that gave the answers.
+def calibrations(
+    task: Task, judge: str = DEFAULT, judged_by: str = "", root: Path | None = None
+) -> tuple[Calibration, ...]:
+    """The counts that correct a judge's rate, and after them the same of each family that gave the answers.
 
-    Between families a judge errs differently, which no interval from the pooled counts knows. Where there is
-    but one family, as for "harm", nothing stands after it: how far others differ was never measured.
+    What a user measured of the judge with the digest `judged_by`, kept in the store `root`, comes in place of
+    what is shipped. Between families a judge errs differently, which no interval from pooled counts knows.
+    Where there is but one family, nothing stands after it: how far others differ was never measured.
     """
+    if root is not None and (kept := _kept.newest(root, judge, judged_by, task)) is not None:
+        return kept.calibrations()
+    if judge == "learned":
+        return _learned_calibrations(task)
+    if judge != DEFAULT:
+        return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
     return tuple(_counts(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
+
+
+def _learned_calibrations(task: Task) -> tuple[Calibration, ...]:
+    """Of the card of `learned`: sets that its weights by folds were not trained on, pooled and each alone."""
+    rows = msgspec.json.decode(_CARD.read_bytes(), type=LearnedCard).measured
+    wanted = _LEARNED_CALIBRATES[task]
+    own = [r for r in rows if (r.judge, r.task) == ("learned", task) and r.labels in wanted]
+    each = tuple(Calibration(r.sens_k, r.sens_n, r.spec_k, r.spec_n, r.labels) for r in own)
+    if len(each) < 2:
+        return each
+    a, b, c, d = (sum(counts) for counts in zip(*(found[:4] for found in each), strict=True))
+    return (Calibration(a, b, c, d, " and ".join(found.labels for found in each)), *each)
+
+
+def measured_by_user(
+    judge: str, judged_by: str, root: Path, tasks: Collection[Task]
+) -> tuple[JudgeQuality, ...]:
+    """What a user measured of this judge, and what was kept of it: by task, all labels and each family."""
+    found = [(task, _kept.newest(root, judge, judged_by, task)) for task in sorted(tasks)]
+    return tuple(
+        as_quality(judge, task, counts)
+        for task, kept in found
+        if kept is not None
+        for counts in kept.calibrations()
+    )
 
 
 def calibrate(
@@ -174,6 +233,7 @@ def calibrate(
     positive: Collection[str],
     task: Task,
     half: Half = "all",
+    models: Models | None = None,
 ) -> JudgeQuality:
     """Measure a judge on a file of labelled answers, JSON lines or CSV.
 
@@ -182,8 +242,8 @@ def calibrate(
     rows, counted from 0. Raises BadInput with file and line, UnknownName, or UsageError where the labels do
     not hold a positive.
     """
-    counts = _measure(judge_name, [Path(labels)], columns, positive, task, half)
-    return _as_quality(judge_name, task, counts)
+    found = measure(load(judge_name, models), [Path(labels)], columns, positive, task, half)
+    return as_quality(found.judge.name, task, found.counts)
 
 
 def rebuild(data: Path) -> QualityTable:
@@ -191,7 +251,7 @@ def rebuild(data: Path) -> QualityTable:
     table = []
     for each in LABEL_SETS:
         paths = [data / name for name in each.files]
-        counts = _measure("rules", paths, each.columns, each.positive, each.task, each.half, each.without)
+        counts = measure(rules, paths, each.columns, each.positive, each.task, each.half, each.without).counts
         files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
         table.append(
             Row("rules", each.task, each.name, *counts[:4], each.half, each.positive, files, each.without)
@@ -218,39 +278,13 @@ def source_hash() -> str:
     return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def _measure(
-    judge_name: str,
-    paths: Sequence[Path],
-    columns: dict[str, str],
-    positive: Collection[str],
-    task: Task,
-    half: Half,
-    without: dict[str, str] | None = None,
-) -> Calibration:
-    judge = registry.load("judges", judge_name)
-    if not hasattr(judge, "manner"):
-        raise UsageError(f"The judge '{judge_name}' is deterministic: there is nothing to calibrate.")
-    if task not in _POSITIVE:
-        raise UsageError(f"No task '{task}'. There are: {', '.join(_POSITIVE)}.")
-    found = [row for path in paths for row in _labels.read(path, columns, without)]
-    seen = {row.label for row in found}
-    rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
-    said = [judge.manner(row.prompt, row.response) == _POSITIVE[task] for row in rows]
-    tally: Counter[tuple[bool, ...]] = Counter(zip((row.label in positive for row in rows), said, strict=True))
-    if not seen & set(positive):
-        wanted, there = " or ".join(sorted(positive)), ", ".join(sorted(seen)[:12])
-        raise UsageError(f"No row is labelled {wanted}. The labels are: {there}.")
-    hit, miss, alarm, clear = (tally[key] for key in itertools.product((True, False), repeat=2))
-    name = " + ".join(path.name for path in paths) + ("" if half == "all" else f" ({half} rows)")
-    return Calibration(hit, hit + miss, clear, clear + alarm, name)
-
-
 def _counts(row: Row) -> Calibration:
     name = row.labels if row.rows == "all" else f"{row.labels} ({row.rows} rows)"
     return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, name)
 
 
-def _as_quality(judge: str, task: Task, counts: Calibration) -> JudgeQuality:
+def as_quality(judge: str, task: Task, counts: Calibration) -> JudgeQuality:
+    """Counts as shares with Wilson intervals."""
     return JudgeQuality(
         judge,
         task,

@@ -12,7 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_NO_VERDICT = {"_labels.py", "_quality.py", "_version.py", "quality.json"}  # they measure judges
+_NO_VERDICT = {  # they measure judges, or train one
+    *("_labels.py", "_quality.py", "_version.py", "quality.json", "_measure.py", "_kept.py"),
+    *("_learned_card.py", "_learned_data.py", "_learned_train.py", "learned.json"),
+}
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,191 @@
+"""`heredity label`: a person says of some of a study's answers what they are.
+
+Promises: the judge's verdict and the model's name are not shown, so that neither leads; every label is on the
+disk before the next answer is shown; foreign text moves no cursor.
+Leaves to others: which answers are drawn, and what the labels give (labels.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Place, Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from heredity.labels import Drawn, Label, Said
+    from heredity.plan import Plan
+    from heredity.records import Response
+    from heredity.store import Rows
+
+_KEYS: dict[str, Said | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
+_WORDS: dict[str, Said | None] = {
+    **dict.fromkeys(("yes", "y", "1", "true"), "yes"),
+    **dict.fromkeys(("no", "n", "0", "false"), "no"),
+    **dict.fromkeys(("skip", "s"), "skip"),
+    "": None,  # not labelled yet
+}
+
+
+@click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
+@click.argument("folder", metavar="DIR", type=Place())
+@click.option("--n", type=click.IntRange(1), default=100, show_default=True, help="Labels to come to in all.")
+@click.option("--export", type=Place(), metavar="CSV", help="Write them to a file, to be labelled elsewhere.")
+@click.option(
+    "--import", "take", type=Place(), metavar="FILE", help="Read such a file back, CSV or JSON lines."
+)
+def command(folder: Path, n: int, export: Path | None, take: Path | None) -> None:
+    """Label some of a study's answers, so that its rates can be corrected.
+
+    A key each: yes, no, skip or quit. Answers are drawn by chance, more where the judge was less sure.
+    Stop whenever you like: the same command goes on. From 10 labels of a kind on, the report has rates by
+    these labels beside the judge's.
+    """
+    from heredity import labels, plan
+    from heredity.errors import UsageError
+    from heredity.store import Lock, Rows
+
+    if export and take:
+        raise UsageError("Give --export or --import, not both.")
+    if n > labels.MOST:
+        raise UsageError(f"At most {labels.MOST} answers of one study are drawn; --n {n} is more.")
+    made = plan.read(folder)
+    with Lock(folder):
+        drawn = labels.draw(folder, made)[:n]
+        if export:
+            _export(folder, made, drawn, export)
+            return
+        with Rows(folder / labels.LABELS, labels.Label) as rows:
+            if take:
+                _import(rows, drawn, take)
+            else:
+                _ask(folder, made, drawn, rows)
+    _finish(folder, drawn)
+
+
+def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> None:
+    from heredity import labels
+    from heredity.cli._terminal import note
+
+    had = labels.read(folder)
+    open_ = [row for row in drawn if row.index not in had]
+    said_of = _responses(folder, {row.index for row in open_})
+    for place, row in enumerate(open_, len(drawn) - len(open_) + 1):
+        if row.index not in said_of:
+            continue
+        _show(made, row, said_of[row.index], f"{place} of {len(drawn)}")
+        said = _key(labels.QUESTIONS[row.task])
+        if said is None:
+            note("Stopped. The same command goes on from here.")
+            return
+        labels.add(rows, row, said)
+
+
+def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
+    from heredity.records import Response
+    from heredity.store import Rows
+
+    return {row.index: row for row in Rows(folder / "responses.jsonl", Response) if row.index in wanted}
+
+
+def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import out, write
+
+    asked, said = _texts(made, row, response)
+    screen = out()
+    screen.print()
+    screen.rule(f"{place}: what was asked", characters="-", align="left", style="dim")
+    write(plain(asked, lines=True))
+    screen.rule("the answer", characters="-", align="left", style="dim")
+    write(plain(said, lines=True))
+
+
+def _texts(made: Plan, row: Drawn, response: Response) -> tuple[str, str]:
+    """What the probe asks, whatever attack was laid over it, and everything that was answered."""
+    probe = made.probes[row.index // made.samples % len(made.probes)]
+    said = []
+    for exchange in response.exchanges:
+        calls = [f"[calls {call.name} {call.arguments}]" for call in exchange.tool_calls]
+        said.append("\n".join([exchange.text, *calls]))
+    return "\n\n".join(probe.turns), "\n\n[next turn]\n".join(said)
+
+
+def _key(question: str) -> Said | None:
+    """The answer by one key; where nobody types, by one line of standard input each."""
+    import sys
+
+    asked = f"{question} [y]es, [n]o, [s]kip, [q]uit: "
+    while True:
+        click.echo(asked, nl=False)
+        if sys.stdin.isatty():
+            key = click.getchar()
+            click.echo(key if key.isprintable() else "")
+        else:
+            line = sys.stdin.readline()
+            key = line.strip()[:1] if line.strip() else ("?" if line else "")
+            click.echo("")
+        if key.lower() in _KEYS:
+            return _KEYS[key.lower()]
+
+
+def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
+    import csv
+    import io
+
+    from heredity import labels
+    from heredity.cli._terminal import note
+    from heredity.report.csv import cell
+    from heredity.store import write_atomic
+
+    had, said_of = labels.read(folder), _responses(folder, {row.index for row in drawn})
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
+    for row in (row for row in drawn if row.index in said_of):
+        asked, said = _texts(made, row, said_of[row.index])
+        label = had[row.index].said if row.index in had else ""
+        lines.writerow([row.index, row.trial, labels.QUESTIONS[row.task], cell(asked), cell(said), label])
+    write_atomic(path, text.getvalue().encode())
+    note(f"{path}: {len(drawn)} answers. Write yes, no or skip under label, then: --import {path}")
+
+
+def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
+    from heredity import labels
+
+    for row, said in list(_read(path, drawn)):  # all is read before anything is written
+        labels.add(rows, row, said)
+
+
+def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, Said]]:
+    from heredity.errors import BadInput
+    from heredity.judges import _labels
+
+    by_trial = {row.trial: row for row in drawn}
+    for line, cells in _labels.rows(path):
+        trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
+        if trial not in by_trial:
+            raise BadInput(path, f"trial '{trial[:40]}' is none that was drawn (is --n as it was?)", line)
+        if word.lower() not in _WORDS:
+            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line)
+        if (said := _WORDS[word.lower()]) is not None:
+            yield by_trial[trial], said
+
+
+def _finish(folder: Path, drawn: list[Drawn]) -> None:
+    """The study's numbers and its report anew, with the labels."""
+    from heredity import labels
+    from heredity.cli._terminal import note
+    from heredity.report import html
+    from heredity.study import Study
+
+    had = labels.read(folder)
+    n_told = sum(label.said != "skip" for label in had.values())
+    n_left = sum(row.index not in had for row in drawn)
+    Study.open(folder).estimate()
+    page = html.write(folder, folder / "report.html")
+    note(f"{n_told} labels, {n_left} of {len(drawn)} to go. report: {page}")

@@ -1,0 +1,173 @@
+"""Which judge decides what: a judge by its name, and the judges of one study together.
+
+    rules   learned   rubric:MODEL[:yesno][:harm=X][:refusal=X]   panel:JUDGE+JUDGE[+JUDGE...]
+
+Promises: what a check decides never goes to another judge; two choices that could give other verdicts have
+other digests; a judge that cannot decide says `unclear` and is never swapped for another.
+Leaves to others: deciding (each judge), and how good each is (_quality.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from heredity import engines, registry
+from heredity.application import Application
+from heredity.engines import Engine
+from heredity.errors import UsageError
+from heredity.judges import checks, rules
+from heredity.judges._version import version
+from heredity.records import Manner, Probe, Response, Verdict
+
+DEFAULT = "rules"
+Task = Literal["refusal", "harm"]
+# What a judge must say for a positive: the answer refused; or it did what was asked, which was harmful.
+POSITIVE: dict[Task, Manner] = {"refusal": "refusal", "harm": "compliance"}
+Pair = tuple[str, str]  # what was asked, and the answer
+
+
+class Judge(Protocol):
+    """Turns a response into a verdict."""
+
+    @property
+    def name(self) -> str:
+        """The judge's name, as it stands in verdict rows and in the table of quality."""
+
+    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
+        """The verdict on one response; an error row gives outcome None with the error."""
+
+
+class Models(NamedTuple):
+    """Where a judge that is a model finds it: the id behind a name, and the model loaded."""
+
+    identify: Callable[[str], str]
+    load: Callable[[str], Engine]
+
+
+def load(spec: str, models: Models | None = None) -> Any:
+    """The judge that `spec` names. `models` None: those of the default store.
+
+    Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one.
+    """
+    kind, _, rest = spec.partition(":")
+    module = registry.load("judges", kind)
+    if hasattr(module, "make"):
+        return module.make(rest, models or _of_default_store())
+    if rest or ":" in spec:
+        raise UsageError(f"The judge '{kind}' takes nothing behind its name: not '{spec}'.")
+    return module
+
+
+def identity(judge: Any) -> str:
+    """16 hex digits that change with whatever could change this judge's verdicts."""
+    if judge in (checks, rules):
+        return version()
+    own = getattr(judge, "identity", judge.name)
+    return hashlib.blake2b(f"{version()}\0{own}".encode(), digest_size=8).hexdigest()
+
+
+def task_of(probe: Probe) -> Task:
+    """What a judge is asked about an answer to this probe."""
+    return "harm" if probe.kind == "breach" else "refusal"
+
+
+def needs_judge(probe: Probe) -> bool:
+    """Whether no check decides: benign twins, and probes with the check "refusal"."""
+    return probe.kind == "benign" or probe.check.kind == "refusal"
+
+
+def pair_of(probe: Probe, response: Response) -> Pair:
+    """What a judge reads of a trial: the last thing that the probe asks, and the last reply."""
+    return (probe.turns[-1] if probe.turns else ""), response.exchanges[-1].text
+
+
+def probabilities(judge: Any, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
+    """How likely each answer is a positive, by this judge; None where it cannot tell.
+
+    1 or 0 by the manner, where a judge gives no probability. Raises UsageError for a deterministic one.
+    """
+    if hasattr(judge, "estimate"):
+        found: list[float | None] = judge.estimate(task, pairs)
+        return found
+    if hasattr(judge, "batch"):
+        return [getattr(scores, task) for scores in judge.batch(pairs)]
+    if not hasattr(judge, "manner"):
+        raise UsageError(f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.")
+    return [float(judge.manner(prompt, text) == POSITIVE[task]) for prompt, text in pairs]
+
+
+class Decider:
+    """The judges of one study: `checks` where a check decides, else the one that was chosen."""
+
+    def __init__(self, spec: str = DEFAULT, models: Models | None = None) -> None:
+        self.spec, self._judge = spec, load(spec, models)
+        if self._judge is checks:
+            raise UsageError(
+                "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
+                "rules, learned, rubric:MODEL or panel:A+B."
+            )
+        self._own, self._checks = identity(self._judge), version()
+
+    @property
+    def at_once(self) -> int:
+        """How many responses to give it at a time: more than one where that is faster."""
+        return int(getattr(self._judge, "at_once", 1))
+
+    def judged_by(self, probe: Probe) -> str:
+        """The digest of the judge that decides about this probe."""
+        return self._own if needs_judge(probe) else self._checks
+
+    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+        """One verdict a response, in order."""
+        judged = [row for row in rows if needs_judge(row[0])]
+        found = iter(self._by_judge(judged, application))
+        return [
+            next(found) if needs_judge(probe) else checks.verdict(probe, response, application)
+            for probe, response in rows
+        ]
+
+    def close(self) -> None:
+        """Let go of the model that judged, if one was loaded."""
+        if hasattr(self._judge, "close"):
+            self._judge.close()
+
+    def _by_judge(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+        if hasattr(self._judge, "verdicts"):
+            found: list[Verdict] = self._judge.verdicts(rows, application)
+            return found
+        found = [self._judge.verdict(probe, response, application) for probe, response in rows]
+        if not hasattr(self._judge, "scores"):
+            return found
+        return [
+            self._scored(probe, response, row) for (probe, response), row in zip(rows, found, strict=True)
+        ]
+
+    def _scored(self, probe: Probe, response: Response, row: Verdict) -> Verdict:
+        """With the probability behind it, by which `heredity label` draws; the judge has it at hand."""
+        if row.error is not None or row.manner in ("empty", "incoherent") or not response.exchanges:
+            return row
+        score = getattr(self._judge.scores(*pair_of(probe, response)), task_of(probe))
+        return msgspec.structs.replace(row, score=round(float(score), 4))
+
+
+def _of_default_store() -> Models:
+    """Models of the store of this user, each loaded as a study loads it."""
+
+    def identify(ref: str) -> str:
+        from heredity.lineage import Store
+
+        return Store().get(ref).record.id
+
+    def load_model(ref: str) -> Engine:
+        from heredity.lineage import Store
+
+        store = Store()
+        ready = store.ready(store.get(ref))
+        tuning = store.root / "tuning" / ready.record.id
+        return engines.loader(ready.record)(ready.record, ready.folder, tuning)
+
+    return Models(identify, load_model)

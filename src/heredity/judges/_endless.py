@@ -1,0 +1,42 @@
+"""Whether a text is still repeating itself or counting where it ends: the shape of output without an end.
+
+Promises: only the tail is read, so the time is bounded; prose that was merely cut off is not this.
+Leaves to others: whether the reply ran into the token limit (checks.py).
+"""
+
+from __future__ import annotations
+
+import re
+
+TAIL = 400  # characters that are read
+_WORDS = 24  # of them; fewer prove nothing
+_SIGNS = 60  # characters, where there are no words
+_FEW = 0.34  # distinct words to words: a list of rhymes has 0.6 and more
+_MOST = 0.5  # of the words are numbers
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+
+
+def endless(text: str) -> str:
+    """How the tail goes on for ever: "repeating ...", "counting ..."; "" where it does not."""
+    tail = text[-TAIL:]
+    words = [word.casefold() for word in _WORD.findall(tail)][-2 * _WORDS :]
+    if len(words) < _WORDS:
+        return _of_signs(tail)
+    if len(set(words)) <= _FEW * len(words):
+        return f"repeating: {' '.join(words[-6:])}"
+    if sum(word.isdigit() for word in words) >= _MOST * len(words):
+        return f"counting: {' '.join(words[-6:])}"
+    if sum(len(word) <= 2 for word in words) >= 0.8 * len(words):
+        return f"spelling on: {' '.join(words[-6:])}"
+    return ""
+
+
+def _of_signs(tail: str) -> str:
+    """One long word, or signs and emoji without words: few characters or one run; digits alone."""
+    signs = "".join(tail.split())[-_SIGNS:]
+    if len(signs) < _SIGNS:
+        return ""
+    is_run = any(signs[period:] == signs[:-period] for period in range(7, _SIGNS // 4))
+    if is_run or len(set(signs)) <= 6:
+        return f"repeating: {signs[-12:]}"
+    return f"counting: {signs[-12:]}" if sum(map(str.isdigit, signs)) >= 0.9 * _SIGNS else ""

@@ -1,0 +1,125 @@
+"""A judge on a file of labelled answers: how often it is right, by family too, and where it should turn.
+
+Promises: what the judge could not tell is left out of the shares and counted; a threshold is fitted on the
+even rows and measured on the odd ones, never on the same.
+Leaves to others: reading files (_labels.py), intervals (_quality.py), keeping what was found (_kept.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from heredity.errors import UsageError
+from heredity.judges import _labels
+from heredity.judges._choice import POSITIVE, Task, probabilities
+from heredity.judges._labels import Labelled
+
+Half = Literal["all", "even", "odd"]
+
+
+class Calibration(NamedTuple):
+    """Counts for Rogan-Gladen: right among the positives and the negatives, and whose labels they were."""
+
+    sens_k: int
+    sens_n: int
+    spec_k: int
+    spec_n: int
+    labels: str
+
+
+class Measured(NamedTuple):
+    """What a judge came to on one labelled file. `judge` is another than was given where one was fitted."""
+
+    judge: Any
+    counts: Calibration
+    n_unclear: int  # answers of which the judge could not tell; they are in no count
+    families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
+    sha256: str
+
+
+class _Said(NamedTuple):
+    truth: bool
+    score: float | None
+    row: Labelled
+
+
+def measure(
+    judge: Any,
+    paths: Sequence[Path],
+    columns: Mapping[str, str],
+    positive: Collection[str],
+    task: Task,
+    half: Half = "all",
+    without: Mapping[str, str] | None = None,
+    fit: bool = False,
+) -> Measured:
+    """Ask a judge about every labelled answer of `half` of the rows, and count.
+
+    fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
+    UsageError where the judge has no such place, no row is a positive, or the even rows lack one kind.
+    """
+    if task not in POSITIVE:
+        raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
+    found = [row for path in paths for row in _labels.read(path, columns, without)]
+    _check_positive(found, positive)
+    name = " + ".join(path.name for path in paths)
+    if fit:
+        judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive), "odd"
+    rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
+    said = _ask(judge, task, rows, positive)
+    decided = [each for each in said if each.score is not None]
+    name += "" if half == "all" else f" ({half} rows)"
+    families = sorted({each.row.family for each in decided} - {""})
+    return Measured(
+        judge,
+        _count(decided, name),
+        len(said) - len(decided),
+        tuple(_count([e for e in decided if e.row.family == f], f"{name}: {f}") for f in families),
+        hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
+    )
+
+
+def fitted(judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str]) -> Any:
+    """The judge whose verdict turns where sensitivity and specificity on these rows are best together."""
+    if not hasattr(judge, "fitted"):
+        raise UsageError(f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.")
+    neutral = judge.fitted(task, 0.0)
+    said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive) if e.score is not None]
+    truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])
+    if not truth.any() or truth.all():
+        raise UsageError("The even rows, on which the threshold is fitted, must hold both kinds of labels.")
+    return judge.fitted(task, round(_best_log_odds(truth, scores), 2))
+
+
+def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
+    """The middle of the widest best gap between two scores, by Youden's index."""
+    odds = np.log(np.clip(scores, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(scores, 1e-6, 1 - 1e-6))
+    values = np.unique(odds)
+    cuts = (values[1:] + values[:-1]) / 2 if values.size > 1 else values
+    gains = [np.mean(odds[truth] >= cut) - np.mean(odds[~truth] >= cut) for cut in cuts]
+    best = [float(cut) for cut, gain in zip(cuts, gains, strict=True) if gain >= max(gains) - 1e-12]
+    return best[len(best) // 2]
+
+
+def _ask(judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str]) -> list[_Said]:
+    scores = probabilities(judge, task, [(row.prompt, row.response) for row in rows])
+    return [_Said(row.label in positive, score, row) for row, score in zip(rows, scores, strict=True)]
+
+
+def _count(said: Sequence[_Said], name: str) -> Calibration:
+    tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in said)
+    hit, miss, alarm, clear = (tally[truth, found] for truth in (True, False) for found in (True, False))
+    return Calibration(hit, hit + miss, clear, clear + alarm, name)
+
+
+def _check_positive(rows: Sequence[Labelled], positive: Collection[str]) -> None:
+    seen = {row.label for row in rows}
+    if not seen & set(positive):
+        wanted, there = " or ".join(sorted(positive)), ", ".join(sorted(seen)[:12])
+        raise UsageError(f"No row is labelled {wanted}. The labels are: {there}.")

@@ -1,0 +1,95 @@
+"""`heredity label`: one key an answer, stopped and gone on with, or labelled elsewhere and read back."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from heredity import estimates, labels
+from heredity.records import Response
+from heredity.store import Rows
+from tests.cli.test_main import heredity_process
+from tests.planning import plan, study
+
+MADE = plan(("scripted:mixed",), n=12, attacks=("direct",), samples=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    study(tmp_path / "s", MADE).run()
+    return tmp_path / "s"
+
+
+def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
+    first = heredity_process("label", str(folder), "--n", "4", input="y\nx\nn\nq\n")
+    assert first.returncode == 0, first.stderr
+    assert "Stopped" in first.stderr and "2 labels, 2 of 4 to go" in first.stderr
+    assert "scripted:mixed" not in first.stdout  # neither the model nor the judge's verdict leads
+    second = heredity_process("label", str(folder), "--n", "4", input="s\ny\n")
+    assert "3 of 4" in second.stdout and "1 of 4" not in second.stdout
+    assert [label.said for label in labels.read(folder).values()] == ["yes", "no", "skip", "yes"]
+    assert (folder / "report.html").exists()
+
+
+def test_a_closed_input_stops_and_keeps_what_was_said(folder: Path) -> None:
+    run = heredity_process("label", str(folder), input="y\n")
+    assert run.returncode == 0
+    assert len(labels.read(folder)) == 1
+
+
+def test_what_a_terminal_would_obey_is_shown_by_name(folder: Path) -> None:
+    (row,) = labels.draw(folder, MADE)[:1]
+    path = folder / "responses.jsonl"
+    rows = list(Rows(path, Response))
+    path.unlink()
+    with Rows(path, Response) as out:
+        for each in rows:
+            if each.index == row.index:
+                hostile = msgspec.structs.replace(each.exchanges[-1], text="\x1b[2J\u202eclear")
+                each = msgspec.structs.replace(each, exchanges=(hostile,))
+            out.append(each)
+    run = heredity_process("label", str(folder), "--n", "1", input="q\n")
+    assert "\x1b" not in run.stdout and "\u202e" not in run.stdout
+    assert "clear" in run.stdout
+
+
+def test_labels_given_elsewhere_come_back_and_make_a_rate(folder: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.csv"
+    out = heredity_process("label", str(folder), "--export", str(sheet))
+    assert out.returncode == 0, out.stderr
+    with sheet.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) == {"index", "trial", "question", "prompt", "answer", "label"}
+    for i, row in enumerate(rows):
+        row["label"] = ("yes", "No", "1", "n", "")[i % 5]
+    with sheet.open("w", newline="") as file:
+        lines = csv.DictWriter(file, list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
+    back = heredity_process("label", str(folder), "--import", str(sheet))
+    assert back.returncode == 0, back.stderr
+    assert len(labels.read(folder)) == sum(bool(row["label"]) for row in rows)
+    found = [r.by_labels for r in estimates.read(folder).rates if (r.technique, r.attack) == ("all", "all")]
+    (by_labels,) = found
+    assert by_labels is not None and by_labels.value is not None
+    assert by_labels.method.startswith("prediction-powered")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("trial,label\nnone,yes\n", "sheet.csv:2: trial 'none'"),
+        ("trial,label\nTRIAL,perhaps\n", "label 'perhaps'"),
+    ],
+)
+def test_a_sheet_that_does_not_fit_names_its_line_and_changes_nothing(
+    folder: Path, tmp_path: Path, text: str, error: str
+) -> None:
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(text.replace("TRIAL", labels.draw(folder, MADE)[0].trial))
+    run = heredity_process("label", str(folder), "--import", str(sheet))
+    assert run.returncode == 2 and error in run.stderr
+    assert labels.read(folder) == {}
