@@ -6,6 +6,9 @@ verdicts      worse, not worse, not enough evidence; in a word and in a sentence
 multiple      Holm, Benjamini-Hochberg
 judge_error   Rogan-Gladen
 power         planning
+sequential    e-values, and intervals that hold at every moment; `looks` compares two models with them,
+              `sequential_power` and `outlook` plan with them
+ppi           prediction-powered estimates: few labels, many judged trials
 """
 
 from heredity.stats.intervals import clopper_pearson, clustered_rate, wilson

@@ -51,7 +51,8 @@ class Comparison(NamedTuple):
     """Two models on the same trials. `difference` is b's rate minus a's; `test` is where `p_value` is from.
 
     `detectable` is the smallest difference that these trials could have shown with 80 % power; None where
-    they could have shown none; `worth` is what clustered trials count for.
+    they could have shown none; `worth` is what clustered trials count for. `uppers`, where the trials were
+    looked at on the way, are anytime-valid one-sided bounds: of b's rate minus a's, and of a's minus b's.
     """
 
     table: Table
@@ -60,11 +61,16 @@ class Comparison(NamedTuple):
     test: str
     detectable: float | None
     worth: Effective
+    uppers: tuple[float, float] | None = None
 
     def mirrored(self) -> Comparison:
         """The same comparison with a and b changed over."""
         both, only_a, only_b, neither = self.table
-        return self._replace(table=Table(both, only_b, only_a, neither), difference=_negated(self.difference))
+        return self._replace(
+            table=Table(both, only_b, only_a, neither),
+            difference=_negated(self.difference),
+            uppers=None if self.uppers is None else (self.uppers[1], self.uppers[0]),
+        )
 
 
 def tabulate(a: ArrayLike, b: ArrayLike) -> Table:
@@ -160,7 +166,7 @@ def clustered_difference(
 ) -> Estimate:
     """b's rate minus a's where trials share clusters: Tango's interval on an effective n."""
     table = tabulate(a, b)
-    return _estimate(table, _worth(a, b, clusters), confidence)
+    return _estimate(table, paired_worth(a, b, clusters), confidence)
 
 
 def sign_flip(sums: ArrayLike) -> float:
@@ -202,7 +208,7 @@ def compare(
     table = tabulate(a, b)
     if table.n == 0:
         return Comparison(table, _nothing("tango"), 1.0, "no pairs", None, Effective(0, 0, 0.0, None, 0))
-    worth = _worth(a, b, np.arange(table.n) if clusters is None else clusters)
+    worth = paired_worth(a, b, np.arange(table.n) if clusters is None else clusters)
     if worth.is_clustered:
         first, second = _booleans(a, b)
         differences = second.astype(np.int64) - first.astype(np.int64)
@@ -222,7 +228,7 @@ def _estimate(table: Table, worth: Effective, confidence: float) -> Estimate:
     return Estimate(found, low, high, table.n, "tango" + worth.words(confidence))
 
 
-def _worth(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Effective:
+def paired_worth(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Effective:
     """What the pairs are worth as independent pairs, by the spread of their differences."""
     first, second = _booleans(a, b)
     differences = second.astype(np.float64) - first.astype(np.float64)

@@ -18,9 +18,12 @@ MARGIN = 0.05
 
 
 def upper_bound(comparison: Comparison, alpha: float = ALPHA) -> float:
-    """The one-sided 1 - alpha upper bound of b's rate minus a's: the upper end of a 1 - 2 alpha interval."""
+    """The one-sided 1 - alpha upper bound of b's rate minus a's: the upper end of a 1 - 2 alpha interval, or
+    the comparison's own anytime-valid bound."""
     if comparison.table.n == 0:
         return 1.0
+    if comparison.uppers is not None:
+        return comparison.uppers[0]
     confidence = 1 - 2 * alpha
     return tango_bounds(comparison.table, comparison.worth.at(confidence), confidence).high
 

@@ -1,0 +1,55 @@
+"""Two raters on the same items: Cohen's kappa, with its interval.
+
+Promises: where a rater gave every item the same answer, kappa is refused in words: it would be 0 whatever the
+other said; the interval lies in [-1, 1] and never has zero width.
+Leaves to others: what is rated, and by whom (recorded/, judges/).
+
+Sources: Cohen 1960; Fleiss, Cohen & Everitt 1969, Psychol. Bull. 72:323 (the large-sample standard error).
+"""
+
+from __future__ import annotations
+
+import math
+
+from heredity.records import Estimate
+from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
+from heredity.stats.paired import Table
+
+METHOD = "cohen's kappa, fleiss-cohen-everitt se"
+
+
+def cohens_kappa(table: Table, confidence: float = CONFIDENCE) -> Estimate:
+    """Agreement beyond chance of two raters who each said yes or no: `both` said yes, `only_a`, `only_b`,
+    `neither`. 1 is full agreement, 0 what chance gives."""
+    n = table.n
+    if n == 0:
+        return Estimate(None, None, None, 0, METHOD)
+    cells = [[table.both / n, table.only_a / n], [table.only_b / n, table.neither / n]]
+    rows = [sum(row) for row in cells]
+    columns = [cells[0][i] + cells[1][i] for i in (0, 1)]
+    observed = cells[0][0] + cells[1][1]
+    expected = sum(r * c for r, c in zip(rows, columns, strict=True))
+    if max(rows) == 1 or max(columns) == 1:
+        return Estimate(None, None, None, n, "refused: a rater gave every item the same answer")
+    kappa = (observed - expected) / (1 - expected)
+    if table.n_discordant in (0, n):  # the standard error would be 0, or could be
+        low, high = (
+            min(1.0, max(-1.0, (share - expected) / (1 - expected)))
+            for share in wilson_bounds(observed, n, confidence)
+        )
+        return Estimate(kappa, min(low, kappa), max(high, kappa), n, f"{METHOD.partition(',')[0]}, wilson")
+    error = _standard_error(cells, rows, columns, observed, expected) / math.sqrt(n)
+    reach = normal_quantile(confidence) * error
+    return Estimate(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), n, METHOD)
+
+
+def _standard_error(
+    cells: list[list[float]], rows: list[float], columns: list[float], observed: float, expected: float
+) -> float:
+    """Times the root of n; equation 13 of Fleiss, Cohen and Everitt."""
+    agreed = sum(
+        cells[i][i] * ((1 - expected) - (rows[i] + columns[i]) * (1 - observed)) ** 2 for i in (0, 1)
+    )
+    differed = (1 - observed) ** 2 * sum(cells[i][1 - i] * (columns[i] + rows[1 - i]) ** 2 for i in (0, 1))
+    chance = (observed * expected - 2 * expected + observed) ** 2
+    return math.sqrt(max(0.0, agreed + differed - chance)) / (1 - expected) ** 2

@@ -1,0 +1,151 @@
+"""Planning a study that stops early: how many pairs it may need, and how many it needs on average.
+
+Promises: for a difference both are exact for independent pairs that are looked at one by one; for a margin
+they are simulated with the generator that is given.
+Leaves to others: the evidence itself (sequential.py), fixed plans (power.py), the budget.
+
+Where trials share behaviours the numbers are multiplied by the design effect: good to plan with, not exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from heredity.stats.power import ALPHA, POWER
+from heredity.stats.sequential import discordant_log_e, log_factors, log_mean_exp
+
+MOST_DISCORDANT = 20_000  # a plan that needs more is refused
+_Floats = NDArray[np.float64]
+
+
+class Looking(NamedTuple):
+    """n_most: pairs after which the chance of a decision is the power asked for, if one goes on that long.
+    n_mean: pairs asked on average, stopping at the decision and at n_most at the latest.
+    n_median: pairs after which half of all studies have decided."""
+
+    n_most: int
+    n_mean: float
+    n_median: int
+
+
+def looking_for_difference(
+    difference: float, discordance: float, power: float = POWER, alpha: float = ALPHA, deff: float = 1.0
+) -> Looking:
+    """Pairs until E >= 1 / alpha where the rates differ by `difference`, looked at after every pair.
+
+    `discordance` is the share of pairs on which the two disagree, at least the difference.
+    """
+    difference = abs(difference)
+    discordance = max(discordance, difference)
+    if not 0.0 < difference <= discordance <= 1.0:
+        raise ValueError(f"difference {difference} and discordance {discordance} must lie in (0, 1]")
+    decided = stopping((discordance + difference) / (2 * discordance), power, alpha)
+    n_most, n_median = (_first(decided, discordance, share) for share in (power, 0.5))
+    return _scaled(n_most, _mean(decided, discordance, n_most), n_median, deff)
+
+
+def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Floats:
+    """The chance of a decision within t discordant pairs, for t = 0, 1, ..., up to a little above `power`.
+
+    `share` of the discordant pairs are one model's. Raises ValueError where that takes too many.
+    """
+    chance, stopped = np.array([1.0]), [0.0]  # chance[b]: b of the t so far are one model's, undecided
+    goal = power + 0.9 * (1 - power)
+    for t in range(1, MOST_DISCORDANT):
+        chance = np.append(chance, 0.0) * (1 - share) + np.append(0.0, chance) * share
+        b = _boundary(t, alpha)
+        out = 0.0 if b < 0 else float(chance[: b + 1].sum() + chance[t - b :].sum())
+        if b >= 0:
+            chance[: b + 1] = chance[t - b :] = 0.0
+        stopped.append(stopped[-1] + out)
+        if stopped[-1] >= goal:
+            return np.array(stopped)
+    raise ValueError(f"more than {MOST_DISCORDANT:,} discordant pairs would be needed: ask for a larger gap")
+
+
+def _boundary(t: int, alpha: float) -> int:
+    """The largest number of the rarer kind among t discordant pairs at which E >= 1 / alpha; -1 for none."""
+    low, high = -1, (t - 1) // 2 + 1  # evidence falls as the rarer kind nears half
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_decided = discordant_log_e(middle, t - middle) >= -math.log(alpha)
+        low, high = (middle, high) if is_decided else (low, middle)
+    return low
+
+
+def equivalent_alpha(n_discordant: int, alpha: float = ALPHA) -> float:
+    """The level of the exact fixed test that rejects at this number of discordant pairs where E does.
+
+    Below `alpha`: what looking at every trial costs. 0 where no split of so few would be evidence enough.
+    """
+    b = _boundary(n_discordant, alpha)
+    return 0.0 if b < 0 else 2.0 * float(special.bdtr(b, n_discordant, 0.5))
+
+
+def _decided_by(decided: _Floats, discordance: float, n: int) -> float:
+    """The chance of a decision within n pairs: the number of discordant ones is binomial."""
+    t = np.arange(min(n, len(decided) - 1) + 1)
+    log = special.gammaln(n + 1) - special.gammaln(t + 1) - special.gammaln(n - t + 1)
+    weight = np.exp(log + special.xlogy(t, discordance) + special.xlog1py(n - t, -discordance))
+    beyond = max(0.0, 1.0 - float(weight.sum())) * decided[-1]
+    return float(weight @ decided[: len(t)]) + (beyond if n >= len(decided) else 0.0)
+
+
+def _first(decided: _Floats, discordance: float, share: float) -> int:
+    low, high = 0, 1
+    while _decided_by(decided, discordance, high) < share:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _decided_by(decided, discordance, middle) >= share:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _mean(decided: _Floats, discordance: float, n_most: int) -> float:
+    """The mean of the pairs asked: the sum over n of the chance that n were not enough."""
+    at = np.unique(np.linspace(0, n_most, min(n_most, 200) + 1).round().astype(np.int64))
+    open_ = [1 - _decided_by(decided, discordance, int(n)) for n in at]
+    return float(np.trapezoid(open_, at))
+
+
+def looking_for_margin(
+    margin: float,
+    discordance: float,
+    rng: np.random.Generator,
+    power: float = POWER,
+    alpha: float = ALPHA,
+    deff: float = 1.0,
+    runs: int = 1000,
+) -> Looking:
+    """Pairs until "not worse by `margin`" is shown where the two are equal; looked at sixty times a doubling
+    of n."""
+    if not (0.0 < margin < 1.0 and 0.0 < discordance <= 1.0):
+        raise ValueError(f"margin {margin} and discordance {discordance} must lie in (0, 1)")
+    factors = log_factors([-1.0, 1.0, 0.0], margin, "below")
+    counts, n = np.zeros((runs, 3)), 0
+    when = np.full(runs, np.inf)
+    chances = [discordance / 2, discordance / 2, 1 - discordance]
+    while np.isfinite(when).mean() <= power + 0.2 * (1 - power):
+        more = max(1, n // 86)
+        n += more
+        counts += rng.multinomial(more, chances, runs)
+        open_ = np.flatnonzero(np.isinf(when))
+        capital = log_mean_exp(counts[open_] @ factors)
+        when[open_[capital >= -math.log(alpha)]] = n
+        if n > MOST_DISCORDANT * 100:
+            raise ValueError("more than two million pairs would be needed: allow a larger margin")
+    n_most = int(np.quantile(when, power, method="higher"))
+    mean = float(np.minimum(when, n_most).mean())
+    return _scaled(n_most, mean, int(np.quantile(when, 0.5, method="higher")), deff)
+
+
+def _scaled(n_most: int, n_mean: float, n_median: int, deff: float) -> Looking:
+    return Looking(math.ceil(n_most * deff), n_mean * deff, math.ceil(n_median * deff))

@@ -1,0 +1,15 @@
+"""How hypothesis draws: without a deadline everywhere, and in CI the same examples each time.
+
+No claim here is about time, and a machine may be busy. CI tells whether a change broke something, so it must
+not depend on the luck of a draw; at a desk the draws are new each time, and `--hypothesis-profile deep` makes
+many of them.
+"""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("desk", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("deep", deadline=None, max_examples=3000)
+settings.load_profile("ci" if os.environ.get("CI") else "desk")

@@ -1,0 +1,111 @@
+"""Planning a study that stops early, and the quick version of its bench."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from heredity.stats import n_for_difference
+from heredity.stats.paired import mcnemar_exact
+from heredity.stats.sequential import discordant_log_e
+from heredity.stats.sequential_power import (
+    equivalent_alpha,
+    looking_for_difference,
+    looking_for_margin,
+    stopping,
+)
+
+RUNS = 300
+MOST = 0.05 + 3 * math.sqrt(0.05 * 0.95 / RUNS)
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parents[2] / "bench" / "sequential.py"
+    spec = importlib.util.spec_from_file_location("bench_sequential", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("share", "median"), [(0.9, 12), (0.8, 19), (0.7, 48)])
+def test_the_median_of_discordant_pairs_to_a_decision_is_the_published_one(share: float, median: int) -> None:
+    assert int(np.argmax(stopping(share) >= 0.5)) == median
+
+
+def test_the_exact_plan_agrees_with_a_simulation() -> None:
+    plan, rng = looking_for_difference(0.2, 0.4), np.random.default_rng(1)
+    d = rng.choice([-1, 0, 1], (2000, plan.n_most), p=[0.1, 0.6, 0.3])
+    b, c = np.cumsum(d < 0, axis=1), np.cumsum(d > 0, axis=1)
+    enough = {(i, j): discordant_log_e(i, j) >= math.log(20) for i in range(80) for j in range(110)}
+    at = [
+        next((n for n, pair in enumerate(zip(*row, strict=True), 1) if enough[pair]), math.inf)
+        for row in zip(b.tolist(), c.tolist(), strict=True)
+    ]
+    assert np.mean(np.isfinite(at)) == pytest.approx(0.8, abs=0.03)
+    assert np.median(at) == pytest.approx(plan.n_median, abs=4)
+    assert np.minimum(at, plan.n_most).mean() == pytest.approx(plan.n_mean, rel=0.04)
+
+
+def test_a_sequential_plan_may_need_more_than_a_fixed_one_and_half_the_time_does_not() -> None:
+    fixed, plan = n_for_difference(0.1, 0.2), looking_for_difference(0.1, 0.2)
+    assert plan.n_median < fixed < plan.n_most
+
+
+def test_a_wider_margin_needs_fewer_and_the_same_generator_gives_the_same() -> None:
+    wide = looking_for_margin(0.1, 0.2, np.random.default_rng(0), runs=300)
+    assert wide == looking_for_margin(0.1, 0.2, np.random.default_rng(0), runs=300)
+    assert wide.n_median < wide.n_most
+    assert looking_for_margin(0.05, 0.2, np.random.default_rng(0), runs=300).n_median > 2 * wide.n_median
+
+
+def test_clusters_multiply_every_number() -> None:
+    one, two = (looking_for_difference(0.2, 0.4, deff=deff) for deff in (1.0, 2.0))
+    assert two.n_most == 2 * one.n_most and two.n_mean == pytest.approx(2 * one.n_mean)
+
+
+def test_the_level_that_looking_leaves_is_where_the_evidence_begins() -> None:
+    assert equivalent_alpha(5) == 0.0  # five discordant pairs are never enough
+    for n in (7, 20, 101):
+        level = equivalent_alpha(n)
+        b = next(b for b in range(n, -1, -1) if b * 2 <= n and mcnemar_exact(b, n - b) <= level * 1.0001)
+        assert discordant_log_e(b, n - b) >= math.log(20) > discordant_log_e(b + 1, n - b - 1)
+        assert 0 < level < 0.05
+
+
+def test_what_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(ValueError, match="must lie"):
+        looking_for_difference(0.0, 0.2)
+    with pytest.raises(ValueError, match="discordant pairs"):
+        looking_for_difference(0.004, 0.5)
+
+
+def test_no_true_null_is_rejected_too_often_however_often_one_looks(bench: ModuleType) -> None:
+    rng = np.random.default_rng(2)
+    for name, pairs in bench.NULLS:
+        assert bench.false_alarms(rng, pairs, RUNS)[0] <= MOST, name
+
+
+def test_holm_over_three_models_keeps_its_level_under_constant_looking(bench: ModuleType) -> None:
+    rng, world = np.random.default_rng(3), bench.World("", 0.2, 0.2, 3, 0.3, True)
+    for rates in ((0.2, 0.2, 0.2), (0.2, 0.2, 0.5)):
+        assert bench.holm_alarms(rng, world, rates, RUNS) <= MOST
+
+
+def test_a_model_worse_by_the_margin_is_seldom_called_not_worse(bench: ModuleType) -> None:
+    rng = np.random.default_rng(4)
+    for world in (bench.World("", 0.1, 0.15), bench.World("", 0.1, 0.15, 3, 0.3)):
+        assert bench.wrong_passes(rng, world, RUNS) <= MOST
+
+
+def test_sequences_cover_at_every_moment(bench: ModuleType) -> None:
+    missed = bench.ever_missed(np.random.default_rng(5), bench.World("", 0.1, 0.2, 3, 0.5, True), RUNS)
+    assert max(missed[:2]) <= MOST < missed[2]  # and Wilson's interval, looked at so often, does not
