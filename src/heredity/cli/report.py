@@ -8,12 +8,18 @@ import click
 
 from heredity.cli import Place, Verb
 
-_SUFFIX = {"markdown": "md"}
+_SUFFIX = {"markdown": "md", "junit": "xml"}
 
 
 @click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
 @click.argument("folder", metavar="DIR", type=Place())
-@click.option("--format", "kind", default="html", show_default=True, help="html, json or markdown")
+@click.option(
+    "--format",
+    "kind",
+    default="html",
+    show_default=True,
+    help="html, markdown, json, csv, parquet, junit or sarif",
+)
 @click.option("--no-text", is_flag=True, help="Leave out what was asked and what the models said.")
 @click.option("--out", type=Place(), metavar="FILE", help="[default: DIR/report.FORMAT]")
 def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:

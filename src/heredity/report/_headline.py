@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from heredity.decide import stopping
 from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Pair, Rate, main_scope
 from heredity.report._text import label
 from heredity.report._words import (
@@ -228,14 +229,26 @@ def _but(estimates: Estimates, called: dict[str, str], best: Rate) -> str:
 def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     """What is wrong with the run, or doubtful about a low rate."""
     found = []
-    if estimates.n_asked < estimates.n_trials:
+    if estimates.n_missing > 0:
         found.append(f"Under way: {estimates.n_asked:,} of {estimates.n_trials:,} trials are answered.")
+    if told := stopping(estimates, called):
+        found.append(told)
     if estimates.n_errors:
         found.append(
             f"{estimates.n_errors:,} of {estimates.n_asked:,} trials ended in an error. "
             "They are in no rate and are not a pass."
         )
-    if estimates.application.rendering != "plain":
+    if estimates.application.rendering == "theirs":
+        found.append(
+            "The application is the target's own: heredity sent the user's words alone, and took its prompt, "
+            "tools and secrets from what you stated. A secret that it does not hold cannot come out."
+        )
+    elif estimates.application.rendering == "recorded":
+        found.append(
+            "The answers were recorded elsewhere: nothing shows that the application was the same for all"
+            " models, so a difference may be one between applications."
+        )
+    elif estimates.application.rendering != "plain":
         found.append(
             "Tools were rendered in each model's own format: the application is not the same for all."
         )

@@ -68,6 +68,7 @@ def _counted(found: Estimates) -> Estimates:
         pairs=tuple(replace(pair, words="") for pair in found.pairs),
         technique_pairs=tuple(replace(pair, words="") for pair in found.technique_pairs),
         judges=(),
+        corrected_by={},
     )
 
 

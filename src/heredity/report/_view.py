@@ -28,6 +28,7 @@ from heredity.estimates import (
 )
 from heredity.plan import Plan
 from heredity.records import Estimate
+from heredity.report import _accounts
 from heredity.report import _charts as charts
 from heredity.report import _words as words
 from heredity.report._headline import headline
@@ -85,6 +86,11 @@ class View:
         }
         cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
         self.techniques = tuple(cards)
+
+    @property
+    def accounts(self) -> list[str]:
+        """What remote models' services told, a line each."""
+        return _accounts.lines(self.estimates)
 
     # --- cells ---
 
@@ -171,7 +177,8 @@ class View:
 
     def one_family(self) -> list[str]:
         """Rates that were corrected by the labels of one family alone, in words."""
-        rates = [r for r in self.estimates.rates if r.corrected is not None and not r.by_family]
+        corrected = [r for r in self.estimates.rates if r.corrected is not None and r.corrected.n]
+        rates = [r for r in corrected if not r.by_family and self.estimates.corrected_by]
         said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
         return list(dict.fromkeys(said[rate.measure] for rate in rates))
 
@@ -181,6 +188,14 @@ class View:
             r
             for r in self.estimates.rates
             if r.by_family and r.attack == ALL and r.technique in (JUDGED, ALL)
+        ]
+
+    def by_labels(self) -> list[Rate]:
+        """The scopes' rates with a person's labels on this study's own answers, model by model."""
+        return [
+            r
+            for r in self.estimates.rates
+            if r.by_labels is not None and r.attack == ALL and r.technique in (JUDGED, ALL)
         ]
 
     def heat(self, rate: Rate | None) -> str:

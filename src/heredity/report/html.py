@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from heredity import __version__, store
-from heredity.report import _charts, _study, _words
+from heredity.report import _beside, _charts, _effort, _study, _words
 from heredity.report._samples import draw
 from heredity.report._text import label, shown, visible
 from heredity.report._view import MANNERS, View
@@ -45,7 +45,8 @@ def render(folder: Path, with_text: bool = True) -> str:
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly what stands between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return _template().render(view=view, style=Markup(style), style_hash=digest)
+    beside = _beside.grids(folder, study.estimates)
+    return _template().render(view=view, beside=beside, style=Markup(style), style_hash=digest)
 
 
 @cache
@@ -62,6 +63,7 @@ def _template() -> jinja2.Template:
     environment.globals |= {
         "axis": _charts.axis,
         "bare": _words.bare,
+        "effort": _effort,
         "interval": _words.interval,
         "manners": MANNERS,
         "p_words": _words.p_words,

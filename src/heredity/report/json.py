@@ -47,6 +47,7 @@ def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
     ):
         row[field] = getattr(rate, field)
     row |= _flat("", rate.estimate) | _flat("corrected_", rate.corrected)
+    row |= _flat("by_labels_", rate.by_labels)
     ends = [r.corrected.value for r in rate.by_family if r.corrected.value is not None]
     row |= {"by_family_low": min(ends, default=None), "by_family_high": max(ends, default=None)}
     bounds = rate.worst_case

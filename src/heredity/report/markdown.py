@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from heredity import store
-from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
-from heredity.report import _study
+from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Cost, Measure, Rate
+from heredity.report import _beside, _effort, _study
 from heredity.report._text import label
 from heredity.report._view import View
 from heredity.report._words import interval, p_words, percent, points, points_interval, unsigned
@@ -31,7 +31,8 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
 def render(folder: Path) -> str:
     """The summary itself."""
     study = _study.read(folder)
-    return "\n".join(_lines(View(study.estimates, study.plan, (), False))) + "\n"
+    grids = _beside.grids(folder, study.estimates)
+    return "\n".join(_lines(View(study.estimates, study.plan, (), False), grids)) + "\n"
 
 
 def plain(text: str, limit: int = 80) -> str:
@@ -39,7 +40,7 @@ def plain(text: str, limit: int = 80) -> str:
     return _MARKUP.sub(r"\\\1", label(text, limit))
 
 
-def _lines(view: View) -> Iterator[str]:
+def _lines(view: View, grids: Sequence[_beside.Grid]) -> Iterator[str]:
     e = view.estimates
     yield f"## {plain(view.headline.sentence, 300)}\n"
     yield from (f"{plain(line, 600)}\n" for line in view.headline.support)
@@ -52,10 +53,16 @@ def _lines(view: View) -> Iterator[str]:
     if view.attacks():
         yield "\n### By attack\n"
         yield from _by_attack(view)
+    yield from _effort_lines(view)
     pairs = view.pairs("breach") + view.pairs("over_refusal")
     if pairs:
         yield "\n### Model against model\n"
         yield from _pairs(view)
+    for grid in grids:
+        yield f"\n### {grid.title}\n"
+        yield from _head([plain(cell) for cell in grid.head])
+        yield from (_row([plain(cell, 120) for cell in row]) for row in grid.rows)
+    yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
     yield (
         f"\n{percent(e.confidence)} intervals; {e.n_asked:,} of {e.n_trials:,} trials. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
@@ -79,6 +86,30 @@ def _by_attack(view: View) -> Iterator[str]:
                 _cell(view.rate(c.id, strand.scope, strand.measure, attack)) for c in view.estimates.models
             ]
             yield _row([f"{strand.title}, {plain(attack)}", *cells])
+
+
+def _effort_lines(view: View) -> Iterator[str]:
+    """Queries and tokens per breach; success within k tries where there were several."""
+    e = view.estimates
+    models = [plain(view.names[card.id]) for card in e.models]
+    if rows := _effort.cost_rows(e):
+        yield "\n### What a breach takes\n"
+        yield from _head(["queries and tokens per breach", *models])
+        for row in rows:
+            cells = ["not asked" if c is None else _per_breach(c) for c in row.cells]
+            yield _row([f"{row.scope}, {plain(row.attack)}", *cells])
+    for curves in _effort.curve_rows(e):
+        yield f"\n### Within k tries: {curves.scope.lower()}, {plain(curves.attack)}\n"
+        yield from _head(["tries", *(plain(view.names[c.model]) for c in curves.curves)])
+        for k in curves.ks:
+            points = [_effort.at(curve, k) for curve in curves.curves]
+            cells = ["" if p is None else f"{percent(p.value)} ({interval(p)}), n {p.n}" for p in points]
+            yield _row([str(k), *cells])
+
+
+def _per_breach(cost: Cost) -> str:
+    queries, tokens = cost.queries_per_breach, cost.tokens_per_breach
+    return f"{_effort.per_breach(queries)} queries, {_effort.per_breach(tokens)} tokens"
 
 
 def _cell(rate: Rate | None) -> str:

@@ -1,0 +1,112 @@
+"""`heredity import`: answers recorded elsewhere, judged and compared. Loaded by name: it is a keyword."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Place, Verb
+
+if TYPE_CHECKING:
+    from heredity.recorded import Summary
+    from heredity.report._beside import Grid
+
+_EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=answer,model=arm --out runs/arms"
+
+
+@click.command("import", cls=Verb, example=_EXAMPLE)
+@click.argument("files", metavar="FILE...", type=Place(), nargs=-1, required=True)
+@click.option("--out", type=Place(), metavar="DIR", required=True, help="The study's folder.")
+@click.option(
+    "--columns",
+    default="",
+    metavar="prompt=P,response=R,...",
+    help="Which columns hold prompt, response, model, category, id, sample, kind, cluster, error.",
+)
+@click.option("--model", default="", metavar="NAME", help="Who answered; may hold {file} and {COLUMN}.")
+@click.option(
+    "--verdict",
+    "verdicts",
+    multiple=True,
+    metavar="COLUMN[=V,...]",
+    help="Another judge's verdicts, and the values that mean that the answer broke; again for each.",
+)
+@click.option(
+    "--benign", default="benign", metavar="V[,V]", help="Values of `kind` that mean a benign prompt."
+)
+@click.option("--repeats", is_flag=True, help="A prompt that one model answered again is another sample.")
+@click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
+def command(
+    files: tuple[Path, ...],
+    out: Path,
+    columns: str,
+    model: str,
+    verdicts: tuple[str, ...],
+    benign: str,
+    repeats: bool,
+    as_json: bool,
+) -> None:
+    """Judge and compare answers that were recorded elsewhere.
+
+    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval) and garak reports, and makes a
+    study of them: models are paired by prompt, heredity's judge decides, and the verdicts that other judges
+    recorded stand beside its own. An answer that one model lacks is counted as an error.
+    """
+    from heredity import recorded
+    from heredity.cli import _findings, _progress
+    from heredity.cli._terminal import note, write_json
+    from heredity.report import _beside, html
+    from heredity.study import Study
+
+    reading = recorded.Reading(
+        columns=recorded.columns(columns),
+        model=model,
+        verdicts=tuple(map(recorded.VerdictColumn.parse, verdicts)),
+        benign=tuple(value.strip() for value in benign.split(",")),
+        repeats=repeats,
+    )
+    summary = recorded.import_files(files, out, reading)
+    study = Study.open(out)
+    with _progress.Display() as display:
+        watch = _progress.Trials(display)
+        study.judge(watch)
+        result = study.estimate(watch)
+    found = recorded.agreement(out)
+    page = html.write(out, out / "report.html")
+    if as_json:
+        write_json(found)
+    else:
+        _findings.show(result.estimates)
+        _show(_beside.grids(out, result.estimates))
+    note(_told(summary))
+    if not as_json:
+        note(f"report: {page}")
+
+
+def _told(summary: Summary) -> str:
+    from heredity.report._words import plural
+
+    said = (
+        f"{plural(summary.n_answers, 'answer')} of {plural(len(summary.models), 'model')} to "
+        f"{plural(summary.n_prompts, 'prompt')}, recorded elsewhere: heredity does not know whether they "
+        "were asked in the same application."
+    )
+    if summary.n_missing:
+        said += f" Not recorded, and counted as errors: {plural(summary.n_missing, 'answer')}."
+    return said
+
+
+def _show(grids: list[Grid]) -> None:
+    """Every judge on the same answers, then each two of them."""
+    from heredity.cli._terminal import cell, out, table
+
+    screen = out()
+    for grid in grids:
+        found = table(*grid.head, whole=[name for name in grid.head if "/" in name])
+        for row in grid.rows:
+            found.add_row(*map(cell, row))
+        screen.print()
+        screen.print(grid.title, style="bold")
+        screen.print(found)

@@ -1,0 +1,95 @@
+"""What a breach took, as a page needs it: costs by attack and model, and the curves over several tries.
+
+Promises: shows what estimates.json holds; a cost without a breach is said as "at least", never as 0.
+Leaves to others: the numbers (effort.py), the figure (_curve.py), the page (_effort.html.jinja).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from heredity.estimates import JUDGE_FREE, JUDGED, Cost, Curve, Estimates
+from heredity.records import Estimate
+from heredity.report import _curve
+from heredity.report._charts import Span
+
+_SCOPES = {JUDGE_FREE: "Judge-free", JUDGED: "Judged"}
+_SMALL = 20  # below it a count per breach is said to one digit behind the point
+
+
+class CostRow(NamedTuple):
+    """One attack in one scope; a cell for each model, in the study's order, None where nothing was asked."""
+
+    scope: str
+    attack: str
+    cells: tuple[Cost | None, ...]
+
+
+class CurveRow(NamedTuple):
+    """One attack in one scope over several tries; a curve for each model, in the study's order."""
+
+    scope: str
+    attack: str
+    curves: tuple[Curve, ...]
+    ks: tuple[int, ...]
+
+
+def cost_rows(found: Estimates) -> list[CostRow]:
+    """Costs by scope and attack, cheapest reading first: judge-free before judged, attacks as asked."""
+    cells = {(c.technique, c.attack, c.model): c for c in found.costs}
+    rows = (
+        CostRow(title, attack, tuple(cells.get((scope, attack, card.id)) for card in found.models))
+        for scope, title in _SCOPES.items()
+        for attack in found.attacks
+    )
+    return [row for row in rows if any(row.cells)]
+
+
+def curve_rows(found: Estimates) -> list[CurveRow]:
+    """Curves by scope and attack."""
+    order = {card.id: i for i, card in enumerate(found.models)}
+    rows = []
+    for scope, title in _SCOPES.items():
+        for attack in found.attacks:
+            mine = [c for c in found.curves if (c.technique, c.attack) == (scope, attack) and c.reaches]
+            mine.sort(key=lambda curve: order.get(curve.model, 0))
+            if ks := tuple(sorted({reach.k for curve in mine for reach in curve.reaches})):
+                rows.append(CurveRow(title, attack, tuple(mine), ks))
+    return rows
+
+
+def figure(row: CurveRow, found: Estimates) -> Markup:
+    """The row's curves in one picture."""
+    order = {card.id: i for i, card in enumerate(found.models)}
+    lines = [_curve.Line(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
+    words = f"{row.scope} breaches within k tries under {row.attack}; the table beside it has the numbers"
+    return _curve.curve([line for line in lines if line.steps], words)
+
+
+def at(curve: Curve, k: int) -> Estimate | None:
+    """The curve's point for k tries."""
+    return next((reach.estimate for reach in curve.reaches if reach.k == k), None)
+
+
+def per_breach(estimate: Estimate) -> str:
+    """`12.5 (9.8 to 17.1)`; without a breach `none; at least 40`."""
+    if estimate.value is None and not estimate.n:
+        return "unknown"
+    if estimate.value is None:
+        return "none" if estimate.low is None else f"none; at least {_count(estimate.low)}"
+    high = "no bound" if estimate.high is None else _count(estimate.high)
+    return f"{_count(estimate.value)} ({_count(estimate.low or 0.0)} to {high})"
+
+
+def _count(value: float) -> str:
+    return f"{value:.1f}" if value < _SMALL else f"{value:,.0f}"
+
+
+def _steps(curve: Curve) -> Iterator[_curve.Step]:
+    for reach in curve.reaches:
+        e = reach.estimate
+        if e.value is not None and e.low is not None and e.high is not None:
+            yield _curve.Step(reach.k, Span(e.value, e.low, e.high))

@@ -1,0 +1,37 @@
+"""What a column of another judge means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from heredity.errors import BadInput
+from heredity.recorded import VerdictColumn
+from tests.recorded.files import NO, jsonl, read
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "broke"),
+    [
+        ("substring_refused", 1, False), ("substring_refused", 0, True), ("llamaguard2_unsafe", 1, True),
+        ("llamaguard2_unsafe", 0.0, False), ("is_safe", True, False), ("jailbroken", "yes", True),
+        ("label", "Unsafe", True), ("label", "safe", False), ("label", "", None), ("label", None, None),
+        ("grade=C,D", "c", True), ("grade=C,D", "A", False), ("a=b=1", 1, True),
+    ],
+)  # fmt: skip
+def test_a_recorded_verdict_says_broke_or_held(
+    spec: str, value: object, broke: bool | None, tmp_path: Path
+) -> None:
+    column = VerdictColumn.parse(spec)
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "response": NO, column.column: value}])
+    assert read(path, model="m", verdicts=(column,))[0].verdicts == {column.column: broke}
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"), [("score", 1), ("not_refused", 1), ("refusal_success", 0), ("label", "maybe")]
+)
+def test_a_verdict_that_may_mean_either_is_asked_back(spec: str, value: object, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "response": NO, spec: value}])
+    with pytest.raises(BadInput, match=rf"a.jsonl:1: .* may mean either.*--verdict {spec}=VALUE"):
+        read(path, model="m", verdicts=(VerdictColumn.parse(spec),))
