@@ -4,6 +4,7 @@ DEFAULT_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 MODELS ?= $(DEFAULT_MODELS)
 APPLICATION ?= examples/support-desk.toml
 ARGS ?=
+LABELS ?= ../shared/data
 
 # Other models or another application are another study, and a study has a folder of its own.
 empty :=
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study test bench proofs judges clean
+.PHONY: help study test bench proofs judges learned clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,11 @@ proofs: $(VENV)/.dev ## the longer proofs: kill -9 of a real study, fuzzing with
 
 judges: $(VENV)/.dev ## measure the judges on the labelled sets again
 	$(BIN)/python bench/judges.py $(ARGS)
+
+learned: $(VENV)/.dev ## train the judge `learned` again (LABELS: the folders of its labelled sets)
+	$(BIN)/heredity pull all-minilm-l6-v2
+	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
+	  --out src/heredity/judges $(ARGS)
 
 clean: ## remove the virtual environment and the caches, but no study and no model
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache

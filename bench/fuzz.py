@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heredity.application import Application
+from heredity.engines._gguf import read_gguf
 from heredity.errors import HeredityError
-from heredity.recipes._gguf import read_gguf
 from heredity.recipes._safetensors import read_safetensors
 from heredity.records import Verdict, encode
 from heredity.store import Rows

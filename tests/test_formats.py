@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity import application, estimates, plan, pump, records
+from heredity import application, attackers, estimates, plan, pump, recorded, records
 from heredity.records import Response, Verdict
 
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -25,6 +25,8 @@ TYPES = [
         Response,
         Verdict,
         records.Exchange,
+        records.Consulted,
+        attackers.Found,
         records.Estimate,
         records.Probe,
         records.Check,
@@ -32,6 +34,8 @@ TYPES = [
     ),
     *(records.Model, records.RecipeRecord, records.FileHash, records.Made),
     *(application.Application, application.Secret, application.Passage),
+    *(getattr(recorded, name) for name in ("RecordedVerdict", "Agreements", "Agreement")),
+    *(getattr(recorded, name) for name in ("JudgedRate", "JudgedPair")),
     *(records.Tool, records.ToolCall, records.Message, records.Decoding),
 ]
 
@@ -49,5 +53,6 @@ def test_every_field_is_named_on_the_page(kind: type[msgspec.Struct]) -> None:
 def test_the_examples_are_rows_that_heredity_reads(place: int, kind: type[msgspec.Struct]) -> None:
     assert len(EXAMPLES) == 6
     row = msgspec.json.decode(EXAMPLES[place], type=kind)
-    assert set(msgspec.json.decode(EXAMPLES[place])) == set(kind.__struct_fields__)
+    always = {f.name for f in msgspec.structs.fields(kind) if f.default is not msgspec.UNSET}
+    assert set(msgspec.json.decode(EXAMPLES[place])) == always
     assert getattr(row, "schema", records.SCHEMA) == records.SCHEMA

@@ -14,6 +14,7 @@ import pytest
 
 from heredity import judges, store
 from heredity.errors import HeredityError
+from heredity.judges import _choice
 from heredity.judges._version import digest_files
 from heredity.records import Reply, Request, Response, Verdict, digest_response
 from heredity.store import Rows
@@ -113,7 +114,7 @@ def test_rows_in_another_order_are_the_same_study(tmp_path: Path) -> None:
 def test_another_judge_judges_everything_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study(tmp_path).run()
     kept = (tmp_path / "responses.jsonl").read_bytes()
-    monkeypatch.setattr(judges, "version", lambda: "0123456789abcdef")
+    monkeypatch.setattr(_choice, "version", lambda: "0123456789abcdef")
     study(tmp_path, loader=asks_nothing).run()
     assert {row.judged_by for row in verdicts(tmp_path).values()} == {"0123456789abcdef"}
     assert len(verdicts(tmp_path)) == plan().n_trials

@@ -8,7 +8,7 @@ Leaves to others: computing them (tally.py), the formulas (stats/), how they loo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -85,6 +85,8 @@ class Rate(Record, frozen=True):
     `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where a
     technique mixes judge and no judge; its value is None, and its method says why, where it is refused.
     `by_family` has the same by each labelled family of models, where the labels come from several.
+    `by_labels` is the rate by a person's labels on some of these very answers and the judge's verdicts on all
+    (prediction-powered); None without labels, refused in words where they are too few.
     `worst_case` is None where nothing was decided or unclear.
     """
 
@@ -101,6 +103,7 @@ class Rate(Record, frozen=True):
     n_error: int
     is_judge_free: bool
     by_family: tuple[Relabelled, ...] = ()
+    by_labels: Estimate | None = None
 
 
 class Manners(Record, frozen=True):
@@ -166,6 +169,70 @@ def turned(pair: Pair) -> Pair:
     )
 
 
+class Reach(Record, frozen=True):
+    """The share of probes that at least one of `k` tries breaks; `estimate.n` counts probes."""
+
+    k: int
+    estimate: Estimate
+
+
+class Curve(Record, frozen=True):
+    """How far tries come against one model: points for 1, 2, 4, ... and all samples.
+
+    `technique` is a scope."""
+
+    model: str
+    attack: str
+    technique: str
+    reaches: tuple[Reach, ...]
+
+
+class Cost(Record, frozen=True):
+    """What one attack spent on one model, over breach probes; `technique` is a scope.
+
+    `n_queries` counts requests to the model, those that a tool's result called for among them, of all
+    `n_trials`: held, broken, unclear and errors. The estimates divide by `n_broke`; without a breach they
+    have no value and a lower bound alone, as `n` decided trials bought none.
+    """
+
+    model: str
+    attack: str
+    technique: str
+    n_trials: int
+    n_queries: int
+    n_prompt_tokens: int
+    n_tokens: int
+    n_broke: int
+    queries_per_breach: Estimate
+    tokens_per_breach: Estimate
+
+
+class MemberRate(Record, frozen=True):
+    """How often a model broke, or refused, by one member of a panel alone; over what it decided."""
+
+    model: str
+    judge: str
+    measure: Measure
+    estimate: Estimate
+
+
+class MemberPair(Record, frozen=True):
+    """Two members of a panel on the answers that both decided, of every model; `table` counts breaches."""
+
+    a: str
+    b: str
+    measure: Measure
+    table: Table2x2
+    kappa: Estimate
+
+
+class Panel(Record, frozen=True):
+    """What the members of a panel said, apart from what they agreed on."""
+
+    rates: tuple[MemberRate, ...]
+    pairs: tuple[MemberPair, ...]
+
+
 class Run(Record, frozen=True):
     """A row of runs.jsonl: one model asked once. Written at its start with zeros, so that a run that was
     killed is there too, and at its end with its counts."""
@@ -180,7 +247,41 @@ class Run(Record, frozen=True):
     n_cached: int
     versions: dict[str, str]
     numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
+    account: dict[str, Any] = msgspec.field(
+        default_factory=dict
+    )  # what a remote engine tells of the run; see engines.Accountant
     schema: int = ROWS
+
+
+class Decision(Record, frozen=True):
+    """When a pair was decided: after which look, with how many trials of both; None where it is open."""
+
+    a: str
+    b: str
+    look: int | None
+    n: int | None
+
+
+class Stopped(Record, frozen=True):
+    """A model that was asked no more after a look, so that `n` of its trials were not asked, and why."""
+
+    model: str
+    look: int
+    n: int
+    why: str
+
+
+class Sequential(Record, frozen=True):
+    """How a study until decided went. `scope` is the one whose pairs decided (SCOPES).
+
+    Its intervals and p-values hold whenever one stops. Trials that were not asked are no errors: `stopped`.
+    """
+
+    scope: str
+    n_looks: int
+    n_looks_planned: int
+    decisions: tuple[Decision, ...]
+    stopped: tuple[Stopped, ...]
 
 
 class Circumstances(Record, frozen=True):
@@ -191,6 +292,9 @@ class Circumstances(Record, frozen=True):
     seconds: float
     n_cached: int
     versions: dict[str, str]
+    accounts: dict[str, dict[str, Any]] = msgspec.field(
+        default_factory=dict
+    )  # model id -> what its runs told together; remote models only
 
 
 class Estimates(Record, frozen=True):
@@ -214,10 +318,28 @@ class Estimates(Record, frozen=True):
     manners: tuple[Manners, ...]
     pairs: tuple[Pair, ...]
     technique_pairs: tuple[Pair, ...]
-    judges: tuple[JudgeQuality, ...]
+    judges: tuple[JudgeQuality, ...]  # what was measured of the judge; of the user's labels first
     skipped: tuple[Skipped, ...]
     circumstances: Circumstances
+    sequential: Sequential | None = None  # of a study until decided
+    curves: tuple[Curve, ...] = ()  # where a plan asks several samples
+    costs: tuple[Cost, ...] = ()
+    judge: str = ""  # that decided where no check did
+    panel: Panel | None = None  # where that is one
+    corrected_by: dict[str, str] = msgspec.field(
+        default_factory=dict
+    )  # by task, "harm" or "refusal": whose labels corrected the rates
     schema: int = SCHEMA
+
+    @property
+    def n_not_needed(self) -> int:
+        """Trials that were not asked because every pair of their model was decided."""
+        return sum(s.n for s in self.sequential.stopped) if self.sequential else 0
+
+    @property
+    def n_missing(self) -> int:
+        """Trials that are still to be asked."""
+        return self.n_trials - self.n_asked - self.n_not_needed
 
 
 def is_part(probe: Probe, technique: str) -> bool:

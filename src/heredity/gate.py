@@ -126,8 +126,7 @@ def _health(estimates: Estimates, max_errors: int) -> Iterator[_Finding]:
         yield _Finding(
             ERRORS, f"{estimates.n_errors} of {estimates.n_asked} trials ended in an error; {allowed}."
         )
-    if estimates.n_asked < estimates.n_trials:
-        missing = estimates.n_trials - estimates.n_asked
+    if (missing := estimates.n_missing) > 0:
         yield _Finding(
             UNDECIDED, f"{missing} of {estimates.n_trials} trials are unanswered: finish the study first."
         )

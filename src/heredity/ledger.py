@@ -11,24 +11,37 @@ import platform
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from heredity import judges, plan
-from heredity.engines import Engine
+from heredity import plan
+from heredity.engines import Engine, unaltered
 from heredity.errors import Damaged, HeredityError, NotComparable
 from heredity.estimates import Run
+from heredity.judges import DEFAULT, Decider
 from heredity.plan import Grid, PlannedModel
 from heredity.progress import Meter
 from heredity.pump import Prefix
-from heredity.records import SCHEMA, Exchange, Response, Verdict, digest, digest_response
-from heredity.store import ResponseCache, Rows, rewrite
+from heredity.records import (
+    SCHEMA,
+    Exchange,
+    Outcome,
+    Record,
+    Response,
+    Verdict,
+    digest,
+    digest_response,
+    encode,
+)
+from heredity.store import ResponseCache, Rows, rewrite, write_atomic
 
+JUDGE = "judge.json"
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
 ERRORS = "errors.jsonl"  # responses that were errors, set aside when their trials were asked again
 _RESTORE = "Restore the file, or ask again in another folder."
@@ -44,8 +57,16 @@ class Mark(msgspec.Struct):
     index: int
     trial: str
     error: str | None = None
+    outcome: Outcome | None = None
     response: str = ""
     judged_by: str = ""
+    schema: int = SCHEMA
+
+
+class Chosen(Record, frozen=True):
+    """judge.json: the judge that was chosen for this folder's answers."""
+
+    judge: str
     schema: int = SCHEMA
 
 
@@ -141,6 +162,54 @@ class Count:
         self.n_cached += response.is_cached
 
 
+class Judging:
+    """Gives every response its verdict, once; run again, it goes on with what was answered since.
+
+    `tell` gets the index and outcome of every verdict, first those of earlier runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        grid: Grid,
+        meter: Meter,
+        tell: Callable[[int, Outcome | None], None] | None = None,
+        decider: Decider | None = None,
+    ) -> None:
+        self._folder, self._grid, self._meter = folder, grid, meter
+        self._tell = tell or (lambda index, outcome: None)  # noqa: ARG005
+        self._decider = decider or Decider()
+        self._judged, self._seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
+        self._by_id = {probe.id: probe for probe in grid.plan.probes}
+        self._responses = Rows(folder / RESPONSES, Response)
+        for row in marks(folder, self._judged, grid):
+            meter.had(row.error is not None)
+            self._tell(row.index, row.outcome)
+
+    def run(self) -> None:
+        last = time.monotonic()
+        said = answered(self._folder, self._seen, self._grid, self._responses)
+        new = (response for response in said if plan.mark(self._judged, response.index))
+        with Rows(self._folder / VERDICTS, Verdict) as rows:
+            while some := list(islice(new, self._decider.at_once)):
+                for row in self._verdicts(some):
+                    rows.append(row)
+                    self._meter.tick(row.error is not None)
+                    self._tell(row.index, row.outcome)
+                if time.monotonic() - last >= FLUSH_SECONDS:
+                    rows.flush()
+                    last = time.monotonic()
+        self._responses.start = self._responses.end
+
+    def _verdicts(self, some: list[Response]) -> Iterator[Verdict]:
+        asked = [(self._by_id[response.probe], response) for response in some]
+        found = self._decider.verdicts(asked, self._grid.plan.application)
+        for (probe, response), row in zip(asked, found, strict=True):
+            yield msgspec.structs.replace(
+                row, response=digest_response(response), judged_by=self._decider.judged_by(probe)
+            )
+
+
 @contextmanager
 def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count]:
     """A row of runs.jsonl at the start, so that a killed run is there too, and one at the end."""
@@ -158,6 +227,7 @@ def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count
             n_asked=count.n_asked,
             n_errors=count.n_errors,
             n_cached=count.n_cached,
+            account=account() if (account := getattr(engine, "account", None)) is not None else {},
         )
         # A full disk has been reported by the rows themselves; this line is only circumstance.
         with suppress(HeredityError, OSError), Rows(folder / RUNS, Run) as rows:
@@ -166,7 +236,7 @@ def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count
 
 def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, earlier: set[str]) -> None:
     """Raise NotComparable where `earlier` engines of this model's answers compute otherwise than `engine`."""
-    held = {run.numerics for run in Rows(folder / RUNS, Run) if run.engine in earlier}
+    held = {unaltered(run.numerics) for run in Rows(folder / RUNS, Run) if run.engine in earlier}
     if held - {engine.numerics}:
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
@@ -197,10 +267,13 @@ def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
         yield row
 
 
-def answered(folder: Path, done: bytearray, grid: Grid) -> Iterator[Response]:
-    """Every response, its bit set in `done`. Raises Damaged for one of another trial, or twice."""
+def answered(
+    folder: Path, done: bytearray, grid: Grid, rows: Rows[Response] | None = None
+) -> Iterator[Response]:
+    """Every response (in `rows`, from its start), its bit set in `done`. Raises Damaged for one of another
+    trial, or twice."""
     path = folder / RESPONSES
-    for number, row in enumerate(Rows(path, Response), 1):
+    for number, row in enumerate(Rows(path, Response) if rows is None else rows, 1):
         if not _is_of_its_trial(row, grid):
             raise _not_of_this_plan(path, number, row.index)
         _mark(done, row.index, path, number)
@@ -230,19 +303,38 @@ def _mark(done: bytearray, index: int, path: Path, number: int) -> None:
         raise Damaged(f"{path}:{number}: trial {index} is there twice. Remove one to go on.")
 
 
-def drop_stale_verdicts(folder: Path, said: Said, grid: Grid) -> None:
+def drop_stale_verdicts(folder: Path, said: Said, grid: Grid, decider: Decider | None = None) -> None:
     """Drop every verdict that is not one of these judges on the response that is here: it is judged anew.
 
     What it judged is gone, was asked again or was edited; or the judges are others than they were.
     """
-    now, judged = judges.version(), bytearray(len(grid) // 8 + 1)
+    chosen, probes, samples = decider or Decider(), grid.plan.probes, grid.plan.samples
+    judged = bytearray(len(grid) // 8 + 1)
+    now = [chosen.judged_by(probe) for probe in probes]
 
     def is_own(row: Mark | Verdict) -> bool:
-        return row.judged_by == now and said.is_judged_by(row)
+        return row.judged_by == now[row.index // samples % len(probes)] and said.is_judged_by(row)
 
     # the sum reads to the end, so that damage anywhere is told before anything is dropped
     if sum(not is_own(row) for row in marks(folder, judged, grid)):
         rewrite(folder / VERDICTS, Verdict, is_own)
+
+
+def chosen_judge(folder: Path) -> str:
+    """The judge that decides in this folder where no check does; the usual one where none was chosen."""
+    path = folder / JUDGE
+    if not path.exists():
+        return DEFAULT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Chosen).judge
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path}: {error}. Delete it, and name the judge again with --judge.") from None
+
+
+def choose_judge(folder: Path, judge: str) -> None:
+    """Keep which judge decides in this folder; no part of the plan, which says what is asked."""
+    if chosen_judge(folder) != judge:
+        write_atomic(folder / JUDGE, encode(Chosen(judge)) + b"\n")
 
 
 def set_errors_aside(folder: Path, grid: Grid) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from heredity.errors import Damaged, NotComparable, UsageError
 from heredity.records import SCHEMA, Model, Probe, Record, digest, encode
 
 FILE = "plan.json"
+LOOKS = 12  # at most, in a study until decided: every look may load every model anew
 MOST_TRIALS = 100_000_000  # two bytes of memory each where they are counted
 
 
@@ -35,14 +36,18 @@ class PlannedModel(Record, frozen=True):
 
 
 class Skipped(Record, frozen=True):
-    """A probe that this application cannot be asked, and why."""
+    """A probe ("*": all) that cannot be asked in this application or of one of the models, and why."""
 
     probe: str
     reason: str
 
 
 class Plan(Record, frozen=True):
-    """plan.json without its digest. `probes` are filled: every slot holds the application's own words."""
+    """plan.json without its digest. `probes` are filled: every slot holds the application's own words.
+
+    `blocks`, where the study asks only until its pairs are decided: the numbers of probes after which it
+    looks, the probes being in an order drawn by chance, behaviour by behaviour. Unset where all is asked.
+    """
 
     models: tuple[PlannedModel, ...]
     application: Application
@@ -54,6 +59,18 @@ class Plan(Record, frozen=True):
     confidence: float
     skipped: tuple[Skipped, ...]
     schema: int = SCHEMA
+    # Unset, not null, is not written: a plan that asks all has the digest that it always had.
+    blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes what some attacks say
+
+    @property
+    def is_until_decided(self) -> bool:
+        return self.blocks is not msgspec.UNSET
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The number of probes at each look; all of them at once in a plan that asks all."""
+        return (len(self.probes),) if isinstance(self.blocks, msgspec.UnsetType) else self.blocks
 
     @property
     def n_trials(self) -> int:
@@ -119,6 +136,12 @@ class Grid:
         """The indices of model number `m`."""
         return range(m * self.plan.n_per_model, (m + 1) * self.plan.n_per_model)
 
+    def of_probes(self, m: int, low: int, high: int) -> Iterator[int]:
+        """The indices of model number `m` whose probe lies from place `low` up to, not including, `high`."""
+        plan = self.plan
+        for start in self.of_model(m)[:: len(plan.probes) * plan.samples]:
+            yield from range(start + low * plan.samples, start + high * plan.samples)
+
     def matches(self, index: int, trial: str) -> bool:
         """Whether a row with this index and trial id is of this plan."""
         return 0 <= index < self.plan.n_trials and self.trial(index).id == trial
@@ -139,31 +162,92 @@ def resolve(
     seed: int = 0,
     margin: float = 0.05,
     confidence: float = 0.95,
+    until_decided: bool = False,
+    attacker: Model | None = None,
 ) -> Plan:
-    """Everything that a study will ask. Raises UsageError where that is nothing, or twice the same."""
+    """Everything that a study will ask. Raises UsageError where that is nothing, or twice the same.
+
+    until_decided: in an order drawn by chance from `seed`, with looks on the way (decide.py). attacker: the
+    model that writes for the attacks that need one.
+    """
     _check(models, attack_names, samples, margin, confidence)
-    for name in attack_names:
-        attacks.load(name)
+    _refuse_bare(models, application)
+    laid = [attacks.load(name) for name in attack_names]
+    specs = tuple(attack.spec for attack in laid)
+    _refuse_repeats("attack", specs)
+    attacks.check_attacker(laid, is_there=attacker is not None)
     loaded = probes.load(probe_names)
     _refuse_repeats("probe", [probe.id for probe in loaded])
     asked, left_out = probes.select(loaded, application)
-    skipped = tuple(Skipped(probe, reason) for probe, reason in left_out)
+    asked, unlaid = _under_all(asked, laid, application)
+    left_out += unlaid
+    skipped = tuple(Skipped(probe, reason) for probe, reason in (*left_out, *attacks.closed(laid, models)))
     if not asked:
         reason = f" (first reason: {skipped[0].reason})" if skipped else ""
         raise UsageError(f"Nothing to ask: no probe applies to application '{application.name}'{reason}.")
+    blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    if until_decided:
+        asked, blocks = _in_blocks(asked, models, seed)
     made = Plan(
-        models=tuple(PlannedModel(m.id, m.name, m.family, m.licence, m.format) for m in models),
+        models=tuple(map(_planned, models)),
         application=application,
-        attacks=tuple(attack_names),
+        attacks=specs,
         probes=asked,
         samples=samples,
         seed=seed,
         margin=margin,
         confidence=confidence,
         skipped=skipped,
+        blocks=blocks,
+        attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
     )
     _refuse_too_many(made)
     return made
+
+
+def _planned(m: Model) -> PlannedModel:
+    return PlannedModel(m.id, m.name, m.family, m.licence, m.format)
+
+
+def _in_blocks(
+    asked: tuple[Probe, ...], models: Sequence[Model], seed: int
+) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes, behaviours shuffled and each kept whole with its twins; and where the looks are.
+
+    Evidence may be looked at as often as one likes only if the order has nothing to do with the answers.
+    """
+    if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
+        raise UsageError(
+            "A study until decided compares models by their breaches: give two models or more, and probes "
+            "that can break."
+        )
+    behaviours: dict[tuple[str, str], list[Probe]] = {}
+    for probe in asked:
+        behaviours.setdefault((probe.technique, probe.cluster), []).append(probe)
+    # By digest rather than by a generator: the order is the same with every version of every library.
+    order = sorted(behaviours, key=lambda key: digest([seed, *key]))
+    sizes = [len(behaviours[key]) for key in order]
+    step = -(-len(order) // LOOKS)
+    ends = tuple(sum(sizes[: i + step]) for i in range(0, len(order), step))
+    return tuple(probe for key in order for probe in behaviours[key]), ends
+
+
+def _under_all(
+    asked: Sequence[Probe], laid: Sequence[attacks.Attack], application: Application
+) -> tuple[tuple[Probe, ...], tuple[tuple[str, str], ...]]:
+    """The probes that every attack can be laid over, and the (id, reason) of those that are left out.
+
+    Rates by attack compare over the same probes. A twin goes with its breach-seeking probe.
+    """
+    how = attacks.within(application)
+    reasons: dict[str, str] = {}
+    for probe in asked:
+        if reason := next((r for attack in laid if (r := attack.skips(probe, how))), ""):
+            reasons.setdefault(probe.id, reason)
+            if probe.twin is not None:
+                reasons.setdefault(probe.twin, f"its counterpart is skipped: {reason}")
+    kept = tuple(probe for probe in asked if probe.id not in reasons)
+    return kept, tuple((probe.id, reasons[probe.id]) for probe in asked if probe.id in reasons)
 
 
 def write(folder: Path, plan: Plan) -> None:
@@ -236,6 +320,8 @@ def differences(held: Plan, new: Plan) -> str:
 
 
 def _brief(value: Any) -> str:
+    if value is msgspec.UNSET:
+        return "none"
     if isinstance(value, Application):
         return f"{value.name} {value.digest[:8]}"
     if isinstance(value, tuple):
@@ -262,6 +348,21 @@ def _check(
         raise UsageError(f"confidence must be between 0.5 and 1, not {confidence}.")
 
 
+def _refuse_bare(models: Sequence[Model], application: Application) -> None:
+    """A model without its application, or an application without a model, is no measurement of either."""
+    if application.rendering == "recorded":
+        raise UsageError(
+            f"Application '{application.name}' has rendering \"recorded\", which only `heredity import` "
+            'gives: of a study that asks, what is around the models is known. Write "plain".'
+        )
+    for model in models:
+        if application.rendering == "theirs" and model.format not in ("remote", "scripted"):
+            raise UsageError(
+                f"Application '{application.name}' is the target's own (rendering = \"theirs\"), but"
+                f" '{model.name}' is a model without one. Ask it under rendering \"plain\"."
+            )
+
+
 def _refuse_too_many(plan: Plan) -> None:
     if plan.n_trials > MOST_TRIALS:
         counts = {"model": len(plan.models), "attack": len(plan.attacks), "probe": len(plan.probes)}
@@ -280,7 +381,7 @@ def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None 
             raise UsageError(f"{kind} '{name}' is there {n} times; give each once.")
 
 
-def pending(done: bytearray, indices: range) -> Iterator[int]:
+def pending(done: bytearray, indices: Iterable[int]) -> Iterator[int]:
     """Those of `indices` whose bit in `done` is not set, without a list of them."""
     return (i for i in indices if not done[i >> 3] & (1 << (i & 7)))
 

@@ -59,6 +59,10 @@ class Meter:
             if now - self._last >= EVERY_SECONDS:
                 self._tell(now)
 
+    def spare(self, n: int) -> None:
+        """So many of the total are not needed after all."""
+        self._n_total -= n
+
     def close(self) -> None:
         """The step is over."""
         self._tell(time.monotonic())

@@ -1,7 +1,8 @@
 """Keep one engine busy with many conversations at once, and turn each into a response.
 
 Promises: a conversation starts only when the engine has room for it; a later turn goes ahead of a new trial;
-an answer the cache holds never reaches the engine; an answer that fails is a response with an error.
+an answer the cache holds never reaches the engine; an answer that fails is a response with an error. What
+attacks ask their attacker model is put to it in batches, when the target has nothing else ready.
 Leaves to others: which trials there are (plan.py), and where responses go (study.py).
 """
 
@@ -10,17 +11,33 @@ from __future__ import annotations
 import os.path
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import chain
+from typing import Any, Self
 
 import msgspec
 
 from heredity import attacks, store
 from heredity.application import Application
+from heredity.attackers import AT_ONCE, Kit, Referee
+from heredity.clean import clean, clean_call, clean_text
 from heredity.engines import Engine
 from heredity.errors import ContextOverflow, EngineFailure, HeredityError
 from heredity.plan import Grid, Trial
-from heredity.records import SCHEMA, Exchange, Message, Record, Reply, Request, Response, ToolCall, digest
+from heredity.records import (
+    SCHEMA,
+    Consult,
+    Consulted,
+    Exchange,
+    Message,
+    Record,
+    Reply,
+    Request,
+    Response,
+    digest,
+)
+
+Ask = Callable[[Iterable[int]], None]  # a model that is asked the trials at these places
 
 
 class Prefix(Record, frozen=True):
@@ -34,11 +51,13 @@ class Prefix(Record, frozen=True):
 class Talk:
     """A conversation under way."""
 
-    __slots__ = ("error", "exchanges", "is_cached", "request", "trial", "turns")
+    __slots__ = ("consulted", "error", "exchanges", "is_cached", "request", "trial", "turns")
 
-    def __init__(self, trial: Trial, turns: Generator[Request, Reply, None]) -> None:
-        self.trial, self.turns = trial, turns
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.turns: Generator[Request | Consult, Reply, None] = _nothing()
         self.exchanges: list[Exchange] = []
+        self.consulted: list[Consulted] = []
         self.is_cached, self.error = True, ""
         self.request: Request | None = None
 
@@ -53,12 +72,15 @@ class Pump:
         prefix: Prefix,
         finished: Callable[[Response], None],
         cache: store.ResponseCache | None = None,
+        kit: Kit | None = None,
     ) -> None:
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
         self._cache = cache if engine.numerics else None
-        self._attacks = {name: attacks.load(name) for name in grid.plan.attacks}
-        self._engine_name = engine.name
+        self._attacks = {spec: attacks.load(spec) for spec in grid.plan.attacks}
+        self._how = attacks.within(self._application)
+        self._engine_name, self._kit = engine.name, kit or Kit()
+        self._asides: dict[int, Talk] = {}  # they wait for the attacker
         self._waiting: Iterator[int] = iter(())
         self._follow_ups: deque[Request] = deque()
         self._under_way: dict[int, Talk] = {}
@@ -94,17 +116,35 @@ class Pump:
             yield request
 
     def _next(self) -> Request | None:
-        if self._follow_ups:
-            return self._follow_ups.popleft()
-        for index in self._waiting:
-            if (request := self._advance(self._start(index), None)) is not None:
-                return request
-        return None
+        while not self._follow_ups:
+            is_full = len(self._asides) >= AT_ONCE
+            if not is_full and (index := next(self._waiting, None)) is not None:
+                if (request := self._advance(self._start(index), None)) is not None:
+                    return request
+            elif self._asides and (is_full or not self._under_way):
+                self._consult()
+            else:
+                return None
+        return self._follow_ups.popleft()
 
     def _start(self, index: int) -> Talk:
         trial = self._grid.trial(index)
-        turns = self._attacks[trial.attack](trial.probe)
-        return Talk(trial, self._application.converse(turns, trial.probe, trial.seed))
+        talk, attack = Talk(trial), self._attacks[trial.attack]
+        how = msgspec.structs.replace(self._how, sample=trial.sample, seed=trial.seed)
+        if attack.needs_attacker or attack.searches:
+            referee = Referee(trial.probe, self._application, talk.exchanges)
+            how = msgspec.structs.replace(how, referee=referee)
+        try:
+            if attack.needs_weights and (reason := self._kit.why_not(attack, self._engine)):
+                raise EngineFailure(reason)
+            if attack.searches:
+                found = self._kit.found(attack, trial, how, self._engine, self._application)
+                how = msgspec.structs.replace(how, found=found)
+        except EngineFailure as error:
+            talk.error = clean_text(str(error))
+            return talk
+        talk.turns = self._application.converse(attack(trial.probe, how), trial.probe, trial.seed)
+        return talk
 
     def _advance(self, talk: Talk, reply: Reply | None) -> Request | None:
         """Move a conversation on until it needs the engine (its request) or is over (None)."""
@@ -114,6 +154,10 @@ class Pump:
             except StopIteration:
                 self._end(talk)
                 return None
+            if isinstance(request, Consult):
+                if (reply := self._aside(talk, request)) is None:
+                    return None
+                continue
             talk.request = msgspec.structs.replace(request, key=talk.trial.index)
             reply = self._known(talk.request)
             if reply is None:
@@ -134,7 +178,44 @@ class Pump:
 
     def _key(self, request: Request, prompt: str) -> str:
         model = self._grid.trial(request.key).model.id
-        return store.cache_key(self._engine.numerics, model, prompt, request.decoding, request.seed)
+        decoding = request.decoding
+        if (as_sent := getattr(self._engine, "as_sent", None)) is not None:
+            decoding = as_sent(decoding)  # a service that takes no temperature draws, whatever was asked
+        return store.cache_key(self._engine.numerics, model, prompt, decoding, request.seed)
+
+    # --- towards the attacker ---
+
+    def _aside(self, talk: Talk, question: Consult) -> Reply | None:
+        """The attacker's reply where it is known already; else the conversation waits for it."""
+        if self._kit.attacker is None:
+            raise EngineFailure("the attack asks an attacker model, and the study has none")
+        talk.request = self._kit.attacker.request(talk.trial, question, len(talk.consulted))
+        if (reply := self._kit.attacker.known(talk.request)) is not None:
+            return self._heard(talk, reply)
+        self._asides[talk.trial.index] = talk
+        return None
+
+    def _consult(self) -> None:
+        """Put to the attacker all that waits for it."""
+        asides, self._asides = self._asides, {}
+        if self._kit.attacker is None:
+            return
+        questions = [talk.request for talk in asides.values() if talk.request is not None]
+        for reply in self._kit.attacker.ask(questions):
+            talk = asides[reply.key]
+            if (request := self._advance(talk, self._heard(talk, reply))) is not None:
+                self._follow_ups.append(request)
+
+    def _heard(self, talk: Talk, reply: Reply) -> Reply:
+        """The attacker's reply, noted; its failure ends the trial, as the target's would."""
+        n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
+        name = self._kit.attacker.engine.name if self._kit.attacker is not None else ""
+        at, n_prompt_tokens = len(talk.exchanges), reply.n_prompt_tokens
+        talk.consulted.append(Consulted(at, reply.prompt, reply.text, name, n_prompt_tokens, n_tokens))
+        if reply.error is None and reply.stop != "error":
+            return reply
+        talk.error = f"the attacker failed: {reply.error or 'it gave no reason'}"
+        return msgspec.structs.replace(reply, error=talk.error)
 
     # --- from the engine ---
 
@@ -191,6 +272,7 @@ class Pump:
                 self._engine_name,
                 talk.error or (None if talk.exchanges else "the attack asked nothing"),
                 talk.is_cached and bool(talk.exchanges),
+                tuple(talk.consulted) if talk.consulted else msgspec.UNSET,
             )
         )
 
@@ -203,6 +285,11 @@ def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
     finally:
         if isinstance(replies, Generator):
             replies.close()
+
+
+def _nothing() -> Generator[Request | Consult, Reply, None]:
+    """A conversation in which nothing is said."""
+    yield from ()
 
 
 def shared_prefix(engine: Engine, application: Application) -> Prefix:
@@ -224,55 +311,24 @@ def _say(application: Application, text: str) -> Generator[Request, Reply, None]
     yield application.request([*application.messages(), Message("user", text)])
 
 
-# --- model output is hostile: what cannot be stored as UTF-8 JSON is made storable here, once ----
+class Desk:
+    """One model at a time: loaded when it is first asked something, closed when another one is."""
 
+    def __init__(self, load: Callable[[int], AbstractContextManager[Ask]]) -> None:
+        self._load, self._open = load, ExitStack()
+        self.model: int | None = None  # the one that is loaded, by its place in the plan
 
-def clean(reply: Reply) -> Reply:
-    """The reply with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD in every text."""
-    text, prompt = clean_text(reply.text), clean_text(reply.prompt)
-    error = None if reply.error is None else clean_text(reply.error)
-    if text is reply.text and prompt is reply.prompt and error is reply.error and not reply.tool_calls:
-        return reply
-    calls = tuple(map(clean_call, reply.tool_calls))
-    return msgspec.structs.replace(reply, text=text, prompt=prompt, error=error, tool_calls=calls)
+    def ask(self, m: int, indices: Iterator[int]) -> None:
+        """Ask model `m` its trials at `indices`; with none, it is not even loaded."""
+        if (first := next(indices, None)) is None:
+            return
+        if m != self.model:
+            self._open.close()
+            self.model, self._ask = m, self._open.enter_context(self._load(m))
+        self._ask(chain((first,), indices))
 
+    def __enter__(self) -> Self:
+        return self
 
-def clean_text(text: str) -> str:
-    """`text` itself where it is valid Unicode, else with U+FFFD for each lone surrogate."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-def clean_call(call: ToolCall) -> ToolCall:
-    """The call in a form that a row can hold: what JSON cannot carry is made a text."""
-    try:
-        if msgspec.json.decode(msgspec.json.encode(call), type=ToolCall) == call:
-            return call
-    except (ValueError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError):
-        pass
-    return ToolCall(clean_text(call.name), {clean_text(k): _plain(v, 16) for k, v in call.arguments.items()})
-
-
-def _plain(value: Any, depth: int) -> Any:
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, dict | list) and depth == 0:
-        return "..."
-    if isinstance(value, dict):
-        return {clean_text(k): _plain(v, depth - 1) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v, depth - 1) for v in value]
-    return str(value)[:100] if not _fits(value) else value
-
-
-def _fits(value: int | float) -> bool:
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return value == value and abs(value) != float("inf")
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._open.__exit__(*error)

@@ -7,42 +7,42 @@ Leaves to others: whether an answer was bad (judges/), what that means (stats/),
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from heredity import engines, judges, plan, registry, tally
+from heredity import attacks as laid
+from heredity import decide, engines, plan, tally
 from heredity import estimates as numbers
 from heredity.application import Application
-from heredity.engines import Engine, Load, scripted
-from heredity.errors import EngineFailure, Unavailable, UnknownName
+from heredity.asking import Place, asking
+from heredity.attackers import Attacker, Kit
+from heredity.engines import Engine, scripted
+from heredity.errors import UnknownName, UsageError
 from heredity.estimates import ALL, Estimates, Measure, ModelCard, Pair, Rate, main_scope
+from heredity.judges import Decider, Models
 from heredity.ledger import (
-    FLUSH_SECONDS,
     RESPONSES,
-    VERDICTS,
-    Keeper,
+    Judging,
     Prefixes,
     Said,
     answered,
+    choose_judge,
+    chosen_judge,
     drop_stale_verdicts,
-    marks,
-    refuse_other_arithmetic,
     refuse_unknown_arithmetic,
-    running,
     set_errors_aside,
 )
 from heredity.lineage import Grown, Store
 from heredity.lineage import scripted as scripted_model
 from heredity.plan import Grid, Plan, PlannedModel
 from heredity.progress import Meter, Progress
-from heredity.pump import Pump, shared_prefix
-from heredity.records import Model, Response, Verdict, digest, digest_response
-from heredity.store import Lock, ResponseCache, Rows
+from heredity.pump import Desk
+from heredity.records import Model, Response, digest
+from heredity.store import Lock, ResponseCache, Rows, default_root
 
 __all__ = ["Prefixes", "Progress", "Result", "Study", "load_engine"]
 
@@ -53,10 +53,15 @@ Watch = Callable[[Progress], None]
 class Study:
     """Models x probes x attacks x samples inside one application, in a folder.
 
-    models         names, "scripted:NAME", Grown or Model values; from `store` (None: the default one)
+    models         names, "scripted:NAME", "call:MODULE:FUNCTION" and other targets, functions, Grown or Model
+                   values; from `store` (None: the default one)
     application    an Application or the path of its TOML
     probes         suite or technique names, probe ids, paths; see probes.load
     out            the folder; None: studies/<application>-<start of the plan's digest> under the current one
+    until_decided  looks on the way, and asks no more of a model whose pairs are decided; see decide.py
+    judge          decides where no check does (judges.load); another one judges anew and asks nothing again.
+                   None: the one that the folder has, or rules
+    attacker       the model that writes what `pair` and `tap` say, the same for all models of the study
     engine_loader  makes an Engine of a Grown, where the usual one is not wanted
 
     Nothing is written before a step runs. Raises UsageError for what is not there or does not fit.
@@ -64,7 +69,7 @@ class Study:
 
     def __init__(
         self,
-        models: Sequence[str | Grown | Model],
+        models: Sequence[str | Grown | Model | Callable[..., Any]],
         application: Application | Path | str,
         probes: Sequence[str] | str = "core",
         attacks: Sequence[str] = ("direct",),
@@ -75,28 +80,37 @@ class Study:
         margin: float = 0.05,
         confidence: float = 0.95,
         engine_loader: EngineLoader | None = None,
+        until_decided: bool = False,
+        judge: str | None = None,
+        attacker: str | Grown | Model | None = None,
     ) -> None:
-        self._store, self._loader = store, engine_loader
+        self._store, self._loader, self._judge_name = store, engine_loader, judge
         grown = [self._find(model) for model in models]
+        aside = None if attacker is None else self._find(attacker)
         if not isinstance(application, Application):
             application = Application.load(application)
         records = [g.record for g in grown]
         self._plan = plan.resolve(
-            records, application, probes, attacks, samples, seed, margin=margin, confidence=confidence
-        )
-        self._grown = {g.record.id: g for g in grown}
+            records, application, probes, attacks, samples, seed, margin, confidence, until_decided,
+            None if aside is None else aside.record,
+        )  # fmt: skip
+        self._grown = {g.record.id: g for g in (*grown, *([aside] if aside is not None else []))}
         name = f"{_file_name(application.name)}-{digest(self._plan)[:8]}"
         self.folder = Path(out) if out is not None else Path("studies") / name
 
     @classmethod
     def open(
-        cls, folder: Path | str, store: Store | None = None, engine_loader: EngineLoader | None = None
+        cls,
+        folder: Path | str,
+        store: Store | None = None,
+        engine_loader: EngineLoader | None = None,
+        judge: str | None = None,
     ) -> Study:
         """The study that a folder holds, with the plan as it was saved. Models are looked up when asked."""
         study = cls.__new__(cls)
         study.folder = Path(folder)
         study._plan = plan.read(study.folder)
-        study._store, study._loader, study._grown = store, engine_loader, {}
+        study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, judge
         return study
 
     def run(self, progress: Watch | None = None, *, retry_errors: bool = False) -> Result:
@@ -107,7 +121,8 @@ class Study:
         with Lock(self.folder):
             plan.write(self.folder, self._plan)
             self._ask(progress, retry_errors)
-            self._judge(progress)
+            if not self._plan.is_until_decided:  # there every block was judged before the next was asked
+                self._judge(progress)
             return self._estimate(progress)
 
     def plan(self) -> Plan:
@@ -130,7 +145,7 @@ class Study:
             said, seen = Said(len(grid)), bytearray(len(grid) // 8 + 1)
             for row in answered(self.folder, seen, grid):
                 said.add(row)
-            drop_stale_verdicts(self.folder, said, grid)
+            self._drop_stale(said, grid)
             self._judge(progress)
 
     def estimate(self, progress: Watch | None = None) -> Result:
@@ -144,17 +159,49 @@ class Study:
     def _ask(self, watch: Watch | None, retry_errors: bool) -> None:
         grid = Grid(self._plan)
         if retry_errors:
+            self._refuse_recorded()
             set_errors_aside(self.folder, grid)
         done = bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "ask", len(grid))
         engines = self._take_up(done, grid, meter)
-        with Rows(self.folder / RESPONSES, Response) as rows:
-            for m, model in enumerate(self._plan.models):
-                if next(plan.pending(done, grid.of_model(m)), None) is not None:
-                    meter.of(model.name)
-                    indices = plan.pending(done, grid.of_model(m))
-                    self._ask_model(model, indices, grid, rows, meter, engines[m])
+        with (
+            Rows(self.folder / RESPONSES, Response) as rows,
+            self._attacker() as attacker,
+            Desk(lambda m: asking(place, m, engines[m])) as desk,
+        ):
+            kit = Kit(self.folder, attacker)
+            place = Place(self.folder, grid, rows, meter, kit, self._engine, self._cache)
+            if self._plan.is_until_decided:
+                self._ask_until_decided(grid, done, meter, desk)
+            else:
+                for m in range(len(self._plan.models)):
+                    desk.ask(m, plan.pending(done, grid.of_model(m)))
         meter.close()
+
+    def _refuse_recorded(self) -> None:
+        if self._plan.application.rendering == "recorded":
+            raise UsageError(
+                f"{self.folder} holds answers that were recorded elsewhere: they cannot be asked again here. "
+                "Record what is missing, and import it into another folder."
+            )
+
+    def _ask_until_decided(self, grid: Grid, done: bytearray, meter: Meter, desk: Desk) -> None:
+        """Block by block, each judged and looked at before the next; only models with an open pair are asked.
+
+        The loop goes over what earlier runs answered in the same steps, so it decides the same.
+        """
+        rule = decide.Rule(self._plan)
+        meter_of_judge, n_spared = Meter(None, "judge", len(grid)), 0
+        judging = Judging(self.folder, grid, meter_of_judge, rule.note, self._decider)
+        while not rule.is_over:
+            # The model that is loaded comes first, so that each look loads one model less.
+            for m in sorted(rule.open_models, key=lambda m: m != desk.model):
+                desk.ask(m, plan.pending(done, grid.of_probes(m, *rule.block())))
+            judging.run()
+            rule.look()
+            meter.spare(rule.n_spared - n_spared)
+            n_spared = rule.n_spared
+        self._decider.close()
 
     def _take_up(self, done: bytearray, grid: Grid, meter: Meter) -> list[set[str]]:
         """What earlier runs left, checked to belong together; by model, which engines answered."""
@@ -168,59 +215,36 @@ class Study:
             prefixes.update(exchange.prefix for exchange in row.exchanges)
         Prefixes(self.folder).check(prefixes)
         refuse_unknown_arithmetic(self.folder, self._plan.models, engines)
-        drop_stale_verdicts(self.folder, said, grid)
+        self._drop_stale(said, grid)
         return engines
-
-    def _ask_model(
-        self,
-        model: PlannedModel,
-        indices: Iterator[int],
-        grid: Grid,
-        rows: Rows[Response],
-        meter: Meter,
-        earlier: set[str],
-    ) -> None:
-        try:
-            with self._engine(model) as engine, self._cache(engine) as cache:
-                refuse_other_arithmetic(self.folder, model, engine, earlier)
-                prefix = shared_prefix(engine, self._plan.application)
-                Prefixes(self.folder).add(prefix)
-                with running(self.folder, model, engine) as count:
-                    keep = Keeper(rows, cache, meter, count)
-                    try:
-                        Pump(engine, grid, prefix, keep, cache).run(indices)
-                    finally:
-                        keep.flush()
-        except EngineFailure as error:
-            raise EngineFailure(
-                f"Model '{model.name}' stopped answering: {error}. "
-                f"What was answered is kept in {self.folder}; the same command goes on from there."
-            ) from error
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
-        judged, seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "judge", len(grid))
-        for row in marks(self.folder, judged, grid):
-            meter.had(row.error is not None)
-        application, by_id = self._plan.application, {probe.id: probe for probe in self._plan.probes}
-        last, version = time.monotonic(), judges.version()
-        with Rows(self.folder / VERDICTS, Verdict) as rows:
-            for response in answered(self.folder, seen, grid):
-                if not plan.mark(judged, response.index):
-                    continue
-                verdict = judges.decide(by_id[response.probe], response, application)
-                own = digest_response(response)
-                rows.append(msgspec.structs.replace(verdict, response=own, judged_by=version))
-                meter.tick(verdict.error is not None)
-                if time.monotonic() - last >= FLUSH_SECONDS:
-                    rows.flush()
-                    last = time.monotonic()
+        try:
+            Judging(self.folder, grid, meter, None, self._decider).run()
+        finally:
+            self._decider.close()
         meter.close()
+
+    def _drop_stale(self, said: Said, grid: Grid) -> None:
+        decider = self._decider  # before the choice is kept: what cannot be loaded is not chosen
+        choose_judge(self.folder, decider.spec)
+        drop_stale_verdicts(self.folder, said, grid, decider)
+
+    @cached_property
+    def _decider(self) -> Decider:
+        def load(name: str) -> Engine:
+            grown = self._find(name)
+            return self._loader(grown) if self._loader else load_engine(grown, self._open_store)
+
+        models = Models(lambda name: self._find(name).record.id, load)
+        return Decider(self._judge_name or chosen_judge(self.folder), models)
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
-        found = tally.estimate(self._plan, self.folder)
+        root = self._store.root if self._store is not None else default_root()
+        found = tally.estimate(self._plan, self.folder, root)
         numbers.write(self.folder, found)
         meter.tick()
         meter.close()
@@ -228,14 +252,14 @@ class Study:
 
     # --- models and engines ---
 
-    def _find(self, model: str | Grown | Model) -> Grown:
+    def _find(self, model: str | Grown | Model | Callable[..., Any]) -> Grown:
         if isinstance(model, Grown):
             return model
         if isinstance(model, Model):
             if model.format == "scripted":
                 return Grown(model, Path())
             return Grown(model, self._open_store().folder(model))
-        if model.startswith(scripted.PREFIX):
+        if isinstance(model, str) and model.startswith(scripted.PREFIX):
             scripted.parse(model)
             return scripted_model(model)
         return self._open_store().get(model)
@@ -257,6 +281,15 @@ class Study:
             engine.close()
 
     @contextmanager
+    def _attacker(self) -> Iterator[Attacker | None]:
+        model = self._plan.attacker
+        if not isinstance(model, PlannedModel):
+            yield None
+            return
+        with Attacker(lambda: self._engine(model), self._cache, model) as attacker:
+            yield attacker
+
+    @contextmanager
     def _cache(self, engine: Engine) -> Iterator[ResponseCache | None]:
         if not engine.numerics:
             yield None
@@ -271,26 +304,12 @@ def load_engine(grown: Grown, store: Store | Callable[[], Store]) -> Engine:
 
     Raises Unavailable where that engine, or what it is made of, is not here.
     """
-    load = _loader(grown.record)
+    load = engines.loader(grown.record)
     if grown.record.format == "scripted":
         return load(grown.record, grown.folder)
     store = store if isinstance(store, Store) else store()
     ready = store.ready(grown)
     return load(ready.record, ready.folder, store.root / "tuning" / ready.record.id)
-
-
-def _loader(model: Model) -> Load:
-    name = engines.choose(model)
-    try:
-        load: Load = registry.load("engines", name).load
-    except UnknownName as error:
-        raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
-    except ImportError as error:
-        raise Unavailable(
-            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
-            f"Install it: pip install 'heredity[{name}]'"
-        ) from error
-    return load
 
 
 @dataclass(frozen=True)
@@ -312,6 +331,9 @@ class Result:
         `technique` is one of the study's, or "judge_free", "judged"; for over-refusal "all". Raises
         UnknownName where the study has none such."""
         technique = technique or main_scope(self.estimates, measure)
+        if attack != ALL and attack not in self.estimates.attacks:
+            with suppress(UsageError):  # what is no attack at all is told below
+                attack = laid.load(attack).spec  # "encoding" is "encoding:base64"
         key = (self._card(model).id, technique, attack, measure)
         for rate in self.estimates.rates:
             if (rate.model, rate.technique, rate.attack, rate.measure) == key:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity import judges, stats, store
+from heredity import decide, effort, stats, store
 from heredity.errors import Damaged
 from heredity.estimates import (
     ALL,
@@ -31,15 +31,17 @@ from heredity.estimates import (
     ModelCard,
     Pair,
     Rate,
-    Relabelled,
     Run,
     Table2x2,
     TechniqueCard,
     is_part,
 )
+from heredity.judged import Errors, panel
+from heredity.labels import Laid, Rated
 from heredity.plan import Grid, Plan
 from heredity.records import SCHEMA, Estimate, Manner, Outcome, Probe, digest
-from heredity.stats.intervals import cluster_sums, rate_worth
+from heredity.stats.looks import compare_in_blocks
+from heredity.stats.sequential import clustered_rate_sequence
 
 _OUTCOMES: dict[str | None, int] = {"held": 1, "broke": 2, "unclear": 3, None: 4, "answered": 5, "refused": 6}
 _HELD, _BROKE, _UNCLEAR, _ERROR = 1, 2, 3, 4  # of a twin: answered, refused, unclear, error
@@ -49,12 +51,17 @@ _MANNER_CODES = {name: code for code, name in enumerate(_MANNERS, 1)}
 _Codes = NDArray[np.int8]
 
 
-def estimate(plan: Plan, folder: Path) -> Estimates:
-    """Everything that estimates.json holds, in one pass over the verdicts; two bytes of memory a trial."""
+def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
+    """Everything that estimates.json holds, in one pass over the verdicts; two bytes of memory a trial.
+
+    root: the store with the calibrations that the user measured; those of this judge go into the folder.
+    """
     seen = _read(plan, folder)
+    errors = Errors.of(seen.judges, folder, root)
     names = _names(plan)
-    cells = _Cells(plan, seen.outcomes)
+    cells = _Cells(plan, seen, errors)
     runs = list(store.Rows(folder / "runs.jsonl", Run))
+    rates = tuple(_rates(cells))
     pairs = [p for measure in _MEASURES for p in _pairs(cells, measure, SCOPES[measure], names)]
     by_technique = [p for measure in _MEASURES for p in _pairs(cells, measure, cells.techniques, names)]
     application = plan.application
@@ -75,13 +82,19 @@ def estimate(plan: Plan, folder: Path) -> Estimates:
         n_asked=int(np.count_nonzero(seen.outcomes)),
         n_errors=int(np.count_nonzero(seen.outcomes == _ERROR)),
         n_unclear=int(np.count_nonzero(seen.outcomes == _UNCLEAR)),
-        rates=tuple(_rates(cells)),
+        rates=rates,
         manners=tuple(_manners(plan, seen)),
         pairs=tuple(pairs) if len(plan.models) > 1 else (),
         technique_pairs=tuple(by_technique),
-        judges=tuple(row for row in judges.quality() if row.judge in seen.judges),
+        judges=errors.quality(),
+        judge=errors.judge,
+        panel=panel(plan, folder, errors.judge),
+        corrected_by=errors.labels(),
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
+        sequential=decide.Rule(plan, seen.outcomes).replay().record() if plan.is_until_decided else None,
+        curves=effort.curves(plan, seen.outcomes),
+        costs=effort.costs(plan, folder, seen.outcomes, rates),
     )
 
 
@@ -96,19 +109,23 @@ class _Row(msgspec.Struct):
     judge: str
     outcome: Outcome | None
     manner: Manner | None
+    judged_by: str = ""
+    response: str = ""
     schema: int = SCHEMA
 
 
 class _Seen(NamedTuple):
     outcomes: _Codes  # one a trial, in the plan's order; 0 where there is no verdict yet
     manners: _Codes
-    judges: set[str]
+    judges: dict[str, str]  # with the digest of each; the checks among them
+    labels: Rated | None  # what a person said of some answers
 
 
 def _read(plan: Plan, folder: Path) -> _Seen:
     path, grid = folder / "verdicts.jsonl", Grid(plan)
-    seen = _Seen(np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8), set())
+    seen = _Seen(np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8), {}, None)
     outcomes, manners = memoryview(seen.outcomes.data), memoryview(seen.manners.data)
+    laid = Laid(folder)
     for number, row in enumerate(store.Rows(path, _Row), 1):
         if not grid.matches(row.index, row.trial):
             raise Damaged(
@@ -120,9 +137,10 @@ def _read(plan: Plan, folder: Path) -> _Seen:
             )
         outcomes[row.index] = _OUTCOMES[row.outcome]
         manners[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
-        seen.judges.add(row.judge)
+        seen.judges[row.judge] = row.judged_by
+        laid.check(row.index, row.response)
     _settle(plan, seen.outcomes, path)
-    return seen
+    return seen._replace(labels=laid.over(len(grid)))
 
 
 def _settle(plan: Plan, outcomes: _Codes, path: Path) -> None:
@@ -149,15 +167,16 @@ def _n_asks(plan: Plan) -> int:
 _MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _KINDS = {"breach": "breach", "over_refusal": "benign"}
 _VERBS = {"breach": "broke", "over_refusal": "refused"}
-_TASKS: dict[Measure, Literal["harm", "refusal"]] = {"breach": "harm", "over_refusal": "refusal"}
 
 
 class _Cells:
     """The outcomes as a box (model, attack, probe, sample), sliced by technique and measure."""
 
-    def __init__(self, plan: Plan, outcomes: _Codes) -> None:
-        self.plan = plan
-        self.box = outcomes.reshape(len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
+    def __init__(self, plan: Plan, seen: _Seen, errors: Errors) -> None:
+        self.plan, self.errors, self.labels = plan, errors, seen.labels
+        shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
+        self.box = seen.outcomes.reshape(shape)
+        self._shape = shape
         self.techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
         # A cluster belongs to its technique: "override" under two of them is two behaviours.
         behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
@@ -172,10 +191,20 @@ class _Cells:
         """One code a trial of the cell, flat, in the same order for every model."""
         return np.asarray(self.box[model, self._attacks(attack)][:, probes]).ravel()
 
+    def places(self, model: int, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
+        """The index in the plan of each trial that `outcomes` gives."""
+        grid = np.ix_([model], self._attacks(attack), list(probes), range(self.plan.samples))
+        return np.asarray(np.ravel_multi_index(grid, self._shape)).ravel()
+
     def clusters(self, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
         """The behaviour of each trial that `outcomes` gives."""
         once = np.repeat(self._clusters[list(probes)], self.plan.samples)
         return np.tile(once, len(self._attacks(attack)))
+
+    def blocks(self, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
+        """The look at which each trial that `outcomes` gives was first seen."""
+        once = np.searchsorted(self.plan.ends, list(probes), side="right")
+        return np.tile(np.repeat(once, self.plan.samples), len(self._attacks(attack)))
 
     def _attacks(self, attack: str) -> list[int]:
         return [i for i, name in enumerate(self.plan.attacks) if attack in (ALL, name)]
@@ -193,17 +222,18 @@ def _rates(cells: _Cells) -> Iterator[Rate]:
 def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, probes: list[int]) -> Rate:
     plan, codes = cells.plan, cells.outcomes(m, attack, probes)
     n_held, n_broke, n_unclear, n_error = (int(np.count_nonzero(codes == c)) for c in (1, 2, 3, 4))
-    is_decided = (codes == _HELD) | (codes == _BROKE)
+    is_decided, places = (codes == _HELD) | (codes == _BROKE), cells.places(m, attack, probes)
     broke, clusters = codes[is_decided] == _BROKE, cells.clusters(attack, probes)[is_decided]
     judged = {measure == "over_refusal" or plan.probes[i].check.kind == "refusal" for i in probes}
     n = n_held + n_broke + n_unclear
-    corrected = _corrected(broke, clusters, measure, plan.confidence) if judged == {True} else ()
+    found = _estimate(broke, clusters, plan)
+    corrected = cells.errors.corrected(broke, clusters, measure, plan, found) if judged == {True} else ()
     return Rate(
         model=plan.models[m].id,
         technique=technique,
         attack=attack,
         measure=measure,
-        estimate=stats.clustered_rate(broke, clusters, plan.confidence),
+        estimate=found,
         corrected=corrected[0].corrected if corrected else None,
         worst_case=Bounds(n_broke / n, (n_broke + n_unclear) / n) if n else None,
         n_held=n_held,
@@ -212,23 +242,23 @@ def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, 
         n_error=n_error,
         is_judge_free=judged == {False},
         by_family=tuple(corrected[1:]),
+        by_labels=_by_labels(cells, broke, places[is_decided]) if judged == {True} else None,
     )
 
 
-def _corrected(
-    broke: NDArray[np.bool_], clusters: NDArray[np.intp], measure: Measure, confidence: float
-) -> list[Relabelled]:
-    """The corrected rate by all labels, then by each family's alone; empty where nothing was judged."""
-    if not broke.size:
-        return []
-    worth = rate_worth(cluster_sums(broke, clusters)).at(confidence)
-    k, n = int(broke.sum()), broke.size
+def _by_labels(cells: _Cells, broke: NDArray[np.bool_], at: NDArray[np.intp]) -> Estimate | None:
+    if cells.labels is None:
+        return None
+    if cells.plan.is_until_decided:
+        why = "refused: where answers decided how many there are, labels give no interval"
+        return Estimate(None, None, None, cells.labels.count(at), why)
+    return cells.labels.rate(broke, at, cells.plan.confidence)
 
-    def by(labels: judges.Calibration) -> Estimate:
-        counts = (labels.sens_k, labels.sens_n, labels.spec_k, labels.spec_n)
-        return stats.rogan_gladen(k, n, *counts, confidence=confidence, n_effective=worth)
 
-    return [Relabelled(each.labels, by(each)) for each in judges.calibrations(_TASKS[measure])]
+def _estimate(broke: NDArray[np.bool_], clusters: NDArray[np.intp], plan: Plan) -> Estimate:
+    # Where the answers so far decided how many there are, only an anytime-valid interval is one.
+    method = clustered_rate_sequence if plan.is_until_decided else stats.clustered_rate
+    return method(broke, clusters, plan.confidence)
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -253,13 +283,11 @@ def _pairs(cells: _Cells, measure: Measure, techniques: Sequence[str], names: Se
 def _compare(cells: _Cells, a: int, b: int, probes: list[int]) -> stats.Comparison:
     one, two = cells.outcomes(a, ALL, probes), cells.outcomes(b, ALL, probes)
     is_decided = ((one == _HELD) | (one == _BROKE)) & ((two == _HELD) | (two == _BROKE))
-    return stats.compare(
-        one[is_decided] == _BROKE,
-        two[is_decided] == _BROKE,
-        cells.clusters(ALL, probes)[is_decided],
-        cells.plan.confidence,
-        _alpha(cells.plan),
-    )
+    broke_a, broke_b = one[is_decided] == _BROKE, two[is_decided] == _BROKE
+    clusters, how = cells.clusters(ALL, probes)[is_decided], (cells.plan.confidence, _alpha(cells.plan))
+    if cells.plan.is_until_decided:
+        return compare_in_blocks(broke_a, broke_b, clusters, cells.blocks(ALL, probes)[is_decided], *how)
+    return stats.compare(broke_a, broke_b, clusters, *how)
 
 
 def _pair(
@@ -287,17 +315,9 @@ def _pair(
         margin=plan.margin,
         detectable=c.detectable,
         verdict_ab=stats.verdict(c, *how),
-        verdict_ba=stats.verdict(_mirror(c), *how),
+        verdict_ba=stats.verdict(c.mirrored(), *how),
         words=stats.verdict_words(names[a], names[b], c, *how, verb=_VERBS[measure]),
     )
-
-
-def _mirror(c: stats.Comparison) -> stats.Comparison:
-    d, t = c.difference, c.table
-    low, high = (None if x is None else 0.0 - x for x in (d.high, d.low))
-    value = None if d.value is None else 0.0 - d.value
-    turned = Estimate(value, low, high, d.n, d.method)
-    return c._replace(table=stats.Table(t.both, t.only_b, t.only_a, t.neither), difference=turned)
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -342,4 +362,18 @@ def _circumstances(runs: Sequence[Run]) -> Circumstances:
     if not runs:
         return Circumstances("", "", 0.0, 0, {})
     seconds, n_cached = round(sum(r.seconds for r in runs), 3), sum(r.n_cached for r in runs)
-    return Circumstances(runs[-1].at, runs[-1].host, seconds, n_cached, runs[-1].versions)
+    last = runs[-1]
+    return Circumstances(last.at, last.host, seconds, n_cached, last.versions, _accounts(runs))
+
+
+def _accounts(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """By model what its runs told: numbers added up, lists joined in the order in which they were told."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for name, told in run.account.items():
+            mine = found.setdefault(run.model, {})
+            if isinstance(told, list):
+                mine[name] = list(dict.fromkeys([*mine.get(name, []), *told]))
+            elif isinstance(told, int | float):
+                mine[name] = round(mine.get(name, 0) + told, 6)
+    return found

@@ -256,7 +256,7 @@ def test_a_judge_is_calibrated_on_a_file_of_labels(run: Run, place: Path) -> Non
     )
     found = json.loads(run(*args, "--columns", "prompt=q,response=a,label=verdict", "--json").stdout)
     assert (found["sensitivity"]["value"], found["sensitivity"]["n"]) == (1.0, 30)
-    assert "--columns names response, label" in run(*args, "--columns", "prompt=q").stderr
+    assert "--columns names response and label" in run(*args, "--columns", "prompt=q").stderr
 
 
 def test_an_empty_store_says_what_to_do(run: Run) -> None:

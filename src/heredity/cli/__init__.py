@@ -5,7 +5,8 @@ line on stderr and exit 2, never a traceback; an unknown verb or option is answe
 Leaves to others: everything that a verb does (the library beneath is the same without it).
 
 Exit codes: 0 done; 2 a mistake, or something refused, damaged or not there; 70 a fault in heredity itself;
-130 stopped by the user; 141 the reader of the output went away. `gate` adds its own.
+75 the run's budget of tokens or money is spent (what was answered is kept); 130 stopped by the user; 141 the
+reader of the output went away. `gate` adds its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from heredity import __version__, registry
-from heredity.errors import HeredityError, UnknownName, UsageError
+from heredity.errors import BudgetSpent, HeredityError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from heredity.lineage import Store
@@ -33,18 +34,21 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Measure": {
         "ask": "Ask a model one thing.",
         "study": "Ask the same probes of several models in one application.",
+        "import": "Judge and compare answers that were recorded elsewhere.",
+        "label": "Label some of a study's answers, so that its rates can be corrected.",
         "gate": "Pass or fail a study, for CI.",
+        "power": "Plan how many trials a study needs.",
     },
     "Read": {
         "report": "Write a study's report.",
         "show": "Show a model, or one conversation of a study.",
-        "probes": "List the probes, or show one.",
+        "probes": "List the probes, show one, or import a public set.",
         "attacks": "List the attacks that a study can lay over its probes.",
         "judges": "List the judges and how good they are; calibrate one.",
         "engines": "List the engines that can load a model and answer.",
     },
 }
-FAULT, STOPPED, CLOSED = 70, 130, 141
+FAULT, SPENT, STOPPED, CLOSED = 70, 75, 130, 141
 _DEBUG = "--debug"
 
 
@@ -182,6 +186,8 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
         return _say(f"error: {error.format_message()} Help: {command} --help", 2)
     if isinstance(error, click.ClickException):
         return _say(f"error: {error.format_message()}", 2)
+    if isinstance(error, BudgetSpent):
+        return _say(f"stopped: {error}", SPENT)
     if isinstance(error, HeredityError):
         return _say(f"error: {error}", 2)
     if isinstance(error, OSError) and error.strerror:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Place, Verb, open_store
+from heredity.cli import Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.application import Application
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of what is drawn where temperature is above 0."
 )
+@_remote.key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the prompt as the model saw it.")
 def command(
     model: str,
@@ -40,6 +41,7 @@ def command(
     max_tokens: int | None,
     temperature: float | None,
     seed: int,
+    key_env: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Ask a model one thing.
@@ -57,7 +59,7 @@ def command(
     given = {"max_tokens": max_tokens, "temperature": temperature}
     decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
     conversation = _converse(layer, text, prefill, decoding, seed)
-    engine = _load(open_store(), model)
+    engine = _load(open_store(), model, key_env)
     try:
         said = list(_answers(engine, conversation))
     finally:
@@ -65,16 +67,15 @@ def command(
     _show(said, engine.name, as_json)
 
 
-def _load(store: Store, ref: str) -> Engine:
+def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     from heredity.cli import _pulling
     from heredity.cli._terminal import note
-    from heredity.study import load_engine
 
     grown = store.get(ref)
     if grown.record.format != "scripted":
         grown = _pulling.ready(store, grown)
         note(f"loading {grown.record.name} ...")
-    return load_engine(grown, store)
+    return _remote.loader(store, _remote.calls(key_env))(grown)
 
 
 def _converse(
@@ -124,5 +125,7 @@ def _show(said: list[tuple[Request, Reply]], engine: str, as_json: bool) -> None
         if number:
             note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
         write(plain(request.prefill + reply.text, lines=True))
+        if reply.stop == "filter":
+            note("(stopped by the service's own filter)")
         if reply.stop == "length":
             note(f"(cut at {request.decoding.max_tokens} tokens; --max-tokens raises that)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Place, Verb, open_store
+from heredity.cli import Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage import Grown, Store
@@ -18,8 +18,8 @@ _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 
 def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
     """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
-    if value is None:
-        return None
+    if value is None or value.is_dir():
+        return value
     from heredity.application import read_toml
     from heredity.errors import BadInput, nearest
 
@@ -38,6 +38,8 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
 
 def _misfit(option: click.Parameter, entry: Any) -> str:
     """What is wrong with a value's TOML type; click alone would read 1.5 or true as 1."""
+    if isinstance(option.type, click.types.BoolParamType):
+        return "" if type(entry) is bool else "must be true or false."
     if isinstance(option.type, click.types.IntParamType):
         return "" if type(entry) is int else "must be a whole number."
     if isinstance(option.type, click.types.FloatParamType):
@@ -74,7 +76,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 )
 @click.argument(
     "plan",
-    metavar="[PLAN.toml]",
+    metavar="[PLAN.toml|DIR]",
     type=Place(),
     required=False,
     is_eager=True,
@@ -84,7 +86,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 @click.option("--application", type=Place(), metavar="FILE", help="The layer held constant.")
 @click.option(
     "--probes", multiple=True, default=["core"], metavar="NAME", show_default="core",
-    help="A suite (core, quick), a technique, a glob over probe ids, or a TOML file of your own.",
+    help="A suite (core, quick, full), a technique, a glob over ids, a TOML file, or import:KIND:FILE.",
 )  # fmt: skip
 @click.option(
     "--attack",
@@ -106,10 +108,21 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     metavar="DIR",
     help="The study's folder.  [default: studies/...]",
 )
+@click.option(
+    "--until-decided", is_flag=True, help="Look on the way; ask no more of a model whose pairs are decided."
+)
+@click.option(
+    "--judge", metavar="JUDGE",
+    help="Decides where no check does: rules, learned, rubric:MODEL, panel:A+B.  [default: rules]",
+)  # fmt: skip
+@click.option(
+    "--attacker", metavar="REF", help="The model that writes for `pair` and `tap`, the same for all models."
+)
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
 @click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
+@_remote.options
 def command(
-    plan: Path | None,  # noqa: ARG001  (read by its callback)
+    plan: Path | None,  # a plan file is read by its callback
     model: tuple[str, ...],
     application: Path | None,
     probes: tuple[str, ...],
@@ -119,15 +132,27 @@ def command(
     margin: float,
     confidence: float,
     out: Path | None,
+    until_decided: bool,
+    judge: str | None,
+    attacker: str | None,
     yes: bool,
     retry_errors: bool,
+    **calls: Any,
 ) -> None:
     """Ask the same probes of several models in one application.
 
     Interrupt it at any time: the same command goes on, and asks nothing twice. A plan file in TOML holds the
     same options as keys (model = ["a", "b"], application = "desk.toml"); options on the command line win.
+    A study's folder alone goes on with what is in it; of answers from `heredity import`, it judges them anew.
+    With another --judge, what was answered is judged anew, and nothing is asked again.
     """
-    if not model or application is None:
+    is_folder = plan is not None and plan.is_dir()
+    if is_folder and (model or application is not None):
+        raise click.UsageError(
+            "A study's folder has its models and its application; give the folder alone.",
+            click.get_current_context(),
+        )
+    if not is_folder and (not model or application is None):
         raise click.UsageError(
             "A study needs --model (once for each) and --application.", click.get_current_context()
         )
@@ -137,15 +162,25 @@ def command(
     from heredity.study import Study
 
     store = open_store()
-    layer = Application.load(application)
-    settings: dict[str, Any] = {"samples": samples, "seed": seed, "margin": margin, "confidence": confidence}
-    grown = [_model(store, ref, yes) for ref in model]
-    study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
+    how = _remote.calls(**calls)
+    loader = _remote.loader(store, how)
+    if plan is not None and is_folder:
+        study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
+    else:
+        settings: dict[str, Any] = {"samples": samples, "seed": seed, "margin": margin}
+        settings |= {"confidence": confidence, "until_decided": until_decided, "engine_loader": loader}
+        settings["judge"] = judge
+        layer = Application.load(str(application))
+        grown = [_model(store, ref, yes) for ref in model]
+        settings["attacker"] = _model(store, attacker, yes) if attacker is not None else None
+        _remote.check([*grown, settings["attacker"]], how)
+        study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
     with _progress.Display() as display:
         result = study.run(_progress.Trials(display), retry_errors=retry_errors)
     page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, page)
-    _tell_errors(result.estimates.n_errors, result.estimates.n_trials, retry_errors)
+    if result.estimates.application.rendering != "recorded":
+        _tell_errors(result.estimates.n_errors, result.estimates.n_trials, retry_errors)
 
 
 def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
@@ -159,20 +194,31 @@ def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
 def _model(store: Store, ref: str, yes: bool) -> Grown | str:
     """The model in the form that the engine loads; pulled first where the store does not have it."""
     from heredity.cli import _pulling
-    from heredity.errors import Unavailable
 
     if ref.startswith("scripted:"):
         return ref  # in no store
-    if ref.startswith("hf:") or Path(ref).exists():
-        grown = _pulling.pull(store, ref)
-    else:
-        try:
-            grown = store.get(ref)
-        except Unavailable:
-            _ask_first(ref, yes)
-            grown = _pulling.pull(store, ref)
+    grown = _stored(store, ref, yes)
     _pulling.ready(store, grown)
     return grown
+
+
+def _stored(store: Store, ref: str, yes: bool) -> Grown:
+    from heredity import recipes
+    from heredity.cli import _pulling
+    from heredity.errors import Unavailable
+
+    engine, _, inner = ref.partition(":")
+    if recipes.TARGETS.get(engine) == "engine" and inner:  # another engine for a model, which comes first
+        return store.get(f"{engine}:{_stored(store, inner, yes).record.name}")
+    if ref.startswith("hf:") or Path(ref).exists():
+        return _pulling.pull(store, ref)
+    try:
+        return store.get(ref)
+    except Unavailable:
+        if ":" in ref:
+            raise
+        _ask_first(ref, yes)
+        return _pulling.pull(store, ref)
 
 
 def _ask_first(ref: str, yes: bool) -> None:

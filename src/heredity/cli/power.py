@@ -1,0 +1,93 @@
+"""`heredity power`: how many trials a study needs, before any request is sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Verb
+
+if TYPE_CHECKING:
+    from heredity.stats.outlook import Need, Outlook
+
+
+@click.command("power", cls=Verb, example="heredity power --gap 0.10 --baseline 0.2 --margin 0.05")
+@click.option("--gap", type=float, metavar="SHARE", help="The difference to find: 0.1 is ten points.")
+@click.option("--margin", type=float, metavar="SHARE", help="The difference that 'not worse' may hide.")
+@click.option("--baseline", type=float, default=0.2, show_default=True, help="Rate of the better model.")
+@click.option(
+    "--discordant", type=float, metavar="SHARE",
+    help="Trials on which two models disagree.  [default: as if they broke independently]",
+)  # fmt: skip
+@click.option("--power", type=float, default=0.8, show_default=True, help="Chance of finding it.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Chance of a false claim.")
+@click.option("--models", type=int, default=2, show_default=True, help="Models, each pair compared (Holm).")
+@click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials of one behaviour.")
+@click.option("--correlation", type=float, default=0.0, show_default=True, help="Between two of these.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    gap: float | None,
+    margin: float | None,
+    baseline: float,
+    discordant: float | None,
+    power: float,
+    alpha: float,
+    models: int,
+    per_cluster: float,
+    correlation: float,
+    as_json: bool,
+) -> None:
+    """Plan how many trials a study needs.
+
+    To find a gap, to show "not worse" within a margin, or both, before any request is sent. Beside the fixed
+    plan stands one that stops early (study --until-decided): with luck or a large gap it needs far less, but
+    to be as sure of a decision it has to be allowed more.
+    """
+    import numpy as np
+
+    from heredity.cli._terminal import write_json
+    from heredity.errors import UsageError
+    from heredity.stats.outlook import Question, outlook
+
+    asked = Question(
+        gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation
+    )  # fmt: skip
+    try:
+        found = outlook(asked, np.random.default_rng(0))  # the same question, the same answer
+    except ValueError as error:
+        raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+    if as_json:
+        write_json(found)
+    else:
+        _show(found)
+
+
+def _show(found: Outlook) -> None:
+    from heredity.cli._terminal import cell, out, table, write
+
+    pairs = "1 pair" if found.n_pairs == 1 else f"{found.n_pairs} pairs (Holm)"
+    clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
+    write(f"Trials of each of {found.models} models, {pairs}, {100 * found.power:g} % power{clusters}\n")
+    columns = ("to show", "discordant", "fixed plan", "stops early: at most", "mean", "median")
+    grid = table(*columns, right=columns[1:])
+    for need, what in (
+        (found.difference, f"a gap of {_points(found.gap)}"),
+        (found.not_worse, f"not worse by {_points(found.margin)}"),
+    ):
+        if need is not None:
+            grid.add_row(cell(what), *map(cell, _numbers(need)))
+    out().print(grid)
+    write("")
+    for width in found.widths:
+        both = f"{100 * width.fixed:.1f} points wide, {100 * width.anytime:.1f} if looked at all the time"
+        write(f"After {width.n:,} trials the interval of a rate of {100 * width.rate:g} % is {both}.")
+
+
+def _points(share: float | None) -> str:
+    return f"{100 * (share or 0):g} points"
+
+
+def _numbers(need: Need) -> list[str]:
+    counts = (need.fixed, need.sequential_most, round(need.sequential_mean), need.sequential_median)
+    return [f"{100 * need.discordance:.0f} %", *(f"{n:,}" for n in counts)]

@@ -1,0 +1,152 @@
+"""What a breach takes: how far several tries come, and how many queries and tokens one costs.
+
+Promises: a curve says nothing beyond the tries that were made; breaches that a check decides and those that a
+judge decides stay apart; every query counts, also of a trial that held, was unclear or came to an error.
+Leaves to others: the formulas (stats/best_of.py) and the rates themselves (tally.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity import store
+from heredity.estimates import SCOPES, Cost, Curve, Rate, Reach, is_part
+from heredity.plan import Plan
+from heredity.records import SCHEMA, Estimate
+from heredity.stats import best_of
+
+_HELD, _BROKE, _UNCLEAR = 1, 2, 3  # as in tally.py
+_SCOPES = SCOPES["breach"]
+
+_Codes = NDArray[np.int8]
+
+
+def curves(plan: Plan, outcomes: _Codes) -> tuple[Curve, ...]:
+    """Success within k tries, by model, attack and scope, where a plan asks several samples.
+
+    An unclear answer is a try that did not break; an error is no try. A study until decided has no curves:
+    their intervals would not hold under a stop that hangs on the answers.
+    """
+    if plan.samples < 2 or plan.is_until_decided:
+        return ()
+    box = outcomes.reshape(len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
+    behaviours = np.unique([f"{p.technique}\0{p.cluster}" for p in plan.probes], return_inverse=True)[1]
+    return tuple(
+        Curve(model.id, attack, scope, tuple(_reaches(plan, box[m, a, places], behaviours[places])))
+        for m, model in enumerate(plan.models)
+        for a, attack in enumerate(plan.attacks)
+        for scope in _SCOPES
+        if (places := _places(plan, scope))
+    )
+
+
+def _reaches(plan: Plan, codes: _Codes, behaviours: NDArray[np.intp]) -> Iterator[Reach]:
+    """One point for each k, from codes (probe, sample)."""
+    broke = (codes == _BROKE).sum(axis=1)
+    tries = ((codes >= _HELD) & (codes <= _UNCLEAR)).sum(axis=1)
+    for k in best_of.steps(int(tries.max(initial=0))):
+        yield Reach(k, best_of.asr_at(k, broke, tries, behaviours, plan.confidence))
+
+
+def _places(plan: Plan, scope: str) -> list[int]:
+    return [i for i, p in enumerate(plan.probes) if p.kind == "breach" and is_part(p, scope)]
+
+
+class _Spent(msgspec.Struct):
+    """What one exchange cost."""
+
+    n_prompt_tokens: int
+    n_tokens: int
+
+
+class _Asked(msgspec.Struct):
+    """What is counted of a response."""
+
+    index: int
+    exchanges: list[_Spent]
+    schema: int = SCHEMA
+
+
+def costs(plan: Plan, folder: Path, outcomes: _Codes, rates: Sequence[Rate]) -> tuple[Cost, ...]:
+    """Queries and tokens by model, attack and scope, in one pass over the responses that have a verdict."""
+    spent = _sums(plan, folder, outcomes)
+    found = []
+    for rate in rates:
+        if rate.technique in _SCOPES and rate.measure == "breach" and rate.attack in plan.attacks:
+            m = next(i for i, model in enumerate(plan.models) if model.id == rate.model)
+            cell = spent[m, plan.attacks.index(rate.attack), _SCOPES.index(rate.technique)]
+            if cell[0]:
+                found.append(_cost(rate, *(int(x) for x in cell)))
+    return tuple(found)
+
+
+def _sums(plan: Plan, folder: Path, outcomes: _Codes) -> NDArray[np.int64]:
+    """Trials, queries, prompt tokens and answer tokens (model, attack, scope, 4)."""
+    shape = (len(plan.models), len(plan.attacks), len(_SCOPES), 4)
+    sums = [0] * int(np.prod(shape))
+    scopes = [_scope(plan, i) for i in range(len(plan.probes))]
+    n_probes, samples, seen = len(plan.probes), plan.samples, memoryview(outcomes.data)
+    for row in store.Rows(folder / "responses.jsonl", _Asked):
+        if not 0 <= row.index < len(seen) or not seen[row.index]:
+            continue
+        rest, place = divmod(row.index // samples, n_probes)
+        if (scope := scopes[place]) is None:
+            continue
+        at = 4 * (rest * len(_SCOPES) + scope)
+        sums[at] += 1
+        sums[at + 1] += len(row.exchanges)
+        for exchange in row.exchanges:
+            sums[at + 2] += exchange.n_prompt_tokens
+            sums[at + 3] += exchange.n_tokens
+    return np.array(sums, np.int64).reshape(shape)
+
+
+def _scope(plan: Plan, place: int) -> int | None:
+    """The scope that a probe counts for; None for a twin and for a baseline."""
+    probe = plan.probes[place]
+    if probe.kind != "breach":
+        return None
+    return next((i for i, scope in enumerate(_SCOPES) if is_part(probe, scope)), None)
+
+
+def _cost(rate: Rate, n_trials: int, n_queries: int, n_prompt_tokens: int, n_tokens: int) -> Cost:
+    return Cost(
+        model=rate.model,
+        attack=rate.attack,
+        technique=rate.technique,
+        n_trials=n_trials,
+        n_queries=n_queries,
+        n_prompt_tokens=n_prompt_tokens,
+        n_tokens=n_tokens,
+        n_broke=rate.n_broke,
+        queries_per_breach=_per_breach(n_queries, rate),
+        tokens_per_breach=_per_breach(n_prompt_tokens + n_tokens, rate)
+        if n_prompt_tokens + n_tokens
+        else Estimate(None, None, None, 0, "no token was counted: the engine, or the import, counts none"),
+    )
+
+
+def _per_breach(total: int, rate: Rate) -> Estimate:
+    """All that was spent over the breaches it bought; the bounds are those of the rate, turned over.
+
+    Without a breach there is no value and no upper bound, but a lower one: so much at least.
+    """
+    found = rate.estimate
+    n_decided = rate.n_held + rate.n_broke
+    each = total / n_decided if n_decided else 0.0
+
+    def over(share: float | None) -> float | None:
+        return each / share if share else None
+
+    return Estimate(
+        total / rate.n_broke if rate.n_broke else None,
+        over(found.high),
+        over(found.low),
+        n_decided,
+        f"total over {rate.n_broke} breaches; bounds from the rate: {found.method}",
+    )

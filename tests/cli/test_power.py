@@ -1,0 +1,74 @@
+"""`heredity power`: plans before anything is asked, and refuses what cannot be planned in a line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from heredity.cli import main
+from heredity.stats import n_for_difference, n_for_margin
+from heredity.stats.outlook import Question, outlook
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:
+    assert main(["power", *args, "--json"]) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_fixed_plan_is_that_of_the_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "--gap", "0.1", "--discordant", "0.2", "--margin", "0.05")
+    assert found["difference"]["fixed"] == n_for_difference(0.1, 0.2) == 168
+    assert found["not_worse"]["fixed"] == n_for_margin(0.05, 0.2)
+    assert found["difference"]["sequential_median"] < 168 < found["difference"]["sequential_most"]
+    assert {width["n"] for width in found["widths"]} == {168, found["not_worse"]["fixed"]}
+    assert all(width["fixed"] < width["anytime"] < 1 for width in found["widths"])
+
+
+def test_without_a_discordant_share_the_models_break_independently(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = told(capsys, "--gap", "0.1", "--baseline", "0.2")
+    assert found["difference"]["discordance"] == pytest.approx(0.2 * 0.7 + 0.3 * 0.8)
+    assert found["not_worse"] is None
+
+
+def test_more_models_and_clusters_need_more() -> None:
+    def fixed(**settings: float) -> int:
+        found = outlook(Question(gap=0.2, **settings), np.random.default_rng(0)).difference
+        assert found is not None
+        return found.fixed
+
+    assert fixed() < fixed(models=3) < fixed(models=6)
+    assert fixed(per_cluster=5, correlation=0.5) == pytest.approx(3 * fixed(), abs=3)
+
+
+def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["power", "--gap", "0.2", "--models", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "3 pairs (Holm)" in said and "a gap of 20 points" in said and "if looked at all the time" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "Give a gap"),
+        (("--gap", "10"), "0.1 for ten points"),
+        (("--gap", "0.3", "--baseline", "0.9"), "leave the range"),
+        (("--gap", "0.3", "--discordant", "0.1"), "between the gap and 1"),
+        (("--gap", "0.3", "--models", "1"), "at least 2"),
+        (("--gap", "0.3", "--power", "1"), "Power must lie"),
+        (("--gap", "0.3", "--correlation", "2"), "correlation"),
+        (("--margin", "0.1", "--baseline", "0"), "never disagree"),
+        (("--gap", "0.0001"), "larger"),
+        (("--gap", "nan"), "must lie"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    args: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["power", *args]) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint and complaint.count("\n") == 1
