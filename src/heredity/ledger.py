@@ -45,10 +45,7 @@ JUDGE = "judge.json"
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
 ERRORS = "errors.jsonl"  # responses that were errors, set aside when their trials were asked again
 _RESTORE = "Restore the file, or ask again in another folder."
-FLUSH_SECONDS = 1.0  # a crash loses at most what was answered in this time, and asks it again
-FLUSH_REST = (
-    30  # a flush comes sooner, where this many times its own cost has passed: a paid answer is not lost
-)
+FLUSH_SECONDS = 1.0  # a power cut loses at most what was answered in this time, and asks it again
 
 
 class Mark(msgspec.Struct):
@@ -119,18 +116,17 @@ class Keeper:
 
     def __init__(self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count) -> None:
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
-        self._last, self._rest = time.monotonic(), 0.0
+        self._last = time.monotonic()
 
     def __call__(self, response: Response) -> None:
         with _explained(self._rows.path):
             self._rows.append(response)
+            self._rows.write()  # kill -9 loses none of what was answered, and perhaps paid for
         self._count.add(response)
         self._meter.tick(response.error is not None, response.is_cached)
-        now = time.monotonic()
-        if now - self._last >= self._rest:
+        if time.monotonic() - self._last >= FLUSH_SECONDS:
             self.flush()
             self._last = time.monotonic()
-            self._rest = min(FLUSH_SECONDS, FLUSH_REST * (self._last - now))
 
     def flush(self) -> None:
         with _explained(self._rows.path):

@@ -116,7 +116,8 @@ class Rows(_Closed, Generic[T]):
     """An append-only file of JSON lines, one record of type `type` each.
 
     Reading streams and needs no lock. The first append drops a torn last line; hold a Lock on the folder.
-    What is appended is buffered: `flush` (or leaving the `with`) puts it on the disk for good.
+    What is appended is buffered: `write` hands it to the system, where it outlives this process; `flush` (or
+    leaving the `with`) puts it on the disk for good.
     """
 
     def __init__(self, path: Path, type: type[T]) -> None:
@@ -134,7 +135,7 @@ class Rows(_Closed, Generic[T]):
             self._open()
         self._pending += self._encoder.encode(record) + b"\n"
         if len(self._pending) >= _BLOCK:
-            self._write()
+            self.write()
 
     def extend(self, records: Iterable[T]) -> None:
         """Add rows in order."""
@@ -145,7 +146,7 @@ class Rows(_Closed, Generic[T]):
         """Put every appended row on the disk (fsync)."""
         if self._handle is None:
             return
-        self._write()
+        self.write()
         with explain_full_disk(self.path.parent, 0):
             os.fsync(self._handle)
 
@@ -163,7 +164,7 @@ class Rows(_Closed, Generic[T]):
 
         Raises Damaged with file:line for a line that is no such record, NotComparable for another schema.
         """
-        self._write()
+        self.write()
         if not self.path.exists():
             return
         self.end = self.start
@@ -196,7 +197,8 @@ class Rows(_Closed, Generic[T]):
         os.lseek(self._handle, self._size, os.SEEK_SET)
         sync_folder(self.path.parent)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Hand every appended row to the system: a crash of this process loses none of them."""
         if self._handle is None or not self._pending:
             return
         data, n_done = bytes(self._pending), 0

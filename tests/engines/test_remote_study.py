@@ -110,7 +110,7 @@ def test_killed_again_and_again_a_study_ends_as_one_that_was_not(tmp_path: Path)
         assert run(killed, server).returncode == 0
         extra = bodies(server) - asked_once
     assert n_kills >= 3
-    # Asked twice is only what a kill cut off: in flight, or answered and not yet on the disk.
+    # Asked twice is only what a kill cut off: in flight, or answered and on its way to the file.
     assert extra.total() <= n_kills * 2 * WIDTH
     a, b = estimates(whole), estimates(killed)
     assert (b.n_asked, b.n_errors) == (b.n_trials, 0)
