@@ -162,11 +162,11 @@ def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
 
 
 def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, Said]]:
+    from heredity import tables
     from heredity.errors import BadInput
-    from heredity.judges import _labels
 
     by_trial = {row.trial: row for row in drawn}
-    for line, cells in _labels.rows(path):
+    for line, cells in tables.rows(path):
         trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
         if trial not in by_trial:
             raise BadInput(path, f"trial '{trial[:40]}' is none that was drawn (is --n as it was?)", line)

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from heredity import tables
 from heredity.errors import BadInput
-from heredity.judges import _labels
 
 FOLDS = 5  # fold 0 is held out of the shipped weights
 
@@ -118,7 +118,7 @@ def read(spec: Spec, roots: Sequence[Path]) -> Data:
         if path is None:
             raise BadInput(roots[0] / name, "no such file here or below another --root")
         files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return _labels.rows(path)
+        return tables.rows(path)
 
     examples: list[Example] = []
     for labels in spec.labels:

@@ -8,17 +8,15 @@ Leaves to others: what the columns of a public set are called (importers/) and w
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from heredity.errors import BadInput, nearest
 from heredity.records import Probe
+from heredity.tables import rows
 
 FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
-_TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 class Row(NamedTuple):
@@ -60,38 +58,6 @@ class Imported(NamedTuple):
 
 
 Cells = dict[str, Any]
-
-
-def cells(path: Path) -> Iterator[tuple[int, Cells]]:
-    """The rows of a CSV, TSV, JSON-lines or JSON file (a list of objects), by the ending of its name."""
-    ending = path.suffix.lower()
-    if ending in _TABLES:
-        return _table(path, _TABLES[ending])
-    if ending in (".jsonl", ".ndjson"):
-        return _json_lines(path)
-    if ending == ".json":
-        return _json_list(path)
-    raise BadInput(path, f"is of no known kind: '{ending or path.name}'. Known: .csv, .tsv, .jsonl, .json")
-
-
-def text_of(path: Path) -> str:
-    """The whole file. Raises BadInput where it cannot be read or is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
-
-
-def json_of(path: Path) -> Any:
-    """The file's JSON. Raises BadInput with the line where it is malformed."""
-    try:
-        return json.loads(text_of(path))
-    except json.JSONDecodeError as error:
-        raise BadInput(path, f"not JSON: {error.msg}", error.lineno) from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(path, f"not JSON: {error}") from None
 
 
 class Columns:
@@ -145,7 +111,7 @@ def tabular(
     """Each row by its columns, benign where `kind` says so; with its cells for what a set has besides."""
     columns = Columns(source, names)
     benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
-    for line, row in cells(source.path):
+    for line, row in rows(source.path):
         of = {field: columns.get(line, row, field) for field in names}
         if not of["prompt"]:
             yield line, row, columns, Skip(line, "it has no prompt")
@@ -154,48 +120,3 @@ def tabular(
         made = Row(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
                    of.get("passage", ""), language=of.get("language", ""))  # fmt: skip
         yield line, row, columns, made
-
-
-def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Cells]]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(text_of(path).splitlines(keepends=True), delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise BadInput(path, f"two columns are named '{twice}'", 1)
-        for row in reader:
-            if row and len(row) != len(names):
-                raise BadInput(path, f"{len(row)} cells under {len(names)} column names", reader.line_num)
-            if row:
-                yield reader.line_num, dict(zip(names, row, strict=True))
-    except csv.Error as error:
-        raise BadInput(path, f"malformed CSV: {error}", reader.line_num) from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Cells]]:
-    for number, line in enumerate(text_of(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(path, f"not JSON: {error}", number) from None
-        if not isinstance(row, dict):
-            raise BadInput(path, "not a JSON object; each line must be one", number)
-        yield number, row
-
-
-def _json_list(path: Path) -> Iterator[tuple[int, Cells]]:
-    data = json_of(path)
-    if isinstance(data, dict):  # one column a key, as pandas and some releases write it
-        lists = {key: value for key, value in data.items() if isinstance(value, list)}
-        length = {len(value) for value in lists.values()}
-        if len(length) != 1:
-            raise BadInput(path, "is no list of objects, nor an object of equally long lists")
-        data = [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
-    if not isinstance(data, list):
-        raise BadInput(path, "is no list of objects")
-    for number, row in enumerate(data, 1):
-        if not isinstance(row, dict):
-            raise BadInput(path, f"entry {number} is no object")
-        yield number, row

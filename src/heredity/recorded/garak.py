@@ -14,7 +14,7 @@ from typing import Any
 
 from heredity.errors import BadInput
 from heredity.recorded._record import Raw
-from heredity.recorded.rows import json_lines
+from heredity.tables import json_lines
 
 OWN = {"category": "probe_classname", "sample": "generation"}
 _COMPLETE = 2  # an attempt is written once when it is asked (1) and once when it is detected

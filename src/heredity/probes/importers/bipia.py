@@ -14,8 +14,10 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from heredity import tables
 from heredity.errors import BadInput, UsageError
-from heredity.probes._rows import Cells, Columns, Row, Skip, Source, cells, json_of
+from heredity.probes._rows import Cells, Columns, Row, Skip, Source
+from heredity.tables import json_of
 
 SOURCE = "Yi et al. 2023 (arXiv 2312.14197)"
 BY_FILE = False
@@ -65,7 +67,8 @@ def _contexts(source: Source) -> list[tuple[int, str, str]]:
     path = Path(given) if Path(given).is_absolute() or Path(given).exists() else source.path.parent / given
     columns = Columns(Source(path, {}), NAMES)
     found = [
-        (line, _question(columns, line, row), columns.get(line, row, "prompt")) for line, row in cells(path)
+        (line, _question(columns, line, row), columns.get(line, row, "prompt"))
+        for line, row in tables.rows(path)
     ]
     if not any(text for _, _, text in found):
         raise BadInput(path, "holds no context")

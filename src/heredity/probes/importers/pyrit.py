@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from heredity.errors import BadInput, nearest
-from heredity.probes._rows import Row, Skip, Source, text_of
+from heredity.probes._rows import Row, Skip, Source
+from heredity.tables import text_of
 
 SOURCE = "PyRIT (MIT)"
 BY_FILE = True
