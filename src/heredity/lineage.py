@@ -7,35 +7,31 @@ Leaves to others: how a child is made (recipes/) and how a model answers (engine
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from heredity import engines, recipes, registry
+from heredity import descent, engines, recipes, registry
 from heredity.errors import (
-    Busy,
     Damaged,
     HeredityError,
-    NotComparable,
     Unavailable,
     UnknownName,
     UsageError,
 )
-from heredity.recipes._files import check_file, hash_files, refuse_strays, sizes_fit, walk
-from heredity.records import SCHEMA, FileHash, Made, Model, RecipeRecord, digest, encode
+from heredity.recipes._files import check_file, hash_files, identity, read_record, sizes_fit, walk, workshop
+from heredity.records import FileHash, Made, Model, RecipeRecord, digest, encode
 from heredity.store import Lock, ResponseCache, default_root, stamp_file, sync_folder, write_atomic
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all (0: not known), what
@@ -48,7 +44,7 @@ class Description:
     name: str
     family: str
     licence: str
-    format: Literal["safetensors", "gguf", "remote"]
+    format: Literal["safetensors", "gguf", "adapter", "remote"]
     modality: str = "text"
     notes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +70,14 @@ class Recipe(Protocol):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the child's files into the empty folder `out`; none for a child of format "remote"."""
+
+
+@runtime_checkable
+class Resuming(Protocol):
+    """A recipe that takes long, and keeps how far it came in a folder of its own."""
+
+    def at(self, folder: Path) -> Recipe:
+        """This recipe, going on from what the folder holds. It is deleted once the child is recorded."""
 
 
 class Store:
@@ -106,7 +110,7 @@ class Store:
             return scripted(name)
         if (prefix := name.partition(":")[0]) in recipes.TARGETS and name != prefix:
             recipe, parents = registry.load("recipes", recipes.TARGETS[prefix]).resolve(self, name)
-            return self._made_by(recipe, parents) or self.grow(recipe, parents)
+            return self.made_by(recipe, parents) or self.grow(recipe, parents)
         models = self.models()
         wanted = _canonical(name)
         found = [model for model in models if model.name == wanted]
@@ -136,8 +140,18 @@ class Store:
         for parent in parents:
             if problems := self.verify(parent.record):
                 raise Damaged(f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}")
+        if isinstance(recipe, Resuming):
+            key = digest([RecipeRecord(recipe.kind, recipe.settings()), [p.record.id for p in parents]])
+            folder = self.root / "training" / key
+            with Lock(folder):
+                grown = self._grow(recipe.at(folder), parents)
+            shutil.rmtree(folder, ignore_errors=True)
+            return grown
+        return self._grow(recipe, parents)
+
+    def _grow(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
         started = time.monotonic()
-        with self._workshop() as bench:
+        with workshop(self.root / "tmp") as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
             description = recipe.apply(parents, out)
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
@@ -156,10 +170,15 @@ class Store:
         if ref.partition(":")[0] in recipes.TARGETS:
             return self.get(ref)  # nothing to fetch
         recipe = pull.resolve(ref, self.downloads, progress)
-        known = self._made_by(recipe, []) if recipe.pins else None
+        known = self.made_by(recipe, []) if recipe.pins else None
         if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:
             return known
         return self.grow(recipe)
+
+    def derive(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+        """A child of the whole weights (see `whole`) of its parents, grown once."""
+        whole = [self.whole(parent) for parent in parents]
+        return self.made_by(recipe, whole) or self.grow(recipe, whole)
 
     def ready(self, model: Grown | Model) -> Grown:
         """The form that its engine loads: for torch the dequantized child of a GGUF (made once), else itself.
@@ -168,12 +187,35 @@ class Store:
         """
         grown = Grown(model, self.folder(model)) if isinstance(model, Model) else model
         self._trust(grown.record)
+        if grown.record.format == "adapter":
+            self._trust(self.base(grown).record)
         if grown.record.format != "gguf" or engines.choose(grown.record) != "torch":
             return grown
         from heredity.recipes.dequantize import Dequantize
 
-        recipe = Dequantize()
-        child = self._made_by(recipe, [grown]) or self.grow(recipe, [grown])
+        return self._once(Dequantize(), [grown])
+
+    def whole(self, model: Grown) -> Grown:
+        """The form that can be learned from and changed: whole safetensors.
+
+        Of a GGUF the dequantized child, of an adapter the merged one, each made once and recorded; else the
+        model itself. Raises Unavailable where its weights are not here.
+        """
+        ready = self.ready(model)
+        if ready.record.format == "adapter":
+            from heredity.recipes.merge_adapter import MergeAdapter
+
+            return self._once(MergeAdapter(), [ready, self.base(ready)])
+        if ready.record.format != "safetensors":
+            raise Unavailable(f"The weights of '{model.record.name}' are not here; nothing is grown from it.")
+        return ready
+
+    def base(self, adapter: Grown) -> Grown:
+        """What an adapter lies over. Raises UnknownName where that is not in this store."""
+        return self.get(adapter.record.parents[0])
+
+    def _once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+        child = self.made_by(recipe, parents) or self.grow(recipe, parents)
         self._trust(child.record)
         return child
 
@@ -185,27 +227,28 @@ class Store:
         problems = [p for file in model.files if (p := check_file(folder, file))]
         known = {file.path for file in model.files}
         problems += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
-        if _identity(model.recipe, model.parents, model.files) != model.id:
+        if identity(model.recipe, model.parents, model.files) != model.id:
             problems.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
         return problems
 
     def ancestors(self, model: Model) -> list[Model]:
         """Parents, their parents and so on, each once, nearest first. A missing one is an UnknownName."""
         by_id = {m.id: m for m in self.models()}
-        found: dict[str, Model] = {}
-        waiting = list(model.parents)
-        while waiting:
-            ident = waiting.pop(0)
-            if ident not in by_id:
-                raise self._unreadable(ident, ident) or UnknownName("model", ident, by_id, "heredity models")
-            if ident not in found:
-                found[ident] = by_id[ident]
-                waiting += by_id[ident].parents
-        return list(found.values())
+        found = descent.ancestors(model, by_id)
+        missing = [ident for one in (model, *found) for ident in one.parents if ident not in by_id]
+        if missing:
+            raise self._unreadable(missing[0], missing[0]) or UnknownName(
+                "model", missing[0], by_id, "heredity models"
+            )
+        return found
+
+    def descendants(self, model: Model) -> list[Model]:
+        """Children, their children and so on, each once, nearest first."""
+        return descent.descendants(model, self.models())
 
     def draw(self, model: Model) -> str:
         """The model's descent as a tree, the model itself on top."""
-        return "\n".join(_branches(model, {m.id: m for m in self.models()}, "", ""))
+        return descent.draw(model, {m.id: m for m in self.models()})
 
     # --- inside ---
 
@@ -213,7 +256,7 @@ class Store:
         good, bad = [], []
         for path in sorted((self.root / "models").glob("*/model.json")):
             try:
-                good.append(_read(path))
+                good.append(read_record(path))
             except HeredityError as error:
                 bad.append((path, error))
         return good, bad
@@ -232,7 +275,7 @@ class Store:
             return
         folder, note = self.folder(model), self.root / "verified" / f"{model.id}.json"
         stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
-        is_same = _identity(model.recipe, model.parents, model.files) == model.id
+        is_same = identity(model.recipe, model.parents, model.files) == model.id
         if is_same and note.is_file() and note.read_bytes() == stamp:
             return
         if problems := self.verify(model):
@@ -250,7 +293,7 @@ class Store:
             return Unavailable(f"Model '{name}' is not in this store yet. Get it: heredity pull {name}")
         return UnknownName("model", name, [*stored, *pull.names()], "heredity models")
 
-    def _made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
+    def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
         want = (RecipeRecord(recipe.kind, recipe.settings()), tuple(p.record.id for p in parents))
         for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
@@ -258,27 +301,13 @@ class Store:
                 return Grown(model, self.folder(model))
         return None
 
-    @contextmanager
-    def _workshop(self) -> Iterator[Path]:
-        """A temporary folder that this process holds; folders of dead processes are cleared on the way."""
-        tmp = self.root / "tmp"
-        bench = tmp / uuid.uuid4().hex
-        with Lock(tmp, wait_seconds=60):  # so that no one clears a folder between its making and its locking
-            _clear_dead(tmp)
-            held = Lock(bench).__enter__()
-        try:
-            yield bench
-        finally:
-            held.__exit__(None, None, None)
-            shutil.rmtree(bench, ignore_errors=True)
-
     def _move_in(self, record: Model, child: Path) -> Grown:
         home = self.root / "models" / record.id
         home.parent.mkdir(parents=True, exist_ok=True)
         with Lock(self.root / "tmp", wait_seconds=60):
             if (home / "model.json").exists():
                 with suppress(Damaged):
-                    known = _read(home / "model.json")
+                    known = read_record(home / "model.json")
                     if not self.verify(known):
                         return Grown(known, self.folder(known))
             if home.exists():  # damaged, and its whole replacement is at hand
@@ -306,7 +335,7 @@ def scripted(ref: str) -> Grown:
     recipe = RecipeRecord("scripted", {"name": ref.removeprefix("scripted:")})
     made = Made("", "", 0.0, {})
     record = Model(
-        _identity(recipe, (), ()), ref, "scripted", "text", "none", "scripted", (), recipe, (), made
+        identity(recipe, (), ()), ref, "scripted", "text", "none", "scripted", (), recipe, (), made
     )
     return Grown(record, Path())
 
@@ -317,17 +346,13 @@ def _canonical(name: str) -> str:
     return pull.aliases().get(name, name)
 
 
-def _identity(recipe: RecipeRecord, parents: Sequence[str], files: Sequence[FileHash]) -> str:
-    return digest([recipe, tuple(parents), tuple(files)])
-
-
 def _record(
     recipe: Recipe, parents: Sequence[Grown], files: tuple[FileHash, ...], said: Description, made: Made
 ) -> Model:
     how = RecipeRecord(recipe.kind, recipe.settings())
     ids = tuple(parent.record.id for parent in parents)
     return Model(
-        id=_identity(how, ids, files),
+        id=identity(how, ids, files),
         name=said.name,
         family=said.family,
         modality=said.modality,
@@ -339,42 +364,6 @@ def _record(
         made=made,
         notes=dict(said.notes),
     )
-
-
-def _read(path: Path) -> Model:
-    data = path.read_bytes()
-    with suppress(ValueError, TypeError, AttributeError):
-        if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
-            raise NotComparable(
-                f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}."
-            )
-    try:
-        model = msgspec.json.decode(data, type=Model)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Damaged(
-            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again."
-        ) from error
-    refuse_strays(path, model)
-    return model
-
-
-def _branches(model: Model, by_id: dict[str, Model], lead: str, below: str) -> Iterator[str]:
-    yield f"{lead}{model.name}  {model.id[:12]}  {model.recipe.kind}, {model.format}, {model.licence}"
-    for number, ident in enumerate(model.parents, 1):
-        is_last = number == len(model.parents)
-        first, rest = (below + "└─ ", below + "   ") if is_last else (below + "├─ ", below + "│  ")
-        if ident in by_id:
-            yield from _branches(by_id[ident], by_id, first, rest)
-        else:
-            yield f"{first}{ident[:12]}  (not in this store)"
-
-
-def _clear_dead(tmp: Path) -> None:
-    for folder in tmp.iterdir():
-        if not folder.is_dir():
-            continue
-        with suppress(Busy), Lock(folder):  # busy: someone is at work there
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _now() -> str:

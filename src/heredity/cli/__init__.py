@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, dict[str, str]] = {
     "Grow": {
         "pull": "Bring a foundation model into the store.",
+        "derive": "Make a child of one model or more.",
         "models": "List the models in the store, or those that can be pulled.",
         "verify": "Hash a model's files again and compare.",
     },

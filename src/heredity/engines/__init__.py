@@ -19,7 +19,13 @@ from heredity.errors import Unavailable, UnknownName
 from heredity.records import Decoding, Model, Reply, Request
 
 _ALTERED = " | "
-BY_FORMAT = {"safetensors": "torch", "gguf": "torch", "remote": "remote", "scripted": "scripted"}
+BY_FORMAT = {
+    "safetensors": "torch",
+    "gguf": "torch",
+    "adapter": "torch",
+    "remote": "remote",
+    "scripted": "scripted",
+}
 
 
 def choose(model: Model) -> str:

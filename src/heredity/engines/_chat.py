@@ -37,6 +37,12 @@ class Chat:
         """Text that ends an answer beside the stop tokens; "" for none."""
         return PLAIN_STOP if self.is_base else ""
 
+    @property
+    def end(self) -> int:
+        """The token that the tokenizer ends a text with."""
+        found: int = self._tokenizer.eos_token_id
+        return found
+
     def render(self, request: Request) -> str:
         """The full text for a request. Raises EngineFailure where the template refuses the messages."""
         if self.is_base:

@@ -43,8 +43,8 @@ def machine() -> str:
     return f"{platform.machine()} {capability} x{torch.get_num_threads()} torch {torch.__version__}"
 
 
-def choose_dtype(hidden: int, wide: int) -> str:
-    """ "bfloat16" where its matrix product is clearly faster at the model's shape (32 rows), else "float32".
+def choose_dtype(hidden: int, wide: int, n_rows: int = 32) -> str:
+    """ "bfloat16" where its matrix product is clearly faster at the model's shape, else "float32".
 
     Interleaved and best of several, so that a busy moment does not decide; `tuned` keeps what came out.
     """
@@ -52,7 +52,7 @@ def choose_dtype(hidden: int, wide: int) -> str:
     for _ in range(8):
         for name in seconds:
             dtype = getattr(torch, name)
-            x, w = torch.ones(32, hidden, dtype=dtype), torch.ones(wide, hidden, dtype=dtype)
+            x, w = torch.ones(n_rows, hidden, dtype=dtype), torch.ones(wide, hidden, dtype=dtype)
             began = time.perf_counter()
             torch.nn.functional.linear(x, w)
             seconds[name] = min(seconds[name], time.perf_counter() - began)

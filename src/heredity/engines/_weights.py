@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import safe_open
@@ -31,6 +32,7 @@ class Shape:
     n_kv_heads: int
     head_dim: int
     hidden: int
+    intermediate: int
     vocabulary: int
     context: int
     eps: float
@@ -56,7 +58,7 @@ class Block:
     norm_mlp_out: torch.Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Weights:
     shape: Shape
     embedding: torch.Tensor  # (vocabulary, hidden)
@@ -65,6 +67,18 @@ class Weights:
     head: Linear
     rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
     rope_scale: float
+    base: Weights | None = None  # what an adapter lies over: held, so that it stays resident
+
+
+_RESIDENT: WeakValueDictionary[tuple[Path, torch.dtype], Weights] = WeakValueDictionary()
+
+
+def resident(folder: Path, dtype: torch.dtype) -> Weights:
+    """As `read`, once: while somebody holds these weights, whoever asks again gets the same."""
+    weights = _RESIDENT.get((folder, dtype))
+    if weights is None:
+        weights = _RESIDENT[folder, dtype] = read(folder, dtype)
+    return weights
 
 
 def read(folder: Path, dtype: torch.dtype) -> Weights:
@@ -124,6 +138,7 @@ def _shape(config: Any) -> Shape:
         n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim=head_dim,
         hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
         eps=config.rms_norm_eps,

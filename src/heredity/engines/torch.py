@@ -20,7 +20,7 @@ _process.spin_briefly()  # before torch is loaded, else it does not count
 
 import torch
 
-from heredity.engines import _direction, _tool_calls, _tuning, _weights, altered
+from heredity.engines import _adapter, _direction, _tool_calls, _tuning, _weights, altered
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
@@ -33,15 +33,21 @@ _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch widt
 _EMPTY = Prefix((), [], [])
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> Torch:  # noqa: ARG001 (files are enough)
-    """The engine of a recorded model."""
+def load(model: Model, folder: Path, tuning: Path | None = None) -> Torch:
+    """The engine of a recorded model; an adapter's lies over its base, which is held once for all of them."""
+    if model.format == "adapter":
+        return open_folder(folder.parents[1] / model.parents[0] / folder.name, tuning, adapter=folder)
     return open_folder(folder, tuning)
 
 
 def open_folder(
-    folder: Path, tuning: Path | None = None, dtype: str | None = None, width: int | None = None
+    folder: Path,
+    tuning: Path | None = None,
+    dtype: str | None = None,
+    width: int | None = None,
+    adapter: Path | None = None,
 ) -> Torch:
-    """Load the safetensors in a folder.
+    """Load the safetensors in a folder, and lay over them the adapter of another.
 
     tuning: a file that keeps the probe's result; dtype: "float32" or "bfloat16" instead of the faster one;
     width: the widest batch to use. Raises Unavailable for an architecture this engine does not have.
@@ -50,11 +56,16 @@ def open_folder(
     kept = _tuning.read(tuning)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
-        decoder = Decoder(_weights.read(folder, chosen), chosen)
+        weights = _weights.resident(folder, chosen)
+        if adapter is not None:
+            weights = _adapter.laid_over(weights, adapter, chosen)
+        decoder = Decoder(weights, chosen)
         _process.give_back()
         found = _tuning.tuned(decoder, tuning)
         _process.give_back()
-    return Torch(decoder, Chat(folder), folder, found, width)
+    engine = Torch(decoder, Chat(folder), folder, found, width)
+    engine.is_adapted = adapter is not None
+    return engine
 
 
 def _faster_dtype(folder: Path) -> str:
@@ -72,6 +83,7 @@ class Torch:
         self._decoder: Decoder | None = decoder
         self._chat, self._tuning, self.folder = chat, tuning, folder
         self._with_gradients: Any = None  # the weights once more, for a search
+        self.is_adapted = False
         self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
         self.prefill_rows = {int(length): n for length, n in tuning.prefill_rows.items()}
         self._stops = chat.stops(folder)
@@ -146,6 +158,8 @@ class Torch:
         from heredity.engines import _gcg
 
         chat = self._chat
+        if self.is_adapted:
+            raise EngineFailure("a search on gradients needs whole weights: merge the adapter first")
         if self._with_gradients is None:
             self._with_gradients = _gcg.load(self.folder)
         tongue = _gcg.Tongue(chat.encode, chat.continuation, chat.decode)

@@ -6,12 +6,19 @@ Leaves to others: when to check (lineage.py) and what the files hold (_folder.py
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from heredity.errors import Damaged, Refused
-from heredity.records import FileHash, Model
-from heredity.store import hash_file
+import msgspec
+
+from heredity.errors import Busy, Damaged, NotComparable, Refused
+from heredity.records import SCHEMA, FileHash, Model, RecipeRecord, digest
+from heredity.store import Lock, hash_file
 
 
 def refuse_strays(path: Path, model: Model) -> None:
@@ -72,3 +79,48 @@ def check_file(folder: Path, file: FileHash) -> str | None:
 def sizes_fit(folder: Path, model: Model) -> bool:
     """Whether every recorded file is there in its size; nothing is hashed."""
     return all((p := folder / f.path).is_file() and p.stat().st_size == f.bytes for f in model.files)
+
+
+def identity(recipe: RecipeRecord, parents: Sequence[str], files: Sequence[FileHash]) -> str:
+    """A model's id: a digest over its recipe, its parents' ids and its files."""
+    return digest([recipe, tuple(parents), tuple(files)])
+
+
+def read_record(path: Path) -> Model:
+    """A model.json. Raises NotComparable for another schema, Damaged or Refused for what is no record."""
+    data = path.read_bytes()
+    with suppress(ValueError, TypeError, AttributeError):
+        if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
+            raise NotComparable(
+                f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}."
+            )
+    try:
+        model = msgspec.json.decode(data, type=Model)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again."
+        ) from error
+    refuse_strays(path, model)
+    return model
+
+
+@contextmanager
+def workshop(tmp: Path) -> Iterator[Path]:
+    """A temporary folder that this process holds; folders of dead processes are cleared on the way."""
+    bench = tmp / uuid.uuid4().hex
+    with Lock(tmp, wait_seconds=60):  # so that no one clears a folder between its making and its locking
+        _clear_dead(tmp)
+        held = Lock(bench).__enter__()
+    try:
+        yield bench
+    finally:
+        held.__exit__(None, None, None)
+        shutil.rmtree(bench, ignore_errors=True)
+
+
+def _clear_dead(tmp: Path) -> None:
+    for folder in tmp.iterdir():
+        if not folder.is_dir():
+            continue
+        with suppress(Busy), Lock(folder):  # busy: someone is at work there
+            shutil.rmtree(folder, ignore_errors=True)

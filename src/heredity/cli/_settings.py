@@ -1,0 +1,134 @@
+"""Flags from a recipe's fields, and the recipe from what was given.
+
+Promises: a flag is there for every setting and for nothing else; its help and default are the recipe's.
+Leaves to others: whether a value makes sense (the recipe says so when it is made).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import click
+
+from heredity.cli import Name, Place
+from heredity.train.dialogues import Data
+
+
+class _Setting(NamedTuple):
+    path: tuple[str, ...]  # of the fields that lead to it
+    kind: Any
+    default: Any
+    help: str
+
+
+def options(recipe: type) -> list[click.Option]:
+    """One flag a setting, in the order of the fields."""
+    found: list[click.Option] = []
+    for setting in _walk(recipe, ()):
+        found += _options_of(setting)
+    return found
+
+
+def made(recipe: type, given: Mapping[str, Any], **beside: Any) -> Any:
+    """The recipe, of the flags as click gives them; `beside` are fields without a flag, where it has them."""
+    names = {each.name for each in dataclasses.fields(recipe)}
+    return (
+        _build(recipe, given, ())
+        if not beside
+        else dataclasses.replace(
+            _build(recipe, given, ()), **{key: value for key, value in beside.items() if key in names}
+        )
+    )
+
+
+def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for each in dataclasses.fields(kind):
+        if not each.compare:
+            continue
+        if dataclasses.is_dataclass(hints[each.name]) and not _is_data(hints[each.name]):
+            values[each.name] = _build(hints[each.name], given, (*path, each.name))
+            continue
+        value = given[_key(each.name)]
+        if _is_data(hints[each.name]):
+            value = _read(value, given) if value is not None else None
+        values[each.name] = value
+    return kind(**values)
+
+
+def _read(path: Any, given: Mapping[str, Any]) -> Data:
+    from heredity.errors import UsageError
+    from heredity.train import dialogues
+
+    pairs = [pair.partition("=") for pair in (given["columns"] or "").split(",") if pair]
+    if wrong := next((name for name, sign, value in pairs if not sign or not value), None):
+        raise UsageError(f"--columns are NAME=COLUMN, separated by commas; '{wrong}' is not.")
+    return dialogues.read(path, {name.strip(): column.strip() for name, _, column in pairs})
+
+
+def _walk(kind: type, path: tuple[str, ...], defaults: Any = None) -> Iterator[_Setting]:
+    hints = typing.get_type_hints(kind)
+    for each in dataclasses.fields(kind):
+        if not each.compare:
+            continue
+        default = _default(each) if defaults is None else getattr(defaults, each.name)
+        if dataclasses.is_dataclass(hints[each.name]) and not _is_data(hints[each.name]):
+            yield from _walk(hints[each.name], (*path, each.name), default)
+        else:
+            help_text = each.metadata.get("help", "")
+            yield _Setting((*path, each.name), hints[each.name], default, help_text)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _options_of(setting: _Setting) -> list[click.Option]:
+    name = setting.path[-1]
+    key, flag = _key(name), "--" + _key(name).replace("_", "-")
+    is_needed = setting.default is dataclasses.MISSING
+    common: dict[str, Any] = {"help": setting.help, "required": is_needed}
+    if not is_needed:
+        common |= {"default": setting.default, "show_default": True}
+    kind = setting.kind
+    if _is_data(kind):
+        columns = "What the data calls them: prompt=COLUMN,completion=COLUMN[,rejected=COLUMN]."
+        help_text = setting.help or "Conversations: JSON lines, CSV, Parquet, or a saved data set."
+        common |= {"help": help_text, "required": is_needed, "metavar": "FILE"}
+        if not is_needed:
+            common["show_default"] = False
+        return [
+            click.Option([flag, key], type=Place(), **common),
+            click.Option(["--columns"], type=Name(), help=columns),
+        ]
+    if kind is bool:
+        return [click.Option([f"{flag}/--no-{flag[2:]}", key], **common)]
+    if typing.get_origin(kind) is Literal:
+        return [click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **common)]
+    if typing.get_origin(kind) is tuple:
+        shown = ",".join(setting.default) if setting.default else ""
+        common |= {"default": shown, "callback": lambda _c, _p, value: tuple(filter(None, value.split(",")))}
+        return [click.Option([flag, key], metavar="NAME,...", **common)]
+    return [click.Option([flag, key], type=_plain(kind), **common)]
+
+
+def _plain(kind: Any) -> Any:
+    """int, float or str, also of `int | None`."""
+    if isinstance(kind, types.UnionType):
+        kind = next(each for each in typing.get_args(kind) if each is not types.NoneType)
+    return {int: int, float: float}.get(kind, str)
+
+
+def _key(name: str) -> str:
+    return name.removeprefix("is_")
+
+
+def _is_data(kind: Any) -> bool:
+    return kind is Data or Data in typing.get_args(kind)

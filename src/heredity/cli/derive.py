@@ -1,0 +1,89 @@
+"""`heredity derive`: a child of one model or of several, by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from heredity import registry
+from heredity.cli import Lister, Verb, open_store
+
+if TYPE_CHECKING:
+    from heredity.cli._progress import Display
+    from heredity.train.loop import Watched
+
+
+class _Kinds(Lister):
+    """One verb a recipe; its flags are the recipe's settings."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        from heredity.recipes import derivable
+
+        return derivable()
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        from heredity.cli import _settings
+
+        module = registry.load("recipes", cmd_name)
+        parents = getattr(module, "PARENTS", "PARENT")
+        return Verb(
+            cmd_name,
+            help=(module.__doc__ or "").strip(),
+            callback=lambda **given: _derive(cmd_name, **given),
+            params=[
+                click.Argument(["parents"], nargs=-1, required=True, metavar=parents),
+                *_settings.options(module.DERIVES),
+                click.Option(["--name"], default="", help="What the child is called."),
+            ],
+            example=getattr(module, "EXAMPLE", f"heredity derive {cmd_name} smollm2-135m-instruct"),
+        )
+
+
+@click.command(
+    "derive", cls=_Kinds, example="heredity derive lora smollm2-135m-instruct --data tickets.jsonl"
+)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Make a child of one model or more.
+
+    Its descent is recorded. A long training goes on from its last checkpoint when the same command is given again.
+    """
+    if ctx.invoked_subcommand is None:
+        from heredity.cli._terminal import cell, out, table
+
+        grid = table("recipe", "what it does", whole=["recipe"])
+        for name in ctx.command.list_commands(ctx):  # type: ignore[attr-defined]
+            said = (registry.load("recipes", name).__doc__ or "").strip().splitlines()[0]
+            grid.add_row(cell(name, "bold"), cell(said))
+        out().print(grid)
+
+
+def _derive(kind: str, parents: tuple[str, ...], name: str, **given: Any) -> None:
+    from heredity.cli import _settings, _terminal
+    from heredity.cli._plain import plain
+    from heredity.cli._progress import Display
+
+    store = open_store()
+    recipe_type = registry.load("recipes", kind).DERIVES
+    with Display() as display:
+        watch = _watching(display, f"{kind} of {parents[0]}")
+        recipe = _settings.made(recipe_type, given, name=name, watch=watch)
+        child = store.derive(recipe, [store.get(parent) for parent in parents])
+    record = child.record
+    for key, value in record.notes.items():
+        _terminal.note(plain(f"{key}: {value}"))
+    _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)
+
+
+def _watching(display: Display, title: str) -> Callable[[Watched], None]:
+    from heredity.cli._terminal import clock
+
+    def show(at: Watched) -> None:
+        words = f"loss {at.loss:.3f}  {at.tokens_per_second:,.0f} tokens/s  {clock(at.seconds_left)} left"
+        display.show(title, at.step, at.n_steps, words)
+
+    return show

@@ -1,0 +1,132 @@
+"""Tuning data: conversations and completions from the files people have, each known by its file and line.
+
+Promises: a row that is no conversation is a BadInput with file and line; an empty file is refused; the digest
+is over what is learned, not over how the file is written.
+Leaves to others: reading files (tables.py), and tokens (documents.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity import tables
+from heredity.errors import BadInput, nearest
+from heredity.records import Message, digest
+
+# What data sets call a prompt, what may stand beside it, and the answer; the first that a row has is read.
+PAIRS = (
+    ("prompt", "", "completion"),
+    ("prompt", "", "response"),
+    ("question", "", "answer"),
+    ("instruction", "input", "output"),
+    ("instruction", "", "response"),
+    ("input", "", "output"),
+)
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+
+class Dialogue(NamedTuple):
+    """One example. Only what the assistant says is learned; `rejected` is a worse last answer, if any."""
+
+    messages: tuple[Message, ...]
+    where: str  # "tickets.jsonl:12"
+    rejected: str | None = None
+
+
+class Data(NamedTuple):
+    """What is learned from: the examples in the order of the file, and their digest."""
+
+    name: str
+    dialogues: tuple[Dialogue, ...]
+    digest: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a recipe records of it: no path, since that is not what changes the result."""
+        return {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
+
+
+def read(path: Path, columns: Mapping[str, str] | None = None) -> Data:
+    """The examples of a file: chats ("messages") or prompt and answer, under the usual names or `columns`.
+
+    columns maps "prompt", "completion" and "rejected" to the file's own names. Raises BadInput.
+    """
+    columns = columns or {}
+    found = [_dialogue(path, line, row, columns) for line, row in tables.rows(path)]
+    if not found:
+        raise BadInput(path, "holds no row to learn from")
+    return of(path.name, found)
+
+
+def of(name: str, dialogues: Sequence[Dialogue]) -> Data:
+    """Examples that were made here, not read."""
+    content = [(each.messages, each.rejected) for each in dialogues]
+    return Data(name, tuple(dialogues), digest(content))
+
+
+def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Dialogue:
+    where = f"{path.name}:{line}"
+    if not columns and (chat := row.get("messages", row.get("conversations"))) is not None:
+        messages = tuple(_message(path, line, each) for each in _listed(path, line, chat))
+        if not any(m.role == "assistant" and m.content.strip() for m in messages):
+            raise BadInput(path, "no answer of the assistant to learn from", line)
+        return Dialogue(messages, where)
+    prompt, beside, answer = _columns(path, line, row, columns)
+    asked = _text(path, line, row, prompt)
+    if beside and str(row.get(beside) or "").strip():
+        asked = f"{asked}\n\n{row[beside]}"
+    said = _text(path, line, row, answer)
+    if not said.strip():
+        raise BadInput(path, f"'{answer}' is empty: there is nothing to learn", line)
+    worse = columns.get("rejected", "rejected")
+    rejected = _text(path, line, row, worse) if worse in row or "rejected" in columns else None
+    return Dialogue((Message("user", asked), Message("assistant", said)), where, rejected)
+
+
+def _columns(
+    path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[str, str, str]:
+    if columns:
+        wrong = next((key for key in columns if key not in ("prompt", "completion", "rejected")), None)
+        if wrong is not None:
+            raise BadInput(path, f"columns are prompt=..., completion=... and rejected=..., not '{wrong}'")
+        return columns.get("prompt", "prompt"), "", columns.get("completion", "completion")
+    if "chosen" in row and "prompt" in row:
+        return "prompt", "", "chosen"
+    for pair in PAIRS:
+        if pair[0] in row and pair[2] in row:
+            return pair
+    shown = ", ".join(f"'{name}'" for name in list(row)[:12])
+    raise BadInput(
+        path,
+        f"neither messages nor prompt and completion, but {shown}. Name the columns",
+        line,
+    )
+
+
+def _text(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
+    if column not in row:
+        near = nearest(column, row)
+        hint = f". Did you mean '{near}'?" if near else f"; there are: {', '.join(map(str, row))[:200]}"
+        raise BadInput(path, f"no column '{column}'{hint}", line)
+    value = row[column]
+    if not isinstance(value, str):
+        raise BadInput(path, f"'{column}' is {type(value).__name__}, not a text", line)
+    return value
+
+
+def _listed(path: Path, line: int, chat: Any) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(chat, list) or not chat or not all(isinstance(each, dict) for each in chat):
+        raise BadInput(path, "'messages' must be a list of {role, content}", line)
+    return chat
+
+
+def _message(path: Path, line: int, row: Mapping[str, Any]) -> Message:
+    role, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
+    if role not in _ROLES:
+        raise BadInput(path, f"unknown role {str(role)[:40]!r}; known: {', '.join(_ROLES)}", line)
+    if not isinstance(content, str):
+        raise BadInput(path, f"a message of the role '{role}' has no text", line)
+    return Message(_ROLES[role], content)  # type: ignore[arg-type]

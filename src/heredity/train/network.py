@@ -1,0 +1,174 @@
+"""A model that can learn: transformers' own, over documents laid end to end, each seeing only itself.
+
+The linear parts run over all tokens at once without a filler; only attention puts the documents into rows.
+The head is run on the places that are learned and on no others, a part at a time, so that the logits of a
+large vocabulary are never all there.
+
+Promises: a document's numbers are those of transformers for that document alone, within rounding.
+Leaves to others: which weights change (trainable.py) and what is asked of the logits (objectives/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from heredity.engines import _process
+
+_process.spin_briefly()  # before torch is loaded, else it does not count
+
+import torch
+from torch.nn import functional
+
+from heredity.engines import _tuning
+from heredity.engines._weights import KNOWN
+from heredity.errors import Unavailable
+from heredity.train.steps import Batch
+
+CHUNK = 1024  # rows of logits that are there at once
+_NAME = "heredity_documents"
+
+# (rows of logits, which rows of the batch they are) -> the sum of their losses
+RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+
+
+class Network:
+    """transformers' model behind the three things that an objective asks."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self.model, self.folder = model, folder
+
+    @property
+    def head(self) -> torch.Tensor:
+        """(vocabulary, hidden)"""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Final states at the learned places: (learned, hidden)."""
+        states = self.model.model(
+            input_ids=batch.tokens[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            lengths=batch.lengths,
+        ).last_hidden_state[0]
+        picked: torch.Tensor = states.index_select(0, batch.at)
+        return picked
+
+    def loss(self, hidden: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
+        """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way."""
+        total: torch.Tensor = _Parts.apply(hidden, self.head, of_rows)  # type: ignore[no-untyped-call]
+        return total
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, vocabulary)"""
+        return functional.linear(hidden, self.head)
+
+
+def load(folder: Path, dtype: str = "auto") -> Network:
+    """The safetensors in a folder, ready to learn; "auto": bfloat16 where its product was measured faster.
+
+    Raises Unavailable for an architecture whose attention is not known here.
+    """
+    import transformers
+
+    _process.keep_large_buffers()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    inner = getattr(config, "text_config", None) or config
+    if inner.model_type not in KNOWN:
+        raise Unavailable(f"'{inner.model_type}' cannot be trained here; known are: {', '.join(KNOWN)}.")
+    chosen = (
+        _tuning.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024) if dtype == "auto" else dtype
+    )
+    transformers.AttentionInterface.register(_NAME, attend)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, chosen), attn_implementation=_NAME, trust_remote_code=False,
+        local_files_only=True,
+    )  # fmt: skip
+    model.train()
+    return Network(model, folder)
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 (documents are their own masks)
+    scaling: float | None = None,
+    lengths: tuple[int, ...] = (),
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document.
+
+    query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
+    """
+    groups = query.shape[1] // key.shape[1]
+    longest = max(lengths)
+    places = _places(lengths, longest)
+    q, k, v = (_in_rows(x[0], places, len(lengths), longest) for x in (query, key, value))
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
+    if window and longest > window:
+        ages = torch.arange(longest)[:, None] - torch.arange(longest)[None]
+        mask = (ages >= 0) & (ages < window)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    else:
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    return out.transpose(1, 2).reshape(-1, *out.shape[1::2]).index_select(0, places)[None], None
+
+
+def _places(lengths: tuple[int, ...], longest: int) -> torch.Tensor:
+    """Where each token lies among the filled rows: (tokens,)."""
+    return torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
+
+
+def _in_rows(x: torch.Tensor, places: torch.Tensor, n_rows: int, longest: int) -> torch.Tensor:
+    """(heads, tokens, head_dim) -> (rows, heads, longest, head_dim); filler behind a document is zero."""
+    flat = x.transpose(0, 1)
+    if n_rows > 1:
+        room = x.new_zeros((n_rows * longest, *flat.shape[1:]))
+        flat = room.index_copy(0, places, flat)
+    return flat.view(n_rows, longest, *flat.shape[1:]).transpose(1, 2)
+
+
+class _Parts(torch.autograd.Function):
+    """Logits of CHUNK rows, their loss and its gradient, then the next: the whole is never held."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        total = torch.zeros((), dtype=torch.float32)
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        of_head = torch.zeros_like(head) if wants_head else None
+        for start in range(0, len(hidden), CHUNK):
+            rows = slice(start, min(start + CHUNK, len(hidden)))
+            part = hidden[rows]
+            with torch.enable_grad():
+                logits = functional.linear(part, head).float().requires_grad_()
+                loss = of_rows(logits, rows)
+            total += loss.detach()
+            if wants_hidden or wants_head:
+                (grad,) = torch.autograd.grad(loss, logits)
+                grad = grad.to(head.dtype)
+                if of_hidden is not None:
+                    of_hidden[rows] = grad @ head
+                if of_head is not None:
+                    of_head.addmm_(grad.T, part)
+        ctx.save_for_backward(of_hidden, of_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        of_hidden, of_head = ctx.saved_tensors
+        scale = out.item()
+        return (
+            None if of_hidden is None else of_hidden * scale,
+            None if of_head is None else of_head * scale,
+            None,
+        )

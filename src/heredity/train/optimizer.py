@@ -1,0 +1,131 @@
+"""AdamW and Muon on fp32 masters, and how the learning rate goes over the steps.
+
+The network computes in its own dtype; what is learned is kept in fp32 and copied down after each step, so
+that small steps are not lost to rounding. Gradients of a step's batches are summed in fp32, and each is let
+go as soon as it is added.
+
+Sources: Loshchilov & Hutter 2017 (1711.05101); Muon: Jordan et al. 2024, Moonlight 2502.16982 (its rate is
+matched to AdamW's); warmup-stable-decay: 2404.06395.
+
+Promises: decay on matrices only; the state is a set of named tensors.
+Leaves to others: when to step (loop.py) and the disk (checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["cosine", "wsd", "constant"]
+Kind = Literal["adamw", "muon"]
+BETAS = (0.9, 0.95)
+
+
+class Masters:
+    """The fp32 masters of the parameters that learn, and the optimizer over them."""
+
+    def __init__(
+        self, parameters: Sequence[tuple[str, nn.Parameter]], kind: Kind, rate: float, decay: float
+    ) -> None:
+        self.names = [name for name, _ in parameters]
+        self.parameters = [parameter for _, parameter in parameters]
+        self.masters = [p.detach().clone().float().requires_grad_() for p in self.parameters]
+        self.rate = rate
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            parameter.register_post_accumulate_grad_hook(_adder(master))
+        matrices = [m.ndim == 2 for m in self.masters]
+        hidden = [
+            is_matrix and kind == "muon" and "embed" not in name and "lm_head" not in name
+            for name, is_matrix in zip(self.names, matrices, strict=True)
+        ]
+        pick = [m for m, use in zip(self.masters, hidden, strict=True) if use]
+        rest = list(zip(self.masters, matrices, hidden, strict=True))
+        groups: list[dict[str, Any]] = [
+            {"params": [m for m, is_matrix, use in rest if is_matrix and not use], "weight_decay": decay},
+            {"params": [m for m, is_matrix, _ in rest if not is_matrix], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if groups:
+            self.optimizers.append(torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True))
+        if pick:
+            self.optimizers.append(
+                torch.optim.Muon(pick, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            )
+
+    def step(self, share: float, clip: float) -> float:
+        """One update at `share` of the rate; returns the gradient's norm before clipping."""
+        gradients = [m.grad for m in self.masters if m.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        if clip and norm > clip:
+            torch._foreach_mul_(gradients, clip / norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.copy_down()
+        return norm
+
+    @torch.no_grad()
+    def copy_down(self) -> None:
+        """What was learned, into the network."""
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            parameter.copy_(master)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that a later run needs to go on: masters and moments, by name."""
+        found = {f"master/{name}": m.detach() for name, m in zip(self.names, self.masters, strict=True)}
+        place = {id(m): name for name, m in zip(self.names, self.masters, strict=True)}
+        for optimizer in self.optimizers:
+            for master, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    found[f"{key}/{place[id(master)]}"] = torch.as_tensor(value)
+        return found
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
+        by_name = dict(zip(self.names, self.masters, strict=True))
+        owner = {
+            id(master): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for master in group["params"]
+        }
+        with torch.no_grad():
+            for name, master in by_name.items():
+                master.copy_(state[f"master/{name}"])
+        for key, tensor in state.items():
+            kind, _, name = key.partition("/")
+            if kind != "master" and name in by_name:
+                owner[id(by_name[name])].state[by_name[name]][kind] = tensor.clone()
+        self.copy_down()
+
+
+def _adder(master: torch.Tensor) -> Any:
+    def add(parameter: torch.Tensor) -> None:
+        if parameter.grad is None:
+            return
+        if master.grad is None:
+            master.grad = parameter.grad.float().clone()
+        else:
+            master.grad += parameter.grad
+        parameter.grad = None
+
+    return add
+
+
+def share_at(step: int, n_steps: int, schedule: Schedule, n_warmup: int, decay_share: float = 0.2) -> float:
+    """The share of the learning rate at a step counted from 0; the first is never 0."""
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    left = (n_steps - step) / max(1, n_steps - n_warmup)  # 1 down to nearly 0
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return min(1.0, left / decay_share)

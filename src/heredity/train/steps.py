@@ -1,0 +1,100 @@
+"""Which examples a step learns from, and in which products: a function of seed and step, of nothing else.
+
+Promises: every epoch is a permutation of all examples, so none is dropped or seen twice; a training that goes
+on at step n sees what it would have seen; rows that go together are of like length, and none is cropped.
+Leaves to others: what is done with them (objectives/, loop.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from heredity.train.documents import Document, Example
+
+
+class Batch(NamedTuple):
+    """Documents laid end to end, and what is to be told of them.
+
+    tokens, positions: (tokens,) int64, a document's positions from 0; lengths: of each document, in order.
+    at: (learned,) the places whose next token is learned; targets: (learned,) those tokens; document:
+    (learned,) which document each belongs to. With rejected answers, each follows the document it is worse
+    than.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    lengths: tuple[int, ...]
+    at: torch.Tensor
+    targets: torch.Tensor
+    document: torch.Tensor
+    has_rejected: bool = False
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Batches of a step: `batch` examples, in products of at most `product` tokens; a longer one is alone."""
+
+    examples: Sequence[Example]
+    batch: int
+    seed: int
+    product: int = 2048
+
+    def of(self, step: int) -> list[Batch]:
+        """The batches of a step, counted from 0."""
+        picked = [
+            self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
+        ]
+        return [collate(group) for group in self._grouped(picked)]
+
+    def at(self, place: int) -> int:
+        """The example at a place of the whole order: place // n is the epoch."""
+        n = len(self.examples)
+        return int(_permutation(self.seed, place // n, n)[place % n])
+
+    def _grouped(self, picked: list[Example]) -> list[list[Example]]:
+        groups: list[list[Example]] = []
+        for example in sorted(picked, key=lambda e: -e.n_tokens):
+            if groups and sum(e.n_tokens for e in groups[-1]) + example.n_tokens <= self.product:
+                groups[-1].append(example)
+            else:
+                groups.append([example])
+        return groups
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Lay examples end to end."""
+    has_rejected = any(e.rejected is not None for e in examples)
+    documents: list[Document] = []
+    for example in examples:
+        documents += [example.document, *([example.rejected] if example.rejected is not None else [])]
+    tokens: list[int] = []
+    positions: list[int] = []
+    at: list[int] = []
+    targets: list[int] = []
+    document: list[int] = []
+    for number, (ids, is_learned) in enumerate(documents):
+        start = len(tokens)
+        learned = [i for i in range(1, len(ids)) if is_learned[i]]
+        at += [start + i - 1 for i in learned]
+        targets += [ids[i] for i in learned]
+        document += [number] * len(learned)
+        tokens += ids
+        positions += range(len(ids))
+    columns = (tokens, positions, at, targets, document)
+    t, p, a, y, d = (torch.tensor(each, dtype=torch.long) for each in columns)
+    return Batch(t, p, tuple(len(ids) for ids, _ in documents), a, y, d, has_rejected)

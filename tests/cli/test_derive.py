@@ -1,0 +1,72 @@
+"""`heredity derive`: flags are the recipe's settings, a mistake is one line, the child is in the lineage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from heredity.cli import main
+from heredity.lineage import Store
+from tests.engines.conftest import make_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    Store().pull(str(make_model(tmp_path / "tiny", "llama")))
+    rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "2", "--rank", "2"]
+    assert main([*command, "--name", "tuned", "--targets", "q_proj,v_proj"]) == 0
+    assert "tuned" in capsys.readouterr().out
+    record = Store().get("tuned").record
+    assert record.recipe.settings["targets"] == ["q_proj", "v_proj"] and record.recipe.settings["rank"] == 2
+    assert main(["models", "--tree"]) == 0
+    drawn = capsys.readouterr().out
+    assert "tuned" in drawn and "lora, adapter" in drawn and "tiny" in drawn
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["lora", "tiny"], "--data"),
+        (["lora", "nobody", "--data", "rows.jsonl"], "nobody"),
+        (["lorra", "tiny"], "Did you mean 'lora'"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--rank", "0"], "rank 0"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--targets", "q_prj"], "q_prj"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--rate", "99"], "rate"),
+        (["lora", "tiny", "--data", "nothing.jsonl"], "nothing.jsonl"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--columns", "prompt"], "NAME=COLUMN"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--max-tokens", "2"], "longer than 2 tokens"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_recorded(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(place)
+    before = len(Store().models())
+    assert main(["derive", *flags]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert said in err[-1] and "Traceback" not in "\n".join(err)
+    assert len(Store().models()) == before
+
+
+def test_a_parent_whose_files_changed_has_no_child(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Store().get("tiny").folder
+    config = folder / "config.json"
+    config.chmod(0o644)
+    config.write_text(config.read_text() + " ")
+    assert main(["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "1"]) == 2
+    assert "config.json" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""What is learned is what the assistant says, and the token that ends it, where inference would end it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from heredity.errors import UsageError
+from heredity.records import Message, Request
+from heredity.train.dialogues import Dialogue
+from heredity.train.documents import Writer
+from tests.engines.conftest import make_model
+
+CHAT = (
+    Message("system", "an old oak"),
+    Message("user", "the quick fox"),
+    Message("assistant", "jumps over"),
+    Message("user", "a lazy dog"),
+    Message("assistant", "wise owls watch"),
+)
+
+
+def learned(writer: Writer, messages: tuple[Message, ...]) -> str:
+    document = writer.document(messages)
+    return writer.chat.decode([t for t, use in zip(*document, strict=True) if use])
+
+
+def test_answers_and_their_ends_are_learned_and_nothing_else(tiny_llama: Path) -> None:
+    assert learned(Writer(tiny_llama), CHAT) == "jumps over<|im_end|>wise owls watch<|im_end|>"
+
+
+def test_the_document_is_what_the_model_sees_when_it_is_asked(tiny_llama: Path) -> None:
+    writer = Writer(tiny_llama)
+    document = writer.document(CHAT)
+    prompt = writer.chat.encode(writer.chat.render(Request(0, CHAT[:2])))
+    assert document.tokens[: len(prompt)] == prompt
+    said = writer.chat.render(Request(0, CHAT[:4]))
+    assert writer.chat.decode(document.tokens) == said + "wise owls watch<|im_end|>"
+
+
+def test_a_base_model_learns_in_the_plain_format(tmp_path: Path) -> None:
+    writer = Writer(make_model(tmp_path, "llama", template=None))
+    assert learned(writer, CHAT[1:3]) == " jumps over<|im_end|>"
+
+
+def test_a_template_that_rewrites_earlier_turns_teaches_the_last_answer(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}[earlier]"
+        "{% else %}{{ m.role + ':' + m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    writer = Writer(make_model(tmp_path, "llama", template=template))
+    assert learned(writer, CHAT[1:]) == "wise owls watch<|im_end|>"
+
+
+def test_what_is_too_long_is_left_out_and_named_and_all_too_long_is_refused(tiny_llama: Path) -> None:
+    writer = Writer(tiny_llama)
+    short = Dialogue(CHAT[1:3], "d.jsonl:1")
+    long = Dialogue((CHAT[1], Message("assistant", "dog " * 300)), "d.jsonl:2")
+    prepared = writer.prepare([short, long], 60)
+    assert len(prepared.examples) == 1 and prepared.too_long == ("d.jsonl:2",)
+    with pytest.raises(UsageError, match="longer than 60 tokens"):
+        writer.prepare([long], 60)

@@ -1,0 +1,125 @@
+"""A training learns, goes on after kill -9 to the same bits, and stops where its loss is no number."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from heredity.errors import Damaged
+from heredity.train import checkpoint, dialogues, documents, loop, network
+from heredity.train.objectives.causal import Causal
+from heredity.train.optimizer import Masters, share_at
+from heredity.train.steps import Steps
+from heredity.train.trainable import Everything, Lora
+
+N_STEPS = 14
+
+
+def run(folder: Path, data: Path, work: Path, kind: str, optimizer: str = "adamw", rate: float = 3e-3) -> str:
+    """Train and return a digest of every weight."""
+    net = network.load(folder, "float32")
+    prepared = documents.Writer(folder).prepare(dialogues.read(data).dialogues, 512)
+    trainable = Everything() if kind == "all" else Lora(rank=4)
+    plan = loop.Plan("t", N_STEPS, rate, "wsd", 2, 0.01, 1.0, optimizer)  # type: ignore[arg-type]
+    loop.train(net, trainable, Causal(), Steps(prepared.examples, 4, 1, 128), plan, work)
+    raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(net.model.named_parameters()))
+    return hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["all", "lora"])
+def test_the_loss_falls_and_two_runs_give_the_same_bits(
+    tiny_llama: Path, data_file: Path, tmp_path: Path, kind: str
+) -> None:
+    one = run(tiny_llama, data_file, tmp_path / "a", kind)
+    two = run(tiny_llama, data_file, tmp_path / "b", kind)
+    assert one == two
+    rows = list(loop.Rows(tmp_path / "a" / loop.METRICS, loop.Metric))
+    assert len(rows) == N_STEPS and rows[-1].loss < 0.9 * rows[0].loss
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), [("all", "adamw"), ("all", "muon"), ("lora", "adamw")])
+def test_killed_again_and_again_it_comes_to_the_same_bits(
+    tiny_llama: Path, data_file: Path, tmp_path: Path, kind: str, optimizer: str
+) -> None:
+    whole = run(tiny_llama, data_file, tmp_path / "whole", kind, optimizer)
+    program = (
+        "import sys, time; from pathlib import Path; import heredity.train.loop as loop;"
+        "loop.KEEP_SECONDS = 0.0; loop._SHARE = 0;"
+        "tick = loop._Clock.tick; loop._Clock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
+        "from tests.train.test_loop import run;"
+        f"folder, data = Path({str(tiny_llama)!r}), Path({str(data_file)!r});"
+        f"print(run(folder, data, Path(sys.argv[1]), {kind!r}, {optimizer!r}))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "killed")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    metrics = tmp_path / "killed" / loop.METRICS
+    n_kills = 0
+    for after in (2, 6, 11):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and n_rows(metrics) < after:
+                time.sleep(0.005)
+            n_kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    assert n_kills == 3
+    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert last.stdout.strip() == whole
+    steps_done = [row.step for row in loop.Rows(metrics, loop.Metric)]
+    assert steps_done == list(range(N_STEPS))
+
+
+def n_rows(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_loss_that_is_no_number_stops_and_the_last_good_checkpoint_stays(
+    tiny_llama: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_SHARE", 0)
+    with pytest.raises(loop.Diverged, match="step"):
+        run(tiny_llama, data_file, tmp_path, "all", rate=1e18)
+    kept = checkpoint.read(tmp_path, "t")
+    assert kept is None or all(bool(torch.isfinite(tensor).all()) for tensor in kept.state.values())
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, "one", checkpoint.Kept(3, 30, {"master/x": torch.ones(2)}))
+    assert checkpoint.read(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
+    with pytest.raises(Damaged, match="another training"):
+        checkpoint.read(tmp_path, "two")
+    (tmp_path / checkpoint.NAME).write_bytes(b"torn")
+    with pytest.raises(Damaged, match="not a checkpoint"):
+        checkpoint.read(tmp_path, "one")
+
+
+def test_small_steps_are_not_lost_to_the_networks_rounding() -> None:
+    parameter = torch.nn.Parameter(torch.full((4, 4), 1.0, dtype=torch.bfloat16))
+    masters = Masters([("w", parameter)], "adamw", 1e-5, 0.0)
+    for _ in range(400):  # each step is far below bf16's spacing at 1, their sum is not
+        parameter.sum().backward()
+        masters.step(1.0, 0.0)
+    assert float(parameter.detach().float().mean()) == pytest.approx(0.996, abs=0.002)
+
+
+def test_decay_pulls_matrices_alone() -> None:
+    matrix, norm = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 3), (3,)))
+    masters = Masters([("w", matrix), ("norm", norm)], "adamw", 0.1, 0.5)
+    (0 * matrix.sum() + 0 * norm.sum()).backward()
+    masters.step(1.0, 0.0)
+    assert float(matrix.detach().mean()) < 0.99 and float(norm.detach().mean()) == 1.0
+
+
+def test_schedules_rise_hold_and_fall() -> None:
+    wsd = [share_at(step, 100, "wsd", 10) for step in range(100)]
+    assert 0 < wsd[0] < wsd[9] < 1 and wsd[10:80] == [1.0] * 70 and wsd[-1] < 0.1
+    cosine = [share_at(step, 100, "cosine", 10) for step in range(100)]
+    assert cosine[10] == pytest.approx(1.0, abs=0.01) and sorted(cosine[10:], reverse=True) == cosine[10:]
+    assert 0 < cosine[-1] < 0.01

@@ -1,0 +1,44 @@
+"""An epoch sees every example once; the order follows from seed and step alone; nothing is cropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity.train.documents import Document, Example
+from heredity.train.steps import Steps
+
+
+def examples(n: int) -> list[Example]:
+    return [Example(Document((i,) * (2 + i % 9), (True,) * (2 + i % 9))) for i in range(n)]
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 99), st.integers(4, 64))
+def test_every_epoch_sees_every_example_once(n: int, batch: int, seed: int, product: int) -> None:
+    order = Steps(examples(n), batch, seed, product)
+    seen = Counter(order.at(place) for place in range(3 * n))
+    assert set(seen.values()) == {3}
+    assert sorted(order.at(p) for p in range(n)) == list(range(n))
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 99), st.integers(4, 64))
+def test_a_step_is_the_same_whatever_was_asked_before_and_loses_no_token(
+    n: int, batch: int, seed: int, product: int
+) -> None:
+    order, again = Steps(examples(n), batch, seed, product), Steps(examples(n), batch, seed, product)
+    again.of(0)
+    one, two = order.of(5), again.of(5)
+    assert [b.tokens.tolist() for b in one] == [b.tokens.tolist() for b in two]
+    places = [order.at(p) for p in range(5 * batch, 6 * batch)]
+    assert sum(len(b.tokens) for b in one) == sum(2 + i % 9 for i in places)
+    assert all(len(b.tokens) <= product or b.n_documents == 1 for b in one)
+    assert all(sum(b.lengths) == len(b.tokens) for b in one)
+
+
+def test_what_is_learned_is_told_by_the_token_before_it() -> None:
+    order = Steps([Example(Document((7, 8, 9, 10), (False, False, True, True)))], 1, 0)
+    (batch,) = order.of(0)
+    assert batch.at.tolist() == [1, 2] and batch.targets.tolist() == [9, 10]
+    assert batch.positions.tolist() == [0, 1, 2, 3]
