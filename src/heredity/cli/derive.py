@@ -50,7 +50,7 @@ class _Kinds(Lister):
 def command(ctx: click.Context) -> None:
     """Make a child of one model or more.
 
-    Its descent is recorded. A long training goes on from its last checkpoint when the same command is given again.
+    Its descent is recorded. A training that was stopped goes on when the same command is given again.
     """
     if ctx.invoked_subcommand is None:
         from heredity.cli._terminal import cell, out, table
