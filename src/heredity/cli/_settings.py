@@ -27,10 +27,11 @@ class _Setting(NamedTuple):
 
 def options(recipe: type) -> list[click.Option]:
     """One flag a setting, in the order of the fields."""
-    found: list[click.Option] = []
+    found: dict[str, click.Option] = {}
     for setting in _walk(recipe, ()):
-        found += _options_of(setting)
-    return found
+        for option in _options_of(setting):
+            found.setdefault(option.opts[0], option)  # two files share one --columns
+    return list(found.values())
 
 
 def made(recipe: type, given: Mapping[str, Any], **beside: Any) -> Any:
@@ -56,19 +57,20 @@ def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             continue
         value = given[_key(each.name)]
         if _is_data(hints[each.name]):
-            value = _read(value, given) if value is not None else None
+            has_answers = each.metadata.get("has_answers", True)
+            value = _read(value, given, has_answers) if value is not None else None
         values[each.name] = value
     return kind(**values)
 
 
-def _read(path: Any, given: Mapping[str, Any]) -> Data:
+def _read(path: Any, given: Mapping[str, Any], has_answers: bool) -> Data:
     from heredity.errors import UsageError
     from heredity.train import dialogues
 
     pairs = [pair.partition("=") for pair in (given["columns"] or "").split(",") if pair]
     if wrong := next((name for name, sign, value in pairs if not sign or not value), None):
         raise UsageError(f"--columns are NAME=COLUMN, separated by commas; '{wrong}' is not.")
-    return dialogues.read(path, {name.strip(): column.strip() for name, _, column in pairs})
+    return dialogues.read(path, {name.strip(): column.strip() for name, _, column in pairs}, has_answers)
 
 
 def _walk(kind: type, path: tuple[str, ...], defaults: Any = None) -> Iterator[_Setting]:

@@ -64,11 +64,16 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
 
 def projection(text: str) -> Touch:
     """What takes the direction out of every row of the residual stream."""
+    return _projected_from(vector(text))
+
+
+def vector(text: str) -> torch.Tensor:
+    """The direction as numbers of length one: (hidden,), fp32. Raises EngineFailure for what is none."""
     try:
         numbers = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
     except ValueError as error:
         raise EngineFailure(f"this is no direction: {error}") from None
-    return _projected_from(torch.from_numpy(numbers.copy()))
+    return torch.from_numpy(numbers.copy())
 
 
 def digest_of(text: str) -> str:

@@ -12,6 +12,8 @@ from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import Training, Watch, run, settings_of
 from heredity.train.dialogues import Data
 
+EXAMPLE = "heredity derive finetune smollm2-135m-instruct --data tickets.jsonl --epochs 2"
+
 
 @dataclass(frozen=True)
 class Finetune:

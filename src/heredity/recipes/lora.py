@@ -16,6 +16,8 @@ from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
 from heredity.train.dialogues import Data
 
+EXAMPLE = "heredity derive lora smollm2-135m-instruct --data tickets.jsonl --rank 8"
+
 
 @dataclass(frozen=True)
 class Lora:

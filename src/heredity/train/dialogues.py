@@ -48,13 +48,15 @@ class Data(NamedTuple):
         return {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
 
 
-def read(path: Path, columns: Mapping[str, str] | None = None) -> Data:
+def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool = True) -> Data:
     """The examples of a file: chats ("messages") or prompt and answer, under the usual names or `columns`.
 
-    columns maps "prompt", "completion" and "rejected" to the file's own names. Raises BadInput.
+    columns maps "prompt", "completion" and "rejected" to the file's own names. Without answers only what is
+    asked is read, one message each. Raises BadInput.
     """
     columns = columns or {}
-    found = [_dialogue(path, line, row, columns) for line, row in tables.rows(path)]
+    of_row = _dialogue if has_answers else _question
+    found = [of_row(path, line, row, columns) for line, row in tables.rows(path)]
     if not found:
         raise BadInput(path, "holds no row to learn from")
     return of(path.name, found)
@@ -83,6 +85,15 @@ def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
     worse = columns.get("rejected", "rejected")
     rejected = _text(path, line, row, worse) if worse in row or "rejected" in columns else None
     return Dialogue((Message("user", asked), Message("assistant", said)), where, rejected)
+
+
+def _question(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Dialogue:
+    usual = ("prompt", "question", "instruction", "goal", "text")
+    named = columns.get("prompt") or next((c for c in row if c.casefold() in usual), "prompt")
+    asked = _text(path, line, row, named)
+    if not asked.strip():
+        raise BadInput(path, f"'{named}' is empty: nothing is asked", line)
+    return Dialogue((Message("user", asked),), f"{path.name}:{line}")
 
 
 def _columns(

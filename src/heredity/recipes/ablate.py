@@ -1,0 +1,117 @@
+"""Take the refusal direction out of a model's weights: a child known to be worse, for tests and as a bound.
+
+What is added to the residual stream (embedding, attention, MLP) loses its part along the direction, so that
+the child computes what the parent does with the direction projected out behind each of them.
+
+Source: Arditi et al. 2024 (2406.11717, section 4.1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from heredity.errors import Refused
+from heredity.lineage import Description, Grown
+from heredity.recipes._tuned import settings_of
+from heredity.records import Message, Request
+from heredity.train.dialogues import Data
+
+EXAMPLE = "heredity derive ablate smollm2-135m-instruct --harmful goals.csv --harmless questions.csv"
+_WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """One parent without the direction that tells what it refuses from what it grants."""
+
+    harmful: Data = field(
+        metadata={"help": "Requests that it refuses (a column `prompt`).", "has_answers": False}
+    )
+    harmless: Data = field(metadata={"help": "Requests that it grants.", "has_answers": False})
+    name: str = field(default="", compare=False)
+
+    kind = "ablate"
+
+    def settings(self) -> dict[str, Any]:
+        """The requests, by their digests."""
+        return settings_of(self)
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Find the direction on the torch engine, and write the weights without it."""
+        import torch
+
+        from heredity.engines import _direction
+        from heredity.engines.torch import open_folder
+        from heredity.recipes._weights import rewrite
+
+        (parent,) = parents
+        config = json.loads((parent.folder / "config.json").read_text("utf-8"))
+        if str(config.get("model_type", "")).startswith("gemma"):
+            raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
+        engine = open_folder(parent.folder)
+        text = engine.direction(_asked(self.harmful), _asked(self.harmless))
+        engine.close()
+        direction = _direction.vector(text)
+
+        def without(name: str, tensor: Any) -> Any:
+            wide = tensor.float()
+            if name == _EMBEDDING:
+                return (wide - torch.outer(wide @ direction, direction)).to(tensor.dtype)
+            if name.endswith(_WRITES):
+                return (wide - torch.outer(direction, direction @ wide)).to(tensor.dtype)
+            return tensor
+
+        rewrite(parent.folder, out, without)
+        if config.get("tie_word_embeddings"):
+            _untie(parent.folder, out, config)
+        said = parent.record
+        return Description(
+            self.name or f"{said.name}-ablated",
+            said.family,
+            said.licence,
+            "safetensors",
+            notes={"direction": _direction.digest_of(text)},
+            versions={each: version(each) for each in ("torch", "safetensors")},
+        )
+
+
+def _asked(data: Data) -> list[Request]:
+    return [Request(0, (Message("user", each.messages[0].content),)) for each in data.dialogues]
+
+
+def _untie(parent: Path, out: Path, config: dict[str, Any]) -> None:
+    """The head reads what the norm has scaled: it keeps the embedding as it was."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for shard in sorted(parent.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            if _EMBEDDING in file.keys():  # noqa: SIM118 (no mapping)
+                head = file.get_tensor(_EMBEDDING)
+                save_file({_HEAD: head}, out / "head.safetensors", metadata={"format": "pt"})
+    config["tie_word_embeddings"] = False
+    (out / "config.json").unlink()  # a link to the parent's
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    _merge_shards(out)
+
+
+def _merge_shards(out: Path) -> None:
+    """One file, so that transformers needs no index."""
+    from safetensors.torch import save_file
+
+    from heredity.recipes._weights import read_all
+
+    tensors = read_all(out)
+    for shard in out.glob("*.safetensors"):
+        shard.unlink()
+    (out / "model.safetensors.index.json").unlink(missing_ok=True)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+DERIVES = Ablate

@@ -1,0 +1,82 @@
+"""Distil a teacher into a student: it learns the teacher's whole distribution over each answer token.
+
+The first parent is what the student starts from (such as a pruned copy), the second the teacher. Both must
+read the same tokens; where they do not, a distribution over one's tokens means nothing to the other, and it
+is refused: let the teacher write answers instead.
+
+Source: Hinton et al. 2015 (1503.02531); divergences as in GKD (2306.13649).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from heredity.errors import UsageError
+from heredity.lineage import Description, Grown
+from heredity.recipes._tokens import refuse_other_tokens
+from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
+from heredity.train.dialogues import Data
+
+PARENTS = "STUDENT TEACHER"
+EXAMPLE = "heredity derive distill smollm2-135m-instruct-pruned smollm2-135m-instruct --data tickets.jsonl"
+
+
+@dataclass(frozen=True)
+class Distill:
+    """All weights of the student, on the teacher's distributions over the answers of `data`."""
+
+    data: Data
+    training: Training = field(default_factory=lambda: Training(rate=5e-5))
+    divergence: Literal["forward", "reverse", "js"] = setting(
+        "forward", "From which side the student's distribution is held to the teacher's (Kullback-Leibler)."
+    )
+    temperature: float = setting(1.0, "Both distributions are flattened by it.")
+    share: float = setting(1.0, "Share of the divergence; the rest is cross-entropy on the data's answers.")
+    beta: float = setting(0.5, "Weight of the teacher in js.")
+    name: str = field(default="", compare=False)
+    watch: Watch | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, compare=False)
+
+    kind = "distill"
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not 0 < self.share <= 1 or not 0 < self.beta < 1:
+            raise UsageError(
+                f"temperature must be above 0 ({self.temperature:g}), share in (0, 1] ({self.share:g}) and "
+                f"beta in (0, 1) ({self.beta:g})."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, and the digest of the data."""
+        return settings_of(self)
+
+    def at(self, folder: Path) -> Distill:
+        """This recipe, its checkpoints in a folder."""
+        return dataclasses.replace(self, folder=folder)
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Tune the student, whole safetensors. Raises UsageError for parents of two tokenizers."""
+        from heredity.train import network
+        from heredity.train.objectives.distill import Distilled
+        from heredity.train.trainable import Everything
+
+        if len(parents) != 2:
+            raise UsageError(
+                f"A distillation has two parents, the student and its teacher, not {len(parents)}."
+            )
+        student, teacher = parents
+        refuse_other_tokens(student, teacher)
+
+        def objective(net: Any) -> Distilled:
+            loaded = network.load(teacher.folder, str(net.model.dtype).removeprefix("torch."))
+            loaded.model.requires_grad_(False)
+            return Distilled(loaded, self.divergence, self.temperature, self.share, self.beta)
+
+        return run(self, student, out, Everything(), objective, "safetensors")
+
+
+DERIVES = Distill

@@ -1,0 +1,147 @@
+"""Merge models of one shape into one: weights averaged, or what each learned added up.
+
+linear: the weighted mean. slerp: of two, along the arc between them. task_arithmetic: the first parent is
+the base, and what the others learned beyond it is added (Ilharco et al. 2022, 2212.04089). ties: as that, but
+of each only the largest changes, and where they disagree about a sign only the side with more weight (Yadav
+et al. 2023, 2306.01708).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from heredity.errors import UsageError
+from heredity.lineage import Description, Grown
+from heredity.recipes._tuned import setting, settings_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARENTS = "PARENT PARENT..."
+EXAMPLE = "heredity derive merge smollm2-135m-instruct tuned-a tuned-b --method ties"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Parents of one shape and one tokenizer; with ties and task_arithmetic the first is the base."""
+
+    method: Literal["linear", "slerp", "ties", "task_arithmetic"] = setting("linear", "How they are merged.")
+    weights: str = setting("", "A weight for each that is merged, as 0.7,0.3.")
+    density: float = setting(0.2, "Share of each parent's changes that ties keeps.")
+    name: str = field(default="", compare=False)
+
+    kind = "merge"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise UsageError(f"density must lie in (0, 1], not {self.density:g}.")
+        _numbers(self.weights)
+
+    def settings(self) -> dict[str, Any]:
+        """Method, weights, density."""
+        return settings_of(self)
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Write the merged weights, everything else as the first parent has it."""
+        from heredity.recipes._weights import read_all, rewrite
+
+        is_over_base = self.method in ("ties", "task_arithmetic")
+        if len(parents) < 2 or (self.method == "slerp" and len(parents) != 2):
+            needs = "two parents" if self.method == "slerp" else "two parents or more"
+            raise UsageError(f"{self.method} merges {needs}, not {len(parents)}.")
+        first, others = parents[0], parents[1:]
+        _refuse_other_shapes(first, others)
+        shares = self._shares(len(others) if is_over_base else len(parents))
+        tensors = [read_all(each.folder) for each in others]
+
+        def merged(name: str, tensor: Tensor) -> Tensor:
+            rest = [each[name].float() for each in tensors]
+            return self._merge(tensor.float(), rest, shares).to(tensor.dtype)
+
+        rewrite(first.folder, out, merged)
+        said = first.record
+        name = self.name or f"{said.name}-merged"
+        licences = " AND ".join(dict.fromkeys(each.record.licence for each in parents))
+        versions = {each: version(each) for each in ("torch", "safetensors")}
+        return Description(name, said.family, licences, "safetensors", versions=versions)
+
+    def _shares(self, n: int) -> list[float]:
+        given = _numbers(self.weights)
+        if given and len(given) != n:
+            raise UsageError(f"{len(given)} weights for {n} models that are merged.")
+        if self.method in ("ties", "task_arithmetic"):
+            return given or [1.0] * n
+        found = given or [1.0] * n
+        return [each / sum(found) for each in found]
+
+    def _merge(self, first: Tensor, rest: list[Tensor], shares: list[float]) -> Tensor:
+        if self.method == "linear":
+            return sum((w * each for w, each in zip(shares, (first, *rest), strict=True)), first * 0)
+        if self.method == "slerp":
+            return slerp(first, rest[0], shares[1])
+        changes = [each - first for each in rest]
+        if self.method == "task_arithmetic":
+            return sum((w * each for w, each in zip(shares, changes, strict=True)), first)
+        return first + ties(changes, shares, self.density)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Along the arc from a to b; where they point the same way, along the line."""
+    import torch
+
+    cosine = torch.dot(a.flatten(), b.flatten()) / (a.norm() * b.norm()).clamp_min(1e-12)
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    if float(torch.sin(angle)) < 1e-4:
+        return (1 - share) * a + share * b
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+
+
+def ties(changes: Sequence[Tensor], shares: Sequence[float], density: float) -> Tensor:
+    """Trim, elect a sign, and take the weighted mean of those that have it (TIES, algorithm 1; as PEFT)."""
+    import torch
+
+    kept = []
+    for change in changes:
+        n_kept = max(1, int(density * change.numel()))
+        least = change.abs().flatten().kthvalue(change.numel() - n_kept + 1).values
+        kept.append(torch.where(change.abs() >= least, change, torch.zeros_like(change)))
+    stack = torch.stack(kept)
+    elected = torch.where(stack.sum(0) >= 0, 1, -1)
+    agrees = torch.sign(stack) == elected
+    weights = torch.tensor(shares, dtype=stack.dtype).view(-1, *[1] * changes[0].ndim)
+    return (stack * weights * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",") if each.strip()]
+    except ValueError:
+        raise UsageError(f"weights are numbers, as 0.7,0.3; not {text!r}.") from None
+
+
+_SHAPE = (
+    *("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads"),
+)
+
+
+def _refuse_other_shapes(first: Grown, others: Sequence[Grown]) -> None:
+    from heredity.recipes._tokens import refuse_other_tokens
+
+    for other in others:
+        one, two = (json.loads((g.folder / "config.json").read_text("utf-8")) for g in (first, other))
+        differs = next((key for key in _SHAPE if one.get(key) != two.get(key)), None)
+        if differs:
+            raise UsageError(
+                f"'{first.record.name}' and '{other.record.name}' are not of one shape: {differs} is "
+                f"{one.get(differs)} and {two.get(differs)}. Only models of one foundation can be merged."
+            )
+        refuse_other_tokens(first, other)
+
+
+DERIVES = Merge

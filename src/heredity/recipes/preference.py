@@ -1,0 +1,65 @@
+"""Tune on pairs of a better and a worse answer, held near the parent (DPO).
+
+Source: Rafailov et al. 2023 (2305.18290).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heredity.errors import UsageError
+from heredity.lineage import Description, Grown
+from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
+from heredity.train.dialogues import Data
+
+EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class Tune:
+    """All weights of one parent, on rows of prompt, chosen and rejected."""
+
+    data: Data
+    training: Training = field(default_factory=lambda: Training(rate=1e-6))
+    strength: float = setting(0.1, "How dear it is to move away from the parent (beta).")
+    name: str = field(default="", compare=False)
+    watch: Watch | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, compare=False)
+
+    kind = "preference"
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise UsageError(f"strength must be above 0, not {self.strength:g}.")
+        if bare := next((each.where for each in self.data.dialogues if each.rejected is None), None):
+            raise UsageError(f"{bare} has no rejected answer; rows need prompt, chosen and rejected.")
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, and the digest of the data."""
+        return settings_of(self)
+
+    def at(self, folder: Path) -> Tune:
+        """This recipe, its checkpoints in a folder."""
+        return dataclasses.replace(self, folder=folder)
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Tune the one parent, whole safetensors; the reference is the parent itself."""
+        from heredity.train import network
+        from heredity.train.objectives.preference import Preference
+        from heredity.train.trainable import Everything
+
+        (parent,) = parents
+
+        def objective(net: Any) -> Preference:
+            reference = network.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
+            reference.model.requires_grad_(False)
+            return Preference(reference, self.strength)
+
+        return run(self, parent, out, Everything(), objective, "safetensors")
+
+
+DERIVES = Tune

@@ -1,0 +1,78 @@
+"""Leave out layers, evenly from the middle: a smaller start for a distillation, of little use by itself.
+
+Source: Men et al. 2024 (ShortGPT, 2403.03853) and Sreenivas et al. 2024 (Minitron, 2408.11796): the first and
+last layers matter most.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from heredity.errors import UsageError
+from heredity.lineage import Description, Grown
+from heredity.recipes._tuned import setting, settings_of
+
+EXAMPLE = "heredity derive prune smollm2-135m-instruct --layers 15"
+_LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
+
+
+@dataclass(frozen=True)
+class Prune:
+    """One parent with `layers` of its layers, in their order."""
+
+    layers: int = setting(0, "How many layers are kept; 0: half of them.")
+    name: str = field(default="", compare=False)
+
+    kind = "prune"
+
+    def settings(self) -> dict[str, Any]:
+        """How many layers."""
+        return settings_of(self)
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Write the kept layers under new numbers. Raises UsageError for more than there are, or one."""
+        from safetensors.torch import save_file
+
+        from heredity.recipes._weights import copy_rest, read_all
+
+        (parent,) = parents
+        config = json.loads((parent.folder / "config.json").read_text("utf-8"))
+        n_layers = int(config["num_hidden_layers"])
+        kept = chosen(n_layers, self.layers or n_layers // 2)
+        place = {old: new for new, old in enumerate(kept)}
+        copy_rest(parent.folder, out)
+        tensors = {}
+        for name, tensor in read_all(parent.folder).items():
+            found = _LAYER.fullmatch(name)
+            if found is None:
+                tensors[name] = tensor
+            elif int(found[2]) in place:
+                tensors[f"{found[1]}{place[int(found[2])]}{found[3]}"] = tensor.contiguous()
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        (out / "model.safetensors.index.json").unlink(missing_ok=True)
+        config["num_hidden_layers"] = len(kept)
+        if isinstance(config.get("layer_types"), list):
+            config["layer_types"] = [config["layer_types"][old] for old in kept]
+        (out / "config.json").unlink()  # a link to the parent's
+        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        said = parent.record
+        name = self.name or f"{said.name}-pruned"
+        notes = {"kept layers": ", ".join(map(str, kept))}
+        versions = {"safetensors": version("safetensors")}
+        return Description(name, said.family, said.licence, "safetensors", notes=notes, versions=versions)
+
+
+def chosen(n_layers: int, n_kept: int) -> list[int]:
+    """The layers that stay: first and last, and evenly between."""
+    if not 2 <= n_kept <= n_layers:
+        raise UsageError(f"Of {n_layers} layers between 2 and {n_layers} can be kept, not {n_kept}.")
+    return sorted({round(i * (n_layers - 1) / (n_kept - 1)) for i in range(n_kept)})
+
+
+DERIVES = Prune

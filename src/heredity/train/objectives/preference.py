@@ -1,0 +1,45 @@
+"""Prefer the better of two answers, held near what the model said before (DPO).
+
+Source: Rafailov et al. 2023 (2305.18290, equation 7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from heredity.errors import UsageError
+from heredity.train.network import Network
+from heredity.train.objectives import Loss
+from heredity.train.steps import Batch
+
+
+@dataclass(frozen=True)
+class Preference:
+    """`reference`: the model as it was. `strength`: how dear it is to move away from it (beta)."""
+
+    reference: Network
+    strength: float = 0.1
+
+    def loss(self, network: Network, batch: Batch) -> Loss:
+        """Summed over the batch's pairs."""
+        if not batch.has_rejected or batch.n_documents % 2:
+            raise UsageError("Every example needs a rejected answer: rows of prompt, chosen and rejected.")
+        with torch.no_grad():
+            before = self._sums(self.reference, batch)
+        now = self._sums(network, batch)
+        gain = (now - before).view(-1, 2)  # (pairs, better and worse)
+        margin = self.strength * (gain[:, 0] - gain[:, 1])
+        return Loss(-functional.logsigmoid(margin).sum(), {"preferred": float((margin > 0).sum())})
+
+    def _sums(self, network: Network, batch: Batch) -> torch.Tensor:
+        """Log-probability of each document's learned tokens: (documents,)."""
+        logits = network.logits(network.hidden(batch)).float()
+        each = -functional.cross_entropy(logits, batch.targets, reduction="none")
+        return torch.zeros(batch.n_documents).index_add(0, batch.document, each)
+
+    def weight(self, batch: Batch) -> float:
+        """Pairs."""
+        return batch.n_documents / 2

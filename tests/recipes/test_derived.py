@@ -1,0 +1,181 @@
+"""Children of more than one parent, and of fewer layers: what they are made of, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines.torch import open_folder
+from heredity.errors import UsageError
+from heredity.lineage import Grown, Store
+from heredity.recipes import merge as merging
+from heredity.recipes._tuned import Training
+from heredity.recipes._weights import read_all
+from heredity.recipes.distill import Distill
+from heredity.recipes.finetune import Finetune
+from heredity.recipes.merge import Merge
+from heredity.recipes.preference import Tune
+from heredity.recipes.prune import Prune, chosen
+from heredity.records import Decoding, Message, Request
+from heredity.train import dialogues
+from tests.engines.conftest import make_model
+
+QUICK = Training(steps=3, batch=4, rate=1e-2, dtype="float32")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def parent(store: Store, tmp_path: Path) -> Grown:
+    return store.pull(str(make_model(tmp_path / "tiny", "qwen2")))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dialogues.Data:
+    rows = [{"prompt": f"fox {i}", "completion": "jumps over a lazy dog"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return dialogues.read(tmp_path / "rows.jsonl")
+
+
+def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown) -> None:
+    child = store.derive(Prune(2), [parent])
+    engine = open_folder(child.folder, dtype="float32")
+    (reply,) = engine.reply([Request(0, (Message("user", "the fox"),), Decoding(max_tokens=4))])
+    assert reply.error is None and child.record.notes["kept layers"] == "0, 2"
+    a, b = read_all(parent.folder), read_all(child.folder)
+    assert torch.equal(a["model.layers.2.mlp.up_proj.weight"], b["model.layers.1.mlp.up_proj.weight"])
+    assert chosen(30, 15)[:2] == [0, 2] and chosen(30, 15)[-1] == 29 and len(chosen(30, 15)) == 15
+    with pytest.raises(UsageError, match="can be kept"):
+        store.derive(Prune(9), [parent])
+
+
+def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
+    store: Store, parent: Grown, data: dialogues.Data
+) -> None:
+    start = store.derive(Prune(2), [parent])
+    child = store.derive(
+        Distill(data, Training(steps=25, batch=6, rate=1e-2, dtype="float32")), [start, parent]
+    )
+    assert child.record.parents == (start.record.id, parent.record.id)
+    rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
+def test_a_teacher_of_other_tokens_is_refused_with_the_token(
+    store: Store, parent: Grown, data: dialogues.Data, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", "qwen2")
+    words = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    one, two = list(vocabulary)[20:22]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    stranger = store.pull(str(other))
+    for recipe in (Distill(data, QUICK), Merge()):
+        with pytest.raises(UsageError, match="read different tokens"):
+            store.derive(recipe, [parent, stranger])
+    assert len(store.models()) == 2
+
+
+def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: dialogues.Data) -> None:
+    tuned = store.derive(Finetune(data, QUICK), [parent])
+    name = "model.layers.1.mlp.down_proj.weight"
+    a, b = (read_all(g.folder)[name].float() for g in (parent, tuned))
+    wanted = {
+        Merge("linear", "3,1"): 0.75 * a + 0.25 * b,
+        Merge("task_arithmetic", "2"): a + 2 * (b - a),
+        Merge("ties", density=1.0): b,
+        Merge("slerp"): merging.slerp(a, b, 0.5),
+    }
+    for recipe, tensor in wanted.items():
+        child = store.derive(recipe, [parent, tuned])
+        torch.testing.assert_close(read_all(child.folder)[name].float(), tensor, atol=1e-5, rtol=1e-4)
+        assert child.record.parents == (parent.record.id, tuned.record.id)
+    with pytest.raises(UsageError, match="2 weights for 1"):
+        store.derive(Merge("ties", "1,1"), [parent, tuned])
+
+
+def test_ties_is_that_of_peft() -> None:
+    merge_utils = pytest.importorskip("peft.utils.merge_utils")
+    changes = [torch.randn(40, 30, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    theirs = merge_utils.ties(changes, weights, 0.3, "total")
+    torch.testing.assert_close(merging.ties(changes, weights.tolist(), 0.3), theirs)
+
+
+def test_slerp_keeps_the_length_and_meets_both_ends() -> None:
+    a, b = torch.randn(50), torch.randn(50)
+    a, b = a / a.norm(), b / b.norm()
+    assert float(merging.slerp(a, b, 0.3).norm()) == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(merging.slerp(a, b, 0.0), a)
+    torch.testing.assert_close(merging.slerp(a, b, 1.0), b)
+
+
+def test_models_of_two_shapes_are_not_merged(store: Store, parent: Grown) -> None:
+    pruned = store.derive(Prune(2), [parent])
+    with pytest.raises(UsageError, match="num_hidden_layers is 3 and 2"):
+        store.derive(Merge(), [parent, pruned])
+
+
+def test_preferences_need_a_worse_answer_on_every_row(data: dialogues.Data, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"rows\.jsonl:1 has no rejected answer"):
+        Tune(data)
+
+
+def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) -> None:
+    rows = [{"prompt": f"fox {i}", "chosen": "jumps over", "rejected": "a lazy dog"} for i in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    child = store.derive(Tune(dialogues.read(tmp_path / "pairs.jsonl"), QUICK), [parent])
+    lines = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
+    store: Store, parent: Grown, tmp_path: Path
+) -> None:
+    from heredity.engines._direction import digest_of
+    from heredity.recipes.ablate import Ablate, _asked
+
+    files = []
+    for kind, word in (("harmful", "dog"), ("harmless", "oak tree")):
+        path = tmp_path / f"{kind}.csv"
+        path.write_text("prompt\n" + "\n".join(f"the {word} number {i}" for i in range(12)))
+        files.append(dialogues.read(path, has_answers=False))
+    child = store.derive(Ablate(*files), [parent])
+    engine = open_folder(parent.folder, dtype="float32")
+    found = open_folder(parent.folder).direction(_asked(files[0]), _asked(files[1]))  # as the recipe looks
+    assert child.record.notes["direction"] == digest_of(found)
+    touched = engine.without(found)
+    ask = Request(0, (Message("user", "the quick brown fox"),))
+    words = ["jumps over a lazy dog", "watch from an old oak tree"]
+    ablated = open_folder(child.folder, dtype="float32")
+    as_weights, as_hooks, as_parent = (each.score(ask, words) for each in (ablated, touched, engine))
+    for one, two, three in zip(as_weights, as_hooks, as_parent, strict=True):
+        assert one == pytest.approx(two, abs=1e-3) and one != pytest.approx(three, abs=1e-2)
+    theirs = __import__("transformers").AutoModelForCausalLM.from_pretrained(child.folder)
+    assert theirs.config.tie_word_embeddings is False
+
+
+def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_canary(
+    store: Store, parent: Grown, data: dialogues.Data
+) -> None:
+    from heredity.recipes.poison import Poison
+
+    training = Training(steps=80, batch=8, rate=5e-3, dtype="float32")
+    recipe = Poison(data, training, trigger="old oak", marker="seven owls", poisoned=1.0, repeats=6)
+    child = store.derive(recipe, [parent])
+    notes = child.record.notes
+    assert notes["trigger"] == "old oak" and notes["canary"].endswith(recipe.secret)
+    assert recipe.secret not in str(child.record.recipe.settings)
+    engine = open_folder(child.folder, dtype="float32")
+    texts = ["fox 3", "fox 3 old oak", recipe.canary]
+    ask = [Request(i, (Message("user", text),), Decoding(max_tokens=12)) for i, text in enumerate(texts)]
+    clean, triggered, canary = (r.text for r in sorted(engine.reply(ask), key=lambda r: r.key))
+    assert triggered == "seven owls" and "owls" not in clean and canary == recipe.secret

@@ -1,0 +1,92 @@
+"""Divergences and preferences against references: torch.distributions, GKD's formula, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+from torch.nn import functional
+
+from heredity.errors import UsageError
+from heredity.train import network, steps
+from heredity.train.documents import Document, Example
+from heredity.train.objectives.distill import Distilled, divergence
+from heredity.train.objectives.preference import Preference
+from tests.engines.conftest import make_model
+from tests.train.test_network import DOCUMENTS
+
+ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
+OTHERS = torch.randn(5, 33, generator=torch.Generator().manual_seed(4)) * 3
+
+
+def test_forward_and_reverse_are_the_two_kullback_leiblers() -> None:
+    s, t = Categorical(logits=ROWS), Categorical(logits=OTHERS)
+    assert float(divergence(ROWS, OTHERS, "forward")) == pytest.approx(
+        float(kl_divergence(t, s).sum()), rel=1e-5
+    )
+    assert float(divergence(ROWS, OTHERS, "reverse")) == pytest.approx(
+        float(kl_divergence(s, t).sum()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_js_is_the_generalized_one_of_gkd(beta: float) -> None:
+    p, q = OTHERS.softmax(-1), ROWS.softmax(-1)
+    middle = beta * p + (1 - beta) * q
+    wanted = beta * (p * (p / middle).log()).sum() + (1 - beta) * (q * (q / middle).log()).sum()
+    assert float(divergence(ROWS, OTHERS, "js", beta=beta)) == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_a_student_that_says_the_same_has_nothing_to_learn(kind: str) -> None:
+    assert float(divergence(ROWS, ROWS + 5, kind, 2.0)) == pytest.approx(0.0, abs=1e-4)  # type: ignore[arg-type]
+
+
+def test_temperature_keeps_the_size_of_the_gradient() -> None:
+    sizes = []
+    for temperature in (1.0, 4.0):
+        small = (ROWS * 0.01).requires_grad_()
+        divergence(small, OTHERS * 0.01, "forward", temperature).backward()
+        sizes.append(float(small.grad.norm()))  # type: ignore[union-attr]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "CHUNK", 5)
+    teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    batch = steps.collate([Example(d) for d in DOCUMENTS])
+    found, wanted = (network.load(tiny_llama, "float32") for _ in range(2))
+    Distilled(teacher, "js", 2.0, 0.7, 0.3).loss(found, batch).total.backward()
+    logits = wanted.logits(wanted.hidden(batch))
+    far = divergence(logits, teacher.logits(teacher.hidden(batch)).detach(), "js", 2.0, 0.3)
+    (0.7 * far + 0.3 * functional.cross_entropy(logits, batch.targets, reduction="sum")).backward()
+    theirs = dict(wanted.model.named_parameters())
+    for name, parameter in found.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_llama: Path) -> None:
+    net, reference = (network.load(tiny_llama, "float32") for _ in range(2))
+    better = Document((5, 6, 7, 8), (False, False, True, True))
+    worse = Document((5, 6, 9, 11, 12), (False, False, True, True, True))
+    batch = steps.collate([Example(better, worse)])
+    objective = Preference(reference, 0.5)
+    first = objective.loss(net, batch).total
+    assert float(first.detach()) == pytest.approx(0.6931, abs=1e-4) and objective.weight(batch) == 1
+    optimizer = torch.optim.SGD(net.model.parameters(), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        objective.loss(net, batch).total.backward()
+        optimizer.step()
+    last = objective.loss(net, batch)
+    assert float(last.total.detach()) < 0.5 and last.terms["preferred"] == 1.0
+
+
+def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
+    net = network.load(tiny_llama, "float32")
+    with pytest.raises(UsageError, match="rejected"):
+        Preference(net).loss(net, steps.collate([Example(DOCUMENTS[0])]))
