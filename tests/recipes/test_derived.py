@@ -148,9 +148,9 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
         path = tmp_path / f"{kind}.csv"
         path.write_text("prompt\n" + "\n".join(f"the {word} number {i}" for i in range(12)))
         files.append(dialogues.read(path, has_answers=False))
-    child = store.derive(Ablate(*files), [parent])
+    child = store.derive(Ablate(*files, dtype="float32"), [parent])
     engine = open_folder(parent.folder, dtype="float32")
-    found = open_folder(parent.folder).direction(_asked(files[0]), _asked(files[1]))  # as the recipe looks
+    found = engine.direction(_asked(files[0]), _asked(files[1]))
     assert child.record.notes["direction"] == digest_of(found)
     touched = engine.without(found)
     ask = Request(0, (Message("user", "the quick brown fox"),))

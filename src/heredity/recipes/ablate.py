@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from heredity.errors import Refused
 from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import settings_of
+from heredity.recipes._tuned import setting, settings_of
 from heredity.records import Message, Request
 from heredity.train.dialogues import Data
 
@@ -34,6 +34,7 @@ class Ablate:
         metadata={"help": "Requests that it refuses (a column `prompt`).", "has_answers": False}
     )
     harmless: Data = field(metadata={"help": "Requests that it grants.", "has_answers": False})
+    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in to find it.")
     name: str = field(default="", compare=False)
 
     kind = "ablate"
@@ -54,7 +55,7 @@ class Ablate:
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
         if str(config.get("model_type", "")).startswith("gemma"):
             raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
-        engine = open_folder(parent.folder)
+        engine = open_folder(parent.folder, dtype=None if self.dtype == "auto" else self.dtype)
         text = engine.direction(_asked(self.harmful), _asked(self.harmless))
         engine.close()
         direction = _direction.vector(text)

@@ -110,8 +110,37 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
-        beside = functional.linear(functional.linear(x, self.lora_a), self.lora_b)
-        return torch.add(functional.linear(x, self.base.weight, self.base.bias), beside, alpha=self.scale)
+        rows = x.reshape(-1, x.shape[-1])
+        out: torch.Tensor = _Beside.apply(  # type: ignore[no-untyped-call]
+            rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+        )
+        return out.view(*x.shape[:-1], -1)
+
+
+class _Beside(torch.autograd.Function):
+    """The layer and its adapter as products that add into one another: no sum is written out by itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        low = functional.linear(x, a)
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scale = scale
+        return functional.linear(x, weight, bias).addmm_(low, b.T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        of_low = (out @ b).mul_(ctx.scale)
+        of_x = torch.addmm(of_low @ a, out, weight) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.T @ x, (out.T @ low).mul_(ctx.scale), None
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
