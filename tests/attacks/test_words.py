@@ -10,7 +10,7 @@ import pytest
 import heredity.attacks as attacks
 from heredity import probes
 from heredity.attacks import language
-from heredity.attacks._words import languages, table
+from heredity.attacks._words import languages, table, translations
 from heredity.probes._fill import SLOT
 from heredity.probes._load import bare
 from heredity.records import Probe
@@ -71,7 +71,7 @@ def test_every_language_translates_most_of_four_techniques_with_their_twins(tong
 @pytest.mark.parametrize("tongue", languages())
 def test_no_entry_is_of_a_probe_that_is_not_there(tongue) -> None:
     known = set(UNFILLED)
-    for technique, items in table(tongue)["probes"].items():
+    for technique, items in translations(tongue).items():
         for item in items:
             assert f"{technique}/{item}" in known
             assert language.translated(UNFILLED[f"{technique}/{item}"], tongue) is not None
@@ -108,7 +108,7 @@ def test_a_translation_is_not_the_english_text(tongue) -> None:
 
 def test_the_files_are_small() -> None:
     folder = Path(attacks.__file__).parent / "words"
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*.toml")) < 2_000_000
 
 
 def test_a_probe_without_a_translation_is_skipped_with_its_reason() -> None:
