@@ -1,4 +1,4 @@
-"""The attacks' own words by language, read once from words/<language>.toml.
+"""The attacks' own words by language, read once from words/, and the probes' translations beside them.
 
 Promises: a wrapper that has no words in a language says them in English; {text} is put in once, so braces
 and quotes in a probe change nothing.
@@ -22,6 +22,13 @@ def table(language: str) -> dict[str, Any]:
     """Everything that words/<language>.toml says; {} where there is no such file."""
     path = _FOLDER / f"{language}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8")) if language.isalnum() and path.exists() else {}
+
+
+@lru_cache(maxsize=32)
+def translations(language: str) -> dict[str, dict[str, list[Any]]]:
+    """By technique, what words/<language>/<technique>.toml says of its items; {} where there is none."""
+    paths = sorted((_FOLDER / language).glob("*.toml")) if language.isalnum() else []
+    return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def languages() -> tuple[str, ...]:

@@ -1,20 +1,18 @@
 """The probe in another language, and with it the words of whatever is laid over it.
 
 Source: Deng et al. 2023 (arXiv 2310.06474), Yong et al. 2023 (arXiv 2310.02446). The translations are our
-own, in words/<language>.toml, made for the probes of the techniques that need no judge; a probe without one
-is skipped with its twin, and said so. The last turn also asks for the answer in English, so that the rules
-judge, which was measured on English, can read it. A passage and a tool's result stay as they are. Adds no
-query.
+own, in words/<language>/<technique>.toml, made for the probes of the techniques that need no judge; a probe
+without one is skipped with its twin, and said so. The last turn also asks for the answer in English, so that
+the rules judge, which was measured on English, can read it. A passage and a tool's result stay as they are.
+Adds no query.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from heredity.attacks._how import How
-from heredity.attacks._words import languages, table
+from heredity.attacks._words import languages, table, translations
 from heredity.records import Probe
 
 QUERIES = "adds none"
@@ -39,16 +37,17 @@ def recast(probe: Probe, how: How) -> Probe:
 
 
 def translated(probe: Probe, language: str) -> tuple[str, ...] | None:
-    """The turns as words/<language>.toml has them, slots unfilled; None where it has none.
+    """The turns as words/<language>/<technique>.toml has them, slots unfilled; None where it has none.
 
-    An entry is [turns, turns of the twin]; a single turn may stand for a list of one.
+    An entry is [turns, turns of the twin], or [turns] where the twin is asked the same or there is none;
+    a single turn may stand for a list of one.
     """
     name, _, twin = probe.id.partition("~")
     technique, _, item = name.partition("/")
-    entry: list[Any] | None = table(language).get("probes", {}).get(technique, {}).get(item)
+    entry = translations(language).get(technique, {}).get(item)
     if entry is None:
         return None
-    turns = entry[1 if twin else 0]
+    turns = entry[-1] if twin else entry[0]
     turns = (turns,) if isinstance(turns, str) else tuple(turns)
     return turns if len(turns) == len(probe.turns) else None
 
