@@ -78,7 +78,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
             raise ValueError(f"max_turns must be from 1 to 64, not {self.max_turns}")
-        _check_decoding(self.decoding)
+        check_decoding(self.decoding)
         _check_tools(self.tools)
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
@@ -229,7 +229,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
 
 
-def _check_decoding(decoding: Decoding) -> None:
+def check_decoding(decoding: Decoding) -> None:
+    """Raise ValueError for what nothing can be drawn by."""
     if decoding.max_tokens < 1:
         raise ValueError(f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}")
     if not 0 <= decoding.temperature < math.inf:  # nan compares false
