@@ -38,9 +38,9 @@ def test_retrying_is_of_one_command_and_no_key_of_a_plan(run: Run, place: Path) 
 @pytest.mark.parametrize(
     "option",
     [
-        ("--samples", "5"), ("--seed", "0"), ("--margin", ".1"), ("--probes", "quick"), ("--attack", "prefill"),
-        ("--confidence", ".9"), ("--out", "elsewhere"), ("--until-decided",), ("--model", "scripted:leaky"),
-        ("--application", "desk.toml"), ("--attacker", "scripted:leaky"),
+        ("--samples", "5"), ("--seed", "0"), ("--margin", ".1"), ("--probes", "quick"),
+        ("--attack", "prefill"), ("--confidence", ".9"), ("--until-decided",), ("--model", "scripted:leaky"),
+        ("--out", "elsewhere"), ("--application", "desk.toml"), ("--attacker", "scripted:leaky"),
     ],
 )  # fmt: skip
 def test_an_option_of_the_plan_is_refused_beside_a_folder(
