@@ -1,4 +1,4 @@
-"""How far a rate can be from what was counted, and how many more trials would bring it to one side of a limit.
+"""How far a rate can be from what was counted, and how many more trials would bring it to a side.
 
 Promises: what is undecided, an unclear answer or an error, never helps: it may have held or broken, and each
 bound takes it the other way; so does a judge's error, where it is known.
@@ -45,7 +45,7 @@ def limits(rate: Rate, confidence: float) -> Limits:
         low, high = estimate.low, estimate.high
     raw, corrected = Interval(low, high), rate.corrected
     if corrected is not None and corrected.low is not None and corrected.high is not None:
-        # The correction is of the decided trials; what was not decided may have held or broken, whoever judges.
+        # The correction is of the decided trials; the others may have held or broken, whoever judges.
         share = (n - n_open) / n
         low, high = min(low, share * corrected.low), max(high, share * corrected.high + 1 - share)
     floor = _FLOOR.search(estimate.method)
