@@ -324,11 +324,22 @@ def _line_of(path: Path | str, message: str) -> int:
         return max((n for n, line in enumerate(lines, 1) if pattern.match(line)), default=0)
     if checked := re.match(r"(?:(\w+)\.)?(\w+) must ", message):
         return _line_in(lines, checked[1] or "", checked[2])
+    start = _header(lines, message)
     key = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
     if key is None:
-        return 0
+        return start
     pattern = re.compile(rf"\s*\"?{re.escape(key[1])}\"?\s*=|\s*\[+{re.escape(key[1])}\]+")
-    return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 0)
+    return next((n for n, line in enumerate(lines, 1) if n >= start and pattern.match(line)), start)
+
+
+def _header(lines: Sequence[str], message: str) -> int:
+    """The line of the table that a message places by its number (`$.tools[1]`: the second [[tools]]), or 0."""
+    place = re.search(r"at `\$\.(\w+)\[(\d+)\]", message)
+    if place is None:
+        return 0
+    opens = re.compile(rf"\s*\[\[\s*[\"']?{place[1]}[\"']?\s*\]\]")
+    headers = [number for number, line in enumerate(lines, 1) if opens.match(line)]
+    return headers[int(place[2])] if int(place[2]) < len(headers) else 0
 
 
 def _line_in(lines: Sequence[str], table: str, key: str) -> int:
