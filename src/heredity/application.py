@@ -333,7 +333,7 @@ def _line_of(path: Path | str, message: str) -> int:
 
 
 def _header(lines: Sequence[str], message: str) -> int:
-    """The line of the table that a message places by its number (`$.tools[1]`: the second [[tools]]), or 0."""
+    """The line of the table that a message numbers (`$.tools[1]`: the second [[tools]]); 0 for none."""
     place = re.search(r"at `\$\.(\w+)\[(\d+)\]", message)
     if place is None:
         return 0

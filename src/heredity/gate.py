@@ -132,6 +132,12 @@ def _health(estimates: Estimates, max_errors: int) -> Iterator[_Finding]:
         yield _Finding(
             ERRORS, f"{estimates.n_errors} of {estimates.n_asked} trials ended in an error; {allowed}."
         )
+    if estimates.n_skipped:
+        yield _Finding(
+            PASS,
+            f"{estimates.n_skipped} of {estimates.n_asked} trials were not asked, as their models cannot "
+            "have the attack: they are in no rate, and no errors.",
+        )
     if (missing := estimates.n_missing) > 0:
         yield _Finding(
             UNDECIDED, f"{missing} of {estimates.n_trials} trials are unanswered: finish the study first."
