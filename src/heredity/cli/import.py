@@ -78,7 +78,7 @@ def command(
         watch = _progress.Trials(display)
         study.judge(watch)
         result = study.estimate(watch)
-    found = recorded.agreement(out)
+    found = recorded.agreements(out)
     page = html.write(out, out / "report.html")
     if as_json:
         write_json(found)
