@@ -129,6 +129,22 @@ def test_the_line_is_that_of_the_key_in_its_own_table(tmp_path: Path) -> None:
         load(tmp_path, "decoding.max_tokens = 0\nname = 'x'\nsystem = 'x'\n")
 
 
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ('name = "two"', r"desk\.toml:11: Object missing required field `description`"),
+        ('name = "two"\ndescription = 5', r"desk\.toml:13: Expected `str`, got `int`"),
+        ('name = "two"\ndescripton = "x"', r"desk\.toml:13: unknown key 'descripton' in tools"),
+        ('name = "two"\ndescription = "x"\neffects = [{}]', r"desk\.toml:11: Object missing .* `kind`"),
+    ],
+)
+def test_a_mistake_in_a_table_of_several_has_a_line_of_that_table(
+    tmp_path: Path, second: str, said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        load(tmp_path, f"{TOML.rstrip()}\n\n[[tools]] # the second\n{second}\n")
+
+
 def test_deeply_nested_arguments_are_said(tmp_path: Path) -> None:
     call = f"arguments{'.a' * 30_000} = 1"
     text = TOML + f'[[few_shot]]\nrole = "user"\ncontent = "x"\n[[few_shot.tool_calls]]\nname = "x"\n{call}\n'

@@ -13,6 +13,7 @@ from heredity.attacks import How
 from heredity.estimates import JUDGE_FREE, JUDGED
 from heredity.plan import Grid
 from heredity.records import Exchange, Response
+from heredity.seen import Asked
 from heredity.stats import best_of
 from heredity.stats.intervals import clustered_rate
 from heredity.store import Rows
@@ -114,18 +115,18 @@ def test_without_a_breach_there_is_a_lower_bound_and_nothing_else(tmp_path: Path
     assert 0 < cost.queries_per_breach.low <= cost.n_queries / n / upper + 1e-9
 
 
-def test_a_response_without_a_verdict_costs_nothing_yet(tmp_path: Path) -> None:
+def test_a_response_without_a_verdict_costs_nothing_yet() -> None:
     made = planning.plan(models=("scripted:leaky",), n=1, samples=1, attacks=("direct",))
     trial = Grid(made).trial(0)
     spent = Exchange("", "p", "", "t", (), "end", 100, 10)
     row = Response(
         0, trial.id, trial.model.id, "a", trial.probe.id, "direct", 0, 0, (spent, spent), "scripted"
     )
-    (tmp_path / "responses.jsonl").write_bytes(msgspec.json.encode(row) + b"\n")
+    rows = [msgspec.json.decode(msgspec.json.encode(row), type=Asked)]
     outcomes = np.zeros(made.n_trials, np.int8)
-    assert effort._sums(made, tmp_path, outcomes).sum() == 0
+    assert effort._sums(made, rows, outcomes).sum() == 0
     outcomes[0] = BROKE
-    assert effort._sums(made, tmp_path, outcomes)[0, 0, 0].tolist() == [1, 2, 200, 20]
+    assert effort._sums(made, rows, outcomes)[0, 0, 0].tolist() == [1, 2, 200, 20, 0, 0]
 
 
 def test_samples_of_an_attack_that_draws_differ_and_are_the_same_on_another_day() -> None:

@@ -14,7 +14,7 @@ from heredity import plan as plans
 from heredity.errors import Damaged, NotComparable, UsageError
 from heredity.estimates import JUDGE_FREE, JUDGED, Estimates, Measure, Pair, Rate, Run
 from heredity.plan import Grid, Plan, Trial
-from heredity.records import Manner, Outcome, Verdict
+from heredity.records import Manner, Outcome, Response, Verdict, digest_response
 from heredity.stats import Table
 from heredity.stats.intervals import cluster_sums, rate_worth
 from heredity.store import Rows
@@ -31,13 +31,22 @@ def judged(folder: Path, made: Plan, rule: Rule, shuffled: int | None = None) ->
     if shuffled is not None:
         random.Random(shuffled).shuffle(trials)
     plans.write(folder, made)
-    with Rows(folder / "verdicts.jsonl", Verdict) as rows:
+    with (
+        Rows(folder / "verdicts.jsonl", Verdict) as rows,
+        Rows(folder / "responses.jsonl", Response) as answers,
+    ):
         for trial in trials:
             outcome = rule(trial)
             free = trial.probe.kind == "breach" and trial.probe.check.kind != "refusal"
             judge, manner = "checks" if free else "rules", None if outcome is None else manner_of(outcome)
             error = None if outcome is not None else "no answer"
-            rows.append(Verdict(trial.index, trial.id, judge, outcome, manner, error=error))
+            said = Response(
+                trial.index, trial.id, trial.model.id, grid.application, trial.probe.id, trial.attack,
+                trial.sample, trial.seed, (), "scripted", error,
+            )  # fmt: skip
+            of = digest_response(said)
+            answers.append(said)
+            rows.append(Verdict(trial.index, trial.id, judge, outcome, manner, error=error, response=of))
     return tally.estimate(made, folder)
 
 

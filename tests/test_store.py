@@ -134,8 +134,22 @@ def test_a_bad_line_inside_is_an_error_with_its_place(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for bad in (b"{not json}\n", b'{"index": "one"}\n', b"\xff\xfe\n", b"\n", b"[]\n"):
         path.write_bytes(lines[0] + bad + lines[1])
-        with pytest.raises(Damaged, match=r"verdicts\.jsonl:2: not a row of Verdict"):
+        with pytest.raises(Damaged, match=r"verdicts\.jsonl:2: not a row of verdicts.jsonl"):
             list(Rows(path, Verdict))
+
+
+def test_a_bad_line_of_a_later_reading_is_told_by_its_place_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend([verdict(0), verdict(1)])
+    reader = Rows(path, Verdict)
+    assert [row.index for row in reader] == [0, 1]
+    reader.go_on()
+    assert list(reader) == []
+    with path.open("ab") as file:
+        file.write(path.read_bytes().splitlines(keepends=True)[0] + b"[]\n")
+    with pytest.raises(Damaged, match=r"verdicts\.jsonl:4: not a row"):
+        list(reader)
 
 
 def test_rows_of_another_schema_are_refused_even_with_other_fields(tmp_path: Path) -> None:

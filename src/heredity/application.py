@@ -78,7 +78,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
             raise ValueError(f"max_turns must be from 1 to 64, not {self.max_turns}")
-        _check_decoding(self.decoding)
+        check_decoding(self.decoding)
         _check_tools(self.tools)
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
@@ -229,7 +229,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
 
 
-def _check_decoding(decoding: Decoding) -> None:
+def check_decoding(decoding: Decoding) -> None:
+    """Raise ValueError for what nothing can be drawn by."""
     if decoding.max_tokens < 1:
         raise ValueError(f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}")
     if not 0 <= decoding.temperature < math.inf:  # nan compares false
@@ -323,11 +324,22 @@ def _line_of(path: Path | str, message: str) -> int:
         return max((n for n, line in enumerate(lines, 1) if pattern.match(line)), default=0)
     if checked := re.match(r"(?:(\w+)\.)?(\w+) must ", message):
         return _line_in(lines, checked[1] or "", checked[2])
+    start = _header(lines, message)
     key = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
     if key is None:
-        return 0
+        return start
     pattern = re.compile(rf"\s*\"?{re.escape(key[1])}\"?\s*=|\s*\[+{re.escape(key[1])}\]+")
-    return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 0)
+    return next((n for n, line in enumerate(lines, 1) if n >= start and pattern.match(line)), start)
+
+
+def _header(lines: Sequence[str], message: str) -> int:
+    """The line of the table that a message numbers (`$.tools[1]`: the second [[tools]]); 0 for none."""
+    place = re.search(r"at `\$\.(\w+)\[(\d+)\]", message)
+    if place is None:
+        return 0
+    opens = re.compile(rf"\s*\[\[\s*[\"']?{place[1]}[\"']?\s*\]\]")
+    headers = [number for number, line in enumerate(lines, 1) if opens.match(line)]
+    return headers[int(place[2])] if int(place[2]) < len(headers) else 0
 
 
 def _line_in(lines: Sequence[str], table: str, key: str) -> int:

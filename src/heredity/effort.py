@@ -7,26 +7,22 @@ Leaves to others: the formulas (stats/best_of.py) and the rates themselves (tall
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity import store
 from heredity.estimates import SCOPES, Cost, Curve, Rate, Reach, is_part
 from heredity.plan import Plan
-from heredity.records import SCHEMA, Estimate
+from heredity.records import Estimate
+from heredity.seen import BROKE, HELD, SKIPPED, UNCLEAR, Asked, Codes, Seen, judged
 from heredity.stats import best_of
 
-_HELD, _BROKE, _UNCLEAR = 1, 2, 3  # as in tally.py
 _SCOPES = SCOPES["breach"]
 
-_Codes = NDArray[np.int8]
 
-
-def curves(plan: Plan, outcomes: _Codes) -> tuple[Curve, ...]:
+def curves(plan: Plan, outcomes: Codes) -> tuple[Curve, ...]:
     """Success within k tries, by model, attack and scope, where a plan asks several samples.
 
     An unclear answer is a try that did not break; an error is no try. A study until decided has no curves:
@@ -45,10 +41,10 @@ def curves(plan: Plan, outcomes: _Codes) -> tuple[Curve, ...]:
     )
 
 
-def _reaches(plan: Plan, codes: _Codes, behaviours: NDArray[np.intp]) -> Iterator[Reach]:
+def _reaches(plan: Plan, codes: Codes, behaviours: NDArray[np.intp]) -> Iterator[Reach]:
     """One point for each k, from codes (probe, sample)."""
-    broke = (codes == _BROKE).sum(axis=1)
-    tries = ((codes >= _HELD) & (codes <= _UNCLEAR)).sum(axis=1)
+    broke = (codes == BROKE).sum(axis=1)
+    tries = ((codes >= HELD) & (codes <= UNCLEAR)).sum(axis=1)
     for k in best_of.steps(int(tries.max(initial=0))):
         yield Reach(k, best_of.asr_at(k, broke, tries, behaviours, plan.confidence))
 
@@ -57,24 +53,15 @@ def _places(plan: Plan, scope: str) -> list[int]:
     return [i for i, p in enumerate(plan.probes) if p.kind == "breach" and is_part(p, scope)]
 
 
-class _Spent(msgspec.Struct):
-    """What one exchange cost."""
-
-    n_prompt_tokens: int
-    n_tokens: int
+_SUMS = 6  # trials, queries, prompt tokens, answer tokens; queries to the attacker, its tokens
 
 
-class _Asked(msgspec.Struct):
-    """What is counted of a response."""
+def costs(plan: Plan, folder: Path, seen: Seen, rates: Sequence[Rate]) -> tuple[Cost, ...]:
+    """Queries and tokens by model, attack and scope, in one pass over the responses that have a verdict.
 
-    index: int
-    exchanges: list[_Spent]
-    schema: int = SCHEMA
-
-
-def costs(plan: Plan, folder: Path, outcomes: _Codes, rates: Sequence[Rate]) -> tuple[Cost, ...]:
-    """Queries and tokens by model, attack and scope, in one pass over the responses that have a verdict."""
-    spent = _sums(plan, folder, outcomes)
+    Raises Damaged where a response is not the one that its verdict is on.
+    """
+    spent = _sums(plan, judged(folder, seen), seen.outcomes)
     found = []
     for rate in rates:
         if rate.technique in _SCOPES and rate.measure == "breach" and rate.attack in plan.attacks:
@@ -85,24 +72,25 @@ def costs(plan: Plan, folder: Path, outcomes: _Codes, rates: Sequence[Rate]) -> 
     return tuple(found)
 
 
-def _sums(plan: Plan, folder: Path, outcomes: _Codes) -> NDArray[np.int64]:
-    """Trials, queries, prompt tokens and answer tokens (model, attack, scope, 4)."""
-    shape = (len(plan.models), len(plan.attacks), len(_SCOPES), 4)
+def _sums(plan: Plan, rows: Iterable[Asked], outcomes: Codes) -> NDArray[np.int64]:
+    """What _SUMS names (model, attack, scope, _SUMS), of trials that have a verdict and were asked."""
+    shape = (len(plan.models), len(plan.attacks), len(_SCOPES), _SUMS)
     sums = [0] * int(np.prod(shape))
     scopes = [_scope(plan, i) for i in range(len(plan.probes))]
-    n_probes, samples, seen = len(plan.probes), plan.samples, memoryview(outcomes.data)
-    for row in store.Rows(folder / "responses.jsonl", _Asked):
-        if not 0 <= row.index < len(seen) or not seen[row.index]:
-            continue
+    n_probes, samples, codes = len(plan.probes), plan.samples, memoryview(outcomes.data)
+    for row in rows:
         rest, place = divmod(row.index // samples, n_probes)
-        if (scope := scopes[place]) is None:
+        if (scope := scopes[place]) is None or codes[row.index] in (0, SKIPPED):
             continue
-        at = 4 * (rest * len(_SCOPES) + scope)
+        at = _SUMS * (rest * len(_SCOPES) + scope)
         sums[at] += 1
         sums[at + 1] += len(row.exchanges)
         for exchange in row.exchanges:
             sums[at + 2] += exchange.n_prompt_tokens
             sums[at + 3] += exchange.n_tokens
+        sums[at + 4] += len(row.consulted)
+        for question in row.consulted:
+            sums[at + 5] += question.n_prompt_tokens + question.n_tokens
     return np.array(sums, np.int64).reshape(shape)
 
 
@@ -114,7 +102,15 @@ def _scope(plan: Plan, place: int) -> int | None:
     return next((i for i, scope in enumerate(_SCOPES) if is_part(probe, scope)), None)
 
 
-def _cost(rate: Rate, n_trials: int, n_queries: int, n_prompt_tokens: int, n_tokens: int) -> Cost:
+def _cost(
+    rate: Rate,
+    n_trials: int,
+    n_queries: int,
+    n_prompt_tokens: int,
+    n_tokens: int,
+    n_attacker_queries: int,
+    n_attacker_tokens: int,
+) -> Cost:
     return Cost(
         model=rate.model,
         attack=rate.attack,
@@ -128,6 +124,9 @@ def _cost(rate: Rate, n_trials: int, n_queries: int, n_prompt_tokens: int, n_tok
         tokens_per_breach=_per_breach(n_prompt_tokens + n_tokens, rate)
         if n_prompt_tokens + n_tokens
         else Estimate(None, None, None, 0, "no token was counted: the engine, or the import, counts none"),
+        n_attacker_queries=n_attacker_queries,
+        n_attacker_tokens=n_attacker_tokens,
+        attacker_queries_per_breach=_per_breach(n_attacker_queries, rate) if n_attacker_queries else None,
     )
 
 

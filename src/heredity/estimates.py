@@ -81,7 +81,8 @@ class Rate(Record, frozen=True):
 
     measure "breach": over breach probes; n_broke of n_held + n_broke broke.
     measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
-    `estimate` has n = n_held + n_broke; n_unclear and n_error stand beside it.
+    `estimate` has n = n_held + n_broke; n_unclear and n_error stand beside it, and n_skipped: trials of an
+    attack that this model cannot have, which are no errors.
     `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where a
     technique mixes judge and no judge; its value is None, and its method says why, where it is refused.
     `by_family` has the same by each labelled family of models, where the labels come from several.
@@ -104,6 +105,7 @@ class Rate(Record, frozen=True):
     is_judge_free: bool
     by_family: tuple[Relabelled, ...] = ()
     by_labels: Estimate | None = None
+    n_skipped: int = 0
 
 
 class Manners(Record, frozen=True):
@@ -205,6 +207,9 @@ class Cost(Record, frozen=True):
     n_broke: int
     queries_per_breach: Estimate
     tokens_per_breach: Estimate
+    n_attacker_queries: int = 0  # questions to the attacker model, beside those to this one
+    n_attacker_tokens: int = 0  # of these prompts and answers together
+    attacker_queries_per_breach: Estimate | None = None  # None: the attack asks no attacker
 
 
 class MemberRate(Record, frozen=True):
@@ -329,6 +334,7 @@ class Estimates(Record, frozen=True):
     corrected_by: dict[str, str] = msgspec.field(
         default_factory=dict
     )  # by task, "harm" or "refusal": whose labels corrected the rates
+    n_skipped: int = 0  # of n_asked, trials of an attack that their model cannot have
     schema: int = SCHEMA
 
     @property

@@ -96,6 +96,15 @@ class _Judged(msgspec.Struct):
     schema: int = SCHEMA
 
 
+def check(plan: Plan) -> None:
+    """Raise UsageError where labels could give no rate, before anybody has given any."""
+    if plan.is_until_decided:
+        raise UsageError(
+            "In a study until decided labels give no rate: its answers decided how many there are, and no "
+            "interval of labels holds under that. Ask all of it in another folder to label it."
+        )
+
+
 def draw(folder: Path, plan: Plan) -> list[Drawn]:
     """The answers to label, in order: those drawn before, or drawn now and kept. Hold the folder's lock.
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -195,7 +196,7 @@ class Judging:
                 if time.monotonic() - last >= FLUSH_SECONDS:
                     rows.flush()
                     last = time.monotonic()
-        self._responses.start = self._responses.end
+        self._responses.go_on()
 
     def _verdicts(self, some: list[Response]) -> Iterator[Verdict]:
         asked = [(self._by_id[response.probe], response) for response in some]
@@ -255,11 +256,11 @@ def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earl
 
 def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
     """Every verdict as a mark, its bit set in `judged`. Raises Damaged for one of another plan, or twice."""
-    path = folder / VERDICTS
-    for number, row in enumerate(Rows(path, Mark), 1):
+    rows = Rows(folder / VERDICTS, Mark)
+    for row in rows:
         if not grid.matches(row.index, row.trial):
-            raise _not_of_this_plan(path, number, row.index)
-        _mark(judged, row.index, path, number)
+            raise _not_of_this_plan(rows, row.index)
+        _mark(judged, row.index, rows)
         yield row
 
 
@@ -268,11 +269,11 @@ def answered(
 ) -> Iterator[Response]:
     """Every response (in `rows`, from its start), its bit set in `done`. Raises Damaged for one of another
     trial, or twice."""
-    path = folder / RESPONSES
-    for number, row in enumerate(Rows(path, Response) if rows is None else rows, 1):
+    rows = Rows(folder / RESPONSES, Response) if rows is None else rows
+    for row in rows:
         if not _is_of_its_trial(row, grid):
-            raise _not_of_this_plan(path, number, row.index)
-        _mark(done, row.index, path, number)
+            raise _not_of_this_plan(rows, row.index)
+        _mark(done, row.index, rows)
         yield row
 
 
@@ -290,13 +291,13 @@ def _is_of_its_trial(row: Response, grid: Grid) -> bool:
     )
 
 
-def _not_of_this_plan(path: Path, number: int, index: int) -> Damaged:
-    return Damaged(f"{path}:{number}: trial {index} is not of this plan. Remove the line to go on.")
+def _not_of_this_plan(rows: Rows[Any], index: int) -> Damaged:
+    return Damaged(f"{rows.path}:{rows.line}: trial {index} is not of this plan. Remove the line to go on.")
 
 
-def _mark(done: bytearray, index: int, path: Path, number: int) -> None:
+def _mark(done: bytearray, index: int, rows: Rows[Any]) -> None:
     if not plan.mark(done, index):
-        raise Damaged(f"{path}:{number}: trial {index} is there twice. Remove one to go on.")
+        raise Damaged(f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.")
 
 
 def drop_stale_verdicts(folder: Path, said: Said, grid: Grid, decider: Decider | None = None) -> None:

@@ -122,12 +122,11 @@ class Rows(_Closed, Generic[T]):
 
     def __init__(self, path: Path, type: type[T]) -> None:
         self.path, self._type = path, type
-        self._decoder = msgspec.json.Decoder(type)
-        self._encoder = msgspec.json.Encoder()
+        self._decoder, self._encoder = msgspec.json.Decoder(type), msgspec.json.Encoder()
         self._pending = bytearray()
         self._handle: int | None = None
         self._size = 0  # bytes of the file that hold whole rows
-        self.start = self.end = 0  # bytes: where reading begins, and where the last reading came to
+        self._start = self._end = self._n_before = self.line = 0  # reading begins and came to: bytes, lines
 
     def append(self, record: T) -> None:
         """Add one row."""
@@ -167,26 +166,31 @@ class Rows(_Closed, Generic[T]):
         self.write()
         if not self.path.exists():
             return
-        self.end = self.start
+        self._end, self.line = self._start, self._n_before
         with self.path.open("rb") as file:
-            file.seek(self.start)
-            for number, line in enumerate(file, 1):
+            file.seek(self._start)
+            for line in file:
                 if not line.endswith(b"\n"):  # torn by a crash, or still being written
                     return
-                self.end += len(line)
-                yield self._decode(line, number)
+                self._end += len(line)
+                self.line += 1
+                yield self._decode(line)
 
-    def _decode(self, line: bytes, number: int) -> T:
+    def go_on(self) -> None:
+        """Begin the next reading behind the row that was read last."""
+        self._start, self._n_before = self._end, self.line
+
+    def _decode(self, line: bytes) -> T:
         try:
             record = self._decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            _refuse_other_schema(self.path, number, line)
+            _refuse_other_schema(self.path, self.line, line)
             raise Damaged(
-                f"{self.path}:{number}: not a row of {self._type.__name__} ({error})."
+                f"{self.path}:{self.line}: not a row of {self.path.name} ({error})."
                 " Remove that line to go on; what it held is then asked again."
             ) from error
         if getattr(record, "schema", SCHEMA) != SCHEMA:
-            _refuse_other_schema(self.path, number, line)
+            _refuse_other_schema(self.path, self.line, line)
         return record
 
     def _open(self) -> None:
@@ -241,8 +245,7 @@ def _end_of_whole_lines(handle: int) -> int:
     while end > 0:
         start = max(0, end - _BLOCK)
         os.lseek(handle, start, os.SEEK_SET)
-        found = os.read(handle, end - start).rfind(b"\n")
-        if found >= 0:
+        if (found := os.read(handle, end - start).rfind(b"\n")) >= 0:
             return start + found + 1
         end = start
     return 0
@@ -345,8 +348,7 @@ class ResponseCache(_Closed):
         with self._guard, self._explain():
             if key in self._pending:
                 return msgspec.structs.replace(self._pending[key], is_cached=True)
-            query = f"SELECT reply FROM {self._table} WHERE key = ?"
-            row = self._base.execute(query, (key,)).fetchone()
+            row = self._base.execute(f"SELECT reply FROM {self._table} WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return None
             return msgspec.structs.replace(self._decoder.decode(zlib.decompress(row[0])), is_cached=True)
@@ -357,8 +359,7 @@ class ResponseCache(_Closed):
             return
         with self._guard:
             self._pending[key] = reply
-            is_due = len(self._pending) >= 256
-        if is_due:
+        if len(self._pending) >= 256:
             self.flush()
 
     def flush(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity import attacks as laid
-from heredity import decide, engines, plan, tally
+from heredity import decide, engines, plan, recorded, tally
 from heredity import estimates as numbers
 from heredity.application import Application
 from heredity.asking import Place, asking
@@ -226,6 +226,8 @@ class Study:
         finally:
             self._decider.close()
         meter.close()
+        if self._plan.application.rendering == "recorded":
+            recorded.agreement(self.folder)  # of these verdicts: another judge may have given them
 
     def _drop_stale(self, said: Said, grid: Grid) -> None:
         decider = self._decider  # before the choice is kept: what cannot be loaded is not chosen

@@ -1,9 +1,9 @@
-"""Verdicts into numbers: one pass over the rows, then rates, manners and pairs.
+"""Verdicts into numbers: rates, manners and pairs.
 
 Promises: models are compared on the same trials, corrected for many comparisons; breaches that a check
 decides are never pooled with those that a judge decides; errors and unclear answers are counted beside every
 rate, never inside it; the same verdicts in any order give the same numbers.
-Leaves to others: the formulas (stats/) and which answer was bad (judges/).
+Leaves to others: reading the rows (seen.py), the formulas (stats/) and which answer was bad (judges/).
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from heredity import decide, effort, stats, store
-from heredity.errors import Damaged
 from heredity.estimates import (
     ALL,
     SCOPES,
@@ -37,26 +35,20 @@ from heredity.estimates import (
     is_part,
 )
 from heredity.judged import Errors, panel
-from heredity.labels import Laid, Rated
-from heredity.plan import Grid, Plan
-from heredity.records import SCHEMA, Estimate, Manner, Outcome, Probe, digest
+from heredity.plan import Plan
+from heredity.records import Estimate, Probe, digest
+from heredity.seen import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Codes, Seen, read
 from heredity.stats.looks import compare_in_blocks
 from heredity.stats.sequential import clustered_rate_sequence
 
-_OUTCOMES: dict[str | None, int] = {"held": 1, "broke": 2, "unclear": 3, None: 4, "answered": 5, "refused": 6}
-_HELD, _BROKE, _UNCLEAR, _ERROR = 1, 2, 3, 4  # of a twin: answered, refused, unclear, error
-_MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
-_MANNER_CODES = {name: code for code, name in enumerate(_MANNERS, 1)}
-
-_Codes = NDArray[np.int8]
-
 
 def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
-    """Everything that estimates.json holds, in one pass over the verdicts; two bytes of memory a trial.
+    """Everything that estimates.json holds, in one pass over verdicts and responses; ten bytes a trial.
 
     root: the store with the calibrations that the user measured; those of this judge go into the folder.
+    Raises Damaged where a verdict is not on the response beside it.
     """
-    seen = _read(plan, folder)
+    seen = read(plan, folder)
     errors = Errors.of(seen.judges, folder, root)
     names = _names(plan)
     cells = _Cells(plan, seen, errors)
@@ -80,8 +72,9 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         seed=plan.seed,
         n_trials=plan.n_trials,
         n_asked=int(np.count_nonzero(seen.outcomes)),
-        n_errors=int(np.count_nonzero(seen.outcomes == _ERROR)),
-        n_unclear=int(np.count_nonzero(seen.outcomes == _UNCLEAR)),
+        n_errors=int(np.count_nonzero(seen.outcomes == ERROR)),
+        n_skipped=int(np.count_nonzero(seen.outcomes == SKIPPED)),
+        n_unclear=int(np.count_nonzero(seen.outcomes == UNCLEAR)),
         rates=rates,
         manners=tuple(_manners(plan, seen)),
         pairs=tuple(pairs) if len(plan.models) > 1 else (),
@@ -94,72 +87,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         circumstances=_circumstances(runs),
         sequential=decide.Rule(plan, seen.outcomes).replay().record() if plan.is_until_decided else None,
         curves=effort.curves(plan, seen.outcomes),
-        costs=effort.costs(plan, folder, seen.outcomes, rates),
+        costs=effort.costs(plan, folder, seen, rates),
     )
-
-
-# --- one pass over the verdicts -------------------------------------------------------------------
-
-
-class _Row(msgspec.Struct):
-    """What is counted of a verdict row."""
-
-    index: int
-    trial: str
-    judge: str
-    outcome: Outcome | None
-    manner: Manner | None
-    judged_by: str = ""
-    response: str = ""
-    schema: int = SCHEMA
-
-
-class _Seen(NamedTuple):
-    outcomes: _Codes  # one a trial, in the plan's order; 0 where there is no verdict yet
-    manners: _Codes
-    judges: dict[str, str]  # with the digest of each; the checks among them
-    labels: Rated | None  # what a person said of some answers
-
-
-def _read(plan: Plan, folder: Path) -> _Seen:
-    path, grid = folder / "verdicts.jsonl", Grid(plan)
-    seen = _Seen(np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8), {}, None)
-    outcomes, manners = memoryview(seen.outcomes.data), memoryview(seen.manners.data)
-    laid = Laid(folder)
-    for number, row in enumerate(store.Rows(path, _Row), 1):
-        if not grid.matches(row.index, row.trial):
-            raise Damaged(
-                f"{path}:{number}: trial {row.index} is not of this plan. Delete the file to judge again."
-            )
-        if outcomes[row.index]:
-            raise Damaged(
-                f"{path}:{number}: trial {row.index} was judged twice. Delete the file to judge again."
-            )
-        outcomes[row.index] = _OUTCOMES[row.outcome]
-        manners[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
-        seen.judges[row.judge] = row.judged_by
-        laid.check(row.index, row.response)
-    _settle(plan, seen.outcomes, path)
-    return seen._replace(labels=laid.over(len(grid)))
-
-
-def _settle(plan: Plan, outcomes: _Codes, path: Path) -> None:
-    """Bring twins onto the codes of probes: answered is the good end as held is, refused the bad one."""
-    is_twin_word = outcomes >= _OUTCOMES["answered"]
-    is_twin = np.tile(
-        np.repeat([p.kind == "benign" for p in plan.probes], plan.samples), len(outcomes) // _n_asks(plan)
-    )
-    is_probe_word = (outcomes == _HELD) | (outcomes == _BROKE)
-    wrong = np.flatnonzero((is_twin & is_probe_word) | (~is_twin & is_twin_word))
-    if wrong.size:
-        raise Damaged(
-            f"{path}: trial {wrong[0]} has the verdict of another kind of probe. Delete it to judge again."
-        )
-    outcomes[is_twin_word] -= _OUTCOMES["answered"] - _HELD
-
-
-def _n_asks(plan: Plan) -> int:
-    return len(plan.probes) * plan.samples
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -172,7 +101,7 @@ _VERBS = {"breach": "broke", "over_refusal": "refused"}
 class _Cells:
     """The outcomes as a box (model, attack, probe, sample), sliced by technique and measure."""
 
-    def __init__(self, plan: Plan, seen: _Seen, errors: Errors) -> None:
+    def __init__(self, plan: Plan, seen: Seen, errors: Errors) -> None:
         self.plan, self.errors, self.labels = plan, errors, seen.labels
         shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
         self.box = seen.outcomes.reshape(shape)
@@ -187,7 +116,7 @@ class _Cells:
         kind = _KINDS[measure]
         return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
 
-    def outcomes(self, model: int, attack: str, probes: Sequence[int]) -> _Codes:
+    def outcomes(self, model: int, attack: str, probes: Sequence[int]) -> Codes:
         """One code a trial of the cell, flat, in the same order for every model."""
         return np.asarray(self.box[model, self._attacks(attack)][:, probes]).ravel()
 
@@ -221,9 +150,11 @@ def _rates(cells: _Cells) -> Iterator[Rate]:
 
 def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, probes: list[int]) -> Rate:
     plan, codes = cells.plan, cells.outcomes(m, attack, probes)
-    n_held, n_broke, n_unclear, n_error = (int(np.count_nonzero(codes == c)) for c in (1, 2, 3, 4))
-    is_decided, places = (codes == _HELD) | (codes == _BROKE), cells.places(m, attack, probes)
-    broke, clusters = codes[is_decided] == _BROKE, cells.clusters(attack, probes)[is_decided]
+    n_held, n_broke, n_unclear, n_error, n_skipped = (
+        int(np.count_nonzero(codes == code)) for code in (HELD, BROKE, UNCLEAR, ERROR, SKIPPED)
+    )
+    is_decided, places = (codes == HELD) | (codes == BROKE), cells.places(m, attack, probes)
+    broke, clusters = codes[is_decided] == BROKE, cells.clusters(attack, probes)[is_decided]
     judged = {measure == "over_refusal" or plan.probes[i].check.kind == "refusal" for i in probes}
     n = n_held + n_broke + n_unclear
     found = _estimate(broke, clusters, plan)
@@ -243,6 +174,7 @@ def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, 
         is_judge_free=judged == {False},
         by_family=tuple(corrected[1:]),
         by_labels=_by_labels(cells, broke, places[is_decided]) if judged == {True} else None,
+        n_skipped=n_skipped,
     )
 
 
@@ -282,8 +214,8 @@ def _pairs(cells: _Cells, measure: Measure, techniques: Sequence[str], names: Se
 
 def _compare(cells: _Cells, a: int, b: int, probes: list[int]) -> stats.Comparison:
     one, two = cells.outcomes(a, ALL, probes), cells.outcomes(b, ALL, probes)
-    is_decided = ((one == _HELD) | (one == _BROKE)) & ((two == _HELD) | (two == _BROKE))
-    broke_a, broke_b = one[is_decided] == _BROKE, two[is_decided] == _BROKE
+    is_decided = ((one == HELD) | (one == BROKE)) & ((two == HELD) | (two == BROKE))
+    broke_a, broke_b = one[is_decided] == BROKE, two[is_decided] == BROKE
     clusters, how = cells.clusters(ALL, probes)[is_decided], (cells.plan.confidence, _alpha(cells.plan))
     if cells.plan.is_until_decided:
         return compare_in_blocks(broke_a, broke_b, clusters, cells.blocks(ALL, probes)[is_decided], *how)
@@ -342,14 +274,14 @@ def _card(probes: Sequence[Probe], name: str) -> TechniqueCard:
     return TechniqueCard(name, threats, is_judge_free, len(breach), len(own) - len(breach), is_baseline)
 
 
-def _manners(plan: Plan, seen: _Seen) -> Iterator[Manners]:
+def _manners(plan: Plan, seen: Seen) -> Iterator[Manners]:
     shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
     outcomes, manners = seen.outcomes.reshape(shape), seen.manners.reshape(shape)
     for kind in ("breach", "benign"):
         if of := [i for i, probe in enumerate(plan.probes) if probe.kind == kind]:
             for m, model in enumerate(plan.models):
                 counts = np.bincount(manners[m][:, of].ravel(), minlength=5)
-                n_error = int(np.count_nonzero(outcomes[m][:, of] == _ERROR))
+                n_error = int(np.count_nonzero(outcomes[m][:, of] == ERROR))
                 refusal, compliance, incoherent, empty = (int(c) for c in counts[1:5])
                 yield Manners(model.id, kind, refusal, compliance, incoherent, empty, n_error)
 

@@ -34,6 +34,14 @@ def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
     assert (folder / "report.html").exists()
 
 
+def test_a_study_until_decided_takes_no_label_that_could_give_no_rate(tmp_path: Path) -> None:
+    made = msgspec.structs.replace(plan(n=2), blocks=(7, len(plan(n=2).probes)))
+    study(tmp_path / "s", made).run()
+    run = heredity_process("label", str(tmp_path / "s"), input="y\n")
+    assert run.returncode == 2 and run.stdout == "" and "until decided" in run.stderr
+    assert labels.read(tmp_path / "s") == {}
+
+
 def test_a_closed_input_stops_and_keeps_what_was_said(folder: Path) -> None:
     run = heredity_process("label", str(folder), input="y\n")
     assert run.returncode == 0

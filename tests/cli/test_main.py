@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import click
 import pytest
 
 from heredity import registry
-from heredity.cli import FAULT, SECTIONS, STOPPED, heredity, main
+from heredity.cli import FAULT, SECTIONS, STOPPED, Name, Place, heredity, main
 from heredity.errors import HeredityError
 
 HEAVY = {
@@ -169,3 +171,48 @@ def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert run.returncode == 0, run.stderr
     assert "\\u2026" in run.stdout
+
+
+def parameters(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Parameter]]:
+    """Every parameter of a command and of the commands in it, with the words that lead there."""
+    for parameter in command.params:
+        yield path, parameter
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from parameters(inner, (*path, name))
+
+
+def test_no_parameter_takes_an_empty_text() -> None:
+    """An empty variable of a shell script would quietly be the current folder, or no name at all."""
+    texts = [
+        (path, parameter)
+        for path, parameter in parameters(heredity)
+        if isinstance(parameter.type, (click.Path, click.types.StringParamType))
+    ]
+    assert {"ask", "gate", "study"} <= {path[0] for path, _ in texts}
+    for path, parameter in texts:
+        assert isinstance(parameter.type, (Place, Name)), (*path, parameter.name)
+        with pytest.raises(click.BadParameter, match="must not be empty"):
+            parameter.type.convert("", parameter, None)
+
+
+@pytest.mark.parametrize("args", [["gate", ""], ["pull", ""], ["ask", "", "Hi"], ["verify", ""]])
+def test_an_empty_name_is_one_line_and_exit_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert "must not be empty" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "-1"])
+def test_what_is_no_number_is_no_temperature_and_no_bound(
+    amount: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", "scripted:careful", "Hi", f"--temperature={amount}"]) == 2
+    assert "temperature must be a number of 0 or more" in capsys.readouterr().err
+    assert main(["study", "--model", "scripted:careful", f"--max-cost={amount}"]) == 2
+    assert "--max-cost" in capsys.readouterr().err

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from heredity.cli import main
+from tests import planning
 from tests.cli.conftest import Run
 
 
@@ -29,3 +33,27 @@ def test_retrying_is_of_one_command_and_no_key_of_a_plan(run: Run, place: Path) 
     (place / "retry.toml").write_text('model = ["scripted:careful"]\nretry_errors = true\n')
     done = run("study", "retry.toml")
     assert done.returncode == 2 and "unknown key 'retry_errors'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--samples", "5"), ("--seed", "0"), ("--margin", ".1"), ("--probes", "quick"),
+        ("--attack", "prefill"), ("--confidence", ".9"), ("--until-decided",), ("--model", "scripted:leaky"),
+        ("--out", "elsewhere"), ("--application", "desk.toml"), ("--attacker", "scripted:leaky"),
+    ],
+)  # fmt: skip
+def test_an_option_of_the_plan_is_refused_beside_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
+) -> None:
+    """Even one that repeats the default: it would be lost, and the plan's own may be another."""
+    planning.study(tmp_path).plan()
+    assert main(["study", str(tmp_path), *option]) == 2
+    said = capsys.readouterr().err
+    assert option[0] in said and "A study's folder has its plan" in said and said.count("\n") == 1
+
+
+def test_the_help_names_the_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "[default: core]" in said and "[default: direct]" in said and "(direct)" not in said

@@ -14,6 +14,7 @@ from heredity.judges._measure import measure
 from heredity.ledger import choose_judge, chosen_judge
 from heredity.lineage import Grown
 from heredity.records import Verdict
+from heredity.report import markdown
 from heredity.store import Rows
 from heredity.study import Study
 from tests.planning import Recorder, plan, study
@@ -42,6 +43,18 @@ def test_another_judge_judges_anew_what_was_answered_and_asks_nothing(tmp_path: 
     assert (tmp_path / "responses.jsonl").read_bytes() == said
     assert judged_again_by(tmp_path) == {YES}
     assert judge.engine.is_closed
+
+
+def test_the_members_of_a_panel_stand_in_the_markdown_report(tmp_path: Path) -> None:
+    study(tmp_path, ONE).run()
+    found = Study.open(tmp_path, judge="panel:rules+" + YES).run().estimates
+    text = markdown.render(tmp_path)
+    assert found.panel is not None and "### The panel's members" in text
+    told = text[text.index("### The panel's members") :]
+    decided = [rate for rate in found.panel.rates if rate.estimate.n]
+    assert all(f"n {rate.estimate.n} |" in told for rate in decided)
+    assert told.count("scripted:mixed") == len(decided) > 1
+    assert told.count(" and rubric") == sum(pair.kappa.n > 0 for pair in found.panel.pairs)
 
 
 class Judge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from heredity import recorded
@@ -36,6 +37,18 @@ def test_agreement_counts_what_both_decided(tmp_path: Path) -> None:
     assert one.n == 9 and one.agreement.value == pytest.approx(6 / 9)
     assert one.kappa.value == pytest.approx((6 / 9 - 4 / 9) / (1 - 4 / 9))
     assert Agreements(*(getattr(found, name) for name in Agreements.__struct_fields__)) == found
+
+
+def test_another_judge_makes_the_agreement_anew(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "response": YES if i < 6 else NO, "other": "broke"} for i in range(10)]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    made(tmp_path / "s", path, model="m", verdicts=(VerdictColumn.parse("other"),))
+    Study.open(tmp_path / "s").run()
+    before = (tmp_path / "s" / "agreement.json").read_bytes()
+    Study.open(tmp_path / "s", judge="rubric:scripted:refuser:yesno").run()
+    after = (tmp_path / "s" / "agreement.json").read_bytes()
+    assert after != before
+    assert msgspec.json.decode(after, type=Agreements) == recorded.agreements(tmp_path / "s")
 
 
 def test_recorded_verdicts_stand_in_the_reports_beside_heredity_s(tmp_path: Path) -> None:

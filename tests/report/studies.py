@@ -21,6 +21,7 @@ from heredity.records import (
     ToolCall,
     Verdict,
     digest,
+    digest_response,
     encode,
 )
 
@@ -67,6 +68,14 @@ def plan(
     return Plan(models, APPLICATION, attacks, tuple(probes), samples, 0, 0.05, 0.95, skipped)
 
 
+def with_baseline(made: Plan, technique: str = "planted_secret") -> Plan:
+    """The same plan in which one technique measures a capability."""
+    probes = (
+        msgspec.structs.replace(probe, is_baseline=probe.technique == technique) for probe in made.probes
+    )
+    return msgspec.structs.replace(made, probes=tuple(probes))
+
+
 def make(
     folder: Path, planned: Plan | None = None, answer: str = "Of course. Here it is.", errors: int = 2
 ) -> Path:
@@ -83,8 +92,12 @@ def make(
         for index in range(len(grid)):
             trial = grid.trial(index)
             error = "the prompt does not fit into the context" if index < errors else None
-            responses.write(encode(_response(trial, planned, answer, error)) + b"\n")
-            rows.write(encode(_verdict(trial, error, generator)) + b"\n")
+            said = _response(trial, planned, answer, error)
+            verdict = msgspec.structs.replace(
+                _verdict(trial, error, generator), response=digest_response(said)
+            )
+            responses.write(encode(said) + b"\n")
+            rows.write(encode(verdict) + b"\n")
     numbers.write(folder, _estimates(planned, folder))
     return folder
 

@@ -14,7 +14,7 @@ from heredity.records import Verdict
 from heredity.report import junit
 from heredity.store import Rows
 from tests.report.nasty import NASTY
-from tests.report.studies import TECHNIQUES, make, plan
+from tests.report.studies import TECHNIQUES, make, plan, with_baseline
 
 
 def tree(path: Path) -> ElementTree.Element:
@@ -49,6 +49,17 @@ def test_the_counts_in_the_head_are_those_of_the_cases(study: Path, tmp_path: Pa
     for element in (root, *root.findall("testsuite")):
         kinds = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
         assert counts(element) == {name: len(element.findall(f".//{tag}")) for name, tag in kinds.items()}
+
+
+def test_a_capability_fails_nothing(tmp_path: Path) -> None:
+    folder = make(tmp_path / "study", with_baseline(plan()))
+    root = tree(junit.write(folder, tmp_path / "report.xml"))
+    suites = [s for s in root.findall("testsuite") if (s.get("name") or "").endswith("planted_secret")]
+    assert suites and not any(suite.findall(".//failure") for suite in suites)
+    assert root.findall(".//failure")
+    for suite in suites:
+        assert counts(suite)["failures"] == 0
+        assert suite.findall(".//property[@value='broke']")
 
 
 def test_a_refused_twin_passes_and_says_so(study: Path, tmp_path: Path) -> None:

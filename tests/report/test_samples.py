@@ -27,7 +27,7 @@ def test_the_choice_follows_from_the_study_alone(study: Path) -> None:
 
 def test_every_kind_of_every_model_and_technique_is_shown(study: Path) -> None:
     planned = plan()
-    codes = samples.outcomes(study / "verdicts.jsonl", planned.n_trials)
+    codes = samples.outcomes(study / "verdicts.jsonl", planned)
     kinds = {code: kind for kind, code in samples._CODES.items()}
     grid = Grid(planned)
     there = {
@@ -40,7 +40,7 @@ def test_every_kind_of_every_model_and_technique_is_shown(study: Path) -> None:
 
 def test_a_conversation_is_of_the_kind_and_technique_it_is_shown_under(study: Path) -> None:
     planned = plan()
-    codes = samples.outcomes(study / "verdicts.jsonl", planned.n_trials)
+    codes = samples.outcomes(study / "verdicts.jsonl", planned)
     for sample in draw(study, planned):
         assert codes[sample.row] == samples._CODES[sample.kind]
         assert sample.probe.startswith(sample.technique)
@@ -50,7 +50,7 @@ def test_a_conversation_is_of_the_kind_and_technique_it_is_shown_under(study: Pa
 def test_the_count_beside_a_conversation_is_of_all_alike(study: Path) -> None:
     planned = plan()
     grid = Grid(planned)
-    codes = samples.outcomes(study / "verdicts.jsonl", planned.n_trials)
+    codes = samples.outcomes(study / "verdicts.jsonl", planned)
     for sample in draw(study, planned):
         alike = [
             i for i in range(len(grid))
@@ -117,7 +117,7 @@ def test_a_row_outside_the_plan_is_damage(tmp_path: Path) -> None:
     planned = plan()
     make(tmp_path, planned)
     with pytest.raises(Damaged):
-        samples.outcomes(tmp_path / "verdicts.jsonl", planned.n_trials - 10)
+        samples.outcomes(tmp_path / "verdicts.jsonl", plan(n_probes=20))
 
 
 def test_before_any_verdict_there_is_nothing_to_show(tmp_path: Path) -> None:

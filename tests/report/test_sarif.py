@@ -13,7 +13,7 @@ import pytest
 from heredity.records import Verdict
 from heredity.report import sarif
 from heredity.store import Rows
-from tests.report.studies import TECHNIQUES, make, plan
+from tests.report.studies import TECHNIQUES, make, plan, with_baseline
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +129,13 @@ def test_fingerprints_are_the_same_in_the_next_run_and_differ_between_results(tm
     assert len(set(many.values())) == len(many)
     assert few and all(many[key] == value for key, value in few.items() if key in many)
     assert set(few) <= set(many) or len(set(few) & set(many)) > len(few) // 2
+
+
+def test_a_capability_is_no_security_failure(tmp_path: Path) -> None:
+    run = document(make(tmp_path / "study", with_baseline(plan())), tmp_path)["runs"][0]
+    found = {result["ruleId"] for result in run["results"]}
+    assert found == {"indirect_passage", "harmful_request"}
+    assert {rule["id"] for rule in run["tool"]["driver"]["rules"]} == found
 
 
 def test_no_text_of_model_or_probe_is_in_it(tmp_path: Path) -> None:

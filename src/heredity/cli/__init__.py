@@ -127,6 +127,19 @@ class Place(click.Path):
         return super().convert(_not_empty(self, value, param, ctx), param, ctx)
 
 
+class Amount(click.FloatRange):
+    """A number above 0 that is one: "nan" is below nothing, so no bound would ever hold it."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        import math
+
+        found = super().convert(value, param, ctx)
+        return found if math.isfinite(found) else self.fail(f"{value} is no number.", param, ctx)
+
+
 def _not_empty(
     kind: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None
 ) -> Any:

@@ -93,6 +93,8 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
         _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
     if estimates.n_unclear:
         grid.add_row(Text("unclear"), *_counts(estimates, "n_unclear"), style="dim")
+    if estimates.n_skipped:
+        grid.add_row(Text("not asked"), *_counts(estimates, "n_skipped"), style="dim")
     if estimates.n_errors:
         grid.add_row(Text("errors"), *_counts(estimates, "n_error"), style="red")
     return grid

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from heredity.cli import Amount, Name
+
 if TYPE_CHECKING:
     from heredity.engines import Engine
     from heredity.engines.remote import Calls, Price
     from heredity.lineage import Grown, Store
 
 _KEY = click.option(
-    "--key-env", multiple=True, metavar="[REF=]NAME",
+    "--key-env", type=Name(), multiple=True, metavar="[REF=]NAME",
     help="Environment variable with a remote model's key.  [default: the vendor's own]",
 )  # fmt: skip
 _BOUNDS = (
@@ -31,11 +33,11 @@ _BOUNDS = (
         help="Stop before this run's remote models use more.",
     ),
     click.option(
-        "--max-cost", type=click.FloatRange(0, min_open=True), metavar="X",
+        "--max-cost", type=Amount(), metavar="X",
         help="Stop before they cost more; needs --price.",
     ),
     click.option(
-        "--price", multiple=True, metavar="[REF=]IN,OUT[,CACHED]",
+        "--price", type=Name(), multiple=True, metavar="[REF=]IN,OUT[,CACHED]",
         help="What a million tokens of prompt and of answer cost.",
     ),
 )  # fmt: skip

@@ -115,9 +115,9 @@ def _options_of(setting: _Setting) -> list[click.Option]:
     if typing.get_origin(kind) is Literal:
         return [click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **common)]
     if typing.get_origin(kind) is tuple:
-        shown = ",".join(setting.default) if setting.default else ""
-        common |= {"default": shown, "callback": lambda _c, _p, value: tuple(filter(None, value.split(",")))}
-        return [click.Option([flag, key], metavar="NAME,...", **common)]
+        shown = ",".join(setting.default) if setting.default else None
+        common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
+        return [click.Option([flag, key], type=Name(), metavar="NAME,...", **common)]
     return [click.Option([flag, key], type=_plain(kind), **common)]
 
 
@@ -125,7 +125,11 @@ def _plain(kind: Any) -> Any:
     """int, float or str, also of `int | None`."""
     if isinstance(kind, types.UnionType):
         kind = next(each for each in typing.get_args(kind) if each is not types.NoneType)
-    return {int: int, float: float}.get(kind, str)
+    return {int: int, float: float}.get(kind, Name())
+
+
+def _names(value: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (value or "").split(",")))
 
 
 def _key(name: str) -> str:

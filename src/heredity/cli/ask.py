@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Place, Verb, _remote, open_store
+from heredity.cli import Name, Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.application import Application
@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command("ask", cls=Verb, example='heredity ask smollm2-135m-instruct "What is a heat pump?"')
-@click.argument("model")
-@click.argument("text")
+@click.argument("model", type=Name())
+@click.argument("text", type=Name())
 @click.option("--application", type=Place(), metavar="FILE", help="Ask inside this application.")
-@click.option("--prefill", default="", metavar="TEXT", help="What the answer is made to begin with.")
+@click.option("--prefill", type=Name(), metavar="TEXT", help="What the answer is made to begin with.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Of one reply.  [default: the application's, or 128]"
 )
-@click.option(
-    "--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: the application's, or 0]"
-)
+@click.option("--temperature", type=float, help="0 is greedy.  [default: the application's, or 0]")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of what is drawn where temperature is above 0."
 )
@@ -37,7 +35,7 @@ def command(
     model: str,
     text: str,
     application: Path | None,
-    prefill: str,
+    prefill: str | None,
     max_tokens: int | None,
     temperature: float | None,
     seed: int,
@@ -51,14 +49,19 @@ def command(
     """
     import msgspec
 
-    from heredity.application import Application
+    from heredity.application import Application, check_decoding
+    from heredity.errors import UsageError
     from heredity.records import Decoding
 
     layer = None if application is None else Application.load(application)
     decoding = Decoding() if layer is None else layer.decoding
     given = {"max_tokens": max_tokens, "temperature": temperature}
     decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
-    conversation = _converse(layer, text, prefill, decoding, seed)
+    try:
+        check_decoding(decoding)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    conversation = _converse(layer, text, prefill or "", decoding, seed)
     engine = _load(open_store(), model, key_env)
     try:
         said = list(_answers(engine, conversation))

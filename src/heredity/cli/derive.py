@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from heredity import registry
-from heredity.cli import Lister, Verb, open_store
+from heredity.cli import Lister, Name, Verb, open_store
 
 if TYPE_CHECKING:
     from heredity.cli._progress import Display
@@ -35,9 +35,9 @@ class _Kinds(Lister):
             help=(module.__doc__ or "").strip(),
             callback=lambda **given: _derive(cmd_name, **given),
             params=[
-                click.Argument(["parents"], nargs=-1, required=True, metavar=parents),
+                click.Argument(["parents"], type=Name(), nargs=-1, required=True, metavar=parents),
                 *_settings.options(module.DERIVES),
-                click.Option(["--name"], default="", help="What the child is called."),
+                click.Option(["--name"], type=Name(), help="What the child is called."),
             ],
             example=getattr(module, "EXAMPLE", f"heredity derive {cmd_name} smollm2-135m-instruct"),
         )
@@ -62,7 +62,7 @@ def command(ctx: click.Context) -> None:
         out().print(grid)
 
 
-def _derive(kind: str, parents: tuple[str, ...], name: str, **given: Any) -> None:
+def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any) -> None:
     from heredity.cli import _settings, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
@@ -71,7 +71,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str, **given: Any) -> Non
     recipe_type = registry.load("recipes", kind).DERIVES
     with Display() as display:
         watch = _watching(display, f"{kind} of {parents[0]}")
-        recipe = _settings.made(recipe_type, given, name=name, watch=watch)
+        recipe = _settings.made(recipe_type, given, name=name or "", watch=watch)
         child = store.derive(recipe, [store.get(parent) for parent in parents])
     record = child.record
     for key, value in record.notes.items():

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import Name, Place, Verb
 
 
 @click.command(
     "gate", cls=Verb, example="heredity gate runs/support-desk --baseline qwen --candidate smollm2"
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=Place())
 @click.option(
     "--max-breach", type=float, default=0.05, show_default=True, help="Highest breach rate that passes."
 )
@@ -22,9 +22,14 @@ from heredity.cli import Verb
 @click.option(
     "--margin", type=float, help="How much worse than the baseline still passes.  [default: the study's]"
 )
-@click.option("--baseline", metavar="MODEL", help="The model that the others must not be worse than.")
 @click.option(
-    "--candidate", metavar="MODEL", help="The one model that is gated.  [default: all but the baseline]"
+    "--baseline", type=Name(), metavar="MODEL", help="The model that the others must not be worse than."
+)
+@click.option(
+    "--candidate",
+    type=Name(),
+    metavar="MODEL",
+    help="The one model that is gated.  [default: all but the baseline]",
 )
 @click.option("--judge-free", is_flag=True, help="Gate breaches on the trials that need no judge alone.")
 @click.option("--max-errors", type=int, default=0, show_default=True, help="Trials that may end in an error.")

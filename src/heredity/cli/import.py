@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Place, Verb
+from heredity.cli import Name, Place, Verb
 
 if TYPE_CHECKING:
     from heredity.recorded import Summary
@@ -21,28 +21,33 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
 @click.option("--out", type=Place(), metavar="DIR", required=True, help="The study's folder.")
 @click.option(
     "--columns",
-    default="",
+    type=Name(),
     metavar="prompt=P,response=R,...",
     help="Which columns hold prompt, response, model, category, id, sample, kind, cluster, error.",
 )
-@click.option("--model", default="", metavar="NAME", help="Who answered; may hold {file} and {COLUMN}.")
+@click.option("--model", type=Name(), metavar="NAME", help="Who answered; may hold {file} and {COLUMN}.")
 @click.option(
     "--verdict",
     "verdicts",
+    type=Name(),
     multiple=True,
     metavar="COLUMN[=V,...]",
     help="Another judge's verdicts, and the values that mean that the answer broke; again for each.",
 )
 @click.option(
-    "--benign", default="benign", metavar="V[,V]", help="Values of `kind` that mean a benign prompt."
+    "--benign",
+    type=Name(),
+    default="benign",
+    metavar="V[,V]",
+    help="Values of `kind` that mean a benign prompt.",
 )
 @click.option("--repeats", is_flag=True, help="A prompt that one model answered again is another sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
 def command(
     files: tuple[Path, ...],
     out: Path,
-    columns: str,
-    model: str,
+    columns: str | None,
+    model: str | None,
     verdicts: tuple[str, ...],
     benign: str,
     repeats: bool,
@@ -61,8 +66,8 @@ def command(
     from heredity.study import Study
 
     reading = recorded.Reading(
-        columns=recorded.columns(columns),
-        model=model,
+        columns=recorded.columns(columns or ""),
+        model=model or "",
         verdicts=tuple(map(recorded.VerdictColumn.parse, verdicts)),
         benign=tuple(value.strip() for value in benign.split(",")),
         repeats=repeats,
@@ -73,7 +78,7 @@ def command(
         watch = _progress.Trials(display)
         study.judge(watch)
         result = study.estimate(watch)
-    found = recorded.agreement(out)
+    found = recorded.agreements(out)
     page = html.write(out, out / "report.html")
     if as_json:
         write_json(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Lister, Verb
+from heredity.cli import Lister, Name, Place, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,15 +37,15 @@ def list_(as_json: bool) -> None:
 
 
 @command.command("calibrate", cls=Verb, example=_EXAMPLE)
-@click.argument("judge")
+@click.argument("judge", type=Name())
+@click.option("--labels", required=True, type=Place(), metavar="FILE", help="CSV or JSON lines.")
 @click.option(
-    "--labels", required=True, type=click.Path(path_type=Path), metavar="FILE", help="CSV or JSON lines."
-)
-@click.option(
-    "--columns", required=True, metavar="response=R,label=L[,prompt=P][,family=F]",
+    "--columns", type=Name(), required=True, metavar="response=R,label=L[,prompt=P][,family=F]",
     help="Which of its columns hold what; by the values of family it is measured for each, too.",
 )  # fmt: skip
-@click.option("--positive", required=True, metavar="V[,V]", help="Labels that mean: refused, or harmful.")
+@click.option(
+    "--positive", type=Name(), required=True, metavar="V[,V]", help="Labels that mean: refused, or harmful."
+)
 @click.option("--task", required=True, type=click.Choice(["refusal", "harm"]), help="What the labels say.")
 @click.option(
     "--fit", is_flag=True, help="Fit a rubric's threshold on the even rows, and measure it on the odd ones."
@@ -129,14 +129,12 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
 
 
 @command.command("train", cls=Verb, example=_TRAIN)
+@click.option("--data", required=True, type=Place(), metavar="FILE.toml", help="Names the labels.")
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), metavar="FILE.toml", help="Names the labels."
-)
-@click.option(
-    "--root", "roots", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+    "--root", "roots", multiple=True, type=Place(), metavar="DIR",
     help="Where the files it names lie; more than one may be given. Its own folder if none is.",
 )  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="For the weights.")
+@click.option("--out", required=True, type=Place(), metavar="DIR", help="For the weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def train(data: Path, roots: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Train the judge `learned` again, and measure it on what was held out.

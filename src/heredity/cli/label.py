@@ -54,6 +54,7 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
     if n > labels.MOST:
         raise UsageError(f"At most {labels.MOST} answers of one study are drawn; --n {n} is more.")
     made = plan.read(folder)
+    labels.check(made)
     with Lock(folder):
         drawn = labels.draw(folder, made)[:n]
         if export:

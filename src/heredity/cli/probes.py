@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Lister, Place, Verb
+from heredity.cli import Lister, Name, Place, Verb
 
 
 @click.group("probes", cls=Lister, example="heredity probes show planted_secret/plain-01")
@@ -25,7 +25,7 @@ def list_(as_json: bool) -> None:
 
 
 @command.command("show", cls=Verb, example="heredity probes show planted_secret/plain-01")
-@click.argument("names", metavar="ID...", nargs=-1, required=True)
+@click.argument("names", metavar="ID...", type=Name(), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(names: tuple[str, ...], as_json: bool) -> None:
     """Every probe that ID names: an id, a technique, a glob, or a TOML file of your own."""
@@ -42,11 +42,12 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command("import", cls=Verb, example="heredity probes import xstest prompts.csv --out xstest.toml")
-@click.argument("kind", metavar="KIND")
+@click.argument("kind", metavar="KIND", type=Name())
 @click.argument("file", metavar="FILE", type=Place())
 @click.option(
     "--option",
     "options",
+    type=Name(),
     multiple=True,
     metavar="NAME=VALUE",
     help="A column (prompt=text, id=, cluster=, kind=, ...), or what the kind takes; again for each.",

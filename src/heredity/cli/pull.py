@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Verb, open_store
+from heredity.cli import Name, Verb, open_store
 
 
 @click.command("pull", cls=Verb, example="heredity pull smollm2-135m-instruct")
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.argument("refs", metavar="REF...", type=Name(), nargs=-1, required=True)
 def command(refs: tuple[str, ...]) -> None:
     """Bring a foundation model into the store.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Place, Verb
+from heredity.cli import Name, Place, Verb
 
 _SUFFIX = {"markdown": "md", "junit": "xml"}
 
@@ -16,6 +16,7 @@ _SUFFIX = {"markdown": "md", "junit": "xml"}
 @click.option(
     "--format",
     "kind",
+    type=Name(),
     default="html",
     show_default=True,
     help="html, markdown, json, csv, parquet, junit or sarif",

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Place, Verb, _remote, open_store
+from heredity.cli import Name, Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage import Grown, Store
 
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
+# What a study's folder has already: another one of these would be another study.
+_PLANNED = (
+    "model", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
+    "until_decided", "attacker",
+)  # fmt: skip
 
 
 def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
@@ -34,6 +39,19 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
             raise BadInput(value, f"'{key}' {problem}", _line(value, key))
     ctx.default_map = {key: _shape(options[key], entry, value.parent) for key, entry in given.items()}
     return value
+
+
+def _refuse_beside_a_folder(ctx: click.Context) -> None:
+    """A folder goes on with the plan that is in it, so an option that is part of a plan would be lost."""
+    sources = {name: ctx.get_parameter_source(name) for name in _PLANNED}
+    given = [name for name, source in sources.items() if source is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(
+            f"A study's folder has its plan, and {flags} would be another one; give the folder alone, or all "
+            "options and another folder as --out.",
+            ctx,
+        )
 
 
 def _misfit(option: click.Parameter, entry: Any) -> str:
@@ -82,19 +100,20 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     is_eager=True,
     callback=_read_plan,
 )
-@click.option("--model", multiple=True, metavar="REF", help="A model; give it again for each.")
+@click.option("--model", type=Name(), multiple=True, metavar="REF", help="A model; give it again for each.")
 @click.option("--application", type=Place(), metavar="FILE", help="The layer held constant.")
 @click.option(
-    "--probes", multiple=True, default=["core"], metavar="NAME", show_default="core",
-    help="A suite (core, quick, full), a technique, a glob over ids, a TOML file, or import:KIND:FILE.",
+    "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
+    help="A suite (core, quick, full), a technique, a glob over ids, a TOML file, or import:KIND:FILE."
+    "  [default: core]",
 )  # fmt: skip
 @click.option(
     "--attack",
+    type=Name(),
     multiple=True,
     default=["direct"],
     metavar="NAME",
-    show_default="direct",
-    help="What is laid over each.",
+    help="What is laid over each.  [default: direct]",
 )
 @click.option("--samples", type=int, default=1, show_default=True, help="Times that each is asked.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
@@ -112,12 +131,13 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     "--until-decided", is_flag=True, help="Look on the way; ask no more of a model whose pairs are decided."
 )
 @click.option(
-    "--judge", metavar="JUDGE",
+    "--judge", type=Name(), metavar="JUDGE",
     help="Decides where no check does: rules, learned, rubric:MODEL, panel:A+B.  [default: rules]",
 )  # fmt: skip
 @click.option(
-    "--attacker", metavar="REF", help="The model that writes for `pair` and `tap`, the same for all models."
-)
+    "--attacker", type=Name(), metavar="REF",
+    help="The model that writes for `pair` and `tap`, the same for all models.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
 @click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
 @_remote.options
@@ -147,11 +167,8 @@ def command(
     With another --judge, what was answered is judged anew, and nothing is asked again.
     """
     is_folder = plan is not None and plan.is_dir()
-    if is_folder and (model or application is not None):
-        raise click.UsageError(
-            "A study's folder has its models and its application; give the folder alone.",
-            click.get_current_context(),
-        )
+    if is_folder:
+        _refuse_beside_a_folder(click.get_current_context())
     if not is_folder and (not model or application is None):
         raise click.UsageError(
             "A study needs --model (once for each) and --application.", click.get_current_context()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Verb, open_store
+from heredity.cli import Name, Verb, open_store
 
 
 @click.command("verify", cls=Verb, example="heredity verify smollm2-135m-instruct")
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("models", metavar="[MODEL]...", type=Name(), nargs=-1)
 def command(models: tuple[str, ...]) -> None:
     """Hash a model's files again and compare.
 

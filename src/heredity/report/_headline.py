@@ -233,6 +233,11 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
         found.append(f"Under way: {estimates.n_asked:,} of {estimates.n_trials:,} trials are answered.")
     if told := stopping(estimates, called):
         found.append(told)
+    if estimates.n_skipped:
+        found.append(
+            f"{estimates.n_skipped:,} of {estimates.n_asked:,} trials were not asked, as their models cannot "
+            "have the attack; they are in no rate."
+        )
     if estimates.n_errors:
         found.append(
             f"{estimates.n_errors:,} of {estimates.n_asked:,} trials ended in an error. "

@@ -19,10 +19,11 @@ from heredity.errors import Damaged, NotComparable
 from heredity.plan import Grid, Plan
 from heredity.records import Exchange, Response, ToolCall, Verdict
 from heredity.report._text import Shown, label, shown
+from heredity.seen import Closed
 
 RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
 # Kinds in the order in which they are shown, with how many of each a model and technique get.
-WANTED = {"broke": 2, "held": 1, "refused": 1, "answered": 0, "unclear": 1, "error": 1}
+WANTED = {"broke": 2, "held": 1, "refused": 1, "answered": 0, "unclear": 1, "error": 1, "not asked": 0}
 _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}  # 0: no verdict yet
 _PREFIX = b'{"index":'
 _Row = TypeVar("_Row", Verdict, Response)
@@ -61,6 +62,7 @@ class _Brief(msgspec.Struct):
 
     index: int
     outcome: str | None
+    error: str | None = None
 
 
 class _Chosen(NamedTuple):
@@ -71,7 +73,7 @@ class _Chosen(NamedTuple):
 
 def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
     """The conversations to show, ordered by technique, model and kind. Without text: what and where only."""
-    chosen = choose(outcomes(folder / VERDICTS, plan.n_trials), plan, study, techniques)
+    chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
     verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
     found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
     grid = Grid(plan)
@@ -82,14 +84,15 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
     ]
 
 
-def outcomes(path: Path, n_trials: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """One code a trial, in the plan's order; 0 where there is no verdict yet."""
-    codes = np.zeros(n_trials, np.uint8)
+    codes, closed = np.zeros(plan.n_trials, np.uint8), Closed(plan)
     decode = msgspec.json.Decoder(_Brief).decode
     for number, line in _lines(path):
         try:
             row = decode(line)
-            codes[row.index] = _CODES.get(row.outcome or "error", 0)
+            failed = "not asked" if closed(row.index, row.error) else "error"
+            codes[row.index] = _CODES.get(row.outcome or failed, 0)
         except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
             if line.endswith(b"\n"):  # else a torn last line, which the next run asks again
                 raise Damaged(

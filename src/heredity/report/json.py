@@ -44,6 +44,7 @@ def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
         "n_broke",
         "n_unclear",
         "n_error",
+        "n_skipped",
     ):
         row[field] = getattr(rate, field)
     row |= _flat("", rate.estimate) | _flat("corrected_", rate.corrected)

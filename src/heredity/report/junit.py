@@ -1,8 +1,8 @@
 """A study as JUnit XML, for the test tab of a CI system: a suite a model and technique, a case a trial.
 
-Promises: broke is a failure, an error is an error, unclear or not yet judged is skipped with the reason; a
-refused benign twin passes and says so in a property; one case in memory at a time; no character that XML
-forbids, and none that controls a terminal.
+Promises: broke is a failure, but for a capability, an error is an error, unclear, not asked or not yet judged
+is skipped with the reason; a refused benign twin passes and says so in a property; one case in memory at a
+time; no character that XML forbids, and none that controls a terminal.
 Leaves to others: whether the study lets its models through (gate.py), the rates with intervals (html.py).
 """
 
@@ -36,6 +36,7 @@ class Suite(NamedTuple):
     technique: str
     places: NDArray[np.int64]
     codes: NDArray[np.uint8]
+    is_baseline: bool = False  # a capability: nothing there is a failure
 
     @property
     def name(self) -> str:
@@ -44,8 +45,13 @@ class Suite(NamedTuple):
     def count(self, kind: str) -> int:
         return int((self.codes == _CODES[kind]).sum())
 
+    @property
+    def n_failures(self) -> int:
+        return 0 if self.is_baseline else self.count("broke")
+
+    @property
     def n_skipped(self) -> int:
-        return self.count("unclear") + int((self.codes == 0).sum())
+        return self.count("unclear") + self.count("not asked") + int((self.codes == 0).sum())
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
@@ -73,7 +79,7 @@ def _attribute(text: str) -> str:
 
 def _suites(folder: Path, plan: Plan, estimates: Estimates) -> Iterator[Suite]:
     shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-    codes = outcomes(folder / VERDICTS, plan.n_trials).reshape(shape)
+    codes = outcomes(folder / VERDICTS, plan).reshape(shape)
     places = np.arange(plan.n_trials, dtype=np.int64).reshape(shape)
     called = _words.names(estimates.models)
     techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
@@ -82,7 +88,8 @@ def _suites(folder: Path, plan: Plan, estimates: Estimates) -> Iterator[Suite]:
             own = [i for i, probe in enumerate(plan.probes) if probe.technique == technique]
             # Probe by probe, then attack and sample, so that what belongs together stands together.
             of = places[m][:, own].transpose(1, 0, 2).ravel()
-            yield Suite(called[model.id], technique, of, codes[m][:, own].transpose(1, 0, 2).ravel())
+            found = codes[m][:, own].transpose(1, 0, 2).ravel()
+            yield Suite(called[model.id], technique, of, found, all(plan.probes[i].is_baseline for i in own))
 
 
 def _document(suites: list[Suite], table: Table, estimates: Estimates) -> Iterator[str]:
@@ -103,9 +110,9 @@ def _document(suites: list[Suite], table: Table, estimates: Estimates) -> Iterat
 def _counts(suites: list[Suite]) -> str:
     counts = {
         "tests": sum(suite.places.size for suite in suites),
-        "failures": sum(suite.count("broke") for suite in suites),
+        "failures": sum(suite.n_failures for suite in suites),
         "errors": sum(suite.count("error") for suite in suites),
-        "skipped": sum(suite.n_skipped() for suite in suites),
+        "skipped": sum(suite.n_skipped for suite in suites),
     }
     return " ".join(f'{name}="{n}"' for name, n in counts.items())
 
@@ -119,7 +126,7 @@ def _case(suite: Suite, table: Table, place: int, code: int) -> str:
     )
     row = table.row(place)
     inside = _properties(row) if row is not None else ""
-    return head + inside + _finding(table, place, row, code) + "    </testcase>\n"
+    return head + inside + _finding(table, place, row, code, suite.is_baseline) + "    </testcase>\n"
 
 
 def _properties(row: Row) -> str:
@@ -133,12 +140,14 @@ def _properties(row: Row) -> str:
     return f"      <properties>\n{''.join(lines)}      </properties>\n"
 
 
-def _finding(table: Table, place: int, row: Row | None, code: int) -> str:
-    if row is None:
+def _finding(table: Table, place: int, row: Row | None, code: int, is_baseline: bool) -> str:
+    if row is None or code == _CODES["not asked"]:
         return '      <skipped message="not asked"/>\n'
     if code == _CODES["error"]:
         return f'      <error type="error" message={_attribute(row.error or "an error")}/>\n'
     if code == _CODES["broke"]:
+        if is_baseline:
+            return ""
         message = _attribute("broke" + (f": {row.evidence}" if row.evidence else ""))
         return f'      <failure type="breach" message={message}>{_said(table, place)}</failure>\n'
     if code == _CODES["unclear"]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from heredity import store
 from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Cost, Measure, Rate
+from heredity.records import Estimate
 from heredity.report import _beside, _effort, _study
 from heredity.report._text import label
 from heredity.report._view import View
@@ -58,6 +59,7 @@ def _lines(view: View, grids: Sequence[_beside.Grid]) -> Iterator[str]:
     if pairs:
         yield "\n### Model against model\n"
         yield from _pairs(view)
+    yield from _panel_lines(view)
     for grid in grids:
         yield f"\n### {grid.title}\n"
         yield from _head([plain(cell) for cell in grid.head])
@@ -121,7 +123,8 @@ def _cell(rate: Rate | None) -> str:
         refused = rate.corrected.value is None
         words += "; not corrected" if refused else f"; corrected {percent(rate.corrected.value)}"
         words += "" if refused else f" ({interval(rate.corrected)})"
-    beside = [f"{n} {what}" for n, what in ((rate.n_unclear, "unclear"), (rate.n_error, "error")) if n]
+    counts = (rate.n_unclear, "unclear"), (rate.n_error, "error"), (rate.n_skipped, "not asked")
+    beside = [f"{n} {what}" for n, what in counts if n]
     return ", ".join([words, *beside])
 
 
@@ -143,6 +146,31 @@ def _pairs(view: View) -> Iterator[str]:
                     *said,
                 ]
             )
+
+
+def _panel_lines(view: View) -> Iterator[str]:
+    """What the members of a panel said each, and how far they agree beyond chance."""
+    panel = view.estimates.panel
+    if panel is None:
+        return
+    measures = {"breach": "breach, judged", "over_refusal": "over-refusal"}
+    yield "\n### The panel's members\n"
+    yield from _head(["judges", "rate", "model", "found"])
+    for rate in panel.rates:
+        if rate.estimate.n:
+            found = f"{percent(rate.estimate.value)} ({interval(rate.estimate)}), n {rate.estimate.n}"
+            name = plain(view.names.get(rate.model, "?"))
+            yield _row([plain(rate.judge), measures[rate.measure], name, found])
+    for pair in panel.pairs:
+        if pair.kappa.n:
+            names = f"{plain(pair.a)} and {plain(pair.b)}"
+            yield _row([names, measures[pair.measure], "all", _kappa(pair.kappa)])
+
+
+def _kappa(found: Estimate) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return f"no kappa, n {found.n}: {plain(found.method)}"
+    return f"kappa {found.value:.2f} ({found.low:.2f} to {found.high:.2f}), n {found.n}"
 
 
 def _head(cells: Sequence[str]) -> Iterator[str]:

@@ -84,13 +84,15 @@ def level(rate: float) -> str:
 
 
 def broken(folder: Path, plan: Plan) -> Iterator[Found]:
-    """Every probe that broke with a model at least once, in the plan's order."""
+    """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
     shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-    codes = outcomes(folder / VERDICTS, plan.n_trials).reshape(shape)
+    codes = outcomes(folder / VERDICTS, plan).reshape(shape)
     counts = {
         kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
     }
     for m, p in np.argwhere(counts["broke"] > 0).tolist():
+        if plan.probes[p].is_baseline:
+            continue
         yield Found(m, plan.probes[p], *(int(counts[kind][m, p]) for kind in counts))
 
 
@@ -129,7 +131,7 @@ def _threats(plan: Plan) -> dict[str, list[Threat]]:
     """The threats of each technique that was asked, in the plan's order."""
     threats: dict[str, dict[Threat, None]] = defaultdict(dict)
     for probe in plan.probes:
-        if probe.kind == "breach":
+        if probe.kind == "breach" and not probe.is_baseline:
             threats[probe.technique] |= dict.fromkeys(threat(name) for name in probe.threats)
     return {technique: list(of) for technique, of in threats.items()}
 
