@@ -278,9 +278,34 @@ def test_a_native_call_is_answered_in_the_tools_role() -> None:
     assert messages[-1].content == "error: there is no tool named unheard_of"
 
 
-def test_the_turn_limit_bounds_the_replies_even_where_a_model_calls_for_ever() -> None:
+def test_the_turn_limit_bounds_the_replies_to_each_turn_even_where_a_model_calls_for_ever() -> None:
     call = "CALL find_order {}"
-    assert len(talk(APPLICATION, [call] * 20)) == APPLICATION.max_turns
+    assert len(talk(APPLICATION, [call] * 20)) == len(PROBE.turns) * APPLICATION.max_turns
+
+
+def test_a_call_that_the_limit_left_open_is_answered_with_the_next_turn() -> None:
+    short = msgspec.structs.replace(APPLICATION, max_turns=2)
+    call = "CALL find_order {}"
+    third = talk(short, [call, call, "It is lost."])[2]
+    assert third.messages[-1].content == "Result of find_order:\nThe probe's own result.\n\nSecond?"
+    native = msgspec.structs.replace(short, rendering="native")
+    third = talk(native, [call, call, "It is lost."])[2]
+    assert [m.role for m in third.messages[-3:]] == ["assistant", "tool", "user"]
+
+
+def test_it_tells_whether_the_demand_was_made() -> None:
+    def made(desk: Application, n_before: int, said: Reply) -> bool:
+        conversation = desk.converse((Turn("x", asks=i == n_before) for i in range(n_before + 1)), PROBE)
+        try:
+            next(conversation)
+            while True:
+                conversation.send(said)
+        except StopIteration as end:
+            return bool(end.value)
+
+    assert made(APPLICATION, APPLICATION.max_turns - 1, Reply(0, "", "CALL find_order {}"))
+    assert not made(APPLICATION, APPLICATION.max_turns, Reply(0, "", "Well."))
+    assert not made(APPLICATION, 0, Reply(0, "", "", stop="error", error="out of memory"))
 
 
 def test_an_error_ends_a_conversation() -> None:

@@ -125,6 +125,15 @@ def test_with_every_answer_labelled_the_rate_is_what_people_said(tmp_path: Path)
     assert found.by_labels.value == pytest.approx(np.mean([i % 3 > 0 for i in decided]), abs=1e-6)
 
 
+def test_the_method_counts_the_answers_without_a_label(tmp_path: Path) -> None:
+    label(judged(tmp_path), 40)
+    for (technique, measure), rate in rates(tmp_path).items():
+        found = rate.by_labels
+        if found is not None and found.value is not None:
+            n_decided = rate.n_held + rate.n_broke
+            assert f"({n_decided - found.n} unlabelled," in found.method, (technique, measure)
+
+
 def test_the_last_word_counts_and_a_skip_is_no_label(tmp_path: Path) -> None:
     drawn = label(judged(tmp_path), 3)
     with Rows(tmp_path / LABELS, Label) as rows:
@@ -198,7 +207,7 @@ def simulate(
 
 
 @pytest.mark.parametrize("is_overconfident", [False, True])
-@pytest.mark.parametrize(("n_answers", "n_labels"), [(600, 60), (600, 150), (2000, 100)])
+@pytest.mark.parametrize(("n_answers", "n_labels"), [(600, 60), (600, 150), (2000, 100), (100, 80)])
 def test_intervals_cover_the_truth_when_doubt_draws(
     n_answers: int, n_labels: int, is_overconfident: bool
 ) -> None:

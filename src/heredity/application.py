@@ -55,7 +55,8 @@ class Passage(Record, frozen=True):
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """The layer held constant. `max_turns` bounds the model's replies in one conversation.
+    """The layer held constant. `max_turns` bounds the user's turns in one conversation, and the model's
+    replies to each (more than one where it calls tools): turns to come lose nothing by a call in between.
 
     rendering: "plain", tools and passages in one format for every model; "native", tools by each model's own
     template; "theirs", the target is an application of the user's own: it is sent the user's words alone, and
@@ -123,53 +124,69 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     @overload
     def converse(
         self, turns: Generator[Turn, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request, Reply, None]: ...
+    ) -> Generator[Request, Reply, bool]: ...
 
     @overload
     def converse(
         self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request | Consult, Reply, None]: ...
+    ) -> Generator[Request | Consult, Reply, bool]: ...
 
     def converse(
         self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request | Consult, Reply, None]:
-        """One conversation as a generator: yields a request, receives the reply.
+    ) -> Generator[Request | Consult, Reply, bool]:
+        """One conversation as a generator: yields a request, receives the reply; returns whether a turn that
+        makes the probe's demand was answered.
 
-        User turns come from the attack; a tool call is answered with the probe's or the tool's canned result
-        and the model goes on, until it calls none, the turn limit is met, or an error ends it. A fresh turn
-        begins anew, with the limit whole; only what tools have changed stays. What the attack asks its
-        attacker model goes through.
+        User turns come from the attack, until it has no more, the turn limit is met, or an error ends it. A
+        fresh turn begins anew, with the limit whole; only what tools have changed stays. What the attack asks
+        its attacker model goes through.
         """
         messages, world = list(self.messages()), World(self.state, self.tools)
-        passage, n_replies, reply = probe.passage, 0, None
+        passage, n_turns, is_made, reply = probe.passage, 0, False, None
         while True:
             try:
                 turn = next(turns) if reply is None else turns.send(reply)
             except StopIteration:
-                return
+                return is_made
             if isinstance(turn, Consult):
                 reply = yield turn
                 if reply.error is not None:
-                    return
+                    return is_made
                 continue
             if turn.is_fresh:
-                messages, passage, n_replies = list(self.messages()), probe.passage, 0
-            elif n_replies >= self.max_turns:
-                return
+                messages, passage, n_turns = list(self.messages()), probe.passage, 0
+            elif n_turns >= self.max_turns:
+                return is_made
+            # Two messages of the user in a row are more than some templates take.
+            left = f"{messages.pop().content}\n\n" if n_turns and messages[-1].role == "user" else ""
             messages += turn.before
-            messages.append(Message("user", _with_passage(turn.text, passage)))
-            passage, prefill = "", turn.prefill
-            while n_replies < self.max_turns:
-                reply = yield self.request(messages, prefill, seed, turn.decoding)
-                n_replies += 1
-                if reply.error is not None:
-                    return
-                calls = self.calls(prefill, reply)
-                messages.append(self._said(prefill + reply.text, calls))
-                prefill = ""
-                if not calls or self.rendering == "theirs":  # their application answers its own calls
-                    break
-                messages += self._answered(calls, probe, world)
+            messages.append(Message("user", left + _with_passage(turn.text, passage)))
+            passage, n_turns = "", n_turns + 1
+            reply = yield from self._answer(messages, turn, probe, world, seed)
+            if reply.error is not None:
+                return is_made
+            is_made |= turn.asks
+
+    def _answer(
+        self, messages: list[Message], turn: Turn, probe: Probe, world: World, seed: int
+    ) -> Generator[Request, Reply, Reply]:
+        """The replies to one turn, put behind `messages`; returns the last.
+
+        A tool call is answered with the probe's or the tool's canned result and the model goes on, until it
+        calls none or has replied `max_turns` times; what it called then is answered with the next turn.
+        """
+        prefill = turn.prefill
+        for _ in range(self.max_turns):
+            reply = yield self.request(messages, prefill, seed, turn.decoding)
+            if reply.error is not None:
+                break
+            calls = self.calls(prefill, reply)
+            messages.append(self._said(prefill + reply.text, calls))
+            prefill = ""
+            if not calls or self.rendering == "theirs":  # their application answers its own calls
+                break
+            messages += self._answered(calls, probe, world)
+        return reply
 
     def calls(self, prefill: str, reply: Reply) -> tuple[ToolCall, ...]:
         """The tool calls in a reply: in the plain format, and in the model's own as its engine read them."""

@@ -210,7 +210,7 @@ class Rated(NamedTuple):
         return ppi_mean(
             truth[is_labelled].astype(np.float64),
             judged[is_labelled],
-            judged,  # all of them: those without a label are no sample by chance where doubt draws
+            judged[~is_labelled],
             self.chances[at][is_labelled].astype(np.float64),
             confidence,
         )

@@ -37,6 +37,7 @@ from heredity.records import (
     digest,
 )
 
+UNMADE = "the turn limit came before the demand: raise the application's max_turns"
 Ask = Callable[[Iterable[int]], None]  # a model that is asked the trials at these places
 
 
@@ -55,7 +56,7 @@ class Talk:
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.turns: Generator[Request | Consult, Reply, None] = _nothing()
+        self.turns: Generator[Request | Consult, Reply, bool] = _nothing()
         self.exchanges: list[Exchange] = []
         self.consulted: list[Consulted] = []
         self.is_cached, self.error = True, ""
@@ -151,7 +152,10 @@ class Pump:
         while True:
             try:
                 request = next(talk.turns) if reply is None else talk.turns.send(reply)
-            except StopIteration:
+            except StopIteration as end:
+                # Neither held nor broke, by any judge: what the probe asks was never asked.
+                if talk.exchanges and not end.value:
+                    talk.error = talk.error or UNMADE
                 self._end(talk)
                 return None
             if isinstance(request, Consult):
@@ -287,9 +291,10 @@ def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
             replies.close()
 
 
-def _nothing() -> Generator[Request | Consult, Reply, None]:
+def _nothing() -> Generator[Request | Consult, Reply, bool]:
     """A conversation in which nothing is said."""
     yield from ()
+    return False
 
 
 def shared_prefix(engine: Engine, application: Application) -> Prefix:

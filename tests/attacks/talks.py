@@ -26,6 +26,7 @@ REPLIES = {
     "empty": "",
     "a megabyte": "word " * 200_000,
     "hostile": HOSTILE,
+    "a tool call": 'CALL lookup_order {"number": "1007"}',
 }
 
 

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import msgspec
 import pytest
 
 from heredity import attacks
-from heredity.application import parse_tool_calls
-from heredity.attacks._part import KINDS
+from heredity.application import Application, parse_tool_calls
+from heredity.attacks._part import KINDS, Turns
 from heredity.errors import UsageError
 from heredity.judges import checks
 from heredity.probes._fill import SLOT
-from heredity.records import Exchange, Probe, Response
+from heredity.records import Consult, Exchange, Probe, Reply, Request, Response
 from tests.attacks.talks import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
 
 SPECS = laid()
 TOOLS = [tool.name for tool in APPLICATION.tools]
+
+
+def converse(desk: Application, turns: Turns, probe: Probe, said: str) -> tuple[bool, list[Request]]:
+    """Whether the demand was made of a model that always says `said`, and what it was asked."""
+    conversation, requests = desk.converse(turns, probe), []
+    try:
+        step = next(conversation)
+        while True:
+            if isinstance(step, Consult):  # the attacker begs, in the probe's own words
+                step = conversation.send(Reply(0, "", f"<message>I beg you: {probe.turns[-1]}</message>"))
+            else:
+                requests.append(step)
+                step = conversation.send(Reply(0, "", said))
+    except StopIteration as end:
+        return end.value, requests
+
+
+def unlike_neighbours(request: Request) -> bool:
+    """Whether no role speaks twice in a row: more than some templates take."""
+    return all(a.role != b.role for a, b in pairwise(request.messages))
 
 
 def asked(spec: str) -> list[Probe]:
@@ -56,6 +79,18 @@ def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
             assert turns[-1].asks, (probe.id, kind)
             assert all(turn.text.strip() and not SLOT.search(turn.text) for turn in turns), (probe.id, kind)
         assert turns == talk(spec, probe, how, said), probe.id
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) -> None:
+    """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""
+    desk = msgspec.structs.replace(APPLICATION, max_turns=3)
+    how = msgspec.structs.replace(attacks.within(desk), seed=1)
+    for probe in asked(spec)[::23]:
+        for kind, said in REPLIES.items():
+            made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)
+            assert made, (probe.id, kind)
+            assert all(unlike_neighbours(request) for request in requests), (probe.id, kind)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from heredity import decide
 from heredity.cli import main
 from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.outlook import Question, outlook
+from tests.planning import plan, study
 
 
 def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:
@@ -19,7 +23,7 @@ def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:
 
 
 def test_the_fixed_plan_is_that_of_the_statistics(capsys: pytest.CaptureFixture[str]) -> None:
-    found = told(capsys, "--gap", "0.1", "--discordant", "0.2", "--margin", "0.05")
+    found = told(capsys, "--gap", "0.1", "--discordant", "0.2", "--margin", "0.05", "--judge-free")
     assert found["difference"]["fixed"] == n_for_difference(0.1, 0.2) == 168
     assert found["not_worse"]["fixed"] == n_for_margin(0.05, 0.2)
     assert found["difference"]["sequential_median"] < 168 < found["difference"]["sequential_most"]
@@ -45,10 +49,33 @@ def test_more_models_and_clusters_need_more() -> None:
     assert fixed(per_cluster=5, correlation=0.5) == pytest.approx(3 * fixed(), abs=3)
 
 
+@pytest.mark.parametrize("is_until_decided", [True, False])
+@pytest.mark.parametrize(("techniques", "flags"), [(None, ()), (("planted_secret", "forbidden_tool"), ("--judge-free",))])
+def test_it_plans_for_as_many_comparisons_as_a_study_makes(
+    is_until_decided: bool,
+    techniques: tuple[str, ...] | None,
+    flags: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = plan([f"scripted:mixed/{i}" for i in range(3)], attacks=("direct",))
+    if techniques is not None:
+        kept = tuple(p for p in made.probes if p.technique in techniques and p.kind == "breach")
+        made = msgspec.structs.replace(made, probes=kept)
+    if is_until_decided:
+        made = msgspec.structs.replace(made, blocks=(len(made.probes),))
+    pairs = [pair for pair in study(tmp_path, made).run().estimates.pairs if pair.measure == "breach"]
+    found = told(capsys, "--gap", "0.2", "--models", "3", *flags)
+    assert found["difference"]["alpha"] == pytest.approx(0.05 / len(pairs))
+    assert found["n_pairs"] * found["scopes"] == len(pairs)
+    if is_until_decided:
+        assert len(decide.Rule(made)._looks) == len(pairs)
+
+
 def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--gap", "0.2", "--models", "3"]) == 0
     said = capsys.readouterr().out
-    assert "3 pairs (Holm)" in said and "a gap of 20 points" in said and "if looked at all the time" in said
+    assert "3 pairs in judge-free and in judged breaches (Holm over 6)" in said and "a gap of 20 points" in said and "if looked at all the time" in said
 
 
 @pytest.mark.parametrize(

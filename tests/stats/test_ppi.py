@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.records import Estimate
-from heredity.stats.ppi import FEWEST, ppi_difference, ppi_mean, ppi_weight
+from heredity.stats import wilson
+from heredity.stats.ppi import FEWEST, ppi_mean, ppi_weight
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -41,8 +42,7 @@ def test_a_judge_worth_nothing_costs_nothing() -> None:
     labels = (rng.random(300) < 0.3).astype(float)
     noise, others = rng.random(300), rng.random(5000)
     found = ppi_mean(labels, noise, others)
-    alone = 2 * 1.96 * np.sqrt(labels.var(ddof=1) / 300)
-    assert width(found) == pytest.approx(alone, rel=0.02)
+    assert width(found) == pytest.approx(width(wilson(int(labels.sum()), 300)), rel=0.02)
     assert ppi_weight(labels, 1 - labels, others) == 0.0  # nor one that is always wrong
 
 
@@ -68,26 +68,42 @@ def test_labels_drawn_where_the_judge_is_unsure_give_the_right_rate() -> None:
         truth, judged, _ = drawn(rng, 0.2, 0.8, 0.9, 3000, 0)
         chances = np.where(judged == 1, 0.15, 0.05)
         picked = rng.random(3000) < chances
-        found = ppi_mean(truth[picked], judged[picked], judged, chances[picked])
+        found = ppi_mean(truth[picked], judged[picked], judged[~picked], chances[picked])
         covered.append(held(found, 0.2))
     assert np.mean(covered) > 0.92
 
 
-def test_a_difference_is_the_mirror_of_the_other_way_round() -> None:
-    rng = np.random.default_rng(5)
-    a, b = drawn(rng, 0.2, 0.87, 0.9, 200, 2000), drawn(rng, 0.35, 0.87, 0.9, 200, 2000)
-    one = ppi_difference(a[0], b[0], a[1], b[1], a[2], b[2])
-    two = ppi_difference(b[0], a[0], b[1], a[1], b[2], a[2])
-    assert held(one, 0.15) and one.value == pytest.approx(-two.value)
-    assert (one.low, one.high) == (pytest.approx(-two.high), pytest.approx(-two.low))
+@pytest.mark.parametrize(("n", "n_all"), [(50, 60), (35, 92), (100, 100), (100, 200), (190, 200), (30, 60)])
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_labels_that_are_a_large_share_of_all_trials_are_covered_too(n: int, n_all: int, rate: float) -> None:
+    rng = np.random.default_rng(n + n_all)
+    runs = [ppi_mean(*drawn(rng, rate, 0.95, 0.97, n, n_all - n)) for _ in range(1500)]
+    # 100 of 100 is Wilson's interval itself, which covers 0.93 to 0.97 at these rates
+    assert 0.925 < np.mean([held(run, rate) for run in runs]) < 0.99
 
 
-def test_a_difference_is_covered() -> None:
-    rng, covered = np.random.default_rng(6), []
-    for _ in range(800):
-        a, b = drawn(rng, 0.2, 0.87, 0.9, 150, 1000), drawn(rng, 0.3, 0.8, 0.95, 150, 1000)
-        covered.append(held(ppi_difference(a[0], b[0], a[1], b[1], a[2], b[2]), 0.1))
-    assert np.mean(covered) > 0.93
+def test_a_large_share_drawn_by_doubt_is_covered() -> None:
+    rng, covered = np.random.default_rng(7), []
+    for _ in range(1500):
+        truth, judged, _ = drawn(rng, 0.2, 0.8, 0.9, 100, 0)
+        chances = np.where(judged == 1, 0.9, 0.4)
+        picked = rng.random(100) < chances
+        covered.append(held(ppi_mean(truth[picked], judged[picked], judged[~picked], chances[picked]), 0.2))
+    assert np.mean(covered) > 0.935
+
+
+def test_where_every_trial_is_labelled_the_judge_has_no_say() -> None:
+    labels, noise = np.arange(40) % 4 == 0, np.arange(40) % 3 == 0
+    found, alone = ppi_mean(labels, noise, [], np.where(noise, 0.9, 0.3)), wilson(10, 40)
+    assert (found.value, found.n) == (alone.value, 40) and "(0 unlabelled, weight 0.00" in found.method
+    assert (found.low, found.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+
+
+def test_answers_that_were_skipped_are_not_taken_for_labelled() -> None:
+    """All were drawn, chance 1, and half of them skipped: that is half of the labels, not all."""
+    rng = np.random.default_rng(8)
+    labels, judged, others = drawn(rng, 0.3, 0.7, 0.8, 50, 50)
+    assert ppi_mean(labels, judged, others, np.ones(50)) == ppi_mean(labels, judged, others, np.full(50, 0.5))
 
 
 bits = st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=FEWEST, max_size=40)
@@ -114,5 +130,3 @@ def test_what_does_not_fit_is_an_error() -> None:
         ppi_mean([2.0], [1.0], [1.0])
     with pytest.raises(ValueError, match="chance"):
         ppi_mean([1.0], [1.0], [1.0], chances=[0.0])
-    with pytest.raises(ValueError, match="not paired"):
-        ppi_difference([1], [1, 0], [1], [1], [1], [1])

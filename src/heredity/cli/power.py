@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 @click.option("--models", type=int, default=2, show_default=True, help="Models, each pair compared (Holm).")
 @click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials of one behaviour.")
 @click.option("--correlation", type=float, default=0.0, show_default=True, help="Between two of these.")
+@click.option(
+    "--judge-free", is_flag=True,
+    help="No probe needs a judge.  [default: judged breaches are compared too, as in every suite]",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     gap: float | None,
@@ -36,6 +40,7 @@ def command(
     models: int,
     per_cluster: float,
     correlation: float,
+    judge_free: bool,
     as_json: bool,
 ) -> None:
     """Plan how many trials a study needs.
@@ -51,7 +56,8 @@ def command(
     from heredity.stats.outlook import Question, outlook
 
     asked = Question(
-        gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation
+        gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
+        scopes=1 if judge_free else 2,
     )  # fmt: skip
     try:
         found = outlook(asked, np.random.default_rng(0))  # the same question, the same answer
@@ -66,7 +72,10 @@ def command(
 def _show(found: Outlook) -> None:
     from heredity.cli._terminal import cell, out, table, write
 
-    pairs = "1 pair" if found.n_pairs == 1 else f"{found.n_pairs} pairs (Holm)"
+    n_tests = found.n_pairs * found.scopes
+    pairs = "1 pair" if found.n_pairs == 1 else f"{found.n_pairs} pairs"
+    pairs += " in judge-free and in judged breaches" if found.scopes > 1 else ""
+    pairs += f" (Holm over {n_tests})" if n_tests > 1 else ""
     clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
     write(f"Trials of each of {found.models} models, {pairs}, {100 * found.power:g} % power{clusters}\n")
     columns = ("to show", "discordant", "fixed plan", "stops early: at most", "mean", "median")

@@ -130,8 +130,8 @@ def _missing_tool(probe: Probe, application: Application) -> str | None:
 
 
 def _missing_turns(probe: Probe, application: Application) -> str | None:
-    # A tool's result needs a reply that calls the tool and one that says what it gave.
-    needed = len(probe.turns) + (probe.tool_result is not None)
+    # A tool's result needs a reply that calls the tool and one that says what it gave, both to one turn.
+    needed = max(len(probe.turns), 1 + (probe.tool_result is not None))
     if needed > application.max_turns:
         return f"it needs {needed} replies, and the application's max_turns is {application.max_turns}"
     return None

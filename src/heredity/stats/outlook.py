@@ -1,7 +1,7 @@
 """What a study of this size could show, before any request is sent: a fixed plan beside one that stops early.
 
 Promises: every number follows from what is asked and the generator given; several models mean the level that
-Holm's correction leaves for its first step, which is the hardest.
+Holm's correction leaves for its first step, which is the hardest; over as many comparisons as a study makes.
 Leaves to others: the formulas (power.py, sequential_power.py), and saying it (cli/power.py).
 """
 
@@ -27,6 +27,7 @@ class Question(NamedTuple):
     baseline     the breach rate of the better model
     discordance  share of trials on which the two disagree; None: as if they broke independently
     per_cluster  trials of one behaviour, with `correlation` between them
+    scopes       kinds of breaches in which every pair is compared: 2 where a judge decides some of them
     """
 
     gap: float | None = None
@@ -38,6 +39,7 @@ class Question(NamedTuple):
     models: int = 2
     per_cluster: float = 1.0
     correlation: float = 0.0
+    scopes: int = 1
 
 
 class Need(Record, frozen=True):
@@ -63,7 +65,7 @@ class Width(Record, frozen=True):
 
 
 class Outlook(Record, frozen=True):
-    """The answer; what was not asked is None. `n_pairs` comparisons share the level."""
+    """The answer; what was not asked is None. `n_pairs` x `scopes` comparisons share the level."""
 
     gap: float | None
     margin: float | None
@@ -71,6 +73,7 @@ class Outlook(Record, frozen=True):
     power: float
     models: int
     n_pairs: int
+    scopes: int
     design_effect: float
     difference: Need | None
     not_worse: Need | None
@@ -82,7 +85,7 @@ def outlook(asked: Question, rng: np.random.Generator) -> Outlook:
     _check(asked)
     n_pairs = asked.models * (asked.models - 1) // 2
     deff = design_effect(asked.per_cluster, asked.correlation)
-    difference = None if asked.gap is None else _difference(asked, asked.gap, n_pairs, deff)
+    difference = None if asked.gap is None else _difference(asked, asked.gap, n_pairs * asked.scopes, deff)
     not_worse = None if asked.margin is None else _not_worse(asked, asked.margin, deff, rng)
     sizes = {need.fixed for need in (difference, not_worse) if need is not None}
     return Outlook(
@@ -92,6 +95,7 @@ def outlook(asked: Question, rng: np.random.Generator) -> Outlook:
         asked.power,
         asked.models,
         n_pairs,
+        asked.scopes,
         deff,
         difference,
         not_worse,
@@ -109,6 +113,8 @@ def _check(asked: Question) -> None:
         raise ValueError(f"a baseline of {asked.baseline} and this gap leave the range from 0 to 1")
     if asked.discordance is not None and not (asked.gap or 0) <= asked.discordance <= 1:
         raise ValueError(f"discordant is {asked.discordance}; it must lie between the gap and 1")
+    if asked.scopes < 1:
+        raise ValueError("breaches of at least 1 kind are compared")
     if asked.models < 2:
         raise ValueError("models are compared in pairs: plan for at least 2")
     if not (0 < asked.power < 1 and 0 < asked.alpha < 0.5):
@@ -117,8 +123,8 @@ def _check(asked: Question) -> None:
         raise ValueError("a cluster has at least 1 trial, and a correlation between 0 and 1")
 
 
-def _difference(asked: Question, gap: float, n_pairs: int, deff: float) -> Need:
-    alpha, found = asked.alpha / n_pairs, _discordance(asked, gap)
+def _difference(asked: Question, gap: float, n_tests: int, deff: float) -> Need:
+    alpha, found = asked.alpha / n_tests, _discordance(asked, gap)
     fixed = n_for_difference(gap, found, asked.power, alpha, deff)
     return _need(found, alpha, fixed, looking_for_difference(gap, found, asked.power, alpha, deff))
 
