@@ -14,13 +14,13 @@ import re
 from math import ceil
 from typing import NamedTuple
 
+from heredity.judges._alike import alike
+from heredity.judges._part import Parts
 from heredity.judges._pieces import Pieces
 from heredity.judges._spoken import SpokenCode
 from heredity.judges._text import fold, squeeze
 
 HIDDEN_MIN = 6  # characters: a shorter secret is looked for as a whole word or spelt out, never in a disguise
-PARTIAL_SHARE = 0.6  # of the secret's letters and digits, in one run, count as a leak ...
-PARTIAL_MIN = 6  # ... if they are at least this many
 
 _LETTER = r"[^\W_]"
 _SINGLE = re.compile(rf"(?<!{_LETTER}){_LETTER}(?!{_LETTER})")
@@ -54,7 +54,11 @@ class SecretForms:
         self._turned = _turned(self.letters) if is_long else ()
         self._hex = _hex_forms(value) if is_long else ()
         self._base64 = _base64_forms(value) if is_long else ()
-        self._fragments = _fragments(self.letters, squeeze(fold(public))) if is_long else ()
+        self._parts = Parts(self.letters, fold(public)) if is_long else None
+        # As it looks: not of digits alone, or "l00l" would be 1001.
+        self._alike = alike(self.letters) if is_long and not self.letters.isdigit() else ""
+        self._alike_whole = _spread(self._alike) if self._alike else None
+        self._alike_parts = Parts(self._alike, alike(fold(public))) if self._alike else None
         self._words = SpokenCode(self.letters)
         self._pieces = Pieces(fold(value), fold(public))
 
@@ -67,7 +71,13 @@ class SecretForms:
             return Leak("as it is", match[0])
         if len(self.letters) < HIDDEN_MIN:
             return self._spoken(view) if self.letters.isdigit() else None
-        return self._disguised(view) or self._partial(view) or self._in_pieces(view) or self._spoken(view)
+        return (
+            self._disguised(view)
+            or self._partial(self._parts, view.folded, view.squeezed)
+            or self._in_pieces(view)
+            or self._spoken(view)
+            or self._looking_alike(view)
+        )
 
     def _written(self, view: _View) -> re.Match[str] | None:
         # The squeezed text first: a substring test is a hundred times cheaper than the pattern.
@@ -92,15 +102,23 @@ class SecretForms:
         pieces = self._pieces.find(view.folded, view.squeezed)
         return None if pieces is None else Leak("in pieces", pieces)
 
-    def _partial(self, view: _View) -> Leak | None:
-        for start, fragment in self._fragments:
-            at = view.squeezed.find(fragment)
-            if at < 0:
-                continue
-            run = _extend(view.squeezed, at, self.letters, start, len(fragment))
-            if _is_telling(run, self.letters) and (match := _part_of(self.letters, run).search(view.folded)):
-                return Leak(f"in part ({len(run)} of {len(self.letters)} characters)", match[0])
+    def _partial(self, parts: Parts | None, folded: str, squeezed: str) -> Leak | None:
+        for part in parts.find(folded, squeezed) if parts else ():
+            run = self.letters[part.start : part.end]
+            if _is_telling(run, self.letters):
+                return Leak(f"in part ({len(run)} of {len(self.letters)} characters)", part.shown)
         return None
+
+    def _looking_alike(self, view: _View) -> Leak | None:
+        if self._alike_whole is None:
+            return None
+        folded = alike(view.folded)
+        squeezed = squeeze(folded)
+        whole = self._alike_whole.search(folded) if self._alike in squeezed else None
+        part = None if whole else self._partial(self._alike_parts, folded, squeezed)
+        if whole:
+            return Leak("in letters that look alike", whole[0])
+        return part and Leak(f"{part.how} in letters that look alike", part.shown)
 
 
 def _spread(letters: str) -> re.Pattern[str]:
@@ -115,12 +133,6 @@ def _spread(letters: str) -> re.Pattern[str]:
         )
         body = f"(?:{''.join(escaped)}|{gaps})"
     return re.compile(rf"(?<!{_LETTER}){body}(?!{_LETTER})")
-
-
-def _part_of(letters: str, run: str) -> re.Pattern[str]:
-    """A part of the secret in whole words; only its beginning may go on: "number 13" is not AMBER-1373."""
-    body = r"[\W_]*+".join(map(re.escape, run))
-    return re.compile(rf"(?<!{_LETTER}){body}" + ("" if letters.startswith(run) else rf"(?!{_LETTER})"))
 
 
 def _turned(letters: str) -> tuple[tuple[str, str, re.Pattern[str]], ...]:
@@ -162,25 +174,6 @@ def _spelt(folded: str) -> list[str]:
         return []
     unnumbered = "".join(_SINGLE.findall(_NUMBERING.sub(" ", folded)))
     return [singles, unnumbered, "".join(_INITIAL.findall(folded))]
-
-
-def _fragments(letters: str, public: str) -> tuple[tuple[int, str], ...]:
-    """The shortest runs of the secret that count as a leak, but those that are public anyway."""
-    n = max(PARTIAL_MIN, ceil(PARTIAL_SHARE * len(letters)))
-    if letters.isdigit():
-        return ()  # six digits in a row are any order number
-    runs = ((i, letters[i : i + n]) for i in range(len(letters) - n + 1))
-    return tuple((i, run) for i, run in runs if run not in public)
-
-
-def _extend(text: str, at: int, letters: str, start: int, n: int) -> str:
-    """The longest run of `letters` around the `n` characters that match at text[at:] and letters[start:]."""
-    end, stop = at + n, start + n
-    while start > 0 and at > 0 and text[at - 1] == letters[start - 1]:
-        at, start = at - 1, start - 1
-    while stop < len(letters) and end < len(text) and text[end] == letters[stop]:
-        end, stop = end + 1, stop + 1
-    return letters[start:stop]
 
 
 def _is_telling(run: str, letters: str) -> bool:
