@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.engines import _decoder, _tuning, _weights
 from heredity.engines.torch import Torch, open_folder
-from heredity.errors import EngineFailure, Unavailable
+from heredity.errors import Damaged, EngineFailure, HeredityError, Unavailable
 from heredity.records import Decoding, Message, Reply, Request
 
 from .conftest import WORDS, make_model
@@ -189,6 +189,35 @@ def test_a_template_without_a_system_role_gets_it_with_the_first_user_message(tm
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "hidden_size": 8, "intermediate_size": 8}')
     with pytest.raises(Unavailable, match="gpt2"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "gpt2", "n_embd": 8}', "no 'gpt2' architecture"),
+        ('{"model_type": "llama"}', "no safetensors file"),
+        ("[]", "names no architecture"),
+        ("{", "not JSON"),
+        ('{"model_type": ["llama"]}', "names no architecture"),
+        ('{"model_type": "llama", "hidden_size": "big", "intermediate_size": 8}', "hidden_size"),
+        ('{"model_type": "llama", "hidden_size": null}', "hidden_size"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "makes no sense"),
+        ('{"model_type": "gemma3", "text_config": 5}', "text_config"),
+        ('{"model_type": "llama", "hidden_size": 8, "rope_scaling": {"rope_type": "nix"}}', "makes no sense"),
+    ],
+)
+def test_an_odd_config_is_refused_in_one_line(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(HeredityError, match=said) as refused:
+        open_folder(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_config_that_is_not_that_of_the_tensors_is_refused(tmp_path: Path) -> None:
+    path = make_model(tmp_path, "llama") / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 64', '"hidden_size": 128'))
+    with pytest.raises(Damaged, match="hidden_size is 128"):
         open_folder(tmp_path)
 
 

@@ -69,9 +69,8 @@ def open_folder(
 
 
 def _faster_dtype(folder: Path) -> str:
-    config = _weights.read_json(folder / "config.json")
-    inner = config.get("text_config", config)
-    return _tuning.choose_dtype(inner["hidden_size"], inner["intermediate_size"])
+    config = _weights.read_config(folder)
+    return _tuning.choose_dtype(config.hidden_size, config.intermediate_size)
 
 
 class Torch:
