@@ -13,9 +13,10 @@ torch = pytest.importorskip("torch")
 
 from heredity.engines import _decoder, _tuning, _weights
 from heredity.engines.torch import Torch, open_folder
-from heredity.errors import EngineFailure, Unavailable
+from heredity.errors import Damaged, EngineFailure, HeredityError, Unavailable
 from heredity.records import Decoding, Message, Reply, Request
 
+from .company import caches
 from .conftest import WORDS, make_model
 
 SYSTEM = Message("system", "the quick brown fox jumps over a lazy dog " * 3)
@@ -56,7 +57,7 @@ def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) ->
         for n_prefix in (0, 1, 33, 60):
             prefix, own = decoder.prefix(tokens[:n_prefix]), tokens[n_prefix:]
             slots = decoder.slots(4, 128)
-            hidden = decoder.prefill(prefix, slots, 2, [own[:-1]])[0, : len(own) - 1]
+            hidden = decoder.prefill(prefix, slots, 2, own[:-1])[: len(own) - 1]
             assert torch.allclose(decoder.logits(hidden), expected[n_prefix:-1], atol=2e-3, rtol=1e-3)
             at = torch.tensor([0, 0, len(own) - 1, 0])
             step = decoder.step(prefix, slots, torch.tensor([5, 6, own[-1], 7]), at)
@@ -91,6 +92,22 @@ def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(engine: Torch,
     for request in requests[::7]:
         alone = answers(engine, [request])[request.key]
         assert alone == together[request.key] == backwards[request.key]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model: Path, dtype: str) -> None:
+    engine = open_folder(any_model, dtype=dtype)
+    for n_words in (1, 40, 150):
+        system = Message("system", " ".join(random.Random(n_words).choices(WORDS, k=n_words)))
+        asked = [
+            Request(i, (system, Message("user", " ".join(WORDS[i : i + 1 + i % 3]))), n_shared=1)
+            for i in range(7)
+        ]
+        together, backwards = caches(engine, asked), caches(engine, asked[::-1])
+        for request in asked:
+            alone = caches(engine, [request])[request.key]
+            assert torch.equal(alone, together[request.key]), (n_words, request.key)
+            assert torch.equal(alone, backwards[request.key]), (n_words, request.key)
 
 
 def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: Path, tmp_path: Path) -> None:
@@ -192,6 +209,35 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "gpt2", "n_embd": 8}', "no 'gpt2' architecture"),
+        ('{"model_type": "llama"}', "no safetensors file"),
+        ("[]", "names no architecture"),
+        ("{", "not JSON"),
+        ('{"model_type": ["llama"]}', "names no architecture"),
+        ('{"model_type": "llama", "hidden_size": "big", "intermediate_size": 8}', "hidden_size"),
+        ('{"model_type": "llama", "hidden_size": null}', "hidden_size"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "makes no sense"),
+        ('{"model_type": "gemma3", "text_config": 5}', "text_config"),
+        ('{"model_type": "llama", "hidden_size": 8, "rope_scaling": {"rope_type": "nix"}}', "makes no sense"),
+    ],
+)
+def test_an_odd_config_is_refused_in_one_line(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(HeredityError, match=said) as refused:
+        open_folder(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_config_that_is_not_that_of_the_tensors_is_refused(tmp_path: Path) -> None:
+    path = make_model(tmp_path, "llama") / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 64', '"hidden_size": 128'))
+    with pytest.raises(Damaged, match="hidden_size is 128"):
+        open_folder(tmp_path)
+
+
 def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +248,23 @@ def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_chang
         assert _tuning.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
         path.write_text(path.read_text().replace(first.fingerprint, "0" * 16))
         assert _tuning.tuned(decoder, path, widths=(4,)).widths == (4,)
+
+
+def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    path = tmp_path / "tuning.json"
+    with torch.inference_mode():
+        new = _tuning.tuned(decoder, path, widths=(4,))
+    assert _tuning.read(path) == new
+    path.write_text(path.read_text().replace(f'"schema": {_tuning.SCHEMA}', '"schema": 1'))
+    assert _tuning.read(path) is None
+    # as files of the first schema were: without its number, with rows that were prefilled together
+    path.write_text(path.read_text().replace('"schema": 1', '"prefill_rows": {"16": 2}'))
+    assert _tuning.read(path) is None
+
+
+def test_numerics_name_the_rule_by_which_rows_meet(engine: Torch) -> None:
+    assert engine.numerics.endswith("prefilled alone")
 
 
 def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:

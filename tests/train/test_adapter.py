@@ -47,7 +47,7 @@ def test_peft_reads_the_files_and_gives_the_engines_logits(child: Grown, parent:
         decoder = engine.decoder
         slots = decoder.slots(1, 64)
         ids = tuple(TOKENS[0].tolist())
-        hidden = decoder.prefill(decoder.prefix(()), slots, 0, [ids])[0, len(ids) - 1]
+        hidden = decoder.prefill(decoder.prefix(()), slots, 0, ids)[len(ids) - 1]
         ours = decoder.logits(hidden[None])[0]
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-4, rtol=1e-4)
 

@@ -49,19 +49,18 @@ class Batch:
         self._slots: Slots | None = None
         self.rows: list[Row] = []
 
-    def has_room(self, *new: Row) -> bool:
-        """Whether these rows fit in beside those under way; a lone row always does."""
-        n_rows = len(self.rows) + len(new)
-        return n_rows == 1 or n_rows <= self._width_for(max(row.n_cells for row in (*new, *self.rows)))
+    def has_room(self, new: Row) -> bool:
+        """Whether this row fits in beside those under way; a lone row always does."""
+        n_cells = max(row.n_cells for row in (new, *self.rows))
+        return not self.rows or len(self.rows) + 1 <= self._width_for(n_cells)
 
-    def admit(self, rows: list[Row]) -> None:
-        """Prefill rows of one padded length into the next slots; their last prompt token goes with a step."""
+    def admit(self, row: Row) -> None:
+        """Prefill a row into the next slot; its last prompt token goes with a step."""
         held = self._slots.capacity if self._slots is not None else 0
-        n_cells = max(held, *(round_up(padded(row.own[:-1]), CELL) for row in rows))
-        slots = self._fit(len(self.rows) + len(rows), n_cells)
-        if any(len(row.own) > 1 for row in rows):
-            self._decoder.prefill(self._prefix, slots, len(self.rows), [row.own[:-1] for row in rows])
-        self.rows += rows
+        slots = self._fit(len(self.rows) + 1, max(held, round_up(padded(row.own[:-1]), CELL)))
+        if len(row.own) > 1:
+            self._decoder.prefill(self._prefix, slots, len(self.rows), row.own[:-1])
+        self.rows.append(row)
 
     def step(self) -> list[Row]:
         """One token for every row; returns those that are finished, already taken out."""

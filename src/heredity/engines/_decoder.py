@@ -4,8 +4,8 @@ The application's prefix is computed once and its keys and values are kept once:
 matrix product for all rows of the batch. Each row keeps only its own keys and values behind it. Softmax runs
 over both parts together, so the result is plain attention.
 
-Promises: a row's numbers depend on that row alone: a prefill takes rows of one padded length, a decode step
-has one of a few widths, and _tuning.py proves which of them give equal bits.
+Promises: a row's numbers depend on that row alone: a prefill takes one row, so that its shapes are its own; a
+decode step has one of a few widths, and _tuning.py proves which of them give equal bits.
 Leaves to others: which row sits in which slot and when (_batch.py), and which token is drawn (_sampling.py).
 """
 
@@ -93,30 +93,28 @@ class Decoder:
         n_cells = round_up(len(tokens), CHUNK)
         slots, empty = self.slots(1, n_cells), Prefix((), [], [])
         if tokens:
-            self.prefill(empty, slots, 0, [tokens])
+            self.prefill(empty, slots, 0, tokens)
         cut = [
             [cache[0, :, : len(tokens)].contiguous() for cache in side] for side in (slots.keys, slots.values)
         ]
         return Prefix(tokens, cut[0], cut[1])
 
-    def prefill(
-        self, prefix: Prefix, slots: Slots, first: int, rows: Sequence[tuple[int, ...]]
-    ) -> torch.Tensor:
-        """Run the own tokens of some rows through the model, into the slots from `first` on.
+    def prefill(self, prefix: Prefix, slots: Slots, slot: int, own: tuple[int, ...]) -> torch.Tensor:
+        """Run a row's own tokens through the model, into its slot.
 
-        Rows that go together have one `padded` length. Returns the final hidden states (rows, padded length,
-        hidden); what lies behind a row's own length is filler.
+        Returns the final hidden states (padded length, hidden); what lies behind the row's length is filler.
         """
-        n_padded = padded(rows[0])
+        n_padded = padded(own)
         hidden = []
         for start in range(0, n_padded, CHUNK):
             n_new = min(CHUNK, n_padded - start)
-            cut = [row[start : start + n_new] for row in rows]
-            tokens = torch.tensor([one + (0,) * (n_new - len(one)) for one in cut]).flatten()
-            positions = (torch.arange(n_new) + prefix.length + start).repeat(len(rows))
-            attend = self._attend_many(prefix, slots, (first, first + len(rows)), start, n_new)
-            hidden.append(self._through(tokens, positions, attend).view(len(rows), n_new, -1))
-        return torch.cat(hidden, dim=1)
+            cut = own[start : start + n_new]
+            tokens = torch.tensor(cut + (0,) * (n_new - len(cut)))
+            positions = torch.arange(n_new) + prefix.length + start
+            hidden.append(
+                self._through(tokens, positions, self._attend_many(prefix, slots, slot, start, n_new))
+            )
+        return torch.cat(hidden)
 
     def step(self, prefix: Prefix, slots: Slots, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """One token a row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
@@ -166,41 +164,34 @@ class Decoder:
         qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
         return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
-    def _attend_many(
-        self, prefix: Prefix, slots: Slots, span: tuple[int, int], start: int, n_new: int
-    ) -> Attend:
-        """Many tokens a row, causal; writes the keys and values of a span of slots from `start` on."""
-        s, n_rows, end = self.shape, span[1] - span[0], start + n_new
+    def _attend_many(self, prefix: Prefix, slots: Slots, slot: int, start: int, n_new: int) -> Attend:
+        """Many tokens of a row, causal; writes the keys and values of its slot from `start` on."""
+        s, end = self.shape, start + n_new
         group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
         ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
         own_mask = torch.zeros(n_new, 1, end).masked_fill(ahead[:, None] > 0, -torch.inf).to(self.dtype)
         window_masks = self._window_masks(prefix.length, torch.arange(start, end), end)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = slots.keys[i][slice(*span)], slots.values[i][slice(*span)]
-            keys[:, :, start:end] = k.view(n_rows, n_new, kv, s.head_dim).transpose(1, 2)
-            values[:, :, start:end] = v.view(n_rows, n_new, kv, s.head_dim).transpose(1, 2)
-            q = q.view(n_rows, n_new, kv, group, s.head_dim)
+            keys, values = slots.keys[i][slot], slots.values[i][slot]
+            keys[:, start:end] = k.transpose(0, 1)
+            values[:, start:end] = v.transpose(0, 1)
             # copies of what is read: a product over a view of a part would take the slow path
-            own_keys = keys[:, :, :end].reshape(n_rows * kv, end, s.head_dim)
-            own_values = values[:, :, :end].reshape(n_rows * kv, end, s.head_dim)
-            own_q = q.transpose(1, 2).reshape(n_rows * kv, n_new * group, s.head_dim)
-            scores = torch.bmm(own_q, own_keys.transpose(1, 2)).view(n_rows, kv, n_new, group, end) + own_mask
+            own_keys, own_values = keys[:, :end].contiguous(), values[:, :end].contiguous()
+            q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)
+            scores = torch.bmm(q, own_keys.transpose(1, 2)).view(kv, n_new, group, end) + own_mask
             if prefix.length:
-                all_q = q.permute(2, 0, 1, 3, 4).reshape(kv, -1, s.head_dim)
-                shared = torch.bmm(all_q, prefix.keys[i].transpose(1, 2))
-                shared = shared.view(kv, n_rows, n_new, group, prefix.length).transpose(0, 1)
-                scores = torch.cat([shared, scores], dim=-1)
+                shared = torch.bmm(q, prefix.keys[i].transpose(1, 2))
+                scores = torch.cat([shared.view(kv, n_new, group, prefix.length), scores], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            o = torch.bmm(p[..., prefix.length :].reshape(n_rows * kv, n_new * group, end), own_values)
-            o = o.view(n_rows, kv, n_new, group, s.head_dim)
+            o = torch.bmm(p[..., prefix.length :].reshape(kv, n_new * group, end), own_values)
             if prefix.length:
-                of_shared = p[..., : prefix.length].transpose(0, 1).reshape(kv, -1, prefix.length)
-                o_shared = torch.bmm(of_shared, prefix.values[i])
-                o = o + o_shared.view(kv, n_rows, n_new, group, s.head_dim).transpose(0, 1)
-            return o.transpose(1, 2).reshape(n_rows * n_new, s.n_heads * s.head_dim)
+                of_shared = p[..., : prefix.length].reshape(kv, n_new * group, prefix.length)
+                o = o + torch.bmm(of_shared, prefix.values[i])
+            o = o.view(kv, n_new, group, s.head_dim).transpose(0, 1)
+            return o.reshape(n_new, s.n_heads * s.head_dim)
 
         return attend
 

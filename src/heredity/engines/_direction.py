@@ -125,7 +125,7 @@ def _first_tokens(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
 
 def _prefilled(decoder: Decoder, prompt: tuple[int, ...]) -> torch.Tensor:
     slots = decoder.slots(1, round_up(padded(prompt), CELL))
-    return decoder.prefill(Prefix((), [], []), slots, 0, [prompt])[0]
+    return decoder.prefill(Prefix((), [], []), slots, 0, prompt)
 
 
 def _log_odds(logs: torch.Tensor, openings: Sequence[int]) -> torch.Tensor:

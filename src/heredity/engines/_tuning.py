@@ -4,6 +4,9 @@ A short probe (seconds, once a model and machine) times decode steps of several 
 shapes and compares a witness row's logits bit by bit: in the first, the middle and the last slot, among
 different company, with caches of several lengths. Only widths that agree are used, so an answer does not
 depend on the batch. `fingerprint` is a hash of the witness's logits: equal means equal arithmetic.
+
+Nothing is proven of prefills in company, for a row goes through alone: whether two rows keep one's bits
+turned out to follow the prefix's length and, since bfloat16 hides most differences, the rows themselves.
 """
 
 from __future__ import annotations
@@ -17,23 +20,23 @@ from pathlib import Path
 import msgspec
 import torch
 
-from heredity.engines._decoder import CELL, PAD, Decoder, Prefix, Slots
+from heredity.engines._decoder import CELL, Decoder, Prefix, Slots
 from heredity.records import Record
 
+SCHEMA = 2  # 1 proved rows that were prefilled together, over one prefix only
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 _N_PREFIX, _N_OWN = 448, 2 * CELL - 9  # the witness lies over a study-shaped prefix
-_PREFILL_TOKENS = 128  # rows are prefilled together up to this many tokens: wider is hardly faster
 
 
 class Tuning(Record, frozen=True):
     """What the probe chose. `tokens_per_second` is by width, at the time of the probe."""
 
+    schema: int
     dtype: str
     widths: tuple[int, ...]
     tokens_per_second: dict[str, float]
     fingerprint: str
     machine: str
-    prefill_rows: dict[str, int]  # padded length -> rows that may be prefilled together with equal bits
     is_proven: bool  # False: the bits moved even within one width, so answers may depend on company
 
 
@@ -91,38 +94,14 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS) -> Tuning:
     agreeing = tuple(w for w in speed if bits[w] == bits[best] and w <= best)
     is_proven = len(bits[best]) == 1
     return Tuning(
+        schema=SCHEMA,
         dtype=str(decoder.dtype).removeprefix("torch."),
         widths=agreeing if is_proven else (best,),
         tokens_per_second={str(w): round(s, 1) for w, s in speed.items()},
         fingerprint=_fingerprint(decoder, best),
         machine=machine(),
-        prefill_rows={str(n): _prefill_together(decoder, n) for n in (PAD, 2 * PAD, 3 * PAD, 4 * PAD)},
         is_proven=is_proven,
     )
-
-
-def _prefill_together(decoder: Decoder, n_tokens: int) -> int:
-    """How many rows of this length may go through together (a power of two) with a row's bits unmoved."""
-    prefix, _ = _witness(decoder)
-    stream = torch.Generator().manual_seed(2)
-    row, *others = torch.randint(8, 200, (9, n_tokens), generator=stream).tolist()
-    alone = _prefilled(decoder, prefix, [row], 0)
-    proven = 1
-    while 2 * proven * n_tokens <= _PREFILL_TOKENS:
-        n_rows = 2 * proven
-        first = _prefilled(decoder, prefix, [row, *others[: n_rows - 1]], 0)
-        last = _prefilled(decoder, prefix, [*others[: n_rows - 1], row], n_rows - 1)
-        if not alone == first == last:
-            break
-        proven = n_rows
-    return proven
-
-
-def _prefilled(decoder: Decoder, prefix: Prefix, rows: list[list[int]], at: int) -> str:
-    slots = decoder.slots(len(rows), CELL)
-    hidden = decoder.prefill(prefix, slots, 0, [tuple(row) for row in rows])
-    kept = [cache[at].flatten() for cache in (slots.keys[-1], slots.values[-1])]
-    return _hash(torch.cat([hidden[at].flatten(), *kept]))
 
 
 def _try(decoder: Decoder, width: int) -> tuple[float, set[str]]:
@@ -178,11 +157,11 @@ def _hash(logits: torch.Tensor) -> str:
 
 
 def read(path: Path | None) -> Tuning | None:
-    """What is kept at `path`, where it was measured on this machine and torch."""
+    """What is kept at `path`, where it was measured by these rules, on this machine and torch."""
     if path is None or not path.exists():
         return None
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=Tuning)
-        return kept if kept.machine == machine() else None
+        return kept if kept.schema == SCHEMA and kept.machine == machine() else None
     except msgspec.DecodeError:  # a note that can be measured again
         return None

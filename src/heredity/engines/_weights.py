@@ -7,17 +7,20 @@ Leaves to others: the arithmetic (_decoder.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
 from heredity.errors import Damaged, Unavailable
 
+CONFIG = "config.json"
 Linear = Callable[[torch.Tensor], torch.Tensor]
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
 
@@ -84,25 +87,58 @@ def resident(folder: Path, dtype: torch.dtype) -> Weights:
 def read(folder: Path, dtype: torch.dtype) -> Weights:
     """The weights in `folder` (config.json and *.safetensors), as `dtype`.
 
-    Raises Unavailable for an architecture that is not one of KNOWN, Damaged for missing tensors.
+    Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
+    sense and for missing tensors.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config = getattr(config, "text_config", None) or config
-    if config.model_type not in KNOWN:
-        raise Unavailable(
-            f"The torch engine has no '{config.model_type}' architecture; it has: {', '.join(KNOWN)}."
-        )
-    shape = _shape(config)
+    config = read_config(folder)
+    with _sense(folder / CONFIG):
+        shape = _shape(config)
+        rope, rope_scale = _rope(config, shape)
     take = _tensors(folder, dtype)
     embedding = take("model.embed_tokens.weight")
+    if embedding.shape[-1] != shape.hidden:
+        raise Damaged(
+            f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}."
+        )
     blocks = tuple(_block(shape, take, f"model.layers.{i}.") for i in range(shape.n_layers))
     norm = _norm(shape, take("model.norm.weight"))
     tied = bool(getattr(config, "tie_word_embeddings", False))
     head = linear(embedding if tied else take("lm_head.weight"))
-    rope, rope_scale = _rope(config, shape)
     return Weights(shape, embedding, blocks, norm, head, rope, rope_scale)
+
+
+def read_config(folder: Path) -> Any:
+    """What transformers reads in config.json, of the language model where there are several in it.
+
+    Raises Unavailable for an architecture that is not one of KNOWN, before anything else is read of it, and
+    Damaged for what cannot be read.
+    """
+    from transformers import AutoConfig
+
+    raw = read_json(folder / CONFIG)
+    if not isinstance(raw.get("model_type"), str):
+        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).")
+    inner = raw.get("text_config")
+    name = raw["model_type"]
+    if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
+        name = inner["model_type"]
+    if name not in KNOWN:
+        raise Unavailable(f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.")
+    with _sense(folder / CONFIG):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return getattr(config, "text_config", None) or config
+
+
+@contextmanager
+def _sense(path: Path) -> Iterator[None]:
+    """Turn whatever reading a config raises into Damaged, in one line."""
+    try:
+        yield
+    except (
+        ArithmeticError, AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200]
+        raise Damaged(f"{path}: makes no sense ({type(error).__name__}: {said}).") from None
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -222,8 +258,11 @@ def _rope(config: Any, shape: Shape) -> tuple[tuple[torch.Tensor, torch.Tensor],
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} where there is no such file."""
+    """A JSON object, or {} where there is no such file or it holds something else. Raises Damaged."""
     if not path.exists():
         return {}
-    value = json.loads(path.read_text())
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(f"{path}: not JSON ({error}).") from None
     return value if isinstance(value, dict) else {}

@@ -1,8 +1,8 @@
 """A model's weights in PyTorch: shared prefix, continuous batching, answers independent of their company.
 
-Promises: dtype and batch widths come from a short probe of this machine and are named in `name`; only widths
-that give a witness row the same bits are used (see _tuning.py), so a trial's answer is the same alone, in
-company, in any order and after a restart. `numerics` carries the probe's fingerprint.
+Promises: dtype and batch widths come from a short probe of this machine and are named in `name`; a prompt goes
+through alone, and only widths that give a witness row the same bits are used (_tuning.py), so a trial's answer
+is the same alone, in company, in any order and after a restart. `numerics` carries the fingerprint.
 Leaves to others: what is asked, and where replies are kept.
 """
 
@@ -30,6 +30,7 @@ from heredity.errors import ContextOverflow, EngineFailure
 from heredity.records import Model, Reply, Request, encode
 
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
+_RULE = "prefilled alone"  # before: rows together where a prefix of random numbers had shown no difference
 _EMPTY = Prefix((), [], [])
 
 
@@ -69,9 +70,8 @@ def open_folder(
 
 
 def _faster_dtype(folder: Path) -> str:
-    config = _weights.read_json(folder / "config.json")
-    inner = config.get("text_config", config)
-    return _tuning.choose_dtype(inner["hidden_size"], inner["intermediate_size"])
+    config = _weights.read_config(folder)
+    return _tuning.choose_dtype(config.hidden_size, config.intermediate_size)
 
 
 class Torch:
@@ -85,11 +85,11 @@ class Torch:
         self._with_gradients: Any = None  # the weights once more, for a search
         self.is_adapted = False
         self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
-        self.prefill_rows = {int(length): n for length, n in tuning.prefill_rows.items()}
         self._stops = chat.stops(folder)
         self._prefixes: dict[tuple[int, ...], Prefix] = {(): _EMPTY}
         dtype = str(decoder.dtype).removeprefix("torch.")
-        self.numerics = f"torch {dtype} {tuning.fingerprint}"
+        # The rule by which rows meet stands in it: answers made under another are not taken for these.
+        self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
         width = self._widths[-1]
         self.name = f"torch {torch.__version__} {dtype} width {width} arithmetic {tuning.fingerprint}"
 
@@ -130,7 +130,7 @@ class Torch:
     ) -> torch.Tensor:
         """Of the next token, behind the prompt and behind each token of `said`: (1 + said, vocabulary)."""
         slots = decoder.slots(1, round_up(padded(own + said), CELL))
-        hidden = decoder.prefill(prefix, slots, 0, [own + said])[0, len(own) - 1 : len(own) + len(said)]
+        hidden = decoder.prefill(prefix, slots, 0, own + said)[len(own) - 1 : len(own) + len(said)]
         return torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
 
     # --- for attacks that hold the weights ------------------------------------------------------------
@@ -233,32 +233,11 @@ class _Session:
                     return
                 current = ready[0]
                 batch = self._engine.batch(self._prefixes[current])
-            while group := self._group(self._waiting.get(current, []), batch):
-                batch.admit(group)
+            heap = self._waiting.get(current, [])
+            while heap and batch.has_room(heap[0][2]):
+                batch.admit(heapq.heappop(heap)[2])
             for row in batch.step():
                 yield self._reply(row)
-
-    def _group(self, heap: list[tuple[int, int, Row]], batch: Batch) -> list[Row]:
-        """The next rows to prefill together: one padded length, a proven number. [] where it pays to wait."""
-        if not heap:
-            return []
-        length = padded(heap[0][2].own[:-1])
-        n_most = self._engine.prefill_rows.get(length, 1)
-        if batch.rows and len(heap) >= n_most and not batch.has_room(*[heap[0][2]] * n_most):
-            return []  # a group costs less than its rows one by one, and room for it comes in a step or two
-        group: list[Row] = []
-        while heap and len(group) < n_most and padded(heap[0][2].own[:-1]) == length:
-            if not batch.has_room(*group, heap[0][2]):
-                break
-            group.append(heapq.heappop(heap)[2])
-        n_kept = 1 << (len(group).bit_length() - 1) if group else 0  # powers of two are what was proven
-        for row in group[n_kept:]:
-            self._wait(heap, row)
-        return group[:n_kept]
-
-    def _wait(self, heap: list[tuple[int, int, Row]], row: Row) -> None:
-        heapq.heappush(heap, (-len(row.own), self._n_pulled, row))
-        self._n_pulled += 1
 
     def _pull(self) -> Iterator[Reply]:
         """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
@@ -290,7 +269,9 @@ class _Session:
         prefix, own = engine.split(request, tokens)
         row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
         self._prefixes[id(prefix)] = prefix
-        self._wait(self._waiting.setdefault(id(prefix), []), row)
+        heap = self._waiting.setdefault(id(prefix), [])
+        heapq.heappush(heap, (-len(own), self._n_pulled, row))
+        self._n_pulled += 1
         self._prompts[request.key] = (prompt, len(tokens))
         return None
 

@@ -1,0 +1,42 @@
+"""What a row leaves in its batch, to the last bit: a token hides most differences, a cache hides none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from heredity.engines._batch import Batch, Row
+from heredity.engines._sampling import Sampler
+from heredity.engines.torch import Torch
+from heredity.records import Request
+
+
+def caches(engine: Torch, requests: Sequence[Request], n_steps: int = 2) -> dict[int, torch.Tensor]:
+    """By key, the last layer's own keys and values behind the prefix: (2, kv heads, tokens, head_dim).
+
+    Requests go through together, as many as the widest batch holds: the prompts, then `n_steps` tokens each.
+    """
+    widest, found = engine._widths[-1], {}
+    for start in range(0, len(requests), widest):
+        with torch.inference_mode():
+            found |= _together(engine, requests[start : start + widest], n_steps)
+    return found
+
+
+def _together(engine: Torch, requests: Sequence[Request], n_steps: int) -> dict[int, torch.Tensor]:
+    batch = None
+    for request in requests:
+        prefix, own = engine.split(request, engine._chat.encode(engine.render(request)))
+        batch = batch or Batch(engine.decoder, prefix, engine._widths, lambda _: False, 1 << 32)
+        batch.admit(Row(request.key, own, n_steps + 1, Sampler(request.decoding, request.seed)))
+    assert batch is not None
+    for _ in range(n_steps):
+        batch.step()
+    slots = batch._slots
+    assert slots is not None
+    sides = (slots.keys, slots.values)
+    return {
+        row.key: torch.stack([side[-1][at, :, : len(row.own) - 1 + n_steps] for side in sides])
+        for at, row in enumerate(batch.rows)
+    }
