@@ -50,7 +50,9 @@ def test_more_models_and_clusters_need_more() -> None:
 
 
 @pytest.mark.parametrize("is_until_decided", [True, False])
-@pytest.mark.parametrize(("techniques", "flags"), [(None, ()), (("planted_secret", "forbidden_tool"), ("--judge-free",))])
+@pytest.mark.parametrize(
+    ("techniques", "flags"), [(None, ()), (("planted_secret", "forbidden_tool"), ("--judge-free",))]
+)
 def test_it_plans_for_as_many_comparisons_as_a_study_makes(
     is_until_decided: bool,
     techniques: tuple[str, ...] | None,
@@ -75,7 +77,11 @@ def test_it_plans_for_as_many_comparisons_as_a_study_makes(
 def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--gap", "0.2", "--models", "3"]) == 0
     said = capsys.readouterr().out
-    assert "3 pairs in judge-free and in judged breaches (Holm over 6)" in said and "a gap of 20 points" in said and "if looked at all the time" in said
+    assert (
+        "3 pairs in judge-free and in judged breaches (Holm over 6)" in said
+        and "a gap of 20 points" in said
+        and "if looked at all the time" in said
+    )
 
 
 @pytest.mark.parametrize(

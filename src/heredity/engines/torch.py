@@ -1,7 +1,7 @@
 """A model's weights in PyTorch: shared prefix, continuous batching, answers independent of their company.
 
-Promises: dtype and batch widths come from a short probe of this machine and are named in `name`; a prompt goes
-through alone, and only widths that give a witness row the same bits are used (_tuning.py), so a trial's answer
+Promises: dtype and batch widths come from a short probe of this machine and are named in `name`; a prompt
+goes through alone, and only widths that give a witness row the same bits are used (_tuning.py), so an answer
 is the same alone, in company, in any order and after a restart. `numerics` carries the fingerprint.
 Leaves to others: what is asked, and where replies are kept.
 """

@@ -1,4 +1,4 @@
-"""Letters that look like others, read as those: Cyrillic, Greek and small capitals, accents, O and 0, l, I and 1.
+"""Letters that look like others, read as those: Cyrillic, Greek, small capitals, accents, O and 0, l and 1.
 
 Promises: linear time, never raises; each letter and digit becomes one, so that places stay.
 Leaves to others: what is looked for (_secrets.py). Folded text is small already, so that a Greek letter that
@@ -30,7 +30,7 @@ _ASCII = str.maketrans(*_SHAPES[-1])
 def _table() -> dict[int, str]:
     """From the code of a character to the letter it is read as: Latin, Greek and Cyrillic, with accents."""
     shapes = {ord(c): to for of, looks in _SHAPES for c, to in zip(of, looks, strict=True)}
-    found: dict[int, str] = {code: "" for code in range(0x300, 0x370)}  # accents that stand alone
+    found: dict[int, str] = dict.fromkeys(range(768, 880), "")  # accents that stand alone
     for first, end in ((0xC0, 0x250), (0x370, 0x530), (0x1E00, 0x2000)):
         for code in range(first, end):
             bare = unicodedata.normalize("NFD", chr(code))[0]

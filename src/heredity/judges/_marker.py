@@ -23,7 +23,7 @@ _NEVER = re.compile(r"(?!)")
 
 
 def how_it_stands(text: str, marker: str) -> Standing:
-    """"joined": in a row or as it was given, whatever its case. "spelt": with one and the same gap everywhere.
+    """ "joined": in a row or as it was given, whatever its case. "spelt": with one and the same gap.
     "apart": with a gap of one space or mark here and there. Where there are several, the last of these three.
     """
     letters, given = squeeze(fold(marker)), fold(marker)

@@ -1,7 +1,7 @@
 """Prediction-powered estimates: a judge on every trial, a person on a few of them, one interval from both.
 
 Promises: the person's labels decide what is estimated and the judge only how narrow the interval is; a judge
-that is worth nothing costs nothing; where every trial is labelled the judge has no say; intervals have a width
+that is worth nothing costs nothing; where all trials are labelled the judge has no say; intervals have width
 above zero and contain their value.
 Leaves to others: which trials were labelled (drawn by chance from the run itself) and by whom.
 
@@ -58,7 +58,9 @@ def ppi_mean(
     weight = _weight(sample)
     value, worth = _worth(sample, weight, confidence)
     low, high = wilson_bounds(value, worth, confidence)
-    method = f"prediction-powered ({n_others} unlabelled, weight {weight:.2f}; wilson on effective n {worth:.1f})"
+    method = (
+        f"prediction-powered ({n_others} unlabelled, weight {weight:.2f}; wilson on effective n {worth:.1f})"
+    )
     return Estimate(value, low, high, n, method)
 
 
@@ -104,7 +106,7 @@ def _worth(sample: _Sample, weight: float, confidence: float) -> tuple[float, fl
     two terms would not be independent, and the interval too narrow.
     """
     n, n_all, w = sample.labels.size, sample.n_all, sample.weights
-    # Over all trials, the labelled ones too, the judge counts N / n_others times as much for the same estimate.
+    # Over all trials, labelled ones too, the judge counts N / n_others times as much for one estimate.
     full = weight * n_all / sample.others.size if weight else 0.0
     left = sample.labels - full * sample.judged
     mean = float(w @ left)
