@@ -53,6 +53,24 @@ def test_an_option_of_the_plan_is_refused_beside_a_folder(
     assert option[0] in said and "A study's folder has its plan" in said and said.count("\n") == 1
 
 
+def test_what_cannot_show_what_it_seems_to_is_warned_of(run: Run, place: Path) -> None:
+    desk = (place / "desk.toml").read_text()
+    (place / "short.toml").write_text("max_turns = 3\n" + desk)
+    args = ("study", "--model", "scripted:careful", "--application", "short.toml", "--out", "short")
+    args = (*args, "--probes", "planted_secret/plain-01", "--samples", "2")
+    told = run(*args, "--attack", "crescendo:5", "--attack", "best_of_n").stderr
+    warned = [line for line in told.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 2
+    assert "crescendo:5 takes up to 5 turns, and the application allows 3" in warned[0]
+    assert "2 samples under greedy decoding" in warned[1] and "best_of_n" not in warned[1]
+
+
+def test_a_variant_alone_is_answered_with_its_attack(run: Run) -> None:
+    args = ("study", "--model", "scripted:careful", "--application", "desk.toml", "--attack", "base64")
+    done = run(*args)
+    assert done.returncode == 2 and "Did you mean 'encoding:base64'?" in done.stderr
+
+
 def test_the_help_names_the_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())

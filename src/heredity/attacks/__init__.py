@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from heredity import registry
 from heredity.attacks._how import MARK, How, within
-from heredity.attacks._needs import check_attacker, closed, why_closed
+from heredity.attacks._needs import check_attacker, closed, doubts, why_closed
 from heredity.attacks._spec import Attack, parse
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "How",
     "check_attacker",
     "closed",
+    "doubts",
     "load",
     "names",
     "parse",

@@ -12,6 +12,7 @@ from typing import cast
 
 import msgspec
 
+from heredity import registry
 from heredity.attacks._how import PLAIN, How
 from heredity.attacks._part import Keep, Part, Turns
 from heredity.engines import Engine, Open
@@ -128,8 +129,21 @@ def parse(spec: str) -> Attack:
         name, colon, variant = text.strip().partition(":")
         if not name or (colon and not variant):
             raise UsageError(f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...].")
+        _refuse_bare_variant(name)
         parts.append(Part(name, variant if colon else None))
     return Attack(tuple(parts))
+
+
+def _refuse_bare_variant(name: str) -> None:
+    """A variant without its attack is nearer to that than to any attack's name: base64 is encoding:base64."""
+    known = registry.names("attacks")
+    if name in known:
+        return
+    for attack in known:
+        if name in getattr(registry.load("attacks", attack), "variants", ()):
+            raise UsageError(
+                f"No attack named '{name}'. Did you mean '{attack}:{name}'? List them: heredity attacks"
+            )
 
 
 def _for(part: Part, how: How) -> How:

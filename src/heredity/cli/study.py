@@ -12,6 +12,7 @@ from heredity.cli import Name, Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage import Grown, Store
+    from heredity.study import Study
 
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # What a study's folder has already: another one of these would be another study.
@@ -192,12 +193,24 @@ def command(
         settings["attacker"] = _model(store, attacker, yes) if attacker is not None else None
         _remote.check([*grown, settings["attacker"]], how)
         study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
+    _warn(study)
     with _progress.Display() as display:
         result = study.run(_progress.Trials(display), retry_errors=retry_errors)
     page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, page)
     if result.estimates.application.rendering != "recorded":
         _tell_errors(result.estimates.n_errors, result.estimates.n_trials, retry_errors)
+
+
+def _warn(study: Study) -> None:
+    from heredity import attacks
+    from heredity.cli._terminal import note
+
+    made = study.plan()
+    laid = [attacks.load(spec) for spec in made.attacks]
+    if made.application.rendering != "recorded":
+        for line in attacks.doubts(laid, made.probes, made.application, made.samples):
+            note(f"warning: {line}")
 
 
 def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
