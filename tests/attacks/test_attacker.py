@@ -185,6 +185,18 @@ def test_a_study_breaks_by_the_attacker_s_words_and_keeps_them(tmp_path: Path) -
     assert len({request.seed for request in attacker.asked}) > 1 and attacker.is_closed
 
 
+def test_the_attacker_s_queries_are_part_of_what_a_breach_takes(tmp_path: Path) -> None:
+    made = run(tmp_path / "s", Begging(), Giving())
+    costs = {cost.attack: cost for cost in made.estimate().estimates.costs if cost.technique == "judge_free"}
+    rows = by_index(tmp_path / "s").values()
+    asked = [row.consulted for row in rows if row.consulted is not msgspec.UNSET and "~" not in row.probe]
+    cost = costs["pair:3"]
+    assert cost.n_attacker_queries == sum(map(len, asked)) > 0
+    assert cost.attacker_queries_per_breach is not None
+    assert cost.attacker_queries_per_breach.value == pytest.approx(cost.n_attacker_queries / cost.n_broke)
+    assert costs["direct"].n_attacker_queries == 0 and costs["direct"].attacker_queries_per_breach is None
+
+
 def test_rows_without_an_attacker_are_written_as_they_always_were(tmp_path: Path) -> None:
     run(tmp_path / "s", Begging())
     lines = (tmp_path / "s" / "responses.jsonl").read_text().splitlines()

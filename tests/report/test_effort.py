@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from heredity import estimates as numbers
@@ -62,6 +63,22 @@ def test_markdown_has_both(several: Path) -> None:
 )
 def test_a_cost_is_said_with_its_bounds(estimate, said) -> None:
     assert _effort.per_breach(estimate) == said
+
+
+def test_attackers_queries_and_money_are_said_where_there_are_any(several: Path) -> None:
+    found = numbers.read(several)
+    cost = msgspec.structs.replace(
+        found.costs[0], n_attacker_queries=7, attacker_queries_per_breach=Estimate(3.5, 2.0, 9.0, 40, "m"),
+        n_prompt_tokens=9_000, n_tokens=1_000, tokens_per_breach=Estimate(5_000.0, 4_000.0, None, 40, "m"),
+    )  # fmt: skip
+    said = _effort.lines(cost, found)
+    assert said[2:] == ["3.5 (2.0 to 9.0) queries to the attacker"]
+    priced = {cost.model: {"price": ["1,11"]}}  # a million tokens of which a tenth are answers: 2
+    account = msgspec.structs.replace(found.circumstances, accounts=priced)
+    known = msgspec.structs.replace(found, circumstances=account)
+    assert _effort.lines(cost, known)[3:] == ["0.01 (0.008 to no bound) in money"]
+    changed = msgspec.structs.replace(account, accounts={cost.model: {"price": ["1,11", "2,11"]}})
+    assert len(_effort.lines(cost, msgspec.structs.replace(found, circumstances=changed))) == 3
 
 
 def test_a_curve_rises_and_stays_in_its_picture() -> None:

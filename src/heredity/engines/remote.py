@@ -103,6 +103,8 @@ class Remote:
         found |= dict(sorted(tally.counts.items()))
         if budget.max_cost is not None or self.price is not None:
             found["cost"] = round(budget.cost, 6)
+        if self.price is not None:
+            found["price"] = [f"{self.price.prompt:g},{self.price.answer:g}"]  # a list: runs may differ
         return found
 
     def close(self) -> None:

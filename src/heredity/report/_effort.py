@@ -1,12 +1,13 @@
 """What a breach took, as a page needs it: costs by attack and model, and the curves over several tries.
 
-Promises: shows what estimates.json holds; a cost without a breach is said as "at least", never as 0.
+Promises: shows what estimates.json holds; a cost without a breach is said as "at least", never as 0; money is
+said only where one price was given for the model in all its runs.
 Leaves to others: the numbers (effort.py), the figure (_curve.py), the page (_effort.html.jinja).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -74,14 +75,45 @@ def at(curve: Curve, k: int) -> Estimate | None:
     return next((reach.estimate for reach in curve.reaches if reach.k == k), None)
 
 
-def per_breach(estimate: Estimate) -> str:
+def per_breach(estimate: Estimate, count: Callable[[float], str] | None = None) -> str:
     """`12.5 (9.8 to 17.1)`; without a breach `none; at least 40`."""
+    count = count or _count
     if estimate.value is None and not estimate.n:
         return "unknown"
     if estimate.value is None:
-        return "none" if estimate.low is None else f"none; at least {_count(estimate.low)}"
-    high = "no bound" if estimate.high is None else _count(estimate.high)
-    return f"{_count(estimate.value)} ({_count(estimate.low or 0.0)} to {high})"
+        return "none" if estimate.low is None else f"none; at least {count(estimate.low)}"
+    high = "no bound" if estimate.high is None else count(estimate.high)
+    return f"{count(estimate.value)} ({count(estimate.low or 0.0)} to {high})"
+
+
+def lines(cost: Cost, found: Estimates) -> list[str]:
+    """What one breach took, a line each: queries, tokens, and the attacker's and money where known."""
+    said = [f"{per_breach(cost.queries_per_breach)} queries", f"{per_breach(cost.tokens_per_breach)} tokens"]
+    if cost.attacker_queries_per_breach is not None:
+        said.append(f"{per_breach(cost.attacker_queries_per_breach)} queries to the attacker")
+    if (money := _money(cost, found)) is not None:
+        said.append(f"{per_breach(money, _amount)} in money")
+    return said
+
+
+def _money(cost: Cost, found: Estimates) -> Estimate | None:
+    """What the tokens per breach come to by the price that was given for the model; None without one.
+
+    Prompts at their full price, whatever the service or heredity had in a cache: so much the next one pays.
+    """
+    prices = found.circumstances.accounts.get(cost.model, {}).get("price", [])
+    tokens = cost.n_prompt_tokens + cost.n_tokens
+    if len(prices) != 1 or not tokens:
+        return None
+    prompt, answer = map(float, str(prices[0]).split(","))
+    each = (cost.n_prompt_tokens * prompt + cost.n_tokens * answer) / 1e6 / tokens
+    of = cost.tokens_per_breach
+    value, low, high = (None if x is None else x * each for x in (of.value, of.low, of.high))
+    return Estimate(value, low, high, of.n, of.method)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def _count(value: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from heredity import store
-from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Cost, Measure, Rate
+from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.records import Estimate
 from heredity.report import _beside, _effort, _study
 from heredity.report._text import label
@@ -96,9 +96,9 @@ def _effort_lines(view: View) -> Iterator[str]:
     models = [plain(view.names[card.id]) for card in e.models]
     if rows := _effort.cost_rows(e):
         yield "\n### What a breach takes\n"
-        yield from _head(["queries and tokens per breach", *models])
+        yield from _head(["per breach", *models])
         for row in rows:
-            cells = ["not asked" if c is None else _per_breach(c) for c in row.cells]
+            cells = ["not asked" if c is None else ", ".join(_effort.lines(c, e)) for c in row.cells]
             yield _row([f"{row.scope}, {plain(row.attack)}", *cells])
     for curves in _effort.curve_rows(e):
         yield f"\n### Within k tries: {curves.scope.lower()}, {plain(curves.attack)}\n"
@@ -107,11 +107,6 @@ def _effort_lines(view: View) -> Iterator[str]:
             points = [_effort.at(curve, k) for curve in curves.curves]
             cells = ["" if p is None else f"{percent(p.value)} ({interval(p)}), n {p.n}" for p in points]
             yield _row([str(k), *cells])
-
-
-def _per_breach(cost: Cost) -> str:
-    queries, tokens = cost.queries_per_breach, cost.tokens_per_breach
-    return f"{_effort.per_breach(queries)} queries, {_effort.per_breach(tokens)} tokens"
 
 
 def _cell(rate: Rate | None) -> str:
