@@ -179,9 +179,7 @@ class Reach(Record, frozen=True):
 
 
 class Curve(Record, frozen=True):
-    """How far tries come against one model: points for 1, 2, 4, ... and all samples.
-
-    `technique` is a scope."""
+    """How far tries come against one model in a scope (`technique`): points for 1, 2, 4, ... and all."""
 
     model: str
     attack: str
@@ -252,9 +250,7 @@ class Run(Record, frozen=True):
     n_cached: int
     versions: dict[str, str]
     numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
-    account: dict[str, Any] = msgspec.field(
-        default_factory=dict
-    )  # what a remote engine tells of the run; see engines.Accountant
+    account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Accountant
     schema: int = ROWS
 
 
@@ -297,9 +293,7 @@ class Circumstances(Record, frozen=True):
     seconds: float
     n_cached: int
     versions: dict[str, str]
-    accounts: dict[str, dict[str, Any]] = msgspec.field(
-        default_factory=dict
-    )  # model id -> what its runs told together; remote models only
+    accounts: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)  # by id of a remote model
 
 
 class Estimates(Record, frozen=True):
@@ -331,9 +325,7 @@ class Estimates(Record, frozen=True):
     costs: tuple[Cost, ...] = ()
     judge: str = ""  # that decided where no check did
     panel: Panel | None = None  # where that is one
-    corrected_by: dict[str, str] = msgspec.field(
-        default_factory=dict
-    )  # by task, "harm" or "refusal": whose labels corrected the rates
+    corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
     n_skipped: int = 0  # of n_asked, trials of an attack that their model cannot have
     schema: int = SCHEMA
 
@@ -388,9 +380,7 @@ def read(folder: Path) -> Estimates:
     try:
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Damaged(
-            f"{path}: {error}. Delete it and run the study again: nothing is asked twice."
-        ) from None
+        raise Damaged(f"{path}: {error}. Delete it, run the study again: nothing is asked twice.") from None
 
 
 class _Versioned(msgspec.Struct):
