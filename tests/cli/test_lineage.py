@@ -84,5 +84,8 @@ def test_the_tree_has_foundations_first_and_one_line_a_model(
 def test_a_study_without_models_names_both_ways(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--application", "desk.toml"]) == 2
     assert "--lineage" in capsys.readouterr().err
+    (place / "empty").mkdir()
+    assert main(["study", "empty", "--lineage", "tiny"]) == 2
+    assert "--lineage would be another one" in capsys.readouterr().err
     assert main(["study", "--lineage", "nobody", "--application", "desk.toml"]) == 2
     assert "nobody" in capsys.readouterr().err

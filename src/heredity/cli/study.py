@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # What a study's folder has already: another one of these would be another study.
 _PLANNED = (
-    "model", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
+    "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
     "until_decided", "attacker",
 )  # fmt: skip
 
