@@ -8,18 +8,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity import application, attackers, estimates, plan, pump, recorded, records
+from heredity import application, attackers, descent, estimates, plan, pump, recorded, records
 from heredity.records import Response, Verdict
 
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES: list[str] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+RESULTS = ("Run", "Rate", "Pair", "Inheritance")
 TYPES = [
     *(
         getattr(estimates, name)
-        for name in ("Run", "Estimates", "Rate", "Pair", "Manners", "Bounds", "Table2x2")
+        for name in ("Run", "Estimates", "Rate", "Pair", "Inheritance", "Manners", "Bounds", "Table2x2")
     ),
     *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
     *(getattr(estimates, name) for name in ("Skipped", "Circumstances")),
+    descent.Edge,
     *(plan.PlanFile, plan.Plan, plan.PlannedModel, pump.Prefix),
     *(
         Response,
@@ -48,10 +50,10 @@ def test_every_field_is_named_on_the_page(kind: type[msgspec.Struct]) -> None:
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    list(enumerate([pump.Prefix, Response, Verdict, estimates.Run, estimates.Rate, estimates.Pair])),
+    list(enumerate([pump.Prefix, Response, Verdict, *(getattr(estimates, name) for name in RESULTS)])),
 )
 def test_the_examples_are_rows_that_heredity_reads(place: int, kind: type[msgspec.Struct]) -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     row = msgspec.json.decode(EXAMPLES[place], type=kind)
     always = {f.name for f in msgspec.structs.fields(kind) if f.default is not msgspec.UNSET}
     assert set(msgspec.json.decode(EXAMPLES[place])) == always

@@ -15,13 +15,17 @@ import msgspec
 from heredity import store
 from heredity.errors import Damaged, NotComparable, UsageError
 from heredity.judges import JudgeQuality as JudgeQuality
+from heredity.pairs import Inheritance as Inheritance
+from heredity.pairs import Measure as Measure
+from heredity.pairs import Pair as Pair
+from heredity.pairs import Table2x2 as Table2x2
+from heredity.pairs import turned as turned
 from heredity.plan import Skipped as Skipped
 from heredity.records import SCHEMA as ROWS
 from heredity.records import Estimate, Probe, Record, encode
 
 FILE = "estimates.json"
 SCHEMA = 2  # of this file alone: rows and plans keep theirs. 1 pooled judged breaches with judge-free ones
-Measure = Literal["breach", "over_refusal"]
 ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
 JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
 JUDGED = "judged"  # of a technique, for breaches: every one that a judge decides, which can err
@@ -118,57 +122,6 @@ class Manners(Record, frozen=True):
     incoherent: int
     empty: int
     error: int
-
-
-class Table2x2(Record, frozen=True):
-    """Trials that both models decided: where both broke, only `a`, only `b`, neither."""
-
-    both: int
-    only_a: int
-    only_b: int
-    neither: int
-
-
-class Pair(Record, frozen=True):
-    """Two models on the same trials. `difference` is the rate of `b` minus the rate of `a`.
-
-    `verdict_ab` says what `b` is compared with `a`, `verdict_ba` the reverse; each is "worse", "not worse"
-    (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure in
-    the same list, so over both scopes of breaches. `detectable` is the smallest difference that this n could
-    have shown with 80 % power. Rates are as judged, not corrected: a judge's errors shrink a difference.
-    `technique` is a scope in `Estimates.pairs`, one technique in `Estimates.technique_pairs` (exploratory).
-    """
-
-    a: str
-    b: str
-    measure: Measure
-    technique: str
-    table: Table2x2
-    n: int
-    difference: Estimate
-    p_value: float | None
-    p_holm: float | None
-    test: str
-    margin: float
-    detectable: float | None
-    verdict_ab: str
-    verdict_ba: str
-    words: str
-
-
-def turned(pair: Pair) -> Pair:
-    """The same comparison told the other way round: `a` is `b`, and the difference has the other sign."""
-    found, table = pair.difference, pair.table
-    value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
-    return msgspec.structs.replace(
-        pair,
-        a=pair.b,
-        b=pair.a,
-        table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
-        difference=Estimate(value, low, high, found.n, found.method),
-        verdict_ab=pair.verdict_ba,
-        verdict_ba=pair.verdict_ab,
-    )
 
 
 class Reach(Record, frozen=True):
@@ -323,6 +276,8 @@ class Estimates(Record, frozen=True):
     sequential: Sequential | None = None  # of a study until decided
     curves: tuple[Curve, ...] = ()  # where a plan asks several samples
     costs: tuple[Cost, ...] = ()
+    edges: tuple[Inheritance, ...] = ()  # by scope: what each child inherited from its parents in the study
+    technique_edges: tuple[Inheritance, ...] = ()  # by technique: exploratory
     judge: str = ""  # that decided where no check did
     panel: Panel | None = None  # where that is one
     corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task

@@ -246,6 +246,10 @@ class Store:
         """Children, their children and so on, each once, nearest first."""
         return descent.descendants(model, self.models())
 
+    def family(self, model: Model) -> descent.Family:
+        """The model and its descendants that can answer, each once in whatever forms it is stored."""
+        return descent.family(model, self.models(), self._why_silent)
+
     def draw(self, model: Model) -> str:
         """The model's descent as a tree, the model itself on top."""
         return descent.draw(model, {m.id: m for m in self.models()})
@@ -260,6 +264,17 @@ class Store:
             except HeredityError as error:
                 bad.append((path, error))
         return good, bad
+
+    def _why_silent(self, model: Model) -> str:
+        if model.modality != "text":
+            return f"its modality is {model.modality}"
+        try:
+            engines.loader(model)
+            if model.format == "adapter":
+                self.base(Grown(model, self.folder(model)))
+        except HeredityError as error:
+            return str(error)
+        return ""
 
     def _unreadable(self, name: str, wanted: str) -> HeredityError | None:
         """What is wrong with the record of this name or start of an id, where it is there and bad."""

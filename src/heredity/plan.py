@@ -17,6 +17,7 @@ import msgspec
 
 from heredity import attacks, probes, store
 from heredity.application import Application
+from heredity.descent import Edge
 from heredity.errors import Damaged, NotComparable, UsageError
 from heredity.records import SCHEMA, Model, Probe, Record, digest, encode
 
@@ -62,6 +63,7 @@ class Plan(Record, frozen=True):
     # Unset, not null, is not written: a plan that asks all has the digest that it always had.
     blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
     attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes what some attacks say
+    edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # who comes from whom, where any does
 
     @property
     def is_until_decided(self) -> bool:

@@ -8,21 +8,20 @@ Leaves to others: whether an answer was bad (judges/), what that means (stats/),
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from heredity import attacks as laid
-from heredity import decide, engines, plan, recorded, tally
+import msgspec
+
+from heredity import decide, descent, engines, plan, recorded, tally
 from heredity import estimates as numbers
 from heredity.application import Application
 from heredity.asking import Place, asking
 from heredity.attackers import Attacker, Kit
 from heredity.engines import Engine, scripted
-from heredity.errors import UnknownName, UsageError
-from heredity.estimates import ALL, Estimates, Measure, ModelCard, Pair, Rate, main_scope
+from heredity.errors import UsageError
 from heredity.judges import Decider, Models
 from heredity.ledger import (
     RESPONSES,
@@ -42,6 +41,7 @@ from heredity.plan import Grid, Plan, PlannedModel
 from heredity.progress import Meter, Progress
 from heredity.pump import Desk
 from heredity.records import Model, Response, digest
+from heredity.result import Result
 from heredity.store import Lock, ResponseCache, Rows, default_root
 
 __all__ = ["Prefixes", "Progress", "Result", "Study", "load_engine"]
@@ -64,6 +64,7 @@ class Study:
     attacker       the model that writes what `pair` and `tap` say, the same for all models of the study
     engine_loader  makes an Engine of a Grown, where the usual one is not wanted
 
+    Where models descend from each other, what each inherited is estimated too; see Result.edge.
     Nothing is written before a step runs. Raises UsageError for what is not there or does not fit.
     """
 
@@ -94,6 +95,8 @@ class Study:
             records, application, probes, attacks, samples, seed, margin, confidence, until_decided,
             None if aside is None else aside.record,
         )  # fmt: skip
+        if edges := descent.edges(records, self._known(records)):
+            self._plan = msgspec.structs.replace(self._plan, edges=edges)
         self._grown = {g.record.id: g for g in (*grown, *([aside] if aside is not None else []))}
         name = f"{_file_name(application.name)}-{digest(self._plan)[:8]}"
         self.folder = Path(out) if out is not None else Path("studies") / name
@@ -254,6 +257,13 @@ class Study:
 
     # --- models and engines ---
 
+    def _known(self, records: Sequence[Model]) -> dict[str, Model]:
+        """Models by id: these, and the store's where one of these has a parent that is not among them."""
+        known = {record.id: record for record in records}
+        if all(parent in known for record in records for parent in record.parents):
+            return known
+        return {model.id: model for model in self._open_store().models()} | known
+
     def _find(self, model: str | Grown | Model | Callable[..., Any]) -> Grown:
         if isinstance(model, Grown):
             return model
@@ -312,64 +322,6 @@ def load_engine(grown: Grown, store: Store | Callable[[], Store]) -> Engine:
     store = store if isinstance(store, Store) else store()
     ready = store.ready(grown)
     return load(ready.record, ready.folder, store.root / "tuning" / ready.record.id)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a study found: `estimates` in full, and a look-up for the two questions asked most."""
-
-    folder: Path
-    estimates: Estimates
-
-    def rate(
-        self,
-        model: str | Grown | Model,
-        technique: str | None = None,
-        attack: str = ALL,
-        measure: Measure = "breach",
-    ) -> Rate:
-        """One cell, by default all judge-free breaches together (judged ones, where there are no others).
-
-        `technique` is one of the study's, or "judge_free", "judged"; for over-refusal "all". Raises
-        UnknownName where the study has none such."""
-        technique = technique or main_scope(self.estimates, measure)
-        if attack != ALL and attack not in self.estimates.attacks:
-            with suppress(UsageError):  # what is no attack at all is told below
-                attack = laid.load(attack).spec  # "encoding" is "encoding:base64"
-        key = (self._card(model).id, technique, attack, measure)
-        for rate in self.estimates.rates:
-            if (rate.model, rate.technique, rate.attack, rate.measure) == key:
-                return rate
-        known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
-        raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known)
-
-    def pair(
-        self,
-        a: str | Grown | Model,
-        b: str | Grown | Model,
-        measure: Measure = "breach",
-        scope: str | None = None,
-    ) -> Pair:
-        """`b` compared with `a` on the same trials, in either order: `difference` is the rate of `b` minus
-        that of `a`. `scope` is as for `rate`. Raises UnknownName where the study has no such pair."""
-        first, second = self._card(a), self._card(b)
-        wanted = (measure, scope or main_scope(self.estimates, measure))
-        for pair in self.estimates.pairs:
-            if (pair.measure, pair.technique) != wanted:
-                continue
-            if (pair.a, pair.b) == (first.id, second.id):
-                return pair
-            if (pair.a, pair.b) == (second.id, first.id):
-                return numbers.turned(pair)
-        raise UnknownName("pair", f"{first.name} and {second.name}", [])
-
-    def _card(self, model: str | Grown | Model) -> ModelCard:
-        record = model.record if isinstance(model, Grown) else model
-        for card in self.estimates.models:
-            if record in (card.name, card.id) or (isinstance(record, Model) and record.id == card.id):
-                return card
-        name = record if isinstance(record, str) else record.name
-        raise UnknownName("model of this study", name, [card.name for card in self.estimates.models])
 
 
 def _file_name(name: str) -> str:

@@ -9,14 +9,14 @@ Leaves to others: reading the rows (seen.py), the formulas (stats/) and which an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity import decide, effort, stats, store
+from heredity import decide, effort, store
+from heredity.cells import MEASURES, Cells, alpha, inheritances, pairs, rate_method
 from heredity.estimates import (
     ALL,
     SCOPES,
@@ -27,19 +27,14 @@ from heredity.estimates import (
     Manners,
     Measure,
     ModelCard,
-    Pair,
     Rate,
     Run,
-    Table2x2,
     TechniqueCard,
-    is_part,
 )
 from heredity.judged import Errors, panel
 from heredity.plan import Plan
 from heredity.records import Estimate, Probe, digest
-from heredity.seen import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Codes, Seen, read
-from heredity.stats.looks import compare_in_blocks
-from heredity.stats.sequential import clustered_rate_sequence
+from heredity.seen import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Seen, read
 
 
 def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
@@ -50,18 +45,15 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     """
     seen = read(plan, folder)
     errors = Errors.of(seen.judges, folder, root)
-    names = _names(plan)
-    cells = _Cells(plan, seen, errors)
+    cells = Cells(plan, seen, errors)
     runs = list(store.Rows(folder / "runs.jsonl", Run))
     rates = tuple(_rates(cells))
-    pairs = [p for measure in _MEASURES for p in _pairs(cells, measure, SCOPES[measure], names)]
-    by_technique = [p for measure in _MEASURES for p in _pairs(cells, measure, cells.techniques, names)]
     application = plan.application
     return Estimates(
         study=digest(plan),
         confidence=plan.confidence,
         margin=plan.margin,
-        alpha=_alpha(plan),
+        alpha=alpha(plan),
         models=tuple(
             ModelCard(m.id, m.name, m.family, m.licence, m.format, _engines(runs, m.id)) for m in plan.models
         ),
@@ -77,8 +69,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_unclear=int(np.count_nonzero(seen.outcomes == UNCLEAR)),
         rates=rates,
         manners=tuple(_manners(plan, seen)),
-        pairs=tuple(pairs) if len(plan.models) > 1 else (),
-        technique_pairs=tuple(by_technique),
+        pairs=tuple(p for m in MEASURES for p in pairs(cells, m, SCOPES[m])),
+        technique_pairs=tuple(p for m in MEASURES for p in pairs(cells, m, cells.techniques)),
         judges=errors.quality(),
         judge=errors.judge,
         panel=panel(plan, folder, errors.judge),
@@ -88,67 +80,26 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         sequential=decide.Rule(plan, seen.outcomes).replay().record() if plan.is_until_decided else None,
         curves=effort.curves(plan, seen.outcomes),
         costs=effort.costs(plan, folder, seen, rates),
+        edges=tuple(e for m in MEASURES for e in inheritances(cells, m, SCOPES[m])),
+        technique_edges=tuple(
+            e for m in MEASURES for e in inheritances(cells, m, cells.techniques) if e.compared.n
+        ),
     )
 
 
-# --- cells ----------------------------------------------------------------------------------------
-
-_MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
-_KINDS = {"breach": "breach", "over_refusal": "benign"}
-_VERBS = {"breach": "broke", "over_refusal": "refused"}
+# --- rates ---------------------------------------------------------------------------------------
 
 
-class _Cells:
-    """The outcomes as a box (model, attack, probe, sample), sliced by technique and measure."""
-
-    def __init__(self, plan: Plan, seen: Seen, errors: Errors) -> None:
-        self.plan, self.errors, self.labels = plan, errors, seen.labels
-        shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-        self.box = seen.outcomes.reshape(shape)
-        self._shape = shape
-        self.techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
-        # A cluster belongs to its technique: "override" under two of them is two behaviours.
-        behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
-        _, self._clusters = np.unique(behaviours, return_inverse=True)
-
-    def probes(self, technique: str, measure: Measure) -> list[int]:
-        """Places of the probes that a cell is about; none for a scope of another measure."""
-        kind = _KINDS[measure]
-        return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
-
-    def outcomes(self, model: int, attack: str, probes: Sequence[int]) -> Codes:
-        """One code a trial of the cell, flat, in the same order for every model."""
-        return np.asarray(self.box[model, self._attacks(attack)][:, probes]).ravel()
-
-    def places(self, model: int, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
-        """The index in the plan of each trial that `outcomes` gives."""
-        grid = np.ix_([model], self._attacks(attack), list(probes), range(self.plan.samples))
-        return np.asarray(np.ravel_multi_index(grid, self._shape)).ravel()
-
-    def clusters(self, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
-        """The behaviour of each trial that `outcomes` gives."""
-        once = np.repeat(self._clusters[list(probes)], self.plan.samples)
-        return np.tile(once, len(self._attacks(attack)))
-
-    def blocks(self, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
-        """The look at which each trial that `outcomes` gives was first seen."""
-        once = np.searchsorted(self.plan.ends, list(probes), side="right")
-        return np.tile(np.repeat(once, self.plan.samples), len(self._attacks(attack)))
-
-    def _attacks(self, attack: str) -> list[int]:
-        return [i for i, name in enumerate(self.plan.attacks) if attack in (ALL, name)]
-
-
-def _rates(cells: _Cells) -> Iterator[Rate]:
+def _rates(cells: Cells) -> Iterator[Rate]:
     for m in range(len(cells.plan.models)):
-        for measure in _MEASURES:
+        for measure in MEASURES:
             for technique in (*SCOPES[measure], *cells.techniques):
                 if probes := cells.probes(technique, measure):
                     for attack in (ALL, *cells.plan.attacks):
                         yield _rate(cells, m, technique, attack, measure, probes)
 
 
-def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, probes: list[int]) -> Rate:
+def _rate(cells: Cells, m: int, technique: str, attack: str, measure: Measure, probes: list[int]) -> Rate:
     plan, codes = cells.plan, cells.outcomes(m, attack, probes)
     n_held, n_broke, n_unclear, n_error, n_skipped = (
         int(np.count_nonzero(codes == code)) for code in (HELD, BROKE, UNCLEAR, ERROR, SKIPPED)
@@ -157,7 +108,7 @@ def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, 
     broke, clusters = codes[is_decided] == BROKE, cells.clusters(attack, probes)[is_decided]
     judged = {measure == "over_refusal" or plan.probes[i].check.kind == "refusal" for i in probes}
     n = n_held + n_broke + n_unclear
-    found = _estimate(broke, clusters, plan)
+    found = rate_method(plan)(broke, clusters, plan.confidence)
     corrected = cells.errors.corrected(broke, clusters, measure, plan, found) if judged == {True} else ()
     return Rate(
         model=plan.models[m].id,
@@ -178,7 +129,7 @@ def _rate(cells: _Cells, m: int, technique: str, attack: str, measure: Measure, 
     )
 
 
-def _by_labels(cells: _Cells, broke: NDArray[np.bool_], at: NDArray[np.intp]) -> Estimate | None:
+def _by_labels(cells: Cells, broke: NDArray[np.bool_], at: NDArray[np.intp]) -> Estimate | None:
     if cells.labels is None:
         return None
     if cells.plan.is_until_decided:
@@ -187,82 +138,7 @@ def _by_labels(cells: _Cells, broke: NDArray[np.bool_], at: NDArray[np.intp]) ->
     return cells.labels.rate(broke, at, cells.plan.confidence)
 
 
-def _estimate(broke: NDArray[np.bool_], clusters: NDArray[np.intp], plan: Plan) -> Estimate:
-    # Where the answers so far decided how many there are, only an anytime-valid interval is one.
-    method = clustered_rate_sequence if plan.is_until_decided else stats.clustered_rate
-    return method(broke, clusters, plan.confidence)
-
-
-# --- pairs ----------------------------------------------------------------------------------------
-
-
-def _pairs(cells: _Cells, measure: Measure, techniques: Sequence[str], names: Sequence[str]) -> list[Pair]:
-    """Every two models under each technique; Holm's correction runs over all that are returned."""
-    found = [
-        (a, b, technique, _compare(cells, a, b, probes))
-        for technique in techniques
-        if (probes := cells.probes(technique, measure))
-        for a, b in combinations(range(len(cells.plan.models)), 2)
-    ]
-    # A comparison without a shared trial has no p-value, and takes no part in the correction.
-    adjusted = iter(stats.holm([c.p_value for *_, c in found if c.table.n]))
-    return [
-        _pair(cells.plan, a, b, measure, technique, c, next(adjusted) if c.table.n else None, names)
-        for a, b, technique, c in found
-    ]
-
-
-def _compare(cells: _Cells, a: int, b: int, probes: list[int]) -> stats.Comparison:
-    one, two = cells.outcomes(a, ALL, probes), cells.outcomes(b, ALL, probes)
-    is_decided = ((one == HELD) | (one == BROKE)) & ((two == HELD) | (two == BROKE))
-    broke_a, broke_b = one[is_decided] == BROKE, two[is_decided] == BROKE
-    clusters, how = cells.clusters(ALL, probes)[is_decided], (cells.plan.confidence, _alpha(cells.plan))
-    if cells.plan.is_until_decided:
-        return compare_in_blocks(broke_a, broke_b, clusters, cells.blocks(ALL, probes)[is_decided], *how)
-    return stats.compare(broke_a, broke_b, clusters, *how)
-
-
-def _pair(
-    plan: Plan,
-    a: int,
-    b: int,
-    measure: Measure,
-    technique: str,
-    c: stats.Comparison,
-    p_holm: float | None,
-    names: Sequence[str],
-) -> Pair:
-    how = (plan.margin, _alpha(plan), p_holm)
-    return Pair(
-        a=plan.models[a].id,
-        b=plan.models[b].id,
-        measure=measure,
-        technique=technique,
-        table=Table2x2(*c.table),
-        n=c.table.n,
-        difference=c.difference,
-        p_value=c.p_value if c.table.n else None,
-        p_holm=p_holm,
-        test=c.test,
-        margin=plan.margin,
-        detectable=c.detectable,
-        verdict_ab=stats.verdict(c, *how),
-        verdict_ba=stats.verdict(c.mirrored(), *how),
-        words=stats.verdict_words(names[a], names[b], c, *how, verb=_VERBS[measure]),
-    )
-
-
 # --- the rest -------------------------------------------------------------------------------------
-
-
-def _alpha(plan: Plan) -> float:
-    return round(1 - plan.confidence, 12)
-
-
-def _names(plan: Plan) -> list[str]:
-    """Names for sentences; two models of one name are told apart by their ids."""
-    names = [model.name for model in plan.models]
-    return [m.name if names.count(m.name) == 1 else f"{m.name} ({m.id[:8]})" for m in plan.models]
 
 
 def _card(probes: Sequence[Probe], name: str) -> TechniqueCard:

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from heredity.cli._plain import plain
 from heredity.cli._terminal import out
-from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, Pair, Rate, scopes
+from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Measure, Pair, Rate, scopes
 from heredity.records import Estimate
+from heredity.report import _edges
 from heredity.report import _words as words
 from heredity.report._headline import headline
 
@@ -41,15 +42,56 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     screen.print(plain(f"{found.sentence}."), style="bold")
     for line in found.support:
         screen.print(plain(line))
-    for pair in estimates.pairs:
+    if estimates.edges:
+        screen.print()
+        screen.print(edge_table(estimates))
+    in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
+    others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
+    for pair in others:
         screen.print()
         screen.print(_compared(estimates, pair))
+    if page is not None and len(others) < len(estimates.pairs):
+        screen.print("\nThe report compares every two of these models, not along edges alone.", style="dim")
     if found.warnings:
         screen.print()
     for line in found.warnings:
         screen.print(plain(f"warning: {line}"), style="yellow")
     if page is not None:
         screen.print(f"\nreport: {plain(str(page))}", soft_wrap=True)
+
+
+def edge_table(estimates: Estimates) -> Table:
+    """Each child under each kind of breach, with its parent: what it kept of what that held, the verdict."""
+    called = words.names(estimates.models)
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("child", "verdict", "held still", "lost", "gained", "difference", "would show"):
+        number = name in ("lost", "gained")
+        grid.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name != "child")
+    last = ""
+    for edge in estimates.edges:
+        pair = edge.compared
+        if pair.technique != last:
+            last = pair.technique
+            grid.add_row(Text(_PAIRS[last]), style="bold")
+        kept = f"{edge.kept} of {edge.retention.n}\n[{_bounds(edge.retention, '.0f')}] %"
+        difference = f"{words.points(pair.difference.value)}\n[{_bounds(pair.difference, '+.1f')}]"
+        child = f"{called[edge.child]}\n  of {called[edge.parent]}, {_edges.how(edge)}"
+        grid.add_row(
+            Text(plain(child, lines=True)), _told(edge), kept, str(edge.lost), str(edge.gained), difference,
+            words.unsigned(pair.detectable),
+        )  # fmt: skip
+    return grid
+
+
+def _told(edge: Inheritance) -> Text:
+    styles = {"worse": "bold red", "not worse": "green"}
+    return Text(edge.verdict.replace("enough ", "enough\n"), style=styles.get(edge.verdict, "yellow"))
+
+
+def _bounds(found: Estimate, form: str) -> str:
+    if found.low is None or found.high is None:
+        return "-"
+    return f"{100 * found.low:{form}}, {100 * found.high:{form}}"
 
 
 def _compared(estimates: Estimates, pair: Pair) -> Text:

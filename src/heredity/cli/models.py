@@ -10,11 +10,10 @@ from heredity.cli import Verb, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage import Store
-    from heredity.records import Model
 
 
 @click.command("models", cls=Verb, example="heredity models --tree")
-@click.option("--tree", "as_tree", is_flag=True, help="Draw each model's descent.")
+@click.option("--tree", "as_tree", is_flag=True, help="Draw the lineage: foundations first.")
 @click.option("--catalog", is_flag=True, help="List the known models that are not in the store yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
@@ -31,7 +30,7 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
 
         write_json(store.models())
     elif as_tree:
-        _show_trees(store)
+        _show_tree(store)
     else:
         _show_models(store)
 
@@ -53,19 +52,13 @@ def _show_models(store: Store) -> None:
     out().print(grid)
 
 
-def _show_trees(store: Store) -> None:
+def _show_tree(store: Store) -> None:
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
+    from heredity.descent import forest
 
-    models = store.models()
-    with_children = {parent for model in models for parent in model.parents}
-    for model in _leaves(models, with_children):
-        write(plain(store.draw(model), lines=True))
-
-
-def _leaves(models: list[Model], with_children: set[str]) -> list[Model]:
-    """Each descent is drawn once, from its last descendant down to its foundation."""
-    return [model for model in models if model.id not in with_children]
+    if models := store.models():
+        write(plain(forest(models), lines=True))
 
 
 def _show_catalog(store: Store, as_json: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # What a study's folder has already: another one of these would be another study.
 _PLANNED = (
-    "model", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
+    "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
     "until_decided", "attacker",
 )  # fmt: skip
 
@@ -102,6 +102,11 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     callback=_read_plan,
 )
 @click.option("--model", type=Name(), multiple=True, metavar="REF", help="A model; give it again for each.")
+@click.option(
+    "--lineage", type=Name(), multiple=True, metavar="REF",
+    help="A model and all its descendants in the store that can answer. A mere other form of one that is "
+    "asked (dequantized, an adapter folded into its base, another engine) is left out; --model asks it too.",
+)  # fmt: skip
 @click.option("--application", type=Place(), metavar="FILE", help="The layer held constant.")
 @click.option(
     "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
@@ -145,6 +150,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 def command(
     plan: Path | None,  # a plan file is read by its callback
     model: tuple[str, ...],
+    lineage: tuple[str, ...],
     application: Path | None,
     probes: tuple[str, ...],
     attack: tuple[str, ...],
@@ -166,13 +172,17 @@ def command(
     same options as keys (model = ["a", "b"], application = "desk.toml"); options on the command line win.
     A study's folder alone goes on with what is in it; of answers from `heredity import`, it judges them anew.
     With another --judge, what was answered is judged anew, and nothing is asked again.
+
+    Where models descend from each other, the report says what each inherited: what it kept and lost of what
+    its parent held, and whether it is worse.
     """
     is_folder = plan is not None and plan.is_dir()
     if is_folder:
         _refuse_beside_a_folder(click.get_current_context())
-    if not is_folder and (not model or application is None):
+    if not is_folder and (not (model or lineage) or application is None):
         raise click.UsageError(
-            "A study needs --model (once for each) and --application.", click.get_current_context()
+            "A study needs --model (once for each) or --lineage, and --application.",
+            click.get_current_context(),
         )
     from heredity.application import Application
     from heredity.cli import _findings, _progress
@@ -189,7 +199,7 @@ def command(
         settings |= {"confidence": confidence, "until_decided": until_decided, "engine_loader": loader}
         settings["judge"] = judge
         layer = Application.load(str(application))
-        grown = [_model(store, ref, yes) for ref in model]
+        grown = _with_families(store, [_model(store, ref, yes) for ref in model], lineage, yes)
         settings["attacker"] = _model(store, attacker, yes) if attacker is not None else None
         _remote.check([*grown, settings["attacker"]], how)
         study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
@@ -230,6 +240,31 @@ def _model(store: Store, ref: str, yes: bool) -> Grown | str:
     grown = _stored(store, ref, yes)
     _pulling.ready(store, grown)
     return grown
+
+
+def _with_families(
+    store: Store, models: list[Grown | str], lineage: tuple[str, ...], yes: bool
+) -> list[Grown | str]:
+    """The models, and every family of `lineage`, each model once; who is left out is said."""
+    from heredity.cli import _pulling
+    from heredity.cli._terminal import note
+    from heredity.lineage import Grown
+
+    found = list(models)
+    seen = {m if isinstance(m, str) else m.record.id for m in models}  # a scripted model goes by its name
+    for ref in lineage:
+        top = store.get(ref) if ref.startswith("scripted:") else _stored(store, ref, yes)
+        family = store.family(top.record)
+        for each in family.asked:
+            if not seen & {each.id, each.name}:
+                grown = top if each.id == top.record.id else Grown(each, store.folder(each))
+                _pulling.ready(store, grown)
+                found.append(grown)
+                seen.add(each.id)
+        for each, why in family.left_out:
+            if each.id not in seen:
+                note(f"left out: {each.name} {each.id[:8]} ({why})")
+    return found
 
 
 def _stored(store: Store, ref: str, yes: bool) -> Grown:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from heredity.decide import stopping
 from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Pair, Rate, main_scope
+from heredity.report._edges import summary
 from heredity.report._text import label
 from heredity.report._words import (
     find,
@@ -68,8 +69,10 @@ def headline(estimates: Estimates) -> Headline:
         turned = _turned(called, best, worst, pair)
     sentence, numbers = _separation(estimates, called, best, worst, pair)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
+    inherited = summary(estimates)
     support = (
         numbers + turned,
+        *([inherited] if inherited else []),
         *_others(estimates, called, best, rated),
         *_beside(estimates, called, scope),
         *_cost(estimates, called, best, rated),

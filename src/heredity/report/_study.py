@@ -67,6 +67,10 @@ def _counted(found: Estimates) -> Estimates:
         rates=tuple(replace(rate, corrected=None, by_family=()) for rate in found.rates),
         pairs=tuple(replace(pair, words="") for pair in found.pairs),
         technique_pairs=tuple(replace(pair, words="") for pair in found.technique_pairs),
+        edges=tuple(replace(e, compared=replace(e.compared, words="")) for e in found.edges),
+        technique_edges=tuple(
+            replace(e, compared=replace(e.compared, words="")) for e in found.technique_edges
+        ),
         judges=(),
         corrected_by={},
     )

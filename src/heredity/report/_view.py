@@ -215,8 +215,8 @@ class View:
 
     def bar(self, rate: Rate | None) -> Markup:
         """The rate's interval on a line from 0 to 100 %."""
-        span = _span(rate.estimate) if rate else None
-        return charts.interval_bar(span, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
+        found = span(rate.estimate) if rate else None
+        return charts.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
 
     def key(self, model: str) -> Markup:
         """The model's shape, to stand before its name."""
@@ -226,12 +226,12 @@ class View:
         """The difference's interval, with the margin as a band."""
         text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
         return charts.difference_bar(
-            _span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
+            span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
         )
 
     def reach(self, pairs: Sequence[Compared]) -> float:
         """One scale for a table of differences."""
-        return charts.reach_of([span for row in pairs if (span := _span(row.difference))])
+        return charts.reach_of([found for row in pairs if (found := span(row.difference))])
 
     def plane(self) -> Markup:
         """Over-refusal against breach, one point a model."""
@@ -248,7 +248,7 @@ class View:
     def _spread(self, model: str, measure: str) -> charts.Span | None:
         scope = self.main_scope if measure == "breach" else ALL
         rate = self._rates.get((model, scope, ALL, measure))
-        return _span(rate.estimate) if rate else None
+        return span(rate.estimate) if rate else None
 
     def manner_bar(self, said: Manners) -> Markup:
         """Shares of refusal, compliance, incoherent and empty answers, and errors."""
@@ -271,7 +271,7 @@ class View:
         only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
         of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
         badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
-        said = of_high[:1].upper() + of_high[1:]
+        said = words.capital(of_high)
         aside = (
             f"but {self.names.get(low, '?')} is not worse"
             if (badge, of_low) == ("unknown", "not worse")
@@ -324,7 +324,8 @@ class View:
         return sorted(mine, key=lambda s: (kinds.index(s.kind), self.order.get(s.model, 0), s.row))
 
 
-def _span(estimate: Estimate) -> charts.Span | None:
+def span(estimate: Estimate) -> charts.Span | None:
+    """An estimate as it is drawn; None where it has no value or no bounds."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
     return charts.Span(estimate.value, estimate.low, estimate.high)

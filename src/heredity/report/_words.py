@@ -75,6 +75,11 @@ def p_words(p: float | None) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}" if p < 0.9995 else "1"
 
 
+def capital(text: str) -> str:
+    """The same with its first letter large."""
+    return text[:1].upper() + text[1:]
+
+
 def title(technique: str) -> str:
     """A technique's name, or a scope's, as a heading."""
     return _TITLES.get(technique) or technique.replace("_", " ").capitalize()

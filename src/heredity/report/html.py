@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from heredity import __version__, store
-from heredity.report import _beside, _charts, _effort, _study, _words
+from heredity.report import _beside, _charts, _effort, _inherited, _study, _words
 from heredity.report._samples import draw
 from heredity.report._text import label, shown, visible
 from heredity.report._view import MANNERS, View
@@ -64,6 +64,7 @@ def _template() -> jinja2.Template:
         "axis": _charts.axis,
         "bare": _words.bare,
         "effort": _effort,
+        "inherited": _inherited,
         "interval": _words.interval,
         "manners": MANNERS,
         "p_words": _words.p_words,

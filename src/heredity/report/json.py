@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from heredity import store
-from heredity.estimates import SCHEMA, Pair, Rate
+from heredity.estimates import SCHEMA, Inheritance, Pair, Rate
 from heredity.records import Estimate
 from heredity.report import _study, _words
 
@@ -28,6 +28,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "confidence": study.estimates.confidence,
         "rates": [_rate(rate, called) for rate in study.estimates.rates],
         "pairs": [_pair(pair, called) for pair in study.estimates.pairs + study.estimates.technique_pairs],
+        "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
     }
     store.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
@@ -68,6 +69,17 @@ def _pair(pair: Pair, called: dict[str, str]) -> dict[str, Any]:
     for field in ("p_value", "p_holm", "test", "margin", "detectable", "verdict_ab", "verdict_ba"):
         row[field] = getattr(pair, field)
     return row
+
+
+def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
+    """The pair told from the parent's side: `parent` and `child` stand where a pair has `a` and `b`."""
+    pair = _pair(edge.compared, called)
+    row: dict[str, Any] = {"parent": pair.pop("a"), "child": pair.pop("b")}
+    row |= {"parent_id": pair.pop("a_id"), "child_id": pair.pop("b_id")}
+    row |= {field: getattr(edge, field) for field in ("recipe", "role", "kept", "lost", "gained", "never")}
+    row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
+    dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
+    return row | {key: value for key, value in pair.items() if key not in dropped}
 
 
 def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from heredity import store
 from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.records import Estimate
-from heredity.report import _beside, _effort, _study
+from heredity.report import _beside, _edges, _effort, _study
 from heredity.report._text import label
 from heredity.report._view import View
 from heredity.report._words import interval, p_words, percent, points, points_interval, unsigned
@@ -32,7 +32,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
 def render(folder: Path) -> str:
     """The summary itself."""
     study = _study.read(folder)
-    grids = _beside.grids(folder, study.estimates)
+    grids = [*_edges.grids(study.estimates), *_beside.grids(folder, study.estimates)]
     return "\n".join(_lines(View(study.estimates, study.plan, (), False), grids)) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 intervals     one rate: Wilson, Clopper-Pearson, clustered
 paired        two models on the same trials: table, McNemar, Tango, Newcombe, clustered
+inheritance   parent and child: kept, lost, gained, never; retention
 verdicts      worse, not worse, not enough evidence; in a word and in a sentence
 multiple      Holm, Benjamini-Hochberg
 judge_error   Rogan-Gladen
@@ -11,6 +12,7 @@ sequential    e-values, and intervals that hold at every moment; `looks` compare
 ppi           prediction-powered estimates: few labels, many judged trials
 """
 
+from heredity.stats.inheritance import Inherited, inherited, retention
 from heredity.stats.intervals import clopper_pearson, clustered_rate, wilson
 from heredity.stats.judge_error import rogan_gladen
 from heredity.stats.multiple import benjamini_hochberg, holm
@@ -30,6 +32,7 @@ from heredity.stats.verdicts import upper_bound, verdict, verdict_words
 
 __all__ = [
     "Comparison",
+    "Inherited",
     "Table",
     "benjamini_hochberg",
     "clopper_pearson",
@@ -38,12 +41,14 @@ __all__ = [
     "compare",
     "detectable_difference",
     "holm",
+    "inherited",
     "mcnemar_exact",
     "mcnemar_mid_p",
     "n_for_difference",
     "n_for_margin",
     "n_for_rate_width",
     "newcombe",
+    "retention",
     "rogan_gladen",
     "tabulate",
     "tango",

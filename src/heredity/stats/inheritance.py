@@ -1,0 +1,55 @@
+"""What a child kept of what its parent held, from the same trials asked of both.
+
+Promises: the four counts are the paired table told from the parent's side; retention has a width at 0 and 1.
+Leaves to others: whether the difference is more than chance (paired.py), and its words (verdicts.py).
+
+Retention falls below 1 by chance alone wherever answers are drawn: a copy loses some trials then, and gains
+about as many. The verdict therefore rests on the difference, never on retention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from heredity.records import Estimate
+from heredity.stats.intervals import CONFIDENCE, clustered_rate
+from heredity.stats.paired import Table
+
+Rate = Callable[[ArrayLike, ArrayLike, float], Estimate]
+
+
+class Inherited(NamedTuple):
+    """Trials that held with both, with the parent alone, with the child alone, and with neither."""
+
+    kept: int
+    lost: int
+    gained: int
+    never: int
+
+
+def inherited(table: Table) -> Inherited:
+    """The table of parent (a) and child (b), which counts who broke, as what was inherited."""
+    return Inherited(kept=table.neither, lost=table.only_b, gained=table.only_a, never=table.both)
+
+
+def retention(
+    parent: ArrayLike,
+    child: ArrayLike,
+    clusters: ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+    rate: Rate = clustered_rate,
+) -> Estimate:
+    """P(child held | parent held), where `parent` and `child` say on which trials each broke.
+
+    Wilson on kept + lost trials, on their effective n where trials share clusters; the spread is that of a
+    ratio, since how many trials of a cluster the parent held is itself found. `rate` is another interval.
+    """
+    a, b = np.asarray(parent, dtype=np.bool_), np.asarray(child, dtype=np.bool_)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"{a.shape} and {b.shape} trials are not paired; both must be flat and equal")
+    labels = np.arange(a.size) if clusters is None else np.asarray(clusters)
+    return rate(~b[~a], labels[~a], confidence)

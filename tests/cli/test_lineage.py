@@ -1,0 +1,91 @@
+"""`heredity study --lineage` and `heredity models --tree`, on a tiny model and an adapter over it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from heredity import plan as plans
+from heredity.cli import main
+from heredity.descent import Edge
+from heredity.lineage import Store
+from tests.cli.conftest import DESK
+from tests.engines.conftest import make_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with a foundation, an adapter over it, and the two folded together."""
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    store = Store()
+    store.pull(str(make_model(tmp_path / "tiny", "llama")))
+    rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+    tuned = [
+        "derive",
+        "lora",
+        "tiny",
+        "--data",
+        "rows.jsonl",
+        "--steps",
+        "1",
+        "--rank",
+        "2",
+        "--name",
+        "tuned",
+    ]
+    assert main([*tuned, "--targets", "q_proj"]) == 0
+    store.whole(store.get("tuned"))
+    return tmp_path
+
+
+def test_a_lineage_is_asked_once_whatever_its_forms_and_its_edges_are_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
+    assert main(["study", "--lineage", "tiny", *ask]) == 0
+    shown = capsys.readouterr()
+    assert "left out: tuned-merged" in shown.err and "another form of 'tuned', which is asked" in shown.err
+    store, plan = Store(), plans.read(place / "study")
+    parent, child = (store.get(name).record for name in ("tiny", "tuned"))
+    assert [model.id for model in plan.models] == [parent.id, child.id]
+    assert plan.edges == (Edge(parent.id, child.id, "lora"),)
+    assert "of tiny, lora" in shown.out
+    assert "What was inherited" in (place / "study" / "report.html").read_text()
+
+
+def test_a_form_that_is_named_is_asked_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
+    assert main(["study", "--model", "tuned-merged", "--model", "tiny", "--lineage", "tiny", *ask]) == 0
+    assert "left out" not in capsys.readouterr().err
+    plan = plans.read(place / "study")
+    assert [model.name for model in plan.models] == ["tuned-merged", "tiny", "tuned"]
+    assert isinstance(plan.edges, tuple)
+    assert [edge.recipe for edge in plan.edges] == ["merge_adapter", "lora"]
+
+
+def test_the_tree_has_foundations_first_and_one_line_a_model(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["models", "--tree"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["tiny", "└─", "└─"]
+    assert "pull, safetensors" in lines[0] and "lora, adapter" in lines[1]
+    assert "merge_adapter, safetensors" in lines[2]
+
+
+def test_a_study_without_models_names_both_ways(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--application", "desk.toml"]) == 2
+    assert "--lineage" in capsys.readouterr().err
+    (place / "empty").mkdir()
+    assert main(["study", "empty", "--lineage", "tiny"]) == 2
+    assert "--lineage would be another one" in capsys.readouterr().err
+    assert main(["study", "--lineage", "nobody", "--application", "desk.toml"]) == 2
+    assert "nobody" in capsys.readouterr().err
