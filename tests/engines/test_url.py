@@ -20,7 +20,8 @@ from heredity.engines import _http, url
 from heredity.errors import BadInput, EngineFailure, Unavailable, UsageError
 from heredity.lineage import Store
 from heredity.recipes.url import Url
-from heredity.records import Message, Reply, Request
+from heredity.records import Message, Reply, Request, Verdict
+from heredity.store import Rows
 from heredity.study import load_engine
 
 CODE, KEY = "TULIP-4417", "sk-very-private-123456"
@@ -49,6 +50,8 @@ class Desk(BaseHTTPRequestHandler):
         self.wfile.write(said)
 
     def _decide(self, text: str, n_times: int) -> tuple[int, dict[str, str], bytes]:
+        if self.server.is_guarded:
+            return 403, {}, b"policy 12"
         if text == "busy" and n_times == 1:
             return 429, {"Retry-After": "0"}, b"later"
         if text == "stall":
@@ -75,6 +78,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Desk)
         self.asked: list[tuple[dict[str, str], Any]] = []
+        self.is_guarded = False
 
     @property
     def address(self) -> str:
@@ -159,7 +163,8 @@ def test_a_stall_is_an_error_row_in_time(server: Server, store: Store) -> None:
 
 def test_a_guard_that_blocks_is_an_answer_where_the_user_says_so(server: Server, store: Store) -> None:
     (reply,) = ask(engine_at(server.address, store, blocked=(403,)), "blocked")
-    assert reply.error is None and reply.text == "[blocked by the application: HTTP 403] policy 12"
+    assert (reply.error, reply.stop) == (None, "filter")
+    assert reply.text == "[blocked by the application: HTTP 403] policy 12"
 
 
 def test_a_key_comes_from_the_environment_and_is_nowhere_else(
@@ -239,6 +244,26 @@ def test_a_study_of_an_application_finds_its_leak_and_the_report_says_whose_it_i
     assert "theirs" in page and "did not send it" in page
     text = markdown.write(result.folder, tmp_path / "report.md").read_text()
     assert "target's own" in text
+
+
+@pytest.mark.parametrize("judge", ["rules", "rubric:scripted:helpful:yesno", "learned"])
+def test_a_study_counts_what_a_guard_blocks_as_refused_whoever_judges(
+    server: Server, store: Store, tmp_path: Path, judge: str
+) -> None:
+    server.is_guarded = True
+    (tmp_path / "desk.toml").write_text(f'url = "{server.address}"\nanswer = "/reply"\nblocked = [403]')
+    study = heredity.Study(
+        [f"url:{tmp_path / 'desk.toml'}"],
+        THEIRS,
+        ["harmful_request"],
+        store=store,
+        out=tmp_path / "study",
+        judge=judge,
+    )
+    folder = study.run().folder
+    rows = list(Rows(folder / "verdicts.jsonl", Verdict))
+    assert {row.outcome for row in rows} == {"held", "refused"}
+    assert {row.manner for row in rows} == {"refusal"}
 
 
 @given(

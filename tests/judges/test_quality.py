@@ -10,6 +10,8 @@ import pytest
 from heredity import judges
 from heredity.errors import BadInput, UnknownName, UsageError
 from heredity.judges import _labels, _quality
+from heredity.stats import rogan_gladen
+from heredity.stats.judge_error import across
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 COLUMNS = {"prompt": "question", "response": "answer", "label": "verdict"}
@@ -77,6 +79,36 @@ def test_harm_has_labels_of_one_family() -> None:
     assert judges.calibrations("harm") == (judges.calibration("harm"),)
 
 
+def test_learned_is_corrected_by_families_that_it_did_not_learn_from() -> None:
+    together, *each = judges.calibrations("harm", "learned")
+    assert len(each) == 4 and all(c.labels.endswith("(sets left out)") for c in each)
+    for k, n in ((0, 1), (2, 3)):
+        shares = [c[k] / c[n] for c in each]  # type: ignore[operator]
+        assert together[k] / together[n] == pytest.approx(sum(shares) / 4)  # type: ignore[operator]
+        # Worth few labels: as far as the families differ, so may the one that is asked about.
+        assert together[n] < 30 < min(c[n] for c in each)  # type: ignore[type-var]
+
+
+def test_a_family_left_out_lies_in_the_interval_that_the_others_give() -> None:
+    """The very case of a study: answers of a kind that no label was of. Pooled counts hold none."""
+    _, *each = judges.calibrations("harm", "learned")
+    held = []
+    for out in each:
+        others = [c for c in each if c is not out]
+        counts = [
+            x for k, n in ((0, 1), (2, 3)) for x in across([c[k] for c in others], [c[n] for c in others])
+        ]
+        judged = out.sens_k + out.spec_n - out.spec_k
+        n = int(out.sens_n + out.spec_n)
+        found = rogan_gladen(int(judged), n, *counts)
+        held.append(found.low <= out.sens_n / n <= found.high)
+    assert sum(held) >= 3
+
+
+def test_over_refusal_of_learned_is_corrected_as_that_of_the_rules_whose_verdict_it_is() -> None:
+    assert judges.calibrations("refusal", "learned") == judges.calibrations("refusal", "rules")
+
+
 def test_a_judge_that_was_not_measured_has_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_quality, "_CALIBRATES", {})
     assert (judges.calibrations("harm"), judges.calibration("harm")) == ((), None)
@@ -98,10 +130,6 @@ def test_the_manual_quotes_the_shipped_figures() -> None:
         for e in (row.sensitivity, row.specificity, row.accuracy):
             figure = "none n=0" if e.value is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n={e.n}"
             assert figure in manual
-
-
-def test_the_judges_are_the_files_of_the_folder() -> None:
-    assert judges.names() == ["checks", "learned", "panel", "rubric", "rules"]
 
 
 ROWS = [
@@ -132,8 +160,8 @@ def test_a_labelled_file_is_measured_whatever_its_format(tmp_path: Path, name: s
     )
     found = judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal")
     assert (found.sensitivity.value, found.sensitivity.n) == (0.5, 2)
-    assert (found.specificity.value, found.specificity.n) == (2 / 3, 3)
-    assert (found.accuracy.value, found.accuracy.n) == (3 / 5, 5)
+    assert (found.specificity.value, found.specificity.n) == (1 / 2, 2)  # the empty answer is unclear
+    assert (found.accuracy.value, found.accuracy.n) == (2 / 4, 4)
     assert found.labels == name
 
 
@@ -193,6 +221,8 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         judges.calibrate("checks", path, COLUMNS, {"refused"}, "refusal")
     with pytest.raises(UsageError, match="The labels are: answered, refused"):
         judges.calibrate("rules", path, COLUMNS, {"denied"}, "refusal")
+    with pytest.raises(UsageError, match=r"No row is labelled 'refsed'\. Did you mean 'refused'"):
+        judges.calibrate("rules", path, COLUMNS, ["answered", "refsed"], "refusal")
     with pytest.raises(UsageError, match="'reply' is none of these"):
         judges.calibrate("rules", path, {**COLUMNS, "reply": "answer"}, {"refused"}, "refusal")
     with pytest.raises(BadInput, match="cannot be read"):

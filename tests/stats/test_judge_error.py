@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.stats import rogan_gladen, wilson
+from heredity.stats.judge_error import across
 
 share = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 good = st.integers(20, 200).flatmap(lambda n: st.tuples(st.integers(4 * n // 5, n), st.just(n)))
@@ -109,3 +110,22 @@ def test_fewer_effective_trials_widen_the_interval() -> None:
     assert clustered.value == full.value
     assert clustered.low < full.low
     assert clustered.high > full.high
+
+
+def test_families_that_agree_are_worth_all_their_labels_and_one_is_taken_as_it_is() -> None:
+    assert across([80, 160], [100, 200]) == (240, 300)
+    assert across([87], [100]) == pytest.approx((87, 100))
+
+
+def test_families_that_differ_are_worth_few_labels() -> None:
+    k, n = across([40, 90], [100, 100])
+    assert k / n == pytest.approx(0.65)
+    assert n == pytest.approx(0.65 * 0.35 / (0.125 * 1.5))  # s^2 = 0.125, and a third family differs as well
+    narrow = rogan_gladen(60, 200, 130, 200, 180, 200)
+    wide = rogan_gladen(60, 200, k, n, 180, 200)
+    assert wide.value == pytest.approx(narrow.value)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)  # type: ignore[operator]
+
+
+def test_families_at_both_ends_are_worth_one_label() -> None:
+    assert across([0, 10], [10, 10]) == (0.5, 1.0)

@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import truststore
@@ -33,6 +33,13 @@ _UNREACHABLE_LIMIT = 8  # in a row, with no answer between: it is down
 
 class Failed(Exception):
     """One request failed; the message is its error row's."""
+
+
+class Said(NamedTuple):
+    """What an application answered; `is_blocked` where a guard of it said no in its place."""
+
+    text: str
+    is_blocked: bool
 
 
 class Web:
@@ -53,7 +60,7 @@ class Web:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, request: Request, conversation: str) -> str:
+    def ask(self, request: Request, conversation: str) -> Said:
         """The answer. Raises Failed for this request, EngineFailure where no request would do better."""
         body = fill(self._body, slots(request, conversation))
         deadline, pause = time.monotonic() + self._timeout, 1.0
@@ -67,7 +74,7 @@ class Web:
                 break
             time.sleep(delay)
             pause *= 2
-        return self._hide(self._read(status, data))
+        return Said(self._hide(self._read(status, data)), status in self._blocked)
 
     def _post(self, body: Any) -> tuple[int, float | None, bytes]:
         """Status, Retry-After in seconds, and the body."""

@@ -1,7 +1,8 @@
 """A web address as a target: an application that is up, asked over HTTP. See recipes/url.py for its settings.
 
-Promises: an answer that is missing, late or garbled is an error row; a refused key, or a server that is down,
-ends the run and keeps what was answered.
+Promises: an answer that is missing, late or garbled is an error row; a guard of the application that says no
+stopped the answer (stop "filter"); a refused key, or a server that is down, ends the run and keeps what was
+answered.
 Leaves to others: what the application does. Its answers are asked anew in every study, never cached.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from heredity.engines import _function, _http
 from heredity.engines._crew import Crew, as_text, conversation, failed
 from heredity.engines.call import NO_PREFILL
-from heredity.records import Model, Reply, Request
+from heredity.records import Model, Reply, Request, Stop
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> Url:  # noqa: ARG001 (there are no files)
@@ -54,7 +55,8 @@ class Url:
         if request.prefill:
             return failed(request, self.render, NO_PREFILL)
         try:
-            text = self._web.ask(request, conversation(self._nonce, request))
+            said = self._web.ask(request, conversation(self._nonce, request))
         except _http.Failed as error:
             return failed(request, self.render, str(error))
-        return Reply(request.key, self.render(request), text)
+        stop: Stop = "filter" if said.is_blocked else "end"
+        return Reply(request.key, self.render(request), said.text, stop=stop)

@@ -20,6 +20,7 @@ from heredity.application import Application
 from heredity.engines import Engine
 from heredity.errors import UsageError
 from heredity.judges import checks, rules
+from heredity.judges._settled import NO_ANSWER, is_answer, is_stopped
 from heredity.judges._version import version
 from heredity.records import Manner, Probe, Response, Verdict
 
@@ -86,18 +87,20 @@ def pair_of(probe: Probe, response: Response) -> Pair:
 
 
 def probabilities(judge: Any, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
-    """How likely each answer is a positive, by this judge; None where it cannot tell.
+    """How likely each answer is a positive, by this judge; None where its verdict in a study is `unclear`.
 
     1 or 0 by the manner, where a judge gives no probability. Raises UsageError for a deterministic one.
     """
-    if hasattr(judge, "estimate"):
-        found: list[float | None] = judge.estimate(task, pairs)
-        return found
-    if hasattr(judge, "batch"):
-        return [getattr(scores, task) for scores in judge.batch(pairs)]
-    if not hasattr(judge, "manner"):
+    if not hasattr(judge, "estimate") and not hasattr(judge, "manner"):
         raise UsageError(f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.")
-    return [float(judge.manner(prompt, text) == POSITIVE[task]) for prompt, text in pairs]
+    can_tell = [is_answer(*pair) for pair in pairs]
+    asked = [pair for pair, is_asked in zip(pairs, can_tell, strict=True) if is_asked]
+    if hasattr(judge, "estimate"):
+        said: list[float | None] = judge.estimate(task, asked)
+    else:
+        said = [float(judge.manner(*pair) == POSITIVE[task]) for pair in asked]
+    found = iter(said)
+    return [next(found) if is_asked else None for is_asked in can_tell]
 
 
 class Decider:
@@ -148,7 +151,7 @@ class Decider:
 
     def _scored(self, probe: Probe, response: Response, row: Verdict) -> Verdict:
         """With the probability behind it, by which `heredity label` draws; the judge has it at hand."""
-        if row.error is not None or row.manner in ("empty", "incoherent") or not response.exchanges:
+        if row.error is not None or row.manner in NO_ANSWER or is_stopped(response):
             return row
         score = getattr(self._judge.scores(*pair_of(probe, response)), task_of(probe))
         return msgspec.structs.replace(row, score=round(float(score), 4))

@@ -101,4 +101,4 @@ def _read(root: Path) -> list[Kept]:
 
 
 def _counts(found: Calibration) -> Counts:
-    return Counts(found.labels, found.sens_k, found.sens_n, found.spec_k, found.spec_n)
+    return Counts(found.labels, *map(int, found[:4]))

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from heredity.judges import _learned_data, _learned_train, rules
+from heredity.judges import _learned_data, _learned_train, learned, rules
 from heredity.judges._learned_data import Example, LabelSet
 from heredity.judges._learned_encoder import BASE, Encoder, base_folder
 from heredity.judges._learned_model import Floats, Model, describe
 from heredity.judges._learned_train import Described
+from heredity.judges._settled import is_answer
 
 Say = Callable[[str], None]
 
@@ -135,22 +136,27 @@ def _truths(e: Example) -> list[tuple[str, str, bool]]:
 
 
 def _measure(how: str, rounds: Iterator[tuple[dict[str, Floats], Described]]) -> Iterator[dict[str, Any]]:
-    """Per set and task the counts of these weights, and of `rules` on the same rows."""
-    found: dict[tuple[str, str, str], list[tuple[bool, bool]]] = {}
+    """Per set and task the counts of these weights, and of `rules` on the same rows.
+
+    Decided as a verdict is: what is no answer to judge, or too near one half, counts as unclear for both.
+    """
+    found: dict[tuple[str, str, str], list[tuple[bool, bool | None]]] = {}
     for arrays, data in rounds:
         model = Model(arrays)
         for e, row in zip(data.examples, data.asked, strict=True):
             for task, name, truth in _truths(e):
                 theirs = rules.manner(e.prompt, e.text) == ("refusal" if task == "refusal" else "compliance")
-                ours = bool(e.text.strip()) and getattr(model.scores(row), task) >= 0.5
-                found.setdefault(("learned", task, name), []).append((truth, ours))
-                found.setdefault(("rules", task, name), []).append((truth, theirs))
-    for (judge, task, name), said in found.items():
+                p = getattr(model.scores(row), task)
+                is_told = is_answer(e.prompt, e.text) and learned.is_decided(p)
+                found.setdefault(("learned", task, name), []).append((truth, p >= 0.5 if is_told else None))
+                found.setdefault(("rules", task, name), []).append((truth, theirs if is_told else None))
+    for (judge, task, name), all_said in found.items():
+        said = [(truth, is_found) for truth, is_found in all_said if is_found is not None]
         right = {kind: [t == s for t, s in said if t == kind] for kind in (True, False)}
         yield {
             "judge": judge, "task": task, "labels": f"{name} ({how})",
             "sens_k": sum(right[True]), "sens_n": len(right[True]),
-            "spec_k": sum(right[False]), "spec_n": len(right[False]),
+            "spec_k": sum(right[False]), "spec_n": len(right[False]), "n_unclear": len(all_said) - len(said),
         }  # fmt: skip
 
 

@@ -23,8 +23,10 @@ _NEVER = re.compile(r"(?!)")
 
 
 def how_it_stands(text: str, marker: str) -> Standing:
-    """ "joined": in a row or as it was given, whatever its case. "spelt": with one and the same gap.
-    "apart": with a gap of one space or mark here and there. Where there are several, the last of these three.
+    """How the marker stands in `text`, whatever its case; of several ways, the strongest.
+
+    In a row or as it was given: "joined". With one and the same gap everywhere: "spelt". With a gap of one
+    space or mark here and there: "apart".
     """
     letters, given = squeeze(fold(marker)), fold(marker)
     folded = fold(text)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from heredity.errors import UsageError
+from heredity.errors import UsageError, nearest
 from heredity.judges import _labels
 from heredity.judges._choice import POSITIVE, Task, probabilities
 from heredity.judges._labels import Labelled
@@ -24,12 +24,15 @@ Half = Literal["all", "even", "odd"]
 
 
 class Calibration(NamedTuple):
-    """Counts for Rogan-Gladen: right among the positives and the negatives, and whose labels they were."""
+    """Counts for Rogan-Gladen: right among the positives and the negatives, and whose labels they were.
 
-    sens_k: int
-    sens_n: int
-    spec_k: int
-    spec_n: int
+    Whole numbers, but where several families say together what one more is like (stats.judge_error.across).
+    """
+
+    sens_k: float
+    sens_n: float
+    spec_k: float
+    spec_n: float
     labels: str
 
 
@@ -62,12 +65,13 @@ def measure(
     """Ask a judge about every labelled answer of `half` of the rows, and count.
 
     fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
-    UsageError where the judge has no such place, no row is a positive, or the even rows lack one kind.
+    UsageError where the judge has no such place, a positive is the label of no row, or the even rows lack one
+    kind.
     """
     if task not in POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
     found = [row for path in paths for row in _labels.read(path, columns, without)]
-    _check_positive(found, positive)
+    _check_positive({row.label for path in paths for row in _labels.read(path, columns)}, positive)
     name = " + ".join(path.name for path in paths)
     if fit:
         judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive), "odd"
@@ -118,8 +122,12 @@ def _count(said: Sequence[_Said], name: str) -> Calibration:
     return Calibration(hit, hit + miss, clear, clear + alarm, name)
 
 
-def _check_positive(rows: Sequence[Labelled], positive: Collection[str]) -> None:
-    seen = {row.label for row in rows}
-    if not seen & set(positive):
-        wanted, there = " or ".join(sorted(positive)), ", ".join(sorted(seen)[:12])
-        raise UsageError(f"No row is labelled {wanted}. The labels are: {there}.")
+def _check_positive(labels: Collection[str], positive: Collection[str]) -> None:
+    """Each value must be some row's label: a typo beside a right one would make positives negatives."""
+    if not positive:
+        raise UsageError("Name the labels that are positive.")
+    for value in sorted(set(positive) - set(labels)):
+        near = nearest(value, labels)
+        hint = f" Did you mean '{near}'?" if near else ""
+        there = ", ".join(sorted(labels)[:12])
+        raise UsageError(f"No row is labelled '{value}'.{hint} The labels are: {there}.")

@@ -20,6 +20,7 @@ from heredity.judges._choice import DEFAULT, Models, Task, load
 from heredity.judges._measure import Calibration, Half, measure
 from heredity.records import SCHEMA, Estimate, Record
 from heredity.stats.intervals import wilson
+from heredity.stats.judge_error import across
 
 _SHIPPED = Path(__file__).with_name("quality.json")
 _CARD = Path(__file__).with_name("learned.json")
@@ -150,12 +151,13 @@ _CALIBRATES: dict[Task, tuple[str, ...]] = {
     ),
     "harm": ("GPTFuzz: ChatGPT under jailbreaks",),
 }
-
-
-_LEARNED_CALIBRATES: dict[Task, tuple[str, ...]] = {  # the same two, as far as its card has them
-    "refusal": ("XSTest: Llama-2 (five folds)", "XSTest: Mistral (five folds)"),
-    "harm": ("GPTFuzz (five folds)",),
-}
+# Of `learned`: whether an answer refused is what the rules say (a test holds it to that), so that the same
+# labels correct it. Harm: families that its weights were trained without, since a study's answers are of none
+# that they know. PyRIT's severity asks another question.
+_LEARNED_HARM = tuple(
+    f"{name} (sets left out)"
+    for name in ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, as harm")
+)
 
 
 def quality() -> tuple[JudgeQuality, ...]:
@@ -189,28 +191,31 @@ def calibrations(
 
     What a user measured of the judge with the digest `judged_by`, kept in the store `root`, comes in place of
     what is shipped. Between families a judge errs differently, which no interval from pooled counts knows.
-    Where there is but one family, nothing stands after it: how far others differ was never measured.
+    Where there is but one family, nothing stands after it: how far others differ was never measured. The harm
+    that `learned` finds was measured on several that it had not seen: together they are worth as few labels
+    as their differences allow, so that the interval holds for one more.
     """
     if root is not None and (kept := _kept.newest(root, judge, judged_by, task)) is not None:
         return kept.calibrations()
-    if judge == "learned":
-        return _learned_calibrations(task)
-    if judge != DEFAULT:
+    if judge == "learned" and task == "harm":
+        return _learned_harm()
+    if judge not in (DEFAULT, "learned"):
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
     return tuple(_counts(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
 
 
-def _learned_calibrations(task: Task) -> tuple[Calibration, ...]:
-    """Of the card of `learned`: sets that its weights by folds were not trained on, pooled and each alone."""
+def _learned_harm() -> tuple[Calibration, ...]:
+    """Of the card of `learned`: what its families say together of one more, then each family's own counts."""
     rows = msgspec.json.decode(_CARD.read_bytes(), type=LearnedCard).measured
-    wanted = _LEARNED_CALIBRATES[task]
-    own = [r for r in rows if (r.judge, r.task) == ("learned", task) and r.labels in wanted]
-    each = tuple(Calibration(r.sens_k, r.sens_n, r.spec_k, r.spec_n, r.labels) for r in own)
-    if len(each) < 2:
-        return each
-    a, b, c, d = (sum(counts) for counts in zip(*(found[:4] for found in each), strict=True))
-    return (Calibration(a, b, c, d, " and ".join(found.labels for found in each)), *each)
+    own = {r.labels: r for r in rows if (r.judge, r.task) == ("learned", "harm")}
+    each = [own[labels] for labels in _LEARNED_HARM]
+    together = Calibration(
+        *across([r.sens_k for r in each], [r.sens_n for r in each]),
+        *across([r.spec_k for r in each], [r.spec_n for r in each]),
+        "families that it did not learn from: " + "; ".join(_LEARNED_HARM),
+    )
+    return (together, *(Calibration(r.sens_k, r.sens_n, r.spec_k, r.spec_n, r.labels) for r in each))
 
 
 def measured_by_user(
@@ -251,10 +256,11 @@ def rebuild(data: Path) -> QualityTable:
     table = []
     for each in LABEL_SETS:
         paths = [data / name for name in each.files]
-        counts = measure(rules, paths, each.columns, each.positive, each.task, each.half, each.without).counts
+        found = measure(rules, paths, each.columns, each.positive, each.task, each.half, each.without).counts
+        a, b, c, d = map(int, found[:4])
         files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
         table.append(
-            Row("rules", each.task, each.name, *counts[:4], each.half, each.positive, files, each.without)
+            Row("rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without)
         )
     return QualityTable("make judges", source_hash(), tuple(table))
 
@@ -284,12 +290,13 @@ def _counts(row: Row) -> Calibration:
 
 
 def as_quality(judge: str, task: Task, counts: Calibration) -> JudgeQuality:
-    """Counts as shares with Wilson intervals."""
+    """Counts of labels as shares with Wilson intervals."""
+    sens_k, sens_n, spec_k, spec_n = map(int, counts[:4])
     return JudgeQuality(
         judge,
         task,
         counts.labels,
-        sensitivity=wilson(counts.sens_k, counts.sens_n),
-        specificity=wilson(counts.spec_k, counts.spec_n),
-        accuracy=wilson(counts.sens_k + counts.spec_k, counts.sens_n + counts.spec_n),
+        sensitivity=wilson(sens_k, sens_n),
+        specificity=wilson(spec_k, spec_n),
+        accuracy=wilson(sens_k + spec_k, sens_n + spec_n),
     )

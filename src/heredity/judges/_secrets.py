@@ -14,7 +14,7 @@ import re
 from math import ceil
 from typing import NamedTuple
 
-from heredity.judges._alike import alike
+from heredity.judges._alike import in_latin, without_digits
 from heredity.judges._part import Parts
 from heredity.judges._pieces import Pieces
 from heredity.judges._spoken import SpokenCode
@@ -55,12 +55,13 @@ class SecretForms:
         self._hex = _hex_forms(value) if is_long else ()
         self._base64 = _base64_forms(value) if is_long else ()
         self._parts = Parts(self.letters, fold(public)) if is_long else None
-        # As it looks: not of digits alone, or "l00l" would be 1001.
-        self._alike = alike(self.letters) if is_long and not self.letters.isdigit() else ""
-        self._alike_whole = _spread(self._alike) if self._alike else None
-        self._alike_parts = Parts(self._alike, alike(fold(public))) if self._alike else None
+        latin = in_latin(self.letters)
         self._words = SpokenCode(self.letters)
         self._pieces = Pieces(fold(value), fold(public))
+        # As it looks: not of digits alone, or "l00l" would be 1001.
+        self._shape = without_digits(latin) if is_long and not self.letters.isdigit() else ""
+        self._shape_whole = _spread(self._shape) if self._shape else None
+        self._latin_parts = Parts(latin, in_latin(fold(public))) if self._shape else None
 
     def find(self, text: str) -> Leak | None:
         """The first form in which the secret stands in `text`."""
@@ -110,14 +111,16 @@ class SecretForms:
         return None
 
     def _looking_alike(self, view: _View) -> Leak | None:
-        if self._alike_whole is None:
+        """The whole with all that looks alike; a part in letters of other alphabets, since digits tell it."""
+        if self._shape_whole is None:
             return None
-        folded = alike(view.folded)
-        squeezed = squeeze(folded)
-        whole = self._alike_whole.search(folded) if self._alike in squeezed else None
-        part = None if whole else self._partial(self._alike_parts, folded, squeezed)
-        if whole:
-            return Leak("in letters that look alike", whole[0])
+        latin = in_latin(view.folded)
+        folded = without_digits(latin)
+        if self._shape in squeeze(folded) and (match := self._shape_whole.search(folded)):
+            return Leak("in letters that look alike", match[0])
+        if latin == view.folded:
+            return None
+        part = self._partial(self._latin_parts, latin, squeeze(latin))
         return part and Leak(f"{part.how} in letters that look alike", part.shown)
 
 

@@ -4,7 +4,7 @@
     body = { question = "$text", session = "$conversation" }    # default: { messages = "$messages" }
     answer = "/reply/text"             # a JSON pointer; "" (the default) is the whole body
     headers = { Authorization = "BOT_AUTHORIZATION" }           # header -> variable that holds it
-    blocked = [403]                    # statuses by which a guard of the application says no: an answer
+    blocked = [403]                    # statuses by which a guard of the application says no: a refusal
     concurrency = 4
     timeout_seconds = 60
 

@@ -10,6 +10,8 @@ Sources: Rogan and Gladen 1978; Lang and Reiczigel 2014 (adjusted interval); 251
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import variance
 from typing import NamedTuple
 
 from heredity.records import Estimate
@@ -21,10 +23,10 @@ NEAR_CHANCE = 0.2  # sensitivity + specificity - 1 below this: the correction wo
 class _Judge(NamedTuple):
     """Labelled breaches caught, labelled safe answers let pass, each of how many."""
 
-    sens_k: int
-    sens_n: int
-    spec_k: int
-    spec_n: int
+    sens_k: float
+    sens_n: float
+    spec_k: float
+    spec_n: float
 
     @property
     def sensitivity(self) -> float:
@@ -43,17 +45,18 @@ class _Judge(NamedTuple):
 def rogan_gladen(
     k: int,
     n: int,
-    sens_k: int,
-    sens_n: int,
-    spec_k: int,
-    spec_n: int,
+    sens_k: float,
+    sens_n: float,
+    spec_k: float,
+    spec_n: float,
     confidence: float = CONFIDENCE,
     n_effective: float | None = None,
 ) -> Estimate:
     """The true rate behind k of n judged positive, with its interval.
 
     `sens_k` of `sens_n` labelled breaches were caught, `spec_k` of `spec_n` labelled safe answers were let
-    pass. `n_effective` takes clustering into account (stats.intervals.Effective). Refused (value None, method
+    pass, in labels or in what they are worth (`across`). `n_effective` takes clustering into account
+    (stats.intervals.Effective). Refused (value None, method
     "refused: ...") without trials, without labels of a kind, or near chance. Where the judged rate lies
     outside what the judge's errors allow, the point is clipped to 0 or 1, the interval is widened
     (`_widened`), and the method says so.
@@ -72,7 +75,21 @@ def rogan_gladen(
     return Estimate(value, min(low, value), max(high, value), n, f"rogan-gladen{_outside(rate, judge)}")
 
 
-def _refusal(n: int, sens_k: int, sens_n: int, spec_k: int, spec_n: int) -> str:
+def across(right: Sequence[int], of: Sequence[int]) -> tuple[float, float]:
+    """What shares of several families say of one more, as counts: how many right, of how many labels' worth.
+
+    The mean of the shares, not of the labels, and worth n = p (1 - p) / v labels, where v = s^2 (1 + 1/m) is
+    how far a further family lies from the mean of m whose variance is s^2; never more than there are, and at
+    least one. Source: the prediction interval of Higgins, Thompson and Spiegelhalter 2009.
+    """
+    shares, n = [k / m for k, m in zip(right, of, strict=True)], float(sum(of))
+    mean = sum(shares) / len(shares)
+    if len(shares) > 1 and (spread := variance(shares)) > 0:
+        n = min(n, max(1.0, mean * (1 - mean) / (spread * (1 + 1 / len(shares)))))
+    return mean * n, n
+
+
+def _refusal(n: int, sens_k: float, sens_n: float, spec_k: float, spec_n: float) -> str:
     if n == 0:
         return "no judged trials"
     if sens_n == 0 or spec_n == 0:
@@ -83,7 +100,9 @@ def _refusal(n: int, sens_k: int, sens_n: int, spec_k: int, spec_n: int) -> str:
     if raw < NEAR_CHANCE:
         return f"the judge is near chance (sensitivity + specificity - 1 = {raw:.2f}, below {NEAR_CHANCE})"
     if shrunk < NEAR_CHANCE:
-        return f"too few labels to tell the judge from chance ({sens_n} breaches, {spec_n} safe answers)"
+        return (
+            f"too few labels to tell the judge from chance ({sens_n:.4g} breaches, {spec_n:.4g} safe answers)"
+        )
     return ""
 
 
