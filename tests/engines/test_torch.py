@@ -7,17 +7,20 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from heredity.engines import _decoder, _tuning, _weights
+from heredity.engines._chat import Chat
+from heredity.engines._template import Template, _as_dict, _schema
 from heredity.engines.torch import Torch, open_folder
 from heredity.errors import Damaged, EngineFailure, HeredityError, Unavailable
-from heredity.records import Decoding, Message, Reply, Request
+from heredity.records import Decoding, Message, Reply, Request, Tool
 
 from .company import caches
-from .conftest import WORDS, make_model
+from .conftest import CHATML, WORDS, make_model, make_tokenizer
 
 SYSTEM = Message("system", "the quick brown fox jumps over a lazy dog " * 3)
 
@@ -192,6 +195,34 @@ def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_spe
     rendered = engine.render(ask(0, "what jumps"))
     assert rendered.endswith("User: what jumps\n\nAssistant:")
     assert engine._chat.stop_text == "\nUser:"
+
+
+def base_chat(folder: Path, template: str | None = None) -> Chat:
+    make_tokenizer(folder, template)
+    return Chat(folder)
+
+
+def test_a_prompt_holds_one_fixed_day_and_no_clock(tmp_path: Path) -> None:
+    chat = base_chat(
+        tmp_path, "{{ strftime_now('%d %B %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert chat.render(ask(0, "hello")) == f"01 January 2026{SYSTEM.content}hello"
+
+
+@pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
+def test_a_prompt_is_the_text_that_transformers_gives(tmp_path: Path, tools: tuple[Tool, ...]) -> None:
+    template = (
+        CHATML + "{{ eos_token }}{{ pad_token is defined }}{% if tools %}{{ tools | tojson }}{% endif %}"
+    )
+    chat = base_chat(tmp_path, template)
+    request = msgspec.structs.replace(ask(0, " ünï <|im_end|> ", prefill="Sure"), tools=tools)
+    expected = chat._tokenizer.apply_chat_template(
+        [_as_dict(message) for message in request.messages],
+        tools=[_schema(tool) for tool in tools] or None,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert chat.render(request) == expected + "Sure"
 
 
 def test_a_template_without_a_system_role_gets_it_with_the_first_user_message(tmp_path: Path) -> None:
