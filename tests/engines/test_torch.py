@@ -197,6 +197,17 @@ def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_spe
     assert engine._chat.stop_text == "\nUser:"
 
 
+@pytest.mark.parametrize(("prefill", "end"), [("Sure", ": Sure"), (" Sure", ": Sure"), ("", ":")])
+def test_a_base_model_s_prefill_stands_off_as_the_turns_before_it_do(
+    tmp_path: Path, prefill: str, end: str
+) -> None:
+    chat = base_chat(tmp_path)
+    messages = (SYSTEM, Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    rendered = chat.render(Request(0, messages, prefill=prefill))
+    assert rendered.endswith(f"User: a\n\nAssistant: b\n\nUser: c\n\nAssistant{end}")
+    assert Template("").render(Request(0, messages, prefill=prefill)) == rendered
+
+
 def base_chat(folder: Path, template: str | None = None) -> Chat:
     make_tokenizer(folder, template)
     return Chat(folder)

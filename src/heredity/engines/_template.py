@@ -103,7 +103,9 @@ def _refuse(message: str) -> NoReturn:
 def _plain(messages: tuple[Message, ...], prefill: str) -> str:
     titles = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool result: ", "system": ""}
     parts = [titles[message.role] + message.content.strip() for message in messages]
-    return "\n\n".join([*parts, f"Assistant:{prefill}"])
+    # A space before words to go on from, as in the assistant's turns above; a model puts its own.
+    gap = " " if prefill and not prefill[0].isspace() else ""
+    return "\n\n".join([*parts, f"Assistant:{gap}{prefill}"])
 
 
 def _merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
