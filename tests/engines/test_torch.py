@@ -113,6 +113,25 @@ def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model
             assert torch.equal(alone, backwards[request.key]), (n_words, request.key)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_keeps_its_bits_however_long_the_caches_are(any_model: Path, dtype: torch.dtype) -> None:
+    """A long row makes everyone's cache longer, and with it what a softmax adds up."""
+    decoder = _decoder.Decoder(_weights.read(any_model, dtype), dtype)
+    stream = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        for n_prefix in (0, 1, 33, 61, 150, 251):
+            prefix = decoder.prefix(tuple(torch.randint(3, 300, (n_prefix,), generator=stream).tolist()))
+            rows = torch.randint(3, 300, (16, 63), generator=stream).tolist()
+            found = []
+            for n_cells in (64, 128, 192):
+                slots = decoder.slots(16, n_cells)
+                for slot, row in enumerate(rows):
+                    decoder.prefill(prefix, slots, slot, tuple(row[:-1]))
+                last = torch.tensor([row[-1] for row in rows])
+                found.append(decoder.step(prefix, slots, last, torch.full((16,), 62)))
+            assert all(torch.equal(found[0], other) for other in found[1:]), n_prefix
+
+
 def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: Path, tmp_path: Path) -> None:
     requests = questions(40)
     first = answers(open_folder(tiny_llama, tmp_path / "t"), requests)
@@ -306,7 +325,7 @@ def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, t
 
 
 def test_numerics_name_the_rule_by_which_rows_meet(engine: Torch) -> None:
-    assert engine.numerics.endswith("prefilled alone")
+    assert engine.numerics.endswith("rows apart")
 
 
 def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from heredity.engines._decoder import CELL, Decoder, Prefix, Slots
+from heredity.engines._decoder import CELL, Decoder, Prefix, Slots, round_up
 from heredity.records import Record
 
 SCHEMA = 2  # 1 proved rows that were prefilled together, over one prefix only
@@ -139,7 +139,7 @@ def _witness(decoder: Decoder) -> tuple[Prefix, Slots]:
         return torch.randn(size, generator=stream).to(decoder.dtype)
 
     layers = range(shape.n_layers)
-    shared = [[make(shape.n_kv_heads, _N_PREFIX, shape.head_dim) for _ in layers] for _ in range(2)]
+    shared = [[make(shape.n_kv_heads, round_up(_N_PREFIX, CELL), shape.head_dim) for _ in layers] for _ in range(2)]
     own = [[make(1, shape.n_kv_heads, 2 * CELL, shape.head_dim) for _ in layers] for _ in range(2)]
     return Prefix((0,) * _N_PREFIX, shared[0], shared[1]), Slots(own[0], own[1])
 

@@ -30,7 +30,7 @@ from heredity.errors import ContextOverflow, EngineFailure
 from heredity.records import Model, Reply, Request, encode
 
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
-_RULE = "prefilled alone"  # before: rows together where a prefix of random numbers had shown no difference
+_RULE = "rows apart"  # a prompt is prefilled alone, a softmax adds up whole cells; before, neither
 _EMPTY = Prefix((), [], [])
 
 
