@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import _decoder, _tuning, _weights
+from heredity.engines import UNPROVEN, _decoder, _tuning, _weights
 from heredity.engines._chat import Chat
 from heredity.engines._template import Template, _as_dict, _schema
 from heredity.engines.torch import Torch, open_folder
@@ -379,6 +379,22 @@ def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, t
 
 def test_numerics_name_the_rule_by_which_rows_meet(engine: Torch) -> None:
     assert engine.numerics.endswith("rows apart")
+
+
+def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(tiny_llama: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    step = decoder.step
+
+    def restless(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+        return step(prefix, slots, tokens, lengths) + 1e-3 * slots.capacity
+
+    with torch.inference_mode():
+        proven = _tuning.probe(decoder, widths=(4,))
+        decoder.step = restless  # type: ignore[method-assign]
+        moved = _tuning.probe(decoder, widths=(4, 8))
+    assert proven.is_proven and not moved.is_proven and len(moved.widths) == 1
+    told = [Torch(decoder, Chat(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)]
+    assert [UNPROVEN in name for name in told] == [False, True]
 
 
 def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:

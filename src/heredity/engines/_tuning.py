@@ -36,7 +36,7 @@ Clock = Callable[[], float]
 
 
 class Place(NamedTuple):
-    """Where the witness sits in a step: over what prefix, in which share of the slots, cells of the caches."""
+    """Where the witness sits in a step: over what prefix, which share of the slots in, cells a cache."""
 
     n_prefix: int
     share: float
