@@ -30,7 +30,11 @@ SCHEMA = 2  # 1 proved rows that were prefilled together, over one prefix only
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 _N_OWN = 2 * CELL - 9
 _N_PREFIX = (448, 603)  # study-shaped: one of whole tiles of a matrix kernel, one that leaves a rest of each
-_REPEATS, _LEAST, _LONG_SECONDS = 40, 8, 2.0  # tries of a product: all of them, or fewer where they take long
+_REPEATS, _LEAST, _LONG_SECONDS = (
+    40,
+    16,
+    4.0,
+)  # tries of a product: all of them, or fewer where they take long
 
 Clock = Callable[[], float]
 
