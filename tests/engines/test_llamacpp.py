@@ -145,7 +145,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
 @pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
 def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ...]) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    from heredity.engines._chat import _as_dict, _schema
+    from heredity.engines._template import _as_dict, _schema
 
     source = (
         "{%- for m in messages %}\n    {{- '<' + m.role + '>' }}\n{{ m.content | trim }}\n"

@@ -7,17 +7,20 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import _decoder, _tuning, _weights
+from heredity.engines import _decoder, _weights
+from heredity.engines._chat import Chat
+from heredity.engines._template import Template, _as_dict, _schema
 from heredity.engines.torch import Torch, open_folder
 from heredity.errors import Damaged, EngineFailure, HeredityError, Unavailable
-from heredity.records import Decoding, Message, Reply, Request
+from heredity.records import Decoding, Message, Reply, Request, Tool
 
 from .company import caches
-from .conftest import WORDS, make_model
+from .conftest import CHATML, WORDS, make_model, make_tokenizer
 
 SYSTEM = Message("system", "the quick brown fox jumps over a lazy dog " * 3)
 
@@ -110,6 +113,25 @@ def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model
             assert torch.equal(alone, backwards[request.key]), (n_words, request.key)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_keeps_its_bits_however_long_the_caches_are(any_model: Path, dtype: torch.dtype) -> None:
+    """A long row makes everyone's cache longer, and with it what a softmax adds up."""
+    decoder = _decoder.Decoder(_weights.read(any_model, dtype), dtype)
+    stream = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        for n_prefix in (0, 1, 33, 61, 150, 251):
+            prefix = decoder.prefix(tuple(torch.randint(3, 300, (n_prefix,), generator=stream).tolist()))
+            rows = torch.randint(3, 300, (16, 63), generator=stream).tolist()
+            found = []
+            for n_cells in (64, 128, 192):
+                slots = decoder.slots(16, n_cells)
+                for slot, row in enumerate(rows):
+                    decoder.prefill(prefix, slots, slot, tuple(row[:-1]))
+                last = torch.tensor([row[-1] for row in rows])
+                found.append(decoder.step(prefix, slots, last, torch.full((16,), 62)))
+            assert all(torch.equal(found[0], other) for other in found[1:]), n_prefix
+
+
 def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: Path, tmp_path: Path) -> None:
     requests = questions(40)
     first = answers(open_folder(tiny_llama, tmp_path / "t"), requests)
@@ -194,6 +216,45 @@ def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_spe
     assert engine._chat.stop_text == "\nUser:"
 
 
+@pytest.mark.parametrize(("prefill", "end"), [("Sure", ": Sure"), (" Sure", ": Sure"), ("", ":")])
+def test_a_base_model_s_prefill_stands_off_as_the_turns_before_it_do(
+    tmp_path: Path, prefill: str, end: str
+) -> None:
+    chat = base_chat(tmp_path)
+    messages = (SYSTEM, Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    rendered = chat.render(Request(0, messages, prefill=prefill))
+    assert rendered.endswith(f"User: a\n\nAssistant: b\n\nUser: c\n\nAssistant{end}")
+    assert Template("").render(Request(0, messages, prefill=prefill)) == rendered
+
+
+def base_chat(folder: Path, template: str | None = None) -> Chat:
+    make_tokenizer(folder, template)
+    return Chat(folder)
+
+
+def test_a_prompt_holds_one_fixed_day_and_no_clock(tmp_path: Path) -> None:
+    chat = base_chat(
+        tmp_path, "{{ strftime_now('%d %B %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert chat.render(ask(0, "hello")) == f"01 January 2026{SYSTEM.content}hello"
+
+
+@pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
+def test_a_prompt_is_the_text_that_transformers_gives(tmp_path: Path, tools: tuple[Tool, ...]) -> None:
+    template = (
+        CHATML + "{{ eos_token }}{{ pad_token is defined }}{% if tools %}{{ tools | tojson }}{% endif %}"
+    )
+    chat = base_chat(tmp_path, template)
+    request = msgspec.structs.replace(ask(0, " ünï <|im_end|> ", prefill="Sure"), tools=tools)
+    expected = chat._tokenizer.apply_chat_template(
+        [_as_dict(message) for message in request.messages],
+        tools=[_schema(tool) for tool in tools] or None,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert chat.render(request) == expected + "Sure"
+
+
 def test_a_template_without_a_system_role_gets_it_with_the_first_user_message(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -238,44 +299,5 @@ def test_a_config_that_is_not_that_of_the_tensors_is_refused(tmp_path: Path) -> 
         open_folder(tmp_path)
 
 
-def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
-    path = tmp_path / "tuning.json"
-    with torch.inference_mode():
-        first = _tuning.tuned(decoder, path, widths=(4, 8))
-        assert _tuning.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
-        path.write_text(path.read_text().replace(first.fingerprint, "0" * 16))
-        assert _tuning.tuned(decoder, path, widths=(4,)).widths == (4,)
-
-
-def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
-    path = tmp_path / "tuning.json"
-    with torch.inference_mode():
-        new = _tuning.tuned(decoder, path, widths=(4,))
-    assert _tuning.read(path) == new
-    path.write_text(path.read_text().replace(f'"schema": {_tuning.SCHEMA}', '"schema": 1'))
-    assert _tuning.read(path) is None
-    # as files of the first schema were: without its number, with rows that were prefilled together
-    path.write_text(path.read_text().replace('"schema": 1', '"prefill_rows": {"16": 2}'))
-    assert _tuning.read(path) is None
-
-
 def test_numerics_name_the_rule_by_which_rows_meet(engine: Torch) -> None:
-    assert engine.numerics.endswith("prefilled alone")
-
-
-def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
-    step = decoder.step
-
-    def crooked(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
-        logits = step(prefix, slots, tokens, lengths)
-        return logits + 1e-3 if len(tokens) == 8 else logits
-
-    decoder.step = crooked  # type: ignore[method-assign]
-    with torch.inference_mode():
-        found = _tuning.probe(decoder, widths=(4, 8, 16))
-    assert 8 not in found.widths or found.widths == (8,)
+    assert engine.numerics.endswith("rows apart")

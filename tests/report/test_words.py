@@ -3,6 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.engines import UNPROVEN
 from heredity.estimates import Estimates, Manners, Pair, Table2x2
 from heredity.estimates import read as read_estimates
 from heredity.records import Estimate
@@ -71,6 +72,14 @@ def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
     babbler = Manners(estimates.models[0].id, "breach", 1, 1, 8, 0, 0)
     said = headline(msgspec.structs.replace(estimates, manners=(babbler,))).warnings
     assert any("unable rather than unwilling" in line for line in said)
+
+
+def test_an_engine_that_proves_nothing_about_company_is_named(estimates: Estimates) -> None:
+    first, *others = estimates.models
+    told = msgspec.structs.replace(first, engine=f"torch 2 bfloat16 ({UNPROVEN})")
+    said = headline(msgspec.structs.replace(estimates, models=(told, *others))).warnings
+    assert [first.name in line for line in said if UNPROVEN in line] == [True]
+    assert not any(UNPROVEN in line for line in headline(estimates).warnings)
 
 
 def test_the_headline_does_not_crown_a_model_that_refuses_everything(estimates: Estimates) -> None:

@@ -19,6 +19,7 @@ from heredity.errors import Unavailable, UnknownName
 from heredity.records import Decoding, Model, Reply, Request
 
 _ALTERED = " | "
+UNPROVEN = "answers may depend on their company"  # stands in the name of an engine of which it is true
 BY_FORMAT = {
     "safetensors": "torch",
     "gguf": "torch",

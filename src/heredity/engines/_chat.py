@@ -1,8 +1,7 @@
 """Messages to the text and tokens a model sees: by its own chat template, or a plain one for a base model.
 
-Promises: the text is what the template gives, with the assistant's prefill at its end; a template that has no
-system role gets the system message at the head of the first user message.
-Leaves to others: what is said (application.py).
+Promises: what is rendered is encoded as it is, and tokens come back as everything the model said.
+Leaves to others: what is said (application.py) and the rendering (_template.py).
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from heredity.engines._template import Template
 from heredity.errors import EngineFailure
-from heredity.records import Message, Request, Tool
-
-PLAIN_STOP = "\nUser:"  # where a base model begins to speak for the user
+from heredity.records import Message, Request
 
 
 class Chat:
@@ -35,7 +33,7 @@ class Chat:
     @property
     def stop_text(self) -> str:
         """Text that ends an answer beside the stop tokens; "" for none."""
-        return PLAIN_STOP if self.is_base else ""
+        return self._template.stop_text
 
     @property
     def end(self) -> int:
@@ -45,9 +43,26 @@ class Chat:
 
     def render(self, request: Request) -> str:
         """The full text for a request. Raises EngineFailure where the template refuses the messages."""
+        return (self._with_tools if request.tools else self._template).render(request)
+
+    @cached_property
+    def _template(self) -> Template:
+        return self._template_for(None)
+
+    @cached_property
+    def _with_tools(self) -> Template:
+        return self._template_for([{}])
+
+    def _template_for(self, tools: list[dict[str, Any]] | None) -> Template:
+        """transformers' own choice where there are several, but rendered here: its `strftime_now` tells the
+        real time, and a prompt must be the same on any day."""
         if self.is_base:
-            return _plain(request.messages) + request.prefill
-        return self._apply(request.messages, request.tools) + request.prefill
+            return Template("")
+        try:
+            source = self._tokenizer.get_chat_template(tools=tools)
+        except ValueError as error:
+            raise EngineFailure(f"the model has no chat template for this: {error}") from None
+        return Template(source, specials=dict(self._tokenizer.special_tokens_map))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of rendered text; nothing is added (the template has said all)."""
@@ -91,60 +106,3 @@ class Chat:
         ends = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end|>", "</s>")
         vocabulary = self._tokenizer.get_vocab()
         return frozenset(found | {vocabulary[end] for end in ends if end in vocabulary})
-
-    def _apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
-        if not self._has_system:
-            messages = _merged(messages)
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                [_as_dict(message) for message in messages],
-                tools=[_schema(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except (
-            Exception
-        ) as error:  # a template is a program of the model's author; whatever it raises is its no
-            raise EngineFailure(f"the model's chat template refuses these messages: {error}") from None
-        return text
-
-    @cached_property
-    def _has_system(self) -> bool:
-        probe = [{"role": "system", "content": "\x01mark\x01"}, {"role": "user", "content": "hi"}]
-        try:
-            return "\x01mark\x01" in self._tokenizer.apply_chat_template(probe, tokenize=False)
-        except Exception:  # as above: this template has no system role
-            return False
-
-
-def _plain(messages: tuple[Message, ...]) -> str:
-    titles = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool result: ", "system": ""}
-    parts = [titles[message.role] + message.content.strip() for message in messages]
-    return "\n\n".join([*parts, "Assistant:"])
-
-
-def _merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    if not messages or messages[0].role != "system":
-        return messages
-    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    if first is None:
-        return (Message("user", messages[0].content), *messages[1:])
-    user = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
-    return (*messages[1:first], user, *messages[first + 1 :])
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
-    if not message.tool_calls:
-        return {"role": message.role, "content": message.content}
-    calls = [
-        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in message.tool_calls
-    ]
-    return {"role": message.role, "content": message.content, "tool_calls": calls}
-
-
-def _schema(tool: Tool) -> dict[str, Any]:
-    properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
-    parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}

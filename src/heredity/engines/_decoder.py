@@ -2,7 +2,8 @@
 
 The application's prefix is computed once and its keys and values are kept once: attention over it is one
 matrix product for all rows of the batch. Each row keeps only its own keys and values behind it. Softmax runs
-over both parts together, so the result is plain attention.
+over both parts together, so the result is plain attention. Both parts are whole cells, masked behind their
+ends: where a rest of a vector is left, a softmax adds it up otherwise than the same numbers in a longer row.
 
 Promises: a row's numbers depend on that row alone: a prefill takes one row, so that its shapes are its own; a
 decode step has one of a few widths, and _tuning.py proves which of them give equal bits.
@@ -29,7 +30,7 @@ Touch = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True)
 class Prefix:
-    """Keys and values of tokens that every row begins with: one (kv heads, length, head_dim) a layer."""
+    """Keys and values of tokens that every row begins with: one (kv heads, n_cells, head_dim) a layer."""
 
     tokens: tuple[int, ...]
     keys: list[torch.Tensor]
@@ -38,6 +39,11 @@ class Prefix:
     @property
     def length(self) -> int:
         return len(self.tokens)
+
+    @property
+    def n_cells(self) -> int:
+        """Positions held, whole cells; those from `length` on are finite filler and masked."""
+        return round_up(self.length, CELL)
 
 
 @dataclass(slots=True)
@@ -90,13 +96,11 @@ class Decoder:
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Compute a prefix once, in chunks of fixed size."""
-        n_cells = round_up(len(tokens), CHUNK)
-        slots, empty = self.slots(1, n_cells), Prefix((), [], [])
+        slots, empty = self.slots(1, round_up(len(tokens), CHUNK)), Prefix((), [], [])
         if tokens:
             self.prefill(empty, slots, 0, tokens)
-        cut = [
-            [cache[0, :, : len(tokens)].contiguous() for cache in side] for side in (slots.keys, slots.values)
-        ]
+        n_cells = round_up(len(tokens), CELL)
+        cut = [[cache[0, :, :n_cells].contiguous() for cache in side] for side in (slots.keys, slots.values)]
         return Prefix(tokens, cut[0], cut[1])
 
     def prefill(self, prefix: Prefix, slots: Slots, slot: int, own: tuple[int, ...]) -> torch.Tensor:
@@ -170,7 +174,7 @@ class Decoder:
         group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
         ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
         own_mask = torch.zeros(n_new, 1, end).masked_fill(ahead[:, None] > 0, -torch.inf).to(self.dtype)
-        window_masks = self._window_masks(prefix.length, torch.arange(start, end), end)
+        window_masks = self._window_masks(prefix, torch.arange(start, end), end)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = slots.keys[i][slot], slots.values[i][slot]
@@ -181,14 +185,14 @@ class Decoder:
             q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)
             scores = torch.bmm(q, own_keys.transpose(1, 2)).view(kv, n_new, group, end) + own_mask
             if prefix.length:
-                shared = torch.bmm(q, prefix.keys[i].transpose(1, 2))
-                scores = torch.cat([shared.view(kv, n_new, group, prefix.length), scores], dim=-1)
+                shared = _over_prefix(q, prefix, i).view(kv, n_new, group, prefix.n_cells)
+                scores = torch.cat([shared, scores], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            o = torch.bmm(p[..., prefix.length :].reshape(kv, n_new * group, end), own_values)
+            o = torch.bmm(p[..., prefix.n_cells :].reshape(kv, n_new * group, end), own_values)
             if prefix.length:
-                of_shared = p[..., : prefix.length].reshape(kv, n_new * group, prefix.length)
+                of_shared = p[..., : prefix.n_cells].reshape(kv, n_new * group, prefix.n_cells)
                 o = o + torch.bmm(of_shared, prefix.values[i])
             o = o.view(kv, n_new, group, s.head_dim).transpose(0, 1)
             return o.reshape(n_new, s.n_heads * s.head_dim)
@@ -202,7 +206,7 @@ class Decoder:
         rows, heads, at = torch.arange(width)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
         ahead = torch.arange(n_cells)[None] > at
         own_mask = torch.zeros(width, n_cells).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
-        window_masks = self._window_masks(prefix.length, lengths, n_cells)
+        window_masks = self._window_masks(prefix, lengths, n_cells)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             slots.keys[i][rows, heads, at] = k
@@ -217,25 +221,27 @@ class Decoder:
                 return torch.bmm(p, values).view(width, -1)
             together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
             together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
-            shared = torch.bmm(together, prefix.keys[i].transpose(1, 2))
-            shared = shared.view(s.n_kv_heads, width, group, prefix.length)
+            shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_cells)
             scores = torch.cat([shared, own.transpose(0, 1)], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.length]
+            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_cells]
             o = torch.bmm(of_shared, prefix.values[i]).view(s.n_kv_heads, width, group, s.head_dim)
-            of_own = p[..., prefix.length :].transpose(0, 1).reshape(-1, group, n_cells)
+            of_own = p[..., prefix.n_cells :].transpose(0, 1).reshape(-1, group, n_cells)
             o_own = torch.bmm(of_own, values).view(width, s.n_kv_heads, group, s.head_dim)
             return (o.transpose(0, 1) + o_own).reshape(width, -1)
 
         return attend
 
-    def _window_masks(self, n_prefix: int, queries: torch.Tensor, n_own: int) -> dict[int, torch.Tensor]:
+    def _window_masks(self, prefix: Prefix, queries: torch.Tensor, n_own: int) -> dict[int, torch.Tensor]:
         """For each window size in use: (queries, prefix + own), -inf where a key lies before the window."""
         if not self._has_windows:
             return {}
-        ages = (queries[:, None] + n_prefix) - torch.arange(n_prefix + n_own)[None]
+        keys = torch.cat(
+            [torch.arange(prefix.n_cells), torch.arange(n_own) + prefix.length]
+        )  # their positions
+        ages = (queries[:, None] + prefix.length) - keys[None]
         zero = torch.zeros(ages.shape)
         sizes = {size for size in self.shape.windows if size}
         return {size: zero.masked_fill(ages >= size, -torch.inf).to(self.dtype) for size in sizes}
@@ -254,6 +260,13 @@ class Decoder:
                 (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
             )
         return tuple(turns)
+
+
+def _over_prefix(queries: torch.Tensor, prefix: Prefix, layer: int) -> torch.Tensor:
+    """Scores (kv heads, queries, n_cells) over the prefix's keys, the filler behind them masked."""
+    scores = torch.bmm(queries, prefix.keys[layer].transpose(1, 2))
+    scores[..., prefix.length :] = -torch.inf
+    return scores
 
 
 def padded(own: Sequence[int]) -> int:

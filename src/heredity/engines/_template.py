@@ -1,8 +1,9 @@
-"""A chat template, rendered without transformers: for engines whose library is not asked to do it.
+"""A chat template, rendered here rather than by transformers or llama.cpp; a plain one for a base model.
 
 Promises: the text is what transformers gives for the same template (trimmed blocks, loop controls, `tojson`
-without escapes, `raise_exception`), in a sandbox; `strftime_now` gives one fixed day, for a prompt must not
-change with the calendar.
+without escapes, `raise_exception`), in a sandbox, with the assistant's prefill at its end; `strftime_now`
+gives one fixed day, for a prompt must not change with the calendar; a template that has no system role gets
+the system message at the head of the first user message.
 Leaves to others: tokens.
 """
 
@@ -14,19 +15,25 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
-from heredity.engines._chat import PLAIN_STOP, _as_dict, _merged, _plain, _schema
 from heredity.errors import EngineFailure
 from heredity.records import Message, Request, Tool
 
+PLAIN_STOP = "\nUser:"  # where a base model begins to speak for the user
 DAY = datetime(2026, 1, 1)
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool: no text
 
 
 class Template:
-    """A template's source, "" for a base model's plain one, with the texts of its first and last token."""
+    """A template's source, "" for a base model's plain one, with the texts of its first and last token.
 
-    def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
-        self._source, self._bos, self._eos = source, bos, eos
+    specials: texts of special tokens by transformers' name for them ("bos_token"), in place of these two.
+    """
+
+    def __init__(
+        self, source: str, bos: str = "", eos: str = "", specials: dict[str, Any] | None = None
+    ) -> None:
+        self._source = source
+        self._specials = {"bos_token": bos, "eos_token": eos} if specials is None else specials
 
     @property
     def stop_text(self) -> str:
@@ -36,7 +43,7 @@ class Template:
     def render(self, request: Request) -> str:
         """The full text for a request, prefill included. Raises EngineFailure where the template refuses."""
         if not self._source:
-            return _plain(request.messages) + request.prefill
+            return _plain(request.messages, request.prefill)
         messages = request.messages if self._has_system else _merged(request.messages)
         try:
             return self._apply(messages, request.tools) + request.prefill
@@ -57,9 +64,9 @@ class Template:
             self._compiled.render(
                 messages=[_as_dict(message) for message in messages],
                 tools=[_schema(tool) for tool in tools] or None,
+                documents=None,
                 add_generation_prompt=True,
-                bos_token=self._bos,
-                eos_token=self._eos,
+                **self._specials,
             )
         )
 
@@ -77,9 +84,52 @@ class Template:
         return environment.from_string(_GENERATION.sub("", self._source))
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:
     raise ValueError(message)
+
+
+def _plain(messages: tuple[Message, ...], prefill: str) -> str:
+    titles = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool result: ", "system": ""}
+    parts = [titles[message.role] + message.content.strip() for message in messages]
+    # A space before words to go on from, as in the assistant's turns above; a model puts its own.
+    gap = " " if prefill and not prefill[0].isspace() else ""
+    return "\n\n".join([*parts, f"Assistant:{gap}{prefill}"])
+
+
+def _merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not messages or messages[0].role != "system":
+        return messages
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    if first is None:
+        return (Message("user", messages[0].content), *messages[1:])
+    user = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
+    return (*messages[1:first], user, *messages[first + 1 :])
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    if not message.tool_calls:
+        return {"role": message.role, "content": message.content}
+    calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content, "tool_calls": calls}
+
+
+def _schema(tool: Tool) -> dict[str, Any]:
+    properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}

@@ -20,7 +20,7 @@ _process.spin_briefly()  # before torch is loaded, else it does not count
 
 import torch
 
-from heredity.engines import _adapter, _direction, _tool_calls, _tuning, _weights, altered
+from heredity.engines import UNPROVEN, _adapter, _direction, _tool_calls, _tuning, _weights, altered
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
@@ -30,7 +30,7 @@ from heredity.errors import ContextOverflow, EngineFailure
 from heredity.records import Model, Reply, Request, encode
 
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
-_RULE = "prefilled alone"  # before: rows together where a prefix of random numbers had shown no difference
+_RULE = "rows apart"  # a prompt is prefilled alone, a softmax adds up whole cells; before, neither
 _EMPTY = Prefix((), [], [])
 
 
@@ -92,6 +92,8 @@ class Torch:
         self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
         width = self._widths[-1]
         self.name = f"torch {torch.__version__} {dtype} width {width} arithmetic {tuning.fingerprint}"
+        if not tuning.is_proven:
+            self.name += f" ({UNPROVEN})"
 
     def render(self, request: Request) -> str:
         return self._chat.render(request)

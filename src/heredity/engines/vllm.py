@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from heredity.engines import remote
+from heredity.engines import UNPROVEN, remote
 from heredity.engines._server import Server, free_port
 from heredity.errors import Unavailable
 from heredity.records import Model, RecipeRecord, Reply, Request
@@ -78,7 +78,7 @@ class Vllm:
         self._client, self.server = client, server
         whose = "own server" if server else client.where.base_url
         # The port is left out: it is another at every start, and changes no bit.
-        self.name = f"vllm {whose} (answers may depend on their company)"
+        self.name = f"vllm {whose} ({UNPROVEN})"
         self.numerics = f"vllm {whose}"
 
     def render(self, request: Request) -> str:

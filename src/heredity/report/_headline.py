@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from heredity.decide import stopping
+from heredity.engines import UNPROVEN
 from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Pair, Rate, main_scope
 from heredity.report._edges import summary
 from heredity.report._text import label
@@ -260,6 +261,12 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
         found.append(
             "Tools were rendered in each model's own format: the application is not the same for all."
         )
+    found += [
+        f"{called.get(card.id, label(card.id))}: {UNPROVEN}, by its engine's own word, so the same trial in"
+        " another batch may come out otherwise."
+        for card in estimates.models
+        if UNPROVEN in card.engine
+    ]
     for said in estimates.manners:
         total = said.refusal + said.compliance + said.incoherent + said.empty
         if said.kind == "breach" and total and (said.incoherent + said.empty) / total >= _BABBLE:

@@ -1,0 +1,119 @@
+"""The probe of a machine: what it keeps, what it measures again, and what a busy moment may not decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines import UNPROVEN, _decoder, _tuning, _weights
+from heredity.engines._chat import Chat
+from heredity.engines.torch import Torch
+
+
+class BusyClock:
+    """Seconds as they are told to it, by a machine that is busy for the first of them."""
+
+    def __init__(self, busy_until: float) -> None:
+        self.now, self._busy_until = 0.0, busy_until
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds * (30 if self.now < self._busy_until else 1)
+
+
+def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    path = tmp_path / "tuning.json"
+    with torch.inference_mode():
+        first = _tuning.tuned(decoder, path, widths=(4, 8))
+        assert _tuning.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
+        path.write_text(path.read_text().replace(first.fingerprint, "0" * 16))
+        assert _tuning.tuned(decoder, path, widths=(4,)).widths == (4,)
+
+
+def test_a_busy_moment_does_not_keep_the_batch_narrow(tiny_llama: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    step, clock = decoder.step, BusyClock(busy_until=0)
+
+    def timed(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+        is_first_of_wider = clock.now > 0 and len(tokens) > 4 and len(tokens) not in reached
+        reached.add(len(tokens))
+        clock.work((1 + len(tokens) / 100) * (30 if is_first_of_wider else 1))
+        return step(prefix, slots, tokens, lengths)
+
+    reached: set[int] = set()
+    decoder.step = timed  # type: ignore[method-assign]
+    with torch.inference_mode():
+        found = _tuning.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
+    assert set(found.tokens_per_second) == {"4", "8", "16", "32"}
+    assert found.tokens_per_second["32"] == max(found.tokens_per_second.values())
+
+
+def test_the_probe_goes_no_further_where_wider_is_slower(tiny_llama: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    step, clock = decoder.step, BusyClock(busy_until=0)
+
+    def timed(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+        clock.work(len(tokens) ** 2)
+        return step(prefix, slots, tokens, lengths)
+
+    decoder.step = timed  # type: ignore[method-assign]
+    with torch.inference_mode():
+        found = _tuning.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
+    assert set(found.tokens_per_second) == {"4", "8", "16"} and found.widths == (4,)
+
+
+def test_the_faster_product_is_found_though_the_machine_is_busy_at_first() -> None:
+    clock = BusyClock(busy_until=1.5)
+    found = _tuning.shortest({"slow": lambda: clock.work(0.01), "fast": lambda: clock.work(0.002)}, clock)
+    assert found == pytest.approx({"slow": 0.01, "fast": 0.002})
+
+
+def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    path = tmp_path / "tuning.json"
+    with torch.inference_mode():
+        new = _tuning.tuned(decoder, path, widths=(4,))
+    assert _tuning.read(path) == new
+    path.write_text(path.read_text().replace(f'"schema": {_tuning.SCHEMA}', '"schema": 1'))
+    assert _tuning.read(path) is None
+    # as files of the first schema were: without its number, with rows that were prefilled together
+    path.write_text(path.read_text().replace('"schema": 1', '"prefill_rows": {"16": 2}'))
+    assert _tuning.read(path) is None
+
+
+def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(tiny_llama: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    step = decoder.step
+
+    def restless(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+        return step(prefix, slots, tokens, lengths) + 1e-3 * slots.capacity
+
+    with torch.inference_mode():
+        proven = _tuning.probe(decoder, widths=(4,))
+        decoder.step = restless  # type: ignore[method-assign]
+        moved = _tuning.probe(decoder, widths=(4, 8))
+    assert proven.is_proven and not moved.is_proven and len(moved.widths) == 1
+    told = [Torch(decoder, Chat(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)]
+    assert [UNPROVEN in name for name in told] == [False, True]
+
+
+def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:
+    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    step = decoder.step
+
+    def crooked(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+        logits = step(prefix, slots, tokens, lengths)
+        return logits + 1e-3 if len(tokens) == 8 else logits
+
+    decoder.step = crooked  # type: ignore[method-assign]
+    with torch.inference_mode():
+        found = _tuning.probe(decoder, widths=(4, 8, 16))
+    assert 8 not in found.widths or found.widths == (8,)
