@@ -84,7 +84,7 @@ class Web:
         return self._hide(self._read(status, data))
 
     def _post(self, body: Any) -> tuple[int, float | None, bytes]:
-        """Status, Retry-After in seconds, and the body. Raises _Lost where there was none, or not all of it."""
+        """Status, Retry-After in seconds, and the body. Raises _Lost where not all of it came."""
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
                 data = bytearray()
