@@ -54,10 +54,18 @@ class Desk(BaseHTTPRequestHandler):
             return 403, {}, b"policy 12"
         if text == "busy" and n_times == 1:
             return 429, {"Retry-After": "0"}, b"later"
+        if text == "busy until" and n_times == 1:
+            return 429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"later"
+        if text == "busy for long":
+            return 503, {"Retry-After": "Fri, 01 Jan 2100 00:00:00 GMT"}, b"later"
+        if text == "broken once" and n_times == 1:
+            return 500, {"Retry-After": "0"}, b"stack trace"
+        if text == "torn" or (text == "torn once" and n_times == 1):
+            return 200, {"Content-Length": "1000"}, b'{"rep'
         if text == "stall":
             time.sleep(1.5)
         special: dict[str, tuple[int, dict[str, str], bytes]] = {
-            "broken": (500, {}, b"stack trace"),
+            "broken": (500, {"Retry-After": "0"}, b"stack trace"),
             "garbage": (200, {}, b"\xff\x00<html>"),
             "other shape": (200, {}, b'{"answer": "there"}'),
             "number": (200, {}, b'{"reply": 7}'),
@@ -133,9 +141,25 @@ def test_a_users_text_with_a_dollar_is_sent_as_it_stands(server: Server, store: 
     assert server.asked[0][1]["question"] == "Q: $system costs $5 \\1"
 
 
-def test_a_busy_server_is_asked_again(server: Server, store: Store) -> None:
-    (reply,) = ask(engine_at(server.address, store), "busy")
-    assert reply.text == "You said busy" and len(server.asked) == 2
+@pytest.mark.parametrize("text", ["busy", "busy until", "broken once", "torn once"])
+def test_a_server_that_is_busy_or_breaks_is_asked_again(server: Server, store: Store, text: str) -> None:
+    (reply,) = ask(engine_at(server.address, store), text)
+    assert reply.text == f"You said {text}" and len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "n_asked", "said"),
+    [
+        ("busy for long", 1, "HTTP 503"),  # a date: nobody waits for that
+        ("broken", 2, "HTTP 500"),
+        ("torn", 2, "RemoteProtocolError"),
+    ],
+)
+def test_one_that_stays_so_is_an_error_row(
+    server: Server, store: Store, text: str, n_asked: int, said: str
+) -> None:
+    (reply,) = ask(engine_at(server.address, store), text)
+    assert reply.stop == "error" and said in str(reply.error) and len(server.asked) == n_asked
 
 
 @pytest.mark.parametrize(

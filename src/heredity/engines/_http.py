@@ -1,7 +1,8 @@
 """One question to a web application over HTTP: the body from a template, the answer by a JSON pointer.
 
 Promises: keys come from environment variables and never leave in an error or an answer that is kept; no
-redirect is followed, so no key goes elsewhere; an answer is read up to a limit; busy servers are asked again.
+redirect is followed, so no key goes elsewhere; an answer is read up to a limit; busy servers are asked again,
+one that breaks (HTTP 500, a connection lost on the way) once.
 Leaves to others: how many at a time (url.py, _crew.py), and what is asked.
 """
 
@@ -21,12 +22,13 @@ import httpx
 import truststore
 
 from heredity.engines._function import MOST_TEXT, as_dicts
+from heredity.engines._remote_pace import retry_after
 from heredity.errors import EngineFailure, Unavailable, UsageError
 from heredity.records import Request
 
 SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
 _SLOT = re.compile(r"\$([a-z_]+)")
-_BUSY = {429, 502, 503, 504}
+_BUSY, _BROKEN = {429, 502, 503, 504}, 500
 _MOST_BYTES = 4 * MOST_TEXT
 _UNREACHABLE_LIMIT = 8  # in a row, with no answer between: it is down
 
@@ -40,6 +42,10 @@ class Said(NamedTuple):
 
     text: str
     is_blocked: bool
+
+
+class _Lost(Exception):
+    """The connection went, before the answer or within it."""
 
 
 class Web:
@@ -63,10 +69,18 @@ class Web:
     def ask(self, request: Request, conversation: str) -> Said:
         """The answer. Raises Failed for this request, EngineFailure where no request would do better."""
         body = fill(self._body, slots(request, conversation))
-        deadline, pause = time.monotonic() + self._timeout, 1.0
+        deadline, pause, is_first = time.monotonic() + self._timeout, 1.0, True
         while True:
-            status, wait, data = self._post(body)
-            if status not in _BUSY:
+            try:
+                status, wait, data = self._post(body)
+            except _Lost as lost:
+                if not is_first or time.monotonic() > deadline:
+                    raise Failed(str(lost)) from None
+                is_first = False
+                continue
+            if status == _BROKEN and is_first:
+                is_first = False
+            elif status not in _BUSY:
                 break
             # Full jitter: many threads that were refused together must not come back together.
             delay = wait if wait is not None else random.uniform(0.5, 1.0) * pause
@@ -77,7 +91,7 @@ class Web:
         return Said(self._hide(self._read(status, data)), status in self._blocked)
 
     def _post(self, body: Any) -> tuple[int, float | None, bytes]:
-        """Status, Retry-After in seconds, and the body."""
+        """Status, Retry-After in seconds, and the body. Raises _Lost where not all of it came."""
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
                 data = bytearray()
@@ -86,12 +100,13 @@ class Web:
                     if len(data) > _MOST_BYTES:
                         break
                 self._n_unreachable = 0
-                return response.status_code, _retry_after(response.headers), bytes(data)
+                wait = retry_after(response.headers.get("retry-after"), time.time())
+                return response.status_code, wait, bytes(data)
         except httpx.ConnectError as error:
             self._count_unreachable(error)
             raise Failed(self._hide(f"cannot reach {self.url}: {error}")) from None
         except httpx.HTTPError as error:
-            raise Failed(self._hide(f"{type(error).__name__}: {error}")) from None
+            raise _Lost(self._hide(f"{type(error).__name__}: {error}")) from None
 
     def _count_unreachable(self, error: Exception) -> None:
         with self._lock:
@@ -204,10 +219,3 @@ def _step(value: Any, part: str, pointer: str) -> Any:
     keys: Sequence[Any] = list(value)[:8] if isinstance(value, dict) else ()
     there = f"; there are: {' '.join(', '.join(map(str, keys)).split())[:200]}" if keys else ""
     raise Failed(f"the answer has no {pointer} ('{part}' is not there{there})")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    try:
-        return max(0.0, float(headers.get("retry-after", "")))
-    except ValueError:
-        return None
