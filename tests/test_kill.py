@@ -1,78 +1,108 @@
-"""Killed with SIGKILL at twenty random moments, a study comes to what an uninterrupted one comes to."""
+"""Killed with SIGKILL at twenty random moments, a study comes to the answers of one that was left alone.
+
+A moment is a number of rows that a study has written, and for some a random pause after it: so the kills are
+spread over the asking and the judging, however fast or busy the machine is.
+"""
 
 from __future__ import annotations
 
 import random
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+import heredity
 from heredity import lineage
 from heredity import plan as plans
+from heredity.application import Application
+from heredity.errors import Unavailable
+from heredity.lineage import Grown, Store
 from heredity.plan import Grid, Plan, PlannedModel
-from heredity.records import Verdict
+from heredity.records import Exchange, Verdict
 from heredity.store import Rows
 from heredity.study import Study
-from tests.planning import drop_circumstances, plan, responses
+from tests.planning import by_index, drop_circumstances, plan, responses
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "support-desk.toml"
 N_KILLS = 20
-# Rows are flushed more often than a user's study does, so that twenty short lives get to the end.
+# The process kills itself once it has written so many rows, or a moment later: none comes too late. Rows are
+# flushed more often than a user's study does, so that verdicts are on the disk when a kill falls among them.
 CHILD = """
-import sys
+import os, signal, sys, threading
 from pathlib import Path
-from heredity import ledger, study
-from heredity.engines import scripted
+from heredity import ledger, store
 from heredity.lineage import Store
-ledger.FLUSH_SECONDS = study.FLUSH_SECONDS = 0.02
-folder, store, seconds = Path(sys.argv[1]), Store(Path(sys.argv[2])), float(sys.argv[3])
-slow = lambda grown: scripted.load(grown.record, grown.folder, seconds=seconds)
+from heredity.study import Study
+folder, models, engine = Path(sys.argv[1]), Store(Path(sys.argv[2])), sys.argv[3]
+n_left, pause = int(sys.argv[4]), float(sys.argv[5])
+ledger.FLUSH_SECONDS = 0.0
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+append = store.Rows.append
+def counted(rows, record):
+    global n_left
+    append(rows, record)
+    if rows.path.name in ("responses.jsonl", "verdicts.jsonl"):
+        n_left -= 1
+        if n_left == 0:
+            threading.Timer(pause, die).start() if pause else die()
+store.Rows.append = counted
 def network(grown):
     # The dtype is given: which one a tiny network is faster in is a matter of chance.
     from heredity.engines import torch
-    return torch.open_folder(grown.folder, store.root / "tuning" / grown.record.id, dtype="float32")
-it = study.Study.open(folder, store=store, engine_loader=slow if seconds else network)
-it.run(lambda progress: print(progress.step, progress.n_done, flush=True))
+    return torch.open_folder(grown.folder, models.root / "tuning" / grown.record.id, dtype="float32")
+Study.open(folder, store=models, engine_loader=network if engine == "float32" else None).run()
 """
 
 
-def live(folder: Path, store: Path, seconds: float, until: float | None) -> str | None:
-    """Run the study in a process of its own; kill it `until` seconds after it began to work.
+def live(folder: Path, store: Path, engine: str, n_rows: int = 0, pause: float = 0.0) -> bool:
+    """Run the study in a process of its own, killed once it has written `n_rows` more (0: never).
 
-    Gives the last step that it told of where the kill came in time, None where it ended by itself.
+    Whether the kill came before its end.
     """
-    command = [sys.executable, "-c", CHILD, str(folder), str(store), str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        first = process.stdout.readline()
-        if until is not None:
-            time.sleep(until)
-            process.kill()
-        told, complaints = process.communicate()
-    if process.returncode == 0:
-        return None
-    assert until is not None and process.returncode == -9, complaints
-    return ((first + told).split() or ["start"])[-2 if first else -1]
+    command = [sys.executable, "-c", CHILD, str(folder), str(store), engine, str(n_rows), str(pause)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 or (n_rows and ended.returncode == -9), ended.stderr
+    return ended.returncode == -9
 
 
-def kill_and_go_on(made: Plan, folder: Path, store: Path, seconds: float, longest: float) -> list[str]:
-    """The steps in which `N_KILLS` kills fell. The moments are drawn anew in every run of the test."""
+def n_rows(folder: Path) -> int:
+    """Rows that are on the disk, answers and verdicts."""
+    paths = (folder / "responses.jsonl", folder / "verdicts.jsonl")
+    return sum(path.read_bytes().count(b"\n") for path in paths if path.exists())
+
+
+def kill_and_go_on(
+    made: Plan, folder: Path, store: Path, engine: str, longest: float, n_kills: int = N_KILLS
+) -> list[int]:
+    """The rows that were there after each kill. The moments are drawn anew in every run of the test.
+
+    `longest` is the longest pause, in seconds.
+    """
     plans.write(folder, made)
-    fallen: list[str] = []
-    for _ in range(10 * N_KILLS):
-        if len(fallen) == N_KILLS:
-            break
-        step = live(folder, store, seconds, random.uniform(0, longest))
-        if step is not None:
-            fallen.append(step)
-    assert len(fallen) == N_KILLS
-    assert live(folder, store, seconds, None) is None
-    return fallen
+    n_asking = max(1, n_kills * 3 // 4)
+    asking = random.sample(range(1, made.n_trials), n_asking)
+    judging = random.sample(range(made.n_trials + 1, 2 * made.n_trials), n_kills - n_asking)
+    found = []
+    for moment in sorted([*asking, *judging]):
+        # Later ones have none: a fast machine might come to the end within it.
+        pause = random.uniform(0, longest) if moment < made.n_trials // 2 else 0.0
+        # A kill that was late leaves more rows than the next moment has: that one falls on the next row.
+        n_more = max(1, moment - n_rows(folder))
+        assert live(folder, store, engine, n_more, pause), (moment, n_more, pause, found)
+        found.append(n_rows(folder))
+    assert not live(folder, store, engine)
+    return found
+
+
+def said(folder: Path) -> dict[int, tuple[Sequence[Exchange], str | None]]:
+    """What every model was shown and said in every trial, to the letter."""
+    return {index: (row.exchanges, row.error) for index, row in by_index(folder).items()}
 
 
 def assert_whole(made: Plan, folder: Path) -> None:
@@ -83,14 +113,39 @@ def assert_whole(made: Plan, folder: Path) -> None:
         assert all(row.trial == grid.trial(row.index).id for row in rows)
 
 
+def assert_equal(made: Plan, killed: Path, whole: Path) -> None:
+    assert_whole(made, killed)
+    one, other = said(killed), said(whole)
+    unequal = {
+        index: (row.engine, row.is_cached)
+        for index, row in by_index(killed).items()
+        if one[index] != other[index]
+    }
+    assert not unequal, [(one[index], other[index]) for index in unequal]
+    assert drop_circumstances(killed) == drop_circumstances(whole)
+
+
 def test_a_killed_study_comes_to_what_an_uninterrupted_one_comes_to(tmp_path: Path) -> None:
     made = plan(["scripted:mixed", "scripted:flaky"], samples=3)
-    fallen = kill_and_go_on(made, tmp_path / "killed", tmp_path / "store", seconds=0.004, longest=0.3)
-    assert "ask" in fallen
+    found = kill_and_go_on(made, tmp_path / "killed", tmp_path / "store", "scripted", longest=0.001)
+    assert any(n < made.n_trials for n in found) and any(n > made.n_trials for n in found)
     plans.write(tmp_path / "whole", made)
     Study.open(tmp_path / "whole").run()
-    assert_whole(made, tmp_path / "killed")
-    assert drop_circumstances(tmp_path / "killed") == drop_circumstances(tmp_path / "whole")
+    assert_equal(made, tmp_path / "killed", tmp_path / "whole")
+
+
+def left_alone(made: Plan, folder: Path, store: Store, engine: str) -> Path:
+    """The same study without a kill, and without the answers that the killed one left in the cache."""
+    plans.write(folder, made)
+    (store.root / "cache.sqlite").rename(folder / "answers.sqlite")
+    assert not live(folder, store.root, engine)
+    return folder
+
+
+def of_models(base: Plan, models: Sequence[Grown]) -> Plan:
+    records = [grown.record for grown in models]
+    planned = tuple(PlannedModel(r.id, r.name, r.family, r.licence, r.format) for r in records)
+    return msgspec.structs.replace(base, models=planned)
 
 
 @pytest.mark.proof
@@ -100,16 +155,29 @@ def test_a_killed_study_of_real_networks_comes_to_the_same(tmp_path: Path) -> No
 
     store = lineage.Store(tmp_path / "store")
     folders = [make_model(tmp_path / name, name, max_position_embeddings=4096) for name in ("llama", "qwen2")]
-    models = [store.pull(str(folder)) for folder in folders]
-    planned = tuple(
-        PlannedModel(r.id, r.name, r.family, r.licence, r.format) for r in (grown.record for grown in models)
-    )
-    base = plan(n=2, samples=2)
-    made = msgspec.structs.replace(base, models=planned)
-    kill_and_go_on(made, tmp_path / "killed", store.root, seconds=0, longest=3.0)
-    plans.write(tmp_path / "whole", made)
-    # A store of its own for the answers, or the second study would find those of the first.
-    (store.root / "cache.sqlite").rename(tmp_path / "answers.sqlite")
-    assert live(tmp_path / "whole", store.root, 0, None) is None
-    assert_whole(made, tmp_path / "killed")
-    assert drop_circumstances(tmp_path / "killed") == drop_circumstances(tmp_path / "whole")
+    made = of_models(plan(n=2, samples=2), [store.pull(str(folder)) for folder in folders])
+    found = kill_and_go_on(made, tmp_path / "killed", store.root, "float32", longest=0.05)
+    assert any(0 < n < made.n_trials for n in found)  # with answers on the disk, and more to come
+    assert_equal(made, tmp_path / "killed", left_alone(made, tmp_path / "whole", store, "float32"))
+
+
+@pytest.mark.proof
+@pytest.mark.models
+def test_a_killed_study_of_smollm2_in_the_example_comes_to_the_same(tmp_path: Path) -> None:
+    """The model, application and engine that `make study` has: a prefix of 594 tokens, rows in company."""
+    pytest.importorskip("torch")
+    shared = heredity.Store()
+    try:
+        ready = shared.ready(shared.pull("smollm2-135m-instruct"))
+    except Unavailable as error:
+        pytest.skip(f"no source of the model is in reach: {error}")
+    store = lineage.Store(tmp_path / "store")  # its own, for the answers in the cache
+    model = store.pull(str(ready.folder))
+    asked = ["planted_secret/plain-01", "tool_injection/order-01", "forbidden_tool/plain-01"]
+    desk = Application.load(EXAMPLE)
+    desk = msgspec.structs.replace(desk, decoding=msgspec.structs.replace(desk.decoding, max_tokens=32))
+    it = heredity.Study([model], desk, asked, ["direct", "crescendo"], store=store, out=tmp_path / "killed")
+    made = it.plan()
+    found = kill_and_go_on(made, it.folder, store.root, "chosen", longest=0.5, n_kills=5)
+    assert any(0 < n < made.n_trials for n in found)
+    assert_equal(made, it.folder, left_alone(made, tmp_path / "whole", store, "chosen"))
