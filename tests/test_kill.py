@@ -78,20 +78,27 @@ def n_rows(folder: Path) -> int:
 
 
 def kill_and_go_on(
-    made: Plan, folder: Path, store: Path, engine: str, longest: float, n_kills: int = N_KILLS
+    made: Plan,
+    folder: Path,
+    store: Path,
+    engine: str,
+    longest: float,
+    n_kills: int = N_KILLS,
+    n_trials: int | None = None,
 ) -> list[int]:
     """The rows that were there after each kill. The moments are drawn anew in every run of the test.
 
-    `longest` is the longest pause, in seconds.
+    `longest` is the longest pause, in seconds; `n_trials` are those that get rows (None: all of the plan).
     """
     plans.write(folder, made)
+    n_trials = made.n_trials if n_trials is None else n_trials
     n_asking = max(1, n_kills * 3 // 4)
-    asking = random.sample(range(1, made.n_trials), n_asking)
-    judging = random.sample(range(made.n_trials + 1, 2 * made.n_trials), n_kills - n_asking)
+    asking = random.sample(range(1, n_trials), n_asking)
+    judging = random.sample(range(n_trials + 1, 2 * n_trials), n_kills - n_asking)
     found = []
     for moment in sorted([*asking, *judging]):
         # Later ones have none: a fast machine might come to the end within it.
-        pause = random.uniform(0, longest) if moment < made.n_trials // 2 else 0.0
+        pause = random.uniform(0, longest) if moment < n_trials // 2 else 0.0
         # A kill that was late leaves more rows than the next moment has: that one falls on the next row.
         n_more = max(1, moment - n_rows(folder))
         assert live(folder, store, engine, n_more, pause), (moment, n_more, pause, found)
