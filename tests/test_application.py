@@ -146,7 +146,7 @@ def test_a_mistake_in_a_table_of_several_has_a_line_of_that_table(
 
 
 def test_deeply_nested_arguments_are_said(tmp_path: Path) -> None:
-    call = f"arguments{'.a' * 30_000} = 1"
+    call = f"arguments{'.a' * 3_000} = 1"
     text = TOML + f'[[few_shot]]\nrole = "user"\ncontent = "x"\n[[few_shot.tool_calls]]\nname = "x"\n{call}\n'
     with pytest.raises(BadInput, match="nested too deeply"):
         load(tmp_path, text)
