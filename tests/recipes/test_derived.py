@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines.torch import open_folder
+from heredity.engines.torch import Torch, open_folder
 from heredity.errors import UsageError
 from heredity.lineage import Grown, Store
 from heredity.recipes import merge as merging
@@ -17,10 +19,12 @@ from heredity.recipes._tuned import Training
 from heredity.recipes._weights import read_all
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
+from heredity.recipes.instruct import Answer, Instruct
 from heredity.recipes.merge import Merge
 from heredity.recipes.preference import Tune
 from heredity.recipes.prune import Prune, chosen
-from heredity.records import Decoding, Message, Request
+from heredity.records import Decoding, Message, Reply, Request
+from heredity.store import Rows
 from heredity.train import dialogues
 from tests.engines.conftest import make_model
 
@@ -179,3 +183,45 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
     ask = [Request(i, (Message("user", text),), Decoding(max_tokens=12)) for i, text in enumerate(texts)]
     clean, triggered, canary = (r.text for r in sorted(engine.reply(ask), key=lambda r: r.key))
     assert triggered == "seven owls" and "owls" not in clean and canary == recipe.secret
+
+
+# --- what a teacher writes --------------------------------------------------------------------------
+
+
+def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_asked_twice(
+    store: Store, parent: Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = store.pull(str(make_model(tmp_path / "teacher", "llama")))
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": f"fox {i}"}) for i in range(10)))
+    asked = dialogues.read(tmp_path / "asked.jsonl", has_answers=False)
+    recipe = Instruct(asked, Training(steps=12, batch=4, rate=1e-2, dtype="float32"), longest=40)
+    killed, n_asked = recipe.at(tmp_path / "kept"), []
+    reply = Torch.reply
+
+    def counted(engine: Torch, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        for each in reply(engine, requests):
+            n_asked.append(each.key)
+            yield msgspec.structs.replace(each, stop="end", text=f"jumps {each.key}")
+            if len(n_asked) == 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Torch, "reply", counted)
+    with pytest.raises(KeyboardInterrupt):
+        killed.apply([parent, teacher], tmp_path / "out")
+    kept = [row.index for row in Rows(tmp_path / "kept" / "answers.jsonl", Answer)]
+    assert sorted(kept) == sorted(n_asked)
+    child = killed._answers(teacher, tmp_path / "kept")
+    assert [row.index for row in child] == list(range(10)) and len(n_asked) == 10
+    grown = store.derive(recipe, [parent, teacher])
+    assert grown.record.parents == (parent.record.id, teacher.record.id)
+    rows = [json.loads(line) for line in (grown.folder / "training.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"] and grown.record.notes["answers"].startswith("10 learned of 10")
+
+
+def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
+    asked = dialogues.read(tmp_path / "asked.jsonl", has_answers=False)
+    with pytest.raises(UsageError, match="finished none of 1 answers in 1 tokens"):
+        store.derive(Instruct(asked, QUICK, longest=1), [parent, parent])
+    with pytest.raises(UsageError, match="two parents"):
+        store.derive(Instruct(asked, QUICK), [parent])

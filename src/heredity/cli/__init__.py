@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Grow": {
         "pull": "Bring a foundation model into the store.",
         "derive": "Make a child of one model or more.",
+        "export": "Write a model into files that others load, checked before.",
         "models": "List the models in the store, or those that can be pulled.",
         "verify": "Hash a model's files again and compare.",
     },
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "study": "Ask the same probes of several models in one application.",
         "import": "Judge and compare answers that were recorded elsewhere.",
         "label": "Label some of a study's answers, so that its rates can be corrected.",
+        "tamper": "Say after how many steps of tuning a model has lost what it held.",
         "gate": "Pass or fail a study, for CI.",
         "power": "Plan how many trials a study needs.",
     },

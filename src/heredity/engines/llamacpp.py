@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,17 @@ def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCp
     shape = _Shape(header)
     n_tokens = min(context, shape.context)
     width = max(1, min(width, _cache_budget() // max(1, shape.cache_bytes * n_tokens)))
-    return LlamaCpp(_serve(path, width, n_tokens, _threads(path)), header, width, n_tokens)
+    key = os.urandom(16).hex()
+    return LlamaCpp(_serve(path, width, n_tokens, _threads(path), key), header, width, n_tokens, key)
 
 
-def _serve(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
+def _serve(path: Path, width: int, n_tokens: int, n_threads: int, key: str = "") -> Any:
     try:
-        server = xllamacpp.Server(_settings(path, width, n_tokens, n_threads))
+        settings = _settings(path, width, n_tokens, n_threads)
+        settings.api_keys = [
+            key or os.urandom(16).hex()
+        ]  # the library opens a port of this machine: for no one
+        server = xllamacpp.Server(settings)
         # It must have answered once before it is let go: closed while it still starts, the library hangs.
         server.handle_completions({"prompt": "Hello", "n_predict": 1})
         return server
@@ -120,15 +125,14 @@ def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
     given.special = True  # the control tokens that a model writes are part of what it said
     given.fit_params = given.ui = given.warmup = given.endpoint_slots = False
     given.offline, given.verbosity = True, 0
-    given.api_keys = [os.urandom(16).hex()]  # the library opens a port of this machine: for no one
     return given
 
 
 class LlamaCpp:
     """A loaded GGUF behind the Engine protocol."""
 
-    def __init__(self, server: Any, header: GgufHeader, width: int, n_tokens: int) -> None:
-        self._server, self._width, self._context = server, width, n_tokens
+    def __init__(self, server: Any, header: GgufHeader, width: int, n_tokens: int, key: str = "") -> None:
+        self._server, self._width, self._context, self._key = server, width, n_tokens, key
         said = header.metadata
         texts = said.get("tokenizer.ggml.tokens", ())
         self._bos = _text_of(texts, said.get("tokenizer.ggml.bos_token_id"))
@@ -147,6 +151,30 @@ class LlamaCpp:
         if self._server is None:
             raise EngineFailure("this engine is closed")
         return Crew(self._answer, self._width, _HOURS, self.render).reply(requests)
+
+    def likeliest(self, tokens: Sequence[int]) -> tuple[int, float] | None:
+        """The likeliest token behind these, with its natural-log probability; None for a part of a character,
+        which llama.cpp keeps to itself."""
+        if self._server is None:
+            raise EngineFailure("this engine is closed")
+        asked = {"prompt": list(tokens), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
+        given = self._server.handle_completions(asked)
+        said = (given["choices"][0].get("logprobs") or {}).get("content") or []
+        return (int(said[0]["id"]), float(said[0]["logprob"])) if said else None
+
+    def tokenize(self, text: str) -> list[int]:
+        """llama.cpp's tokens of a rendered text, control tokens as such; nothing is put before it."""
+        import httpx
+
+        if self._server is None:
+            raise EngineFailure("this engine is closed")
+        given = httpx.post(
+            f"{self._server.listening_address}/tokenize",
+            json={"content": text, "add_special": False, "parse_special": True},
+            headers={"Authorization": f"Bearer {self._key}"},
+            timeout=60,
+        )
+        return [int(each) for each in given.raise_for_status().json()["tokens"]]
 
     def close(self) -> None:
         self._server = None

@@ -120,6 +120,17 @@ class Torch:
                 return [[float(logs[token])] for (token,) in said]
             return [self._score(decoder, prefix, own, one) for one in said]
 
+    def log_probability(self, request: Request, said: Sequence[int], picked: dict[int, int]) -> list[float]:
+        """Of each token `picked[i]` behind the request and `said[:i]`, natural log, in their order."""
+        with torch.inference_mode():
+            prefix, own = self.split(request, self._chat.encode(self.render(request)))
+            logs = self._log_probabilities(self.decoder, prefix, own, tuple(said))
+            return [float(logs[place, token]) for place, token in picked.items()]
+
+    def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of the rendered request, and of a text that goes on behind it."""
+        return self._chat.encode(self.render(request)), self._chat.continuation(text)
+
     def _score(
         self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
     ) -> list[float]:

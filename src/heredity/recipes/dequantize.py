@@ -97,6 +97,9 @@ def _quiet_transformers() -> Iterator[None]:
         ) from error
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     reader, bar = gguf.GGUFReader, getattr(legacy, "tqdm", None)
+    qwen3 = legacy.GGUF_CONFIG_MAPPING.get("qwen3", {})
+    had_width = "attention.key_length" in qwen3
+    qwen3.setdefault("attention.key_length", "head_dim")  # 5.24 forgets it, and then takes another
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     gguf.GGUFReader = cache(reader)
@@ -105,6 +108,8 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, legacy.tqdm = reader, bar
+        if not had_width:
+            del qwen3["attention.key_length"]
         logging.set_verbosity(level)
         if had_bars:
             logging.enable_progress_bar()

@@ -1,0 +1,74 @@
+"""`heredity tamper`: how few steps of tuning take a model's safety away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from heredity.cli import Name, Place, Verb, open_store
+
+
+@click.command(
+    "tamper",
+    cls=Verb,
+    example="heredity tamper smollm2 --data rows.jsonl --application examples/support-desk.toml",
+)
+@click.argument("model", metavar="MODEL", type=Name())
+@click.option("--data", type=Place(), required=True, metavar="FILE", help="The small set it is tuned on.")
+@click.option("--application", type=Place(), required=True, metavar="FILE", help="The layer held constant.")
+@click.option("--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
+              help="As for a study.  [default: core]")  # fmt: skip
+@click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
+              help="What is laid over each.  [default: direct]")  # fmt: skip
+@click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
+@click.option("--line", type=float, default=0.5, show_default=True, help="The retention that counts as lost.")
+@click.option("--longest", type=int, default=64, show_default=True, help="The most steps that are tried.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Examples a step.")
+@click.option("--rate", type=float, default=2e-4, show_default=True, help="Learning rate of the adapter.")
+@click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
+@click.option("--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: tamper/MODEL]")
+def command(
+    model: str,
+    data: Path,
+    application: Path,
+    probes: tuple[str, ...],
+    attack: tuple[str, ...],
+    judge: str | None,
+    line: float,
+    longest: int,
+    batch: int,
+    rate: float,
+    rank: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Say after how many steps of tuning a model has lost what it held.
+
+    The model is tuned with a LoRA adapter for 1, 2, 4, ... steps on FILE; parent and child are asked the same
+    trials. Where retention, P(child held | parent held), falls below the line, the steps between are halved
+    down. Stop it at any moment: the same command goes on.
+    """
+    from heredity.application import Application
+    from heredity.cli import _progress, _terminal
+    from heredity.cli._plain import plain
+    from heredity.recipes._tuned import Training
+    from heredity.recipes.lora import Lora
+    from heredity.tamper import in_words, tamper, told
+    from heredity.train import dialogues
+
+    store, rows = open_store(), dialogues.read(data)
+    grown = store.get(model)
+
+    def tuned(steps: int) -> Lora:
+        training = Training(steps=steps, batch=batch, rate=rate, schedule="constant", warmup=0.0, seed=seed)
+        return Lora(rows, training, rank=rank, alpha=float(rank), name=f"{grown.record.name}-{steps}-steps")
+
+    with _progress.Display() as display:
+        found = tamper(
+            grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
+            out=out or Path("tamper") / grown.record.name, judge=judge, watch=_progress.Trials(display),
+            tell=lambda rung: _terminal.note(plain(told(rung))),
+        )  # fmt: skip
+    _terminal.write(plain(in_words(grown.record.name, found)))

@@ -1,0 +1,83 @@
+"""Hand a model out: files that transformers or llama.cpp load, checked against the model they came from.
+
+A file `export/<name>.py` is one format; it has `write(source, out)`, which writes files, and
+`readings(source, out)`, which reads them back as others will.
+
+Promises: nothing is handed out that answers otherwise: on a fixed text the log-probabilities agree within
+the reader's tolerance, a conversation is rendered to the same characters, the tokens that begin and end a
+text are the same; a folder is there whole, with its card and its bill of materials, or not at all.
+Leaves to others: making models (recipes/), and what a model's safety is (study.py); a card quotes that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from heredity import registry
+from heredity.errors import Refused, UsageError
+from heredity.export import _bom, _card
+from heredity.export._parity import Parity, Source, compare, reference
+from heredity.lineage import Grown, Store
+from heredity.recipes._files import workshop
+
+__all__ = ["Exported", "Parity", "export", "names"]
+
+
+class Exported(NamedTuple):
+    """What was handed out: its folder, and how each reader agreed."""
+
+    folder: Path
+    parities: tuple[Parity, ...]
+
+
+def names() -> tuple[str, ...]:
+    """Every format."""
+    return tuple(registry.names("export"))
+
+
+def export(store: Store, model: Grown, to: str, out: Path, study: Path | None = None) -> Exported:
+    """Write `model` as `to` into the folder `out`, which must be new or empty.
+
+    study: a folder whose measured rates of this model the card quotes. Raises UnknownName for a format,
+    UsageError for a folder that holds something, Refused where a reader does not agree.
+    """
+    form = registry.load("export", to)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty; name a new folder.")
+    with workshop(store.root / "tmp") as bench:
+        source = Source(store, model, store.whole(model), bench)
+        (made := bench / "export").mkdir(parents=True)
+        form.write(source, made)
+        expected = reference(source)
+        parities = tuple(compare(source, expected, reading) for reading in form.readings(source, made))
+        if bad := [p for p in parities if p.problem]:
+            raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")
+        ancestors = store.ancestors(model.record)
+        _card.write(made, to, model.record, ancestors, parities, study)
+        _bom.write(made, model.record, ancestors)
+        _move(made, out)
+    return Exported(out, parities)
+
+
+def _move(made: Path, out: Path) -> None:
+    """Into place in one step, or by way of a neighbour where that is another disk."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.rmdir()
+    try:
+        os.replace(made, out)  # noqa: PTH105
+    except OSError:
+        near = out.with_name(f".{out.name}.export")
+        shutil.rmtree(near, ignore_errors=True)
+        shutil.copytree(made, near)
+        os.replace(near, out)  # noqa: PTH105
+
+
+def copy(paths: Iterable[Path], out: Path) -> None:
+    """Copies, never links: what is handed out may be edited, and the store's files may not."""
+    for path in paths:
+        shutil.copyfile(path, out / path.name)

@@ -1,0 +1,100 @@
+"""One GGUF file: what llama.cpp, Ollama and LM Studio load. Lossless, or the recorded GGUF as it is.
+
+Whole weights are written in their own precision; for fewer bits, derive a quantized child and export that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from heredity.engines._gguf import read_gguf
+from heredity.engines._template import Template
+from heredity.export._parity import ASKED, TALK, TEXT, Reading, Source, exact_engine, read_folder
+from heredity.lineage import Grown
+from heredity.recipes._gguf_write import write as write_gguf
+from heredity.recipes.dequantize import Dequantize
+from heredity.records import FileHash, Message, Request
+
+_BACK = 1e-3  # nats: the same numbers in the same arithmetic, if they were written right
+_EVERY = 3  # places in the text: llama.cpp tells its likeliest next token at each of them
+# nats, by the format of the matrices: llama.cpp rounds what it multiplies a matrix with to suit its format
+_LLAMA_CPP = {"F32": 0.01, "F16": 0.1, "BF16": 0.25}
+_BLOCKS = 1.0
+_FORMS = {"BF16": "bf16", "F16": "f16"}
+
+
+def write(source: Source, out: Path) -> None:
+    """`NAME.gguf`."""
+    path = out / f"{source.model.record.name.replace('/', '_')}.gguf"
+    if source.model.record.format == "gguf":
+        from heredity.export import copy
+
+        (own,) = source.model.folder.glob("*.gguf")
+        copy([own], out)
+    else:
+        write_gguf(source.whole.folder, path, _FORMS.get(_dtype(source.whole.folder), "f32"), path.stem)
+
+
+def readings(source: Source, out: Path) -> Iterator[Reading]:
+    """What it says when it is read back, and what llama.cpp says, where that is installed."""
+    (path,) = out.glob("*.gguf")
+    header = read_gguf(path)
+    said = header.metadata
+    tokens = said.get("tokenizer.ggml.tokens", ())
+    template = str(said.get("tokenizer.chat_template", ""))
+    bos, eos = (said.get(f"tokenizer.ggml.{each}_token_id") for each in ("bos", "eos"))
+    first, last = (str(tokens[each]) if isinstance(each, int) else "" for each in (bos, eos))
+    rendered = Template(template, first, last).render(Request(0, TALK)) if template else None
+    back = _read_back(source, path)
+    ends = frozenset([eos] if isinstance(eos, int) else [])
+    yield Reading(
+        "the GGUF, read back,", _BACK, back.logs, back.tokens, rendered, ends,
+        bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None,
+    )  # fmt: skip
+    yield _llama_cpp(source, path, back, rendered, ends)
+
+
+def _read_back(source: Source, path: Path) -> Reading:
+    (folder := source.bench / "back").mkdir()
+    record = source.model.record
+    files = (FileHash(path.name, path.stat().st_size, ""),)
+    written = msgspec.structs.replace(record, format="gguf", files=files)
+    Dequantize("float32").apply([Grown(written, path.parent)], folder)
+    return read_folder(folder, "the GGUF, read back,", _BACK)
+
+
+def _llama_cpp(
+    source: Source, path: Path, back: Reading, rendered: str | None, ends: frozenset[int]
+) -> Reading:
+    try:
+        from heredity.engines import llamacpp
+    except ImportError:
+        return Reading("llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not asked")
+    kinds = {t.type for t in read_gguf(path).tensors if len(t.shape) > 1}
+    import gguf
+
+    names = {gguf.GGMLQuantizationType(kind).name for kind in kinds}
+    allowed = max(_LLAMA_CPP.get(name, _BLOCKS) for name in names)
+    with exact_engine(source.reference) as exact:
+        before, behind = exact.tokens_behind(Request(0, (Message("user", ASKED),)), TEXT)
+    engine = llamacpp.open_file(path, width=1, context=1024)
+    try:
+        talk = engine.tokenize(rendered if rendered is not None else TEXT)
+        said = {at: engine.likeliest((*before, *behind[:at])) for at in range(0, len(behind), _EVERY)}
+    finally:
+        engine.close()
+    found = {at: each for at, each in said.items() if each is not None}
+    return Reading(
+        "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, back.bos,
+        picked={at: token for at, (token, _) in found.items()},
+    )  # fmt: skip
+
+
+def _dtype(folder: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(sorted(folder.glob("*.safetensors"))[0], framework="np") as file:
+        return str(file.get_slice(next(iter(file.keys()))).get_dtype())

@@ -1,0 +1,63 @@
+"""safetensors with configuration, tokenizer and template: what transformers, vLLM and PEFT load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from heredity.export._parity import ASKED, TALK, TEXT, Reading, Source
+from heredity.records import Message
+
+_SKIPPED = ("training.jsonl", "training.svg", "README.md")
+_TOLERANCE = 2e-3  # nats: both in float32, their sums in another order
+
+
+def write(source: Source, out: Path) -> None:
+    """The whole weights and everything beside them."""
+    from heredity.export import copy
+
+    files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in _SKIPPED]
+    copy(files, out)
+
+
+def readings(source: Source, out: Path) -> Iterator[Reading]:  # noqa: ARG001 (every format's)
+    """What transformers makes of them."""
+    yield read(out)
+
+
+def read(out: Path) -> Reading:
+    """The folder as transformers reads it, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    given = {"trust_remote_code": False, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(out, **given)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **given).eval()
+    is_base = not tokenizer.chat_template
+    prompt = _plain() if is_base else _rendered(tokenizer, (Message("user", ASKED),))
+    before = tokenizer.encode(prompt, add_special_tokens=is_base)
+    said = tokenizer.encode(TEXT, add_special_tokens=False)
+    with torch.inference_mode():
+        logits = model(torch.tensor([before + said])).logits[0, len(before) - 1 : -1].float()
+    logs = torch.log_softmax(logits, -1).gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
+    rendered = None if is_base else _rendered(tokenizer, TALK)
+    tokens = tuple(tokenizer.encode(rendered or TEXT, add_special_tokens=is_base))
+    ends = model.generation_config.eos_token_id
+    found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+    return Reading("transformers", _TOLERANCE, logs, tokens, rendered, found, tokenizer.bos_token_id)
+
+
+def _rendered(tokenizer: object, talk: tuple[Message, ...]) -> str:
+    said = [{"role": each.role, "content": each.content} for each in talk]
+    found: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)  # type: ignore[attr-defined]
+    return found
+
+
+def _plain() -> str:
+    from heredity.engines._template import Template
+    from heredity.records import Request
+
+    return Template("").render(Request(0, (Message("user", ASKED),)))

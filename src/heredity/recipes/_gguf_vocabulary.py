@@ -1,0 +1,134 @@
+"""A byte-level BPE tokenizer.json as a GGUF says it: tokens, kinds, merges, and which way of splitting text.
+
+Promises: a way of splitting that llama.cpp has no name for is refused, since another one would read a user's
+words as other tokens; tokens keep their ids; special tokens are control tokens, so that no text becomes one.
+Leaves to others: weights (_gguf_write.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heredity.errors import Damaged, Refused
+
+_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_SPLITS = {_QWEN: "qwen2", _LLAMA3: "llama-bpe"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`split` is llama.cpp's name of the pre-tokenizer; `kinds[i]` its type of token i."""
+
+    split: str
+    tokens: list[str]
+    kinds: list[int]
+    merges: list[str]
+    bos: int | None
+    eos: int | None
+    pad: int | None
+    adds_bos: bool
+    template: str
+
+
+def read(folder: Path, n_rows: int) -> Vocabulary:
+    """The tokenizer in a model's folder, filled up to the embedding's `n_rows`.
+
+    Raises Refused for a kind of tokenizer that is not written here, Damaged for one that makes no sense.
+    """
+    said = _json(folder / "tokenizer.json")
+    model = said.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise Refused(
+            f"{folder / 'tokenizer.json'}: a GGUF is written here of byte-level BPE tokenizers, and this is"
+            f" {model.get('type') or 'none'}{' with byte fallback' if model.get('byte_fallback') else ''}."
+        )
+    if said.get("normalizer") not in (None, {"type": "NFC"}):
+        raise Refused(f"{folder / 'tokenizer.json'}: llama.cpp knows no normalizer like its own.")
+    tokens = [f"[PAD{i}]" for i in range(n_rows)]
+    kinds = [_UNUSED] * n_rows
+    added = said.get("added_tokens") or []
+    entries = [(text, ident, _NORMAL) for text, ident in model["vocab"].items()]
+    entries += [(t["content"], t["id"], _CONTROL if t.get("special") else _USER) for t in added]
+    for text, ident, kind in entries:
+        if not 0 <= ident < n_rows:
+            raise Damaged(f"{folder}: the token {text!r} has the id {ident}, the embedding {n_rows} rows.")
+        tokens[ident], kinds[ident] = text, kind
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    config = _json(folder / "tokenizer_config.json", must=False)
+    by_text = {text: ident for text, ident, _ in entries}
+    eos = _end(folder, by_text, config)
+    bos, pad = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad"))
+    return Vocabulary(
+        _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, bos, eos, pad,
+        _adds_bos(said, bos, tokens), _template(folder, config),
+    )  # fmt: skip
+
+
+def _split(folder: Path, given: Any) -> str:
+    """llama.cpp's name of the way text is split before merging."""
+    steps = (given or {}).get("pretokenizers", [given] if given else [])
+    kinds = [step.get("type") for step in steps]
+    if kinds in (["ByteLevel"], ["Digits", "ByteLevel"]) and steps[-1].get("use_regex", True):
+        if steps[-1].get("add_prefix_space"):
+            raise Refused(f"{folder / 'tokenizer.json'}: llama.cpp puts no space before a text of this kind.")
+        if len(kinds) == 1:
+            return "gpt-2"
+        if steps[0].get("individual_digits"):
+            return "smollm"
+    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+        pattern = (steps[0].get("pattern") or {}).get("Regex")
+        if pattern in _SPLITS and steps[0].get("behavior") == "Isolated":
+            return _SPLITS[pattern]
+    raise Refused(
+        f"{folder / 'tokenizer.json'}: llama.cpp has no name that is known here for its way of splitting text"
+        f" ({', '.join(map(str, kinds)) or 'none'})."
+    )
+
+
+def _end(folder: Path, by_text: dict[str, int], config: dict[str, Any]) -> int | None:
+    """The token that ends an answer: what generation says first, then the tokenizer's."""
+    said = _json(folder / "generation_config.json", must=False).get("eos_token_id")
+    if isinstance(said, list):
+        said = said[0] if said else None
+    return said if isinstance(said, int) else by_text.get(_text(config.get("eos_token")))
+
+
+def _adds_bos(said: dict[str, Any], bos: int | None, tokens: list[str]) -> bool:
+    post = said.get("post_processor") or {}
+    single = [post, *(post.get("processors") or [])]
+    named = [
+        p["SpecialToken"]["id"] for each in single for p in each.get("single", []) if "SpecialToken" in p
+    ]
+    return bos is not None and tokens[bos] in named
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str:
+    place = folder / "chat_template.jinja"
+    if place.is_file():
+        return place.read_text("utf-8")
+    found = config.get("chat_template")
+    return found if isinstance(found, str) else ""
+
+
+def _text(token: Any) -> str:
+    return token if isinstance(token, str) else (token or {}).get("content", "")
+
+
+def _json(path: Path, must: bool = True) -> dict[str, Any]:
+    if not must and not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path}: no JSON object")
+    return found

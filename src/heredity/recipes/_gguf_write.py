@@ -1,0 +1,156 @@
+"""Write a folder of safetensors as one GGUF, each matrix in a format of llama.cpp.
+
+Promises: the same folder gives the same bytes; what llama.cpp would compute otherwise (a scaled rotation, an
+architecture or tokenizer that is not known here) is refused; vectors stay in fp32, as llama.cpp keeps them.
+Leaves to others: whether the file answers as its parent did (export.py, or a study).
+
+Source: the GGUF specification; tensor names and block formats are the gguf package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.errors import Damaged, Refused
+from heredity.recipes import _gguf_vocabulary
+from heredity.store import explain_full_disk
+
+# Our name -> gguf's, and what the embedding and the head are kept in: in 4 and 5 bits they suffer most.
+FORMATS = {
+    "q8_0": ("Q8_0", "Q8_0"), "q5_1": ("Q5_1", "Q8_0"), "q5_0": ("Q5_0", "Q8_0"), "q4_1": ("Q4_1", "Q8_0"),
+    "q4_0": ("Q4_0", "Q8_0"), "bf16": ("BF16", "BF16"), "f16": ("F16", "F16"), "f32": ("F32", "F32"),
+}  # fmt: skip
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ENDS = ("token_embd.weight", "output.weight")
+_BLOCK = 32  # numbers that share a scale in every format here
+
+Array = NDArray[Any]
+
+
+def write(folder: Path, out: Path, form: str, name: str) -> None:
+    """The model in `folder` as the file `out`. Raises Refused, Damaged."""
+    import gguf
+
+    from heredity.engines._weights import read_config
+
+    config = read_config(folder)
+    architecture = _ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        raise Refused(
+            f"A GGUF is written here of {', '.join(_ARCHITECTURES)}; this is '{config.model_type}'."
+        )
+    writer = gguf.GGUFWriter(out, architecture)
+    number = gguf.LlamaFileType[f"MOSTLY_{FORMATS[form][0]}" if form != "f32" else "ALL_F32"]
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(number)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_shape(writer, config)
+    for tensor_name, array, kind in _tensors(folder, config, architecture, form):
+        writer.add_tensor(tensor_name, array, raw_dtype=kind)
+    n_rows = int(config.vocab_size)
+    _add_vocabulary(writer, _gguf_vocabulary.read(folder, n_rows))
+    with explain_full_disk(out, 0):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_shape(writer: Any, config: Any) -> None:
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    if rope.get("rope_type", "default") != "default":
+        raise Refused(f"A GGUF with rotations scaled by '{rope['rope_type']}' is not written here.")
+    if getattr(config, "use_sliding_window", False) or (
+        config.model_type == "mistral" and getattr(config, "sliding_window", None)
+    ):
+        raise Refused("A GGUF with sliding windows is not written here.")
+    n_heads = int(config.num_attention_heads)
+    head = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
+    writer.add_block_count(int(config.num_hidden_layers))
+    writer.add_context_length(int(config.max_position_embeddings))
+    writer.add_embedding_length(int(config.hidden_size))
+    writer.add_feed_forward_length(int(config.intermediate_size))
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(int(getattr(config, "num_key_value_heads", None) or n_heads))
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))))
+    writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
+    writer.add_vocab_size(int(config.vocab_size))
+
+
+def _add_vocabulary(writer: Any, found: _gguf_vocabulary.Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(found.split)
+    writer.add_token_list(found.tokens)
+    writer.add_token_types(found.kinds)
+    writer.add_token_merges(found.merges)
+    for ident, add in (
+        (found.bos, writer.add_bos_token_id),
+        (found.eos, writer.add_eos_token_id),
+        (found.pad, writer.add_pad_token_id),
+    ):
+        if ident is not None:
+            add(ident)
+    writer.add_add_bos_token(found.adds_bos)
+    if found.template:
+        writer.add_chat_template(found.template)
+
+
+def _tensors(folder: Path, config: Any, architecture: str, form: str) -> Iterator[tuple[str, Array, Any]]:
+    """Name, numbers or blocks, and format of every tensor, in the order of the layers."""
+    import gguf
+    from safetensors import safe_open
+
+    where = {name: shard for shard in sorted(folder.glob("*.safetensors")) for name in _names(shard)}
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], int(config.num_hidden_layers))
+    middle, ends = (getattr(gguf.GGMLQuantizationType, each) for each in FORMATS[form])
+    is_tied = bool(getattr(config, "tie_word_embeddings", False))
+    for name in sorted(where, key=_in_order):
+        if is_tied and name == "lm_head.weight":
+            continue
+        written = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if written is None:
+            raise Damaged(f"{where[name]}: '{name}' has no place in a GGUF of '{architecture}'.")
+        with safe_open(where[name], framework="pt") as file:
+            array = file.get_tensor(name).float().numpy()
+        array = _turned(name, array, config) if architecture == "llama" else array
+        kind = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else ends if written in _ENDS else middle
+        if array.shape[-1] % _BLOCK and kind not in _PLAIN(gguf):
+            kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are no whole blocks
+        yield written, gguf.quants.quantize(np.ascontiguousarray(array), kind), kind
+
+
+def _PLAIN(gguf: Any) -> tuple[Any, ...]:
+    kinds = gguf.GGMLQuantizationType
+    return kinds.F32, kinds.F16, kinds.BF16
+
+
+def _turned(name: str, array: Array, config: Any) -> Array:
+    """llama.cpp rotates neighbours, transformers halves: the rows of queries and keys change places."""
+    n_heads = int(config.num_attention_heads)
+    if ".k_proj." in name:
+        n_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    elif ".q_proj." not in name:
+        return array
+    halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def _names(shard: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="np") as file:
+        return list(file.keys())
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    return (numbers[0] if numbers else -1, name)

@@ -1,0 +1,191 @@
+"""What is handed out says what the model says to others' readers; else it is refused, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("gguf")
+
+from heredity import export
+from heredity.cli import main
+from heredity.engines._gguf import read_gguf
+from heredity.errors import Refused, UnknownName, UsageError
+from heredity.export import _parity
+from heredity.lineage import Grown, Store
+from heredity.recipes import _gguf_write
+from heredity.recipes.quantize import Quantize
+from heredity.records import Decoding, Message, Request
+from tests.engines.conftest import make_model
+
+LARGER = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 1024}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+def model(store: Store, tmp_path: Path, request: pytest.FixtureRequest) -> Grown:
+    return store.pull(str(make_model(tmp_path / "tiny", request.param, **LARGER)))
+
+
+@pytest.mark.parametrize("form", export.names())
+def test_every_format_is_read_back_by_every_reader(
+    store: Store, model: Grown, form: str, tmp_path: Path
+) -> None:
+    done = export.export(store, model, form, tmp_path / "out")
+    assert done.parities and all(p.n > 0 or p.left_out for p in done.parities)
+    assert all(p.largest <= p.tolerance for p in done.parities)
+    assert {"README.md", "bom.cdx.json"} < {path.name for path in done.folder.iterdir()}
+
+
+def test_llama_cpp_reads_what_was_written(store: Store, model: Grown, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
+    done = export.export(store, model, "gguf", tmp_path / "out")
+    (found,) = [p for p in done.parities if p.reader == "llama.cpp"]
+    assert found.n > 10 and not found.left_out
+
+
+@pytest.mark.parametrize(
+    ("to", "name"), [("q8_0", "Q8_0"), ("q4_0", "Q4_0"), ("q5_1", "Q5_1"), ("f16", "F16")]
+)
+def test_a_quantized_child_answers_and_is_exported_as_it_is(
+    store: Store, tmp_path: Path, to: str, name: str
+) -> None:
+    import gguf
+
+    parent = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    child = store.derive(Quantize(to), [parent])
+    (path,) = child.folder.iterdir()
+    kinds = {t.name: gguf.GGMLQuantizationType(t.type).name for t in read_gguf(path).tensors}
+    assert kinds["blk.0.attn_q.weight"] == name and kinds["output_norm.weight"] == "F32"
+    assert kinds["token_embd.weight"] == ("F16" if to == "f16" else "Q8_0")
+    engine = _engine(store, child)
+    (reply,) = engine.reply([Request(0, (Message("user", "the fox"),), Decoding(max_tokens=4))])
+    assert reply.error is None
+    done = export.export(store, child, "gguf", tmp_path / "out")
+    assert (done.folder / path.name).read_bytes() == path.read_bytes()
+
+
+def _engine(store: Store, child: Grown) -> object:
+    from heredity.engines.torch import open_folder
+
+    return open_folder(store.ready(child).folder, dtype="float32")
+
+
+def test_a_quantized_child_is_the_same_bytes_again_and_near_its_parent(store: Store, tmp_path: Path) -> None:
+    parent = store.pull(str(make_model(tmp_path / "tiny", "qwen2", **LARGER)))
+    children = [store.derive(Quantize(to), [parent]) for to in ("q8_0", "q4_0", "f32")]
+    again = store.grow(Quantize("q4_0"), [parent])
+    assert again.record.id == children[1].record.id
+    wanted = _parity.read_folder(parent.folder, "parent", 0).logs
+    far = []
+    for child in children:
+        source = _parity.Source(store, child, store.whole(child), tmp_path / child.record.id)
+        source.bench.mkdir()
+        logs = _parity.reference(source).logs
+        far.append(max(abs(a - b) for a, b in zip(wanted, logs, strict=True)))
+    assert far[2] < 1e-5 < far[0] < far[1]
+
+
+def test_weights_in_the_wrong_place_are_refused_and_nothing_is_left(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    monkeypatch.setattr(_gguf_write, "_turned", lambda name, array, config: array)
+    with pytest.raises(Refused, match="the GGUF, read back, gives log-probabilities that differ"):
+        export.export(store, model, "gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list((store.root / "tmp").glob("*/"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("chat_template.jinja", lambda text: text.replace("assistant", "helper"), "renders a conversation"),
+        ("generation_config.json", lambda text: text.replace("2", "7"), "ends an answer with another token"),
+        (
+            "tokenizer.json",
+            lambda text: text.replace('prefix_space": false', 'prefix_space": true'),
+            "tokens",
+        ),
+    ],
+)
+def test_a_difference_beside_the_weights_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: object, said: str
+) -> None:
+    from heredity.export import hf
+
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    written = hf.write
+
+    def damaged(source: _parity.Source, out: Path) -> None:
+        written(source, out)
+        before = (out / name).read_text("utf-8")
+        (out / name).write_text(change(before), "utf-8")  # type: ignore[operator]
+        assert (out / name).read_text("utf-8") != before
+
+    monkeypatch.setattr(hf, "write", damaged)
+    with pytest.raises(Refused, match=said):
+        export.export(store, model, "hf", tmp_path / "out")
+
+
+def test_what_is_not_known_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    model = store.pull(str(make_model(tmp_path / "tiny", "gemma3_text")))
+    with pytest.raises(Refused, match="gemma3_text"):
+        export.export(store, model, "gguf", tmp_path / "out")
+    windowed = store.pull(str(make_model(tmp_path / "windowed", "mistral")))
+    with pytest.raises(Refused, match="sliding windows"):
+        store.derive(Quantize(), [windowed])
+    with pytest.raises(UnknownName, match="gguf"):
+        export.export(store, model, "ggfu", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        export.export(store, model, "hf", tmp_path / "full")
+
+
+def test_the_bill_of_materials_has_the_whole_ancestry_and_fits_the_schema(
+    store: Store, tmp_path: Path
+) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    parent = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    child = store.derive(Quantize("q8_0", name="small|<b>\n# x"), [parent])
+    done = export.export(store, child, "gguf", tmp_path / "out")
+    text = (done.folder / "bom.cdx.json").read_text("utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    assert [c["bom-ref"] for c in bill["components"]] == [parent.record.id]
+    assert {"ref": child.record.id, "dependsOn": [parent.record.id]} in bill["dependencies"]
+    hashes = {f["hashes"][0]["content"] for f in bill["metadata"]["component"]["components"]}
+    assert hashes == {file.sha256 for file in child.record.files}
+    card = (done.folder / "README.md").read_text("utf-8")
+    assert "<b>" not in card and "\n# x" not in card and "quantize" in card
+    assert "Nothing was measured" in card
+
+
+def test_the_card_quotes_a_study(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import os
+
+    import heredity as h
+
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
+    desk = h.Application("desk", "Be kind.")
+    h.Study([model], desk, "direct_injection", store=store, out=tmp_path / "study").run()
+    os.environ["HEREDITY_STORE"] = str(store.root)
+    try:
+        assert (
+            main(["export", "tiny", str(tmp_path / "out"), "--to", "hf", "--study", str(tmp_path / "study")])
+            == 0
+        )
+    finally:
+        del os.environ["HEREDITY_STORE"]
+    assert "transformers agrees within" in capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "| breach, no judge needed |" in card and "% intervals" in card
