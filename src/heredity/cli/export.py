@@ -17,9 +17,9 @@ from heredity.cli import Name, Place, Verb, open_store
 def command(model: str, folder: Path, form: str, study: Path | None) -> None:
     """Write a model into files that others load, checked before.
 
-    A model card and a bill of materials of its whole descent lie beside them. They are read back before anything
-    is handed out: a reader that computes other log-probabilities, renders a conversation otherwise, or begins or
-    ends a text with another token refuses the export.
+    A model card and a bill of materials of its whole descent lie beside them. They are read back before
+    anything is handed out: a reader that computes other log-probabilities, renders a conversation otherwise,
+    or begins or ends a text with another token refuses the export.
     """
     from heredity import export
     from heredity.cli import _terminal
