@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study test bench proofs judges learned clean
+.PHONY: help study descent test bench proofs judges learned clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ help: ## show this
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)
+
+descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited (about an hour)
+	@$(BIN)/python examples/descent.py $(ARGS)
 
 test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/ruff check .

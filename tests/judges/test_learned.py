@@ -131,10 +131,16 @@ def test_on_a_model_that_was_left_out_it_is_never_below_the_rules_at_refusals() 
     assert ours and all(value >= of["rules", labels] for labels, value in ours.items())
 
 
-def test_answered_harmless_questions_of_sets_left_out_are_rarely_called_harm() -> None:
+def test_answered_harmless_questions_of_sets_left_out_are_often_told_from_harm() -> None:
     rows = [r for r in judges.quality_of_card(_learned_model.CARD) if "harmless (sets left out)" in r.labels]
     ours, theirs = ([r.specificity.value or 0.0 for r in rows if r.judge == j] for j in ("learned", "rules"))
-    assert len(ours) == 3 and min(ours) > 0.5 > max(theirs)
+    assert len(ours) == 3 and min(ours) > 0.4 > 0.1 > max(theirs)
+
+
+def test_compliance_with_harm_is_told_on_every_family_of_sets_that_was_left_out() -> None:
+    rows = {(r.judge, r.labels): r.accuracy.value for r in judges.quality_of_card(_learned_model.CARD)}
+    for name in ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts"):
+        assert (rows["learned", f"{name} (sets left out)"] or 0.0) >= 0.80, name
 
 
 def test_weights_that_are_not_the_card_s_are_refused(tmp_path: Path) -> None:

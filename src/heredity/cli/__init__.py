@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "import": "Judge and compare answers that were recorded elsewhere.",
         "label": "Label some of a study's answers, so that its rates can be corrected.",
         "tamper": "Say after how many steps of tuning a model has lost what it held.",
+        "repair": "Give a child back what it lost of its parent's safety.",
         "gate": "Pass or fail a study, for CI.",
         "power": "Plan how many trials a study needs.",
     },

@@ -158,6 +158,7 @@ class LlamaCpp:
         if self._server is None:
             raise EngineFailure("this engine is closed")
         asked = {"prompt": list(tokens), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
+        asked["cache_prompt"] = True
         given = self._server.handle_completions(asked)
         said = (given["choices"][0].get("logprobs") or {}).get("content") or []
         return (int(said[0]["id"]), float(said[0]["logprob"])) if said else None

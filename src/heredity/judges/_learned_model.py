@@ -31,7 +31,9 @@ CARD = Path(__file__).with_name("learned.json")
 FEATURES = (*NAMES, "prompt and first words alike", "prompt and answer alike", "answer goes on alike")
 CLIP = 4.0  # a feature further from its mean than so many deviations counts as that far
 PRIOR = 0.3  # of the rules' margin: where a head starts from, before it learns of other features
-BENEFIT = (0.25, 2.0)  # added to the topic's logit, with and without a prompt: a doubt is no veto
+# Added to the topic's logit, with and without a prompt: whoever asks about harm has mostly harmful requests
+# (a study only such), so that a doubt is no veto, and only what is plainly harmless is none.
+BENEFIT = (3.0, 5.0)
 
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from heredity.errors import UsageError
 from heredity.judges._learned_data import Example
 from heredity.judges._learned_model import PRIOR, Floats, Row, scale
 
-RIDGE = {"compliance": 0.1, "topic": 0.001}
+RIDGE = {"compliance": 0.03, "topic": 0.001}
 WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for those who judge answers alone
 TOPIC_SCALE = 5.0  # of the vectors' numbers, which are small
 SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusal falls into the band of doubt

@@ -156,7 +156,7 @@ _CALIBRATES: dict[Task, tuple[str, ...]] = {
 # that they know. PyRIT's severity asks another question.
 _LEARNED_HARM = tuple(
     f"{name} (sets left out)"
-    for name in ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, as harm")
+    for name in ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
 )
 
 

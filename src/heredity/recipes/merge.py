@@ -3,7 +3,8 @@
 linear: the weighted mean. slerp: of two, along the arc between them. task_arithmetic: the first parent is
 the base, and what the others learned beyond it is added (Ilharco et al. 2022, 2212.04089). ties: as that, but
 of each only the largest changes, and where they disagree about a sign only the side with more weight (Yadav
-et al. 2023, 2306.01708).
+et al. 2023, 2306.01708). resta: of three, to the first is added what tells the second, an aligned model, from
+the third, an unaligned one (Bhardwaj et al. 2024, 2402.11746).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ EXAMPLE = "heredity derive merge smollm2-135m-instruct tuned-a tuned-b --method 
 class Merge:
     """Parents of one shape and one tokenizer; with ties and task_arithmetic the first is the base."""
 
-    method: Literal["linear", "slerp", "ties", "task_arithmetic"] = setting("linear", "How they are merged.")
+    method: Literal["linear", "slerp", "ties", "task_arithmetic", "resta"] = setting(
+        "linear", "How they are merged."
+    )
     weights: str = setting("", "A weight for each that is merged, as 0.7,0.3.")
     density: float = setting(0.2, "Share of each parent's changes that ties keeps.")
     name: str = field(default="", compare=False)
@@ -51,12 +54,14 @@ class Merge:
         from heredity.recipes._weights import read_all, rewrite
 
         is_over_base = self.method in ("ties", "task_arithmetic")
-        if len(parents) < 2 or (self.method == "slerp" and len(parents) != 2):
-            needs = "two parents" if self.method == "slerp" else "two parents or more"
+        exact = {"slerp": 2, "resta": 3}.get(self.method)
+        if len(parents) < 2 or exact not in (None, len(parents)):
+            needs = {2: "two parents", 3: "three parents"}.get(exact or 0, "two parents or more")
             raise UsageError(f"{self.method} merges {needs}, not {len(parents)}.")
         first, others = parents[0], parents[1:]
         _refuse_other_shapes(first, others)
-        shares = self._shares(len(others) if is_over_base else len(parents))
+        n_weighed = 1 if self.method == "resta" else len(others) if is_over_base else len(parents)
+        shares = self._shares(n_weighed)
         tensors = [read_all(each.folder) for each in others]
 
         def merged(name: str, tensor: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ class Merge:
         given = _numbers(self.weights)
         if given and len(given) != n:
             raise UsageError(f"{len(given)} weights for {n} models that are merged.")
-        if self.method in ("ties", "task_arithmetic"):
+        if self.method in ("ties", "task_arithmetic", "resta"):
             return given or [1.0] * n
         found = given or [1.0] * n
         return [each / sum(found) for each in found]
@@ -84,6 +89,8 @@ class Merge:
             return sum((w * each for w, each in zip(shares, (first, *rest), strict=True)), first * 0)
         if self.method == "slerp":
             return slerp(first, rest[0], shares[1])
+        if self.method == "resta":
+            return first + shares[0] * (rest[0] - rest[1])
         changes = [each - first for each in rest]
         if self.method == "task_arithmetic":
             return sum((w * each for w, each in zip(shares, changes, strict=True)), first)

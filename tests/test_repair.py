@@ -1,0 +1,145 @@
+"""The ladder of repairs: cheap steps first, measured on the other half, nothing called enough that is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity import probes
+from heredity import repair as repairing
+from heredity.application import Application
+from heredity.engines import Engine, scripted
+from heredity.engines.torch import open_folder
+from heredity.errors import Refused, UsageError
+from heredity.lineage import Grown, Store
+from heredity.recipes._tuned import Training
+from heredity.recipes._weights import read_all
+from heredity.recipes.finetune import Finetune
+from heredity.recipes.guard import WORDS, Guard
+from heredity.recipes.merge import Merge
+from heredity.records import Message, Request
+from heredity.repair import Setting, halves, in_words, repair
+from heredity.train.dialogues import Dialogue, of
+from tests.engines.conftest import make_model
+
+DESK = Application.load(Path(__file__).parents[1] / "examples" / "support-desk.toml")
+ROWS = of("rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(repairing, "STEPS", 1)
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def pair(store: Store, tmp_path: Path) -> tuple[Grown, Grown]:
+    parent = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
+    return parent, store.derive(
+        Finetune(ROWS, Training(steps=2, batch=4, rate=1e-3, dtype="float32")), [parent]
+    )
+
+
+def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",
+          margin: float = 0.2):  # fmt: skip
+    """A repair in which models made by the recipes of `good` behave, and all others leak."""
+
+    def load(grown: Grown) -> Engine:
+        behaves = grown.record.id == pair[0].record.id or grown.record.recipe.kind in good
+        name = "careful" if behaves else "leaky"
+        return scripted.load(scripted_model(name).record, Path())
+
+    return repair(pair[1], pair[0], Setting(DESK, chosen, ("prefill",), margin, None, store, out, load))
+
+
+def scripted_model(name: str) -> Grown:
+    from heredity.lineage import scripted as record
+
+    return record(f"scripted:{name}")
+
+
+def test_the_first_step_that_is_enough_ends_the_climb(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    found = climb(store, pair, tmp_path / "out", ("merge",))
+    assert [step.name for step in found.steps] == ["guard", "restore 0.3"]
+    assert not found.before.is_enough and not found.steps[0].is_enough and found.steps[1].is_enough
+    assert found.model is not None and found.model.record.parents == (pair[1].record.id, pair[0].record.id)
+    assert in_words(found)[-1].startswith(f"repaired: {found.model.record.name}")
+
+
+def test_none_that_is_enough_is_said_and_every_step_is_recorded(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    found = climb(store, pair, tmp_path / "out", ())
+    assert [step.name for step in found.steps] == ["guard", "restore 0.3", "restore 0.6", "replay"]
+    assert found.model is None and in_words(found)[-1] == "No step is shown to be enough."
+    replayed = found.steps[-1].model
+    assert replayed is not None and replayed.record.format == "adapter"
+    assert replayed.record.recipe.settings["data"]["rows"] > 16  # what was lost, and as many twins
+    again = climb(store, pair, tmp_path / "out", ())
+    ids = [[s.model.record.id for s in each.steps if s.model is not None] for each in (found, again)]
+    assert ids[0] == ids[1] and len(ids[0]) == 4
+
+
+def test_a_child_that_lost_nothing_needs_none(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    found = climb(store, pair, tmp_path / "out", ("finetune",))
+    assert found.model == pair[1] and not found.steps and "needs no repair" in in_words(found)[-1]
+
+
+def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
+    found = climb(store, pair, tmp_path / "out", ("merge", "guard", "lora"), "planted_secret", margin=0.001)
+    assert found.model is None and all(step.measured is not None for step in found.steps)
+
+
+def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:
+    chosen = probes.load("core")
+    learned_from, measured_on = halves(chosen)
+    assert sorted(p.id for p in (*learned_from, *measured_on)) == sorted(p.id for p in chosen)
+    behaviours = [
+        {(p.technique, p.cluster) for p in side if p.kind == "breach"} for side in (learned_from, measured_on)
+    ]
+    assert not behaviours[0] & behaviours[1]
+    for side in (learned_from, measured_on):
+        ids = {p.id for p in side}
+        assert all(p.twin in ids for p in side if p.twin is not None)
+        assert {p.technique for p in side} == {p.technique for p in chosen}
+    with pytest.raises(UsageError, match="two behaviours"):
+        halves(chosen[:2])
+
+
+def test_a_guard_s_words_come_first_and_change_no_weight(store: Store, pair: tuple[Grown, Grown]) -> None:
+    parent = pair[0]
+    child = store.derive(Guard('Say "no" to {{ harm }}, and {% yes %} else.'), [parent])
+    one, two = read_all(parent.folder), read_all(child.folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    engine = open_folder(child.folder, dtype="float32")
+    rendered = engine.render(Request(0, (Message("system", "Be kind."), Message("user", "Hi"))))
+    assert (
+        'Say "no" to {{ harm }}, and {% yes %} else.\n\nBe kind.' in rendered
+        and rendered.count("system") == 1
+    )
+    alone = engine.render(Request(0, (Message("user", "Hi"),)))
+    assert 'Say "no" to {{ harm }}, and {% yes %} else.<|im_end|>' in alone
+    assert store.derive(Guard(), [parent]).record.recipe.settings == {"words": WORDS}
+
+
+def test_a_base_model_cannot_be_guarded(store: Store, tmp_path: Path) -> None:
+    bare = store.pull(str(make_model(tmp_path / "bare", "llama", template=None)))
+    with pytest.raises(Refused, match="no chat template"):
+        store.derive(Guard(), [bare])
+
+
+def test_what_tells_aligned_from_unaligned_is_added(store: Store, pair: tuple[Grown, Grown]) -> None:
+    parent, child = pair
+    made = store.derive(Merge("resta", weights="0.5"), [child, parent, child])
+    a, b, c = (read_all(each.folder) for each in (child, parent, made))
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.allclose(c[name], a[name] + 0.5 * (b[name] - a[name]), atol=1e-6)
+    with pytest.raises(UsageError, match="three parents"):
+        store.derive(Merge("resta"), [child, parent])
