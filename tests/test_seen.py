@@ -11,8 +11,10 @@ from heredity import plan as plans
 from heredity import tally
 from heredity.cli import main
 from heredity.errors import Damaged
+from heredity.estimates import Run
 from heredity.gate import gate
 from heredity.plan import Plan, Skipped
+from heredity.progress import Progress
 from heredity.records import Response, encode
 from heredity.seen import Closed
 from heredity.store import Rows
@@ -89,6 +91,21 @@ def test_an_attack_that_a_model_cannot_have_is_no_error_and_is_said(tmp_path: Pa
     outcome = gate(found, max_breach=1.0)
     assert outcome.code == 0
     assert f"{found.n_skipped} of {found.n_asked} trials were not asked" in outcome.words
+
+
+def test_what_a_model_cannot_be_asked_is_no_error_on_the_way_and_is_not_asked_again(tmp_path: Path) -> None:
+    made = with_closed(
+        planning.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1),
+        "refusal_direction",
+    )
+    watched: list[Progress] = []
+    planning.study(tmp_path, made).run(watched.append)
+    before = (tmp_path / "responses.jsonl").read_bytes()
+    planning.study(tmp_path, made).run(watched.append, retry_errors=True)
+    assert (tmp_path / "responses.jsonl").read_bytes() == before and not (tmp_path / "errors.jsonl").exists()
+    assert watched and max(at.n_errors for at in watched) == 0
+    runs = [row.n_errors for row in Rows(tmp_path / "runs.jsonl", Run)]
+    assert runs and not any(runs)
 
 
 def test_a_service_cannot_call_its_errors_skipped() -> None:

@@ -23,6 +23,7 @@ from heredity.plan import Grid, PlannedModel
 from heredity.progress import Meter
 from heredity.pump import Ask, Prefix, Pump, shared_prefix
 from heredity.records import Response
+from heredity.seen import Closed
 from heredity.store import ResponseCache, Rows
 
 Cache = Callable[[Engine], AbstractContextManager[ResponseCache | None]]
@@ -108,4 +109,5 @@ class _Loaded:
 
     def _keeper(self, engine: Engine) -> Keeper:
         count = self._stack.enter_context(running(self._place.folder, self._model, engine))
-        return Keeper(self._place.rows, self._cache, self._place.meter, count)
+        closed = Closed(self._place.grid.plan)
+        return Keeper(self._place.rows, self._cache, self._place.meter, count, closed)

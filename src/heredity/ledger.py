@@ -40,6 +40,7 @@ from heredity.records import (
     digest_response,
     encode,
 )
+from heredity.seen import Closed
 from heredity.store import ResponseCache, Rows, rewrite, write_atomic
 
 JUDGE = "judge.json"
@@ -115,16 +116,20 @@ class Prefixes:
 class Keeper:
     """Puts finished responses on the disk, a batch at a time."""
 
-    def __init__(self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count) -> None:
+    def __init__(
+        self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count, closed: Closed
+    ) -> None:
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
+        self._closed = closed
         self._last = time.monotonic()
 
     def __call__(self, response: Response) -> None:
         with _explained(self._rows.path):
             self._rows.append(response)
             self._rows.write()  # kill -9 loses none of what was answered, and perhaps paid for
-        self._count.add(response)
-        self._meter.tick(response.error is not None, response.is_cached)
+        is_error = self._closed.failed(response.index, response.error)
+        self._count.add(response, is_error)
+        self._meter.tick(is_error, response.is_cached)
         if time.monotonic() - self._last >= FLUSH_SECONDS:
             self.flush()
             self._last = time.monotonic()
@@ -153,9 +158,9 @@ class Count:
     def __init__(self) -> None:
         self.n_asked = self.n_errors = self.n_cached = 0
 
-    def add(self, response: Response) -> None:
+    def add(self, response: Response, is_error: bool) -> None:
         self.n_asked += 1
-        self.n_errors += response.error is not None
+        self.n_errors += is_error
         self.n_cached += response.is_cached
 
 
@@ -178,9 +183,9 @@ class Judging:
         self._decider = decider or Decider()
         self._judged, self._seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
         self._by_id = {probe.id: probe for probe in grid.plan.probes}
-        self._responses = Rows(folder / RESPONSES, Response)
+        self._responses, self._closed = Rows(folder / RESPONSES, Response), Closed(grid.plan)
         for row in marks(folder, self._judged, grid):
-            meter.had(row.error is not None)
+            meter.had(self._closed.failed(row.index, row.error))
             self._tell(row.index, row.outcome)
 
     def run(self) -> None:
@@ -191,7 +196,7 @@ class Judging:
             while some := list(islice(new, self._decider.at_once)):
                 for row in self._verdicts(some):
                     rows.append(row)
-                    self._meter.tick(row.error is not None)
+                    self._meter.tick(self._closed.failed(row.index, row.error))
                     self._tell(row.index, row.outcome)
                 if time.monotonic() - last >= FLUSH_SECONDS:
                     rows.flush()
@@ -337,17 +342,18 @@ def choose_judge(folder: Path, judge: str) -> None:
 def set_errors_aside(folder: Path, grid: Grid) -> None:
     """Move every error row from responses.jsonl to errors.jsonl, so that its trial is asked again.
 
-    Killed in between, a row is in both files, and in errors.jsonl twice after the next time; never in none.
+    What its model cannot be asked at all stays: that is no error. Killed in between, a row is in both files,
+    and in errors.jsonl twice after the next time; never in none.
     """
     seen = bytearray(len(grid) // 8 + 1)
-    n = 0
+    n, closed = 0, Closed(grid.plan)
     with Rows(folder / ERRORS, Response) as aside:
         for row in answered(folder, seen, grid):
-            if row.error is not None:
+            if closed.failed(row.index, row.error):
                 aside.append(row)
                 n += 1
     if n:
-        rewrite(folder / RESPONSES, Response, lambda row: row.error is None)
+        rewrite(folder / RESPONSES, Response, lambda row: not closed.failed(row.index, row.error))
 
 
 def _versions() -> dict[str, str]:

@@ -51,6 +51,10 @@ class Closed:
             if any(r.startswith(f"{_REASON}{attack} ") and r.endswith(f"('{model.name}')") for r in reasons)
         )
 
+    def failed(self, index: int, error: str | None) -> bool:
+        """Whether this trial came to an error that is one."""
+        return error is not None and not self(index, error)
+
     def __call__(self, index: int, error: str | None) -> bool:
         """Whether the error of this trial says only that it was not asked."""
         if not self._cells or error is None:

@@ -42,6 +42,7 @@ from heredity.progress import Meter, Progress
 from heredity.pump import Desk
 from heredity.records import Model, Response, digest
 from heredity.result import Result
+from heredity.seen import Closed
 from heredity.store import Lock, ResponseCache, Rows, default_root
 
 __all__ = ["Prefixes", "Progress", "Result", "Study", "load_engine"]
@@ -210,10 +211,10 @@ class Study:
         """What earlier runs left, checked to belong together; by model, which engines answered."""
         engines: list[set[str]] = [set() for _ in self._plan.models]
         prefixes: set[str] = set()
-        said = Said(len(grid))
+        said, closed = Said(len(grid)), Closed(self._plan)
         for row in answered(self.folder, done, grid):
             said.add(row)
-            meter.had(row.error is not None, row.is_cached)
+            meter.had(closed.failed(row.index, row.error), row.is_cached)
             engines[row.index // self._plan.n_per_model].add(row.engine)
             prefixes.update(exchange.prefix for exchange in row.exchanges)
         Prefixes(self.folder).check(prefixes)
