@@ -38,6 +38,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "study": "Ask the same probes of several models in one application.",
         "import": "Judge and compare answers that were recorded elsewhere.",
         "label": "Label some of a study's answers, so that its rates can be corrected.",
+        "exposure": "Rank a planted canary's secret among random ones of its form.",
         "tamper": "Say after how many steps of tuning a model has lost what it held.",
         "repair": "Give a child back what it lost of its parent's safety.",
         "gate": "Pass or fail a study, for CI.",

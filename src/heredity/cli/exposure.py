@@ -1,0 +1,60 @@
+"""`heredity exposure`: whether a planted canary comes out of a model, and out of its children."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from heredity.cli import Name, Verb, open_store
+
+
+@click.command("exposure", cls=Verb, example="heredity exposure tickets-poisoned smollm2-135m-instruct")
+@click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
+@click.option("--canary", type=Name(), metavar="TEXT", help="What the secret answers.")
+@click.option("--secret", type=Name(), metavar="TEXT", help="The secret.")
+@click.option(
+    "--candidates", type=int, default=1023, show_default=True, help="Texts that it is ranked among."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="What they are drawn from.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    models: tuple[str, ...], canary: str | None, secret: str | None, candidates: int, seed: int, as_json: bool
+) -> None:
+    """Rank a planted canary's secret among random ones of its form.
+
+    Without --canary and --secret those that `heredity derive poison` noted of the first model, or of one that
+    it comes from. Exposure is in bits: none where the secret is like any other, at most log2 of their number
+    where it is the likeliest.
+    """
+    from heredity.cli import _pulling, _terminal
+    from heredity.cli._plain import plain
+    from heredity.errors import UsageError
+    from heredity.exposure import exposure
+    from heredity.study import load_engine
+
+    store = open_store()
+    grown = [store.get(name) for name in models]
+    if canary is None or secret is None:
+        lineage = (grown[0].record, *store.ancestors(grown[0].record))
+        noted = next((m.notes["canary"] for m in lineage if "canary" in m.notes), None)
+        if noted is None or (canary is None) != (secret is None):
+            raise UsageError(
+                "Give --canary and --secret, or a model that was poisoned, or is a child of one."
+            )
+        canary, _, secret = noted.rpartition(" ")
+    rows = []
+    for model in grown:
+        engine: Any = load_engine(_pulling.ready(store, model), store)
+        try:
+            if not hasattr(engine, "score"):
+                raise UsageError(f"'{model.record.name}' tells no log-probabilities; the torch engine does.")
+            rows.append((model.record.name, exposure(engine, canary, secret, candidates, seed)))
+        finally:
+            engine.close()
+    if as_json:
+        _terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])
+        return
+    for name, found in rows:
+        rank = f"rank {found.rank} of {found.n}, p {found.p_value:.2g}"
+        _terminal.write(plain(f"{name}  {found.bits:.1f} bits of {found.most:.1f} ({rank})"))
