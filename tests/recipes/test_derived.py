@@ -225,3 +225,39 @@ def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_pa
         store.derive(Instruct(asked, QUICK, longest=1), [parent, parent])
     with pytest.raises(UsageError, match="two parents"):
         store.derive(Instruct(asked, QUICK), [parent])
+
+
+# --- what the student writes ------------------------------------------------------------------------
+
+
+def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
+    store: Store, parent: Grown, data: dialogues.Data
+) -> None:
+    start = store.derive(Prune(2), [parent])
+    training = Training(steps=25, batch=6, rate=1e-2, dtype="float32")
+    recipe = Distill(data, training, "reverse", is_on_policy=True, longest=12)
+    child = store.derive(recipe, [start, parent])
+    rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
+    assert sum(r["loss"] for r in rows[-5:]) < 0.7 * sum(r["loss"] for r in rows[:5])
+    assert max(r["n_learned"] for r in rows) <= 6 * 12  # no answer of the data: what was written
+    assert store.grow(recipe, [start, parent]).record.id == child.record.id
+    with pytest.raises(UsageError, match="share 1"):
+        Distill(data, training, share=0.5, is_on_policy=True)
+
+
+def test_what_a_network_writes_is_what_the_engine_says(parent: Grown) -> None:
+    from heredity.train import network
+    from heredity.train.documents import Writer
+
+    net, writer = network.load(parent.folder, "float32"), Writer(parent.folder)
+    texts = ["the fox", "seven wise owls watch from an old oak tree"]
+    asked = [writer.prompt((Message("user", text),)) for text in texts]
+    engine = open_folder(parent.folder, dtype="float32")
+    said = engine.reply(
+        [Request(i, (Message("user", t),), Decoding(max_tokens=9)) for i, t in enumerate(texts)]
+    )
+    wanted = [reply.tokens for reply in sorted(said, key=lambda r: r.key)]
+    assert net.write(asked, 9, 0.0, 0, writer.stops) == wanted
+    one, two, other = (net.write(asked, 9, 1.0, seed, writer.stops) for seed in (5, 5, 6))
+    assert one == two != other
+    assert net.model.config._attn_implementation == "heredity_documents"  # and it learns as before

@@ -84,11 +84,12 @@ def run(
     trainable: Any,
     objective: Callable[[Any], Any],
     kind: Literal["safetensors", "adapter"],
-    examples: Sequence[Any] | None = None,
+    order: Callable[[Any, Any], Any] | None = None,
 ) -> Description:
     """Train a copy of the one parent and write what came of it into `out`.
 
-    objective: makes the objective, given the network. Raises UsageError, Diverged, Unavailable.
+    objective: makes the objective, given the network. order: what each step learns from, given the network
+    and the writer of documents; None: the data's own answers. Raises UsageError, Diverged, Unavailable.
     """
     from heredity.train import curve, documents, loop, network, steps
 
@@ -108,9 +109,11 @@ def run(
         training.optimizer,
         training.seed,
     )
-    order = steps.Steps(examples or prepared.examples, training.batch, training.seed)
+    source = steps.Steps(prepared.examples, training.batch, training.seed)
+    if order is not None:
+        source = order(net, writer)
     folder = recipe.folder or out.parent / "training"
-    metrics = loop.train(net, trainable, objective(net), order, plan, folder, recipe.watch)
+    metrics = loop.train(net, trainable, objective(net), source, plan, folder, recipe.watch)
     trainable.save(net, out)
     if kind == "safetensors":
         copy_rest(parent.folder, out)

@@ -4,7 +4,9 @@ The first parent is what the student starts from (such as a pruned copy), the se
 read the same tokens; where they do not, a distribution over one's tokens means nothing to the other, and it
 is refused: let the teacher write answers instead.
 
-Source: Hinton et al. 2015 (1503.02531); divergences as in GKD (2306.13649).
+With --on-policy the student writes and the teacher scores what it wrote: it learns where it goes itself.
+
+Source: Hinton et al. 2015 (1503.02531); divergences and on-policy as in GKD (2306.13649).
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ class Distill:
     temperature: float = setting(1.0, "Both distributions are flattened by it.")
     share: float = setting(1.0, "Share of the divergence; the rest is cross-entropy on the data's answers.")
     beta: float = setting(0.5, "Weight of the teacher in js.")
+    is_on_policy: bool = setting(False, "Learn from what the student writes, not from the data's answers.")
+    longest: int = setting(64, "Tokens that the student may write.")
+    warmth: float = setting(1.0, "The temperature at which it writes.")
     name: str = field(default="", compare=False)
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
@@ -48,6 +53,11 @@ class Distill:
             raise UsageError(
                 f"temperature must be above 0 ({self.temperature:g}), share in (0, 1] ({self.share:g}) and "
                 f"beta in (0, 1) ({self.beta:g})."
+            )
+        if self.longest < 1 or self.warmth < 0 or (self.is_on_policy and self.share < 1):
+            raise UsageError(
+                f"longest must be at least 1 ({self.longest}), warmth at least 0 ({self.warmth:g}), share 1 "
+                f"where the student writes ({self.share:g}): its own answers are no truth to learn."
             )
 
     def settings(self) -> dict[str, Any]:
@@ -76,7 +86,23 @@ class Distill:
             loaded.model.requires_grad_(False)
             return Distilled(loaded, self.divergence, self.temperature, self.share, self.beta)
 
-        return run(self, student, out, Everything(), objective, "safetensors")
+        return run(
+            self,
+            student,
+            out,
+            Everything(),
+            objective,
+            "safetensors",
+            self._own if self.is_on_policy else None,
+        )
+
+    def _own(self, net: Any, writer: Any) -> Any:
+        from heredity.train.written import Written, prompts
+
+        training = self.training
+        longest = training.max_tokens - self.longest
+        asked = prompts(writer, self.data.dialogues, training.batch, training.seed, longest)
+        return Written(net, asked, writer.stops, self.longest, self.warmth)
 
 
 DERIVES = Distill

@@ -96,6 +96,16 @@ class Writer:
             tokens += ids
         return Document((*tokens, self._end), (*is_learned, True))
 
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The tokens of a conversation up to its last answer, which is left out."""
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
+        return tuple(self.chat.encode(self._prompt(messages[:last])))
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._stops
+
     def _pieces(
         self, messages: Sequence[Message], answers: Sequence[int]
     ) -> tuple[list[tuple[str, bool]] | None, str]:

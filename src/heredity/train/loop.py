@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -25,7 +25,7 @@ from heredity.train.checkpoint import Kept
 from heredity.train.network import Network
 from heredity.train.objectives import Objective
 from heredity.train.optimizer import Kind, Masters, Schedule, share_at
-from heredity.train.steps import Batch, Steps
+from heredity.train.steps import Batch
 from heredity.train.trainable import Everything, Lora
 
 METRICS = "training.jsonl"
@@ -74,6 +74,13 @@ class Plan:
     seed: int = 0
 
 
+class Source(Protocol):
+    """What each step learns from: Steps, or Written."""
+
+    def of(self, step: int) -> list[Batch]:
+        """The batches of a step, counted from 0."""
+
+
 class Diverged(HeredityError):
     """The loss is no number any more."""
 
@@ -82,7 +89,7 @@ def train(
     network: Network,
     trainable: Everything | Lora,
     objective: Objective,
-    steps: Steps,
+    steps: Source,
     plan: Plan,
     folder: Path,
     watch: Watch | None = None,

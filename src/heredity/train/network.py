@@ -10,7 +10,7 @@ Leaves to others: which weights change (trainable.py) and what is asked of the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,37 @@ class Network:
         """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way."""
         total: torch.Tensor = _Parts.apply(hidden, self.head, of_rows)  # type: ignore[no-untyped-call]
         return total
+
+    def write(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        longest: int,
+        temperature: float,
+        seed: int,
+        stops: Iterable[int],
+    ) -> list[tuple[int, ...]]:
+        """What the model says behind each prompt as it is now, at most `longest` tokens, the stop included.
+
+        Drawn from the seed alone, whatever was drawn before; temperature 0: the likeliest tokens.
+        """
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        ends = sorted(stops)
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        self.model.set_attn_implementation("sdpa")
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                said = self.model.generate(
+                    ids, attention_mask=mask, max_new_tokens=longest, pad_token_id=0, eos_token_id=ends,
+                    **(drawn if temperature else {"do_sample": False}),
+                )  # fmt: skip
+        finally:
+            self.model.set_attn_implementation(_NAME)
+        rows = [row[width:].tolist() for row in said]
+        cut = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
+        return [tuple(row[:n]) for row, n in zip(rows, cut, strict=True)]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, vocabulary)"""
