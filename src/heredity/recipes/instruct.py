@@ -92,7 +92,7 @@ class Instruct:
             there = {row.index for row in rows}
             left = [i for i in range(len(self.data.dialogues)) if i not in there]
             if left:
-                engine = open_folder(teacher.folder)
+                engine = open_folder(teacher.folder, _tuning(teacher))
                 for reply in engine.reply(self._request(i) for i in left):
                     rows.append(Answer(reply.key, reply.text, reply.stop))
                     rows.write()
@@ -118,6 +118,12 @@ class Instruct:
                 f"The teacher finished none of {len(answers)} answers in {self.longest} tokens: raise it."
             )
         return found
+
+
+def _tuning(model: Grown) -> Path | None:
+    """Where the store keeps what its engine measured of this model, so that it is measured once."""
+    home = model.folder.parents
+    return home[2] / "tuning" / model.record.id if home[1].name == "models" else None
 
 
 DERIVES = Instruct
