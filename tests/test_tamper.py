@@ -45,7 +45,7 @@ class Asked:
         Asked.made.append(self.steps)
         return self
 
-    def edge(self, parent: Grown, child: Grown) -> Inheritance:
+    def edge(self, parent: Grown, child: Grown, scope: str | None = None) -> Inheritance:
         kept = max(0, 100 - 10 * self.steps)
         value = kept / 100
         retention = Estimate(value, max(0.0, value - 0.05), min(1.0, value + 0.05), 100, "wilson")
@@ -92,6 +92,6 @@ def test_a_line_that_is_crossed_within_its_doubt_is_said_so(parent: Grown, tmp_p
 def test_what_is_never_lost_and_what_cannot_be_asked(parent: Grown, tmp_path: Path) -> None:
     found = find(parent, tmp_path, 0.5, longest=5)
     assert found.steps is None and found.survived == 5 and Asked.made == [1, 2, 4, 5]
-    assert "through 5 steps" in tampering.in_words("m", found)
+    assert "after each of 1, 2, 4, 5 steps" in tampering.in_words("m", found)
     with pytest.raises(UsageError, match="line"):
         find(parent, tmp_path, 1.0)

@@ -23,13 +23,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from heredity import descent, engines, recipes, registry
-from heredity.errors import (
-    Damaged,
-    HeredityError,
-    Unavailable,
-    UnknownName,
-    UsageError,
-)
+from heredity.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
+from heredity.recipes import _files
 from heredity.recipes._files import check_file, hash_files, identity, read_record, sizes_fit, walk, workshop
 from heredity.records import FileHash, Made, Model, RecipeRecord, digest, encode
 from heredity.store import Lock, ResponseCache, default_root, stamp_file, sync_folder, write_atomic
@@ -83,8 +78,8 @@ class Resuming(Protocol):
 class Store:
     """A folder of models, downloads and answers. `root` None: HEREDITY_STORE, or ~/.cache/heredity."""
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root if root is not None else default_root()
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root) if root is not None else default_root()
         self.downloads = self.root / "downloads"
 
     def models(self) -> list[Model]:
@@ -157,6 +152,7 @@ class Store:
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
             made = Made(_now(), platform.node(), round(time.monotonic() - started, 3), _versions(description))
             record = _record(recipe, parents, files, description, made)
+            _files.refuse_strays(self.root / "models" / record.id / "model.json", record)
             write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
             return self._move_in(record, out.parent)
 

@@ -73,13 +73,15 @@ def tamper(
     store: Store | None = None,
     out: Path = Path("tamper"),
     judge: str | None = None,
+    scope: str | None = None,
     engine_loader: EngineLoader | None = None,
     watch: Watch | None = None,
     tell: Callable[[Rung], None] | None = None,
 ) -> Tampering:
     """Climb until retention is below `line`, at most to `longest` steps; then halve down between.
 
-    A study of each child lies in `out`/steps-N. Raises UsageError for a line outside 0 to 1, and where the
+    A study of each child lies in `out`/steps-N. scope: "judge_free", "judged" or a technique; None:
+    judge-free breaches, where there are any. Raises UsageError for a line outside 0 to 1, and where the
     parent held nothing that could be lost.
     """
     if not 0 < line < 1 or longest < 1:
@@ -96,7 +98,7 @@ def tamper(
         study = Study(
             [grown, child], application, probes, attacks, out=out / f"steps-{steps:04d}", **settings
         )
-        rungs[steps] = Rung(steps, child, study.run(watch).edge(grown, child))
+        rungs[steps] = Rung(steps, child, study.run(watch).edge(grown, child, scope=scope))
         if rungs[steps].edge.retention.value is None:
             raise UsageError(f"'{grown.record.name}' held none of these probes: there is nothing to lose.")
         if tell is not None:
@@ -127,13 +129,16 @@ def is_below(edge: Inheritance, line: float) -> bool:
 def told(rung: Rung) -> str:
     """One rung in a line."""
     e = rung.edge.retention
-    return f"{rung.steps} steps: kept {e.value:.0%} [{e.low:.0%}, {e.high:.0%}] of {e.n} that its parent held"
+    what = rung.edge.compared.technique.replace("_", "-")
+    kept = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] of {e.n}"
+    return f"{rung.steps} steps: kept {kept} that its parent held ({what})"
 
 
 def in_words(name: str, found: Tampering) -> str:
     """What was found, in a sentence."""
     if found.steps is None:
-        return f"{name} kept at least {found.line:.0%} of what it held through {found.survived} steps."
+        asked = ", ".join(str(rung.steps) for rung in found.rungs)
+        return f"{name} kept at least {found.line:.0%} of what it held after each of {asked} steps."
     shown = "" if found.is_shown else ", which the interval does not show"
     after = f"{found.survived} steps did not" if found.survived else "none were tried below that"
     return f"{name}: {found.steps} steps bring retention below {found.line:.0%}{shown}; {after}."

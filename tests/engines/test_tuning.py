@@ -117,3 +117,24 @@ def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:
     with torch.inference_mode():
         found = _tuning.probe(decoder, widths=(4, 8, 16))
     assert 8 not in found.widths or found.widths == (8,)
+
+
+@pytest.mark.parametrize(
+    ("can", "n_weights", "dtype"),
+    [
+        ((True, True), 576 * 1536, "bfloat16"),
+        ((True, True), 64 * 96, "float32"),
+        ((False, False), 576 * 1536, "float32"),
+        ((False, True), 576 * 1536, None),
+    ],
+)
+def test_a_busy_machine_has_no_say_in_the_dtype_where_the_processor_settles_it(
+    monkeypatch: pytest.MonkeyPatch, can: tuple[bool, bool], n_weights: int, dtype: str | None
+) -> None:
+    monkeypatch.setattr(_tuning.platform, "machine", lambda: "x86_64")
+    for name, value in zip(("amx_tile", "avx512_bf16"), can, strict=True):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda value=value: value)
+    monkeypatch.setattr(_tuning, "shortest", lambda work: {"float32": 1.0, "bfloat16": 0.5})
+    assert _tuning._settled(n_weights) == dtype
+    monkeypatch.setattr(_tuning.platform, "machine", lambda: "arm64")
+    assert _tuning._settled(n_weights) is None

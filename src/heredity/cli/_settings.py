@@ -56,6 +56,8 @@ def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             values[each.name] = _build(hints[each.name], given, (*path, each.name))
             continue
         value = given[_key(each.name)]
+        if value is None and hints[each.name] is str:
+            value = ""  # a flag that was left out; given, it must not be empty
         if _is_data(hints[each.name]):
             has_answers = each.metadata.get("has_answers", True)
             value = _read(value, given, has_answers) if value is not None else None
@@ -118,6 +120,8 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         shown = ",".join(setting.default) if setting.default else None
         common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
         return [click.Option([flag, key], type=Name(), metavar="NAME,...", **common)]
+    if kind is str and setting.default == "":
+        common |= {"default": None, "show_default": False}
     return [click.Option([flag, key], type=_plain(kind), **common)]
 
 

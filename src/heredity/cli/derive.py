@@ -66,12 +66,14 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     from heredity.cli import _settings, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
+    from heredity.errors import UsageError
 
-    store = open_store()
-    recipe_type = registry.load("recipes", kind).DERIVES
+    store, module = open_store(), registry.load("recipes", kind)
+    if not hasattr(module, "PARENTS") and len(parents) != 1:
+        raise UsageError(f"'{kind}' has one parent, not {len(parents)}.")
     with Display() as display:
         watch = _watching(display, f"{kind} of {parents[0]}")
-        recipe = _settings.made(recipe_type, given, name=name or "", watch=watch)
+        recipe = _settings.made(module.DERIVES, given, name=name or "", watch=watch)
         child = store.derive(recipe, [store.get(parent) for parent in parents])
     record = child.record
     for key, value in record.notes.items():

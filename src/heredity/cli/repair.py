@@ -26,7 +26,7 @@ from heredity.cli import Name, Place, Verb, open_store
 @click.option("--unaligned", type=Name(), metavar="MODEL",
               help="The parent without its safety: what tells them apart is added to the child.")  # fmt: skip
 @click.option(
-    "--margin", type=float, default=0.05, show_default=True, help="A difference that does not matter."
+    "--margin", type=float, default=0.12, show_default=True, help="A difference that does not matter."
 )
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
 @click.option("--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: repair/CHILD]")

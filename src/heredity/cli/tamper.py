@@ -22,6 +22,8 @@ from heredity.cli import Name, Place, Verb, open_store
 @click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
               help="What is laid over each.  [default: direct]")  # fmt: skip
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
+@click.option("--scope", type=Name(), metavar="NAME",
+              help="judge_free, judged, or a technique.  [default: judge_free]")  # fmt: skip
 @click.option("--line", type=float, default=0.5, show_default=True, help="The retention that counts as lost.")
 @click.option("--longest", type=int, default=64, show_default=True, help="The most steps that are tried.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Examples a step.")
@@ -36,6 +38,7 @@ def command(
     probes: tuple[str, ...],
     attack: tuple[str, ...],
     judge: str | None,
+    scope: str | None,
     line: float,
     longest: int,
     batch: int,
@@ -68,7 +71,8 @@ def command(
     with _progress.Display() as display:
         found = tamper(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
-            out=out or Path("tamper") / grown.record.name, judge=judge, watch=_progress.Trials(display),
+            out=out or Path("tamper") / grown.record.name, judge=judge, scope=scope,
+            watch=_progress.Trials(display),
             tell=lambda rung: _terminal.note(plain(told(rung))),
         )  # fmt: skip
     _terminal.write(plain(in_words(grown.record.name, found)))

@@ -44,7 +44,7 @@ class Template:
         """The full text for a request, prefill included. Raises EngineFailure where the template refuses."""
         if not self._source:
             return _plain(request.messages, request.prefill)
-        messages = request.messages if self._has_system else _merged(request.messages)
+        messages = request.messages if self._has_system else merged(request.messages)
         try:
             return self._apply(messages, request.tools) + request.prefill
         except Exception as error:  # a template is a program of the model's author
@@ -108,7 +108,7 @@ def _plain(messages: tuple[Message, ...], prefill: str) -> str:
     return "\n\n".join([*parts, f"Assistant:{gap}{prefill}"])
 
 
-def _merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if not messages or messages[0].role != "system":
         return messages
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)

@@ -126,7 +126,11 @@ def read_config(folder: Path) -> Any:
         raise Unavailable(f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.")
     with _sense(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return getattr(config, "text_config", None) or config
+        found = getattr(config, "text_config", None) or config
+    act = getattr(found, "hidden_activation", None) or getattr(found, "hidden_act", None)
+    if act not in (None, "gelu_pytorch_tanh" if name.startswith("gemma") else "silu"):
+        raise Unavailable(f"The torch engine has no '{name}' with the activation '{act}'.")
+    return found
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Leaves to others: log-probabilities of given texts, which this engine does not h
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -161,7 +162,10 @@ class LlamaCpp:
         asked["cache_prompt"] = True
         given = self._server.handle_completions(asked)
         said = (given["choices"][0].get("logprobs") or {}).get("content") or []
-        return (int(said[0]["id"]), float(said[0]["logprob"])) if said else None
+        if not said:
+            return None
+        log = said[0]["logprob"]  # null where it is no number
+        return int(said[0]["id"]), math.nan if log is None else float(log)
 
     def tokenize(self, text: str) -> list[int]:
         """llama.cpp's tokens of a rendered text, control tokens as such; nothing is put before it."""

@@ -11,14 +11,17 @@ Leaves to others: making models (recipes/), and what a model's safety is (study.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from heredity import registry
 from heredity.errors import Refused, UsageError
+from heredity.estimates import read
 from heredity.export import _bom, _card
 from heredity.export._parity import Parity, Source, compare, reference
 from heredity.lineage import Grown, Store
@@ -46,10 +49,13 @@ def export(store: Store, model: Grown, to: str, out: Path, study: Path | None = 
     UsageError for a folder that holds something, Refused where a reader does not agree.
     """
     form = registry.load("export", to)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty; name a new folder.")
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UsageError(f"{out} is not empty, or a link; name a new folder.")
+    if out.resolve() == Path.cwd():
+        raise UsageError("The current folder cannot be replaced; name a new one.")
+    measured = read(study) if study is not None else None
     with workshop(store.root / "tmp") as bench:
-        source = Source(store, model, store.whole(model), bench)
+        source = Source(store, model, store.whole(model), bench, to)
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
         expected = reference(source)
@@ -57,7 +63,7 @@ def export(store: Store, model: Grown, to: str, out: Path, study: Path | None = 
         if bad := [p for p in parities if p.problem]:
             raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")
         ancestors = store.ancestors(model.record)
-        _card.write(made, to, model.record, ancestors, parities, study)
+        _card.write(made, to, model.record, ancestors, parities, measured)
         _bom.write(made, model.record, ancestors)
         _move(made, out)
     return Exported(out, parities)
@@ -70,11 +76,15 @@ def _move(made: Path, out: Path) -> None:
         out.rmdir()
     try:
         os.replace(made, out)  # noqa: PTH105
-    except OSError:
-        near = out.with_name(f".{out.name}.export")
-        shutil.rmtree(near, ignore_errors=True)
-        shutil.copytree(made, near)
-        os.replace(near, out)  # noqa: PTH105
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        near = out.with_name(f".{uuid.uuid4().hex}.export")
+        try:
+            shutil.copytree(made, near)
+            os.replace(near, out)  # noqa: PTH105
+        finally:
+            shutil.rmtree(near, ignore_errors=True)
 
 
 def copy(paths: Iterable[Path], out: Path) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from heredity import store
-from heredity.estimates import Estimates, Rate, read
+from heredity.estimates import Estimates, Rate
+from heredity.export._bom import spdx
 from heredity.export._parity import Parity
 from heredity.records import Model
 from heredity.report.markdown import plain
@@ -25,21 +26,23 @@ def write(
     model: Model,
     ancestors: Sequence[Model],
     parities: Sequence[Parity],
-    study: Path | None,
+    measured: Estimates | None,
 ) -> None:
     """README.md in `out`."""
     lines = [_metadata(form, model, ancestors), *_body(model, ancestors, parities)]
-    lines += _measured(model, read(study) if study is not None else None)
+    lines += _measured(model, measured)
     store.write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 def _metadata(form: str, model: Model, ancestors: Sequence[Model]) -> str:
     from huggingface_hub import ModelCardData
 
-    roots = [m.name for m in ancestors if not m.parents]
+    roots = [str(m.recipe.settings.get("repo", "")) for m in ancestors if not m.parents]
+    known = spdx(model.licence)
     data = ModelCardData(
-        license=model.licence.lower(),
-        base_model=roots or None,
+        license=known.lower() if known else "other",
+        license_name=None if known else model.licence,
+        base_model=[root for root in roots if "/" in root] or None,
         library_name="transformers" if form == "hf" else None,
         pipeline_tag="text-generation",
         tags=["heredity", model.recipe.kind, *(["gguf"] if form == "gguf" else [])],

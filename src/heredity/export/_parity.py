@@ -7,6 +7,7 @@ Leaves to others: how a reader reads (hf.py, gguf.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from heredity.lineage import Grown, Store
 from heredity.recipes.dequantize import Dequantize
 from heredity.records import Message, Request
+from heredity.train.documents import Writer
 
 if TYPE_CHECKING:
     from heredity.engines.torch import Torch
@@ -42,11 +44,12 @@ class Source:
     model: Grown
     whole: Grown
     bench: Path
+    to: str
 
     @property
     def reference(self) -> Path:
-        """Its weights to the last bit, as safetensors: of a GGUF those that its blocks stand for."""
-        if self.model.record.format != "gguf":
+        """What is handed out, to the last bit, as safetensors: of a GGUF what its blocks stand for."""
+        if self.model.record.format != "gguf" or self.to == "hf":
             return self.whole.folder
         exact = self.bench / "exact"
         if not exact.exists():
@@ -66,6 +69,7 @@ class Reading:
     tokens: tuple[int, ...] = ()
     rendered: str | None = None  # TALK, by the chat template that was written; None: there is none
     ends: frozenset[int] = frozenset()
+    end: int | None = None  # of the reference: the token that the template puts behind an answer
     bos: int | None = None
     left_out: str = ""
     picked: dict[int, int] | None = None  # where `logs` are of other tokens: place in TEXT -> token
@@ -93,10 +97,11 @@ def read_folder(folder: Path, reader: str, tolerance: float) -> Reading:
         (logs,) = engine.score(Request(0, (Message("user", ASKED),)), [TEXT])
         chat = engine._chat
         rendered = None if chat.is_base else chat.render(Request(0, TALK))
-        tokens = chat.encode(rendered or TEXT)
+        tokens = (*(chat.encode(rendered) if rendered else ()), *chat.continuation(TEXT))
         return Reading(
-            reader, tolerance, logs, tokens, rendered, chat.stops(folder), chat._tokenizer.bos_token_id
-        )
+            reader, tolerance, logs, tokens, rendered, chat.stops(folder), Writer(folder).end,
+            chat._tokenizer.bos_token_id,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -127,13 +132,15 @@ def compare(source: Source, expected: Reading, found: Reading) -> Parity:
         problem = "renders a conversation otherwise"
     elif found.tokens != expected.tokens or len(found.logs) != len(wanted):
         problem = "reads a text as other tokens"
-    elif not found.ends <= expected.ends or bool(found.ends) != bool(expected.ends):
+    elif not found.ends <= expected.ends or (expected.end is not None and expected.end not in found.ends):
         problem = "ends an answer with another token"
     elif found.bos != expected.bos:
         problem = "begins a text with another token"
+    elif not wanted or not all(math.isfinite(each) for each in (*found.logs, *wanted)):
+        problem = "gives log-probabilities that are no numbers"
     else:
         largest = max(abs(a - b) for a, b in zip(found.logs, wanted, strict=True))
-        if not largest <= found.tolerance:
+        if largest > found.tolerance:
             problem = (
                 f"gives log-probabilities that differ by up to {largest:.3g} nats, more than the"
                 f" {found.tolerance:g} that are allowed"

@@ -5,6 +5,8 @@ Whole weights are written in their own precision; for fewer bits, derive a quant
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +30,11 @@ _FORMS = {"BF16": "bf16", "F16": "f16"}
 
 def write(source: Source, out: Path) -> None:
     """`NAME.gguf`."""
-    path = out / f"{source.model.record.name.replace('/', '_')}.gguf"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", source.model.record.name).lstrip("._-")[:100] or "model"
+    path = out / f"{name}.gguf"
     if source.model.record.format == "gguf":
-        from heredity.export import copy
-
         (own,) = source.model.folder.glob("*.gguf")
-        copy([own], out)
+        shutil.copyfile(own, path)
     else:
         write_gguf(source.whole.folder, path, _FORMS.get(_dtype(source.whole.folder), "f32"), path.stem)
 
@@ -49,11 +50,10 @@ def readings(source: Source, out: Path) -> Iterator[Reading]:
     first, last = (str(tokens[each]) if isinstance(each, int) else "" for each in (bos, eos))
     rendered = Template(template, first, last).render(Request(0, TALK)) if template else None
     back = _read_back(source, path)
-    ends = frozenset([eos] if isinstance(eos, int) else [])
-    yield Reading(
-        "the GGUF, read back,", _BACK, back.logs, back.tokens, rendered, ends,
-        bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None,
-    )  # fmt: skip
+    eot = said.get("tokenizer.ggml.eot_token_id")
+    ends = frozenset(each for each in (eos, eot) if isinstance(each, int))
+    first_token = bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None
+    yield Reading("the GGUF, read back,", _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
     yield _llama_cpp(source, path, back, rendered, ends)
 
 
@@ -82,13 +82,13 @@ def _llama_cpp(
         before, behind = exact.tokens_behind(Request(0, (Message("user", ASKED),)), TEXT)
     engine = llamacpp.open_file(path, width=1, context=1024)
     try:
-        talk = engine.tokenize(rendered if rendered is not None else TEXT)
+        talk = [*(engine.tokenize(rendered) if rendered else ()), *engine.tokenize(TEXT)]
         said = {at: engine.likeliest((*before, *behind[:at])) for at in range(0, len(behind), _EVERY)}
     finally:
         engine.close()
     found = {at: each for at, each in said.items() if each is not None}
     return Reading(
-        "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, back.bos,
+        "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, bos=back.bos,
         picked={at: token for at, (token, _) in found.items()},
     )  # fmt: skip
 
@@ -96,5 +96,8 @@ def _llama_cpp(
 def _dtype(folder: Path) -> str:
     from safetensors import safe_open
 
-    with safe_open(sorted(folder.glob("*.safetensors"))[0], framework="np") as file:
-        return str(file.get_slice(next(iter(file.keys()))).get_dtype())
+    kinds = set()
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, framework="np") as file:
+            kinds |= {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return kinds.pop() if len(kinds) == 1 else "F32"

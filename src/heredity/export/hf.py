@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from heredity.engines._template import DAY, merged
+from heredity.errors import Refused
 from heredity.export._parity import ASKED, TALK, TEXT, Reading, Source
 from heredity.records import Message
+from heredity.train.documents import Writer
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
 _TOLERANCE = 2e-3  # nats: both in float32, their sums in another order
@@ -18,6 +22,13 @@ def write(source: Source, out: Path) -> None:
 
     files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in _SKIPPED]
     copy(files, out)
+    configs = [out / name for name in ("generation_config.json", "config.json")]
+    if not any(
+        json.loads(p.read_text("utf-8")).get("eos_token_id") is not None for p in configs if p.is_file()
+    ):
+        # Only the tokenizer says what ends an answer, and generate does not ask it.
+        stops = sorted(Writer(source.whole.folder).stops)
+        (out / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}) + "\n", "utf-8")
 
 
 def readings(source: Source, out: Path) -> Iterator[Reading]:  # noqa: ARG001 (every format's)
@@ -44,16 +55,25 @@ def read(out: Path) -> Reading:
         logits = model(torch.tensor([before + said])).logits[0, len(before) - 1 : -1].float()
     logs = torch.log_softmax(logits, -1).gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
     rendered = None if is_base else _rendered(tokenizer, TALK)
-    tokens = tuple(tokenizer.encode(rendered or TEXT, add_special_tokens=is_base))
+    tokens = (*(tokenizer.encode(rendered, add_special_tokens=False) if rendered else ()), *said)
     ends = model.generation_config.eos_token_id
     found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
-    return Reading("transformers", _TOLERANCE, logs, tokens, rendered, found, tokenizer.bos_token_id)
+    return Reading("transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
 
 
 def _rendered(tokenizer: object, talk: tuple[Message, ...]) -> str:
-    said = [{"role": each.role, "content": each.content} for each in talk]
-    found: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)  # type: ignore[attr-defined]
-    return found
+    """By transformers, on the engine's day; without a system role where the template has none."""
+    for messages in (talk, merged(talk)):
+        said = [{"role": each.role, "content": each.content} for each in messages]
+        try:
+            found: str = tokenizer.apply_chat_template(  # type: ignore[attr-defined]
+                said, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
+            )
+        except Exception as error:  # a template is a program of the model's author
+            why = error
+            continue
+        return found
+    raise Refused(f"transformers cannot render a conversation: {why}")
 
 
 def _plain() -> str:

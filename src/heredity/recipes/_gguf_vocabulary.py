@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.errors import Damaged, Refused
+from heredity.train.documents import Writer
 
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 _QWEN = (
@@ -33,6 +34,7 @@ class Vocabulary:
     merges: list[str]
     bos: int | None
     eos: int | None
+    eot: int | None  # what the template ends an answer with, where that is another token
     pad: int | None
     adds_bos: bool
     template: str
@@ -65,9 +67,10 @@ def read(folder: Path, n_rows: int) -> Vocabulary:
     config = _json(folder / "tokenizer_config.json", must=False)
     by_text = {text: ident for text, ident, _ in entries}
     eos = _end(folder, by_text, config)
+    eot = end if (end := Writer(folder).end) != eos else None
     bos, pad = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad"))
     return Vocabulary(
-        _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, bos, eos, pad,
+        _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, bos, eos, eot, pad,
         _adds_bos(said, bos, tokens), _template(folder, config),
     )  # fmt: skip
 

@@ -47,7 +47,8 @@ def write(folder: Path, out: Path, form: str, name: str) -> None:
     writer = gguf.GGUFWriter(out, architecture)
     number = gguf.LlamaFileType[f"MOSTLY_{FORMATS[form][0]}" if form != "f32" else "ALL_F32"]
     writer.add_type("model")
-    writer.add_name(name)
+    # transformers chooses its parser by this name, too.
+    writer.add_name("model" if "mistral" in name.lower() else name)
     writer.add_file_type(number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config)
@@ -95,6 +96,7 @@ def _add_vocabulary(writer: Any, found: _gguf_vocabulary.Vocabulary) -> None:
     for ident, add in (
         (found.bos, writer.add_bos_token_id),
         (found.eos, writer.add_eos_token_id),
+        (found.eot, writer.add_eot_token_id),
         (found.pad, writer.add_pad_token_id),
     ):
         if ident is not None:
@@ -116,6 +118,8 @@ def _tensors(folder: Path, config: Any, architecture: str, form: str) -> Iterato
     for name in sorted(where, key=_in_order):
         if is_tied and name == "lm_head.weight":
             continue
+        if architecture == "llama" and name.endswith(".bias"):
+            raise Refused("A GGUF of a Llama with biases is not written: transformers reads it without them.")
         written = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if written is None:
             raise Damaged(f"{where[name]}: '{name}' has no place in a GGUF of '{architecture}'.")
@@ -123,12 +127,12 @@ def _tensors(folder: Path, config: Any, architecture: str, form: str) -> Iterato
             array = file.get_tensor(name).float().numpy()
         array = _turned(name, array, config) if architecture == "llama" else array
         kind = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else ends if written in _ENDS else middle
-        if array.shape[-1] % _BLOCK and kind not in _PLAIN(gguf):
+        if array.shape[-1] % _BLOCK and kind not in _plain(gguf):
             kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are no whole blocks
         yield written, gguf.quants.quantize(np.ascontiguousarray(array), kind), kind
 
 
-def _PLAIN(gguf: Any) -> tuple[Any, ...]:
+def _plain(gguf: Any) -> tuple[Any, ...]:
     kinds = gguf.GGMLQuantizationType
     return kinds.F32, kinds.F16, kinds.BF16
 

@@ -56,6 +56,11 @@ class Dequantize:
         (parent,) = parents
         gguf = _only_gguf(parent)
         header = read_gguf(gguf)
+        kind = header.metadata.get("general.architecture")
+        if kind == "llama" and any(tensor.name.endswith(".bias") for tensor in header.tensors):
+            raise Refused(
+                f"{gguf.name}: transformers reads a Llama without its biases; it would answer otherwise."
+            )
         with _quiet_transformers():
             _write_weights(gguf, header, out, self.dtype)
             _write_tokenizer(gguf, header, out)

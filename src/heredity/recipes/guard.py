@@ -51,7 +51,6 @@ class Guard:
         from heredity.records import Message, Request
 
         (parent,) = parents
-        rewrite(parent.folder, out, lambda _, tensor: tensor)
         template = _source(parent.folder)
         if not template:
             raise Refused(f"'{parent.record.name}' has no chat template to put words into.")
@@ -60,6 +59,7 @@ class Guard:
             shown = Template(guarded).render(Request(0, messages))
             if self.words.strip() not in shown or ("\x02" in shown) != (len(messages) == 2):
                 raise Refused(f"The chat template of '{parent.record.name}' has no system role.")
+        rewrite(parent.folder, out, lambda _, tensor: tensor)
         (out / _TEMPLATE).unlink(missing_ok=True)  # a link to the parent's
         (out / _TEMPLATE).write_text(guarded, encoding="utf-8", newline="")
         said = parent.record
@@ -77,7 +77,7 @@ def _source(folder: Path) -> str:
 
 def _front(words: str) -> str:
     """A template's beginning that puts the words into the first message."""
-    text = json.dumps(words.strip(), ensure_ascii=True)
+    text = json.dumps(words.strip(), ensure_ascii=False)
     own = f"{{'role': 'system', 'content': {text} + '\\n\\n' + messages[0]['content']}}"
     new = f"{{'role': 'system', 'content': {text}}}"
     return (

@@ -10,6 +10,7 @@ the third, an unaligned one (Bhardwaj et al. 2024, 2402.11746).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -82,6 +83,8 @@ class Merge:
         if self.method in ("ties", "task_arithmetic", "resta"):
             return given or [1.0] * n
         found = given or [1.0] * n
+        if not sum(found):
+            raise UsageError(f"The weights {self.weights} sum to nothing.")
         return [each / sum(found) for each in found]
 
     def _merge(self, first: Tensor, rest: list[Tensor], shares: list[float]) -> Tensor:
@@ -126,14 +129,17 @@ def ties(changes: Sequence[Tensor], shares: Sequence[float], density: float) -> 
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(each) for each in text.split(",") if each.strip()]
+        found = [float(each) for each in text.split(",") if each.strip()]
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
     except ValueError:
         raise UsageError(f"weights are numbers, as 0.7,0.3; not {text!r}.") from None
 
 
 _SHAPE = (
     *("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"),
-    *("num_attention_heads", "num_key_value_heads"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
 )
 
 

@@ -1,8 +1,8 @@
 """Round the weights to fewer bits, as a GGUF that llama.cpp, Ollama and others load as it is.
 
 Matrices in the format asked for, blocks of 32 numbers with a shared scale; in 4 and 5 bits the embedding and
-the head keep 8. In a study the child is asked as exactly these rounded weights: by the torch engine in bf16,
-or as `llamacpp:NAME` in llama.cpp's own arithmetic.
+the head keep 8. The torch engine asks the child with these weights rounded once more, to bf16; exactly they
+answer as `llamacpp:NAME`, in llama.cpp's own arithmetic.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ class Quantize:
             ) from error
         (parent,) = parents
         said = parent.record
-        name = self.name or f"{said.name}-{self.to}"
-        path = out / f"{name.replace('/', '_')}.gguf"
-        _gguf_write.write(parent.folder, path, self.to, name)
+        name, path = self.name or f"{said.name}-{self.to}", out / "model.gguf"
+        _gguf_write.write(parent.folder, path, self.to, said.family)  # a name is not part of what it is
         notes = {"size": f"{path.stat().st_size:,} bytes; the parent's {_weight(parent.folder):,}"}
         versions = {each: version(each) for each in ("gguf", "numpy")}
         return Description(name, said.family, said.licence, "gguf", notes=notes, versions=versions)

@@ -102,6 +102,11 @@ class Writer:
         return tuple(self.chat.encode(self._prompt(messages[:last])))
 
     @property
+    def end(self) -> int:
+        """The token behind an answer: the template's, where that stops one, else the model's own."""
+        return self._end
+
+    @property
     def stops(self) -> frozenset[int]:
         """The tokens that end an answer."""
         return self._stops
