@@ -21,7 +21,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.guard import WORDS, Guard
 from heredity.recipes.merge import Merge
 from heredity.records import Message, Request
-from heredity.repair import Setting, halves, in_words, repair
+from heredity.repair import Measured, Setting, halves, in_words, repair
 from heredity.train.dialogues import Dialogue, of
 from tests.engines.conftest import make_model
 
@@ -95,6 +95,24 @@ def test_a_child_that_lost_nothing_needs_none(
 def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
     found = climb(store, pair, tmp_path / "out", ("merge", "guard", "lora"), "planted_secret", margin=0.001)
     assert found.model is None and all(step.measured is not None for step in found.steps)
+
+
+def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    """It holds wherever a check decides, and breaks only where a judge does."""
+
+    def load(grown: Grown) -> Engine:
+        name = "refuser" if grown.record.id == pair[0].record.id else "careful"
+        return scripted.load(scripted_model(name).record, Path())
+
+    how = Setting(DESK, ["planted_secret", "harmful_request"], (), 0.4, None, store, tmp_path / "out", load)
+    found = repair(pair[1], pair[0], how)
+    assert [p.technique for p in found.before.beside] == ["judged"] and found.before.beside[
+        0
+    ].table.only_b > 0
+    assert not Measured((), found.before.beside, 0.0, 0.2).is_enough and found.model is None
+    assert Measured((), (), 0.0, 0.2).is_enough and not Measured((), (), 0.3, 0.2).is_enough  # a babbler
 
 
 def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:

@@ -122,6 +122,7 @@ class Study:
 
         retry_errors: ask again what came to an error; those rows are kept in errors.jsonl.
         """
+        _ = self._decider  # a judge that is not there is said before anything is written
         with Lock(self.folder):
             plan.write(self.folder, self._plan)
             self._ask(progress, retry_errors)

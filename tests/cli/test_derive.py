@@ -70,3 +70,47 @@ def test_a_parent_whose_files_changed_has_no_child(place: Path, capsys: pytest.C
     config.write_text(config.read_text() + " ")
     assert main(["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "1"]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_flag_that_is_left_out_has_its_default(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store().pull(str(make_model(place / "other", "llama")))
+    assert main(["derive", "merge", "tiny", "other", "--name", "both"]) == 0
+    (place / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
+    command = ["derive", "instruct", "tiny", "other", "--data", str(place / "asked.jsonl"), "--longest", "1"]
+    assert main(command) == 2 and "finished none of 1" in capsys.readouterr().err
+    assert main([*command, "--system", ""]) == 2 and "--system" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["quantize", "tiny", "tiny"], "has one parent, not 2"),
+        (["guard", "tiny", "tiny"], "has one parent, not 2"),
+        (["merge", "tiny", "tiny", "--weights", "nan,1"], "weights are numbers"),
+        (["merge", "tiny", "tiny", "--weights", "1,-1"], "sum to nothing"),
+        (["merge", "tiny", "untied"], "tie_word_embeddings"),
+        (["quantize", "biased"], "biases"),
+        (["quantize", "odd"], "activation 'relu'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_recorded(
+    place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    made = {
+        "untied": {"tie_word_embeddings": False},
+        "biased": {"attention_bias": True},
+        "odd": {"hidden_act": "relu"},
+    }
+    for name, settings in made.items():
+        if name in flags:
+            Store().pull(str(make_model(place / name, "llama", **settings)))
+    before = len(Store().models())
+    assert main(["derive", *flags]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown and len(Store().models()) == before
+
+
+def test_any_name_can_be_read_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["derive", "quantize", "tiny", "--to", "f16", "--name", "v1:q8"]) == 0
+    assert main(["show", "v1:q8"]) == 0 and "leads outside" not in capsys.readouterr().err
+    assert main(["derive", "guard", "tiny", "--words", "\U0001f642 be safe"]) == 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from heredity.lineage import Grown, Store
     from heredity.study import Study
 
+_FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that ask for no consent
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # What a study's folder has already: another one of these would be another study.
 _PLANNED = (
@@ -144,7 +145,11 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     "--attacker", type=Name(), metavar="REF",
     help="The model that writes for `pair` and `tap`, the same for all models.",
 )  # fmt: skip
-@click.option("--yes", is_flag=True, help="Download missing models without asking.")
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Download missing models without asking; free ones are where nobody can be asked.",
+)
 @click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
 @_remote.options
 def command(
@@ -290,11 +295,15 @@ def _ask_first(ref: str, yes: bool) -> None:
     import sys
 
     from heredity.cli._terminal import note, size
+    from heredity.errors import UsageError
     from heredity.recipes import pull
 
     entry = pull.catalogue()[pull.aliases().get(ref, ref)]
     offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
-    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    has_person = sys.stdin.isatty() and sys.stderr.isatty()
+    if not yes and not has_person and entry.licence not in _FREE:
+        raise UsageError(f"{offer} Its licence asks for consent: give --yes, or heredity pull {ref}.")
+    if yes or not has_person:
         note(f"{offer} Pulling it.")
     elif not click.confirm(f"{offer} Pull it?", default=True, err=True):
         raise click.Abort
