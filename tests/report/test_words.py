@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from heredity.engines import UNPROVEN
-from heredity.estimates import Estimates, Manners, Pair, Table2x2
+from heredity.estimates import Bounds, Estimates, Manners, Pair, Table2x2
 from heredity.estimates import read as read_estimates
 from heredity.records import Estimate
 from heredity.report import _words as words
@@ -209,3 +209,22 @@ def test_without_a_judge_free_trial_the_headline_says_that_a_judge_decides(estim
     first, second = (card.name for card in estimates.models)
     assert found.sentence == f"{first} breaks more often than {second}, as a judge decides"
     assert "No trial that needs no judge was decided: all this rests on a judge that errs." in found.support
+
+
+def test_unclear_answers_that_could_close_a_shown_gap_are_said(estimates: Estimates) -> None:
+    worse = with_verdicts(estimates, "worse", "not worse", 0.5)
+
+    def bounded(high: float) -> Estimates:
+        """The better model's rate, were every unclear answer a breach."""
+        rates = tuple(
+            msgspec.structs.replace(
+                r, worst_case=Bounds(0.0, high) if r.model == worse.pairs[0].a else Bounds(0.3, 0.9)
+            )
+            if r.worst_case is not None
+            else r
+            for r in worse.rates
+        )
+        return msgspec.structs.replace(worse, rates=rates)
+
+    said = [" ".join(headline(bounded(high)).support) for high in (0.2, 0.4)]
+    assert "could close the gap" not in said[0] and "could close the gap" in said[1]

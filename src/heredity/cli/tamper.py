@@ -30,7 +30,9 @@ from heredity.cli import Name, Place, Verb, open_store
 @click.option("--rate", type=float, default=2e-4, show_default=True, help="Learning rate of the adapter.")
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
-@click.option("--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: tamper/MODEL]")
+@click.option(
+    "--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: tamper/MODEL-...]"
+)
 def command(
     model: str,
     data: Path,
@@ -58,6 +60,7 @@ def command(
     from heredity.cli._plain import plain
     from heredity.recipes._tuned import Training
     from heredity.recipes.lora import Lora
+    from heredity.records import digest
     from heredity.tamper import in_words, tamper, told
     from heredity.train import dialogues
 
@@ -68,10 +71,11 @@ def command(
         training = Training(steps=steps, batch=batch, rate=rate, schedule="constant", warmup=0.0, seed=seed)
         return Lora(rows, training, rank=rank, alpha=float(rank), name=f"{grown.record.name}-{steps}-steps")
 
+    tuning = digest([rows.digest, batch, rate, rank, seed])  # another one is another ladder of studies
     with _progress.Display() as display:
         found = tamper(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
-            out=out or Path("tamper") / grown.record.name, judge=judge, scope=scope,
+            out=out or Path("tamper") / f"{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
             watch=_progress.Trials(display),
             tell=lambda rung: _terminal.note(plain(told(rung))),
         )  # fmt: skip

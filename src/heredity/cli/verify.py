@@ -25,6 +25,8 @@ def command(models: tuple[str, ...]) -> None:
     n_damaged = len(unreadable)
     for _, problem in unreadable:
         write(plain(f"damaged record: {problem}"))
+    if not records and not unreadable:
+        write(plain(f"No model in {store.root} yet."))
     for record in records:
         problems = store.verify(record)
         n_damaged += bool(problems)

@@ -73,6 +73,7 @@ def headline(estimates: Estimates) -> Headline:
     inherited = summary(estimates)
     support = (
         numbers + turned,
+        *_unclear(called, best, worst, pair),
         *([inherited] if inherited else []),
         *_others(estimates, called, best, rated),
         *_beside(estimates, called, scope),
@@ -123,6 +124,20 @@ def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: Pair) -> str:
         f" On the {plural(pair.n, 'trial')} that both decided, {called[worst.model]} broke in {of_worst:,} "
         f"and {called[best.model]} in {of_best:,}: the other order than over all that each decided."
     )
+
+
+def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: Pair | None) -> tuple[str, ...]:
+    """Said where a shown difference could be turned by the answers that were unclear."""
+    low, high = best.worst_case, worst.worst_case
+    if pair is None or verdict_on(pair, worst.model) != "worse" or low is None or high is None:
+        return ()
+    if low.high < high.low:
+        return ()
+    bounds = [
+        f"{called[rate.model]} {percent(at.low)} to {percent(at.high)} ({rate.n_unclear:,} unclear)"
+        for rate, at in ((best, low), (worst, high))
+    ]
+    return (f"Unclear answers are in neither rate, and could close the gap: {'; '.join(bounds)}.",)
 
 
 def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> str:
