@@ -31,7 +31,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
 _TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _temporary gives
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_root() -> Path:

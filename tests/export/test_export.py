@@ -42,19 +42,11 @@ def test_every_format_is_read_back_by_every_reader(
     done = export.export(store, model, form, tmp_path / "out")
     assert done.parities and all(p.n > 0 or p.left_out for p in done.parities)
     assert all(p.largest <= p.tolerance for p in done.parities)
+    assert form == "hf" or done.parities[-1].reader == "llama.cpp"
     assert {"README.md", "bom.cdx.json"} < {path.name for path in done.folder.iterdir()}
 
 
-def test_llama_cpp_reads_what_was_written(store: Store, model: Grown, tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
-    done = export.export(store, model, "gguf", tmp_path / "out")
-    (found,) = [p for p in done.parities if p.reader == "llama.cpp"]
-    assert found.n > 10 and not found.left_out
-
-
-@pytest.mark.parametrize(
-    ("to", "name"), [("q8_0", "Q8_0"), ("q4_0", "Q4_0"), ("q5_1", "Q5_1"), ("f16", "F16")]
-)
+@pytest.mark.parametrize(("to", "name"), [("q4_0", "Q4_0"), ("f16", "F16")])
 def test_a_quantized_child_answers_and_is_exported_as_it_is(
     store: Store, tmp_path: Path, to: str, name: str
 ) -> None:
