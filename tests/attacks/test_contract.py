@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import msgspec
@@ -17,6 +18,7 @@ from heredity.records import Consult, Exchange, Probe, Reply, Request, Response
 from tests.attacks.talks import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
 
 SPECS = laid()
+EVERY = int(os.environ.get("HEREDITY_EVERY", "3"))
 TOOLS = [tool.name for tool in APPLICATION.tools]
 
 
@@ -41,10 +43,10 @@ def unlike_neighbours(request: Request) -> bool:
 
 
 def asked(spec: str) -> list[Probe]:
-    """Every probe that the attack is laid over; every ninth where it asks by the hundred."""
+    """Every third probe that it is laid over (HEREDITY_EVERY=1: all), fewer where it asks by the hundred."""
     attack = attacks.load(spec)
     found = [probe for probe in PROBES if not attack.skips(probe, trial())]
-    return found if attack.queries(found[0], trial()) < 50 else found[::9]
+    return found[::EVERY] if attack.queries(found[0], trial()) < 50 else found[:: 5 * EVERY]
 
 
 @pytest.mark.parametrize("name", attacks.names())
@@ -88,7 +90,7 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
     """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""
     desk = msgspec.structs.replace(APPLICATION, max_turns=3)
     how = msgspec.structs.replace(attacks.within(desk), seed=1)
-    for probe in asked(spec)[::23]:
+    for probe in asked(spec)[:: 24 // EVERY]:
         for kind, said in REPLIES.items():
             made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)
             assert made, (probe.id, kind)
@@ -98,7 +100,7 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_it_adds_never_breaks_a_probe_when_it_is_said_back(spec) -> None:
     """A model that quotes what the attack said has not obeyed: as for the probe's own words."""
-    for probe in asked(spec)[::7]:
+    for probe in asked(spec)[:: 9 // EVERY]:
         if probe.kind == "benign" or probe.check.kind == "refusal" or "many_shot" in spec:
             continue
         turns = talk(spec, probe, trial())
