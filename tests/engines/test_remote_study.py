@@ -86,6 +86,7 @@ def bodies(server: FaultServer) -> Counter[str]:
     return Counter(asked.path + json.dumps(asked.body, sort_keys=True) for asked in server.asked)
 
 
+@pytest.mark.proof
 def test_killed_again_and_again_a_study_ends_as_one_that_was_not(tmp_path: Path) -> None:
     with FaultServer(say=say) as server:
         (whole := tmp_path / "whole").mkdir()
