@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from heredity.estimates import Estimates, Run
 from heredity.records import Response, Verdict
