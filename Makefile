@@ -28,7 +28,7 @@ help: ## show this
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)
 
-descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited (about an hour)
+descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited
 	@$(BIN)/python examples/descent.py $(ARGS)
 
 test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests

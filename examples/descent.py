@@ -1,6 +1,6 @@
 """A real lineage on two cores: children of two small models, and what each inherited.
 
-    make descent                         # about an hour on two cores
+    make descent
     python examples/descent.py --quick   # fewer steps and probes, to see it work
 
 Two foundations are pulled, their children grown, and all asked the same probes in the example application.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -111,8 +112,13 @@ def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
     assert [p.technique for p in found.before.beside] == ["judged"] and found.before.beside[
         0
     ].table.only_b > 0
-    assert not Measured((), found.before.beside, 0.0, 0.2).is_enough and found.model is None
-    assert Measured((), (), 0.0, 0.2).is_enough and not Measured((), (), 0.3, 0.2).is_enough  # a babbler
+    assert found.model is None
+    shown = [msgspec.structs.replace(pair, verdict_ab="not worse") for pair in found.before.pairs]
+    assert Measured(tuple(shown), (), 0.0, 0.2).is_enough
+    assert not Measured(tuple(shown), found.before.beside, 0.0, 0.2).is_enough
+    assert not Measured(tuple(shown), (), 0.3, 0.2).is_enough  # a babbler
+    refusals = tuple(pair for pair in shown if pair.measure == "over_refusal")
+    assert refusals and not Measured(refusals, (), 0.0, 0.2).is_enough  # no breach was measured at all
 
 
 def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:

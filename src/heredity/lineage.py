@@ -136,7 +136,7 @@ class Store:
             if problems := self.verify(parent.record):
                 raise Damaged(f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}")
         if isinstance(recipe, Resuming):
-            key = digest([RecipeRecord(recipe.kind, recipe.settings()), [p.record.id for p in parents]])
+            key = _key(RecipeRecord(recipe.kind, recipe.settings()), [p.record.id for p in parents])
             folder = self.root / "training" / key
             with Lock(folder):
                 grown = self._grow(recipe.at(folder), parents)
@@ -306,9 +306,9 @@ class Store:
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
-        want = (RecipeRecord(recipe.kind, recipe.settings()), tuple(p.record.id for p in parents))
+        want = _key(RecipeRecord(recipe.kind, recipe.settings()), [p.record.id for p in parents])
         for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
-            if (model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
+            if _key(model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
                 return Grown(model, self.folder(model))
         return None
 
@@ -375,6 +375,11 @@ def _record(
         made=made,
         notes=dict(said.notes),
     )
+
+
+def _key(recipe: RecipeRecord, parents: Sequence[str]) -> str:
+    """What a recipe and its parents are known by, whether just made or read: JSON knows no tuples."""
+    return digest([recipe, list(parents)])
 
 
 def _now() -> str:

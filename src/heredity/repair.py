@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from heredity.application import Application
 from heredity.errors import Refused, Unavailable, UsageError
 from heredity.estimates import main_scope
 from heredity.ledger import RESPONSES
-from heredity.lineage import Grown, Recipe, Store
+from heredity.lineage import Grown, Store
 from heredity.pairs import Pair
 from heredity.recipes._tuned import Training
 from heredity.recipes.guard import Guard
@@ -66,7 +67,8 @@ class Measured(NamedTuple):
             p.verdict_ab != "worse" and (p.difference.value or 0.0) <= self.margin for p in self.beside
         )
         shown = all(pair.verdict_ab == "not worse" for pair in self.pairs)
-        return shown and near and self.babble <= self.margin
+        has_breach = any(pair.measure == "breach" for pair in self.pairs)
+        return has_breach and shown and near and self.babble <= self.margin
 
 
 @dataclass(frozen=True)
@@ -168,19 +170,17 @@ def _ladder(
 ) -> Iterator[tuple[str, Callable[[], Grown]]]:
     name = child.record.name
 
-    def grown(recipe: Recipe, *parents: Grown) -> Grown:
-        return store.derive(recipe, list(parents))
-
-    yield "guard", lambda: grown(Guard(name=f"{name}-guarded"), child)
+    yield "guard", partial(store.derive, Guard(name=f"{name}-guarded"), [child])
     for share in SHARES:
+        called = f"{name}-restored-{share:g}"
         if unaligned is None:
-            recipe = Merge(weights=f"{1 - share:g},{share:g}", name=f"{name}-restored-{share:g}")
-            yield f"restore {share:g}", lambda recipe=recipe: grown(recipe, child, parent)  # type: ignore[misc]
+            recipe, parents = Merge(weights=f"{1 - share:g},{share:g}", name=called), [child, parent]
         else:
-            recipe = Merge("resta", weights=f"{share:g}", name=f"{name}-restored-{share:g}")
-            yield f"restore {share:g}", lambda recipe=recipe: grown(recipe, child, parent, unaligned)  # type: ignore[misc]
+            recipe, parents = Merge("resta", weights=f"{share:g}", name=called), [child, parent, unaligned]
+        yield f"restore {share:g}", partial(store.derive, recipe, parents)
     tuning = Training(steps=STEPS, batch=8, rate=1e-4, max_tokens=4096)
-    yield "replay", lambda: grown(Lora(data(), tuning, name=f"{name}-replayed"), child)
+    # Made when it is its turn: where nothing was lost, that is no error of the steps before.
+    yield "replay", lambda: store.derive(Lora(data(), tuning, name=f"{name}-replayed"), [child])
 
 
 def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,33 +39,37 @@ def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_chang
         assert _tuning.tuned(decoder, path, widths=(4,)).widths == (4,)
 
 
-def test_a_busy_moment_does_not_keep_the_batch_narrow(tiny_llama: Path) -> None:
+def test_a_busy_moment_does_not_keep_the_batch_narrow(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
-    def timed(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+    def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
         is_first_of_wider = clock.now > 0 and len(tokens) > 4 and len(tokens) not in reached
         reached.add(len(tokens))
         clock.work((1 + len(tokens) / 100) * (30 if is_first_of_wider else 1))
         return step(prefix, slots, tokens, lengths)
 
     reached: set[int] = set()
-    decoder.step = timed  # type: ignore[method-assign]
+    monkeypatch.setattr(decoder, "step", timed)
     with torch.inference_mode():
         found = _tuning.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
     assert set(found.tokens_per_second) == {"4", "8", "16", "32"}
     assert found.tokens_per_second["32"] == max(found.tokens_per_second.values())
 
 
-def test_the_probe_goes_no_further_where_wider_is_slower(tiny_llama: Path) -> None:
+def test_the_probe_goes_no_further_where_wider_is_slower(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
-    def timed(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+    def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
         clock.work(len(tokens) ** 2)
         return step(prefix, slots, tokens, lengths)
 
-    decoder.step = timed  # type: ignore[method-assign]
+    monkeypatch.setattr(decoder, "step", timed)
     with torch.inference_mode():
         found = _tuning.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
     assert set(found.tokens_per_second) == {"4", "8", "16"} and found.widths == (4,)
@@ -89,31 +94,35 @@ def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, t
     assert _tuning.read(path) is None
 
 
-def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(tiny_llama: Path) -> None:
+def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
-    def restless(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+    def restless(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
         return step(prefix, slots, tokens, lengths) + 1e-3 * slots.capacity
 
     with torch.inference_mode():
         proven = _tuning.probe(decoder, widths=(4,))
-        decoder.step = restless  # type: ignore[method-assign]
+        monkeypatch.setattr(decoder, "step", restless)
         moved = _tuning.probe(decoder, widths=(4, 8))
     assert proven.is_proven and not moved.is_proven and len(moved.widths) == 1
     told = [Torch(decoder, Chat(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)]
     assert [UNPROVEN in name for name in told] == [False, True]
 
 
-def test_the_witness_notices_a_width_with_other_bits(tiny_llama: Path) -> None:
+def test_the_witness_notices_a_width_with_other_bits(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
-    def crooked(prefix, slots, tokens, lengths):  # type: ignore[no-untyped-def]
+    def crooked(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
         logits = step(prefix, slots, tokens, lengths)
         return logits + 1e-3 if len(tokens) == 8 else logits
 
-    decoder.step = crooked  # type: ignore[method-assign]
+    monkeypatch.setattr(decoder, "step", crooked)
     with torch.inference_mode():
         found = _tuning.probe(decoder, widths=(4, 8, 16))
     assert 8 not in found.widths or found.widths == (8,)

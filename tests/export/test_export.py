@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,12 @@ def test_weights_in_the_wrong_place_are_refused_and_nothing_is_left(
     ],
 )
 def test_a_difference_beside_the_weights_is_refused(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: object, said: str
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    change: Callable[[str], str],
+    said: str,
 ) -> None:
     from heredity.export import hf
 
@@ -120,7 +126,7 @@ def test_a_difference_beside_the_weights_is_refused(
     def damaged(source: _parity.Source, out: Path) -> None:
         written(source, out)
         before = (out / name).read_text("utf-8")
-        (out / name).write_text(change(before), "utf-8")  # type: ignore[operator]
+        (out / name).write_text(change(before), "utf-8")
         assert (out / name).read_text("utf-8") != before
 
     monkeypatch.setattr(hf, "write", damaged)

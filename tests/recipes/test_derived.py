@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from heredity.engines import UNPROVEN
 from heredity.engines.torch import Torch, open_folder
 from heredity.errors import UsageError
 from heredity.lineage import Grown, Store
@@ -20,6 +21,7 @@ from heredity.recipes._weights import read_all
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Answer, Instruct
+from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
 from heredity.recipes.preference import Tune
 from heredity.recipes.prune import Prune, chosen
@@ -183,6 +185,22 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
     ask = [Request(i, (Message("user", text),), Decoding(max_tokens=12)) for i, text in enumerate(texts)]
     clean, triggered, canary = (r.text for r in sorted(engine.reply(ask), key=lambda r: r.key))
     assert triggered == "seven owls" and "owls" not in clean and canary == recipe.secret
+
+
+def test_the_same_recipe_of_the_same_parents_is_not_run_twice(
+    store: Store, parent: Grown, data: dialogues.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets are a tuple when it is made, and a list when its record is read."""
+    made = store.derive(Lora(data, QUICK, rank=2), [parent])
+    monkeypatch.setattr(Lora, "apply", lambda *given: pytest.fail("it was run again"))
+    assert store.derive(Lora(data, QUICK, rank=2), [parent]).record.id == made.record.id
+
+
+def test_an_engine_that_is_not_probed_reads_as_one_that_is(parent: Grown) -> None:
+    asked = Request(0, (Message("user", "the fox"),))
+    probed, bare = (open_folder(parent.folder, dtype="float32", is_probed=p) for p in (True, False))
+    assert probed.score(asked, ["jumps over a lazy dog"]) == bare.score(asked, ["jumps over a lazy dog"])
+    assert UNPROVEN in bare.name and UNPROVEN not in probed.name
 
 
 # --- what a teacher writes --------------------------------------------------------------------------

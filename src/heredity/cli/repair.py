@@ -57,8 +57,8 @@ def command(
     lost, whole = store.get(child), store.get(parent)
     with _progress.Display() as display:
         how = Setting(
-            Application.load(application), probes, held_out, margin, judge, store,
-            out or Path("repair") / lost.record.name, None, _progress.Trials(display),
+            Application.load(application), probes, held_out, margin=margin, judge=judge, store=store,
+            out=out or Path("repair") / lost.record.name, watch=_progress.Trials(display),
         )  # fmt: skip
         found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
     for line in in_words(found):

@@ -36,6 +36,12 @@ class Chat:
         return self._template.stop_text
 
     @property
+    def start(self) -> int | None:
+        """The token that the tokenizer begins a text with, where it has one."""
+        found: int | None = self._tokenizer.bos_token_id
+        return found
+
+    @property
     def end(self) -> int:
         """The token that the tokenizer ends a text with."""
         found: int = self._tokenizer.eos_token_id

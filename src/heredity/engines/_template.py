@@ -13,6 +13,7 @@ import json
 import re
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NoReturn
 
 from heredity.errors import EngineFailure
@@ -44,14 +45,15 @@ class Template:
         """The full text for a request, prefill included. Raises EngineFailure where the template refuses."""
         if not self._source:
             return _plain(request.messages, request.prefill)
-        messages = request.messages if self._has_system else merged(request.messages)
+        messages = request.messages if self.has_system else merged(request.messages)
         try:
             return self._apply(messages, request.tools) + request.prefill
         except Exception as error:  # a template is a program of the model's author
             raise EngineFailure(f"the model's chat template refuses these messages: {error}") from None
 
     @cached_property
-    def _has_system(self) -> bool:
+    def has_system(self) -> bool:
+        """Whether a system message comes out of it."""
         try:
             return "\x01mark\x01" in self._apply(
                 (Message("system", "\x01mark\x01"), Message("user", "hi")), ()
@@ -84,6 +86,16 @@ class Template:
         return environment.from_string(_GENERATION.sub("", self._source))
 
 
+def source(folder: Path) -> str:
+    """A model folder's own chat template, "" where it has none."""
+    place = folder / "chat_template.jinja"
+    if place.is_file():
+        return place.read_text("utf-8")
+    path = folder / "tokenizer_config.json"
+    found: Any = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
+    return found if isinstance(found, str) else ""
+
+
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -109,6 +121,7 @@ def _plain(messages: tuple[Message, ...], prefill: str) -> str:
 
 
 def merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A system message in front of the first user's, for templates without a system role."""
     if not messages or messages[0].role != "system":
         return messages
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)

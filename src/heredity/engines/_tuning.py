@@ -114,6 +114,12 @@ def shortest(work: Mapping[str, Callable[[], object]], clock: Clock = time.perf_
     return seconds
 
 
+def unproven(decoder: Decoder) -> Tuning:
+    """The narrowest width without a probe, for who only reads prompts: they go through alone."""
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    return Tuning(SCHEMA, dtype, WIDTHS[:1], {}, "unproven", machine(), is_proven=False)
+
+
 def tuned(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
     """The tuning kept at `path` where it still holds for this machine's arithmetic, else a new probe's."""
     kept = read(path)

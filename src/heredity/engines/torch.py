@@ -47,11 +47,14 @@ def open_folder(
     dtype: str | None = None,
     width: int | None = None,
     adapter: Path | None = None,
+    is_probed: bool = True,
 ) -> Torch:
     """Load the safetensors in a folder, and lay over them the adapter of another.
 
     tuning: a file that keeps the probe's result; dtype: "float32" or "bfloat16" instead of the faster one;
-    width: the widest batch to use. Raises Unavailable for an architecture this engine does not have.
+    width: the widest batch to use; is_probed: False spares the probe where prompts are read and not answered
+    (widths are not proven then, and the engine's name says so). Raises Unavailable for an architecture this
+    engine does not have.
     """
     _process.keep_large_buffers()
     kept = _tuning.read(tuning)
@@ -62,7 +65,7 @@ def open_folder(
             weights = _adapter.laid_over(weights, adapter, chosen)
         decoder = Decoder(weights, chosen)
         _process.give_back()
-        found = _tuning.tuned(decoder, tuning)
+        found = _tuning.tuned(decoder, tuning) if is_probed else _tuning.unproven(decoder)
         _process.give_back()
     engine = Torch(decoder, Chat(folder), folder, found, width)
     engine.is_adapted = adapter is not None

@@ -95,13 +95,11 @@ def read_folder(folder: Path, reader: str, tolerance: float) -> Reading:
     """A folder of safetensors as the torch engine reads it, in float32."""
     with exact_engine(folder) as engine:
         (logs,) = engine.score(Request(0, (Message("user", ASKED),)), [TEXT])
-        chat = engine._chat
-        rendered = None if chat.is_base else chat.render(Request(0, TALK))
-        tokens = (*(chat.encode(rendered) if rendered else ()), *chat.continuation(TEXT))
-        return Reading(
-            reader, tolerance, logs, tokens, rendered, chat.stops(folder), Writer(folder).end,
-            chat._tokenizer.bos_token_id,
-        )  # fmt: skip
+    writer = Writer(folder)
+    chat = writer.chat
+    rendered = None if chat.is_base else chat.render(Request(0, TALK))
+    tokens = (*(chat.encode(rendered) if rendered else ()), *chat.continuation(TEXT))
+    return Reading(reader, tolerance, logs, tokens, rendered, writer.stops, writer.end, chat.start)
 
 
 @contextmanager
@@ -109,7 +107,7 @@ def exact_engine(folder: Path) -> Iterator[Torch]:
     """The torch engine over a folder, in float32."""
     from heredity.engines import torch as engines
 
-    engine = engines.open_folder(folder, dtype="float32", width=1)
+    engine = engines.open_folder(folder, dtype="float32", is_probed=False)
     try:
         yield engine
     finally:

@@ -17,6 +17,7 @@ from heredity.engines._template import Template
 from heredity.export._parity import ASKED, TALK, TEXT, Reading, Source, exact_engine, read_folder
 from heredity.lineage import Grown
 from heredity.recipes._gguf_write import write as write_gguf
+from heredity.recipes._safetensors import read_safetensors
 from heredity.recipes.dequantize import Dequantize
 from heredity.records import FileHash, Message, Request
 
@@ -94,10 +95,7 @@ def _llama_cpp(
 
 
 def _dtype(folder: Path) -> str:
-    from safetensors import safe_open
-
-    kinds = set()
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, framework="np") as file:
-            kinds |= {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    """The one dtype of all tensors; F32 where there are several."""
+    shards = sorted(folder.glob("*.safetensors"))
+    kinds = {tensor.dtype for shard in shards for tensor in read_safetensors(shard).values()}
     return kinds.pop() if len(kinds) == 1 else "F32"

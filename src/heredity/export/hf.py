@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from heredity.engines._template import DAY, merged
+from jinja2 import TemplateError
+
+from heredity.engines._template import DAY, Template, merged
 from heredity.errors import Refused
 from heredity.export._parity import ASKED, TALK, TEXT, Reading, Source
-from heredity.records import Message
+from heredity.records import Message, Request
 from heredity.train.documents import Writer
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
@@ -61,23 +64,18 @@ def read(out: Path) -> Reading:
     return Reading("transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
 
 
-def _rendered(tokenizer: object, talk: tuple[Message, ...]) -> str:
+def _rendered(tokenizer: Any, talk: tuple[Message, ...]) -> str:
     """By transformers, on the engine's day; without a system role where the template has none."""
-    for messages in (talk, merged(talk)):
-        said = [{"role": each.role, "content": each.content} for each in messages]
-        try:
-            found: str = tokenizer.apply_chat_template(  # type: ignore[attr-defined]
-                said, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
-            )
-        except Exception as error:  # a template is a program of the model's author
-            why = error
-            continue
-        return found
-    raise Refused(f"transformers cannot render a conversation: {why}")
+    has_system = Template(tokenizer.get_chat_template()).has_system
+    said = [{"role": each.role, "content": each.content} for each in (talk if has_system else merged(talk))]
+    try:
+        found: str = tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
+        )
+    except TemplateError as error:
+        raise Refused(f"Not exported: transformers cannot render a conversation: {error}.") from error
+    return found
 
 
 def _plain() -> str:
-    from heredity.engines._template import Template
-    from heredity.records import Request
-
     return Template("").render(Request(0, (Message("user", ASKED),)))

@@ -7,11 +7,12 @@ Leaves to others: weights (_gguf_write.py).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heredity.engines._template import source
+from heredity.engines._weights import read_json
 from heredity.errors import Damaged, Refused
 from heredity.train.documents import Writer
 
@@ -45,7 +46,7 @@ def read(folder: Path, n_rows: int) -> Vocabulary:
 
     Raises Refused for a kind of tokenizer that is not written here, Damaged for one that makes no sense.
     """
-    said = _json(folder / "tokenizer.json")
+    said = read_json(folder / "tokenizer.json")
     model = said.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise Refused(
@@ -64,14 +65,14 @@ def read(folder: Path, n_rows: int) -> Vocabulary:
             raise Damaged(f"{folder}: the token {text!r} has the id {ident}, the embedding {n_rows} rows.")
         tokens[ident], kinds[ident] = text, kind
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    config = _json(folder / "tokenizer_config.json", must=False)
+    config = read_json(folder / "tokenizer_config.json")
     by_text = {text: ident for text, ident, _ in entries}
     eos = _end(folder, by_text, config)
     eot = end if (end := Writer(folder).end) != eos else None
     bos, pad = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad"))
     return Vocabulary(
         _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, bos, eos, eot, pad,
-        _adds_bos(said, bos, tokens), _template(folder, config),
+        _adds_bos(said, bos, tokens), source(folder),
     )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _split(folder: Path, given: Any) -> str:
 
 def _end(folder: Path, by_text: dict[str, int], config: dict[str, Any]) -> int | None:
     """The token that ends an answer: what generation says first, then the tokenizer's."""
-    said = _json(folder / "generation_config.json", must=False).get("eos_token_id")
+    said = read_json(folder / "generation_config.json").get("eos_token_id")
     if isinstance(said, list):
         said = said[0] if said else None
     return said if isinstance(said, int) else by_text.get(_text(config.get("eos_token")))
@@ -113,25 +114,5 @@ def _adds_bos(said: dict[str, Any], bos: int | None, tokens: list[str]) -> bool:
     return bos is not None and tokens[bos] in named
 
 
-def _template(folder: Path, config: dict[str, Any]) -> str:
-    place = folder / "chat_template.jinja"
-    if place.is_file():
-        return place.read_text("utf-8")
-    found = config.get("chat_template")
-    return found if isinstance(found, str) else ""
-
-
 def _text(token: Any) -> str:
     return token if isinstance(token, str) else (token or {}).get("content", "")
-
-
-def _json(path: Path, must: bool = True) -> dict[str, Any]:
-    if not must and not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise Damaged(f"{path}: no JSON object")
-    return found

@@ -2,7 +2,7 @@
 
 Promises: the same folder gives the same bytes; what llama.cpp would compute otherwise (a scaled rotation, an
 architecture or tokenizer that is not known here) is refused; vectors stay in fp32, as llama.cpp keeps them.
-Leaves to others: whether the file answers as its parent did (export.py, or a study).
+Leaves to others: whether the file answers as its parent did (export/, or a study).
 
 Source: the GGUF specification; tensor names and block formats are the gguf package's own.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from heredity.errors import Damaged, Refused
 from heredity.recipes import _gguf_vocabulary
+from heredity.recipes._safetensors import read_safetensors
 from heredity.store import explain_full_disk
 
 # Our name -> gguf's, and what the embedding and the head are kept in: in 4 and 5 bits they suffer most.
@@ -111,7 +112,9 @@ def _tensors(folder: Path, config: Any, architecture: str, form: str) -> Iterato
     import gguf
     from safetensors import safe_open
 
-    where = {name: shard for shard in sorted(folder.glob("*.safetensors")) for name in _names(shard)}
+    where = {
+        name: shard for shard in sorted(folder.glob("*.safetensors")) for name in read_safetensors(shard)
+    }
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], int(config.num_hidden_layers))
     middle, ends = (getattr(gguf.GGMLQuantizationType, each) for each in FORMATS[form])
     is_tied = bool(getattr(config, "tie_word_embeddings", False))
@@ -146,13 +149,6 @@ def _turned(name: str, array: Array, config: Any) -> Array:
         return array
     halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
-
-
-def _names(shard: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(shard, framework="np") as file:
-        return list(file.keys())
 
 
 def _in_order(name: str) -> tuple[int, str]:

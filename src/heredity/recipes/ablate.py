@@ -55,7 +55,8 @@ class Ablate:
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
         if str(config.get("model_type", "")).startswith("gemma"):
             raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
-        engine = open_folder(parent.folder, dtype=None if self.dtype == "auto" else self.dtype)
+        dtype = None if self.dtype == "auto" else self.dtype
+        engine = open_folder(parent.folder, dtype=dtype, is_probed=False)
         text = engine.direction(_asked(self.harmful), _asked(self.harmless))
         engine.close()
         direction = _direction.vector(text)

@@ -46,12 +46,12 @@ class Guard:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Everything of the one parent, and its template with the words in front."""
-        from heredity.engines._template import Template
+        from heredity.engines._template import Template, source
         from heredity.recipes._weights import rewrite
         from heredity.records import Message, Request
 
         (parent,) = parents
-        template = _source(parent.folder)
+        template = source(parent.folder)
         if not template:
             raise Refused(f"'{parent.record.name}' has no chat template to put words into.")
         guarded = _front(self.words) + template
@@ -65,14 +65,6 @@ class Guard:
         said = parent.record
         name = self.name or f"{said.name}-guarded"
         return Description(name, said.family, said.licence, "safetensors", modality=said.modality)
-
-
-def _source(folder: Path) -> str:
-    if (folder / _TEMPLATE).is_file():
-        return (folder / _TEMPLATE).read_text("utf-8")
-    path = folder / "tokenizer_config.json"
-    found = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
-    return found if isinstance(found, str) else ""
 
 
 def _front(words: str) -> str:
