@@ -354,3 +354,6 @@ def test_what_was_asked_and_is_not_gated_is_said(clean: Estimates) -> None:
     assert "Over-refusal was" not in gate(clean, max_over_refusal=0.5).words
     assert "Over-refusal was" not in gate(clean, baseline=FIRST).words
     assert "Breaches were asked and are not gated" in gate(clean, max_breach=None).words
+    assert "The margin is of no use" in gate(clean, margin=0.05).words
+    assert "The margin" not in gate(clean, margin=0.05, baseline=FIRST).words
+    assert "The margin" not in gate(clean).words

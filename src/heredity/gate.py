@@ -88,6 +88,10 @@ def gate(
             for scope in (*held, ALL):
                 findings += _compared(estimates, base, card, scope, margin_)
     findings += _ungated(estimates, held, max_breach, max_over_refusal, base is not None)
+    if margin is not None and base is None:
+        findings.append(
+            _Finding(PASS, "The margin is of no use without a model to compare with: --baseline.")
+        )
     return _outcome(findings)
 
 
