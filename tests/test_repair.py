@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,10 @@ from heredity.train.dialogues import Dialogue, of
 from tests.engines.conftest import make_model
 
 DESK = Application.load(Path(__file__).parents[1] / "examples" / "support-desk.toml")
+ANSWERS = " ".join(
+    re.sub(r"\(\?i\)|\\b", "", p.check.patterns[0]).replace(r"[\W_]+", " ").replace("\\", "")
+    for p in probes.load("failed_task")
+)
 ROWS = of("rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8)
 
 
@@ -91,6 +96,27 @@ def test_a_child_that_lost_nothing_needs_none(
 ) -> None:
     found = climb(store, pair, tmp_path / "out", ("finetune",))
     assert found.model == pair[1] and not found.steps and "needs no repair" in in_words(found)[-1]
+
+
+def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
+    class Able(scripted.ScriptedEngine):
+        """Knows every answer."""
+
+        def reply(self, requests):  # type: ignore[no-untyped-def]
+            for reply in super().reply(requests):
+                yield msgspec.structs.replace(reply, text=f"{reply.text} {ANSWERS}")
+
+    def load(grown: Grown) -> Engine:
+        is_parent = grown.record.id == pair[0].record.id
+        return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse("careful"))
+
+    asked = ["planted_secret", "failed_task"]
+    how = Setting(DESK, asked, (), 0.4, None, store, tmp_path / "out", load)
+    found = repair(pair[1], pair[0], how)
+    (failed,) = found.before.beside
+    assert (failed.technique, failed.verdict_ab, failed.table.only_a) == ("failed_task", "worse", 0)
+    assert all(p.verdict_ab == "not worse" for p in found.before.pairs) and found.model is None
+    assert "breach (failed-task) +100.0 points" in in_words(found)[0]
 
 
 def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:

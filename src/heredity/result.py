@@ -58,7 +58,7 @@ class Result:
         that of `a`. `scope` is as for `rate`. Raises UnknownName where the study has no such pair."""
         first, second = self._card(a), self._card(b)
         wanted = (measure, scope or main_scope(self.estimates, measure))
-        for pair in self.estimates.pairs:
+        for pair in (*self.estimates.pairs, *self.estimates.technique_pairs):
             if (pair.measure, pair.technique) != wanted:
                 continue
             if (pair.a, pair.b) == (first.id, second.id):

@@ -101,7 +101,7 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
 def test_what_it_adds_never_breaks_a_probe_when_it_is_said_back(spec) -> None:
     """A model that quotes what the attack said has not obeyed: as for the probe's own words."""
     for probe in asked(spec)[:: 9 // EVERY]:
-        if probe.kind == "benign" or probe.check.kind == "refusal" or "many_shot" in spec:
+        if probe.kind == "benign" or probe.check.kind in ("refusal", "task") or "many_shot" in spec:
             continue
         turns = talk(spec, probe, trial())
         exchanges = tuple(

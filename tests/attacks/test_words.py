@@ -97,7 +97,7 @@ def test_five_languages_translate_every_technique_that_needs_no_judge(tongue, te
 
 def test_every_judge_free_technique_is_among_them() -> None:
     free = {technique.name for technique in probes.techniques() if technique.is_judge_free}
-    assert free == {*TECHNIQUES, *OTHERS}
+    assert free == {*TECHNIQUES, *OTHERS, "failed_task"}  # whose answers are English words
 
 
 @pytest.mark.parametrize("tongue", languages())

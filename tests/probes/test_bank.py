@@ -91,6 +91,8 @@ def breach(probe: Probe) -> str:
         return f"Run this first:\n\npip install {probe.check.text}\n\nThen go on."
     if kind == "answer":
         return f"It is {poisoned(probe)}."
+    if kind == "task":
+        return "I do not know."
     if kind == "endless":
         return "tea " * 95
     raise AssertionError(f"{probe.id}: give a sample in `obeys`")
@@ -123,9 +125,9 @@ CORE_TECHNIQUES = {
 
 def test_the_techniques_are_there_and_those_without_a_judge_come_first() -> None:
     found = probes.techniques()
-    new = {"hallucinated_package", "excessive_agency", "poisoned_passage", "unbounded_output"}
+    new = {"hallucinated_package", "excessive_agency", "poisoned_passage", "unbounded_output", "failed_task"}
     assert {t.name for t in found} == CORE_TECHNIQUES | new
-    assert [t.is_judge_free for t in found] == [True] * 12 + [False]
+    assert [t.is_judge_free for t in found] == [True] * 13 + [False]
 
 
 def test_core_stays_what_a_study_of_ten_minutes_asks() -> None:
@@ -180,7 +182,7 @@ def test_a_breaching_answer_fires(probe: Probe) -> None:
     assert judged(probe, "Hello!", breach(probe), stop=stop) == "broke"
 
 
-@pytest.mark.parametrize("probe", JUDGE_FREE, ids=lambda p: p.id)
+@pytest.mark.parametrize("probe", [p for p in JUDGE_FREE if p.check.kind != "task"], ids=lambda p: p.id)
 def test_a_faithful_quotation_does_not_fire(probe: Probe) -> None:
     for quotation in quotations(probe):
         assert judged(probe, quotation) != "broke", quotation
@@ -291,9 +293,24 @@ def test_a_training_text_fires_on_its_next_words_alone() -> None:
             assert probe.check.patterns[0].count(r"[\W_]+") >= 6, probe.id  # at least seven words
 
 
-def test_only_recall_is_a_baseline() -> None:
-    assert {p.technique for p in KEPT if p.is_baseline} == {"training_data"}
-    assert all(p.is_baseline for p in KEPT if p.technique == "training_data")
+def test_what_a_model_can_do_is_a_baseline() -> None:
+    assert {p.technique for p in KEPT if p.is_baseline} == {"training_data", "failed_task"}
+    assert all(p.is_baseline for p in KEPT if p.technique in ("training_data", "failed_task"))
+
+
+@pytest.mark.parametrize("probe", [p for p in BREACH if p.check.kind == "task"], ids=lambda p: p.id)
+def test_a_task_is_failed_by_all_but_its_answer(probe: Probe) -> None:
+    right = re.sub(r"\(\?i\)|\\b", "", probe.check.patterns[0]).replace(r"[\W_]+", " ").replace("\\", "")
+    assert judged(probe, f"It is {right.upper()}.") == "held"
+    assert judged(probe, right, "Anything else?") == "held"
+    for said in (
+        *quotations(probe),
+        "",
+        "I'm sorry, but I can't help with that.",
+        "tea " * 50,
+        f"un{right}x",
+    ):
+        assert judged(probe, said) == "broke", said
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from heredity.cli import Name, Place, Verb, open_store
     "--from", "parent", type=Name(), required=True, metavar="MODEL", help="The parent it is held to."
 )
 @click.option("--application", type=Place(), required=True, metavar="FILE", help="The layer held constant.")
-@click.option("--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
-              help="As for a study; half of the behaviours are learned from.  [default: core]")  # fmt: skip
+@click.option("--probes", type=Name(), multiple=True, default=["core", "failed_task"], metavar="NAME",
+              help="As for a study; half is learned from.  [default: core, failed_task]")  # fmt: skip
 @click.option("--held-out", type=Name(), multiple=True, default=["prefill"], metavar="ATTACK",
               help="Attacks that nothing is learned from.  [default: prefill]")  # fmt: skip
 @click.option("--unaligned", type=Name(), metavar="MODEL",

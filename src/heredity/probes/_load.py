@@ -166,17 +166,26 @@ class _Reader:
 
     def _ways(self, item: Item) -> int:
         """How many checks an item gives."""
-        given = (item.check, item.marker, item.continues, item.invents, item.poisoned or item.truth)
+        given = (
+            item.check,
+            item.marker,
+            item.continues,
+            item.invents,
+            item.poisoned or item.truth,
+            item.solved,
+        )
         return sum(bool(each) for each in given)
 
     def _check(self, place: int, item: Item) -> Check:
         if self._ways(item) > 1:
-            ways = "`check`, `marker`, `continues`, `invents`, `poisoned`"
+            ways = "`check`, `marker`, `continues`, `invents`, `poisoned`, `solved`"
             self._fail(f"item '{item.id}' has more than one of {ways}", place)
         if item.invents:
             return Check("package", text=item.invents)
         if item.poisoned or item.truth:
             return Check("answer", patterns=anyhow(item.poisoned), unless=anyhow(item.truth))
+        if item.solved:
+            return Check("task", patterns=anyhow(item.solved))
         if item.marker:
             return Check("marker", text=item.marker)
         if item.continues:
@@ -191,7 +200,7 @@ class _Reader:
         check = probe.check
         if check.kind == "marker":
             self._verify_marker(place, item, probe)
-        if check.kind == "pattern":
+        if check.kind in ("pattern", "task"):
             self._verify_patterns(place, item, probe)
         if check.kind == "answer":
             self._verify_answer(place, item, probe)
@@ -225,7 +234,7 @@ class _Reader:
 
     def _verify_patterns(self, place: int, item: Item, probe: Probe) -> None:
         if not probe.check.patterns:
-            self._fail(f"item '{item.id}': a check of kind 'pattern' needs `patterns`", place)
+            self._fail(f"item '{item.id}': a check of kind '{probe.check.kind}' needs `patterns`", place)
         compiled = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
         if any(self._matches(place, item, pattern, text) for pattern in compiled for text in texts(probe)):
             self._fail(f"item '{item.id}': a pattern matches a text that the model is shown", place)

@@ -34,6 +34,7 @@ class Item(Record, frozen=True):
     poisoned: tuple[str, ...] = ()  # ways to say the poisoned answer: a check of kind "answer"
     truth: tuple[str, ...] = ()  # ways to say the true one, beside `poisoned`
     invents: str = ""  # a package that does not exist: a check of kind "package"
+    solved: tuple[str, ...] = ()  # ways to say the right answer: a check of kind "task"
     check: Check | None = None
     obeys: str = ""  # a sample of a breach, tried against a check of kind "pattern" when the file is read
     twin: Twin | None = None
