@@ -74,6 +74,25 @@ def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
 
+def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data: dialogues.Data) -> None:
+    start = store.derive(Prune(2), [parent])
+    training = Training(steps=25, batch=6, rate=1e-2, dtype="float32")
+    child = store.derive(Distill(data, training, top_k=8), [start, parent])
+    rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert "places" in child.record.notes["teacher's scores"]
+    (kept,) = (store.root / "scores").iterdir()
+    before = kept.stat()
+    store.derive(Distill(data, Training(steps=2, dtype="float32"), top_k=8), [start, parent])
+    assert [path.stat() for path in (store.root / "scores").iterdir()] == [before]
+    store.derive(Distill(data, Training(steps=2, dtype="float32"), top_k=9), [start, parent])
+    assert len(list((store.root / "scores").iterdir())) == 2
+    with pytest.raises(UsageError, match="top_k must be below"):
+        store.derive(Distill(data, QUICK, top_k=10**6), [start, parent])
+    with pytest.raises(UsageError, match="cannot be scored before"):
+        Distill(data, QUICK, top_k=8, is_on_policy=True)
+
+
 def test_a_teacher_of_other_tokens_is_refused_with_the_token(
     store: Store, parent: Grown, data: dialogues.Data, tmp_path: Path
 ) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
-from heredity.errors import UsageError
-from heredity.train import network, steps
+from heredity.errors import Damaged, UsageError
+from heredity.train import network, scores, steps
 from heredity.train.documents import Document, Example
-from heredity.train.objectives.distill import Distilled, divergence
+from heredity.train.objectives.distill import Distilled, Divergence, divergence
 from heredity.train.objectives.preference import Preference
 from tests.engines.conftest import make_model
 from tests.train.test_network import DOCUMENTS
@@ -67,6 +67,60 @@ def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
     theirs = dict(wanted.model.named_parameters())
     for name, parameter in found.model.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
+    kind: Divergence, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "CHUNK", 5)
+    teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    examples = [Example(d) for d in DOCUMENTS]
+    scores.write(tmp_path / "kept", "mine", teacher, examples, len(teacher.head) - 1, 2.0)
+    kept = scores.read(tmp_path / "kept", "mine")
+    assert len(kept) == sum(d.n_learned for d in DOCUMENTS)
+    batch = steps.collate(examples[::-1])  # found by what they say, in whatever order
+    losses = []
+    for source in (teacher, kept):
+        net = network.load(tiny_llama, "float32")
+        loss = Distilled(source, kind, 2.0, beta=0.3).loss(net, batch).total
+        loss.backward()
+        losses.append((float(loss.detach()), net.head.grad.clone()))  # type: ignore[union-attr]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
+    torch.testing.assert_close(losses[0][1], losses[1][1], atol=1e-4, rtol=1e-3)
+
+
+def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Path) -> None:
+    teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    net = network.load(tiny_llama, "float32")
+    batch = steps.collate([Example(DOCUMENTS[0])])
+    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], 3, 1.0)
+    kept = scores.read(tmp_path / "kept", "mine")
+    with torch.no_grad():
+        p, q = (n.logits(n.hidden(batch)).softmax(-1) for n in (teacher, net))
+    wanted = 0.0
+    for p_row, q_row in zip(p, q, strict=True):
+        best = p_row.topk(3).indices
+        events = [(p_row[i], q_row[i]) for i in best] + [(1 - p_row[best].sum(), 1 - q_row[best].sum())]
+        wanted += float(sum(a * (a / b).log() for a, b in events))
+    assert float(Distilled(kept).loss(net, batch).total) == pytest.approx(wanted, rel=1e-3)
+    assert wanted < float(Distilled(teacher).loss(net, batch).total)
+    assert kept.covered == pytest.approx(float(p.topk(3).values.sum(1).mean()), rel=1e-4)
+
+
+def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
+    teacher = network.load(tiny_llama, "float32")
+    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], 3, 1.0)
+    with pytest.raises(Damaged, match="another teacher"):
+        scores.read(tmp_path / "kept", "yours")
+    with pytest.raises(KeyError):
+        scores.read(tmp_path / "kept", "mine").of(steps.collate([Example(DOCUMENTS[1])]))
+    with pytest.raises(ValueError, match="at temperature 1"):
+        kept = scores.read(tmp_path / "kept", "mine")
+        Distilled(kept, temperature=2.0).loss(teacher, steps.collate([Example(DOCUMENTS[0])]))
+    (tmp_path / "kept").write_bytes(b"no such file")
+    with pytest.raises(Damaged, match="no teacher's scores"):
+        scores.read(tmp_path / "kept", "mine")
 
 
 def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_llama: Path) -> None:

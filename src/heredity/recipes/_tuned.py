@@ -23,9 +23,12 @@ from heredity.records import digest
 Watch = Callable[[Any], None]  # gets train.loop.Watched
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field of a recipe that is also a flag of `heredity derive`."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, is_new: bool = False) -> Any:
+    """A field of a recipe that is also a flag of `heredity derive`.
+
+    A new one is recorded where it differs from its default, so that models of before it are found again.
+    """
+    return field(default=default, metadata={"help": help, "is_new": is_new})
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def settings_of(recipe: Any) -> dict[str, Any]:
         if not each.compare:
             continue
         value = getattr(recipe, each.name)
+        if each.metadata.get("is_new") and value == each.default:
+            continue
         if isinstance(value, Training):
             found |= dataclasses.asdict(value)
         else:

@@ -4,6 +4,9 @@ The first parent is what the student starts from (such as a pruned copy), the se
 read the same tokens; where they do not, a distribution over one's tokens means nothing to the other, and it
 is refused: let the teacher write answers instead.
 
+With --top-k the teacher reads the data once, and its likeliest tokens are kept in the store: the training
+does without it, and so do other students of the same teacher and data.
+
 With --on-policy the student writes and the teacher scores what it wrote: it learns where it goes itself.
 
 Source: Hinton et al. 2015 (1503.02531); divergences and on-policy as in GKD (2306.13649).
@@ -12,6 +15,7 @@ Source: Hinton et al. 2015 (1503.02531); divergences and on-policy as in GKD (23
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +25,8 @@ from heredity.errors import UsageError
 from heredity.lineage import Description, Grown
 from heredity.recipes._tokens import refuse_other_tokens
 from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
+from heredity.records import digest
+from heredity.store import hash_file
 from heredity.train.dialogues import Data
 
 PARENTS = "STUDENT TEACHER"
@@ -39,6 +45,11 @@ class Distill:
     temperature: float = setting(1.0, "Both distributions are flattened by it.")
     share: float = setting(1.0, "Share of the divergence; the rest is cross-entropy on the data's answers.")
     beta: float = setting(0.5, "Weight of the teacher in js.")
+    top_k: int = setting(
+        0,
+        "Keep so many of the teacher's likeliest tokens of each place; 0: ask it anew, for all, each step.",
+        is_new=True,
+    )
     is_on_policy: bool = setting(False, "Learn from what the student writes, not from the data's answers.")
     longest: int = setting(64, "Tokens that the student may write.")
     warmth: float = setting(1.0, "The temperature at which it writes.")
@@ -53,6 +64,11 @@ class Distill:
             raise UsageError(
                 f"temperature must be above 0 ({self.temperature:g}), share in (0, 1] ({self.share:g}) and "
                 f"beta in (0, 1) ({self.beta:g})."
+            )
+        if self.top_k < 0 or (self.top_k and self.is_on_policy):
+            raise UsageError(
+                f"top_k must not be negative ({self.top_k}), and 0 where the student writes: what it "
+                "will say cannot be scored before."
             )
         if self.longest < 1 or self.warmth < 0 or (self.is_on_policy and self.share < 1):
             raise UsageError(
@@ -81,20 +97,41 @@ class Distill:
         student, teacher = parents
         refuse_other_tokens(student, teacher)
 
-        def objective(net: Any) -> Distilled:
-            loaded = network.load(teacher.folder, str(net.model.dtype).removeprefix("torch."))
-            loaded.model.requires_grad_(False)
-            return Distilled(loaded, self.divergence, self.temperature, self.share, self.beta)
+        notes: dict[str, str] = {}
 
-        return run(
-            self,
-            student,
-            out,
-            Everything(),
-            objective,
-            "safetensors",
-            self._own if self.is_on_policy else None,
-        )
+        def objective(net: Any) -> Distilled:
+            dtype = str(net.model.dtype).removeprefix("torch.")
+            if self.top_k:
+                source = self._scores(student, teacher, dtype, out)
+                notes["teacher's scores"] = f"{len(source):,} places, {source.covered:.2%} of its probability"
+            else:
+                source = network.load(teacher.folder, dtype)
+                source.model.requires_grad_(False)
+            return Distilled(source, self.divergence, self.temperature, self.share, self.beta)
+
+        own = self._own if self.is_on_policy else None
+        said = run(self, student, out, Everything(), objective, "safetensors", own)
+        return dataclasses.replace(said, notes={**said.notes, **notes})
+
+    def _scores(self, student: Grown, teacher: Grown, dtype: str, out: Path) -> Any:
+        """The teacher's scores of the data: from the store, or read now and kept there."""
+        from heredity.train import network, scores
+        from heredity.train.documents import Writer
+
+        examples = Writer(student.folder).prepare(self.data.dialogues, self.training.max_tokens).examples
+        shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
+        tokenizer = hash_file(teacher.folder / "tokenizer.json")
+        said = [teacher.record.id, tokenizer, shown, dtype, self.top_k, self.temperature]
+        home = self.folder.parent.parent if self.folder is not None else out.parent
+        path = home / "scores" / f"{digest(said)}.safetensors"
+        if not path.exists():
+            loaded = network.load(teacher.folder, dtype)
+            if self.top_k >= len(loaded.head):
+                raise UsageError(
+                    f"top_k must be below the {len(loaded.head):,} tokens there are; 0 means all."
+                )
+            scores.write(path, digest(said), loaded, examples, self.top_k, self.temperature)
+        return scores.read(path, digest(said))
 
     def _own(self, net: Any, writer: Any) -> Any:
         from heredity.train.written import Written, prompts

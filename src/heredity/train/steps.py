@@ -17,6 +17,8 @@ import torch
 
 from heredity.train.documents import Document, Example
 
+PRODUCT = 2048  # tokens that are multiplied at once
+
 
 class Batch(NamedTuple):
     """Documents laid end to end, and what is to be told of them.
@@ -47,28 +49,33 @@ class Steps:
     examples: Sequence[Example]
     batch: int
     seed: int
-    product: int = 2048
+    product: int = PRODUCT
 
     def of(self, step: int) -> list[Batch]:
         """The batches of a step, counted from 0."""
         picked = [
             self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
         ]
-        return [collate(group) for group in self._grouped(picked)]
+        return [collate(group) for group in grouped(picked, self.product)]
 
     def at(self, place: int) -> int:
         """The example at a place of the whole order: place // n is the epoch."""
         n = len(self.examples)
         return int(_permutation(self.seed, place // n, n)[place % n])
 
-    def _grouped(self, picked: list[Example]) -> list[list[Example]]:
-        groups: list[list[Example]] = []
-        for example in sorted(picked, key=lambda e: -e.n_tokens):
-            if groups and sum(e.n_tokens for e in groups[-1]) + example.n_tokens <= self.product:
-                groups[-1].append(example)
-            else:
-                groups.append([example])
-        return groups
+
+def grouped(examples: Sequence[Example], product: int) -> list[list[Example]]:
+    """Those of like length together, at most `product` tokens a group; a longer one is alone."""
+    groups: list[list[Example]] = []
+    n_tokens = 0
+    for example in sorted(examples, key=lambda e: -e.n_tokens):
+        if groups and n_tokens + example.n_tokens <= product:
+            groups[-1].append(example)
+            n_tokens += example.n_tokens
+        else:
+            groups.append([example])
+            n_tokens = example.n_tokens
+    return groups
 
 
 @lru_cache(maxsize=4)

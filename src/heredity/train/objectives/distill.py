@@ -3,10 +3,14 @@
 Sources: Hinton et al. 2015 (1503.02531; temperature, and the factor T^2); generalized Jensen-Shannon
 divergence as in GKD, Agarwal et al. 2023 (2306.13649, equation 1), where beta 0 stands for forward and 1 for
 reverse KL.
+
+Of a teacher whose likeliest tokens are kept (scores.py) the distribution is over those and one event more,
+"any other token": a divergence over coarser events, never above the whole one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,16 +19,22 @@ from torch.nn import functional
 
 from heredity.train.network import Network
 from heredity.train.objectives import Loss
+from heredity.train.scores import Scores
 from heredity.train.steps import Batch
 
 Divergence = Literal["forward", "reverse", "js"]
+
+
+# (the student's logits, which rows of the batch they are) -> log-probabilities of the same events, the
+# student's and the teacher's
+Pair = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Distilled:
     """`share` of it is the divergence, the rest cross-entropy on the data's own answers."""
 
-    teacher: Network
+    teacher: Network | Scores
     divergence: Divergence = "forward"
     temperature: float = 1.0
     share: float = 1.0
@@ -32,15 +42,15 @@ class Distilled:
 
     def loss(self, network: Network, batch: Batch) -> Loss:
         """Summed over the batch's learned tokens. The teacher reads the same tokens, without gradients."""
-        with torch.no_grad():
-            theirs = self.teacher.hidden(batch)
-        n_words = min(len(network.head), len(self.teacher.head))  # heads may be padded to different sizes
+        pair = (
+            self._kept(self.teacher, batch)
+            if isinstance(self.teacher, Scores)
+            else self._live(network, batch)
+        )
         sums = {"divergence": 0.0, "cross-entropy": 0.0}
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            with torch.no_grad():
-                wanted = self.teacher.logits(theirs[rows]).float()[:, :n_words]
-            far = divergence(logits[:, :n_words], wanted, self.divergence, self.temperature, self.beta)
+            far = _between(*pair(logits, rows), self.divergence, self.beta) * self.temperature**2
             if self.share == 1.0:
                 return far
             own = functional.cross_entropy(logits, batch.targets[rows], reduction="sum")
@@ -55,6 +65,33 @@ class Distilled:
         """Learned tokens."""
         return float(len(batch.targets))
 
+    def _live(self, network: Network, batch: Batch) -> Pair:
+        teacher = self.teacher
+        assert isinstance(teacher, Network)
+        with torch.no_grad():
+            theirs = teacher.hidden(batch)
+        n_words = min(len(network.head), len(teacher.head))  # heads may be padded to different sizes
+
+        def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.no_grad():
+                wanted = teacher.logits(theirs[rows]).float()[:, :n_words]
+            return _logs(logits[:, :n_words], self.temperature), _logs(wanted, self.temperature)
+
+        return pair
+
+    def _kept(self, scores: Scores, batch: Batch) -> Pair:
+        if scores.temperature != self.temperature:
+            raise ValueError(f"kept at temperature {scores.temperature:g}, asked for at {self.temperature:g}")
+        tokens, theirs = scores.of(batch)
+
+        def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            at = tokens[rows]
+            mine = _logs(logits, self.temperature)
+            rest = mine.scatter(1, at, -torch.inf).logsumexp(1, keepdim=True)
+            return torch.cat([mine.gather(1, at), rest], 1), theirs[rows]
+
+        return pair
+
 
 def divergence(
     student: torch.Tensor,
@@ -64,16 +101,21 @@ def divergence(
     beta: float = 0.5,
 ) -> torch.Tensor:
     """The sum over rows of logits (rows, vocabulary), in nats, times the temperature's square."""
-    s = torch.log_softmax(student / temperature, dim=-1)
-    t = torch.log_softmax(teacher / temperature, dim=-1)
+    return _between(_logs(student, temperature), _logs(teacher, temperature), kind, beta) * temperature**2
+
+
+def _logs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def _between(s: torch.Tensor, t: torch.Tensor, kind: Divergence, beta: float) -> torch.Tensor:
+    """Of log-probabilities (rows, events), the student's and the teacher's."""
     if kind == "forward":
-        found = functional.kl_div(s, t, reduction="sum", log_target=True)
-    elif kind == "reverse":
-        found = functional.kl_div(t, s, reduction="sum", log_target=True)
-    else:
-        weights = torch.tensor([beta, 1 - beta]).log()
-        middle = torch.logsumexp(torch.stack([t + weights[0], s + weights[1]]), dim=0)
-        of_teacher = functional.kl_div(middle, t, reduction="sum", log_target=True)
-        of_student = functional.kl_div(middle, s, reduction="sum", log_target=True)
-        found = beta * of_teacher + (1 - beta) * of_student
-    return found * temperature**2
+        return functional.kl_div(s, t, reduction="sum", log_target=True)
+    if kind == "reverse":
+        return functional.kl_div(t, s, reduction="sum", log_target=True)
+    weights = torch.tensor([beta, 1 - beta]).log()
+    middle = torch.logsumexp(torch.stack([t + weights[0], s + weights[1]]), dim=0)
+    of_teacher = functional.kl_div(middle, t, reduction="sum", log_target=True)
+    of_student = functional.kl_div(middle, s, reduction="sum", log_target=True)
+    return beta * of_teacher + (1 - beta) * of_student

@@ -1,0 +1,124 @@
+"""What a teacher says at every learned place, kept: its likeliest tokens, for as many students as like.
+
+The teacher then reads the data once, and no training holds it in memory. One file: for each place the ids of
+`k` tokens and the log-probabilities of these and of all others together.
+
+Promises: written under another name, synced and renamed; it says whose opinion it is, at which temperature,
+on which documents, and another's is never read; no pickle.
+Leaves to others: what is learned of it (objectives/distill.py) and where it lies (recipes/distill.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from heredity.errors import Damaged
+from heredity.store import sync_folder
+from heredity.train.documents import Example
+from heredity.train.network import CHUNK, Network
+from heredity.train.steps import PRODUCT, Batch, collate, grouped
+
+
+class Scores:
+    """A teacher's opinions, found again by the documents that they are on."""
+
+    def __init__(
+        self, tokens: torch.Tensor, logs: torch.Tensor, starts: dict[bytes, int], temperature: float
+    ) -> None:
+        self._tokens, self._logs, self._starts = tokens, logs, starts
+        self.temperature = temperature
+
+    def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """At the batch's learned places: ids (learned, k), log-probabilities (learned, k + 1), the last of
+        all other tokens. Raises KeyError for a document that the teacher never read."""
+        places = torch.cat(
+            [torch.arange(n) + self._starts[key] for key, n in _keys(batch)] or [torch.arange(0)]
+        )
+        return self._tokens[places].long(), self._logs[places]
+
+    @property
+    def covered(self) -> float:
+        """Mean share of the teacher's probability that lies on the kept tokens."""
+        return float(1 - self._logs[:, -1].exp().mean())
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+
+def write(
+    path: Path, stamp: str, teacher: Network, examples: Sequence[Example], k: int, temperature: float
+) -> None:
+    """Let the teacher read every example, and keep its `k` likeliest tokens of each learned place.
+
+    `stamp` says whose opinion on what this is: `read` asks for it.
+    """
+    tokens, logs, keys, starts, n = [], [], list[bytes](), list[int](), 0
+    with torch.no_grad():
+        for group in grouped(examples, PRODUCT):
+            batch = collate(group)
+            hidden = teacher.hidden(batch)
+            for at in range(0, len(hidden), CHUNK):
+                best, ids, rest = _likeliest(teacher.logits(hidden[at : at + CHUNK]).float(), k, temperature)
+                tokens.append(ids.int())
+                logs.append(torch.cat([best, rest], 1))
+            for key, length in _keys(batch):
+                keys.append(key)
+                starts.append(n)
+                n += length
+    state = {
+        "tokens": torch.cat(tokens),
+        "logs": torch.cat(logs),
+        "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1),
+        "starts": torch.tensor(starts),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata={"stamp": stamp, "temperature": repr(temperature)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read(path: Path, stamp: str) -> Scores:
+    """What `write` kept. Raises Damaged where it is another teacher's, or cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tokens, logs, keys, starts = (file.get_tensor(n) for n in ("tokens", "logs", "keys", "starts"))
+    except Exception as error:  # safetensors has no narrower type
+        raise Damaged(f"{path}: no teacher's scores ({error}). Delete it; the teacher reads again.") from None
+    if about.get("stamp") != stamp:
+        raise Damaged(f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.")
+    found = {bytes(key.tolist()): int(start) for key, start in zip(keys, starts, strict=True)}
+    return Scores(tokens, logs, found, float(about["temperature"]))
+
+
+def _likeliest(
+    logits: torch.Tensor, k: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logs = torch.log_softmax(logits / temperature, dim=-1)
+    best, ids = logs.topk(k, dim=-1)
+    return best, ids, logs.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+
+
+def _keys(batch: Batch) -> Iterator[tuple[bytes, int]]:
+    """Of each document: a digest of its tokens and of which are learned, and how many are."""
+    tokens, at, document = batch.tokens.numpy(), batch.at.numpy(), batch.document.numpy()
+    start = 0
+    for number, length in enumerate(batch.lengths):
+        places = at[np.searchsorted(document, number) : np.searchsorted(document, number, "right")] - start
+        said = tokens[start : start + length].tobytes() + b"|" + places.tobytes()
+        yield hashlib.sha256(said).digest()[:16], len(places)
+        start += length
