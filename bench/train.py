@@ -1,0 +1,243 @@
+"""Tokens a second and peak memory of tuning: heredity's loop beside TRL's trainers.
+
+    python bench/train.py --trl PYTHON [--model smollm2-135m-instruct] [--steps 12] [--batch 8]
+
+Three trainings: all weights, a LoRA of rank 16, and a distillation off-policy (forward Kullback-Leibler, the
+student is the model without six of its layers, the model itself the teacher). Both sides get the same token
+ids in the same order, the same learned places, AdamW with betas 0.9 and 0.95, a constant rate and a gradient
+clipped at 1, each in a process of its own, one after the other. TRL runs twice: fp32 weights under bf16
+autocast (the precision of heredity's fp32 masters and bf16 products), and bf16 weights without masters; its
+gradient checkpointing is off. Tokens are those of the examples, fillers not counted; the first two steps are
+left out. The last lines are ratios of this one run, with the loss of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "gsm8k" / "train.jsonl"
+KINDS = {"full": 2e-5, "lora": 2e-4, "distill": 1e-4}  # and their rates
+N_WARM = 2
+ALPHA = RANK = 16
+VARIANTS = ("autocast", "bf16")
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def main() -> None:
+    options = parse()
+    if options.worker:
+        side, kind, variant = options.worker.split("/")
+        result = (with_heredity if side == "heredity" else with_trl)(
+            json.loads(options.load.read_text()), kind, variant
+        )
+        print("RESULT " + json.dumps(result), flush=True)
+        return
+    import torch
+
+    print(
+        f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, python {platform.python_version()}; "
+        f"{options.steps} steps of {options.batch}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        load = Path(folder) / "load.json"
+        load.write_text(json.dumps(make_load(options)))
+        for kind in options.kinds.split(","):
+            ours = run(f"heredity/{kind}/auto", load, sys.executable)
+            if options.trl:
+                theirs = [run(f"trl/{kind}/{variant}", load, options.trl) for variant in VARIANTS]
+                show(kind, ours, theirs)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--trl", help="the python of an environment that has trl and peft")
+    parser.add_argument("--worker")
+    parser.add_argument("--load", type=Path)
+    return parser.parse_args()
+
+
+def make_load(options: argparse.Namespace) -> dict[str, Any]:
+    """The examples as token ids in the order in which both sides see them, and the folders of the models."""
+    import heredity as h
+    from heredity.recipes.prune import Prune
+    from heredity.train import dialogues, documents
+    from heredity.train.steps import Steps
+
+    store = h.Store()
+    grown = store.ready(store.pull(options.model))
+    n_layers = json.loads((grown.folder / "config.json").read_text())["num_hidden_layers"]
+    pruned = store.derive(Prune(n_layers - 6), [grown])
+    examples = documents.Writer(grown.folder).prepare(dialogues.read(options.data).dialogues, 1024).examples
+    order = Steps(examples, options.batch, seed=0)
+    rows = [examples[order.at(place)].document for place in range(options.steps * options.batch)]
+    return {
+        "folder": str(grown.folder), "pruned": str(pruned.folder), "batch": options.batch,
+        "steps": options.steps, "rows": [[list(row.tokens), list(row.is_learned)] for row in rows],
+    }  # fmt: skip
+
+
+def run(worker: str, load: Path, python: str) -> dict[str, Any]:
+    command = [python, __file__, "--worker", worker, "--load", str(load)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    found = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    result: dict[str, Any] = json.loads(found.removeprefix("RESULT "))
+    print(f"{worker}: {result}", flush=True)
+    return {"worker": worker, **result}
+
+
+def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> dict[str, Any]:
+    """What a worker reports; `ends` are the times at which its steps ended."""
+    timed = load["rows"][N_WARM * load["batch"] :]
+    n_tokens = sum(len(tokens) for tokens, _ in timed)
+    return {
+        "tokens_per_second": round(n_tokens / (ends[-1] - ends[N_WARM - 1]), 1),
+        "first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4),
+        "mean_loss": round(sum(losses) / len(losses), 4),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "steps": len(losses),
+    }  # fmt: skip
+
+
+def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:  # noqa: ARG001
+    from heredity.train import loop, network
+    from heredity.train.documents import Document, Example
+    from heredity.train.objectives.causal import Causal
+    from heredity.train.objectives.distill import Distilled
+    from heredity.train.steps import Steps
+    from heredity.train.trainable import Everything, Lora
+
+    examples = [Example(Document(tuple(tokens), tuple(learned))) for tokens, learned in load["rows"]]
+
+    class InOrder(Steps):
+        def at(self, place: int) -> int:
+            return place
+
+    net = network.load(Path(load["pruned" if kind == "distill" else "folder"]))
+    objective: Any = Causal()
+    if kind == "distill":
+        teacher = network.load(Path(load["folder"]), str(net.model.dtype).removeprefix("torch."))
+        teacher.model.requires_grad_(False)
+        objective = Distilled(teacher)
+    trainable = Lora(RANK, ALPHA) if kind == "lora" else Everything()
+    plan = loop.Plan("bench", load["steps"], KINDS[kind], "constant")
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = loop.train(
+            net, trainable, objective, InOrder(examples, load["batch"], 0), plan, Path(folder),
+            lambda _: ends.append(time.perf_counter()),
+        )  # fmt: skip
+    return {"dtype": str(net.model.dtype), **measured(load, ends, [m.loss for m in metrics])}
+
+
+def with_trl(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    ends: list[float] = []
+    losses: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            if "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    # An adapter's base is frozen: held in bf16 either way, its adapters in fp32 under autocast.
+    dtype = torch.bfloat16 if variant == "bf16" or kind == "lora" else torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(load["folder"])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+
+    def read(folder: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+    common = {
+        "per_device_train_batch_size": load["batch"], "max_steps": load["steps"],
+        "learning_rate": KINDS[kind], "lr_scheduler_type": "constant", "weight_decay": 0.0,
+        "adam_beta2": 0.95, "max_grad_norm": 1.0, "bf16": variant == "autocast",
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "sequential", "logging_steps": 1, "save_strategy": "no", "report_to": [],
+        "disable_tqdm": True, "use_cpu": True, "max_length": 1024, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    rows = [
+        {"input_ids": tokens, "labels": [t if use else -100 for t, use in zip(tokens, learned, strict=True)]}
+        for tokens, learned in load["rows"]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        common["output_dir"] = folder
+        if kind == "distill":
+            trainer = _distiller(load, rows, common, read, tokenizer)
+        else:
+            adapter = None
+            if kind == "lora":
+                from peft import LoraConfig
+
+                adapter = LoraConfig(
+                    r=RANK, lora_alpha=ALPHA, use_rslora=True, lora_dropout=0.0, task_type="CAUSAL_LM",
+                    target_modules=LINEAR,
+                )  # fmt: skip
+            trainer = SFTTrainer(
+                read(load["folder"]), SFTConfig(**common), train_dataset=Dataset.from_list(rows),
+                processing_class=tokenizer, peft_config=adapter,
+            )  # fmt: skip
+        trainer.add_callback(Clock())
+        trainer.train()
+    return {"dtype": variant, **measured(load, ends, losses)}
+
+
+def _distiller(load: dict[str, Any], rows: Any, common: dict[str, Any], read: Any, tokenizer: Any) -> Any:
+    import torch
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    def collate(picked: list[dict[str, Any]]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in picked)
+
+        def filled(name: str, filler: int) -> Any:
+            return torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in picked])
+
+        mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in picked]
+        ids = filled("input_ids", tokenizer.pad_token_id)
+        return {"input_ids": ids, "attention_mask": torch.tensor(mask), "labels": filled("labels", -100)}
+
+    config = GKDConfig(**common, lmbda=0.0, beta=0.0, temperature=1.0)
+    return GKDTrainer(
+        read(load["pruned"]), read(load["folder"]), config, data_collator=collate,
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def show(kind: str, ours: dict[str, Any], theirs: list[dict[str, Any]]) -> None:
+    best = max(theirs, key=lambda one: float(one["tokens_per_second"]))
+    same = theirs[0]
+    for name, other in (("at the same precision", same), ("at its fastest", best)):
+        print(
+            f"{kind}, TRL {name} ({other['worker']}): "
+            f"{ours['tokens_per_second'] / other['tokens_per_second']:.2f} x "
+            f"tokens/s, {ours['peak_mib'] / other['peak_mib']:.2f} x peak memory; mean loss "
+            f"{ours['mean_loss']} against {other['mean_loss']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
