@@ -1,6 +1,7 @@
 """Tokens a second and peak memory of tuning: heredity's loop beside TRL's trainers.
 
     python bench/train.py --trl PYTHON [--model smollm2-135m-instruct] [--steps 12] [--batch 8]
+    python bench/train.py --trl PYTHON --exact --steps 3     # the losses of both in float32, step by step
 
 Three trainings: all weights, a LoRA of rank 16, and a distillation off-policy (forward Kullback-Leibler, the
 student is the model without six of its layers, the model itself the teacher). Both sides get the same token
@@ -53,6 +54,11 @@ def main() -> None:
         load = Path(folder) / "load.json"
         load.write_text(json.dumps(make_load(options)))
         for kind in options.kinds.split(","):
+            if options.exact:
+                both = [run(f"{side}/{kind}/float32", load, python)
+                        for side, python in (("heredity", sys.executable), ("trl", options.trl))]  # fmt: skip
+                show_exact(kind, both[0], both[1])
+                continue
             ours = run(f"heredity/{kind}/auto", load, sys.executable)
             if options.trl:
                 theirs = [run(f"trl/{kind}/{variant}", load, options.trl) for variant in VARIANTS]
@@ -67,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--trl", help="the python of an environment that has trl and peft")
+    parser.add_argument("--exact", action="store_true", help="all in float32: how far the losses are apart")
     parser.add_argument("--worker")
     parser.add_argument("--load", type=Path)
     return parser.parse_args()
@@ -99,7 +106,7 @@ def run(worker: str, load: Path, python: str) -> dict[str, Any]:
     )
     found = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     result: dict[str, Any] = json.loads(found.removeprefix("RESULT "))
-    print(f"{worker}: {result}", flush=True)
+    print(f"{worker}: { ({k: v for k, v in result.items() if k != 'losses'}) }", flush=True)
     return {"worker": worker, **result}
 
 
@@ -110,12 +117,12 @@ def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> di
     return {
         "tokens_per_second": round(n_tokens / (ends[-1] - ends[N_WARM - 1]), 1),
         "first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4),
-        "mean_loss": round(sum(losses) / len(losses), 4),
+        "mean_loss": round(sum(losses) / len(losses), 4), "losses": losses,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "steps": len(losses),
     }  # fmt: skip
 
 
-def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:  # noqa: ARG001
+def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
     from heredity.train import loop, network
     from heredity.train.documents import Document, Example
     from heredity.train.objectives.causal import Causal
@@ -129,7 +136,7 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
         def at(self, place: int) -> int:
             return place
 
-    net = network.load(Path(load["pruned" if kind == "distill" else "folder"]))
+    net = network.load(Path(load["pruned" if kind == "distill" else "folder"]), variant)
     objective: Any = Causal()
     if kind == "distill":
         teacher = network.load(Path(load["folder"]), str(net.model.dtype).removeprefix("torch."))
@@ -164,7 +171,8 @@ def with_trl(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
                 losses.append(float(logs["loss"]))
 
     # An adapter's base is frozen: held in bf16 either way, its adapters in fp32 under autocast.
-    dtype = torch.bfloat16 if variant == "bf16" or kind == "lora" else torch.float32
+    is_short = variant == "bf16" or (variant == "autocast" and kind == "lora")
+    dtype = torch.bfloat16 if is_short else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(load["folder"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
@@ -225,6 +233,13 @@ def _distiller(load: dict[str, Any], rows: Any, common: dict[str, Any], read: An
         read(load["pruned"]), read(load["folder"]), config, data_collator=collate,
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
     )  # fmt: skip
+
+
+def show_exact(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """An adapter's first step alone: both draw its matrices, each from its own seed."""
+    pairs = list(zip(ours["losses"], theirs["losses"], strict=True))[: 1 if kind == "lora" else None]
+    apart = max(abs(a - b) for a, b in pairs)
+    print(f"{kind}: losses of {len(pairs)} steps {pairs}, at most {apart:.1e} apart")
 
 
 def show(kind: str, ours: dict[str, Any], theirs: list[dict[str, Any]]) -> None:

@@ -81,14 +81,15 @@ def test_none_that_is_enough_is_said_and_every_step_is_recorded(
     store: Store, pair: tuple[Grown, Grown], tmp_path: Path
 ) -> None:
     found = climb(store, pair, tmp_path / "out", ())
-    assert [step.name for step in found.steps] == ["guard", "restore 0.3", "restore 0.6", "replay"]
+    assert [step.name for step in found.steps] == ["guard", "restore 0.3", "restore 0.6", "replay", "recover"]
     assert found.model is None and in_words(found)[-1] == "No step is shown to be enough."
-    replayed = found.steps[-1].model
-    assert replayed is not None and replayed.record.format == "adapter"
-    assert replayed.record.recipe.settings["data"]["rows"] > 16  # what was lost, and as many twins
+    replayed, recovering = (step.model for step in found.steps[-2:])
+    assert replayed is not None and replayed.record.format == "adapter" and recovering is not None
+    n_rows, n_more = (each.record.recipe.settings["data"]["rows"] for each in (replayed, recovering))
+    assert n_rows > 16 and n_more > n_rows  # what was lost, and as many twins; then behind bad beginnings too
     again = climb(store, pair, tmp_path / "out", ())
     ids = [[s.model.record.id for s in each.steps if s.model is not None] for each in (found, again)]
-    assert ids[0] == ids[1] and len(ids[0]) == 4
+    assert ids[0] == ids[1] and len(ids[0]) == 5
 
 
 def test_a_child_that_lost_nothing_needs_none(

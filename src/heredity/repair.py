@@ -4,6 +4,7 @@ was not made from.
     guard     words in front of every conversation; nothing is tuned
     restore   weights moved towards the parent's, or by what tells an aligned model from an unaligned one
     replay    a LoRA adapter on the parent's own answers where the child lost, and on as many benign twins
+    recover   the same, and the parent's answers also behind the beginning of the child's own bad ones
 
 Behaviours are split in two: one half shows what was lost and is learned from, asked directly; the other half
 measures every step, also under attacks that nothing was learned from. The first child that is not worse than
@@ -14,7 +15,8 @@ repair that is not shown to be enough is not called one; the same command goes o
 Leaves to others: making (recipes/) and the numbers (study.py).
 
 Sources: RESTA, Bhardwaj et al. 2024 (2402.11746); PTST, Lyu et al. 2024 (2402.18540); a few hundred safety
-rows among benign ones, Bianchi et al. 2023 (2309.07875).
+rows among benign ones, Bianchi et al. 2023 (2309.07875); recovery from a bad beginning, Qi et al. 2024
+(2406.05946).
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from heredity.train.dialogues import Data, Dialogue, of
 
 SHARES = (0.3, 0.6)  # of the way back to the parent's weights
 STEPS = 40
+BEGUN = (4, 16)  # words of a bad answer behind which the parent's is learned
 ABILITY = "failed_task"  # the technique that says what a repair cost, asked beside the breaches
 MARGIN = 0.12  # half of `core` cannot show an equal model to be nearer than 11 points
 
@@ -146,7 +149,9 @@ def repair(
     before = _beside(how, found, parent, child)
     steps: list[Step] = []
     if not before.is_enough:
-        for name, make in _ladder(store, child, parent, unaligned, lambda: replayed(how, lost, learned_from)):
+        for name, make in _ladder(
+            store, child, parent, unaligned, partial(replayed, how, lost, learned_from)
+        ):
             steps.append(_climb(how, name, make, parent, child, measured_on, laid))
             if tell is not None:
                 tell(steps[-1])
@@ -168,7 +173,11 @@ def _climb(
 
 
 def _ladder(
-    store: Store, child: Grown, parent: Grown, unaligned: Grown | None, data: Callable[[], Data]
+    store: Store,
+    child: Grown,
+    parent: Grown,
+    unaligned: Grown | None,
+    data: Callable[[Sequence[int]], Data],
 ) -> Iterator[tuple[str, Callable[[], Grown]]]:
     name = child.record.name
 
@@ -181,8 +190,13 @@ def _ladder(
             recipe, parents = Merge("resta", weights=f"{share:g}", name=called), [child, parent, unaligned]
         yield f"restore {share:g}", partial(store.derive, recipe, parents)
     tuning = Training(steps=STEPS, batch=8, rate=1e-4, max_tokens=4096)
+
     # Made when it is its turn: where nothing was lost, that is no error of the steps before.
-    yield "replay", lambda: store.derive(Lora(data(), tuning, name=f"{name}-replayed"), [child])
+    def tuned(called: str, begun: Sequence[int]) -> Grown:
+        return store.derive(Lora(data(begun), tuning, name=f"{name}-{called}"), [child])
+
+    yield "replay", partial(tuned, "replayed", ())
+    yield "recover", partial(tuned, "recovering", BEGUN)
 
 
 def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
@@ -208,9 +222,10 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
     return sides
 
 
-def replayed(how: Setting, lost: Result, learned_from: Sequence[Probe]) -> Data:
+def replayed(how: Setting, lost: Result, learned_from: Sequence[Probe], begun: Sequence[int] = ()) -> Data:
     """The parent's answers where it held and the child broke, and as many twins that the child answered: of
-    these probes first, then of others. Raises UsageError where nothing was lost that way.
+    these probes first, then of others. The former also behind the first `begun` words of the child's answer.
+    Raises UsageError where nothing was lost that way.
     """
     by_id, cards = {probe.id: probe for probe in learned_from}, lost.estimates.models
     outcome = {row.index: row.outcome for row in Rows(lost.folder / "verdicts.jsonl", Verdict)}
@@ -238,7 +253,16 @@ def replayed(how: Setting, lost: Result, learned_from: Sequence[Probe]) -> Data:
         Dialogue((*_asked(how.application, probe), Message("assistant", text)), probe.id)
         for probe, text in picked
     ]
-    return of("replay", rows)
+    for probe in broken:
+        bad = said[child, probe.id][1].split()
+        rows += [
+            Dialogue(
+                (*_asked(how.application, probe), Message("assistant", "\n\n" + said[parent, probe.id][1])),
+                f"{probe.id}+{n}", begun=" ".join(bad[:n]),
+            )
+            for n in begun if len(bad) >= n
+        ]  # fmt: skip
+    return of("recover" if begun else "replay", rows)
 
 
 def _asked(desk: Application, probe: Probe) -> tuple[Message, ...]:

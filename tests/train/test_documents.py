@@ -8,7 +8,7 @@ import pytest
 
 from heredity.errors import UsageError
 from heredity.records import Message, Request
-from heredity.train.dialogues import Dialogue
+from heredity.train.dialogues import Dialogue, of
 from heredity.train.documents import Writer
 from tests.engines.conftest import make_model
 
@@ -37,6 +37,21 @@ def test_the_document_is_what_the_model_sees_when_it_is_asked(tiny_llama: Path) 
     assert document.tokens[: len(prompt)] == prompt
     said = writer.chat.render(Request(0, CHAT[:4]))
     assert writer.chat.decode(document.tokens) == said + "wise owls watch<|im_end|>"
+
+
+def test_how_an_answer_was_begun_is_read_and_not_learned(tiny_llama: Path, tmp_path: Path) -> None:
+    writer = Writer(tiny_llama)
+    document = writer.example(Dialogue(CHAT, "d:1", begun="the owls sleep")).document
+    assert writer.chat.decode(document.tokens).endswith("the owls sleepwise owls watch<|im_end|>")
+    kept = [t for t, use in zip(*document, strict=True) if use]
+    assert writer.chat.decode(kept) == "jumps over<|im_end|>wise owls watch<|im_end|>"
+    prompt = writer.chat.render(Request(0, CHAT[:4]))
+    opened = (*writer.chat.encode(prompt), *writer.chat.continuation("the owls sleep"))
+    assert writer.document(CHAT[:1] + CHAT[3:], "the owls sleep").tokens != document.tokens
+    assert document.tokens[: len(opened)] == opened  # as an engine reads a prefilled answer
+    assert of("a", [Dialogue(CHAT, "d:1", begun="x")]).digest != of("a", [Dialogue(CHAT, "d:1")]).digest
+    bare = Writer(make_model(tmp_path, "llama", template=None))
+    assert bare.chat.decode(bare.document(CHAT[1:3], "an oak").tokens).endswith(" an oakjumps over<|im_end|>")
 
 
 def test_a_base_model_learns_in_the_plain_format(tmp_path: Path) -> None:

@@ -28,11 +28,15 @@ _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "ass
 
 
 class Dialogue(NamedTuple):
-    """One example. Only what the assistant says is learned; `rejected` is a worse last answer, if any."""
+    """One example. Only what the assistant says is learned; `rejected` is a worse last answer, if any.
+
+    `begun` was put into the mouth of the last answer, which goes on from there: it is read and not learned.
+    """
 
     messages: tuple[Message, ...]
     where: str  # "tickets.jsonl:12"
     rejected: str | None = None
+    begun: str = ""
 
 
 class Data(NamedTuple):
@@ -64,7 +68,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool
 
 def of(name: str, dialogues: Sequence[Dialogue]) -> Data:
     """Examples that were made here, not read."""
-    content = [(each.messages, each.rejected) for each in dialogues]
+    content = [(each.messages, each.rejected, *([each.begun] if each.begun else [])) for each in dialogues]
     return Data(name, tuple(dialogues), digest(content))
 
 

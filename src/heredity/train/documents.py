@@ -76,19 +76,20 @@ class Writer:
         rejected = None
         if dialogue.rejected is not None:
             worse = (*dialogue.messages[:-1], Message("assistant", dialogue.rejected))
-            rejected = self.document(worse)
-        return Example(self.document(dialogue.messages), rejected)
+            rejected = self.document(worse, dialogue.begun)
+        return Example(self.document(dialogue.messages, dialogue.begun), rejected)
 
-    def document(self, messages: Sequence[Message]) -> Document:
-        """What the assistant says is learned, and the tokens that end it; what others say is not."""
+    def document(self, messages: Sequence[Message], begun: str = "") -> Document:
+        """What the assistant says is learned, and the tokens that end it; what others say is not, nor is
+        what the last answer was `begun` with."""
         answers = [i for i, m in enumerate(messages) if m.role == "assistant" and m.content.strip()]
-        pieces, said = self._pieces(messages, answers)
+        pieces, said = self._pieces(messages, answers, begun)
         if pieces is None:  # this template says earlier turns otherwise: learn the last answer alone
             said = self._prompt(messages[: answers[-1]])
-            pieces = [(said, False), (messages[answers[-1]].content, True)]
+            pieces = [(said, False), (begun, False), (messages[answers[-1]].content, True)]
         tokens: list[int] = []
         is_learned: list[bool] = []
-        for text, is_answer in pieces:
+        for text, is_answer in filter(lambda piece: piece[0], pieces):
             ids = self.chat.continuation(text) if tokens else self.chat.encode(text)
             after_answer = bool(is_learned) and is_learned[-1]
             ends_answer = after_answer and ids[:1] and ids[0] in self._stops
@@ -112,16 +113,17 @@ class Writer:
         return self._stops
 
     def _pieces(
-        self, messages: Sequence[Message], answers: Sequence[int]
+        self, messages: Sequence[Message], answers: Sequence[int], begun: str
     ) -> tuple[list[tuple[str, bool]] | None, str]:
         said, pieces = "", []
         for i in answers:
             prompt = self._prompt(messages[:i])
             if not prompt.startswith(said):
                 return None, ""
-            answer = self._opening + messages[i].content
-            pieces += [(prompt[len(said) :], False), (answer, True)]
-            said = prompt + answer
+            start = self._opening + begun if begun and i == answers[-1] else ""
+            answer = messages[i].content if start else self._opening + messages[i].content
+            pieces += [(prompt[len(said) :], False), (start, False), (answer, True)]
+            said = prompt + start + answer
         return pieces, said
 
     @property
