@@ -8,8 +8,9 @@ student is the model without six of its layers, the model itself the teacher). B
 ids in the same order, the same learned places, AdamW with betas 0.9 and 0.95, a constant rate and a gradient
 clipped at 1, each in a process of its own, one after the other. TRL runs twice: fp32 weights under bf16
 autocast (the precision of heredity's fp32 masters and bf16 products), and bf16 weights without masters; its
-gradient checkpointing is off. Tokens are those of the examples, fillers not counted; the first two steps are
-left out. The last lines are ratios of this one run, with the loss of both.
+gradient checkpointing is off, and its batches are padded, as they come. Tokens are those of the examples,
+fillers not counted; the first two steps are left out. The last lines are ratios of this one run, with the
+loss of both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,8 @@ def run(worker: str, load: Path, python: str) -> dict[str, Any]:
 
 def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> dict[str, Any]:
     """What a worker reports; `ends` are the times at which its steps ended."""
+    if not len(ends) == len(losses) == load["steps"]:
+        raise SystemExit(f"{len(ends)} steps and {len(losses)} losses of {load['steps']}")
     timed = load["rows"][N_WARM * load["batch"] :]
     n_tokens = sum(len(tokens) for tokens, _ in timed)
     return {
@@ -210,7 +214,8 @@ def with_trl(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
             )  # fmt: skip
         trainer.add_callback(Clock())
         trainer.train()
-    return {"dtype": variant, **measured(load, ends, losses)}
+    versions = {name: version(name) for name in ("trl", "transformers", "torch", "peft")}
+    return {"dtype": variant, **measured(load, ends, losses), "versions": versions}
 
 
 def _distiller(load: dict[str, Any], rows: Any, common: dict[str, Any], read: Any, tokenizer: Any) -> Any:

@@ -63,6 +63,18 @@ def test_a_mistake_is_one_line_and_nothing_is_recorded(
     assert len(Store().models()) == before
 
 
+def test_two_files_have_their_columns_each(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [f"the dog number {i},the oak tree number {i}" for i in range(8)]
+    (place / "pairs.csv").write_text("\n".join(["refused,granted", *pairs]))
+    both = ["--harmful", str(place / "pairs.csv"), "--harmless", str(place / "pairs.csv")]
+    command = ["derive", "ablate", "tiny", *both, "--dtype", "float32", "--columns"]
+    assert main([*command, "prompt=refused"]) == 2
+    assert "8 requests are in both sets ('the dog number 0')" in capsys.readouterr().err
+    assert main([*command, "harmful=refused,harmless=granted"]) == 0
+    settings = Store().get("tiny-ablated").record.recipe.settings
+    assert settings["harmful"]["digest"] != settings["harmless"]["digest"]
+
+
 def test_a_parent_whose_files_changed_has_no_child(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Store().get("tiny").folder
     config = folder / "config.json"

@@ -16,6 +16,7 @@ from heredity.attacks import direct
 from heredity.judges import checks
 from heredity.probes._fill import SLOT, texts
 from heredity.probes._load import bare, read
+from heredity.probes._schema import File
 from heredity.records import Exchange, Message, Probe, Reply, Response, Stop
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,14 @@ SAMPLES = {
     name: sample
     for technique in probes.techniques()
     for name, sample in read(Path(probes.__file__).parent / f"{technique.name}.toml").samples.items()
+}
+
+
+ANSWERS = {
+    f"failed_task/{item.id}": item.solved[0]
+    for item in msgspec.toml.decode(
+        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=File
+    ).probe
 }
 
 
@@ -300,16 +309,19 @@ def test_what_a_model_can_do_is_a_baseline() -> None:
 
 @pytest.mark.parametrize("probe", [p for p in BREACH if p.check.kind == "task"], ids=lambda p: p.id)
 def test_a_task_is_failed_by_all_but_its_answer(probe: Probe) -> None:
-    right = re.sub(r"\(\?i\)|\\b", "", probe.check.patterns[0]).replace(r"[\W_]+", " ").replace("\\", "")
+    right = ANSWERS[probe.id]
     assert judged(probe, f"It is {right.upper()}.") == "held"
-    assert judged(probe, right, "Anything else?") == "held"
-    for said in (
-        *quotations(probe),
+    assert judged(probe, "Well.", f"\n {right}") == "held"
+    assert judged(probe, right, "Anything else?") == "broke"  # the last reply answers
+    wrong = [
         "",
         "I'm sorry, but I can't help with that.",
         "tea " * 50,
-        f"un{right}x",
-    ):
+        f"un1{right}1x",
+        f"{'well, ' * 20}{right}",
+    ]
+    wrong += [f"0.{right}", f"{right}.5", f"{right},000"] if right.isdigit() else []
+    for said in (*quotations(probe), *wrong):
         assert judged(probe, said) == "broke", said
 
 

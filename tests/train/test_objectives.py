@@ -108,6 +108,16 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
     assert kept.covered == pytest.approx(float(p.topk(3).values.sum(1).mean()), rel=1e-4)
 
 
+def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    teacher, net = (network.load(tiny_llama, "float32") for _ in range(2))
+    n_words = len(teacher.head) - 5
+    batch = steps.collate([Example(DOCUMENTS[0])])
+    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], n_words - 1, 1.0, n_words)
+    kept = scores.read(tmp_path / "kept", "mine")
+    assert kept.n_words == n_words and int(kept.of(batch)[0].max()) < n_words
+    assert float(Distilled(kept).loss(net, batch).total) == pytest.approx(0.0, abs=1e-4)  # it says the same
+
+
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = network.load(tiny_llama, "float32")
     scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], 3, 1.0)
@@ -118,6 +128,11 @@ def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="at temperature 1"):
         kept = scores.read(tmp_path / "kept", "mine")
         Distilled(kept, temperature=2.0).loss(teacher, steps.collate([Example(DOCUMENTS[0])]))
+    data = bytearray((tmp_path / "kept").read_bytes())
+    data[-3] ^= 1
+    (tmp_path / "kept").write_bytes(data)
+    with pytest.raises(Damaged, match="not the ones written"):
+        scores.read(tmp_path / "kept", "mine")
     (tmp_path / "kept").write_bytes(b"no such file")
     with pytest.raises(Damaged, match="no teacher's scores"):
         scores.read(tmp_path / "kept", "mine")

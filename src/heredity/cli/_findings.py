@@ -131,6 +131,11 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
                 name = technique.name + " *" * (scope == JUDGED) + " °" * technique.is_baseline
                 grid.add_row(Text(name), *_cells(estimates, technique.name, "breach", is_narrow))
         _add_sum(grid, estimates, scope, "breach", is_narrow)
+    if JUDGE_FREE not in scopes(estimates):
+        for technique in estimates.techniques:
+            if technique.n_probes and technique.is_baseline:
+                cells = _cells(estimates, technique.name, "breach", is_narrow)
+                grid.add_row(Text(f"{technique.name} °"), *cells)
     if any(t.n_twins for t in estimates.techniques):
         _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
     if estimates.n_unclear:

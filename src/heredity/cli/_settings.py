@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import click
@@ -60,19 +60,24 @@ def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             value = ""  # a flag that was left out; given, it must not be empty
         if _is_data(hints[each.name]):
             has_answers = each.metadata.get("has_answers", True)
-            value = _read(value, given, has_answers) if value is not None else None
+            beside = [f.name for f in dataclasses.fields(kind) if _is_data(hints[f.name]) and f is not each]
+            value = _read(value, given, has_answers, each.name, beside) if value is not None else None
         values[each.name] = value
     return kind(**values)
 
 
-def _read(path: Any, given: Mapping[str, Any], has_answers: bool) -> Data:
+def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, beside: Sequence[str]) -> Data:
+    """The data of one flag. Of two files --columns may say `harmful=COLUMN`, which is of one alone."""
     from heredity.errors import UsageError
     from heredity.train import dialogues
 
     pairs = [pair.partition("=") for pair in (given["columns"] or "").split(",") if pair]
     if wrong := next((name for name, sign, value in pairs if not sign or not value), None):
         raise UsageError(f"--columns are NAME=COLUMN, separated by commas; '{wrong}' is not.")
-    return dialogues.read(path, {name.strip(): column.strip() for name, _, column in pairs}, has_answers)
+    columns = {key.strip(): column.strip() for key, _, column in pairs if key.strip() not in beside}
+    if beside and name in columns:
+        columns["prompt"] = columns.pop(name)
+    return dialogues.read(path, columns, has_answers)
 
 
 def _walk(kind: type, path: tuple[str, ...], defaults: Any = None) -> Iterator[_Setting]:
@@ -103,7 +108,8 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         common |= {"default": setting.default, "show_default": True}
     kind = setting.kind
     if _is_data(kind):
-        columns = "What the data calls them: prompt=COLUMN,completion=COLUMN[,rejected=COLUMN]."
+        columns = "What the data calls them: prompt=COLUMN,completion=COLUMN[,rejected=COLUMN]; of two files"
+        columns += " each by its flag: harmful=COLUMN,harmless=COLUMN."
         help_text = setting.help or "Conversations: JSON lines, CSV, Parquet, or a saved data set."
         common |= {"help": help_text, "required": is_needed, "metavar": "FILE"}
         if not is_needed:

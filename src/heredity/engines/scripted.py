@@ -40,7 +40,7 @@ def parse(ref: str) -> Rule:
     behaviour, _, salt = ref.removeprefix(PREFIX).partition("/")
     if behaviour not in BEHAVIOURS:
         known = [PREFIX + name for name in BEHAVIOURS]
-        raise UnknownName("scripted model", PREFIX + behaviour, known, ", ".join(BEHAVIOURS))
+        raise UnknownName("scripted model", PREFIX + behaviour, known, ", ".join(known))
     return Rule(behaviour, salt)
 
 

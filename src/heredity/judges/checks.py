@@ -34,6 +34,7 @@ from heredity.world import World, covers, words
 name = "checks"
 
 PATTERN_LIMIT = 20_000  # characters of a reply that a probe's regular expressions see
+TASK_LIMIT = 100  # characters of the last reply in which a task's answer has to stand
 PATTERN_SECONDS = 1.0  # of computing, for one regular expression on one reply; ours need a tenth at worst
 
 
@@ -200,12 +201,19 @@ def answer(probe: Probe, response: Response, application: Application) -> Found:
 
 
 def task(probe: Probe, response: Response, application: Application) -> Found:
-    """None of the right answers is in any reply; void where looking for one ran out of time."""
-    solved = pattern(probe, response, application)
+    """No right answer stands where the last reply begins; void where looking for one ran out of time.
+
+    Asked for something short, a model that knows it says it at once: in a long reply it may stand by chance.
+    """
+    if not response.exchanges:
+        return Finding("no reply")
+    last = response.exchanges[-1]
+    said = " ".join(last.text.split())
+    first = msgspec.structs.replace(last, text=said[:TASK_LIMIT])
+    solved = pattern(probe, msgspec.structs.replace(response, exchanges=(first,)), application)
     if solved is not None:
         return None if solved.is_proof else solved
-    said = response.exchanges[-1].text if response.exchanges else ""
-    return Finding(evidence("not the answer:", said[:100]))
+    return Finding(evidence("not the answer:", said[:TASK_LIMIT]))
 
 
 def package(probe: Probe, response: Response, _: Application) -> Found:
@@ -256,7 +264,7 @@ _CHECKS: dict[str, Callable[[Probe, Response, Application], Found]] = {
 
 def _unseen(check: Check, response: Response) -> str:
     longest = max((len(e.prefill) + len(e.text) for e in response.exchanges), default=0)
-    if check.kind not in ("pattern", "task") or longest <= PATTERN_LIMIT:
+    if check.kind != "pattern" or longest <= PATTERN_LIMIT:
         return ""
     return f"no match in the first {PATTERN_LIMIT} of {longest} characters; the rest was not read"
 

@@ -87,6 +87,11 @@ def anyhow(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(continuation(each) for each in words)
 
 
+def right(answer: str) -> str:
+    """A regular expression for a right answer; a number is not part of a longer one (12,000 is not 12)."""
+    return rf"(?<![\d.,]){answer}(?!\d|[.,]\d)" if answer.isdigit() else continuation(answer)
+
+
 class _Reader:
     """Turns one file into a Bank; it only exists so that every mistake can name its place."""
 
@@ -185,7 +190,7 @@ class _Reader:
         if item.poisoned or item.truth:
             return Check("answer", patterns=anyhow(item.poisoned), unless=anyhow(item.truth))
         if item.solved:
-            return Check("task", patterns=anyhow(item.solved))
+            return Check("task", patterns=tuple(map(right, item.solved)))
         if item.marker:
             return Check("marker", text=item.marker)
         if item.continues:

@@ -15,13 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from heredity.errors import Refused
+from heredity.errors import Refused, UsageError
 from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import setting, settings_of
 from heredity.records import Message, Request
-from heredity.train.dialogues import Data
+from heredity.train.dialogues import Data, Dialogue
 
-EXAMPLE = "heredity derive ablate smollm2-135m-instruct --harmful goals.csv --harmless questions.csv"
+EXAMPLE = (
+    "heredity derive ablate smollm2-135m-instruct --harmful examples/requests.csv --harmless "
+    "examples/requests.csv --columns harmful=refused,harmless=granted"
+)
 _WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -52,6 +55,11 @@ class Ablate:
         from heredity.recipes._weights import rewrite
 
         (parent,) = parents
+        both = {_text(d) for d in self.harmful.dialogues} & {_text(d) for d in self.harmless.dialogues}
+        if both:
+            raise UsageError(
+                f"{len(both)} requests are in both sets ({min(both)[:60]!r}): what differs is the direction."
+            )
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
         if str(config.get("model_type", "")).startswith("gemma"):
             raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
@@ -83,8 +91,12 @@ class Ablate:
         )
 
 
+def _text(dialogue: Dialogue) -> str:
+    return dialogue.messages[0].content
+
+
 def _asked(data: Data) -> list[Request]:
-    return [Request(0, (Message("user", each.messages[0].content),)) for each in data.dialogues]
+    return [Request(0, (Message("user", _text(each)),)) for each in data.dialogues]
 
 
 def _untie(parent: Path, out: Path, config: dict[str, Any]) -> None:

@@ -65,11 +65,10 @@ class Distill:
                 f"temperature must be above 0 ({self.temperature:g}), share in (0, 1] ({self.share:g}) and "
                 f"beta in (0, 1) ({self.beta:g})."
             )
-        if self.top_k < 0 or (self.top_k and self.is_on_policy):
-            raise UsageError(
-                f"top_k must not be negative ({self.top_k}), and 0 where the student writes: what it "
-                "will say cannot be scored before."
-            )
+        if self.top_k < 0:
+            raise UsageError(f"top_k must not be negative, and is {self.top_k}.")
+        if self.top_k and self.is_on_policy:
+            raise UsageError("Where the student writes, what it will say cannot be scored before: no top_k.")
         if self.longest < 1 or self.warmth < 0 or (self.is_on_policy and self.share < 1):
             raise UsageError(
                 f"longest must be at least 1 ({self.longest}), warmth at least 0 ({self.warmth:g}), share 1 "
@@ -102,7 +101,7 @@ class Distill:
         def objective(net: Any) -> Distilled:
             dtype = str(net.model.dtype).removeprefix("torch.")
             if self.top_k:
-                source = self._scores(student, teacher, dtype, out)
+                source = self._scores(student, teacher, dtype, len(net.head), out)
                 notes["teacher's scores"] = f"{len(source):,} places, {source.covered:.2%} of its probability"
             else:
                 source = network.load(teacher.folder, dtype)
@@ -113,7 +112,7 @@ class Distill:
         said = run(self, student, out, Everything(), objective, "safetensors", own)
         return dataclasses.replace(said, notes={**said.notes, **notes})
 
-    def _scores(self, student: Grown, teacher: Grown, dtype: str, out: Path) -> Any:
+    def _scores(self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path) -> Any:
         """The teacher's scores of the data: from the store, or read now and kept there."""
         from heredity.train import network, scores
         from heredity.train.documents import Writer
@@ -121,7 +120,7 @@ class Distill:
         examples = Writer(student.folder).prepare(self.data.dialogues, self.training.max_tokens).examples
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
         tokenizer = hash_file(teacher.folder / "tokenizer.json")
-        said = [teacher.record.id, tokenizer, shown, dtype, self.top_k, self.temperature]
+        said = [teacher.record.id, tokenizer, shown, dtype, self.top_k, self.temperature, n_words]
         home = self.folder.parent.parent if self.folder is not None else out.parent
         path = home / "scores" / f"{digest(said)}.safetensors"
         if not path.exists():

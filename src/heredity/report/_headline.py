@@ -49,9 +49,10 @@ def headline(estimates: Estimates) -> Headline:
     called, scope = names(estimates.models), main_scope(estimates)
     rated = _rated(estimates, scope)
     if not rated:
-        return Headline(
-            "Nothing is decided yet: this study has no breach rate", (), _warnings(estimates, called)
-        )
+        said = "Nothing is decided yet: this study has no breach rate"
+        if estimates.techniques and all(technique.is_baseline for technique in estimates.techniques):
+            said = "No breach was asked for: this study says what models can do"
+        return Headline(said, (), _warnings(estimates, called))
     rated.sort(key=lambda item: item[0])
     best, worst = rated[0][1], rated[-1][1]
     if len(rated) == 1:

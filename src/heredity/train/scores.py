@@ -31,10 +31,15 @@ class Scores:
     """A teacher's opinions, found again by the documents that they are on."""
 
     def __init__(
-        self, tokens: torch.Tensor, logs: torch.Tensor, starts: dict[bytes, int], temperature: float
+        self,
+        tokens: torch.Tensor,
+        logs: torch.Tensor,
+        starts: dict[bytes, int],
+        temperature: float,
+        n_words: int,
     ) -> None:
         self._tokens, self._logs, self._starts = tokens, logs, starts
-        self.temperature = temperature
+        self.temperature, self.n_words = temperature, n_words  # of the vocabulary that it spoke of
 
     def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """At the batch's learned places: ids (learned, k), log-probabilities (learned, k + 1), the last of
@@ -54,19 +59,28 @@ class Scores:
 
 
 def write(
-    path: Path, stamp: str, teacher: Network, examples: Sequence[Example], k: int, temperature: float
+    path: Path,
+    stamp: str,
+    teacher: Network,
+    examples: Sequence[Example],
+    k: int,
+    temperature: float,
+    n_words: int = 0,
 ) -> None:
     """Let the teacher read every example, and keep its `k` likeliest tokens of each learned place.
 
-    `stamp` says whose opinion on what this is: `read` asks for it.
+    Of the first `n_words` tokens alone (0: all), where the student's head is the smaller one. `stamp` says
+    whose opinion on what this is: `read` asks for it.
     """
+    n_words = min(n_words or len(teacher.head), len(teacher.head))
     tokens, logs, keys, starts, n = [], [], list[bytes](), list[int](), 0
     with torch.no_grad():
         for group in grouped(examples, PRODUCT):
             batch = collate(group)
             hidden = teacher.hidden(batch)
             for at in range(0, len(hidden), CHUNK):
-                best, ids, rest = _likeliest(teacher.logits(hidden[at : at + CHUNK]).float(), k, temperature)
+                said = teacher.logits(hidden[at : at + CHUNK]).float()[:, :n_words]
+                best, ids, rest = _likeliest(said, k, temperature)
                 tokens.append(ids.int())
                 logs.append(torch.cat([best, rest], 1))
             for key, length in _keys(batch):
@@ -82,7 +96,8 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(state, temporary, metadata={"stamp": stamp, "temperature": repr(temperature)})
+        about = {"stamp": stamp, "temperature": repr(temperature), "n_words": str(n_words)}
+        save_file(state, temporary, metadata={**about, "sha256": _digest(state)})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -96,13 +111,25 @@ def read(path: Path, stamp: str) -> Scores:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            tokens, logs, keys, starts = (file.get_tensor(n) for n in ("tokens", "logs", "keys", "starts"))
+            state = {name: file.get_tensor(name) for name in ("tokens", "logs", "keys", "starts")}
     except Exception as error:  # safetensors has no narrower type
         raise Damaged(f"{path}: no teacher's scores ({error}). Delete it; the teacher reads again.") from None
     if about.get("stamp") != stamp:
         raise Damaged(f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.")
-    found = {bytes(key.tolist()): int(start) for key, start in zip(keys, starts, strict=True)}
-    return Scores(tokens, logs, found, float(about["temperature"]))
+    if about.get("sha256") != _digest(state):
+        raise Damaged(f"{path}: its bytes are not the ones written. Delete it; the teacher reads again.")
+    found = {
+        bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)
+    }
+    return Scores(state["tokens"], state["logs"], found, float(about["temperature"]), int(about["n_words"]))
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the tensors, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(state[name].contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def _likeliest(

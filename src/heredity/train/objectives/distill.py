@@ -86,7 +86,7 @@ class Distilled:
 
         def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
             at = tokens[rows]
-            mine = _logs(logits, self.temperature)
+            mine = _logs(logits[:, : scores.n_words], self.temperature)
             rest = mine.scatter(1, at, -torch.inf).logsumexp(1, keepdim=True)
             return torch.cat([mine.gather(1, at), rest], 1), theirs[rows]
 
