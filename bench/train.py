@@ -166,7 +166,7 @@ def with_trl(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
     ends: list[float] = []
     losses: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 

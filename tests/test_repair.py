@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from heredity.recipes._weights import read_all
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.guard import WORDS, Guard
 from heredity.recipes.merge import Merge
-from heredity.records import Message, Request
+from heredity.records import Message, Reply, Request
 from heredity.repair import Measured, Setting, halves, in_words, repair
 from heredity.train.dialogues import Dialogue, of
 from tests.engines.conftest import make_model
@@ -105,10 +106,10 @@ def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Gr
     class Able(scripted.ScriptedEngine):
         """Knows every answer."""
 
-        def reply(self, requests):  # type: ignore[no-untyped-def]
-            asked = {}
+        def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+            asked: dict[int, str] = {}
 
-            def seen():  # type: ignore[no-untyped-def]
+            def seen() -> Iterator[Request | None]:
                 for request in requests:
                     if request is not None:
                         asked[request.key] = request.messages[-1].content

@@ -3,25 +3,23 @@
 The teacher then reads the data once, and no training holds it in memory. One file: for each place the ids of
 `k` tokens and the log-probabilities of these and of all others together.
 
-Promises: written under another name, synced and renamed; it says whose opinion it is, at which temperature,
-on which documents, and another's is never read; no pickle.
-Leaves to others: what is learned of it (objectives/distill.py) and where it lies (recipes/distill.py).
+Promises: it says whose opinion it is, at which temperature, on which documents, and another's is never read,
+nor one whose bytes changed.
+Leaves to others: the file (_tensors.py), what is learned of it (objectives/distill.py) and where it lies
+(recipes/distill.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from heredity.errors import Damaged
-from heredity.store import sync_folder
+from heredity.train import _tensors
 from heredity.train.documents import Example
 from heredity.train.network import CHUNK, Network
 from heredity.train.steps import PRODUCT, Batch, collate, grouped
@@ -93,27 +91,13 @@ def write(
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1),
         "starts": torch.tensor(starts),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        about = {"stamp": stamp, "temperature": repr(temperature), "n_words": str(n_words)}
-        save_file(state, temporary, metadata={**about, "sha256": _digest(state)})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    about = {"stamp": stamp, "temperature": repr(temperature), "n_words": str(n_words)}
+    _tensors.write(path, state, {**about, "sha256": _digest(state)})
 
 
 def read(path: Path, stamp: str) -> Scores:
     """What `write` kept. Raises Damaged where it is another teacher's, or cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in ("tokens", "logs", "keys", "starts")}
-    except Exception as error:  # safetensors has no narrower type
-        raise Damaged(f"{path}: no teacher's scores ({error}). Delete it; the teacher reads again.") from None
+    about, state = _tensors.read(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
         raise Damaged(f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.")
     if about.get("sha256") != _digest(state):
