@@ -21,6 +21,7 @@ from tests.engines.conftest import make_model
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with a foundation, an adapter over it, and the two folded together."""
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "120")  # whatever the width that the tests are run in
     monkeypatch.chdir(tmp_path)
     store = Store()
     store.pull(str(make_model(tmp_path / "tiny", "llama")))
