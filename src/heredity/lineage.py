@@ -39,7 +39,7 @@ class Description:
     name: str
     family: str
     licence: str
-    format: Literal["safetensors", "gguf", "adapter", "remote"]
+    format: Literal["safetensors", "gguf", "int8", "adapter", "remote"]
     modality: str = "text"
     notes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -194,10 +194,14 @@ class Store:
     def whole(self, model: Grown) -> Grown:
         """The form that can be learned from and changed: whole safetensors.
 
-        Of a GGUF the dequantized child, of an adapter the merged one, each made once and recorded; else the
-        model itself. Raises Unavailable where its weights are not here.
+        Of a GGUF or int8 the dequantized child, of an adapter the merged one, each made once and recorded;
+        else the model itself. Raises Unavailable where its weights are not here.
         """
         ready = self.ready(model)
+        if ready.record.format == "int8":
+            from heredity.recipes.dequantize import Dequantize
+
+            return self._once(Dequantize(), [ready])
         if ready.record.format == "adapter":
             from heredity.recipes.merge_adapter import MergeAdapter
 

@@ -71,7 +71,9 @@ class Model(Record, frozen=True):
     family: str
     modality: str  # "text", ...
     licence: str
-    format: Literal["safetensors", "gguf", "adapter", "remote", "scripted"]  # adapter: lies over its parent
+    format: Literal[
+        "safetensors", "gguf", "int8", "adapter", "remote", "scripted"
+    ]  # adapter: lies over its parent
     parents: tuple[str, ...]
     recipe: RecipeRecord
     files: tuple[FileHash, ...]

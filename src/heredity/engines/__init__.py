@@ -23,6 +23,7 @@ UNPROVEN = "answers may depend on their company"  # stands in the name of an eng
 BY_FORMAT = {
     "safetensors": "torch",
     "gguf": "torch",
+    "int8": "torch",
     "adapter": "torch",
     "remote": "remote",
     "scripted": "scripted",

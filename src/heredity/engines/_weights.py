@@ -18,6 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
+from heredity.engines import _int8
 from heredity.errors import Damaged, Unavailable
 
 CONFIG = "config.json"
@@ -70,6 +71,7 @@ class Weights:
     head: Linear
     rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
     rope_scale: float
+    how: str = ""  # where matrices are not multiplied in their own dtype: how
     base: Weights | None = None  # what an adapter lies over: held, so that it stays resident
 
 
@@ -100,11 +102,13 @@ def read(folder: Path, dtype: torch.dtype) -> Weights:
         raise Damaged(
             f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}."
         )
-    blocks = tuple(_block(shape, take, f"model.layers.{i}.") for i in range(shape.n_layers))
+    blocks = tuple(_block(shape, take, f"model.layers.{i}.", dtype) for i in range(shape.n_layers))
     norm = _norm(shape, take("model.norm.weight"))
     tied = bool(getattr(config, "tie_word_embeddings", False))
     head = linear(embedding if tied else take("lm_head.weight"))
-    return Weights(shape, embedding, blocks, norm, head, rope, rope_scale)
+    is_whole = take("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype == torch.int8
+    how = "" if not is_whole else _int8.EXACT if _int8.is_exact() else _int8.WIDENED
+    return Weights(shape, embedding, blocks, norm, head, rope, rope_scale, how)
 
 
 def read_config(folder: Path) -> Any:
@@ -124,6 +128,9 @@ def read_config(folder: Path) -> Any:
         name = inner["model_type"]
     if name not in KNOWN:
         raise Unavailable(f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.")
+    if (how := raw.get("quantization_config")) not in (None, _int8.HOW):
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise Unavailable(f"The torch engine does not read weights quantized by '{method}'.")
     with _sense(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         found = getattr(config, "text_config", None) or config
@@ -189,12 +196,17 @@ def _shape(config: Any) -> Shape:
     )
 
 
-def _block(shape: Shape, take: Callable[..., Any], at: str) -> Block:
+def _block(shape: Shape, take: Callable[..., Any], at: str, dtype: torch.dtype) -> Block:
     def fused(names: tuple[str, ...]) -> Linear:
-        weights = [take(f"{at}{name}.weight") for name in names]
         biases = [take(f"{at}{name}.bias", None) for name in names]
         bias = torch.cat(biases) if biases[0] is not None else None
-        return linear(torch.cat(weights), bias)
+        weight = torch.cat([take(f"{at}{name}.weight", as_stored=True) for name in names])
+        if weight.dtype != torch.int8:
+            return linear(weight.to(dtype), bias)
+        scale = torch.cat([take(f"{at}{name}.weight{_int8.SCALE}", as_stored=True) for name in names])
+        if _int8.is_exact():
+            return _int8.product(weight, scale, bias)
+        return linear(_int8.widened(weight, scale, dtype), bias)
 
     def norm(name: str) -> torch.Tensor | None:
         found = take(f"{at}{name}.weight", None)
@@ -231,12 +243,13 @@ def _tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
     if not where:
         raise Damaged(f"{folder}: there is no safetensors file")
 
-    def take(name: str, default: Any = _REQUIRED) -> Any:
+    def take(name: str, default: Any = _REQUIRED, as_stored: bool = False) -> Any:
         if name not in where:
             if default is _REQUIRED:
                 raise Damaged(f"{folder}: the tensor {name} is missing")
             return default
-        return where[name].get_tensor(name).to(dtype)
+        found = where[name].get_tensor(name)
+        return found if as_stored else found.to(dtype)
 
     return take
 

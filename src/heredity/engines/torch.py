@@ -94,6 +94,7 @@ class Torch:
         # The rule by which rows meet stands in it: answers made under another are not taken for these.
         self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
         width = self._widths[-1]
+        dtype += f" ({how})" if (how := decoder.weights.how) else ""
         self.name = f"torch {torch.__version__} {dtype} width {width} arithmetic {tuning.fingerprint}"
         if not tuning.is_proven:
             self.name += f" ({UNPROVEN})"
@@ -176,6 +177,8 @@ class Torch:
         chat = self._chat
         if self.is_adapted:
             raise EngineFailure("a search on gradients needs whole weights: merge the adapter first")
+        if self.decoder.weights.how:
+            raise EngineFailure("a search on gradients needs weights in floating point, and these are int8")
         if self._with_gradients is None:
             self._with_gradients = _gcg.load(self.folder)
         tongue = _gcg.Tongue(chat.encode, chat.continuation, chat.decode)

@@ -1,7 +1,8 @@
-"""Check a safetensors file's header without trusting a number in it.
+"""Check a safetensors file's header without trusting a number in it; write a file tensor by tensor.
 
 Promises: no allocation is bounded by anything but the file's own size; what passes has a JSON header inside
-the file whose tensors cover the data exactly, with no gap and no overlap. Anything else is Damaged.
+the file whose tensors cover the data exactly, with no gap and no overlap. Anything else is Damaged. A file
+is written with one tensor in memory at a time.
 Leaves to others: the tensors' values (the safetensors package).
 
 Format: the safetensors project's description: 8 bytes of header length, the header, the data.
@@ -10,12 +11,14 @@ Format: the safetensors project's description: 8 bytes of header length, the hea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
 from heredity.errors import Damaged
+from heredity.store import explain_full_disk
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 _BITS = {
@@ -81,3 +84,36 @@ def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
         at = end
     if at != n_data:
         raise Damaged(f"its tensors need {at:,} bytes, it has {n_data:,}")
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[str, Sequence[int]]], tensor: Callable[[str], Any]
+) -> None:
+    """A file of tensors whose dtype (as the format spells it) and shape are known before they are made.
+
+    tensor: makes the one of a name, a torch tensor of that dtype and shape. Raises Damaged where it is not.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    # Wide types first, as the safetensors package lays them out, so that each lies at a multiple of its size.
+    for name in sorted(shapes, key=lambda name: (-_BITS[shapes[name][0]], name)):
+        kind, shape = shapes[name]
+        end = at + math.prod(shape) * _BITS[kind] // 8
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    said = msgspec.json.encode(header)
+    said += b" " * (-len(said) % 8)
+    with explain_full_disk(path.parent, at), path.open("wb") as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        for name in list(header)[1:]:
+            _write_one(file, name, header[name], tensor(name))
+
+
+def _write_one(file: Any, name: str, said: Mapping[str, Any], made: Any) -> None:
+    import torch
+
+    start, end = said["data_offsets"]
+    data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    if list(made.shape) != said["shape"] or data.nbytes != end - start:
+        raise Damaged(f"tensor {name[:80]!r} came out with another shape or type than was planned")
+    file.write(data.data)

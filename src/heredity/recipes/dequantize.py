@@ -1,4 +1,4 @@
-"""Turn a GGUF into bf16 safetensors that any torch engine loads: once, and as a recorded child.
+"""Turn a GGUF, or int8, into bf16 safetensors that others load: once, and as a recorded child.
 
 Promises: the child loads with transformers without remote code; its config agrees with its tensors (a head
 equal to the embedding is tied and dropped); its chat template is the GGUF's own, letter for letter; every
@@ -20,6 +20,7 @@ from typing import Any
 from heredity.engines._gguf import GgufHeader, read_gguf
 from heredity.errors import Damaged, Refused, Unavailable
 from heredity.lineage import Description, Grown
+from heredity.recipes import _int8
 
 _CONTROL = 3  # tokenizer.ggml.token_type of a special token
 _CIRCUMSTANCES = (
@@ -37,7 +38,7 @@ _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|
 
 @dataclass(frozen=True)
 class Dequantize:
-    """GGUF in, safetensors of `dtype` out. The arithmetic of every quantized block is ggml's own."""
+    """GGUF or int8 in, safetensors of `dtype` out. The arithmetic of every GGUF block is ggml's own."""
 
     dtype: str = "bfloat16"
 
@@ -54,7 +55,22 @@ class Dequantize:
         tokenizer that transformers does not read.
         """
         (parent,) = parents
-        gguf = _only_gguf(parent)
+        if parent.record.format == "int8":
+            _int8.widen(parent.folder, out, self.dtype)
+        else:
+            self._read_gguf(_only_gguf(parent), out)
+        said = parent.record
+        return Description(
+            name=f"{said.name}-bf16" if self.dtype == "bfloat16" else f"{said.name}-{self.dtype}",
+            family=said.family,
+            licence=said.licence,
+            format="safetensors",
+            modality=said.modality,
+            notes=said.notes,
+            versions={name: version(name) for name in ("torch", "transformers", "gguf")},
+        )
+
+    def _read_gguf(self, gguf: Path, out: Path) -> None:
         header = read_gguf(gguf)
         kind = header.metadata.get("general.architecture")
         if kind == "llama" and any(tensor.name.endswith(".bias") for tensor in header.tensors):
@@ -66,16 +82,6 @@ class Dequantize:
             _write_tokenizer(gguf, header, out)
         _forget_circumstances(out)
         _check_tokens(header, out)
-        said = parent.record
-        return Description(
-            name=f"{said.name}-bf16" if self.dtype == "bfloat16" else f"{said.name}-{self.dtype}",
-            family=said.family,
-            licence=said.licence,
-            format="safetensors",
-            modality=said.modality,
-            notes=said.notes,
-            versions={name: version(name) for name in ("torch", "transformers", "gguf")},
-        )
 
 
 def _only_gguf(parent: Grown) -> Path:

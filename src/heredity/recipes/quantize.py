@@ -1,8 +1,11 @@
-"""Round the weights to fewer bits, as a GGUF that llama.cpp, Ollama and others load as it is.
+"""Round the weights to fewer bits: a GGUF that llama.cpp, Ollama and others load as it is, or int8.
 
-Matrices in the format asked for, blocks of 32 numbers with a shared scale; in 4 and 5 bits the embedding and
-the head keep 8. The torch engine asks the child with these weights rounded once more, to bf16; exactly they
-answer as `llamacpp:NAME`, in llama.cpp's own arithmetic.
+GGUF: matrices in the format asked for, blocks of 32 numbers with a shared scale; in 4 and 5 bits the
+embedding and the head keep 8. The torch engine asks the child with these weights rounded once more, to bf16;
+exactly they answer as `llamacpp:NAME`, in llama.cpp's own arithmetic.
+
+int8: safetensors whose layers' matrices are whole numbers with one scale an output; embedding and head stay.
+The torch engine multiplies them as whole numbers, what comes in rounded to int8 by token (dynamic).
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ EXAMPLE = "heredity derive quantize smollm2-135m-instruct --to q4_0"
 
 @dataclass(frozen=True)
 class Quantize:
-    """One parent as a GGUF in `to`."""
+    """One parent in `to`."""
 
-    to: Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32"] = setting(
+    to: Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32", "int8"] = setting(
         "q8_0", "The format of its matrices."
     )
     name: str = field(default="", compare=False)
@@ -36,24 +39,40 @@ class Quantize:
         return settings_of(self)
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Write one GGUF file. Raises Refused for an architecture or tokenizer that is not known here."""
-        try:
-            from heredity.recipes import _gguf_write
-        except ImportError as error:
-            raise Unavailable(
-                "A GGUF needs torch and the gguf package: pip install 'heredity[torch]'"
-            ) from error
+        """Write one GGUF file, or int8 safetensors.
+
+        Raises Refused or Unavailable for an architecture or tokenizer that is not known here.
+        """
         (parent,) = parents
         said = parent.record
-        name, path = self.name or f"{said.name}-{self.to}", out / "model.gguf"
-        _gguf_write.write(parent.folder, path, self.to, said.family)  # a name is not part of what it is
-        notes = {"size": f"{path.stat().st_size:,} bytes; the parent's {_weight(parent.folder):,}"}
-        versions = {each: version(each) for each in ("gguf", "numpy")}
-        return Description(name, said.family, said.licence, "gguf", notes=notes, versions=versions)
+        name = self.name or f"{said.name}-{self.to}"
+        form: Literal["int8", "gguf"] = "int8" if self.to == "int8" else "gguf"
+        packages = _write_int8(parent, out) if form == "int8" else _write_gguf(parent, out, self.to)
+        notes = {"size": f"{_weight(out):,} bytes; the parent's {_weight(parent.folder):,}"}
+        versions = {each: version(each) for each in packages}
+        return Description(name, said.family, said.licence, form, notes=notes, versions=versions)
+
+
+def _write_gguf(parent: Grown, out: Path, form: str) -> tuple[str, ...]:
+    try:
+        from heredity.recipes import _gguf_write
+    except ImportError as error:
+        raise Unavailable("A GGUF needs torch and the gguf package: pip install 'heredity[torch]'") from error
+    _gguf_write.write(
+        parent.folder, out / "model.gguf", form, parent.record.family
+    )  # no name: the same bytes
+    return "gguf", "numpy"
+
+
+def _write_int8(parent: Grown, out: Path) -> tuple[str, ...]:
+    from heredity.recipes import _int8
+
+    _int8.write(parent.folder, out)
+    return "torch", "safetensors"
 
 
 def _weight(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for each in ("*.safetensors", "*.gguf") for path in folder.glob(each))
 
 
 DERIVES = Quantize
