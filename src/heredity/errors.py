@@ -10,6 +10,7 @@
       Damaged                     a file on disk is truncated, torn or not what it says it is
       Unavailable                 a source, an engine or an optional package is not here
       Busy                        another process holds this folder
+      OutOfMemory                 the work needs more memory than there is; says what to lower
       EngineFailure               a model could not answer; becomes an error row, never a verdict
         BudgetSpent               the run's bound on tokens or money is reached (exit 75: go on later)
         ContextOverflow           the prompt and its answer do not fit into the model's context
@@ -73,6 +74,10 @@ class Unavailable(HeredityError):
 
 class Busy(HeredityError):
     """Another process holds this folder."""
+
+
+class OutOfMemory(HeredityError):
+    """The work needs more memory than there is; says how much, and what to lower."""
 
 
 class EngineFailure(HeredityError):

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from heredity import descent, engines, recipes, registry
+from heredity.engines._memory import explain_full_memory
 from heredity.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.recipes import _files
 from heredity.recipes._files import check_file, hash_files, identity, read_record, sizes_fit, walk, workshop
@@ -148,7 +149,8 @@ class Store:
         started = time.monotonic()
         with workshop(self.root / "tmp") as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
-            description = recipe.apply(parents, out)
+            with explain_full_memory(f"'{recipe.kind}'", "Close other programs, or take a smaller model."):
+                description = recipe.apply(parents, out)
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
             made = Made(_now(), platform.node(), round(time.monotonic() - started, 3), _versions(description))
             record = _record(recipe, parents, files, description, made)
@@ -187,9 +189,7 @@ class Store:
             self._trust(self.base(grown).record)
         if grown.record.format != "gguf" or engines.choose(grown.record) != "torch":
             return grown
-        from heredity.recipes.dequantize import Dequantize
-
-        return self._once(Dequantize(), [grown])
+        return self._once(registry.load("recipes", "dequantize").Dequantize(), [grown])
 
     def whole(self, model: Grown) -> Grown:
         """The form that can be learned from and changed: whole safetensors.
@@ -199,13 +199,10 @@ class Store:
         """
         ready = self.ready(model)
         if ready.record.format == "int8":
-            from heredity.recipes.dequantize import Dequantize
-
-            return self._once(Dequantize(), [ready])
+            return self._once(registry.load("recipes", "dequantize").Dequantize(), [ready])
         if ready.record.format == "adapter":
-            from heredity.recipes.merge_adapter import MergeAdapter
-
-            return self._once(MergeAdapter(), [ready, self.base(ready)])
+            merge = registry.load("recipes", "merge_adapter").MergeAdapter()
+            return self._once(merge, [ready, self.base(ready)])
         if ready.record.format != "safetensors":
             raise Unavailable(f"The weights of '{model.record.name}' are not here; nothing is grown from it.")
         return ready

@@ -126,3 +126,24 @@ def test_any_name_can_be_read_again(place: Path, capsys: pytest.CaptureFixture[s
     assert main(["derive", "quantize", "tiny", "--to", "f16", "--name", "v1:q8"]) == 0
     assert main(["show", "v1:q8"]) == 0 and "leads outside" not in capsys.readouterr().err
     assert main(["derive", "guard", "tiny", "--words", "\U0001f642 be safe"]) == 0
+
+
+def test_a_second_name_of_the_same_child_is_not_dropped_in_silence(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["derive", "quantize", "tiny", "--to", "int8", "--name"]
+    assert main([*command, "one"]) == 0
+    assert "there already" not in capsys.readouterr().err
+    assert main([*command, "two"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "there already, as 'one'" in said and "'two' is not given" in said and "--model one" in said
+    assert [model.name for model in Store().models()] == ["one", "tiny"]
+    assert main(["verify", "one"]) == 0 and main(["show", "one"]) == 0
+    assert "int8" in capsys.readouterr().out
+
+
+def test_a_training_that_does_not_fit_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["derive", "finetune", "tiny", "--data", str(place / "rows.jsonl"), "--memory", "0.0001"]
+    assert main(command) == 2
+    assert "GiB are there" in " ".join(capsys.readouterr().err.split())
+    assert [model.name for model in Store().models()] == ["tiny"]

@@ -12,6 +12,7 @@ Leaves to others: making models (recipes/), and what a model's safety is (study.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import uuid
@@ -20,14 +21,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity import registry
+from heredity.engines._memory import explain_full_memory, refuse_overfull
 from heredity.errors import Refused, UsageError
 from heredity.estimates import read
 from heredity.export import _bom, _card
 from heredity.export._parity import Parity, Source, compare, reference
 from heredity.lineage import Grown, Store
 from heredity.recipes._files import workshop
+from heredity.recipes._safetensors import read_safetensors
 
 __all__ = ["Exported", "Parity", "export", "names"]
+
+_ADVICE = "Nothing can be set lower here: close other programs, or export on a machine with more."
 
 
 class Exported(NamedTuple):
@@ -42,11 +47,14 @@ def names() -> tuple[str, ...]:
     return tuple(registry.names("export"))
 
 
-def export(store: Store, model: Grown, to: str, out: Path, study: Path | None = None) -> Exported:
+def export(
+    store: Store, model: Grown, to: str, out: Path, study: Path | None = None, memory: int | None = None
+) -> Exported:
     """Write `model` as `to` into the folder `out`, which must be new or empty.
 
-    study: a folder whose measured rates of this model the card quotes. Raises UnknownName for a format,
-    UsageError for a folder that holds something, Refused where a reader does not agree.
+    study: a folder whose measured rates of this model the card quotes; memory: bytes that may be used, None:
+    what is free. Raises UnknownName for a format, UsageError for a folder that holds something, Refused where
+    a reader does not agree, OutOfMemory.
     """
     form = registry.load("export", to)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
@@ -54,8 +62,12 @@ def export(store: Store, model: Grown, to: str, out: Path, study: Path | None = 
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
     measured = read(study) if study is not None else None
-    with workshop(store.root / "tmp") as bench:
+    said = f"Exporting '{model.record.name}'"
+    with workshop(store.root / "tmp") as bench, explain_full_memory(said, _ADVICE):
         source = Source(store, model, store.whole(model), bench, to)
+        refuse_overfull(
+            said, {"weights in fp32 to compare with": needed(source.whole.folder)}, _ADVICE, memory
+        )
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
         expected = reference(source)
@@ -67,6 +79,12 @@ def export(store: Store, model: Grown, to: str, out: Path, study: Path | None = 
         _bom.write(made, model.record, ancestors)
         _move(made, out)
     return Exported(out, parities)
+
+
+def needed(folder: Path) -> int:
+    """Bytes of the weights in fp32, which is how one reader at a time holds them."""
+    shards = folder.glob("*.safetensors")
+    return sum(4 * math.prod(each.shape) for shard in shards for each in read_safetensors(shard).values())
 
 
 def _move(made: Path, out: Path) -> None:

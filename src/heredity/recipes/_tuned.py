@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +24,13 @@ from heredity.records import digest
 Watch = Callable[[Any], None]  # gets train.loop.Watched
 
 
-def setting(default: Any, help: str, is_new: bool = False) -> Any:
+def setting(default: Any, help: str, is_new: bool = False, is_recorded: bool = True) -> Any:
     """A field of a recipe that is also a flag of `heredity derive`.
 
-    A new one is recorded where it differs from its default, so that models of before it are found again.
+    A new one is recorded where it differs from its default, so that models of before it are found again; one
+    that changes no result is not recorded.
     """
-    return field(default=default, metadata={"help": help, "is_new": is_new})
+    return field(default=default, metadata={"help": help, "is_new": is_new, "is_recorded": is_recorded})
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class Training:
     max_tokens: int = setting(1024, "The longest example; longer ones are left out and counted.")
     seed: int = setting(0, "What everything random is drawn from.")
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in.")
+    memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
 
     def __post_init__(self) -> None:
         for name in ("batch", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("steps", "decay", "clip", "warmup", "seed"):
+        for name in ("steps", "decay", "clip", "warmup", "seed", "memory"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
         if not 0 < self.rate < 10 or not self.epochs > 0 or self.warmup >= 1:
@@ -70,13 +73,13 @@ def settings_of(recipe: Any) -> dict[str, Any]:
     """What a recipe records: its fields, training's among them, without those that change no result."""
     found: dict[str, Any] = {}
     for each in dataclasses.fields(recipe):
-        if not each.compare:
+        if not each.compare or not each.metadata.get("is_recorded", True):
             continue
         value = getattr(recipe, each.name)
         if each.metadata.get("is_new") and value == each.default:
             continue
         if isinstance(value, Training):
-            found |= dataclasses.asdict(value)
+            found |= settings_of(value)
         else:
             found[each.name] = getattr(value, "settings", value)
     return found
@@ -94,7 +97,8 @@ def run(
     """Train a copy of the one parent and write what came of it into `out`.
 
     objective: makes the objective, given the network. order: what each step learns from, given the network
-    and the writer of documents; None: the data's own answers. Raises UsageError, Diverged, Unavailable.
+    and the writer of documents; None: the data's own answers. Raises UsageError, Diverged, Unavailable,
+    OutOfMemory.
     """
     from heredity.train import curve, documents, loop, network, steps
 
@@ -118,8 +122,10 @@ def run(
     if order is not None:
         source = order(net, writer)
     folder = recipe.folder or out.parent / "training"
-    metrics = loop.train(net, trainable, objective(net), source, plan, folder, recipe.watch)
-    trainable.save(net, out)
+    learned = objective(net)
+    with _in_memory(recipe, net, trainable, prepared.examples):
+        metrics = loop.train(net, trainable, learned, source, plan, folder, recipe.watch)
+        trainable.save(net, out)
     if kind == "safetensors":
         copy_rest(parent.folder, out)
     curve.write(metrics, out)
@@ -132,6 +138,25 @@ def run(
         notes=_notes(net, prepared, metrics),
         versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
     )
+
+
+@contextmanager
+def _in_memory(recipe: Any, net: Any, trainable: Any, examples: Sequence[Any]) -> Iterator[None]:
+    """Refuse, before the first step, a training that does not fit; say what to lower where one runs out."""
+    from heredity.engines import _memory
+    from heredity.train import _room
+    from heredity.train.trainable import Everything
+
+    training: Training = recipe.training
+    advice = f"Lower batch ({training.batch}) or max_tokens ({training.max_tokens})"
+    if isinstance(trainable, Everything):
+        advice += ", or train an adapter (heredity derive lora)"
+    parts = _room.needed(net, trainable, training.optimizer, examples, training.batch)
+    has = round(training.memory * _memory.GIB) or None
+    said = f"The training of '{recipe.kind}'"
+    _memory.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+    with _memory.explain_full_memory(said, f"{advice}."):
+        yield
 
 
 def _notes(net: Any, prepared: Any, metrics: Sequence[Any]) -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""What memory there is, and an error in words where it does not suffice.
+
+Promises: loads no torch; a container's limit counts as well as the machine's; where neither is told, nothing
+is refused.
+Leaves to others: what a piece of work needs (train/_room.py, export/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from heredity.errors import OutOfMemory
+
+GIB = 2**30
+_GROUP = Path("/sys/fs/cgroup")
+_SAID = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
+
+
+def available() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not tell."""
+    found: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # a limit of "max" is none
+        limit, used = (int((_GROUP / f"memory.{each}").read_text("ascii")) for each in ("max", "current"))
+        cached = sum(
+            int(line.split()[1])
+            for line in (_GROUP / "memory.stat").read_text("ascii").splitlines()
+            if line.startswith(("inactive_file ", "active_file "))
+        )
+        found.append(max(0, limit - used + cached))
+    return min(found, default=None)
+
+
+def refuse_overfull(what: str, parts: Mapping[str, int], advice: str, has: int | None = None) -> None:
+    """Raise OutOfMemory where the bytes of all parts together are more than there are.
+
+    has: bytes that may be used; None: what is available.
+    """
+    room, needed = available() if has is None else has, sum(parts.values())
+    if room is None or needed <= room:
+        return
+    said = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    raise OutOfMemory(
+        f"{what} needs about {needed / GIB:.2f} GiB of memory ({said}), and {room / GIB:.2f} GiB are there."
+        f" {advice}"
+    )
+
+
+@contextmanager
+def explain_full_memory(what: str, advice: str) -> Iterator[None]:
+    """Turn an allocation that failed, Python's or torch's, into OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in _SAID):
+            raise
+        room = available()
+        there = "" if room is None else f"; {room / GIB:.2f} GiB are free now"
+        raise OutOfMemory(f"{what} ran out of memory ({first or 'MemoryError'}{there}). {advice}") from error

@@ -1,0 +1,122 @@
+"""What does not fit into memory is refused before it begins, with what it needs and what to lower."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity import export
+from heredity.engines._memory import available, explain_full_memory, refuse_overfull
+from heredity.errors import OutOfMemory
+from heredity.lineage import Description, Grown, Store
+from heredity.recipes._tuned import Training
+from heredity.recipes.finetune import Finetune
+from heredity.recipes.lora import Lora
+from heredity.train import _room, dialogues, network
+from heredity.train.documents import Writer
+from heredity.train.trainable import Everything
+from heredity.train.trainable import Lora as Adapters
+
+QUICK = {"steps": 2, "batch": 4, "dtype": "float32"}
+
+
+def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing(
+    store: Store, parent: Grown, data_file: Path
+) -> None:
+    data = dialogues.read(data_file)
+    small = Training(**QUICK, memory=0.0001)
+    said = r"needs about 0\.\d\d GiB.*masters.*0\.00 GiB are there.*Lower batch \(4\) or max_tokens \(1024\)"
+    with pytest.raises(OutOfMemory, match=said + ".*adapter"):
+        store.derive(Finetune(data, small), [parent])
+    with pytest.raises(OutOfMemory, match="Lower batch"):
+        store.derive(Lora(data, small), [parent])
+    assert [model.id for model in store.models()] == [parent.record.id]
+    assert not list((store.root / "tmp").glob("*/")) and not list(store.root.rglob("training.jsonl"))
+
+
+def test_how_much_may_be_used_is_no_part_of_what_a_child_is(
+    store: Store, parent: Grown, data_file: Path
+) -> None:
+    data = dialogues.read(data_file)
+    child = store.derive(Finetune(data, Training(**QUICK)), [parent])
+    assert "memory" not in child.record.recipe.settings
+    again = store.derive(Finetune(data, Training(**QUICK, memory=900.0)), [parent])
+    assert again.record.id == child.record.id
+
+
+def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
+    parent: Grown, data_file: Path
+) -> None:
+    net = network.load(parent.folder, "float32")
+    examples = Writer(parent.folder).prepare(dialogues.read(data_file).dialogues, 1024).examples
+
+    def total(trainable: Any, kept: Sequence[Any], batch: int) -> int:
+        return sum(_room.needed(net, trainable, "adamw", kept, batch).values())
+
+    short = sorted(examples, key=lambda e: e.n_tokens)[:4]
+    assert total(Everything(), examples, 1) < total(Everything(), examples, 8)
+    assert total(Everything(), short, 1) < total(Everything(), examples, 1)
+    assert total(Adapters(rank=2), examples, 8) < total(Everything(), examples, 8)
+    n = sum(each.numel() for each in net.model.parameters())
+    parts = _room.needed(net, Everything(), "adamw", examples, 1)
+    assert (parts["masters"], parts["gradients"], parts["optimizer"]) == (4 * n, 4 * n, 8 * n)
+    adapters = _room.needed(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
+    assert adapters == 4 * sum(p.numel() for _, p in Adapters(rank=2).open(net, 0))
+
+
+def test_an_allocation_that_fails_is_told_in_words_and_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(OutOfMemory, match=r"^The work ran out of memory \(.*\. Lower it\.$"), _explained():
+        torch.empty(2**52)
+    with pytest.raises(OutOfMemory, match="MemoryError"), _explained():
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="shapes"), _explained():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def _explained() -> Any:
+    return explain_full_memory("The work", "Lower it.")
+
+
+def test_a_recipe_that_runs_out_records_nothing(store: Store, parent: Grown) -> None:
+    class Greedy:
+        kind = "greedy"
+
+        def settings(self) -> dict[str, Any]:
+            return {}
+
+        def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+            (out / "half").write_bytes(torch.empty(2**52).numpy().tobytes())
+            raise AssertionError
+
+    with pytest.raises(OutOfMemory, match="'greedy' ran out of memory"):
+        store.derive(Greedy(), [parent])
+    assert [model.id for model in store.models()] == [parent.record.id]
+
+
+def test_an_export_that_does_not_fit_is_refused_and_leaves_nothing(
+    store: Store, parent: Grown, tmp_path: Path
+) -> None:
+    with pytest.raises(OutOfMemory, match=r"needs about 0\.\d\d GiB .*weights in fp32"):
+        export.export(store, parent, "hf", tmp_path / "out", memory=1000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fits_is_not_refused() -> None:
+    refuse_overfull("It", {"a": 60, "b": 40}, "", has=100)
+    with pytest.raises(OutOfMemory):
+        refuse_overfull("It", {"a": 61, "b": 40}, "", has=100)
+    there = available()
+    assert there is None or there > 0
+    assert re.search(r"a 1\.00, b 2\.00", _refused({"a": 2**30, "b": 2**31, "none": 0}))
+
+
+def _refused(parts: dict[str, int]) -> str:
+    with pytest.raises(OutOfMemory) as caught:
+        refuse_overfull("It", parts, "", has=0)
+    return str(caught.value)
