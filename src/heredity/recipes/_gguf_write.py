@@ -1,7 +1,8 @@
 """Write a folder of safetensors as one GGUF, each matrix in a format of llama.cpp.
 
 Promises: the same folder gives the same bytes; what llama.cpp would compute otherwise (a scaled rotation, an
-architecture or tokenizer that is not known here) is refused; vectors stay in fp32, as llama.cpp keeps them.
+architecture or tokenizer that is not known here) is refused; vectors stay in fp32, as llama.cpp keeps them;
+one tensor at a time is in memory.
 Leaves to others: whether the file answers as its parent did (export/, or a study).
 
 Source: the GGUF specification; tensor names and block formats are the gguf package's own.
@@ -9,7 +10,8 @@ Source: the GGUF specification; tensor names and block formats are the gguf pack
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +55,18 @@ def write(folder: Path, out: Path, form: str, name: str) -> None:
     writer.add_file_type(number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config)
-    for tensor_name, array, kind in _tensors(folder, config, architecture, form):
-        writer.add_tensor(tensor_name, array, raw_dtype=kind)
+    made = list(_tensors(folder, config, architecture, form))
+    for tensor_name, shape, kind, _ in made:
+        n_bytes = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
+        writer.add_tensor_info(tensor_name, shape, np.dtype(np.float32), n_bytes, raw_dtype=kind)
     n_rows = int(config.vocab_size)
     _add_vocabulary(writer, _gguf_vocabulary.read(folder, n_rows))
     with explain_full_disk(out, 0):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for *_, make in made:
+            writer.write_tensor_data(make())
     writer.close()
 
 
@@ -107,14 +113,15 @@ def _add_vocabulary(writer: Any, found: _gguf_vocabulary.Vocabulary) -> None:
         writer.add_chat_template(found.template)
 
 
-def _tensors(folder: Path, config: Any, architecture: str, form: str) -> Iterator[tuple[str, Array, Any]]:
-    """Name, numbers or blocks, and format of every tensor, in the order of the layers."""
+def _tensors(
+    folder: Path, config: Any, architecture: str, form: str
+) -> Iterator[tuple[str, list[int], Any, Callable[[], Array]]]:
+    """Name, shape, format of every tensor, and what makes its numbers or blocks, layer by layer."""
     import gguf
-    from safetensors import safe_open
 
-    where = {
-        name: shard for shard in sorted(folder.glob("*.safetensors")) for name in read_safetensors(shard)
-    }
+    where: dict[str, tuple[Path, list[int]]] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        where |= {name: (shard, each.shape) for name, each in read_safetensors(shard).items()}
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], int(config.num_hidden_layers))
     middle, ends = (getattr(gguf.GGMLQuantizationType, each) for each in FORMATS[form])
     is_tied = bool(getattr(config, "tie_word_embeddings", False))
@@ -125,14 +132,23 @@ def _tensors(folder: Path, config: Any, architecture: str, form: str) -> Iterato
             raise Refused("A GGUF of a Llama with biases is not written: transformers reads it without them.")
         written = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if written is None:
-            raise Damaged(f"{where[name]}: '{name}' has no place in a GGUF of '{architecture}'.")
-        with safe_open(where[name], framework="pt") as file:
-            array = file.get_tensor(name).float().numpy()
-        array = _turned(name, array, config) if architecture == "llama" else array
-        kind = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else ends if written in _ENDS else middle
-        if array.shape[-1] % _BLOCK and kind not in _plain(gguf):
+            raise Damaged(f"{where[name][0]}: '{name}' has no place in a GGUF of '{architecture}'.")
+        shard, shape = where[name]
+        kind = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else ends if written in _ENDS else middle
+        if shape[-1] % _BLOCK and kind not in _plain(gguf):
             kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are no whole blocks
-        yield written, gguf.quants.quantize(np.ascontiguousarray(array), kind), kind
+        yield written, shape, kind, partial(_made, shard, name, config, architecture, kind)
+
+
+def _made(shard: Path, name: str, config: Any, architecture: str, kind: Any) -> Array:
+    import gguf
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        array = file.get_tensor(name).float().numpy()
+    array = _turned(name, array, config) if architecture == "llama" else array
+    blocks: Array = gguf.quants.quantize(np.ascontiguousarray(array), kind)
+    return blocks
 
 
 def _plain(gguf: Any) -> tuple[Any, ...]:
