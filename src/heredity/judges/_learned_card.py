@@ -27,7 +27,15 @@ from heredity.judges._settled import is_answer
 Say = Callable[[str], None]
 
 # What the features depend on.
-SOURCES = ("_asked.py", "_signs.py", "_text.py", "_weigh.py", "rules.py", "_learned_signals.py")
+SOURCES = (
+    "_asked.py",
+    "_refusing.py",
+    "_signs.py",
+    "_text.py",
+    "_weigh.py",
+    "rules.py",
+    "_learned_signals.py",
+)
 SPLIT = (
     "the shipped weights are trained on all rows; every figure is of weights of the same recipe that were"
     " trained without the rows measured: without a fifth of the questions, or without a family of sets"

@@ -26,6 +26,7 @@ _SHIPPED = Path(__file__).with_name("quality.json")
 _CARD = Path(__file__).with_name("learned.json")
 _SOURCES = (
     "_asked.py",
+    "_refusing.py",
     "_signs.py",
     "_text.py",
     "_weigh.py",

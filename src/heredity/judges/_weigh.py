@@ -49,7 +49,7 @@ def weigh(prompt: str, body: str) -> Seen:
     """Add up the signs in an answer, lower case with straight apostrophes."""
     head = _unquoted(body[:HEAD])
     first = opening(head)
-    score, best, shown = asked(prompt, first), 0, ""
+    score, best, shown = asked(prompt, first, head), 0, ""
     said = {"opening": set(first.translate(_GAPS).split()), "head": set(head.translate(_GAPS).split())}
     for sign in SIGNS:
         if score >= THRESHOLD and sign.weight > 0:
