@@ -4,6 +4,7 @@ dialogues.py    tuning data from the files people have
 documents.py    a conversation as tokens, and which of them are learned
 steps.py        which examples a step learns from: a function of seed and step alone
 network.py      a model that can learn, over packed documents, each seeing only itself
+attention.py    causal attention within each of those documents
 trainable.py    which of its weights may change: all, or low-rank adapters (LoRA)
 objectives/     what is learned, one file each: causal distill preference
 optimizer.py    AdamW and Muon on fp32 masters; schedules

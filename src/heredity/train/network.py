@@ -1,6 +1,6 @@
 """A model that can learn: transformers' own, over documents laid end to end, each seeing only itself.
 
-The linear parts run over all tokens at once without a filler; only attention puts the documents into rows.
+The linear parts run over all tokens at once without a filler; attention.py alone puts documents into rows.
 The head is run on the places that are learned and on no others, a part at a time, so that the logits of a
 large vocabulary are never all there.
 
@@ -24,6 +24,7 @@ from torch.nn import functional
 from heredity.engines import _tuning
 from heredity.engines._weights import KNOWN
 from heredity.errors import Unavailable
+from heredity.train.attention import attend
 from heredity.train.steps import Batch
 
 CHUNK = 1024  # rows of logits that are there at once
@@ -121,51 +122,6 @@ def load(folder: Path, dtype: str = "auto") -> Network:
     )  # fmt: skip
     model.train()
     return Network(model, folder)
-
-
-def attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 (documents are their own masks)
-    scaling: float | None = None,
-    lengths: tuple[int, ...] = (),
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document.
-
-    query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
-    """
-    groups = query.shape[1] // key.shape[1]
-    longest = max(lengths)
-    places = _places(lengths, longest)
-    q, k, v = (_in_rows(x[0], places, len(lengths), longest) for x in (query, key, value))
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
-    if window and longest > window:
-        ages = torch.arange(longest)[:, None] - torch.arange(longest)[None]
-        mask = (ages >= 0) & (ages < window)
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    else:
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    return out.transpose(1, 2).reshape(-1, *out.shape[1::2]).index_select(0, places)[None], None
-
-
-def _places(lengths: tuple[int, ...], longest: int) -> torch.Tensor:
-    """Where each token lies among the filled rows: (tokens,)."""
-    return torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
-
-
-def _in_rows(x: torch.Tensor, places: torch.Tensor, n_rows: int, longest: int) -> torch.Tensor:
-    """(heads, tokens, head_dim) -> (rows, heads, longest, head_dim); filler behind a document is zero."""
-    flat = x.transpose(0, 1)
-    if n_rows > 1:
-        room = x.new_zeros((n_rows * longest, *flat.shape[1:]))
-        flat = room.index_copy(0, places, flat)
-    return flat.view(n_rows, longest, *flat.shape[1:]).transpose(1, 2)
 
 
 class _Parts(torch.autograd.Function):

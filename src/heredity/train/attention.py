@@ -1,0 +1,135 @@
+"""Causal attention within each document, for documents that are laid end to end.
+
+Documents of like length are rows of one product. Forwards all take torch's fused kernel. Backwards short rows
+take plain products, which are faster there on a CPU; long ones take the kernel's, so that no square of a long
+document is ever held.
+
+Promises: a document sees itself and no other; numbers are those of transformers, within rounding; the same
+documents give the same bits.
+Leaves to others: everything else of a network (network.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+SHORT = 192  # tokens up to which products were measured faster on the way back
+_LIKE = 0.75  # of the longest of its rows a document has at least so much
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 (documents are their own masks)
+    scaling: float | None = None,
+    lengths: tuple[int, ...] = (),
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers asks of an attention.
+
+    query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
+    groups = list(_alike(lengths))
+    sizes = [sum(group) for group in groups]
+    parts = zip(groups, *(x[0].split(sizes, 1) for x in (query, key, value)), strict=True)
+    return torch.cat([_of_group(group, q, k, v, scale, window or 0) for group, q, k, v in parts])[None], None
+
+
+def _alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Neighbours of like length, in order."""
+    group: list[int] = []
+    for n in lengths:
+        both = (*group, n)
+        if group and min(both) < _LIKE * max(both):
+            yield tuple(group)
+            group = []
+        group.append(n)
+    yield tuple(group)
+
+
+def _of_group(
+    lengths: tuple[int, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
+) -> torch.Tensor:
+    """(heads, tokens, head_dim) of documents that become rows -> (tokens, heads, head_dim)."""
+    q, k, v = (_in_rows(x, lengths) for x in (q, k, v))
+    window = window if window < q.shape[2] else 0
+    out: torch.Tensor = (
+        _Short.apply(q, k, v, scale, window)  # type: ignore[no-untyped-call]
+        if q.shape[2] <= SHORT
+        else _fused(q, k, v, scale, window)
+    )
+    rows = zip(out.transpose(1, 2).unbind(0), lengths, strict=True)
+    return torch.cat([row[:n] for row, n in rows])
+
+
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
+    """Of rows (rows, heads, tokens, head_dim), with torch's kernel."""
+    seen = _seen(q.shape[2], window) if window else None
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+class _Short(torch.autograd.Function):
+    """Of rows (rows, heads, tokens, head_dim): torch's kernel, and products on the way back.
+
+    Probabilities are made again there, so that no square is kept; heads that share keys are one product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.scale, ctx.window = scale, window
+        return _fused(q, k, v, scale, window)
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+        asked, of_out = (x.reshape(len(keys), -1, x.shape[3]) for x in (q * ctx.scale, out))
+        likely = _probabilities(asked, keys, ctx.window)
+        of_values = torch.bmm(likely.transpose(1, 2), of_out)
+        of_likely = torch.bmm(of_out, values.transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_likely, likely, -1, likely.dtype)
+        of_asked = torch.bmm(of_scores, keys).mul_(ctx.scale)
+        of_keys = torch.bmm(of_scores.transpose(1, 2), asked)
+        return of_asked.view(q.shape), of_keys.view(k.shape), of_values.view(v.shape), None, None
+
+
+def _probabilities(asked: torch.Tensor, keys: torch.Tensor, window: int) -> torch.Tensor:
+    """(products, tokens of heads, head_dim) by (products, tokens, head_dim): for each token of the former."""
+    scores = torch.bmm(asked, keys.transpose(1, 2))
+    n = keys.shape[1]
+    scores.view(-1, n, n).add_(_unseen(n, window, scores.dtype))
+    return torch.softmax(scores, -1)  # in fp32 within, whatever the dtype
+
+
+def _seen(n: int, window: int) -> torch.Tensor:
+    """(tokens, tokens): whether a token sees another, itself and at most `window - 1` before it (0: all)."""
+    ages = torch.arange(n)[:, None] - torch.arange(n)[None]
+    return (ages >= 0) & (ages < (window or n))
+
+
+@lru_cache(maxsize=16)
+def _unseen(n: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+    """(tokens, tokens): 0 where a token sees another, else minus infinity."""
+    return torch.zeros((n, n), dtype=dtype).masked_fill_(~_seen(n, window), -torch.inf)
+
+
+def _in_rows(x: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+    """(heads, tokens, head_dim) -> (rows, heads, longest, head_dim); filler behind a document is zero."""
+    longest = max(lengths)
+    parts = x.split(lengths, 1)
+    return torch.stack([functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
