@@ -47,6 +47,20 @@ def test_without_a_terminal_every_step_is_said_at_its_start_and_its_end() -> Non
     ]
 
 
+def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate() -> None:
+    from heredity.train.loop import Watched
+
+    screen = io.StringIO()
+    with Display(console(screen)) as display:
+        watch = display.training("distill of it")
+        watch(Watched(3, 8, None, 1234.5, 65.0))
+        watch(Watched(1, 2, 0.5, 600.0, 9.0))
+    assert screen.getvalue().splitlines() == [
+        "distill of it: the teacher reads  1,234 tokens/s  1:05 left",
+        "distill of it  loss 0.500  600 tokens/s  0:09 left",
+    ]
+
+
 def test_a_download_of_unknown_length_shows_what_came() -> None:
     screen = io.StringIO()
     with Display(console(screen)) as display:

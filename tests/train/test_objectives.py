@@ -21,6 +21,10 @@ ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
 OTHERS = torch.randn(5, 33, generator=torch.Generator().manual_seed(4)) * 3
 
 
+def reading(folder: Path, k: int, temperature: float = 1.0, n_words: int = 0) -> scores.Reading:
+    return scores.Reading(k, temperature, folder / "reading", n_words)
+
+
 def test_forward_and_reverse_are_the_two_kullback_leiblers() -> None:
     s, t = Categorical(logits=ROWS), Categorical(logits=OTHERS)
     assert float(divergence(ROWS, OTHERS, "forward")) == pytest.approx(
@@ -76,7 +80,7 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
     monkeypatch.setattr(network, "CHUNK", 5)
     teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     examples = [Example(d) for d in DOCUMENTS]
-    scores.write(tmp_path / "kept", "mine", teacher, examples, len(teacher.head) - 1, 2.0)
+    scores.write(tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, len(teacher.head) - 1, 2.0))
     kept = scores.read(tmp_path / "kept", "mine")
     assert len(kept) == sum(d.n_learned for d in DOCUMENTS)
     batch = steps.collate(examples[::-1])  # found by what they say, in whatever order
@@ -95,7 +99,7 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
     teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     net = network.load(tiny_llama, "float32")
     batch = steps.collate([Example(DOCUMENTS[0])])
-    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], 3, 1.0)
+    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
     kept = scores.read(tmp_path / "kept", "mine")
     with torch.no_grad():
         p, q = (n.logits(n.hidden(batch)).softmax(-1) for n in (teacher, net))
@@ -113,7 +117,13 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
     teacher, net = (network.load(tiny_llama, "float32") for _ in range(2))
     n_words = len(teacher.head) - 5
     batch = steps.collate([Example(DOCUMENTS[0])])
-    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], n_words - 1, 1.0, n_words)
+    scores.write(
+        tmp_path / "kept",
+        "mine",
+        teacher,
+        [Example(DOCUMENTS[0])],
+        reading(tmp_path, n_words - 1, 1.0, n_words),
+    )
     kept = scores.read(tmp_path / "kept", "mine")
     assert kept.n_words == n_words and int(kept.of(batch)[0].max()) < n_words
     assert float(Distilled(kept).loss(net, batch).total) == pytest.approx(0.0, abs=1e-4)  # it says the same
@@ -121,7 +131,7 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
 
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = network.load(tiny_llama, "float32")
-    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], 3, 1.0)
+    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
     with pytest.raises(Damaged, match="another teacher"):
         scores.read(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):

@@ -8,8 +8,9 @@ Leaves to others: doing the work, and counting trials (progress.py).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -20,6 +21,9 @@ from heredity.cli._plain import shorten
 from heredity.cli._terminal import clock, err, size
 from heredity.progress import Progress
 
+if TYPE_CHECKING:
+    from heredity.train.loop import Watched
+
 _EVERY = 10.0  # seconds between plain lines
 _WIDE = 104  # columns that a bar needs beside a name and the words
 _WINDOW = 30.0  # seconds that a download's rate is taken over
@@ -27,7 +31,12 @@ _DOING = {"ask": "asking", "judge": "judging", "estimate": "estimating"}
 
 
 class Display:
-    """One line that says how far a step is; the lines of finished steps stay above it."""
+    """One line that says how far a step is; the lines of finished steps stay above it.
+
+    with h.Display() as display:
+        child = store.derive(h.recipe("lora", data=data, watch=display.training("lora")), [parent])
+        h.Study([parent, child], application, "core").run(display.trials())
+    """
 
     def __init__(self, screen: Console | None = None) -> None:
         self.screen = screen or err()
@@ -63,6 +72,22 @@ class Display:
             )
         elif is_new or time.monotonic() - self._said_at >= _EVERY:
             self._say()
+
+    def training(self, title: str) -> Callable[[Watched], None]:
+        """The `watch` of a recipe: loss, rate and time left; a teacher that reads first has no loss."""
+
+        def show(at: Watched) -> None:
+            words = f"{at.tokens_per_second:,.0f} tokens/s  {clock(at.seconds_left)} left"
+            if at.loss is None:
+                self.show(f"{title}: the teacher reads", at.step, at.n_steps, words)
+            else:
+                self.show(title, at.step, at.n_steps, f"loss {at.loss:.3f}  {words}")
+
+        return show
+
+    def trials(self) -> Callable[[Progress], None]:
+        """The `progress` of a study: trials done, rate and time left."""
+        return Trials(self)
 
     def _finish(self) -> None:
         if self._line != self._said:

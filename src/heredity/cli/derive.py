@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from heredity import registry
 from heredity.cli import Lister, Name, Verb, open_store
-
-if TYPE_CHECKING:
-    from heredity.cli._progress import Display
-    from heredity.train.loop import Watched
 
 
 class _Kinds(Lister):
@@ -72,7 +67,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     if not hasattr(module, "PARENTS") and len(parents) != 1:
         raise UsageError(f"'{kind}' has one parent, not {len(parents)}.")
     with Display() as display:
-        watch = _watching(display, f"{kind} of {parents[0]}")
+        watch = display.training(f"{kind} of {parents[0]}")
         recipe = _settings.made(module.DERIVES, given, name=name or "", watch=watch)
         child = store.derive(recipe, [store.get(parent) for parent in parents])
     record = child.record
@@ -82,13 +77,3 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
         said = f"This child is there already, as '{record.name}', and a model has one name: '{name}' is not"
         _terminal.note(plain(f"{said} given. Use --model {record.name}, or its id {record.id[:12]}."))
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)
-
-
-def _watching(display: Display, title: str) -> Callable[[Watched], None]:
-    from heredity.cli._terminal import clock
-
-    def show(at: Watched) -> None:
-        words = f"loss {at.loss:.3f}  {at.tokens_per_second:,.0f} tokens/s  {clock(at.seconds_left)} left"
-        display.show(title, at.step, at.n_steps, words)
-
-    return show

@@ -120,17 +120,18 @@ class Distill:
         examples = Writer(student.folder).prepare(self.data.dialogues, self.training.max_tokens).examples
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
         tokenizer = hash_file(teacher.folder / "tokenizer.json")
-        said = [teacher.record.id, tokenizer, shown, dtype, self.top_k, self.temperature, n_words]
-        home = self.folder.parent.parent if self.folder is not None else out.parent
-        path = home / "scores" / f"{digest(said)}.safetensors"
+        stamp = digest([teacher.record.id, tokenizer, shown, dtype, self.temperature, n_words])
+        folder = self.folder or out.parent / "training"
+        home = folder.parent.parent if self.folder is not None else out.parent
+        path = scores.place(home / "scores", stamp, self.top_k)
         if not path.exists():
             loaded = network.load(teacher.folder, dtype)
-            if self.top_k >= len(loaded.head):
-                raise UsageError(
-                    f"top_k must be below the {len(loaded.head):,} tokens there are; 0 means all."
-                )
-            scores.write(path, digest(said), loaded, examples, self.top_k, self.temperature)
-        return scores.read(path, digest(said))
+            n_common = min(n_words, len(loaded.head))
+            if self.top_k >= n_common:
+                raise UsageError(f"top_k must be below the {n_common:,} tokens there are; 0 means all.")
+            reading = scores.Reading(self.top_k, self.temperature, folder, n_common, self.watch)
+            scores.write(path, stamp, loaded, examples, reading)
+        return scores.read(path, stamp, self.top_k)
 
     def _own(self, net: Any, writer: Any) -> Any:
         from heredity.train.written import Written, prompts

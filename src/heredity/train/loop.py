@@ -47,11 +47,11 @@ class Metric(Record, frozen=True):
 
 
 class Watched(NamedTuple):
-    """What a progress display shows; `tokens_per_second` is of this run."""
+    """What a progress display shows; `tokens_per_second` is of this run. No loss: a teacher reads first."""
 
     step: int
     n_steps: int
-    loss: float
+    loss: float | None
     tokens_per_second: float
     seconds_left: float
 

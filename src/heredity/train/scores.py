@@ -4,15 +4,18 @@ The teacher then reads the data once, and no training holds it in memory. One fi
 `k` tokens and the log-probabilities of these and of all others together.
 
 Promises: it says whose opinion it is, at which temperature, on which documents, and another's is never read,
-nor one whose bytes changed.
-Leaves to others: the file (_tensors.py), what is learned of it (objectives/distill.py) and where it lies
-(recipes/distill.py).
+nor one whose bytes changed; a reading that was killed goes on where it was, to the same bytes; of more tokens
+than are asked for the likeliest are taken, as if the teacher had read for them alone.
+Leaves to others: the files (_tensors.py, _groups.py), what is learned of it (objectives/distill.py) and where
+it lies (recipes/distill.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,9 @@ import torch
 
 from heredity.errors import Damaged
 from heredity.train import _tensors
+from heredity.train._groups import Groups
 from heredity.train.documents import Example
+from heredity.train.loop import Watch, Watched
 from heredity.train.network import CHUNK, Network
 from heredity.train.steps import PRODUCT, Batch, collate, grouped
 
@@ -56,47 +61,48 @@ class Scores:
         return len(self._tokens)
 
 
-def write(
-    path: Path,
-    stamp: str,
-    teacher: Network,
-    examples: Sequence[Example],
-    k: int,
-    temperature: float,
-    n_words: int = 0,
-) -> None:
-    """Let the teacher read every example, and keep its `k` likeliest tokens of each learned place.
+@dataclass(frozen=True)
+class Reading:
+    """How a teacher reads. `folder` holds what it has read so far; `watch` is told of it, without a loss.
 
-    Of the first `n_words` tokens alone (0: all), where the student's head is the smaller one. `stamp` says
-    whose opinion on what this is: `read` asks for it.
+    It keeps the `k` likeliest of the first `n_words` tokens (0: of all), where the student's head is smaller.
     """
-    n_words = min(n_words or len(teacher.head), len(teacher.head))
-    tokens, logs, keys, starts, n = [], [], list[bytes](), list[int](), 0
-    with torch.no_grad():
-        for group in grouped(examples, PRODUCT):
-            batch = collate(group)
-            hidden = teacher.hidden(batch)
-            for at in range(0, len(hidden), CHUNK):
-                said = teacher.logits(hidden[at : at + CHUNK]).float()[:, :n_words]
-                best, ids, rest = _likeliest(said, k, temperature)
-                tokens.append(ids.int())
-                logs.append(torch.cat([best, rest], 1))
-            for key, length in _keys(batch):
-                keys.append(key)
-                starts.append(n)
-                n += length
-    state = {
-        "tokens": torch.cat(tokens),
-        "logs": torch.cat(logs),
-        "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1),
-        "starts": torch.tensor(starts),
+
+    k: int
+    temperature: float
+    folder: Path
+    n_words: int = 0
+    watch: Watch | None = None
+
+
+def place(folder: Path, stamp: str, k: int) -> Path:
+    """Where a folder has, or gets, `k` tokens a place under a stamp: the smallest file that has as many."""
+    sizes = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{stamp}-*.safetensors")]
+    return folder / f"{stamp}-{min((size for size in sizes if size >= k), default=k)}.safetensors"
+
+
+def write(path: Path, stamp: str, teacher: Network, examples: Sequence[Example], reading: Reading) -> None:
+    """Let the teacher read every example. `stamp` says whose opinion on what this is: `read` asks for it."""
+    n_words = min(reading.n_words or len(teacher.head), len(teacher.head))
+    batches = [collate(group) for group in grouped(examples, PRODUCT)]
+    with Groups(reading.folder / f"{stamp}-{reading.k}.part") as groups:
+        _read(teacher, batches[len(groups.there) :], reading, n_words, groups)
+        state = _unpacked(groups.there, reading.k)
+    keys = [each for batch in batches for each in _keys(batch)]
+    lengths = torch.tensor([length for _, length in keys])
+    state |= {
+        "keys": torch.frombuffer(bytearray(b"".join(k for k, _ in keys)), dtype=torch.uint8).view(
+            len(keys), -1
+        ),
+        "starts": lengths.cumsum(0) - lengths,
     }
-    about = {"stamp": stamp, "temperature": repr(temperature), "n_words": str(n_words)}
+    about = {"stamp": stamp, "temperature": repr(reading.temperature), "n_words": str(n_words)}
     _tensors.write(path, state, {**about, "sha256": _digest(state)})
+    groups.path.unlink()
 
 
-def read(path: Path, stamp: str) -> Scores:
-    """What `write` kept. Raises Damaged where it is another teacher's, or cannot be read."""
+def read(path: Path, stamp: str, k: int = 0) -> Scores:
+    """What `write` kept, or the `k` likeliest of it. Raises Damaged: another teacher's, or unreadable."""
     about, state = _tensors.read(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
         raise Damaged(f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.")
@@ -105,7 +111,50 @@ def read(path: Path, stamp: str) -> Scores:
     found = {
         bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)
     }
-    return Scores(state["tokens"], state["logs"], found, float(about["temperature"]), int(about["n_words"]))
+    tokens, logs = state["tokens"], state["logs"]
+    if 0 < k < tokens.shape[1]:  # the others join "any other"
+        logs = torch.cat([logs[:, :k], logs[:, k:].logsumexp(1, keepdim=True)], 1)
+        tokens = tokens[:, :k].contiguous()
+    return Scores(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
+
+
+def _read(teacher: Network, left: Sequence[Batch], reading: Reading, n_words: int, groups: Groups) -> None:
+    """Let the teacher read what is left, and put it behind what is there."""
+    start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
+    n_left = sum(len(batch.tokens) for batch in left)
+    for number, batch in enumerate(left, n_there + 1):
+        group = _packed(teacher, batch, reading, n_words)
+        groups.append(group)
+        n_tokens += len(batch.tokens)
+        if reading.watch is not None:
+            rate = n_tokens / (time.monotonic() - start)
+            reading.watch(Watched(number, n_there + len(left), None, rate, (n_left - n_tokens) / rate))
+
+
+@torch.no_grad()
+def _packed(teacher: Network, batch: Batch, reading: Reading, n_words: int) -> bytes:
+    """What it says at the learned places: tokens (learned, k) int32, then logs (learned, k + 1) float32."""
+    hidden = teacher.hidden(batch)
+    tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
+    for at in range(0, len(hidden), CHUNK):
+        said = teacher.logits(hidden[at : at + CHUNK]).float()[:, :n_words]
+        best, ids, rest = _likeliest(said, reading.k, reading.temperature)
+        tokens.append(ids.int())
+        logs.append(torch.cat([best, rest], 1))
+    return torch.cat(tokens).numpy().tobytes() + torch.cat(logs).numpy().tobytes()
+
+
+def _unpacked(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
+    """Tokens and logs of all groups, one behind the other."""
+    tokens, logs = [], []
+    for group in groups:
+        n = len(group) // (4 * (2 * k + 1))
+        tokens.append(np.frombuffer(group, np.int32, n * k).reshape(n, k))
+        logs.append(np.frombuffer(group, np.float32, offset=4 * n * k).reshape(n, k + 1))
+    return {
+        "tokens": torch.from_numpy(np.concatenate(tokens)),
+        "logs": torch.from_numpy(np.concatenate(logs)),
+    }
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:
