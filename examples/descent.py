@@ -14,26 +14,11 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import heredity as h
-from heredity.cli._progress import Display, Trials
-from heredity.recipes._tuned import Training
-from heredity.recipes.ablate import Ablate
-from heredity.recipes.distill import Distill
-from heredity.recipes.finetune import Finetune
-from heredity.recipes.guard import Guard
-from heredity.recipes.instruct import Instruct
-from heredity.recipes.lora import Lora
-from heredity.recipes.merge import Merge
-from heredity.recipes.prune import Prune
-from heredity.recipes.quantize import Quantize
-from heredity.report import html, markdown
-from heredity.train import dialogues
-from heredity.train.dialogues import Data, Dialogue, of
-from heredity.train.loop import Watched
 
 SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
 HERE = Path(__file__).parent
@@ -53,10 +38,10 @@ _ABOUT = (
 )  # fmt: skip
 
 
-def sums(n: int, seed: int = 0) -> Data:
+def sums(n: int, seed: int = 0) -> h.Data:
     """Word problems with their answers."""
     rng, found = random.Random(seed), []
-    for i in range(n):
+    for _ in range(n):
         who, other, what = rng.choice(_NAMES), rng.choice(_NAMES), rng.choice(_THINGS)
         a, b, c = rng.randint(3, 60), rng.randint(2, 40), rng.randint(2, 9)
         asked = (
@@ -67,56 +52,39 @@ def sums(n: int, seed: int = 0) -> Data:
             f"{who} has {a} + {b} = {a + b} {what}. {a + b} / {c} is {(a + b) // c} with {(a + b) % c} left."
             f" Each shelf has {(a + b) // c}, and {other} gets {(a + b) % c}."
         )
-        found.append(Dialogue((h.Message("user", asked), h.Message("assistant", said)), f"sums:{i + 1}"))
-    return of("sums", found)
+        found.append((asked, said))
+    return h.Data.of("sums", found)
 
 
-def questions(texts: Sequence[str], name: str) -> Data:
-    """Prompts without answers."""
-    return of(name, [Dialogue((h.Message("user", text),), f"{name}:{i}") for i, text in enumerate(texts, 1)])
-
-
-def children(store: h.Store, scale: float, watch: Callable[[Watched], None]) -> list[h.Grown]:
+def children(store: h.Store, scale: float, display: h.Display) -> list[h.Grown]:
     """Both foundations and their children, grown where they are not there yet."""
     small, large = (store.pull(name) for name in (SMALL, LARGE))
-    steps = max(2, round(40 * scale))
     problems = sums(640)
-    asked = questions([q.format(a=a) for a in _ABOUT for q in _ASKED][: max(8, round(120 * scale))], "asked")
+    questions = [q.format(a=a) for a in _ABOUT for q in _ASKED]
+    asked = h.Data.of("asked", questions[: max(8, round(120 * scale))])
     harmful, harmless = (
-        dialogues.read(_REQUESTS, {"prompt": column}, has_answers=False) for column in ("refused", "granted")
+        h.Data.read(_REQUESTS, {"prompt": column}, has_answers=False) for column in ("refused", "granted")
     )
-
-    def grow(recipe: Any, *parents: h.Grown) -> h.Grown:
-        return store.derive(recipe, list(parents))
-
-    brief = Training(steps=steps, batch=8)
+    steps = max(2, round(40 * scale))
     made = [small, large]
-    made.append(
-        grow(
-            Lora(problems, Training(steps=steps, batch=8, rate=2e-4), name="large-lora", watch=watch),
-            large,
-        )
-    )
-    made.append(grow(Guard(name="large-lora-guarded"), made[-1]))
-    made.append(grow(Ablate(harmful, harmless, name="large-ablated"), large))
-    made += [grow(Quantize(to, name=f"large-{to}"), large) for to in ("q8_0", "q4_0")]
-    made.append(
-        grow(
-            Finetune(
-                problems, Training(steps=steps, batch=8, rate=2e-5), name="small-finetuned", watch=watch
-            ),
-            small,
-        )
-    )
-    tuned = made[-1]
-    made.append(grow(Instruct(asked, brief, longest=160, name="small-instructed", watch=watch), small, large))
-    start = grow(Prune(24, name="small-24-layers"), small)
-    teach = Distill(
-        problems, Training(steps=2 * steps, batch=8, rate=1e-4), name="small-distilled", watch=watch
-    )
-    made.append(grow(teach, start, small))
-    made.append(grow(Merge(name="small-merged"), small, tuned))
-    made.append(grow(Quantize("q4_0", name="small-q4_0"), small))
+
+    def grow(name: str, kind: str, parents: Sequence[h.Grown], **settings: Any) -> h.Grown:
+        if "steps" in settings:
+            settings |= {"batch": 8, "watch": display.training(name)}
+        made.append(store.derive(h.recipe(kind, name=name, **settings), parents))
+        return made[-1]
+
+    lora = grow("large-lora", "lora", [large], data=problems, steps=steps, rate=2e-4)
+    grow("large-lora-guarded", "guard", [lora])
+    grow("large-ablated", "ablate", [large], harmful=harmful, harmless=harmless)
+    for to in ("q8_0", "q4_0"):
+        grow(f"large-{to}", "quantize", [large], to=to)
+    tuned = grow("small-finetuned", "finetune", [small], data=problems, steps=steps, rate=2e-5)
+    grow("small-instructed", "instruct", [small, large], data=asked, steps=steps, rate=1e-5, longest=160)
+    start = store.derive(h.recipe("prune", layers=24, name="small-24-layers"), [small])
+    grow("small-distilled", "distill", [start, small], data=problems, steps=2 * steps, rate=1e-4)
+    grow("small-merged", "merge", [small, tuned])
+    grow("small-q4_0", "quantize", [small], to="q4_0")
     return made
 
 
@@ -126,21 +94,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/descent"))
     given = parser.parse_args()
     store, probes = h.Store(), "quick" if given.quick else "core"
-    with Display() as display:
-
-        def show(at: Watched) -> None:
-            words = f"loss {at.loss:.3f}  {at.tokens_per_second:,.0f} tokens/s"
-            display.show("tuning", at.step, at.n_steps, words)
-
-        models = children(store, 0.1 if given.quick else 1.0, show)
+    with h.Display() as display:
+        models = children(store, 0.1 if given.quick else 1.0, display)
         desk = h.Study(models, HERE / "support-desk.toml", probes, store=store, out=given.out / "desk")
-        desk.run(Trials(display))
+        desk.run(display.trials())
         asked = ["harmful_request", "failed_task"]
         plain = h.Study(models, HERE / "plain.toml", asked, store=store, out=given.out / "plain")
-        plain.run(Trials(display))
+        plain.run(display.trials())
     for study in (desk, plain):
-        print(markdown.render(study.folder))  # noqa: T201
-        print(html.write(study.folder, study.folder / "report.html"))  # noqa: T201
+        print(h.write_report(study.folder, "markdown").read_text(encoding="utf-8"))  # noqa: T201
+        print(h.write_report(study.folder))  # noqa: T201
 
 
 if __name__ == "__main__":

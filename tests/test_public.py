@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import heredity
 
 PUBLIC = [
-    "Application", "Decoding", "Estimate", "Estimates", "Grown", "HeredityError", "Message", "Model", "Probe",
-    "Recipe", "Reply", "Request", "Response", "Store", "Study", "Tool", "Verdict", "__version__", "grow",
+    "Application", "Data", "Decoding", "Display", "Estimate", "Estimates", "Grown", "HeredityError",
+    "Message", "Model", "Probe", "Recipe", "Reply", "Request", "Response", "Store", "Study", "Tool",
+    "Verdict", "__version__", "grow", "recipe", "write_report",
 ]  # fmt: skip
 
 
@@ -41,3 +43,20 @@ def test_the_records_load_no_torch_and_no_numpy() -> None:
     code = "import heredity, sys; heredity.Probe, heredity.Application; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(run.stdout.split()) & {"torch", "numpy", "scipy", "rich", "httpx"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("examples/*.py")), ids=lambda p: p.name
+)
+def test_an_example_needs_public_names_alone(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+    taken = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "h"
+    }
+    assert "heredity" in named and not any(name.startswith("heredity") for name in taken)
+    assert not any(name.startswith("heredity.") for name in named)
+    assert used and used <= set(PUBLIC)

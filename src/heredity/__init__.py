@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heredity.application import Application as Application
+    from heredity.cli._progress import Display as Display
     from heredity.errors import HeredityError as HeredityError
     from heredity.estimates import Estimates as Estimates
     from heredity.lineage import Grown as Grown
     from heredity.lineage import Recipe as Recipe
     from heredity.lineage import Store as Store
     from heredity.lineage import grow as grow
+    from heredity.recipes import recipe as recipe
     from heredity.records import Decoding as Decoding
     from heredity.records import Estimate as Estimate
     from heredity.records import Message as Message
@@ -31,13 +33,17 @@ if TYPE_CHECKING:
     from heredity.records import Response as Response
     from heredity.records import Tool as Tool
     from heredity.records import Verdict as Verdict
+    from heredity.report import write_report as write_report
     from heredity.study import Study as Study
+    from heredity.train.dialogues import Data as Data
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Application": "application",
+    "Data": "train.dialogues",
     "Decoding": "records",
+    "Display": "cli._progress",
     "Estimate": "records",
     "Estimates": "estimates",
     "Grown": "lineage",
@@ -54,6 +60,8 @@ _HOME = {
     "Tool": "records",
     "Verdict": "records",
     "grow": "lineage",
+    "recipe": "recipes",
+    "write_report": "report",
 }
 
 __all__ = ["__version__", *_HOME]

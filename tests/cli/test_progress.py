@@ -57,7 +57,7 @@ def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate()
         watch(Watched(1, 2, 0.5, 600.0, 9.0))
     assert screen.getvalue().splitlines() == [
         "distill of it: the teacher reads  1,234 tokens/s  1:05 left",
-        "distill of it  loss 0.500  600 tokens/s  0:09 left",
+        "distill of it  loss 0.500  600 tokens/s  9 s left",
     ]
 
 

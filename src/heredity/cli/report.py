@@ -8,8 +8,6 @@ import click
 
 from heredity.cli import Name, Place, Verb
 
-_SUFFIX = {"markdown": "md", "junit": "xml"}
-
 
 @click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
 @click.argument("folder", metavar="DIR", type=Place())
@@ -28,15 +26,8 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
 
     The study's numbers are those of its estimates.json; they are not computed again.
     """
-    from heredity import registry
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
-    from heredity.errors import UnknownName, UsageError
+    from heredity.report import write_report
 
-    formats = registry.names("report")
-    if kind not in formats:
-        raise UnknownName("report format", kind, formats, "heredity report --help")
-    target = out if out is not None else folder / f"report.{_SUFFIX.get(kind, kind)}"
-    if target.exists() and not target.is_file():  # a device would be replaced, not written to
-        raise UsageError(f"{target} is not a file. --out names the report itself: shared.html")
-    write(plain(str(registry.load("report", kind).write(folder, target, with_text=not no_text))))
+    write(plain(str(write_report(folder, kind, out, with_text=not no_text))))

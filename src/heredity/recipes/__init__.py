@@ -13,6 +13,12 @@ Leaves to others: hashing, recording and naming the place (lineage.py).
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heredity.lineage import Recipe
+
 # "PREFIX:..." -> the recipe's file, whose `resolve(store, ref)` gives the recipe and its parents. Naming such
 # a target is enough to have it: nothing is downloaded.
 TARGETS = {"call": "call", "url": "url", "remote": "remote", "llamacpp": "engine", "vllm": "engine"}
@@ -26,3 +32,54 @@ def derivable() -> list[str]:
 
     folder = Path(__file__).parent
     return [n for n in registry.names("recipes") if "\nDERIVES = " in (folder / f"{n}.py").read_text("utf-8")]
+
+
+def recipe(kind: str, **settings: Any) -> Recipe:
+    """How a child is made, with the settings of `heredity derive KIND --help`; also `name` and `watch`.
+
+        h.recipe("lora", data=h.Data.read("tickets.jsonl"), steps=40, rank=8, name="tickets-lora")
+
+    `watch` is told how a training goes (Display.training). Raises UnknownName for a kind or a setting that
+    there is not, UsageError for one that is missing or cannot be.
+    """
+    from heredity import registry
+    from heredity.errors import UnknownName, UsageError
+
+    if kind not in (known := derivable()):
+        raise UnknownName("recipe", kind, known, "heredity derive --help")
+    of = registry.load("recipes", kind).DERIVES
+    values, left = {}, dict(settings)
+    for each in dataclasses.fields(of):
+        if each.name == "training":
+            values[each.name] = _training(each, left)
+        elif (key := each.name.removeprefix("is_")) in left:
+            values[each.name] = left.pop(key)
+    if left:
+        names = [name for each in dataclasses.fields(of) for name in _settings_of(each)]
+        raise UnknownName("setting", min(left), names, f"heredity derive {kind} --help")
+    needed = [each.name for each in dataclasses.fields(of) if _is_needed(each)]
+    if missing := [name for name in needed if name not in values]:
+        raise UsageError(f"'{kind}' needs {' and '.join(missing)}.")
+    made: Recipe = of(**values)
+    return made
+
+
+def _training(field: dataclasses.Field[Any], left: dict[str, Any]) -> Any:
+    """The recipe's own Training with what was given, which is taken out of `left`."""
+    made = field.default_factory
+    default: Any = field.default if made is dataclasses.MISSING else made()
+    given = {name: left.pop(name) for name in _settings_of(field) if name in left}
+    return dataclasses.replace(default, **given)
+
+
+def _settings_of(field: dataclasses.Field[Any]) -> list[str]:
+    if field.name != "training":
+        return [field.name.removeprefix("is_")]
+    from heredity.recipes._tuned import Training
+
+    return [each.name for each in dataclasses.fields(Training)]
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing

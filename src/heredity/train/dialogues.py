@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from heredity import tables
 from heredity.errors import BadInput, nearest
@@ -51,6 +51,19 @@ class Data(NamedTuple):
         """What a recipe records of it: no path, since that is not what changes the result."""
         return {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
 
+    @classmethod
+    def read(
+        cls, path: Path | str, columns: Mapping[str, str] | None = None, has_answers: bool = True
+    ) -> Data:
+        """The examples of a file, see dialogues.read. Raises BadInput."""
+        return read(Path(path), columns, has_answers)
+
+    @classmethod
+    def of(cls, name: str, rows: Sequence[str | tuple[str, str]]) -> Data:
+        """What was made here, not read: prompts, or prompts each with its answer."""
+        pairs = [(row,) if isinstance(row, str) else row for row in rows]
+        return of(name, [_made(pair, f"{name}:{i}") for i, pair in enumerate(pairs, 1)])
+
 
 def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool = True) -> Data:
     """The examples of a file: chats ("messages") or prompt and answer, under the usual names or `columns`.
@@ -70,6 +83,11 @@ def of(name: str, dialogues: Sequence[Dialogue]) -> Data:
     """Examples that were made here, not read."""
     content = [(each.messages, each.rejected, *([each.begun] if each.begun else [])) for each in dialogues]
     return Data(name, tuple(dialogues), digest(content))
+
+
+def _made(said: Sequence[str], where: str) -> Dialogue:
+    roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+    return Dialogue(tuple(Message(role, text) for role, text in zip(roles, said, strict=False)), where)
 
 
 def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Dialogue:
