@@ -9,8 +9,9 @@ ids in the same order, the same learned places, AdamW with betas 0.9 and 0.95, a
 clipped at 1, each in a process of its own, one after the other. TRL runs twice: fp32 weights under bf16
 autocast (the precision of heredity's fp32 masters and bf16 products), and bf16 weights without masters; its
 gradient checkpointing is off, and its batches are padded, as they come. Tokens are those of the examples,
-fillers not counted; the first two steps are left out. The last lines are ratios of this one run, with the
-loss of both.
+fillers not counted; the first two steps are left out. All of it is done --repeats times, heredity first and
+TRL first by turns, so that a neighbour's load falls on both; the last lines are the medians of the repeats'
+ratios with their range, and the loss of both.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -61,10 +63,19 @@ def main() -> None:
                         for side, python in (("heredity", sys.executable), ("trl", options.trl))]  # fmt: skip
                 show_exact(kind, both[0], both[1])
                 continue
-            ours = run(f"heredity/{kind}/auto", load, sys.executable)
+            rounds = [one_round(kind, load, options.trl, i % 2 == 1) for i in range(options.repeats)]
             if options.trl:
-                theirs = [run(f"trl/{kind}/{variant}", load, options.trl) for variant in VARIANTS]
-                show(kind, ours, theirs)
+                show(kind, rounds)
+
+
+def one_round(kind: str, load: Path, trl: str | None, is_reversed: bool) -> dict[str, dict[str, Any]]:
+    """Each worker once, by its name: heredity first, or last where it is reversed."""
+    workers = [(f"heredity/{kind}/auto", sys.executable)]
+    if trl:
+        workers += [(f"trl/{kind}/{variant}", trl) for variant in VARIANTS]
+    return {
+        worker: run(worker, load, python) for worker, python in (workers[::-1] if is_reversed else workers)
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -73,6 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--trl", help="the python of an environment that has trl and peft")
     parser.add_argument("--exact", action="store_true", help="all in float32: how far the losses are apart")
@@ -247,16 +259,23 @@ def show_exact(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     print(f"{kind}: losses of {len(pairs)} steps {pairs}, at most {apart:.1e} apart")
 
 
-def show(kind: str, ours: dict[str, Any], theirs: list[dict[str, Any]]) -> None:
-    best = max(theirs, key=lambda one: float(one["tokens_per_second"]))
-    same = theirs[0]
-    for name, other in (("at the same precision", same), ("at its fastest", best)):
+def show(kind: str, rounds: list[dict[str, dict[str, Any]]]) -> None:
+    """Against TRL at the same precision, and against TRL without masters."""
+    mine = f"heredity/{kind}/auto"
+    for variant in VARIANTS:
+        theirs = f"trl/{kind}/{variant}"
+        pairs = [(one[mine], one[theirs]) for one in rounds]
+        speed, memory = (ratios(pairs, field) for field in ("tokens_per_second", "peak_mib"))
         print(
-            f"{kind}, TRL {name} ({other['worker']}): "
-            f"{ours['tokens_per_second'] / other['tokens_per_second']:.2f} x "
-            f"tokens/s, {ours['peak_mib'] / other['peak_mib']:.2f} x peak memory; mean loss "
-            f"{ours['mean_loss']} against {other['mean_loss']}"
+            f"{kind}, TRL {variant}: {speed} x tokens/s, {memory} x peak memory over {len(rounds)} repeats; "
+            f"mean loss {pairs[0][0]['mean_loss']} against {pairs[0][1]['mean_loss']}"
         )
+
+
+def ratios(pairs: list[tuple[dict[str, Any], dict[str, Any]]], field: str) -> str:
+    """The median over the repeats, ours by theirs, and the range."""
+    found = sorted(float(ours[field]) / float(theirs[field]) for ours, theirs in pairs)
+    return f"{statistics.median(found):.2f} [{found[0]:.2f}, {found[-1]:.2f}]"
 
 
 if __name__ == "__main__":
