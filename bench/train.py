@@ -63,7 +63,10 @@ def main() -> None:
                         for side, python in (("heredity", sys.executable), ("trl", options.trl))]  # fmt: skip
                 show_exact(kind, both[0], both[1])
                 continue
-            rounds = [one_round(kind, load, options.trl, i % 2 == 1) for i in range(options.repeats)]
+            rounds = [
+                one_round(kind, load, options.trl, i % 2 == 1)
+                for i in range(options.repeats if options.trl else 1)
+            ]
             if options.trl:
                 show(kind, rounds)
 
