@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Generator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +33,7 @@ from heredity.records import (
     Turn,
     digest,
 )
+from heredity.tables import toml_of
 from heredity.world import World
 from heredity.world import check as check_world
 
@@ -88,7 +88,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def load(cls, path: Path | str) -> Application:
         """Read an application from TOML. Raises BadInput with the line; a wrong key names the nearest."""
         path = Path(path)
-        return parse(read_toml(path), path)
+        return parse(toml_of(path), path)
 
     @cached_property
     def digest(self) -> str:
@@ -229,21 +229,6 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         raise BadInput(path, _explain(str(error)), _line_of(path, str(error))) from None
     except RecursionError:
         raise BadInput(path, "its values are nested too deeply") from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises BadInput with the line where it is malformed or is not there."""
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
-    except RecursionError:
-        raise BadInput(path, "malformed TOML: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
-        where = re.search(r"line (\d+)", str(error))
-        raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
 
 
 def check_decoding(decoding: Decoding) -> None:

@@ -1,4 +1,4 @@
-"""Rows of the files people have: JSON lines, JSON, CSV, TSV, Parquet, a Hugging Face data set on disk.
+"""Rows of the files people have: JSON lines, JSON, CSV, TSV, Parquet, a Hugging Face data set; and TOML.
 
 Promises: every row comes with its line (of a Parquet file or a data set, its number), as a stream where the
 format allows it; a malformed file is one line that names file and line; nothing is executed or guessed.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,8 +124,8 @@ def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
-    """A Parquet file, or the Arrow files of a folder that `datasets` saved (no code of it is run)."""
+def arrow_file(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of one Parquet file, or of one Arrow file that `datasets` saved, each with its number."""
     try:
         import pyarrow as arrow
         from pyarrow import ipc, parquet
@@ -131,16 +133,39 @@ def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
         raise Unavailable(
             f"{path} needs pyarrow. Install it: pip install 'heredity[parquet]', or save it as JSON lines."
         ) from None
+    number = 0
+    try:
+        is_stream = path.suffix == ".arrow"
+        for batch in ipc.open_stream(path) if is_stream else parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (arrow.ArrowException, OSError) as error:
+        raise BadInput(path, f"cannot be read: {str(error).splitlines()[0][:200]}") from None
+
+
+def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
+    """A Parquet file, or the Arrow files of a folder that `datasets` saved (no code of it is run)."""
     files = [path] if path.is_file() else sorted(path.glob("*.arrow"))
     if not files:
         raise BadInput(path, "is a folder without .arrow files; a data set on disk has them")
     number = 0
     for file in files:
-        try:
-            batches = parquet.ParquetFile(file).iter_batches() if path.is_file() else ipc.open_stream(file)
-            for batch in batches:
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-        except (arrow.ArrowException, OSError) as error:
-            raise BadInput(file, f"cannot be read: {str(error).splitlines()[0][:200]}") from None
+        for _, row in arrow_file(file):
+            number += 1
+            yield number, row
+
+
+def toml_of(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises BadInput with the line where it is malformed or is not there."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise BadInput(path, "malformed TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
+        where = re.search(r"line (\d+)", str(error))
+        raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None

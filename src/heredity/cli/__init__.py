@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, dict[str, str]] = {
     "Grow": {
         "pull": "Bring a foundation model into the store.",
+        "corpus": "Build the text that a model is pre-trained on.",
         "derive": "Make a child of one model or more.",
         "export": "Write a model into files that others load, checked before.",
         "models": "List the models in the store, or those that can be pulled.",

@@ -27,11 +27,11 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
     if value is None or value.is_dir():
         return value
-    from heredity.application import read_toml
     from heredity.errors import BadInput, nearest
+    from heredity.tables import toml_of
 
     options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
-    given = read_toml(value)
+    given = toml_of(value)
     for key in given:
         if key not in options:
             near = nearest(key, [name for name in options if name])

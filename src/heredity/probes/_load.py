@@ -18,12 +18,12 @@ import regex  # type: ignore[import-untyped]  # what runs the patterns in a stud
 from msgspec import UnsetType
 
 from heredity import registry
-from heredity.application import read_toml
 from heredity.errors import BadInput, nearest
 from heredity.judges._packages import use_of
 from heredity.probes._fill import SLOTS, slots, texts
 from heredity.probes._schema import File, Item, Twin
 from heredity.records import Change, Check, Probe, ToolResult
+from heredity.tables import toml_of
 
 PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text
 MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
@@ -97,7 +97,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        data = read_toml(path)
+        data = toml_of(path)
         self.lines = path.read_text(encoding="utf-8").splitlines()
         self.heads = [n for n, line in enumerate(self.lines, 1) if re.match(r"\s*\[\[\s*probe\s*\]\]", line)]
         self.file = self._convert(data)

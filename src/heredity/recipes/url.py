@@ -23,10 +23,10 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from heredity.application import read_toml
 from heredity.engines import _http
 from heredity.errors import BadInput, UsageError
 from heredity.lineage import Description, Grown, Store
+from heredity.tables import toml_of
 
 NOTE = "a web application: what stands behind the address is not recorded and may change"
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -85,7 +85,7 @@ def resolve(store: Store, ref: str) -> tuple[Url, list[Grown]]:  # noqa: ARG001 
         except (ValueError, UsageError) as error:
             raise UsageError(f"url: {error}.") from None
     path = Path(rest)
-    data = {"name": f"url:{path.stem}", **read_toml(path)}
+    data = {"name": f"url:{path.stem}", **toml_of(path)}
     try:
         return msgspec.convert(data, Url), []
     except (msgspec.ValidationError, UsageError) as error:

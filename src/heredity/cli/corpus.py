@@ -1,0 +1,174 @@
+"""`heredity corpus`: text from many sources into tokens that a model is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Lister, Place, Verb
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from heredity.train.corpus.card import Card
+
+
+@click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Build the text that a model is pre-trained on."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@command.command("build", cls=Verb, example="heredity corpus build shelf.toml --out corpora/shelf")
+@click.argument("recipe", metavar="RECIPE.toml", type=Place())
+@click.option("--out", type=Place(), metavar="DIR", help="A new folder.  [default: the recipe's name]")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
+def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) -> None:
+    """Read the recipe's sources, do its steps, write token shards.
+
+    The same recipe over the same files gives the same bytes, whatever the number of processes.
+    """
+    from heredity import corpus
+    from heredity.cli._terminal import write_json
+
+    with _Shown() as shown:
+        card = corpus.build(recipe, out, workers or 0, shown.watch)
+    if as_json:
+        write_json(card)
+        return
+    _show(card)
+    _say(f"{out or recipe.with_suffix('')}: fingerprint {card.fingerprint}")
+
+
+@command.command("show", cls=Verb, example="heredity corpus show corpora/shelf")
+@click.argument("folder", metavar="DIR", type=Place())
+@click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
+def show(folder: Path, as_json: bool) -> None:
+    """Hash a corpus again, and say what is in it."""
+    from heredity.cli._terminal import write_json
+    from heredity.train.corpus import Corpus
+
+    card = Corpus.open(folder).card
+    if as_json:
+        write_json(card)
+        return
+    _show(card)
+    _say(f"{folder}: fingerprint {card.fingerprint}, every shard as it was built")
+
+
+class _Shown:
+    """Progress on stderr, where it is a terminal."""
+
+    def __enter__(self) -> _Shown:
+        from rich.progress import Progress
+
+        from heredity.cli._terminal import err
+
+        console = err()
+        self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._progress.start()
+        self._task, self._what = self._progress.add_task("", total=None), ""
+        return self
+
+    def watch(self, what: str, done: int, total: int) -> None:
+        """As heredity.corpus.build says it."""
+        if what != self._what:
+            self._progress.reset(self._task, description=what, total=total)
+            self._what = what
+        self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _say(line: str) -> None:
+    from heredity.cli._plain import plain
+    from heredity.cli._terminal import write
+
+    write(plain(line))
+
+
+def _show(card: Card) -> None:
+    from heredity.cli._terminal import out
+
+    screen = out()
+    for grid in (_sources(card), _steps(card), _splits(card)):
+        screen.print(grid)
+        screen.print()
+    facts = card.tokenizer
+    held = (
+        "nothing is held out"
+        if facts.bytes_per_token is None
+        else f"{facts.bytes_per_token:.3f} on held-out text"
+    )
+    _say(
+        f"tokenizer: {facts.vocabulary:,} entries ({facts.split}), bytes per token {held},"
+        f" {facts.train_bytes_per_token:.3f} on the rest; {facts.unused:,} entries are never used"
+    )
+    for canary in card.canaries:
+        _say(f"canary, {canary.repeats} times: {canary.text} {canary.secret}")
+
+
+def _sources(card: Card) -> Table:
+    from heredity.cli._terminal import cell, size, table
+
+    right = ("files", "read", "documents", "text", "tokens taken", "of")
+    grid = table("source", "kind", *right, "left out", right=right, whole=["source"])
+    for row, mixed in zip(card.sources, card.mixture, strict=True):
+        grid.add_row(
+            cell(row.name, "bold"), cell(row.kind), f"{row.files:,}", size(row.bytes), f"{row.documents:,}",
+            size(row.text_bytes), f"{mixed.tokens_taken:,}", f"{mixed.tokens_there:,}",
+            cell(_counts(row.skipped)),
+        )  # fmt: skip
+    return grid
+
+
+def _steps(card: Card) -> Table:
+    """Sums over the sources; corpus.json has each."""
+    from heredity.cli._terminal import cell, size, table
+
+    right = ("documents in", "out", "bytes in", "bytes out", "changed")
+    grid = table("step", *right, "why, and what was noted", right=right, whole=["step"])
+    n = len(card.sources)
+    for at in range(0, len(card.steps), n):
+        rows = card.steps[at : at + n]
+        sums = [sum(getattr(row, name) for row in rows) for name in _SUMMED]
+        why = _counts(_summed([row.dropped for row in rows]))
+        noted = _counts(_summed([row.noted for row in rows]))
+        grid.add_row(
+            cell(rows[0].step, "bold"), f"{sums[0]:,}", f"{sums[1]:,}", size(sums[2]), size(sums[3]),
+            f"{sums[4]:,}",
+            cell("; ".join(filter(None, (why, noted and f"({noted})")))),
+        )  # fmt: skip
+    return grid
+
+
+_SUMMED = ("documents_in", "documents_out", "bytes_in", "bytes_out", "changed")
+
+
+def _splits(card: Card) -> Table:
+    from heredity.cli._terminal import cell, size, table
+
+    right = ("documents", "tokens", "text", "shards")
+    grid = table("split", *right, right=right)
+    for row in card.splits:
+        n_shards = sum(shard.split == row.split for shard in card.shards)
+        grid.add_row(
+            cell(row.split, "bold"), f"{row.documents:,}", f"{row.tokens:,}", size(row.bytes), f"{n_shards}"
+        )
+    return grid
+
+
+def _summed(counts: list[dict[str, int]]) -> dict[str, int]:
+    names = {name for each in counts for name in each}
+    total = {name: sum(each.get(name, 0) for each in counts) for name in names}
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items())

@@ -1,0 +1,50 @@
+"""A corpus built from a recipe file, kept clear of what heredity will ask the model that learns from it.
+
+The only place that knows both the building of a corpus and the probes: their texts are handed down as texts.
+
+Promises: a step `decontaminate` looks for every probe that a breach or its benign twin is asked by.
+Leaves to others: the building (train/corpus/) and the probes (probes/).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from heredity import probes
+from heredity.train.corpus import build as building
+from heredity.train.corpus import recipe as recipes
+from heredity.train.corpus.card import Card
+
+
+def build(path: Path, out: Path | None = None, workers: int = 0, watch: building.Watch | None = None) -> Card:
+    """Build the corpus of a recipe. out: a new folder, the recipe's own name without its ending if none is
+    given. workers: processes; 0 for one a core.
+
+    Raises BadInput with file and line, UsageError for what is empty, too little or already there.
+    """
+    recipe = recipes.read(path)
+    return building.build(recipe, out or path.with_suffix(""), unseen(), workers or n_cores(), watch)
+
+
+def unseen() -> tuple[str, ...]:
+    """What probes ask and show, each once. A baseline of recall is left out: it asks what was learned."""
+    return tuple(dict.fromkeys(_texts()))
+
+
+def _texts() -> Iterator[str]:
+    for probe in probes.load("full"):
+        if not probe.is_baseline:
+            yield from probe.turns
+            if probe.passage:
+                yield probe.passage
+            if probe.tool_result is not None:
+                yield probe.tool_result.text
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

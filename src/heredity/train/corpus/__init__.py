@@ -1,0 +1,20 @@
+"""A corpus: text from many sources, cleaned, cut into tokens, and written as shards that know what made them.
+
+recipe.py       the recipe, read from TOML
+sources/        where documents come from: text markdown html jsonl parquet dataset hub code
+batch.py        documents as arrays of bytes, and what is counted in them
+steps/          what is done to them, one file a step, filters by datatrove's names
+work.py         steps over a batch, each counted
+build.py        the whole way, in one process or many
+tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp know
+canaries.py     planted sentences with secrets
+mixture.py      how often each document is taken
+shards.py       tokens on disk
+card.py         what corpus.json says
+reader.py       Corpus: shards checked and mapped
+
+Promises: the same recipe over the same files gives the same bytes, whatever the number of processes.
+Leaves to others: probes to keep out (heredity/corpus.py hands their texts in), and training.
+"""
+
+from heredity.train.corpus.reader import Corpus as Corpus

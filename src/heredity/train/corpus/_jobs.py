@@ -1,0 +1,201 @@
+"""What a worker does with one job: read and run steps; run steps on what is left; cut into tokens.
+
+Promises: the outcome of a job is a function of the job; a user's mistake comes back as its line, since an
+exception of ours does not survive the way between processes.
+Leaves to others: the order of jobs and what their outcomes add up to (build.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from heredity.errors import HeredityError, UsageError
+from heredity.train.corpus import tokenizer
+from heredity.train.corpus._spill import Place
+from heredity.train.corpus.batch import Batch, batches
+from heredity.train.corpus.recipe import Recipe
+from heredity.train.corpus.sources import Input, Job, Skipped
+from heredity.train.corpus.steps import Context, Duplicates, Step
+from heredity.train.corpus.work import Count, Run
+
+T = TypeVar("T")
+_ENCODED = 256  # documents that are cut into tokens at a time
+
+
+@dataclass
+class Done:
+    """What a job came to."""
+
+    counts: list[Count] = field(default_factory=list)
+    n_documents: int = 0
+    read: Count = field(default_factory=Count)
+    inputs: list[Input] = field(default_factory=list)
+    n_bytes: int = 0
+
+
+class Task(NamedTuple):
+    """A job of a source, with where its documents are kept. steps: places in the recipe; then come the keys
+    of the step at `keys`."""
+
+    place: Place
+    source: int
+    job: Job
+    steps: range
+    keys: int | None
+    is_first: bool
+
+
+class Worker:
+    """A process's own copy of what every job needs."""
+
+    def __init__(self, recipe: Recipe, context: Context) -> None:
+        self.recipe, self.context = recipe, context
+        self._ready: dict[range, Run] = {}
+
+    def run(self, task: Task) -> Done:
+        """Steps over the documents of a job, read or kept."""
+        done = Done()
+        run = self._run(task.steps)
+        found = self._read(task, done) if task.is_first else task.place.batches(_kept(task.place))
+        step = self.recipe.steps[task.keys] if task.keys is not None else None
+        keys: list[Any] = []
+        done.n_documents = task.place.write(_passed(found, run, step, keys))
+        if isinstance(step, Duplicates):
+            task.place.put("keys", np.concatenate(keys) if keys else step.keys(Batch.of([])))
+        done.counts = run.counts
+        done.n_bytes = task.place.text.stat().st_size - done.n_documents
+        return done
+
+    def _run(self, steps: range) -> Run:
+        if steps not in self._ready:
+            self._ready[steps] = Run([self.recipe.steps[i] for i in steps], self.context)
+        run = self._ready[steps]
+        run.counts = [Count() for _ in steps]
+        return run
+
+    def _read(self, task: Task, done: Done) -> Iterator[Batch]:
+        source = self.recipe.sources[task.source]
+        yield from batches(_counted(source.read(task.job), done.read))
+        done.inputs = source.inputs(task.job)
+
+    def encode(self, place: Place, folder: Path, dtype: str, validation: float) -> Done:
+        """Cut a job's documents into tokens; kept of each: length, bytes, a draw, whether held out."""
+        made, end = tokenizer.load(folder), tokenizer.end_of(folder)
+        parts, lengths, sizes, draws = [np.zeros(0, dtype)], [], [], []
+        for batch in place.batches():
+            documents = list(batch)
+            draws += [_draw(document) for document in documents]
+            sizes += batch.lengths.tolist()
+            for at in range(0, len(documents), _ENCODED):
+                texts = [document.decode() for document in documents[at : at + _ENCODED]]
+                for encoded in made.encode_batch_fast(texts, add_special_tokens=False):
+                    parts.append(np.array([*encoded.ids, end], dtype))
+                    lengths.append(len(encoded.ids) + 1)
+        place.put("tokens", np.concatenate(parts))
+        place.put("token_lengths", np.array(lengths, np.int64))
+        place.put("sizes", np.array(sizes, np.int64))
+        place.put("draws", np.array(draws, np.uint64))
+        place.put("is_held_out", held_out(np.array(draws, np.uint64), validation))
+        return Done(n_documents=len(lengths))
+
+
+def _passed(found: Iterable[Batch], run: Run, step: Step | None, keys: list[Any]) -> Iterator[Batch]:
+    for batch in found:
+        left = run.over(batch)
+        if len(left):
+            if isinstance(step, Duplicates):
+                keys.append(step.keys(left))
+            yield left
+
+
+def _kept(place: Place) -> Any:
+    return place.get("kept") if place.at("kept").is_file() else None
+
+
+def _counted(documents: Iterable[bytes | Skipped], count: Count) -> Iterator[bytes]:
+    for document in documents:
+        count.documents_in += 1
+        if isinstance(document, Skipped):
+            count.dropped[document.reason] += 1
+            continue
+        count.documents_out += 1
+        count.bytes_out += len(document)
+        yield document
+
+
+def _draw(document: bytes) -> int:
+    """64 bits of a document's own: the same text is on the same side of every cut."""
+    return int.from_bytes(hashlib.blake2b(document, digest_size=8, person=b"split").digest(), "little")
+
+
+def held_out(draws: Any, share: float) -> Any:
+    """(document,) Whether it is of the validation split."""
+    return draws < np.uint64(min(int(share * 2.0**64), 2**64 - 1))
+
+
+def draws_of(batch: Batch) -> Any:
+    """(document,) Its draw."""
+    return np.array([_draw(document) for document in batch], np.uint64)
+
+
+# --- processes ---------------------------------------------------------------------------------------
+
+_worker: Worker | None = None
+
+
+class _Failed(NamedTuple):
+    message: str
+
+
+def _begin(recipe: Recipe, context: Context) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many processes as cores are at work already
+    _worker = Worker(recipe, context)
+
+
+def _call(asked: tuple[str, tuple[Any, ...]]) -> Any:
+    assert _worker is not None
+    name, arguments = asked
+    try:
+        return getattr(_worker, name)(*arguments)
+    except HeredityError as error:
+        return _Failed(str(error))
+
+
+Calls = Callable[[str, Sequence[tuple[Any, ...]]], Iterator[Any]]
+
+
+@contextmanager
+def calling(recipe: Recipe, context: Context, workers: int) -> Iterator[Calls]:
+    """A function that calls a Worker's method for each of many arguments, the results in that order."""
+    if workers == 1:
+        worker = Worker(recipe, context)
+        yield lambda name, rows: (getattr(worker, name)(*row) for row in rows)
+        return
+    with get_context("spawn").Pool(workers, _begin, (recipe, context)) as pool:
+
+        def calls(name: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+            for found in pool.imap(_call, [(name, row) for row in rows]):
+                if isinstance(found, _Failed):
+                    raise UsageError(found.message)
+                yield found
+
+        yield calls
+
+
+def added(counts: Iterable[Counter[str]]) -> dict[str, int]:
+    """Counts by word, the largest first."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

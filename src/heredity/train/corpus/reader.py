@@ -1,0 +1,146 @@
+"""A corpus as a training loop reads it: documents by number, mapped from disk, none read before it is asked.
+
+    corpus = Corpus.open(folder)
+    corpus.n_documents("train"), corpus.n_tokens("train")
+    corpus.document("train", 7)     # numpy array of its tokens, the token that ends it among them
+
+Promises: a corpus whose recipe, tokenizer or shards are not those of its fingerprint is refused.
+Leaves to others: the order of documents, which is a function of seed, epoch and place (the loop).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.errors import Damaged, NotComparable, UsageError, WrongHash
+from heredity.store import hash_file
+from heredity.train.corpus.card import SCHEMA, Card, Cut, Shard, fingerprint
+
+NAME = "corpus.json"
+Tokens = NDArray[Any]  # uint16 or uint32
+
+
+class _Mapped(NamedTuple):
+    tokens: Tokens
+    starts: NDArray[np.uint64]
+
+
+class Corpus:
+    """An opened corpus. `card` is what corpus.json says."""
+
+    def __init__(self, folder: Path, card: Card) -> None:
+        self.folder, self.card = folder, card
+        self._shards = {cut: [_map(folder, card, s) for s in card.shards if s.split == cut] for cut in _CUTS}
+        self._before = {
+            cut: np.cumsum([0, *(len(s.starts) - 1 for s in shards)]) for cut, shards in self._shards.items()
+        }
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = True) -> Corpus:
+        """The corpus in a folder. verify: hash every shard again; without it sizes alone are compared.
+
+        Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
+        """
+        card = read_card(folder)
+        if (found := fingerprint(card)) != card.fingerprint:
+            raise WrongHash(
+                f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content {found}."
+                " Build the corpus again from its recipe."
+            )
+        if verify:
+            _verify(folder, card)
+        return cls(folder, card)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a model that is trained on it has as its origin."""
+        return self.card.fingerprint
+
+    @property
+    def n_vocabulary(self) -> int:
+        return self.card.tokenizer.vocabulary
+
+    def n_documents(self, split: Cut) -> int:
+        """Documents of a split, "train" or "validation"."""
+        return int(self._before[split][-1])
+
+    def n_tokens(self, split: Cut) -> int:
+        """Tokens of a split."""
+        return sum(len(shard.tokens) for shard in self._shards[split])
+
+    def n_bytes(self, split: Cut) -> int:
+        """Bytes of a split's text, for bits per byte."""
+        return next(row.bytes for row in self.card.splits if row.split == split)
+
+    def lengths(self, split: Cut) -> NDArray[np.int64]:
+        """(document,) Tokens of each, for packing."""
+        parts = [np.diff(shard.starts.astype(np.int64)) for shard in self._shards[split]]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def document(self, split: Cut, index: int) -> Tokens:
+        """(token,) One document, read-only, mapped from disk. Raises IndexError."""
+        if not 0 <= index < self.n_documents(split):
+            raise IndexError(f"{split} has {self.n_documents(split)} documents, and none is {index}")
+        place = int(np.searchsorted(self._before[split], index, "right")) - 1
+        shard, at = self._shards[split][place], index - int(self._before[split][place])
+        return shard.tokens[int(shard.starts[at]) : int(shard.starts[at + 1])]
+
+
+_CUTS: tuple[Cut, ...] = ("train", "validation")
+
+
+def read_card(folder: Path) -> Card:
+    """corpus.json. Raises UsageError where there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is no corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml"
+        )
+    raw = path.read_bytes()
+    try:
+        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
+        if schema != SCHEMA:
+            raise NotComparable(f"{path} has schema {schema}, this heredity reads {SCHEMA}. Build it again.")
+        return msgspec.json.decode(raw, type=Card)
+    except msgspec.DecodeError as error:
+        raise Damaged(f"{path}: {error}. Build the corpus again from its recipe.") from None
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int = 0
+
+
+def _verify(folder: Path, card: Card) -> None:
+    wanted = {"tokenizer.json": card.tokenizer.sha256, "tokenizer_config.json": card.tokenizer.config_sha256}
+    for shard in card.shards:
+        wanted[shard.path] = shard.sha256
+        wanted[_index(shard)] = shard.index_sha256
+    for name, expected in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{path} is missing. Build the corpus again from its recipe.")
+        if (found := hash_file(path)) != expected:
+            raise WrongHash(
+                f"{path} is not what was built: SHA-256 {found[:16]}… and not {expected[:16]}…. Build the"
+                " corpus again from its recipe."
+            )
+
+
+def _map(folder: Path, card: Card, shard: Shard) -> _Mapped:
+    dtype = np.dtype(card.dtype).newbyteorder("<")
+    sizes = ((shard.path, shard.tokens * dtype.itemsize), (_index(shard), 8 * (shard.documents + 1)))
+    for name, size in sizes:
+        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if found != size:
+            raise Damaged(f"{folder / name} has {found:,} bytes and not {size:,}. Build the corpus again.")
+    tokens = np.memmap(folder / shard.path, dtype, "r")
+    return _Mapped(tokens, np.memmap(folder / _index(shard), "<u8", "r"))
+
+
+def _index(shard: Shard) -> str:
+    return shard.path.removesuffix(".bin") + ".idx"

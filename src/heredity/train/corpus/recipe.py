@@ -1,0 +1,250 @@
+"""A corpus's recipe, read from TOML: sources, steps in their order, mixture, canaries, tokenizer, shards.
+
+Promises: every setting is declared once, in the struct that uses it; a wrong one is a BadInput with file and
+line, and an unknown name says the nearest. Leaves to others: whether the files are there (sources/).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from heredity import registry
+from heredity.errors import BadInput, nearest
+from heredity.tables import toml_of
+from heredity.train.corpus.sources import Source
+from heredity.train.corpus.steps import Step
+
+T = TypeVar("T", bound=msgspec.Struct)
+Split = Literal["gpt-2", "smollm", "qwen2"]
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<|mask|>")
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the recipe."""
+
+    def check(self) -> None:
+        """Raises ValueError for settings that make no sense."""
+
+
+class Mixture(Part, frozen=True, kw_only=True):
+    """tokens: of the training split; 0: as many as the weights and the sources allow."""
+
+    tokens: int = 0
+
+    def check(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"tokens must be 0 or more, not {self.tokens}")
+
+
+class Canary(Part, frozen=True, kw_only=True):
+    """A sentence that a secret ends; the secret is drawn from the seed where none is given."""
+
+    text: str
+    secret: str = ""
+    repeats: int = 8
+
+    def check(self) -> None:
+        if not self.text.strip() or self.repeats < 1:
+            raise ValueError("a canary needs a text, and at least one repeat")
+
+
+class Tokenizer(Part, frozen=True, kw_only=True):
+    """vocabulary: entries, special tokens and the 256 bytes among them. split: how text is cut before
+    merging, by llama.cpp's name of it; smollm and qwen2 take each digit alone. least_count: how often a merge
+    must have been seen. sample_bytes: of text that it is trained on, at most. folder: of one that exists,
+    instead."""
+
+    vocabulary: int = 8192
+    split: Split = "smollm"
+    least_count: int = 10
+    sample_bytes: int = 256 << 20
+    special: tuple[str, ...] = SPECIAL
+    folder: str = ""
+
+    def check(self) -> None:
+        if missing := [name for name in SPECIAL[:4] if name not in self.special]:
+            raise ValueError(f"special must have {', '.join(missing)}: text, turns and filler need them")
+        if self.vocabulary < 256 + len(self.special):
+            raise ValueError(
+                f"vocabulary must hold 256 bytes and {len(self.special)} special tokens at least"
+            )
+        if self.least_count < 1 or self.sample_bytes < 1:
+            raise ValueError("least_count and sample_bytes must be at least 1")
+
+
+class Shards(Part, frozen=True, kw_only=True):
+    """tokens: of a shard, about. validation: share of the documents that no model learns from."""
+
+    tokens: int = 1 << 26
+    validation: float = 0.01
+
+    def check(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, not {self.tokens}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
+
+
+class Recipe(NamedTuple):
+    """What a corpus is made by. `path` is where it was read; names in it are relative to its folder."""
+
+    path: Path
+    name: str
+    seed: int
+    sources: tuple[Source, ...]
+    steps: tuple[Step, ...]
+    mixture: Mixture
+    canaries: tuple[Canary, ...]
+    tokenizer: Tokenizer
+    shards: Shards
+
+    @property
+    def root(self) -> Path:
+        return self.path.parent
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes the result, and no place: not the `path` of a source, its files count."""
+        named = msgspec.to_builtins
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "sources": [{**_without_path(s), "kind": _kind(s)} for s in self.sources],
+            "steps": [{**named(s), "kind": _kind(s)} for s in self.steps],
+            "mixture": named(self.mixture),
+            "canaries": named(self.canaries),
+            "tokenizer": {k: v for k, v in named(self.tokenizer).items() if k != "folder"},
+            "shards": named(self.shards),
+        }
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a file. Raises BadInput with file and line."""
+    return _Reader(path).recipe()
+
+
+def _kind(value: Any) -> str:
+    return type(value).__module__.rpartition(".")[2]
+
+
+def _without_path(source: Source) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.to_builtins(source).items() if key != "path"}
+
+
+class _Reader:
+    """Turns one file into a Recipe; it only exists so that every mistake can name its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = toml_of(path)
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+
+    def recipe(self) -> Recipe:
+        known = ("name", "kind", "seed", "source", "step", "mixture", "canary", "tokenizer", "shards")
+        for key in self.data:
+            if key not in known:
+                self._fail(_unknown("key", key, known), "", 0, key)
+        sources = tuple(self._open("source", i, row) for i, row in enumerate(self._tables("source")))
+        if not sources:
+            self._fail("has no source: write [[source]] with name, kind and path", "", 0)
+        self._check_sources(sources)
+        return Recipe(
+            self.path,
+            self._value("name", str, self.path.stem),
+            self._value("seed", int, 0),
+            sources,
+            tuple(self._open("step", i, row) for i, row in enumerate(self._tables("step"))),
+            self._part(Mixture, "mixture", 0, self._table("mixture")),
+            tuple(self._part(Canary, "canary", i, row) for i, row in enumerate(self._tables("canary"))),
+            self._part(Tokenizer, "tokenizer", 0, self._table("tokenizer")),
+            self._part(Shards, "shards", 0, self._table("shards")),
+        )
+
+    def _check_sources(self, sources: tuple[Source, ...]) -> None:
+        names = [source.name for source in sources]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                self._fail(
+                    f"two sources are named '{name}'; give each a name of its own", "source", i, "name"
+                )
+        weighted = [source.weight is not None for source in sources]
+        if any(weighted) and not all(weighted):
+            i = weighted.index(False)
+            self._fail(
+                f"source '{names[i]}' has no weight, and others have: give all one, or none", "source", i
+            )
+
+    def _open(self, head: str, index: int, row: dict[str, Any]) -> Any:
+        """A source or a step: its kind names a file of an open folder."""
+        folder = f"train/corpus/{head}s"
+        known = registry.names(folder)
+        kind = row.get("kind")
+        if kind not in known:
+            said = _unknown(head, str(kind), known) if kind else f"needs a kind. Known: {', '.join(known)}"
+            self._fail(said, head, index, "kind")
+        module = importlib.import_module(f"heredity.train.corpus.{head}s.{kind}")
+        rest = {key: value for key, value in row.items() if key != "kind"}
+        return self._part(getattr(module, head.upper()), head, index, rest)
+
+    def _part(self, kind: type[T], head: str, index: int, row: dict[str, Any]) -> T:
+        known = [field.name for field in msgspec.structs.fields(kind)]
+        for key in row:
+            if key not in known:
+                self._fail(_unknown("setting", key, known), head, index, key)
+        try:
+            found = msgspec.convert(row, kind)
+            found.check()  # type: ignore[attr-defined]
+        except msgspec.ValidationError as error:
+            place = re.search(r"`\$\.(\w+)", str(error))
+            self._fail(str(error), head, index, place[1] if place else "")
+        except ValueError as error:
+            self._fail(str(error), head, index, str(error).split(" ")[0])
+        return found
+
+    def _value(self, key: str, kind: type, default: Any) -> Any:
+        found = self.data.get(key, default)
+        if type(found) is not kind:
+            self._fail(f"{key} must be a {'text' if kind is str else 'whole number'}", "", 0, key)
+        return found
+
+    def _table(self, head: str) -> dict[str, Any]:
+        found = self.data.get(head, {})
+        if not isinstance(found, dict):
+            self._fail(f"{head} is one table: write [{head}]", head, 0)
+        return dict(found)
+
+    def _tables(self, head: str) -> list[dict[str, Any]]:
+        found = self.data.get(head, [])
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            self._fail(f"{head} may come several times: write [[{head}]]", head, 0)
+        return list(found)
+
+    def _fail(self, message: str, head: str, index: int, key: str = "") -> Any:
+        raise BadInput(self.path, message, self._line(head, index, key))
+
+    def _line(self, head: str, index: int, key: str) -> int:
+        """The line of a key in the index-th table of a head; of the table where the key is not found."""
+        start, end = 0, len(self.lines)
+        if head:
+            heads = [n for n, line in enumerate(self.lines) if re.match(rf"\s*\[+\s*{head}\s*\]+", line)]
+            if index < len(heads):
+                start = heads[index]
+                after = (n for n in range(start + 1, end) if re.match(r"\s*\[+\s*\w", self.lines[n]))
+                end = next(after, end)
+        if key:
+            pattern = re.compile(rf"\s*\[*\"?{re.escape(key)}\"?\s*[\]=]")
+            for n in range(start, end):
+                if pattern.match(self.lines[n]):
+                    return n + 1
+        return start + 1 if head else 0
+
+
+def _unknown(what: str, name: str, known: Any) -> str:
+    near = nearest(name, known)
+    return f"no {what} is named '{name}'. " + (
+        f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}"
+    )

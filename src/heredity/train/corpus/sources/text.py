@@ -1,0 +1,39 @@
+"""Text files: each is a document, or holds several with a separator between."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from heredity.train.corpus.sources import Job, Skipped, Source, _files
+
+
+class TextSource(Source, frozen=True, kw_only=True):
+    """separator: what stands between two documents of a file; none: a file is one. encoding: of all files."""
+
+    separator: str = ""
+    encoding: str = "utf-8"
+    endings: ClassVar[tuple[str, ...]] = (".txt", ".text")
+
+    def check(self) -> None:
+        super().check()
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"no encoding is named '{self.encoding}'") from None
+
+    def jobs(self, root: Path) -> list[Job]:
+        return _files.grouped(_files.find(root, self.path, self.endings, f"source '{self.name}'"))
+
+    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+        for path, _ in job.files:
+            yield from _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
+
+    def document(self, whole: bytes) -> bytes:
+        """A file's text as it is learned."""
+        return whole
+
+
+SOURCE = TextSource

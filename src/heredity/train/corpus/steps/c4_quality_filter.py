@@ -1,0 +1,134 @@
+"""C4's rules: lines that end like sentences stay, pages of too few sentences, code or filler text go.
+
+Rules and defaults: Raffel et al. 2020 (JMLR 21, section 2.2), settings as of datatrove's C4QualityFilter. A
+sentence ends where . ! or ? stands before a space and no small letter follows, or at the end of a line.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from heredity.train.corpus import _tables as tables
+from heredity.train.corpus.batch import Batch, Ints, Mask, Spans
+from heredity.train.corpus.steps import Writer, Written
+from heredity.train.corpus.steps._words import stripped
+
+_CITATION = re.compile(rb"\[\d*]|\[edit]|\[citation needed]")
+_END = (b".", b"?", b"!", b'"', b"'")
+_POLICY = (
+    b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies", b"use cookies",
+)  # fmt: skip
+_IS_STOP = np.zeros(256, np.bool_)
+_IS_STOP[[33, 46, 63]] = True
+
+
+class C4QualityFilter(Writer, frozen=True, kw_only=True):
+    """It writes documents anew: of each the lines that stay. -1 turns a number's rule off."""
+
+    remove_citations: bool = True
+    filter_no_terminal_punct: bool = True
+    min_num_sentences: int = 5
+    min_words_per_line: int = 3
+    max_word_length: int = 1000
+    filter_lorem_ipsum: bool = True
+    filter_javascript: bool = True
+    filter_curly_bracket: bool = True
+    filter_policy: bool = True
+
+    def write(self, batch: Batch) -> Written:
+        n_before = batch.lengths
+        batch = self._without_citations(batch)
+        start, end = stripped(batch, batch.lines)
+        stays = self._ends_well(batch, start, end) & self._has_words(batch, start, end)
+        lorem = stays & _holds(batch, (b"lorem ipsum",), self.filter_lorem_ipsum)
+        stays &= ~_holds(batch, (b"javascript",), self.filter_javascript)
+        curly = stays & _holds(batch, (b"{",), self.filter_curly_bracket)
+        stays &= ~_holds(batch, _POLICY, self.filter_policy)
+        lines = batch.lines
+        n_sentences = lines.per_document(_n_sentences(batch, start, end) * stays)
+        written = _write(batch, start, end, stays)
+        dropped = [
+            ("lorem_ipsum", lines.per_document(lorem) > 0),
+            ("curly_bracket", lines.per_document(curly) > 0),
+            ("too_few_sentences", n_sentences < self.min_num_sentences),
+        ]
+        return Written(written, int(np.count_nonzero(written.lengths != n_before)), dropped)
+
+    def _without_citations(self, batch: Batch) -> Batch:
+        if not self.remove_citations or b"[" not in batch.raw:
+            return batch
+        having = batch.documents_with(batch.data == ord("["))
+        return batch.replace({i: _CITATION.sub(b"", batch[i]) for i in having})
+
+    def _ends_well(self, batch: Batch, start: Ints, end: Ints) -> Mask:
+        if not self.filter_no_terminal_punct:
+            return np.ones(len(start), np.bool_)
+        ends = tables.ends_with(batch.data, start, end, _END)
+        return ends & ~_ends_in_points(batch, start, end)
+
+    def _has_words(self, batch: Batch, start: Ints, end: Ints) -> Mask:
+        is_text = batch.classes != tables.SPACE
+        begins = is_text.copy()
+        begins[1:] &= ~is_text[:-1]
+        count = np.zeros(len(begins) + 1, np.int64)
+        np.cumsum(begins, out=count[1:])
+        stays: Mask = count[end] - count[start] >= self.min_words_per_line
+        for at in np.flatnonzero(end - start > self.max_word_length) if self.max_word_length >= 0 else ():
+            line = batch.raw[start[at] : end[at]].decode()
+            stays[at] &= max(map(len, line.split())) <= self.max_word_length
+        return stays
+
+
+def _ends_in_points(batch: Batch, start: Ints, end: Ints) -> Mask:
+    at = np.maximum(end, 3)
+    is_point = batch.data == ord(".")
+    found: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
+    return found
+
+
+def _holds(batch: Batch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
+    """(line,) Whether one of the texts is in it, in any case."""
+    lines: Spans = batch.lines
+    found = np.zeros(len(lines), np.bool_)
+    for text in texts if is_on else ():
+        at = batch.lower.find(text)
+        while at >= 0:
+            line = int(np.searchsorted(lines.start, at, "right")) - 1
+            found[line] = True
+            at = batch.lower.find(text, int(lines.end[line]))
+    return found
+
+
+def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
+    data = batch.data
+    is_space = batch.classes == tables.SPACE
+    stop = np.flatnonzero(np.take(_IS_STOP, data[:-2]) & ~np.take(_IS_STOP, data[1:-1]))
+    after = data[stop + 2]
+    ends = is_space[stop + 1] & ~((after >= 97) & (after <= 122)) & ~is_space[stop + 2]
+    sums = np.zeros(len(data) + 1, np.int32)
+    sums[stop[ends] + 1] = 1
+    sums = np.cumsum(sums)
+    # The last sentence of a line ends with it, whatever stands there.
+    last = np.maximum(end - 1, start)
+    return (sums[last] - sums[start] + 1) * (end > start)
+
+
+def _write(batch: Batch, start: Ints, end: Ints, stays: Mask) -> Batch:
+    """The lines that stay, without the spaces around them."""
+    lines = batch.lines
+    edge = np.zeros(len(batch.data) + 1, np.int8)
+    np.add.at(edge, start[stays], 1)
+    np.subtract.at(edge, end[stays], 1)
+    chosen = np.cumsum(edge[:-1], dtype=np.int8) > 0
+    feeds = lines.end[stays]
+    chosen[feeds] = True
+    # The last line feed of a document is the one that a batch puts behind it, and a document without lines
+    # needs one as well.
+    chosen[batch.end[lines.per_document(stays) == 0]] = True
+    kept = np.concatenate(([0], np.cumsum(chosen)))
+    return Batch(batch.data[chosen].tobytes(), kept[batch.end + 1] - kept[batch.start] - 1)
+
+
+STEP = C4QualityFilter
