@@ -94,7 +94,7 @@ class _Packing:
         if held.all():
             raise UsageError(
                 f"{where}: all {len(held):,} documents fall into the validation split at a share of"
-                f" {share:g}, and none is left to learn. Lower validation in [shards], or give more documents."
+                f" {share:g}, none is left to learn. Lower validation in [shards], or give more documents."
             )
 
     def _stock(self, number: int) -> mixture.Stock:

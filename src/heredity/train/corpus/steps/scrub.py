@@ -96,7 +96,7 @@ def is_card(text: bytes) -> bool:
     """Luhn's check digit, of a number that is not one digit over and over."""
     digits = [c - 48 for c in text if 48 <= c <= 57]
     doubled = [d if i % 2 == 0 else sum(divmod(2 * d, 10)) for i, d in enumerate(reversed(digits))]
-    return sum(doubled) % 10 == 0 and len(set(digits)) > 2
+    return sum(doubled) % 10 == 0 and len(set(digits)) > 1
 
 
 def is_iban(text: bytes) -> bool:
