@@ -21,9 +21,9 @@ from heredity.train.corpus.steps.gopher_repetition_filter import GopherRepetitio
 from tests.train.corpus.conftest import paragraphs
 
 PROSE = (
-    "The keeper of the light had a habit that nobody in the harbour could explain. Every evening he walked to the"
-    " end of the pier, and there he stood with his hat in his hands until the last boat was in. Some said that he"
-    " counted them; others, that he had once lost one. He never spoke of it, and we never asked."
+    "The keeper of the light had a habit that nobody in the harbour could explain. Every evening he walked to"
+    " the end of the pier, and there he stood with his hat in his hands until the last boat was in. Some said"
+    " that he counted them; others, that he had once lost one. He never spoke of it, and we never asked."
 )
 
 
@@ -212,8 +212,8 @@ def written(text: str, **settings: int | bool) -> tuple[str, list[str]]:
 
 
 def test_c4_keeps_the_lines_that_end_like_sentences() -> None:
-    page = "Home | About\n  This line is a whole sentence.  \nRead more...\nUse cookies or leave us now.\nAnd so is this one!"
-    assert written(page, min_num_sentences=2) == ("This line is a whole sentence.\nAnd so is this one!", [])
+    page = "Home | About\n  This line is a whole sentence.  \nRead more...\nWe use cookies.\nSo is this one!"
+    assert written(page, min_num_sentences=2) == ("This line is a whole sentence.\nSo is this one!", [])
 
 
 def test_c4_counts_sentences_and_not_lines() -> None:

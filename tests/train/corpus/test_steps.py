@@ -67,7 +67,7 @@ def test_normalising_gives_nfc_line_feeds_and_no_control_characters() -> None:
 def test_languages_are_told_by_their_common_words_and_scripts() -> None:
     texts = {
         "en": PROSE,
-        "de": "Der Wärter des Leuchtturms hatte eine Angewohnheit, die sich im Hafen niemand erklären konnte.",
+        "de": "Der Wärter des Leuchtturms hatte eine Gewohnheit, die sich im Hafen niemand erklären konnte.",
         "fr": "Le gardien du phare avait une habitude que personne dans le port ne pouvait expliquer.",
         "es": "El guardián del faro tenía una costumbre que nadie en el puerto podía explicar con razones.",
         "ru": "У смотрителя маяка была привычка, которую никто в гавани не мог объяснить.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class JsonlSource(Source, frozen=True, kw_only=True):
         for at, line in _lines(path, job.low, job.high):
             try:
                 row = decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise BadInput(path, f"not JSON: {error}", _line_at(path, at)) from None
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                row = _decoded(line, path, at)
             yield text_of(row, self.text, path, lambda at=at: _line_at(path, at))
 
 
@@ -53,10 +54,15 @@ def text_of(row: Any, key: str, path: str, line: Any) -> bytes | Skipped:
         return Skipped("no_text")
     if not isinstance(text, str):
         raise BadInput(path, f"'{key}' is no text but {type(text).__name__}", line())
+    return text.encode("utf-8", "replace")  # half of a surrogate pair, which JSON can write, becomes ?
+
+
+def _decoded(line: bytes, path: str, at: int) -> Any:
+    """What the fast reader would not read: half of a surrogate pair, which is JSON, or what is none."""
     try:
-        return text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(path, f"not JSON: {error}", _line_at(path, at)) from None
 
 
 def _lines(path: str, low: int, high: int) -> Iterator[tuple[int, bytes]]:
