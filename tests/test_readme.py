@@ -31,7 +31,7 @@ def test_the_tree_in_the_readme_is_the_one_on_disk() -> None:
 def test_every_public_file_of_an_open_folder_is_in_the_tree() -> None:
     for name, comment in tree().items():
         if name.endswith("/"):
-            suffix = ".toml" if name == "probes/" else ".py"
+            suffix = ".toml" if name in ("probes/", "tasks/") else ".py"
             files = {p.stem for p in (SOURCE / name).glob(f"*{suffix}") if not p.name.startswith("_")}
             files |= {p.parent.name for p in (SOURCE / name).glob("*/__init__.py") if name == "train/"}
             assert set(comment.rpartition(":")[2].split()) == files, name

@@ -148,7 +148,10 @@ class Decoding(Record, frozen=True):
 
 
 class Request(Record, frozen=True):
-    """One question to an engine. `key` comes back on its reply; `seed` is the trial's own."""
+    """One question to an engine. `key` comes back on its reply; `seed` is the trial's own.
+
+    Without messages `prefill` is a plain text to go on from, with no template (engines.Completer).
+    """
 
     key: int
     messages: tuple[Message, ...]

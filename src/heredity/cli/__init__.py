@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Measure": {
         "ask": "Ask a model one thing.",
+        "eval": "Say what models can do by prompt alone.",
         "study": "Ask the same probes of several models in one application.",
         "import": "Judge and compare answers that were recorded elsewhere.",
         "label": "Label some of a study's answers, so that its rates can be corrected.",

@@ -144,3 +144,26 @@ class Scorer(Protocol):
 
     def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of every token of each continuation, given the rendered request."""
+
+
+class Completer(Engine, Protocol):
+    """An engine that also goes on from a plain text: a request without messages, the text as its prefill."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the model has no chat template of its own."""
+
+
+class Filler(Protocol):
+    """An encoder that says which tokens a gap may hold. No engine is one yet."""
+
+    def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
+        """Natural-log probability of each option in the place of `mark`, the rest of `text` given."""
+
+
+class Matcher(Protocol):
+    """A dual encoder that says how well images and texts fit together. No engine is one yet."""
+
+    def match(self, images: Sequence[Path], texts: Sequence[str]) -> list[list[float]]:
+        """Similarity of each image (rows) to each text (columns): the texts are the names of classes for
+        zero-shot classification, and captions for retrieval."""

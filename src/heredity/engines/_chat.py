@@ -49,7 +49,16 @@ class Chat:
 
     def render(self, request: Request) -> str:
         """The full text for a request. Raises EngineFailure where the template refuses the messages."""
+        if not request.messages:
+            return self._opening + request.prefill
         return (self._with_tools if request.tools else self._template).render(request)
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the tokenizer begins a text with, as text: `encode` adds it for a base model only."""
+        first = self._tokenizer.encode("a", add_special_tokens=True)[:1]
+        begins = self.start is not None and first == [self.start] and not self.is_base
+        return str(self._tokenizer.bos_token) if begins else ""
 
     @cached_property
     def _template(self) -> Template:

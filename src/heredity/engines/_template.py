@@ -43,6 +43,8 @@ class Template:
 
     def render(self, request: Request) -> str:
         """The full text for a request, prefill included. Raises EngineFailure where the template refuses."""
+        if not request.messages:
+            return request.prefill  # a plain text to go on from
         if not self._source:
             return _plain(request.messages, request.prefill)
         messages = request.messages if self.has_system else merged(request.messages)

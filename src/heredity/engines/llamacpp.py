@@ -145,6 +145,10 @@ class LlamaCpp:
         self.numerics = f"llamacpp {version('xllamacpp')} kv float32 {device}"
         self.name = f"llamacpp {version('xllamacpp')} kv float32 width {width} on {device}"
 
+    @property
+    def is_base(self) -> bool:
+        return bool(self._template.stop_text)
+
     def render(self, request: Request) -> str:
         return self._template.render(request)
 

@@ -99,6 +99,10 @@ class Torch:
         if not tuning.is_proven:
             self.name += f" ({UNPROVEN})"
 
+    @property
+    def is_base(self) -> bool:
+        return self._chat.is_base
+
     def render(self, request: Request) -> str:
         return self._chat.render(request)
 

@@ -1,0 +1,111 @@
+"""Grades on a terminal: a table of tasks by models, then each model against the first.
+
+Promises: no score without its interval and n; what was refused, unclear, cut or an error is said.
+Leaves to others: every number (grading.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from heredity.cli._plain import plain
+from heredity.cli._terminal import cell, out, table
+from heredity.grading import Grade, Grades, TaskCard
+
+_STYLES = {"better": "green", "worse": "bold red"}
+
+
+def show(found: Grades, path: Path) -> None:
+    """Print the grades, what they are, and where they lie."""
+    screen = out()
+    screen.print()
+    screen.print(_scores(found))
+    screen.print(
+        "share right in %, or chrF and ROUGE-L F1 in points of 100, with the 95 % interval; floor: what an "
+        "answer that knows nothing would get (a blind choice; for a text, the input itself as the answer)",
+        style="dim",
+    )
+    for line in _remarks(found):
+        screen.print(plain(line), style="yellow")
+    if len(found.models) > 1:
+        screen.print()
+        screen.print(_differences(found))
+        screen.print(
+            f"points above {plain(found.models[0].name)}, item by item; p after Holm over "
+            f"{len(found.differences)} comparisons",
+            style="dim",
+        )
+    screen.print(f"\ngrades: {plain(str(path))}", soft_wrap=True)
+
+
+def _scores(found: Grades) -> Table:
+    grid = table("task", "by", "shots", "floor", right=("shots", "floor"))
+    for model in found.models:
+        asked = f"\n{model.form}" if model.form else ""
+        grid.add_column(Text(plain(model.name) + asked), overflow="fold")
+    for task in found.tasks:
+        for n in _shots(found):
+            own = [g for g in found.grades if (g.task, g.shots) == (task.name, n)]
+            grid.add_row(
+                cell(task.name), cell(task.metric_title), str(n), f"{100 * task.floor:.0f}",
+                *(_score(grade, task) for grade in own),
+            )  # fmt: skip
+    return grid
+
+
+def _score(grade: Grade, task: TaskCard) -> Text:
+    if grade.refused:
+        return Text("refused", style="dim")
+    found = grade.score
+    if found.value is None or found.low is None or found.high is None:
+        return Text("-", style="dim")
+    value = f"{100 * found.value:.0f}{task.unit and ' ' + task.unit}"
+    return Text(f"{value:>5} [{100 * found.low:.0f}, {100 * found.high:.0f}] n {found.n}")
+
+
+def _remarks(found: Grades) -> list[str]:
+    """What the scores alone would hide."""
+    names = {model.id: model.name for model in found.models}
+    lines = []
+    for grade in found.grades:
+        where = f"{grade.task}, {grade.shots} shots, {names[grade.model]}"
+        counts = [
+            (grade.n_unclear, "without an answer of the form asked for (scored 0)"),
+            (grade.n_cut, "cut at the token limit"),
+            (grade.n_error, "errors, in no score (--retry-errors asks them again)"),
+        ]
+        said = [f"{n} {what}" for n, what in counts if n]
+        if said:
+            lines.append(f"{where}: {', '.join(said)}")
+    refused = {(grade.model, grade.refused): [] for grade in found.grades if grade.refused}  # type: ignore[var-annotated]
+    for grade in found.grades:
+        if grade.refused and grade.task not in refused[grade.model, grade.refused]:
+            refused[grade.model, grade.refused].append(grade.task)
+    lines += [f"{names[m]} is not asked {', '.join(tasks)}: {why}" for (m, why), tasks in refused.items()]
+    if len({model.form for model in found.models if model.form}) > 1:
+        lines.append("the models were asked in different forms (chat, plain); --plain asks all alike")
+    return lines
+
+
+def _differences(found: Grades) -> Table:
+    grid = table("model", "task", "shots", "difference", "p", "verdict", right=("shots",), whole=("task",))
+    names = {model.id: model.name for model in found.models}
+    last = ""
+    for one in found.differences:
+        d = one.difference
+        said = "-" if d.value is None or d.low is None or d.high is None else (
+            f"{100 * d.value:+.0f} [{100 * d.low:+.0f}, {100 * d.high:+.0f}] n {d.n}"
+        )  # fmt: skip
+        p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.2g}"
+        name = names[one.b] if one.b != last else ""
+        last = one.b
+        style = _STYLES.get(one.verdict, "dim")
+        grid.add_row(cell(name), cell(one.task), str(one.shots), said, p, cell(one.verdict, style))
+    return grid
+
+
+def _shots(found: Grades) -> list[int]:
+    return list(dict.fromkeys(grade.shots for grade in found.grades))

@@ -1,0 +1,87 @@
+"""`heredity eval`: what models can do by prompt alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from heredity.cli import Name, Place, Verb, _remote, open_store
+
+
+def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
+    """Given again or separated by commas."""
+    return tuple(name.strip() for each in value for name in each.split(",") if name.strip())
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(each) for each in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"'{value}' must be whole numbers separated by commas, e.g. 0,3.", ctx, param
+        ) from None
+
+
+@click.command("eval", cls=Verb, example="heredity eval smollm2-135m-instruct --shots 0,3")
+@click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
+@click.option(
+    "--tasks", type=Name(), multiple=True, callback=_listed, metavar="NAME,...",
+    help="Tasks by name, or TOML files of your own.  [default: all of heredity's]",
+)  # fmt: skip
+@click.option(
+    "--shots", type=Name(), default="0", show_default=True, callback=_numbers, metavar="N,...",
+    help="How many examples come first.",
+)  # fmt: skip
+@click.option("--plain", is_flag=True, help="Without chat template, as a base model is asked anyway.")
+@click.option(
+    "--limit", type=int, metavar="N", help="N items of each task, spread over it, for a quick look."
+)
+@click.option("--out", type=Place(), metavar="DIR", help="Where answers are kept.  [default: evals]")
+@click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
+@click.option("--json", "as_json", is_flag=True, help="Print the grades as JSON.")
+@_remote.options
+def command(
+    models: tuple[str, ...],
+    tasks: tuple[str, ...],
+    shots: tuple[int, ...],
+    plain: bool,
+    limit: int | None,
+    out: Path | None,
+    retry_errors: bool,
+    as_json: bool,
+    **calls: Any,
+) -> None:
+    """Say what models can do by prompt alone.
+
+    Asked are translation, summarisation, code, arithmetic, classification, cloze and questions, in small sets
+    that ship with heredity. Models named after the first are compared with it, item by item. Nothing that a
+    model writes is executed.
+
+    Answers are kept in a folder: the same command goes on where it was stopped, and another model, task or
+    number of examples asks only what is new.
+    """
+    from heredity.cli import _grades, _progress, _pulling, _terminal
+    from heredity.evaluation import GRADES, Evaluation
+
+    store = open_store()
+    how = _remote.calls(**calls)
+    grown = [store.get(name) for name in models]
+    _remote.check(grown, how)
+    for one in grown:
+        if one.record.format != "scripted":
+            _pulling.ready(store, one)
+    asked = Evaluation(
+        grown, tasks, shots, is_plain=plain, limit=limit, store=store, out=out,
+        engine_loader=_remote.loader(store, how),
+    )  # fmt: skip
+    with _progress.Display() as display:
+        found = asked.run(
+            lambda name, done, total: display.show(f"asking {name}", done, total, f"{done:,}/{total:,}"),
+            retry_errors=retry_errors,
+        )
+    if as_json:
+        _terminal.write_json(found)
+        return
+    _grades.show(found, asked.folder / GRADES)

@@ -1,0 +1,85 @@
+"""The ways in which a task's items are put to an engine. A metric names the one that it needs (`ASKS`).
+
+reply   the model answers in its own words, greedily
+score   the model says how likely each option is, behind the same words
+
+An encoder that fills gaps (engines.Filler) and a dual encoder that matches images and texts (engines.Matcher)
+are asked in other ways: each is a Way of its own here, for tasks whose metric names it.
+
+Promises: a way says of a model, before that is loaded, why it cannot be asked so; what fails for one item is
+an answer with an error.
+Leaves to others: which items, and where their answers go (evaluation.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from heredity import engines
+from heredity.clean import clean_text
+from heredity.errors import ContextOverflow, UsageError
+from heredity.records import Model, Stop
+from heredity.tasks._put import Asked
+
+
+class Answered(NamedTuple):
+    """What came back for the item at `place`."""
+
+    place: int
+    text: str = ""
+    logs: tuple[float, ...] = ()  # natural-log probability of each option, over all of its tokens
+    n_prompt_tokens: int = 0
+    n_tokens: int = 0
+    stop: Stop = "end"
+    error: str | None = None
+
+
+class Way(Protocol):
+    """One way of asking."""
+
+    def why_not(self, model: Model) -> str:
+        """Why this model cannot be asked so, in words that say what could; "" where it can."""
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        """An answer to each, in any order. Raises EngineFailure where the engine fails as a whole."""
+
+
+class _Reply:
+    def why_not(self, model: Model) -> str:
+        return "" if model.modality == "text" else f"its modality is {model.modality}: it writes no text"
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
+        for reply in engine.reply(requests):
+            n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
+            error = None if reply.error is None else clean_text(reply.error)
+            yield Answered(
+                reply.key, clean_text(reply.text), (), reply.n_prompt_tokens, n_tokens, reply.stop, error
+            )
+
+
+class _Score:
+    def why_not(self, model: Model) -> str:
+        if model.modality != "text":
+            return f"its modality is {model.modality}: it gives no probability of a text"
+        engine = engines.choose(model)
+        if engine == "torch":
+            return ""
+        return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        if not hasattr(engine, "score"):
+            raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
+        for place, one in enumerate(asked):
+            try:
+                found = engine.score(one.request, one.continuations)
+            except ContextOverflow as error:
+                yield Answered(place, stop="error", error=f"context overflow: {error}")
+                continue
+            yield Answered(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
+
+
+WAYS: dict[str, Way] = {"reply": _Reply(), "score": _Score()}

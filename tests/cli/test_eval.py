@@ -1,0 +1,62 @@
+"""`heredity eval`, by the real command: what a user sees, and what comes of a mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+def test_two_models_are_a_table_and_a_comparison(run: Run, place: Path) -> None:
+    args = (
+        "eval",
+        "scripted:helpful",
+        "scripted:refuser",
+        "--tasks",
+        "arithmetic,translation",
+        "--limit",
+        "6",
+    )
+    done = run(*args, "--out", "graded")
+    assert done.returncode == 0, done.stderr
+    assert "0 % [0, 39] n 6" in done.stdout
+    assert "points above scripted:helpful, item by item; p after Holm over 2 comparisons" in done.stdout
+    assert "not shown" in done.stdout
+    assert done.stdout.rstrip().endswith("graded/grades.json")
+    again = run(*args, "--out", "graded")
+    assert again.stdout == done.stdout
+
+
+def test_a_task_that_a_model_cannot_be_asked_is_refused_in_words(run: Run) -> None:
+    done = run("eval", "scripted:helpful", "--tasks", "cloze", "--tasks", "choice", "--limit", "2")
+    assert done.returncode == 0, done.stderr
+    assert "refused" in done.stdout
+    assert "scripted:helpful is not asked cloze: the engine 'scripted' tells no" in " ".join(
+        done.stdout.split()
+    )
+
+
+def test_json_is_the_file_of_grades(run: Run, place: Path) -> None:
+    done = run("eval", "scripted:helpful", "--tasks", "choice", "--limit", "3", "--out", "raw", "--json")
+    assert json.loads(done.stdout) == json.loads((place / "raw" / "grades.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--tasks", "cloz"), "Did you mean 'cloze'"),
+        (("--shots", "x"), "must be whole numbers"),
+        (("--shots", "9"), "has 5 examples, not 9"),
+        (("--limit", "0"), "leaves nothing to ask"),
+        (("--tasks", "arithmetic", "--plain"), "takes conversations only"),
+        (("--tasks", "code"), "can be put none of these tasks"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, args: tuple[str, ...], said: str) -> None:
+    done = run("eval", "scripted:helpful", *args, "--out", "mistakes")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
