@@ -13,6 +13,7 @@ import pytest
 
 from heredity import metrics, tasks
 from heredity.errors import BadInput, UnknownName
+from heredity.metrics import Answer
 from heredity.metrics.number import last
 from heredity.tasks import Task
 
@@ -71,6 +72,19 @@ def test_no_end_of_a_sentence_stands_in_it() -> None:
     (task,) = tasks.load(["cloze"])
     for item in task.items:
         assert item.references[0].strip(".").lower() not in re.findall(r"\w+", item.input.lower()), item.id
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
+def test_every_reference_is_right_and_every_other_option_is_wrong(task: Task) -> None:
+    metric = metrics.load(task.metric)
+    for item in task.items:
+        for reference in item.references if metric.ASKS == "reply" else ():
+            assert metric.score(item, Answer(reference)) == 1.0, (item.id, reference)
+        for place, option in enumerate(item.options):
+            logs = tuple(
+                -1.0 * len(other.encode()) * (1 + (i != place)) for i, other in enumerate(item.options)
+            )
+            assert metric.score(item, Answer(option, logs)) == (option in item.references), (item.id, option)
 
 
 def test_every_function_of_the_code_task_is_right_and_its_rivals_are_wrong() -> None:

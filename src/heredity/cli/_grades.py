@@ -16,6 +16,11 @@ from heredity.cli._terminal import cell, out, table
 from heredity.grading import Grade, Grades, TaskCard
 
 _STYLES = {"better": "green", "worse": "bold red"}
+_COUNTS = {
+    "n_unclear": "unclear, scored 0",
+    "n_cut": "cut at the token limit",
+    "n_error": "errors, in no score (--retry-errors asks again)",
+}
 
 
 def show(found: Grades, path: Path) -> None:
@@ -49,8 +54,9 @@ def _scores(found: Grades) -> Table:
     for task in found.tasks:
         for n in _shots(found):
             own = [g for g in found.grades if (g.task, g.shots) == (task.name, n)]
+            head = (task.name, task.metric_title) if n == _shots(found)[0] else ("", "")
             grid.add_row(
-                cell(task.name), cell(task.metric_title), str(n), f"{100 * task.floor:.0f}",
+                *map(cell, head), str(n), f"{100 * task.floor:.0f}",
                 *(_score(grade, task) for grade in own),
             )  # fmt: skip
     return grid
@@ -67,24 +73,18 @@ def _score(grade: Grade, task: TaskCard) -> Text:
 
 
 def _remarks(found: Grades) -> list[str]:
-    """What the scores alone would hide."""
-    names = {model.id: model.name for model in found.models}
+    """What the scores alone would hide: for each model, where and how often."""
     lines = []
-    for grade in found.grades:
-        where = f"{grade.task}, {grade.shots} shots, {names[grade.model]}"
-        counts = [
-            (grade.n_unclear, "without an answer of the form asked for (scored 0)"),
-            (grade.n_cut, "cut at the token limit"),
-            (grade.n_error, "errors, in no score (--retry-errors asks them again)"),
-        ]
-        said = [f"{n} {what}" for n, what in counts if n]
-        if said:
-            lines.append(f"{where}: {', '.join(said)}")
-    refused = {(grade.model, grade.refused): [] for grade in found.grades if grade.refused}  # type: ignore[var-annotated]
-    for grade in found.grades:
-        if grade.refused and grade.task not in refused[grade.model, grade.refused]:
-            refused[grade.model, grade.refused].append(grade.task)
-    lines += [f"{names[m]} is not asked {', '.join(tasks)}: {why}" for (m, why), tasks in refused.items()]
+    for model in found.models:
+        own = [grade for grade in found.grades if grade.model == model.id]
+        for field, what in _COUNTS.items():
+            where = [(getattr(grade, field), f"{grade.task} {grade.shots}-shot") for grade in own]
+            if total := sum(n for n, _ in where):
+                told = ", ".join(f"{n} in {place}" for n, place in where if n)
+                lines.append(f"{model.name}: {total} {what}: {told}")
+        for why in dict.fromkeys(grade.refused for grade in own if grade.refused):
+            tasks = dict.fromkeys(grade.task for grade in own if grade.refused == why)
+            lines.append(f"{model.name} is not asked {', '.join(tasks)}: {why}")
     if len({model.form for model in found.models if model.form}) > 1:
         lines.append("the models were asked in different forms (chat, plain); --plain asks all alike")
     return lines
