@@ -36,11 +36,14 @@ def test_examples_are_those_of_the_items_group() -> None:
     assert "El gato duerme." in put(task, last, 1, "plain").request.prefill
 
 
-def test_options_go_on_behind_a_space_in_a_plain_text_and_bare_in_a_chat() -> None:
+def test_options_go_on_behind_a_space_from_the_sentence_in_either_form() -> None:
     task = ALL["cloze"]
     item = task.items[0]
-    assert put(task, item, 0, "plain").continuations == tuple(" " + option for option in item.options)
-    assert put(task, item, 0, "chat").continuations == item.options
+    for form in ("plain", "chat"):
+        found = put(task, item, 1, form)
+        assert found.continuations == tuple(" " + option for option in item.options)
+        assert found.request.prefill.endswith(item.input)
+    assert found.request.messages[1].content == "The girl kicked the ball."
 
 
 def test_a_function_body_begins_on_its_own_line() -> None:

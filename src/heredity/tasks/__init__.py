@@ -41,6 +41,9 @@ class Task(Record, frozen=True):
     items: tuple[Item, ...]
     shots: tuple[Item, ...] = ()  # examples; of a group its own
     groups: dict[str, dict[str, str]] = {}  # noqa: RUF012 (a Record copies it)
+    begin: str = (
+        ""  # in a chat, what the assistant's turn is made to begin with; scored options go on from it
+    )
     max_tokens: int = 32
 
     @property

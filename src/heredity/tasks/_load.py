@@ -45,6 +45,7 @@ class _File(Record, frozen=True):
     item: tuple[_Entry, ...]
     shot: tuple[_Entry, ...] = ()
     group: dict[str, dict[str, str]] = {}  # noqa: RUF012 (a Record copies it)
+    begin: str = ""
     max_tokens: int = 32
 
 
@@ -78,7 +79,7 @@ class _Reader:
         self._verify(items, shots)
         return Task(
             name, file.title, file.description, file.edition, file.metric, file.prompt, file.plain, items,
-            shots, file.group, file.max_tokens,
+            shots, file.group, file.begin, file.max_tokens,
         )  # fmt: skip
 
     def _item(self, kind: str, n: int, entry: _Entry) -> Item:
@@ -89,7 +90,8 @@ class _Reader:
             self._fail(f"{kind} '{name}' has no reference, or an empty one", self._head(kind, n))
         options: tuple[str, ...] = ()
         if entry.wrong:
-            place = n % (len(entry.wrong) + 1)
+            # Shifted by one each round: every place is right equally often, also among every second item.
+            place = (n + n // (len(entry.wrong) + 1)) % (len(entry.wrong) + 1)
             options = (*entry.wrong[:place], references[0], *entry.wrong[place:])
         if len(set(options)) < len(options):
             self._fail(f"{kind} '{name}' has an option twice", self._head(kind, n))
@@ -115,7 +117,7 @@ class _Reader:
             seen.add(item.id)
             if (item.group, item.input) in shown:
                 self._fail(f"item '{item.id}' is also an example", head)
-            for key in ("prompt", "plain"):
+            for key in ("prompt", "plain", "begin"):
                 self._verify_slots(key, getattr(self.file, key), item)
 
     def _verify_slots(self, key: str, template: str, item: Item) -> None:
@@ -125,7 +127,7 @@ class _Reader:
                 near = nearest(slot, known)
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(known)}."
                 self._fail(f"unknown slot '{{{slot}}}' for item '{item.id}'. {hint}", self._at(key))
-        if "{input}" not in template:
+        if "{input}" not in template + self.file.begin * (key == "prompt") and key != "begin":
             self._fail(f"`{key}` lacks the slot {{input}}", self._at(key))
 
     def _convert(self, data: dict[str, Any]) -> _File:

@@ -1,6 +1,7 @@
 """How an item is put to a model: as a conversation, or as a text to go on from.
 
-chat   each example a turn of the user and one of the assistant, then the item as the user's last turn
+chat   each example a turn of the user and one of the assistant, then the item as the user's last turn; the
+       assistant's turns begin with the task's `begin`
 plain  each example a block of text with its answer, then the item's own, up to where the answer begins
 
 Promises: the same item, examples and form give the same request; an answer in a plain text is its first line.
@@ -32,15 +33,18 @@ def put(task: Task, item: Item, n_shots: int, form: Form) -> Asked:
     shots = [shot for shot in task.shots if shot.group == item.group][:n_shots]
     decoding = Decoding(max_tokens=task.max_tokens)
     if form == "plain":
-        blocks = [_filled(task.plain, task, shot) + _told(task, shot) + "\n\n" for shot in shots]
+        blocks = [
+            _filled(task.plain, task, shot) + _gap(task.plain) + _answer(task, shot) + "\n\n"
+            for shot in shots
+        ]
         text = "".join(blocks) + _filled(task.plain, task, item)
         request = Request(0, (), decoding, prefill=text)
     else:
         said = [message for shot in shots for message in _turns(task, shot)]
-        asked = Message("user", _filled(task.prompt, task, item))
-        request = Request(0, (*said, asked), decoding, n_shared=len(said))
+        asked, begin = Message("user", _filled(task.prompt, task, item)), _filled(task.begin, task, item)
+        request = Request(0, (*said, asked), decoding, prefill=begin, n_shared=len(said))
     is_scored = metric_of(task.metric).ASKS == "score"
-    gap = _gap(task) if form == "plain" else ""
+    gap = _gap(task.plain if form == "plain" else task.begin)
     continuations = tuple(gap + option for option in item.options) if is_scored else ()
     return Asked(digest([request, continuations]), request, continuations)
 
@@ -53,17 +57,13 @@ def said(text: str, form: Form) -> str:
 
 
 def _turns(task: Task, shot: Item) -> tuple[Message, Message]:
-    answer = _answer(task, shot)
+    answer = _filled(task.begin, task, shot) + _gap(task.begin) + _answer(task, shot)
     return Message("user", _filled(task.prompt, task, shot)), Message("assistant", answer)
 
 
-def _told(task: Task, shot: Item) -> str:
-    return _gap(task) + _answer(task, shot)
-
-
-def _gap(task: Task) -> str:
-    """A space between a plain text and its answer, unless a line begins there."""
-    return "" if task.plain.endswith("\n") else " "
+def _gap(before: str) -> str:
+    """A space between a template and the answer behind it, unless a turn or a line begins there."""
+    return "" if not before or before.endswith("\n") else " "
 
 
 def _answer(task: Task, item: Item) -> str:
