@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from heredity import registry
 from heredity.errors import Unavailable, UnknownName
@@ -137,6 +137,13 @@ def altered(name: str, how: str) -> str:
 def unaltered(name: str) -> str:
     """The name, or the numerics, of the engine before any change."""
     return name.split(_ALTERED, 1)[0]
+
+
+class Scored(NamedTuple):
+    """A continuation's natural-log probabilities, a token each, and whether each token was the likeliest."""
+
+    logs: list[float]
+    is_greedy: bool
 
 
 class Scorer(Protocol):

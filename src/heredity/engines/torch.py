@@ -20,7 +20,7 @@ _process.spin_briefly()  # before torch is loaded, else it does not count
 
 import torch
 
-from heredity.engines import UNPROVEN, _adapter, _direction, _tool_calls, _tuning, _weights, altered
+from heredity.engines import UNPROVEN, Scored, _adapter, _direction, _tool_calls, _tuning, _weights, altered
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
@@ -103,6 +103,14 @@ class Torch:
     def is_base(self) -> bool:
         return self._chat.is_base
 
+    @property
+    def boundary(self) -> str:
+        """The token that stands between texts, as text: what an empty context is made of; "" where an empty
+        text has a token already."""
+        if self._chat.encode(self._chat.render(Request(0, ()))):
+            return ""
+        return self._chat.decode((self._chat.end if self._chat.start is None else self._chat.start,))
+
     def render(self, request: Request) -> str:
         return self._chat.render(request)
 
@@ -116,6 +124,10 @@ class Torch:
         A continuation is tokenized behind the prompt's own tokens; each is one prefill, but all
         of one token share one. Raises ContextOverflow.
         """
+        return [one.logs for one in self.scored(request, continuations)]
+
+    def scored(self, request: Request, continuations: Sequence[str]) -> list[Scored]:
+        """As `score`, and whether greedy decoding would say each continuation."""
         decoder = self.decoder
         with torch.inference_mode():
             tokens = self._chat.encode(self.render(request))
@@ -125,8 +137,9 @@ class Torch:
             prefix, own = self.split(request, tokens)
             if all(len(one) == 1 for one in said):
                 logs = self._log_probabilities(decoder, prefix, own, ())[0]
-                return [[float(logs[token])] for (token,) in said]
-            return [self._score(decoder, prefix, own, one) for one in said]
+                likeliest = int(logs.argmax())
+                return [Scored([float(logs[token])], token == likeliest) for (token,) in said]
+            return [self._scored(decoder, prefix, own, one) for one in said]
 
     def log_probability(self, request: Request, said: Sequence[int], picked: dict[int, int]) -> list[float]:
         """Of each token `picked[i]` behind the request and `said[:i]`, natural log, in their order."""
@@ -139,12 +152,12 @@ class Torch:
         """The tokens of the rendered request, and of a text that goes on behind it."""
         return self._chat.encode(self.render(request)), self._chat.continuation(text)
 
-    def _score(
+    def _scored(
         self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
-    ) -> list[float]:
-        logs = self._log_probabilities(decoder, prefix, own, said[:-1])
-        picked: list[float] = logs.gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
-        return picked
+    ) -> Scored:
+        logs, tokens = self._log_probabilities(decoder, prefix, own, said[:-1]), torch.tensor(said)
+        is_greedy = bool((logs.argmax(dim=1) == tokens).all())
+        return Scored(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)
 
     def _log_probabilities(
         self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
