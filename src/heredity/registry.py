@@ -16,8 +16,10 @@ _ROOT = Path(__file__).parent
 
 
 def names(folder: str, suffix: str = ".py") -> list[str]:
-    """The names that an open folder (`"engines"`, ...) holds, sorted; private files are left out."""
-    return sorted(p.stem for p in (_ROOT / folder).glob(f"*{suffix}") if not p.stem.startswith("_"))
+    """The names that an open folder ("engines", "train.architectures") holds, sorted, private ones not."""
+    return sorted(
+        p.stem for p in _ROOT.joinpath(*folder.split(".")).glob(f"*{suffix}") if not p.stem.startswith("_")
+    )
 
 
 def load(folder: str, name: str) -> ModuleType:

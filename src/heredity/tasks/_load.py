@@ -2,7 +2,7 @@
 
 Promises: what is returned can be asked: ids are unique, every slot is filled, options hold the right answer,
 no example is an item.
-Leaves to others: TOML itself (application.read_toml).
+Leaves to others: TOML itself (tables.toml_of).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from heredity import metrics
-from heredity.application import read_toml
 from heredity.errors import BadInput, HeredityError, nearest
 from heredity.records import Record
+from heredity.tables import toml_of
 from heredity.tasks import Item, Task
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -58,7 +58,7 @@ class _Reader:
     """Turns one file into a Task; it only exists so that every mistake can name its place."""
 
     def __init__(self, path: Path) -> None:
-        self.path, data = path, read_toml(path)
+        self.path, data = path, toml_of(path)
         self.lines = path.read_text(encoding="utf-8").splitlines()
         self.file = self._convert(data)
 

@@ -19,11 +19,12 @@ _RANDOM = "random"
 
 
 class Kept(NamedTuple):
-    """What a checkpoint holds: steps done, tokens seen, and the state by name."""
+    """What a checkpoint holds: steps done, tokens seen, the state by name, and steps of data left out."""
 
     n_steps: int
     n_tokens: int
     state: dict[str, torch.Tensor]
+    n_skipped: int = 0
 
 
 def write(folder: Path, training: str, kept: Kept) -> None:
@@ -31,6 +32,7 @@ def write(folder: Path, training: str, kept: Kept) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in kept.state.items()}
     tensors[_RANDOM] = torch.get_rng_state()
     about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
+    about["n_skipped"] = str(kept.n_skipped)
     _tensors.write(folder / NAME, tensors, about)
 
 
@@ -46,4 +48,7 @@ def read(folder: Path, training: str) -> Kept | None:
     if about.get("training") != training:
         raise Damaged(f"{path}: a checkpoint of another training. Delete it, or name another folder.")
     torch.set_rng_state(state.pop(_RANDOM))
-    return Kept(int(about["n_steps"]), int(about["n_tokens"]), state)
+    n_steps, n_tokens, n_skipped = (
+        int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
+    )
+    return Kept(n_steps, n_tokens, state, n_skipped)

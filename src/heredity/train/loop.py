@@ -1,7 +1,8 @@
 """The loop: whatever is learned, by whatever weights, from whatever data.
 
 Promises: killed at any moment, it goes on from its last checkpoint to the same bits; a loss that is no number
-stops it and keeps the last good checkpoint; every step is a row of metrics.jsonl.
+stops it and keeps the last good checkpoint, or with a guard goes back to that and past the data; every step
+is a row of training.jsonl.
 Leaves to others: data (steps.py), what is minimized (objectives/), the arithmetic of a step (optimizer.py).
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -81,6 +83,36 @@ class Source(Protocol):
         """The batches of a step, counted from 0."""
 
 
+class Check(Protocol):
+    """What is looked at every `every` steps and after the last: sums of the weights as they are then."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks."""
+
+    def of(self, network: Network) -> dict[str, float]:
+        """Terms for the row of the step that was just done."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Goes back to the last checkpoint where a loss is no number or leaps, and past what was read since.
+
+    Source: PaLM (2204.02311, section 5.1). Checkpoints are kept at fixed steps, so that where it goes back to
+    hangs on no clock.
+    """
+
+    keep_every: int = 100  # steps
+    spike: float = 2.0  # nats above the median of the last `window` steps
+    window: int = 32  # steps; so many must have been done
+    tries: int = 3
+
+    def trips(self, loss: float, before: Sequence[float]) -> bool:
+        """Whether a loss is one to go back from, after those before."""
+        last = before[-self.window :]
+        return not math.isfinite(loss) or (len(last) == self.window and loss > median(last) + self.spike)
+
+
 class Diverged(HeredityError):
     """The loss is no number any more."""
 
@@ -93,6 +125,8 @@ def train(
     plan: Plan,
     folder: Path,
     watch: Watch | None = None,
+    check: Check | None = None,
+    guard: Guard | None = None,
 ) -> list[Metric]:
     """Train until the plan's last step; the network has learned then. `folder` keeps checkpoint and metrics.
 
@@ -100,29 +134,103 @@ def train(
     """
     torch.manual_seed(plan.seed)
     masters = Masters(trainable.open(network, plan.seed), plan.optimizer, plan.rate, plan.decay)
-    kept = checkpoint.read(folder, plan.training)
-    n_done, n_tokens = 0, 0
-    if kept is not None:
-        masters.restore(kept.state)
-        n_done, n_tokens = kept.n_steps, kept.n_tokens
-    clock = _Clock(n_done, plan.n_steps, watch)
-    with _metrics(folder, n_done) as rows:
-        for step in range(n_done, plan.n_steps):
-            metric = _step(network, objective, steps.of(step), masters, plan, step)
-            n_tokens += metric.n_tokens
-            rows.append(metric)
-            rows.write()
+    run = _Run(network, objective, steps, plan, folder, masters, guard)
+    run.go_on()
+    clock = _Clock(run.n_done, plan.n_steps, watch, guard)
+    try:
+        while run.n_done < plan.n_steps:
+            metric = run.step()
+            if metric is None:
+                continue
+            is_last = run.n_done == plan.n_steps
+            if check is not None and (is_last or run.n_done % check.every == 0):
+                metric = msgspec.structs.replace(metric, terms=metric.terms | check.of(network))
+            run.keep(metric)
             clock.tick(metric)
-            if clock.is_due() and step + 1 < plan.n_steps:
-                rows.flush()
+            if clock.is_due(run.n_done) and not is_last:
                 with clock.keeping():
-                    checkpoint.write(folder, plan.training, Kept(step + 1, n_tokens, masters.state()))
-        rows.flush()
-        return list(rows)
+                    run.write()
+        run.rows.flush()
+        return list(run.rows)
+    finally:
+        run.rows.close()
+
+
+class _Run:
+    """Where a training stands: the weights, the rows, and how far the data is ahead of the steps."""
+
+    def __init__(
+        self,
+        network: Network,
+        objective: Objective,
+        steps: Source,
+        plan: Plan,
+        folder: Path,
+        masters: Masters,
+        guard: Guard | None,
+    ) -> None:
+        self.network, self.objective, self.steps, self.plan = network, objective, steps, plan
+        self.folder, self.masters, self.guard = folder, masters, guard
+        self.n_done = self.n_tokens = self.n_skipped = self.n_back = 0
+        self.losses: list[float] = []
+
+    def go_on(self) -> None:
+        """From the last checkpoint; with a guard there is one from the beginning."""
+        kept = checkpoint.read(self.folder, self.plan.training)
+        if kept is not None:
+            self.masters.restore(kept.state)
+            self.n_done, self.n_tokens, self.n_skipped = kept.n_steps, kept.n_tokens, kept.n_skipped
+        self.rows = _metrics(self.folder, self.n_done)
+        self.losses = [row.loss for row in self.rows]
+        if kept is None and self.guard is not None:
+            self.write()
+
+    def step(self) -> Metric | None:
+        """One step; None where the guard went back instead."""
+        batches = self.steps.of(self.n_done + self.n_skipped)
+        try:
+            metric = _step(
+                self.network, self.objective, batches, self.masters, self.plan, self.n_done, self._refuses
+            )
+        except Diverged:
+            if self.guard is None or self.n_back >= self.guard.tries:
+                raise
+            self._go_back()
+            return None
+        self.n_done += 1
+        return metric
+
+    def keep(self, metric: Metric) -> None:
+        """The row of a step that was done."""
+        self.n_tokens += metric.n_tokens
+        self.losses.append(metric.loss)
+        self.rows.append(metric)
+        self.rows.write()
+
+    def write(self) -> None:
+        """A checkpoint."""
+        self.rows.flush()
+        kept = Kept(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
+        checkpoint.write(self.folder, self.plan.training, kept)
+
+    def _refuses(self, loss: float) -> bool:
+        return self.guard is not None and self.guard.trips(loss, self.losses)
+
+    def _go_back(self) -> None:
+        at, n_back = self.n_done + self.n_skipped, self.n_back + 1
+        self.rows.close()
+        self.go_on()
+        self.n_skipped, self.n_back = at + 1 - self.n_done, n_back
 
 
 def _step(
-    network: Network, objective: Objective, batches: list[Batch], masters: Masters, plan: Plan, step: int
+    network: Network,
+    objective: Objective,
+    batches: list[Batch],
+    masters: Masters,
+    plan: Plan,
+    step: int,
+    refuses: Callable[[float], bool],
 ) -> Metric:
     weight = sum(objective.weight(batch) for batch in batches)
     total, terms = 0.0, dict[str, float]()
@@ -132,7 +240,8 @@ def _step(
         total += float(loss.total.detach())
         for name, value in loss.terms.items():
             terms[name] = terms.get(name, 0.0) + value / weight
-    if not math.isfinite(total):
+    if not math.isfinite(total) or refuses(total / weight):
+        masters.forget()
         raise Diverged(
             f"the loss of step {step} is {total}. Lower the rate ({plan.rate:g}), or mend the data."
         )
@@ -157,8 +266,8 @@ def _metrics(folder: Path, n_done: int) -> Rows[Metric]:
 class _Clock:
     """Rate, time left, and when a checkpoint is due."""
 
-    def __init__(self, n_done: int, n_steps: int, watch: Watch | None) -> None:
-        self._first, self._n_steps, self._watch = n_done, n_steps, watch
+    def __init__(self, n_done: int, n_steps: int, watch: Watch | None, guard: Guard | None) -> None:
+        self._first, self._n_steps, self._watch, self._guard = n_done, n_steps, watch, guard
         self._start = self._kept_at = time.monotonic()
         self._n_tokens, self._cost = 0, 0.0
 
@@ -170,7 +279,9 @@ class _Clock:
         left = seconds / n * (self._n_steps - metric.step - 1)
         self._watch(Watched(metric.step + 1, self._n_steps, metric.loss, self._n_tokens / seconds, left))
 
-    def is_due(self) -> bool:
+    def is_due(self, n_done: int) -> bool:
+        if self._guard is not None:
+            return n_done % self._guard.keep_every == 0
         return time.monotonic() - self._kept_at >= max(KEEP_SECONDS, _SHARE * self._cost)
 
     def keeping(self) -> _Clock:

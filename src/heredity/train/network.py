@@ -10,7 +10,7 @@ Leaves to others: which weights change (trainable.py) and what is asked of the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,35 @@ def load(folder: Path, dtype: str = "auto") -> Network:
     )  # fmt: skip
     model.train()
     return Network(model, folder)
+
+
+def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Network:
+    """A new model of this configuration, its weights drawn from the seed and from nothing else.
+
+    Matrices are normal of deviation 0.02; those that end a layer's two parts are divided by the root of twice
+    the number of layers (GPT-2), so that the sum over layers does not grow with depth.
+    """
+    import transformers
+
+    _process.keep_large_buffers()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.AttentionInterface.register(_NAME, attend)
+    told = transformers.AutoConfig.for_model(**config)
+    chosen = (
+        _tuning.choose_dtype(told.hidden_size, told.intermediate_size, 1024) if dtype == "auto" else dtype
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(
+            told, dtype=torch.float32, attn_implementation=_NAME
+        )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight /= (2 * told.num_hidden_layers) ** 0.5
+    model.config.dtype = chosen
+    return Network(model.to(getattr(torch, chosen)).train(), Path())
 
 
 class _Parts(torch.autograd.Function):

@@ -87,8 +87,15 @@ class Masters:
                     found[f"{key}/{place[id(master)]}"] = torch.as_tensor(value)
         return found
 
+    def forget(self) -> None:
+        """Let the gradients go that a step has added up."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of `state`."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
         by_name = dict(zip(self.names, self.masters, strict=True))
         owner = {
             id(master): optimizer

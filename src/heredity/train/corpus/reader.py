@@ -90,6 +90,22 @@ class Corpus:
         shard, at = self._shards[split][place], index - int(self._before[split][place])
         return shard.tokens[int(shard.starts[at]) : int(shard.starts[at + 1])]
 
+    def split(self, split: Cut) -> Split:
+        """The documents of a split as a training reads them."""
+        return Split(self, split, self.lengths(split))
+
+
+class Split(NamedTuple):
+    """Documents by number. lengths: tokens of each, (documents,)."""
+
+    corpus: Corpus
+    name: Cut
+    lengths: NDArray[np.int64]
+
+    def tokens(self, number: int) -> Tokens:
+        """The tokens of one."""
+        return self.corpus.document(self.name, number)
+
 
 _CUTS: tuple[Cut, ...] = ("train", "validation")
 

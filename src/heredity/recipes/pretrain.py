@@ -1,0 +1,168 @@
+"""Pre-train a base from random weights on a corpus: a root of the lineage that is nobody else's.
+
+Promises: what it came from is recorded: the corpus by its fingerprint, and every figure that the size set;
+killed, it goes on to the same bits; a run that cannot fit is refused before its first step.
+Leaves to others: the corpus (train/corpus/), sizes (train/sizes.py), the loop (train/loop.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from heredity.errors import BadInput, UsageError, nearest
+from heredity.lineage import Description, Grown
+from heredity.recipes._tuned import Watch, setting
+from heredity.records import digest
+
+if TYPE_CHECKING:
+    from heredity.train.corpus import Corpus
+    from heredity.train.sizes import Dial
+
+_SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
+
+
+def read(path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None = None) -> Pretrain:
+    """The recipe in a TOML file, what is `given` in place of what it says; a corpus lies beside the file.
+
+    Raises BadInput with the nearest name for a key that is none, UsageError for what cannot be.
+    """
+    try:
+        said = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(path, f"cannot be read: {error}") from None
+    hints = {each.name: hint for each, hint in _settable()}
+    for key, value in said.items():
+        if key not in hints:
+            near = nearest(key, hints)
+            raise BadInput(
+                path, f"no setting is called '{key}'." + (f" Did you mean '{near}'?" if near else "")
+            )
+        try:
+            said[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
+        except msgspec.ValidationError as error:
+            raise BadInput(path, f"{key}: {error}") from None
+    if "corpus" in said:
+        said["corpus"] = path.parent / said["corpus"]
+    said |= given or {}
+    if "corpus" not in said:
+        raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
+    return Pretrain(**said, watch=watch)
+
+
+def _settable() -> list[tuple[dataclasses.Field[Any], Any]]:
+    """What a file may set, with its type."""
+    hints = typing.get_type_hints(Pretrain)
+    fields = [each for each in dataclasses.fields(Pretrain) if each.name not in ("watch", "folder")]
+    return [(each, hints[each.name]) for each in fields]
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """A new model of `size`, from the corpus in a folder. 0: what the size sets."""
+
+    corpus: Path = field(metadata={"help": "The folder that `heredity corpus build` wrote."})
+    size: str = setting("10M", "Parameters, about: 10M, 135M, 1.5B.")
+    architecture: str = setting("qwen3", "What it is built like: qwen3, llama.")
+    context: int = setting(1024, "Tokens that it sees at once.")
+    tokens: int = setting(0, "Tokens to read; 0: 20 a parameter.")
+    batch: int = setting(0, "Tokens a step.")
+    rate: float = setting(0.0, "The highest learning rate.")
+    layers: int = setting(0, "Layers.")
+    width: int = setting(0, "Columns.")
+    heads: int = setting(0, "Heads of attention.")
+    kv_heads: int = setting(0, "Heads of keys and values.")
+    head: int = setting(0, "Columns of a head.")
+    wide: int = setting(0, "Columns of the feed-forward part.")
+    optimizer: Literal["muon", "adamw"] = setting(
+        "muon", "What steps; muon: hidden matrices, the rest AdamW."
+    )
+    schedule: Literal["wsd", "cosine", "constant"] = setting("wsd", "How the rate falls.")
+    warmup: float = setting(0.02, "Share of the steps in which the rate rises.")
+    decay: float = setting(0.1, "Weight decay, on matrices.")
+    clip: float = setting(1.0, "The longest gradient; 0: as long as it is.")
+    z_loss: float = setting(1e-4, "Weight of the square of log Z.")
+    checks: int = setting(20, "How often held-out text is told on the way.")
+    held_out: int = setting(100_000, "Tokens of held-out text that are told each time.")
+    keep_every: int = setting(100, "Steps between checkpoints.")
+    spike: float = setting(2.0, "Nats above the median that a loss may leap before the guard goes back.")
+    seed: int = setting(0, "What everything random is drawn from.")
+    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in.")
+    licence: str = setting("unknown", "Licence of what comes of it: that of the corpus, if it has one.")
+    name: str = field(default="", compare=False)
+    watch: Watch | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, compare=False)
+
+    kind = "pretrain"
+
+    def __post_init__(self) -> None:
+        for name in ("context", "held_out", "keep_every", "checks"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("tokens", "batch", "rate", "decay", "clip", "z_loss", "seed", *_SHAPE):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
+        if self.warmup >= 1 or self.spike <= 0:
+            raise UsageError(f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).")
+
+    @cached_property
+    def text(self) -> Corpus:
+        """The corpus, opened. Raises BadInput or Damaged."""
+        from heredity.train.corpus import Corpus
+
+        return Corpus.open(self.corpus)
+
+    @cached_property
+    def dial(self) -> Dial:
+        """Shape, tokens, batch and rate. Raises UsageError."""
+        from heredity.train import sizes
+
+        given = {name: getattr(self, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
+        return sizes.dial(self.size, self.text.n_vocabulary, self.context, given)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps until all tokens are read."""
+        return max(1, math.ceil(self.dial.tokens / self.dial.batch))
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, what the size set among them, and the corpus by its fingerprint."""
+        found = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.compare}
+        shape = msgspec.to_builtins(self.dial.shape)
+        found |= shape | {name: getattr(self.dial, name) for name in ("tokens", "batch", "rate")}
+        return found | {"corpus": self.text.fingerprint}
+
+    def at(self, folder: Path) -> Pretrain:
+        """This recipe, its checkpoints in a folder."""
+        return dataclasses.replace(self, folder=folder)
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Train, and write weights, tokenizer, curve and samples into `out`. There are no parents."""
+        from heredity.recipes import _newborn
+
+        assert not parents
+        made = _newborn.train(self, self.folder or out.parent / "training")
+        notes = _newborn.write(self, made, out)
+        return Description(
+            name=self.name or f"base-{self.size.lower()}",
+            family=self.name or f"base-{self.size.lower()}",
+            licence=self.licence,
+            format="safetensors",
+            notes=notes,
+            versions={name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")},
+        )
+
+    @property
+    def training(self) -> str:
+        """The digest that its checkpoints bear."""
+        return digest([self.kind, self.settings()])

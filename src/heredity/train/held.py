@@ -1,0 +1,67 @@
+"""How well a model tells held-out text: bits a byte, so that models of different tokenizers compare.
+
+Promises: the same documents at every look, each from its beginning; nothing is learned and nothing drawn.
+Leaves to others: which documents are held out (corpus/).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from heredity.train.network import Network
+from heredity.train.objectives.causal import Causal
+from heredity.train.steps import Batch
+from heredity.train.stream import Documents, Piece, Stream, dealt
+
+BITS_PER_BYTE = "bits per byte"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
+
+    documents: Documents
+    end: int
+    context: int
+    token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes that each token stands for
+    n_tokens: int
+    every: int
+
+    def of(self, network: Network) -> dict[str, float]:
+        """Bits a byte of what is held out."""
+        nats = n_bytes = 0.0
+        with torch.no_grad():
+            for batch in self._batches():
+                nats += float(Causal().loss(network, batch).total)
+                n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
+        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
+
+    def _batches(self) -> list[Batch]:
+        lengths = self.documents.lengths
+        n = int(np.searchsorted(np.cumsum(lengths), self.n_tokens)) + 1
+        stream = Stream(self.documents, self.end, self.context, self.context, 0)
+        pieces = [
+            Piece(number, start, min(self.context, int(lengths[number]) - start))
+            for number in range(min(n, len(lengths)))
+            for start in range(0, int(lengths[number]), self.context)
+        ]
+        return [stream.collate(each) for each in dealt(pieces, stream.product, 1)]
+
+
+def token_bytes(tokenizer: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How many bytes each token of a byte-level tokenizer.json stands for; special ones stand for none."""
+    said = json.loads(tokenizer.read_text("utf-8"))
+    vocabulary: dict[str, int] = said["model"]["vocab"]
+    special = {token["id"]: 0 for token in said.get("added_tokens", [])}
+    found = np.zeros(max([*vocabulary.values(), *special]) + 1, dtype=np.int64)
+    for text, number in vocabulary.items():
+        found[number] = len(text)  # byte-level: one character of the file a byte
+    for number in special:
+        found[number] = 0
+    return found

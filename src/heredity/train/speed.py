@@ -1,0 +1,81 @@
+"""How fast a training is, and which share that is of the machine's matrix products at the model's own shapes.
+
+Source of the share, "model FLOPs utilization": PaLM (2204.02311, appendix B); the limit here is measured, not
+a data sheet's.
+
+Promises: the least time of several tries, each product forward and backward with as many rows as a step has.
+Leaves to others: counting a model's FLOPs (sizes.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from heredity.train import sizes
+from heredity.train.loop import Watch, Watched
+from heredity.train.network import Network
+from heredity.train.sizes import Shape
+from heredity.train.steps import PRODUCT
+
+_TRIES = 5
+
+
+class Meter:
+    """Passes what the loop shows on to a display, and keeps the last of it."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch, self.last = watch, Watched(0, 0, 0.0, 0.0, 0.0)
+
+    def __call__(self, at: Watched) -> None:
+        self.last = at
+        if self._watch is not None:
+            self._watch(at)
+
+    def notes(
+        self, net: Network, shape: Shape, lengths: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> dict[str, str]:
+        """Tokens a second, and the share of the limit; {} where no step was done in this process."""
+        if not self.last.tokens_per_second:
+            return {}
+        limit = product_limit(shape, net.model.dtype)
+        used = self.last.tokens_per_second * sizes.flops_a_token(shape, piece_length(lengths, shape.context))
+        return {
+            "speed": f"{self.last.tokens_per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
+            "GFLOP/s that this machine's products reach at these shapes"
+        }
+
+
+def piece_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: int) -> float:
+    """How long the piece is that a token stands in, on average: (documents,) lengths cut at the context."""
+    whole, rest = lengths // context, lengths % context
+    return float((whole * context**2 + rest**2).sum() / lengths.sum())
+
+
+def product_limit(shape: Shape, dtype: torch.dtype, n_rows: int = PRODUCT) -> float:
+    """FLOP/s of the model's products, forward and backward, one layer and the head."""
+    columns = shape.head * (shape.heads + 2 * shape.kv_heads)
+    layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
+    layer += [(shape.width, 2 * shape.wide), (shape.wide, shape.width)]
+    products = layer * shape.layers + [(shape.width, shape.vocabulary)]
+    work = {size: _three(*size, n_rows, dtype) for size in set(products)}
+    seconds = {size: _least(do) for size, do in work.items()}
+    return sum(6.0 * n_rows * a * b for a, b in products) / sum(seconds[size] for size in products)
+
+
+def _three(n_in: int, n_out: int, n_rows: int, dtype: torch.dtype) -> Callable[[], object]:
+    x, w = torch.ones(n_rows, n_in, dtype=dtype), torch.ones(n_out, n_in, dtype=dtype)
+    y = torch.ones(n_rows, n_out, dtype=dtype)
+    return lambda: (x @ w.T, y @ w, y.T @ x)
+
+
+def _least(do: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        do()
+        best = min(best, time.perf_counter() - began)
+    return best
