@@ -151,9 +151,9 @@ def test_more_examples_than_there_are_is_said_before_anything_is_loaded(tmp_path
 
 
 def test_a_limit_takes_items_of_every_kind(tmp_path: Path) -> None:
-    evaluate(tmp_path, Clever(), ["classification"], limit=6)
+    evaluate(tmp_path, Clever(), ["classification"], limit=12)
     assert {row.item.partition("-")[0] for row in rows(tmp_path)} == {"sentiment", "topic"}
-    assert len(rows(tmp_path)) == 6
+    assert len(rows(tmp_path)) == 12
 
 
 def test_a_model_that_stops_answering_keeps_what_it_said(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from heredity.errors import EngineFailure, NotComparable, UsageError
 from heredity.grading import Cell, Grades, Row
 from heredity.lineage import Grown, Store
 from heredity.metrics import load as metric_of
-from heredity.records import Model, encode
+from heredity.records import Model, digest, encode
 from heredity.store import Lock, Rows, write_atomic
 from heredity.study import EngineLoader, load_engine
 from heredity.tasks import Item, Task
@@ -49,7 +49,7 @@ class Evaluation:
     tasks     names or .toml files; see tasks.load. None: all
     shots     how many examples come first; each number is a column of its own
     is_plain  put items as plain texts also to a model with a chat template, as to a base model
-    limit     so many items of each task, evenly over it, for a quick look
+    limit     so many items of each task, the same ones always, for a quick look
     out       the folder; None: evals under the current one
 
     Raises UsageError for what is not there or does not fit.
@@ -202,13 +202,13 @@ def _loaded(wanted: Sequence[str], limit: int | None) -> list[Task]:
     found = tasks.load(wanted)
     if limit is None:
         return found
-    return [msgspec.structs.replace(task, items=_spread(task.items, limit)) for task in found]
+    return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in found]
 
 
-def _spread(items: Sequence[Item], n: int) -> tuple[Item, ...]:
-    """n of the items, evenly over their order, in which those of a kind stand together."""
-    n = min(n, len(items))
-    return tuple(items[i * len(items) // n] for i in range(n))
+def _some(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """n of the items, as if drawn and always the same; every second one might be all of one label."""
+    drawn = {item.id for item in sorted(items, key=lambda item: digest(item.id))[:n]}
+    return tuple(item for item in items if item.id in drawn)
 
 
 def _check(models: Sequence[Grown], wanted: Sequence[Task], shots: Sequence[int]) -> None:

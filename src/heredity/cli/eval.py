@@ -36,7 +36,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 )  # fmt: skip
 @click.option("--plain", is_flag=True, help="Without chat template, as a base model is asked anyway.")
 @click.option(
-    "--limit", type=int, metavar="N", help="N items of each task, spread over it, for a quick look."
+    "--limit", type=int, metavar="N", help="N items of each task, always the same, for a quick look."
 )
 @click.option("--out", type=Place(), metavar="DIR", help="Where answers are kept.  [default: evals]")
 @click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
