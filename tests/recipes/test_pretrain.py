@@ -1,0 +1,157 @@
+"""A base from random weights: made, recorded, gone on with after a kill, and asked."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from heredity import engines
+from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
+from heredity.lineage import Store
+from heredity.recipes import pretrain
+from heredity.records import Decoding, Message, Request
+from tests.train.corpus.conftest import Build
+from tests.train.corpus.conftest import built as built
+from tests.train.corpus.conftest import shelf as shelf
+
+RECIPE = """
+name = "tiny"
+corpus = "out"
+size = "50K"
+width = 32
+head = 16
+heads = 2
+kv_heads = 1
+wide = 64
+layers = 2
+context = 64
+tokens = 20_000
+batch = 512
+rate = 0.02
+held_out = 2000
+checks = 4
+keep_every = 10
+dtype = "float32"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, built: Build) -> Path:
+    built()
+    path = tmp_path / "base.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_base_is_a_root_of_the_lineage_that_answers_and_says_what_it_came_from(
+    tmp_path: Path, recipe: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    made = pretrain.read(recipe)
+    base = store.derive(made, [])
+    record = base.record
+    assert record.parents == () and record.name == "tiny" and record.recipe.kind == "pretrain"
+    assert record.recipe.settings["corpus"] == made.text.fingerprint
+    assert record.recipe.settings["rate"] == 0.02 and record.recipe.settings["width"] == 32
+    bits = float(record.notes["held-out text"].split()[0])
+    assert 0.5 < bits < 0.8 * math.log2(400)  # guessing evenly gives more
+    assert store.verify(record) == []
+    assert store.derive(pretrain.read(recipe), []).record.id == record.id
+
+    engine = engines.loader(record)(record, base.folder)
+    try:
+        asked = Request(0, (Message("user", "The store"),), Decoding(max_tokens=8))
+        (reply,) = engine.reply(iter([asked]))
+    finally:
+        engine.close()
+    assert reply.error is None and reply.text
+
+
+def test_what_is_saved_gives_the_numbers_that_were_learned_in_transformers(
+    tmp_path: Path, recipe: Path
+) -> None:
+    import transformers
+
+    base = Store(tmp_path / "store").derive(pretrain.read(recipe), [])
+    words = transformers.AutoTokenizer.from_pretrained(base.folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    corpus = pretrain.read(recipe).text
+    document = torch.from_numpy(corpus.document("validation", 0)[:64].astype("int64"))
+    ids = torch.cat([torch.tensor([words.eos_token_id]), document])[None]
+    with torch.no_grad():
+        loss = float(model(ids, labels=ids).loss)
+    assert loss < 0.8 * math.log(400)
+    assert words.decode(document) and words.eos_token == "<|endoftext|>"
+
+
+def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: Path) -> None:
+    """The id is a hash over every file, weights and rows of metrics among them."""
+    whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record.id
+    root = tmp_path / "killed"
+    command = [sys.executable, "-m", "heredity", "pretrain", str(recipe)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HEREDITY_STORE": str(root)}
+    n_kills = 0
+    for after in (13, 27):
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and n_rows(root) < after:
+                time.sleep(0.002)
+            n_kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    assert n_kills == 2
+    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert last.stdout.split()[-1] == whole
+
+
+def n_rows(root: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in root.glob("training/*/training.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "words"),
+    [
+        ("contxt = 5", BadInput, "Did you mean 'context'"),
+        ('context = "much"', BadInput, "context: Expected `int`"),
+        ("warmup = 1.5", UsageError, "warmup must be below 1"),
+        ("layers = -1", UsageError, "layers must not be negative"),
+        ('architecture = "qwen4"', UnknownName, "Did you mean 'qwen3'"),
+        ("batch = 32", UsageError, "holds no context of 64"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_recorded(
+    tmp_path: Path, recipe: Path, line: str, error: type[HeredityError], words: str
+) -> None:
+    kept = [each for each in RECIPE.splitlines() if each.split(" ")[0] != line.split(" ")[0]]
+    recipe.write_text("\n".join([*kept, line]))
+    store = Store(tmp_path / "store")
+    with pytest.raises(error, match=words):
+        store.derive(pretrain.read(recipe), [])
+    assert store.models() == []
+
+
+def test_a_recipe_without_a_corpus_says_what_to_add(tmp_path: Path) -> None:
+    path = tmp_path / "base.toml"
+    path.write_text('size = "1M"\n')
+    with pytest.raises(BadInput, match="heredity corpus build"):
+        pretrain.read(path)
+
+
+def test_a_changed_shard_is_refused(tmp_path: Path, recipe: Path) -> None:
+    shard = next((tmp_path / "out").glob("train-*.bin"))
+    raw = bytearray(shard.read_bytes())
+    raw[0] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(HeredityError, match="not what was built"):
+        Store(tmp_path / "store").derive(pretrain.read(recipe), [])

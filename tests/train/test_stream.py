@@ -1,0 +1,99 @@
+"""What a pre-training reads, step by step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heredity.errors import UsageError
+from heredity.train.stream import Piece, Stream, dealt
+
+END = 0
+
+
+class Numbered:
+    """Documents whose tokens are all different, so that each can be told wherever it turns up."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self._first = 1 + np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def tokens(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+        return np.arange(self._first[number], self._first[number + 1], dtype=np.uint32)
+
+
+DOCUMENTS = Numbered([5, 300, 64, 1, 129, 700, 64, 2, 31, 90])
+
+
+def learned(stream: Stream, step: int) -> list[int]:
+    return [token for batch in stream.of(step) for token in batch.targets.tolist()]
+
+
+def test_an_epoch_learns_every_token_once_and_crops_none() -> None:
+    stream = Stream(DOCUMENTS, END, 128, 64, 3)
+    n_steps = -(-stream.n_tokens // 128)
+    seen = Counter(token for step in range(n_steps + 1) for token in learned(stream, step))
+    assert set(seen) == set(range(1, stream.n_tokens + 1))
+    first = Counter(token for step in range(stream.n_tokens // 128) for token in learned(stream, step))
+    assert max(first.values()) == 1
+
+
+def test_each_token_is_told_from_the_one_before_it_and_the_first_from_the_end_token() -> None:
+    stream = Stream(DOCUMENTS, END, 256, 64, 3)
+    starts = set((1 + np.cumsum(DOCUMENTS.lengths)).tolist()) | {1}
+    for batch in stream.of(0) + stream.of(1):
+        for read, told in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+            assert read == (END if told in starts else told - 1)
+
+
+def test_positions_begin_anew_with_each_piece_and_none_is_longer_than_the_context() -> None:
+    for batch in Stream(DOCUMENTS, END, 256, 64, 3).of(0):
+        assert batch.positions.tolist() == [at for n in batch.lengths for at in range(n)]
+        assert max(batch.lengths) <= 64 and sum(batch.lengths) == len(batch.tokens)
+
+
+def test_a_step_differs_from_its_share_by_less_than_a_piece() -> None:
+    stream = Stream(DOCUMENTS, END, 128, 64, 3)
+    for step in range(40):
+        assert abs(len(learned(stream, step)) - 128) < 64
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_is_read_does_not_hang_on_how_many_processes_read_it(world: int) -> None:
+    alone = Stream(DOCUMENTS, END, 512, 64, 3)
+    for step in range(4):
+        shares = [Stream(DOCUMENTS, END, 512, 64, 3, 128, rank, world) for rank in range(world)]
+        assert len({len(share.of(step)) for share in shares}) == 1
+        assert sorted(t for s in shares for t in learned(s, step)) == sorted(learned(alone, step))
+
+
+def test_another_seed_and_another_epoch_are_another_order() -> None:
+    one, other = Stream(DOCUMENTS, END, 64, 64, 3), Stream(DOCUMENTS, END, 64, 64, 4)
+    assert [one.pieces(s) for s in range(9)] != [other.pieces(s) for s in range(9)]
+    n_steps = one.n_tokens // 64
+    assert [one.pieces(s) for s in range(9)] != [one.pieces(s + n_steps) for s in range(9)]
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=40), st.integers(16, 200), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_pieces_are_dealt_whole_and_evenly(sizes: list[int], product: int, world: int) -> None:
+    pieces = [Piece(number, 0, n) for number, n in enumerate(sizes)]
+    if len(pieces) < world:
+        with pytest.raises(UsageError, match="too small"):
+            dealt(pieces, product, world)
+        return
+    bins = dealt(pieces, product, world)
+    assert len(bins) % world == 0 and all(bins)
+    assert sorted(piece for each in bins for piece in each) == sorted(pieces)
+
+
+def test_a_batch_smaller_than_the_context_is_refused() -> None:
+    with pytest.raises(UsageError, match="holds no context"):
+        Stream(DOCUMENTS, END, 32, 64, 3)
