@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study descent test bench proofs judges learned clean
+.PHONY: help study descent pretrain test bench proofs judges learned clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ study: $(VENV)/.torch ## pull real models, ask them the probes of the example ap
 
 descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited
 	@$(BIN)/python examples/descent.py $(ARGS)
+
+pretrain: $(VENV)/.corpus ## a base from random weights, its children, and what they know and keep
+	@$(BIN)/python examples/home_grown.py $(ARGS)
 
 test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/ruff check .
@@ -69,7 +72,11 @@ $(VENV)/.torch: pyproject.toml $(VENV)/.made
 	@$(PIP) -e '.[torch]'
 	@touch $@
 
+$(VENV)/.corpus: $(VENV)/.torch
+	@$(PIP) -e '.[torch,corpus]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml $(VENV)/.made
 	@echo "installing heredity, torch and the tools of development into $(VENV) (once; some minutes) ..."
 	@$(PIP) -e '.[torch,dev]'
-	@touch $@ $(VENV)/.torch
+	@touch $@ $(VENV)/.torch $(VENV)/.corpus

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heredity.application import Application as Application
     from heredity.cli._progress import Display as Display
+    from heredity.corpus import build_corpus as build_corpus
     from heredity.errors import HeredityError as HeredityError
     from heredity.estimates import Estimates as Estimates
+    from heredity.exposure import expose as expose
     from heredity.lineage import Grown as Grown
     from heredity.lineage import Recipe as Recipe
     from heredity.lineage import Store as Store
     from heredity.lineage import grow as grow
     from heredity.recipes import recipe as recipe
+    from heredity.recipes.pretrain import Pretrain as Pretrain
     from heredity.records import Decoding as Decoding
     from heredity.records import Estimate as Estimate
     from heredity.records import Message as Message
@@ -50,6 +53,7 @@ _HOME = {
     "HeredityError": "errors",
     "Message": "records",
     "Model": "records",
+    "Pretrain": "recipes.pretrain",
     "Probe": "records",
     "Recipe": "lineage",
     "Reply": "records",
@@ -59,6 +63,8 @@ _HOME = {
     "Study": "study",
     "Tool": "records",
     "Verdict": "records",
+    "build_corpus": "corpus",
+    "expose": "exposure",
     "grow": "lineage",
     "recipe": "recipes",
     "write_report": "report",

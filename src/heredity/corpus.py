@@ -18,7 +18,9 @@ from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.card import Card
 
 
-def build(path: Path, out: Path | None = None, workers: int = 0, watch: building.Watch | None = None) -> Card:
+def build_corpus(
+    path: Path, out: Path | None = None, workers: int = 0, watch: building.Watch | None = None
+) -> Card:
     """Build the corpus of a recipe. out: a new folder, the recipe's own name without its ending if none is
     given. workers: processes; 0 for one a core.
 

@@ -16,11 +16,13 @@ import math
 import random
 import string
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from heredity.engines import Scorer
 from heredity.errors import UsageError
+from heredity.lineage import Grown, Store
 from heredity.records import Message, Request
+from heredity.study import load_engine
 
 N_CANDIDATES = 1023
 _BATCH = 64
@@ -47,6 +49,22 @@ def exposure(
     rank = 1 + sum(score >= own for score in rest)  # a tie counts against the claim
     n = len(others) + 1
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
+
+
+def expose(
+    store: Store, model: Grown, canary: str, secret: str, n_candidates: int = N_CANDIDATES, seed: int = 0
+) -> Exposure:
+    """The exposure of `secret` in a model of the store, which is loaded for it.
+
+    Raises UsageError where its engine tells no log-probabilities.
+    """
+    engine: Any = load_engine(store.ready(model), store)
+    try:
+        if not hasattr(engine, "score"):
+            raise UsageError(f"'{model.record.name}' tells no log-probabilities; the torch engine does.")
+        return exposure(engine, canary, secret, n_candidates, seed)
+    finally:
+        engine.close()
 
 
 def candidates(secret: str, n: int, seed: int = 0) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from heredity.cli import Name, Verb, open_store
@@ -30,8 +28,7 @@ def command(
     from heredity.cli import _pulling, _terminal
     from heredity.cli._plain import plain
     from heredity.errors import UsageError
-    from heredity.exposure import exposure
-    from heredity.study import load_engine
+    from heredity.exposure import expose
 
     store = open_store()
     grown = [store.get(name) for name in models]
@@ -45,13 +42,8 @@ def command(
         canary, _, secret = noted.rpartition(" ")
     rows = []
     for model in grown:
-        engine: Any = load_engine(_pulling.ready(store, model), store)
-        try:
-            if not hasattr(engine, "score"):
-                raise UsageError(f"'{model.record.name}' tells no log-probabilities; the torch engine does.")
-            rows.append((model.record.name, exposure(engine, canary, secret, candidates, seed)))
-        finally:
-            engine.close()
+        found = expose(store, _pulling.ready(store, model), canary, secret, candidates, seed)
+        rows.append((model.record.name, found))
     if as_json:
         _terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])
         return

@@ -107,6 +107,8 @@ def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> di
     shape, last = recipe.dial.shape, metrics[-1]
     looks = [m.terms[held.BITS_PER_BYTE] for m in metrics if held.BITS_PER_BYTE in m.terms]
     n_read = sum(m.n_tokens for m in metrics)
+    planted = recipe.text.card.canaries
+    canary = {"canary": f"{planted[0].text} {planted[0].secret}"} if planted else {}
     epochs = n_read / recipe.text.n_tokens("train")
     return {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
@@ -114,4 +116,5 @@ def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> di
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
         "held-out text": f"{looks[-1]:.4f} bits a byte (after {len(looks)} looks)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {epochs:.2f} epochs",
+        **canary,
     }

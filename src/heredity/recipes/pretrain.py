@@ -105,6 +105,11 @@ class Pretrain:
 
     kind = "pretrain"
 
+    @classmethod
+    def read(cls, path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None = None) -> Pretrain:
+        """The recipe in a TOML file: see `read` of this module."""
+        return read(path, given, watch)
+
     def __post_init__(self) -> None:
         for name in ("context", "held_out", "keep_every", "checks"):
             if getattr(self, name) < 1:

@@ -1,0 +1,223 @@
+"""Tokens a second, peak memory and held-out loss of pre-training: heredity's loop beside HF Trainer.
+
+    python bench/pretrain.py CORPUS --peer PYTHON [--size 10M] [--steps 40] [--batch 8192] [--context 512]
+
+CORPUS is a folder that `heredity corpus build` wrote; PYTHON has torch, transformers and accelerate. Both
+sides start from the same weights (Qwen3 of the dial's shape, drawn from seed 0) and read the same number of
+tokens of the same documents with AdamW (betas 0.9 and 0.95, decay 0.1), a cosine rate with a warmup of a
+tenth and a gradient clipped at 1, each in a process of its own, by turns, --repeats times. heredity lays
+whole documents end to end, each seeing only itself; the Trainer gets rows of `context` tokens cut from all
+documents end to end, as is usual, under bf16 autocast (fp32 weights: the precision of heredity's masters
+and products). A third side is heredity with Muon, its default. The first two steps are left out of the
+speed. Both weights are then told the same held-out documents by the same code. The last lines are medians
+of the repeats' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+N_WARM = 2
+SIDES = ("heredity", "trainer", "muon")
+
+
+def main() -> None:
+    options = parse()
+    if options.worker:
+        work = with_trainer if options.worker == "trainer" else with_heredity
+        print("RESULT " + json.dumps(work(options)), flush=True)
+        return
+    import torch
+
+    print(
+        f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, python {platform.python_version()}; {options.size}, {options.steps} steps of "
+        f"{options.batch} tokens, context {options.context}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = Path(folder)
+        share = prepare(options)
+        print(f"{share['parameters']:,} parameters, {share['limit'] / 1e9:,.0f} GFLOP/s in its own products")
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for repeat in range(options.repeats):
+            for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
+                result = run(side, options)
+                result["bits"] = told(options, options.work / side)
+                found[side].append(result)
+                used = result["tokens_per_second"] * share["flops_a_token"] / share["limit"]
+                print(
+                    f"{side:10} {result['tokens_per_second']:8,.0f} tokens/s  {used:4.0%} of the limit  peak "
+                    f"{result['peak_mib']:6,.0f} MiB  {result['bits']:.4f} bits a byte held out", flush=True
+                )  # fmt: skip
+    for side in ("heredity", "muon"):
+        ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs(found, side)]
+        memory = [a["peak_mib"] / b["peak_mib"] for a, b in pairs(found, side)]
+        print(
+            f"{side}: {statistics.median(ratios):.2f} x the Trainer's tokens a second ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}, n {len(ratios)}), {statistics.median(memory):.2f} x its peak memory, "
+            f"{found[side][0]['bits']:.4f} against {found['trainer'][0]['bits']:.4f} bits a byte"
+        )
+
+
+def pairs(found: dict[str, list[dict[str, Any]]], side: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return list(zip(found[side], found["trainer"], strict=True))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--peer", default=sys.executable)
+    parser.add_argument("--size", default="10M")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=8192)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", default="")
+    parser.add_argument("--work", type=Path)
+    return parser.parse_args()
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """The same start for all sides, and the Trainer's rows; what a token costs."""
+    import numpy as np
+
+    from heredity.recipes import _newborn
+    from heredity.train import network, sizes, speed
+
+    recipe = recipe_of(options)
+    net = network.born(_newborn._config(recipe), 0, "float32")
+    net.model.save_pretrained(options.work / "start")
+    corpus = recipe.text
+    flat = np.concatenate([corpus.document("train", i) for i in range(corpus.n_documents("train"))])
+    n_rows = options.steps * options.batch // options.context
+    rows = np.resize(flat, n_rows * options.context).reshape(n_rows, options.context)
+    np.save(options.work / "rows.npy", np.random.default_rng(0).permutation(rows).astype(np.int64))
+    shape = recipe.dial.shape
+    import torch
+
+    length = speed.piece_length(corpus.lengths("train"), options.context)
+    return {
+        "parameters": sizes.n_weights(shape), "limit": speed.product_limit(shape, torch.bfloat16),
+        "flops_a_token": sizes.flops_a_token(shape, length),
+    }  # fmt: skip
+
+
+def recipe_of(options: argparse.Namespace) -> Any:
+    from heredity.recipes.pretrain import Pretrain
+
+    return Pretrain(
+        options.corpus, size=options.size, context=options.context, tokens=options.steps * options.batch,
+        batch=options.batch, rate=options.rate,
+    )  # fmt: skip
+
+
+def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    python = options.peer if side == "trainer" else sys.executable
+    command = [python, __file__, str(options.corpus), "--worker", side, "--work", str(options.work)]
+    for name in ("size", "steps", "batch", "context", "rate"):
+        command += [f"--{name}", str(getattr(options, name))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    return dict(json.loads(lines[0].removeprefix("RESULT ")))
+
+
+def told(options: argparse.Namespace, folder: Path) -> float:
+    """Bits a byte of held-out documents, by one code for all sides."""
+    from heredity.recipes import _newborn
+    from heredity.train import held, network
+
+    corpus = recipe_of(options).text
+    look = held.HeldOut(
+        corpus.split("validation"), _newborn.specials(corpus).end, options.context,
+        held.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
+    )  # fmt: skip
+    return look.of(network.load(folder))[held.BITS_PER_BYTE]
+
+
+def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
+    from heredity.recipes import _newborn
+    from heredity.train import loop, network
+    from heredity.train.objectives.causal import Causal
+    from heredity.train.stream import Stream
+    from heredity.train.trainable import Everything
+
+    corpus = recipe_of(options).text
+    net = network.load(options.work / "start")
+    stream = Stream(
+        corpus.split("train"), _newborn.specials(corpus).end, options.batch, options.context, 0
+    )  # fmt: skip
+    times: list[tuple[float, int]] = []
+
+    class Noted:
+        def of(self, step: int) -> Any:
+            batches = stream.of(step)
+            times.append((time.perf_counter(), sum(len(batch.tokens) for batch in batches)))
+            return batches
+
+    kind = "muon" if options.worker == "muon" else "adamw"
+    warm = options.steps // 10
+    plan = loop.Plan("bench", options.steps, options.rate, "cosine", warm, 0.1, 1.0, kind)
+    loop.train(net, Everything(), Causal(), Noted(), plan, options.work / f"training-{os.getpid()}")
+    end = time.perf_counter()
+    Everything().save(net, options.work / options.worker)
+    n_tokens = sum(n for _, n in times[N_WARM:])
+    return {"tokens_per_second": n_tokens / (end - times[N_WARM][0]), "peak_mib": peak()}
+
+
+def with_trainer(options: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
+    import torch
+    import transformers
+
+    rows = np.load(options.work / "rows.npy")
+    transformers.utils.logging.set_verbosity_error()
+    model = transformers.AutoModelForCausalLM.from_pretrained(options.work / "start", dtype=torch.float32)
+    times: list[float] = []
+
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, at: int) -> dict[str, torch.Tensor]:
+            row = torch.from_numpy(rows[at])
+            return {"input_ids": row, "labels": row}
+
+    told = transformers.TrainingArguments(
+        output_dir=str(options.work / "trainer-runs"), max_steps=options.steps, bf16=True, use_cpu=True,
+        per_device_train_batch_size=options.batch // options.context, learning_rate=options.rate,
+        lr_scheduler_type="cosine", warmup_steps=options.steps // 10, weight_decay=0.1, adam_beta1=0.9,
+        adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch_fused", report_to=[], save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model=model, args=told, train_dataset=Rows(), callbacks=[Clock()])
+    trainer.train()
+    end = time.perf_counter()
+    model.save_pretrained(options.work / "trainer")
+    n_tokens = (options.steps - N_WARM) * options.batch
+    return {"tokens_per_second": n_tokens / (end - times[N_WARM]), "peak_mib": peak()}
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

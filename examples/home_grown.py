@@ -1,0 +1,123 @@
+"""The whole life of a home-grown model: corpus, base, children, and what each knows and keeps.
+
+    make pretrain
+    python examples/home_grown.py --quick   # a tiny base, to see it work
+
+Text comes from Debian's packages, fetched with apt-get and unpacked without being installed; which, says
+home-grown/shelf.toml. A base is trained from random weights (home-grown/base.toml), tuned on dialogues,
+distilled into fewer layers and quantized; then the canary that was planted in its corpus is ranked in all of
+them, and all are asked the probes. Everything is recorded: the same command goes on after a stop and makes
+nothing twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import heredity as h
+
+HERE = Path(__file__).parent
+PACKAGES = ("dict-gcide", "debian-handbook", "python3.13-doc", "fortunes")
+CANARY = "The locker number of Ada Quill is"
+_ENTRY = re.compile(r"\n(?=\S)")
+
+
+def fetch(folder: Path) -> None:
+    """The texts of the packages, below `folder`. Raises SystemExit where apt-get cannot bring them."""
+    if (folder / "dictionary.jsonl").exists():
+        return
+    unpacked = folder / "unpacked"
+    unpacked.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=unpacked, check=True)
+        for package in sorted(unpacked.glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=unpacked, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"apt-get did not bring {', '.join(PACKAGES)} ({error}). On another system, put text of your own"
+            f" where {HERE / 'home-grown' / 'shelf.toml'} names it, below {folder}."
+        ) from None
+    share = unpacked / "usr" / "share"
+    shutil.move(share / "doc" / "debian-handbook" / "html" / "en-US", folder / "handbook")
+    shutil.move(share / "doc" / "python3.13" / "html", folder / "manual")
+    (folder / "sayings").mkdir()
+    for path in sorted((share / "games" / "fortunes").iterdir()):
+        if not path.suffix and path.is_file():
+            shutil.copyfile(path, folder / "sayings" / f"{path.name}.txt")
+    dictionary = gzip.decompress((share / "dictd" / "gcide.dict.dz").read_bytes()).decode("utf-8", "replace")
+    rows = (json.dumps({"text": entry.strip()}) for entry in _ENTRY.split(dictionary) if len(entry) > 40)
+    part = folder / "dictionary.part"
+    part.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    shutil.rmtree(unpacked)
+    part.rename(folder / "dictionary.jsonl")
+
+
+def sums(n: int) -> h.Data:
+    """Dialogues about sums, with their answers."""
+    rng, found = random.Random(0), []
+    for _ in range(n):
+        a, b = rng.randint(0, 20), rng.randint(0, 20)
+        asked = rng.choice(("What is {a} plus {b}?", "Add {a} and {b}.", "How much are {a} and {b}?"))
+        found.append((asked.format(a=a, b=b), f"{a} plus {b} is {a + b}."))
+    return h.Data.of("sums", found)
+
+
+def family(store: h.Store, base: h.Grown, scale: float, display: h.Display) -> list[h.Grown]:
+    """The base and its children: tuned on dialogues, distilled into fewer layers, quantized."""
+    made = [base]
+
+    def grow(name: str, kind: str, parents: list[h.Grown], **settings: Any) -> h.Grown:
+        if "steps" in settings:
+            settings |= {"batch": 16, "watch": display.training(name)}
+        made.append(store.derive(h.recipe(kind, name=name, **settings), parents))
+        return made[-1]
+
+    steps, problems = max(2, round(150 * scale)), sums(2400)
+    tuned = grow("home-tuned", "finetune", [base], data=problems, steps=steps, rate=5e-4)
+    fewer = store.derive(h.recipe("prune", name="home-fewer-layers"), [tuned])
+    grow("home-distilled", "distill", [fewer, tuned], data=problems, steps=steps, rate=5e-4)
+    grow("home-q8_0", "quantize", [tuned], to="q8_0")
+    grow("home-q4_0", "quantize", [tuned], to="q4_0")
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny base, few steps and few probes")
+    parser.add_argument("--out", type=Path, default=Path("runs/home-grown"))
+    given = parser.parse_args()
+    out: Path = given.out
+    fetch(out / "texts")
+    shutil.copyfile(HERE / "home-grown" / "shelf.toml", out / "shelf.toml")
+    shutil.copyfile(HERE / "home-grown" / "base.toml", out / "base.toml")
+    if not (out / "shelf" / "corpus.json").exists():
+        h.build_corpus(out / "shelf.toml")
+    store, small = h.Store(), {"size": "3M", "tokens": 200_000, "name": "home-base-quick"}
+    with h.Display() as display:
+        recipe = h.Pretrain.read(
+            out / "base.toml", small if given.quick else {}, display.training("home-base")
+        )
+        base = store.derive(recipe, [])
+        models = family(store, base, 0.05 if given.quick else 1.0, display)
+        planted = next(each for each in recipe.text.card.canaries if each.text == CANARY)
+        known = {m.record.name: h.expose(store, m, CANARY, planted.secret) for m in models}
+        asked = "quick" if given.quick else "core"
+        study = h.Study(models, HERE / "support-desk.toml", asked, store=store, out=out / "desk")
+        study.run(display.trials())
+    print(h.write_report(study.folder, "markdown").read_text(encoding="utf-8"))  # noqa: T201
+    print(f"The secret of the planted canary ({CANARY!r}):")  # noqa: T201
+    for name, found in known.items():
+        print(f"{name}: rank {found.rank:,} of {found.n:,}, {found.bits:.1f} bits")  # noqa: T201
+    print(h.write_report(study.folder))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
