@@ -19,15 +19,16 @@ from heredity.train.corpus.card import Card
 
 
 def build_corpus(
-    path: Path, out: Path | None = None, workers: int = 0, watch: building.Watch | None = None
+    path: Path, out: Path | None = None, workers: int = 1, watch: building.Watch | None = None
 ) -> Card:
     """Build the corpus of a recipe. out: a new folder, the recipe's own name without its ending if none is
-    given. workers: processes; 0 for one a core.
+    given. workers: processes; more than one start this program's main
+    module again, as Python's spawn does.
 
     Raises BadInput with file and line, UsageError for what is empty, too little or already there.
     """
     recipe = recipes.read(path)
-    return building.build(recipe, out or path.with_suffix(""), unseen(), workers or n_cores(), watch)
+    return building.build(recipe, out or path.with_suffix(""), unseen(), workers, watch)
 
 
 def unseen() -> tuple[str, ...]:

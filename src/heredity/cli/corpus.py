@@ -37,7 +37,7 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     from heredity.cli._terminal import write_json
 
     with _Shown() as shown:
-        card = corpus.build_corpus(recipe, out, workers or 0, shown.watch)
+        card = corpus.build_corpus(recipe, out, workers or corpus.n_cores(), shown.watch)
     if as_json:
         write_json(card)
         return

@@ -11,6 +11,8 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -182,15 +184,23 @@ def calling(recipe: Recipe, context: Context, workers: int) -> Iterator[Calls]:
         worker = Worker(recipe, context)
         yield lambda name, rows: (getattr(worker, name)(*row) for row in rows)
         return
-    with get_context("spawn").Pool(workers, _begin, (recipe, context)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (recipe, context)) as pool:
 
         def calls(name: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-            for found in pool.imap(_call, [(name, row) for row in rows]):
-                if isinstance(found, _Failed):
-                    raise UsageError(found.message)
-                yield found
+            try:
+                for found in pool.map(_call, [(name, row) for row in rows]):
+                    if isinstance(found, _Failed):
+                        raise UsageError(found.message)
+                    yield found
+            except BrokenProcessPool:
+                raise HeredityError(
+                    "A worker process died; the system may have been out of memory. Give fewer: --workers 1"
+                ) from None
 
-        yield calls
+        try:
+            yield calls
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def added(counts: Iterable[Counter[str]]) -> dict[str, int]:

@@ -72,9 +72,14 @@ def mix(hashes: Hashes) -> Hashes:
 
 
 def longer(grams: Hashes, hashes: Hashes) -> Hashes:
-    """Hashes of n + 1 in a row, from those of n in a row and of each alone."""
+    """Hashes of n + 1 in a row, from those of n in a row and of each alone (which are mixed already)."""
     n = len(hashes) - len(grams) + 1
-    return mix(grams[:-1] * _STEP + hashes[n:])
+    return grams[:-1] * _STEP + hashes[n:]
+
+
+def doubled(grams: Hashes, n: int) -> Hashes:
+    """Hashes of 2 n in a row, from those of n. They are not those of n_grams."""
+    return grams[: max(0, len(grams) - n)] * _MIX + grams[n:]
 
 
 def n_grams(hashes: Hashes, n: int) -> Hashes:
@@ -143,9 +148,13 @@ def runs(found: Bytes, data: Bytes, is_ascii: bool) -> tuple[Ints, Ints]:
 def ends_with(data: Bytes, start: Ints, end: Ints, texts: tuple[bytes, ...]) -> Mask:
     """(span,) Whether it ends with one of `texts` (UTF-8, so that bytes decide)."""
     hit = np.zeros(len(end), np.bool_)
+    may = np.zeros(256, np.bool_)
+    may[[text[-1] for text in texts]] = True
+    candidates = np.flatnonzero(end > start)
+    candidates = candidates[may[data[end[candidates] - 1]]]
     for n in sorted({len(text) for text in texts}):
         wanted = np.array([int.from_bytes(t, "big") for t in texts if len(t) == n], np.uint32)
-        at = np.flatnonzero(end - start >= n)
+        at = candidates[end[candidates] - start[candidates] >= n]
         key = np.zeros(len(at), np.uint32)
         for k in range(n):
             key = (key << np.uint32(8)) | data[end[at] - n + k]

@@ -29,13 +29,15 @@ def hash_words(words: Iterable[str]) -> Hashes:
 
 def stripped(batch: Batch, spans: Spans) -> tuple[Ints, Ints]:
     """Each stretch without the spaces around it; an empty one where there is nothing else."""
-    is_text = np.flatnonzero(batch.classes != tables.SPACE)
-    first = np.searchsorted(is_text, spans.start)
-    last = np.searchsorted(is_text, spans.end)
-    has_text = last > first
-    start, end = spans.start.copy(), spans.start.copy()
-    start[has_text] = is_text[first[has_text]]
-    end[has_text] = is_text[last[has_text] - 1] + 1
+    is_space = batch.classes == tables.SPACE
+    start, end = spans.start.copy(), spans.end.copy()
+    at = np.flatnonzero(start < end)
+    while len(at := at[is_space[start[at]]]):  # few lines begin with a space, and fewer with two
+        start[at] += 1
+        at = at[start[at] < end[at]]
+    at = np.flatnonzero(start < end)
+    while len(at := at[is_space[end[at] - 1]]):
+        end[at] -= 1
     return start, end
 
 

@@ -20,8 +20,6 @@ _END = (b".", b"?", b"!", b'"', b"'")
 _POLICY = (
     b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies", b"use cookies",
 )  # fmt: skip
-_IS_STOP = np.zeros(256, np.bool_)
-_IS_STOP[[33, 46, 63]] = True
 
 
 class C4QualityFilter(Writer, frozen=True, kw_only=True):
@@ -103,16 +101,13 @@ def _holds(batch: Batch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
 
 def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
     data = batch.data
-    is_space = batch.classes == tables.SPACE
-    stop = np.flatnonzero(np.take(_IS_STOP, data[:-2]) & ~np.take(_IS_STOP, data[1:-1]))
-    after = data[stop + 2]
-    ends = is_space[stop + 1] & ~((after >= 97) & (after <= 122)) & ~is_space[stop + 2]
-    sums = np.zeros(len(data) + 1, np.int32)
-    sums[stop[ends] + 1] = 1
-    sums = np.cumsum(sums)
+    is_stop = (data == 46) | (data == 33) | (data == 63)
+    at = np.flatnonzero(is_stop[:-2] & (batch.classes[1:-1] == tables.SPACE))
+    after = data[at + 2]
+    at = at[~((after >= 97) & (after <= 122)) & (batch.classes[at + 2] != tables.SPACE)]
     # The last sentence of a line ends with it, whatever stands there.
     last = np.maximum(end - 1, start)
-    return (sums[last] - sums[start] + 1) * (end > start)
+    return (np.searchsorted(at, last) - np.searchsorted(at, start) + 1) * (end > start)
 
 
 def _write(batch: Batch, start: Ints, end: Ints, stays: Mask) -> Batch:

@@ -53,7 +53,8 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
             hashes = batch.token_hashes[batch.is_word]
             n_stop = np.zeros(len(batch), np.int64)
             for stop in hash_words(self.stop_words):
-                n_stop += words.per_document(hashes == stop) > 0
+                at = np.searchsorted(words.high, np.flatnonzero(hashes == stop), "right")
+                n_stop[np.unique(at)] += 1
             found.append(("gopher_enough_stop_words", n_stop < self.min_stop_words))
         return found
 

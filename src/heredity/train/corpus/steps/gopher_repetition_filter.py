@@ -44,20 +44,18 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
         if limits:
             bound = share(grams.covered(min(n for n, _ in self.dup_n_grams)), batch.characters)
             suspects = (bound > min(limits)) & ~np.any([holds for _, holds in found], axis=0)
-            found += self._count(batch, np.flatnonzero(suspects).tolist())
+            found += self._count(grams, np.flatnonzero(suspects).tolist())
         return found
 
-    def _count(self, batch: Batch, suspects: list[int]) -> list[tuple[str, Mask]]:
-        found = [(f"duplicated_{n}_n_grams", np.zeros(len(batch), np.bool_)) for n, _ in self.dup_n_grams]
+    def _count(self, grams: _Grams, suspects: list[int]) -> list[tuple[str, Mask]]:
+        """The rules one by one over these documents; the first that holds is enough."""
+        n_documents, characters = len(grams.batch), grams.batch.characters
+        found = [(f"duplicated_{n}_n_grams", np.zeros(n_documents, np.bool_)) for n, _ in self.dup_n_grams]
         for i in suspects:
-            low, high = batch.tokens.low[i], batch.tokens.high[i]
-            spans = zip(
-                batch.tokens.start[low:high].tolist(), batch.tokens.end[low:high].tolist(), strict=True
-            )
-            words = [batch.raw[a:b] for a, b in spans]
             for (n, limit), (_, holds) in zip(self.dup_n_grams, found, strict=True):
-                n_repeated = _n_repeated(words, n)
-                holds[i] = bool(limit) and n_repeated / max(1, batch.characters[i]) > limit
+                if limit and grams.n_repeated(i, n) > limit * characters[i]:
+                    holds[i] = True
+                    break
         return found
 
 
@@ -96,7 +94,8 @@ class _Grams:
         self._hashes = batch.token_hashes ^ np.repeat(own(len(batch)), self.tokens.n_each)
         self._lengths = batch.token_lengths
         self._made: dict[int, Hashes] = {1: self._hashes}
-        self._most: Ints | None = None
+        self._sums = np.concatenate(([0], np.cumsum(self._lengths)))
+        self._runs: tuple[int, Ints, Ints, Ints] | None = None  # of the shortest: n, whose, how often, length
 
     def _of(self, n: int) -> Hashes:
         if n not in self._made:
@@ -114,28 +113,30 @@ class _Grams:
         return keys >> bits, (keys & np.uint64((1 << int(bits)) - 1)).astype(np.int64)
 
     def top(self, n: int, limit: float) -> Ints:
-        """For each document the characters of its most frequent n-gram, of equally frequent ones the first.
-
-        A longer one is not more frequent than a shorter one in it: where not even so many of the longest
-        words would reach the limit, 0 is said for all.
-        """
-        if self._most is not None and not self._may_reach(n, limit):
+        """For each document the characters of its most frequent n-gram, of equally frequent ones the first;
+        0 for all where a shorter n-gram says that no document comes near the limit."""
+        if self._runs is not None and not self._may_reach(n, limit):
             return np.zeros(len(self.batch), np.int64)
         count, at = self._most_frequent(n)
-        if self._most is None:
-            self._most = count
-        sums = np.concatenate(([0], np.cumsum(self._lengths)))
-        characters = sums[np.minimum(at + n, len(self._lengths))] - sums[at] + n - 1
-        found: Ints = count * characters
+        found: Ints = count * self._characters(at, n)
+        return found
+
+    def _characters(self, at: Ints, n: int) -> Ints:
+        """Of the n-grams at these tokens, with the spaces in them."""
+        found: Ints = self._sums[np.minimum(at + n, len(self._lengths))] - self._sums[at] + n - 1
         return found
 
     def _may_reach(self, n: int, limit: float) -> bool:
-        assert self._most is not None
+        """An n-gram is not more frequent than the shorter one that it begins with, and not longer than that
+        with the longest of words behind it."""
+        assert self._runs is not None
+        shorter, document, count, characters = self._runs
         longest = np.zeros(len(self.batch), np.int64)
         has = self.tokens.n_each > 0
         if has.any():
             longest[has] = np.maximum.reduceat(self._lengths, self.tokens.low[has])
-        most = self._most * (n * longest + n - 1)
+        most = n * (longest + 1)  # of an n-gram that is there once
+        np.maximum.at(most, document, count * (characters + (n - shorter) * (longest[document] + 1)))
         return bool((most > limit * self.batch.characters).any())
 
     def _most_frequent(self, n: int) -> tuple[Ints, Ints]:
@@ -146,10 +147,12 @@ class _Grams:
         count = np.diff(np.append(first, len(keys)))
         often = count > 1
         place, count = place[first[often]], count[often]
+        document = np.searchsorted(self.tokens.high, place, "right")
+        if self._runs is None:
+            self._runs = (n, document, count, self._characters(place, n))
         # By how often, then the earlier: the largest of one number says both.
         shift = size.bit_length()
         best = np.where(self.tokens.n_each >= n, (1 << shift) + size - self.tokens.low, 0)
-        document = np.searchsorted(self.tokens.high, place, "right")
         np.maximum.at(best, document, (count << shift) + size - place)
         return best >> shift, np.where(best > 0, size - (best & ((1 << shift) - 1)), 0)
 
@@ -162,20 +165,20 @@ class _Grams:
         np.subtract.at(edge, again + n, 1)
         return self.tokens.per_document(self._lengths * (np.cumsum(edge[:-1]) > 0))
 
-
-def _n_repeated(words: list[bytes], n: int) -> int:
-    """Characters of n-grams that stood before, none counted twice."""
-    seen: set[bytes] = set()
-    found = at = 0
-    while at < len(words) - n + 1:
-        gram = b"\0".join(words[at : at + n])
-        if gram in seen:
-            found += len(gram.decode()) - n + 1
-            at += n
-        else:
-            seen.add(gram)
-            at += 1
-    return found
+    def n_repeated(self, document: int, n: int) -> int:
+        """Characters of a document's n-grams that stood before, without spaces, none counted twice."""
+        low, high = int(self.tokens.low[document]), int(self.tokens.high[document])
+        hashes = self._of(n)[low : max(low, high - n + 1)].tolist()
+        seen: set[int] = set()
+        found = at = 0
+        while at < len(hashes):
+            if hashes[at] in seen:
+                found += int(self._sums[low + at + n] - self._sums[low + at])
+                at += n
+            else:
+                seen.add(hashes[at])
+                at += 1
+        return found
 
 
 STEP = GopherRepetitionFilter

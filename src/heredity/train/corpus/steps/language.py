@@ -85,7 +85,7 @@ def languages(batch: Batch, least: float = 0.1) -> Ints:
 def _n_common(batch: Batch) -> Floats:
     """(document, common word) How often it is there."""
     words = batch.words
-    hashes = batch.lower_word_hashes
+    hashes = batch.token_hashes[batch.is_word]
     at = np.flatnonzero(_MARKS[hashes >> _SHIFT])
     place = np.minimum(np.searchsorted(_HASHES, hashes[at]), len(_HASHES) - 1)
     is_hit = _HASHES[place] == hashes[at]
@@ -97,6 +97,8 @@ def _n_common(batch: Batch) -> Floats:
 
 def _by_script(batch: Batch, found: Ints) -> None:
     """Where half of the characters that are no spaces are of a script, it decides; kana before ideographs."""
+    if not (8 * batch.count(batch.data >= 0xC2) > batch.lengths).any():
+        return  # no document has so many characters that are not ASCII
     n_text = batch.count((batch.classes != tables.SPACE) & ((batch.data & 0xC0) != 0x80))
     data = batch.data
     following = np.append(data[1:], 0)
@@ -114,8 +116,9 @@ def _by_script(batch: Batch, found: Ints) -> None:
 
 def _members() -> tuple[Hashes, Floats]:
     """Every common word's hash in order, and of which languages it is one."""
-    spoken = {word for words in COMMON.values() for word in words.split()}
-    by_hash = dict(zip(hash_words(spoken).tolist(), spoken, strict=True))
+    small = {word for words in COMMON.values() for word in words.split()}
+    spoken = [*small, *(word.capitalize() for word in small)]  # as at the head of a sentence
+    by_hash = dict(zip(hash_words(spoken).tolist(), [*small, *small], strict=True))
     ordered = sorted(by_hash)
     members = [[by_hash[h] in words.split() for words in COMMON.values()] for h in ordered]
     return np.array(ordered, np.uint64), np.array(members, np.float64)

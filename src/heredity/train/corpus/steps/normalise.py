@@ -32,8 +32,8 @@ class Normalise(Writer, frozen=True, kw_only=True):
         batch = batch.replace(changed)
         for i in batch.documents_with(batch.data >= 0x80):
             text = batch[i].decode()
-            if not unicodedata.is_normalized("NFC", text):
-                changed[i] = unicodedata.normalize("NFC", text).encode()
+            if (after := _composed(text)) != text:
+                changed[i] = after.encode()
         edges = {i: batch[i].strip() for i in _loose(batch)}
         for i in set(changed) & set(edges):
             edges[i] = changed[i].strip()
@@ -43,9 +43,12 @@ class Normalise(Writer, frozen=True, kw_only=True):
 def normalised(text: str) -> str:
     """One text in that form."""
     text = _CONTROL.sub("", _ENDS.sub("\n", text))
-    if not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
-    return text.strip()
+    return _composed(text)
+
+
+def _composed(text: str) -> str:
+    """NFC, without the spaces around it, those beyond ASCII too."""
+    return (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).strip()
 
 
 def _odd(batch: Batch) -> Mask:

@@ -1,0 +1,141 @@
+"""How many megabytes a second one core reads and cleans, step by step and in all steps that compare nothing.
+
+    python bench/corpus.py FOLDER...     folders or files of text; cut into documents of a few kilobytes
+
+CPU seconds of this one process; three rounds, the best one, all rounds shown. The target is 20 MB/s for the
+steps that compare no documents, read from JSON lines on disk and hashed. CPU seconds grow where other
+processes share the core's caches: the load is printed, and what Python's own str.split does on the same text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from heredity.corpus import unseen
+from heredity.records import encode
+from heredity.train.corpus.batch import Batch, batches
+from heredity.train.corpus.sources.jsonl import JsonlSource
+from heredity.train.corpus.steps import Context, Duplicates, Step
+from heredity.train.corpus.work import Run
+
+ALONE = (
+    "normalise", "language", "gopher_quality_filter", "gopher_repetition_filter", "c4_quality_filter",
+    "fineweb_quality_filter", "scrub", "decontaminate",
+)  # fmt: skip
+TOGETHER = ("exact_duplicates", "near_duplicates")
+TARGET = 20.0
+DOCUMENT = 4000  # bytes, about: what a web page has
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--megabytes", type=float, default=24, help="of text, at most")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    files = list(chosen(given.folders, given.megabytes * 1e6))
+    documents = [part for path in files for part in cut(path.read_bytes())]
+    n_bytes = sum(map(len, documents))
+    print(f"{platform.processor() or platform.machine()}, {cpu()}, Python {platform.python_version()}")
+    print("load", *(f"{each:.1f}" for each in os.getloadavg()))
+    print(f"{len(files):,} files, {len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
+    made = list(batches(documents))
+    for name in ALONE:
+        show(name, n_bytes, given.rounds, lambda name=name: passed(made, [step(name)]))
+    for name in TOGETHER:
+        show(name + " (keys)", n_bytes, given.rounds, lambda name=name: keyed(made, step(name)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "documents.jsonl"
+        path.write_bytes(b"".join(encode({"text": each.decode()}) + b"\n" for each in documents))
+        best = show("JSON lines to clean text", n_bytes, given.rounds, lambda: whole(path))
+    texts = [each.decode() for each in documents]
+    show("for scale: Python's str.split", n_bytes, given.rounds, lambda: [text.split() for text in texts])
+    print(f"target {TARGET:.0f} MB/s a core: {'reached' if best >= TARGET else 'missed'} ({best:.1f})")
+
+
+def chosen(folders: Sequence[Path], most: float) -> Iterator[Path]:
+    """Files in the order of their names, up to so many bytes."""
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else [folder]:
+            if path.suffix in (".txt", ".md", ".html", ".rst", "") and most > 0:
+                most -= path.stat().st_size
+                yield path
+
+
+def cut(raw: bytes) -> list[bytes]:
+    """Documents of some kilobytes, cut at the ends of paragraphs."""
+    found, held, size = [], [], 0
+    for part in re.split(rb"\n\s*\n", raw.decode(errors="replace").encode()):
+        held.append(part)
+        size += len(part)
+        if size >= DOCUMENT:
+            found.append(b"\n\n".join(held))
+            held, size = [], 0
+    return [*found, b"\n\n".join(held)] if held else found
+
+
+def step(name: str) -> Step:
+    """A step with its defaults."""
+    made: Step = importlib.import_module(f"heredity.train.corpus.steps.{name}").STEP()
+    return made
+
+
+def passed(made: Sequence[Batch], steps: Sequence[Step]) -> None:
+    """Steps over batches that nothing was counted in yet."""
+    run = Run(steps, Context(Path(), UNSEEN, 0))
+    for batch in made:
+        run.over(Batch(batch.raw, batch.lengths))
+
+
+def keyed(made: Sequence[Batch], compared: Step) -> None:
+    """What duplicates are looked for by."""
+    assert isinstance(compared, Duplicates)
+    for batch in made:
+        compared.keys(Batch(batch.raw, batch.lengths))
+
+
+def whole(path: Path) -> None:
+    """From a file on disk, which is hashed, to clean text."""
+    source = JsonlSource(name="bench", path=path.name)
+    run = Run([step(name) for name in ALONE], Context(Path(), UNSEEN, 0))
+    for job in source.jobs(path.parent):
+        for batch in batches(each for each in source.read(job) if isinstance(each, bytes)):
+            run.over(batch)
+        source.inputs(job)
+
+
+def show(name: str, n_bytes: int, rounds: int, work: Callable[[], object]) -> float:
+    """Time it, print it, and give the best MB/s."""
+    found = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        found.append(n_bytes / 1e6 / (time.process_time() - start))
+    print(
+        f"{name:40} {max(found):7.1f} MB/s   rounds: {' '.join(f'{each:.1f}' for each in found)}", flush=True
+    )
+    return max(found)
+
+
+def cpu() -> str:
+    """The processor's name and how many of it there are."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else 'unknown'}, {os.cpu_count()} cores"
+
+
+UNSEEN = unseen()
+
+if __name__ == "__main__":
+    main()
