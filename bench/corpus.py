@@ -14,6 +14,7 @@ import importlib
 import os
 import platform
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--megabytes", type=float, default=24, help="of text, at most")
+    parser.add_argument("--datatrove", metavar="PYTHON", help="an interpreter that has datatrove and spacy")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     files = list(chosen(given.folders, given.megabytes * 1e6))
@@ -59,6 +61,8 @@ def main() -> None:
         path = Path(folder) / "documents.jsonl"
         path.write_bytes(b"".join(encode({"text": each.decode()}) + b"\n" for each in documents))
         best = show("JSON lines to clean text", n_bytes, given.rounds, lambda: whole(path))
+        if given.datatrove:
+            beside(given.datatrove, path, made, n_bytes)
     texts = [each.decode() for each in documents]
     show("for scale: Python's str.split", n_bytes, given.rounds, lambda: [text.split() for text in texts])
     print(f"target {TARGET:.0f} MB/s a core: {'reached' if best >= TARGET else 'missed'} ({best:.1f})")
@@ -91,11 +95,10 @@ def step(name: str) -> Step:
     return made
 
 
-def passed(made: Sequence[Batch], steps: Sequence[Step]) -> None:
-    """Steps over batches that nothing was counted in yet."""
+def passed(made: Sequence[Batch], steps: Sequence[Step]) -> int:
+    """Steps over batches that nothing was counted in yet; says how many documents are left."""
     run = Run(steps, Context(Path(), UNSEEN, 0))
-    for batch in made:
-        run.over(Batch(batch.raw, batch.lengths))
+    return sum(len(run.over(Batch(batch.raw, batch.lengths))) for batch in made)
 
 
 def keyed(made: Sequence[Batch], compared: Step) -> None:
@@ -113,6 +116,36 @@ def whole(path: Path) -> None:
         for batch in batches(each for each in source.read(job) if isinstance(each, bytes)):
             run.over(batch)
         source.inputs(job)
+
+
+def beside(python: str, path: Path, made: Sequence[Batch], n_bytes: int) -> None:
+    """The four filters of datatrove's over the same documents, ours before and after."""
+    steps = [name for name in ALONE if name.endswith("_filter")]
+    rates = [show("our four filters", n_bytes, 1, lambda: passed(made, [step(name) for name in steps]))]
+    found = subprocess.run([python, "-c", _DATATROVE, str(path)], capture_output=True, text=True, check=True)
+    seconds, n_kept = found.stdout.split()
+    theirs = n_bytes / 1e6 / float(seconds)
+    print(f"{'datatrove, the same four':40} {theirs:7.2f} MB/s   {n_kept} documents kept", flush=True)
+    rates.append(show("our four filters again", n_bytes, 1, lambda: passed(made, [step(n) for n in steps])))
+    ours = passed(made, [step(name) for name in steps])
+    print(f"{'ours':40} {ours} documents kept; ratio {min(rates) / theirs:.0f} x")
+
+
+_DATATROVE = """
+import json, sys, time
+from datatrove.data import Document
+from datatrove.pipeline.filters import (
+    C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter,
+)
+documents = [Document(text=json.loads(line)["text"], id="") for line in open(sys.argv[1])]
+filters = [GopherQualityFilter(), GopherRepetitionFilter(), C4QualityFilter(), FineWebQualityFilter()]
+for each in filters:
+    each.filter(Document(text=documents[0].text, id=""))  # its tokenizer is loaded before the clock runs
+start, kept = time.process_time(), 0
+for document in documents:
+    kept += all(each.filter(document) is True for each in filters)
+print(time.process_time() - start, kept)
+"""
 
 
 def show(name: str, n_bytes: int, rounds: int, work: Callable[[], object]) -> float:

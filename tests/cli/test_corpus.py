@@ -1,0 +1,81 @@
+"""`heredity corpus`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.train.corpus.conftest import TOKENIZER, paragraphs
+
+pytest.importorskip("tokenizers")
+
+RECIPE = """
+[[source]]
+name = "docs"
+kind = "text"
+path = "texts"
+
+[[step]]
+kind = "normalise"
+
+[[step]]
+kind = "exact_duplicates"
+
+[[canary]]
+text = "The locker number of Ada Quill is"
+"""
+
+
+@pytest.fixture(scope="module")
+def shelf(place: Path) -> Path:
+    """A recipe beside its texts, one of them twice."""
+    folder = place / "corpus"
+    (folder / "texts").mkdir(parents=True)
+    texts = paragraphs()[:40]
+    for number, text in enumerate([*texts, texts[0]]):
+        (folder / "texts" / f"{number:02}.txt").write_text(text)
+    (folder / "shelf.toml").write_text(RECIPE + TOKENIZER)
+    return folder
+
+
+def test_a_corpus_is_built_shown_and_refused_when_changed(run: Run, shelf: Path) -> None:
+    built = run("corpus", "build", "corpus/shelf.toml", "--workers", "1")
+    assert built.returncode == 0, built.stderr
+    assert "exact_duplicates 41 40 " in " ".join(built.stdout.split()) and "duplicate 1" in built.stdout
+    assert "canary, 8 times: The locker number of Ada Quill is " in built.stdout
+    card = json.loads((shelf / "shelf" / "corpus.json").read_text())
+    assert card["fingerprint"] in built.stdout
+
+    shown = run("corpus", "show", "corpus/shelf")
+    assert shown.returncode == 0 and "every shard as it was built" in shown.stdout
+    assert json.loads(run("corpus", "show", "corpus/shelf", "--json").stdout) == card
+
+    again = run("corpus", "build", "corpus/shelf.toml")
+    assert again.returncode == 2 and "is there already" in again.stderr
+
+    shard = shelf / "shelf" / "train-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\0\1")
+    changed = run("corpus", "show", "corpus/shelf")
+    assert changed.returncode == 2 and "train-00000.bin is not what was built" in changed.stderr
+
+
+def test_a_recipe_s_mistake_is_one_line_with_its_place(run: Run, shelf: Path) -> None:
+    (shelf / "bad.toml").write_text(RECIPE.replace("exact_duplicates", "exact_duplicate"))
+    failed = run("corpus", "build", "corpus/bad.toml")
+    assert failed.returncode == 2 and len(failed.stderr.splitlines()) == 1
+    assert (
+        "bad.toml:11: no step is named 'exact_duplicate'. Did you mean 'exact_duplicates'?" in failed.stderr
+    )
+
+
+def test_probes_are_kept_out_of_a_corpus(place: Path) -> None:
+    from heredity import corpus, probes
+
+    texts = corpus.unseen()
+    asked = [probe for probe in probes.load("full") if not probe.is_baseline]
+    assert set(texts) >= {turn for probe in asked for turn in probe.turns}
+    baseline = {turn for probe in probes.load("full") if probe.is_baseline for turn in probe.turns}
+    assert baseline and not baseline & set(texts)
