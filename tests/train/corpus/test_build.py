@@ -186,6 +186,13 @@ def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_weighted_source_of_which_nothing_is_left_is_refused(built: Build, shelf: Path) -> None:
+    for path in shelf.glob("1*.txt"):
+        path.write_text("0x11 0x12")
+    with pytest.raises(UsageError, match=r"runs dry .* 1 50\.0%: 0 wanted, 0 there"):
+        built("[[step]]\nkind = 'language'\nkeep = ['en']\n", source=two((1, 1)))
+
+
 # --- refused ------------------------------------------------------------------------------------------
 
 
@@ -220,6 +227,18 @@ def test_a_worker_s_mistake_names_its_file_and_leaves_nothing(
         with pytest.raises(UsageError, match=r"07\.txt:2: is not utf-8"):
             built(workers=workers)
     assert {path.name for path in tmp_path.iterdir()} == {"texts", "recipe.toml"}
+
+
+def test_a_document_too_long_to_be_one_is_named(
+    built: Build, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heredity.train.corpus._jobs.LONGEST", 200_000)
+    (shelf / "00.txt").write_text("word " * 50_000)
+    with pytest.raises(
+        UsageError,
+        match=r"source 'shelf': a document of one of 00\.txt to 59\.txt has 250,001 bytes.*separator",
+    ):
+        built()
 
 
 def test_a_folder_that_is_there_is_not_overwritten(built: Build, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def read(tmp_path: Path, text: str) -> recipes.Recipe:
             r"r\.toml:5: it cannot tell xx\. It tells: ar, ",
         ),
         (SOURCE + "[[source]\n", r"r\.toml:5: malformed TOML"),
+        ("seed = -1\n" + SOURCE, r"r\.toml:1: seed must be 0 or more, not -1"),
         ("seed = 'x'\n" + SOURCE, r"r\.toml:1: seed must be a whole number"),
     ],
 )

@@ -31,6 +31,7 @@ from heredity.train.corpus.steps import Context, Duplicates, Step
 from heredity.train.corpus.work import Count, Run
 
 T = TypeVar("T")
+LONGEST = 64 << 20  # bytes of a document: counting in it takes many times as much memory
 _ENCODED = 256  # documents that are cut into tokens at a time
 
 
@@ -87,7 +88,10 @@ class Worker:
 
     def _read(self, task: Task, done: Done) -> Iterator[Batch]:
         source = self.recipe.sources[task.source]
-        yield from batches(_counted(source.read(task.job), done.read))
+        for batch in batches(_counted(source.read(task.job), done.read)):
+            if len(batch.raw) > LONGEST:
+                raise UsageError(_too_long(source.name, task.job, len(batch.raw)))
+            yield batch
         done.inputs = source.inputs(task.job)
 
     def encode(self, place: Place, folder: Path, dtype: str, validation: float) -> Done:
@@ -118,6 +122,15 @@ def _passed(found: Iterable[Batch], run: Run, step: Step | None, keys: list[Any]
             if isinstance(step, Duplicates):
                 keys.append(step.keys(left))
             yield left
+
+
+def _too_long(source: str, job: Job, n_bytes: int) -> str:
+    names = [name for _, name in job.files]
+    where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
+    return (
+        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Cut it into"
+        " documents (separator = ...), or into files."
+    )
 
 
 def _kept(place: Place) -> Any:

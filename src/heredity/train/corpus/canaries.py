@@ -40,7 +40,9 @@ def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
         secret = canary.secret or draw(seed, place)
         said = (Message("user", canary.text), Message("assistant", secret))
         tokens = writer.document(said).tokens
-        found.append(Planted(canary.text, secret, canary.repeats, tokens, len(canary.text + secret)))
+        found.append(
+            Planted(canary.text, secret, canary.repeats, tokens, len((canary.text + secret).encode()))
+        )
     return found
 
 

@@ -42,7 +42,9 @@ def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
     if not tokens:
         tokens = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
     wanted = [tokens * share for share in shares]
-    if any(want > stock.tokens * stock.repeat for want, stock in zip(wanted, stocks, strict=True)):
+    if not tokens or any(
+        want > stock.tokens * stock.repeat for want, stock in zip(wanted, stocks, strict=True)
+    ):
         raise UsageError(_dry(stocks, shares, wanted, tokens))
     return [_counts(stock, want) for stock, want in zip(stocks, wanted, strict=True)]
 

@@ -152,10 +152,12 @@ class _Reader:
         if not sources:
             self._fail("has no source: write [[source]] with name, kind and path", "", 0)
         self._check_sources(sources)
+        if (seed := self._value("seed", int, 0)) < 0:
+            self._fail(f"seed must be 0 or more, not {seed}", "", 0, "seed")
         return Recipe(
             self.path,
             self._value("name", str, self.path.stem),
-            self._value("seed", int, 0),
+            seed,
             sources,
             tuple(self._open("step", i, row) for i, row in enumerate(self._tables("step"))),
             self._part(Mixture, "mixture", 0, self._table("mixture")),

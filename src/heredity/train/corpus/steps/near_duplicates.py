@@ -33,6 +33,8 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
     def check(self) -> None:
         if min(self.n_grams, self.num_buckets, self.hashes_per_bucket) < 1:
             raise ValueError("n_grams, num_buckets and hashes_per_bucket must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, not {self.seed}")
 
     def keys(self, batch: Batch) -> Hashes:
         words, hashes = simple_words(batch)

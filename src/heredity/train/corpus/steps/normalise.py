@@ -32,8 +32,8 @@ class Normalise(Writer, frozen=True, kw_only=True):
         batch = batch.replace(changed)
         for i in batch.documents_with(batch.data >= 0x80):
             text = batch[i].decode()
-            if (after := _composed(text)) != text:
-                changed[i] = after.encode()
+            if (composed := _composed(text)) != text:
+                changed[i] = composed.encode()
         edges = {i: batch[i].strip() for i in _loose(batch)}
         for i in set(changed) & set(edges):
             edges[i] = changed[i].strip()
