@@ -241,6 +241,13 @@ def test_a_document_too_long_to_be_one_is_named(
         built()
 
 
+def test_without_a_validation_split_nothing_is_held_out(built: Build, tmp_path: Path) -> None:
+    card = built(tail=TOKENIZER.replace("0.2", "0"))
+    corpus = Corpus.open(tmp_path / "out")
+    assert corpus.n_documents("validation") == corpus.n_tokens("validation") == 0
+    assert card.tokenizer.bytes_per_token is None and len(corpus.lengths("train")) == 60
+
+
 def test_a_folder_that_is_there_is_not_overwritten(built: Build, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match="is there already"):

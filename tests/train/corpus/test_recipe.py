@@ -11,6 +11,7 @@ from heredity.errors import BadInput
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.sources import Source
 from heredity.train.corpus.steps import Duplicates, Filter, Writer
+from tests.train.corpus.conftest import ROOT
 
 SOURCE = '[[source]]\nname = "a"\nkind = "text"\npath = "t"\n'
 
@@ -57,6 +58,14 @@ def read(tmp_path: Path, text: str) -> recipes.Recipe:
 def test_a_mistake_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         read(tmp_path, text)
+
+
+def test_the_recipe_in_the_documents_is_one_and_every_kind_is_explained(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "corpus.md").read_text(encoding="utf-8")
+    found = read(tmp_path, page.split("```toml\n")[1].split("```")[0])
+    assert len(found.sources) == 2 and len(found.steps) == 7 and found.mixture.tokens == 10_000_000
+    for folder in ("sources", "steps"):
+        assert all(f"`{name}`" in page for name in registry.names(f"train/corpus/{folder}"))
 
 
 def test_settings_name_no_place(tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ def _too_long(source: str, job: Job, n_bytes: int) -> str:
     names = [name for _, name in job.files]
     where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
     return (
-        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Cut it into"
-        " documents (separator = ...), or into files."
+        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Cut it"
+        " into documents (separator = ...), or into files."
     )
 
 
