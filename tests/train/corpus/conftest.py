@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from heredity.train.corpus import recipe as recipes
+from heredity.train.corpus.batch import Batch
 from heredity.train.corpus.build import build
 from heredity.train.corpus.card import Card
+from heredity.train.corpus.steps import Writer, Written
 
 ROOT = Path(__file__).parents[3]
 TOKENIZER = "[tokenizer]\nvocabulary = 400\nleast_count = 2\n[shards]\nvalidation = 0.2\n"
@@ -22,6 +25,11 @@ def paragraphs() -> list[str]:
     pages = sorted((ROOT / "docs").glob("*.md"))
     text = "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
     return [part for part in re.split(r"\n\n+(?=#)", text) if part.strip()]
+
+
+def write(step: Writer, batch: Batch) -> Written:
+    """What a step makes of a batch of which nothing is dropped yet."""
+    return step.write(batch, np.ones(len(batch), np.bool_))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from heredity.train.corpus.steps.c4_quality_filter import C4QualityFilter
 from heredity.train.corpus.steps.fineweb_quality_filter import FineWebQualityFilter
 from heredity.train.corpus.steps.gopher_quality_filter import GopherQualityFilter
 from heredity.train.corpus.steps.gopher_repetition_filter import GopherRepetitionFilter
-from tests.train.corpus.conftest import paragraphs
+from tests.train.corpus.conftest import paragraphs, write
 
 PROSE = (
     "The keeper of the light had a habit that nobody in the harbour could explain. Every evening he walked to"
@@ -207,7 +207,7 @@ def test_a_setting_of_zero_turns_a_rule_off() -> None:
 
 
 def written(text: str, **settings: int | bool) -> tuple[str, list[str]]:
-    result = C4QualityFilter(**settings).write(Batch.of([b"x.", text.encode()]))  # type: ignore[arg-type]
+    result = write(C4QualityFilter(**settings), Batch.of([b"x.", text.encode()]))  # type: ignore[arg-type]
     return result.batch[1].decode(), [name for name, holds in result.dropped if holds[1]]
 
 

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from heredity.errors import BadInput
 from heredity.train.corpus.batch import Batch, batches
 from heredity.train.corpus.steps import Context, Duplicates
+from heredity.train.corpus.steps.c4_quality_filter import C4QualityFilter
 from heredity.train.corpus.steps.decontaminate import Decontaminate
 from heredity.train.corpus.steps.exact_duplicates import ExactDuplicates
-from heredity.train.corpus.steps.language import KNOWN, languages
+from heredity.train.corpus.steps.language import KNOWN, Language, languages
 from heredity.train.corpus.steps.near_duplicates import NearDuplicates
 from heredity.train.corpus.steps.normalise import Normalise, normalised
 from heredity.train.corpus.steps.scrub import Scrub, is_card, is_iban
-from tests.train.corpus.conftest import ROOT, paragraphs
+from heredity.train.corpus.work import Run
+from tests.train.corpus.conftest import ROOT, paragraphs, write
 from tests.train.corpus.test_filters import PROSE
 
 
@@ -46,18 +48,34 @@ def test_words_are_runs_of_letters_and_an_ideograph_is_one() -> None:
     assert words == ["Don't", "pay", "3.14", "über", "cool", "x", "海", "辺", "ok"]
 
 
+@given(
+    st.lists(
+        st.sampled_from([PROSE, "Zu kurz.", f"{PROSE} ann@example.com", "x\r\n", "", "y" * 40]), max_size=9
+    )
+)
+def test_steps_count_the_same_whether_dropped_documents_are_carried_along_or_not(
+    texts: list[str],
+) -> None:
+    steps = [Normalise(), Language(keep=("en",)), C4QualityFilter(min_num_sentences=2), Scrub()]
+    together = Run(steps, Context(ROOT, (), 0))
+    left = list(together.over(of(*texts))) if texts else []
+    apart = Run(steps, Context(ROOT, (), 0))
+    assert left == [document for text in texts for document in apart.over(of(text))]
+    assert together.counts == apart.counts
+
+
 # --- normalise ----------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=5))
 def test_normalising_a_batch_is_normalising_each_text(texts: list[str]) -> None:
-    found = [document.decode() for document in Normalise().write(of(*texts)).batch]
+    found = [document.decode() for document in write(Normalise(), of(*texts)).batch]
     assert found == [normalised(text) for text in texts]
     assert [normalised(text) for text in found] == found
 
 
 def test_normalising_gives_nfc_line_feeds_and_no_control_characters() -> None:
-    (found,) = Normalise().write(of("\ufeff  Cafe\u0301\r\nline\u2028next\x00\x07\rlast\tcell \n")).batch
+    (found,) = write(Normalise(), of("\ufeff  Cafe\u0301\r\nline\u2028next\x00\x07\rlast\tcell \n")).batch
     assert found.decode() == "Café\nline\nnext\nlast\tcell"
 
 
@@ -130,7 +148,7 @@ def test_short_and_wordless_documents_are_compared_whole() -> None:
 
 
 def scrubbed(text: str) -> str:
-    return Scrub().write(of("before 1234 5678", text)).batch[1].decode()
+    return write(Scrub(), of("before 1234 5678", text)).batch[1].decode()
 
 
 @pytest.mark.parametrize(

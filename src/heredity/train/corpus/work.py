@@ -15,7 +15,7 @@ import numpy as np
 from heredity.train.corpus.batch import Batch, Mask
 from heredity.train.corpus.steps import Context, Filter, Judged, Marks, Step, Writer
 
-_SPARSE = 0.5  # where fewer are left, the rest is counted anew rather than carried along
+_SPARSE = 0.7  # where fewer are left, the rest is counted anew rather than the dropped carried along
 
 
 @dataclass
@@ -49,14 +49,14 @@ class Run:
         """The documents that are left of a batch."""
         alive = np.ones(len(batch), np.bool_)
         for step, count in zip(self._steps, self.counts, strict=True):
-            if isinstance(step, Writer) or alive.mean() < _SPARSE:
+            if alive.mean() < _SPARSE:
                 batch, alive = batch.keep(alive), np.ones(int(alive.sum()), np.bool_)
             if not len(batch):
                 break
             count.documents_in += int(alive.sum())
             count.bytes_in += int(batch.lengths[alive].sum())
             if isinstance(step, Writer):
-                written = step.write(batch)
+                written = step.write(batch, alive)
                 batch = written.batch
                 count.n_changed += written.n_changed
                 count.noted.update(written.noted)

@@ -69,8 +69,9 @@ class Filter(Step, frozen=True, kw_only=True):
 class Writer(Step, frozen=True, kw_only=True):
     """A step that writes documents anew, and may drop some."""
 
-    def write(self, batch: Batch) -> Written:
-        """The batch as it is afterwards."""
+    def write(self, batch: Batch, alive: Mask) -> Written:
+        """The batch as it is afterwards. alive: the documents that are not dropped yet; others are left alone
+        or written, and never counted."""
         raise NotImplementedError
 
 

@@ -35,7 +35,7 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
     filter_curly_bracket: bool = True
     filter_policy: bool = True
 
-    def write(self, batch: Batch) -> Written:
+    def write(self, batch: Batch, alive: Mask) -> Written:
         n_before = batch.lengths
         batch = self._without_citations(batch)
         start, end = stripped(batch, batch.lines)
@@ -52,7 +52,7 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
             ("curly_bracket", lines.per_document(curly) > 0),
             ("too_few_sentences", n_sentences < self.min_num_sentences),
         ]
-        return Written(written, int(np.count_nonzero(written.lengths != n_before)), dropped)
+        return Written(written, int(np.count_nonzero((written.lengths != n_before) & alive)), dropped)
 
     def _without_citations(self, batch: Batch) -> Batch:
         if not self.remove_citations or b"[" not in batch.raw:

@@ -21,7 +21,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef\
 class Normalise(Writer, frozen=True, kw_only=True):
     """It has no settings."""
 
-    def write(self, batch: Batch) -> Written:
+    def write(self, batch: Batch, alive: Mask) -> Written:
         changed = {}
         for i in batch.documents_with(batch.data == 13):
             changed[i] = batch[i].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -37,7 +37,8 @@ class Normalise(Writer, frozen=True, kw_only=True):
         edges = {i: batch[i].strip() for i in _loose(batch)}
         for i in set(changed) & set(edges):
             edges[i] = changed[i].strip()
-        return Written(batch.replace({**changed, **edges}), len({**changed, **edges}))
+        changed |= edges
+        return Written(batch.replace(changed), sum(bool(alive[i]) for i in changed))
 
 
 def normalised(text: str) -> str:

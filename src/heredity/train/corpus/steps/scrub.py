@@ -39,7 +39,7 @@ class Scrub(Writer, frozen=True, kw_only=True):
     iban: bool = True
     card: bool = True
 
-    def write(self, batch: Batch) -> Written:
+    def write(self, batch: Batch, alive: Mask) -> Written:
         with_mail = set(batch.documents_with(batch.data == ord("@"))) if self.mail else set()
         with_numbers = (
             set(batch.documents_with(_dense(batch))) if self.iban or self.card or self.phone else set()
@@ -48,6 +48,8 @@ class Scrub(Writer, frozen=True, kw_only=True):
         notes: dict[str, int] = {}
         changed = {}
         for i in sorted(with_mail | with_numbers | with_ip):
+            if not alive[i]:
+                continue
             before = batch[i]
             if (
                 after := self._scrubbed(before, i in with_mail, i in with_ip, i in with_numbers, notes)
