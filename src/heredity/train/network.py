@@ -24,6 +24,7 @@ from torch.nn import functional
 from heredity.engines import _tuning
 from heredity.engines._weights import KNOWN
 from heredity.errors import Unavailable
+from heredity.train import norms
 from heredity.train.attention import attend
 from heredity.train.steps import Batch
 
@@ -39,6 +40,7 @@ class Network:
 
     def __init__(self, model: Any, folder: Path) -> None:
         self.model, self.folder = model, folder
+        norms.quicken(model)
 
     @property
     def head(self) -> torch.Tensor:

@@ -6,9 +6,9 @@ Source of the z-loss, which keeps the logits' normalizer near 1: PaLM (2204.0231
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.nn import functional
 
 from heredity.train.network import Network
 from heredity.train.objectives import Loss
@@ -23,18 +23,46 @@ class Causal:
 
     def loss(self, network: Network, batch: Batch) -> Loss:
         """Summed over the batch's learned tokens."""
+        sums = {"z-loss": 0.0} if self.z_loss else {}
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            said = functional.cross_entropy(logits, batch.targets[rows], reduction="sum")
-            if not self.z_loss:
-                return said
-            far = self.z_loss * logits.logsumexp(1).square().sum()
-            sums["z-loss"] += float(far.detach())
-            return said + far
+            total, far = told(logits, batch.targets[rows], self.z_loss)
+            if self.z_loss:
+                sums["z-loss"] += float(far)
+            return total
 
-        sums = {"z-loss": 0.0} if self.z_loss else {}
         return Loss(network.loss(network.hidden(batch), of_rows), sums)
 
     def weight(self, batch: Batch) -> float:
         """Learned tokens."""
         return float(len(batch.targets))
+
+
+def told(logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits (rows, vocabulary) and targets (rows,): cross-entropy plus z-loss, and the latter, summed."""
+    found: tuple[torch.Tensor, torch.Tensor] = _Told.apply(logits, targets, z_loss)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Told(torch.autograd.Function):
+    """Both losses from one logarithm of the softmax, which becomes their gradient where it stands."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, z_loss: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logs = torch.log_softmax(logits, 1)
+        log_z = logits[:, 0] - logs[:, 0]
+        far = z_loss * log_z.square().sum()
+        ctx.logs, ctx.log_z, ctx.targets, ctx.z_loss = logs, log_z, targets, z_loss
+        ctx.mark_non_differentiable(far)
+        return far - logs.gather(1, targets[:, None]).sum(), far
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        grad = ctx.logs.exp_()
+        ctx.logs = None  # it is no logarithm any more
+        if ctx.z_loss:
+            grad.mul_((1 + 2 * ctx.z_loss * ctx.log_z)[:, None])
+        grad[torch.arange(len(ctx.targets)), ctx.targets] -= 1
+        return (grad if out.item() == 1 else grad.mul_(out)), None, None
