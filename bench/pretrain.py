@@ -35,7 +35,7 @@ SIDES = ("heredity", "trainer", "muon")
 def main() -> None:
     options = parse()
     if options.worker:
-        work = with_trainer if options.worker == "trainer" else with_heredity
+        work = {"trainer": with_trainer, "litgpt": with_litgpt}.get(options.worker, with_heredity)
         print("RESULT " + json.dumps(work(options)), flush=True)
         return
     import torch
@@ -49,35 +49,36 @@ def main() -> None:
         options.work = Path(folder)
         share = prepare(options)
         print(f"{share['parameters']:,} parameters, {share['limit'] / 1e9:,.0f} GFLOP/s in its own products")
-        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        sides = (*SIDES, "litgpt") if options.litgpt else SIDES
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for repeat in range(options.repeats):
-            for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
+            for side in sides if repeat % 2 == 0 else sides[::-1]:
                 result = run(side, options)
-                result["bits"] = told(options, options.work / side)
+                is_ours = side != "litgpt"  # its weights have other names and another start
+                result["bits"] = told(options, options.work / side) if is_ours else float("nan")
                 found[side].append(result)
                 used = result["tokens_per_second"] * share["flops_a_token"] / share["limit"]
                 print(
                     f"{side:10} {result['tokens_per_second']:8,.0f} tokens/s  {used:4.0%} of the limit  peak "
                     f"{result['peak_mib']:6,.0f} MiB  {result['bits']:.4f} bits a byte held out", flush=True
                 )  # fmt: skip
-    for side in ("heredity", "muon"):
-        ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs(found, side)]
-        memory = [a["peak_mib"] / b["peak_mib"] for a, b in pairs(found, side)]
-        print(
-            f"{side}: {statistics.median(ratios):.2f} x the Trainer's tokens a second ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}, n {len(ratios)}), {statistics.median(memory):.2f} x its peak memory, "
-            f"{found[side][0]['bits']:.4f} against {found['trainer'][0]['bits']:.4f} bits a byte"
-        )
-
-
-def pairs(found: dict[str, list[dict[str, Any]]], side: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return list(zip(found[side], found["trainer"], strict=True))
+    for peer in ("trainer", "litgpt")[: 1 + bool(options.litgpt)]:
+        for side in ("heredity", "muon"):
+            pairs = list(zip(found[side], found[peer], strict=True))
+            ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs]
+            memory = [a["peak_mib"] / b["peak_mib"] for a, b in pairs]
+            print(
+                f"{side}: {statistics.median(ratios):.2f} x the tokens a second of {peer} ({min(ratios):.2f} "
+                f"to {max(ratios):.2f}, n {len(ratios)}), {statistics.median(memory):.2f} x its peak memory, "
+                f"{found[side][0]['bits']:.4f} against {found[peer][0]['bits']:.4f} bits a byte"
+            )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--peer", default=sys.executable)
+    parser.add_argument("--litgpt", default="", help="a Python that has litgpt")
     parser.add_argument("--size", default="10M")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=8192)
@@ -105,6 +106,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     rows = np.resize(flat, n_rows * options.context).reshape(n_rows, options.context)
     np.save(options.work / "rows.npy", np.random.default_rng(0).permutation(rows).astype(np.int64))
     shape = recipe.dial.shape
+    (options.work / "shape.json").write_text(
+        json.dumps({f: getattr(shape, f) for f in shape.__struct_fields__})
+    )
     import torch
 
     length = speed.piece_length(corpus.lengths("train"), options.context)
@@ -124,7 +128,7 @@ def recipe_of(options: argparse.Namespace) -> Any:
 
 
 def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    python = options.peer if side == "trainer" else sys.executable
+    python = {"trainer": options.peer, "litgpt": options.litgpt}.get(side, sys.executable)
     command = [python, __file__, str(options.corpus), "--worker", side, "--work", str(options.work)]
     for name in ("size", "steps", "batch", "context", "rate"):
         command += [f"--{name}", str(getattr(options, name))]
@@ -213,6 +217,63 @@ def with_trainer(options: argparse.Namespace) -> dict[str, Any]:
     model.save_pretrained(options.work / "trainer")
     n_tokens = (options.steps - N_WARM) * options.batch
     return {"tokens_per_second": n_tokens / (end - times[N_WARM]), "peak_mib": peak()}
+
+
+def with_litgpt(options: argparse.Namespace) -> dict[str, Any]:
+    """litgpt's own pretrain, its compiled model and all, on the Trainer's rows."""
+    import numpy as np
+    import torch
+    from litgpt import pretrain
+    from litgpt.args import EvalArgs, TrainArgs
+    from litgpt.config import Config
+    from litgpt.data import DataModule
+
+    rows, shape = np.load(options.work / "rows.npy"), json.loads((options.work / "shape.json").read_text())
+    times: list[float] = []
+
+    class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, at: int) -> torch.Tensor:
+            times.append(time.perf_counter())
+            row = rows[at]
+            return torch.from_numpy(np.concatenate([row, row[:1]]))
+
+    n_rows = options.batch // options.context
+
+    class Data(DataModule):  # type: ignore[misc]
+        def connect(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(Rows(), batch_size=n_rows)
+
+        def val_dataloader(self) -> Any:
+            few = torch.utils.data.Subset(Rows(), range(n_rows))
+            return torch.utils.data.DataLoader(few, batch_size=n_rows)
+
+    config = Config(
+        name="bench", block_size=options.context, vocab_size=shape["vocabulary"],
+        padded_vocab_size=shape["vocabulary"], n_layer=shape["layers"], n_head=shape["heads"],
+        n_embd=shape["width"], n_query_groups=shape["kv_heads"], rotary_percentage=1.0, bias=False,
+        parallel_residual=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", norm_eps=1e-6,
+        intermediate_size=shape["wide"], head_size=shape["head"], norm_qk=True,
+    )  # fmt: skip
+    pretrain.setup(
+        "bench", model_config=config, out_dir=options.work / "litgpt", precision="bf16-mixed", data=Data(),
+        train=TrainArgs(
+            save_interval=None, log_interval=1000, global_batch_size=n_rows, micro_batch_size=n_rows,
+            max_tokens=options.steps * options.batch, max_norm=1.0, max_seq_length=options.context,
+            lr_warmup_steps=options.steps // 10, tie_embeddings=True,
+        ),
+        eval=EvalArgs(interval=10_000, max_iters=1, final_validation=False), devices=1, logger_name="csv",
+    )  # fmt: skip
+    starts = times[n_rows::n_rows]  # the first rows were those of its check
+    n_steps = len(starts) - 1 - N_WARM
+    return {
+        "tokens_per_second": n_steps * options.batch / (starts[-1] - starts[N_WARM]), "peak_mib": peak(),
+    }  # fmt: skip
 
 
 def peak() -> float:

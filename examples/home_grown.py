@@ -37,7 +37,9 @@ def fetch(folder: Path) -> None:
     unpacked = folder / "unpacked"
     unpacked.mkdir(parents=True, exist_ok=True)
     try:
-        subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=unpacked, check=True)
+        subprocess.run(
+            ["apt-get", "download", "-qq", *PACKAGES], cwd=unpacked, check=True, stderr=subprocess.DEVNULL
+        )
         for package in sorted(unpacked.glob("*.deb")):
             subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=unpacked, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -47,7 +49,7 @@ def fetch(folder: Path) -> None:
         ) from None
     share = unpacked / "usr" / "share"
     shutil.move(share / "doc" / "debian-handbook" / "html" / "en-US", folder / "handbook")
-    shutil.move(share / "doc" / "python3.13" / "html", folder / "manual")
+    shutil.move(share / "doc" / "python3.13" / "html" / "library", folder / "manual")
     (folder / "sayings").mkdir()
     for path in sorted((share / "games" / "fortunes").iterdir()):
         if not path.suffix and path.is_file():
@@ -99,6 +101,7 @@ def main() -> None:
     shutil.copyfile(HERE / "home-grown" / "shelf.toml", out / "shelf.toml")
     shutil.copyfile(HERE / "home-grown" / "base.toml", out / "base.toml")
     if not (out / "shelf" / "corpus.json").exists():
+        print("building the corpus ...", flush=True)  # noqa: T201
         h.build_corpus(out / "shelf.toml")
     store, small = h.Store(), {"size": "3M", "tokens": 200_000, "name": "home-base-quick"}
     with h.Display() as display:

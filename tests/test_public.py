@@ -13,8 +13,8 @@ import heredity
 
 PUBLIC = [
     "Application", "Data", "Decoding", "Display", "Estimate", "Estimates", "Grown", "HeredityError",
-    "Message", "Model", "Pretrain", "Probe", "Recipe", "Reply", "Request", "Response", "Store", "Study", "Tool",
-    "Verdict", "__version__", "build_corpus", "expose", "grow", "recipe", "write_report",
+    "Message", "Model", "Pretrain", "Probe", "Recipe", "Reply", "Request", "Response", "Store", "Study",
+    "Tool", "Verdict", "__version__", "build_corpus", "expose", "grow", "recipe", "write_report",
 ]  # fmt: skip
 
 
