@@ -263,8 +263,8 @@ class Store:
         return good, bad
 
     def _why_silent(self, model: Model) -> str:
-        if model.modality != "text":
-            return f"its modality is {model.modality}"
+        if why := engines.why_speechless(model):
+            return why
         try:
             engines.loader(model)
             if model.format == "adapter":

@@ -40,7 +40,10 @@ def choose(model: Model) -> str:
 
 
 def loader(model: Model) -> Load:
-    """What loads the engine of this model. Raises Unavailable where that engine is not on this machine."""
+    """What loads the engine of this model. Raises Unavailable where that engine is not on this machine, and
+    for a model that writes no text."""
+    if why := why_speechless(model):
+        raise Unavailable(f"'{model.name}' cannot answer: {why}.")
     name = choose(model)
     try:
         load: Load = registry.load("engines", name).load
@@ -52,6 +55,15 @@ def loader(model: Model) -> Load:
             f"Install it: pip install 'heredity[{name}]'"
         ) from error
     return load
+
+
+def why_speechless(model: Model) -> str:
+    """Why a model writes no text, whatever engine it is given; "" for one that does."""
+    if model.modality != "text":
+        return f"its modality is {model.modality}: it writes no text"
+    if model.recipe.settings.get("objective") == "masked":
+        return "it is an encoder, which fills gaps in a text and writes none"
+    return ""
 
 
 class Load(Protocol):

@@ -24,6 +24,7 @@ from heredity.errors import Damaged, Unavailable
 CONFIG = "config.json"
 Linear = Callable[[torch.Tensor], torch.Tensor]
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
+ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of text and images
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ def read_config(folder: Path) -> Any:
     name = raw["model_type"]
     if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
         name = inner["model_type"]
+    if name in ENCODERS:
+        raise Unavailable(f"'{name}' is an encoder, which writes no text: it cannot be asked.")
     if name not in KNOWN:
         raise Unavailable(f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.")
     if (how := raw.get("quantization_config")) not in (None, _int8.HOW):

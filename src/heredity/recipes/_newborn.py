@@ -49,21 +49,26 @@ def train(recipe: Pretrain, folder: Path) -> Made:
         recipe.held_out,
         max(1, n_steps // recipe.checks),
     )
-    plan = loop.Plan(
+    plan = plan_of(recipe)
+    guard, meter = loop.Guard(recipe.keep_every, recipe.spike), speed.Meter(recipe.watch)
+    objective = Causal(recipe.z_loss)
+    metrics = loop.train(net, Everything(), objective, stream, plan, folder, meter, check, guard)
+    return Made(net, metrics, meter)
+
+
+def plan_of(recipe: Pretrain) -> loop.Plan:
+    """How the training goes, whatever is learned."""
+    return loop.Plan(
         recipe.training,
-        n_steps,
-        dial.rate,
+        recipe.n_steps,
+        recipe.dial.rate,
         recipe.schedule,
-        int(recipe.warmup * n_steps),
+        int(recipe.warmup * recipe.n_steps),
         recipe.decay,
         recipe.clip,
         recipe.optimizer,
         recipe.seed,
     )
-    guard, meter = loop.Guard(recipe.keep_every, recipe.spike), speed.Meter(recipe.watch)
-    objective = Causal(recipe.z_loss)
-    metrics = loop.train(net, Everything(), objective, stream, plan, folder, meter, check, guard)
-    return Made(net, metrics, meter)
 
 
 def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:

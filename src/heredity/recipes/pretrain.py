@@ -2,12 +2,14 @@
 
 Promises: what it came from is recorded: the corpus by its fingerprint, and every figure that the size set;
 killed, it goes on to the same bits; a run that cannot fit is refused before its first step.
-Leaves to others: the corpus (train/corpus/), sizes (train/sizes.py), the loop (train/loop.py).
+Leaves to others: what each kind of model is made of (_newborn.py causal, _encoder.py masked), the corpus
+(train/corpus/), sizes (train/sizes.py), the loop (train/loop.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import tomllib
 import typing
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from heredity import registry
 from heredity.errors import BadInput, UsageError, nearest
 from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import Watch, setting
@@ -30,6 +33,14 @@ if TYPE_CHECKING:
     from heredity.train.sizes import Dial
 
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
+_USUAL = {"causal": "qwen3", "masked": "modernbert"}  # an objective's architecture where none is given
+_MAKING = {"causal": "_newborn", "masked": "_encoder"}
+_ONLY = {  # the objectives that a setting is of, where not of all
+    "kv_heads": ("causal",),
+    "head": ("causal",),
+    "hidden": ("masked",),
+    "noise": ("masked",),
+}
 
 
 def read(path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None = None) -> Pretrain:
@@ -55,6 +66,8 @@ def read(path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None
     if "corpus" in said:
         said["corpus"] = path.parent / said["corpus"]
     said |= given or {}
+    if name := next((key for key in said if not _is_of(key, said.get("objective", "causal"))), None):
+        raise BadInput(path, _not_of(name, said.get("objective", "causal")))
     if "corpus" not in said:
         raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
     return Pretrain(**said, watch=watch)
@@ -67,13 +80,25 @@ def _settable() -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(each, hints[each.name]) for each in fields]
 
 
+def _is_of(name: str, objective: str) -> bool:
+    """Whether an objective has this setting."""
+    return objective in _ONLY.get(name, (objective,))
+
+
+def _not_of(name: str, objective: str) -> str:
+    return f'{name} is a setting of objective = "{_ONLY[name][0]}", and this is "{objective}". Leave it out.'
+
+
 @dataclass(frozen=True)
 class Pretrain:
     """A new model of `size`, from the corpus in a folder. 0: what the size sets."""
 
     corpus: Path = field(metadata={"help": "The folder that `heredity corpus build` wrote."})
+    objective: Literal["causal", "masked"] = setting(
+        "causal", "What is learned: the next token, or what gaps hide."
+    )
     size: str = setting("10M", "Parameters, about: 10M, 135M, 1.5B.")
-    architecture: str = setting("qwen3", "What it is built like: qwen3, llama.")
+    architecture: str = setting("", "What it is built like: qwen3 (the usual), llama; masked: modernbert.")
     context: int = setting(1024, "Tokens that it sees at once.")
     tokens: int = setting(0, "Tokens to read; 0: 20 a parameter.")
     batch: int = setting(0, "Tokens a step.")
@@ -81,8 +106,8 @@ class Pretrain:
     layers: int = setting(0, "Layers.")
     width: int = setting(0, "Columns.")
     heads: int = setting(0, "Heads of attention.")
-    kv_heads: int = setting(0, "Heads of keys and values.")
-    head: int = setting(0, "Columns of a head.")
+    kv_heads: int = setting(0, "Heads of keys and values; causal alone.")
+    head: int = setting(0, "Columns of a head; causal alone.")
     wide: int = setting(0, "Columns of the feed-forward part.")
     optimizer: Literal["muon", "adamw"] = setting(
         "muon", "What steps; muon: hidden matrices, the rest AdamW."
@@ -92,6 +117,10 @@ class Pretrain:
     decay: float = setting(0.1, "Weight decay, on matrices.")
     clip: float = setting(1.0, "The longest gradient; 0: as long as it is.")
     z_loss: float = setting(1e-4, "Weight of the square of log Z.")
+    hidden: float = setting(0.3, "Share of the tokens that are hidden; masked alone.")
+    noise: Literal["mask", "80-10-10"] = setting(
+        "mask", "What stands in a gap: the mask, or in every fifth another token or the same; masked alone."
+    )
     checks: int = setting(20, "How often held-out text is told on the way.")
     held_out: int = setting(100_000, "Tokens of held-out text that are told each time.")
     keep_every: int = setting(100, "Steps between checkpoints.")
@@ -111,6 +140,7 @@ class Pretrain:
         return read(path, given, watch)
 
     def __post_init__(self) -> None:
+        self._fit()
         for name in ("context", "held_out", "keep_every", "checks"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
@@ -119,6 +149,23 @@ class Pretrain:
                 raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
         if self.warmup >= 1 or self.spike <= 0:
             raise UsageError(f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).")
+
+    def _fit(self) -> None:
+        """The usual architecture where none is given. Raises UsageError for what is of another objective."""
+        if not self.architecture:
+            object.__setattr__(self, "architecture", _USUAL[self.objective])
+        of: str = registry.load("train.architectures", self.architecture).OBJECTIVE
+        if of != self.objective:
+            raise UsageError(
+                f"'{self.architecture}' is an architecture of objective = \"{of}\", and this is"
+                f' "{self.objective}", as of {_USUAL[self.objective]}.'
+            )
+        for each in dataclasses.fields(self):
+            is_given = getattr(self, each.name) != each.default
+            if is_given and not _is_of(each.name, self.objective):
+                raise UsageError(_not_of(each.name, self.objective))
+        if not 0 < self.hidden < 1:
+            raise UsageError(f"hidden is a share between 0 and 1, and is {self.hidden:g}.")
 
     @cached_property
     def text(self) -> Corpus:
@@ -133,7 +180,8 @@ class Pretrain:
         from heredity.train import sizes
 
         given = {name: getattr(self, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
-        return sizes.dial(self.size, self.text.n_vocabulary, self.context, given)
+        is_encoder = self.objective == "masked"
+        return sizes.dial(self.size, self.text.n_vocabulary, self.context, given, is_encoder)
 
     @property
     def n_steps(self) -> int:
@@ -142,7 +190,8 @@ class Pretrain:
 
     def settings(self) -> dict[str, Any]:
         """Every setting, what the size set among them, and the corpus by its fingerprint."""
-        found = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.compare}
+        own = [each.name for each in dataclasses.fields(self) if each.compare]
+        found = {name: getattr(self, name) for name in own if _is_of(name, self.objective)}
         shape = msgspec.to_builtins(self.dial.shape)
         found |= shape | {name: getattr(self.dial, name) for name in ("tokens", "batch", "rate")}
         return found | {"corpus": self.text.fingerprint}
@@ -153,14 +202,15 @@ class Pretrain:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train, and write weights, tokenizer, curve and samples into `out`. There are no parents."""
-        from heredity.recipes import _newborn
-
         assert not parents
-        made = _newborn.train(self, self.folder or out.parent / "training")
-        notes = _newborn.write(self, made, out)
+        making = importlib.import_module(f"heredity.recipes.{_MAKING[self.objective]}")
+        made = making.train(self, self.folder or out.parent / "training")
+        notes = making.write(self, made, out)
+        kind = "base" if self.objective == "causal" else self.architecture
+        name = self.name or f"{kind}-{self.size.lower()}"
         return Description(
-            name=self.name or f"base-{self.size.lower()}",
-            family=self.name or f"base-{self.size.lower()}",
+            name=name,
+            family=name,
             licence=self.licence,
             format="safetensors",
             notes=notes,

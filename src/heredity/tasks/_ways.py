@@ -49,7 +49,7 @@ class Way(Protocol):
 
 class _Reply:
     def why_not(self, model: Model) -> str:
-        return "" if model.modality == "text" else f"its modality is {model.modality}: it writes no text"
+        return engines.why_speechless(model)
 
     def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
         requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
@@ -63,8 +63,8 @@ class _Reply:
 
 class _Score:
     def why_not(self, model: Model) -> str:
-        if model.modality != "text":
-            return f"its modality is {model.modality}: it gives no probability of a text"
+        if why := engines.why_speechless(model):
+            return why
         engine = engines.choose(model)
         if engine == "torch":
             return ""

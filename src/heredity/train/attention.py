@@ -39,13 +39,13 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
-    groups = list(_alike(lengths))
+    groups = list(alike(lengths))
     sizes = [sum(group) for group in groups]
     parts = zip(groups, *(x[0].split(sizes, 1) for x in (query, key, value)), strict=True)
     return torch.cat([_of_group(group, q, k, v, scale, window or 0) for group, q, k, v in parts])[None], None
 
 
-def _alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Neighbours of like length, in order."""
     group: list[int] = []
     for n in lengths:
@@ -61,7 +61,7 @@ def _of_group(
     lengths: tuple[int, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
 ) -> torch.Tensor:
     """(heads, tokens, head_dim) of documents that become rows -> (tokens, heads, head_dim)."""
-    q, k, v = (_in_rows(x, lengths) for x in (q, k, v))
+    q, k, v = (in_rows(x, lengths) for x in (q, k, v))
     window = window if window < q.shape[2] else 0
     out: torch.Tensor = (
         _Short.apply(q, k, v, scale, window)  # type: ignore[no-untyped-call]
@@ -128,7 +128,7 @@ def _unseen(n: int, window: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros((n, n), dtype=dtype).masked_fill_(~_seen(n, window), -torch.inf)
 
 
-def _in_rows(x: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+def in_rows(x: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     """(heads, tokens, head_dim) -> (rows, heads, longest, head_dim); filler behind a document is zero."""
     longest = max(lengths)
     parts = x.split(lengths, 1)

@@ -43,15 +43,20 @@ class HeldOut:
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
 
     def _batches(self) -> list[Batch]:
-        lengths = self.documents.lengths
-        n = int(np.searchsorted(np.cumsum(lengths), self.n_tokens)) + 1
         stream = Stream(self.documents, self.end, self.context, self.context, 0)
-        pieces = [
-            Piece(number, start, min(self.context, int(lengths[number]) - start))
-            for number in range(min(n, len(lengths)))
-            for start in range(0, int(lengths[number]), self.context)
-        ]
+        pieces = looked_at(self.documents, self.context, self.n_tokens)
         return [stream.collate(each) for each in dealt(pieces, stream.product, 1)]
+
+
+def looked_at(documents: Documents, context: int, n_tokens: int) -> list[Piece]:
+    """The pieces of the first documents, as many as hold `n_tokens` (the last of them whole)."""
+    lengths = documents.lengths
+    n = int(np.searchsorted(np.cumsum(lengths), n_tokens)) + 1
+    return [
+        Piece(number, start, min(context, int(lengths[number]) - start))
+        for number in range(min(n, len(lengths)))
+        for start in range(0, int(lengths[number]), context)
+    ]
 
 
 def token_bytes(tokenizer: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -73,13 +73,20 @@ def flops_a_token(shape: Shape, length: float | None = None) -> float:
     return 3 * (2 * (n_matrices(shape) + shape.vocabulary * shape.width) + attention)
 
 
-def dial(size: str, vocabulary: int, context: int, given: Mapping[str, Any] | None = None) -> Dial:
+def dial(
+    size: str,
+    vocabulary: int,
+    context: int,
+    given: Mapping[str, Any] | None = None,
+    is_encoder: bool = False,
+) -> Dial:
     """What a size ("10M", "1.5B") sets for a vocabulary; what is `given` (not 0) stands instead.
 
-    given: tokens, batch, rate, and any field of Shape. Raises UsageError for a size that cannot be.
+    given: tokens, batch, rate, and any field of Shape. An encoder shares no heads, and its head is always the
+    embedding. Raises UsageError for a size that cannot be.
     """
     said = {name: value for name, value in (given or {}).items() if value}
-    shape = shaped(weights_of(size), vocabulary, context, said)
+    shape = shaped(weights_of(size), vocabulary, context, said, is_encoder)
     tokens = int(said.get("tokens") or _TOKENS_A_PARAMETER * n_weights(shape))
     compute = tokens * flops_a_token(shape)
     batch = int(said.get("batch") or _batch(compute, context, tokens))
@@ -94,9 +101,15 @@ def weights_of(size: str) -> float:
     return float(found[1]) * _FACTORS[found[2]]
 
 
-def shaped(wanted: float, vocabulary: int, context: int, said: Mapping[str, Any]) -> Shape:
+def shaped(
+    wanted: float, vocabulary: int, context: int, said: Mapping[str, Any], is_encoder: bool = False
+) -> Shape:
     """The shape with about as many parameters as are wanted, and of the usual depth for its width."""
-    shapes = [_of_width(width, wanted, vocabulary, context) for width in _WIDTHS]
+
+    def of_width(width: int) -> Shape:
+        return _of_width(width, wanted, vocabulary, context, is_encoder)
+
+    shapes = [of_width(width) for width in _WIDTHS]
 
     def strays(shape: Shape) -> float:
         return abs(math.log(shape.layers / _depth(shape.width))) + 2 * abs(
@@ -109,7 +122,7 @@ def shaped(wanted: float, vocabulary: int, context: int, said: Mapping[str, Any]
             f"A vocabulary of {vocabulary:,} makes a model of {n_weights(best):,} parameters at least, and "
             f"{wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary."
         )
-    return _changed(best, wanted, said)
+    return _changed(of_width(said["width"]) if "width" in said else best, said, is_encoder)
 
 
 def _depth(width: int) -> float:
@@ -117,23 +130,25 @@ def _depth(width: int) -> float:
     return max(2.0, width / (64 * (1 + share)))
 
 
-def _of_width(width: int, wanted: float, vocabulary: int, context: int) -> Shape:
+def _of_width(width: int, wanted: float, vocabulary: int, context: int, is_encoder: bool) -> Shape:
     """As many layers as come nearest to the parameters wanted."""
     head = 64 if width < _HEADS_OF_128 else 128
     heads = width // head
-    kv_heads = heads // 4 if width >= _HEADS_OF_128 else heads
-    one = Shape(
-        1, width, heads, kv_heads, head, _round(8 * width / 3), context, vocabulary, is_tied=width < _UNTIED
-    )
+    kv_heads = heads // 4 if width >= _HEADS_OF_128 and not is_encoder else heads
+    is_tied = is_encoder or width < _UNTIED
+    one = Shape(1, width, heads, kv_heads, head, _round(8 * width / 3), context, vocabulary, is_tied)
     rest = wanted - (n_weights(one) - n_matrices(one))
     return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrices(one))))
 
 
-def _changed(shape: Shape, wanted: float, said: Mapping[str, Any]) -> Shape:
+def _changed(shape: Shape, said: Mapping[str, Any], is_encoder: bool) -> Shape:
     names = {name for name in Shape.__struct_fields__ if name not in ("context", "vocabulary")}
     changes = {name: value for name, value in said.items() if name in names}
-    if "width" in changes:
-        shape = _of_width(changes["width"], wanted, shape.vocabulary, shape.context)
+    if is_encoder and "heads" in changes:  # they fill the width
+        heads = changes["heads"]
+        changes |= {"kv_heads": heads, "head": shape.width // heads}
+        if shape.width % heads:
+            raise UsageError(f"{heads} heads do not share a width of {shape.width} evenly.")
     shape = msgspec.structs.replace(shape, **changes)
     if shape.heads % shape.kv_heads:
         raise UsageError(

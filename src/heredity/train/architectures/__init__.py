@@ -1,6 +1,7 @@
 """Kinds of new models: each file gives a configuration that transformers, vLLM, llama.cpp and PEFT know.
 
-    config(shape, tokens) -> dict      what stands in config.json, `model_type` and all
+    config(shape, specials) -> dict    what stands in config.json, `model_type` and all
+    OBJECTIVE                          what such a model learns: "causal", "masked" or "contrastive"
 
 Promises: nothing here is a network; transformers makes it.
 Leaves to others: how wide and deep (sizes.py), and the drawing of weights (network.py).
@@ -23,6 +24,8 @@ class Specials(NamedTuple):
 
 class Architecture(Protocol):
     """A file of this folder."""
+
+    OBJECTIVE: str
 
     def config(self, shape: Shape, specials: Specials) -> dict[str, Any]:
         """The configuration of a model of this shape."""

@@ -10,6 +10,8 @@ from typing import Any
 from heredity.train.architectures import Specials, qwen3
 from heredity.train.sizes import Shape
 
+OBJECTIVE = "causal"
+
 
 def config(shape: Shape, specials: Specials) -> dict[str, Any]:
     """The configuration of a Llama of this shape."""

@@ -10,6 +10,7 @@ from typing import Any
 from heredity.train.architectures import Specials
 from heredity.train.sizes import Shape
 
+OBJECTIVE = "causal"
 THETA = 10_000.0  # of rotary positions, for contexts of a few thousand tokens
 
 

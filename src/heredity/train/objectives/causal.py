@@ -23,19 +23,24 @@ class Causal:
 
     def loss(self, network: Network, batch: Batch) -> Loss:
         """Summed over the batch's learned tokens."""
-        sums = {"z-loss": 0.0} if self.z_loss else {}
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            total, far = told(logits, batch.targets[rows], self.z_loss)
-            if self.z_loss:
-                sums["z-loss"] += float(far)
-            return total
+            return nats(logits, batch.targets[rows], self.z_loss, sums)
 
+        sums: dict[str, float] = {}
         return Loss(network.loss(network.hidden(batch), of_rows), sums)
 
     def weight(self, batch: Batch) -> float:
         """Learned tokens."""
         return float(len(batch.targets))
+
+
+def nats(logits: torch.Tensor, targets: torch.Tensor, z_loss: float, sums: dict[str, float]) -> torch.Tensor:
+    """Of rows of logits, summed; `sums` gets the part that is the normalizer's."""
+    total, far = told(logits, targets, z_loss)
+    if z_loss:
+        sums["z-loss"] = sums.get("z-loss", 0.0) + float(far)
+    return total
 
 
 def told(logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,120 @@
+"""An encoder in the making: its parts put together for the loop, and what is written of it.
+
+Promises: the tokenizer that is written frames a text as the training did, so that AutoTokenizer and a
+fill-mask pipeline give the model what it knows.
+Leaves to others: which settings (pretrain.py), the loop itself (train/loop.py), and what a decoder's making
+has in common with it (_newborn.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from heredity import registry
+from heredity.recipes._newborn import Made, plan_of, specials
+from heredity.store import write_atomic
+from heredity.train import curve, encoder, held, loop, sizes, speed
+from heredity.train.gaps import FRAME, Gaps, Hiding, gapped, laid
+from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT, HeldGaps
+from heredity.train.network import Network
+from heredity.train.objectives.masked import Masked
+from heredity.train.stream import Stream
+from heredity.train.trainable import Everything
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain import Pretrain
+
+_TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_SAMPLES, _LONGEST = 3, 48  # samples, and their tokens
+
+
+def train(recipe: Pretrain, folder: Path) -> Made:
+    """Weights drawn from the seed, and every step of the loop."""
+    built = registry.load("train.architectures", recipe.architecture)
+    net = encoder.born(built.config(recipe.dial.shape, specials(recipe.text)), recipe.seed, recipe.dtype)
+    words = held.token_bytes(recipe.text.folder / _TOKENIZER)
+    every = max(1, recipe.n_steps // recipe.checks)
+    check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, every)
+    guard, meter = loop.Guard(recipe.keep_every, recipe.spike), speed.Meter(recipe.watch)
+    objective, source = Masked(recipe.z_loss), _gaps(recipe, "train")
+    metrics = loop.train(net, Everything(), objective, source, plan_of(recipe), folder, meter, check, guard)
+    return Made(net, metrics, meter)
+
+
+def _gaps(recipe: Pretrain, split: Any) -> Gaps:
+    corpus = recipe.text
+    end = specials(corpus).end
+    pieces = Stream(corpus.split(split), end, recipe.dial.batch, recipe.context - FRAME, recipe.seed)
+    return Gaps(pieces, hiding(recipe))
+
+
+def hiding(recipe: Pretrain) -> Hiding:
+    """How gaps are made in this corpus's tokens."""
+    known, corpus = specials(recipe.text), recipe.text
+    assert known.mask is not None  # the architecture has refused it
+    special = frozenset(corpus.card.tokenizer.special.values())
+    return Hiding(known.mask, known.end, corpus.n_vocabulary, special, recipe.hidden, recipe.noise)
+
+
+def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
+    """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
+    net, metrics, meter = made
+    Everything().save(net, out)
+    write_tokenizer(recipe.text.folder, out)
+    curve.write(metrics, out)
+    said = samples(recipe, net)
+    (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    shape, last = recipe.dial.shape, metrics[-1]
+    looks = [m.terms for m in metrics if BITS_PER_BYTE in m.terms]
+    n_read, n_hidden = sum(m.n_tokens for m in metrics), sum(m.n_learned for m in metrics)
+    return {
+        "multiplied in": str(net.model.dtype).removeprefix("torch."),
+        "parameters": f"{sizes.n_weights(shape):,}",
+        "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
+        "held-out gaps": f"{looks[-1][BITS_PER_BYTE]:.4f} bits a hidden byte, {looks[-1][RIGHT]:.1%} right"
+        f" (after {len(looks)} looks)",
+        "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_hidden:,.0f} hidden",
+    } | ({"speed": f"{meter.last.tokens_per_second:,.0f} tokens/s"} if meter.last.n_steps else {})
+
+
+def write_tokenizer(folder: Path, out: Path) -> None:
+    """The corpus's tokenizer; it puts an end token before and behind a text, as the training did."""
+    from tokenizers import Tokenizer, processors
+
+    config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    end = config["eos_token"]
+    made = Tokenizer.from_file(str(folder / _TOKENIZER))
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A {end}",
+        pair=f"{end} $A {end} $B:1 {end}:1",
+        special_tokens=[(end, made.token_to_id(end))],
+    )
+    config |= {"cls_token": end, "sep_token": end, "model_input_names": ["input_ids", "attention_mask"]}
+    config.pop("chat_template", None)
+    write_atomic(out / _TOKENIZER, made.to_str(pretty=False).encode())
+    write_atomic(out / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:
+    """How held-out documents begin, with gaps, and with what the model holds likeliest in them."""
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(recipe.text.folder / _TOKENIZER))
+    held_out, how = recipe.text.split("validation"), hiding(recipe)
+    found = []
+    for number in range(min(_SAMPLES, len(held_out.lengths))):
+        piece = gapped(held_out.tokens(number)[:_LONGEST].astype(np.int64), how, [0, 0, number])
+        with torch.no_grad():
+            likeliest = net.logits(net.hidden(laid([piece]))).argmax(1).numpy()
+        filled = piece.shown.copy()
+        filled[piece.at] = likeliest
+        shown = words.decode(piece.shown[1:-1].tolist(), skip_special_tokens=False)
+        right = int((likeliest == piece.hidden).sum())
+        said = words.decode(filled[1:-1].tolist(), skip_special_tokens=False)
+        found.append({"shown": shown, "said": said, "right": f"{right} of {len(piece.hidden)}"})
+    return found

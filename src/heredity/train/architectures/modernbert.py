@@ -1,0 +1,55 @@
+"""An encoder as ModernBERT's: rotary positions, GeGLU, norms before each part, no bias anywhere.
+
+Every third layer, the first among them, sees the whole document, the others 64 tokens to each side.
+
+Source: Warner et al. 2024 (2412.13663).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heredity.errors import UsageError
+from heredity.train.architectures import Specials
+from heredity.train.sizes import Shape
+
+OBJECTIVE = "masked"
+WINDOW = 128  # tokens that a layer with a window sees: half of them before, half after
+EVERY = 3  # layers, of which one sees all
+_WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
+
+
+def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+    """The configuration of a ModernBERT of this shape. Raises UsageError for heads that it cannot have."""
+    if shape.kv_heads != shape.heads or shape.heads * shape.head != shape.width:
+        raise UsageError(
+            "modernbert has as many heads for keys as for queries, and they fill its width: not"
+            f" {shape.heads} and {shape.kv_heads} heads of {shape.head} columns in {shape.width}."
+        )
+    if specials.mask is None:
+        raise UsageError("The tokenizer has no <|mask|>, which stands in a gap. Build the corpus with it.")
+    return {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertForMaskedLM"],
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.wide,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context,
+        "local_attention": WINDOW,
+        "layer_types": ["sliding_attention" if i % EVERY else "full_attention" for i in range(shape.layers)],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": _WIDE_THETA},
+            "sliding_attention": {"rope_type": "default", "rope_theta": _NARROW_THETA},
+        },
+        "decoder_bias": False,
+        "classifier_pooling": "mean",
+        "tie_word_embeddings": True,
+        "bos_token_id": specials.end,
+        "eos_token_id": specials.end,
+        "cls_token_id": specials.end,
+        "sep_token_id": specials.end,
+        "pad_token_id": specials.pad,
+        "mask_token_id": specials.mask,
+    }

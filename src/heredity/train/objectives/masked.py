@@ -1,0 +1,39 @@
+"""Say the tokens that gaps hide: cross-entropy in nats, summed over the gaps.
+
+Source: Devlin et al. 2018 (1810.04805, section 3.1); the z-loss is that of causal.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from heredity.train.network import Network
+from heredity.train.objectives import Loss
+from heredity.train.objectives.causal import nats
+from heredity.train.steps import Batch
+
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The negative log-likelihood of what is hidden; beside it, how many gaps' likeliest token is right."""
+
+    z_loss: float = 0.0
+
+    def loss(self, network: Network, batch: Batch) -> Loss:
+        """Summed over the batch's gaps."""
+
+        def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            targets = batch.targets[rows]
+            sums[ACCURACY] += float((logits.detach().argmax(1) == targets).sum())
+            return nats(logits, targets, self.z_loss, sums)
+
+        sums = {ACCURACY: 0.0}
+        return Loss(network.loss(network.hidden(batch), of_rows), sums)
+
+    def weight(self, batch: Batch) -> float:
+        """Gaps."""
+        return float(len(batch.targets))

@@ -1,0 +1,183 @@
+"""An encoder learns what gaps hide, by the one loop, and is what transformers loads."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity import engines
+from heredity.errors import BadInput, Unavailable, UnknownName, UsageError
+from heredity.lineage import Store
+from heredity.recipes import pretrain
+from heredity.recipes.pretrain import Pretrain
+from heredity.train import encoder, loop
+from heredity.train.architectures import Specials, modernbert
+from heredity.train.corpus import Corpus
+from heredity.train.corpus.card import Card
+from heredity.train.gaps import Gaps, Hiding, gapped, laid
+from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT
+from heredity.train.sizes import dial
+from heredity.train.steps import Batch
+from heredity.train.stream import Stream
+from tests.train.corpus.conftest import built as built
+from tests.train.corpus.conftest import shelf as shelf
+
+HIDING = Hiding(mask=4, end=0, n_vocabulary=400, special=frozenset(range(5)))
+
+
+def recipe(corpus: Path, **changes: object) -> Pretrain:
+    small = {"size": "150K", "context": 64, "tokens": 24 * 512, "batch": 512, "rate": 5e-3, "keep_every": 4}
+    said = {"dtype": "float32", "held_out": 2000, "checks": 3, "objective": "masked"} | small | changes
+    return Pretrain(corpus, **said)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def corpus(built: Callable[..., Card], tmp_path: Path) -> Path:
+    built()
+    return tmp_path / "out"
+
+
+def test_gaps_are_a_share_of_every_piece_and_never_a_special_token() -> None:
+    ids = np.arange(100, dtype=np.int64)
+    shown, at = HIDING.of(ids, np.random.default_rng(1))
+    assert len(at) == 30 and at.min() >= 5 and (shown[at] == 4).all()
+    assert (np.delete(shown, at) == np.delete(ids, at)).all()
+    assert len(HIDING.of(np.array([7]), np.random.default_rng(1))[1]) == 1
+    assert len(HIDING.of(np.array([0, 1]), np.random.default_rng(1))[1]) == 0
+
+
+def test_of_bert_s_gaps_eight_of_ten_are_masks_and_one_stays() -> None:
+    ids = np.full(20_000, 77, dtype=np.int64)
+    how = Hiding(4, 0, 400, frozenset(range(5)), 0.5, "80-10-10")
+    shown, at = how.of(ids, np.random.default_rng(2))
+    kinds = [(shown[at] == value).mean() for value in (4, 77)]
+    assert kinds == [pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.02)]
+    assert shown[at][shown[at] != 4].min() >= 5
+
+
+def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
+    text = Corpus.open(corpus)
+    stream = Stream(text.split("train"), 0, 512, 62, 1)
+    one, again = (Gaps(stream, HIDING).of(3) for _ in range(2))
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, again, strict=True))
+    shared = [Gaps(Stream(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING) for i in range(2)]
+    hidden = sorted(t for gaps in shared for batch in gaps.of(3) for t in batch.targets.tolist())
+    assert hidden == sorted(t for batch in one for t in batch.targets.tolist())
+    piece = stream.pieces(3)[0]
+    steps = [Gaps(stream, HIDING).collate([piece], step).tokens.tolist() for step in (3, 4)]
+    assert steps[0] != steps[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    shape = dial("300K", 400, 256, {"layers": 4}, is_encoder=True).shape
+    net = encoder.born(modernbert.config(shape, Specials(0, 3, 4)), 1, dtype)
+    draws = np.random.default_rng(3)
+    texts = [draws.integers(5, 400, size=n) for n in (200, 150, 180, 9, 9, 3)]
+    batch = laid([gapped(text, HIDING, [1, i]) for i, text in enumerate(texts)])
+    ours = net.logits(net.hidden(batch))
+    net.model.set_attn_implementation("eager")
+    assert isinstance(net.model, type(AutoModelForMaskedLM.from_config(net.model.config)))
+    alone = [net.model(input_ids=part[None]).logits[0] for part in batch.tokens.split(batch.lengths)]
+    theirs = torch.cat(alone)[batch.at]
+    assert torch.allclose(ours, theirs, atol=2e-5 if dtype == "float32" else 3e-2)
+    gradients = []
+    for logits in (ours, theirs):
+        logits.float().square().mean().backward()
+        gradients.append([p.grad.clone() for p in net.model.parameters()])
+        net.model.zero_grad()
+    for one, other in zip(*gradients, strict=True):
+        assert float((one - other).norm()) <= (1e-3 if dtype == "float32" else 0.1) * float(other.norm())
+
+
+def test_an_encoder_is_grown_learns_and_loads_in_transformers(corpus: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+    store = Store(tmp_path / "store")
+    grown = store.derive(recipe(corpus), [])
+    record, folder = grown.record, grown.folder
+    assert record.modality == "text" and record.family == record.name == "modernbert-150k"
+    assert record.recipe.settings["corpus"] == Corpus.open(corpus).fingerprint
+    rows = list(loop.Rows(folder / "training.jsonl", loop.Metric))
+    looks = [row.terms for row in rows if BITS_PER_BYTE in row.terms]
+    assert rows[0].loss == pytest.approx(math.log(400), abs=0.3) and rows[-1].loss < rows[0].loss - 0.7
+    assert len(looks) == 3 and looks[-1][BITS_PER_BYTE] < looks[0][BITS_PER_BYTE]
+    assert 0 < looks[-1][RIGHT] < 1
+    words, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
+    text = words("A model is a record in the lineage<|mask|>", return_tensors="pt")
+    assert text.input_ids[0, 0] == text.input_ids[0, -1] == words.eos_token_id
+    ours = encoder.load(folder)
+    ids = text.input_ids[0]
+    at = torch.arange(len(ids))
+    with torch.no_grad():
+        logits = ours.logits(ours.hidden(Batch(ids, at, (len(ids),), at, ids, torch.zeros_like(at))))
+        assert torch.allclose(logits, model(**text).logits[0], atol=1e-5)
+    assert len(pipeline("fill-mask", model=model, tokenizer=words)("the<|mask|>", top_k=3)) == 3
+    with pytest.raises(Unavailable, match="encoder"):
+        engines.loader(record)
+
+
+def run(corpus: Path, work: Path) -> str:
+    """Train and return a digest of every weight."""
+    from heredity.recipes import _encoder
+
+    made = _encoder.train(recipe(corpus, seed=5, tokens=14 * 512), work)
+    raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
+    return hashlib.sha256(raw).hexdigest()
+
+
+def test_killed_again_and_again_it_comes_to_the_same_bits(corpus: Path, tmp_path: Path) -> None:
+    whole = run(corpus, tmp_path / "whole")
+    program = (
+        "import sys, time; from pathlib import Path; import heredity.train.loop as loop;"
+        "tick = loop._Clock.tick; loop._Clock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
+        "from tests.train.test_masked import run;"
+        f"print(run(Path({str(corpus)!r}), Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "killed")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    metrics = tmp_path / "killed" / loop.METRICS
+    n_kills = 0
+    for after in (6, 10):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and n_rows(metrics) < after:
+                time.sleep(0.005)
+            n_kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    assert n_kills == 2
+    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert last.stdout.strip() == whole
+    assert [row.step for row in loop.Rows(metrics, loop.Metric)] == list(range(14))
+
+
+def n_rows(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_what_is_of_another_objective_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match='hidden is a setting of objective = "masked"'):
+        Pretrain(tmp_path, hidden=0.2)
+    with pytest.raises(UsageError, match="'qwen3' is an architecture of objective = \"causal\""):
+        recipe(tmp_path, architecture="qwen3")
+    with pytest.raises(UnknownName, match="modernbert"):
+        recipe(tmp_path, architecture="modernbrt")
+    with pytest.raises(UsageError, match="hidden is a share"):
+        recipe(tmp_path, hidden=1.0)
+    file = tmp_path / "base.toml"
+    file.write_text('corpus = "here"\nobjective = "masked"\nkv_heads = 0\n')
+    with pytest.raises(BadInput, match="kv_heads is a setting of objective"):
+        pretrain.read(file)
