@@ -16,18 +16,23 @@ from heredity import probes
 from heredity.train.corpus import build as building
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.card import Card
+from heredity.train.pictures.card import PictureCard
 
 
 def build_corpus(
     path: Path, out: Path | None = None, workers: int = 1, watch: building.Watch | None = None
-) -> Card:
-    """Build the corpus of a recipe. out: a new folder, the recipe's own name without its ending if none is
-    given. workers: processes; more than one start this program's main
-    module again, as Python's spawn does.
+) -> Card | PictureCard:
+    """Build the corpus of a recipe, of text or of pictures. out: a new folder, the recipe's own name without
+    its ending if none is given. workers: processes; more than one start this program's main module again, as
+    Python's spawn does.
 
     Raises BadInput with file and line, UsageError for what is empty, too little or already there.
     """
     recipe = recipes.read(path)
+    if recipe.picture is not None:
+        from heredity.train.pictures import build as drawing
+
+        return drawing.build(recipe, out or path.with_suffix(""), workers, watch)
     return building.build(recipe, out or path.with_suffix(""), unseen(), workers, watch)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from heredity.train.corpus.card import Card
+    from heredity.train.pictures.card import PictureCard
 
 
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
@@ -29,7 +30,7 @@ def command(ctx: click.Context) -> None:
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) -> None:
-    """Read the recipe's sources, do its steps, write token shards.
+    """Read the recipe's sources, do its steps, write shards of tokens, or of pictures and captions.
 
     The same recipe over the same files gives the same bytes, whatever the number of processes.
     """
@@ -52,8 +53,10 @@ def show(folder: Path, as_json: bool) -> None:
     """Hash a corpus again, and say what is in it."""
     from heredity.cli._terminal import write_json
     from heredity.train.corpus import Corpus
+    from heredity.train.pictures import Pictures, reader
 
-    card = Corpus.open(folder).card
+    is_drawn = reader.is_of_pictures(folder)
+    card = Pictures.open(folder).card if is_drawn else Corpus.open(folder).card
     if as_json:
         write_json(card)
         return
@@ -93,11 +96,17 @@ def _say(line: str) -> None:
     write(plain(line))
 
 
-def _show(card: Card) -> None:
+def _show(card: Card | PictureCard) -> None:
     from heredity.cli._terminal import out
 
     screen = out()
-    for grid in (_sources(card), _steps(card), _splits(card)):
+    if card.kind == "images":
+        from heredity.cli import _pictures
+
+        grids = _pictures.grids(card)
+    else:
+        grids = [_sources(card), _steps(card), _splits(card)]
+    for grid in grids:
         screen.print(grid)
         screen.print()
     facts = card.tokenizer
@@ -110,7 +119,7 @@ def _show(card: Card) -> None:
         f"tokenizer: {facts.vocabulary:,} entries ({facts.split}), bytes per token {held},"
         f" {facts.train_bytes_per_token:.3f} on the rest; {facts.unused:,} entries are never used"
     )
-    for canary in card.canaries:
+    for canary in card.canaries if card.kind == "text" else ():
         _say(f"canary, {canary.repeats} times: {canary.text} {canary.secret}")
 
 

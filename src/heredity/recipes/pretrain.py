@@ -2,8 +2,8 @@
 
 Promises: what it came from is recorded: the corpus by its fingerprint, and every figure that the size set;
 killed, it goes on to the same bits; a run that cannot fit is refused before its first step.
-Leaves to others: what each kind of model is made of (_newborn.py causal, _encoder.py masked), the corpus
-(train/corpus/), sizes (train/sizes.py), the loop (train/loop.py).
+Leaves to others: what each kind of model is made of (_newborn.py causal, _encoder.py masked, _dual.py
+contrastive), the corpus (train/corpus/, train/pictures/), sizes (train/sizes.py), the loop (train/loop.py).
 """
 
 from __future__ import annotations
@@ -30,12 +30,20 @@ from heredity.records import digest
 
 if TYPE_CHECKING:
     from heredity.train.corpus import Corpus
+    from heredity.train.pictures import Pictures
     from heredity.train.sizes import Dial
 
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
-_USUAL = {"causal": "qwen3", "masked": "modernbert"}  # an objective's architecture where none is given
-_MAKING = {"causal": "_newborn", "masked": "_encoder"}
+_TEXT = ("causal", "masked")
+_USUAL = {
+    "causal": "qwen3",
+    "masked": "modernbert",
+    "contrastive": "clip",
+}  # an objective's architecture where none is given
+_MAKING = {"causal": "_newborn", "masked": "_encoder", "contrastive": "_dual"}
 _ONLY = {  # the objectives that a setting is of, where not of all
+    **dict.fromkeys(("context", "tokens", "z_loss", "held_out"), _TEXT),
+    **dict.fromkeys(("pairs", "caption", "patch", "shift"), ("contrastive",)),
     "kv_heads": ("causal",),
     "head": ("causal",),
     "hidden": ("masked",),
@@ -86,7 +94,8 @@ def _is_of(name: str, objective: str) -> bool:
 
 
 def _not_of(name: str, objective: str) -> str:
-    return f'{name} is a setting of objective = "{_ONLY[name][0]}", and this is "{objective}". Leave it out.'
+    of = " or ".join(f'"{each}"' for each in _ONLY[name])
+    return f'{name} is a setting of objective = {of}, and this is "{objective}". Leave it out.'
 
 
 @dataclass(frozen=True)
@@ -94,14 +103,22 @@ class Pretrain:
     """A new model of `size`, from the corpus in a folder. 0: what the size sets."""
 
     corpus: Path = field(metadata={"help": "The folder that `heredity corpus build` wrote."})
-    objective: Literal["causal", "masked"] = setting(
-        "causal", "What is learned: the next token, or what gaps hide."
+    objective: Literal["causal", "masked", "contrastive"] = setting(
+        "causal", "What is learned: the next token, what gaps hide, or which caption is of which picture."
     )
     size: str = setting("10M", "Parameters, about: 10M, 135M, 1.5B.")
-    architecture: str = setting("", "What it is built like: qwen3 (the usual), llama; masked: modernbert.")
-    context: int = setting(1024, "Tokens that it sees at once.")
-    tokens: int = setting(0, "Tokens to read; 0: 20 a parameter.")
-    batch: int = setting(0, "Tokens a step.")
+    architecture: str = setting(
+        "",
+        "What it is built like: qwen3 (the usual), llama; masked: modernbert;"
+        " contrastive: clip (the usual), siglip.",
+    )
+    context: int = setting(1024, "Tokens that it sees at once; not contrastive.")
+    tokens: int = setting(0, "Tokens to read; 0: 20 a parameter; not contrastive.")
+    pairs: int = setting(0, "Pairs to read; 0: each 30 times; contrastive alone.")
+    caption: int = setting(32, "Tokens of a caption, where a longer one is cut; contrastive alone.")
+    patch: int = setting(8, "Points of a picture, each way, that are one token; contrastive alone.")
+    shift: bool = setting(True, "Whether pictures are moved a little each time; contrastive alone.")
+    batch: int = setting(0, "Tokens a step; contrastive: pairs.")
     rate: float = setting(0.0, "The highest learning rate.")
     layers: int = setting(0, "Layers.")
     width: int = setting(0, "Columns.")
@@ -116,13 +133,13 @@ class Pretrain:
     warmup: float = setting(0.02, "Share of the steps in which the rate rises.")
     decay: float = setting(0.1, "Weight decay, on matrices.")
     clip: float = setting(1.0, "The longest gradient; 0: as long as it is.")
-    z_loss: float = setting(1e-4, "Weight of the square of log Z.")
+    z_loss: float = setting(1e-4, "Weight of the square of log Z; not contrastive.")
     hidden: float = setting(0.3, "Share of the tokens that are hidden; masked alone.")
     noise: Literal["mask", "80-10-10"] = setting(
         "mask", "What stands in a gap: the mask, or in every fifth another token or the same; masked alone."
     )
     checks: int = setting(20, "How often held-out text is told on the way.")
-    held_out: int = setting(100_000, "Tokens of held-out text that are told each time.")
+    held_out: int = setting(100_000, "Tokens of held-out text that are told each time; not contrastive.")
     keep_every: int = setting(100, "Steps between checkpoints.")
     spike: float = setting(2.0, "Nats above the median that a loss may leap before the guard goes back.")
     seed: int = setting(0, "What everything random is drawn from.")
@@ -141,10 +158,10 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         self._fit()
-        for name in ("context", "held_out", "keep_every", "checks"):
+        for name in ("context", "held_out", "keep_every", "checks", "patch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("tokens", "batch", "rate", "decay", "clip", "z_loss", "seed", *_SHAPE):
+        for name in ("tokens", "pairs", "batch", "rate", "decay", "clip", "z_loss", "seed", *_SHAPE):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
         if self.warmup >= 1 or self.spike <= 0:
@@ -164,6 +181,8 @@ class Pretrain:
             is_given = getattr(self, each.name) != each.default
             if is_given and not _is_of(each.name, self.objective):
                 raise UsageError(_not_of(each.name, self.objective))
+        if self.caption < 2 or (self.objective == "masked" and self.context < 3):
+            raise UsageError("A piece with a gap needs a context of 3 tokens, and a caption 2.")
         if not 0 < self.hidden < 1:
             raise UsageError(f"hidden is a share between 0 and 1, and is {self.hidden:g}.")
 
@@ -175,26 +194,45 @@ class Pretrain:
         return Corpus.open(self.corpus)
 
     @cached_property
-    def dial(self) -> Dial:
-        """Shape, tokens, batch and rate. Raises UsageError."""
-        from heredity.train import sizes
+    def pictures(self) -> Pictures:
+        """The corpus of pictures, opened. Raises BadInput or Damaged."""
+        from heredity.train.pictures import Pictures
 
-        given = {name: getattr(self, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
+        found = Pictures.open(self.corpus)
+        if not len(found.split("validation")):
+            raise UsageError(f"{self.corpus} holds out no pair to look at. Build it with a validation share.")
+        return found
+
+    @cached_property
+    def dial(self) -> Dial:
+        """Shape, tokens (or pairs), batch and rate. Raises UsageError."""
+        from heredity.train import sizes, towers
+
+        given = {name: getattr(self, name) for name in ("tokens", "pairs", "batch", "rate", *_SHAPE)}
+        if self.objective == "contrastive":
+            read, picture = self.pictures, (self.pictures.card.side, self.patch)
+            n_pairs = len(read.split("train"))
+            return towers.dial(self.size, read.n_vocabulary, self.caption, picture, n_pairs, given)
         is_encoder = self.objective == "masked"
         return sizes.dial(self.size, self.text.n_vocabulary, self.context, given, is_encoder)
 
     @property
     def n_steps(self) -> int:
-        """Steps until all tokens are read."""
+        """Steps until all tokens, or pairs, are read."""
         return max(1, math.ceil(self.dial.tokens / self.dial.batch))
 
     def settings(self) -> dict[str, Any]:
         """Every setting, what the size set among them, and the corpus by its fingerprint."""
         own = [each.name for each in dataclasses.fields(self) if each.compare]
         found = {name: getattr(self, name) for name in own if _is_of(name, self.objective)}
-        shape = msgspec.to_builtins(self.dial.shape)
-        found |= shape | {name: getattr(self.dial, name) for name in ("tokens", "batch", "rate")}
-        return found | {"corpus": self.text.fingerprint}
+        dial, is_text = self.dial, self.objective in _TEXT
+        shape = {k: v for k, v in msgspec.to_builtins(dial.shape).items() if is_text or k != "context"}
+        found |= shape | {
+            "tokens" if is_text else "pairs": dial.tokens,
+            "batch": dial.batch,
+            "rate": dial.rate,
+        }
+        return found | {"corpus": (self.text if is_text else self.pictures).fingerprint}
 
     def at(self, folder: Path) -> Pretrain:
         """This recipe, its checkpoints in a folder."""
@@ -213,6 +251,7 @@ class Pretrain:
             family=name,
             licence=self.licence,
             format="safetensors",
+            modality="text" if self.objective in _TEXT else "image-text",
             notes=notes,
             versions={name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")},
         )

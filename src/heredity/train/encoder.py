@@ -45,7 +45,7 @@ def load(folder: Path, dtype: str = "float32") -> Encoder:
     """The encoder in a folder, ready to be asked."""
     import transformers
 
-    _quieten()
+    quieten()
     transformers.AttentionInterface.register(_NAME, attend)
     model = transformers.AutoModelForMaskedLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=_NAME, trust_remote_code=False,
@@ -61,7 +61,7 @@ def drawn(config: Mapping[str, Any], seed: int, dtype: str, kind: Any, attention
     """
     import transformers
 
-    _quieten()
+    quieten()
     told = transformers.AutoConfig.for_model(**config)
     inner = getattr(told, "text_config", None) or told
     chosen = (
@@ -74,7 +74,8 @@ def drawn(config: Mapping[str, Any], seed: int, dtype: str, kind: Any, attention
     return model.to(getattr(torch, chosen)).train()
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """transformers says nothing while it loads."""
     import transformers
 
     _process.keep_large_buffers()

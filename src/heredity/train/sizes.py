@@ -26,7 +26,7 @@ _FACTORS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMBT])")
 _NARROW, _WIDE = 768, 4096  # widths between which layers become wider for their depth
 _HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four heads share keys and values, then, too
-_WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
+WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
 
 
 class Shape(Record, frozen=True):
@@ -109,12 +109,10 @@ def shaped(
     def of_width(width: int) -> Shape:
         return _of_width(width, wanted, vocabulary, context, is_encoder)
 
-    shapes = [of_width(width) for width in _WIDTHS]
+    shapes = [of_width(width) for width in WIDTHS]
 
     def strays(shape: Shape) -> float:
-        return abs(math.log(shape.layers / _depth(shape.width))) + 2 * abs(
-            math.log(n_weights(shape) / wanted)
-        )
+        return abs(math.log(shape.layers / depth(shape.width))) + 2 * abs(math.log(n_weights(shape) / wanted))
 
     best = min(shapes, key=strays)
     if n_weights(best) > 3 * wanted:
@@ -125,7 +123,8 @@ def shaped(
     return _changed(of_width(said["width"]) if "width" in said else best, said, is_encoder)
 
 
-def _depth(width: int) -> float:
+def depth(width: int) -> float:
+    """The usual number of layers of a width."""
     share = min(1.0, max(0.0, math.log(width / _NARROW) / math.log(_WIDE / _NARROW)))
     return max(2.0, width / (64 * (1 + share)))
 

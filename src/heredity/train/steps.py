@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     tokens, positions: (tokens,) int64, a document's positions from 0; lengths: of each document, in order.
     at: (learned,) the places whose next token is learned; targets: (learned,) those tokens; document:
     (learned,) which document each belongs to. With rejected answers, each follows the document it is worse
-    than.
+    than. pictures: (documents, 3, side, side) float, each the picture of a document that is its caption.
     """
 
     tokens: torch.Tensor
@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     document: torch.Tensor
     has_rejected: bool = False
+    pictures: torch.Tensor | None = None
 
     @property
     def n_documents(self) -> int:
@@ -61,7 +62,7 @@ class Steps:
     def at(self, place: int) -> int:
         """The example at a place of the whole order: place // n is the epoch."""
         n = len(self.examples)
-        return int(_permutation(self.seed, place // n, n)[place % n])
+        return int(permutation(self.seed, place // n, n)[place % n])
 
 
 def grouped(examples: Sequence[Example], product: int) -> list[list[Example]]:
@@ -79,7 +80,8 @@ def grouped(examples: Sequence[Example], product: int) -> list[list[Example]]:
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The order of an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 

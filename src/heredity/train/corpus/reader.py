@@ -119,7 +119,9 @@ def read_card(folder: Path) -> Card:
         )
     raw = path.read_bytes()
     try:
-        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
+        schema, kind = msgspec.structs.astuple(msgspec.json.decode(raw, type=_SchemaOnly))
+        if kind == "images":
+            raise UsageError(f'{folder} is a corpus of pictures: train on it with objective = "contrastive".')
         if schema != SCHEMA:
             raise NotComparable(f"{path} has schema {schema}, this heredity reads {SCHEMA}. Build it again.")
         return msgspec.json.decode(raw, type=Card)
@@ -129,6 +131,7 @@ def read_card(folder: Path) -> Card:
 
 class _SchemaOnly(msgspec.Struct):
     schema: int = 0
+    kind: str = ""
 
 
 def _verify(folder: Path, card: Card) -> None:

@@ -90,6 +90,21 @@ class Shards(Part, frozen=True, kw_only=True):
             raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
 
 
+class Picture(Part, frozen=True, kw_only=True):
+    """Of a corpus of pictures: every one is made `side` columns by `side` rows. fit: stretched, or its middle
+    square cut out. background: what is seen through it, 0 black to 255 white."""
+
+    side: int = 64
+    fit: Literal["stretch", "crop"] = "stretch"
+    background: int = 255
+
+    def check(self) -> None:
+        if not 8 <= self.side <= 1024:
+            raise ValueError(f"side must be from 8 to 1024, not {self.side}")
+        if not 0 <= self.background <= 255:
+            raise ValueError(f"background must be from 0 to 255, not {self.background}")
+
+
 class Recipe(NamedTuple):
     """What a corpus is made by. `path` is where it was read; names in it are relative to its folder."""
 
@@ -102,6 +117,7 @@ class Recipe(NamedTuple):
     canaries: tuple[Canary, ...]
     tokenizer: Tokenizer
     shards: Shards
+    picture: Picture | None = None
 
     @property
     def root(self) -> Path:
@@ -119,7 +135,7 @@ class Recipe(NamedTuple):
             "canaries": named(self.canaries),
             "tokenizer": {k: v for k, v in named(self.tokenizer).items() if k != "folder"},
             "shards": named(self.shards),
-        }
+        } | ({"picture": named(self.picture)} if self.picture is not None else {})
 
 
 def read(path: Path) -> Recipe:
@@ -144,7 +160,9 @@ class _Reader:
         self.lines = path.read_text(encoding="utf-8").splitlines()
 
     def recipe(self) -> Recipe:
-        known = ("name", "kind", "seed", "source", "step", "mixture", "canary", "tokenizer", "shards")
+        known = (
+            "name", "kind", "seed", "source", "step", "mixture", "canary", "tokenizer", "shards", "picture"
+        )  # fmt: skip
         for key in self.data:
             if key not in known:
                 self._fail(_unknown("key", key, known), "", 0, key)
@@ -154,6 +172,7 @@ class _Reader:
         self._check_sources(sources)
         if (seed := self._value("seed", int, 0)) < 0:
             self._fail(f"seed must be 0 or more, not {seed}", "", 0, "seed")
+        has_pictures = self._has_pictures(sources)
         return Recipe(
             self.path,
             self._value("name", str, self.path.stem),
@@ -164,7 +183,26 @@ class _Reader:
             tuple(self._part(Canary, "canary", i, row) for i, row in enumerate(self._tables("canary"))),
             self._part(Tokenizer, "tokenizer", 0, self._table("tokenizer")),
             self._part(Shards, "shards", 0, self._table("shards")),
+            self._part(Picture, "picture", 0, self._table("picture")) if has_pictures else None,
         )
+
+    def _has_pictures(self, sources: tuple[Source, ...]) -> bool:
+        """Whether it is a corpus of pictures with captions, and has nothing that is of a text's alone."""
+        kinds = [_kind(source) for source in sources]
+        if "images" not in kinds:
+            if "picture" in self.data:
+                self._fail('picture is for sources of kind = "images", and there is none', "picture", 0)
+            return False
+        for i, kind in enumerate(kinds):
+            if kind != "images":
+                self._fail("pictures and text are two corpora: make two recipes", "source", i, "kind")
+        for head in ("step", "mixture", "canary"):
+            if head in self.data:
+                self._fail(f"a corpus of pictures has no {head}: leave it out", head, 0)
+        for i, source in enumerate(sources):
+            if source.weight is not None or source.repeat != 1:
+                self._fail("a source of pictures has neither weight nor repeat", "source", i, "weight")
+        return True
 
     def _check_sources(self, sources: tuple[Source, ...]) -> None:
         names = [source.name for source in sources]

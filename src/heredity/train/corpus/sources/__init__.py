@@ -74,4 +74,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The files of a job; of one that is read in parts, with its first part."""
         if job.low:
             return []
-        return [Input(name, Path(path).stat().st_size, hash_file(Path(path))) for path, name in job.files]
+        return [input_of(path, name) for path, name in job.files]
+
+
+def input_of(path: str, name: str) -> Input:
+    """A file as it is now."""
+    return Input(name, Path(path).stat().st_size, hash_file(Path(path)))

@@ -1,0 +1,73 @@
+"""How well held-out captions are found by their pictures and pictures by their captions, and classes by name.
+
+recall@k: how often one that fits is among the k nearest; all with the same caption fit. zero-shot: how often
+the name of a picture's class is nearer than those of all others, of the classes that are held out.
+
+Promises: the same pairs at every look, unshifted; nothing is learned and nothing drawn.
+Leaves to others: which pairs are held out (pictures/).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heredity.train.dual import Arrows, Dual
+from heredity.train.network import Network
+from heredity.train.pairs import PairSteps
+
+TO_CAPTION, TO_PICTURE, ZERO_SHOT = "picture to caption", "caption to picture", "zero-shot"
+_ROWS = 256  # pairs at once
+
+
+@dataclass(frozen=True)
+class HeldPairs:
+    """The first `most` held-out pairs, looked at every `every` steps.
+
+    classes: number of a class -> the tokens of its name, as a caption.
+    """
+
+    steps: PairSteps
+    classes: dict[int, NDArray[np.int64]]
+    every: int
+    most: int = 2000
+
+    def of(self, network: Network) -> dict[str, float]:
+        """Recall at 1 and 5, both ways, and of classes by name where pictures have any."""
+        assert isinstance(network, Dual)
+        n = min(self.most, len(self.steps.pairs))
+        with torch.no_grad():
+            arrows = self._arrows(network, n)
+            near = arrows.pictures @ arrows.captions.T
+            fits = torch.from_numpy(self.steps.same[:n, None] == self.steps.same[None, :n])
+            return (
+                _recall(near, fits, TO_CAPTION) | _recall(near.T, fits, TO_PICTURE)
+                | self._zero_shot(network, arrows.pictures)
+            )  # fmt: skip
+
+    def _arrows(self, network: Dual, n: int) -> Arrows:
+        cuts = [range(low, min(low + _ROWS, n)) for low in range(0, n, _ROWS)]
+        parts = [network.arrows(self.steps.collate(list(cut))) for cut in cuts]
+        return Arrows(torch.cat([p.pictures for p in parts]), torch.cat([p.captions for p in parts]))
+
+    def _zero_shot(self, network: Dual, pictures: torch.Tensor) -> dict[str, float]:
+        labels = torch.from_numpy(self.steps.pairs.labels[: len(pictures)])
+        names = sorted(set(labels.tolist()) & set(self.classes))
+        if len(names) < 2:
+            return {}
+        rows = np.stack([self.steps.captions.row(self.classes[name]) for name in names])
+        has_class = torch.isin(labels, torch.tensor(names))
+        nearest = (pictures[has_class] @ network.of_captions(torch.from_numpy(rows)).T).argmax(1)
+        return {ZERO_SHOT: float((torch.tensor(names)[nearest] == labels[has_class]).float().mean())}
+
+
+def _recall(near: torch.Tensor, fits: torch.Tensor, what: str) -> dict[str, float]:
+    """(rows, columns) -> shares of rows."""
+    found = {}
+    for k in (1, 5):
+        best = near.topk(min(k, near.shape[1]), dim=1).indices
+        found[f"{what} @{k}"] = float(fits.gather(1, best).any(1).float().mean())
+    return found
