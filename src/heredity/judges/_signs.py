@@ -180,7 +180,8 @@ SIGNS: tuple[Sign, ...] = (
         5,
         "opening",
         "capability capabilities ability capacity",
-        r"\bi [^.!?,\n]{0,40}?\b(?:do not|don't) have the (?:capabilit(?:y|ies)|ability|capacity) to\b",
+        r"\bi [^.!?,\n]{0,40}?\b(?:do not|don't) have the (?:capabilit(?:y|ies)|ability|capacity) to\b"
+        r"(?![^\n]{0,140}\b(?:but|however),? i (?:can|could|will)\b)",
     ),
     _sign(
         "the best is not to",
