@@ -158,7 +158,7 @@ def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
 def resolve(
     models: Sequence[Model],
     application: Application,
-    probe_names: Sequence[str] | str = "core",
+    probe_names: Sequence[str | Probe] | str = "core",
     attack_names: Sequence[str] = ("direct",),
     samples: int = 1,
     seed: int = 0,

@@ -40,7 +40,7 @@ from heredity.lineage import scripted as scripted_model
 from heredity.plan import Grid, Plan, PlannedModel
 from heredity.progress import Meter, Progress
 from heredity.pump import Desk
-from heredity.records import Model, Response, digest
+from heredity.records import Model, Probe, Response, digest
 from heredity.result import Result
 from heredity.seen import Closed
 from heredity.store import Lock, ResponseCache, Rows, default_root
@@ -57,7 +57,7 @@ class Study:
     models         names, "scripted:NAME", "call:MODULE:FUNCTION" and other targets, functions, Grown or Model
                    values; from `store` (None: the default one)
     application    an Application or the path of its TOML
-    probes         suite or technique names, probe ids, paths; see probes.load
+    probes         suite or technique names, probe ids, paths, Probe values; see probes.load
     out            the folder; None: studies/<application>-<start of the plan's digest> under the current one
     until_decided  looks on the way, and asks no more of a model whose pairs are decided; see decide.py
     judge          decides where no check does (judges.load); another one judges anew and asks nothing again.
@@ -73,7 +73,7 @@ class Study:
         self,
         models: Sequence[str | Grown | Model | Callable[..., Any]],
         application: Application | Path | str,
-        probes: Sequence[str] | str = "core",
+        probes: Sequence[str | Probe] | str = "core",
         attacks: Sequence[str] = ("direct",),
         samples: int = 1,
         seed: int = 0,

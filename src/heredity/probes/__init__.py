@@ -45,8 +45,9 @@ class Technique(msgspec.Struct, frozen=True):
     n_core: int  # of the items, those that the suite "core" asks
 
 
-def load(names: Sequence[str] | str = "core") -> tuple[Probe, ...]:
-    """The probes that `names` choose: a suite, a technique, a glob over ids, a TOML file, or an import.
+def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
+    """The probes that `names` choose: a suite, a technique, a glob over ids, a TOML file, or an import; and
+    probes themselves, which bring nothing.
 
     A breach-seeking probe brings its twin, directly after it. Raises UnknownName with the nearest known name,
     and BadInput with file and line for a malformed file.
@@ -58,7 +59,7 @@ def load(names: Sequence[str] | str = "core") -> tuple[Probe, ...]:
         )
     chosen: dict[str, Probe] = {}
     for name in wanted:
-        for probe in _choose(name):
+        for probe in (name,) if isinstance(name, Probe) else _choose(name):
             if chosen.setdefault(probe.id, probe) != probe:
                 raise UsageError(f"Two different probes are named '{probe.id}'. Rename one of them.")
     return tuple(chosen.values())
