@@ -26,7 +26,10 @@ from heredity.cli import Name, Place, Verb, open_store
 @click.option("--unaligned", type=Name(), metavar="MODEL",
               help="The parent without its safety: what tells them apart is added to the child.")  # fmt: skip
 @click.option(
-    "--margin", type=float, default=0.12, show_default=True, help="A difference that does not matter."
+    "--margin", type=float, default=0.15, show_default=True, help="A difference that does not matter."
+)
+@click.option(
+    "--twins", type=float, default=3.0, show_default=True, help="Benign examples a refusal, where one tunes."
 )
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
 @click.option("--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: repair/CHILD]")
@@ -38,6 +41,7 @@ def command(
     held_out: tuple[str, ...],
     unaligned: str | None,
     margin: float,
+    twins: float,
     judge: str | None,
     out: Path | None,
 ) -> None:
@@ -57,8 +61,8 @@ def command(
     lost, whole = store.get(child), store.get(parent)
     with _progress.Display() as display:
         how = Setting(
-            Application.load(application), probes, held_out, margin=margin, judge=judge, store=store,
-            out=out or Path("repair") / lost.record.name, watch=_progress.Trials(display),
+            Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
+            store=store, out=out or Path("repair") / lost.record.name, watch=_progress.Trials(display),
         )  # fmt: skip
         found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
     for line in in_words(found):
