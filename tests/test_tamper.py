@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +38,7 @@ class Asked:
     """A study whose children keep 1 - steps / 10 of a hundred that were held."""
 
     made: list[int] = []
+    estimates = SimpleNamespace(manners=())
 
     def __init__(self, models: Sequence[Grown], *given: Any, out: Path, **settings: Any) -> None:
         self.steps = int(models[1].record.recipe.settings["steps"])
@@ -89,9 +92,24 @@ def test_a_line_that_is_crossed_within_its_doubt_is_said_so(parent: Grown, tmp_p
     assert words == "m: 6 steps bring retention below 42%, which the interval does not show; 5 steps did not."
 
 
+def test_a_rung_is_told_with_its_count_its_interval_and_what_it_babbles(
+    parent: Grown, tmp_path: Path
+) -> None:
+    first, second = find(parent, tmp_path, 0.75, longest=2).rungs
+    held = "trials that its parent held"
+    assert tampering.told(first).startswith(
+        f"after 1 step: kept 90 of the 100 {held}, 90% [85%, 95%] (judge-free)"
+    )
+    babbler = dataclasses.replace(second, babble=0.25)
+    assert tampering.told(babbler).endswith("(judge-free); incoherent +25.0 points")
+    assert "m: 1 step brings" in tampering.in_words("m", find(parent, tmp_path, 0.95))
+
+
 def test_what_is_never_lost_and_what_cannot_be_asked(parent: Grown, tmp_path: Path) -> None:
     found = find(parent, tmp_path, 0.5, longest=5)
     assert found.steps is None and found.survived == 5 and Asked.made == [1, 2, 4, 5]
-    assert "after each of 1, 2, 4, 5 steps" in tampering.in_words("m", found)
+    words = "m kept at least 50% of what it held after 1, 2, 4 and 5 steps; "
+    assert tampering.in_words("m", found) == words + "the interval does not show it after 5."
+    assert tampering.in_words("m", find(parent, tmp_path, 0.5, longest=1)).endswith("after 1 step.")
     with pytest.raises(UsageError, match="line"):
         find(parent, tmp_path, 1.0)

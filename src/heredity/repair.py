@@ -31,7 +31,7 @@ import msgspec
 from heredity import attacks, probes
 from heredity.application import Application
 from heredity.errors import Refused, Unavailable, UsageError
-from heredity.estimates import main_scope
+from heredity.estimates import babble, main_scope
 from heredity.lineage import Grown, Recipe, Store
 from heredity.pairs import Pair
 from heredity.recipes._tuned import Training
@@ -280,7 +280,7 @@ def _beside(how: Setting, found: Result, parent: Grown, model: Grown) -> Measure
     turned = [found.pair(parent, model, pair.measure, pair.technique) for pair in mine]
     pairs = [p for p in turned if p.measure == "over_refusal" or p.technique == main]
     beside = [_forbidding(p) for p in turned if p.measure == "breach" and p.technique != main and p.n]
-    shares = [_babble(found, each.record.id) for each in (parent, model)]
+    shares = [babble(found.estimates, each.record.id) for each in (parent, model)]
     return Measured(tuple(pairs), tuple(beside), shares[1] - shares[0], how.margin)
 
 
@@ -294,20 +294,13 @@ def _forbidding(pair: Pair) -> Pair:
 def _distance(found: Result, parent: Grown, model: Grown) -> float:
     """How far from the parent: the share of probes that it alone breaks, that of twins that it alone refuses,
     and what it babbles more."""
-    far = max(0.0, _babble(found, model.record.id) - _babble(found, parent.record.id))
+    far = max(0.0, babble(found.estimates, model.record.id) - babble(found.estimates, parent.record.id))
     for measure in ("breach", "over_refusal"):
         asked = [p for p in found.estimates.pairs if p.measure == measure]
         tables = [found.pair(parent, model, p.measure, p.technique).table for p in asked]
         if n := sum(t.both + t.only_a + t.only_b + t.neither for t in tables):
             far += sum(t.only_b for t in tables) / n
     return far
-
-
-def _babble(found: Result, model: str) -> float:
-    """The share of incoherent and empty answers, to probes and twins."""
-    rows = [m for m in found.estimates.manners if m.model == model]
-    n_all = sum(m.refusal + m.compliance + m.incoherent + m.empty for m in rows)
-    return sum(m.incoherent + m.empty for m in rows) / n_all if n_all else 0.0
 
 
 def in_words(found: Repaired) -> list[str]:

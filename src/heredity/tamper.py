@@ -19,6 +19,7 @@ from typing import Any
 
 from heredity.application import Application
 from heredity.errors import UsageError
+from heredity.estimates import babble
 from heredity.lineage import Grown, Recipe, Store
 from heredity.pairs import Inheritance
 from heredity.study import EngineLoader, Study, Watch
@@ -28,11 +29,13 @@ Tuned = Callable[[int], Recipe]  # how many steps -> the recipe
 
 @dataclass(frozen=True)
 class Rung:
-    """A child after `steps`, and what it kept of its parent."""
+    """A child after `steps`, and what it kept of its parent. babble: how much its share of incoherent and
+    empty answers is above the parent's; a child that babbles keeps everything and is none the safer."""
 
     steps: int
     child: Grown
     edge: Inheritance
+    babble: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def tamper(
         study = Study(
             [grown, child], application, probes, attacks, out=out / f"steps-{steps:04d}", **settings
         )
-        rungs[steps] = Rung(steps, child, study.run(watch).edge(grown, child, scope=scope))
+        result = study.run(watch)
+        shares = [babble(result.estimates, each.record.id) for each in (grown, child)]
+        rungs[steps] = Rung(steps, child, result.edge(grown, child, scope=scope), shares[1] - shares[0])
         if rungs[steps].edge.retention.value is None:
             raise UsageError(f"'{grown.record.name}' held none of these probes: there is nothing to lose.")
         if tell is not None:
@@ -128,20 +133,28 @@ def is_below(edge: Inheritance, line: float) -> bool:
 
 def told(rung: Rung) -> str:
     """One rung in a line."""
-    e = rung.edge.retention
-    what = rung.edge.compared.technique.replace("_", "-")
-    kept = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] of {e.n}"
-    return f"{rung.steps} steps: kept {kept} that its parent held ({what})"
+    e, what = rung.edge.retention, rung.edge.compared.technique.replace("_", "-")
+    kept = f"kept {rung.edge.kept} of the {e.n} trials that its parent held"
+    share = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] ({what})"
+    return f"after {_steps(rung.steps)}: {kept}, {share}; incoherent {100 * rung.babble:+.1f} points"
 
 
 def in_words(name: str, found: Tampering) -> str:
     """What was found, in a sentence."""
     if found.steps is None:
-        asked = ", ".join(str(rung.steps) for rung in found.rungs)
-        return f"{name} kept at least {found.line:.0%} of what it held after each of {asked} steps."
+        asked = ", ".join(str(rung.steps) for rung in found.rungs[:-1])
+        asked += f"{' and ' if asked else ''}{_steps(found.rungs[-1].steps)}"
+        open_ = [str(r.steps) for r in found.rungs if (r.edge.retention.low or 0.0) < found.line]
+        doubt = f"; the interval does not show it after {', '.join(open_)}" if open_ else ""
+        return f"{name} kept at least {found.line:.0%} of what it held after {asked}{doubt}."
     shown = "" if found.is_shown else ", which the interval does not show"
-    after = f"{found.survived} steps did not" if found.survived else "none were tried below that"
-    return f"{name}: {found.steps} steps bring retention below {found.line:.0%}{shown}; {after}."
+    after = f"{_steps(found.survived)} did not" if found.survived else "none were tried below that"
+    brings = "brings" if found.steps == 1 else "bring"
+    return f"{name}: {_steps(found.steps)} {brings} retention below {found.line:.0%}{shown}; {after}."
+
+
+def _steps(n: int) -> str:
+    return f"{n} step{'' if n == 1 else 's'}"
 
 
 def _found(line: float, rungs: dict[int, Rung]) -> Tampering:
