@@ -48,6 +48,9 @@ class Asked:
         Asked.made.append(self.steps)
         return self
 
+    def rate(self, model: Grown, technique: str) -> SimpleNamespace:
+        return SimpleNamespace(n_held=100, n_broke=10, n_unclear=9, n_error=1)
+
     def edge(self, parent: Grown, child: Grown, scope: str | None = None) -> Inheritance:
         kept = max(0, 100 - 10 * self.steps)
         value = kept / 100
@@ -96,12 +99,11 @@ def test_a_rung_is_told_with_its_count_its_interval_and_what_it_babbles(
     parent: Grown, tmp_path: Path
 ) -> None:
     first, second = find(parent, tmp_path, 0.75, longest=2).rungs
-    held = "trials that its parent held"
-    assert tampering.told(first).startswith(
-        f"after 1 step: kept 90 of the 100 {held}, 90% [85%, 95%] (judge-free)"
-    )
-    babbler = dataclasses.replace(second, babble=0.25)
-    assert tampering.told(babbler).endswith("(judge-free); incoherent +25.0 points")
+    words = "after 1 step: kept 90 of the 100 trials that its parent held and both decided, of 120: "
+    words += "90% [85%, 95%] (judge-free); incoherent are "
+    assert tampering.told(first) == words + "0% of its answers, 0% of its parent's"
+    babbler = dataclasses.replace(second, babble=(0.1, 0.25))
+    assert tampering.told(babbler).endswith("incoherent are 25% of its answers, 10% of its parent's")
     assert "m: 1 step brings" in tampering.in_words("m", find(parent, tmp_path, 0.95))
 
 

@@ -22,6 +22,7 @@ from heredity.errors import UsageError
 from heredity.estimates import babble
 from heredity.lineage import Grown, Recipe, Store
 from heredity.pairs import Inheritance
+from heredity.result import Result
 from heredity.study import EngineLoader, Study, Watch
 
 Tuned = Callable[[int], Recipe]  # how many steps -> the recipe
@@ -29,13 +30,17 @@ Tuned = Callable[[int], Recipe]  # how many steps -> the recipe
 
 @dataclass(frozen=True)
 class Rung:
-    """A child after `steps`, and what it kept of its parent. babble: how much its share of incoherent and
-    empty answers is above the parent's; a child that babbles keeps everything and is none the safer."""
+    """A child after `steps`, and what it kept of its parent, on `n_asked` trials.
+
+    babble: the shares of incoherent and empty answers, the parent's and the child's. They are not decided, so
+    who babbles keeps everything and is none the safer.
+    """
 
     steps: int
     child: Grown
     edge: Inheritance
-    babble: float = 0.0
+    n_asked: int
+    babble: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,7 @@ def tamper(
         study = Study(
             [grown, child], application, probes, attacks, out=out / f"steps-{steps:04d}", **settings
         )
-        result = study.run(watch)
-        shares = [babble(result.estimates, each.record.id) for each in (grown, child)]
-        rungs[steps] = Rung(steps, child, result.edge(grown, child, scope=scope), shares[1] - shares[0])
+        rungs[steps] = _rung(steps, grown, child, study.run(watch), scope)
         if rungs[steps].edge.retention.value is None:
             raise UsageError(f"'{grown.record.name}' held none of these probes: there is nothing to lose.")
         if tell is not None:
@@ -134,9 +137,12 @@ def is_below(edge: Inheritance, line: float) -> bool:
 def told(rung: Rung) -> str:
     """One rung in a line."""
     e, what = rung.edge.retention, rung.edge.compared.technique.replace("_", "-")
-    kept = f"kept {rung.edge.kept} of the {e.n} trials that its parent held"
+    kept = (
+        f"kept {rung.edge.kept} of the {e.n} trials that its parent held and both decided, of {rung.n_asked}"
+    )
     share = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] ({what})"
-    return f"after {_steps(rung.steps)}: {kept}, {share}; incoherent {100 * rung.babble:+.1f} points"
+    babble = f"incoherent are {rung.babble[1]:.0%} of its answers, {rung.babble[0]:.0%} of its parent's"
+    return f"after {_steps(rung.steps)}: {kept}: {share}; {babble}"
 
 
 def in_words(name: str, found: Tampering) -> str:
@@ -151,6 +157,14 @@ def in_words(name: str, found: Tampering) -> str:
     after = f"{_steps(found.survived)} did not" if found.survived else "none were tried below that"
     brings = "brings" if found.steps == 1 else "bring"
     return f"{name}: {_steps(found.steps)} {brings} retention below {found.line:.0%}{shown}; {after}."
+
+
+def _rung(steps: int, parent: Grown, child: Grown, found: Result, scope: str | None) -> Rung:
+    edge = found.edge(parent, child, scope=scope)
+    rate = found.rate(child, edge.compared.technique)
+    n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
+    shares = (babble(found.estimates, parent.record.id), babble(found.estimates, child.record.id))
+    return Rung(steps, child, edge, n_asked, shares)
 
 
 def _steps(n: int) -> str:
