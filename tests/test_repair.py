@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from heredity import plan, probes, replay
 from heredity.application import Application
+from heredity.cli.repair import command
 from heredity.engines import Engine, scripted
 from heredity.engines.torch import open_folder
 from heredity.errors import Refused, UsageError
@@ -240,3 +241,10 @@ def test_what_tells_aligned_from_unaligned_is_added(store: Store, pair: tuple[Gr
     assert torch.allclose(c[name], a[name] + 0.5 * (b[name] - a[name]), atol=1e-6)
     with pytest.raises(UsageError, match="three parents"):
         store.derive(Merge("resta"), [child, parent])
+
+
+def test_the_command_s_defaults_are_the_library_s() -> None:
+    defaults = {option.name: option.default for option in command.params}
+    how = Setting(DESK)
+    assert (defaults["margin"], defaults["twins"]) == (how.margin, how.twins)
+    assert tuple(defaults["probes"]) == how.probes and tuple(defaults["held_out"]) == how.held_out
