@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -137,13 +135,15 @@ class Store:
             if problems := self.verify(parent.record):
                 raise Damaged(f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}")
         if isinstance(recipe, Resuming):
-            key = _key(RecipeRecord(recipe.kind, recipe.settings()), [p.record.id for p in parents])
-            folder = self.root / "training" / key
-            with Lock(folder):
+            with Lock(folder := self.training(recipe, parents)):
                 grown = self._grow(recipe.at(folder), parents)
             shutil.rmtree(folder, ignore_errors=True)
             return grown
         return self._grow(recipe, parents)
+
+    def training(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Path:
+        """The folder in which a recipe that takes long keeps how far it came, for processes that help it."""
+        return self.root / "training" / _wanted(recipe, parents)
 
     def _grow(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
         started = time.monotonic()
@@ -152,7 +152,12 @@ class Store:
             with explain_full_memory(f"'{recipe.kind}'", "Close other programs, or take a smaller model."):
                 description = recipe.apply(parents, out)
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
-            made = Made(_now(), platform.node(), round(time.monotonic() - started, 3), _versions(description))
+            made = Made(
+                _now(),
+                platform.node(),
+                round(time.monotonic() - started, 3),
+                _files.versions(description.versions),
+            )
             record = _record(recipe, parents, files, description, made)
             _files.refuse_strays(self.root / "models" / record.id / "model.json", record)
             write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
@@ -307,7 +312,7 @@ class Store:
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
-        want = _key(RecipeRecord(recipe.kind, recipe.settings()), [p.record.id for p in parents])
+        want = _wanted(recipe, parents)
         for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
             if _key(model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
                 return Grown(model, self.folder(model))
@@ -378,6 +383,10 @@ def _record(
     )
 
 
+def _wanted(recipe: Recipe, parents: Sequence[Grown]) -> str:
+    return _key(RecipeRecord(recipe.kind, recipe.settings()), [parent.record.id for parent in parents])
+
+
 def _key(recipe: RecipeRecord, parents: Sequence[str]) -> str:
     """What a recipe and its parents are known by, whether just made or read: JSON knows no tuples."""
     return digest([recipe, list(parents)])
@@ -385,16 +394,3 @@ def _key(recipe: RecipeRecord, parents: Sequence[str]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _versions(description: Description) -> dict[str, str]:
-    try:
-        own = version("heredity")
-    except PackageNotFoundError:
-        own = "unknown"
-    return {
-        "heredity": own,
-        "python": platform.python_version(),
-        **description.versions,
-        "system": sys.platform,
-    }

@@ -39,18 +39,22 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     """Train a new model from random weights on a corpus.
 
     Every flag may stand in RECIPE.toml under the same name, and a flag wins. Stopped, even by kill -9, the
-    same command goes on to the same bits.
+    same command goes on to the same bits. On many GPUs or machines: torchrun ... -m heredity pretrain
+    RECIPE.toml, see docs/pretrain-many.md.
     """
     from heredity.cli import _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
-    from heredity.recipes import pretrain
+    from heredity.recipes import _many, pretrain
 
     said = {key: value for key, value in given.items() if value is not None}
     beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
     with Display() as display:
         made = pretrain.read(recipe, said | beside, display.training(f"pretrain {recipe.stem}"))
-        record = open_store().derive(made, []).record
+        grown = _many.grow(made, open_store())
+    if grown is None:  # one of several processes, and not the one that tells
+        return
+    record = grown.record
     for key, value in record.notes.items():
         _terminal.note(plain(f"{key}: {value}"))
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

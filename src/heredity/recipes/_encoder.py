@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from heredity import registry
-from heredity.recipes._newborn import Made, plan_of, specials
+from heredity.recipes._newborn import Made, learn, processes_noted, processes_of, specials
 from heredity.store import write_atomic
-from heredity.train import curve, encoder, held, loop, sizes, speed
+from heredity.train import curve, encoder, held, sizes
 from heredity.train.gaps import FRAME, Gaps, Hiding, gapped, laid
 from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT, HeldGaps
 from heredity.train.network import Network
@@ -35,21 +35,24 @@ _SAMPLES, _LONGEST = 3, 48  # samples, and their tokens
 
 def train(recipe: Pretrain, folder: Path) -> Made:
     """Weights drawn from the seed, and every step of the loop."""
-    built = registry.load("train.architectures", recipe.architecture)
-    net = encoder.born(built.config(recipe.dial.shape, specials(recipe.text)), recipe.seed, recipe.dtype)
+    built, together = registry.load("train.architectures", recipe.architecture), processes_of(recipe)
     words = held.token_bytes(recipe.text.folder / _TOKENIZER)
     every = max(1, recipe.n_steps // recipe.checks)
-    check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, every)
-    guard, meter = loop.Guard(recipe.keep_every, recipe.spike), speed.Meter(recipe.watch)
-    objective, source = Masked(recipe.z_loss), _gaps(recipe, "train")
-    metrics = loop.train(net, Everything(), objective, source, plan_of(recipe), folder, meter, check, guard)
-    return Made(net, metrics, meter)
+    check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, every, together)
+
+    def born(dtype: str) -> Network:
+        config = built.config(recipe.dial.shape, specials(recipe.text))
+        return encoder.born(config, recipe.seed, dtype)
+
+    return learn(recipe, born, Masked(recipe.z_loss), _gaps(recipe, "train"), check, folder)
 
 
 def _gaps(recipe: Pretrain, split: Any) -> Gaps:
-    corpus = recipe.text
-    end = specials(corpus).end
-    pieces = Stream(corpus.split(split), end, recipe.dial.batch, recipe.context - FRAME, recipe.seed)
+    corpus, together = recipe.text, processes_of(recipe)
+    pieces = Stream(
+        corpus.split(split), specials(corpus).end, recipe.dial.batch, recipe.context - FRAME, recipe.seed,
+        rank=together.rank, world=together.world,
+    )  # fmt: skip
     return Gaps(pieces, hiding(recipe))
 
 
@@ -72,7 +75,7 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
     shape, last = recipe.dial.shape, metrics[-1]
     looks = [m.terms for m in metrics if BITS_PER_BYTE in m.terms]
     n_read, n_hidden = sum(m.n_tokens for m in metrics), sum(m.n_learned for m in metrics)
-    return {
+    notes = {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
         "parameters": f"{sizes.n_weights(shape):,}",
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
@@ -80,6 +83,7 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
         f" (after {len(looks)} looks)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_hidden:,.0f} hidden",
     } | ({"speed": f"{meter.last.tokens_per_second:,.0f} tokens/s"} if meter.last.n_steps else {})
+    return notes | processes_noted(recipe)
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:

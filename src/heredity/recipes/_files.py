@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -124,3 +127,12 @@ def _clear_dead(tmp: Path) -> None:
             continue
         with suppress(Busy), Lock(folder):  # busy: someone is at work there
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def versions(used: Mapping[str, str]) -> dict[str, str]:
+    """What made a model: heredity, Python and system, and what its recipe used."""
+    try:
+        own = version("heredity")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {"heredity": own, "python": platform.python_version(), **used, "system": sys.platform}

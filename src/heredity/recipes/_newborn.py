@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity import registry
+from heredity.engines import _tuning
 from heredity.train import curve, held, loop, network, sizes, speed
+from heredity.train._sharded import Spread, recompute
 from heredity.train.architectures import Specials
 from heredity.train.network import Network
+from heredity.train.objectives import Objective
 from heredity.train.objectives.causal import Causal
+from heredity.train.processes import ALONE, Processes
 from heredity.train.stream import Stream
 from heredity.train.trainable import Everything
 
@@ -37,23 +41,56 @@ class Made(NamedTuple):
 
 def train(recipe: Pretrain, folder: Path) -> Made:
     """Weights drawn from the seed, and every step of the loop."""
-    corpus, dial, n_steps = recipe.text, recipe.dial, recipe.n_steps
-    net = network.born(_config(recipe), recipe.seed, recipe.dtype)
-    end = specials(corpus).end
-    stream = Stream(corpus.split("train"), end, dial.batch, recipe.context, recipe.seed)
+    corpus, end = recipe.text, specials(recipe.text).end
+    together = processes_of(recipe)
+    source = Stream(
+        corpus.split("train"), end, recipe.dial.batch, recipe.context, recipe.seed,
+        rank=together.rank, world=together.world,
+    )  # fmt: skip
     check = held.HeldOut(
         corpus.split("validation"),
         end,
         recipe.context,
         held.token_bytes(corpus.folder / _TOKENIZER[0]),
         recipe.held_out,
-        max(1, n_steps // recipe.checks),
+        max(1, recipe.n_steps // recipe.checks),
+        together,
     )
-    plan = plan_of(recipe)
-    guard, meter = loop.Guard(recipe.keep_every, recipe.spike), speed.Meter(recipe.watch)
-    objective = Causal(recipe.z_loss)
-    metrics = loop.train(net, Everything(), objective, stream, plan, folder, meter, check, guard)
+
+    def born(dtype: str) -> Network:
+        return network.born(_config(recipe), recipe.seed, dtype)
+
+    return learn(recipe, born, Causal(recipe.z_loss), source, check, folder)
+
+
+def learn(
+    recipe: Pretrain,
+    born: Callable[[str], Network],
+    objective: Objective,
+    source: loop.Source,
+    check: loop.Check,
+    folder: Path,
+) -> Made:
+    """The loop over a text, in as many processes as there are. born: dtype -> a network of new weights."""
+    together = processes_of(recipe)
+    dtype = _dtype(recipe, together)
+    net = born(dtype)
+    if recipe.recompute:
+        recompute(net.model)
+    held_here = net if together.is_alone else Spread(net, together, recipe.reduce == "once")
+    guard = loop.Guard(recipe.keep_every, recipe.spike)
+    meter = speed.Meter(recipe.watch if together.is_first else None)
+    metrics = loop.train(
+        held_here, Everything(), objective, source, plan_of(recipe), folder, meter, check, guard, together
+    )
+    if isinstance(held_here, Spread):
+        net = held_here.gathered(lambda: born(dtype), together.is_first)
     return Made(net, metrics, meter)
+
+
+def processes_of(recipe: Pretrain) -> Processes:
+    """Those that make it together."""
+    return recipe.together or ALONE
 
 
 def plan_of(recipe: Pretrain) -> loop.Plan:
@@ -71,6 +108,17 @@ def plan_of(recipe: Pretrain) -> loop.Plan:
     )
 
 
+def _dtype(recipe: Pretrain, together: Processes) -> str:
+    """One for all processes: each would measure for itself which product is faster."""
+    if together.is_alone or recipe.dtype != "auto":
+        return recipe.dtype
+    if together.device.type == "cuda":
+        return "bfloat16"
+    shape = recipe.dial.shape
+    is_fast = together.is_first and _tuning.choose_dtype(shape.width, shape.wide, 1024) == "bfloat16"
+    return "bfloat16" if together.told([float(is_fast)])[0] else "float32"
+
+
 def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
     net, metrics, meter = made
@@ -80,7 +128,7 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
     curve.write(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return _notes(recipe, net, metrics) | meter.notes(net, recipe.dial.shape, recipe.text.lengths("train"))
+    return _notes(recipe, net, metrics) | _speed(recipe, net, meter)
 
 
 def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:
@@ -106,6 +154,21 @@ def specials(corpus: Corpus) -> Specials:
     """The corpus's special tokens."""
     of = corpus.card.tokenizer.special
     return Specials(of["<|endoftext|>"], of.get("<|pad|>", of["<|endoftext|>"]), of.get("<|mask|>"))
+
+
+def _speed(recipe: Pretrain, net: Network, meter: speed.Meter) -> dict[str, str]:
+    """How fast it was; beside the limit of this machine's products where one process had the machine."""
+    if processes_of(recipe).is_alone:
+        return meter.notes(net, recipe.dial.shape, recipe.text.lengths("train"))
+    rate = meter.last.tokens_per_second
+    return processes_noted(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
+
+
+def processes_noted(recipe: Pretrain) -> dict[str, str]:
+    """How many made it, where it was not one alone."""
+    of = processes_of(recipe)
+    words = f"{of.world}, weights in {of.n_pieces} pieces, {of.device.type}"
+    return {} if of.is_alone else {"processes": words}
 
 
 def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> dict[str, str]:

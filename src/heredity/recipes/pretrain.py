@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from heredity.train.pictures import Pictures
     from heredity.train.sizes import Dial
 
+_UNSET = ("watch", "folder", "together")  # fields that no file sets
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
 _TEXT = ("causal", "masked")
 _USUAL = {
@@ -43,6 +44,7 @@ _USUAL = {
 _MAKING = {"causal": "_newborn", "masked": "_encoder", "contrastive": "_dual"}
 _ONLY = {  # the objectives that a setting is of, where not of all
     **dict.fromkeys(("context", "tokens", "z_loss", "held_out"), _TEXT),
+    **dict.fromkeys(("replicas", "reduce", "recompute"), _TEXT),
     **dict.fromkeys(("pairs", "caption", "patch", "shift"), ("contrastive",)),
     "kv_heads": ("causal",),
     "head": ("causal",),
@@ -84,7 +86,7 @@ def read(path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None
 def _settable() -> list[tuple[dataclasses.Field[Any], Any]]:
     """What a file may set, with its type."""
     hints = typing.get_type_hints(Pretrain)
-    fields = [each for each in dataclasses.fields(Pretrain) if each.name not in ("watch", "folder")]
+    fields = [each for each in dataclasses.fields(Pretrain) if each.name not in _UNSET]
     return [(each, hints[each.name]) for each in fields]
 
 
@@ -144,10 +146,24 @@ class Pretrain:
     spike: float = setting(2.0, "Nats above the median that a loss may leap before the guard goes back.")
     seed: int = setting(0, "What everything random is drawn from.")
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in.")
+    replicas: int = setting(
+        1,
+        "Groups of processes that hold all weights each; 1: each another piece; not contrastive.",
+        is_recorded=False,
+    )
+    reduce: Literal["once", "each"] = setting(
+        "once",
+        "Sum gradients over processes once a step, or after each batch, in less memory.",
+        is_recorded=False,
+    )
+    recompute: bool = setting(
+        False, "Make a layer's activations again on the way back, in less memory.", is_recorded=False
+    )
     licence: str = setting("unknown", "Licence of what comes of it: that of the corpus, if it has one.")
     name: str = field(default="", compare=False)
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
+    together: Any = field(default=None, compare=False)  # train.processes.Processes; None: alone
 
     kind = "pretrain"
 
@@ -158,7 +174,7 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         self._fit()
-        for name in ("context", "held_out", "keep_every", "checks", "patch"):
+        for name in ("context", "held_out", "keep_every", "checks", "patch", "replicas"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("tokens", "pairs", "batch", "rate", "decay", "clip", "z_loss", "seed", *_SHAPE):
@@ -223,8 +239,9 @@ class Pretrain:
 
     def settings(self) -> dict[str, Any]:
         """Every setting, what the size set among them, and the corpus by its fingerprint."""
-        own = [each.name for each in dataclasses.fields(self) if each.compare]
-        found = {name: getattr(self, name) for name in own if _is_of(name, self.objective)}
+        own = [each for each in dataclasses.fields(self) if each.compare]
+        own = [each for each in own if each.metadata.get("is_recorded", True)]
+        found = {each.name: getattr(self, each.name) for each in own if _is_of(each.name, self.objective)}
         dial, is_text = self.dial, self.objective in _TEXT
         shape = {k: v for k, v in msgspec.to_builtins(dial.shape).items() if is_text or k != "context"}
         found |= shape | {
@@ -241,7 +258,7 @@ class Pretrain:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train, and write weights, tokenizer, curve and samples into `out`. There are no parents."""
         assert not parents
-        making = importlib.import_module(f"heredity.recipes.{_MAKING[self.objective]}")
+        making = self._making()
         made = making.train(self, self.folder or out.parent / "training")
         notes = making.write(self, made, out)
         kind = "base" if self.objective == "causal" else self.architecture
@@ -255,6 +272,13 @@ class Pretrain:
             notes=notes,
             versions={name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")},
         )
+
+    def join(self, folder: Path) -> None:
+        """What a process does that is not the first: its share of every step."""
+        self._making().train(self, folder)
+
+    def _making(self) -> Any:
+        return importlib.import_module(f"heredity.recipes.{_MAKING[self.objective]}")
 
     @property
     def training(self) -> str:

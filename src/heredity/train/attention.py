@@ -74,7 +74,7 @@ def _of_group(
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
     """Of rows (rows, heads, tokens, head_dim), with torch's kernel."""
-    seen = _seen(q.shape[2], window) if window else None
+    seen = _seen(q.shape[2], window).to(q.device) if window else None
     return functional.scaled_dot_product_attention(
         q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -112,7 +112,7 @@ def _probabilities(asked: torch.Tensor, keys: torch.Tensor, window: int) -> torc
     """(products, tokens of heads, head_dim) by (products, tokens, head_dim): for each token of the former."""
     scores = torch.bmm(asked, keys.transpose(1, 2))
     n = keys.shape[1]
-    scores.view(-1, n, n).add_(_unseen(n, window, scores.dtype))
+    scores.view(-1, n, n).add_(_unseen(n, window, scores.dtype, scores.device))
     return torch.softmax(scores, -1)  # in fp32 within, whatever the dtype
 
 
@@ -123,9 +123,9 @@ def _seen(n: int, window: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _unseen(n: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+def _unseen(n: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(tokens, tokens): 0 where a token sees another, else minus infinity."""
-    return torch.zeros((n, n), dtype=dtype).masked_fill_(~_seen(n, window), -torch.inf)
+    return torch.zeros((n, n), dtype=dtype).masked_fill_(~_seen(n, window), -torch.inf).to(device)
 
 
 def in_rows(x: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:

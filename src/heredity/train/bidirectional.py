@@ -48,6 +48,7 @@ def _of_group(
     """(heads, tokens, head_dim) of documents that become rows -> (tokens, heads, head_dim)."""
     rows_q, rows_k, rows_v = (in_rows(x, lengths) for x in (q, k, v))
     seen = _seen(lengths, window)
+    seen = None if seen is None else seen.to(q.device)
     out = functional.scaled_dot_product_attention(rows_q, rows_k, rows_v, attn_mask=seen, scale=scale)
     rows = zip(out.transpose(1, 2).unbind(0), lengths, strict=True)
     return torch.cat([row[:n] for row, n in rows])

@@ -15,7 +15,7 @@ from heredity.errors import Damaged
 from heredity.train import _tensors
 
 NAME = "checkpoint.safetensors"
-_RANDOM = "random"
+RANDOM = "random"
 
 
 class Kept(NamedTuple):
@@ -30,7 +30,7 @@ class Kept(NamedTuple):
 def write(folder: Path, training: str, kept: Kept) -> None:
     """Put the state of a training (its digest) into its folder, with torch's random state."""
     tensors = {name: tensor.contiguous() for name, tensor in kept.state.items()}
-    tensors[_RANDOM] = torch.get_rng_state()
+    tensors[RANDOM] = torch.get_rng_state()
     about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
     about["n_skipped"] = str(kept.n_skipped)
     _tensors.write(folder / NAME, tensors, about)
@@ -47,7 +47,7 @@ def read(folder: Path, training: str) -> Kept | None:
     about, state = _tensors.read(path, "a checkpoint", "the training begins again.")
     if about.get("training") != training:
         raise Damaged(f"{path}: a checkpoint of another training. Delete it, or name another folder.")
-    torch.set_rng_state(state.pop(_RANDOM))
+    torch.set_rng_state(state.pop(RANDOM))
     n_steps, n_tokens, n_skipped = (
         int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
     )

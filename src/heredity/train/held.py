@@ -16,6 +16,7 @@ import torch
 
 from heredity.train.network import Network
 from heredity.train.objectives.causal import Causal
+from heredity.train.processes import ALONE, Processes
 from heredity.train.steps import Batch
 from heredity.train.stream import Documents, Piece, Stream, dealt
 
@@ -32,20 +33,28 @@ class HeldOut:
     token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes that each token stands for
     n_tokens: int
     every: int
+    together: Processes = ALONE
 
     def of(self, network: Network) -> dict[str, float]:
         """Bits a byte of what is held out."""
         nats = n_bytes = 0.0
         with torch.no_grad():
             for batch in self._batches():
-                nats += float(Causal().loss(network, batch).total)
+                nats += float(Causal().loss(network, self.together.here(batch)).total)
                 n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
+        nats, n_bytes = self.together.sum([nats, n_bytes])
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
 
     def _batches(self) -> list[Batch]:
         stream = Stream(self.documents, self.end, self.context, self.context, 0)
         pieces = looked_at(self.documents, self.context, self.n_tokens)
-        return [stream.collate(each) for each in dealt(pieces, stream.product, 1)]
+        return [stream.collate(each) for each in shared(pieces, stream.product, self.together)]
+
+
+def shared(pieces: list[Piece], product: int, together: Processes) -> list[list[Piece]]:
+    """What this process looks at, in products; all of it where there is less than a piece for each."""
+    world, rank = (together.world, together.rank) if len(pieces) >= together.world else (1, 0)
+    return dealt(pieces, product, world)[rank::world]
 
 
 def looked_at(documents: Documents, context: int, n_tokens: int) -> list[Piece]:

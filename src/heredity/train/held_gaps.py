@@ -14,11 +14,12 @@ from functools import cached_property
 import torch
 
 from heredity.train.gaps import Gaps
-from heredity.train.held import looked_at
+from heredity.train.held import looked_at, shared
 from heredity.train.network import Network
 from heredity.train.objectives.masked import ACCURACY, Masked
+from heredity.train.processes import ALONE, Processes
 from heredity.train.steps import Batch
-from heredity.train.stream import Numbers, Stream, dealt
+from heredity.train.stream import Numbers, Stream
 
 BITS_PER_BYTE, RIGHT = "bits per masked byte", "right in held-out gaps"
 
@@ -31,17 +32,19 @@ class HeldGaps:
     token_bytes: Numbers  # bytes that each token stands for
     n_tokens: int
     every: int
+    together: Processes = ALONE
 
     def of(self, network: Network) -> dict[str, float]:
         """Bits a hidden byte, and the share of gaps whose likeliest token is the hidden one."""
         nats = right = n_bytes = n_gaps = 0.0
         with torch.no_grad():
             for batch in self._batches:
-                loss = Masked().loss(network, batch)
+                loss = Masked().loss(network, self.together.here(batch))
                 nats += float(loss.total)
                 right += loss.terms[ACCURACY]
                 n_gaps += len(batch.targets)
                 n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
+        nats, right, n_gaps, n_bytes = self.together.sum([nats, right, n_gaps, n_bytes])
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, RIGHT: right / n_gaps}
 
     @cached_property
@@ -49,4 +52,5 @@ class HeldGaps:
         of: Stream = dataclasses.replace(self.gaps.stream, seed=0, rank=0, world=1)
         gaps = Gaps(of, dataclasses.replace(self.gaps.hiding, noise="mask"))
         pieces = looked_at(of.documents, of.context, self.n_tokens)
-        return [gaps.collate(each, 0) for each in dealt(pieces, max(of.product, of.context), 1)]
+        mine = shared(pieces, max(of.product, of.context), self.together)
+        return [gaps.collate(each, 0) for each in mine]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,11 +22,12 @@ import torch
 from heredity.errors import HeredityError
 from heredity.records import Record
 from heredity.store import Rows
-from heredity.train import checkpoint
+from heredity.train import _pieces
 from heredity.train.checkpoint import Kept
 from heredity.train.network import Network
 from heredity.train.objectives import Objective
 from heredity.train.optimizer import Kind, Masters, Schedule, share_at
+from heredity.train.processes import ALONE, Processes
 from heredity.train.steps import Batch
 from heredity.train.trainable import Everything, Lora
 
@@ -127,13 +128,18 @@ def train(
     watch: Watch | None = None,
     check: Check | None = None,
     guard: Guard | None = None,
+    together: Processes = ALONE,
 ) -> list[Metric]:
     """Train until the plan's last step; the network has learned then. `folder` keeps checkpoint and metrics.
+
+    Together with other processes there is a guard, for its checkpoints hang on no clock; the first keeps the
+    rows, and in the others there are none.
 
     Raises Diverged, with the step.
     """
     torch.manual_seed(plan.seed)
-    masters = Masters(trainable.open(network, plan.seed), plan.optimizer, plan.rate, plan.decay)
+    masters = Masters(trainable.open(network, plan.seed), plan.optimizer, plan.rate, plan.decay, together)
+    assert together.is_alone or guard is not None
     run = _Run(network, objective, steps, plan, folder, masters, guard)
     run.go_on()
     clock = _Clock(run.n_done, plan.n_steps, watch, guard)
@@ -170,18 +176,19 @@ class _Run:
         guard: Guard | None,
     ) -> None:
         self.network, self.objective, self.steps, self.plan = network, objective, steps, plan
-        self.folder, self.masters, self.guard = folder, masters, guard
+        self.folder, self.masters, self.guard, self.together = folder, masters, guard, masters.together
         self.n_done = self.n_tokens = self.n_skipped = self.n_back = 0
         self.losses: list[float] = []
+        self.rows: Rows[Metric] | _Unkept
 
     def go_on(self) -> None:
         """From the last checkpoint; with a guard there is one from the beginning."""
-        kept = checkpoint.read(self.folder, self.plan.training)
+        kept = _pieces.read(self.folder, self.plan.training, self.masters.n_rows, self.together)
         if kept is not None:
             self.masters.restore(kept.state)
             self.n_done, self.n_tokens, self.n_skipped = kept.n_steps, kept.n_tokens, kept.n_skipped
-        self.rows = _metrics(self.folder, self.n_done)
-        self.losses = [row.loss for row in self.rows]
+        self.rows = _metrics(self.folder, self.n_done) if self.together.is_first else _Unkept()
+        self.losses = self.together.told([row.loss for row in self.rows])
         if kept is None and self.guard is not None:
             self.write()
 
@@ -211,7 +218,7 @@ class _Run:
         """A checkpoint."""
         self.rows.flush()
         kept = Kept(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
-        checkpoint.write(self.folder, self.plan.training, kept)
+        _pieces.write(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
 
     def _refuses(self, loss: float) -> bool:
         return self.guard is not None and self.guard.trips(loss, self.losses)
@@ -232,14 +239,19 @@ def _step(
     step: int,
     refuses: Callable[[float], bool],
 ) -> Metric:
-    weight = sum(objective.weight(batch) for batch in batches)
+    together = masters.together
+    (weight,) = together.sum([sum(objective.weight(batch) for batch in batches)])
     total, terms = 0.0, dict[str, float]()
-    for batch in batches:
-        loss = objective.loss(network, batch)
+    for left, batch in reversed(list(enumerate(reversed(batches)))):
+        network.begin(is_last=left == 0)
+        loss = objective.loss(network, together.here(batch))
         (loss.total / weight).backward()
         total += float(loss.total.detach())
         for name, value in loss.terms.items():
             terms[name] = terms.get(name, 0.0) + value / weight
+    mine = [total, sum(len(batch.tokens) for batch in batches), *terms.values()]
+    total, n_tokens, *summed = together.sum(mine)
+    terms = dict(zip(terms, summed, strict=True))
     if not math.isfinite(total) or refuses(total / weight):
         masters.forget()
         raise Diverged(
@@ -249,8 +261,7 @@ def _step(
     norm = masters.step(share, plan.clip)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient of step {step} is {norm}. Lower the rate ({plan.rate:g}).")
-    n_tokens = sum(len(batch.tokens) for batch in batches)
-    return Metric(step, total / weight, plan.rate * share, norm, n_tokens, weight, terms)
+    return Metric(step, total / weight, plan.rate * share, norm, int(n_tokens), weight, terms)
 
 
 def _metrics(folder: Path, n_done: int) -> Rows[Metric]:
@@ -261,6 +272,22 @@ def _metrics(folder: Path, n_done: int) -> Rows[Metric]:
     rows.path.unlink(missing_ok=True)
     rows.extend(kept)
     return rows
+
+
+class _Unkept:
+    """Rows of a process that keeps none: the first does."""
+
+    def append(self, row: Metric) -> None:
+        """Nothing, as in the rest."""
+
+    def write(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(())
 
 
 class _Clock:

@@ -48,6 +48,9 @@ class Network:
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight
 
+    def begin(self, is_last: bool) -> None:
+        """Before each batch of a step: whether it is the last of them."""
+
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Final states at the learned places: (learned, hidden)."""
         states = self.model.model(
@@ -161,7 +164,7 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_head = torch.zeros_like(head) if wants_head else None
         for start in range(0, len(hidden), CHUNK):

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from heredity.train.processes import ALONE, Processes, own
+
 Schedule = Literal["cosine", "wsd", "constant"]
 Kind = Literal["adamw", "muon"]
 BETAS = (0.9, 0.95)
@@ -29,12 +31,18 @@ class Masters:
     """The fp32 masters of the parameters that learn, and the optimizer over them."""
 
     def __init__(
-        self, parameters: Sequence[tuple[str, nn.Parameter]], kind: Kind, rate: float, decay: float
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        kind: Kind,
+        rate: float,
+        decay: float,
+        together: Processes = ALONE,
     ) -> None:
         self.names = [name for name, _ in parameters]
         self.parameters = [parameter for _, parameter in parameters]
-        self.masters = [p.detach().clone().float().requires_grad_() for p in self.parameters]
-        self.rate = rate
+        self.masters = [own(p.detach()).clone().float().requires_grad_() for p in self.parameters]
+        self.n_rows = {name: len(p) for name, p in parameters if p.ndim}  # of the whole, not of a piece
+        self.rate, self.together = rate, together
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(_adder(master))
         matrices = [m.ndim == 2 for m in self.masters]
@@ -42,7 +50,7 @@ class Masters:
             is_matrix and kind == "muon" and "embed" not in name and "lm_head" not in name
             for name, is_matrix in zip(self.names, matrices, strict=True)
         ]
-        pick = [m for m, use in zip(self.masters, hidden, strict=True) if use]
+        pick = [place for place, use in enumerate(hidden) if use]
         rest = list(zip(self.masters, matrices, hidden, strict=True))
         groups: list[dict[str, Any]] = [
             {"params": [m for m, is_matrix, use in rest if is_matrix and not use], "weight_decay": decay},
@@ -53,14 +61,22 @@ class Masters:
         if groups:
             self.optimizers.append(torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True))
         if pick:
-            self.optimizers.append(
-                torch.optim.Muon(pick, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.optimizers.append(self._muon(pick, decay))
+
+    def _muon(self, places: list[int], decay: float) -> torch.optim.Optimizer:
+        masters = [self.masters[place] for place in places]
+        if self.together.is_alone:
+            return torch.optim.Muon(masters, lr=self.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        from heredity.train._sharded import Muon
+
+        n_rows = [self.n_rows[self.names[place]] for place in places]
+        return Muon(masters, n_rows, self.together, self.rate, decay)
 
     def step(self, share: float, clip: float) -> float:
         """One update at `share` of the rate; returns the gradient's norm before clipping."""
         gradients = [m.grad for m in self.masters if m.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        norm = self.together.norm(norm)
         if clip and norm > clip:
             torch._foreach_mul_(gradients, clip / norm)
         for optimizer in self.optimizers:
@@ -75,7 +91,7 @@ class Masters:
     def copy_down(self) -> None:
         """What was learned, into the network."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            parameter.copy_(master)
+            own(parameter).copy_(master)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later run needs to go on: masters and moments, by name."""
@@ -109,7 +125,7 @@ class Masters:
         for key, tensor in state.items():
             kind, _, name = key.partition("/")
             if kind != "master" and name in by_name:
-                owner[id(by_name[name])].state[by_name[name]][kind] = tensor.clone()
+                owner[id(by_name[name])].state[by_name[name]][kind] = tensor.to(by_name[name].device).clone()
         self.copy_down()
 
 
@@ -117,10 +133,11 @@ def _adder(master: torch.Tensor) -> Any:
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is None:
             return
+        gradient = own(parameter.grad)
         if master.grad is None:
-            master.grad = parameter.grad.float().clone()
+            master.grad = gradient.float().clone()
         else:
-            master.grad += parameter.grad
+            master.grad += gradient
         parameter.grad = None
 
     return add

@@ -1,0 +1,39 @@
+"""A recipe that trains, made by all the processes that torchrun started: the first grows, the others compute.
+
+Promises: only the first touches the store; alone, it is the store's own `derive`.
+Leaves to others: what a process is (train/processes.py) and each one's share of a step (train/).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from heredity.errors import UsageError
+from heredity.lineage import Grown, Store
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain import Pretrain
+
+
+def grow(recipe: Pretrain, store: Store) -> Grown | None:
+    """The child, grown once; None in a process that is not the first.
+
+    Raises HeredityError where another process has ended.
+    """
+    from heredity.train import processes
+
+    with processes.joined(recipe.replicas) as together:
+        if recipe.objective == "contrastive" and not together.is_alone:
+            raise UsageError(
+                'objective = "contrastive" is learned by one process, for each pair is told from every other '
+                "of its step. Give the command without torchrun."
+            )
+        recipe = dataclasses.replace(recipe, together=together)
+        if not together.is_first:
+            if together.told([]) == [1.0]:
+                recipe.join(store.training(recipe))
+            return None
+        known = store.made_by(recipe, [])
+        together.told([float(known is None)])
+        return known or store.grow(recipe, [])
