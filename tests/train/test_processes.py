@@ -18,7 +18,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 
 from heredity.errors import BadInput, Damaged, UsageError
 from heredity.lineage import Grown, Store
-from heredity.recipes import pretrain
+from heredity.recipes import _many, pretrain
 from heredity.store import Rows
 from heredity.train import _pieces, checkpoint, loop, processes
 from heredity.train.checkpoint import Kept
@@ -143,11 +143,15 @@ def test_several_processes_fill_the_gaps_that_one_fills(recipe: Path, tmp_path: 
     assert_the_same_training(one, made(tmp_path / "many", command(masked, 2)), falls=False)
 
 
-def test_pairs_are_not_learned_by_several_processes(recipe: Path, tmp_path: Path) -> None:
+def test_pairs_are_not_learned_by_several_processes(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = tmp_path / "pairs.toml"
     pairs.write_text(f'corpus = "{recipe.parent / "out"}"\nobjective = "contrastive"\n')
-    done = subprocess.run(command(pairs, 1), env=environment(tmp_path), capture_output=True, text=True)
-    assert done.returncode != 0 and "learned by one process" in done.stderr
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UsageError, match="learned by one process"):
+        _many.grow(pretrain.read(pairs), Store(tmp_path))
     with pytest.raises(BadInput, match="replicas is a setting of"):
         pairs.write_text(pairs.read_text() + "replicas = 2\n")
         pretrain.read(pairs)

@@ -23,12 +23,12 @@ def grow(recipe: Pretrain, store: Store) -> Grown | None:
     """
     from heredity.train import processes
 
+    if recipe.objective == "contrastive" and processes.is_started():
+        raise UsageError(
+            'objective = "contrastive" is learned by one process, for each pair is told from every other of '
+            "its step. Give the command without torchrun."
+        )
     with processes.joined(recipe.replicas) as together:
-        if recipe.objective == "contrastive" and not together.is_alone:
-            raise UsageError(
-                'objective = "contrastive" is learned by one process, for each pair is told from every other '
-                "of its step. Give the command without torchrun."
-            )
         recipe = dataclasses.replace(recipe, together=together)
         if not together.is_first:
             if together.told([]) == [1.0]:

@@ -108,6 +108,11 @@ def span(n: int, piece: int, n_pieces: int) -> tuple[int, int]:
     return min(n, piece * each), min(n, (piece + 1) * each)
 
 
+def is_started() -> bool:
+    """Whether torchrun started this process."""
+    return all(name in os.environ for name in _STARTED)
+
+
 @contextmanager
 def joined(replicas: int = 1) -> Iterator[Processes]:
     """This process among those that torchrun started; alone where it started none.
@@ -115,7 +120,7 @@ def joined(replicas: int = 1) -> Iterator[Processes]:
     replicas: groups of processes that hold all weights each; 1: every process holds another piece of them.
     Raises UsageError where they do not divide the processes, HeredityError where another process has ended.
     """
-    if any(name not in os.environ for name in _STARTED):
+    if not is_started():
         _refuse(replicas, 1)
         yield ALONE
         return
