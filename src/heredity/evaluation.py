@@ -148,7 +148,9 @@ class Evaluation:
 
     @contextmanager
     def _engine(self, grown: Grown) -> Iterator[Engine]:
-        engine = self._loader(grown) if self._loader is not None else load_engine(grown, self._store)
+        # An encoder is put those tasks alone that need no writing.
+        load = self._loader or (lambda one: load_engine(one, self._store, is_to_write=False))
+        engine = load(grown)
         try:
             yield engine
         finally:

@@ -312,13 +312,13 @@ class Study:
             yield cache
 
 
-def load_engine(grown: Grown, store: Store | Callable[[], Store]) -> Engine:
+def load_engine(grown: Grown, store: Store | Callable[[], Store], is_to_write: bool = True) -> Engine:
     """The engine of a model (engines.choose), for one who closes it. A function in place of `store` is called
-    if needed.
+    if needed. is_to_write: False for one that is to score texts alone.
 
     Raises Unavailable where that engine, or what it is made of, is not here.
     """
-    load = engines.loader(grown.record)
+    load = engines.loader(grown.record, is_to_write)
     if grown.record.format == "scripted":
         return load(grown.record, grown.folder)
     store = store if isinstance(store, Store) else store()

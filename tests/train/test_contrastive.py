@@ -19,7 +19,7 @@ image = pytest.importorskip("PIL.Image")
 
 from heredity import corpus as corpora
 from heredity import engines
-from heredity.errors import BadInput, Unavailable, UsageError, WrongHash
+from heredity.errors import BadInput, EngineFailure, Unavailable, UsageError, WrongHash
 from heredity.lineage import Store
 from heredity.recipes.pretrain import Pretrain
 from heredity.train import dual, loop
@@ -69,7 +69,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(recipe_file: Path) -> Path:
-    corpora.build(recipe_file, workers=1)
+    corpora.build_corpus(recipe_file, workers=1)
     return recipe_file.with_suffix("")
 
 
@@ -82,7 +82,7 @@ def recipe(corpus: Path, **changes: object) -> Pretrain:
 def test_the_same_recipe_gives_the_same_bytes_and_equal_captions_are_on_one_side(
     recipe_file: Path, tmp_path: Path
 ) -> None:
-    one, two = (corpora.build(recipe_file, tmp_path / name, n) for name, n in (("a", 1), ("b", 3)))
+    one, two = (corpora.build_corpus(recipe_file, tmp_path / name, n) for name, n in (("a", 1), ("b", 3)))
     assert one.fingerprint == two.fingerprint
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
@@ -107,7 +107,7 @@ def test_what_is_no_pair_is_left_out_and_counted(recipe_file: Path) -> None:
     for name in ("once", "twice"):
         image.new("RGB", (8, 8)).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text("a black square")
-    card = corpora.build(recipe_file)
+    card = corpora.build_corpus(recipe_file)
     assert card.sources[0].skipped == {"drawing": 1, "duplicate": 1, "no_caption": 1, "unreadable": 1}
 
 
@@ -118,13 +118,13 @@ def test_a_table_of_captions_is_read_and_its_mistakes_named(recipe_file: Path) -
     )
     text = RECIPE.replace('path = "stripes"', 'path = "stripes"\ncaptions = "captions.csv"')
     recipe_file.write_text(text.replace("vocabulary = 290", "vocabulary = 270").replace("0.25", "0"))
-    assert corpora.build(recipe_file).classes == ("", "warm", "cold")
+    assert corpora.build_corpus(recipe_file).classes == ("", "warm", "cold")
     table.write_text("image,caption\nnowhere.png,a thing\n")
     with pytest.raises(BadInput, match=r"captions.csv:2.*there is no picture"):
-        corpora.build(recipe_file, recipe_file.parent / "again")
+        corpora.build_corpus(recipe_file, recipe_file.parent / "again")
     table.write_text("image,captoin\ntop/red-0-0.png,a thing\n")
     with pytest.raises(BadInput, match="Did you mean 'captoin'"):
-        corpora.build(recipe_file, recipe_file.parent / "again")
+        corpora.build_corpus(recipe_file, recipe_file.parent / "again")
 
 
 def test_pictures_and_text_are_two_corpora(recipe_file: Path, pictures: Path) -> None:
@@ -133,10 +133,10 @@ def test_pictures_and_text_are_two_corpora(recipe_file: Path, pictures: Path) ->
     for text in ("[[step]]\nkind = 'normalise'\n", "[mixture]\ntokens = 5\n"):
         recipe_file.write_text(RECIPE + text)
         with pytest.raises(BadInput, match="a corpus of pictures has no"):
-            corpora.build(recipe_file, recipe_file.parent / "other")
+            corpora.build_corpus(recipe_file, recipe_file.parent / "other")
     recipe_file.write_text(RECIPE + '[[source]]\nname = "b"\nkind = "text"\npath = "stripes"\n')
     with pytest.raises(BadInput, match="two corpora"):
-        corpora.build(recipe_file, recipe_file.parent / "other")
+        corpora.build_corpus(recipe_file, recipe_file.parent / "other")
 
 
 def test_what_is_clear_is_filled_and_a_long_picture_is_stretched_or_cropped(tmp_path: Path) -> None:
@@ -228,6 +228,14 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
         assert torch.allclose(ours.of_captions(text.input_ids), found.text_embeds, atol=1e-5)
     with pytest.raises(Unavailable, match="image-text: it writes no text"):
         engines.loader(record)
+    matcher = engines.loader(record, is_to_write=False)(record, folder)
+    (row,) = matcher.match([path], ["a red stripe at the top, 3", "a grey stripe"])  # type: ignore[attr-defined]
+    assert row[0] == pytest.approx(float(found.image_embeds[0] @ found.text_embeds[0]), abs=1e-5)
+    (path.with_suffix(".txt")).write_text("none")
+    with pytest.raises(UsageError, match="Name a picture"):
+        matcher.match([path.with_suffix(".txt")], ["a"])  # type: ignore[attr-defined]
+    with pytest.raises(EngineFailure, match="writes none"):
+        matcher.reply([])
 
 
 def run(corpus: Path, work: Path) -> str:

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 from heredity import engines
 from heredity.errors import BadInput, Unavailable, UnknownName, UsageError
+from heredity.evaluation import Evaluation
 from heredity.lineage import Store
 from heredity.recipes import pretrain
 from heredity.recipes.pretrain import Pretrain
@@ -129,6 +130,13 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(corpus: Path, tmp_
     assert len(pipeline("fill-mask", model=model, tokenizer=words)("the<|mask|>", top_k=3)) == 3
     with pytest.raises(Unavailable, match="encoder"):
         engines.loader(record)
+    grades = Evaluation([grown], ["cloze", "arithmetic"], limit=3, store=store, out=tmp_path / "evals").run()
+    assert {one.task: (one.score.n, bool(one.refused)) for one in grades.grades} == {
+        "cloze": (3, False),
+        "arithmetic": (0, True),
+    }
+    with pytest.raises(UsageError, match="it is an encoder"):
+        Evaluation([grown], ["arithmetic"], store=store)
 
 
 def run(corpus: Path, work: Path) -> str:

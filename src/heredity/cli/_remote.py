@@ -74,8 +74,8 @@ def calls(
     )
 
 
-def loader(store: Store, how: Calls) -> Callable[[Grown], Engine]:
-    """Loads a model's engine; a remote one is called in this way."""
+def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grown], Engine]:
+    """Loads a model's engine; a remote one is called in this way. is_to_write: see study.load_engine."""
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
@@ -86,7 +86,7 @@ def loader(store: Store, how: Calls) -> Callable[[Grown], Engine]:
 
             ready = store.ready(grown)
             return remote.load(ready.record, ready.folder, calls=how)
-        return load_engine(grown, store)
+        return load_engine(grown, store, is_to_write)
 
     return load
 

@@ -74,7 +74,7 @@ def command(
             _pulling.ready(store, one)
     asked = Evaluation(
         grown, tasks, shots, is_plain=plain, limit=limit, store=store, out=out,
-        engine_loader=_remote.loader(store, how),
+        engine_loader=_remote.loader(store, how, is_to_write=False),
     )  # fmt: skip
     with _progress.Display() as display:
         found = asked.run(

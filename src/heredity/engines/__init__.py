@@ -30,19 +30,23 @@ BY_FORMAT = {
 }
 
 
+_BY_OBJECTIVE = {"masked": "encoder", "contrastive": "dual"}
+
+
 def choose(model: Model) -> str:
     """The name of the file of the engine that answers for this model.
 
     It is what the model's recipe recorded as its setting `engine`, else the usual one of the model's format
-    (a GGUF's is torch, by way of its dequantized child).
+    (a GGUF's is torch, by way of its dequantized child); of a model that writes no text, by what it learned.
     """
-    return str(model.recipe.settings.get("engine") or BY_FORMAT[model.format])
+    said = model.recipe.settings
+    return str(said.get("engine") or _BY_OBJECTIVE.get(str(said.get("objective"))) or BY_FORMAT[model.format])
 
 
-def loader(model: Model) -> Load:
+def loader(model: Model, is_to_write: bool = True) -> Load:
     """What loads the engine of this model. Raises Unavailable where that engine is not on this machine, and
-    for a model that writes no text."""
-    if why := why_speechless(model):
+    for a model that writes no text, unless none is wanted of it."""
+    if is_to_write and (why := why_speechless(model)):
         raise Unavailable(f"'{model.name}' cannot answer: {why}.")
     name = choose(model)
     try:
@@ -174,14 +178,14 @@ class Completer(Engine, Protocol):
 
 
 class Filler(Protocol):
-    """An encoder that says which tokens a gap may hold. No engine is one yet."""
+    """An encoder that says which tokens a gap may hold: engines/encoder.py."""
 
     def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
         """Natural-log probability of each option in the place of `mark`, the rest of `text` given."""
 
 
 class Matcher(Protocol):
-    """A dual encoder that says how well images and texts fit together. No engine is one yet."""
+    """A dual encoder that says how well images and texts fit together: engines/dual.py."""
 
     def match(self, images: Sequence[Path], texts: Sequence[str]) -> list[list[float]]:
         """Similarity of each image (rows) to each text (columns): the texts are the names of classes for

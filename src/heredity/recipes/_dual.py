@@ -149,4 +149,5 @@ def processor(recipe: Pretrain) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": [MEAN] * 3,
         "image_std": [DEVIATION] * 3,
+        "background": card.background,  # which transformers' own leave black
     }

@@ -3,8 +3,8 @@
 reply   the model answers in its own words, greedily
 score   the model says how likely each option is, behind the same words
 
-An encoder that fills gaps (engines.Filler) and a dual encoder that matches images and texts (engines.Matcher)
-are asked in other ways: each is a Way of its own here, for tasks whose metric names it.
+An encoder that fills gaps (engines.Filler) scores options as well. A dual encoder that matches images and
+texts (engines.Matcher) is asked in another way, a Way of its own here for tasks whose metric names it.
 
 Promises: a way says of a model, before that is loaded, why it cannot be asked so; what fails for one item is
 an answer with an error.
@@ -63,11 +63,11 @@ class _Reply:
 
 class _Score:
     def why_not(self, model: Model) -> str:
+        engine = engines.choose(model)
+        if engine in ("torch", "encoder"):
+            return ""
         if why := engines.why_speechless(model):
             return why
-        engine = engines.choose(model)
-        if engine == "torch":
-            return ""
         return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
 
     def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:

@@ -1,0 +1,98 @@
+"""A dual encoder that says how well pictures and texts fit together: transformers' CLIP or SigLIP.
+
+Promises: fp32, one picture and one text at a time, so that an answer hangs on its question alone; a picture
+is made what the training made of it, its background among it; it writes no text, and says so.
+Leaves to others: which pictures and texts (tasks/).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from heredity.engines import _process
+from heredity.errors import Damaged, EngineFailure, UsageError
+from heredity.records import Model, Reply, Request
+from heredity.train.pictures import pixels
+
+_PICTURES = "preprocessor_config.json"
+
+
+def load(model: Model, folder: Path, tuning: Path | None = None) -> Dual:  # noqa: ARG001
+    """The engine of a recorded dual encoder."""
+    return open_folder(folder)
+
+
+def open_folder(folder: Path) -> Dual:
+    """The dual encoder in a folder. Raises Damaged where it does not say what a picture is made."""
+    import transformers
+
+    _process.keep_large_buffers()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        how = json.loads((folder / _PICTURES).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{folder / _PICTURES}: {error}. It says what a picture is made.") from None
+    words = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    return Dual(
+        transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here).eval(), words, how
+    )
+
+
+class Dual:
+    """A Matcher."""
+
+    is_base = True
+
+    def __init__(self, network: Any, words: Any, how: dict[str, Any]) -> None:
+        self._network, self._words, self._how = network, words, how
+        self.name = f"dual torch {torch.__version__} float32"
+        self.numerics = self.name
+
+    def match(self, images: Sequence[Path], texts: Sequence[str]) -> list[list[float]]:
+        """Similarity, from -1 to 1, of each image (rows) to each text (columns).
+
+        Raises UsageError for a file that is no picture.
+        """
+        with torch.inference_mode():
+            captions = torch.cat([self._of_text(text) for text in texts])
+            rows = [self._of_image(image) @ captions.T for image in images]
+        return [row[0].tolist() for row in rows]
+
+    def render(self, request: Request) -> str:
+        """The text of a request, which is never answered."""
+        return request.prefill
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
+        """Nothing: raises EngineFailure."""
+        raise EngineFailure("this matches pictures and texts, and writes none")
+
+    def close(self) -> None:
+        """Let the weights go."""
+        self._network = None
+
+    def _of_text(self, text: str) -> torch.Tensor:
+        longest = self._network.config.text_config.max_position_embeddings
+        row = self._words(
+            text, padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
+        ).input_ids
+        return functional.normalize(self._network.get_text_features(input_ids=row).pooler_output, dim=1)
+
+    def _of_image(self, image: Path) -> torch.Tensor:
+        how = self._how
+        fit: pixels.Fit = "crop" if how.get("do_center_crop") else "stretch"
+        try:
+            picture = pixels.read(image, how["crop_size"]["height"], fit, how.get("background", 255))
+        except pixels.Unreadable as error:
+            raise UsageError(f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.") from None
+        mean, deviation = (torch.tensor(how[key])[:, None, None] for key in ("image_mean", "image_std"))
+        points = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
+        found = self._network.get_image_features(pixel_values=((points - mean) / deviation)[None])
+        return functional.normalize(found.pooler_output, dim=1)

@@ -1,0 +1,62 @@
+"""An encoder says how likely a text is in a gap, and writes none."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines import encoder
+from heredity.errors import ContextOverflow, EngineFailure, UsageError
+from heredity.records import Message, Request
+from heredity.train import encoder as training
+from heredity.train.architectures import Specials, modernbert
+from heredity.train.sizes import dial
+from tests.engines.conftest import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("encoder")
+    make_tokenizer(folder, None)
+    words = AutoTokenizer.from_pretrained(folder)
+    words.add_special_tokens(
+        {"mask_token": "<|mask|>", "cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}
+    )
+    words.save_pretrained(folder)
+    shape = dial("200K", len(words), 64, is_encoder=True).shape
+    special = Specials(words.cls_token_id, words.cls_token_id, words.mask_token_id)
+    training.born(modernbert.config(shape, special), 3, "float32").model.save_pretrained(folder)
+    return encoder.open_folder(folder)
+
+
+def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encoder.Encoder) -> None:
+    words, network = engine._words, engine._network
+    ids = words("the quick", add_special_tokens=False).input_ids
+    rest = words(" jumps", add_special_tokens=False).input_ids
+    row = torch.tensor([[words.cls_token_id, *ids, words.mask_token_id, *rest, words.sep_token_id]])
+    with torch.no_grad():
+        said = network(input_ids=row).logits[0, 1 + len(ids)].log_softmax(0)
+    (fox,) = words(" fox", add_special_tokens=False).input_ids
+    found = engine.fill("the quick ___ jumps", "___", ["fox", "brown"])
+    assert found[0] == pytest.approx(float(said[fox]), abs=1e-5) and len(found) == 2
+
+
+def test_a_longer_option_is_told_left_to_right(engine: encoder.Encoder) -> None:
+    (logs,) = engine.score(Request(0, (), prefill="the quick"), [" fox jumps"])
+    (alone,) = engine.score(Request(0, (), prefill="the quick fox"), [" jumps"])
+    assert len(logs) == 2 and logs[1] == pytest.approx(alone[0], abs=1e-5) and max(logs) < 0
+    assert engine.fill("the quick ___", "___", ["fox jumps"]) == [pytest.approx(sum(logs), abs=1e-5)]
+
+
+def test_what_it_cannot_be_asked_is_said(engine: encoder.Encoder) -> None:
+    with pytest.raises(EngineFailure, match="fills gaps in a text and writes none"):
+        engine.reply([])
+    with pytest.raises(UsageError, match="must stand in the text once"):
+        engine.fill("no gap", "___", ["a"])
+    with pytest.raises(UsageError, match="no conversation"):
+        engine.score(Request(0, (Message("user", "hello"),)), ["a"])
+    with pytest.raises(ContextOverflow, match="64 there"):
+        engine.fill("the fox " * 40 + "___", "___", ["dog"])
