@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heredity import grading, tasks
+from heredity import engines, grading, tasks
 from heredity.engines import Engine
 from heredity.errors import EngineFailure, NotComparable, UsageError
 from heredity.grading import Cell, Grades, Row
@@ -46,7 +46,7 @@ class Evaluation:
     """Tasks put to models, in a folder.
 
     models    names, targets or Grown values; from `store` (None: the default one)
-    tasks     names or .toml files; see tasks.load. None: all
+    tasks     names or .toml files; see tasks.load. None: all, those of pictures where a model matches some
     shots     how many examples come first; each number is a column of its own
     is_plain  put items as plain texts also to a model with a chat template, as to a base model
     limit     so many items of each task, the same ones always, for a quick look
@@ -71,7 +71,8 @@ class Evaluation:
         self._loader, self._is_plain = engine_loader, is_plain
         grown = [one if isinstance(one, Grown) else self._store.get(one) for one in models]
         self._grown = list({one.record.id: one for one in grown}.values())
-        self._tasks, self._shots = _loaded(tasks, limit), tuple(dict.fromkeys(shots))
+        has_pictures = any(engines.choose(one.record) == "dual" for one in self._grown)
+        self._tasks, self._shots = _loaded(tasks, limit, has_pictures), tuple(dict.fromkeys(shots))
         self.folder = Path(out) if out is not None else Path("evals")
         _check(self._grown, self._tasks, self._shots)
 
@@ -196,12 +197,12 @@ def _is_open(row: Row | None, again: bool) -> bool:
     return row is None or (again and row.error is not None)
 
 
-def _loaded(wanted: Sequence[str], limit: int | None) -> list[Task]:
+def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[Task]:
     import msgspec
 
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
-    found = tasks.load(wanted)
+    found = tasks.load(wanted, has_pictures)
     if limit is None:
         return found
     return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in found]

@@ -20,6 +20,7 @@ image = pytest.importorskip("PIL.Image")
 from heredity import corpus as corpora
 from heredity import engines
 from heredity.errors import BadInput, EngineFailure, Unavailable, UsageError, WrongHash
+from heredity.evaluation import Evaluation
 from heredity.lineage import Store
 from heredity.recipes.pretrain import Pretrain
 from heredity.train import dual, loop
@@ -236,6 +237,9 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
         matcher.match([path.with_suffix(".txt")], ["a"])  # type: ignore[attr-defined]
     with pytest.raises(EngineFailure, match="writes none"):
         matcher.reply([])
+    grades = Evaluation([grown], limit=5, store=store, out=tmp_path / "evals").run()
+    asked = {one.task: one.score.n for one in grades.grades if not one.refused}
+    assert asked == {"picture_names": 5, "picture_search": 5} and not any(g.n_error for g in grades.grades)
 
 
 def run(corpus: Path, work: Path) -> str:

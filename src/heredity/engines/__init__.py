@@ -187,6 +187,6 @@ class Filler(Protocol):
 class Matcher(Protocol):
     """A dual encoder that says how well images and texts fit together: engines/dual.py."""
 
-    def match(self, images: Sequence[Path], texts: Sequence[str]) -> list[list[float]]:
+    def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
         """Similarity of each image (rows) to each text (columns): the texts are the names of classes for
         zero-shot classification, and captions for retrieval."""

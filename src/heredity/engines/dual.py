@@ -56,8 +56,8 @@ class Dual:
         self.name = f"dual torch {torch.__version__} float32"
         self.numerics = self.name
 
-    def match(self, images: Sequence[Path], texts: Sequence[str]) -> list[list[float]]:
-        """Similarity, from -1 to 1, of each image (rows) to each text (columns).
+    def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
+        """Similarity, from -1 to 1, of each image (rows; a file or its bytes) to each text (columns).
 
         Raises UsageError for a file that is no picture.
         """
@@ -85,7 +85,7 @@ class Dual:
         ).input_ids
         return functional.normalize(self._network.get_text_features(input_ids=row).pooler_output, dim=1)
 
-    def _of_image(self, image: Path) -> torch.Tensor:
+    def _of_image(self, image: Path | bytes) -> torch.Tensor:
         how = self._how
         fit: pixels.Fit = "crop" if how.get("do_center_crop") else "stretch"
         try:

@@ -1,6 +1,6 @@
 """What a model can do, asked by prompt alone. Each file `<name>.toml` here is a task: items and a metric.
 
-    load()                       every task of heredity's own
+    load()                       every task of heredity's own that is of texts
     load(["arithmetic"])         by name
     load(["mine.toml"])          a file of one's own
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from heredity import registry
+from heredity import metrics, registry
 from heredity.errors import BadInput, UnknownName
 from heredity.records import Record, digest
 
@@ -62,8 +62,10 @@ def names() -> list[str]:
     return registry.names("tasks", ".toml")
 
 
-def load(wanted: Sequence[str] = ()) -> list[Task]:
-    """The tasks of these names and .toml files, each once, in their order; without any, all of them.
+def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[Task]:
+    """The tasks of these names and .toml files, each once, in their order; without any, all of texts.
+
+    has_pictures: without any, those of pictures as well.
 
     Raises UnknownName with the nearest, BadInput with file and line.
     """
@@ -82,4 +84,6 @@ def load(wanted: Sequence[str] = ()) -> list[Task]:
         else:
             raise UnknownName("task", name, names(), ", ".join(names()))
         found[task.name] = task
-    return list(found.values())
+    if wanted or has_pictures:
+        return list(found.values())
+    return [task for task in found.values() if metrics.load(task.metric).ASKS != "match"]

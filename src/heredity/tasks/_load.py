@@ -17,7 +17,7 @@ from heredity import metrics
 from heredity.errors import BadInput, HeredityError, nearest
 from heredity.records import Record
 from heredity.tables import toml_of
-from heredity.tasks import Item, Task
+from heredity.tasks import Item, Task, _pictures
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -84,6 +84,7 @@ class _Reader:
 
     def _item(self, kind: str, n: int, entry: _Entry) -> Item:
         """The right option stands at the place that `n` gives, so that no place is right more often."""
+        entry = self._opened(entry, self._head(kind, n))
         references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
         name = entry.id or f"{kind}-{n + 1}"
         if not references or not all(text.strip() for text in references):
@@ -105,6 +106,17 @@ class _Reader:
             hint = f" Did you mean '{near}'?" if near else f" Write a table [group.{entry.group}]."
             self._fail(f"{kind} '{name}': no group named '{entry.group}'.{hint}", self._head(kind, n))
         return Item(name, entry.input.strip("\n"), references, options, entry.group)
+
+    def _opened(self, entry: _Entry, line: int) -> _Entry:
+        """With its pictures read, where the metric asks of some."""
+        if metrics.load(self.file.metric).ASKS != "match":
+            return entry
+        said = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
+        right, wrong = (
+            tuple(_pictures.opened(text, self.path, line) for text in some) for some in (said, entry.wrong)
+        )
+        shown = _pictures.opened(entry.input, self.path, line)
+        return msgspec.structs.replace(entry, input=shown, reference=right, wrong=wrong)
 
     def _verify(self, items: tuple[Item, ...], shots: tuple[Item, ...]) -> None:
         seen: set[str] = set()

@@ -25,7 +25,7 @@ class Asked(Record, frozen=True):
 
     key: str
     request: Request
-    continuations: tuple[str, ...]  # where the options are scored, each as it would go on
+    continuations: tuple[str, ...]  # where the options are scored, each as it would go on, or as it is
 
 
 def put(task: Task, item: Item, n_shots: int, form: Form) -> Asked:
@@ -43,9 +43,9 @@ def put(task: Task, item: Item, n_shots: int, form: Form) -> Asked:
         said = [message for shot in shots for message in _turns(task, shot)]
         asked, begin = Message("user", _filled(task.prompt, task, item)), _filled(task.begin, task, item)
         request = Request(0, (*said, asked), decoding, prefill=begin, n_shared=len(said))
-    is_scored = metric_of(task.metric).ASKS == "score"
-    gap = _gap(task.plain if form == "plain" else task.begin)
-    continuations = tuple(gap + option for option in item.options) if is_scored else ()
+    way, gap = metric_of(task.metric).ASKS, _gap(task.plain if form == "plain" else task.begin)
+    gap = "" if way == "match" else gap
+    continuations = () if way == "reply" else tuple(gap + option for option in item.options)
     return Asked(digest([request, continuations]), request, continuations)
 
 

@@ -2,9 +2,10 @@
 
 reply   the model answers in its own words, greedily
 score   the model says how likely each option is, behind the same words
+match   the model says how near each option is, a caption to a picture or a picture to a caption
 
 An encoder that fills gaps (engines.Filler) scores options as well. A dual encoder that matches images and
-texts (engines.Matcher) is asked in another way, a Way of its own here for tasks whose metric names it.
+texts (engines.Matcher) is asked in a third way.
 
 Promises: a way says of a model, before that is loaded, why it cannot be asked so; what fails for one item is
 an answer with an error.
@@ -22,6 +23,7 @@ from heredity import engines
 from heredity.clean import clean_text
 from heredity.errors import ContextOverflow, UsageError
 from heredity.records import Model, Stop
+from heredity.tasks import _pictures
 from heredity.tasks._put import Asked
 
 
@@ -82,4 +84,24 @@ class _Score:
             yield Answered(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
 
 
-WAYS: dict[str, Way] = {"reply": _Reply(), "score": _Score()}
+class _Match:
+    def why_not(self, model: Model) -> str:
+        return "" if engines.choose(model) == "dual" else "it matches no pictures with texts"
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        for place, one in enumerate(asked):
+            try:
+                yield Answered(place, logs=tuple(_similar(engine, one.request.prefill, one.continuations)))
+            except UsageError as error:
+                yield Answered(place, stop="error", error=str(error))
+
+
+def _similar(engine: engines.Matcher, shown: str, options: Sequence[str]) -> list[float]:
+    """Of a picture to each caption, or of a caption to each picture."""
+    if (picture := _pictures.bytes_of(shown)) is not None:
+        return engine.match([picture], options)[0]
+    pictures = [found for option in options if (found := _pictures.bytes_of(option)) is not None]
+    return [row[0] for row in engine.match(pictures, [shown])]
+
+
+WAYS: dict[str, Way] = {"reply": _Reply(), "score": _Score(), "match": _Match()}

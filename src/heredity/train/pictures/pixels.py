@@ -7,6 +7,7 @@ Leaves to others: which files, and in which size (build.py).
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,11 +36,12 @@ def library() -> Any:
     return PIL
 
 
-def read(path: Path, side: int, fit: Fit, background: int) -> Picture:
-    """The picture in a file. Raises Unreadable."""
+def read(file: Path | bytes, side: int, fit: Fit, background: int) -> Picture:
+    """The picture in a file, or in a file's bytes. Raises Unreadable."""
     pil = library()
+    path = "a picture" if isinstance(file, bytes) else file
     try:
-        with pil.Image.open(path, formats=KINDS) as opened:
+        with pil.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=KINDS) as opened:
             if opened.width * opened.height > MOST:
                 raise Unreadable(f"{path} has {opened.width} x {opened.height} points")
             turned = pil.ImageOps.exif_transpose(opened)
