@@ -224,12 +224,60 @@ with processes.joined() as together:
 
 
 def test_muon_over_pieces_is_torchs_muon_over_whole_matrices(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(MUON)
+    run_program(MUON, tmp_path)
+
+
+def run_program(text: str, folder: Path, *said: str) -> None:
+    """In two processes."""
+    program = folder / "program.py"
+    program.write_text(text)
     start = command(program, 2)
-    started = [*start[: start.index("heredity") - 1], str(program)]
-    done = subprocess.run(started, env=environment(tmp_path), capture_output=True, text=True)
+    started = [*start[: start.index("heredity") - 1], str(program), *said]
+    done = subprocess.run(started, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+GUARD = """
+import sys
+from pathlib import Path
+from heredity.train import loop, network, processes
+from heredity.train._sharded import Spread
+from heredity.train.stream import Stream
+from heredity.train.trainable import Everything
+from tests.train.test_guard import DOCUMENTS, END, SIZE, Spoilt
+
+config = {
+    "model_type": "qwen3", "vocab_size": SIZE, "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "max_position_embeddings": 64, "tie_word_embeddings": True,
+}
+with processes.joined() as together:
+    stream = Stream(DOCUMENTS, END, 128, 64, 1, rank=together.rank, world=together.world)
+    read = []
+
+    class Noted:
+        def of(self, step):
+            read.append(step)
+            return stream.of(step)
+
+    of_one = Stream(DOCUMENTS, END, 128, 64, 1, rank=1, world=2).of(3)[0].targets.tolist()
+    whole = Stream(DOCUMENTS, END, 128, 64, 1)
+    before = [token for step in range(3) for batch in whole.of(step) for token in batch.targets.tolist()]
+    spoilt = Spoilt(next(t for t in of_one if t not in before), float("nan"))
+    plan = loop.Plan("t", 5, 1e-3, "constant")
+    net = Spread(network.born(config, 5, "float32"), together)
+    guard = loop.Guard(keep_every=2)
+    rows = loop.train(
+        net, Everything(), spoilt, Noted(), plan, Path(sys.argv[1]), None, None, guard, together
+    )
+    assert read == [0, 1, 2, 3, 4, 5, 6], read  # step 2 is done again, with step 4 of data
+    assert [row.step for row in rows] == (list(range(5)) if together.is_first else [])
+"""
+
+
+@pytest.mark.proof
+def test_a_loss_that_is_no_number_in_one_process_sends_all_back(tmp_path: Path) -> None:
+    run_program(GUARD, tmp_path, str(tmp_path / "training"))
 
 
 class Apart(processes.Processes):
