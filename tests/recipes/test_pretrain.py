@@ -113,6 +113,8 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
     assert n_kills == 2
     last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert last.stdout.split()[-1] == whole
+    curve = last.stderr.rpartition("loss, ")[2]
+    assert "\u2588" in curve and curve.rstrip().endswith("\u2581")  # it falls from the highest to the lowest
 
 
 def n_rows(root: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
     from heredity.recipes import _many, pretrain
+    from heredity.train import curve
 
     said = {key: value for key, value in given.items() if value is not None}
     beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
@@ -57,4 +59,7 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     record = grown.record
     for key, value in record.notes.items():
         _terminal.note(plain(f"{key}: {value}"))
+    rows = (grown.folder / "training.jsonl").read_bytes().splitlines()
+    losses = [float(json.loads(row)["loss"]) for row in rows]
+    _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {curve.spark(losses)}")
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 56, 30
 _MOST = 400  # points of the line
+_BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 def write(metrics: Sequence[Metric], out: Path) -> None:
@@ -20,6 +22,15 @@ def write(metrics: Sequence[Metric], out: Path) -> None:
     rows = b"".join(encode(metric) + b"\n" for metric in metrics)
     (out / "training.jsonl").write_bytes(rows)
     (out / "training.svg").write_text(draw([m.loss for m in metrics]), encoding="utf-8")
+
+
+def spark(losses: Sequence[float], width: int = 60) -> str:
+    """The loss over the steps as a line of blocks, each the mean of its neighbours."""
+    n = min(width, len(losses))
+    cuts = [i * len(losses) // n for i in range(n + 1)]
+    points = [sum(losses[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = min(points), max(points)
+    return "".join(_BLOCKS[round(7 * (value - low) / ((high - low) or 1.0))] for value in points)
 
 
 def draw(losses: Sequence[float]) -> str:
