@@ -105,6 +105,13 @@ def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str) -> None
         assert float((one - other).norm()) <= (1e-3 if dtype == "float32" else 0.1) * float(other.norm())
 
 
+def test_flops_of_a_token_are_those_of_its_products() -> None:
+    shape = dial("300K", 400, 256, {"layers": 4, "width": 64, "wide": 128}, is_encoder=True).shape
+    products = 4 * (4 * 64 * 64 + 3 * 64 * 128) + 0.3 * (400 * 64 + 64 * 64)
+    seen = 200 + 128 + 128 + 200  # layers 0 and 3 see the whole piece
+    assert modernbert.flops_a_token(shape, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * seen)
+
+
 def test_an_encoder_is_grown_learns_and_loads_in_transformers(corpus: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
@@ -117,7 +124,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(corpus: Path, tmp_
     looks = [row.terms for row in rows if BITS_PER_BYTE in row.terms]
     assert rows[0].loss == pytest.approx(math.log(400), abs=0.3) and rows[-1].loss < rows[0].loss - 0.7
     assert len(looks) == 3 and looks[-1][BITS_PER_BYTE] < looks[0][BITS_PER_BYTE]
-    assert 0 < looks[-1][RIGHT] < 1
+    assert 0 < looks[-1][RIGHT] < 1 and "GFLOP/s" in record.notes["speed"]
     words, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
     text = words("A model is a record in the lineage<|mask|>", return_tensors="pt")
     assert text.input_ids[0, 0] == text.input_ids[0, -1] == words.eos_token_id

@@ -18,7 +18,7 @@ import torch
 from heredity import registry
 from heredity.recipes._newborn import Made, learn, processes_noted, processes_of, specials
 from heredity.store import write_atomic
-from heredity.train import curve, encoder, held, sizes
+from heredity.train import curve, encoder, held, sizes, speed
 from heredity.train.gaps import FRAME, Gaps, Hiding, gapped, laid
 from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT, HeldGaps
 from heredity.train.network import Network
@@ -82,8 +82,11 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
         "held-out gaps": f"{looks[-1][BITS_PER_BYTE]:.4f} bits a hidden byte, {looks[-1][RIGHT]:.1%} right"
         f" (after {len(looks)} looks)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_hidden:,.0f} hidden",
-    } | ({"speed": f"{meter.last.tokens_per_second:,.0f} tokens/s"} if meter.last.n_steps else {})
-    return notes | processes_noted(recipe)
+    }
+    length = speed.piece_length(recipe.text.lengths("train"), recipe.context - FRAME)
+    built = registry.load("train.architectures", recipe.architecture)
+    of_token = built.flops_a_token(shape, length, recipe.hidden)
+    return notes | meter.shared(net, shape, of_token, recipe.hidden) | processes_noted(recipe)
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:

@@ -39,10 +39,15 @@ class Meter:
         self, net: Network, shape: Shape, lengths: np.ndarray[tuple[int], np.dtype[np.int64]]
     ) -> dict[str, str]:
         """Tokens a second, and the share of the limit; {} where no step was done in this process."""
+        length = piece_length(lengths, shape.context)
+        return self.shared(net, shape, sizes.flops_a_token(shape, length))
+
+    def shared(self, net: Network, shape: Shape, of_token: float, of_head: float = 1.0) -> dict[str, str]:
+        """The same of a model that has so many FLOPs a token, and runs its head on a share of the tokens."""
         if not self.last.tokens_per_second:
             return {}
-        limit = product_limit(shape, net.model.dtype)
-        used = self.last.tokens_per_second * sizes.flops_a_token(shape, piece_length(lengths, shape.context))
+        limit = product_limit(shape, net.model.dtype, of_head=of_head)
+        used = self.last.tokens_per_second * of_token
         return {
             "speed": f"{self.last.tokens_per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
             "GFLOP/s that this machine's products reach at these shapes"
@@ -55,15 +60,15 @@ def piece_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: i
     return float((whole * context**2 + rest**2).sum() / lengths.sum())
 
 
-def product_limit(shape: Shape, dtype: torch.dtype, n_rows: int = PRODUCT) -> float:
-    """FLOP/s of the model's products, forward and backward, one layer and the head."""
+def product_limit(shape: Shape, dtype: torch.dtype, n_rows: int = PRODUCT, of_head: float = 1.0) -> float:
+    """FLOP/s of the model's products, forward and backward: layers, and the head on a share of the rows."""
     columns = shape.head * (shape.heads + 2 * shape.kv_heads)
     layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
     layer += [(shape.width, 2 * shape.wide), (shape.wide, shape.width)]
-    products = layer * shape.layers + [(shape.width, shape.vocabulary)]
-    work = {size: _three(*size, n_rows, dtype) for size in set(products)}
-    seconds = {size: _least(do) for size, do in work.items()}
-    return sum(6.0 * n_rows * a * b for a, b in products) / sum(seconds[size] for size in products)
+    products = [(*size, n_rows) for size in layer * shape.layers]
+    products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
+    seconds = {size: _least(_three(*size, dtype)) for size in set(products)}
+    return sum(6.0 * a * b * n for a, b, n in products) / sum(seconds[size] for size in products)
 
 
 def _three(n_in: int, n_out: int, n_rows: int, dtype: torch.dtype) -> Callable[[], object]:

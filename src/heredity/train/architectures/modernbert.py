@@ -11,7 +11,7 @@ from typing import Any
 
 from heredity.errors import UsageError
 from heredity.train.architectures import Specials
-from heredity.train.sizes import Shape
+from heredity.train.sizes import Shape, n_matrices
 
 OBJECTIVE = "masked"
 WINDOW = 128  # tokens that a layer with a window sees: half of them before, half after
@@ -53,3 +53,14 @@ def config(shape: Shape, specials: Specials) -> dict[str, Any]:
         "pad_token_id": specials.pad,
         "mask_token_id": specials.mask,
     }
+
+
+def flops_a_token(shape: Shape, length: float, hidden: float) -> float:
+    """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
+
+    hidden: the share of the tokens on which the head is run.
+    """
+    n_whole = -(-shape.layers // EVERY)
+    seen = n_whole * length + (shape.layers - n_whole) * min(length, WINDOW)
+    head = hidden * (shape.vocabulary * shape.width + shape.width**2)
+    return 3 * (2 * (n_matrices(shape) + head) + 4 * shape.heads * shape.head * seen)
