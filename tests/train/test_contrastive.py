@@ -19,8 +19,10 @@ image = pytest.importorskip("PIL.Image")
 
 from heredity import corpus as corpora
 from heredity import engines
+from heredity.engines._weights import read_config
 from heredity.errors import BadInput, EngineFailure, Unavailable, UsageError, WrongHash
 from heredity.evaluation import Evaluation
+from heredity.export import export
 from heredity.lineage import Store
 from heredity.recipes.pretrain import Pretrain
 from heredity.train import dual, loop
@@ -229,6 +231,10 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
         assert torch.allclose(ours.of_captions(text.input_ids), found.text_embeds, atol=1e-5)
     with pytest.raises(Unavailable, match="image-text: it writes no text"):
         engines.loader(record)
+    with pytest.raises(Unavailable, match=f"'{architecture}' is an encoder"):
+        read_config(folder)
+    with pytest.raises(UsageError, match="as transformers loads them"):
+        export(store, grown, "hf", tmp_path / "out")
     matcher = engines.loader(record, is_to_write=False)(record, folder)
     (row,) = matcher.match([path], ["a red stripe at the top, 3", "a grey stripe"])  # type: ignore[attr-defined]
     assert row[0] == pytest.approx(float(found.image_embeds[0] @ found.text_embeds[0]), abs=1e-5)

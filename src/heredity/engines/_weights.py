@@ -127,8 +127,8 @@ def read_config(folder: Path) -> Any:
     name = raw["model_type"]
     if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
         name = inner["model_type"]
-    if name in ENCODERS:
-        raise Unavailable(f"'{name}' is an encoder, which writes no text: it cannot be asked.")
+    if encoder := next((kind for kind in (name, raw["model_type"]) if kind in ENCODERS), ""):
+        raise Unavailable(f"'{encoder}' is an encoder, which writes no text: it cannot be asked.")
     if name not in KNOWN:
         raise Unavailable(f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.")
     if (how := raw.get("quantization_config")) not in (None, _int8.HOW):

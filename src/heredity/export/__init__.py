@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity import registry
+from heredity.engines import why_speechless
 from heredity.engines._memory import explain_full_memory, refuse_overfull
 from heredity.errors import Refused, UsageError
 from heredity.estimates import read
@@ -53,10 +54,15 @@ def export(
     """Write `model` as `to` into the folder `out`, which must be new or empty.
 
     study: a folder whose measured rates of this model the card quotes; memory: bytes that may be used, None:
-    what is free. Raises UnknownName for a format, UsageError for a folder that holds something, Refused where
-    a reader does not agree, OutOfMemory.
+    what is free. Raises UnknownName for a format, UsageError for a folder that holds something and for a
+    model that writes no text, Refused where a reader does not agree, OutOfMemory.
     """
     form = registry.load("export", to)
+    if why := why_speechless(model.record):
+        raise UsageError(
+            f"'{model.record.name}' is not exported: {why}, by which an export is checked. Its files in the"
+            f" store are as transformers loads them: {model.folder}"
+        )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError(f"{out} is not empty, or a link; name a new folder.")
     if out.resolve() == Path.cwd():
