@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "pull": "Bring a foundation model into the store.",
         "corpus": "Build the text that a model is pre-trained on.",
         "derive": "Make a child of one model or more.",
+        "plan": "Say what a pre-training takes, or what more of it would give.",
         "pretrain": "Train a new model from random weights on a corpus.",
         "export": "Write a model into files that others load, checked before.",
         "models": "List the models in the store, or those that can be pulled.",

@@ -35,6 +35,30 @@ def available() -> int | None:
     return min(found, default=None)
 
 
+def resident() -> int | None:
+    """Bytes of this process that lie in memory; None where the system does not tell."""
+    return _of_process("VmRSS:")
+
+
+def peak_resident() -> int | None:
+    """The most of them since the process began, or since `forget_peak`."""
+    return _of_process("VmHWM:")
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def _of_process(name: str) -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def refuse_overfull(what: str, parts: Mapping[str, int], advice: str, has: int | None = None) -> None:
     """Raise OutOfMemory where the bytes of all parts together are more than there are.
 

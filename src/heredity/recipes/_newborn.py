@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity import registry
 from heredity.engines import _tuning
+from heredity.recipes import _foreseen
 from heredity.train import curve, held, loop, network, sizes, speed
 from heredity.train._sharded import Spread, recompute
 from heredity.train.architectures import Specials
@@ -39,8 +40,15 @@ class Made(NamedTuple):
     meter: speed.Meter
 
 
-def train(recipe: Pretrain, folder: Path) -> Made:
-    """Weights drawn from the seed, and every step of the loop."""
+class Base(NamedTuple):
+    """What came of a run, and what was foreseen of it."""
+
+    made: Made
+    foreseen: _foreseen.Foreseen | None
+
+
+def train(recipe: Pretrain, folder: Path) -> Base:
+    """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
     corpus, end = recipe.text, specials(recipe.text).end
     together = processes_of(recipe)
     source = Stream(
@@ -60,7 +68,8 @@ def train(recipe: Pretrain, folder: Path) -> Made:
     def born(dtype: str) -> Network:
         return network.born(_config(recipe), recipe.seed, dtype)
 
-    return learn(recipe, born, Causal(recipe.z_loss), source, check, folder)
+    with _foreseen.in_memory(recipe, together) as foreseen:
+        return Base(learn(recipe, born, Causal(recipe.z_loss), source, check, folder), foreseen)
 
 
 def learn(
@@ -119,16 +128,19 @@ def _dtype(recipe: Pretrain, together: Processes) -> str:
     return "bfloat16" if together.told([float(is_fast)])[0] else "float32"
 
 
-def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
+def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
-    net, metrics, meter = made
+    (net, metrics, meter), foreseen = base
+    beside = {}
+    if foreseen is not None:  # before anything is written, which takes memory of its own
+        beside = foreseen.notes(sum(m.n_tokens for m in metrics), meter.last.tokens_per_second)
     Everything().save(net, out)
     for name in _TOKENIZER:
         shutil.copyfile(recipe.text.folder / name, out / name)
     curve.write(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return _notes(recipe, net, metrics) | _speed(recipe, net, meter)
+    return _notes(recipe, net, metrics) | beside | _speed(recipe, net, meter)
 
 
 def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:

@@ -50,13 +50,17 @@ _ONLY = {  # the objectives that a setting is of, where not of all
     "head": ("causal",),
     "hidden": ("masked",),
     "noise": ("masked",),
+    "memory": ("causal",),
 }
 
 
-def read(path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None = None) -> Pretrain:
+def read(
+    path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None = None, needs_corpus: bool = True
+) -> Pretrain:
     """The recipe in a TOML file, what is `given` in place of what it says; a corpus lies beside the file.
 
-    Raises BadInput with the nearest name for a key that is none, UsageError for what cannot be.
+    needs_corpus: False where the recipe is only planned, and may name none. Raises BadInput with the nearest
+    name for a key that is none, UsageError for what cannot be.
     """
     try:
         said = tomllib.loads(path.read_text("utf-8"))
@@ -78,6 +82,8 @@ def read(path: Path, given: Mapping[str, Any] | None = None, watch: Watch | None
     said |= given or {}
     if name := next((key for key in said if not _is_of(key, said.get("objective", "causal"))), None):
         raise BadInput(path, _not_of(name, said.get("objective", "causal")))
+    if not needs_corpus:
+        said.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in said:
         raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
     return Pretrain(**said, watch=watch)
@@ -159,6 +165,7 @@ class Pretrain:
     recompute: bool = setting(
         False, "Make a layer's activations again on the way back, in less memory.", is_recorded=False
     )
+    memory: float = setting(0.0, "GiB that may be used; 0: what is free; causal alone.", is_recorded=False)
     licence: str = setting("unknown", "Licence of what comes of it: that of the corpus, if it has one.")
     name: str = field(default="", compare=False)
     watch: Watch | None = field(default=None, compare=False)
@@ -177,7 +184,18 @@ class Pretrain:
         for name in ("context", "held_out", "keep_every", "checks", "patch", "replicas"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("tokens", "pairs", "batch", "rate", "decay", "clip", "z_loss", "seed", *_SHAPE):
+        for name in (
+            "tokens",
+            "pairs",
+            "batch",
+            "rate",
+            "decay",
+            "clip",
+            "z_loss",
+            "seed",
+            "memory",
+            *_SHAPE,
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
         if self.warmup >= 1 or self.spike <= 0:

@@ -1,0 +1,163 @@
+"""A plan and a law as tables and as JSON.
+
+Leaves to others: every figure (train/planning/, scaling.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from heredity.cli._plain import plain
+from heredity.cli._terminal import cell, out, table, write, write_json
+
+if TYPE_CHECKING:
+    from heredity.scaling import Scaled
+    from heredity.train.planning.forecast import Forecast, Way
+    from heredity.train.planning.rehearsal import Rehearsed
+
+_GB = 1e9
+
+
+def show(found: Forecast, rehearsed: Rehearsed | None, as_json: bool) -> None:
+    """A plan."""
+    if as_json:
+        write_json({"plan": found, "rehearsed": rehearsed})
+        return
+    devices = f"{found.n_gpus:,} x {found.gpu.title}"
+    n, tokens = _count(sum(found.parameters.values())), _count(found.work.tokens)
+    write(f"{n} parameters on {tokens} tokens, {devices}\n")
+    _parts(found)
+    _memory(found)
+    _ways(found)
+    for line in (*_lines(found), *_rehearsed(rehearsed)):
+        write(line)
+
+
+def show_law(found: Scaled, as_json: bool) -> None:
+    """A law."""
+    if as_json:
+        write_json(
+            {
+                "runs": found.runs,
+                "at": found.at,
+                "compute": found.compute._asdict() | {"law": found.compute.law._asdict()},
+                "parameters and tokens": None if found.both is None else found.both._asdict(),
+            }
+        )
+        return
+    columns = ("run", "parameters", "tokens", "FLOPs", "bits per byte", "the law's")
+    grid = table(*columns, right=columns[1:])
+    for run in found.runs:
+        numbers = (_count(run.parameters), _count(run.tokens), f"{run.flops:.3g}", f"{run.loss:.4f}")
+        grid.add_row(*map(cell, (plain(run.name), *numbers, f"{found.compute.law.at(run.flops):.4f}")))
+    out().print(grid)
+    law, (low, high) = found.compute.law, found.compute.interval
+    write(f"\nL = {law.floor:.4g} + {law.factors[0]:.4g} x C^-{law.powers[0]:.4g}, {found.compute.n} runs")
+    interval = f"[{low:.4f}, {high:.4f}]"
+    write(f"At {found.at:.3g} FLOPs: {found.compute.loss:.4f} {interval} bits per byte, 95 % by bootstrap")
+    if found.both is not None:
+        both = found.both
+        terms = (f"{a:.4g} x {x}^-{b:.4g}" for a, b, x in zip(both.factors, both.powers, "ND", strict=True))
+        write(f"L = {both.floor:.4g} + {' + '.join(terms)}")
+
+
+def _parts(found: Forecast) -> None:
+    grid = table("part", "parameters", right=("parameters",))
+    for name, n in found.parameters.items():
+        grid.add_row(cell(name), cell(f"{n:,}"))
+    grid.add_row(cell("all"), cell(f"{sum(found.parameters.values()):,}"))
+    out().print(grid)
+    grid = table("part", "FLOPs a token", right=("FLOPs a token",))
+    for name, flops in found.flops_a_token.items():
+        grid.add_row(cell(name), cell(f"{flops:.4g}"))
+    total = sum(found.flops_a_token.values())
+    grid.add_row(cell("all"), cell(f"{total:.4g}"))
+    out().print(grid)
+
+
+def _memory(found: Forecast) -> None:
+    grid = table("memory of a device", "GB", right=("GB",))
+    for name, size in found.best.memory.items():
+        grid.add_row(cell(name), cell(f"{size / _GB:.2f}"))
+    grid.add_row(cell("all, at the worst moment of a step"), cell(f"{found.best.needed / _GB:.2f}"))
+    grid.add_row(cell("there, less the reserve"), cell(f"{(1 - found.reserve) * found.gpu.memory / _GB:.2f}"))
+    out().print(grid)
+
+
+def _ways(found: Forecast) -> None:
+    columns = (
+        "sharding",
+        "shards",
+        "replicas",
+        "layers",
+        "tokens at once",
+        "products",
+        "GB",
+        "s products",
+        "s talk",
+    )
+    grid = table(*columns, right=columns[4:])
+    for way in found.ways:
+        mark = "  *" if way == found.best else ""
+        grid.add_row(*map(cell, (way.layout.kind + mark, *_numbers(way))))
+    out().print(grid)
+
+
+def _numbers(way: Way) -> tuple[str, ...]:
+    return (
+        f"{way.layout.shards:,}",
+        f"{way.layout.replicas:,}",
+        "run again" if way.runs_again else "kept",
+        f"{way.product:,}",
+        f"{way.n_products:,}",
+        f"{way.needed / _GB:.1f}",
+        f"{way.multiplied:.3f}",
+        f"{way.talked:.3f}",
+    )
+
+
+def _lines(found: Forecast) -> list[str]:
+    best, work = found.best, found.work
+    each = best.product * best.n_products
+    said = [
+        f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} tokens, {each:,} a device",
+        f"time    {_time(found.seconds)}: {best.seconds:.3f} s a step, "
+        f"{found.tokens_a_second:,.0f} tokens/s, {found.gpu_hours:,.0f} device hours",
+        f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
+        f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} a device and hour)",
+        f"MFU     {found.mfu:.0%} stated for products, {found.reached_mfu:.0%} with all else of a step",
+    ]
+    if (busy := work.batch / work.shape.context / (each / work.shape.context * found.n_gpus)) < 0.95:
+        said.append(
+            f"note    devices are busy {busy:.0%} of the time, as a step's contexts are dealt out unevenly: "
+            f"a batch of {each * found.n_gpus:,} takes no longer"
+        )
+    return said
+
+
+def _rehearsed(found: Rehearsed | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"\nrehearsed on {found.n_devices:,} fake devices, there and back: {found.parameters:,} parameters; "
+        f"one product's peak {found.peak / _GB:.2f} GB by torch's tracker, {found.predicted / _GB:.2f} by "
+        "arithmetic"
+    ]
+
+
+def _known(value: float | None, how: str) -> str:
+    return "not known" if value is None else how.format(value)
+
+
+def _time(seconds: float) -> str:
+    for name, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} s"
+
+
+def _count(n: float) -> str:
+    for name, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if n >= size:
+            return f"{n / size:.2f}{name}"
+    return f"{n:,.0f}"

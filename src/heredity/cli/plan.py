@@ -1,0 +1,70 @@
+"""`heredity plan`: what a pre-training takes, and what more of it would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from heredity.cli import Amount, Name, Verb, open_store
+
+
+@click.command("plan", cls=Verb, example="heredity plan base.toml --gpu h100 --gpus 1024 --rehearse")
+@click.argument("what", metavar="RECIPE.toml | RUN...", type=Name(), nargs=-1, required=True)
+@click.option("--gpu", type=Name(), default="h100", show_default=True, metavar="NAME",
+              help="h100, h200, b200, a100-80, rtx4090, or cpu: this machine, measured.")  # fmt: skip
+@click.option("--gpus", type=int, default=1, show_default=True, help="How many.")
+@click.option("--vocabulary", type=click.IntRange(1), help="Tokens, where the corpus is not there yet.")
+@click.option("--mfu", type=float, default=0.4, show_default=True,
+              help="Share of the peak that products reach.")  # fmt: skip
+@click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory left free.")
+@click.option("--pue", type=float, default=1.2, show_default=True,
+              help="Watts of the data centre for each of its machines.")  # fmt: skip
+@click.option("--price", type=float, metavar="DOLLARS", help="Of a device and hour.  [default: the table's]")
+@click.option("--rehearse", is_flag=True, help="Run the best way's step on fake tensors (needs torch).")
+@click.option("--fit", is_flag=True, help="Fit a scaling law over RUNs, at least five models of the store.")
+@click.option("--compute", type=Amount(), metavar="FLOPS",
+              help="What the law is told for.  [default: 100 x the largest run]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    what: tuple[str, ...],
+    gpu: str,
+    gpus: int,
+    vocabulary: int | None,
+    rehearse: bool,
+    fit: bool,
+    compute: float | None,
+    as_json: bool,
+    **terms: Any,
+) -> None:
+    """Say what a pre-training takes, or what more of it would give.
+
+    From a recipe alone: parameters, FLOPs, memory of a device, the best sharding, time, energy and money;
+    no corpus has to be there. With --fit: how the loss of runs made here falls with compute, and what more
+    would give.
+    """
+    from heredity.cli import _plans
+    from heredity.errors import UsageError
+
+    if fit:
+        from heredity.scaling import scaled
+
+        store = open_store()
+        _plans.show_law(scaled([store.get(name) for name in what], compute or 0.0), as_json)
+        return
+    if len(what) > 1:
+        raise UsageError(f"A plan is of one recipe, not of {len(what)}. To fit a law over runs, say --fit.")
+    from heredity.recipes import _planned as planned, pretrain  # noqa: I001
+    from heredity.train.planning import forecast
+    from heredity.train.planning import gpus as known
+
+    recipe = pretrain.read(Path(what[0]), needs_corpus=False)
+    work = planned.work(recipe, vocabulary or 0, is_on_cpu=gpu == known.CPU)
+    found = forecast.forecast(work, known.named(gpu, work), gpus, forecast.Terms(**terms))
+    rehearsed = None
+    if rehearse:
+        from heredity.train.planning.rehearsal import rehearse as run
+
+        rehearsed = run(work, found.best)
+    _plans.show(found, rehearsed, as_json)

@@ -1,0 +1,101 @@
+"""What a pre-training on this machine was predicted to take, beside what it took.
+
+Promises: a run that cannot fit is refused before its first step, with what it needs and what to lower; what
+is noted as predicted was known before the first step.
+Leaves to others: the arithmetic (train/planning/), and how much memory there is (engines/_memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from heredity.engines import _memory, _tuning
+from heredity.train import sizes, speed
+from heredity.train.planning import memory
+from heredity.train.planning.work import KNOWN, Work
+from heredity.train.processes import ALONE, Processes
+from heredity.train.steps import PRODUCT
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain import Pretrain
+
+_LIBRARIES = (
+    _memory.GIB // 4
+)  # what torch's own grow by in a first step: 0.2 GiB for a model of almost nothing
+MFU = 0.5  # of the products that this machine was measured to reach at the model's own shapes
+
+
+@dataclass
+class Foreseen:
+    """A prediction, and where the process stood when it was made."""
+
+    parts: dict[str, int]
+    limit: float  # FLOP/s
+    flops: float  # of the whole run
+    resident: int | None
+
+    def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
+        """Predicted against measured, for the model's record."""
+        said = f"predicted {sum(self.parts.values()) / _memory.GIB:.2f} GiB"
+        peak = _memory.peak_resident()
+        if peak is not None and self.resident is not None:
+            said += f", measured {(peak - self.resident) / _memory.GIB:.2f} GiB of growth"
+        found = {"memory": said}
+        if tokens_a_second:
+            found["time"] = (
+                f"predicted {self.flops / (MFU * self.limit):,.0f} s at {MFU:.0%} of the products' limit, "
+                f"measured {tokens / tokens_a_second:,.0f} s"
+            )
+        return found
+
+
+def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
+    """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes; {}: not known."""
+    if recipe.architecture not in KNOWN:
+        return {}
+    dial, shards = recipe.dial, together.n_pieces
+    work = Work(
+        dial.shape, dial.tokens, dial.batch, recipe.optimizer, recipe.architecture, size, is_on_cpu=True
+    )
+    own = -(-dial.batch // together.world)
+    n_tokens = min(own, max(PRODUCT, recipe.context))
+    n_products = -(-own // n_tokens)
+    parts = memory.training(work, n_tokens, shards, recipe.recompute, n_products)
+    if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
+        parts["gradients"] += size * memory.n_parameters(work)
+    return parts | {"libraries": _LIBRARIES}
+
+
+@contextmanager
+def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None]:
+    """Refuse a run that does not fit, before its weights are drawn; say what to lower where one runs out.
+
+    Processes of a CPU are taken to share its memory. On a GPU nothing is refused, and nothing foreseen.
+    """
+    if together.device.type != "cpu":
+        yield None
+        return
+    shape = recipe.dial.shape
+    name = _tuning.choose_dtype(shape.width, shape.wide, 1024) if recipe.dtype == "auto" else recipe.dtype
+    dtype = getattr(torch, name)
+    parts = {part: together.world * n for part, n in needed(recipe, dtype.itemsize, together).items()}
+    said, advice = f"The pre-training of '{recipe.size}'", f"Lower size ({recipe.size}) or context"
+    advice += f" ({recipe.context}), or take more devices: heredity plan"
+    has = round(recipe.memory * _memory.GIB) or None
+    _memory.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+    with _memory.explain_full_memory(said, f"{advice}."):
+        yield _foreseen(recipe, parts, dtype) if parts and together.is_alone else None
+
+
+def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
+    shape = recipe.dial.shape
+    length = speed.piece_length(recipe.text.lengths("train"), shape.context)
+    flops = sizes.flops_a_token(shape, length) * recipe.dial.tokens
+    limit = speed.product_limit(shape, dtype)
+    _memory.forget_peak()
+    return Foreseen(parts, limit, flops, _memory.resident())

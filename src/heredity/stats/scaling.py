@@ -1,0 +1,176 @@
+"""Scaling laws: how a loss falls with what is put in, and what it would be where nobody measured.
+
+    loss = floor + sum over inputs of  factor * input ** -power
+
+With one input, compute, this is L = E + A C^-a; with parameters and tokens it is Chinchilla's L = E + A N^-a
++ B D^-b. Fitted as in Hoffmann et al. 2022 (2203.15556, section 3.3 and appendix D.3): Huber's loss (delta
+0.001) of the residuals of log loss, from many starts, in logarithms of E, A and B, so that none is negative.
+
+The interval is a residual bootstrap: residuals are dealt out anew over the same inputs, as resampling whole
+runs would leave too few different ones of five. They are widened by sqrt(n / (n - parameters)), as a fit lies
+near its own runs, and by Student's t over the normal quantile, as so few tell their own scatter badly. It is
+of the law's own value; a single run scatters about it.
+
+Promises: numbers and a generator in, numbers out; a law with as many parameters as runs is refused.
+Leaves to others: which runs (scaling.py at the root).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from scipy.special import logsumexp, softmax
+from scipy.stats import norm, t
+
+from heredity.stats.intervals import Interval
+
+Numbers = NDArray[np.float64]
+DELTA = 1e-3
+_POWERS = (0.05, 0.2, 0.5, 1.0)  # that fits start from
+_FLOORS = (0.2, 0.6, 0.95)  # of the lowest loss
+
+
+class Law(NamedTuple):
+    """factors and powers: (inputs,). `error`: root mean square of the residuals of log loss."""
+
+    floor: float
+    factors: tuple[float, ...]
+    powers: tuple[float, ...]
+    error: float
+
+    def at(self, *inputs: float) -> float:
+        """The loss that it tells."""
+        parts = zip(self.factors, self.powers, inputs, strict=True)
+        return self.floor + float(sum(factor * x**-power for factor, power, x in parts))
+
+
+class Told(NamedTuple):
+    """A law, what it tells where it was asked, and the interval of that."""
+
+    law: Law
+    loss: float
+    interval: Interval
+    n: int
+    draws: int
+
+
+def fit(inputs: Numbers, losses: Numbers) -> Law:
+    """inputs: (inputs, runs), losses: (runs,), all above 0. Raises ValueError."""
+    logs, centre, told = _checked(inputs, losses)
+    return _law(logs, centre, told, _best(logs, told, _starts(logs, told)))
+
+
+def extrapolate(
+    inputs: Numbers,
+    losses: Numbers,
+    at: Numbers,
+    rng: np.random.Generator,
+    draws: int = 500,
+    level: float = 0.95,
+) -> Told:
+    """The law's loss at `at`: (inputs,), with its interval. Raises ValueError."""
+    logs, centre, told = _checked(inputs, losses)
+    best = _best(logs, told, _starts(logs, told))
+    law = _law(logs, centre, told, best)
+    value = _value(best, logs)
+    n_free, end = len(told) - len(best), (1 + level) / 2
+    left = (told - value) * np.sqrt(len(told) / n_free) * (t.ppf(end, n_free) / norm.ppf(end))
+    left = left - left.mean()
+    aim = np.log(at)[:, None] - centre
+    found = []
+    for _ in range(draws):
+        again = value + rng.choice(left, len(left))
+        found.append(float(np.exp(_value(_best(logs, again, [best]), aim)[0])))
+    low, high = np.quantile(found, [1 - end, end])
+    return Told(law, law.at(*map(float, at)), Interval(float(low), float(high)), len(told), draws)
+
+
+def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Logarithms of inputs about their centre, so that factors and powers hang less on each other."""
+    n_inputs, n = inputs.shape
+    n_parameters = 1 + 2 * n_inputs
+    if n <= n_parameters:
+        raise ValueError(f"a law of {n_parameters} parameters needs more than {n} runs")
+    if not (
+        np.isfinite(inputs).all() and np.isfinite(losses).all() and (inputs > 0).all() and (losses > 0).all()
+    ):
+        raise ValueError("inputs and losses must be numbers above 0")
+    if any(len(np.unique(each)) < 3 for each in inputs):
+        raise ValueError("an input needs three different values at least")
+    logs = np.log(inputs)
+    centre = logs.mean(axis=1, keepdims=True)
+    return logs - centre, centre, np.log(losses)
+
+
+def _starts(logs: Numbers, told: Numbers) -> list[Numbers]:
+    """(log floor, then log factor and power of each input)."""
+    lowest = np.exp(told.min())
+    found = []
+    for share, *powers in itertools.product(_FLOORS, *[_POWERS] * len(logs)):
+        rest = float(np.log(lowest * (1 - share) / len(logs)))
+        pairs = [number for power in powers for number in (rest, power)]
+        found.append(np.array([np.log(lowest * share), *pairs]))
+    return found
+
+
+def _value(law: Numbers, logs: Numbers) -> Numbers:
+    """(runs,) log loss."""
+    found: Numbers = logsumexp(_parts(law, logs), axis=0)
+    return found
+
+
+def _parts(law: Numbers, logs: Numbers) -> Numbers:
+    """(1 + inputs, runs) logarithms of what is summed."""
+    rest = law[1::2, None] - law[2::2, None] * logs
+    return np.concatenate([np.full((1, logs.shape[1]), law[0]), rest])
+
+
+def _slopes(law: Numbers, logs: Numbers) -> Numbers:
+    """(runs, parameters)"""
+    share = softmax(_parts(law, logs), axis=0)
+    columns = [share[0]]
+    for part, x in zip(share[1:], logs, strict=True):
+        columns += [part, -part * x]
+    return np.stack(columns, axis=1)
+
+
+def _best(logs: Numbers, told: Numbers, starts: list[Numbers]) -> Numbers:
+    """Least squares first, then Huber's loss of a delta that shrinks: far above it, it tells not how far."""
+    near = min((_descend(logs, told, start, None) for start in starts), key=lambda found: found.cost)
+    found: Numbers = near.x
+    for delta in (100 * DELTA, 10 * DELTA, DELTA):
+        found = _descend(logs, told, found, delta).x
+    return found
+
+
+def _descend(logs: Numbers, told: Numbers, start: Numbers, delta: float | None) -> Any:
+    def left(law: Numbers) -> Numbers:
+        return _value(law, logs) - told
+
+    def slopes(law: Numbers) -> Numbers:
+        return _slopes(law, logs)
+
+    low = np.full(len(start), -np.inf)
+    low[2::2] = 0.0  # more input is never worse
+    low[0] = np.log(1e-9)  # of a floor of none, whose logarithm would run away
+    return least_squares(
+        left,
+        np.maximum(start, low + 1e-9),
+        jac=slopes,
+        bounds=(low, np.inf),
+        loss="huber" if delta else "linear",
+        f_scale=delta or 1.0,
+        x_scale="jac",
+        max_nfev=500,
+    )
+
+
+def _law(logs: Numbers, centre: Numbers, told: Numbers, best: Numbers) -> Law:
+    error = float(np.sqrt(np.mean((_value(best, logs) - told) ** 2)))
+    powers = best[2::2]
+    factors = np.exp(best[1::2] + powers * centre[:, 0])
+    return Law(float(np.exp(best[0])), tuple(map(float, factors)), tuple(map(float, powers)), error)

@@ -1,0 +1,206 @@
+"""What a pre-training takes on so many devices: the best way to lay it out, steps, time, energy, money.
+
+The best is what fits and takes the least time a step; of those that take the same, what talks least. Talk
+goes on beside the products, so a step takes as long as the longer of both; the utilization that is stated
+(MFU) holds for the products, and layers that run again come on top of it.
+
+Promises: a pure function of its arguments; what fits nowhere is refused with what would fit.
+Leaves to others: each figure's arithmetic (parts.py, memory.py, sharding.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from heredity.errors import OutOfMemory, UsageError
+from heredity.records import Record
+from heredity.train.planning import memory, parts, sharding
+from heredity.train.planning.gpus import Gpu
+from heredity.train.planning.sharding import Layout
+from heredity.train.planning.work import Work
+
+GB = 1e9  # as devices are sold
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is assumed. Raises UsageError for what cannot be."""
+
+    mfu: float = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
+    reserve: float = 0.1  # of a device's memory, for its libraries and the allocator's gaps
+    pue: float = 1.2  # what a data centre draws for each watt of its machines
+    price: float | None = None  # dollars an hour of a device; None: the table's
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mfu <= 1 or not 0 <= self.reserve < 1 or not 1 <= self.pue < math.inf:
+            raise UsageError(
+                f"mfu must lie above 0 and up to 1 ({self.mfu:g}), reserve from 0 to below 1 "
+                f"({self.reserve:g}), pue at 1 or above ({self.pue:g})."
+            )
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise UsageError(f"A price must not be negative, and is {self.price:g}.")
+
+
+class Way(Record, frozen=True):
+    """One way to lay it out. Seconds are of a step, bytes of one device."""
+
+    layout: Layout
+    runs_again: bool  # layers run forward again instead of keeping their numbers (activation checkpointing)
+    product: int  # tokens that a device multiplies at once
+    n_products: int  # of a device and step
+    memory: dict[str, int]
+    multiplied: float  # seconds
+    talked: float
+    sent: float  # bytes
+
+    @property
+    def needed(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        return max(self.multiplied, self.talked)
+
+
+class Forecast(Record, frozen=True):
+    """All of it. `best` is among `ways`, which has the best of each kind of layout that fits."""
+
+    work: Work
+    gpu: Gpu
+    n_gpus: int
+    mfu: float
+    reserve: float
+    pue: float
+    price: float | None
+    parameters: dict[str, int]
+    flops_a_token: dict[str, float]
+    flops: float
+    best: Way
+    ways: list[Way]
+    n_steps: int
+    seconds: float
+    tokens_a_second: float
+    reached_mfu: float  # the stated one, less layers that run again and talk that products do not hide
+    gpu_hours: float
+    kilowatt_hours: float | None
+    dollars: float | None
+
+
+def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> Forecast:
+    """The best way on so many devices. Raises UsageError, OutOfMemory."""
+    terms = terms or Terms()
+    found = list(fitting(work, gpu, n_gpus, terms))
+    if not found:
+        raise OutOfMemory(_too_large(work, gpu, n_gpus, terms))
+    ways = [min(some, key=_order) for some in _by_kind(found).values()]
+    best = min(ways, key=_order)
+    said = parts.flops(work.shape)
+    seconds = best.seconds * work.n_steps
+    hours = n_gpus * seconds / 3600
+    price = gpu.price if terms.price is None else terms.price
+    flops = sum(said.values()) * work.tokens
+    return Forecast(
+        work=work,
+        gpu=gpu,
+        n_gpus=n_gpus,
+        mfu=terms.mfu,
+        reserve=terms.reserve,
+        pue=terms.pue,
+        price=price,
+        parameters=parts.parameters(work.shape, work.has_qk_norm),
+        flops_a_token=said,
+        flops=flops,
+        best=best,
+        ways=ways,
+        n_steps=work.n_steps,
+        seconds=seconds,
+        tokens_a_second=work.tokens / seconds,
+        reached_mfu=flops / (seconds * n_gpus * gpu.flops),
+        gpu_hours=hours,
+        kilowatt_hours=None if gpu.watts is None else hours * gpu.watts * terms.pue / 1000,
+        dollars=None if price is None else hours * price,
+    )
+
+
+def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
+    """All ways that fit. Raises UsageError where a step has fewer contexts than there are devices."""
+    room = (1 - terms.reserve) * gpu.memory
+    return (way for way in _ways(work, gpu, n_gpus, terms) if way.needed <= room)
+
+
+def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
+    each = contexts_a_device(work, n_gpus)
+    again = parts.share_again(work.shape)
+    once = each * work.shape.context * sum(parts.flops(work.shape).values()) / (terms.mfu * gpu.flops)
+    for layout in sharding.layouts(n_gpus):
+        for at_once in _divisors(each):
+            n_products = each // at_once
+            talk = sharding.talk(work, layout, n_products, gpu)
+            for runs_again in (False, True):
+                product = at_once * work.shape.context
+                needed = memory.training(work, product, layout.shards, runs_again, n_products)
+                seconds = once * (1 + again * runs_again)
+                yield Way(layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes)
+
+
+def contexts_a_device(work: Work, n_gpus: int) -> int:
+    """Of a step. Raises UsageError where there are too few."""
+    if n_gpus < 1:
+        raise UsageError(f"A plan needs at least one device, not {n_gpus}.")
+    contexts = max(1, work.batch // work.shape.context)
+    if contexts < n_gpus:
+        least = n_gpus * work.shape.context
+        raise UsageError(
+            f"A step of {work.batch:,} tokens has {contexts:,} contexts of {work.shape.context:,}, too few "
+            f"for {n_gpus:,} devices. Take at most --gpus {contexts}, or a batch of {least:,}."
+        )
+    return math.ceil(contexts / n_gpus)
+
+
+def _order(way: Way) -> tuple[float, float, int]:
+    return way.seconds, way.talked, way.needed
+
+
+def _by_kind(ways: list[Way]) -> Mapping[str, list[Way]]:
+    found: dict[str, list[Way]] = {}
+    for way in ways:
+        found.setdefault(way.layout.kind, []).append(way)
+    return found
+
+
+def _divisors(n: int) -> list[int]:
+    return [each for each in range(1, n + 1) if n % each == 0]
+
+
+def _too_large(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> str:
+    least = min(_ways(work, gpu, n_gpus, terms), key=lambda way: way.needed)
+    said = ", ".join(f"{name} {size / GB:.1f}" for name, size in least.memory.items())
+    room = (1 - terms.reserve) * gpu.memory / GB
+    devices = "device" if n_gpus == 1 else "devices"
+    return (
+        f"It needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({said}), and "
+        f"{room:.1f} GB of {gpu.title} may be used. {_would_fit(work, gpu, n_gpus, terms)}"
+    )
+
+
+def _would_fit(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> str:
+    from heredity.train.planning.gpus import table
+
+    said = []
+    if (n := _enough(work, gpu, n_gpus, terms)) is not None:
+        said.append(f"{n:,} of these")
+    larger = (other for other in table().values() if other.memory > gpu.memory)
+    said += [f"{n_gpus:,} of {each.title}" for each in larger if any(fitting(work, each, n_gpus, terms))]
+    advice = "Lower size, context or batch"
+    return f"It would fit on {', or '.join(said)}. Or: {advice.lower()}." if said else f"{advice}."
+
+
+def _enough(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> int | None:
+    """The least doubling of devices on which it fits, as long as there are contexts for all."""
+    most = work.batch // work.shape.context
+    while gpu.node > 1 and (n_gpus := 2 * n_gpus) <= most:
+        if any(fitting(work, gpu, n_gpus, terms)):
+            return n_gpus
+    return None

@@ -1,0 +1,71 @@
+"""What a device can do and costs: a table with sources, and this machine's processor as it is measured.
+
+Promises: what is not known is None, never 0.
+Leaves to others: what is made of it (forecast.py).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from heredity.errors import Unavailable, UnknownName
+from heredity.records import Record
+from heredity.train.planning.work import Work
+
+_TABLE = Path(__file__).with_name("gpus.toml")
+CPU = "cpu"
+
+
+class Gpu(Record, frozen=True):
+    """A device. The table says what each field is."""
+
+    title: str
+    flops: float
+    memory: float
+    node: int
+    link: float
+    network: float
+    hops: tuple[float, float]
+    watts: float | None
+    price: float | None
+    source: str
+
+
+@cache
+def table() -> dict[str, Gpu]:
+    """All of the table, by name."""
+    return msgspec.convert(tomllib.loads(_TABLE.read_text("utf-8")), dict[str, Gpu])
+
+
+def named(name: str, work: Work) -> Gpu:
+    """A device of the table, or "cpu", measured at the work's shapes (needs torch). Raises UnknownName."""
+    if name == CPU:
+        return _measured(work)
+    if name not in table():
+        raise UnknownName("gpu", name, [*table(), CPU], "heredity plan --help")
+    return table()[name]
+
+
+def _measured(work: Work) -> Gpu:
+    from heredity.engines import _memory
+
+    try:
+        import torch
+
+        from heredity.train.speed import product_limit
+    except ImportError:
+        said = "This machine is measured with torch: pip install 'heredity[torch]'."
+        raise Unavailable(said) from None
+    dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
+    return processor(product_limit(work.shape, dtype), _memory.available())
+
+
+def processor(flops: float, memory: int | None) -> Gpu:
+    """This machine, of which nobody knows what it draws and costs."""
+    said = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
+    room = float("inf") if memory is None else float(memory)
+    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, said)

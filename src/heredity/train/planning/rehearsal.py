@@ -1,0 +1,168 @@
+"""One product of the sharded step, forward and backward, on fake tensors: what fails there, fails here.
+
+transformers' model of the recipe is built without a byte of weights (FakeTensorMode), laid over as many
+devices as are planned by torch's fake process group, which talks to nobody, and sharded by FSDP2 as a real
+run is. torch's own tracker says what memory the peak takes. Layers are alike: a few are run, then a few more,
+and the difference stands for the rest.
+
+Promises: nothing is allocated, sent or drawn; the process group is gone afterwards.
+Leaves to others: the optimizer's step, which torch cannot fake (its moments are added from memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from torch import distributed
+from torch._subclasses import FakeTensorMode
+
+from heredity import registry
+from heredity.errors import HeredityError, Unavailable
+from heredity.records import Record
+from heredity.train import norms
+from heredity.train.architectures import Specials
+from heredity.train.attention import attend
+from heredity.train.optimizer import Masters
+from heredity.train.planning import memory
+from heredity.train.planning.forecast import Way
+from heredity.train.planning.sharding import Layout
+from heredity.train.planning.work import Work
+
+_NAME = "heredity_documents"
+_LAYERS = 4, 6  # that are run; with fewer, no layer is fetched ahead of another
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+class Rehearsed(Record, frozen=True):
+    """What came of it. Bytes of one device; `predicted` is memory.py's figure for the same."""
+
+    n_devices: int
+    parameters: int
+    peak: int
+    predicted: int
+
+
+class Unfit(HeredityError):
+    """The sharded step fails."""
+
+
+def rehearse(work: Work, way: Way) -> Rehearsed:
+    """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""
+    few, more = (min(n, work.shape.layers) for n in _LAYERS)
+    low = _run(work, way, few)
+    high = _run(work, way, more) if more > few else low
+    n_left = work.shape.layers - more  # 0 where all were run
+    n_parameters, peak = (
+        there + n_left * (there - before) // max(1, more - few)
+        for before, there in zip(low, high, strict=True)
+    )
+    layout = way.layout
+    predicted = memory.training(work, way.product, layout.shards, way.runs_again, n_products=1)
+    moments = -(-memory.optimizer(work) // layout.shards)
+    n = layout.shards * layout.replicas
+    return Rehearsed(n, n_parameters, peak + moments, sum(predicted.values()))
+
+
+def _run(work: Work, way: Way, n_layers: int) -> tuple[int, int]:
+    """Parameters, and bytes at the peak, of a model of so many layers."""
+    shape = msgspec.structs.replace(work.shape, layers=n_layers)
+    work, layout = msgspec.structs.replace(work, shape=shape), way.layout
+    try:
+        with _pretended(layout) as mesh, FakeTensorMode():
+            model = _model(work, way.runs_again, memory.WIDE if mesh is not None else work.bytes)
+            n_parameters = sum(each.numel() for each in model.parameters())
+            return n_parameters, _peak(model, work, way.product, mesh)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        n = layout.shards * layout.replicas
+        raise Unfit(
+            f"The step fails on {n:,} devices ({layout.kind}, {layout.shards} shards): {first}"
+        ) from error
+
+
+@contextmanager
+def _pretended(layout: Layout) -> Iterator[Any]:
+    """A mesh over devices that are not there; None where nothing is sharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if distributed.is_initialized():
+        raise Unavailable("A rehearsal makes a process group of its own: run it without torchrun.")
+    if layout.kind == "none":
+        yield None
+        return
+    n = layout.shards * layout.replicas
+    distributed.init_process_group("fake", rank=0, world_size=n, store=FakeStore())
+    try:
+        if layout.kind == "fsdp":
+            yield init_device_mesh("cpu", (n,), mesh_dim_names=("shards",))
+        else:
+            yield init_device_mesh(
+                "cpu", (layout.replicas, layout.shards), mesh_dim_names=("replicas", "shards")
+            )
+    finally:
+        distributed.destroy_process_group()
+
+
+def _model(work: Work, runs_again: bool, size: int) -> Any:
+    made = registry.load("train.architectures", work.architecture)
+    config = transformers.AutoConfig.for_model(**made.config(work.shape, Specials(0, 0)))
+    transformers.AttentionInterface.register(_NAME, attend)
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=_DTYPES[size], attn_implementation=_NAME
+        )
+    if runs_again:
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    if work.is_on_cpu:
+        norms.quicken(model)
+    return model.train()
+
+
+def _peak(model: Any, work: Work, n_tokens: int, mesh: Any) -> int:
+    """Bytes at the peak of one product, the optimizer's moments left out."""
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    if mesh is None:
+        tracker: Any = MemTracker()
+        tracker.track_external(model)
+    else:
+        _shard(model, mesh, _DTYPES[work.bytes])
+        tracker = FSDPMemTracker(model)
+    with tracker:
+        masters = Masters(list(model.named_parameters()), work.optimizer, 1.0, 0.0) if mesh is None else None
+        _product(model, work.shape.context, n_tokens)
+    del masters
+    return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
+
+
+def _shard(model: Any, mesh: Any, dtype: torch.dtype) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _product(model: Any, context: int, n_tokens: int) -> None:
+    """Whole contexts, and the loss of as many rows of logits as there ever are at once."""
+    lengths = (context,) * (n_tokens // context)
+    n_rows = min(memory.CHUNK, n_tokens)
+    said = model(
+        input_ids=torch.zeros((1, n_tokens), dtype=torch.int64),
+        position_ids=torch.arange(context).repeat(len(lengths))[None],
+        use_cache=False,
+        lengths=lengths,
+        logits_to_keep=n_rows,
+    )
+    logits = said.logits[0]
+    wide = logits.detach().float()
+    grad = torch.log_softmax(wide, 1).exp_()  # as objectives/causal.py, whose way back asks for a number
+    logits.backward(grad.to(logits.dtype))

@@ -1,0 +1,57 @@
+"""A base that cannot fit is refused before its first step; beside what was predicted stands what it took."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from heredity import scaling
+from heredity.errors import NotComparable, OutOfMemory, UsageError
+from heredity.lineage import Store
+from heredity.recipes import pretrain
+from heredity.train import loop
+from tests.recipes.test_pretrain import recipe as recipe
+from tests.train.corpus.conftest import built as built
+from tests.train.corpus.conftest import shelf as shelf
+
+SHORT = {"tokens": 1024, "checks": 1}
+
+
+def test_a_base_that_cannot_fit_is_refused_before_its_first_step(tmp_path: Path, recipe: Path) -> None:
+    store = Store(tmp_path / "store")
+    said = r"needs about 0\.\d\d GiB .*masters.*Lower size \(50K\) or context \(64\), .*heredity plan.*memory"
+    with pytest.raises(OutOfMemory, match=said):
+        store.derive(pretrain.read(recipe, SHORT | {"memory": 0.001}), [])
+    assert not store.models() and not list(store.root.rglob(loop.METRICS))
+
+
+def test_how_much_may_be_used_is_no_part_of_what_a_base_is(recipe: Path) -> None:
+    assert pretrain.read(recipe, {"memory": 900.0}).settings() == pretrain.read(recipe).settings()
+
+
+def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Path, recipe: Path) -> None:
+    notes = Store(tmp_path / "store").derive(pretrain.read(recipe, SHORT), []).record.notes
+    assert re.fullmatch(r"predicted 0\.\d\d GiB(, measured \d+\.\d\d GiB of growth)?", notes["memory"])
+    assert re.fullmatch(r"predicted .* s at 50% of the products' limit, measured .* s", notes["time"])
+
+
+def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path: Path, recipe: Path) -> None:
+    store = Store(tmp_path / "store")
+    runs = [
+        store.derive(pretrain.read(recipe, {"tokens": tokens, "checks": 1, "name": f"run-{tokens}"}), [])
+        for tokens in (512, 1024, 2048, 4096, 8192)
+    ]
+    found = scaling.scaled(runs)
+    assert [run.name for run in found.runs] == [f"run-{n}" for n in (512, 1024, 2048, 4096, 8192)]
+    assert found.runs[-1].parameters == int(runs[0].record.notes["parameters"].replace(",", ""))
+    assert f"{found.runs[-1].loss:.4f} bits a byte" in runs[-1].record.notes["held-out text"]
+    assert found.compute.interval.low <= found.compute.interval.high
+    with pytest.raises(UsageError, match="at least 5 different runs"):
+        scaling.scaled(runs[:4] + runs[:1])
+    with pytest.raises(NotComparable, match="differ in held_out"):
+        other = store.derive(pretrain.read(recipe, SHORT | {"held_out": 500}), [])
+        scaling.scaled([*runs, other])

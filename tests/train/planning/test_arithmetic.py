@@ -1,0 +1,130 @@
+"""Parameters, FLOPs and bytes are those that were published and those of a real model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity import registry
+from heredity.train import network, norms, sizes
+from heredity.train.architectures import Specials
+from heredity.train.optimizer import Masters
+from heredity.train.planning import memory, parts
+from heredity.train.planning.work import Work
+from heredity.train.sizes import Shape
+from heredity.train.steps import Batch
+
+LLAMA_3_8B = Shape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
+LLAMA_3_70B = Shape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
+TINY = Shape(layers=2, width=64, heads=4, kv_heads=2, head=16, wide=160, context=256, vocabulary=512)
+
+
+def gpt_3(layers: int, width: int, heads: int) -> Shape:
+    """Of table 2.1 of 2005.14165: its two matrices of four times the width are three of 8/3 of it."""
+    return Shape(layers, width, heads, heads, width // heads, 8 * width // 3, 2048, 50257)
+
+
+def test_parameters_are_those_that_were_published() -> None:
+    assert sum(parts.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
+    assert sum(parts.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
+
+
+@pytest.mark.parametrize(
+    ("shape", "millions", "flops"),
+    [  # 2005.14165, table D.1: parameters, and FLOPs of 300 billion tokens as 6 N D
+        (gpt_3(12, 768, 12), 125, 2.25e20),
+        (gpt_3(24, 2048, 16), 1320, 2.38e21),
+        (gpt_3(40, 5120, 40), 12850, 2.31e22),
+        (gpt_3(96, 12288, 96), 174600, 3.14e23),
+    ],
+)
+def test_gpt_3_takes_the_flops_that_were_published(shape: Shape, millions: float, flops: float) -> None:
+    assert sum(parts.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
+    said = parts.flops(shape)
+    assert 300e9 * (sum(said.values()) - said["attention scores"]) == pytest.approx(flops, rel=0.02)
+
+
+def test_flops_by_part_are_those_that_a_run_counts() -> None:
+    for length in (None, 77.0):
+        assert sum(parts.flops(LLAMA_3_8B, length).values()) == sizes.flops_a_token(LLAMA_3_8B, length)
+
+
+def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
+    headless = Shape(**{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1})
+    assert parts.share_again(headless) == pytest.approx(1 / 3, rel=0.01)
+    assert parts.share_again(TINY) < parts.share_again(headless)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool) -> None:
+    shape = Shape(**{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"is_tied": is_tied})
+    work = Work(shape, 1, 1, architecture=architecture)
+    model = born(work).model
+    assert memory.n_parameters(work) == sum(each.numel() for each in model.parameters())
+    layer = sum(each.numel() for each in model.model.layers[0].parameters())
+    assert parts.of_layer(shape, work.has_qk_norm) == layer
+    assert parts.of_root(shape) == memory.n_parameters(work) - shape.layers * layer
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
+    architecture: str, size: int, is_on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_on_cpu:  # transformers' own norms, as they run on a GPU
+        monkeypatch.setattr(norms, "quicken", lambda model: None)
+    work = Work(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
+    gradient = size * TINY.width  # of the head, which comes after the forward
+    assert kept(work) == TINY.context * (memory.kept(work) - gradient)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_masters_and_moments_are_those_of_the_real_optimizer(kind: Any) -> None:
+    work = Work(TINY, 1, 1, optimizer=kind, bytes=4)
+    net = born(work)
+    masters = Masters(list(net.model.named_parameters()), kind, 0.01, 0.0)
+    for master in masters.masters:
+        master.grad = torch.ones_like(master)
+    masters.step(1.0, 1.0)
+    state = {name: t.nbytes for name, t in masters.state().items() if t.ndim}
+    told = memory.training(work, TINY.context)
+    assert told["masters"] == sum(n for name, n in state.items() if name.startswith("master/"))
+    assert told["optimizer"] == sum(n for name, n in state.items() if not name.startswith("master/"))
+
+
+def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None:
+    work = Work(LLAMA_3_8B, 1, 1, architecture="llama")
+    whole, half = memory.training(work, 8192), memory.training(work, 8192, shards=2)
+    assert half["masters"] * 2 == whole["masters"] and half["optimizer"] * 2 == whole["optimizer"]
+    again = memory.training(work, 8192, runs_again=True)
+    assert again["activations"] < whole["activations"] / 4
+
+
+def born(work: Work) -> network.Network:
+    made = registry.load("train.architectures", work.architecture)
+    dtype = "bfloat16" if work.bytes == 2 else "float32"
+    return network.born(made.config(work.shape, Specials(0, 0)), 0, dtype)
+
+
+def kept(work: Work) -> int:
+    """Bytes of all that one context leaves for its way back, the weights aside."""
+    net, n = born(work), work.shape.context
+    weights = {each.untyped_storage().data_ptr() for each in net.model.parameters()}
+    found: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = torch.zeros(n, dtype=torch.int64)
+    batch = Batch(tokens, torch.arange(n), (n,), torch.arange(n), tokens, torch.zeros_like(tokens))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net.hidden(batch)
+    return sum(storage.nbytes() for storage in found.values())

@@ -1,0 +1,123 @@
+"""The best way to lay a training out, what it takes, and the refusal of what fits nowhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from heredity.errors import OutOfMemory, UnknownName, UsageError
+from heredity.train import sizes
+from heredity.train.planning import sharding
+from heredity.train.planning.forecast import Forecast, Terms, fitting, forecast
+from heredity.train.planning.gpus import named, processor, table
+from heredity.train.planning.sharding import Layout
+from heredity.train.planning.work import Work
+
+H100 = table()["h100"]
+
+
+def work(size: str, batch: int = 4_194_304, context: int = 4096) -> Work:
+    dial = sizes.dial(size, 131_072, context, {"batch": batch})
+    return Work(dial.shape, dial.tokens, dial.batch)
+
+
+def test_a_small_model_needs_no_shards_and_a_large_one_shards_over_all() -> None:
+    assert forecast(work("135M"), H100, 8).best.layout == Layout("none", 1, 8)
+    assert forecast(work("8B"), H100, 64).best.layout.kind == "hsdp"
+    assert forecast(work("70B"), H100, 64).best.layout.shards == 64
+
+
+def test_the_best_way_fits_and_no_way_that_fits_is_faster_or_as_fast_and_talks_less() -> None:
+    for size, n in (("1B", 64), ("8B", 256), ("70B", 1024)):
+        found = forecast(work(size), H100, n)
+        assert found.best.needed <= 0.9 * H100.memory
+        assert found.best in found.ways
+        for way in fitting(work(size), H100, n, Terms()):
+            assert (found.best.seconds, found.best.talked) <= (way.seconds, way.talked)
+
+
+def test_time_energy_and_money_follow_from_flops_at_the_stated_utilization() -> None:
+    found = forecast(work("135M", 2**20), H100, 8, Terms(mfu=0.5, pue=1.0, price=2.0))
+    seconds = found.flops / (8 * 0.5 * H100.flops)
+    assert found.seconds == pytest.approx(seconds, rel=0.01) and found.reached_mfu == pytest.approx(0.5, 0.01)
+    assert found.gpu_hours == pytest.approx(8 * found.seconds / 3600)
+    assert found.dollars == pytest.approx(2 * found.gpu_hours)
+    assert found.kilowatt_hours == pytest.approx(found.gpu_hours * 1.275)
+
+
+def test_layers_that_run_again_take_longer_and_less_memory() -> None:
+    ways = {(w.layout, w.product, w.runs_again): w for w in fitting(work("8B"), H100, 64, Terms())}
+    pairs = [(ways[k[0], k[1], True], w) for k, w in ways.items() if not k[2]]
+    assert pairs
+    for again, usual in pairs:
+        assert again.needed < usual.needed and again.multiplied > usual.multiplied
+
+
+def test_what_fits_nowhere_is_refused_with_what_would_fit() -> None:
+    with pytest.raises(
+        OutOfMemory, match=r"at least .* GB on each of 8 devices .*masters.*It would fit on"
+    ) as e:
+        forecast(work("70B"), table()["rtx4090"], 8)
+    assert "8 of NVIDIA B200" in str(e.value)
+    with pytest.raises(OutOfMemory, match=r"Lower size, context or batch\.$"):
+        forecast(work("70B", 4096), table()["rtx4090"], 1)
+
+
+def test_more_devices_than_contexts_are_refused_with_how_many_can_be_fed() -> None:
+    with pytest.raises(UsageError, match=r"16 contexts .* at most --gpus 16, or a batch of 131,072"):
+        forecast(work("1B", 65_536), H100, 32)
+    with pytest.raises(UsageError, match="at least one device"):
+        forecast(work("1B"), H100, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mfu": 0.0}, {"mfu": 1.1}, {"reserve": 1.0}, {"pue": 0.9}, {"price": -1.0}]
+)
+def test_terms_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Terms(**wrong)
+
+
+def test_talk_is_what_the_literature_says() -> None:
+    """ZeRO (1910.02054, section 7): all-reduce moves 2 N, full sharding 3 N, in numbers of one size each."""
+    one = work("1B")
+    n = 4 * sum(forecast(one, H100, 8).parameters.values())
+    adamw = msgspec.structs.replace(one, optimizer="adamw", bytes=4)
+    whole = sharding.talk(adamw, Layout("none", 1, 1000), 1, H100)
+    shards = sharding.talk(adamw, Layout("fsdp", 1000, 1), 1, H100)
+    assert whole.bytes == pytest.approx(2 * n, rel=0.01)
+    assert 2.7 * n < shards.bytes < 3 * n  # the root is gathered once
+    assert sharding.talk(adamw, Layout("none", 1, 1), 1, H100).seconds == 0
+
+
+def test_groups_within_a_node_talk_faster_than_one_group_over_many() -> None:
+    near = sharding.talk(work("8B"), Layout("hsdp", 8, 128), 4, H100)
+    far = sharding.talk(work("8B"), Layout("fsdp", 1024, 1), 4, H100)
+    assert near.seconds < far.seconds
+
+
+def test_every_device_of_the_table_has_a_source_and_a_stranger_is_answered_with_the_nearest() -> None:
+    assert {"h100", "h200", "a100-80", "b200", "rtx4090"} <= set(table())
+    assert all(gpu.source and gpu.flops > 1e14 and gpu.memory > 2e10 for gpu in table().values())
+    with pytest.raises(UnknownName, match="Did you mean 'h100'"):
+        named("h10", work("1B"))
+
+
+def test_what_is_not_known_of_a_processor_is_none() -> None:
+    found = forecast(work("10M", 8192, 1024), processor(1e12, 2**34), 1)
+    assert found.dollars is None and found.kilowatt_hours is None
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Forecast) == found
+
+
+def test_a_plan_loads_no_torch() -> None:
+    code = (
+        "import sys; from heredity.train import sizes; from heredity.train.planning.forecast import forecast;"
+        "from heredity.train.planning.gpus import table; from heredity.train.planning.work import Work;"
+        "import heredity.recipes.pretrain, heredity.recipes._planned;"
+        "d = sizes.dial('1B', 65536, 1024); forecast(Work(d.shape, d.tokens, d.batch), table()['h100'], 8);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

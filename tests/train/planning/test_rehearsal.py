@@ -1,0 +1,49 @@
+"""The sharded step is run on fake devices, by the hundred, and its memory is what was reckoned."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import distributed
+
+from heredity.train import sizes
+from heredity.train.planning import memory
+from heredity.train.planning.forecast import Way
+from heredity.train.planning.rehearsal import Unfit, rehearse
+from heredity.train.planning.sharding import Layout
+from heredity.train.planning.work import Work
+from heredity.train.sizes import Shape
+
+
+def way(layout: Layout, product: int, runs_again: bool = False) -> Way:
+    return Way(layout, runs_again, product, 1, {}, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "product", "runs_again"),
+    [
+        ("1B", Layout("none", 1, 64), 4096, False),
+        ("1B", Layout("fsdp", 8, 1), 4096, False),
+        ("8B", Layout("hsdp", 64, 16), 8192, False),
+        ("70B", Layout("hsdp", 128, 8), 8192, True),
+    ],
+)
+def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_was_reckoned(
+    size: str, layout: Layout, product: int, runs_again: bool
+) -> None:
+    dial = sizes.dial(size, 128_256, 4096)
+    work = Work(dial.shape, dial.tokens, dial.batch)
+    found = rehearse(work, way(layout, product, runs_again))
+    assert found.n_devices == layout.shards * layout.replicas
+    assert found.parameters == memory.n_parameters(work)
+    assert found.predicted == pytest.approx(found.peak, rel=0.2)
+    assert not distributed.is_initialized()
+
+
+def test_a_step_that_cannot_work_fails_here_with_what_torch_says() -> None:
+    odd = Shape(layers=2, width=64, heads=3, kv_heads=2, head=16, wide=160, context=64, vocabulary=256)
+    with pytest.raises(Unfit, match=r"^The step fails on 8 devices \(fsdp, 8 shards\): "):
+        rehearse(Work(odd, 1, 1), way(Layout("fsdp", 8, 1), 64))
+    assert not distributed.is_initialized()
