@@ -125,6 +125,7 @@ def _lines(found: Forecast) -> list[str]:
         f"{found.tokens_a_second:,.0f} tokens/s, {found.gpu_hours:,.0f} device hours",
         f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
         f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} a device and hour)",
+        f"run it  {_settings(best)}",
         f"MFU     {found.mfu:.0%} stated for products, {found.reached_mfu:.0%} with all else of a step",
     ]
     if (busy := work.batch / work.shape.context / (each / work.shape.context * found.n_gpus)) < 0.95:
@@ -133,6 +134,12 @@ def _lines(found: Forecast) -> list[str]:
             f"a batch of {each * found.n_gpus:,} takes no longer"
         )
     return said
+
+
+def _settings(way: Way) -> str:
+    """The recipe's own settings for a way (docs/pretrain-many.md)."""
+    said = f"replicas = {way.layout.replicas}, recompute = {'true' if way.runs_again else 'false'}"
+    return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")
 
 
 def _rehearsed(found: Rehearsed | None) -> list[str]:

@@ -67,7 +67,7 @@ def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str
     n_products = -(-own // n_tokens)
     parts = memory.training(work, n_tokens, shards, recipe.recompute, n_products)
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
-        parts["gradients"] += size * memory.n_parameters(work)
+        parts["gradients"] += memory.WIDE * memory.n_parameters(work)
     return parts | {"libraries": _LIBRARIES}
 
 
