@@ -9,8 +9,10 @@ Leaves to others: where weights lie (_sharded.py), checkpoints (_pieces.py), wha
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from heredity.train.steps import Batch
 
 _STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _PATIENCE = timedelta(minutes=30)  # for the slowest; the first may hash models before it begins
+_LET_GO = 0.2  # seconds; it takes microseconds where a core is free
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,9 @@ def joined(replicas: int = 1) -> Iterator[Processes]:
         raise Unavailable(
             "This torch cannot speak to other processes. Install another, or run without torchrun."
         )
+    joined = _join(replicas)
     try:
-        yield _join(replicas)
+        yield joined
     except RuntimeError as error:
         if not _is_of_another(error):
             raise
@@ -138,7 +142,19 @@ def joined(replicas: int = 1) -> Iterator[Processes]:
             "Another process of this training has ended, and its own message says why. The same command goes "
             "on from the last checkpoint."
         ) from error
+    _part(joined)
+
+
+def _part(joined: Processes) -> None:
+    """Leaves the others, with time for gloo's threads to let go of the last tensors.
+
+    They need Python for that, and one that asks for it while Python ends aborts the process (torch 2.13).
+    They end with their group, but what torch keeps of sharded tensors holds groups until Python ends.
+    """
+    object.__setattr__(joined, "mesh", None)
+    gc.collect()
     torch.distributed.destroy_process_group()
+    time.sleep(_LET_GO)
 
 
 def _refuse(replicas: int, world: int) -> None:
