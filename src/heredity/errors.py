@@ -25,6 +25,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def first_line(error: BaseException) -> str:
+    """What another's error says, on one line that fits into ours: its kind, and the first of its words."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".rstrip(": ")
+
+
 class HeredityError(Exception):
     """Something that heredity explains in a line instead of a traceback."""
 

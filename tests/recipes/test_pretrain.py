@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.lineage import Store
 from heredity.recipes import pretrain
 from heredity.records import Decoding, Message, Request
+from tests.killed import ends_after_kills
 from tests.train.corpus.conftest import Build
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
@@ -100,18 +97,7 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
     whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record.id
     root = tmp_path / "killed"
     command = [sys.executable, "-m", "heredity", "pretrain", str(recipe)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HEREDITY_STORE": str(root)}
-    n_kills = 0
-    for after in (13, 27):
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and n_rows(root) < after:
-                time.sleep(0.002)
-            n_kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-    assert n_kills == 2
-    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    last = ends_after_kills(command, lambda: n_rows(root), (13, 27), HEREDITY_STORE=str(root))
     assert last.stdout.split()[-1] == whole
     curve = last.stderr.rpartition("loss, ")[2]
     assert "\u2588" in curve and curve.rstrip().endswith("\u2581")  # it falls from the highest to the lowest

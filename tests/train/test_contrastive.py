@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +27,7 @@ from heredity.train.held_pairs import TO_CAPTION, TO_PICTURE, ZERO_SHOT
 from heredity.train.objectives.contrastive import Contrastive
 from heredity.train.pairs import Captions, PairSteps, as_input, shifted
 from heredity.train.pictures import Pictures, pixels
+from tests.killed import ends_after_kills
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 PLACES = ("top", "middle", "bottom")
@@ -266,17 +263,8 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(pictures: Path, tmp_pa
         f"print(run(Path({str(pictures)!r}), Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     metrics = tmp_path / "killed" / loop.METRICS
-    n_kills = 0
-    for after in (6, 10):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None and n_rows(metrics) < after:
-                time.sleep(0.005)
-            n_kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-    assert n_kills == 2
-    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    last = ends_after_kills(command, lambda: n_rows(metrics), (6, 10))
     assert last.stdout.strip() == whole
 
 

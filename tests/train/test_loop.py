@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ from heredity.train.objectives.causal import Causal
 from heredity.train.optimizer import Masters, share_at
 from heredity.train.steps import Steps
 from heredity.train.trainable import Everything, Lora
+from tests.killed import ends_after_kills
 
 N_STEPS = 14
 
@@ -66,17 +63,8 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
         f"print(run(folder, data, Path(sys.argv[1]), {kind!r}, {optimizer!r}))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     metrics = tmp_path / "killed" / loop.METRICS
-    n_kills = 0
-    for after in (2, 6, 11):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None and n_rows(metrics) < after:
-                time.sleep(0.005)
-            n_kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-    assert n_kills == 3
-    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    last = ends_after_kills(command, lambda: n_rows(metrics), (2, 6, 11))
     assert last.stdout.strip() == whole
     steps_done = [row.step for row in loop.Rows(metrics, loop.Metric)]
     assert steps_done == list(range(N_STEPS))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +28,7 @@ from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT
 from heredity.train.sizes import dial
 from heredity.train.steps import Batch
 from heredity.train.stream import Stream
+from tests.killed import ends_after_kills
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
 
@@ -164,17 +161,8 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(corpus: Path, tmp_path
         f"print(run(Path({str(corpus)!r}), Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     metrics = tmp_path / "killed" / loop.METRICS
-    n_kills = 0
-    for after in (6, 10):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None and n_rows(metrics) < after:
-                time.sleep(0.005)
-            n_kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-    assert n_kills == 2
-    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    last = ends_after_kills(command, lambda: n_rows(metrics), (6, 10))
     assert last.stdout.strip() == whole
     assert [row.step for row in loop.Rows(metrics, loop.Metric)] == list(range(14))
 

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from heredity import registry
+from heredity.engines import _process
 from heredity.errors import Unavailable, UnknownName
 from heredity.records import Decoding, Model, Reply, Request
+
+_process.spin_briefly()
 
 _ALTERED = " | "
 UNPROVEN = "answers may depend on their company"  # stands in the name of an engine of which it is true

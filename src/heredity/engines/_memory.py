@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from heredity.errors import OutOfMemory
+from heredity.errors import OutOfMemory, first_line
 
 GIB = 2**30
 _GROUP = Path("/sys/fs/cgroup")
@@ -80,9 +80,8 @@ def explain_full_memory(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [""])[0][:200]
         if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in _SAID):
             raise
         room = available()
         there = "" if room is None else f"; {room / GIB:.2f} GiB are free now"
-        raise OutOfMemory(f"{what} ran out of memory ({first or 'MemoryError'}{there}). {advice}") from error
+        raise OutOfMemory(f"{what} ran out of memory ({first_line(error)}{there}). {advice}") from error

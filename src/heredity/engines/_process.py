@@ -17,9 +17,24 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def spin_briefly() -> None:
-    """Let OpenMP threads sleep after a short spin. Counts only before torch is loaded."""
+    """Let OpenMP threads sleep after a short spin. Counts only before OpenMP is loaded, with torch or others:
+    the packages through which these are reached (engines, train) call it before anything else."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
+def hush_transformers() -> None:
+    """transformers says nothing and draws no bar: what it says of a model that we checked only alarms."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def before_transformers() -> None:
+    """What is asked before one of transformers' models is loaded or made, to be run."""
+    keep_large_buffers()
+    hush_transformers()
 
 
 def keep_large_buffers() -> bool:

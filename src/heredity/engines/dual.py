@@ -32,9 +32,7 @@ def open_folder(folder: Path) -> Dual:
     """The dual encoder in a folder. Raises Damaged where it does not say what a picture is made."""
     import transformers
 
-    _process.keep_large_buffers()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _process.before_transformers()
     here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         how = json.loads((folder / _PICTURES).read_text("utf-8"))

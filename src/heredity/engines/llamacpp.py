@@ -19,16 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import xllamacpp
+
 from heredity.engines import _process, _tool_calls
 from heredity.engines._crew import Crew, failed
 from heredity.engines._gguf import GgufHeader, read_gguf
 from heredity.engines._template import Template
 from heredity.errors import EngineFailure, Unavailable
 from heredity.records import Model, Reply, Request, digest
-
-_process.spin_briefly()  # before OpenMP is loaded, else it does not count
-
-import xllamacpp
 
 WIDTH = 8  # slots: on a CPU the gain ends there
 LONGEST = 4096  # tokens of prompt and answer that a slot has room for, where the model has as many

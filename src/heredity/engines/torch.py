@@ -14,13 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from heredity.engines import _process
-
-_process.spin_briefly()  # before torch is loaded, else it does not count
-
 import torch
 
-from heredity.engines import UNPROVEN, Scored, _adapter, _direction, _tool_calls, _tuning, _weights, altered
+from heredity.engines import (
+    UNPROVEN,
+    Scored,
+    _adapter,
+    _direction,
+    _process,
+    _tool_calls,
+    _tuning,
+    _weights,
+    altered,
+)
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up

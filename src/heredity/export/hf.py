@@ -43,10 +43,10 @@ def read(out: Path) -> Reading:
     """The folder as transformers reads it, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from heredity.engines import _process
+
+    _process.hush_transformers()
     given = {"trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(out, **given)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **given).eval()

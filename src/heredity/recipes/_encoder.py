@@ -86,7 +86,8 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
     length = speed.piece_length(recipe.text.lengths("train"), recipe.context - FRAME)
     built = registry.load("train.architectures", recipe.architecture)
     of_token = built.flops_a_token(shape, length, recipe.hidden)
-    return notes | meter.shared(net, shape, of_token, recipe.hidden) | processes_noted(recipe)
+    limit = speed.product_limit(shape, net.model.dtype, of_head=recipe.hidden)
+    return notes | meter.notes(of_token, limit) | processes_noted(recipe)
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:

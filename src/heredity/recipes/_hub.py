@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from heredity.errors import Refused, Unavailable, UsageError
+from heredity.errors import Refused, Unavailable, UsageError, first_line
 from heredity.lineage import Progress
 from heredity.recipes._download import Address, check_room, fetch
 from heredity.recipes._folder import WANTED, refuse_name, refuse_outside
@@ -44,7 +44,7 @@ def look_up(repo: str, revision: str | None) -> Repository:
             repo, revision=revision, timeout=_SECONDS, files_metadata=True
         )
     except Exception as error:  # its errors share no base: network, gated, missing, offline mode, bad name
-        raise Unavailable(f"the model hub: {_first_line(error)}") from error
+        raise Unavailable(f"the model hub: {first_line(error)}") from error
     card: Any = info.card_data
     licence = str((card.get("license") if card else None) or "").strip() or "not stated"
     files = tuple(
@@ -96,10 +96,6 @@ def download(
         name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
         found[f.path] = fetch(address, downloads / name, progress)
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def _some(paths: Any) -> str:

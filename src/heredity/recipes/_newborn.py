@@ -140,7 +140,7 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     curve.write(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return _notes(recipe, net, metrics) | beside | _speed(recipe, net, meter)
+    return _notes(recipe, net, metrics) | beside | _speed(recipe, net, meter, foreseen)
 
 
 def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:
@@ -168,10 +168,15 @@ def specials(corpus: Corpus) -> Specials:
     return Specials(of["<|endoftext|>"], of.get("<|pad|>", of["<|endoftext|>"]), of.get("<|mask|>"))
 
 
-def _speed(recipe: Pretrain, net: Network, meter: speed.Meter) -> dict[str, str]:
+def _speed(
+    recipe: Pretrain, net: Network, meter: speed.Meter, foreseen: _foreseen.Foreseen | None
+) -> dict[str, str]:
     """How fast it was; beside the limit of this machine's products where one process had the machine."""
     if processes_of(recipe).is_alone:
-        return meter.notes(net, recipe.dial.shape, recipe.text.lengths("train"))
+        shape = recipe.dial.shape
+        length = speed.piece_length(recipe.text.lengths("train"), shape.context)
+        limit = foreseen.limit if foreseen else speed.product_limit(shape, net.model.dtype)
+        return meter.notes(sizes.flops_a_token(shape, length), limit)
     rate = meter.last.tokens_per_second
     return processes_noted(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
 

@@ -30,7 +30,8 @@ def work(recipe: Pretrain, vocabulary: int = 0, is_on_cpu: bool = False) -> Work
 
 
 def _vocabulary(recipe: Pretrain) -> int:
-    from heredity.train.corpus.reader import NAME, read_card
+    from heredity.train.corpus.checked import NAME
+    from heredity.train.corpus.reader import read_card
 
     if not (recipe.corpus / NAME).is_file():
         raise UsageError(

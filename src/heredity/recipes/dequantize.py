@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.engines._gguf import GgufHeader, read_gguf
-from heredity.errors import Damaged, Refused, Unavailable
+from heredity.errors import Damaged, Refused, Unavailable, first_line
 from heredity.lineage import Description, Grown
 from heredity.recipes import _int8
 
@@ -138,7 +138,7 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> Non
             gguf.parent, dtype=getattr(torch, dtype), **kind
         )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise Refused(f"transformers does not load {gguf.name}: {_first_line(error)}") from error
+        raise Refused(f"transformers does not load {gguf.name}: {first_line(error)}") from error
     _tie_equal_head(model)
     _forget_quantization(model)
     ends = _end_ids(header)
@@ -191,7 +191,7 @@ def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     except (ValueError, KeyError, NotImplementedError, TypeError) as error:
         reason = f"transformers does not read the tokenizer of {gguf.name}"
-        raise Refused(f"{reason}: {_first_line(error)}") from error
+        raise Refused(f"{reason}: {first_line(error)}") from error
     tokenizer.save_pretrained(out)
     place = out / "chat_template.jinja"
     place.unlink(missing_ok=True)
@@ -222,7 +222,3 @@ def _check_tokens(header: GgufHeader, out: Path) -> None:
                 f"The tokenizer reads the special token {token!r} as {ids[:8]}, the GGUF gives it the id"
                 f" {ident}: this version of transformers does not read this file right. Try another."
             )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

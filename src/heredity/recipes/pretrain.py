@@ -271,7 +271,10 @@ class Pretrain:
 
     def at(self, folder: Path) -> Pretrain:
         """This recipe, its checkpoints in a folder."""
-        return dataclasses.replace(self, folder=folder)
+        made = dataclasses.replace(self, folder=folder)
+        # What was opened is not hashed again: a corpus may be large.
+        vars(made).update({name: vars(self)[name] for name in ("text", "pictures") if name in vars(self)})
+        return made
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train, and write weights, tokenizer, curve and samples into `out`. There are no parents."""

@@ -15,3 +15,5 @@ Promises: the same data, settings and machine give the same bits, also after kil
 network; torch is imported by these files alone, never by importing heredity.
 Leaves to others: which models come in and what is recorded (recipes/, lineage.py).
 """
+
+import heredity.engines as _engines  # noqa: F401 (first of all: it sets how OpenMP waits, which torch reads)

@@ -1,8 +1,8 @@
 """What memory a training takes beside its weights: masters, gradients, moments, and what a step keeps.
 
-Promises: masters, gradients and moments are counted; what a step keeps for its way back is reckoned from the
-model's shape and the largest product of tokens.
-Leaves to others: how much there is, and the refusal (engines/_memory.py).
+Promises: masters, gradients and moments are counted, and the largest product of tokens that a step makes.
+Leaves to others: what a model keeps of it (planning/memory.py), how much there is, and the refusal
+(engines/_memory.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from heredity.train.documents import Example
-from heredity.train.network import CHUNK, Network
+from heredity.train.network import Network
 from heredity.train.optimizer import Kind
+from heredity.train.planning import memory
+from heredity.train.planning.memory import WIDE
+from heredity.train.planning.work import Work
+from heredity.train.sizes import Shape
 from heredity.train.steps import PRODUCT
 from heredity.train.trainable import Everything, Lora
-
-_WIDE = 4  # bytes of fp32
 
 
 def needed(
@@ -27,9 +29,9 @@ def needed(
     n_learned = _n_learned(network, trainable)
     n_moments = 1 if optimizer == "muon" else 2  # at the least: Muon leaves embedding and vectors to AdamW
     return {
-        "masters": _WIDE * n_learned,
-        "gradients": _WIDE * n_learned,
-        "optimizer": n_moments * _WIDE * n_learned,
+        "masters": WIDE * n_learned,
+        "gradients": WIDE * n_learned,
+        "optimizer": n_moments * WIDE * n_learned,
         f"a step of {largest_product(examples, batch):,} tokens": _kept(network, examples, batch),
     }
 
@@ -52,11 +54,18 @@ def _n_learned(network: Network, trainable: Everything | Lora) -> int:
 
 
 def _kept(network: Network, examples: Sequence[Example], batch: int) -> int:
-    """A layer keeps, a token, about ten vectors and four of the MLP's in what is multiplied in, and two norms
-    in fp32; the head keeps one part's logits and their gradient in fp32."""
-    config = getattr(network.model.config, "text_config", None) or network.model.config
-    size = network.head.element_size()
-    layer = size * (10 * config.hidden_size + 4 * config.intermediate_size) + 2 * _WIDE * config.hidden_size
+    """What a forward keeps of the largest product, and a part of its logits."""
     n_tokens = largest_product(examples, batch)
-    logits = 2 * _WIDE * min(CHUNK, n_tokens) * len(network.head)
-    return int(config.num_hidden_layers * layer * n_tokens) + logits
+    return n_tokens * memory.kept(_work(network)) + memory.logits(_work(network), n_tokens)
+
+
+def _work(network: Network) -> Work:
+    config = getattr(network.model.config, "text_config", None) or network.model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = Shape(
+        config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
+        head, config.intermediate_size, config.max_position_embeddings, len(network.head),
+    )  # fmt: skip
+    is_on_cpu = network.head.device.type == "cpu"
+    kind, size = config.model_type, network.head.element_size()
+    return Work(shape, 0, 1, architecture=kind, bytes=size, is_on_cpu=is_on_cpu)

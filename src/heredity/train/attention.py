@@ -11,7 +11,7 @@ Leaves to others: everything else of a network (network.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from torch.nn import functional
 
 SHORT = 192  # tokens up to which products were measured faster on the way back
+Lengths = tuple[int, ...]
+OfRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
 _LIKE = 0.75  # of the longest of its rows a document has at least so much
 
 
@@ -39,10 +41,33 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
+
+    def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Lengths) -> torch.Tensor:
+        near = window if window and window < q.shape[2] else 0
+        if q.shape[2] > SHORT:
+            return _fused(q, k, v, scale, near)
+        out: torch.Tensor = _Short.apply(q, k, v, scale, near)  # type: ignore[no-untyped-call]
+        return out
+
+    return by_rows(query, key, value, lengths, of_rows), None
+
+
+def by_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, of_rows: OfRows
+) -> torch.Tensor:
+    """What `of_rows` makes of documents of like length as rows, laid end to end again.
+
+    query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
+    values (rows, heads, longest, head_dim), and how long each row is -> (rows, heads, longest, head_dim).
+    """
     groups = list(alike(lengths))
     sizes = [sum(group) for group in groups]
-    parts = zip(groups, *(x[0].split(sizes, 1) for x in (query, key, value)), strict=True)
-    return torch.cat([_of_group(group, q, k, v, scale, window or 0) for group, q, k, v in parts])[None], None
+    done: list[torch.Tensor] = []
+    for group, *parts in zip(groups, *(x[0].split(sizes, 1) for x in (query, key, value)), strict=True):
+        q, k, v = (in_rows(x, group) for x in parts)
+        rows = of_rows(q, k, v, group).transpose(1, 2).unbind(0)
+        done += [row[:n] for row, n in zip(rows, group, strict=True)]
+    return torch.cat(done)[None]
 
 
 def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -55,21 +80,6 @@ def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             group = []
         group.append(n)
     yield tuple(group)
-
-
-def _of_group(
-    lengths: tuple[int, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
-) -> torch.Tensor:
-    """(heads, tokens, head_dim) of documents that become rows -> (tokens, heads, head_dim)."""
-    q, k, v = (in_rows(x, lengths) for x in (q, k, v))
-    window = window if window < q.shape[2] else 0
-    out: torch.Tensor = (
-        _Short.apply(q, k, v, scale, window)  # type: ignore[no-untyped-call]
-        if q.shape[2] <= SHORT
-        else _fused(q, k, v, scale, window)
-    )
-    rows = zip(out.transpose(1, 2).unbind(0), lengths, strict=True)
-    return torch.cat([row[:n] for row, n in rows])
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:

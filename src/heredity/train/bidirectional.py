@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from heredity.train.attention import alike, in_rows
+from heredity.train.attention import Lengths, by_rows
 
 
 def attend(
@@ -35,23 +35,13 @@ def attend(
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    groups = list(alike(lengths))
-    sizes = [sum(group) for group in groups]
-    parts = zip(groups, *(x[0].split(sizes, 1) for x in (query, key, value)), strict=True)
-    done = [_of_group(group, q, k, v, scale, sliding_window or 0) for group, q, k, v in parts]
-    return torch.cat(done)[None], None
 
+    def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Lengths) -> torch.Tensor:
+        seen = _seen(group, sliding_window or 0)
+        seen = None if seen is None else seen.to(q.device)
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
 
-def _of_group(
-    lengths: tuple[int, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
-) -> torch.Tensor:
-    """(heads, tokens, head_dim) of documents that become rows -> (tokens, heads, head_dim)."""
-    rows_q, rows_k, rows_v = (in_rows(x, lengths) for x in (q, k, v))
-    seen = _seen(lengths, window)
-    seen = None if seen is None else seen.to(q.device)
-    out = functional.scaled_dot_product_attention(rows_q, rows_k, rows_v, attn_mask=seen, scale=scale)
-    rows = zip(out.transpose(1, 2).unbind(0), lengths, strict=True)
-    return torch.cat([row[:n] for row, n in rows])
+    return by_rows(query, key, value, lengths, of_rows), None
 
 
 @lru_cache(maxsize=32)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from heredity.train import encoder
+from heredity.engines import _process
+from heredity.train import birth
 from heredity.train.network import Network
 from heredity.train.steps import Batch
 
@@ -63,7 +64,7 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Dual:
     """A new model of this configuration, its weights drawn by transformers' rule from the seed alone."""
     import transformers
 
-    model = encoder.drawn(config, seed, dtype, transformers.AutoModel, "sdpa")
+    model = birth.drawn(config, seed, dtype, transformers.AutoModel, "sdpa")
     if hasattr(model, "logit_bias"):
         with torch.no_grad():
             model.logit_scale.fill_(_SIGMOID_SCALE)
@@ -75,7 +76,7 @@ def load(folder: Path) -> Dual:
     """The model in a folder, in fp32, to be asked."""
     import transformers
 
-    encoder.quieten()
+    _process.before_transformers()
     model = transformers.AutoModel.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
     )

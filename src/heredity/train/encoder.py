@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from heredity.engines import _process, _tuning
+from heredity.engines import _process
+from heredity.train import birth
 from heredity.train.bidirectional import attend
 from heredity.train.network import Network
 from heredity.train.steps import Batch
@@ -26,8 +27,9 @@ class Encoder(Network):
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """States at the gaps, ready for the product with the head: (gaps, hidden)."""
+        laid = batch.filled
         states = self.model.model(
-            input_ids=batch.tokens[None], position_ids=batch.positions[None], lengths=batch.lengths
+            input_ids=laid.tokens[None], position_ids=laid.positions[None], lengths=laid.lengths
         ).last_hidden_state[0]
         picked: torch.Tensor = self.model.head(states.index_select(0, batch.at))
         return picked
@@ -38,46 +40,17 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Encoder:
     import transformers
 
     transformers.AttentionInterface.register(_NAME, attend)
-    return Encoder(drawn(config, seed, dtype, transformers.AutoModelForMaskedLM, _NAME), Path())
+    return Encoder(birth.drawn(config, seed, dtype, transformers.AutoModelForMaskedLM, _NAME), Path())
 
 
 def load(folder: Path, dtype: str = "float32") -> Encoder:
     """The encoder in a folder, ready to be asked."""
     import transformers
 
-    quieten()
+    _process.before_transformers()
     transformers.AttentionInterface.register(_NAME, attend)
     model = transformers.AutoModelForMaskedLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=_NAME, trust_remote_code=False,
         local_files_only=True,
     )  # fmt: skip
     return Encoder(model.eval(), folder)
-
-
-def drawn(config: Mapping[str, Any], seed: int, dtype: str, kind: Any, attention: str) -> Any:
-    """A model of one of transformers' kinds, drawn in fp32 from the seed and from nothing else; it trains.
-
-    dtype: what it multiplies in; "auto": bfloat16 where its product was measured faster.
-    """
-    import transformers
-
-    quieten()
-    told = transformers.AutoConfig.for_model(**config)
-    inner = getattr(told, "text_config", None) or told
-    chosen = (
-        _tuning.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024) if dtype == "auto" else dtype
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = kind.from_config(told, dtype=torch.float32, attn_implementation=attention)
-    model.config.dtype = chosen
-    return model.to(getattr(torch, chosen)).train()
-
-
-def quieten() -> None:
-    """transformers says nothing while it loads."""
-    import transformers
-
-    _process.keep_large_buffers()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,13 @@ class HeldOut:
         """Bits a byte of what is held out."""
         nats = n_bytes = 0.0
         with torch.no_grad():
-            for batch in self._batches():
+            for batch in self._batches:
                 nats += float(Causal().loss(network, self.together.here(batch)).total)
                 n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
         nats, n_bytes = self.together.sum([nats, n_bytes])
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
 
+    @cached_property
     def _batches(self) -> list[Batch]:
         stream = Stream(self.documents, self.end, self.context, self.context, 0)
         pieces = looked_at(self.documents, self.context, self.n_tokens)

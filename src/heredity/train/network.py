@@ -14,19 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heredity.engines import _process
-
-_process.spin_briefly()  # before torch is loaded, else it does not count
-
 import torch
 from torch.nn import functional
 
-from heredity.engines import _tuning
+from heredity.engines import _process
 from heredity.engines._weights import KNOWN
 from heredity.errors import Unavailable
-from heredity.train import norms
+from heredity.train import birth, norms
 from heredity.train.attention import attend
-from heredity.train.steps import Batch
+from heredity.train.steps import BLOCK, Batch
 
 CHUNK = 1024  # rows of logits that are there at once
 _NAME = "heredity_documents"
@@ -53,11 +49,12 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Final states at the learned places: (learned, hidden)."""
+        laid = batch.filled
         states = self.model.model(
-            input_ids=batch.tokens[None],
-            position_ids=batch.positions[None],
+            input_ids=laid.tokens[None],
+            position_ids=laid.positions[None],
             use_cache=False,
-            lengths=batch.lengths,
+            lengths=laid.lengths,
         ).last_hidden_state[0]
         picked: torch.Tensor = states.index_select(0, batch.at)
         return picked
@@ -110,16 +107,12 @@ def load(folder: Path, dtype: str = "auto") -> Network:
     """
     import transformers
 
-    _process.keep_large_buffers()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _process.before_transformers()
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     inner = getattr(config, "text_config", None) or config
     if inner.model_type not in KNOWN:
         raise Unavailable(f"'{inner.model_type}' cannot be trained here; known are: {', '.join(KNOWN)}.")
-    chosen = (
-        _tuning.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024) if dtype == "auto" else dtype
-    )
+    chosen = birth.dtype_of(config, dtype)
     transformers.AttentionInterface.register(_NAME, attend)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, chosen), attn_implementation=_NAME, trust_remote_code=False,
@@ -137,25 +130,14 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Network:
     """
     import transformers
 
-    _process.keep_large_buffers()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.AttentionInterface.register(_NAME, attend)
-    told = transformers.AutoConfig.for_model(**config)
-    chosen = (
-        _tuning.choose_dtype(told.hidden_size, told.intermediate_size, 1024) if dtype == "auto" else dtype
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(
-            told, dtype=torch.float32, attn_implementation=_NAME
-        )
-    with torch.no_grad():
+    def shrink(model: Any) -> None:
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight /= (2 * told.num_hidden_layers) ** 0.5
-    model.config.dtype = chosen
-    return Network(model.to(getattr(torch, chosen)).train(), Path())
+                weight /= (2 * model.config.num_hidden_layers) ** 0.5
+
+    transformers.AttentionInterface.register(_NAME, attend)
+    model = birth.drawn(config, seed, dtype, transformers.AutoModelForCausalLM, _NAME, shrink)
+    return Network(model, Path())
 
 
 class _Parts(torch.autograd.Function):
@@ -169,16 +151,17 @@ class _Parts(torch.autograd.Function):
         of_head = torch.zeros_like(head) if wants_head else None
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, min(start + CHUNK, len(hidden)))
-            part = hidden[rows]
+            n = rows.stop - rows.start
+            part = functional.pad(hidden[rows], (0, 0, 0, -n % BLOCK))
             with torch.enable_grad():
                 logits = functional.linear(part, head).float().requires_grad_()
-                loss = of_rows(logits, rows)
+                loss = of_rows(logits[:n], rows)
             total += loss.detach()
             if wants_hidden or wants_head:
                 (grad,) = torch.autograd.grad(loss, logits)
                 grad = grad.to(head.dtype)
                 if of_hidden is not None:
-                    of_hidden[rows] = grad @ head
+                    of_hidden[rows] = (grad @ head)[:n]
                 if of_head is not None:
                     of_head.addmm_(grad.T, part)
         ctx.save_for_backward(of_hidden, of_head)

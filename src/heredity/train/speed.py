@@ -15,9 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from heredity.train import sizes
 from heredity.train.loop import Watch, Watched
-from heredity.train.network import Network
 from heredity.train.sizes import Shape
 from heredity.train.steps import PRODUCT
 
@@ -35,18 +33,13 @@ class Meter:
         if self._watch is not None:
             self._watch(at)
 
-    def notes(
-        self, net: Network, shape: Shape, lengths: np.ndarray[tuple[int], np.dtype[np.int64]]
-    ) -> dict[str, str]:
-        """Tokens a second, and the share of the limit; {} where no step was done in this process."""
-        length = piece_length(lengths, shape.context)
-        return self.shared(net, shape, sizes.flops_a_token(shape, length))
+    def notes(self, of_token: float, limit: float) -> dict[str, str]:
+        """Tokens a second of so many FLOPs each, and their share of a limit (FLOP/s).
 
-    def shared(self, net: Network, shape: Shape, of_token: float, of_head: float = 1.0) -> dict[str, str]:
-        """The same of a model that has so many FLOPs a token, and runs its head on a share of the tokens."""
+        {} where no step was done in this process.
+        """
         if not self.last.tokens_per_second:
             return {}
-        limit = product_limit(shape, net.model.dtype, of_head=of_head)
         used = self.last.tokens_per_second * of_token
         return {
             "speed": f"{self.last.tokens_per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "

@@ -18,6 +18,7 @@ import torch
 from heredity.train.documents import Document, Example
 
 PRODUCT = 2048  # tokens that are multiplied at once
+BLOCK = 32  # tokens; every new size of a product costs the time and the memory of making it ready
 
 
 class Batch(NamedTuple):
@@ -41,6 +42,19 @@ class Batch(NamedTuple):
     @property
     def n_documents(self) -> int:
         return len(self.lengths)
+
+    @property
+    def filled(self) -> Batch:
+        """The same with a document of filler behind it, of which nothing is learned, up to whole BLOCKs."""
+        n = -len(self.tokens) % BLOCK
+        if not n:
+            return self
+        filler = torch.arange(n, device=self.positions.device)
+        return self._replace(
+            tokens=torch.cat([self.tokens, torch.zeros_like(filler)]),
+            positions=torch.cat([self.positions, filler]),
+            lengths=(*self.lengths, n),
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ canaries.py     planted sentences with secrets
 mixture.py      how often each document is taken
 shards.py       tokens on disk
 card.py         what corpus.json says
+checked.py      whether what is on disk is still what was built
 reader.py       Corpus: shards checked and mapped
 
 Promises: the same recipe over the same files gives the same bytes, whatever the number of processes.

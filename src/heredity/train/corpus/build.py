@@ -27,7 +27,7 @@ from heredity.train.corpus._packed import Kept, Packed, pack
 from heredity.train.corpus._spill import Place
 from heredity.train.corpus.canaries import plant
 from heredity.train.corpus.card import SCHEMA, Card, SourceRow, StepRow, TokenizerFacts, fingerprint
-from heredity.train.corpus.reader import NAME
+from heredity.train.corpus.checked import NAME
 from heredity.train.corpus.recipe import Recipe
 from heredity.train.corpus.sources import Input
 from heredity.train.corpus.steps import Context, Duplicates

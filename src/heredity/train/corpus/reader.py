@@ -13,15 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.errors import Damaged, NotComparable, UsageError, WrongHash
-from heredity.store import hash_file
+from heredity.errors import UsageError
+from heredity.train.corpus import checked
 from heredity.train.corpus.card import SCHEMA, Card, Cut, Shard, fingerprint
 
-NAME = "corpus.json"
 Tokens = NDArray[Any]  # uint16 or uint32
 
 
@@ -47,13 +45,11 @@ class Corpus:
         Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
         """
         card = read_card(folder)
-        if (found := fingerprint(card)) != card.fingerprint:
-            raise WrongHash(
-                f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content {found}."
-                " Build the corpus again from its recipe."
-            )
+        checked.refuse_fingerprint(folder, card.fingerprint, fingerprint(card))
         if verify:
-            _verify(folder, card)
+            hashes = {shard.path: shard.sha256 for shard in card.shards}
+            hashes |= {checked.index_of(shard.path): shard.index_sha256 for shard in card.shards}
+            checked.refuse_bytes(folder, hashes, card.tokenizer)
         return cls(folder, card)
 
     @property
@@ -111,55 +107,17 @@ _CUTS: tuple[Cut, ...] = ("train", "validation")
 
 
 def read_card(folder: Path) -> Card:
-    """corpus.json. Raises UsageError where there is none."""
-    path = folder / NAME
-    if not path.is_file():
-        raise UsageError(
-            f"{folder} is no corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml"
-        )
-    raw = path.read_bytes()
-    try:
-        schema, kind = msgspec.structs.astuple(msgspec.json.decode(raw, type=_SchemaOnly))
-        if kind == "images":
-            raise UsageError(f'{folder} is a corpus of pictures: train on it with objective = "contrastive".')
-        if schema != SCHEMA:
-            raise NotComparable(f"{path} has schema {schema}, this heredity reads {SCHEMA}. Build it again.")
-        return msgspec.json.decode(raw, type=Card)
-    except msgspec.DecodeError as error:
-        raise Damaged(f"{path}: {error}. Build the corpus again from its recipe.") from None
-
-
-class _SchemaOnly(msgspec.Struct):
-    schema: int = 0
-    kind: str = ""
-
-
-def _verify(folder: Path, card: Card) -> None:
-    wanted = {"tokenizer.json": card.tokenizer.sha256, "tokenizer_config.json": card.tokenizer.config_sha256}
-    for shard in card.shards:
-        wanted[shard.path] = shard.sha256
-        wanted[_index(shard)] = shard.index_sha256
-    for name, expected in wanted.items():
-        path = folder / name
-        if not path.is_file():
-            raise Damaged(f"{path} is missing. Build the corpus again from its recipe.")
-        if (found := hash_file(path)) != expected:
-            raise WrongHash(
-                f"{path} is not what was built: SHA-256 {found[:16]}… and not {expected[:16]}…. Build the"
-                " corpus again from its recipe."
-            )
+    """corpus.json. Raises UsageError where there is none, or one of pictures."""
+    about = checked.about(folder)
+    if about.kind == "images":
+        raise UsageError(f'{folder} is a corpus of pictures: train on it with objective = "contrastive".')
+    checked.refuse_schema(folder, about.schema, SCHEMA)
+    return checked.decoded(folder / checked.NAME, Card)
 
 
 def _map(folder: Path, card: Card, shard: Shard) -> _Mapped:
-    dtype = np.dtype(card.dtype).newbyteorder("<")
-    sizes = ((shard.path, shard.tokens * dtype.itemsize), (_index(shard), 8 * (shard.documents + 1)))
-    for name, size in sizes:
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != size:
-            raise Damaged(f"{folder / name} has {found:,} bytes and not {size:,}. Build the corpus again.")
-    tokens = np.memmap(folder / shard.path, dtype, "r")
-    return _Mapped(tokens, np.memmap(folder / _index(shard), "<u8", "r"))
-
-
-def _index(shard: Shard) -> str:
-    return shard.path.removesuffix(".bin") + ".idx"
+    dtype, index = np.dtype(card.dtype).newbyteorder("<"), checked.index_of(shard.path)
+    checked.refuse_sizes(
+        folder, {shard.path: shard.tokens * dtype.itemsize, index: 8 * (shard.documents + 1)}
+    )
+    return _Mapped(np.memmap(folder / shard.path, dtype, "r"), np.memmap(folder / index, "<u8", "r"))

@@ -6,10 +6,9 @@ line, and an unknown name says the nearest. Leaves to others: whether the files 
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -19,7 +18,17 @@ from heredity.tables import toml_of
 from heredity.train.corpus.sources import Source
 from heredity.train.corpus.steps import Step
 
-T = TypeVar("T", bound=msgspec.Struct)
+
+class _Part(Protocol):
+    """Settings that know what makes no sense: a struct of msgspec's."""
+
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+    def check(self) -> None:
+        """Raises ValueError."""
+
+
+T = TypeVar("T", bound=_Part)
 Split = Literal["gpt-2", "smollm", "qwen2"]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<|mask|>")
 
@@ -220,24 +229,24 @@ class _Reader:
 
     def _open(self, head: str, index: int, row: dict[str, Any]) -> Any:
         """A source or a step: its kind names a file of an open folder."""
-        folder = f"train/corpus/{head}s"
+        folder = f"train.corpus.{head}s"
         known = registry.names(folder)
         kind = row.get("kind")
         if kind not in known:
             said = _unknown(head, str(kind), known) if kind else f"needs a kind. Known: {', '.join(known)}"
             self._fail(said, head, index, "kind")
-        module = importlib.import_module(f"heredity.train.corpus.{head}s.{kind}")
+        module = registry.load(folder, str(kind))
         rest = {key: value for key, value in row.items() if key != "kind"}
         return self._part(getattr(module, head.upper()), head, index, rest)
 
     def _part(self, kind: type[T], head: str, index: int, row: dict[str, Any]) -> T:
-        known = [field.name for field in msgspec.structs.fields(kind)]
+        known = list(kind.__struct_fields__)
         for key in row:
             if key not in known:
                 self._fail(_unknown("setting", key, known), head, index, key)
         try:
             found = msgspec.convert(row, kind)
-            found.check()  # type: ignore[attr-defined]
+            found.check()
         except msgspec.ValidationError as error:
             place = re.search(r"`\$\.(\w+)", str(error))
             self._fail(str(error), head, index, place[1] if place else "")

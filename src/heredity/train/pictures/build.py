@@ -28,13 +28,13 @@ from heredity.records import digest, encode
 from heredity.store import hash_file, sync_folder, write_atomic
 from heredity.train.corpus import tokenizer
 from heredity.train.corpus.card import Cut, TokenizerFacts
+from heredity.train.corpus.checked import NAME
 from heredity.train.corpus.recipe import Picture, Recipe
 from heredity.train.corpus.shards import ShardWriter
 from heredity.train.corpus.sources import Input, Skipped
 from heredity.train.corpus.sources.images import ImagesSource, Pair
 from heredity.train.pictures import pixels
 from heredity.train.pictures.card import SCHEMA, PairRow, PictureCard, PictureRow, PictureShard, fingerprint
-from heredity.train.pictures.reader import NAME
 
 Watch = Callable[[str, int, int], None]
 _BYTES = 1 << 28  # of a shard of pictures

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.errors import Damaged, NotComparable, UsageError, WrongHash
-from heredity.store import hash_file
+from heredity.errors import HeredityError, UsageError
+from heredity.train.corpus import checked
 from heredity.train.corpus.card import Cut
 from heredity.train.pictures.card import SCHEMA, PictureCard, fingerprint
-
-NAME = "corpus.json"
 
 
 class Pictures:
@@ -40,14 +37,11 @@ class Pictures:
         Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
         """
         card = read_card(folder)
-        if (found := fingerprint(card)) != card.fingerprint:
-            raise WrongHash(
-                f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content {found}."
-                " Build the corpus again from its recipe."
-            )
-        _check_sizes(folder, card)
+        checked.refuse_fingerprint(folder, card.fingerprint, fingerprint(card))
+        files = _files(card)
+        checked.refuse_sizes(folder, {name: size for name, (_, size) in files.items()})
         if verify:
-            _verify(folder, card)
+            checked.refuse_bytes(folder, {name: sha for name, (sha, _) in files.items()}, card.tokenizer)
         return cls(folder, card)
 
     @property
@@ -72,7 +66,7 @@ class Pictures:
             maps,
             np.concatenate([np.zeros(0, np.int64), *labels]).astype(np.int64),
             np.memmap(self.folder / captions, dtype, "r") if captions else empty,
-            np.fromfile(self.folder / _index(captions), "<u8").astype(np.int64)
+            np.fromfile(self.folder / checked.index_of(captions), "<u8").astype(np.int64)
             if captions
             else np.zeros(1, int),
         )
@@ -110,34 +104,18 @@ class Pairs:
 
 def read_card(folder: Path) -> PictureCard:
     """corpus.json. Raises UsageError where there is none, or where it is one of text."""
-    path = folder / NAME
-    if not path.is_file():
-        raise UsageError(
-            f"{folder} is no corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml"
-        )
-    raw = path.read_bytes()
-    try:
-        said = msgspec.json.decode(raw, type=dict[str, Any])
-        if said.get("kind") != "images":
-            raise UsageError(
-                f'{folder} is a corpus of text: train on it with objective = "causal" or "masked".'
-            )
-        if said.get("schema") != SCHEMA:
-            raise NotComparable(
-                f"{path} has schema {said.get('schema')}, this heredity reads {SCHEMA}. Build it again."
-            )
-        return msgspec.json.decode(raw, type=PictureCard)
-    except msgspec.DecodeError as error:
-        raise Damaged(f"{path}: {error}. Build the corpus again from its recipe.") from None
+    about = checked.about(folder)
+    if about.kind != "images":
+        raise UsageError(f'{folder} is a corpus of text: train on it with objective = "causal" or "masked".')
+    checked.refuse_schema(folder, about.schema, SCHEMA)
+    return checked.decoded(folder / checked.NAME, PictureCard)
 
 
 def is_of_pictures(folder: Path) -> bool:
     """Whether the corpus in a folder is one of pictures; of what is none, False."""
     try:
-        return bool(
-            msgspec.json.decode((folder / NAME).read_bytes(), type=dict[str, Any]).get("kind") == "images"
-        )
-    except (OSError, msgspec.DecodeError):
+        return checked.about(folder).kind == "images"
+    except HeredityError:
         return False
 
 
@@ -149,34 +127,9 @@ def _files(card: PictureCard) -> dict[str, tuple[str, int]]:
         found[_classes(shard.path)] = (shard.classes_sha256, 2 * shard.pairs)
     for text in card.captions:
         found[text.path] = (text.sha256, text.tokens * np.dtype(card.dtype).itemsize)
-        found[_index(text.path)] = (text.index_sha256, 8 * (text.documents + 1))
+        found[checked.index_of(text.path)] = (text.index_sha256, 8 * (text.documents + 1))
     return found
-
-
-def _check_sizes(folder: Path, card: PictureCard) -> None:
-    for name, (_, size) in _files(card).items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != size:
-            raise Damaged(f"{folder / name} has {found:,} bytes and not {size:,}. Build the corpus again.")
-
-
-def _verify(folder: Path, card: PictureCard) -> None:
-    wanted = {name: sha256 for name, (sha256, _) in _files(card).items()}
-    wanted |= {"tokenizer.json": card.tokenizer.sha256, "tokenizer_config.json": card.tokenizer.config_sha256}
-    for name, expected in wanted.items():
-        path = folder / name
-        if not path.is_file():
-            raise Damaged(f"{path} is missing. Build the corpus again from its recipe.")
-        if (found := hash_file(path)) != expected:
-            raise WrongHash(
-                f"{path} is not what was built: SHA-256 {found[:16]}… and not {expected[:16]}…. Build the"
-                " corpus again from its recipe."
-            )
 
 
 def _classes(path: str) -> str:
     return path.removesuffix(".rgb") + ".cls"
-
-
-def _index(path: str) -> str:
-    return path.removesuffix(".bin") + ".idx"

@@ -46,7 +46,7 @@ def _turn(work: Work, n_tokens: int, shards: int, runs_again: bool, before: int)
     return _lasting(work, shards, n_gathered=0) | {
         "gradients": work.bytes * shape.vocabulary * shape.width + before,
         "activations": n_tokens * kept(work, runs_again),
-        "logits": (WIDE * _COPIES + work.bytes) * min(CHUNK, n_tokens) * shape.vocabulary,
+        "logits": logits(work, n_tokens),
     }
 
 
@@ -94,6 +94,11 @@ def optimizer(work: Work) -> int:
     """Moments in fp32: two of AdamW; Muon has one, of the matrices within layers."""
     n = n_parameters(work)
     return WIDE * (2 * n - (parts.hidden_matrices(work.shape) if work.optimizer == "muon" else 0))
+
+
+def logits(work: Work, n_tokens: int) -> int:
+    """Bytes of the logits that are there at once, of so many tokens."""
+    return (WIDE * _COPIES + work.bytes) * min(CHUNK, n_tokens) * work.shape.vocabulary
 
 
 def kept(work: Work, runs_again: bool = False) -> int:

@@ -22,7 +22,7 @@ from torch import distributed
 from torch._subclasses import FakeTensorMode
 
 from heredity import registry
-from heredity.errors import HeredityError, Unavailable
+from heredity.errors import HeredityError, Unavailable, first_line
 from heredity.records import Record
 from heredity.train import norms
 from heredity.train.architectures import Specials
@@ -78,10 +78,9 @@ def _run(work: Work, way: Way, n_layers: int) -> tuple[int, int]:
             n_parameters = sum(each.numel() for each in model.parameters())
             return n_parameters, _peak(model, work, way.product, mesh)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         n = layout.shards * layout.replicas
         raise Unfit(
-            f"The step fails on {n:,} devices ({layout.kind}, {layout.shards} shards): {first}"
+            f"The step fails on {n:,} devices ({layout.kind}, {layout.shards} shards): {first_line(error)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import Unavailable, UsageError
+from heredity.errors import Unavailable, UsageError, first_line
 from heredity.train.corpus.sources import Input, Job, Skipped, Source
 from heredity.train.corpus.sources.parquet import groups_of, opened, texts
 
@@ -57,8 +57,11 @@ class HubSource(Source, frozen=True, kw_only=True):
 
         try:
             names = HfApi().list_repo_files(self.path, repo_type="dataset", revision=self.revision)
-        except Exception as error:  # whatever the network or the hub says
-            raise Unavailable(f"source '{self.name}': the hub has no {self.path} for us: {error}") from None
+        except (
+            Exception
+        ) as error:  # its errors share no base: network, gated, missing, offline mode, bad name
+            said = f"source '{self.name}': the hub gives no {self.path}: {first_line(error)}"
+            raise Unavailable(said) from error
         found = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
         if not found:
             raise UsageError(f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.")
