@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+RUNS = "training/*/training.jsonl"  # below a store
 
 
 def ends_after_kills(
@@ -26,3 +29,14 @@ def ends_after_kills(
             assert process.poll() is None, f"it ended before {after} were done"
             process.send_signal(signal.SIGKILL)
     return subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+
+
+def n_rows(paths: Iterable[Path]) -> int:
+    """Lines of files that another process writes. One that goes on writes its own anew: no file, no lines."""
+    n = 0
+    for path in paths:
+        try:
+            n += path.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            continue
+    return n

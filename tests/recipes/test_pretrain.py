@@ -17,7 +17,7 @@ from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.lineage import Store
 from heredity.recipes import pretrain
 from heredity.records import Decoding, Message, Request
-from tests.killed import ends_after_kills
+from tests.killed import RUNS, ends_after_kills, n_rows
 from tests.train.corpus.conftest import Build
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
@@ -97,14 +97,10 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
     whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record.id
     root = tmp_path / "killed"
     command = [sys.executable, "-m", "heredity", "pretrain", str(recipe)]
-    last = ends_after_kills(command, lambda: n_rows(root), (13, 27), HEREDITY_STORE=str(root))
+    last = ends_after_kills(command, lambda: n_rows(root.glob(RUNS)), (13, 27), HEREDITY_STORE=str(root))
     assert last.stdout.split()[-1] == whole
     curve = last.stderr.rpartition("loss, ")[2]
     assert "\u2588" in curve and curve.rstrip().endswith("\u2581")  # it falls from the highest to the lowest
-
-
-def n_rows(root: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in root.glob("training/*/training.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from heredity.train.held_pairs import TO_CAPTION, TO_PICTURE, ZERO_SHOT
 from heredity.train.objectives.contrastive import Contrastive
 from heredity.train.pairs import Captions, PairSteps, as_input, shifted
 from heredity.train.pictures import Pictures, pixels
-from tests.killed import ends_after_kills
+from tests.killed import ends_after_kills, n_rows
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 PLACES = ("top", "middle", "bottom")
@@ -264,12 +264,8 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(pictures: Path, tmp_pa
     )
     command = [sys.executable, "-c", program, str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / loop.METRICS
-    last = ends_after_kills(command, lambda: n_rows(metrics), (6, 10))
+    last = ends_after_kills(command, lambda: n_rows([metrics]), (6, 10))
     assert last.stdout.strip() == whole
-
-
-def n_rows(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_what_cannot_be_is_refused_before_the_first_step(pictures: Path) -> None:

@@ -28,7 +28,7 @@ from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT
 from heredity.train.sizes import dial
 from heredity.train.steps import Batch
 from heredity.train.stream import Stream
-from tests.killed import ends_after_kills
+from tests.killed import ends_after_kills, n_rows
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
 
@@ -162,13 +162,9 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(corpus: Path, tmp_path
     )
     command = [sys.executable, "-c", program, str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / loop.METRICS
-    last = ends_after_kills(command, lambda: n_rows(metrics), (6, 10))
+    last = ends_after_kills(command, lambda: n_rows([metrics]), (6, 10))
     assert last.stdout.strip() == whole
     assert [row.step for row in loop.Rows(metrics, loop.Metric)] == list(range(14))
-
-
-def n_rows(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_what_is_of_another_objective_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from heredity.train import _pieces, checkpoint, loop, processes
 from heredity.train.checkpoint import Kept
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.build import build
+from tests.killed import RUNS, n_rows
 from tests.train.corpus.conftest import TOKENIZER, paragraphs
 
 N_STEPS, KEEP_EVERY = 20, 5
@@ -179,7 +180,7 @@ def test_killed_and_gone_on_with_by_another_number_of_processes_the_losses_are_t
     with subprocess.Popen(
         begun, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        while process.poll() is None and n_rows(tmp_path) < KEEP_EVERY + 2:
+        while process.poll() is None and n_rows(tmp_path.glob(RUNS)) < KEEP_EVERY + 2:
             time.sleep(0.002)
         (holder,) = tmp_path.glob("training/*/.lock.pid")
         os.kill(int(holder.read_text()), signal.SIGKILL)
@@ -187,17 +188,13 @@ def test_killed_and_gone_on_with_by_another_number_of_processes_the_losses_are_t
     (folder,) = tmp_path.glob("training/*")
     assert (folder / _pieces.NAME).exists() == bool(first)
     assert (folder / checkpoint.NAME).exists() != bool(first)
-    n_before = n_rows(tmp_path)
+    n_before = n_rows(tmp_path.glob(RUNS))
     assert KEEP_EVERY <= n_before < N_STEPS
     if second:
         grown = made(tmp_path, command(recipe, second, "--optimizer", kind))
     else:
         grown = Store(tmp_path).derive(pretrain.read(recipe, {"optimizer": kind}), [])
     assert_the_same_training(alone(kind), grown)
-
-
-def n_rows(root: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in root.glob("training/*/training.jsonl"))
 
 
 MUON = """

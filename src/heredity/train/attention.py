@@ -60,14 +60,62 @@ def by_rows(
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
     values (rows, heads, longest, head_dim), and how long each row is -> (rows, heads, longest, head_dim).
     """
-    groups = list(alike(lengths))
-    sizes = [sum(group) for group in groups]
+    groups = [(group, max(group)) for group in alike(lengths)]
+    sizes = [len(group) * longest for group, longest in groups]
+    places = _places(lengths)
+    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
+    if sum(sizes) > len(tokens[0]):
+        tokens = [_Rows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
     done: list[torch.Tensor] = []
-    for group, *parts in zip(groups, *(x[0].split(sizes, 1) for x in (query, key, value)), strict=True):
-        q, k, v = (in_rows(x, group) for x in parts)
-        rows = of_rows(q, k, v, group).transpose(1, 2).unbind(0)
-        done += [row[:n] for row, n in zip(rows, group, strict=True)]
-    return torch.cat(done)[None]
+    for (group, longest), *parts in zip(groups, *(x.split(sizes) for x in tokens), strict=True):
+        q, k, v = (x.unflatten(0, (-1, longest)).transpose(1, 2) for x in parts)
+        done.append(of_rows(q, k, v, group).transpose(1, 2).flatten(0, 1))
+    out = torch.cat(done)
+    if sum(sizes) > len(places[1]):
+        out = _Documents.apply(out, *places)  # type: ignore[no-untyped-call]
+    return out[None]
+
+
+@lru_cache(maxsize=8)
+def _places(lengths: Lengths) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which token stands in each place of all rows, one of the same document where none does; and back."""
+    tokens: list[int] = []
+    places: list[int] = []
+    start = at = 0
+    for group in alike(lengths):
+        longest = max(group)
+        for n in group:
+            tokens += [*range(start, start + n), *[start] * (longest - n)]
+            places += range(at, at + n)
+            start, at = start + n, at + longest
+    return torch.tensor(tokens), torch.tensor(places)
+
+
+class _Rows(torch.autograd.Function):
+    """(tokens, ...) -> (places, ...). What a filler is told on the way back concerns nobody."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.places = places
+        return x.index_select(0, tokens.to(x.device))
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return out.index_select(0, ctx.places.to(out.device)), None, None
+
+
+class _Documents(torch.autograd.Function):
+    """(places, ...) -> (tokens, ...), without the fillers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.places, ctx.n = places, len(tokens)
+        return x.index_select(0, places.to(x.device))
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        rows = out.new_zeros((ctx.n, *out.shape[1:]))
+        return rows.index_copy_(0, ctx.places.to(out.device), out), None, None
 
 
 def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -136,10 +184,3 @@ def _seen(n: int, window: int) -> torch.Tensor:
 def _unseen(n: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(tokens, tokens): 0 where a token sees another, else minus infinity."""
     return torch.zeros((n, n), dtype=dtype).masked_fill_(~_seen(n, window), -torch.inf).to(device)
-
-
-def in_rows(x: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-    """(heads, tokens, head_dim) -> (rows, heads, longest, head_dim); filler behind a document is zero."""
-    longest = max(lengths)
-    parts = x.split(lengths, 1)
-    return torch.stack([functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])

@@ -20,7 +20,7 @@ from torch.nn import functional
 from heredity.engines import _process
 from heredity.engines._weights import KNOWN
 from heredity.errors import Unavailable
-from heredity.train import birth, norms
+from heredity.train import birth, norms, rotary
 from heredity.train.attention import attend
 from heredity.train.steps import BLOCK, Batch
 
@@ -37,6 +37,7 @@ class Network:
     def __init__(self, model: Any, folder: Path) -> None:
         self.model, self.folder = model, folder
         norms.quicken(model)
+        rotary.quicken(model)
 
     @property
     def head(self) -> torch.Tensor:
