@@ -19,7 +19,7 @@ from heredity.train import sizes, speed
 from heredity.train.planning import memory
 from heredity.train.planning.work import KNOWN, Work
 from heredity.train.processes import ALONE, Processes
-from heredity.train.steps import PRODUCT
+from heredity.train.stream import PRODUCT
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain import Pretrain

@@ -24,7 +24,7 @@ from heredity.train import birth, norms, rotary
 from heredity.train.attention import attend
 from heredity.train.steps import BLOCK, Batch
 
-CHUNK = 1024  # rows of logits that are there at once
+CHUNK = 256  # rows of logits that are there at once, so that they stay near the processor
 _NAME = "heredity_documents"
 
 # (rows of logits, which rows of the batch they are) -> the sum of their losses

@@ -17,7 +17,7 @@ import torch
 
 from heredity.train.loop import Watch, Watched
 from heredity.train.sizes import Shape
-from heredity.train.steps import PRODUCT
+from heredity.train.stream import PRODUCT
 
 _TRIES = 5
 

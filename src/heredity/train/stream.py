@@ -11,6 +11,7 @@ Leaves to others: where documents are kept (corpus/), and what is done with them
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 
 from heredity.errors import UsageError
-from heredity.train.steps import PRODUCT, Batch
+from heredity.train.steps import Batch
 
+PRODUCT = 4096  # tokens that are multiplied at once
+_OVER = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -52,7 +55,7 @@ class _Order(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # known by itself: its orders are kept (_order), and documents are large
 class Stream:
-    """Batches of a step of about `batch` tokens, in products of at most `product`; of them this process's."""
+    """Batches of a step of about `batch` tokens, in products of about `product`; of them this process's."""
 
     documents: Documents
     end: int  # the token that ends a document
@@ -143,7 +146,7 @@ def dealt(pieces: list[Piece], product: int, world: int) -> list[list[Piece]]:
         )
     ordered = sorted(pieces, key=lambda piece: (-piece.n, piece.document, piece.start))
     total = sum(piece.n for piece in ordered)
-    n_bins = min(world * -(-total // (world * product)), len(pieces) // world * world)
+    n_bins = min(world * math.ceil(total / (world * _OVER * product)), len(pieces) // world * world)
     sizes = np.array([piece.n for piece in ordered])
     which = np.minimum(n_bins - 1, ((np.cumsum(sizes) - sizes / 2) * n_bins / total).astype(np.int64))
     if len(set(which.tolist())) < n_bins:  # a long piece took the place of two bins
