@@ -21,6 +21,7 @@ from torch.nn import functional
 SHORT = 192  # tokens up to which products were measured faster on the way back
 Lengths = tuple[int, ...]
 OfRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
+STEP = 16  # places that rows differ by; every new size of a product costs time and memory to make ready
 _LIKE = 0.75  # of the longest of its rows a document has at least so much
 
 
@@ -60,10 +61,10 @@ def by_rows(
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
     values (rows, heads, longest, head_dim), and how long each row is -> (rows, heads, longest, head_dim).
     """
-    groups = [(group, max(group)) for group in alike(lengths)]
+    groups = [(group, _width(group)) for group in alike(lengths)]
     sizes = [len(group) * longest for group, longest in groups]
     places = _places(lengths)
-    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
+    tokens = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     if sum(sizes) > len(tokens[0]):
         tokens = [_Rows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
     done: list[torch.Tensor] = []
@@ -73,7 +74,12 @@ def by_rows(
     out = torch.cat(done)
     if sum(sizes) > len(places[1]):
         out = _Documents.apply(out, *places)  # type: ignore[no-untyped-call]
-    return out[None]
+    return out.unsqueeze(0)
+
+
+def _width(group: Lengths) -> int:
+    """Places of a row: as many as its longest has, up to whole STEPs."""
+    return max(group) + -max(group) % STEP
 
 
 @lru_cache(maxsize=8)
@@ -83,7 +89,7 @@ def _places(lengths: Lengths) -> tuple[torch.Tensor, torch.Tensor]:
     places: list[int] = []
     start = at = 0
     for group in alike(lengths):
-        longest = max(group)
+        longest = _width(group)
         for n in group:
             tokens += [*range(start, start + n), *[start] * (longest - n)]
             places += range(at, at + n)

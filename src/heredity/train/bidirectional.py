@@ -37,7 +37,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Lengths) -> torch.Tensor:
-        seen = _seen(group, sliding_window or 0)
+        seen = _seen(group, q.shape[2], sliding_window or 0)
         seen = None if seen is None else seen.to(q.device)
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
 
@@ -45,12 +45,11 @@ def attend(
 
 
 @lru_cache(maxsize=32)
-def _seen(lengths: tuple[int, ...], window: int) -> torch.Tensor | None:
+def _seen(lengths: tuple[int, ...], longest: int, window: int) -> torch.Tensor | None:
     """(rows, 1, longest, longest): whether a token sees another; None where each sees all.
 
     Filler sees filler, so that no row of a softmax is empty: its gradient would be no number.
     """
-    longest = max(lengths)
     if min(lengths) == longest and (not window or window >= longest):
         return None
     at = torch.arange(longest)

@@ -30,7 +30,7 @@ class Encoder(Network):
         laid = batch.filled
         states = self.model.model(
             input_ids=laid.tokens[None], position_ids=laid.positions[None], lengths=laid.lengths
-        ).last_hidden_state[0]
+        ).last_hidden_state.squeeze(0)
         picked: torch.Tensor = self.model.head(states.index_select(0, batch.at))
         return picked
 

@@ -25,6 +25,7 @@ from heredity.train.attention import attend
 from heredity.train.steps import BLOCK, Batch
 
 CHUNK = 256  # rows of logits that are there at once, so that they stay near the processor
+GROUP = 1024  # rows whose gradient is summed at once: sums of bfloat16 lose what is added in small parts
 _NAME = "heredity_documents"
 
 # (rows of logits, which rows of the batch they are) -> the sum of their losses
@@ -56,7 +57,7 @@ class Network:
             position_ids=laid.positions[None],
             use_cache=False,
             lengths=laid.lengths,
-        ).last_hidden_state[0]
+        ).last_hidden_state.squeeze(0)
         picked: torch.Tensor = states.index_select(0, batch.at)
         return picked
 
@@ -142,7 +143,10 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Network:
 
 
 class _Parts(torch.autograd.Function):
-    """Logits of CHUNK rows, their loss and its gradient, then the next: the whole is never held."""
+    """Logits of CHUNK rows and their loss, then the next: the whole is never held.
+
+    Their gradient is kept in the head's dtype until GROUP rows have theirs, whose products are made at once.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
@@ -150,21 +154,23 @@ class _Parts(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_head = torch.zeros_like(head) if wants_head else None
-        for start in range(0, len(hidden), CHUNK):
-            rows = slice(start, min(start + CHUNK, len(hidden)))
-            n = rows.stop - rows.start
-            part = functional.pad(hidden[rows], (0, 0, 0, -n % BLOCK))
-            with torch.enable_grad():
-                logits = functional.linear(part, head).float().requires_grad_()
-                loss = of_rows(logits[:n], rows)
-            total += loss.detach()
-            if wants_hidden or wants_head:
-                (grad,) = torch.autograd.grad(loss, logits)
-                grad = grad.to(head.dtype)
-                if of_hidden is not None:
-                    of_hidden[rows] = (grad @ head)[:n]
-                if of_head is not None:
-                    of_head.addmm_(grad.T, part)
+        for first in range(0, len(hidden), GROUP):
+            group = slice(first, min(first + GROUP, len(hidden)))
+            part = functional.pad(hidden[group], (0, 0, 0, (group.start - group.stop) % BLOCK))
+            grad = head.new_empty((len(part) if wants_hidden or wants_head else 0, len(head)))
+            grad[group.stop - first :] = 0
+            for start in range(0, group.stop - first, CHUNK):
+                rows = slice(start, min(start + CHUNK, group.stop - first))
+                with torch.enable_grad():
+                    logits = functional.linear(part[rows], head).float().requires_grad_()
+                    loss = of_rows(logits, slice(first + start, first + rows.stop))
+                total += loss.detach()
+                if len(grad):
+                    grad[rows] = torch.autograd.grad(loss, logits)[0]
+            if of_hidden is not None:
+                of_hidden[group] = (grad @ head)[: group.stop - first]
+            if of_head is not None:
+                of_head.addmm_(grad.T, part)
         ctx.save_for_backward(of_hidden, of_head)
         return total
 
