@@ -63,7 +63,7 @@ def by_rows(
     """
     groups = [(group, _width(group)) for group in alike(lengths)]
     sizes = [len(group) * longest for group, longest in groups]
-    places = _places(lengths)
+    places = _places(lengths, query.device)
     tokens = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     if sum(sizes) > len(tokens[0]):
         tokens = [_Rows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
@@ -83,7 +83,7 @@ def _width(group: Lengths) -> int:
 
 
 @lru_cache(maxsize=8)
-def _places(lengths: Lengths) -> tuple[torch.Tensor, torch.Tensor]:
+def _places(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Which token stands in each place of all rows, one of the same document where none does; and back."""
     tokens: list[int] = []
     places: list[int] = []
@@ -94,7 +94,7 @@ def _places(lengths: Lengths) -> tuple[torch.Tensor, torch.Tensor]:
             tokens += [*range(start, start + n), *[start] * (longest - n)]
             places += range(at, at + n)
             start, at = start + n, at + longest
-    return torch.tensor(tokens), torch.tensor(places)
+    return torch.tensor(tokens, device=device), torch.tensor(places, device=device)
 
 
 class _Rows(torch.autograd.Function):
@@ -103,11 +103,11 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         ctx.places = places
-        return x.index_select(0, tokens.to(x.device))
+        return x.index_select(0, tokens)
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return out.index_select(0, ctx.places.to(out.device)), None, None
+        return out.index_select(0, ctx.places), None, None
 
 
 class _Documents(torch.autograd.Function):
@@ -116,12 +116,12 @@ class _Documents(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         ctx.places, ctx.n = places, len(tokens)
-        return x.index_select(0, places.to(x.device))
+        return x.index_select(0, places)
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         rows = out.new_zeros((ctx.n, *out.shape[1:]))
-        return rows.index_copy_(0, ctx.places.to(out.device), out), None, None
+        return rows.index_copy_(0, ctx.places, out), None, None
 
 
 def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
