@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.train.documents import Document, Example
-from heredity.train.steps import Steps
+from heredity.train.steps import BLOCK, Steps, collate
 
 
 def examples(n: int) -> list[Example]:
@@ -42,3 +42,13 @@ def test_what_is_learned_is_told_by_the_token_before_it() -> None:
     (batch,) = order.of(0)
     assert batch.at.tolist() == [1, 2] and batch.targets.tolist() == [9, 10]
     assert batch.positions.tolist() == [0, 1, 2, 3]
+
+
+@given(st.integers(1, 200))
+def test_a_filled_batch_has_whole_blocks_and_learns_nothing_of_them(n: int) -> None:
+    batch = collate([Example(Document((9,) * n, (True,) * n))])
+    filled = batch.filled
+    assert len(filled.tokens) == len(filled.positions) == sum(filled.lengths) == -(-n // BLOCK) * BLOCK
+    assert filled.lengths[0] == n and filled.tokens[:n].tolist() == batch.tokens.tolist()
+    assert filled.at is batch.at and filled.targets is batch.targets
+    assert filled.positions.tolist() == [*range(n), *range(len(filled.tokens) - n)]

@@ -94,6 +94,12 @@ def test_pieces_are_dealt_whole_and_evenly(sizes: list[int], product: int, world
     assert sorted(piece for each in bins for piece in each) == sorted(pieces)
 
 
+@pytest.mark.parametrize(("rest", "n_bins"), [(0, 2), (6, 2), (30, 3)])
+def test_a_step_a_little_over_its_share_takes_no_product_more(rest: int, n_bins: int) -> None:
+    pieces = [Piece(number, 0, 20) for number in range(10)] + [Piece(10, 0, rest)] * bool(rest)
+    assert len(dealt(pieces, 100, 1)) == n_bins
+
+
 def test_a_batch_smaller_than_the_context_is_refused() -> None:
     with pytest.raises(UsageError, match="holds no context"):
         Stream(DOCUMENTS, END, 32, 64, 3)
