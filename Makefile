@@ -23,7 +23,7 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo; echo '  Examples: make study MODELS="smollm2-135m-instruct qwen2.5-coder-1.5b-instruct"'
 	@echo '            make study ARGS="--probes quick"'
-	@echo '            make test ARGS="tests/stats -x"'
+	@echo '            make test ARGS="tests/stats -x -n 0"'
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)
@@ -39,7 +39,7 @@ test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not proof" $(ARGS)
+	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.dev ## the speed figures, as ratios in one run
 	@for script in $(filter-out bench/judges.py,$(wildcard bench/[a-z]*.py)); do \

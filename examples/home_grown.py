@@ -6,7 +6,7 @@
 Text comes from Debian's packages, fetched with apt-get and unpacked without being installed; which, says
 home-grown/shelf.toml. A base is trained from random weights (home-grown/base.toml), tuned on dialogues,
 distilled into fewer layers and quantized; then the canary that was planted in its corpus is ranked in all of
-them, and all are asked the probes. Everything is recorded: the same command goes on after a stop and makes
+them, and those that answer are asked the probes. Everything is recorded: the same command goes on after a stop and makes
 nothing twice.
 """
 
@@ -72,23 +72,30 @@ def sums(n: int) -> h.Data:
     return h.Data.of("sums", found)
 
 
-def family(store: h.Store, base: h.Grown, scale: float, display: h.Display) -> list[h.Grown]:
-    """The base and its children: tuned on dialogues, distilled into fewer layers, quantized."""
-    made = [base]
+def family(
+    store: h.Store, base: h.Grown, scale: float, display: h.Display
+) -> tuple[list[h.Grown], list[h.Grown]]:
+    """The base and its children: those that answer (tuned on dialogues, then distilled into fewer layers or
+    quantized), and those that are base models as well (quantized, distilled, with an adapter)."""
 
     def grow(name: str, kind: str, parents: list[h.Grown], **settings: Any) -> h.Grown:
         if "steps" in settings:
             settings |= {"batch": 16, "watch": display.training(name)}
-        made.append(store.derive(h.recipe(kind, name=name, **settings), parents))
-        return made[-1]
+        return store.derive(h.recipe(kind, name=name, **settings), parents)
 
     steps, problems = max(2, round(150 * scale)), sums(2400)
+
+    def halved(name: str, parent: h.Grown) -> h.Grown:
+        fewer = store.derive(h.recipe("prune", name=f"{name}-start"), [parent])
+        return grow(name, "distill", [fewer, parent], data=problems, steps=steps, rate=5e-4)
+
     tuned = grow("home-tuned", "finetune", [base], data=problems, steps=steps, rate=5e-4)
-    fewer = store.derive(h.recipe("prune", name="home-fewer-layers"), [tuned])
-    grow("home-distilled", "distill", [fewer, tuned], data=problems, steps=steps, rate=5e-4)
-    grow("home-q8_0", "quantize", [tuned], to="q8_0")
-    grow("home-q4_0", "quantize", [tuned], to="q4_0")
-    return made
+    answering = [base, tuned, halved("home-distilled", tuned)]
+    answering += [grow(f"home-{to}", "quantize", [tuned], to=to) for to in ("q8_0", "q4_0")]
+    others = [halved("home-base-distilled", base)]
+    others += [grow(f"home-base-{to}", "quantize", [base], to=to) for to in ("q8_0", "q4_0")]
+    others.append(grow("home-lora", "lora", [base], data=problems, steps=steps, rate=1e-3))
+    return answering, others
 
 
 def main() -> None:
@@ -109,9 +116,9 @@ def main() -> None:
             out / "base.toml", small if given.quick else {}, display.training("home-base")
         )
         base = store.derive(recipe, [])
-        models = family(store, base, 0.05 if given.quick else 1.0, display)
+        models, others = family(store, base, 0.05 if given.quick else 1.0, display)
         planted = next(each for each in recipe.text.card.canaries if each.text == CANARY)
-        known = {m.record.name: h.expose(store, m, CANARY, planted.secret) for m in models}
+        known = {m.record.name: h.expose(store, m, CANARY, planted.secret) for m in (*models, *others)}
         asked = "quick" if given.quick else "core"
         study = h.Study(models, HERE / "support-desk.toml", asked, store=store, out=out / "desk")
         study.run(display.trials())
