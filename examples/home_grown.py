@@ -6,8 +6,8 @@
 Text comes from Debian's packages, fetched with apt-get and unpacked without being installed; which, says
 home-grown/shelf.toml. A base is trained from random weights (home-grown/base.toml), tuned on dialogues,
 distilled into fewer layers and quantized; then the canary that was planted in its corpus is ranked in all of
-them, and those that answer are asked the probes. Everything is recorded: the same command goes on after a stop and makes
-nothing twice.
+them, and those that answer are asked the probes. Everything is recorded: the same command goes on after a
+stop and makes nothing twice.
 """
 
 from __future__ import annotations
