@@ -1,4 +1,4 @@
-"""One rehearsed study for all: the real command in a process of its own, with scripted models."""
+"""One rehearsed study for each file: the real command in a process of its own, with scripted models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ is_forbidden = true
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an application, and with an empty store beside it."""
     folder = tmp_path_factory.mktemp("cli")
@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run(place: Path) -> Run:
     """Run `heredity ARGS...` in that folder, as a user would."""
 
@@ -50,7 +50,7 @@ def run(place: Path) -> Run:
     return heredity
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def studied(run: Run, place: Path) -> subprocess.CompletedProcess[str]:
     """The process of a finished study in `place`/rehearsal."""
     models = ("--model", "scripted:leaky", "--model", "scripted:careful")
