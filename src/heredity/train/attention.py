@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from heredity.train._quick import applied
+
 SHORT = 192  # tokens up to which products were measured faster on the way back
 Lengths = tuple[int, ...]
 OfRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
@@ -47,7 +49,7 @@ def attend(
         near = window if window and window < q.shape[2] else 0
         if q.shape[2] > SHORT:
             return _fused(q, k, v, scale, near)
-        out: torch.Tensor = _Short.apply(q, k, v, scale, near)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = applied(_Short, q, k, v, scale, near)
         return out
 
     return by_rows(query, key, value, lengths, of_rows), None
@@ -61,25 +63,26 @@ def by_rows(
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
     values (rows, heads, longest, head_dim), and how long each row is -> (rows, heads, longest, head_dim).
     """
-    groups = [(group, _width(group)) for group in alike(lengths)]
+    groups = _groups(lengths)
     sizes = [len(group) * longest for group, longest in groups]
-    places = _places(lengths, query.device)
     tokens = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
-    if sum(sizes) > len(tokens[0]):
-        tokens = [_Rows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
+    places = _places(lengths, query.device) if sum(sizes) > sum(lengths) else ()
+    if places:
+        tokens = [applied(_Rows, x, *places) for x in tokens]
     done: list[torch.Tensor] = []
     for (group, longest), *parts in zip(groups, *(x.split(sizes) for x in tokens), strict=True):
         q, k, v = (x.unflatten(0, (-1, longest)).transpose(1, 2) for x in parts)
         done.append(of_rows(q, k, v, group).transpose(1, 2).flatten(0, 1))
     out = torch.cat(done)
-    if sum(sizes) > len(places[1]):
-        out = _Documents.apply(out, *places)  # type: ignore[no-untyped-call]
+    if places:
+        out = applied(_Documents, out, *places)
     return out.unsqueeze(0)
 
 
-def _width(group: Lengths) -> int:
-    """Places of a row: as many as its longest has, up to whole STEPs."""
-    return max(group) + -max(group) % STEP
+@lru_cache(maxsize=8)  # every layer asks the same
+def _groups(lengths: Lengths) -> tuple[tuple[Lengths, int], ...]:
+    """Documents that become rows of one product, and places of a row: its longest's, up to whole STEPs."""
+    return tuple((group, max(group) + -max(group) % STEP) for group in alike(lengths))
 
 
 @lru_cache(maxsize=8)
@@ -88,8 +91,7 @@ def _places(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, torch
     tokens: list[int] = []
     places: list[int] = []
     start = at = 0
-    for group in alike(lengths):
-        longest = _width(group)
+    for group, longest in _groups(lengths):
         for n in group:
             tokens += [*range(start, start + n), *[start] * (longest - n)]
             places += range(at, at + n)

@@ -21,6 +21,7 @@ from heredity.engines import _process
 from heredity.engines._weights import KNOWN
 from heredity.errors import Unavailable
 from heredity.train import birth, norms, rotary
+from heredity.train._quick import applied
 from heredity.train.attention import attend
 from heredity.train.steps import BLOCK, Batch
 
@@ -63,7 +64,7 @@ class Network:
 
     def loss(self, hidden: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
         """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way."""
-        total: torch.Tensor = _Parts.apply(hidden, self.head, of_rows)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = applied(_Parts, hidden, self.head, of_rows)
         return total
 
     def write(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from heredity.train import _quick
 from heredity.train.attention import attend
 
 KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
@@ -23,17 +24,11 @@ KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention
 
 def quicken(model: nn.Module) -> None:
     """Give every attention of the model whose form is known the faster way, where it is on a CPU."""
-    for module in model.modules():
-        if type(module).__name__ in KNOWN:
-            module.forward = _Quick(module)
+    _quick.give(model, KNOWN, _Quick)
 
 
-class _Quick:
+class _Quick(_quick.Quick):
     """An attention's forward."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self._usual = module.forward
 
     def __call__(
         self,
@@ -54,7 +49,7 @@ class _Quick:
         if hasattr(at, "q_norm"):
             q, k = at.q_norm(q), at.k_norm(k)
         cos, sin = (x.unsqueeze(-2) for x in position_embeddings)
-        q, k = (_Turned.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]
+        q, k = (_quick.applied(_Turned, x, cos, sin) for x in (q, k))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         window = getattr(at, "sliding_window", getattr(at.config, "sliding_window", None))
         out, _ = attend(at, q, k, v, None, at.scaling, lengths, window)

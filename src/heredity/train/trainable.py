@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from heredity.errors import UsageError
+from heredity.train._quick import applied
 from heredity.train.network import Network
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -111,8 +112,8 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
         rows = x.reshape(-1, x.shape[-1])
-        out: torch.Tensor = _Beside.apply(  # type: ignore[no-untyped-call]
-            rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+        out: torch.Tensor = applied(
+            _Beside, rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
         )
         return out.view(*x.shape[:-1], -1)
 

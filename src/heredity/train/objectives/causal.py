@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from heredity.train._quick import applied
 from heredity.train.network import Network
 from heredity.train.objectives import Loss
 from heredity.train.steps import Batch
@@ -45,7 +46,7 @@ def nats(logits: torch.Tensor, targets: torch.Tensor, z_loss: float, sums: dict[
 
 def told(logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Of logits (rows, vocabulary) and targets (rows,): cross-entropy plus z-loss, and the latter, summed."""
-    found: tuple[torch.Tensor, torch.Tensor] = _Told.apply(logits, targets, z_loss)  # type: ignore[no-untyped-call]
+    found: tuple[torch.Tensor, torch.Tensor] = applied(_Told, logits, targets, z_loss)
     return found
 
 
