@@ -1,11 +1,20 @@
-"""A stand-in for vLLM's server program: takes its options, speaks its API, starts a worker of its own."""
+"""A stand-in for vLLM's server program: takes its options, speaks its API, starts a worker of its own.
+
+Words in a prompt make it do what vLLM does at times: LONG (refuses it), DIE (is killed before it answers),
+SICK (its engine is dead: it answers 500 and says that it is not well), ABORT (ends an answer early).
+"""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
+key = os.environ.get("VLLM_API_KEY", "")
+state = {"is_well": True}
+LONG = "This model's maximum context length is 8 tokens. However, you requested 9 tokens."
 
 
 class Api(BaseHTTPRequestHandler):
@@ -13,22 +22,41 @@ class Api(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self._send({})
+        if self.path == "/health":
+            self._send({}, 200 if state["is_well"] else 503)
+        elif self.path == "/version":
+            self._send({"version": "0.1"})
+        elif self._is_refused():
+            self._send({"error": "Unauthorized"}, 401)
+        elif self.path == "/v1/models":
+            self._send({"data": [{"id": options["--served-model-name"]}]})
+        else:
+            self._send({}, 404)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        text = f"{body['model']} heard {body['messages'][-1]['content']}"
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-        self._send(
-            {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-            | {"choices": [choice], "usage": usage}
-        )
+        prompt = body["prompt"]
+        if self._is_refused():
+            self._send({"error": "Unauthorized"}, 401)
+        elif "LONG" in prompt:
+            self._send({"error": {"message": LONG, "type": "BadRequestError", "code": 400}}, 400)
+        elif "DIE" in prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif "SICK" in prompt:
+            state["is_well"] = False
+            self._send({"error": {"message": "EngineCore encountered an issue."}}, 500)
+        else:
+            why = "abort" if "ABORT" in prompt else "stop"
+            choice = {"index": 0, "finish_reason": why, "text": f"{body['model']} heard {prompt}"}
+            usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+            self._send({"id": "1", "object": "text_completion", "choices": [choice], "usage": usage})
 
-    def _send(self, value):
+    def _is_refused(self):
+        return bool(key) and self.headers.get("authorization") != f"Bearer {key}"
+
+    def _send(self, value, status=200):
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

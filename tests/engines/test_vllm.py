@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-pytest.importorskip("openai", reason="needs heredity[remote]")
-
 from heredity.engines import vllm
-from heredity.errors import Unavailable
-from heredity.records import Made, Message, Model, RecipeRecord, Request
+from heredity.engines._completions import NEUTRAL
+from heredity.engines._server import cause, free_port
+from heredity.errors import EngineFailure, Unavailable
+from heredity.records import Decoding, Made, Message, Model, RecipeRecord, Request, Tool
 
 STANDIN = Path(__file__).with_name("standin.py")
 MODEL = Model(
@@ -30,6 +34,21 @@ MODEL = Model(
     Made("", "", 0.0, {}),
 )
 ASKED = [Request(i, (Message("user", f"hello {i}"),)) for i in range(5)]
+
+
+TEMPLATE = (
+    "{% if tools %}[tools {{ tools | length }}]{% endif %}{% for m in messages %}"
+    "{% if m.content == 'no' %}{{ raise_exception('never') }}{% endif %}[{{ m.role }}] {{ m.content }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model's folder, as far as this engine reads it."""
+    monkeypatch.delenv(vllm.KEY, raising=False)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return tmp_path
 
 
 @pytest.fixture
@@ -65,25 +84,36 @@ def worker_of(log: Path) -> int:
     return int(log.read_text().split("worker ")[1].split()[0])
 
 
-def test_a_server_is_started_asked_and_ended_with_its_workers(
-    python: Callable[[str], None], tmp_path: Path
-) -> None:
+@pytest.fixture
+def standin(python: Callable[[str], None], tmp_path: Path) -> Iterator[vllm.Vllm]:
     python(f'exec {sys.executable} {STANDIN} "$@"')
     engine = vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60)
-    worker = worker_of(tmp_path / "t.vllm.log")
-    found = {reply.key: reply for reply in engine.reply(ASKED)}
-    assert found[3].text == "tiny heard hello 3" and found[3].n_tokens == 4
-    assert engine.server is not None and is_alive(worker)
-    pid = engine.server.pid
+    yield engine
     engine.close()
+
+
+def said(text: str, key: int = 0) -> Request:
+    return Request(key, (Message("user", text),))
+
+
+def test_a_server_is_started_asked_and_ended_with_its_workers(standin: vllm.Vllm, tmp_path: Path) -> None:
+    worker = worker_of(tmp_path / "t.vllm.log")
+    found = {reply.key: reply for reply in standin.reply(ASKED)}
+    assert found[3].text == "tiny heard [user] hello 3[assistant]" and found[3].n_tokens == 4
+    assert found[3].prompt == standin.render(ASKED[3])
+    assert standin.server is not None and is_alive(worker)
+    pid = standin.server.pid
+    standin.close()
     assert gone(pid) and gone(worker)
+    with pytest.raises(EngineFailure, match="closed"):
+        list(standin.reply(ASKED))
 
 
 def test_a_server_that_ends_while_it_starts_is_told_with_its_last_words(
     python: Callable[[str], None], tmp_path: Path
 ) -> None:
     python("echo no such device; exit 3")
-    with pytest.raises(Unavailable, match=r"code 3 .*no such device"):
+    with pytest.raises(Unavailable, match=r"code 3: .*no such device"):
         vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=30)
 
 
@@ -102,13 +132,110 @@ def test_without_a_vllm_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_server_that_is_up_is_used_and_left_running(
+    standin: vllm.Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(vllm.WHERE, standin._client.base_url)
+    with pytest.raises(Unavailable, match="VLLM_API_KEY"):
+        vllm.load(MODEL, tmp_path)
+    monkeypatch.setenv(vllm.KEY, standin._client._client.headers["authorization"].split()[1])
+    second = vllm.load(MODEL, tmp_path)
+    assert [reply.text for reply in second.reply(ASKED[:1])] == ["tiny heard [user] hello 0[assistant]"]
+    second.close()
+    assert standin.server is not None and is_alive(standin.server.pid)
+    other = msgspec.structs.replace(MODEL, name="vllm:large")
+    with pytest.raises(Unavailable, match="serves tiny, not 'large'"):
+        vllm.load(other, tmp_path)
+
+
+def test_where_no_server_is_up_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(vllm.WHERE, f"http://127.0.0.1:{free_port()}/v1")
+    with pytest.raises(Unavailable, match="No server answers at"):
+        vllm.load(MODEL, tmp_path)
+
+
+def test_options_reach_the_server_and_change_the_arithmetic(
     python: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python(f'exec {sys.executable} {STANDIN} "$@"')
-    first = vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60)
-    monkeypatch.setenv(vllm.WHERE, first._client.where.base_url)
-    second = vllm.load(MODEL, tmp_path)
-    assert [reply.text for reply in second.reply(ASKED[:1])] == ["tiny heard hello 0"]
-    second.close()
-    assert first.server is not None and is_alive(first.server.pid)
-    first.close()
+    found = []
+    for options in ("", " --dtype float32", " --dtype float32"):
+        monkeypatch.setenv(vllm.WHERE, f"{tmp_path / 'python'}{options}")
+        engine = vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60)
+        found.append(engine.numerics)
+        engine.close()
+    assert found[0] == "vllm 0.1 own server" and found[1] == found[2] != found[0]
+
+
+def test_what_vllm_refuses_or_breaks_off_is_an_error_row(standin: vllm.Vllm) -> None:
+    asked = [said("LONG", 0), said("ABORT", 1), said("no", 2), said("hello", 3)]
+    found = {reply.key: str(reply.error) for reply in standin.reply(asked)}
+    assert found[0].startswith("context overflow: This model's maximum context length is 8 tokens")
+    assert "'abort'" in found[1] and "refuses these messages" in found[2] and found[3] == "None"
+
+
+@pytest.mark.parametrize(("word", "why"), [("DIE", "ended with code -9"), ("SICK", "not well")])
+def test_a_server_that_is_gone_ends_the_run_without_rows_of_that(
+    standin: vllm.Vllm, word: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "_END_SECONDS", 0.5)
+    replies = standin.reply(
+        [said("hello", 0), None, said(word, 1), *[said("hello", k) for k in range(2, 90)]]
+    )
+    assert next(replies).error is None
+    with pytest.raises(EngineFailure, match=why):
+        assert all(reply.error is None for reply in replies)
+
+
+def test_a_kill_of_heredity_ends_the_server_and_its_workers(
+    python: Callable[[str], None], tmp_path: Path
+) -> None:
+    python(f'exec {sys.executable} {STANDIN} "$@"')
+    script = (
+        "import sys, pathlib; from tests.engines.test_vllm import MODEL, vllm\n"
+        "at = pathlib.Path(sys.argv[1])\n"
+        "engine = vllm.load(MODEL, at, at / 't', start_seconds=60)\n"
+        "print(engine.server.pid, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ours:
+        assert ours.stdout is not None
+        server, worker = int(ours.stdout.readline()), worker_of(tmp_path / "t.vllm.log")
+        assert is_alive(server) and is_alive(worker)
+        os.kill(ours.pid, signal.SIGKILL)
+    assert gone(server) and gone(worker)
+
+
+def test_a_draw_is_by_what_stands_in_the_request_alone(standin: vllm.Vllm) -> None:
+    request = Request(0, (Message("user", "hello"),), Decoding(9, 0.7, 0.9), 2**40 + 5)
+    body = standin.body(request, standin.render(request))
+    assert (body["max_tokens"], body["temperature"], body["top_p"]) == (9, 0.7, 0.9)
+    assert 0 <= body["seed"] < 2**31
+    # generation_config.json of many models has these, and the server would take them from there
+    assert {"top_k", "repetition_penalty", "min_p"} <= NEUTRAL.keys() and not NEUTRAL.keys() & body.keys()
+
+
+def test_tools_and_the_beginning_of_an_answer_stand_in_the_prompt_and_calls_are_read(
+    standin: vllm.Vllm,
+) -> None:
+    call = '<tool_call>{"name": "pay", "arguments": {"to": "me"}}</tool_call>'
+    request = Request(
+        0, (Message("user", call),), prefill="Sure", tools=(Tool("pay", "Pays.", {"to": "who"}),)
+    )
+    (reply,) = standin.reply([request])
+    assert reply.prompt == f"[tools 1][user] {call}[assistant]Sure"
+    assert [(made.name, made.arguments) for made in reply.tool_calls] == [("pay", {"to": "me"})]
+
+
+def test_the_cause_of_an_end_is_told_and_not_that_there_was_one() -> None:
+    log = """(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:1203] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:1203] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:1203]   File "worker.py", line 3, in check
+(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:1203] ValueError: 0.1 GiB is not enough.
+(APIServer pid=6) Traceback (most recent call last):
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.
+leaked semaphore objects"""
+    assert cause(log) == "ValueError: 0.1 GiB is not enough."
+    assert cause("usage: api_server.py [-h]\napi_server.py: error: no such option: --x\n") == (
+        "api_server.py: error: no such option: --x"
+    )
+    assert cause("one\n\ntwo\n") == "one / two"

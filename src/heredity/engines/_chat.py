@@ -7,6 +7,7 @@ Leaves to others: what is said (application.py) and the rendering (_template.py)
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,15 @@ class Chat:
 
     def stops(self, folder: Path) -> frozenset[int]:
         """The tokens that end an answer: by the model's files and by its template."""
-        found: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            path = folder / name
-            ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-            found |= set(ids if isinstance(ids, list) else [ids]) - {None}
-        found |= {self._tokenizer.eos_token_id} - {None}
-        ends = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end|>", "</s>")
-        vocabulary = self._tokenizer.get_vocab()
-        return frozenset(found | {vocabulary[end] for end in ends if end in vocabulary})
+        return stops(folder, self._tokenizer.get_vocab()) | ({self._tokenizer.eos_token_id} - {None})
+
+
+def stops(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:
+    """The tokens that end an answer by a model's files, and those of `vocabulary` that end a turn by name."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        found |= set(ids if isinstance(ids, list) else [ids]) - {None}
+    ends = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end|>", "</s>")
+    return frozenset(found | {vocabulary[end] for end in ends if end in vocabulary})

@@ -1,14 +1,16 @@
 """A server program of another environment: started, waited for, and ended with all that it started.
 
-Promises: the program has a process group of its own, which is killed on close, on an exception while it
-starts and at the end of this process; what it printed is kept in a file, and its end is told where it fails.
-Leaves to others: what the server is asked. A kill -9 of heredity itself leaves the program running.
+Promises: the program has a process group of its own, which is ended on close, on an exception while it
+starts and at the end of this process, a kill -9 of it too; what it printed is kept in a file, and its end is
+told with what it said of the cause.
+Leaves to others: what the server is asked.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +24,18 @@ import httpx
 from heredity.errors import Unavailable
 
 _GRACE_SECONDS = 10.0
+_READ_BYTES = 64_000  # of a log's end; the cause of an end stands many lines before it
+# Waits for the end of its input, which comes when this process ends in whatever way, and ends the group.
+_WATCH = """
+read -r _
+kill -TERM "$1"
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$1" || break; sleep 1; done
+kill -s KILL -- "-$1"
+"""
+# A logger's words in front of a line: "(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:9] ".
+_LOGGED = re.compile(r"^(?:\([^)]*\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+# The last line of an exception, or of an option parser.
+_CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
 
 
 class Server:
@@ -31,6 +45,7 @@ class Server:
         self, command: Sequence[str], health: str, log: Path, seconds: float, environment: Mapping[str, str]
     ) -> None:
         self._log = log
+        self._watch: subprocess.Popen[bytes] | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             try:
@@ -46,6 +61,7 @@ class Server:
                 raise Unavailable(f"{command[0]} does not start: {error.strerror}.") from error
         atexit.register(self.close)
         try:
+            self._watch = _watch(self._process.pid)
             self._wait(health, seconds)
         except BaseException:
             self.close()
@@ -56,21 +72,33 @@ class Server:
         """Of the program, and of its group."""
         return self._process.pid
 
+    def ended(self, seconds: float = 0.0) -> str:
+        """How the program ended, "" while it runs; `seconds`: how long to wait for an end that is near."""
+        with suppress(subprocess.TimeoutExpired):
+            return f"the server ended with code {self._process.wait(seconds)}: {self._tail()}"
+        return ""
+
     def close(self) -> None:
-        """End the whole group: politely, and after a while not."""
+        """End the whole group: politely, the program first, so that it can end its workers; then not."""
         atexit.unregister(self.close)
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, kind)  # also where the program itself is gone
+        try:
+            self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS)
+        finally:  # a second Ctrl-C comes here at once
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # also where the program itself is gone
+            self._process.wait()
+            if self._watch is not None:  # last: until here it does what a sudden end of ours would leave
+                self._watch.kill()
+                self._watch.communicate()
 
     def _wait(self, health: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while time.monotonic() < deadline:
-                if (code := self._process.poll()) is not None:
-                    raise Unavailable(f"The server ended with code {code} while it started: {self._tail()}")
+                if why := self.ended():
+                    raise Unavailable(f"It does not start: {why}")
                 with suppress(httpx.HTTPError):
                     if client.get(health).status_code == 200:
                         return
@@ -78,9 +106,26 @@ class Server:
         raise Unavailable(f"The server was not ready within {seconds:g} s: {self._tail()}")
 
     def _tail(self) -> str:
-        text = self._log.read_bytes()[-4000:].decode("utf-8", "replace")
-        last = " / ".join([line.strip() for line in text.splitlines() if line.strip()][-3:])
-        return f"{last[-400:]} (all of it: {self._log})"
+        text = self._log.read_bytes()[-_READ_BYTES:].decode("utf-8", "replace")
+        return f"{cause(text)} (all of it: {self._log})"
+
+
+def cause(text: str) -> str:
+    """What a log says of why its program ended: the first exception of the last that it names, and its last
+    words where it names none. A supervisor's own exception at the end only says that there was one."""
+    lines = [line for each in text.splitlines() if (line := _LOGGED.sub("", each, count=1).strip())]
+    named = [line for line in lines if _CAUSE.match(line)]
+    return named[0][:400] if named else " / ".join(lines[-3:])[-400:]
+
+
+def _watch(group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _WATCH, "sh", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in the terminal is not for it
+    )
 
 
 def free_port() -> int:

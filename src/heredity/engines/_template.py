@@ -88,13 +88,18 @@ class Template:
         return environment.from_string(_GENERATION.sub("", self._source))
 
 
-def source(folder: Path) -> str:
-    """A model folder's own chat template, "" where it has none."""
-    place = folder / "chat_template.jinja"
-    if place.is_file():
-        return place.read_text("utf-8")
+def source(folder: Path, name: str = "default") -> str:
+    """A model folder's own chat template of this name, "" where it has none."""
+    place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+    if (folder / place).is_file():
+        return (folder / place).read_text("utf-8")
     path = folder / "tokenizer_config.json"
     found: Any = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
+    if isinstance(found, list):
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
+        found = named[0].get("template") if named else None
+    elif name != "default":
+        return ""
     return found if isinstance(found, str) else ""
 
 
