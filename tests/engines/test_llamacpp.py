@@ -129,6 +129,19 @@ def test_an_engine_is_not_named_over_a_format_that_it_does_not_read(tmp_path: Pa
         Store(tmp_path).get("llamacpp:scripted:careful")
 
 
+def test_over_a_gguf_vllm_names_the_same_weights_in_the_form_that_it_reads(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    parent = store.pull(str(tiny_gguf))
+    with pytest.raises(UsageError, match="heredity ask tiny hello"):
+        store.get("vllm:tiny")
+    name = store.ready(parent).record.name
+    with pytest.raises(UsageError, match=f"in that form: vllm:{name}"):
+        store.get("vllm:tiny")
+    assert store.get(f"vllm:{name}").record.format == "safetensors"
+
+
 def test_a_template_without_a_system_role_gets_it_in_the_first_user_message() -> None:
     source = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"

@@ -21,6 +21,7 @@ from heredity.lineage import Description, Grown, Store
 from heredity.store import explain_full_disk
 
 _READS = {"llamacpp": ("gguf",), "vllm": ("safetensors",)}  # the formats that an engine reads as they are
+_FORMS = ("dequantize", "merge_adapter")  # of these the child is its parent's weights and nothing else
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ def resolve(store: Store, ref: str) -> tuple[Answering, list[Grown]]:
     if parent.record.format not in _READS[engine]:
         raise UsageError(
             f"'{name}' is of the format {parent.record.format}; the engine {engine} reads"
-            f" {' or '.join(_READS[engine])}."
+            f" {' or '.join(_READS[engine])}.{_advice(store, engine, parent)}"
         )
     return Answering(engine), [parent]
+
+
+def _advice(store: Store, engine: str, parent: Grown) -> str:
+    """The same weights in a form that the engine reads, where they are there."""
+    for model in store.models():
+        is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
+        if is_form and model.format in _READS[engine]:
+            return f" The same weights in that form: {engine}:{model.name}"
+    is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
+    return f" To make that form: heredity ask {parent.record.name} hello" if is_made_by_asking else ""

@@ -1,0 +1,84 @@
+"""vLLM itself, where HEREDITY_VLLM names an environment that has it: its prompts, its answers and its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import heredity as h
+from heredity.engines import torch as torch_engine
+from heredity.engines import vllm
+from heredity.errors import Unavailable
+from heredity.records import Decoding, Message, Request
+from heredity.study import load_engine
+
+from .test_vllm import gone
+
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        not os.environ.get(vllm.WHERE) or os.environ[vllm.WHERE].startswith("http"),
+        reason=f"{vllm.WHERE} does not name the python of an environment with vLLM",
+    ),
+]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "support-desk.toml"
+
+
+@pytest.fixture(scope="module")
+def store() -> h.Store:
+    return h.Store()
+
+
+@pytest.fixture(scope="module")
+def weights(store: h.Store) -> h.lineage.Grown:
+    try:
+        return store.ready(store.pull("smollm2-135m-instruct"))
+    except Unavailable as error:
+        pytest.skip(f"no source of the model is in reach: {error}")
+
+
+@pytest.fixture(scope="module")
+def engine(store: h.Store, weights: h.lineage.Grown) -> Iterator[vllm.Vllm]:
+    engine = load_engine(store.get(f"vllm:{weights.record.name}"), store)
+    assert isinstance(engine, vllm.Vllm)
+    yield engine
+    engine.close()
+
+
+def asked() -> list[Request]:
+    """Plain, with a system prompt and tools, with a beginning, as a plain text, drawn, and too long."""
+    desk = h.Application.load(EXAMPLE)
+    hello = (Message("user", "What is the capital of France?"),)
+    full = desk.request([*desk.messages(), Message("user", "Where is order 1001?")])
+    short = Decoding(8)
+    return [
+        Request(0, hello, short),
+        Request(1, full.messages, short, tools=full.tools),
+        Request(2, hello, short, prefill="Sure, here is"),
+        Request(3, (), short, prefill="The capital of France is"),
+        Request(4, hello, Decoding(8, 1.0, 0.9), seed=5),
+        Request(5, hello, Decoding(100_000)),
+    ]
+
+
+def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_workers(
+    engine: vllm.Vllm, weights: h.lineage.Grown
+) -> None:
+    ours = torch_engine.open_folder(weights.folder, dtype="float32", is_probed=False)
+    expected = {reply.key: reply for reply in ours.reply(asked())}
+    found = {reply.key: reply for reply in engine.reply(asked())}
+    assert found.keys() == expected.keys()
+    for key in range(5):
+        assert found[key].error is None
+        assert found[key].prompt == expected[key].prompt
+        assert found[key].n_prompt_tokens == expected[key].n_prompt_tokens
+    assert found[0].text.strip() and found[0].stop in ("end", "length")
+    assert str(found[5].error).startswith("context overflow")
+    assert engine.server is not None
+    engine.close()
+    assert gone(engine.server.pid)
