@@ -27,11 +27,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from heredity.clean import clean_text
 from heredity.engines import UNPROVEN, _tool_calls
 from heredity.engines._completions import Completions, Lost, Refused
 from heredity.engines._crew import Crew, failed
 from heredity.engines._folder_chat import FolderChat
-from heredity.engines._remote_answer import SEEDS, sendable
 from heredity.engines._server import Server, free_port
 from heredity.errors import EngineFailure, Unavailable
 from heredity.records import Model, Reply, Request, digest
@@ -40,6 +40,7 @@ WHERE, KEY = "HEREDITY_VLLM", "VLLM_API_KEY"  # the second is vLLM's own
 WIDTH = 64  # requests under way; how many of them are computed at once is the server's choice
 START_SECONDS = 900.0  # large weights are read, and kernels compiled
 _ANSWER_SECONDS = 4 * 3600.0  # a machine that is busy is slow, but an answer comes
+_SEEDS = 2**31
 _END_SECONDS = 10.0  # within which a server whose connection broke has ended, if it ends
 
 
@@ -61,8 +62,9 @@ def load(
     command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(folder)]
     command += ["--served-model-name", served, "--host", "127.0.0.1", "--port", str(port)]
     log = tuning.with_suffix(".vllm.log") if tuning else Path(tempfile.mkdtemp()) / "vllm.log"
-    # The key is a new one: the port is open to this whole machine.
-    own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", KEY: key}
+    own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    own[KEY] = key  # a new one: the port is open to this whole machine
+    own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" where heredity was called is not vLLM
     server = Server(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
     try:
         return _opened(served, folder, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
@@ -139,13 +141,13 @@ class Vllm:
         decoding = request.decoding
         body: dict[str, Any] = {
             "model": self._served,
-            "prompt": sendable(prompt),
+            "prompt": clean_text(prompt),
             # A template has said all; before a plain text its tokenizer puts what it puts before any.
             "add_special_tokens": self.is_base or not request.messages,
             "max_tokens": decoding.max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
-            "seed": request.seed % SEEDS,
+            "seed": request.seed % _SEEDS,
             "stop_token_ids": self._chat.stop_tokens,
             "skip_special_tokens": False,  # the control tokens that a model writes are part of what it said
         }
