@@ -234,7 +234,7 @@ def test_the_cause_of_an_end_is_told_and_not_that_there_was_one() -> None:
 (APIServer pid=6) Traceback (most recent call last):
 (APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.
 leaked semaphore objects"""
-    assert cause(log) == "ValueError: 0.1 GiB is not enough."
+    assert cause(log) == "EngineCore failed to start. / ValueError: 0.1 GiB is not enough."
     assert cause("usage: api_server.py [-h]\napi_server.py: error: no such option: --x\n") == (
         "api_server.py: error: no such option: --x"
     )

@@ -24,7 +24,7 @@ import httpx
 from heredity.errors import Unavailable
 
 _GRACE_SECONDS = 10.0
-_READ_BYTES = 64_000  # of a log's end; the cause of an end stands many lines before it
+_READ_BYTES = 1 << 20  # of a log's end; the cause of an end stands many lines before it
 # Waits for the end of its input, which comes when this process ends in whatever way, and ends the group.
 _WATCH = """
 read -r _
@@ -33,7 +33,7 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$1" || break; sleep 1; done
 kill -s KILL -- "-$1"
 """
 # A logger's words in front of a line: "(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:9] ".
-_LOGGED = re.compile(r"^(?:\([^)]*\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_LOGGED = re.compile(r"(?:\([^)]*\) )?(?:([A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 # The last line of an exception, or of an option parser.
 _CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
 
@@ -111,11 +111,19 @@ class Server:
 
 
 def cause(text: str) -> str:
-    """What a log says of why its program ended: the first exception of the last that it names, and its last
-    words where it names none. A supervisor's own exception at the end only says that there was one."""
-    lines = [line for each in text.splitlines() if (line := _LOGGED.sub("", each, count=1).strip())]
-    named = [line for line in lines if _CAUSE.match(line)]
-    return named[0][:400] if named else " / ".join(lines[-3:])[-400:]
+    """What a log says of why its program ended: its first line that is logged as an error, and the first
+    exception that it names, for the last ones only say that there was one; where it has neither, its end."""
+    logged, named, lines = [], [], []
+    for each in text.splitlines():
+        found = _LOGGED.match(each)
+        if line := each[found.end() if found else 0 :].strip():
+            lines.append(line[:200])
+            if found and found[1] == "ERROR":
+                logged.append(line[:200])
+            if _CAUSE.match(line):
+                named.append(line[:300])
+    told = list(dict.fromkeys([*logged[:1], *named[:1]]))
+    return " / ".join(told or lines[-3:])
 
 
 def _watch(group: int) -> subprocess.Popen[bytes]:
