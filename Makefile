@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study descent pretrain test bench proofs judges learned clean
+.PHONY: help study descent pretrain test bench proofs judges learned head clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,12 @@ learned: $(VENV)/.dev ## train the judge `learned` again (LABELS: the folders of
 	$(BIN)/heredity pull all-minilm-l6-v2
 	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
 	  --out src/heredity/judges $(ARGS)
+
+head: $(VENV)/.dev ## learn the head of rubric:qwen2.5-coder-1.5b-instruct:head again (LABELS, as above; an hour)
+	$(BIN)/heredity pull qwen2.5-coder-1.5b-instruct
+	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
+	  --head qwen2.5-coder-1.5b-instruct --out .head $(ARGS)
+	cp .head/head.json .head/head.safetensors src/heredity/judges
 
 clean: ## remove the virtual environment and the caches, but no study and no model
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from heredity import judges
 from heredity.application import Application
 from heredity.errors import BadInput, Damaged, Unavailable
-from heredity.judges import _learned_card, _learned_data, _learned_model, _learned_train, learned, rules
+from heredity.judges import (
+    _learned_card,
+    _learned_data,
+    _learned_model,
+    _learned_train,
+    _trained,
+    learned,
+    rules,
+)
 from heredity.judges._learned_signals import NAMES, margin, signals
 from heredity.lineage import Store
 from heredity.recipes._catalogue import catalogue
@@ -120,7 +128,7 @@ def test_every_figure_says_how_it_was_held_out_and_stands_beside_that_of_the_rul
     assert [(r.task, r.labels, r.accuracy.n) for r in ours] == [
         (r.task, r.labels, r.accuracy.n) for r in theirs
     ]
-    how = (_learned_card.FIVE_FOLDS, _learned_card.LEFT_OUT)
+    how = (_trained.FIVE_FOLDS, _trained.LEFT_OUT)
     assert all(row.labels.endswith(tuple(f"({h})" for h in how)) for row in ours)
 
 

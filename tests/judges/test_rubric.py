@@ -63,21 +63,22 @@ def judge(engine: Any, options: str = "") -> rubric.Rubric:
 
 
 @pytest.mark.parametrize(
-    ("rest", "model", "is_yes_no", "at"),
+    ("rest", "model", "form", "at"),
     [
-        ("smollm2", "smollm2", False, {}),
-        ("smollm2:yesno", "smollm2", True, {}),
-        ("remote:openai:gpt-x:yesno:harm=-1.5", "remote:openai:gpt-x", True, {"harm": -1.5}),
-        ("a:b:refusal=2:harm=1", "a:b", False, {"harm": 1.0, "refusal": 2.0}),
+        ("smollm2", "smollm2", "parts", {}),
+        ("smollm2:yesno", "smollm2", "yesno", {}),
+        ("smollm2:head:harm=1", "smollm2", "head", {"harm": 1.0}),
+        ("remote:openai:gpt-x:yesno:harm=-1.5", "remote:openai:gpt-x", "yesno", {"harm": -1.5}),
+        ("a:b:refusal=2:harm=1", "a:b", "parts", {"harm": 1.0, "refusal": 2.0}),
     ],
 )
-def test_a_name_is_read_from_its_end(rest: str, model: str, is_yes_no: bool, at: dict[str, float]) -> None:
+def test_a_name_is_read_from_its_end(rest: str, model: str, form: str, at: dict[str, float]) -> None:
     settings = rubric.parse(rest)
-    assert settings == (model, is_yes_no, at)
+    assert settings == (model, form, at, "")
     assert rubric.parse(rubric.spell(settings).removeprefix("rubric:")) == settings
 
 
-@pytest.mark.parametrize("rest", ["", ":yesno", "m:harm=nan", "m:refusal=99", "m:harm="])
+@pytest.mark.parametrize("rest", ["", ":yesno", "m:harm=nan", "m:refusal=99", "m:harm=", "m:yesno:head"])
 def test_a_name_that_says_nothing_is_refused(rest: str) -> None:
     with pytest.raises(UsageError):
         rubric.parse(rest)

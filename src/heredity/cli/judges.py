@@ -67,8 +67,8 @@ def calibrate(
 ) -> None:
     """Measure a judge on answers that people labelled.
 
-    JUDGE is rules, learned, rubric:MODEL[:yesno] or panel:A+B. With --fit the judge's name in the result
-    holds the threshold that was found: use that name as `heredity study --judge`.
+    JUDGE is rules, learned, rubric:MODEL[:yesno|:head] or panel:A+B. With --fit the judge's name in the
+    result holds the threshold that was found: use that name as `heredity study --judge`.
     """
     from typing import cast
 
@@ -135,23 +135,43 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
     help="Where the files it names lie; more than one may be given. Its own folder if none is.",
 )  # fmt: skip
 @click.option("--out", required=True, type=Place(), metavar="DIR", help="For the weights.")
+@click.option(
+    "--head", type=Name(), metavar="MODEL",
+    help="Learn the head of rubric:MODEL:head on this model's states, and not the judge `learned`.",
+)  # fmt: skip
+@click.option("--rows", type=click.IntRange(20), help="With --head: at most so many of a set (500).")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
-def train(data: Path, roots: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Train the judge `learned` again, and measure it on what was held out.
+def train(
+    data: Path, roots: tuple[Path, ...], out: Path, head: str | None, rows: int | None, as_json: bool
+) -> None:
+    """Train the judge `learned` again, or a head for `rubric`, and measure it on what was held out.
 
-    Writes learned.safetensors and its card learned.json. It takes some minutes on two cores.
+    Writes weights as safetensors and their card as JSON: learned in some minutes on two cores, head in as
+    long as the model takes to read a few thousand answers. Stopped, the latter goes on where it was.
     """
     from heredity import judges
     from heredity.cli._terminal import err, write_json
     from heredity.cli._terminal import out as console
-    from heredity.judges import _learned_card
+    from heredity.errors import UsageError
+    from heredity.judges import _head_train, _learned_card
 
-    card = _learned_card.train(data, roots or (data.parent,), out, say=err().print)
+    if rows is not None and head is None:
+        raise UsageError("--rows is for --head: `learned` is trained on all rows.")
+    if head is None:
+        name, card = "learned", _learned_card.train(data, roots or (data.parent,), out, say=err().print)
+    else:
+        models = judges.stored_models()
+        name, card = (
+            "head",
+            _head_train.train(
+                data, roots or (data.parent,), out, head, models, err().print, rows or _head_train.ROWS
+            ),
+        )
     if as_json:
         write_json(card)
         return
-    console().print(f"{out / 'learned.safetensors'}: {card['weights']['bytes']:,} bytes; {card['split']}")
-    _show(judges.quality_of_card(out / "learned.json"))
+    console().print(f"{out / name}.safetensors: {card['weights']['bytes']:,} bytes; {card['split']}")
+    _show(judges.quality_of_card(out / f"{name}.json"))
 
 
 def _pairs(text: str) -> dict[str, str]:

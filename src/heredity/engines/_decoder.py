@@ -13,7 +13,7 @@ Leaves to others: which row sits in which slot and when (_batch.py), and which t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -83,6 +83,12 @@ class Decoder:
     def touched(self, touch: Touch) -> Decoder:
         """The same weights, the residual stream touched on its way."""
         return Decoder(self.weights, self.dtype, touch)
+
+    def until(self, n_layers: int) -> Decoder:
+        """The first layers alone: what a prefill returns is the residual stream behind the last of them."""
+        shape = replace(self.shape, n_layers=n_layers, windows=self.shape.windows[:n_layers])
+        weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
+        return Decoder(weights, self.dtype, self._touch)
 
     def slots(self, width: int, capacity: int) -> Slots:
         """Empty slots. Zeroed: what is masked must still be finite."""

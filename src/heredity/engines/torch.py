@@ -193,6 +193,33 @@ class Torch:
         engine.name, engine.numerics = altered(engine.name, how), altered(engine.numerics, how)
         return engine
 
+    @property
+    def n_layers(self) -> int:
+        return self.decoder.shape.n_layers
+
+    def until(self, n_layers: int) -> Torch:
+        """The first layers alone, whose `state` can be read; what it would answer means nothing.
+
+        Raises EngineFailure for more layers than there are.
+        """
+        if not 0 < n_layers <= self.decoder.shape.n_layers:
+            raise EngineFailure(f"no layer {n_layers}: this model has {self.decoder.shape.n_layers}")
+        engine = Torch(self.decoder.until(n_layers), self._chat, self.folder, self._tuning, self._widths[-1])
+        how = f"first {n_layers} layers"
+        engine.name, engine.numerics = altered(engine.name, how), altered(engine.numerics, how)
+        return engine
+
+    def state(self, request: Request) -> torch.Tensor:
+        """The residual stream behind the last layer, at the last token of the rendered request: (hidden,),
+        float32. Raises ContextOverflow."""
+        with torch.inference_mode():
+            tokens = self._chat.encode(self.render(request))
+            if len(tokens) > self.decoder.shape.context:
+                raise ContextOverflow(f"{len(tokens)} tokens needed, {self.decoder.shape.context} there")
+            prefix, own = self.split(request, tokens)
+            slots = self.decoder.slots(1, round_up(padded(own), CELL))
+            return self.decoder.prefill(prefix, slots, 0, own)[len(own) - 1].float()
+
     def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
         """Words for the place of `mark` after which the model begins with `target`, as JSON (_gcg.py)."""
         from heredity.engines import _gcg

@@ -7,7 +7,7 @@ that takes more than its name has `make(rest, models)`, which gives an object wi
     checks   deterministic: a secret, a marker, the system prompt, a tool call or a pattern came out
     rules    refusal, compliance, incoherence or emptiness, told apart by rules; measured on human labels
     learned  refusal and harmful compliance, learned on human labels; needs torch and an encoder in the store
-    rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`
+    rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`, `rubric:MODEL:head`
     panel    two judges or more: `panel:rules+learned`; what they do not agree on is unclear
 
 Promises: a judge never raises on any text, in time linear in its length; an error row stays an error and is
@@ -29,6 +29,7 @@ from heredity.judges._choice import (
     identity,
     load,
     needs_judge,
+    stored_models,
     task_of,
 )
 from heredity.judges._kept import bring
@@ -67,6 +68,7 @@ __all__ = [
     "needs_judge",
     "quality",
     "quality_of_card",
+    "stored_models",
     "task_of",
     "version",
 ]

@@ -1,6 +1,6 @@
 """Which judge decides what: a judge by its name, and the judges of one study together.
 
-    rules   learned   rubric:MODEL[:yesno][:harm=X][:refusal=X]   panel:JUDGE+JUDGE[+JUDGE...]
+    rules   learned   rubric:MODEL[:yesno|:head][:harm=X][:refusal=X]   panel:JUDGE+JUDGE[+JUDGE...]
 
 Promises: what a check decides never goes to another judge; two choices that could give other verdicts have
 other digests; a judge that cannot decide says `unclear` and is never swapped for another.
@@ -57,7 +57,7 @@ def load(spec: str, models: Models | None = None) -> Any:
     kind, _, rest = spec.partition(":")
     module = registry.load("judges", kind)
     if hasattr(module, "make"):
-        return module.make(rest, models or _of_default_store())
+        return module.make(rest, models or stored_models())
     if rest or ":" in spec:
         raise UsageError(f"The judge '{kind}' takes nothing behind its name: not '{spec}'.")
     return module
@@ -157,7 +157,7 @@ class Decider:
         return msgspec.structs.replace(row, score=round(float(score), 4))
 
 
-def _of_default_store() -> Models:
+def stored_models() -> Models:
     """Models of the store of this user, each loaded as a study loads it."""
 
     def identify(ref: str) -> str:

@@ -24,6 +24,7 @@ from heredity.stats.judge_error import across
 
 _SHIPPED = Path(__file__).with_name("quality.json")
 _CARD = Path(__file__).with_name("learned.json")
+_HEAD_CARD = Path(__file__).with_name("head.json")
 _SOURCES = (
     "_asked.py",
     "_refusing.py",
@@ -94,9 +95,10 @@ class Measured(msgspec.Struct, frozen=True):
     spec_n: int
 
 
-class LearnedCard(msgspec.Struct, frozen=True):
-    """Of judges/learned.json, what is read here."""
+class TrainedCard(msgspec.Struct, frozen=True):
+    """Of judges/learned.json and judges/head.json, what is read here."""
 
+    judge: str
     measured: tuple[Measured, ...]
 
 
@@ -152,10 +154,10 @@ _CALIBRATES: dict[Task, tuple[str, ...]] = {
     ),
     "harm": ("GPTFuzz: ChatGPT under jailbreaks",),
 }
-# Of `learned`: whether an answer refused is what the rules say (a test holds it to that), so that the same
-# labels correct it. Harm: families that its weights were trained without, since a study's answers are of none
-# that they know. PyRIT's severity asks another question.
-_LEARNED_HARM = tuple(
+# Of judges that learned: whether an answer refused is what the rules say (a test holds them to that), so that
+# the same labels correct them. Harm: families that their weights were trained without, since a study's
+# answers are of none that they know. PyRIT's severity asks another question.
+_TRAINED_HARM = tuple(
     f"{name} (sets left out)"
     for name in ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
 )
@@ -164,15 +166,15 @@ _LEARNED_HARM = tuple(
 def quality() -> tuple[JudgeQuality, ...]:
     """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
     rows = [(row.judge, row.task, _counts(row)) for row in shipped().table]
-    # The card also has what `rules` says on the same rows, and a fifth of the questions by itself.
-    learned = [q for q in quality_of_card(_CARD) if q.judge == "learned" and "held-out" not in q.labels]
-    return (*(as_quality(*row) for row in rows), *learned)
+    # The cards also have what `rules` says on the same rows.
+    trained = [q for card in (_CARD, _HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
+    return (*(as_quality(*row) for row in rows), *trained)
 
 
 @lru_cache(maxsize=4)
 def quality_of_card(path: Path) -> tuple[JudgeQuality, ...]:
     """What the card of a trained judge says of answers that its weights were not trained on."""
-    rows = msgspec.json.decode(path.read_bytes(), type=LearnedCard).measured
+    rows = _card(path).measured
     counts = [Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in rows]
     return tuple(as_quality(row.judge, row.task, n) for row, n in zip(rows, counts, strict=True))
 
@@ -192,31 +194,37 @@ def calibrations(
 
     What a user measured of the judge with the digest `judged_by`, kept in the store `root`, comes in place of
     what is shipped. Between families a judge errs differently, which no interval from pooled counts knows.
-    Where there is but one family, nothing stands after it: how far others differ was never measured. The harm
-    that `learned` finds was measured on several that it had not seen: together they are worth as few labels
-    as their differences allow, so that the interval holds for one more.
+    Where there is but one family, nothing stands after it: how far others differ was never measured. A judge
+    that learned to find harm was measured on several that it had not seen: together they are worth as few
+    labels as their differences allow, so that the interval holds for one more.
     """
     if root is not None and (kept := _kept.newest(root, judge, judged_by, task)) is not None:
         return kept.calibrations()
-    if judge == "learned" and task == "harm":
-        return _learned_harm()
-    if judge not in (DEFAULT, "learned"):
+    trained = {_card(path).judge: path for path in (_CARD, _HEAD_CARD)}
+    if judge in trained and task == "harm":
+        return _of_families(trained[judge])
+    if judge not in (DEFAULT, *trained):
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
     return tuple(_counts(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
 
 
-def _learned_harm() -> tuple[Calibration, ...]:
-    """Of the card of `learned`: what its families say together of one more, then each family's own counts."""
-    rows = msgspec.json.decode(_CARD.read_bytes(), type=LearnedCard).measured
-    own = {r.labels: r for r in rows if (r.judge, r.task) == ("learned", "harm")}
-    each = [own[labels] for labels in _LEARNED_HARM]
+def _of_families(path: Path) -> tuple[Calibration, ...]:
+    """Of a card: what its families say together of one more, then each family's own counts."""
+    card = _card(path)
+    own = {r.labels: r for r in card.measured if (r.judge, r.task) == (card.judge, "harm")}
+    each = [own[labels] for labels in _TRAINED_HARM]
     together = Calibration(
         *across([r.sens_k for r in each], [r.sens_n for r in each]),
         *across([r.spec_k for r in each], [r.spec_n for r in each]),
-        "families that it did not learn from: " + "; ".join(_LEARNED_HARM),
+        "families that it did not learn from: " + "; ".join(_TRAINED_HARM),
     )
     return (together, *(Calibration(r.sens_k, r.sens_n, r.spec_k, r.spec_n, r.labels) for r in each))
+
+
+@lru_cache(maxsize=4)
+def _card(path: Path) -> TrainedCard:
+    return msgspec.json.decode(path.read_bytes(), type=TrainedCard)
 
 
 def measured_by_user(

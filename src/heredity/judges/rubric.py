@@ -1,7 +1,9 @@
-"""Any model as judge: StrongREJECT's three parts, or a plain yes or no (`rubric:MODEL[:yesno]`).
+"""Any model as judge: StrongREJECT's three parts, a plain yes or no, or what a head reads off its state.
 
-MODEL is a model of the store, or any target that can be asked (`remote:...`, `scripted:...`). Behind it may
-stand `harm=X` and `refusal=X`: the log-odds from which a verdict counts as a yes, as fitted on labels
+    rubric:MODEL[:yesno|:head|:head=FOLDER][:harm=X][:refusal=X]
+
+MODEL is a model of the store, or any target that can be asked (`remote:...`, `scripted:...`); a head wants
+the model that it was learned on. X: the log-odds from which a verdict counts as a yes, as fitted on labels
 (`heredity judges calibrate --fit`); 0 without.
 
 Promises: a reply that does not parse is `unclear`; no other judge takes this one's place; the answer is
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
 
 import msgspec
 
@@ -22,6 +25,7 @@ from heredity.engines import Engine
 from heredity.errors import UsageError
 from heredity.judges import _rubric_ask, _rubric_form, rules
 from heredity.judges._choice import Models, Pair, Task, pair_of, task_of
+from heredity.judges._head import SHIPPED, Head, Reader
 from heredity.judges._settled import settled
 from heredity.judges._text import evidence
 from heredity.records import Manner, Outcome, Probe, Response, Verdict
@@ -42,8 +46,9 @@ class Settings(NamedTuple):
     """What stands behind `rubric:`."""
 
     model: str
-    is_yes_no: bool
+    form: Literal["parts", "yesno", "head"]
     at: dict[Task, float]  # log-odds from which it is a yes
+    head: str = ""  # the folder of a head that is not the shipped one
 
 
 def make(rest: str, models: Models) -> Rubric:
@@ -52,14 +57,15 @@ def make(rest: str, models: Models) -> Rubric:
 
 
 def parse(rest: str) -> Settings:
-    """MODEL[:yesno][:harm=X][:refusal=X], read from its end: a model's own name may hold colons."""
+    """What stands behind `rubric:`, read from its end: a model's own name may hold colons."""
     at: dict[Task, float] = {}
-    is_yes_no, model = False, rest
+    forms: list[tuple[str, str]] = []
+    model = rest
     while True:
         model, _, option = model.rpartition(":") if ":" in model else (model, "", "")
         key, _, value = option.partition("=")
-        if option == "yesno":
-            is_yes_no = True
+        if option in ("yesno", "head") or (key == "head" and value):
+            forms.append((key, value))
         elif key == "harm":
             at["harm"] = _number(option, value)
         elif key == "refusal":
@@ -68,14 +74,18 @@ def parse(rest: str) -> Settings:
             model = f"{model}:{option}" if option else model
             break
     if not model:
-        raise UsageError("Which model judges? Write rubric:MODEL or rubric:MODEL:yesno.")
-    return Settings(model, is_yes_no, at)
+        raise UsageError("Which model judges? Write rubric:MODEL, rubric:MODEL:yesno or rubric:MODEL:head.")
+    if len(set(forms)) > 1:
+        raise UsageError("A rubric has one form: yesno or head, not both.")
+    form, folder = forms[0] if forms else ("parts", "")
+    return Settings(model, cast(Literal["parts", "yesno", "head"], form), at, folder)
 
 
 def spell(settings: Settings) -> str:
     """The judge's full name, the same for the same settings."""
     options = [f"{task}={settings.at[task]:g}" for task in sorted(settings.at)]
-    return ":".join([name, settings.model, *(["yesno"] if settings.is_yes_no else []), *options])
+    form = f"head={settings.head}" if settings.head else settings.form
+    return ":".join([name, settings.model, *([] if form == "parts" else [form]), *options])
 
 
 class Rubric:
@@ -86,9 +96,15 @@ class Rubric:
     def __init__(self, settings: Settings, models: Models) -> None:
         self.settings, self._models = settings, models
         self.name = spell(settings)
-        options = sorted(settings.at.items())
-        self.identity = f"{models.identify(settings.model)}\0{settings.is_yes_no}\0{options}"
+        options, model = sorted(settings.at.items()), models.identify(settings.model)
+        self._head: Head | None = None
+        if settings.form == "head":
+            self._head = Head(Path(settings.head) if settings.head else SHIPPED)
+            self._head.check(settings.model, model)
+        head = self._head.identity if self._head else ""
+        self.identity = f"{model}\0{settings.form} {head}\0{options}"
         self._engine: Engine | None = None
+        self._reader: Reader | None = None
 
     def manner(self, prompt: str, text: str) -> Manner:
         """How `text` answers `prompt`: "empty" and "incoherent" by the rules, also where the reply does not
@@ -130,19 +146,25 @@ class Rubric:
     def fitted(self, task: Task, at: float) -> Rubric:
         """The same judge, with another place where its verdict turns."""
         other = Rubric(self.settings._replace(at={**self.settings.at, task: at}), self._models)
-        other._engine = self._engine
+        other._engine, other._reader = self._engine, self._reader
         return other
 
     def close(self) -> None:
         """Free the model."""
         if self._engine is not None:
             self._engine.close()
-        self._engine = None
+        self._engine = self._reader = None
 
     def _ask(self, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
+        if self._head is not None and task == "refusal":
+            return [self._head.refusal(pair) for pair in pairs]
         if self._engine is None:
             self._engine = self._models.load(self.settings.model)
-        if not self.settings.is_yes_no:
+        if self._head is not None:
+            self._reader = self._reader or Reader(self._engine, self._head.card.layer)
+            states = zip(self._reader.states(pairs), pairs, strict=True)
+            return [None if state is None else self._head.harm(state, pair) for state, pair in states]
+        if self.settings.form == "parts":
             found = _rubric_ask.parts(self._engine, pairs)
             return [p if p is None else p.refused if task == "refusal" else p.score for p in found]
         return _rubric_ask.yes_no(self._engine, lambda prompt: _question(task, prompt), pairs)
@@ -156,7 +178,7 @@ class Rubric:
         text = response.exchanges[-1].text
         row = Verdict(response.index, response.trial, self.name, "unclear", None)
         if score is None:
-            why = "the judge's reply did not parse:"
+            why = "it did not fit:" if self._head else "the judge's reply did not parse:"
             return msgspec.structs.replace(row, evidence=evidence(why, text[:120]))
         outcomes: tuple[Outcome, Outcome] = (
             ("broke", "held") if probe.kind == "breach" else ("refused", "answered")

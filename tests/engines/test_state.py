@@ -1,0 +1,59 @@
+"""States that are read of a prompt: those of transformers' model, and whatever the company the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines.torch import Torch, open_folder
+from heredity.errors import ContextOverflow, EngineFailure
+from heredity.records import Message, Request
+
+TEXTS = ["the quick brown fox", "an old oak tree while seven wise owls watch over a lazy dog " * 6, "dog"]
+
+
+def request(text: str, n_shared: int = 0) -> Request:
+    return Request(0, (Message("system", "the wise owls"), Message("user", text)), n_shared=n_shared)
+
+
+@pytest.fixture(scope="module")
+def engine(any_model: Path) -> Torch:
+    return open_folder(any_model, dtype="float32", width=8, is_probed=False)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_a_state_is_what_transformers_has_behind_that_layer(
+    engine: Torch, any_model: Path, n_layers: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32)
+    for text in TEXTS:
+        tokens = torch.tensor([engine._chat.encode(engine.render(request(text)))])
+        with torch.inference_mode():
+            theirs = model(tokens, output_hidden_states=True).hidden_states[n_layers][0, -1]
+        assert torch.allclose(engine.until(n_layers).state(request(text)), theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_a_state_hangs_on_nothing_that_was_read_before(engine: Torch) -> None:
+    reader, again = engine.until(2), engine.until(2)
+    forwards = [reader.state(request(text)) for text in TEXTS]
+    backwards = [again.state(request(text)) for text in TEXTS[::-1]][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+
+
+def test_a_shared_beginning_changes_no_more_than_the_arithmetic_s_rounding(engine: Torch) -> None:
+    whole, shared = (engine.until(2).state(request(TEXTS[1], n)) for n in (0, 1))
+    assert torch.allclose(whole, shared, atol=2e-4, rtol=2e-4)
+
+
+def test_what_is_not_there_cannot_be_read(engine: Torch) -> None:
+    for n_layers in (0, engine.n_layers + 1):
+        with pytest.raises(EngineFailure, match="no layer"):
+            engine.until(n_layers)
+    with pytest.raises(ContextOverflow):
+        engine.until(1).state(request("fox " * 600))
+    assert "first 2 layers" in engine.until(2).numerics

@@ -1,0 +1,257 @@
+"""A head on a model's states: learned on labels, measured on rows it never saw, used on that model alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity import judges
+from heredity.engines.torch import open_folder
+from heredity.errors import BadInput, Damaged, UsageError
+from heredity.judges import _head, _head_train, _rubric_form, rubric
+from heredity.judges._choice import Models
+from heredity.judges._learned_card import source_hash
+from heredity.records import Check
+from tests.engines.conftest import make_model
+from tests.judges.conftest import make_application
+from tests.judges.trials import probe, response
+from tests.planning import Recorder
+
+SPEC = """
+[[labels]]
+name = "Told"
+family = "told"
+licence = "MIT"
+files = ["told.jsonl"]
+task = "harm"
+prompt = "q"
+response = "a"
+label = ["l"]
+positive = ["1"]
+
+[[labels]]
+name = "Others"
+family = "others"
+licence = "MIT"
+files = ["others.jsonl"]
+task = "harm"
+prompt = "q"
+response = "a"
+label = ["l"]
+positive = ["1"]
+
+[[labels]]
+name = "Refused"
+family = "refused"
+licence = "MIT"
+files = ["refused.jsonl"]
+task = "refusal"
+prompt = "q"
+response = "a"
+label = ["l"]
+positive = ["1"]
+
+[[labels]]
+name = "Refused too"
+family = "refused too"
+licence = "MIT"
+files = ["refused.jsonl"]
+task = "refusal"
+prompt = "q"
+response = "a"
+label = ["l"]
+positive = ["1"]
+
+[[answers]]
+name = "Plain"
+licence = "MIT"
+files = ["plain.jsonl"]
+prompt = "q"
+response = "a"
+"""
+# Which of two animals an answer is about decides, so that there is something to be learned.
+BAD = (
+    "First the quick fox jumps over the old tree. Then the brown fox takes what it found there. At night a "
+    "fox runs from one door to another fox, and nobody near the fox hears that fox jump."
+)
+GOOD = (
+    "Seven wise owls sit in an oak. Some owls read, other owls sleep until the morning, and owls keep a lazy "
+    "dog company while seven more owls arrive, for owls are like that."
+)
+WORDS = ["quick", "brown", "lazy", "seven", "wise", "old", "oak", "tree", "owls", "dog", "while", "watch"]
+
+
+def rows(name: str, n: int = 30) -> list[dict[str, Any]]:
+    asked = [f"{name} {WORDS[i % 12]} {WORDS[i // 12]} while the {WORDS[(i * 5) % 12]}" for i in range(n)]
+    if name == "refused":
+        said = ["I'm sorry, but I can't help with that.", BAD]
+    elif name == "plain":
+        said = [GOOD, GOOD]
+    else:
+        said = [GOOD, BAD]
+    return [
+        {"q": q, "a": f"{said[i % 2]}, {q}", "l": int(i % 2 == (name != "refused"))}
+        for i, q in enumerate(asked)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(
+        tmp_path_factory.mktemp("tiny"), "qwen2", max_position_embeddings=2048, num_hidden_layers=4
+    )
+
+
+class Loads(list[str]):
+    """The models of a judge, and which were loaded."""
+
+    def of(self, folder: Path) -> Models:
+        def load(name: str) -> Any:
+            self.append(name)
+            return open_folder(folder, dtype="float32", is_probed=False)
+
+        return Models(lambda name: f"id of {name}", load)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("learned")
+    for name in ("told", "others", "refused", "plain"):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows(name))))
+    (folder / "data.toml").write_text(SPEC)
+    return folder, train(folder, tiny, [])
+
+
+def train(folder: Path, tiny: Path, said: list[str]) -> dict[str, Any]:
+    models = Loads().of(tiny)
+    path, out = folder / "data.toml", folder / "out"
+    return _head_train.train(path, [folder], out, "tiny", models, said.append, rows=24)
+
+
+def judge(folder: Path, tiny: Path, name: str = "tiny") -> rubric.Rubric:
+    return rubric.make(f"{name}:head={folder / 'out'}", Loads().of(tiny))
+
+
+def test_it_tells_what_it_learned_on_rows_and_sets_that_it_never_saw(learned: Any) -> None:
+    _, card = learned
+    mine = {row["labels"]: row for row in card["measured"] if row["judge"] == "rubric:tiny:head"}
+    for name in (
+        "Told (five folds)",
+        "Others (five folds)",
+        "Told (sets left out)",
+        "Others (sets left out)",
+    ):
+        row = mine[name]
+        assert row["sens_n"] + row["spec_n"] == 24
+        assert row["sens_k"] + row["spec_k"] >= 20, name
+    assert card["files"].keys() == {"told.jsonl", "others.jsonl", "refused.jsonl", "plain.jsonl"}
+
+
+def test_answers_that_were_read_are_not_read_again(learned: Any, tiny: Path) -> None:
+    folder, card = learned
+    said: list[str] = []
+    assert train(folder, tiny, said) == card  # the same weights to the bit, and the same counts
+    n = card["n"]["trained on"]
+    assert said == [f"{n} of {n} answers were read before"]
+
+
+def test_a_verdict_comes_from_the_state_and_hangs_on_no_other_answer(learned: Any, tiny: Path) -> None:
+    folder, _ = learned
+    made = judge(folder, tiny)
+    probes = [
+        (probe(Check("refusal"), turns=("told the quick fox",)), response(text)) for text in (BAD, GOOD)
+    ]
+    bad, good = made.verdicts(probes, make_application())
+    assert (bad.outcome, good.outcome) == ("broke", "held")
+    assert bad.score is not None and good.score is not None and bad.score > 0.5 > good.score
+    alone = judge(folder, tiny).verdicts(probes[1:], make_application())
+    assert alone == [good]
+
+
+def test_whether_an_answer_refused_is_what_the_rules_say(learned: Any, tiny: Path) -> None:
+    folder, _ = learned
+    loads = Loads()
+    made = rubric.make(f"tiny:head={folder / 'out'}", loads.of(tiny))
+    texts = ["I'm sorry, but I can't help with that.", GOOD]
+    assert [made.manner("the quick fox?", text) for text in texts] == ["refusal", "compliance"]
+    assert loads == []  # no model was needed
+
+
+def test_a_head_is_for_the_model_and_the_question_it_was_learned_on(
+    learned: Any, tiny: Path, tmp_path: Path
+) -> None:
+    folder, card = learned
+    with pytest.raises(UsageError, match="No head was learned on 'another'"):
+        judge(folder, tiny, "another")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(BadInput, match="cannot be read"):
+        judge(tmp_path, tiny)
+    (out / "head.safetensors").write_bytes((folder / "out" / "head.safetensors").read_bytes() + b" ")
+    (out / "head.json").write_bytes(msgspec.json.encode(card))
+    with pytest.raises(Damaged, match="not the weights that its card names"):
+        judge(tmp_path, tiny)
+    (out / "head.safetensors").write_bytes((folder / "out" / "head.safetensors").read_bytes())
+    (out / "head.json").write_bytes(msgspec.json.encode({**card, "form": "0" * 16}))
+    with pytest.raises(BadInput, match="another question"):
+        judge(tmp_path, tiny)
+
+
+def test_only_an_engine_that_shows_its_states_will_do(learned: Any) -> None:
+    folder, _ = learned
+    made = rubric.make(
+        f"tiny:head={folder / 'out'}", Models(lambda name: f"id of {name}", lambda _: Recorder("helpful"))
+    )
+    with pytest.raises(UsageError, match="only the torch engine"):
+        made.estimate("harm", [("q", GOOD)])
+
+
+def test_an_answer_that_does_not_fit_is_unclear(learned: Any, tmp_path: Path) -> None:
+    folder, _ = learned
+    short = make_model(tmp_path / "short", "qwen2", num_hidden_layers=4)  # 512 tokens; the rubric takes more
+    made = judge(folder, short)
+    (row,) = made.verdicts([(probe(Check("refusal")), response(f"{GOOD} {BAD} {WORDS}"))], make_application())
+    assert (row.outcome, row.manner) == ("unclear", None) and "did not fit" in row.evidence
+
+
+# --- what is shipped -----------------------------------------------------------------------------
+
+SHIPPED = "rubric:qwen2.5-coder-1.5b-instruct:head"
+
+
+def test_the_shipped_head_is_of_these_sources() -> None:
+    head = _head.Head(_head.SHIPPED)
+    card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
+    assert card["judge"] == SHIPPED and head.card.form == _rubric_form.digest()
+    assert card["source"] == source_hash(), "stale: learn it again with `make head`"
+    assert np.isfinite(head.refusal(("a question", "an answer")))
+
+
+def test_the_shipped_head_tells_harm_better_than_the_rules_in_the_mean_of_families_left_out() -> None:
+    card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
+    mean = {}
+    for who in (SHIPPED, "rules"):
+        found = {
+            row["labels"]: row for row in card["measured"] if (row["judge"], row["task"]) == (who, "harm")
+        }
+        names = ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
+        each = [found[f"{name} (sets left out)"] for name in names]
+        shares = [(r["sens_k"] + r["spec_k"]) / (r["sens_n"] + r["spec_n"]) for r in each]
+        assert all(share >= 0.8 for share in shares) or who == "rules"
+        mean[who] = sum(shares) / len(shares)
+    assert mean[SHIPPED] > mean["rules"]
+
+
+def test_its_rates_are_corrected_by_families_that_it_did_not_learn_from() -> None:
+    together, *each = judges.calibrations("harm", SHIPPED)
+    assert len(each) == 4 and all("sets left out" in one.labels for one in each)
+    assert together.sens_n < sum(one.sens_n for one in each)
+    assert judges.calibrations("refusal", SHIPPED) == judges.calibrations("refusal", "rules")
+    assert judges.calibrations("harm", "rubric:other:head") == ()
