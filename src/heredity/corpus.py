@@ -16,15 +16,16 @@ from heredity import probes
 from heredity.train.corpus import build as building
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.card import Card
+from heredity.train.corpus.making import Watch
 from heredity.train.pictures.card import PictureCard
 
 
 def build_corpus(
-    path: Path, out: Path | None = None, workers: int = 1, watch: building.Watch | None = None
+    path: Path, out: Path | None = None, workers: int = 1, watch: Watch | None = None
 ) -> Card | PictureCard:
     """Build the corpus of a recipe, of text or of pictures. out: a new folder, the recipe's own name without
     its ending if none is given. workers: processes; more than one start this program's main module again, as
-    Python's spawn does.
+    Python's spawn does. A build of text that was stopped or killed goes on.
 
     Raises BadInput with file and line, UsageError for what is empty, too little or already there.
     """

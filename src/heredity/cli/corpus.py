@@ -38,7 +38,7 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     from heredity.cli._terminal import write_json
 
     with _Shown() as shown:
-        card = corpus.build_corpus(recipe, out, workers or corpus.n_cores(), shown.watch)
+        card = corpus.build_corpus(recipe, out, workers or corpus.n_cores(), shown)
     if as_json:
         write_json(card)
         return
@@ -65,7 +65,7 @@ def show(folder: Path, as_json: bool) -> None:
 
 
 class _Shown:
-    """Progress on stderr, where it is a terminal."""
+    """Progress on stderr, where it is a terminal; and lines there anywhere. A Watch of making.py."""
 
     def __enter__(self) -> _Shown:
         from rich.progress import Progress
@@ -78,8 +78,14 @@ class _Shown:
         self._task, self._what = self._progress.add_task("", total=None), ""
         return self
 
-    def watch(self, what: str, done: int, total: int) -> None:
-        """As heredity.corpus.build says it."""
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        from heredity.cli._plain import plain
+
+        self._progress.console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
+
+    def at(self, what: str, done: int, total: int) -> None:
+        """Where the bar stands."""
         if what != self._what:
             self._progress.reset(self._task, description=what, total=total)
             self._what = what

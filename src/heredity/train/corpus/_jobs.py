@@ -1,7 +1,8 @@
 """What a worker does with one job: read and run steps; run steps on what is left; cut into tokens.
 
-Promises: the outcome of a job is a function of the job; a user's mistake comes back as its line, since an
-exception of ours does not survive the way between processes.
+Promises: the outcome of a job is a function of the job, and recorded when it is on disk; a worker ends when
+the build that began it is gone; a user's mistake comes back as its line, since an exception of ours does not
+survive the way between processes.
 Leaves to others: the order of jobs and what their outcomes add up to (build.py).
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from heredity.errors import HeredityError, UsageError
 from heredity.train.corpus import tokenizer
+from heredity.train.corpus._finished import Done, finish, is_whole
 from heredity.train.corpus._spill import Place
 from heredity.train.corpus.batch import Batch, batches
 from heredity.train.corpus.recipe import Recipe
@@ -35,27 +37,21 @@ LONGEST = 64 << 20  # bytes of a document: counting in it takes many times as mu
 _ENCODED = 256  # documents that are cut into tokens at a time
 
 
-@dataclass
-class Done:
-    """What a job came to."""
-
-    counts: list[Count] = field(default_factory=list)
-    n_documents: int = 0
-    read: Count = field(default_factory=Count)
-    inputs: list[Input] = field(default_factory=list)
-    n_bytes: int = 0
-
-
 class Task(NamedTuple):
     """A job of a source, with where its documents are kept. steps: places in the recipe; then come the keys
-    of the step at `keys`."""
+    of the step at `keys`. latest: the stage that it had come to before this build, -1 for none."""
 
     place: Place
     source: int
     job: Job
-    steps: range
-    keys: int | None
-    is_first: bool
+    steps: range = range(0)
+    keys: int | None = None
+    latest: int = -1
+
+    @property
+    def before(self) -> Place:
+        """Where its documents are kept that it goes on with."""
+        return self.place._replace(stage=self.place.stage - 1)
 
 
 class Worker:
@@ -65,19 +61,27 @@ class Worker:
         self.recipe, self.context = recipe, context
         self._ready: dict[range, Run] = {}
 
+    def inputs(self, source: int, job: Job) -> list[Input]:
+        """The files of a job as they are now."""
+        return self.recipe.sources[source].inputs(job)
+
+    def latest(self, place: Place, most: int) -> int:
+        """The last stage, `most` at most, of which everything is there from before; -1 for none."""
+        stages = range(most, -1, -1)
+        return next((n for n in stages if is_whole(place._replace(stage=n).record)), -1)
+
     def run(self, task: Task) -> Done:
         """Steps over the documents of a job, read or kept."""
-        done = Done()
+        done, place = Done(), task.place
         run = self._run(task.steps)
-        found = self._read(task, done) if task.is_first else task.place.batches(_kept(task.place))
+        found = task.before.batches(_kept(task.before)) if place.stage else self._read(task, done)
         step = self.recipe.steps[task.keys] if task.keys is not None else None
         keys: list[Any] = []
-        done.n_documents = task.place.write(_passed(found, run, step, keys))
+        files = place.write(_passed(found, run, step, keys))
         if isinstance(step, Duplicates):
-            task.place.put("keys", np.concatenate(keys) if keys else step.keys(Batch.of([])))
+            files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(Batch.of([]))))
         done.counts = run.counts
-        done.n_bytes = task.place.text.stat().st_size - done.n_documents
-        return done
+        return finish(place.record, files, done)
 
     def _run(self, steps: range) -> Run:
         if steps not in self._ready:
@@ -92,13 +96,12 @@ class Worker:
             if len(batch.raw) > LONGEST:
                 raise UsageError(_too_long(source.name, task.job, len(batch.raw)))
             yield batch
-        done.inputs = source.inputs(task.job)
 
-    def encode(self, place: Place, folder: Path, dtype: str, validation: float) -> Done:
+    def encode(self, task: Task, folder: Path, dtype: str, validation: float) -> Done:
         """Cut a job's documents into tokens; kept of each: length, bytes, a draw, whether held out."""
         made, end = tokenizer.load(folder), tokenizer.end_of(folder)
         parts, lengths, sizes, draws = [np.zeros(0, dtype)], [], [], []
-        for batch in place.batches():
+        for batch in task.before.batches():
             documents = list(batch)
             draws += [_draw(document) for document in documents]
             sizes += batch.lengths.tolist()
@@ -107,12 +110,15 @@ class Worker:
                 for encoded in made.encode_batch_fast(texts, add_special_tokens=False):
                     parts.append(np.array([*encoded.ids, end], dtype))
                     lengths.append(len(encoded.ids) + 1)
-        place.put("tokens", np.concatenate(parts))
-        place.put("token_lengths", np.array(lengths, np.int64))
-        place.put("sizes", np.array(sizes, np.int64))
-        place.put("draws", np.array(draws, np.uint64))
-        place.put("is_held_out", held_out(np.array(draws, np.uint64), validation))
-        return Done(n_documents=len(lengths))
+        made_of = {
+            "tokens": np.concatenate(parts),
+            "token_lengths": np.array(lengths, np.int64),
+            "sizes": np.array(sizes, np.int64),
+            "draws": np.array(draws, np.uint64),
+            "is_held_out": held_out(np.array(draws, np.uint64), validation),
+        }
+        files = [task.place.put(what, values) for what, values in made_of.items()]
+        return finish(task.place.record, files, Done())
 
 
 def _passed(found: Iterable[Batch], run: Run, step: Step | None, keys: list[Any]) -> Iterator[Batch]:
@@ -170,12 +176,21 @@ _worker: Worker | None = None
 
 class _Failed(NamedTuple):
     message: str
+    is_mistake: bool  # of the user's
 
 
 def _begin(recipe: Recipe, context: Context) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many processes as cores are at work already
+    threading.Thread(target=_end_with_build, daemon=True).start()
     _worker = Worker(recipe, context)
+
+
+def _end_with_build() -> None:
+    """Wait for the process that builds, and go with it: killed, it cannot say so."""
+    if (building := parent_process()) is not None:
+        building.join()
+        os._exit(1)
 
 
 def _call(asked: tuple[str, tuple[Any, ...]]) -> Any:
@@ -184,7 +199,7 @@ def _call(asked: tuple[str, tuple[Any, ...]]) -> Any:
     try:
         return getattr(_worker, name)(*arguments)
     except HeredityError as error:
-        return _Failed(str(error))
+        return _Failed(str(error), isinstance(error, UsageError))
 
 
 Calls = Callable[[str, Sequence[tuple[Any, ...]]], Iterator[Any]]
@@ -203,7 +218,7 @@ def calling(recipe: Recipe, context: Context, workers: int) -> Iterator[Calls]:
             try:
                 for found in pool.map(_call, [(name, row) for row in rows]):
                     if isinstance(found, _Failed):
-                        raise UsageError(found.message)
+                        raise (UsageError if found.is_mistake else HeredityError)(found.message)
                     yield found
             except BrokenProcessPool:
                 raise HeredityError(

@@ -1,16 +1,16 @@
 """A corpus from its recipe: read, steps, tokenizer, mixture, shards; corpus.json last.
 
-Promises: the same recipe over the same files gives the same bytes, whatever the number of processes; a folder
-is there whole or not at all; every document is counted, in and out of every step, and so is what is empty.
-Leaves to others: each step (steps/), each kind of source (sources/), and reading what came out (reader.py).
+Promises: the same recipe over the same files gives the same bytes, whatever the number of processes, and
+however often it was killed on its way; a folder is there whole or not at all.
+Leaves to others: documents and steps (_documents.py), what is kept of a build that was killed (making.py),
+and reading what came out (reader.py).
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,17 @@ import numpy as np
 from heredity.errors import UsageError
 from heredity.records import digest, encode
 from heredity.store import hash_file, sync_folder, write_atomic
-from heredity.train.corpus import tokenizer
-from heredity.train.corpus._jobs import Calls, Done, Task, added, calling, draws_of, held_out
+from heredity.train.corpus import checked, making, tokenizer
+from heredity.train.corpus._documents import Documents
+from heredity.train.corpus._finished import Done, done_before, finish, is_whole
+from heredity.train.corpus._jobs import added, calling, draws_of, held_out
 from heredity.train.corpus._packed import Kept, Packed, pack
-from heredity.train.corpus._spill import Place
 from heredity.train.corpus.canaries import plant
 from heredity.train.corpus.card import SCHEMA, Card, SourceRow, StepRow, TokenizerFacts, fingerprint
-from heredity.train.corpus.checked import NAME
+from heredity.train.corpus.making import Nobody, Watch
 from heredity.train.corpus.recipe import Recipe
-from heredity.train.corpus.sources import Input
-from heredity.train.corpus.steps import Context, Duplicates
-from heredity.train.corpus.work import Count
+from heredity.train.corpus.steps import Context
 
-Watch = Callable[[str, int, int], None]  # what is done, of how many jobs, out of
 _VERSIONS = ("tokenizers", "trafilatura")
 
 
@@ -42,145 +40,107 @@ def build(
 ) -> Card:
     """Build the corpus into the folder `out`, which must not be there. unseen: texts that no model may learn.
 
-    Raises BadInput and UsageError, with file and line where there is one; nothing is left behind then.
+    One that was stopped or killed goes on, in a hidden folder beside `out`. Raises BadInput and UsageError,
+    with file and line where there is one; nothing is left behind then. Raises Busy.
     """
-    if out.exists():
+    work = making.place_of(out)
+    if out.exists() and not work.exists():
         raise UsageError(f"{out} is there already. Name another folder, or remove it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        made, spilled = making / "corpus", making / "between"
-        made.mkdir()
-        spilled.mkdir()
+    with making.held(work):
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:
-            card = _Build(recipe, context, calls, watch or _quiet, made, spilled).run()
+            reads = _reads(recipe, context)
+            documents = Documents(recipe, calls, watch or Nobody())
+            plan = _plan(recipe, unseen, reads, documents)
+            if out.exists():
+                return _moved(out, making.planned(work) == plan)
+            between = making.go_on(work, plan, documents.watch)
+            made = work / "corpus"
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            card = _Build(documents, reads, made, between).run()
         made.rename(out)
         sync_folder(out.parent)
         return card
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
 
 
-def _quiet(_what: str, _done: int, _total: int) -> None:
-    """Nobody watches."""
+def _reads(recipe: Recipe, context: Context) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for step in recipe.steps:
+        found |= step.reads(context)
+    return found
+
+
+def _plan(
+    recipe: Recipe, unseen: tuple[str, ...], reads: dict[str, str], documents: Documents
+) -> dict[str, str]:
+    """A hash over each thing that a job's outcome hangs on, by what a user calls it."""
+    files = {
+        f"the files of source '{source.name}'": digest([tuple(each) for each in inputs])
+        for source, inputs in zip(recipe.sources, documents.inputs, strict=True)
+    }
+    named = recipe.tokenizer.folder
+    return files | {
+        making.RECIPE: digest(recipe.settings()),
+        "what is to be kept out": digest([unseen, reads]),
+        "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
+        making.VERSION: making.versions(),
+    }
+
+
+def _moved(out: Path, is_same: bool) -> Card:
+    """The corpus that a build put into its place before it was killed. Raises UsageError for any other."""
+    if not is_same or not (out / checked.NAME).is_file():
+        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
+    return checked.decoded(out / checked.NAME, Card)
 
 
 @dataclass
 class _Build:
-    recipe: Recipe
-    context: Context
-    calls: Calls
-    watch: Watch
+    documents: Documents
+    reads: dict[str, str]
     made: Path
-    spilled: Path
-    tasks: list[Task] = field(default_factory=list)
-    inputs: list[list[Input]] = field(default_factory=list)
-    read: list[Count] = field(default_factory=list)
-    counts: list[list[Count]] = field(default_factory=list)  # (step, source)
+    between: Path
+
+    def __post_init__(self) -> None:
+        self.recipe, self.watch = self.documents.recipe, self.documents.watch
 
     def run(self) -> Card:
-        self._list()
-        self._steps()
+        self.documents.go_on(self.between)
+        self.documents.run()
         facts = self._tokenizer()
         packed = self._pack(facts["dtype"])
         return self._write(facts, packed)
 
-    # --- documents ------------------------------------------------------------------------------
-
-    def _list(self) -> None:
-        for number, source in enumerate(self.recipe.sources):
-            for job in source.jobs(self.recipe.root):
-                place = Place(self.spilled, len(self.tasks))
-                self.tasks.append(Task(place, number, job, range(0), None, True))
-            self.inputs.append([])
-            self.read.append(Count())
-        self.counts = [[Count() for _ in self.recipe.sources] for _ in self.recipe.steps]
-
-    def _steps(self) -> None:
-        """Between two steps that look at all documents each job goes its own way."""
-        start, is_first = 0, True
-        barriers = [i for i, step in enumerate(self.recipe.steps) if isinstance(step, Duplicates)]
-        for stop in [*barriers, None]:
-            steps = range(start, len(self.recipe.steps) if stop is None else stop)
-            tasks = [t._replace(steps=steps, keys=stop, is_first=is_first) for t in self.tasks]
-            what = "reading" if is_first else "going on"
-            for task, done in zip(tasks, self._called("run", tasks, what), strict=True):
-                self._count(task, done)
-            self._refuse_empty(steps)
-            if stop is not None:
-                self._without_duplicates(stop)
-                self._refuse_empty(range(stop, stop + 1))
-                start = stop + 1
-            is_first = False
-
-    def _called(self, name: str, tasks: list[Task], what: str) -> Iterator[Done]:
-        for number, done in enumerate(self.calls(name, [(task,) for task in tasks]), 1):
-            self.watch(what, number, len(tasks))
-            yield done
-
-    def _count(self, task: Task, done: Done) -> None:
-        if task.is_first:
-            self.read[task.source].add(done.read)
-            self.inputs[task.source] += done.inputs
-        for step, count in zip(task.steps, done.counts, strict=True):
-            self.counts[step][task.source].add(count)
-
-    def _without_duplicates(self, number: int) -> None:
-        step = self.recipe.steps[number]
-        assert isinstance(step, Duplicates)
-        keys = [task.place.get("keys") for task in self.tasks]
-        kept = step.kept(np.concatenate(keys))
-        at = 0
-        for task, own in zip(self.tasks, keys, strict=True):
-            here = kept[at : at + len(own)]
-            at += len(own)
-            task.place.put("kept", here)
-            lengths = task.place.get("lengths")
-            count = self.counts[number][task.source]
-            count.documents_in += len(own)
-            count.bytes_in += int(lengths.sum())
-            count.documents_out += int(here.sum())
-            count.bytes_out += int(lengths[here].sum())
-            if n := int((~here).sum()):
-                count.dropped["duplicate"] += n
-            self.watch("comparing", at, len(kept))
-
-    def _refuse_empty(self, steps: range) -> None:
-        """Say which step left nothing."""
-        if not sum(count.documents_out for count in self.read):
-            why = added(count.dropped for count in self.read)
-            said = f" Left out: {_listed(why)}." if why else ""
-            raise UsageError(f"{self.recipe.path}: the sources hold no document.{said} Name others.")
-        for number in steps:
-            row = self.counts[number]
-            if not sum(count.documents_out for count in row):
-                kind = type(self.recipe.steps[number]).__module__.rpartition(".")[2]
-                n = sum(count.documents_in for count in row)
-                reasons = _listed(added(count.dropped for count in row))
-                raise UsageError(
-                    f"{self.recipe.path}: the corpus is empty: the step '{kind}' dropped all {n:,} documents"
-                    f" ({reasons}). Loosen its settings or leave it out."
-                )
-
     # --- tokens ---------------------------------------------------------------------------------
 
     def _tokenizer(self) -> dict[str, Any]:
-        settings, folder = self.recipe.tokenizer, self.made
-        total = sum(int(task.place.get("lengths").sum()) for task in self.tasks)
-        sampled = [0]
+        gate, folder = self.documents.gate(self.documents.last), self.between / "tokenizer"
+        if not is_whole(gate):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            finish(gate, sorted(folder.iterdir()), Done(n_bytes=self._learn_words(folder)))
+        tokenizer.copy(folder, self.made)
+        n = tokenizer.load(folder).get_vocab_size()
+        dtype = "uint16" if n <= 1 << 16 else "uint32"
+        return {
+            "dtype": dtype, "end": tokenizer.end_of(folder), "n": n, "sample_bytes": done_before(gate).n_bytes
+        }  # fmt: skip
+
+    def _learn_words(self, folder: Path) -> int:
+        """Put a tokenizer into the folder, and say how many bytes of text it is trained on."""
+        settings, sampled = self.recipe.tokenizer, [0]
         if settings.folder:
             tokenizer.copy(self.recipe.root / settings.folder, folder)
         else:
+            total = sum(int(task.place.get("lengths").sum()) for task in self.documents.tasks)
             texts = self._sample(min(1.0, settings.sample_bytes / max(1, total)), sampled)
             tokenizer.write(tokenizer.train(texts, settings, self.recipe.path), settings, folder)
-        n = tokenizer.load(folder).get_vocab_size()
-        dtype = "uint16" if n <= 1 << 16 else "uint32"
-        return {"dtype": dtype, "end": tokenizer.end_of(folder), "n": n, "sample_bytes": sampled[0]}
+        return sampled[0]
 
     def _sample(self, share: float, sampled: list[int]) -> Iterator[str]:
         """Text of the training split, documents drawn by their own hash."""
-        for number, task in enumerate(self.tasks, 1):
+        for number, task in enumerate(self.documents.tasks, 1):
             for batch in task.place.batches():
                 draws = draws_of(batch)
                 # Other bits than those that decide on the split.
@@ -191,15 +151,16 @@ class _Build:
                     document = batch[int(i)]
                     sampled[0] += len(document)
                     yield document.decode()
-            self.watch("learning words", number, len(self.tasks))
+            self.watch.at("learning words", number, len(self.documents.tasks))
 
     def _pack(self, dtype: str) -> Packed:
-        rows = [(task.place, self.made, dtype, self.recipe.shards.validation) for task in self.tasks]
-        for number, _ in enumerate(self.calls("encode", rows), 1):
-            self.watch("cutting into tokens", number, len(rows))
+        self.documents.arrange_tokens()
+        tasks = self.documents.tasks
+        rows = [(task, self.made, dtype, self.recipe.shards.validation) for task in tasks]
+        for _ in self.documents.through("encode", rows, "cutting into tokens"):
+            pass
         planted = plant(self.recipe.canaries, self.recipe.seed, self.made)
-        kept = [Kept(task.source, task.place) for task in self.tasks]
-        return pack(self.recipe, kept, planted, dtype, self.made)
+        return pack(self.recipe, [Kept(task.source, task.place) for task in tasks], planted, dtype, self.made)
 
     # --- what is written down -------------------------------------------------------------------
 
@@ -210,7 +171,7 @@ class _Build:
             kind="text",
             fingerprint="",
             recipe=self.recipe.settings(),
-            reads=self._reads(),
+            reads=self.reads,
             sources=tuple(self._source_row(i) for i in range(len(self.recipe.sources))),
             steps=tuple(self._step_rows()),
             mixture=packed.mixture,
@@ -223,22 +184,17 @@ class _Build:
         )
         card = msgspec.structs.replace(card, fingerprint=fingerprint(card))
         write_atomic(self.made / "inputs.jsonl", b"".join(self._input_lines()))
-        write_atomic(self.made / NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
+        write_atomic(self.made / checked.NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
         return card
 
-    def _reads(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for step in self.recipe.steps:
-            found |= step.reads(self.context)
-        return found
-
     def _input_lines(self) -> Iterator[bytes]:
-        for source, inputs in zip(self.recipe.sources, self.inputs, strict=True):
+        for source, inputs in zip(self.recipe.sources, self.documents.inputs, strict=True):
             for each in inputs:
                 yield encode({"source": source.name, **each._asdict()}) + b"\n"
 
     def _source_row(self, number: int) -> SourceRow:
-        source, inputs, count = self.recipe.sources[number], self.inputs[number], self.read[number]
+        documents = self.documents
+        source, inputs, count = self.recipe.sources[number], documents.inputs[number], documents.read[number]
         kind = type(source).__module__.rpartition(".")[2]
         size = sum(each.bytes for each in inputs)
         hashed = digest([tuple(each) for each in inputs])
@@ -248,7 +204,7 @@ class _Build:
         )
 
     def _step_rows(self) -> Iterator[StepRow]:
-        for step, row in zip(self.recipe.steps, self.counts, strict=True):
+        for step, row in zip(self.recipe.steps, self.documents.counts, strict=True):
             kind = type(step).__module__.rpartition(".")[2]
             for source, c in zip(self.recipe.sources, row, strict=True):
                 sizes = (c.documents_in, c.bytes_in, c.documents_out, c.bytes_out, c.n_changed)
@@ -268,10 +224,6 @@ class _Build:
             train_bytes_per_token=packed.bytes_per_token("train") or 0.0,
             unused=facts["n"] - int(np.count_nonzero(packed.seen)),
         )
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {n:,}" for name, n in counts.items()) or "empty"
 
 
 def _versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.errors import BadInput, Unavailable, UsageError
-from heredity.store import write_atomic
+from heredity.store import hash_file, write_atomic
 from heredity.train.corpus import recipe
 
 END, TURN, TURN_END, PAD = recipe.SPECIAL[:4]
@@ -32,6 +32,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _NAME, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_FILES = (_NAME, _CONFIG, "chat_template.jinja", "special_tokens_map.json")
 
 
 def library() -> Any:
@@ -104,9 +105,14 @@ def write(made: Any, settings: recipe.Tokenizer, folder: Path) -> None:
     write_atomic(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a tokenizer that exists."""
+    return {name: hash_file(folder / name) for name in _FILES if (folder / name).is_file()}
+
+
 def copy(source: Path, folder: Path) -> None:
     """A tokenizer that exists, as it is."""
-    for name in (_NAME, _CONFIG, "chat_template.jinja", "special_tokens_map.json"):
+    for name in _FILES:
         if (source / name).is_file():
             write_atomic(folder / name, (source / name).read_bytes())
         elif name in (_NAME, _CONFIG):

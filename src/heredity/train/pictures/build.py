@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from heredity.store import hash_file, sync_folder, write_atomic
 from heredity.train.corpus import tokenizer
 from heredity.train.corpus.card import Cut, TokenizerFacts
 from heredity.train.corpus.checked import NAME
+from heredity.train.corpus.making import Watch
 from heredity.train.corpus.recipe import Picture, Recipe
 from heredity.train.corpus.shards import ShardWriter
 from heredity.train.corpus.sources import Input, Skipped
@@ -36,7 +37,6 @@ from heredity.train.corpus.sources.images import ImagesSource, Pair
 from heredity.train.pictures import pixels
 from heredity.train.pictures.card import SCHEMA, PairRow, PictureCard, PictureRow, PictureShard, fingerprint
 
-Watch = Callable[[str, int, int], None]
 _BYTES = 1 << 28  # of a shard of pictures
 _AHEAD = 256  # pictures that are read at once
 _CUTS: tuple[Cut, ...] = ("train", "validation")
@@ -104,7 +104,7 @@ class _Build:
         n_pairs = 0
         for number, read in enumerate(self._read(source), 1):
             if self.watch is not None:
-                self.watch("reading", number, number)
+                self.watch.at("reading", number, number)
             if not isinstance(read, Skipped) and not self._is_new(read):
                 read = Skipped("duplicate")
             if isinstance(read, Skipped):

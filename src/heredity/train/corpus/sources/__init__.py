@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from heredity.errors import BadInput
 from heredity.store import hash_file
 
 JOB_BYTES = 16 << 20  # about so much is read in one go
@@ -78,5 +79,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def input_of(path: str, name: str) -> Input:
-    """A file as it is now."""
-    return Input(name, Path(path).stat().st_size, hash_file(Path(path)))
+    """A file as it is now. Raises BadInput where it cannot be read."""
+    try:
+        return Input(name, Path(path).stat().st_size, hash_file(Path(path)))
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None

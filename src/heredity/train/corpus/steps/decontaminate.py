@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from heredity import tables as rows
-from heredity.store import hash_file
 from heredity.train.corpus import _tables as tables
 from heredity.train.corpus.batch import Batch, Hashes, Ints, Mask, Spans
+from heredity.train.corpus.sources import input_of
 from heredity.train.corpus.steps import Context, Filter, Judged
 from heredity.train.corpus.steps._words import simple_words
 
@@ -52,7 +52,7 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
         return found
 
     def reads(self, context: Context) -> dict[str, str]:
-        return {name: hash_file(context.root / name) for name in self.sets}
+        return {name: input_of(str(context.root / name), name).sha256 for name in self.sets}
 
 
 def texts_of(path: Path) -> list[str]:
