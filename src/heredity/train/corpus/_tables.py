@@ -5,6 +5,8 @@ Promises: no state but tables that are made once. Leaves to others: documents (b
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,11 +30,10 @@ def _table() -> Bytes:
     return table
 
 
-_CLASS = _table()
+_CLASS = _table().tobytes()
 IS_ALPHA = np.zeros(256, np.bool_)
 IS_ALPHA[65:91] = IS_ALPHA[97:123] = IS_ALPHA[128:256] = True
-_IS_DIGIT = np.zeros(256, np.bool_)
-_IS_DIGIT[48:58] = True
+_ALPHA = IS_ALPHA.tobytes()
 
 _powers = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
 
@@ -71,10 +72,15 @@ def mix(hashes: Hashes) -> Hashes:
     return hashes ^ (hashes >> _SHIFT)
 
 
+def followed(grams: Hashes, hashes: Hashes) -> Hashes:
+    """Hashes of what each of `grams` is with one of `hashes` behind it."""
+    return grams * _STEP + hashes
+
+
 def longer(grams: Hashes, hashes: Hashes) -> Hashes:
     """Hashes of n + 1 in a row, from those of n in a row and of each alone (which are mixed already)."""
     n = len(hashes) - len(grams) + 1
-    return grams[:-1] * _STEP + hashes[n:]
+    return followed(grams[:-1], hashes[n:])
 
 
 def doubled(grams: Hashes, n: int) -> Hashes:
@@ -90,9 +96,47 @@ def n_grams(hashes: Hashes, n: int) -> Hashes:
     return grams
 
 
-def classes(data: Bytes, is_ascii: bool) -> Bytes:
+_LOW = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
+_SHORT = 64  # bytes; what is longer than a word is hashed one by one
+
+
+def windows(raw: bytes) -> Hashes:
+    """(byte,) The eight bytes that begin there."""
+    return np.ndarray((len(raw),), "<u8", raw + bytes(8), strides=(1,))
+
+
+def word_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
+    """The hash of each stretch, quick where they are as short as words; another than span_hashes gives."""
+    eight, n = windows(raw), end - start
+    found = mix((eight[start] & _LOW[np.minimum(n, 8)]) + n.astype(np.uint64) * _STEP)
+    at, k = np.flatnonzero(n > 8), 8
+    while len(at) and k < _SHORT:
+        more = eight[start[at] + k] & _LOW[np.minimum(n[at] - k, 8)]
+        found[at] = mix(found[at] * _STEP + more)
+        k += 8
+        at = at[n[at] > k]
+    for i in at.tolist():
+        digest = hashlib.blake2b(raw[start[i] : end[i]], digest_size=8).digest()
+        found[i] = int.from_bytes(digest, "little")
+    return found
+
+
+def edge_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
+    """A hash of the length of each stretch, its first eight bytes and its last."""
+    eight, n = windows(raw), end - start
+    low = _LOW[np.minimum(n, 8)]
+    found = mix((eight[start] & low) + n.astype(np.uint64) * _STEP)
+    return mix(found + (eight[np.maximum(end - 8, start)] & low))
+
+
+def is_alpha(raw: bytes) -> Mask:
+    """(byte,) Whether it is of a letter; every byte beyond ASCII is."""
+    return np.frombuffer(raw.translate(_ALPHA), np.bool_)
+
+
+def classes(raw: bytes, data: Bytes, is_ascii: bool) -> Bytes:
     """The class of each byte."""
-    found = np.take(_CLASS, data)
+    found: Bytes = np.frombuffer(bytearray(raw).translate(_CLASS), np.uint8)
     if not is_ascii:
         _classify_unicode(data, found)
     _join(data, found)
@@ -123,26 +167,27 @@ def _set(found: Bytes, lead: Ints, n_bytes: int, value: int) -> None:
 
 def _join(data: Bytes, found: Bytes) -> None:
     """An apostrophe between letters and a point or comma between digits belong to the word."""
-    at = np.flatnonzero((data == 39) | (data == 44) | (data == 46))
-    at = at[(at > 0) & (at + 1 < len(data))]
-    before, after = data[at - 1], data[at + 1]
-    is_number = (data[at] != 39) & _IS_DIGIT[before] & _IS_DIGIT[after]
-    is_inside = (data[at] == 39) & IS_ALPHA[before] & IS_ALPHA[after] & (found[at - 1] == WORD)
-    found[at[is_number | (is_inside & (found[at + 1] == WORD))]] = WORD
+    is_digit = (data - np.uint8(48)) < 10
+    is_point = ((data == 44) | (data == 46))[1:-1] & is_digit[:-2] & is_digit[2:]
+    at = np.flatnonzero(data[1:-1] == 39) + 1
+    is_inside = IS_ALPHA[data[at - 1]] & IS_ALPHA[data[at + 1]]
+    at = at[is_inside & (found[at - 1] == WORD) & (found[at + 1] == WORD)]
+    found[1:-1][is_point] = WORD
+    found[at] = WORD
 
 
 def runs(found: Bytes, data: Bytes, is_ascii: bool) -> tuple[Ints, Ints]:
-    """Start and end of each run of one class that is no space; an ideograph is a run by itself."""
-    if not len(found):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    differs = found[1:] != found[:-1]
-    if not is_ascii:
-        differs |= (found[1:] == IDEOGRAPH) & ((data[1:] & 0xC0) != 0x80)
-    cut = np.flatnonzero(differs) + 1
-    start = np.concatenate(([0], cut))
-    end = np.concatenate((cut, [len(found)]))
-    chosen = found[start] != SPACE
-    return start[chosen], end[chosen]
+    """Start and end of each run of one class that is no space; an ideograph is a run by itself.
+
+    The last byte is a space, as a line feed is.
+    """
+    differs = np.empty(len(found) + 1, np.bool_)
+    differs[:1] = differs[-1:] = True
+    np.not_equal(found[1:], found[:-1], out=differs[1:-1])
+    if not is_ascii and (is_ideograph := found == IDEOGRAPH).any():
+        differs[:-1] |= is_ideograph & ((data & 0xC0) != 0x80)
+    is_text = found != SPACE
+    return np.flatnonzero(differs[:-1] & is_text), np.flatnonzero(differs[1:] & is_text) + 1
 
 
 def ends_with(data: Bytes, start: Ints, end: Ints, texts: tuple[bytes, ...]) -> Mask:
@@ -153,20 +198,11 @@ def ends_with(data: Bytes, start: Ints, end: Ints, texts: tuple[bytes, ...]) -> 
     candidates = np.flatnonzero(end > start)
     candidates = candidates[may[data[end[candidates] - 1]]]
     for n in sorted({len(text) for text in texts}):
-        wanted = np.array([int.from_bytes(t, "big") for t in texts if len(t) == n], np.uint32)
         at = candidates[end[candidates] - start[candidates] >= n]
         key = np.zeros(len(at), np.uint32)
         for k in range(n):
             key = (key << np.uint32(8)) | data[end[at] - n + k]
-        hit[at] |= np.isin(key, wanted)
+        for text in texts:
+            if len(text) == n:
+                hit[at] |= key == int.from_bytes(text, "big")
     return hit
-
-
-def repeated(keys: Hashes) -> Mask:
-    """(key,) Whether an equal one stands before it."""
-    found = np.zeros(len(keys), np.bool_)
-    if len(keys) > 1:
-        order = np.argsort(keys, kind="stable")
-        held = keys[order]
-        found[order[1:]] = held[1:] == held[:-1]
-    return found

@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
-TARGET = 1 << 17  # bytes of a batch: its arrays of 8 bytes a byte stay within a core's cache
+TARGET = 1 << 18  # bytes of a batch: of smaller ones the calls cost more, larger ones leave a core's cache
 NEWLINE = 10
 
 
@@ -44,10 +44,11 @@ class Spans(NamedTuple):
         return len(self.start)
 
     def per_document(self, values: NDArray[Any]) -> Ints:
-        """The sum of `values`, one a stretch, for each document."""
-        sums = np.zeros(len(values) + 1, np.int64)
-        np.cumsum(values, out=sums[1:])
-        found: Ints = sums[self.high] - sums[self.low]
+        """The sum of `values`, one a stretch, for each document. No stretch is outside of all documents."""
+        found = np.zeros(len(self.low), np.int64)
+        has = np.flatnonzero(self.high > self.low)
+        if len(has):
+            found[has] = np.add.reduceat(values, self.low[has], dtype=np.int64)
         return found
 
     @property
@@ -95,8 +96,8 @@ class Batch:
         """Those of the documents."""
         if kept.all():
             return self
-        chosen = np.repeat(kept, self.lengths + 1)
-        return Batch(self.data[chosen].tobytes(), self.lengths[kept])
+        rows = zip(self.start[kept].tolist(), self.end[kept].tolist(), strict=True)
+        return Batch(b"".join([self.raw[start : end + 1] for start, end in rows]), self.lengths[kept])
 
     def replace(self, changed: dict[int, bytes]) -> Batch:
         """With other texts at some places."""
@@ -124,10 +125,10 @@ class Batch:
         return self.raw.isascii()
 
     @cached_property
-    def _characters_before(self) -> Ints:
+    def _characters_before(self) -> NDArray[np.int32]:
         """(byte,) Characters that begin before it."""
-        sums = np.zeros(len(self.data) + 1, np.int64)
-        np.cumsum((self.data & 0xC0) != 0x80, out=sums[1:])
+        sums = np.zeros(len(self.data) + 1, np.int32)
+        np.cumsum(((self.data & 0xC0) != 0x80).astype(np.int32), out=sums[1:])
         return sums
 
     def n_characters(self, start: Ints, end: Ints) -> Ints:
@@ -135,7 +136,7 @@ class Batch:
         if self.is_ascii:
             return end - start
         before = self._characters_before
-        return before[end] - before[start]
+        return (before[end] - before[start]).astype(np.int64)
 
     @cached_property
     def characters(self) -> Ints:
@@ -145,28 +146,16 @@ class Batch:
     # --- hashes ---------------------------------------------------------------------------------
 
     @cached_property
-    def _prefix(self) -> Hashes:
-        return tables.prefix(self.data)
-
-    @cached_property
-    def _lower_prefix(self) -> Hashes:
-        return tables.prefix(np.frombuffer(self.lower, np.uint8))
-
-    @cached_property
     def lower(self) -> bytes:
         """The bytes with A to Z as a to z."""
         return self.raw.lower()
-
-    def hashes(self, start: Ints, end: Ints, is_lower: bool = False) -> Hashes:
-        """64 bits over the bytes of each stretch, the same for the same bytes anywhere."""
-        return tables.span_hashes(self._lower_prefix if is_lower else self._prefix, start, end)
 
     # --- words and lines ------------------------------------------------------------------------
 
     @cached_property
     def classes(self) -> Bytes:
         """(byte,) Space, word, symbol or ideograph."""
-        return tables.classes(self.data, self.is_ascii)
+        return tables.classes(self.raw, self.data, self.is_ascii)
 
     @cached_property
     def tokens(self) -> Spans:
@@ -183,12 +172,22 @@ class Batch:
     @cached_property
     def words(self) -> Spans:
         """The tokens that are words."""
-        chosen = self.is_word
-        return self.spans(self.tokens.start[chosen], self.tokens.end[chosen])
+        at = self.word_places
+        return self.spans(self.tokens.start.take(at), self.tokens.end.take(at))
+
+    @cached_property
+    def word_places(self) -> Ints:
+        """(word,) Which token it is."""
+        return np.flatnonzero(self.is_word)
 
     @cached_property
     def token_hashes(self) -> Hashes:
-        return self.hashes(self.tokens.start, self.tokens.end)
+        return tables.word_hashes(self.raw, self.tokens.start, self.tokens.end)
+
+    @cached_property
+    def word_hashes(self) -> Hashes:
+        """(word,) Those of the tokens that are words."""
+        return self.token_hashes.take(self.word_places)
 
     @cached_property
     def token_lengths(self) -> Ints:
@@ -198,7 +197,7 @@ class Batch:
     @cached_property
     def lower_word_hashes(self) -> Hashes:
         """(word,) Its hash with A to Z as a to z."""
-        return self.hashes(self.words.start, self.words.end, is_lower=True)
+        return tables.word_hashes(self.lower, self.words.start, self.words.end)
 
     @cached_property
     def lines(self) -> Spans:

@@ -15,6 +15,7 @@ import numpy as np
 from heredity.train.corpus.batch import Batch, Mask
 from heredity.train.corpus.steps import Context, Filter, Judged, Marks, Step, Writer
 
+_BLOCK = 30 << 20  # bytes; glibc learns from no larger one
 _SPARSE = 0.7  # where fewer are left, the rest is counted anew rather than the dropped carried along
 
 
@@ -42,6 +43,9 @@ class Run:
     """Steps made ready, and what they counted."""
 
     def __init__(self, steps: Sequence[Step], context: Context) -> None:
+        # The C library learns from a large block that comes and goes to keep the memory of a batch's arrays
+        # for the next batch, which is otherwise given back and zeroed anew each time.
+        np.empty(_BLOCK, np.uint8)
         self.counts = [Count() for _ in steps]
         self._steps = [_ready(step, context) for step in steps]
 
@@ -49,7 +53,7 @@ class Run:
         """The documents that are left of a batch."""
         alive = np.ones(len(batch), np.bool_)
         for step, count in zip(self._steps, self.counts, strict=True):
-            if alive.mean() < _SPARSE:
+            if np.count_nonzero(alive) < _SPARSE * len(alive):
                 batch, alive = batch.keep(alive), np.ones(int(alive.sum()), np.bool_)
             if not len(batch):
                 break

@@ -38,12 +38,12 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
     def write(self, batch: Batch, alive: Mask) -> Written:
         n_before = batch.lengths
         batch = self._without_citations(batch)
-        start, end = stripped(batch, batch.lines)
+        start, end = stripped(batch)
         stays = self._ends_well(batch, start, end) & self._has_words(batch, start, end)
         lorem = stays & _holds(batch, (b"lorem ipsum",), self.filter_lorem_ipsum)
         stays &= ~_holds(batch, (b"javascript",), self.filter_javascript)
         curly = stays & _holds(batch, (b"{",), self.filter_curly_bracket)
-        stays &= ~_holds(batch, _POLICY, self.filter_policy)
+        stays &= ~_holds(batch, _policy(batch), self.filter_policy)
         lines = batch.lines
         n_sentences = lines.per_document(_n_sentences(batch, start, end) * stays)
         written = _write(batch, start, end, stays)
@@ -67,15 +67,13 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
         return ends & ~_ends_in_points(batch, start, end)
 
     def _has_words(self, batch: Batch, start: Ints, end: Ints) -> Mask:
-        is_text = batch.classes != tables.SPACE
-        begins = is_text.copy()
-        begins[1:] &= ~is_text[:-1]
-        count = np.zeros(len(begins) + 1, np.int64)
-        np.cumsum(begins, out=count[1:])
-        stays: Mask = count[end] - count[start] >= self.min_words_per_line
-        for at in np.flatnonzero(end - start > self.max_word_length) if self.max_word_length >= 0 else ():
-            line = batch.raw[start[at] : end[at]].decode()
-            stays[at] &= max(map(len, line.split())) <= self.max_word_length
+        begins = batch.classes != tables.SPACE
+        begins[1:] &= batch.classes[:-1] == tables.SPACE
+        n_words = np.add.reduceat(begins, batch.lines.start, dtype=np.int64)
+        stays: Mask = n_words >= self.min_words_per_line
+        for i in np.flatnonzero(end - start > self.max_word_length) if self.max_word_length >= 0 else ():
+            line = batch.raw[start[i] : end[i]].decode()
+            stays[i] &= max(map(len, line.split())) <= self.max_word_length
         return stays
 
 
@@ -99,6 +97,12 @@ def _holds(batch: Batch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
     return found
 
 
+def _policy(batch: Batch) -> tuple[bytes, ...]:
+    """Those of its texts that may be there, by a word of theirs."""
+    words = {word: word in batch.lower for word in (b"use", b"policy", b"cookies")}
+    return tuple(text for text in _POLICY if all(words.get(word, True) for word in text.split()))
+
+
 def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
     data = batch.data
     is_stop = (data == 46) | (data == 33) | (data == 63)
@@ -112,18 +116,17 @@ def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
 
 def _write(batch: Batch, start: Ints, end: Ints, stays: Mask) -> Batch:
     """The lines that stay, without the spaces around them."""
-    lines = batch.lines
-    edge = np.zeros(len(batch.data) + 1, np.int8)
-    np.add.at(edge, start[stays], 1)
-    np.subtract.at(edge, end[stays], 1)
-    chosen = np.cumsum(edge[:-1], dtype=np.int8) > 0
-    feeds = lines.end[stays]
-    chosen[feeds] = True
-    # The last line feed of a document is the one that a batch puts behind it, and a document without lines
-    # needs one as well.
-    chosen[batch.end[lines.per_document(stays) == 0]] = True
-    kept = np.concatenate(([0], np.cumsum(chosen)))
-    return Batch(batch.data[chosen].tobytes(), kept[batch.end + 1] - kept[batch.start] - 1)
+    n_each = batch.lines.per_document((end - start + 1) * stays)
+    # A document without lines is its line feed.
+    low = np.concatenate((start[stays], batch.end[n_each == 0]))
+    high = np.concatenate((end[stays], batch.end[n_each == 0]))
+    order = np.argsort(low, kind="stable")
+    low, high = low[order], high[order]
+    # Lines that follow one another are taken in one piece.
+    is_cut = low[1:] != high[:-1] + 1
+    firsts, lasts = low[np.append(True, is_cut)], high[np.append(is_cut, True)]
+    pieces = [batch.raw[a:b] for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    return Batch(b"\n".join([*pieces, b""]), np.maximum(n_each - 1, 0))
 
 
 STEP = C4QualityFilter

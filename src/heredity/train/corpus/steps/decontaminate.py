@@ -82,7 +82,7 @@ class Index:
 
     def __init__(self, texts: Sequence[str], n: int, least: int) -> None:
         batch = Batch.of([text.encode() for text in texts])
-        words, hashes = simple_words(batch)
+        words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         size = np.minimum(words.n_each, n)
         self.n_short = int((size < least).sum())
         self._n_doublings = least.bit_length() - 1
@@ -106,9 +106,9 @@ class Index:
 
     def holds(self, batch: Batch) -> Mask:
         """(document,) Whether one of the n-grams is in it."""
-        words, hashes = simple_words(batch)
+        words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         first = self._first_words(hashes)
-        at = np.flatnonzero(self._marks[first >> _SHIFT])
+        at = np.flatnonzero(self._marks.take((first >> _SHIFT).view(np.int64)))
         at = at[_is_in(first[at], self._heads)]
         document = np.searchsorted(words.high, at, "right")
         found = np.zeros(len(batch), np.bool_)

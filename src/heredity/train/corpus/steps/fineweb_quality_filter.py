@@ -27,7 +27,7 @@ class FineWebQualityFilter(Filter, frozen=True, kw_only=True):
 
     def verdicts(self, batch: Batch) -> list[tuple[str, Mask]]:
         all_lines = batch.lines
-        first, last = stripped(batch, all_lines)
+        first, last = stripped(batch)
         lines = batch.spans(all_lines.start[last > first], all_lines.end[last > first])
         n_lines = lines.n_each
         ends = tables.ends_with(

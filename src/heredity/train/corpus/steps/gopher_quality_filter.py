@@ -5,13 +5,16 @@ Rules and defaults: Rae et al. 2021 (2112.11446, appendix A), settings as of dat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from heredity.train.corpus import _tables as tables
-from heredity.train.corpus.batch import Batch, Ints, Mask
+from heredity.train.corpus.batch import Batch, Hashes, Ints, Mask
 from heredity.train.corpus.steps import Filter
 from heredity.train.corpus.steps._words import hash_words, share, stripped
 
+_UPPER = np.uint64(48)
 _ELLIPSIS = (b"...", "…".encode())
 
 
@@ -32,7 +35,7 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
     def verdicts(self, batch: Batch) -> list[tuple[str, Mask]]:
         tokens, words = batch.tokens, batch.words
         n_tokens, n_words = tokens.n_each, words.n_each
-        length = share(words.per_document(batch.token_lengths[batch.is_word]), n_words)
+        length = share(words.per_document(batch.token_lengths.take(batch.word_places)), n_words)
         found = [
             ("gopher_short_doc", n_words < self.min_doc_words),
             ("gopher_long_doc", n_words > (self.max_doc_words or np.inf)),
@@ -50,17 +53,15 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
             ("gopher_below_alpha_threshold", share(lettered, n_tokens) < self.max_non_alpha_words_ratio)
         )
         if self.min_stop_words:
-            hashes = batch.token_hashes[batch.is_word]
             n_stop = np.zeros(len(batch), np.int64)
-            for stop in hash_words(self.stop_words):
-                at = np.searchsorted(words.high, np.flatnonzero(hashes == stop), "right")
-                n_stop[np.unique(at)] += 1
+            for at in _places(batch.word_hashes, hash_words(self.stop_words)):
+                n_stop += np.searchsorted(at, words.high) > np.searchsorted(at, words.low)
             found.append(("gopher_enough_stop_words", n_stop < self.min_stop_words))
         return found
 
     def _lines(self, batch: Batch) -> list[tuple[str, Mask]]:
         lines = batch.lines
-        first, last = stripped(batch, batch.lines)
+        first, last = stripped(batch)
         starts = np.zeros(len(lines), np.bool_)
         full = first < last
         starts[full] = batch.data[first[full]] == ord("-")
@@ -75,6 +76,15 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
             ("gopher_too_many_bullets", bullets > (self.max_bullet_lines_ratio or np.inf)),
             ("gopher_too_many_end_ellipsis", ellipses > (self.max_ellipsis_lines_ratio or np.inf)),
         ]
+
+
+def _places(hashes: Hashes, wanted: Hashes) -> Iterator[Ints]:
+    """For each of the wanted, where it is. A table of upper bits says first where one of them may be."""
+    marks = np.zeros(1 << 16, np.bool_)
+    marks[wanted >> _UPPER] = True
+    at = np.flatnonzero(marks.take((hashes >> _UPPER).view(np.int64)))
+    held = hashes[at]
+    return (at[held == each] for each in wanted)
 
 
 def _n_ellipses(batch: Batch) -> Ints:
@@ -98,11 +108,13 @@ def _triple(batch: Batch) -> Mask:
 
 def _has_letter(batch: Batch) -> Mask:
     """(token,) Whether a letter is in it."""
-    if not len(batch.tokens):
-        return np.zeros(0, np.bool_)
-    # From one token's start to the next one's there are spaces beside it, which are no letters.
-    lettered = np.maximum.reduceat(np.take(tables.IS_ALPHA, batch.data), batch.tokens.start)
-    found: Mask = lettered & batch.is_word
+    tokens = batch.tokens
+    found: Mask = tables.IS_ALPHA[batch.data[tokens.start]] & batch.is_word
+    # Nearly every word begins with one; the others are gone through, each up to where the next token begins.
+    if len(rest := np.flatnonzero(batch.is_word & ~found)):
+        following = np.append(tokens.start, len(batch.data) - 1)[rest + 1]
+        edges = np.stack((tokens.start[rest], following), axis=1).ravel()
+        found[rest] = np.maximum.reduceat(tables.is_alpha(batch.raw), edges)[::2]
     return found
 
 

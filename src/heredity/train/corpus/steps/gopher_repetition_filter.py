@@ -3,13 +3,15 @@
 Rules and defaults: Rae et al. 2021 (2112.11446, table A1), as in datatrove's GopherRepetitionFilter: the
 most frequent n-gram's characters with the spaces in it; of repeated n-grams that do not overlap, without.
 
-Most documents repeat little. What five words in a row that come again cover is a bound on what longer ones
-can; only where the bound is above a limit are the n-grams counted one by one.
+Most documents repeat little. An n-gram that comes twice is made of shorter ones that do, and so few are left
+to be compared; what five words in a row that come again cover is a bound on what longer ones can, and only
+where the bound is above a limit are the n-grams counted one by one.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heredity.train.corpus import _tables as tables
 from heredity.train.corpus.batch import Batch, Hashes, Ints, Mask, Spans
@@ -36,26 +38,29 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
     def verdicts(self, batch: Batch) -> list[tuple[str, Mask]]:
         found = _repeats(batch, _paragraphs(batch), "para", self.dup_para_frac, self.dup_para_char_frac)
         found += _repeats(batch, batch.full_lines, "line", self.dup_line_frac, self.dup_line_char_frac)
-        grams = _Grams(batch)
+        if not (sizes := [n for n, _ in (*self.top_n_grams, *self.dup_n_grams)]):
+            return found
+        grams = _Grams(batch, min(sizes))
         for n, limit in sorted(self.top_n_grams):
-            frequent = share(grams.top(n, limit), batch.characters)
+            frequent = share(grams.top(n), batch.characters)
             found.append((f"top_{n}_gram", frequent > (limit or np.inf)))
         limits = [limit for _, limit in self.dup_n_grams if limit]
         if limits:
             bound = share(grams.covered(min(n for n, _ in self.dup_n_grams)), batch.characters)
             suspects = (bound > min(limits)) & ~np.any([holds for _, holds in found], axis=0)
-            found += self._count(grams, np.flatnonzero(suspects).tolist())
+            found += self._count(grams, suspects, bound * batch.characters)
         return found
 
-    def _count(self, grams: _Grams, suspects: list[int]) -> list[tuple[str, Mask]]:
+    def _count(self, grams: _Grams, suspects: Mask, bound: NDArray[np.float64]) -> list[tuple[str, Mask]]:
         """The rules one by one over these documents; the first that holds is enough."""
-        n_documents, characters = len(grams.batch), grams.batch.characters
-        found = [(f"duplicated_{n}_n_grams", np.zeros(n_documents, np.bool_)) for n, _ in self.dup_n_grams]
-        for i in suspects:
-            for (n, limit), (_, holds) in zip(self.dup_n_grams, found, strict=True):
-                if limit and grams.n_repeated(i, n) > limit * characters[i]:
-                    holds[i] = True
-                    break
+        found = []
+        for n, limit in self.dup_n_grams:
+            holds, most = np.zeros(len(suspects), np.bool_), limit * grams.batch.characters
+            if limit and (may := suspects & (bound > most)).any():
+                for i in np.flatnonzero(may & (grams.covered(n) > most)).tolist():
+                    holds[i] = grams.n_repeated(i, n) > most[i]
+                suspects = suspects & ~holds
+            found.append((f"duplicated_{n}_n_grams", holds))
         return found
 
 
@@ -86,80 +91,63 @@ def _paragraphs(batch: Batch) -> Spans:
 
 
 class _Grams:
-    """The n-grams of a batch. Each document's words have hashes of its own, so that no n-gram of one is equal
-    to one of another, and one that reaches from one into the next is equal to none at all."""
+    """The n-grams of a batch, those that come twice. Each document's words have hashes of its own, so that no
+    n-gram of one is equal to one of another, and one that reaches from one into the next is equal to none."""
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch, self.tokens = batch, batch.tokens
+    def __init__(self, batch: Batch, least: int) -> None:
+        self.batch, self.tokens, self._least = batch, batch.tokens, least
         self._hashes = batch.token_hashes ^ np.repeat(own(len(batch)), self.tokens.n_each)
         self._lengths = batch.token_lengths
-        self._made: dict[int, Hashes] = {1: self._hashes}
         self._sums = np.concatenate(([0], np.cumsum(self._lengths)))
-        self._runs: tuple[int, Ints, Ints, Ints] | None = None  # of the shortest: n, whose, how often, length
-
-    def _of(self, n: int) -> Hashes:
-        if n not in self._made:
-            self._made[n] = tables.longer(self._of(n - 1), self._hashes)
-        return self._made[n]
+        self._shortest = tables.n_grams(self._hashes, least)
+        self._twice = np.ones(len(self._shortest), np.bool_)
+        keys, place = self._sorted(least)
+        same = np.flatnonzero(keys[1:] == keys[:-1])
+        self._twice = np.zeros(len(self._shortest), np.bool_)
+        self._twice[place.take(same)] = self._twice[place.take(same + 1)] = True
 
     def _sorted(self, n: int) -> tuple[Hashes, Ints]:
-        """Keys of the n-grams in order, and the place of each; of equal ones the earlier first.
+        """Keys of those that may come twice, in order, and their places; of equal ones the earlier first.
 
-        A key keeps the bits that the place does not need: 49 of a batch of 30,000 words.
+        A key keeps the bits that the place does not need: 48 of a batch of 60,000 words.
         """
-        grams = self._of(n)
-        bits = np.uint64(max(1, len(grams)).bit_length())
-        keys = np.sort((grams >> bits << bits) | np.arange(len(grams), dtype=np.uint64))
+        may = self._twice[: max(0, len(self._hashes) - n + 1)]
+        for k in range(1, n - self._least + 1):
+            may = may & self._twice[k : k + len(may)]
+        at = np.flatnonzero(may)
+        grams = self._shortest[at]
+        for k in range(self._least, n):
+            grams = tables.followed(grams, self._hashes[at + k])
+        bits = np.uint64(max(1, len(self._hashes)).bit_length())
+        keys = np.sort((grams >> bits << bits) | at.astype(np.uint64))
         return keys >> bits, (keys & np.uint64((1 << int(bits)) - 1)).astype(np.int64)
 
-    def top(self, n: int, limit: float) -> Ints:
-        """For each document the characters of its most frequent n-gram, of equally frequent ones the first;
-        0 for all where a shorter n-gram says that no document comes near the limit."""
-        if self._runs is not None and not self._may_reach(n, limit):
-            return np.zeros(len(self.batch), np.int64)
-        count, at = self._most_frequent(n)
-        found: Ints = count * self._characters(at, n)
-        return found
-
-    def _characters(self, at: Ints, n: int) -> Ints:
-        """Of the n-grams at these tokens, with the spaces in them."""
-        found: Ints = self._sums[np.minimum(at + n, len(self._lengths))] - self._sums[at] + n - 1
-        return found
-
-    def _may_reach(self, n: int, limit: float) -> bool:
-        """An n-gram is not more frequent than the shorter one that it begins with, and not longer than that
-        with the longest of words behind it."""
-        assert self._runs is not None
-        shorter, document, count, characters = self._runs
-        longest = np.zeros(len(self.batch), np.int64)
-        has = self.tokens.n_each > 0
-        if has.any():
-            longest[has] = np.maximum.reduceat(self._lengths, self.tokens.low[has])
-        most = n * (longest + 1)  # of an n-gram that is there once
-        np.maximum.at(most, document, count * (characters + (n - shorter) * (longest[document] + 1)))
-        return bool((most > limit * self.batch.characters).any())
-
-    def _most_frequent(self, n: int) -> tuple[Ints, Ints]:
-        """(document,) How often, and at which token first; 0 where it has no n-gram."""
-        size = len(self._of(n))
+    def top(self, n: int) -> Ints:
+        """For each document the characters of its most frequent n-gram, or of the first of several."""
+        size = max(0, len(self._hashes) - n + 1)
         keys, place = self._sorted(n)
         first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
         count = np.diff(np.append(first, len(keys)))
         often = count > 1
         place, count = place[first[often]], count[often]
         document = np.searchsorted(self.tokens.high, place, "right")
-        if self._runs is None:
-            self._runs = (n, document, count, self._characters(place, n))
         # By how often, then the earlier: the largest of one number says both.
         shift = size.bit_length()
         best = np.where(self.tokens.n_each >= n, (1 << shift) + size - self.tokens.low, 0)
         np.maximum.at(best, document, (count << shift) + size - place)
-        return best >> shift, np.where(best > 0, size - (best & ((1 << shift) - 1)), 0)
+        at = np.where(best > 0, size - (best & ((1 << shift) - 1)), 0)
+        characters = (
+            self._sums[np.minimum(at + n, len(self._lengths))] - self._sums[at] + n - 1
+        )  # with spaces
+        found: Ints = (best >> shift) * characters
+        return found
 
     def covered(self, n: int) -> Ints:
         """For each document the characters of the words that lie in an n-gram which stood before."""
         keys, place = self._sorted(n)
         again = place[1:][keys[1:] == keys[:-1]]
+        if not len(again):
+            return np.zeros(len(self.batch), np.int64)
         edge = np.zeros(len(self._lengths) + 1, np.int64)
         np.add.at(edge, again, 1)
         np.subtract.at(edge, again + n, 1)
@@ -168,7 +156,7 @@ class _Grams:
     def n_repeated(self, document: int, n: int) -> int:
         """Characters of a document's n-grams that stood before, without spaces, none counted twice."""
         low, high = int(self.tokens.low[document]), int(self.tokens.high[document])
-        hashes = self._of(n)[low : max(low, high - n + 1)].tolist()
+        hashes = tables.n_grams(self._hashes[low:high], n).tolist()
         seen: set[int] = set()
         found = at = 0
         while at < len(hashes):

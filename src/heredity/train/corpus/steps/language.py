@@ -63,20 +63,14 @@ class Language(Filter, frozen=True, kw_only=True):
 
     def _judged(self, batch: Batch) -> Judged:
         found = languages(batch, self.least)
-        named = [(name, found == i) for i, name in enumerate(KNOWN)]
+        named = [(KNOWN[i], found == i) for i in np.unique(found).tolist()]
         return Judged([each for each in named if self.keep and each[0] not in self.keep], named)
 
 
 def languages(batch: Batch, least: float = 0.1) -> Ints:
     """(document,) The place in KNOWN of its language."""
-    words = batch.words
-    best = np.full(len(batch), least)
-    found = np.full(len(batch), KNOWN.index(UNKNOWN))
-    table = _n_common(batch) @ _MEMBERS
-    for place, name in enumerate(COMMON):
-        part = share(table[:, place], words.n_each)
-        better = part > best
-        best[better], found[better] = part[better], KNOWN.index(name)
+    part = (_n_common(batch) @ _MEMBERS) / np.maximum(batch.words.n_each, 1)[:, None]
+    found = np.where(part.max(axis=1) > least, _PLACES[part.argmax(axis=1)], KNOWN.index(UNKNOWN))
     if not batch.is_ascii:
         _by_script(batch, found)
     return found
@@ -84,14 +78,10 @@ def languages(batch: Batch, least: float = 0.1) -> Ints:
 
 def _n_common(batch: Batch) -> Floats:
     """(document, common word) How often it is there."""
-    words = batch.words
-    hashes = batch.token_hashes[batch.is_word]
-    at = np.flatnonzero(_MARKS[hashes >> _SHIFT])
-    place = np.minimum(np.searchsorted(_HASHES, hashes[at]), len(_HASHES) - 1)
-    is_hit = _HASHES[place] == hashes[at]
-    document = np.searchsorted(words.high, at[is_hit], "right")
+    place = _PLACE.take(((batch.word_hashes * _SPREAD) >> _SHIFT).view(np.int64))
+    at = np.flatnonzero(_HASHES.take(place) == batch.word_hashes)
     size = len(_HASHES)
-    count = np.bincount(document * size + place[is_hit], minlength=len(batch) * size)
+    count = np.bincount(batch.words.document[at] * size + place[at], minlength=len(batch) * size)
     return count.reshape(len(batch), size).astype(np.float64)
 
 
@@ -125,8 +115,20 @@ def _members() -> tuple[Hashes, Floats]:
 
 
 _HASHES, _MEMBERS = _members()
+_PLACES = np.array([KNOWN.index(name) for name in COMMON])
 _SHIFT = np.uint64(48)
-_MARKS = np.zeros(1 << 16, np.bool_)  # asked first: it lies in a core's cache
-_MARKS[_HASHES >> _SHIFT] = True
+
+
+def _spread() -> np.uint64:
+    """A factor that gives each common word upper bits of its own: then one look into a table finds it."""
+    for factor in np.arange(1, 1 << 16, 2, dtype=np.uint64):
+        if len(np.unique((_HASHES * factor) >> _SHIFT)) == len(_HASHES):
+            return factor
+    raise AssertionError("no factor tells the common words apart")
+
+
+_SPREAD = _spread()
+_PLACE = np.zeros(1 << 16, np.int16)
+_PLACE[(_HASHES * _SPREAD) >> _SHIFT] = np.arange(len(_HASHES))
 
 STEP = Language

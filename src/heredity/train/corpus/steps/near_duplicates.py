@@ -37,7 +37,8 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
             raise ValueError(f"seed must be 0 or more, not {self.seed}")
 
     def keys(self, batch: Batch) -> Hashes:
-        words, hashes = simple_words(batch)
+        words, sums = batch.words, tables.prefix(np.frombuffer(batch.lower, np.uint8))
+        hashes = simple_words(batch, tables.span_hashes(sums, words.start, words.end))
         shingles = tables.n_grams(hashes, self.n_grams)
         n = np.minimum(words.n_each, self.n_grams)
         low = np.minimum(words.low, len(shingles))
@@ -49,7 +50,9 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
             if not len(own):  # shorter than an n-gram: all its words are one
                 own = tables.n_grams(hashes[words.low[i] : words.high[i]], max(1, int(n[i])))
             if not len(own):  # no word at all
-                own = batch.hashes(batch.start[i : i + 1], batch.end[i : i + 1])
+                own = tables.span_hashes(
+                    tables.prefix(batch.data), batch.start[i : i + 1], batch.end[i : i + 1]
+                )
             found[i] = self._buckets(own, multipliers, additions)
         return found
 

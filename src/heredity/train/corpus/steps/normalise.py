@@ -30,7 +30,7 @@ class Normalise(Writer, frozen=True, kw_only=True):
             if (after := normalised(before.decode()).encode()) != before:
                 changed[i] = after
         batch = batch.replace(changed)
-        for i in batch.documents_with(batch.data >= 0x80):
+        for i in _uncertain(batch):
             text = batch[i].decode()
             if (composed := _composed(text)) != text:
                 changed[i] = composed.encode()
@@ -62,6 +62,30 @@ def _odd(batch: Batch) -> Mask:
         odd[:-1] |= (first == 0xEF) & ((second == 0xBB) | (second == 0xB7) | (second == 0xBF))
         odd[:-2] |= (first[:-1] == 0xE2) & (second[:-1] == 0x80) & ((data[2:] == 0xA8) | (data[2:] == 0xA9))
     return odd
+
+
+def _uncertain(batch: Batch) -> set[int]:
+    """The documents that may not be NFC, or have a space beyond ASCII around them.
+
+    What is below U+0300 is NFC, and so are the dashes, quotes and points of U+2010 to U+2027.
+    """
+    if batch.is_ascii:
+        return set()
+    data = batch.data
+    at = np.flatnonzero(data >= 0xCC)
+    is_mark = (data[at] == 0xE2) & (data[at + 1] == 0x80) & (data[at + 2] >= 0x90) & (data[at + 2] <= 0xA7)
+    hits = np.zeros(len(data), np.bool_)
+    hits[at[~is_mark]] = True
+    edges = {i for i in _edges(batch) if not batch[i].isascii()}
+    return edges.union(batch.documents_with(hits))
+
+
+def _edges(batch: Batch) -> list[int]:
+    """The documents that begin or end with a space, or with what is not ASCII."""
+    first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
+    is_edge = (first <= 32) | (last <= 32) | (first >= 0x80) | (last >= 0x80)
+    found: list[int] = np.flatnonzero(is_edge).tolist()
+    return found
 
 
 def _loose(batch: Batch) -> list[int]:
