@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from heredity import probes
 from heredity.train.corpus import build as building
@@ -35,6 +36,16 @@ def build_corpus(
 
         return drawing.build(recipe, out or path.with_suffix(""), workers, watch)
     return building.build(recipe, out or path.with_suffix(""), unseen(), workers, watch)
+
+
+def pipeline(path: Path, out: Path) -> list[Any]:
+    """A recipe's steps for an executor of datatrove's; what they keep comes to lie in `out`/kept.
+
+    Raises BadInput, UsageError; Unavailable without datatrove.
+    """
+    from heredity.train.corpus import executors
+
+    return executors.pipeline(recipes.read(path), unseen(), out)
 
 
 def unseen() -> tuple[str, ...]:

@@ -46,6 +46,26 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     _say(f"{out or recipe.with_suffix('')}: fingerprint {card.fingerprint}")
 
 
+@command.command(
+    "export", cls=Verb, example="heredity corpus export shelf.toml --to datatrove --out clusters/shelf"
+)
+@click.argument("recipe", metavar="RECIPE.toml", type=Place())
+@click.option("--to", type=click.Choice(["datatrove"]), required=True, help="Whose executors are to run it.")
+@click.option("--out", type=Place(), required=True, metavar="DIR", help="A new folder.")
+@click.option("--tasks", type=click.IntRange(1), default=8, show_default=True, help="Independent tasks.")
+def export(recipe: Path, to: str, out: Path, tasks: int) -> None:  # noqa: ARG001
+    """Write a script that runs the recipe's steps in many tasks, on this machine or on a cluster.
+
+    Of what they keep, `heredity corpus build DIR/after.toml` makes the corpus: it does the steps from the
+    first one on that compares all documents.
+    """
+    from heredity.train.corpus import recipe as recipes
+    from heredity.train.corpus import spread
+
+    spread.export(recipes.read(recipe), out, tasks)
+    _say(f"{out}: run.py starts {tasks} tasks; then: heredity corpus build {out / 'after.toml'}")
+
+
 @command.command("show", cls=Verb, example="heredity corpus show corpora/shelf")
 @click.argument("folder", metavar="DIR", type=Place())
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")

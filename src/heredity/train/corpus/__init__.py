@@ -9,6 +9,8 @@ build.py        the whole way, in one process or many
 making.py       the folder in which it is made, where a build that was killed goes on
 tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp know
 canaries.py     planted sentences with secrets
+spread.py       a recipe cut in two, for many tasks and for a build of what they keep
+executors.py    its steps on datatrove's executors
 mixture.py      how often each document is taken
 shards.py       tokens on disk
 card.py         what corpus.json says

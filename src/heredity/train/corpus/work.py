@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heredity.train.corpus.batch import Batch, Mask
+from heredity.train.corpus.batch import Batch, Ints, Mask
 from heredity.train.corpus.steps import Context, Filter, Judged, Marks, Step, Writer
 
 _BLOCK = 30 << 20  # bytes; glibc learns from no larger one
@@ -51,10 +51,15 @@ class Run:
 
     def over(self, batch: Batch) -> Batch:
         """The documents that are left of a batch."""
-        alive = np.ones(len(batch), np.bool_)
+        return self.through(batch)[0]
+
+    def through(self, batch: Batch) -> tuple[Batch, Ints]:
+        """The documents that are left of a batch, and which they were."""
+        alive, places = np.ones(len(batch), np.bool_), np.arange(len(batch))
         for step, count in zip(self._steps, self.counts, strict=True):
             if np.count_nonzero(alive) < _SPARSE * len(alive):
-                batch, alive = batch.keep(alive), np.ones(int(alive.sum()), np.bool_)
+                batch, places = batch.keep(alive), places[alive]
+                alive = np.ones(len(batch), np.bool_)
             if not len(batch):
                 break
             count.documents_in += int(alive.sum())
@@ -73,7 +78,7 @@ class Run:
                 _drop(alive, judged.dropped, count)
             count.documents_out += int(alive.sum())
             count.bytes_out += int(batch.lengths[alive].sum())
-        return batch.keep(alive)
+        return batch.keep(alive), places[alive]
 
 
 def _ready(step: Step, context: Context) -> Writer | Callable[[Batch], Judged]:
