@@ -30,15 +30,14 @@ class Normalise(Writer, frozen=True, kw_only=True):
             if (after := normalised(before.decode()).encode()) != before:
                 changed[i] = after
         batch = batch.replace(changed)
+        again = {}
         for i in _uncertain(batch):
             text = batch[i].decode()
             if (composed := _composed(text)) != text:
-                changed[i] = composed.encode()
-        edges = {i: batch[i].strip() for i in _loose(batch)}
-        for i in set(changed) & set(edges):
-            edges[i] = changed[i].strip()
-        changed |= edges
-        return Written(batch.replace(changed), sum(bool(alive[i]) for i in changed))
+                again[i] = composed.encode()
+        for i in _loose(batch):
+            again[i] = again.get(i, batch[i]).strip()
+        return Written(batch.replace(again), sum(bool(alive[i]) for i in changed | again))
 
 
 def normalised(text: str) -> str:
