@@ -236,7 +236,7 @@ def test_a_document_too_long_to_be_one_is_named(
     (shelf / "00.txt").write_text("word " * 50_000)
     with pytest.raises(
         UsageError,
-        match=r"source 'shelf': a document of one of 00\.txt to 59\.txt has 250,001 bytes.*separator",
+        match=r"source 'shelf': a document of one of 00\.txt to 59\.txt has 250,000 bytes.*separator",
     ):
         built()
 

@@ -93,8 +93,8 @@ class Worker:
     def _read(self, task: Task, done: Done) -> Iterator[Batch]:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
-            if len(batch.raw) > LONGEST:
-                raise UsageError(_too_long(source.name, task.job, len(batch.raw)))
+            if (longest := int(batch.lengths.max())) > LONGEST:
+                raise UsageError(_too_long(source.name, task.job, longest))
             yield batch
 
     def encode(self, task: Task, folder: Path, dtype: str, validation: float) -> Done:
