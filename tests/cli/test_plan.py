@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,66 @@ def test_json_holds_every_figure(recipe: str, capsys: pytest.CaptureFixture[str]
     plan = found["plan"]
     assert plan["dollars"] == pytest.approx(plan["gpu_hours"])
     assert plan["best"] in plan["ways"]
+
+
+MASKED = 'objective = "masked"\nsize = "150M"\ncontext = 1024\nbatch = 1_048_576\n'
+PAIRS = (
+    'objective = "contrastive"\nsize = "150M"\ncaption = 77\npatch = 16\npairs = 10_000_000\nbatch = 4096\n'
+)
+OF_PAIRS = ("--vocabulary", "49408", "--side", "224")
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "unit"),
+    [
+        (MASKED, ("--vocabulary", "50368"), "token"),
+        (PAIRS, OF_PAIRS, "pair"),
+        (PAIRS + 'architecture = "siglip"\n', OF_PAIRS, "pair"),
+    ],
+)
+def test_other_kinds_have_the_same_table_and_keys(
+    recipe: str, text: str, more: tuple[str, ...], unit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "8", "--json"]) == 0
+    causal = json.loads(capsys.readouterr().out)["plan"]
+    Path(recipe).write_text(text)
+    assert main(["plan", recipe, *more, "--gpus", "8", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan.keys() == causal.keys() and plan["best"].keys() == causal["best"].keys()
+    assert plan["work"].keys() == causal["work"].keys() and plan["unit"] == unit
+    assert plan["parameters"].keys() == causal["parameters"].keys()
+    assert plan["best"]["memory"].keys() == causal["best"]["memory"].keys()
+    assert main(["plan", recipe, *more, "--gpus", "8"]) == 0
+    said = capsys.readouterr().out
+    for word in (f"FLOPs a {unit}", f"{unit}s at once", f"{unit}s/s", "kWh", "run it", "hsdp"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        (PAIRS, [], "--vocabulary 49408 --side 224"),
+        (
+            PAIRS,
+            ["--gpus", "8192", *OF_PAIRS],
+            "4,096 pairs is too small for 8,192 devices. Take at most --gpus 4096",
+        ),
+        (PAIRS, ["--vocabulary", "49408", "--side", "225"], "not cut evenly"),
+        (
+            PAIRS,
+            [*OF_PAIRS, "--gpu", "rtx4090", "--reserve", "0.9"],
+            "Lower size, batch or picture|It would fit",
+        ),
+        (MASKED, OF_PAIRS, "--side is of pictures"),
+    ],
+)
+def test_a_mistake_with_another_kind_is_one_line(
+    recipe: str, text: str, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(recipe).write_text(text)
+    assert main(["plan", recipe, *more]) == 2
+    told = capsys.readouterr().err
+    assert re.search(re.escape(said).replace(r"\|", "|"), told) and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(

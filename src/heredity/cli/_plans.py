@@ -25,7 +25,7 @@ def show(found: Forecast, rehearsed: Rehearsed | None, as_json: bool) -> None:
         return
     devices = f"{found.n_gpus:,} x {found.gpu.title}"
     n, tokens = _count(sum(found.parameters.values())), _count(found.work.tokens)
-    write(f"{n} parameters on {tokens} tokens, {devices}\n")
+    write(f"{n} parameters on {tokens} {found.unit}s, {devices}\n")
     _parts(found)
     _memory(found)
     _ways(found)
@@ -67,7 +67,8 @@ def _parts(found: Forecast) -> None:
         grid.add_row(cell(name), cell(f"{n:,}"))
     grid.add_row(cell("all"), cell(f"{sum(found.parameters.values()):,}"))
     out().print(grid)
-    grid = table("part", "FLOPs a token", right=("FLOPs a token",))
+    column = f"FLOPs a {found.unit}"
+    grid = table("part", column, right=(column,))
     for name, flops in found.flops_a_token.items():
         grid.add_row(cell(name), cell(f"{flops:.4g}"))
     total = sum(found.flops_a_token.values())
@@ -90,7 +91,7 @@ def _ways(found: Forecast) -> None:
         "shards",
         "replicas",
         "layers",
-        "tokens at once",
+        f"{found.unit}s at once",
         "products",
         "GB",
         "s products",
@@ -117,27 +118,35 @@ def _numbers(way: Way) -> tuple[str, ...]:
 
 
 def _lines(found: Forecast) -> list[str]:
-    best, work = found.best, found.work
+    best, work, units = found.best, found.work, f"{found.unit}s"
     each = best.product * best.n_products
     said = [
-        f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} tokens, {each:,} a device",
+        f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
+        f"{each:,} a device",
         f"time    {_time(found.seconds)}: {best.seconds:.3f} s a step, "
-        f"{found.tokens_a_second:,.0f} tokens/s, {found.gpu_hours:,.0f} device hours",
+        f"{found.tokens_a_second:,.0f} {units}/s, {found.gpu_hours:,.0f} device hours",
         f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
         f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} a device and hour)",
-        f"run it  {_settings(best)}",
+        f"run it  {_settings(found)}",
         f"MFU     {found.mfu:.0%} stated for products, {found.reached_mfu:.0%} with all else of a step",
     ]
-    if (busy := work.batch / work.shape.context / (each / work.shape.context * found.n_gpus)) < 0.95:
+    if (busy := work.batch / (each * found.n_gpus)) < 0.95:
+        pieces = "contexts" if found.unit == "token" else units
         said.append(
-            f"note    devices are busy {busy:.0%} of the time, as a step's contexts are dealt out unevenly: "
+            f"note    devices are busy {busy:.0%} of the time, as a step's {pieces} are dealt out unevenly: "
             f"a batch of {each * found.n_gpus:,} takes no longer"
         )
     return said
 
 
-def _settings(way: Way) -> str:
+def _settings(found: Forecast) -> str:
     """The recipe's own settings for a way (docs/pretrain-many.md)."""
+    way = found.best
+    if found.unit == "pair":
+        alone = found.n_gpus == 1 and not way.runs_again
+        return (
+            "as it is" if alone else "not yet: heredity pretrain reads pairs in one process, and keeps layers"
+        )
     said = f"replicas = {way.layout.replicas}, recompute = {'true' if way.runs_again else 'false'}"
     return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")
 

@@ -16,6 +16,7 @@ from heredity.cli import Amount, Name, Verb, open_store
               help="h100, h200, b200, a100-80, rtx4090, or cpu: this machine, measured.")  # fmt: skip
 @click.option("--gpus", type=int, default=1, show_default=True, help="How many.")
 @click.option("--vocabulary", type=click.IntRange(1), help="Tokens, where the corpus is not there yet.")
+@click.option("--side", type=click.IntRange(1), help="Points of a picture, each way, likewise.")
 @click.option("--mfu", type=float, default=0.4, show_default=True,
               help="Share of the peak that products reach.")  # fmt: skip
 @click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory left free.")
@@ -32,6 +33,7 @@ def command(
     gpu: str,
     gpus: int,
     vocabulary: int | None,
+    side: int | None,
     rehearse: bool,
     fit: bool,
     compute: float | None,
@@ -60,7 +62,7 @@ def command(
     from heredity.train.planning import gpus as known
 
     recipe = pretrain.read(Path(what[0]), needs_corpus=False)
-    work = planned.work(recipe, vocabulary or 0, is_on_cpu=gpu == known.CPU)
+    work = planned.work(recipe, vocabulary or 0, side or 0, is_on_cpu=gpu == known.CPU)
     found = forecast.forecast(work, known.named(gpu, work), gpus, forecast.Terms(**terms))
     rehearsed = None
     if rehearse:

@@ -8,25 +8,62 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from heredity.errors import UsageError
 from heredity.train.planning.work import KNOWN, Work
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain import Pretrain
+    from heredity.train.pictures.card import PictureCard
 
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
 
 
-def work(recipe: Pretrain, vocabulary: int = 0, is_on_cpu: bool = False) -> Work:
-    """vocabulary: its tokens; 0: the corpus's. Raises UsageError."""
-    from heredity.train import sizes
+def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Work:
+    """vocabulary: its tokens; 0: the corpus's. side: of a picture, in points; 0: the corpus's.
 
+    Raises UsageError.
+    """
     if recipe.architecture not in KNOWN:
         raise UsageError(f"'{recipe.architecture}' cannot be planned yet; these can: {', '.join(KNOWN)}.")
+    if side and recipe.objective != "contrastive":
+        raise UsageError(
+            f'--side is of pictures, and objective = "{recipe.objective}" has none. Leave it out.'
+        )
+    is_text = recipe.objective != "contrastive"
+    of = _of_text(recipe, vocabulary) if is_text else _of_pairs(recipe, vocabulary, side)
+    return msgspec.structs.replace(
+        of,
+        optimizer=recipe.optimizer,
+        architecture=recipe.architecture,
+        bytes=4 if recipe.dtype == "float32" else 2,
+        is_on_cpu=is_on_cpu,
+    )
+
+
+def _of_text(recipe: Pretrain, vocabulary: int) -> Work:
+    from heredity.train import sizes
+
+    is_encoder = recipe.objective == "masked"
     given = {name: getattr(recipe, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
-    dial = sizes.dial(recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given)
-    size = 4 if recipe.dtype == "float32" else 2
-    return Work(dial.shape, dial.tokens, dial.batch, recipe.optimizer, recipe.architecture, size, is_on_cpu)
+    dial = sizes.dial(recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given, is_encoder)
+    return Work(dial.shape, dial.tokens, dial.batch, hidden=recipe.hidden if is_encoder else 1.0)
+
+
+def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Work:
+    from heredity.train import towers
+    from heredity.train.sizes import Shape
+
+    n_pairs = recipe.pairs
+    if not (vocabulary and side and n_pairs):
+        card = _pictures(recipe)
+        n_pairs = sum(row.pairs for row in card.splits if row.split == "train")
+        vocabulary, side = vocabulary or card.tokenizer.vocabulary, side or card.side
+    given = {name: getattr(recipe, name) for name in ("pairs", "batch", "rate", *_SHAPE)}
+    dial = towers.dial(recipe.size, vocabulary, recipe.caption, (side, recipe.patch), n_pairs, given)
+    shape = Shape(**{name: getattr(dial.shape, name) for name in Shape.__struct_fields__})
+    return Work(shape, dial.tokens, dial.batch, picture=(side, recipe.patch))
 
 
 def _vocabulary(recipe: Pretrain) -> int:
@@ -38,3 +75,15 @@ def _vocabulary(recipe: Pretrain) -> int:
             f"{recipe.corpus} holds no corpus yet, whose vocabulary would count. Say one: --vocabulary 65536."
         )
     return read_card(recipe.corpus).tokenizer.vocabulary
+
+
+def _pictures(recipe: Pretrain) -> PictureCard:
+    from heredity.train.corpus.checked import NAME
+    from heredity.train.pictures.reader import read_card
+
+    if not (recipe.corpus / NAME).is_file():
+        raise UsageError(
+            f"{recipe.corpus} holds no corpus yet, whose vocabulary, pictures and pairs would count. Say"
+            " --vocabulary 49408 --side 224, and pairs in the recipe."
+        )
+    return read_card(recipe.corpus)

@@ -15,7 +15,7 @@ from heredity.train.documents import Example
 from heredity.train.network import Network
 from heredity.train.optimizer import Kind
 from heredity.train.planning import memory
-from heredity.train.planning.memory import WIDE
+from heredity.train.planning.anatomies import WIDE
 from heredity.train.planning.work import Work
 from heredity.train.sizes import Shape
 from heredity.train.steps import PRODUCT

@@ -126,6 +126,12 @@ class _Documents(torch.autograd.Function):
         return rows.index_copy_(0, ctx.places, out), None, None
 
 
+def forget() -> None:
+    """Let go of what was made for documents of the same lengths: fake tensors are of no use to others."""
+    _places.cache_clear()
+    _unseen.cache_clear()
+
+
 def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Neighbours of like length, in order."""
     group: list[int] = []

@@ -44,6 +44,11 @@ def attend(
     return by_rows(query, key, value, lengths, of_rows), None
 
 
+def forget() -> None:
+    """Let go of the masks that are kept: those on fake tensors are of no use to others."""
+    _seen.cache_clear()
+
+
 @lru_cache(maxsize=32)
 def _seen(lengths: tuple[int, ...], longest: int, window: int) -> torch.Tensor | None:
     """(rows, 1, longest, longest): whether a token sees another; None where each sees all.

@@ -12,7 +12,8 @@ from heredity import registry
 from heredity.train import network, norms, sizes
 from heredity.train.architectures import Specials
 from heredity.train.optimizer import Masters
-from heredity.train.planning import memory, parts
+from heredity.train.planning import anatomies, memory
+from heredity.train.planning.anatomies import decoder
 from heredity.train.planning.work import Work
 from heredity.train.sizes import Shape
 from heredity.train.steps import Batch
@@ -28,8 +29,8 @@ def gpt_3(layers: int, width: int, heads: int) -> Shape:
 
 
 def test_parameters_are_those_that_were_published() -> None:
-    assert sum(parts.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
-    assert sum(parts.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
+    assert sum(decoder.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
+    assert sum(decoder.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
 
 
 @pytest.mark.parametrize(
@@ -42,20 +43,20 @@ def test_parameters_are_those_that_were_published() -> None:
     ],
 )
 def test_gpt_3_takes_the_flops_that_were_published(shape: Shape, millions: float, flops: float) -> None:
-    assert sum(parts.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
-    said = parts.flops(shape)
+    assert sum(decoder.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
+    said = decoder.flops(shape)
     assert 300e9 * (sum(said.values()) - said["attention scores"]) == pytest.approx(flops, rel=0.02)
 
 
 def test_flops_by_part_are_those_that_a_run_counts() -> None:
     for length in (None, 77.0):
-        assert sum(parts.flops(LLAMA_3_8B, length).values()) == sizes.flops_a_token(LLAMA_3_8B, length)
+        assert sum(decoder.flops(LLAMA_3_8B, length).values()) == sizes.flops_a_token(LLAMA_3_8B, length)
 
 
 def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
     headless = Shape(**{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1})
-    assert parts.share_again(headless) == pytest.approx(1 / 3, rel=0.01)
-    assert parts.share_again(TINY) < parts.share_again(headless)
+    assert anatomies.of(Work(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
+    assert anatomies.of(Work(TINY, 1, 1)).again < anatomies.of(Work(headless, 1, 1)).again
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -66,8 +67,8 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
     model = born(work).model
     assert memory.n_parameters(work) == sum(each.numel() for each in model.parameters())
     layer = sum(each.numel() for each in model.model.layers[0].parameters())
-    assert parts.of_layer(shape, work.has_qk_norm) == layer
-    assert parts.of_root(shape) == memory.n_parameters(work) - shape.layers * layer
+    assert decoder.of_layer(shape, work.has_qk_norm) == layer
+    assert decoder.of_root(shape) == memory.n_parameters(work) - shape.layers * layer
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])

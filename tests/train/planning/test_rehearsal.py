@@ -15,6 +15,7 @@ from heredity.train.planning.rehearsal import Unfit, rehearse
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.work import Work
 from heredity.train.sizes import Shape
+from tests.train.planning.test_kinds import born, forward, pairs, text
 
 
 def way(layout: Layout, product: int, runs_again: bool = False) -> Way:
@@ -40,6 +41,32 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
     assert found.parameters == memory.n_parameters(work)
     assert found.predicted == pytest.approx(found.peak, rel=0.2)
     assert not distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("work", "layout", "product", "runs_again"),
+    [
+        (text("30M", 512), Layout("none", 1, 8), 8192, False),
+        (text("30M", 512), Layout("fsdp", 8, 1), 8192, True),
+        (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, False),
+        (pairs("siglip", "20M", batch=64), Layout("none", 1, 1), 64, False),
+        (pairs("siglip", "20M", batch=512), Layout("fsdp", 8, 1), 64, True),
+    ],
+    ids=lambda value: value.architecture if isinstance(value, Work) else "",
+)
+def test_encoders_and_pairs_are_rehearsed_in_the_memory_that_was_reckoned(
+    work: Work, layout: Layout, product: int, runs_again: bool
+) -> None:
+    found = rehearse(work, way(layout, product, runs_again))
+    assert found.parameters == memory.n_parameters(work)
+    assert found.predicted == pytest.approx(found.peak, rel=0.2)
+
+
+def test_a_rehearsal_leaves_no_fake_mask_to_a_real_product() -> None:
+    work = text("150K", 128)
+    rehearse(work, way(Layout("fsdp", 2, 1), 256))
+    net = born(work)
+    assert torch.isfinite(forward(net, work)()).all()
 
 
 def test_a_step_that_cannot_work_fails_here_with_what_torch_says() -> None:

@@ -1,7 +1,7 @@
 """What a pre-training takes, reckoned from its recipe alone, before a byte of text is there.
 
 work.py         what is to be done: shape, tokens, batch, how it is multiplied and stepped
-parts.py        parameters and FLOPs by part
+anatomies/      parameters, FLOPs and kept bytes by part, one file a kind of model
 memory.py       bytes a device by part
 gpus.py         what a device can do and costs, with its source (gpus.toml)
 sharding.py     how weights may lie on many devices, and how long they talk

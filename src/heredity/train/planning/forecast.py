@@ -5,7 +5,7 @@ goes on beside the products, so a step takes as long as the longer of both; the 
 (MFU) holds for the products, and layers that run again come on top of it.
 
 Promises: a pure function of its arguments; what fits nowhere is refused with what would fit.
-Leaves to others: each figure's arithmetic (parts.py, memory.py, sharding.py).
+Leaves to others: each figure's arithmetic (anatomies/, memory.py, sharding.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from heredity.errors import OutOfMemory, UsageError
 from heredity.records import Record
-from heredity.train.planning import memory, parts, sharding
+from heredity.train.planning import anatomies, memory, sharding
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.work import Work
@@ -48,7 +49,7 @@ class Way(Record, frozen=True):
 
     layout: Layout
     runs_again: bool  # layers run forward again instead of keeping their numbers (activation checkpointing)
-    product: int  # tokens that a device multiplies at once
+    product: int  # tokens or pairs that a device multiplies at once
     n_products: int  # of a device and step
     memory: dict[str, int]
     multiplied: float  # seconds
@@ -65,9 +66,13 @@ class Way(Record, frozen=True):
 
 
 class Forecast(Record, frozen=True):
-    """All of it. `best` is among `ways`, which has the best of each kind of layout that fits."""
+    """All of it. `best` is among `ways`, which has the best of each kind of layout that fits.
+
+    Where `unit` is "pair", whatever is said of a token is said of a pair.
+    """
 
     work: Work
+    unit: Literal["token", "pair"]
     gpu: Gpu
     n_gpus: int
     mfu: float
@@ -96,21 +101,22 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
         raise OutOfMemory(_too_large(work, gpu, n_gpus, terms))
     ways = [min(some, key=_order) for some in _by_kind(found).values()]
     best = min(ways, key=_order)
-    said = parts.flops(work.shape)
+    made = anatomies.of(work)
     seconds = best.seconds * work.n_steps
     hours = n_gpus * seconds / 3600
     price = gpu.price if terms.price is None else terms.price
-    flops = sum(said.values()) * work.tokens
+    flops = sum(made.flops.values()) * work.tokens
     return Forecast(
         work=work,
+        unit=work.unit,
         gpu=gpu,
         n_gpus=n_gpus,
         mfu=terms.mfu,
         reserve=terms.reserve,
         pue=terms.pue,
         price=price,
-        parameters=parts.parameters(work.shape, work.has_qk_norm),
-        flops_a_token=said,
+        parameters=made.parameters,
+        flops_a_token=made.flops,
         flops=flops,
         best=best,
         ways=ways,
@@ -125,38 +131,39 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
 
 
 def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
-    """All ways that fit. Raises UsageError where a step has fewer contexts than there are devices."""
+    """All ways that fit. Raises UsageError where a step has less to share than there are devices."""
     room = (1 - terms.reserve) * gpu.memory
     return (way for way in _ways(work, gpu, n_gpus, terms) if way.needed <= room)
 
 
 def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
-    each = contexts_a_device(work, n_gpus)
-    again = parts.share_again(work.shape)
-    once = each * work.shape.context * sum(parts.flops(work.shape).values()) / (terms.mfu * gpu.flops)
+    each, made = pieces_a_device(work, n_gpus), anatomies.of(work)
+    once = each * work.piece * sum(made.flops.values()) / (terms.mfu * gpu.flops)
     for layout in sharding.layouts(n_gpus):
-        for at_once in _divisors(each):
+        for at_once in [each] if work.is_whole else _divisors(each):
             n_products = each // at_once
             talk = sharding.talk(work, layout, n_products, gpu)
             for runs_again in (False, True):
-                product = at_once * work.shape.context
+                product = at_once * work.piece
                 needed = memory.training(work, product, layout.shards, runs_again, n_products)
-                seconds = once * (1 + again * runs_again)
+                seconds = once * (1 + made.again * runs_again)
                 yield Way(layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes)
 
 
-def contexts_a_device(work: Work, n_gpus: int) -> int:
-    """Of a step. Raises UsageError where there are too few."""
+def pieces_a_device(work: Work, n_gpus: int) -> int:
+    """Contexts, or pairs, of a step. Raises UsageError where there are too few."""
     if n_gpus < 1:
         raise UsageError(f"A plan needs at least one device, not {n_gpus}.")
-    contexts = max(1, work.batch // work.shape.context)
-    if contexts < n_gpus:
-        least = n_gpus * work.shape.context
-        raise UsageError(
-            f"A step of {work.batch:,} tokens has {contexts:,} contexts of {work.shape.context:,}, too few "
-            f"for {n_gpus:,} devices. Take at most --gpus {contexts}, or a batch of {least:,}."
+    pieces = max(1, work.batch // work.piece)
+    if pieces < n_gpus:
+        has = (
+            f"has {pieces:,} contexts of {work.piece:,}, too few" if work.unit == "token" else "is too small"
         )
-    return math.ceil(contexts / n_gpus)
+        raise UsageError(
+            f"A step of {work.batch:,} {work.unit}s {has} for {n_gpus:,} devices. "
+            f"Take at most --gpus {pieces}, or a batch of {n_gpus * work.piece:,}."
+        )
+    return math.ceil(pieces / n_gpus)
 
 
 def _order(way: Way) -> tuple[float, float, int]:
@@ -193,13 +200,13 @@ def _would_fit(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> str:
         said.append(f"{n:,} of these")
     larger = (other for other in table().values() if other.memory > gpu.memory)
     said += [f"{n_gpus:,} of {each.title}" for each in larger if any(fitting(work, each, n_gpus, terms))]
-    advice = "Lower size, context or batch"
+    advice = "Lower size, context or batch" if work.unit == "token" else "Lower size, batch or picture"
     return f"It would fit on {', or '.join(said)}. Or: {advice.lower()}." if said else f"{advice}."
 
 
 def _enough(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> int | None:
-    """The least doubling of devices on which it fits, as long as there are contexts for all."""
-    most = work.batch // work.shape.context
+    """The least doubling of devices on which it fits, as long as there is a piece for each."""
+    most = work.batch // work.piece
     while gpu.node > 1 and (n_gpus := 2 * n_gpus) <= most:
         if any(fitting(work, gpu, n_gpus, terms)):
             return n_gpus

@@ -17,24 +17,21 @@ from typing import Any
 
 import msgspec
 import torch
-import transformers
 from torch import distributed
 from torch._subclasses import FakeTensorMode
 
-from heredity import registry
 from heredity.errors import HeredityError, Unavailable, first_line
 from heredity.records import Record
-from heredity.train import norms
-from heredity.train.architectures import Specials
-from heredity.train.attention import attend
+from heredity.train import attention, bidirectional
+from heredity.train._sharded import layers
 from heredity.train.optimizer import Masters
-from heredity.train.planning import memory
+from heredity.train.planning import anatomies, memory, staged
+from heredity.train.planning.anatomies import WIDE
 from heredity.train.planning.forecast import Way
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.work import Work
 
-_NAME = "heredity_documents"
-_LAYERS = 4, 6  # that are run; with fewer, no layer is fetched ahead of another
+_FEW, _MORE = 4, 2  # layers that are run, and how many more; with fewer, none is fetched ahead of another
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
@@ -53,7 +50,8 @@ class Unfit(HeredityError):
 
 def rehearse(work: Work, way: Way) -> Rehearsed:
     """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""
-    few, more = (min(n, work.shape.layers) for n in _LAYERS)
+    step = max(_MORE, anatomies.of(work).period)
+    few, more = (min(n, work.shape.layers) for n in (_FEW, _FEW + step))
     low = _run(work, way, few)
     high = _run(work, way, more) if more > few else low
     n_left = work.shape.layers - more  # 0 where all were run
@@ -73,10 +71,10 @@ def _run(work: Work, way: Way, n_layers: int) -> tuple[int, int]:
     shape = msgspec.structs.replace(work.shape, layers=n_layers)
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
-        with _pretended(layout) as mesh, FakeTensorMode():
-            model = _model(work, way.runs_again, memory.WIDE if mesh is not None else work.bytes)
-            n_parameters = sum(each.numel() for each in model.parameters())
-            return n_parameters, _peak(model, work, way.product, mesh)
+        with _pretended(layout) as mesh, _forgotten(), FakeTensorMode():
+            stage = staged.stage(work, way.runs_again, _DTYPES[WIDE if mesh is not None else work.bytes])
+            n_parameters = sum(each.numel() for each in stage.parameters())
+            return n_parameters, _peak(stage, work, way, mesh)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         n = layout.shards * layout.replicas
         raise Unfit(
@@ -108,60 +106,43 @@ def _pretended(layout: Layout) -> Iterator[Any]:
         distributed.destroy_process_group()
 
 
-def _model(work: Work, runs_again: bool, size: int) -> Any:
-    made = registry.load("train.architectures", work.architecture)
-    config = transformers.AutoConfig.for_model(**made.config(work.shape, Specials(0, 0)))
-    transformers.AttentionInterface.register(_NAME, attend)
-    with torch.random.fork_rng(devices=[]):
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=_DTYPES[size], attn_implementation=_NAME
-        )
-    if runs_again:
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    if work.is_on_cpu:
-        norms.quicken(model)
-    return model.train()
+@contextmanager
+def _forgotten() -> Iterator[None]:
+    """Masks that are kept for the next product are neither real ones in here nor fake ones elsewhere."""
+    forget = attention.forget, bidirectional.forget
+    for each in forget:
+        each()
+    try:
+        yield
+    finally:
+        for each in forget:
+            each()
 
 
-def _peak(model: Any, work: Work, n_tokens: int, mesh: Any) -> int:
+def _peak(stage: staged.Stage, work: Work, way: Way, mesh: Any) -> int:
     """Bytes at the peak of one product, the optimizer's moments left out."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed._tools.mem_tracker import MemTracker
 
     if mesh is None:
         tracker: Any = MemTracker()
-        tracker.track_external(model)
+        tracker.track_external(stage)
     else:
-        _shard(model, mesh, _DTYPES[work.bytes])
-        tracker = FSDPMemTracker(model)
+        _shard(stage, mesh, _DTYPES[work.bytes])
+        tracker = FSDPMemTracker(stage)
     with tracker:
-        masters = Masters(list(model.named_parameters()), work.optimizer, 1.0, 0.0) if mesh is None else None
-        _product(model, work.shape.context, n_tokens)
+        masters = Masters(list(stage.named_parameters()), work.optimizer, 1.0, 0.0) if mesh is None else None
+        out, gradient = stage(way.product)
+        out.backward(gradient)
     del masters
     return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
 
 
-def _shard(model: Any, mesh: Any, dtype: torch.dtype) -> None:
+def _shard(stage: staged.Stage, mesh: Any, dtype: torch.dtype) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in model.model.layers:
+    for layer in layers(stage):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-
-
-def _product(model: Any, context: int, n_tokens: int) -> None:
-    """Whole contexts, and the loss of as many rows of logits as there ever are at once."""
-    lengths = (context,) * (n_tokens // context)
-    n_rows = min(memory.CHUNK, n_tokens)
-    said = model(
-        input_ids=torch.zeros((1, n_tokens), dtype=torch.int64),
-        position_ids=torch.arange(context).repeat(len(lengths))[None],
-        use_cache=False,
-        lengths=lengths,
-        logits_to_keep=n_rows,
-    )
-    logits = said.logits[0]
-    wide = logits.detach().float()
-    grad = torch.log_softmax(wide, 1).exp_()  # as objectives/causal.py, whose way back asks for a number
-    logits.backward(grad.to(logits.dtype))
+    scalars = {each for each in stage.parameters() if not each.ndim}  # which it cannot cut
+    fully_shard(stage, mesh=mesh, mp_policy=policy, ignored_params=scalars)

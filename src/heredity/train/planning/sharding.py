@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from heredity.records import Record
-from heredity.train.planning import memory, parts
+from heredity.train.planning import anatomies
+from heredity.train.planning.anatomies import WIDE
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.work import Work
 
@@ -52,23 +53,33 @@ def layouts(n: int) -> Iterator[Layout]:
 
 def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> Talk:
     """What a step of so many products takes."""
-    n, calls = memory.n_parameters(work), work.shape.layers + 1
+    made = anatomies.of(work)
+    n, calls = made.n_parameters, made.n_layers + 1
+    arrows = _arrows(work, layout, gpu)
     if layout.kind == "none":
-        return _summed(memory.WIDE * n, calls, layout.replicas, min(gpu.node, layout.replicas), gpu)
-    root, layers = memory.gathered(work.shape, work.has_qk_norm)
+        alike = _summed(WIDE * n, calls, layout.replicas, min(gpu.node, layout.replicas), gpu)
+        return _all(alike, arrows)
     spread = layout.shards, min(gpu.node, layout.shards), gpu
-    there = _ring(work.bytes * (root + 2 * layers), 2 * calls - 1, *spread)  # the root stays gathered
-    back = _ring(memory.WIDE * n, calls, *spread)
+    there = _ring(work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread)  # the root stays
+    back = _ring(WIDE * n, calls, *spread)
     within = Talk(n_products * (there.bytes + back.bytes), n_products * (there.seconds + back.seconds))
     apart = max(1, gpu.node // layout.shards)  # devices of one node that have the same shard
-    over = _summed(memory.WIDE * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu)
-    stepped = _ring(memory.WIDE * _muon(work), work.shape.layers, *spread)  # Muon wants whole matrices
-    said = (within, over, stepped)
+    over = _summed(WIDE * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu)
+    muon = made.matrices if work.optimizer == "muon" else 0  # which wants whole matrices
+    stepped = _ring(WIDE * muon, made.n_layers, *spread)
+    return _all(within, over, stepped, arrows)
+
+
+def _all(*said: Talk) -> Talk:
     return Talk(sum(each.bytes for each in said), sum(each.seconds for each in said))
 
 
-def _muon(work: Work) -> int:
-    return parts.hidden_matrices(work.shape) if work.optimizer == "muon" else 0
+def _arrows(work: Work, layout: Layout, gpu: Gpu) -> Talk:
+    """Of pairs that are told from those of all devices: both arrows of each in fp32, there and back."""
+    if work.unit == "token":
+        return Talk(0.0, 0.0)
+    n = layout.shards * layout.replicas
+    return _ring(2 * 2 * WIDE * work.batch * work.shape.width, 4, n, min(gpu.node, n), gpu)
 
 
 def _ring(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> Talk:

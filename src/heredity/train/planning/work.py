@@ -4,22 +4,52 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from heredity.records import Record
 from heredity.train.sizes import Shape
+from heredity.train.towers import Towers
 
-KNOWN = ("llama", "qwen3")
+KNOWN = ("clip", "llama", "modernbert", "qwen3", "siglip")
 
 
 class Work(Record, frozen=True):
-    """`bytes`: of a number that is multiplied, 2 for bfloat16."""
+    """What is read is counted in units: tokens, or pairs where there is a picture.
 
-    shape: Shape
-    tokens: int  # to read
-    batch: int  # tokens a step
+    `bytes`: of a number that is multiplied, 2 for bfloat16.
+    """
+
+    shape: Shape  # with a picture: of both towers, and `context` is a caption's
+    tokens: int  # units to read
+    batch: int  # units a step
     optimizer: Literal["muon", "adamw"] = "muon"
     architecture: str = "qwen3"
     bytes: int = 2
     is_on_cpu: bool = False  # where norms keep less for their way back (train/norms.py)
+    hidden: float = 1.0  # share of the tokens on which the head is run
+    picture: tuple[int, int] | None = None  # its side, and that of a patch, in points
+
+    @property
+    def unit(self) -> Literal["token", "pair"]:
+        """What is counted."""
+        return "token" if self.picture is None else "pair"
+
+    @property
+    def piece(self) -> int:
+        """Units that no two devices share: a context, or one pair."""
+        return self.shape.context if self.picture is None else 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a device multiplies its share of a step at once: each pair is told from all others."""
+        return self.picture is not None
+
+    @property
+    def towers(self) -> Towers:
+        """The shape with its picture."""
+        assert self.picture is not None
+        side, patch = self.picture
+        return Towers(**msgspec.structs.asdict(self.shape), side=side, patch=patch)
 
     @property
     def has_qk_norm(self) -> bool:
@@ -28,5 +58,5 @@ class Work(Record, frozen=True):
 
     @property
     def n_steps(self) -> int:
-        """Steps until all tokens are read."""
+        """Steps until all is read."""
         return max(1, -(-self.tokens // self.batch))

@@ -1,0 +1,146 @@
+"""What is reckoned of encoders and of pairs is what a real model has, keeps and multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from heredity import registry
+from heredity.train import dual, encoder, sizes, towers
+from heredity.train.architectures import Specials, modernbert
+from heredity.train.network import Network
+from heredity.train.optimizer import Masters
+from heredity.train.planning import anatomies, memory
+from heredity.train.planning.work import Work
+from heredity.train.sizes import Shape
+from heredity.train.steps import Batch
+
+CAPTION = 24
+
+
+def text(size: str, context: int = 256, **changes: Any) -> Work:
+    """Of an encoder."""
+    shape = sizes.dial(size, 512, context, is_encoder=True).shape
+    return Work(shape, 1, 2 * context, architecture="modernbert", hidden=0.25, **changes)
+
+
+def pairs(architecture: str, size: str, patch: int = 8, batch: int = 4, **changes: Any) -> Work:
+    """Of two towers."""
+    shape = towers.dial(size, 512, CAPTION, (32, patch), batch, {"batch": batch}).shape
+    one = Shape(**{name: getattr(shape, name) for name in Shape.__struct_fields__})
+    return Work(one, 1, batch, architecture=architecture, picture=(32, patch), **changes)
+
+
+WORKS = [
+    *(text(size) for size in ("150K", "300K", "1M", "5M")),
+    *(pairs(name, size, patch) for name in ("clip", "siglip") for size, patch in
+      (("200K", 8), ("500K", 4), ("2M", 16))),
+]  # fmt: skip
+
+
+def born(work: Work) -> Network:
+    made = registry.load("train.architectures", work.architecture)
+    dtype = "bfloat16" if work.bytes == 2 else "float32"
+    if work.unit == "token":
+        return encoder.born(made.config(work.shape, Specials(0, 0, 0)), 0, dtype)
+    return dual.born(made.config(work.towers, Specials(0, 0)), 0, dtype)
+
+
+def forward(net: Network, work: Work) -> Callable[[], Any]:
+    """One batch of a step's size."""
+    if isinstance(net, dual.Dual):
+        n, (side, _) = work.batch, work.picture or (0, 0)
+        ids, numbers = torch.zeros(n * CAPTION, dtype=torch.int64), torch.arange(n)
+        at = torch.arange(CAPTION).repeat(n), (CAPTION,) * n, numbers * CAPTION
+        batch = Batch(ids, *at, numbers, numbers, pictures=torch.zeros(n, 3, side, side))
+        return lambda: net.scores(net.arrows(batch))
+    context, n = work.shape.context, work.batch
+    ids, gaps = torch.zeros(n, dtype=torch.int64), torch.arange(0, n, 4)
+    lengths = (context,) * (n // context)
+    positions = torch.arange(context).repeat(len(lengths))
+    batch = Batch(ids, positions, lengths, gaps, ids[gaps], torch.zeros_like(gaps))
+    return lambda: net.hidden(batch)
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: f"{work.architecture}-{work.shape.width}")
+def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
+    model, made = born(work).model, anatomies.of(work)
+    named = {name: each.numel() for name, each in model.named_parameters()}
+    assert made.n_parameters == sum(named.values())
+    assert made.in_layers == sum(n for name, n in named.items() if ".layers." in name)
+    assert made.towers[0].each == sum(n for name, n in named.items() if ".layers.1." in name) // len(
+        made.towers
+    )
+    assert made.parameters["feed-forward"] == sum(
+        n for name, n in named.items() if ".mlp." in name and ".layers." in name
+    )
+    embedding = sum(n for name, n in named.items() if "embeddings." in name and ".norm." not in name)
+    assert made.parameters["embedding"] == embedding
+    masters = Masters(list(model.named_parameters()), "muon", 0.01, 0.0)
+    stepped = sum(p.numel() for group in masters.optimizers[-1].param_groups for p in group["params"])
+    assert made.matrices == stepped
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("work", [WORKS[1], WORKS[4], WORKS[7]], ids=lambda work: work.architecture)
+def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(work: Work, size: int) -> None:
+    work = msgspec.structs.replace(work, bytes=size, is_on_cpu=True)
+    net = born(work)
+    own = {each.untyped_storage().data_ptr() for each in (*net.model.parameters(), *net.model.buffers())}
+    found: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    run = forward(net, work)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    kept = sum(storage.nbytes() for storage in found.values() if storage.nbytes() > 4)
+    told = work.batch * memory.kept(work)
+    if work.unit == "token":  # the gradient of the head comes after the forward
+        told -= work.batch // 4 * size * work.shape.width
+    elif size == 2:  # pictures as they were given are held by who gave them
+        told -= work.batch * 4 * 3 * 32**2
+    assert kept == told
+
+
+@pytest.mark.parametrize("work", [text("300K", 64), *WORKS[4::2]], ids=lambda work: work.architecture)
+def test_flops_are_those_that_torch_counts_of_a_forward(work: Work) -> None:
+    net = born(msgspec.structs.replace(work, bytes=4))
+    net.model.set_attn_implementation("eager")
+    if work.unit == "token":
+        ids = torch.zeros((1, 64), dtype=torch.int64)
+        states = lambda: net.model.head(net.model.model(ids).last_hidden_state[:, :16])  # noqa: E731
+        run, n = (lambda: net.model.decoder(states())), 64
+    else:
+        run, n = forward(net, work), work.batch
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    said = anatomies.of(work).flops
+    told = (sum(said.values()) - said.get("patches", 0.0)) / 3 + said.get("patches", 0.0) / 2
+    if work.architecture == "clip":  # an eager caption sees what is behind it, too, and hides it
+        told += 4 * work.shape.layers * work.shape.width * CAPTION**2 / 2
+    assert counter.get_total_flops() == pytest.approx(n * told, rel=1e-6)
+
+
+def test_flops_of_a_masked_token_are_those_that_a_run_counts() -> None:
+    work = text("1M")
+    said = modernbert.flops_a_token(work.shape, work.shape.context, work.hidden)
+    assert sum(anatomies.of(work).flops.values()) == pytest.approx(said)
+
+
+def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() -> None:
+    few, many = pairs("clip", "200K", batch=32), pairs("clip", "200K", batch=64)
+    assert 2 * memory.logits(few, 16) == memory.logits(many, 16)
+    work = text("150K")
+    assert memory.logits(work, 64) == memory.logits(msgspec.structs.replace(work, hidden=1.0), 16)
