@@ -17,6 +17,7 @@ import torch
 from heredity.engines import _memory, _tuning
 from heredity.train import sizes, speed
 from heredity.train.planning import memory
+from heredity.train.planning.anatomies import WIDE
 from heredity.train.planning.work import KNOWN, Work
 from heredity.train.processes import ALONE, Processes
 from heredity.train.stream import PRODUCT
@@ -65,7 +66,7 @@ def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str
     n_products = -(-own // n_tokens)
     parts = memory.training(work, n_tokens, shards, recipe.recompute, n_products)
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
-        parts["gradients"] += memory.WIDE * memory.n_parameters(work)
+        parts["gradients"] += WIDE * memory.n_parameters(work)
     return parts | {"libraries": _LIBRARIES}
 
 
