@@ -18,7 +18,7 @@ from heredity.engines import _memory, _tuning
 from heredity.train import sizes, speed
 from heredity.train.planning import memory
 from heredity.train.planning.anatomies import WIDE
-from heredity.train.planning.work import KNOWN, Work
+from heredity.train.planning.work import Work
 from heredity.train.processes import ALONE, Processes
 from heredity.train.stream import PRODUCT
 
@@ -55,7 +55,7 @@ class Foreseen:
 
 def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
     """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes; {}: not known."""
-    if recipe.architecture not in KNOWN:
+    if recipe.objective != "causal":
         return {}
     dial, shards = recipe.dial, together.n_pieces
     work = Work(
