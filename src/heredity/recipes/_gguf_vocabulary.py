@@ -1,8 +1,9 @@
-"""A byte-level BPE tokenizer.json as a GGUF says it: tokens, kinds, merges, and which way of splitting text.
+"""A tokenizer.json as a GGUF says it: byte-level BPE with its merges and its way of splitting text, or the
+pieces of a Gemma.
 
 Promises: a way of splitting that llama.cpp has no name for is refused, since another one would read a user's
 words as other tokens; tokens keep their ids; special tokens are control tokens, so that no text becomes one.
-Leaves to others: weights (_gguf_write.py).
+Leaves to others: weights (_gguf_write.py), and whether pieces are merged as llama.cpp does (_gguf_pieces.py).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 from heredity.engines._template import source
 from heredity.engines._weights import read_json
 from heredity.errors import Damaged, Refused
+from heredity.recipes import _gguf_pieces
 from heredity.train.documents import Writer
 
-_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+_NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # llama.cpp's token types
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -27,14 +29,19 @@ _SPLITS = {_QWEN: "qwen2", _LLAMA3: "llama-bpe"}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`split` is llama.cpp's name of the pre-tokenizer; `kinds[i]` its type of token i."""
+    """`split` is llama.cpp's name of the pre-tokenizer; `kinds[i]` its type of token i.
+
+    A vocabulary of pieces has a score a token and no merges.
+    """
 
     split: str
     tokens: list[str]
     kinds: list[int]
     merges: list[str]
+    scores: list[float]
     bos: int | None
     eos: int | None
+    unk: int | None
     eot: int | None  # what the template ends an answer with, where that is another token
     pad: int | None
     adds_bos: bool
@@ -46,34 +53,46 @@ def read(folder: Path, n_rows: int) -> Vocabulary:
 
     Raises Refused for a kind of tokenizer that is not written here, Damaged for one that makes no sense.
     """
-    said = read_json(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    said = read_json(path)
     model = said.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise Refused(
-            f"{folder / 'tokenizer.json'}: a GGUF is written here of byte-level BPE tokenizers, and this is"
-            f" {model.get('type') or 'none'}{' with byte fallback' if model.get('byte_fallback') else ''}."
-        )
-    if said.get("normalizer") not in (None, {"type": "NFC"}):
-        raise Refused(f"{folder / 'tokenizer.json'}: llama.cpp knows no normalizer like its own.")
-    tokens = [f"[PAD{i}]" for i in range(n_rows)]
-    kinds = [_UNUSED] * n_rows
-    added = said.get("added_tokens") or []
-    entries = [(text, ident, _NORMAL) for text, ident in model["vocab"].items()]
-    entries += [(t["content"], t["id"], _CONTROL if t.get("special") else _USER) for t in added]
+    if model.get("type") != "BPE":
+        kind = model.get("type") or "none"
+        raise Refused(f"{path}: a GGUF is written here of BPE tokenizers, and this is {kind}.")
+    if is_pieces := bool(model.get("byte_fallback")):
+        _gguf_pieces.refuse_unlike(path, said)
+    elif said.get("normalizer") not in (None, {"type": "NFC"}):
+        raise Refused(f"{path}: llama.cpp knows no normalizer like its own.")
+    entries = _entries(said, is_pieces)
+    tokens, kinds = [f"[PAD{i}]" for i in range(n_rows)], [_UNUSED] * n_rows
     for text, ident, kind in entries:
         if not 0 <= ident < n_rows:
             raise Damaged(f"{folder}: the token {text!r} has the id {ident}, the embedding {n_rows} rows.")
         tokens[ident], kinds[ident] = text, kind
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    merges = [] if is_pieces else [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    listed = (_NORMAL, _BYTE)
+    scores = [
+        _gguf_pieces.score(token, at, kinds[at] not in listed) for at, token in enumerate(tokens) if is_pieces
+    ]
     config = read_json(folder / "tokenizer_config.json")
     by_text = {text: ident for text, ident, _ in entries}
     eos = _end(folder, by_text, config)
     eot = end if (end := Writer(folder).end) != eos else None
-    bos, pad = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad"))
+    bos, pad, unk = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad", "unk"))
     return Vocabulary(
-        _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, bos, eos, eot, pad,
-        _adds_bos(said, bos, tokens), source(folder),
+        "default" if is_pieces else _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, scores,
+        bos, eos, unk, eot, pad, _adds_bos(said, bos, tokens), source(folder),
     )  # fmt: skip
+
+
+def _entries(said: dict[str, Any], is_pieces: bool) -> list[tuple[str, int, int]]:
+    """Text, id and kind of every token; an added one's last."""
+    entries = [(text, ident, _NORMAL) for text, ident in said["model"]["vocab"].items()]
+    added = said.get("added_tokens") or []
+    if is_pieces:
+        entries = [(t, ident, _BYTE if _gguf_pieces.is_byte(t) else kind) for t, ident, kind in entries]
+        added = [t for t in added if not _gguf_pieces.is_spaces(t["content"])]
+    return entries + [(t["content"], t["id"], _CONTROL if t.get("special") else _USER) for t in added]
 
 
 def _split(folder: Path, given: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.errors import Damaged, Refused
-from heredity.recipes import _gguf_vocabulary
+from heredity.recipes import _gguf_gemma, _gguf_vocabulary
 from heredity.recipes._safetensors import read_safetensors
 from heredity.store import explain_full_disk
 
@@ -28,7 +28,9 @@ FORMATS = {
     "q8_0": ("Q8_0", "Q8_0"), "q5_1": ("Q5_1", "Q8_0"), "q5_0": ("Q5_0", "Q8_0"), "q4_1": ("Q4_1", "Q8_0"),
     "q4_0": ("Q4_0", "Q8_0"), "bf16": ("BF16", "BF16"), "f16": ("F16", "F16"), "f32": ("F32", "F32"),
 }  # fmt: skip
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"
+}  # fmt: skip
 _ENDS = ("token_embd.weight", "output.weight")
 _BLOCK = 32  # numbers that share a scale in every format here
 
@@ -71,8 +73,11 @@ def write(folder: Path, out: Path, form: str, name: str) -> None:
 
 
 def _add_shape(writer: Any, config: Any) -> None:
+    is_gemma = _gguf_gemma.is_one(config)
     rope = dict(getattr(config, "rope_parameters", None) or {})
-    if rope.get("rope_type", "default") != "default":
+    if is_gemma:
+        rope = _gguf_gemma.global_rope(config)
+    if rope.get("rope_type", "default") not in (("default", "linear") if is_gemma else ("default",)):
         raise Refused(f"A GGUF with rotations scaled by '{rope['rope_type']}' is not written here.")
     if getattr(config, "use_sliding_window", False) or (
         config.model_type == "mistral" and getattr(config, "sliding_window", None)
@@ -92,19 +97,26 @@ def _add_shape(writer: Any, config: Any) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))))
     writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
     writer.add_vocab_size(int(config.vocab_size))
+    if is_gemma:
+        _gguf_gemma.add_shape(writer, config)
 
 
 def _add_vocabulary(writer: Any, found: _gguf_vocabulary.Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model("llama" if found.scores else "gpt2")
     writer.add_tokenizer_pre(found.split)
     writer.add_token_list(found.tokens)
     writer.add_token_types(found.kinds)
-    writer.add_token_merges(found.merges)
+    if found.scores:
+        writer.add_token_scores(found.scores)
+        writer.add_add_space_prefix(False)
+    else:
+        writer.add_token_merges(found.merges)
     for ident, add in (
         (found.bos, writer.add_bos_token_id),
         (found.eos, writer.add_eos_token_id),
         (found.eot, writer.add_eot_token_id),
         (found.pad, writer.add_pad_token_id),
+        (found.unk if found.scores else None, writer.add_unk_token_id),
     ):
         if ident is not None:
             add(ident)
@@ -147,6 +159,8 @@ def _made(shard: Path, name: str, config: Any, architecture: str, kind: Any) -> 
     with safe_open(shard, framework="pt") as file:
         array = file.get_tensor(name).float().numpy()
     array = _turned(name, array, config) if architecture == "llama" else array
+    if architecture == "gemma3" and name.endswith("norm.weight"):
+        array = array + 1  # llama.cpp multiplies by what is there, transformers by one more
     blocks: Array = gguf.quants.quantize(np.ascontiguousarray(array), kind)
     return blocks
 

@@ -20,7 +20,7 @@ from typing import Any
 from heredity.engines._gguf import GgufHeader, read_gguf
 from heredity.errors import Damaged, Refused, Unavailable, first_line
 from heredity.lineage import Description, Grown
-from heredity.recipes import _int8
+from heredity.recipes import _gguf_gemma, _int8
 
 _CONTROL = 3  # tokenizer.ggml.token_type of a special token
 _CIRCUMSTANCES = (
@@ -139,6 +139,8 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> Non
         )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise Refused(f"transformers does not load {gguf.name}: {first_line(error)}") from error
+    if _gguf_gemma.is_one(model.config):
+        _gguf_gemma.complete(model.config, header.metadata)
     _tie_equal_head(model)
     _forget_quantization(model)
     ends = _end_ids(header)
