@@ -15,8 +15,8 @@ pytest.importorskip("gguf")
 from heredity import export
 from heredity.cli import main
 from heredity.engines._gguf import read_gguf
-from heredity.errors import Refused, UnknownName, UsageError
-from heredity.export import _parity
+from heredity.errors import OutOfMemory, Refused, UnknownName, UsageError
+from heredity.export import _parity, _room
 from heredity.lineage import Grown, Store
 from heredity.recipes import _gguf_write
 from heredity.recipes.quantize import Quantize
@@ -188,3 +188,39 @@ def test_the_card_quotes_a_study(store: Store, tmp_path: Path, capsys: pytest.Ca
     assert "transformers agrees within" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "| breach, no judge needed |" in card and "% intervals" in card
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_starts_with_what_would(
+    store: Store, tmp_path: Path
+) -> None:
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER, num_hidden_layers=6)))
+    source = _parity.Source(store, model, store.whole(model), tmp_path, "gguf")
+    hf, whole = (sum(_room.needed(source, form).values()) for form in ("hf", "gguf"))
+    assert hf < whole == sum(p.numel() for p in _network(model).parameters()) * 4
+    with pytest.raises(OutOfMemory, match="--to hf takes about"):
+        export.export(store, model, "gguf", tmp_path / "out", memory=whole - 1)
+    with pytest.raises(OutOfMemory, match="100% of its weights would fit"):
+        export.export(store, model, "hf", tmp_path / "out", memory=hf - 1)
+    assert not (tmp_path / "out").exists()
+    assert export.export(store, model, "hf", tmp_path / "out", memory=hf).parities
+
+
+def _network(model: Grown) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model.folder)
+
+
+def test_weights_that_are_read_a_layer_at_a_time_say_what_all_of_them_say(model: Grown) -> None:
+    from heredity.engines import _streamed
+    from heredity.engines.torch import open_folder
+
+    ask = Request(0, (Message("user", "the quick brown fox"),))
+    said, places = [5, 9, 260, 7], [(0, 5), (3, 11), (4, 300)]
+    found = []
+    for is_streamed in (False, True):
+        engine = open_folder(model.folder, dtype="float32", is_probed=False, is_streamed=is_streamed)
+        found.append(engine.log_probability(ask, said, places))
+        assert isinstance(engine.decoder.weights.blocks, _streamed._Layers) is is_streamed
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert len(engine.decoder.weights.blocks[1:]) == len(engine.decoder.weights.blocks) - 1

@@ -32,4 +32,6 @@ def command(model: str, folder: Path, form: str, study: Path | None) -> None:
             f"agrees within {parity.largest:.2g} nats over {parity.n} tokens ({parity.tolerance:g} allowed)"
         )
         _terminal.note(plain(f"{parity.reader} {said}"))
+    if done.form:
+        _terminal.note(plain(done.form))
     _terminal.write(plain(str(done.folder)))

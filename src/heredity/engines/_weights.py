@@ -7,11 +7,11 @@ Leaves to others: the arithmetic (_decoder.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,6 +22,7 @@ from heredity.engines import _int8
 from heredity.errors import Damaged, Unavailable
 
 CONFIG = "config.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Linear = Callable[[torch.Tensor], torch.Tensor]
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
 ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of text and images
@@ -63,11 +64,17 @@ class Block:
     norm_mlp_out: torch.Tensor | None
 
 
+class Rows(Protocol):
+    """A matrix whose rows can be had by their numbers: a tensor, or one that is widened row by row."""
+
+    def __getitem__(self, at: torch.Tensor, /) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Weights:
     shape: Shape
-    embedding: torch.Tensor  # (vocabulary, hidden)
-    blocks: tuple[Block, ...]
+    embedding: Rows  # (vocabulary, hidden)
+    blocks: Sequence[Block]
     norm: torch.Tensor
     head: Linear
     rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
@@ -93,23 +100,42 @@ def read(folder: Path, dtype: torch.dtype) -> Weights:
     Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
     sense and for missing tensors.
     """
+    shape, rope, rope_scale, is_tied = outline(folder)
+    take = tensors(folder, dtype)
+    embedding = take(EMBEDDING)
+    refuse_other_width(folder, shape, embedding)
+    blocks = tuple(block(shape, take, i, dtype) for i in range(shape.n_layers))
+    head = linear(embedding if is_tied else take(HEAD))
+    return Weights(shape, embedding, blocks, norm_of(shape, take), head, rope, rope_scale, how(take))
+
+
+def outline(folder: Path) -> tuple[Shape, tuple[torch.Tensor, torch.Tensor], float, bool]:
+    """What config.json says: the shape, how positions are turned, and whether the head is the embedding."""
     config = read_config(folder)
     with _sense(folder / CONFIG):
         shape = _shape(config)
         rope, rope_scale = _rope(config, shape)
-    take = _tensors(folder, dtype)
-    embedding = take("model.embed_tokens.weight")
+    return shape, rope, rope_scale, bool(getattr(config, "tie_word_embeddings", False))
+
+
+def refuse_other_width(folder: Path, shape: Shape, embedding: torch.Tensor) -> None:
+    """Raise Damaged where the embedding is not of the width that config.json says."""
     if embedding.shape[-1] != shape.hidden:
         raise Damaged(
             f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}."
         )
-    blocks = tuple(_block(shape, take, f"model.layers.{i}.", dtype) for i in range(shape.n_layers))
-    norm = _norm(shape, take("model.norm.weight"))
-    tied = bool(getattr(config, "tie_word_embeddings", False))
-    head = linear(embedding if tied else take("lm_head.weight"))
-    is_whole = take("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype == torch.int8
-    how = "" if not is_whole else _int8.EXACT if _int8.is_exact() else _int8.WIDENED
-    return Weights(shape, embedding, blocks, norm, head, rope, rope_scale, how)
+
+
+def norm_of(shape: Shape, take: Callable[..., Any]) -> torch.Tensor:
+    """The last norm's weights."""
+    return _norm(shape, take("model.norm.weight"))
+
+
+def how(take: Callable[..., Any]) -> str:
+    """How matrices are multiplied, where that is not in their own dtype."""
+    if take("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
+        return ""
+    return _int8.EXACT if _int8.is_exact() else _int8.WIDENED
 
 
 def read_config(folder: Path) -> Any:
@@ -199,7 +225,10 @@ def _shape(config: Any) -> Shape:
     )
 
 
-def _block(shape: Shape, take: Callable[..., Any], at: str, dtype: torch.dtype) -> Block:
+def block(shape: Shape, take: Callable[..., Any], layer: int, dtype: torch.dtype) -> Block:
+    """One layer's weights, made ready to multiply."""
+    at = f"model.layers.{layer}."
+
     def fused(names: tuple[str, ...]) -> Linear:
         biases = [take(f"{at}{name}.bias", None) for name in names]
         bias = torch.cat(biases) if biases[0] is not None else None
@@ -237,7 +266,7 @@ def _norm(shape: Shape, weight: torch.Tensor) -> torch.Tensor:
 _REQUIRED = object()
 
 
-def _tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
+def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
     """A function name -> tensor over all safetensors files of a folder."""
     where = {}
     for path in sorted(folder.glob("*.safetensors")):

@@ -22,6 +22,7 @@ from heredity.engines import (
     _adapter,
     _direction,
     _process,
+    _streamed,
     _tool_calls,
     _tuning,
     _weights,
@@ -54,19 +55,21 @@ def open_folder(
     width: int | None = None,
     adapter: Path | None = None,
     is_probed: bool = True,
+    is_streamed: bool = False,
 ) -> Torch:
     """Load the safetensors in a folder, and lay over them the adapter of another.
 
     tuning: a file that keeps the probe's result; dtype: "float32" or "bfloat16" instead of the faster one;
     width: the widest batch to use; is_probed: False spares the probe where prompts are read and not answered
-    (widths are not proven then, and the engine's name says so). Raises Unavailable for an architecture this
-    engine does not have.
+    (widths are not proven then, and the engine's name says so); is_streamed: weights are read a layer at a
+    time at every prefill and let go, which takes the memory of one layer. Raises Unavailable for an
+    architecture this engine does not have.
     """
     _process.keep_large_buffers()
     kept = _tuning.read(tuning)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
-        weights = _weights.resident(folder, chosen)
+        weights = (_streamed.read if is_streamed else _weights.resident)(folder, chosen)
         if adapter is not None:
             weights = _adapter.laid_over(weights, adapter, chosen)
         decoder = Decoder(weights, chosen)
@@ -136,23 +139,29 @@ class Torch:
         """As `score`, and whether greedy decoding would say each continuation."""
         decoder = self.decoder
         with torch.inference_mode():
-            tokens = self._chat.encode(self.render(request))
             said = [self._chat.continuation(text) for text in continuations]
-            if (n_needed := len(tokens) + max(map(len, said))) > decoder.shape.context:
-                raise ContextOverflow(f"{n_needed} tokens needed, {decoder.shape.context} there")
-            prefix, own = self.split(request, tokens)
+            prefix, own = self._prompt(request, max(map(len, said)))
             if all(len(one) == 1 for one in said):
                 logs = self._log_probabilities(decoder, prefix, own, ())[0]
                 likeliest = int(logs.argmax())
                 return [Scored([float(logs[token])], token == likeliest) for (token,) in said]
             return [self._scored(decoder, prefix, own, one) for one in said]
 
-    def log_probability(self, request: Request, said: Sequence[int], picked: dict[int, int]) -> list[float]:
-        """Of each token `picked[i]` behind the request and `said[:i]`, natural log, in their order."""
+    def log_probability(
+        self, request: Request, said: Sequence[int], picked: Sequence[tuple[int, int]]
+    ) -> list[float]:
+        """Of each (i, token) in `picked`: of the token behind the request and `said[:i]`, natural log."""
         with torch.inference_mode():
-            prefix, own = self.split(request, self._chat.encode(self.render(request)))
+            prefix, own = self._prompt(request, len(said))
             logs = self._log_probabilities(self.decoder, prefix, own, tuple(said))
-            return [float(logs[place, token]) for place, token in picked.items()]
+            return [float(logs[place, token]) for place, token in picked]
+
+    def _prompt(self, request: Request, n_more: int) -> tuple[Prefix, tuple[int, ...]]:
+        """A request, split, with room for `n_more` tokens behind it. Raises ContextOverflow."""
+        tokens = self._chat.encode(self.render(request))
+        if (n_needed := len(tokens) + n_more) > self.decoder.shape.context:
+            raise ContextOverflow(f"{n_needed} tokens needed, {self.decoder.shape.context} there")
+        return self.split(request, tokens)
 
     def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens of the rendered request, and of a text that goes on behind it."""

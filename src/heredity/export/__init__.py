@@ -12,7 +12,6 @@ Leaves to others: making models (recipes/), and what a model's safety is (study.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shutil
 import uuid
@@ -22,25 +21,24 @@ from typing import NamedTuple
 
 from heredity import registry
 from heredity.engines import why_speechless
-from heredity.engines._memory import explain_full_memory, refuse_overfull
+from heredity.engines._memory import explain_full_memory
 from heredity.errors import Refused, UsageError
 from heredity.estimates import read
 from heredity.export import _bom, _card
 from heredity.export._parity import Parity, Source, compare, reference
+from heredity.export._room import ADVICE, refuse_too_large
 from heredity.lineage import Grown, Store
 from heredity.recipes._files import workshop
-from heredity.recipes._safetensors import read_safetensors
 
 __all__ = ["Exported", "Parity", "export", "names"]
 
-_ADVICE = "Nothing can be set lower here: close other programs, or export on a machine with more."
-
 
 class Exported(NamedTuple):
-    """What was handed out: its folder, and how each reader agreed."""
+    """What was handed out: its folder, how each reader agreed, and its form where that is another one."""
 
     folder: Path
     parities: tuple[Parity, ...]
+    form: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -69,28 +67,36 @@ def export(
         raise UsageError("The current folder cannot be replaced; name a new one.")
     measured = read(study) if study is not None else None
     said = f"Exporting '{model.record.name}'"
-    with workshop(store.root / "tmp") as bench, explain_full_memory(said, _ADVICE):
+    with workshop(store.root / "tmp") as bench, explain_full_memory(said, ADVICE):
         source = Source(store, model, store.whole(model), bench, to)
-        refuse_overfull(
-            said, {"weights in fp32 to compare with": needed(source.whole.folder)}, _ADVICE, memory
-        )
+        refuse_too_large(source, said, memory)
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
-        expected = reference(source)
-        parities = tuple(compare(source, expected, reading) for reading in form.readings(source, made))
+        found = tuple(form.readings(source, made))  # one after another, each with weights of its own
+        expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
+        parities = tuple(compare(expected, each) for each in found)
         if bad := [p for p in parities if p.problem]:
             raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")
         ancestors = store.ancestors(model.record)
-        _card.write(made, to, model.record, ancestors, parities, measured)
+        form_of = _form(source)
+        _card.write(made, to, model.record, ancestors, parities, measured, form_of)
         _bom.write(made, model.record, ancestors)
         _move(made, out)
-    return Exported(out, parities)
+    return Exported(out, parities, form_of)
 
 
-def needed(folder: Path) -> int:
-    """Bytes of the weights in fp32, which is how one reader at a time holds them."""
-    shards = folder.glob("*.safetensors")
-    return sum(4 * math.prod(each.shape) for shard in shards for each in read_safetensors(shard).values())
+def _form(source: Source) -> str:
+    """What the files hold where they are not the recorded ones: of which model, and what that changes."""
+    own, whole = source.model.record, source.whole.record
+    if own.id == whole.id or (source.to == "gguf" and own.format == "gguf"):
+        return ""
+    said = f"The files hold '{whole.name}', the whole weights of '{own.name}' ({whole.recipe.kind})"
+    if own.format != "int8":
+        return f"{said}."
+    return (
+        f"{said}: no longer int8, and what comes into a product is not rounded. For a small file export a"
+        f" GGUF that was quantized (--to q8_0) from its parent."
+    )
 
 
 def _move(made: Path, out: Path) -> None:

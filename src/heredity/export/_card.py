@@ -27,9 +27,10 @@ def write(
     ancestors: Sequence[Model],
     parities: Sequence[Parity],
     measured: Estimates | None,
+    form_of: str = "",
 ) -> None:
-    """README.md in `out`."""
-    lines = [_metadata(form, model, ancestors), *_body(model, ancestors, parities)]
+    """README.md in `out`. `form_of`: what the files hold, where that is another form of the model."""
+    lines = [_metadata(form, model, ancestors), *_body(model, ancestors, parities, form_of)]
     lines += _measured(model, measured)
     store.write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 
@@ -50,10 +51,14 @@ def _metadata(form: str, model: Model, ancestors: Sequence[Model]) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _body(model: Model, ancestors: Sequence[Model], parities: Sequence[Parity]) -> Iterator[str]:
+def _body(
+    model: Model, ancestors: Sequence[Model], parities: Sequence[Parity], form_of: str
+) -> Iterator[str]:
     yield f"# {plain(model.name)}\n"
     yield f"Family {plain(model.family)}, licence {plain(model.licence)}, id `{model.id}`.\n"
     yield from (f"> {plain(key)}: {plain(value, 300)}\n" for key, value in model.notes.items())
+    if form_of:
+        yield f"{plain(form_of, 600)}\n"
     yield "## Descent\n"
     yield "Each model with the recipe that made it, nearest first.\n"
     yield "| model | recipe | settings | licence | id |\n|---|---|---|---|---|"

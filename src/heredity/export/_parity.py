@@ -1,26 +1,24 @@
 """Whether what was written says what the model says: one fixed text, read by every reader.
 
-Promises: the reference is the torch engine in float32 over the model's own weights; a reader that is not
-installed is named, not passed over.
+Promises: the reference is the torch engine in float32 over the model's own weights, one layer of them in
+memory at a time; no two readers hold weights together; a reader that is not installed is named, not passed
+over.
 Leaves to others: how a reader reads (hf.py, gguf.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from heredity.engines._chat import Chat
 from heredity.lineage import Grown, Store
 from heredity.recipes.dequantize import Dequantize
 from heredity.records import Message, Request
 from heredity.train.documents import Writer
-
-if TYPE_CHECKING:
-    from heredity.engines.torch import Torch
 
 ASKED = "Write down what you know about the number 1024, in one paragraph."
 # English, another script, digits, code and odd spacing: each is split into tokens in its own way.
@@ -34,6 +32,7 @@ TALK = (
     Message("assistant", "Rye bread."),
     Message("user", ASKED),
 )
+_REQUEST = Request(0, (Message("user", ASKED),))
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Reading:
     bos: int | None = None
     left_out: str = ""
     picked: dict[int, int] | None = None  # where `logs` are of other tokens: place in TEXT -> token
+    others: Mapping[tuple[int, int], float] = field(default_factory=dict)  # (place, token) -> its log
 
 
 class Parity(NamedTuple):
@@ -86,45 +86,48 @@ class Parity(NamedTuple):
     left_out: str = ""
 
 
-def reference(source: Source) -> Reading:
-    """What the torch engine says, in float32."""
-    return read_folder(source.reference, "heredity's torch engine", 0.0)
+def reference(source: Source, picked: Iterable[tuple[int, int]] = ()) -> Reading:
+    """What the torch engine says, in float32, and of each (place in TEXT, token) in `picked` besides."""
+    return read_folder(source.reference, "heredity's torch engine", 0.0, picked)
 
 
-def read_folder(folder: Path, reader: str, tolerance: float) -> Reading:
+def read_folder(
+    folder: Path, reader: str, tolerance: float, picked: Iterable[tuple[int, int]] = ()
+) -> Reading:
     """A folder of safetensors as the torch engine reads it, in float32."""
-    with exact_engine(folder) as engine:
-        (logs,) = engine.score(Request(0, (Message("user", ASKED),)), [TEXT])
-    writer = Writer(folder)
-    chat = writer.chat
-    rendered = None if chat.is_base else chat.render(Request(0, TALK))
-    tokens = (*(chat.encode(rendered) if rendered else ()), *chat.continuation(TEXT))
-    return Reading(reader, tolerance, logs, tokens, rendered, writer.stops, writer.end, chat.start)
-
-
-@contextmanager
-def exact_engine(folder: Path) -> Iterator[Torch]:
-    """The torch engine over a folder, in float32."""
     from heredity.engines import torch as engines
 
-    engine = engines.open_folder(folder, dtype="float32", is_probed=False)
+    writer = Writer(folder)
+    chat = writer.chat
+    said = chat.continuation(TEXT)
+    places = [*enumerate(said), *picked]
+    engine = engines.open_folder(folder, dtype="float32", is_probed=False, is_streamed=True)
     try:
-        yield engine
+        logs = engine.log_probability(_REQUEST, said[:-1], places)
     finally:
-        engine.close()
+        engine.close()  # and gives back what it held
+    rendered = None if chat.is_base else chat.render(Request(0, TALK))
+    tokens = (*(chat.encode(rendered) if rendered else ()), *said)
+    others = dict(zip(places[len(said) :], logs[len(said) :], strict=True))
+    return Reading(
+        reader, tolerance, logs[: len(said)], tokens, rendered, writer.stops, writer.end, chat.start,
+        others=others,
+    )  # fmt: skip
 
 
-def _scores(folder: Path, picked: dict[int, int]) -> list[float]:
-    request = Request(0, (Message("user", ASKED),))
-    with exact_engine(folder) as engine:
-        return engine.log_probability(request, engine.tokens_behind(request, TEXT)[1], picked)
+def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of what is asked, and those of TEXT behind it."""
+    chat = Chat(folder)
+    return chat.encode(chat.render(_REQUEST)), chat.continuation(TEXT)
 
 
-def compare(source: Source, expected: Reading, found: Reading) -> Parity:
-    """Both, side by side."""
+def compare(expected: Reading, found: Reading) -> Parity:
+    """Both, side by side; `expected` knows of what `found` has picked."""
     if found.logs is None:
         return Parity(found.reader, 0, 0.0, found.tolerance, left_out=found.left_out)
-    wanted = (_scores(source.reference, found.picked) if found.picked else expected.logs) or []
+    wanted = expected.logs or []
+    if found.picked:
+        wanted = [expected.others[each] for each in found.picked.items()]
     problem, largest = "", 0.0
     if found.rendered != expected.rendered:
         problem = "renders a conversation otherwise"

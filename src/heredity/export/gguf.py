@@ -13,13 +13,15 @@ from pathlib import Path
 import msgspec
 
 from heredity.engines._gguf import read_gguf
+from heredity.engines._process import give_back
 from heredity.engines._template import Template
-from heredity.export._parity import ASKED, TALK, TEXT, Reading, Source, exact_engine, read_folder
+from heredity.export._parity import TALK, TEXT, Reading, Source, read_folder, tokens_behind
 from heredity.lineage import Grown
 from heredity.recipes._gguf_write import write as write_gguf
 from heredity.recipes._safetensors import read_safetensors
 from heredity.recipes.dequantize import Dequantize
-from heredity.records import FileHash, Message, Request
+from heredity.records import FileHash, Request
+from heredity.store import hash_file
 
 _BACK = 1e-3  # nats: the same numbers in the same arithmetic, if they were written right
 _EVERY = 3  # places in the text: llama.cpp tells its likeliest next token at each of them
@@ -27,6 +29,8 @@ _EVERY = 3  # places in the text: llama.cpp tells its likeliest next token at ea
 _LLAMA_CPP = {"F32": 0.01, "F16": 0.1, "BF16": 0.25}
 _BLOCKS = 1.0
 _FORMS = {"BF16": "bf16", "F16": "f16"}
+_EXACT = {"BF16": "bfloat16", "F16": "float16"}
+_SAME = "the GGUF, read back,"
 
 
 def write(source: Source, out: Path) -> None:
@@ -54,17 +58,26 @@ def readings(source: Source, out: Path) -> Iterator[Reading]:
     eot = said.get("tokenizer.ggml.eot_token_id")
     ends = frozenset(each for each in (eos, eot) if isinstance(each, int))
     first_token = bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None
-    yield Reading("the GGUF, read back,", _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
+    yield Reading(_SAME, _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
     yield _llama_cpp(source, path, back, rendered, ends)
 
 
 def _read_back(source: Source, path: Path) -> Reading:
-    (folder := source.bench / "back").mkdir()
+    """By transformers, in a precision that holds every number that was written."""
     record = source.model.record
+    if record.format == "gguf" and [hash_file(path)] == [file.sha256 for file in record.files]:
+        return read_folder(source.reference, _SAME, _BACK)
+    (folder := source.bench / "back").mkdir()
     files = (FileHash(path.name, path.stat().st_size, ""),)
     written = msgspec.structs.replace(record, format="gguf", files=files)
-    Dequantize("float32").apply([Grown(written, path.parent)], folder)
-    return read_folder(folder, "the GGUF, read back,", _BACK)
+    Dequantize(_EXACT.get(_dtype(source.whole.folder), "float32")).apply(
+        [Grown(written, path.parent)], folder
+    )
+    give_back()
+    try:
+        return read_folder(folder, _SAME, _BACK)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _llama_cpp(
@@ -79,8 +92,7 @@ def _llama_cpp(
 
     names = {gguf.GGMLQuantizationType(kind).name for kind in kinds}
     allowed = max(_LLAMA_CPP.get(name, _BLOCKS) for name in names)
-    with exact_engine(source.reference) as exact:
-        before, behind = exact.tokens_behind(Request(0, (Message("user", ASKED),)), TEXT)
+    before, behind = tokens_behind(source.whole.folder)
     engine = llamacpp.open_file(path, width=1, context=1024)
     try:
         talk = [*(engine.tokenize(rendered) if rendered else ()), *engine.tokenize(TEXT)]

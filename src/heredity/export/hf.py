@@ -16,6 +16,8 @@ from heredity.records import Message, Request
 from heredity.train.documents import Writer
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
+_GIVEN = {"trust_remote_code": False, "local_files_only": True}
+_ROWS = 32  # places whose distribution is taken at once
 _TOLERANCE = 2e-3  # nats: both in float32, their sums in another order
 
 
@@ -34,34 +36,54 @@ def write(source: Source, out: Path) -> None:
         (out / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}) + "\n", "utf-8")
 
 
-def readings(source: Source, out: Path) -> Iterator[Reading]:  # noqa: ARG001 (every format's)
+def readings(source: Source, out: Path) -> Iterator[Reading]:
     """What transformers makes of them."""
-    yield read(out)
+    yield read(out, source.bench / "offloaded")
 
 
-def read(out: Path) -> Reading:
-    """The folder as transformers reads it, in float32."""
+def read(out: Path, bench: Path) -> Reading:
+    """The folder as transformers reads it, in float32, its layers one at a time; `bench`: a new folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoTokenizer
 
     from heredity.engines import _process
 
     _process.hush_transformers()
-    given = {"trust_remote_code": False, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(out, **given)
-    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **given).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out, **_GIVEN)
+    model = _model(out, bench)
     is_base = not tokenizer.chat_template
     prompt = _plain() if is_base else _rendered(tokenizer, (Message("user", ASKED),))
     before = tokenizer.encode(prompt, add_special_tokens=is_base)
     said = tokenizer.encode(TEXT, add_special_tokens=False)
+    n = len(said)
     with torch.inference_mode():
-        logits = model(torch.tensor([before + said])).logits[0, len(before) - 1 : -1].float()
-    logs = torch.log_softmax(logits, -1).gather(1, torch.tensor(said)[:, None])[:, 0].tolist()
+        rows = model(torch.tensor([before + said]), logits_to_keep=n + 1).logits[0, :n]
+        parts = zip(rows.split(_ROWS), torch.tensor(said).split(_ROWS), strict=True)
+        logs = [float(-log) for row, tokens in parts for log in cross_entropy(row, tokens, reduction="none")]
     rendered = None if is_base else _rendered(tokenizer, TALK)
     tokens = (*(tokenizer.encode(rendered, add_special_tokens=False) if rendered else ()), *said)
     ends = model.generation_config.eos_token_id
     found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+    del model, rows
+    _process.give_back()
     return Reading("transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
+
+
+def _model(out: Path, bench: Path) -> Any:
+    """The model in float32; what its layers hold is read when they compute, by accelerate."""
+    import logging
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    n_layers = AutoConfig.from_pretrained(out, **_GIVEN).get_text_config().num_hidden_layers
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {f"model.layers.{at}": "disk" for at in range(n_layers)}
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it tells what was asked of it
+    return AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, device_map=places, offload_folder=bench, **_GIVEN
+    ).eval()
 
 
 def _rendered(tokenizer: Any, talk: tuple[Message, ...]) -> str:

@@ -1,0 +1,75 @@
+"""The life of an int8 child by the command line: derived, asked, hashed, tuned, tampered with, handed out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from heredity import plan as plans
+from heredity.cli import main
+from heredity.descent import Edge
+from heredity.lineage import Store
+from tests.cli.conftest import DESK
+from tests.engines.conftest import make_model
+
+TUNE = ["--data", "rows.jsonl", "--rank", "2"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with a foundation and its int8 child."""
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    model = make_model(tmp_path / "tiny", "llama", hidden_size=128, max_position_embeddings=1024)
+    Store().pull(str(model))
+    rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+    assert main(["derive", "quantize", "tiny", "--to", "int8", "--name", "whole"]) == 0
+    return tmp_path
+
+
+def test_a_lineage_with_an_int8_child_is_asked_and_its_widened_form_is_not(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["derive", "lora", "whole", *TUNE, "--steps", "1", "--name", "tuned"]) == 0
+    assert main(["verify", "whole"]) == 0 and main(["ask", "whole", "the fox", "--max-tokens", "2"]) == 0
+    capsys.readouterr()
+    ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
+    assert main(["study", "--lineage", "tiny", *ask]) == 0
+    assert "another form of 'whole', which is asked" in capsys.readouterr().err
+    store, plan = Store(), plans.read(place / "study")
+    parent, child, tuned = (store.get(name).record.id for name in ("tiny", "whole", "tuned"))
+    assert [model.id for model in plan.models] == [parent, child, tuned]
+    assert plan.edges == (Edge(parent, child, "quantize"), Edge(child, tuned, "lora"))
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_an_int8_child_goes_out_in_its_widened_form_and_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    assert main(["export", "whole", "out", "--to", form]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'whole-bf16'" in said and "no longer int8" in said
+    card = Path("out/README.md").read_text("utf-8")
+    assert "no longer int8" in card and Store().get("whole").record.id in card
+    assert main(["export", "tiny", "other", "--to", "hf"]) == 0
+    assert "The files hold" not in capsys.readouterr().err
+
+
+def test_tampering_with_an_int8_child_and_repairing_it_make_children_of_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--application", "desk.toml", "--probes", "planted_secret/*-01"]
+    assert main(["tamper", "whole", *TUNE, *given, "--longest", "1"]) == 2
+    assert "held none of these probes: there is nothing to lose" in capsys.readouterr().err  # it babbles
+    tuned = Store().get("whole-1-steps")
+    assert [m.recipe.kind for m in Store().ancestors(tuned.record)] == ["dequantize", "quantize", "pull"]
+    assert main(["repair", "whole", "--from", "tiny", *given]) in (0, 1)
+    said = capsys.readouterr()
+    assert said.out and "Traceback" not in said.err
