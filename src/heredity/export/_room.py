@@ -1,7 +1,8 @@
 """What memory an export takes at its widest place, reckoned from the sizes of the tensors before it starts.
 
-hf: transformers holds embedding and head in fp32, and one layer at a time. gguf: transformers reads the file
-back whole, in the precision that was written. The torch engine, against which both are held, takes one layer.
+hf: transformers holds the embedding or the head in fp32, and one layer at a time. gguf: transformers reads
+the file back whole, in the precision that was written. The torch engine, against which both are held, takes
+one layer.
 
 Promises: errs low, so that nothing that fits is refused; who is refused is told what would fit.
 Leaves to others: how much there is (engines/_memory.py).
@@ -43,8 +44,8 @@ def needed(source: Source, to: str) -> dict[str, int]:
     for name, size in sizes.items():
         if found := _LAYER.match(name):
             layers[found[1]] = layers.get(found[1], 0) + size
-    rest = sum(size for name, size in sizes.items() if not _LAYER.match(name))
-    return {"embedding and head in fp32": 4 * rest, "one layer": 4 * max(layers.values(), default=0)}
+    rest = max(size for name, size in sizes.items() if not _LAYER.match(name))
+    return {"embedding or head in fp32": 4 * rest, "one layer": 4 * max(layers.values(), default=0)}
 
 
 def _fitting(source: Source, takes: int, room: int) -> str:

@@ -77,9 +77,10 @@ def _model(out: Path, bench: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    n_layers = AutoConfig.from_pretrained(out, **_GIVEN).get_text_config().num_hidden_layers
-    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-    places |= {f"model.layers.{at}": "disk" for at in range(n_layers)}
+    config = AutoConfig.from_pretrained(out, **_GIVEN).get_text_config()
+    ends = "cpu" if config.tie_word_embeddings else "disk"  # one matrix for both is held once
+    places = {"model.embed_tokens": ends, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": ends}
+    places |= {f"model.layers.{at}": "disk" for at in range(config.num_hidden_layers)}
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it tells what was asked of it
     return AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, device_map=places, offload_folder=bench, **_GIVEN
