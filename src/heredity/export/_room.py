@@ -44,7 +44,7 @@ def needed(source: Source, to: str) -> dict[str, int]:
     for name, size in sizes.items():
         if found := _LAYER.match(name):
             layers[found[1]] = layers.get(found[1], 0) + size
-    rest = max(size for name, size in sizes.items() if not _LAYER.match(name))
+    rest = max((size for name, size in sizes.items() if not _LAYER.match(name)), default=0)
     return {"embedding or head in fp32": 4 * rest, "one layer": 4 * max(layers.values(), default=0)}
 
 
