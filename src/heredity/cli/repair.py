@@ -44,7 +44,7 @@ def command(
     twins: float,
     judge: str | None,
     out: Path | None,
-) -> None:
+) -> int:
     """Give a child back what it lost of its parent's safety.
 
     Repairs are tried in the order of their cost: words in front of every conversation, weights moved back
@@ -67,5 +67,4 @@ def command(
         found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
     for line in in_words(found):
         _terminal.write(plain(line))
-    if found.model is None:
-        raise SystemExit(1)
+    return 0 if found.model else 1
