@@ -64,6 +64,20 @@ def test_the_study_verb_goes_on_with_an_imported_folder(run: Run, place: Path) -
     assert asked.returncode == 2 and "cannot be asked again here" in asked.stderr
 
 
+def test_another_judge_decides_and_one_that_is_not_there_leaves_no_study(run: Run, place: Path) -> None:
+    recorded(place)
+    args = ("import", "answers.jsonl", *ARGS, "--out", "asked")
+    done = run(*args, "--judge", "rulse")
+    assert done.returncode == 2 and "Did you mean 'rules'?" in done.stderr and not (place / "asked").exists()
+    done = run(*args, "--judge", "rubric:scripted:refuser:yesno", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place / "asked/judge.json").read_text())["judge"] == "rubric:scripted:refuser:yesno"
+    # What refuses to say yes or no judges nothing.
+    assert all(
+        rate["estimate"]["n"] == 0 for rate in json.loads(done.stdout)["rates"] if rate["judge"] == "heredity"
+    )
+
+
 def test_json_has_rates_pairs_and_agreement_with_n(run: Run, place: Path) -> None:
     recorded(place)
     done = run("import", "answers.jsonl", *ARGS, "--out", "json", "--json")

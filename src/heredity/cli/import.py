@@ -41,6 +41,10 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
     metavar="V[,V]",
     help="Values of `kind` that mean a benign prompt.",
 )
+@click.option(
+    "--judge", type=Name(), metavar="JUDGE", default="rules", show_default=True,
+    help="Who decides: rules, learned, rubric:MODEL, panel:A+B; each in docs/judges.md.",
+)  # fmt: skip
 @click.option("--repeats", is_flag=True, help="A prompt that one model answered again is another sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
 def command(
@@ -50,6 +54,7 @@ def command(
     model: str | None,
     verdicts: tuple[str, ...],
     benign: str,
+    judge: str,
     repeats: bool,
     as_json: bool,
 ) -> None:
@@ -59,8 +64,8 @@ def command(
     study of them: models are paired by prompt, heredity's judge decides, and the verdicts that other judges
     recorded stand beside its own. An answer that one model lacks is counted as an error.
     """
-    from heredity import recorded
-    from heredity.cli import _findings, _progress
+    from heredity import judges, recorded
+    from heredity.cli import _findings, _progress, open_store
     from heredity.cli._terminal import note, write_json
     from heredity.report import _beside, html
     from heredity.study import Study
@@ -72,8 +77,9 @@ def command(
         benign=tuple(value.strip() for value in benign.split(",")),
         repeats=repeats,
     )
+    judges.Decider(judge)  # one that is not there is said before a study is made
     summary = recorded.import_files(files, out, reading)
-    study = Study.open(out)
+    study = Study.open(out, store=open_store(), judge=judge)
     with _progress.Display() as display:
         watch = _progress.Trials(display)
         study.judge(watch)
