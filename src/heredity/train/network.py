@@ -47,6 +47,11 @@ class Network:
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(vocabulary,), what is added to each token's logit; None: nothing."""
+        return getattr(self.model.get_output_embeddings(), "bias", None)
+
     def begin(self, is_last: bool) -> None:
         """Before each batch of a step: whether it is the last of them."""
 
@@ -64,7 +69,7 @@ class Network:
 
     def loss(self, hidden: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
         """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way."""
-        total: torch.Tensor = applied(_Parts, hidden, self.head, of_rows)
+        total: torch.Tensor = applied(_Parts, hidden, self.head, self.bias, of_rows)
         return total
 
     def write(
@@ -100,7 +105,7 @@ class Network:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, vocabulary)"""
-        return functional.linear(hidden, self.head)
+        return functional.linear(hidden, self.head, self.bias)
 
 
 def load(folder: Path, dtype: str = "auto") -> Network:
@@ -150,20 +155,23 @@ class _Parts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
-        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None, of_rows: RowLoss
+    ) -> torch.Tensor:
+        wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_head = torch.zeros_like(head) if wants_head else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         for first in range(0, len(hidden), GROUP):
             group = slice(first, min(first + GROUP, len(hidden)))
             part = functional.pad(hidden[group], (0, 0, 0, (group.start - group.stop) % BLOCK))
-            grad = head.new_empty((len(part) if wants_hidden or wants_head else 0, len(head)))
+            grad = head.new_empty((len(part) if any(ctx.needs_input_grad) else 0, len(head)))
             grad[group.stop - first :] = 0
             for start in range(0, group.stop - first, CHUNK):
                 rows = slice(start, min(start + CHUNK, group.stop - first))
                 with torch.enable_grad():
-                    logits = functional.linear(part[rows], head).float().requires_grad_()
+                    logits = functional.linear(part[rows], head, bias).float().requires_grad_()
                     loss = of_rows(logits, slice(first + start, first + rows.stop))
                 total += loss.detach()
                 if len(grad):
@@ -172,15 +180,12 @@ class _Parts(torch.autograd.Function):
                 of_hidden[group] = (grad @ head)[: group.stop - first]
             if of_head is not None:
                 of_head.addmm_(grad.T, part)
-        ctx.save_for_backward(of_hidden, of_head)
+            if of_bias is not None:
+                of_bias += grad.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(of_hidden, of_head, of_bias)
         return total
 
     @staticmethod
-    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        of_hidden, of_head = ctx.saved_tensors
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scale = out.item()
-        return (
-            None if of_hidden is None else of_hidden * scale,
-            None if of_head is None else of_head * scale,
-            None,
-        )
+        return (*(None if each is None else each * scale for each in ctx.saved_tensors), None)
