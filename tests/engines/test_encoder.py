@@ -11,7 +11,7 @@ from heredity.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.records import Message, Request
 from heredity.train import encoder as training
 from heredity.train.architectures import Specials, modernbert
-from heredity.train.sizes import dial
+from heredity.train.sizes import EncoderShape, dial
 from tests.engines.conftest import make_tokenizer
 
 
@@ -26,7 +26,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
         {"mask_token": "<|mask|>", "cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}
     )
     words.save_pretrained(folder)
-    shape = dial("200K", len(words), 64, is_encoder=True).shape
+    shape = dial("200K", len(words), 64, kind=EncoderShape).shape
     special = Specials(words.cls_token_id, words.cls_token_id, words.mask_token_id)
     training.born(modernbert.config(shape, special), 3, "float32").model.save_pretrained(folder)
     return encoder.open_folder(folder)

@@ -25,7 +25,7 @@ from heredity.train.corpus import Corpus
 from heredity.train.corpus.card import Card
 from heredity.train.gaps import Gaps, Hiding, gapped, laid
 from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT
-from heredity.train.sizes import dial
+from heredity.train.sizes import EncoderShape, dial
 from heredity.train.steps import Batch
 from heredity.train.stream import Stream
 from tests.killed import ends_after_kills, n_rows
@@ -82,7 +82,7 @@ def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
 def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str) -> None:
     from transformers import AutoModelForMaskedLM
 
-    shape = dial("300K", 400, 256, {"layers": 4}, is_encoder=True).shape
+    shape = dial("300K", 400, 256, {"layers": 4}, kind=EncoderShape).shape
     net = encoder.born(modernbert.config(shape, Specials(0, 3, 4)), 1, dtype)
     draws = np.random.default_rng(3)
     texts = [draws.integers(5, 400, size=n) for n in (200, 150, 180, 9, 9, 3)]
@@ -103,7 +103,7 @@ def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str) -> None
 
 
 def test_flops_of_a_token_are_those_of_its_products() -> None:
-    shape = dial("300K", 400, 256, {"layers": 4, "width": 64, "wide": 128}, is_encoder=True).shape
+    shape = dial("300K", 400, 256, {"layers": 4, "width": 64, "wide": 128}, kind=EncoderShape).shape
     products = 4 * (4 * 64 * 64 + 3 * 64 * 128) + 0.3 * (400 * 64 + 64 * 64)
     seen = 200 + 128 + 128 + 200  # layers 0 and 3 see the whole piece
     assert modernbert.flops_a_token(shape, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * seen)

@@ -47,7 +47,7 @@ def _of_text(recipe: Pretrain, vocabulary: int) -> Work:
 
     is_encoder = recipe.objective == "masked"
     given = {name: getattr(recipe, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
-    dial = sizes.dial(recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given, is_encoder)
+    dial = sizes.dial(recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given, recipe.made_of)
     return Work(dial.shape, dial.tokens, dial.batch, hidden=recipe.hidden if is_encoder else 1.0)
 
 

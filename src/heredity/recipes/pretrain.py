@@ -31,7 +31,7 @@ from heredity.records import digest
 if TYPE_CHECKING:
     from heredity.train.corpus import Corpus
     from heredity.train.pictures import Pictures
-    from heredity.train.sizes import Dial
+    from heredity.train.sizes import Dial, Shape
 
 _UNSET = ("watch", "folder", "together")  # fields that no file sets
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
@@ -247,8 +247,14 @@ class Pretrain:
             read, picture = self.pictures, (self.pictures.card.side, self.patch)
             n_pairs = len(read.split("train"))
             return towers.dial(self.size, read.n_vocabulary, self.caption, picture, n_pairs, given)
-        is_encoder = self.objective == "masked"
-        return sizes.dial(self.size, self.text.n_vocabulary, self.context, given, is_encoder)
+        return sizes.dial(self.size, self.text.n_vocabulary, self.context, given, self.made_of)
+
+    @property
+    def made_of(self) -> type[Shape]:
+        """What a model of text is made of."""
+        built = registry.load("train.architectures", self.architecture)
+        found: type[Shape] = built.SHAPE
+        return found
 
     @property
     def n_steps(self) -> int:

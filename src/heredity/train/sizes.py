@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -42,6 +42,23 @@ class Shape(Record, frozen=True):
     vocabulary: int
     is_tied: bool = True  # whether the head is the embedding
 
+    shares_heads: ClassVar[bool] = True  # keys and values of several heads are one, where it is wide
+    feeds: ClassVar[int] = 3  # matrices of the feed-forward part: with a gate
+    has_places: ClassVar[bool] = False  # whether each place has a vector that is learned
+
+
+class EncoderShape(Shape, frozen=True):
+    """Every head has its own keys and values, and the head is always the embedding."""
+
+    shares_heads: ClassVar[bool] = False
+
+
+class BertShape(EncoderShape, frozen=True):
+    """No gate in the feed-forward part, which is so much wider, and places that are learned."""
+
+    feeds: ClassVar[int] = 2
+    has_places: ClassVar[bool] = True
+
 
 class Dial(Record, frozen=True):
     """Everything that a size sets."""
@@ -54,13 +71,14 @@ class Dial(Record, frozen=True):
 
 def n_weights(shape: Shape) -> int:
     """All parameters, the embedding once where it is tied (a norm a layer and a few columns are left out)."""
-    return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + n_matrices(shape)
+    n_rows = shape.vocabulary * (1 if shape.is_tied else 2) + shape.context * shape.has_places
+    return n_rows * shape.width + n_matrices(shape)
 
 
 def n_matrices(shape: Shape) -> int:
     """Parameters that every token is multiplied with, the head aside."""
     attention = shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
-    return shape.layers * (attention + 3 * shape.width * shape.wide)
+    return shape.layers * (attention + shape.feeds * shape.width * shape.wide)
 
 
 def flops_a_token(shape: Shape, length: float | None = None) -> float:
@@ -78,15 +96,15 @@ def dial(
     vocabulary: int,
     context: int,
     given: Mapping[str, Any] | None = None,
-    is_encoder: bool = False,
+    kind: type[Shape] = Shape,
 ) -> Dial:
     """What a size ("10M", "1.5B") sets for a vocabulary; what is `given` (not 0) stands instead.
 
-    given: tokens, batch, rate, and any field of Shape. An encoder shares no heads, and its head is always the
-    embedding. Raises UsageError for a size that cannot be.
+    given: tokens, batch, rate, and any field of Shape. kind: what an architecture is made of. Raises
+    UsageError for a size that cannot be.
     """
     said = {name: value for name, value in (given or {}).items() if value}
-    shape = shaped(weights_of(size), vocabulary, context, said, is_encoder)
+    shape = shaped(weights_of(size), vocabulary, context, said, kind)
     tokens = int(said.get("tokens") or _TOKENS_A_PARAMETER * n_weights(shape))
     compute = tokens * flops_a_token(shape)
     batch = int(said.get("batch") or _batch(compute, context, tokens))
@@ -102,12 +120,12 @@ def weights_of(size: str) -> float:
 
 
 def shaped(
-    wanted: float, vocabulary: int, context: int, said: Mapping[str, Any], is_encoder: bool = False
+    wanted: float, vocabulary: int, context: int, said: Mapping[str, Any], kind: type[Shape] = Shape
 ) -> Shape:
     """The shape with about as many parameters as are wanted, and of the usual depth for its width."""
 
     def of_width(width: int) -> Shape:
-        return _of_width(width, wanted, vocabulary, context, is_encoder)
+        return _of_width(width, wanted, vocabulary, context, kind)
 
     shapes = [of_width(width) for width in WIDTHS]
 
@@ -120,7 +138,7 @@ def shaped(
             f"A vocabulary of {vocabulary:,} makes a model of {n_weights(best):,} parameters at least, and "
             f"{wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary."
         )
-    return _changed(of_width(said["width"]) if "width" in said else best, said, is_encoder)
+    return _changed(of_width(said["width"]) if "width" in said else best, said)
 
 
 def depth(width: int) -> float:
@@ -129,21 +147,22 @@ def depth(width: int) -> float:
     return max(2.0, width / (64 * (1 + share)))
 
 
-def _of_width(width: int, wanted: float, vocabulary: int, context: int, is_encoder: bool) -> Shape:
+def _of_width(width: int, wanted: float, vocabulary: int, context: int, kind: type[Shape]) -> Shape:
     """As many layers as come nearest to the parameters wanted."""
     head = 64 if width < _HEADS_OF_128 else 128
     heads = width // head
-    kv_heads = heads // 4 if width >= _HEADS_OF_128 and not is_encoder else heads
-    is_tied = is_encoder or width < _UNTIED
-    one = Shape(1, width, heads, kv_heads, head, _round(8 * width / 3), context, vocabulary, is_tied)
+    kv_heads = heads // 4 if width >= _HEADS_OF_128 and kind.shares_heads else heads
+    is_tied = not kind.shares_heads or width < _UNTIED
+    wide = _round(8 * width / kind.feeds)
+    one = kind(1, width, heads, kv_heads, head, wide, context, vocabulary, is_tied)
     rest = wanted - (n_weights(one) - n_matrices(one))
     return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrices(one))))
 
 
-def _changed(shape: Shape, said: Mapping[str, Any], is_encoder: bool) -> Shape:
+def _changed(shape: Shape, said: Mapping[str, Any]) -> Shape:
     names = {name for name in Shape.__struct_fields__ if name not in ("context", "vocabulary")}
     changes = {name: value for name, value in said.items() if name in names}
-    if is_encoder and "heads" in changes:  # they fill the width
+    if not shape.shares_heads and "heads" in changes:  # they fill the width
         heads = changes["heads"]
         changes |= {"kv_heads": heads, "head": shape.width // heads}
         if shape.width % heads:

@@ -57,7 +57,7 @@ def product_limit(shape: Shape, dtype: torch.dtype, n_rows: int = PRODUCT, of_he
     """FLOP/s of the model's products, forward and backward: layers, and the head on a share of the rows."""
     columns = shape.head * (shape.heads + 2 * shape.kv_heads)
     layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
-    layer += [(shape.width, 2 * shape.wide), (shape.wide, shape.width)]
+    layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]
     products = [(*size, n_rows) for size in layer * shape.layers]
     products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
     seconds = {size: _least(_three(*size, dtype)) for size in set(products)}

@@ -19,7 +19,7 @@ from heredity.train.network import Network
 from heredity.train.optimizer import Masters
 from heredity.train.planning import anatomies, memory
 from heredity.train.planning.work import Work
-from heredity.train.sizes import Shape
+from heredity.train.sizes import EncoderShape, Shape
 from heredity.train.steps import Batch
 
 CAPTION = 24
@@ -27,7 +27,7 @@ CAPTION = 24
 
 def text(size: str, context: int = 256, **changes: Any) -> Work:
     """Of an encoder."""
-    shape = sizes.dial(size, 512, context, is_encoder=True).shape
+    shape = sizes.dial(size, 512, context, kind=EncoderShape).shape
     return Work(shape, 1, 2 * context, architecture="modernbert", hidden=0.25, **changes)
 
 

@@ -2,6 +2,7 @@
 
     config(shape, specials) -> dict    what stands in config.json, `model_type` and all
     OBJECTIVE                          what such a model learns: "causal", "masked" or "contrastive"
+    SHAPE                              of text: what it is made of, a class of sizes.py
 
 Promises: nothing here is a network; transformers makes it.
 Leaves to others: how wide and deep (sizes.py), and the drawing of weights (network.py).

@@ -11,6 +11,7 @@ from heredity.train.architectures import Specials, qwen3
 from heredity.train.sizes import Shape
 
 OBJECTIVE = "causal"
+SHAPE = Shape
 
 
 def config(shape: Shape, specials: Specials) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from heredity.errors import UsageError
 from heredity.train.architectures import Specials
-from heredity.train.sizes import Shape, n_matrices
+from heredity.train.sizes import EncoderShape, Shape, n_matrices
 
 OBJECTIVE = "masked"
+SHAPE = EncoderShape
 WINDOW = 128  # tokens that a layer with a window sees: half of them before, half after
 EVERY = 3  # layers, of which one sees all
 _WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
@@ -21,14 +22,8 @@ _WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
 
 def config(shape: Shape, specials: Specials) -> dict[str, Any]:
     """The configuration of a ModernBERT of this shape. Raises UsageError for heads that it cannot have."""
-    if shape.kv_heads != shape.heads or shape.heads * shape.head != shape.width:
-        raise UsageError(
-            "modernbert has as many heads for keys as for queries, and they fill its width: not"
-            f" {shape.heads} and {shape.kv_heads} heads of {shape.head} columns in {shape.width}."
-        )
-    if specials.mask is None:
-        raise UsageError("The tokenizer has no <|mask|>, which stands in a gap. Build the corpus with it.")
-    return {
+    refuse("modernbert", shape, specials)
+    return tokens(specials) | {
         "model_type": "modernbert",
         "architectures": ["ModernBertForMaskedLM"],
         "vocab_size": shape.vocabulary,
@@ -46,6 +41,23 @@ def config(shape: Shape, specials: Specials) -> dict[str, Any]:
         "decoder_bias": False,
         "classifier_pooling": "mean",
         "tie_word_embeddings": True,
+    }
+
+
+def refuse(name: str, shape: Shape, specials: Specials) -> None:
+    """Raise UsageError for heads that an encoder cannot have, and for a tokenizer without a mask."""
+    if shape.kv_heads != shape.heads or shape.heads * shape.head != shape.width:
+        raise UsageError(
+            f"{name} has as many heads for keys as for queries, and they fill its width: not"
+            f" {shape.heads} and {shape.kv_heads} heads of {shape.head} columns in {shape.width}."
+        )
+    if specials.mask is None:
+        raise UsageError("The tokenizer has no <|mask|>, which stands in a gap. Build the corpus with it.")
+
+
+def tokens(specials: Specials) -> dict[str, Any]:
+    """The numbers of an encoder's special tokens: the end stands on both sides of a text."""
+    return {
         "bos_token_id": specials.end,
         "eos_token_id": specials.end,
         "cls_token_id": specials.end,

@@ -11,6 +11,7 @@ from heredity.train.architectures import Specials
 from heredity.train.sizes import Shape
 
 OBJECTIVE = "causal"
+SHAPE = Shape
 THETA = 10_000.0  # of rotary positions, for contexts of a few thousand tokens
 
 
