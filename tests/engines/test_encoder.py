@@ -6,17 +6,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from heredity import registry
 from heredity.engines import encoder
 from heredity.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.records import Message, Request
 from heredity.train import encoder as training
-from heredity.train.architectures import Specials, modernbert
-from heredity.train.sizes import EncoderShape, dial
+from heredity.train.architectures import Specials
+from heredity.train.sizes import dial
 from tests.engines.conftest import make_tokenizer
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
+@pytest.fixture(scope="module", params=["modernbert", "bert"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("encoder")
@@ -26,9 +27,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
         {"mask_token": "<|mask|>", "cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}
     )
     words.save_pretrained(folder)
-    shape = dial("200K", len(words), 64, kind=EncoderShape).shape
+    built = registry.load("train.architectures", request.param)
+    shape = dial("200K", len(words), 64, kind=built.SHAPE).shape
     special = Specials(words.cls_token_id, words.cls_token_id, words.mask_token_id)
-    training.born(modernbert.config(shape, special), 3, "float32").model.save_pretrained(folder)
+    training.born(built.config(shape, special), 3, "float32").model.save_pretrained(folder)
     return encoder.open_folder(folder)
 
 

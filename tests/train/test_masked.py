@@ -13,19 +13,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import engines
+from heredity import engines, registry
 from heredity.errors import BadInput, Unavailable, UnknownName, UsageError
 from heredity.evaluation import Evaluation
 from heredity.lineage import Store
 from heredity.recipes import pretrain
 from heredity.recipes.pretrain import Pretrain
 from heredity.train import encoder, loop
-from heredity.train.architectures import Specials, modernbert
+from heredity.train.architectures import Specials, bert, modernbert
 from heredity.train.corpus import Corpus
 from heredity.train.corpus.card import Card
 from heredity.train.gaps import Gaps, Hiding, gapped, laid
 from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT
-from heredity.train.sizes import EncoderShape, dial
+from heredity.train.objectives.masked import Masked
+from heredity.train.optimizer import Masters
+from heredity.train.sizes import BertShape, EncoderShape, dial, n_weights
 from heredity.train.steps import Batch
 from heredity.train.stream import Stream
 from tests.killed import ends_after_kills, n_rows
@@ -33,6 +35,20 @@ from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
 
 HIDING = Hiding(mask=4, end=0, n_vocabulary=400, special=frozenset(range(5)))
+BOTH = pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+
+
+def born(architecture: str, context: int = 256, dtype: str = "float32") -> encoder.Encoder:
+    """Of four layers, all that begins as zero made to count."""
+    built = registry.load("train.architectures", architecture)
+    shape = dial("300K", 400, context, {"layers": 4}, built.SHAPE).shape
+    net = encoder.born(built.config(shape, Specials(0, 3, 4)), 1, dtype)
+    draws = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, weight in net.model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(0.0, 0.02, generator=draws)
+    return net
 
 
 def recipe(corpus: Path, **changes: object) -> Pretrain:
@@ -78,12 +94,12 @@ def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
     assert steps[0] != steps[1]
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str) -> None:
+def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str, architecture: str) -> None:
     from transformers import AutoModelForMaskedLM
 
-    shape = dial("300K", 400, 256, {"layers": 4}, kind=EncoderShape).shape
-    net = encoder.born(modernbert.config(shape, Specials(0, 3, 4)), 1, dtype)
+    net = born(architecture, dtype=dtype)
     draws = np.random.default_rng(3)
     texts = [draws.integers(5, 400, size=n) for n in (200, 150, 180, 9, 9, 3)]
     batch = laid([gapped(text, HIDING, [1, i]) for i, text in enumerate(texts)])
@@ -99,30 +115,98 @@ def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str) -> None
         gradients.append([p.grad.clone() for p in net.model.parameters()])
         net.model.zero_grad()
     for one, other in zip(*gradients, strict=True):
-        assert float((one - other).norm()) <= (1e-3 if dtype == "float32" else 0.1) * float(other.norm())
+        least = 1e-3 * float(
+            torch.cat([each.flatten() for each in gradients[1]]).norm()
+        )  # a key's bias has none
+        assert float((one - other).norm()) <= (1e-3 if dtype == "float32" else 0.1) * max(
+            float(other.norm()), least
+        )
+
+
+@BOTH
+def test_a_loss_and_its_gradients_are_those_that_transformers_tells_of_the_gaps(architecture: str) -> None:
+    net = born(architecture)
+    batch = laid([gapped(np.random.default_rng(3).integers(5, 400, size=90), HIDING, [1, 0])])
+    labels = torch.full_like(batch.tokens, -100)
+    labels[batch.at] = batch.targets
+    loss = Masked().loss(net, batch).total
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in net.model.named_parameters() if p.grad is not None}
+    net.model.zero_grad()
+    net.model.set_attn_implementation("eager")
+    theirs = net.model(input_ids=batch.tokens[None], labels=labels[None]).loss * len(batch.targets)
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    theirs.backward()
+    for name, p in net.model.named_parameters():
+        assert torch.allclose(ours[name], p.grad, rtol=1e-3, atol=1e-4), name
+
+
+def test_filler_that_is_longer_than_a_context_has_a_learned_place_too() -> None:
+    net = born("bert", context=8)
+    batch = laid([gapped(np.arange(5, 11), HIDING, [1, 0])])
+    assert len(batch.filled.tokens) == 32
+    states = net.hidden(batch)
+    net.model.set_attn_implementation("eager")
+    theirs = net.model(input_ids=batch.tokens[None]).logits[0, batch.at]
+    assert torch.allclose(net.logits(states), theirs, atol=2e-5)
+
+
+def test_a_size_counts_a_bert_s_places_and_no_gate() -> None:
+    gated, plain = (dial("30M", 8192, 512, kind=kind).shape for kind in (EncoderShape, BertShape))
+    assert plain.wide == 4 * plain.width and gated.wide < 3 * gated.width
+    assert n_weights(plain) == pytest.approx(3e7, rel=0.1)
+    net = born("bert")
+    shape = dial("300K", 400, 256, {"layers": 4}, BertShape).shape
+    vectors = sum(p.numel() for p in net.model.parameters() if p.ndim == 1)
+    head = shape.width**2 + bert.TYPES * shape.width
+    assert sum(p.numel() for p in net.model.parameters()) == n_weights(shape) + vectors + head
+
+
+def test_muon_steps_what_is_multiplied_and_adamw_tables_and_vectors() -> None:
+    named = list(born("bert").model.named_parameters())
+    masters = Masters(named, "muon", 0.01, 0.1)
+    rest, muon = masters.optimizers
+    tables, vectors = rest.param_groups
+    names = {id(master): name for name, master in zip(masters.names, masters.masters, strict=True)}
+    stepped = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert stepped == {n for n, p in named if p.ndim == 2 and "embeddings" not in n} and len(stepped) == 25
+    assert {names[id(p)] for p in tables["params"]} == {
+        n for n, p in named if p.ndim == 2 and "embeddings" in n
+    }
+    assert tables["weight_decay"] == 0.1 and vectors["weight_decay"] == 0.0
+    assert "cls.predictions.bias" in {names[id(p)] for p in vectors["params"]}
 
 
 def test_flops_of_a_token_are_those_of_its_products() -> None:
-    shape = dial("300K", 400, 256, {"layers": 4, "width": 64, "wide": 128}, kind=EncoderShape).shape
+    given = {"layers": 4, "width": 64, "wide": 128}
+    shape = dial("300K", 400, 256, given, EncoderShape).shape
     products = 4 * (4 * 64 * 64 + 3 * 64 * 128) + 0.3 * (400 * 64 + 64 * 64)
     seen = 200 + 128 + 128 + 200  # layers 0 and 3 see the whole piece
     assert modernbert.flops_a_token(shape, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * seen)
+    plain = dial("300K", 400, 256, given, BertShape).shape
+    products -= 4 * 64 * 128
+    assert bert.flops_a_token(plain, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * 4 * 200)
 
 
-def test_an_encoder_is_grown_learns_and_loads_in_transformers(corpus: Path, tmp_path: Path) -> None:
+@BOTH
+def test_an_encoder_is_grown_learns_and_loads_in_transformers(
+    architecture: str, corpus: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
     store = Store(tmp_path / "store")
-    grown = store.derive(recipe(corpus), [])
+    grown = store.derive(recipe(corpus, architecture=architecture), [])
     record, folder = grown.record, grown.folder
-    assert record.modality == "text" and record.family == record.name == "modernbert-150k"
+    assert record.modality == "text" and record.family == record.name == f"{architecture}-150k"
     assert record.recipe.settings["corpus"] == Corpus.open(corpus).fingerprint
     rows = list(loop.Rows(folder / "training.jsonl", loop.Metric))
     looks = [row.terms for row in rows if BITS_PER_BYTE in row.terms]
     assert rows[0].loss == pytest.approx(math.log(400), abs=0.3) and rows[-1].loss < rows[0].loss - 0.7
     assert len(looks) == 3 and looks[-1][BITS_PER_BYTE] < looks[0][BITS_PER_BYTE]
     assert 0 < looks[-1][RIGHT] < 1 and "GFLOP/s" in record.notes["speed"]
-    words, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
+    words = AutoTokenizer.from_pretrained(folder)
+    model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(found.values())
     text = words("A model is a record in the lineage<|mask|>", return_tensors="pt")
     assert text.input_ids[0, 0] == text.input_ids[0, -1] == words.eos_token_id
     ours = encoder.load(folder)
@@ -143,22 +227,25 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(corpus: Path, tmp_
         Evaluation([grown], ["arithmetic"], store=store)
 
 
-def run(corpus: Path, work: Path) -> str:
+def run(corpus: Path, work: Path, architecture: str) -> str:
     """Train and return a digest of every weight."""
     from heredity.recipes import _encoder
 
-    made = _encoder.train(recipe(corpus, seed=5, tokens=14 * 512), work)
+    made = _encoder.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work)
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 
 
-def test_killed_again_and_again_it_comes_to_the_same_bits(corpus: Path, tmp_path: Path) -> None:
-    whole = run(corpus, tmp_path / "whole")
+@BOTH
+def test_killed_again_and_again_it_comes_to_the_same_bits(
+    architecture: str, corpus: Path, tmp_path: Path
+) -> None:
+    whole = run(corpus, tmp_path / "whole", architecture)
     program = (
         "import sys, time; from pathlib import Path; import heredity.train.loop as loop;"
         "tick = loop._Clock.tick; loop._Clock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
         "from tests.train.test_masked import run;"
-        f"print(run(Path({str(corpus)!r}), Path(sys.argv[1])))"
+        f"print(run(Path({str(corpus)!r}), Path(sys.argv[1]), {architecture!r}))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / loop.METRICS

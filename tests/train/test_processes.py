@@ -135,11 +135,14 @@ def test_several_processes_give_the_losses_of_one_and_a_model_that_loads(
 
 
 @pytest.mark.proof
-def test_several_processes_fill_the_gaps_that_one_fills(recipe: Path, tmp_path: Path) -> None:
-    masked = recipe.with_name("masked.toml")
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+def test_several_processes_fill_the_gaps_that_one_fills(
+    architecture: str, recipe: Path, tmp_path: Path
+) -> None:
+    masked = recipe.with_name(f"{architecture}.toml")
     of_decoders = ("head =", "kv_heads =")
     lines = [line for line in recipe.read_text().splitlines() if not line.startswith(of_decoders)]
-    masked.write_text("\n".join([*lines, 'objective = "masked"']))
+    masked.write_text("\n".join([*lines, 'objective = "masked"', f'architecture = "{architecture}"']))
     one = Store(tmp_path / "one").derive(pretrain.read(masked), [])
     assert_the_same_training(one, made(tmp_path / "many", command(masked, 2)), falls=False)
 

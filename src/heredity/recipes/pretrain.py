@@ -117,7 +117,7 @@ class Pretrain:
     size: str = setting("10M", "Parameters, about: 10M, 135M, 1.5B.")
     architecture: str = setting(
         "",
-        "What it is built like: qwen3 (the usual), llama; masked: modernbert;"
+        "What it is built like: qwen3 (the usual), llama; masked: modernbert (the usual), bert;"
         " contrastive: clip (the usual), siglip.",
     )
     context: int = setting(1024, "Tokens that it sees at once; not contrastive.")

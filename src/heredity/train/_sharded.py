@@ -86,11 +86,11 @@ def _cut(net: Network, together: Processes) -> Any:
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a transformers model: what its lists of that name hold."""
+    """The layers of a transformers model: what its lists of that name hold (BERT's is "layer")."""
     return [
         layer
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] == "layers" and isinstance(module, nn.ModuleList)
+        if name.rpartition(".")[2] in ("layer", "layers") and isinstance(module, nn.ModuleList)
         for layer in module
     ]
 

@@ -15,6 +15,7 @@ import torch
 
 from heredity.engines import _process
 from heredity.train import birth
+from heredity.train.attention import Lengths
 from heredity.train.bidirectional import attend
 from heredity.train.network import Network
 from heredity.train.steps import Batch
@@ -28,11 +29,26 @@ class Encoder(Network):
     def hidden(self, batch: Batch) -> torch.Tensor:
         """States at the gaps, ready for the product with the head: (gaps, hidden)."""
         laid = batch.filled
-        states = self.model.model(
-            input_ids=laid.tokens[None], position_ids=laid.positions[None], lengths=laid.lengths
-        ).last_hidden_state.squeeze(0)
-        picked: torch.Tensor = self.model.head(states.index_select(0, batch.at))
+        asked = given(self.model, laid.tokens[None], laid.positions[None], laid.lengths)
+        states = self.model.base_model(**asked).last_hidden_state.squeeze(0)
+        picked: torch.Tensor = transform(self.model)(states.index_select(0, batch.at))
         return picked
+
+
+def given(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Lengths
+) -> dict[str, Any]:
+    """What a model is called with. Where places are learned, filler longer than a context begins anew."""
+    found = {"input_ids": input_ids, "position_ids": position_ids, "lengths": lengths}
+    if model.config.model_type != "bert":
+        return found
+    places = position_ids % model.config.max_position_embeddings
+    return found | {"position_ids": places, "token_type_ids": torch.zeros_like(input_ids)}
+
+
+def transform(model: Any) -> Any:
+    """What of a model lies between its states and the product with the head."""
+    return model.cls.predictions.transform if model.config.model_type == "bert" else model.head
 
 
 def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Encoder:
