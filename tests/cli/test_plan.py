@@ -55,6 +55,7 @@ OF_PAIRS = ("--vocabulary", "49408", "--side", "224")
     ("text", "more", "unit"),
     [
         (MASKED, ("--vocabulary", "50368"), "token"),
+        (MASKED + 'architecture = "bert"\n', ("--vocabulary", "50368"), "token"),
         (PAIRS, OF_PAIRS, "pair"),
         (PAIRS + 'architecture = "siglip"\n', OF_PAIRS, "pair"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +15,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heredity import registry
 from heredity.train import dual, encoder, sizes, towers
-from heredity.train.architectures import Specials, modernbert
+from heredity.train.architectures import Specials
 from heredity.train.network import Network
 from heredity.train.optimizer import Masters
 from heredity.train.planning import anatomies, memory
 from heredity.train.planning.work import Work
-from heredity.train.sizes import EncoderShape, Shape
+from heredity.train.sizes import Shape
 from heredity.train.steps import Batch
 
 CAPTION = 24
 
 
-def text(size: str, context: int = 256, **changes: Any) -> Work:
+def text(size: str, context: int = 256, architecture: str = "modernbert", **changes: Any) -> Work:
     """Of an encoder."""
-    shape = sizes.dial(size, 512, context, kind=EncoderShape).shape
-    return Work(shape, 1, 2 * context, architecture="modernbert", hidden=0.25, **changes)
+    kind = registry.load("train.architectures", architecture).SHAPE
+    shape = sizes.dial(size, 512, context, kind=kind).shape
+    return Work(shape, 1, 2 * context, architecture=architecture, hidden=0.25, **changes)
 
 
 def pairs(architecture: str, size: str, patch: int = 8, batch: int = 4, **changes: Any) -> Work:
@@ -42,7 +44,10 @@ WORKS = [
     *(text(size) for size in ("150K", "300K", "1M", "5M")),
     *(pairs(name, size, patch) for name in ("clip", "siglip") for size, patch in
       (("200K", 8), ("500K", 4), ("2M", 16))),
+    *(text(size, architecture="bert") for size in ("150K", "1M")),
 ]  # fmt: skip
+_IN_LAYERS = re.compile(r"\.layers?\.(\d+)\.")
+_FEED_FORWARD = re.compile(r"\.layers?\.\d+\.(mlp|intermediate|output)\.(?!LayerNorm)")
 
 
 def born(work: Work) -> Network:
@@ -74,14 +79,12 @@ def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
     model, made = born(work).model, anatomies.of(work)
     named = {name: each.numel() for name, each in model.named_parameters()}
     assert made.n_parameters == sum(named.values())
-    assert made.in_layers == sum(n for name, n in named.items() if ".layers." in name)
-    assert made.towers[0].each == sum(n for name, n in named.items() if ".layers.1." in name) // len(
-        made.towers
-    )
-    assert made.parameters["feed-forward"] == sum(
-        n for name, n in named.items() if ".mlp." in name and ".layers." in name
-    )
-    embedding = sum(n for name, n in named.items() if "embeddings." in name and ".norm." not in name)
+    assert made.in_layers == sum(n for name, n in named.items() if _IN_LAYERS.search(name))
+    second = [n for name, n in named.items() if (at := _IN_LAYERS.search(name)) and at[1] == "1"]
+    assert made.towers[0].each == sum(second) // len(made.towers)
+    feed_forward = sum(n for name, n in named.items() if _FEED_FORWARD.search(name))
+    assert made.parameters["feed-forward"] == feed_forward
+    embedding = sum(n for name, n in named.items() if re.search(r"embeddings\.(?!norm|LayerNorm)", name))
     assert made.parameters["embedding"] == embedding
     masters = Masters(list(model.named_parameters()), "muon", 0.01, 0.0)
     stepped = sum(p.numel() for group in masters.optimizers[-1].param_groups for p in group["params"])
@@ -89,7 +92,9 @@ def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("work", [WORKS[1], WORKS[4], WORKS[7]], ids=lambda work: work.architecture)
+@pytest.mark.parametrize(
+    "work", [WORKS[1], WORKS[4], WORKS[7], WORKS[11]], ids=lambda work: work.architecture
+)
 def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(work: Work, size: int) -> None:
     work = msgspec.structs.replace(work, bytes=size, is_on_cpu=True)
     net = born(work)
@@ -114,14 +119,16 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(work: Work, size:
     assert kept == told
 
 
-@pytest.mark.parametrize("work", [text("300K", 64), *WORKS[4::2]], ids=lambda work: work.architecture)
+@pytest.mark.parametrize(
+    "work", [text("300K", 64), text("300K", 64, "bert"), *WORKS[4:10:2]], ids=lambda work: work.architecture
+)
 def test_flops_are_those_that_torch_counts_of_a_forward(work: Work) -> None:
     net = born(msgspec.structs.replace(work, bytes=4))
     net.model.set_attn_implementation("eager")
     if work.unit == "token":
         ids = torch.zeros((1, 64), dtype=torch.int64)
-        states = lambda: net.model.head(net.model.model(ids).last_hidden_state[:, :16])  # noqa: E731
-        run, n = (lambda: net.model.decoder(states())), 64
+        head, told = encoder.transform(net.model), net.model.get_output_embeddings()
+        run, n = (lambda: told(head(net.model.base_model(ids).last_hidden_state[:, :16]))), 64
     else:
         run, n = forward(net, work), work.batch
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -133,9 +140,12 @@ def test_flops_are_those_that_torch_counts_of_a_forward(work: Work) -> None:
     assert counter.get_total_flops() == pytest.approx(n * told, rel=1e-6)
 
 
-def test_flops_of_a_masked_token_are_those_that_a_run_counts() -> None:
-    work = text("1M")
-    said = modernbert.flops_a_token(work.shape, work.shape.context, work.hidden)
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+def test_flops_of_a_masked_token_are_those_that_a_run_counts(architecture: str) -> None:
+    work = text("1M", architecture=architecture)
+    said = registry.load("train.architectures", architecture).flops_a_token(
+        work.shape, work.shape.context, work.hidden
+    )
     assert sum(anatomies.of(work).flops.values()) == pytest.approx(said)
 
 

@@ -48,6 +48,8 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
     [
         (text("30M", 512), Layout("none", 1, 8), 8192, False),
         (text("30M", 512), Layout("fsdp", 8, 1), 8192, True),
+        (text("30M", 512, "bert"), Layout("none", 1, 8), 8192, False),
+        (text("30M", 512, "bert"), Layout("fsdp", 8, 1), 8192, True),
         (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, False),
         (pairs("siglip", "20M", batch=64), Layout("none", 1, 1), 64, False),
         (pairs("siglip", "20M", batch=512), Layout("fsdp", 8, 1), 64, True),

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers.initialization import no_init_weights
 
 from heredity import registry
-from heredity.train import attention, bidirectional, norms
+from heredity.train import attention, bidirectional, encoder, norms
 from heredity.train.architectures import Specials
 from heredity.train.planning.anatomies.decoder import CHUNK
 from heredity.train.planning.work import Work
@@ -57,9 +57,10 @@ class _Causal(Stage):
 class _Masked(Stage):
     def forward(self, n: int) -> Begun:
         n_gaps = math.ceil(self._work.hidden * n)
-        states = self.model.model(**self._laid(n)).last_hidden_state.squeeze(0)
-        picked = self.model.head(states.index_select(0, torch.arange(n_gaps)))
-        return _told(self.model.decoder, picked, min(CHUNK, n_gaps))
+        given = encoder.given(self.model, **self._laid(n))
+        states = self.model.base_model(**given).last_hidden_state.squeeze(0)
+        picked = encoder.transform(self.model)(states.index_select(0, torch.arange(n_gaps)))
+        return _told(self.model.get_output_embeddings(), picked, min(CHUNK, n_gaps))
 
 
 class _Contrastive(Stage):

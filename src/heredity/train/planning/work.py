@@ -10,7 +10,7 @@ from heredity.records import Record
 from heredity.train.sizes import Shape
 from heredity.train.towers import Towers
 
-KNOWN = ("clip", "llama", "modernbert", "qwen3", "siglip")
+KNOWN = ("bert", "clip", "llama", "modernbert", "qwen3", "siglip")
 
 
 class Work(Record, frozen=True):
