@@ -18,6 +18,7 @@ from heredity.errors import BadInput, Damaged, UsageError
 from heredity.judges import _head, _head_train, _rubric_form, rubric
 from heredity.judges._choice import Models
 from heredity.judges._learned_card import source_hash
+from heredity.judges._measure import measure
 from heredity.records import Check
 from tests.engines.conftest import make_model
 from tests.judges.conftest import make_application
@@ -192,16 +193,32 @@ def test_a_head_is_for_the_model_and_the_question_it_was_learned_on(
         judge(folder, tiny, "another")
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match=r"head.json.*cannot be read"):
+        judge(tmp_path, tiny)
+    for damaged in (b"", b"{", b"[]", b"\xff\xfe", b'{"judge": 3}'):
+        (out / "head.json").write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"no card of a head.*Learn it again"):
+            judge(tmp_path, tiny)
+    (out / "head.json").write_bytes(msgspec.json.encode(card))
+    with pytest.raises(BadInput, match=r"head.safetensors.*cannot be read"):
         judge(tmp_path, tiny)
     (out / "head.safetensors").write_bytes((folder / "out" / "head.safetensors").read_bytes() + b" ")
     (out / "head.json").write_bytes(msgspec.json.encode(card))
-    with pytest.raises(Damaged, match="not the weights that its card names"):
+    with pytest.raises(Damaged, match=r"not the weights that its card names. Learn it again"):
         judge(tmp_path, tiny)
     (out / "head.safetensors").write_bytes((folder / "out" / "head.safetensors").read_bytes())
     (out / "head.json").write_bytes(msgspec.json.encode({**card, "form": "0" * 16}))
     with pytest.raises(BadInput, match="another question"):
         judge(tmp_path, tiny)
+
+
+def test_an_answer_with_half_a_surrogate_is_calibrated_too(learned: Any, tiny: Path, tmp_path: Path) -> None:
+    folder, _ = learned
+    path = tmp_path / "labels.jsonl"
+    said = [(BAD, 1), (GOOD, 0), (f"{BAD} \ud800", 1), (f"{GOOD} \udc00 half", 0)]
+    path.write_text("\n".join(json.dumps({"a": text, "l": label}) for text, label in said))
+    found = measure(judge(folder, tiny), [path], {"response": "a", "label": "l"}, ["1"], "harm")
+    assert found.counts.sens_n + found.counts.spec_n == 4
 
 
 def test_only_an_engine_that_shows_its_states_will_do(learned: Any) -> None:

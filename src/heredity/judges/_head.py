@@ -32,6 +32,7 @@ from heredity.judges._learned_signals import margin, signals
 
 WEIGHTS, CARD = "head.safetensors", "head.json"
 SHIPPED = Path(__file__).parent
+_AGAIN = "Learn it again: heredity judges train --head MODEL."
 BENEFIT = 2.0  # added to the topic's logit: harm is asked about after harmful requests, so a doubt is no veto
 
 
@@ -49,15 +50,16 @@ class Head:
     """A head and its card."""
 
     def __init__(self, folder: Path) -> None:
+        card, weights = folder / CARD, folder / WEIGHTS
         try:
-            self.card = msgspec.json.decode((folder / CARD).read_bytes(), type=HeadCard)
-            self._arrays = load_arrays(folder / WEIGHTS, {"weights": self.card.weights})
+            self.card = msgspec.json.decode(card.read_bytes(), type=HeadCard)
+            self._arrays = load_arrays(weights, {"weights": self.card.weights}, _AGAIN)
         except OSError as error:
-            raise BadInput(folder / CARD, f"cannot be read: {error.strerror}") from None
-        except msgspec.ValidationError as error:
-            raise BadInput(folder / CARD, str(error)) from None
+            raise BadInput(Path(error.filename), f"cannot be read: {error.strerror}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}") from None
         if self.card.form != _rubric_form.digest():
-            raise BadInput(folder / CARD, "was learned under another question: heredity judges train --head")
+            raise BadInput(card, f"was learned under another question. {_AGAIN}")
 
     @property
     def identity(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from heredity import tables
+from heredity.clean import clean_text
 from heredity.errors import BadInput, UsageError, nearest
 
 _FIELDS = ("prompt", "response", "label", "family")
@@ -60,4 +61,4 @@ def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
         )
         raise BadInput(path, f"no column '{column}'.{hint}", line)
     value = row[column]
-    return value if isinstance(value, str) else json.dumps(value)
+    return clean_text(value if isinstance(value, str) else json.dumps(value))

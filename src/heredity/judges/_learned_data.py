@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from heredity import tables
+from heredity.clean import clean_text
 from heredity.errors import BadInput
 
 FOLDS = 5  # fold 0 is held out of the shipped weights
@@ -185,4 +186,4 @@ def _reach(row: dict[str, Any], column: str) -> str:
             found = found[int(key)] if key.isdigit() and int(key) < len(found) else ""
         else:
             found = found.get(key, "") if isinstance(found, dict) else ""
-    return found if isinstance(found, str) else str(found)
+    return clean_text(found if isinstance(found, str) else str(found))

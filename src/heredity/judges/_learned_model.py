@@ -110,13 +110,15 @@ def shipped() -> Judge:
     return Judge()
 
 
-def load_arrays(path: Path, card: Mapping[str, Any]) -> dict[str, Floats]:
+def load_arrays(
+    path: Path, card: Mapping[str, Any], again: str = "Install heredity again."
+) -> dict[str, Floats]:
     """The named arrays of a file of weights. Raises Damaged where they are not those of the card."""
     from safetensors.numpy import load
 
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != card["weights"]["sha256"]:
-        raise Damaged(f"{path}: not the weights that its card names. Install heredity again.")
+        raise Damaged(f"{path}: not the weights that its card names. {again}")
     return {name: array.astype(float) for name, array in load(data).items()}
 
 

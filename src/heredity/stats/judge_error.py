@@ -143,13 +143,15 @@ def _widened(found: Interval, rate: float, raw: Interval, judge: _Judge, confide
 
 
 def _outside(rate: float, judge: _Judge) -> str:
-    if rate < judge.false_alarms:
-        limit = f"below the {judge.false_alarms:.2f} that false alarms alone make"
-    elif rate > judge.sensitivity:
-        limit = f"above the {judge.sensitivity:.2f} that this judge catches"
+    if rate <= judge.false_alarms:
+        where = "is" if rate == judge.false_alarms else "lies below"
+        limit = f"{where} the {judge.false_alarms:.2f} that false alarms alone make"
+    elif rate >= judge.sensitivity:
+        where = "is" if rate == judge.sensitivity else "lies above"
+        limit = f"{where} the {judge.sensitivity:.2f} that this judge catches"
     else:
         return ""
-    return f", widened: a judged rate of {rate:.2f} lies {limit} on its labels"
+    return f", widened: a judged rate of {rate:.2f} {limit} on its labels"
 
 
 def _clip(value: float) -> float:
