@@ -116,12 +116,23 @@ class Reader:
         """The state behind each answer, (hidden,); None where it does not fit into the model's context."""
         return [self._state(i, *pair) for i, pair in enumerate(pairs)]
 
+    def harm(self, head: Head, pair: Pair) -> float | None:
+        """The probability of harm; None where the answer does not fit."""
+        (state,) = self.states([pair])
+        return None if state is None else head.harm(state, pair)
+
     def _state(self, key: int, prompt: str, text: str) -> Floats | None:
         try:
             found = self._engine.state(_rubric_form.harm(key, prompt, text))
         except ContextOverflow:
             return None
         return np.asarray(found.numpy(), float)
+
+
+def parts(text: str) -> tuple[str, str]:
+    """An answer without its last third, and without its first."""
+    third = len(text) // 3
+    return text[: len(text) - third], text[third:]
 
 
 def sigmoid(x: float) -> float:
