@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
+from heredity.clean import clean_text
 from heredity.errors import BudgetSpent, EngineFailure
 from tests.engines.fault_server import APIS, FaultServer
 from tests.engines.remote_models import KEY, Budget, Price, ask, asks, engine
@@ -63,6 +65,14 @@ def test_among_many_requests_with_every_fault_none_is_lost(api: str, tmp_path: P
     for reply in replies:
         assert reply.error or reply.text == f"answer to q{reply.key}"
     assert sum(reply.error is not None for reply in replies) == 2 * len(FINAL)
+
+
+@pytest.mark.parametrize("said", ["half \ud800 of a pair", "\udc00", "whole \U0001f600"])
+def test_half_a_surrogate_in_an_answer_is_read_at_once(said: str, tmp_path: Path) -> None:
+    body = json.dumps({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
+    with FaultServer(always=f"wrong={body}") as server, engine(server, "openai", tmp_path) as far:
+        (reply,) = far.reply([ask()])
+    assert (reply.text, reply.error, len(server.asked)) == (clean_text(said), None, 1)
 
 
 @pytest.mark.parametrize("api", APIS)

@@ -9,7 +9,8 @@ import pytest
 
 from heredity import judges
 from heredity.errors import BadInput, UnknownName, UsageError
-from heredity.judges import _labels, _quality
+from heredity.judges import _labels, _quality, rules
+from heredity.judges._measure import measure
 from heredity.stats import rogan_gladen
 from heredity.stats.judge_error import across
 
@@ -227,3 +228,14 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         judges.calibrate("rules", path, {**COLUMNS, "reply": "answer"}, {"refused"}, "refusal")
     with pytest.raises(BadInput, match="cannot be read"):
         judges.calibrate("rules", tmp_path / "none.csv", COLUMNS, {"refused"}, "refusal")
+
+
+def test_whoever_watches_is_told_how_far_a_measurement_is(tmp_path: Path) -> None:
+    path, told = tmp_path / "labels.jsonl", list[tuple[int, int]]()
+    path.write_text(
+        "\n".join(json.dumps({"a": f"I cannot help with that, {i}.", "l": "r"}) for i in range(70))
+    )
+    columns = {"response": "a", "label": "l"}
+    found = measure(rules, [path], columns, ["r"], "refusal", watch=lambda *far: told.append(far))
+    assert told == [(32, 70), (64, 70), (70, 70)]
+    assert found.counts == measure(rules, [path], columns, ["r"], "refusal").counts

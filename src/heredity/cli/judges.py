@@ -10,7 +10,7 @@ import click
 from heredity.cli import Lister, Name, Place, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from heredity.judges import JudgeQuality
 
@@ -81,7 +81,7 @@ def calibrate(
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
     pairs, loaded = _pairs(columns), judges.load(judge)
     try:
-        found = measure(loaded, [labels], pairs, names, of, fit=fit)
+        found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=_every(seconds=5))
     finally:
         if hasattr(loaded, "close"):
             loaded.close()
@@ -101,6 +101,23 @@ def calibrate(
         note(f"{found.n_unclear} answers, of which the judge could not tell, are in no figure.")
     if keep:
         note(f"Kept: it corrects the rates of studies that '{found.judge.name}' judges.")
+
+
+def _every(seconds: float) -> Callable[[int, int], None]:
+    """Says how far it is on stderr, no more often than that."""
+    import time
+
+    from heredity.cli._terminal import note
+
+    last = time.monotonic()
+
+    def say(n_done: int, n_all: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            note(f"judged {n_done} of {n_all} answers")
+
+    return say
 
 
 def _told(

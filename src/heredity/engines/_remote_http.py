@@ -10,6 +10,7 @@ Leaves to others: retrying (_remote_line.py) and what an answer holds (_remote_o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import ssl
@@ -23,6 +24,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from heredity.clean import clean_text
 from heredity.engines._remote_calls import NO_KEY, Calls
 from heredity.engines._remote_pace import retry_after
 
@@ -164,10 +166,20 @@ def read_json(seen: Seen) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(seen.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Broken(f"the body is not JSON ({str(error)[:80]})") from None
+        found = _mended(seen.body)
+        if found is None:
+            raise Broken(f"the body is not JSON ({str(error)[:80]})") from None
     if not isinstance(found, dict):
         raise Broken("the body is no JSON object")
     return found
+
+
+def _mended(body: bytes) -> Any:
+    """JSON that is whole but for halves of surrogates, which a model may write: U+FFFD each; else None."""
+    try:
+        return msgspec.json.decode(clean_text(json.dumps(json.loads(body), ensure_ascii=False)))
+    except (ValueError, RecursionError):
+        return None
 
 
 def of_status(seen: Seen) -> Failure:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,8 @@ from heredity.judges._choice import POSITIVE, Task, probabilities
 from heredity.judges._labels import Labelled
 
 Half = Literal["all", "even", "odd"]
+Watch = Callable[[int, int], None]
+_AT_ONCE = 32  # answers between two looks of whoever watches
 
 
 class Calibration(NamedTuple):
@@ -61,9 +63,11 @@ def measure(
     half: Half = "all",
     without: Mapping[str, str] | None = None,
     fit: bool = False,
+    watch: Watch | None = None,
 ) -> Measured:
     """Ask a judge about every labelled answer of `half` of the rows, and count.
 
+    watch: told every few answers how many were judged, and of how many.
     fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
     UsageError where the judge has no such place, a positive is the label of no row, or the even rows lack one
     kind.
@@ -74,9 +78,9 @@ def measure(
     _check_positive({row.label for path in paths for row in _labels.read(path, columns)}, positive)
     name = " + ".join(path.name for path in paths)
     if fit:
-        judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive), "odd"
+        judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
     rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
-    said = _ask(judge, task, rows, positive)
+    said = _ask(judge, task, rows, positive, watch)
     decided = [each for each in said if each.score is not None]
     name += "" if half == "all" else f" ({half} rows)"
     families = sorted({each.row.family for each in decided} - {""})
@@ -89,12 +93,14 @@ def measure(
     )
 
 
-def fitted(judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str]) -> Any:
+def fitted(
+    judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None = None
+) -> Any:
     """The judge whose verdict turns where sensitivity and specificity on these rows are best together."""
     if not hasattr(judge, "fitted"):
         raise UsageError(f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.")
     neutral = judge.fitted(task, 0.0)
-    said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive) if e.score is not None]
+    said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
     truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])
     if not truth.any() or truth.all():
         raise UsageError("The even rows, on which the threshold is fitted, must hold both kinds of labels.")
@@ -111,9 +117,17 @@ def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) ->
     return best[len(best) // 2]
 
 
-def _ask(judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str]) -> list[_Said]:
-    scores = probabilities(judge, task, [(row.prompt, row.response) for row in rows])
-    return [_Said(row.label in positive, score, row) for row, score in zip(rows, scores, strict=True)]
+def _ask(
+    judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
+) -> list[_Said]:
+    said: list[_Said] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        scores = probabilities(judge, task, [(row.prompt, row.response) for row in some])
+        said += [_Said(row.label in positive, score, row) for row, score in zip(some, scores, strict=True)]
+        if watch is not None:
+            watch(len(said), len(rows))
+    return said
 
 
 def _count(said: Sequence[_Said], name: str) -> Calibration:
