@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from heredity import stats
@@ -73,7 +73,10 @@ def test_where_only_the_judges_error_keeps_it_open_more_trials_are_not_promised(
     assert "more or closer labels decide, not more trials" in words
 
 
-@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 300), st.floats(0, 1))
+@given(
+    broke=st.integers(0, 300), held=st.integers(0, 300), unclear=st.integers(1, 300), limit=st.floats(0, 1)
+)
+@example(broke=1, held=1, unclear=1, limit=0.9999999999999999)  # 2/3 + 1 - 2/3 is less than one
 def test_an_unclear_judged_answer_more_never_turns_into_a_verdict(
     clean: Estimates, broke: int, held: int, unclear: int, limit: float
 ) -> None:

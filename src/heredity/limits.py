@@ -47,7 +47,7 @@ def limits(rate: Rate, confidence: float) -> Limits:
     if corrected is not None and corrected.low is not None and corrected.high is not None:
         # The correction is of the decided trials; the others may have held or broken, whoever judges.
         share = (n - n_open) / n
-        low, high = min(low, share * corrected.low), max(high, share * corrected.high + 1 - share)
+        low, high = min(low, share * corrected.low), max(high, 1 - share * (1 - corrected.high))
     floor = _FLOOR.search(estimate.method)
     n_behaviours = int(floor[1]) if floor else None
     return Limits(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
