@@ -62,6 +62,7 @@ def test_an_int8_child_goes_out_in_its_widened_form_and_says_so(
     assert "The files hold" not in capsys.readouterr().err
 
 
+@pytest.mark.proof
 def test_tampering_with_an_int8_child_and_repairing_it_make_children_of_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

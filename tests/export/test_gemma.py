@@ -176,6 +176,7 @@ def _with(parent: Grown, path: Path) -> Grown:
 
 
 @pytest.mark.models
+@pytest.mark.proof
 def test_the_real_gemma_goes_out_without_loss(tmp_path: Path) -> None:
     store = Store()
     model = store.whole(store.pull("gemma-3-270m"))
