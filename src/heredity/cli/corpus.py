@@ -50,10 +50,13 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     "export", cls=Verb, example="heredity corpus export shelf.toml --to datatrove --out clusters/shelf"
 )
 @click.argument("recipe", metavar="RECIPE.toml", type=Place())
-@click.option("--to", type=click.Choice(["datatrove"]), required=True, help="Whose executors are to run it.")
+@click.option(
+    "--to", type=click.Choice(["datatrove"]), required=True, expose_value=False,
+    help="Whose executors are to run it.",
+)  # fmt: skip
 @click.option("--out", type=Place(), required=True, metavar="DIR", help="A new folder.")
 @click.option("--tasks", type=click.IntRange(1), default=8, show_default=True, help="Independent tasks.")
-def export(recipe: Path, to: str, out: Path, tasks: int) -> None:  # noqa: ARG001
+def export(recipe: Path, out: Path, tasks: int) -> None:
     """Write a script that runs the recipe's steps in many tasks, on this machine or on a cluster.
 
     Of what they keep, `heredity corpus build DIR/after.toml` makes the corpus: it does the steps from the

@@ -107,11 +107,6 @@ def _told(text: str) -> str:
     return text.replace("<|", "<||")
 
 
-def sendable(text: str) -> str:
-    """The text with lone surrogates, which no JSON can carry, as U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def call_ids(messages: tuple[Message, ...]) -> list[list[str]]:
     """For each message the ids of its calls, or of a tool's message the one of the call that it answers.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from anthropic import AsyncAnthropic
 
+from heredity.clean import clean_text
 from heredity.engines._remote_answer import (
     Answer,
     Where,
@@ -24,7 +25,6 @@ from heredity.engines._remote_answer import (
     count,
     parsed,
     schema,
-    sendable,
     words,
 )
 from heredity.engines._remote_calls import Usage
@@ -66,7 +66,9 @@ class Anthropic:
             "max_tokens": where.n_most(decoding),
             "messages": _messages(request),
         }
-        text = "\n\n".join(sendable(m.content) for m in request.messages if m.role == "system" and m.content)
+        text = "\n\n".join(
+            clean_text(m.content) for m in request.messages if m.role == "system" and m.content
+        )
         if text:
             body["system"] = [{"type": "text", "text": text, "cache_control": _CACHED}]
         if where.sends("temperature"):
@@ -126,12 +128,14 @@ def _messages(request: Request) -> list[dict[str, Any]]:
         else:
             found.append({"role": role, "content": blocks})
     if request.prefill:
-        found.append({"role": "assistant", "content": [{"type": "text", "text": sendable(request.prefill)}]})
+        found.append(
+            {"role": "assistant", "content": [{"type": "text", "text": clean_text(request.prefill)}]}
+        )
     return found
 
 
 def _blocks(message: Message, ids: list[str]) -> list[dict[str, Any]]:
-    content = sendable(message.content)
+    content = clean_text(message.content)
     if message.role == "tool":
         return [{"type": "tool_result", "tool_use_id": ids[0], "content": content}]
     # the service refuses an empty text; beside calls it says nothing, alone the service's refusal is the word

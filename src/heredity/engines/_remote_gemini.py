@@ -13,6 +13,7 @@ from typing import Any
 
 from google import genai
 
+from heredity.clean import clean_text
 from heredity.engines._remote_answer import (
     SEEDS,
     Answer,
@@ -22,7 +23,6 @@ from heredity.engines._remote_answer import (
     count,
     parsed,
     schema,
-    sendable,
     without,
     words,
 )
@@ -56,7 +56,7 @@ class Gemini:
         values |= {"temperature": ("temperature", decoding.temperature), "top_p": ("top_p", decoding.top_p)}
         values["seed"] = ("seed", request.seed % SEEDS)
         config |= {name: value for parameter, (name, value) in values.items() if where.sends(parameter)}
-        if system := [sendable(m.content) for m in request.messages if m.role == "system" and m.content]:
+        if system := [clean_text(m.content) for m in request.messages if m.role == "system" and m.content]:
             config["system_instruction"] = "\n\n".join(system)
         if request.tools:
             declared = [_tool(schema(tool)) for tool in request.tools]
@@ -83,7 +83,7 @@ class Gemini:
                     "Gemini's API does not say that it can begin the assistant's answer. To send a last "
                     f"message of the model all the same: {self._where.name}?prefill=trailing"
                 )
-            found.append({"role": "model", "parts": [{"text": sendable(request.prefill)}]})
+            found.append({"role": "model", "parts": [{"text": clean_text(request.prefill)}]})
         return found
 
     async def send(self, body: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(message: Message, waiting: list[str]) -> list[dict[str, Any]]:
-    content = sendable(message.content)
+    content = clean_text(message.content)
     if message.role == "tool":
         name = waiting.pop(0) if waiting else "tool"
         return [{"function_response": {"name": name, "response": {"result": content}}}]

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from heredity.engines._remote_answer import Answer, Open, Service, Where, sendable
+from heredity.clean import clean_text
+from heredity.engines._remote_answer import Answer, Open, Service, Where
 from heredity.engines._remote_calls import Calls, Usage
 from heredity.engines._remote_http import SEEN, Broken, Client, Failure, Seen, of_error, read_json
 from heredity.engines._remote_pace import Closed, Pace, wait_seconds
@@ -186,7 +187,7 @@ class Line:
         if not seen.status:
             raise of_error(error) from None
         try:
-            return self._service.read(read_json(seen), sendable(errand.request.prefill))
+            return self._service.read(read_json(seen), clean_text(errand.request.prefill))
         except Broken as broken:
             raise Failure(f"broken answer: {broken}", is_passing=True, may_cost=True) from None
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from heredity.clean import clean_text
 from heredity.engines._remote_answer import (
     SEEDS,
     Answer,
@@ -30,7 +31,6 @@ from heredity.engines._remote_answer import (
     count,
     parsed,
     schema,
-    sendable,
     without,
     words,
 )
@@ -83,7 +83,7 @@ class OpenAI:
         ]
         if not request.prefill:
             return messages
-        begun: dict[str, Any] = {"role": "assistant", "content": sendable(request.prefill)}
+        begun: dict[str, Any] = {"role": "assistant", "content": clean_text(request.prefill)}
         if self._prefill == "continue_final_message":
             extra |= {"continue_final_message": True, "add_generation_prompt": False}
         elif self._prefill == "prefix":
@@ -117,7 +117,7 @@ class OpenAI:
 
 
 def _message(message: Message, ids: list[str]) -> dict[str, Any]:
-    content = sendable(message.content)
+    content = clean_text(message.content)
     if message.role == "tool":
         return {"role": "tool", "content": content, "tool_call_id": ids[0]}
     found: dict[str, Any] = {"role": message.role, "content": content}

@@ -15,7 +15,6 @@ Source: linear classifiers on a model's inner states (1610.01644).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from heredity.engines import Engine
 from heredity.errors import BadInput, ContextOverflow, UsageError
 from heredity.judges import _rubric_form
 from heredity.judges._choice import Pair
-from heredity.judges._learned_model import CLIP, PRIOR, Floats, load_arrays
+from heredity.judges._learned_model import CLIP, PRIOR, Floats, load_arrays, sigmoid
 from heredity.judges._learned_signals import margin, signals
 
 WEIGHTS, CARD = "head.safetensors", "head.json"
@@ -133,8 +132,3 @@ def parts(text: str) -> tuple[str, str]:
     """An answer without its last third, and without its first."""
     third = len(text) // 3
     return text[: len(text) - third], text[third:]
-
-
-def sigmoid(x: float) -> float:
-    """The logistic function, without an overflow."""
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0

@@ -19,7 +19,7 @@ from heredity.judges import _head, _learned_data, _learned_train, _rubric_form, 
 from heredity.judges._choice import Models
 from heredity.judges._learned_card import source_hash
 from heredity.judges._learned_data import Example
-from heredity.judges._learned_model import PRIOR, Floats
+from heredity.judges._learned_model import PRIOR, Floats, sigmoid
 from heredity.judges._learned_train import Problem
 from heredity.judges._trained import Said
 from heredity.store import write_atomic
@@ -116,7 +116,7 @@ def _said(examples: Sequence[Example], states: Floats, margins: Floats, kin: Seq
         found = _head.logits(arrays, states[held], margins[held])
         slope = float(arrays["refusal.slope"][0])
         for i, logit in zip(held, found, strict=True):
-            refusal, harm = _head.sigmoid(slope * float(margins[i])), _head.sigmoid(float(logit))
+            refusal, harm = sigmoid(slope * float(margins[i])), sigmoid(float(logit))
             yield Said(examples[i], refusal, harm, {"refusal": True, "harm": True})
 
 

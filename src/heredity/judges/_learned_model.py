@@ -82,7 +82,7 @@ class Model:
         compliance = float(a["compliance.weight"] @ x + a["compliance.bias"][0]) - PRIOR * row.margin
         topic = float(a["topic.weight"] @ row.topic + a["topic.bias"][0])
         topic += BENEFIT[not row.has_prompt]
-        return Scores(_sigmoid(refusal), _sigmoid(min(compliance, topic)))
+        return Scores(sigmoid(refusal), sigmoid(min(compliance, topic)))
 
 
 def scale(features: Floats, mean: Floats, deviation: Floats) -> Floats:
@@ -129,5 +129,6 @@ def card() -> dict[str, Any]:
     return found
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """The logistic function, without an overflow."""
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0

@@ -14,6 +14,7 @@ from heredity.corpus import build_corpus
 from heredity.errors import UsageError
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus import spread
+from heredity.train.corpus.card import Card
 from tests.train.corpus.conftest import TOKENIZER, paragraphs
 
 pytest.importorskip("tokenizers")
@@ -52,18 +53,21 @@ def test_in_several_tasks_the_same_documents_are_kept_and_the_same_tokens_come_o
     run = [sys.executable, str(tmp_path / "spread" / "run.py")]
     subprocess.run(run, env=given, check=True, capture_output=True)
 
-    here = build_corpus(recipe, tmp_path / "here")
-    there = build_corpus(tmp_path / "spread" / "after.toml", tmp_path / "there")
+    here, there = (
+        build_corpus(path, tmp_path / name)
+        for path, name in ((recipe, "here"), (tmp_path / "spread" / "after.toml", "there"))
+    )
+    assert isinstance(here, Card) and isinstance(there, Card)
     n_alone = 3 * len(ALONE)
-    last = here.steps[n_alone - 3 : n_alone]  # type: ignore[union-attr]
+    last = here.steps[n_alone - 3 : n_alone]
     for number, row in enumerate(last):
         kept = sorted((tmp_path / "spread" / "kept" / f"{number:03}").glob("*.jsonl"))
         texts = [msgspec.json.decode(line)["text"] for p in kept for line in p.read_bytes().splitlines()]
         assert (len(texts), sum(len(text.encode()) for text in texts)) == (row.documents_out, row.bytes_out)
-    assert any(row.documents_in > row.documents_out for row in here.steps[:n_alone])  # type: ignore[union-attr]
-    assert there.steps == here.steps[n_alone:]  # type: ignore[union-attr]
+    assert any(row.documents_in > row.documents_out for row in here.steps[:n_alone])
+    assert there.steps == here.steps[n_alone:]
     assert there.shards == here.shards and there.tokenizer == here.tokenizer
-    assert there.mixture == here.mixture and there.canaries == here.canaries  # type: ignore[union-attr]
+    assert there.mixture == here.mixture and there.canaries == here.canaries
 
 
 def test_what_is_left_of_the_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.architectures import Specials
-from heredity.train.architectures.modernbert import refuse, tokens
+from heredity.train.architectures._masked import refuse, tokens
 from heredity.train.sizes import BertShape, Shape, n_matrices
 
 OBJECTIVE = "masked"

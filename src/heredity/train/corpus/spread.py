@@ -46,9 +46,12 @@ def export(recipe: Recipe, out: Path, tasks: int) -> None:
         raise UsageError(f"{out} is there already. Name another folder, or remove it.")
     done, left = ([kind_of(step) for step in steps] for steps in (recipe.steps[:stop], recipe.steps[stop:]))
     script = _SCRIPT.format(
-        name=recipe.path.name, recipe=str(recipe.path.resolve()), tasks=tasks, done=", ".join(done),
+        name=recipe.path.name.translate(_QUOTES),
+        recipe=str(recipe.path.resolve()),
+        tasks=tasks,
+        done=", ".join(done),
         left=", ".join(left) or "no step",
-    )  # fmt: skip
+    )
     write_atomic(out / "run.py", script.encode())
     write_atomic(out / "after.toml", "\n".join(_after(recipe, out, stop)).encode())
 
@@ -97,6 +100,7 @@ def kind_of(step: Step) -> str:
     return type(step).__module__.rpartition(".")[2]
 
 
+_QUOTES = str.maketrans({'"': "'", "\\": "/"})  # none may end the script's own description
 _SCRIPT = '''"""The steps of {name} that look at one document at a time, on datatrove's executors.
 
     {done}

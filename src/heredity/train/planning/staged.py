@@ -29,15 +29,14 @@ Begun = tuple[torch.Tensor, torch.Tensor]
 
 
 class Stage(nn.Module):
-    """A model and a product of it. FSDP takes it for the whole."""
+    """A model and a product of it. FSDP takes it for the whole.
+
+    Each kind's `forward`, of so many tokens or pairs, says where the way back begins, and its gradient.
+    """
 
     def __init__(self, model: Any, work: Work) -> None:
         super().__init__()
         self.model, self._work = model, work
-
-    def forward(self, n: int) -> Begun:
-        """Of so many tokens or pairs: where the way back begins, and its gradient."""
-        raise NotImplementedError
 
     def _laid(self, n: int) -> dict[str, Any]:
         """Whole contexts, end to end."""
