@@ -15,6 +15,8 @@ options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
 key = os.environ.get("VLLM_API_KEY", "")
 state = {"is_well": True}
 LONG = "This model's maximum context length is 8 tokens. However, you requested 9 tokens."
+N_CONTEXT = 8192
+WIDE = "max_tokens={} cannot be greater than max_model_len={}. Please request fewer output tokens."
 
 
 class Api(BaseHTTPRequestHandler):
@@ -38,8 +40,10 @@ class Api(BaseHTTPRequestHandler):
         prompt = body["prompt"]
         if self._is_refused():
             self._send({"error": "Unauthorized"}, 401)
+        elif body["max_tokens"] > N_CONTEXT:
+            self._refuse(WIDE.format(body["max_tokens"], N_CONTEXT))
         elif "LONG" in prompt:
-            self._send({"error": {"message": LONG, "type": "BadRequestError", "code": 400}}, 400)
+            self._refuse(LONG)
         elif "DIE" in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
         elif "SICK" in prompt:
@@ -50,6 +54,9 @@ class Api(BaseHTTPRequestHandler):
             choice = {"index": 0, "finish_reason": why, "text": f"{body['model']} heard {prompt}"}
             usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
             self._send({"id": "1", "object": "text_completion", "choices": [choice], "usage": usage})
+
+    def _refuse(self, message):
+        self._send({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
 
     def _is_refused(self):
         return bool(key) and self.headers.get("authorization") != f"Bearer {key}"

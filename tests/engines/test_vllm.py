@@ -168,8 +168,10 @@ def test_options_reach_the_server_and_change_the_arithmetic(
 
 def test_what_vllm_refuses_or_breaks_off_is_an_error_row(standin: vllm.Vllm) -> None:
     asked = [said("LONG", 0), said("ABORT", 1), said("no", 2), said("hello", 3)]
+    asked.append(msgspec.structs.replace(said("hello", 4), decoding=Decoding(100_000)))
     found = {reply.key: str(reply.error) for reply in standin.reply(asked)}
     assert found[0].startswith("context overflow: This model's maximum context length is 8 tokens")
+    assert found[4].startswith("context overflow: max_tokens=100000 cannot be greater than max_model_len")
     assert "'abort'" in found[1] and "refuses these messages" in found[2] and found[3] == "None"
 
 

@@ -66,6 +66,12 @@ def asked() -> list[Request]:
     ]
 
 
+def started_by(pid: int) -> list[int]:
+    """A process and all that it started, and that those did."""
+    children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [pid, *(each for some in children for child in some for each in started_by(int(child)))]
+
+
 def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_workers(
     engine: vllm.Vllm, weights: h.lineage.Grown
 ) -> None:
@@ -80,5 +86,7 @@ def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_worke
     assert found[0].text.strip() and found[0].stop in ("end", "length")
     assert str(found[5].error).startswith("context overflow")
     assert engine.server is not None
+    program, *workers = started_by(engine.server.pid)
+    assert workers
     engine.close()
-    assert gone(engine.server.pid)
+    assert all(gone(pid) for pid in (program, *workers))

@@ -7,6 +7,7 @@ Leaves to others: the text of a prompt (_folder_chat.py), and the server's life 
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ NEUTRAL = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+# vLLM 0.32 has several sentences for what does not fit; where max_tokens alone is more than the context, the
+# second: before it has read the prompt.
+_TOO_LONG = re.compile(r"context length|max_model_len|maximum model length")
 
 
 class Refused(Exception):
@@ -123,6 +127,6 @@ def _words(response: httpx.Response) -> str:
     except (ValueError, AttributeError):
         said = response.text
     plain = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
-    if "context length" in plain:
+    if _TOO_LONG.search(plain):
         return f"context overflow: {plain}"
     return f"HTTP {response.status_code}: {plain}"
