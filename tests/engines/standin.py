@@ -1,7 +1,8 @@
 """A stand-in for vLLM's server program: takes its options, speaks its API, starts a worker of its own.
 
-Words in a prompt make it do what vLLM does at times: LONG (refuses it), DIE (is killed before it answers),
-SICK (its engine is dead: it answers 500 and says that it is not well), ABORT (ends an answer early).
+Words in a prompt make it do what vLLM does at times: LONG (refuses it), DIE (logs the prompt as an error, and
+is killed before it answers), SICK (its engine is dead: it answers 500 and says that it is not well), ABORT
+(ends an answer early). Its log grows by a line a request, as vLLM's does.
 """
 
 import json
@@ -17,6 +18,11 @@ state = {"is_well": True}
 LONG = "This model's maximum context length is 8 tokens. However, you requested 9 tokens."
 N_CONTEXT = 8192
 WIDE = "max_tokens={} cannot be greater than max_model_len={}. Please request fewer output tokens."
+
+
+def log(line):
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 class Api(BaseHTTPRequestHandler):
@@ -38,6 +44,7 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         prompt = body["prompt"]
+        log(f"POST {self.path}")
         if self._is_refused():
             self._send({"error": "Unauthorized"}, 401)
         elif body["max_tokens"] > N_CONTEXT:
@@ -45,6 +52,7 @@ class Api(BaseHTTPRequestHandler):
         elif "LONG" in prompt:
             self._refuse(LONG)
         elif "DIE" in prompt:
+            log(f"RuntimeError: {prompt}")
             os.kill(os.getpid(), signal.SIGKILL)
         elif "SICK" in prompt:
             state["is_well"] = False
@@ -71,6 +79,5 @@ class Api(BaseHTTPRequestHandler):
 
 
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-sys.stdout.write(f"worker {worker.pid}\n")
-sys.stdout.flush()
+log(f"worker {worker.pid}")
 ThreadingHTTPServer((options["--host"], int(options["--port"])), Api).serve_forever()

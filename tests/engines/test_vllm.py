@@ -188,6 +188,35 @@ def test_a_server_that_is_gone_ends_the_run_without_rows_of_that(
         assert all(reply.error is None for reply in replies)
 
 
+def test_each_of_two_servers_of_one_model_has_its_own_log_and_tells_its_own_end(
+    standin: vllm.Vllm, tmp_path: Path
+) -> None:
+    list(standin.reply(ASKED))  # so that its log is the longer one
+    other = vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60)
+    try:
+        with pytest.raises(EngineFailure, match="DIE of cold"):
+            list(other.reply([said("DIE of cold")]))
+        with pytest.raises(EngineFailure, match="DIE of heat"):
+            list(standin.reply([said("DIE of heat")]))
+    finally:
+        other.close()
+    logs = sorted(tmp_path.glob("*.log"))
+    assert [log.name for log in logs] == ["t.vllm-2.log", "t.vllm.log"]
+    cold, hot = (log.read_bytes() for log in logs)
+    assert b"cold" in cold and b"heat" not in cold and b"heat" in hot and b"cold" not in hot
+    assert cold.count(b"POST") == 1 and hot.count(b"POST") == len(ASKED) + 1
+
+
+def test_a_log_that_no_server_writes_any_more_is_written_anew(standin: vllm.Vllm, tmp_path: Path) -> None:
+    list(standin.reply(ASKED))
+    standin.close()
+    with (tmp_path / "t.vllm.log").open("rb") as former:
+        vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60).close()
+        assert former.read().count(b"POST") == len(ASKED)  # one whose end is late goes on in its own file
+    assert [log.name for log in tmp_path.glob("*.log")] == ["t.vllm.log"]
+    assert b"POST" not in (tmp_path / "t.vllm.log").read_bytes()
+
+
 def test_a_kill_of_heredity_ends_the_server_and_its_workers(
     python: Callable[[str], None], tmp_path: Path
 ) -> None:

@@ -1,8 +1,8 @@
 """A server program of another environment: started, waited for, and ended with all that it started.
 
 Promises: the program has a process group of its own, which is ended on close, on an exception while it
-starts and at the end of this process, a kill -9 of it too; what it printed is kept in a file, and its end is
-told with what it said of the cause.
+starts and at the end of this process, a kill -9 of it too; what it printed is kept in a file that no other
+program writes to, and its end is told with what it said of the cause.
 Leaves to others: what the server is asked.
 """
 
@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+from filelock import FileLock, Timeout
 
 from heredity.errors import Unavailable
 
@@ -39,15 +40,18 @@ _CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
 
 
 class Server:
-    """A started program that answers `health` (an address) with 200 once it is ready."""
+    """A started program that answers `health` (an address) with 200 once it is ready.
+
+    log: where what it prints goes, or beside that where another program's goes there.
+    """
 
     def __init__(
         self, command: Sequence[str], health: str, log: Path, seconds: float, environment: Mapping[str, str]
     ) -> None:
-        self._log = log
-        self._watch: subprocess.Popen[bytes] | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as output:
+        self._log, self._held = _alone(log)
+        self._watch: subprocess.Popen[bytes] | None = None
+        with self._log.open("wb") as output:
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -58,6 +62,7 @@ class Server:
                     env={**os.environ, **environment},
                 )
             except OSError as error:
+                self._held.release()
                 raise Unavailable(f"{command[0]} does not start: {error.strerror}.") from error
         atexit.register(self.close)
         try:
@@ -92,6 +97,7 @@ class Server:
             if self._watch is not None:  # last: until here it does what a sudden end of ours would leave
                 self._watch.kill()
                 self._watch.communicate()
+            self._held.release()
 
     def _wait(self, health: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -124,6 +130,19 @@ def cause(text: str) -> str:
                 named.append(line[:300])
     told = list(dict.fromkeys([*logged[:1], *named[:1]]))
     return " / ".join(told or lines[-3:])
+
+
+def _alone(log: Path) -> tuple[Path, FileLock]:
+    """The first of log, log-2, ... that no other Server has, with what holds it; it is not there yet."""
+    mine, number = log, 1
+    while True:
+        held = FileLock(f"{mine}.lock", timeout=0, thread_local=False)
+        with suppress(Timeout):
+            held.acquire()
+            mine.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner, and writes on
+            return mine, held
+        number += 1
+        mine = log.with_stem(f"{log.stem}-{number}")
 
 
 def _watch(group: int) -> subprocess.Popen[bytes]:
