@@ -97,16 +97,23 @@ def rows(model: Grown) -> list[loop.Metric]:
     return list(Rows(model.folder / loop.METRICS, loop.Metric))
 
 
-def assert_the_same_training(one: Grown, other: Grown, falls: bool = True) -> None:
+def assert_the_same_training(
+    one: Grown, other: Grown, falls: bool = True, near: float = NEAR, leaping: Sequence[str] = ()
+) -> None:
+    """leaping: terms that are no smooth function of the weights, which are left to the caller."""
     a, b = rows(one), rows(other)
     assert [row.step for row in b] == list(range(N_STEPS))
     assert [(row.n_tokens, row.n_learned, row.rate) for row in a] == [
         (row.n_tokens, row.n_learned, row.rate) for row in b
     ]
-    assert [row.loss for row in b] == pytest.approx([row.loss for row in a], rel=NEAR)
-    assert [row.norm for row in b] == pytest.approx([row.norm for row in a], rel=0.1)
+    assert [row.loss for row in b] == pytest.approx([row.loss for row in a], rel=near)
+    assert [row.norm for row in b] == pytest.approx([row.norm for row in a], rel=100 * near)
     for row, other_row in zip(a, b, strict=True):
-        assert other_row.terms == pytest.approx(row.terms, rel=5 * NEAR)
+        assert row.terms.keys() == other_row.terms.keys()
+        smooth = row.terms.keys() - set(leaping)
+        assert [other_row.terms[name] for name in smooth] == pytest.approx(
+            [row.terms[name] for name in smooth], rel=5 * near
+        )
     assert not falls or a[-1].loss < 0.95 * a[0].loss
 
 
@@ -132,19 +139,6 @@ def test_several_processes_give_the_losses_of_one_and_a_model_that_loads(
     assert loss_in_transformers(many, recipe) == pytest.approx(
         loss_in_transformers(one, recipe), rel=5 * NEAR
     )
-
-
-@pytest.mark.proof
-@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
-def test_several_processes_fill_the_gaps_that_one_fills(
-    architecture: str, recipe: Path, tmp_path: Path
-) -> None:
-    masked = recipe.with_name(f"{architecture}.toml")
-    of_decoders = ("head =", "kv_heads =")
-    lines = [line for line in recipe.read_text().splitlines() if not line.startswith(of_decoders)]
-    masked.write_text("\n".join([*lines, 'objective = "masked"', f'architecture = "{architecture}"']))
-    one = Store(tmp_path / "one").derive(pretrain.read(masked), [])
-    assert_the_same_training(one, made(tmp_path / "many", command(masked, 2)), falls=False)
 
 
 def test_pairs_are_not_learned_by_several_processes(
