@@ -8,9 +8,10 @@ tokens of the same documents with AdamW (betas 0.9 and 0.95, decay 0.1), a cosin
 tenth and a gradient clipped at 1, each in a process of its own, by turns, --repeats times. heredity lays
 whole documents end to end, each seeing only itself; the Trainer gets rows of `context` tokens cut from all
 documents end to end, as is usual, under bf16 autocast (fp32 weights: the precision of heredity's masters
-and products). A third side is heredity with Muon, its default. The first two steps are left out of the
-speed. Both weights are then told the same held-out documents by the same code. The last lines are medians
-of the repeats' ratios.
+and products). Further sides are heredity with Muon, its default, and ("plain") with small steps one by one in
+place of compiled chains, as short runs have them. The first two steps, in which chains are compiled, are left
+out of the speed. Both weights are then told the same held-out documents by the same code. The last lines are
+medians of the repeats' ratios.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 N_WARM = 2
-SIDES = ("heredity", "trainer", "muon")
+SIDES = ("heredity", "trainer", "muon", "plain")
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
                     f"{result['peak_mib']:6,.0f} MiB  {result['bits']:.4f} bits a byte held out", flush=True
                 )  # fmt: skip
     for peer in ("trainer", "litgpt")[: 1 + bool(options.litgpt)]:
-        for side in ("heredity", "muon"):
+        for side in ("heredity", "muon", "plain"):
             pairs = list(zip(found[side], found[peer], strict=True))
             ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs]
             memory = [a["peak_mib"] / b["peak_mib"] for a, b in pairs]
@@ -158,13 +159,15 @@ def told(options: argparse.Namespace, folder: Path) -> float:
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.recipes import _newborn
-    from heredity.train import loop, network
+    from heredity.train import fused, loop, network
+    from heredity.train.network import Network
     from heredity.train.objectives.causal import Causal
     from heredity.train.stream import Stream
     from heredity.train.trainable import Everything
 
     corpus = recipe_of(options).text
-    net = network.load(options.work / "start")
+    is_fused = options.worker != "plain" and not fused.missing()
+    net = Network(network.load(options.work / "start").model, options.work, is_fused)
     stream = Stream(
         corpus.split("train"), _newborn.specials(corpus).end, options.batch, options.context, 0
     )  # fmt: skip

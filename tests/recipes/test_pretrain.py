@@ -17,6 +17,7 @@ from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.lineage import Store
 from heredity.recipes import pretrain
 from heredity.records import Decoding, Message, Request
+from heredity.train import fused
 from tests.killed import RUNS, ends_after_kills, n_rows
 from tests.train.corpus.conftest import Build
 from tests.train.corpus.conftest import built as built
@@ -101,6 +102,36 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
     assert last.stdout.split()[-1] == whole
     curve = last.stderr.rpartition("loss, ")[2]
     assert "\u2588" in curve and curve.rstrip().endswith("\u2581")  # it falls from the highest to the lowest
+
+
+@pytest.mark.proof  # each of its processes compiles
+@pytest.mark.skipif(bool(fused.missing()), reason="nothing can be compiled here")
+def test_with_compiled_chains_it_is_killed_and_comes_to_the_same_id_too(tmp_path: Path, recipe: Path) -> None:
+    usual = Store(tmp_path / "usual").derive(pretrain.read(recipe), []).record
+    recipe.write_text(f'{RECIPE}fuse = "yes"\n')
+    whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record
+    assert whole.notes["small steps"] == "in chains, compiled" and whole.id != usual.id
+    assert whole.recipe.settings == usual.recipe.settings
+    bits = [float(record.notes["held-out text"].split()[0]) for record in (usual, whole)]
+    assert bits[1] == pytest.approx(bits[0], rel=1e-3)
+    root = tmp_path / "killed"
+    command = [sys.executable, "-m", "heredity", "pretrain", str(recipe)]
+    last = ends_after_kills(command, lambda: n_rows(root.glob(RUNS)), (13, 27), HEREDITY_STORE=str(root))
+    assert last.stdout.split()[-1] == whole.id
+
+
+def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "missing", lambda: "no compiler")
+    assert not pretrain.read(recipe).is_fused
+    with pytest.raises(UsageError, match=r"Nothing can be compiled here \(no compiler\)"):
+        _ = pretrain.read(recipe, {"fuse": "yes"}).is_fused
+    monkeypatch.setattr(fused, "missing", lambda: "")
+    assert not pretrain.read(recipe).is_fused  # thirty seconds of compiling for a run of two
+    assert pretrain.read(recipe, {"fuse": "yes"}).is_fused
+    monkeypatch.setattr(pretrain, "_LONG", 1.0)
+    assert pretrain.read(recipe).is_fused and not pretrain.read(recipe, {"fuse": "no"}).is_fused
 
 
 @pytest.mark.parametrize(

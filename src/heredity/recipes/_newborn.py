@@ -66,7 +66,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     )
 
     def born(dtype: str) -> Network:
-        return network.born(_config(recipe), recipe.seed, dtype)
+        return network.born(_config(recipe), recipe.seed, dtype, recipe.is_fused)
 
     with _foreseen.in_memory(recipe, together) as foreseen:
         return Base(learn(recipe, born, Causal(recipe.z_loss), source, check, folder), foreseen)
@@ -197,6 +197,7 @@ def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> di
     epochs = n_read / recipe.text.n_tokens("train")
     return {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
+        **({"small steps": "in chains, compiled"} if net.is_fused else {}),
         "parameters": f"{sizes.n_weights(shape):,}",
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
         "held-out text": f"{looks[-1]:.4f} bits a byte (after {len(looks)} looks)",

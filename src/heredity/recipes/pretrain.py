@@ -41,6 +41,7 @@ _USUAL = {
     "masked": "modernbert",
     "contrastive": "clip",
 }  # an objective's architecture where none is given
+_LONG = 3e13  # FLOPs of a run from which on compiling, which takes half a minute, is worth it
 _MAKING = {"causal": "_newborn", "masked": "_encoder", "contrastive": "_dual"}
 _ONLY = {  # the objectives that a setting is of, where not of all
     **dict.fromkeys(("context", "tokens", "z_loss", "held_out"), _TEXT),
@@ -51,6 +52,7 @@ _ONLY = {  # the objectives that a setting is of, where not of all
     "hidden": ("masked",),
     "noise": ("masked",),
     "memory": ("causal",),
+    "fuse": ("causal",),
 }
 
 
@@ -165,6 +167,11 @@ class Pretrain:
     recompute: bool = setting(
         False, "Make a layer's activations again on the way back, in less memory.", is_recorded=False
     )
+    fuse: Literal["auto", "yes", "no"] = setting(
+        "auto",
+        "Compile chains of small steps on a CPU; auto: where a run is long and that works; causal alone.",
+        is_recorded=False,
+    )
     memory: float = setting(0.0, "GiB that may be used; 0: what is free; causal alone.", is_recorded=False)
     licence: str = setting("unknown", "Licence of what comes of it: that of the corpus, if it has one.")
     name: str = field(default="", compare=False)
@@ -256,6 +263,24 @@ class Pretrain:
         found: type[Shape] = built.SHAPE
         return found
 
+    @cached_property
+    def is_fused(self) -> bool:
+        """Whether chains of small steps are compiled: one process, on a CPU, where that is worth its time.
+
+        Raises UsageError where it was asked for and cannot be.
+        """
+        from heredity.train import fused, sizes
+
+        if self.fuse == "no" or self.objective != "causal":
+            return False
+        is_alone = self.together is None or (self.together.is_alone and self.together.device.type == "cpu")
+        is_long = 6.0 * sizes.n_weights(self.dial.shape) * self.dial.tokens > _LONG
+        if self.fuse == "auto":
+            return is_alone and is_long and not fused.missing()
+        if why := fused.missing() if is_alone else "one process on a CPU compiles, and no other":
+            raise UsageError(f'Nothing can be compiled here ({why}). Set fuse = "no".')
+        return True
+
     @property
     def n_steps(self) -> int:
         """Steps until all tokens, or pairs, are read."""
@@ -279,7 +304,9 @@ class Pretrain:
         """This recipe, its checkpoints in a folder."""
         made = dataclasses.replace(self, folder=folder)
         # What was opened is not hashed again: a corpus may be large.
-        vars(made).update({name: vars(self)[name] for name in ("text", "pictures") if name in vars(self)})
+        vars(made).update(
+            {name: vars(self)[name] for name in ("text", "pictures", "is_fused") if name in vars(self)}
+        )
         return made
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:

@@ -31,7 +31,7 @@ class Spread(Network):
     """
 
     def __init__(self, net: Network, together: Processes, is_reduced_once: bool = True) -> None:
-        self.model, self.folder = net.model, net.folder
+        self.model, self.folder, self.is_fused = net.model, net.folder, net.is_fused
         self._is_reduced_once = is_reduced_once
         self.root = _cut(net, together)
 

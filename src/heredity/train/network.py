@@ -20,7 +20,7 @@ from torch.nn import functional
 from heredity.engines import _process
 from heredity.engines._weights import KNOWN
 from heredity.errors import Unavailable
-from heredity.train import birth, norms, rotary
+from heredity.train import birth, gates, norms, rotary
 from heredity.train._quick import applied
 from heredity.train.attention import attend
 from heredity.train.steps import BLOCK, Batch
@@ -36,10 +36,13 @@ RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 class Network:
     """transformers' model behind the three things that an objective asks."""
 
-    def __init__(self, model: Any, folder: Path) -> None:
-        self.model, self.folder = model, folder
-        norms.quicken(model)
-        rotary.quicken(model)
+    def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
+        """is_fused: whether chains of small steps are compiled (fused.py)."""
+        self.model, self.folder, self.is_fused = model, folder, is_fused
+        norms.quicken(model, is_fused)
+        rotary.quicken(model, is_fused)
+        if is_fused:
+            gates.quicken(model)
 
     @property
     def head(self) -> torch.Tensor:
@@ -67,9 +70,12 @@ class Network:
         picked: torch.Tensor = states.index_select(0, batch.at)
         return picked
 
-    def loss(self, hidden: torch.Tensor, of_rows: RowLoss) -> torch.Tensor:
-        """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way."""
-        total: torch.Tensor = applied(_Parts, hidden, self.head, self.bias, of_rows)
+    def loss(self, hidden: torch.Tensor, of_rows: RowLoss, is_narrow: bool = False) -> torch.Tensor:
+        """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way.
+
+        is_narrow: `of_rows` takes logits in the head's own dtype, and not in fp32.
+        """
+        total: torch.Tensor = applied(_Parts, hidden, self.head, self.bias, of_rows, is_narrow)
         return total
 
     def write(
@@ -130,7 +136,7 @@ def load(folder: Path, dtype: str = "auto") -> Network:
     return Network(model, folder)
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Network:
+def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False) -> Network:
     """A new model of this configuration, its weights drawn from the seed and from nothing else.
 
     Matrices are normal of deviation 0.02; those that end a layer's two parts are divided by the root of twice
@@ -145,7 +151,7 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Network:
 
     transformers.AttentionInterface.register(_NAME, attend)
     model = birth.drawn(config, seed, dtype, transformers.AutoModelForCausalLM, _NAME, shrink)
-    return Network(model, Path())
+    return Network(model, Path(), is_fused)
 
 
 class _Parts(torch.autograd.Function):
@@ -156,7 +162,12 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None, of_rows: RowLoss
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        bias: torch.Tensor | None,
+        of_rows: RowLoss,
+        is_narrow: bool,
     ) -> torch.Tensor:
         wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -171,7 +182,8 @@ class _Parts(torch.autograd.Function):
             for start in range(0, group.stop - first, CHUNK):
                 rows = slice(start, min(start + CHUNK, group.stop - first))
                 with torch.enable_grad():
-                    logits = functional.linear(part[rows], head, bias).float().requires_grad_()
+                    logits = functional.linear(part[rows], head, bias)
+                    logits = (logits if is_narrow else logits.float()).requires_grad_()
                     loss = of_rows(logits, slice(first + start, first + rows.stop))
                 total += loss.detach()
                 if len(grad):
@@ -188,4 +200,4 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scale = out.item()
-        return (*(None if each is None else each * scale for each in ctx.saved_tensors), None)
+        return (*(None if each is None else each * scale for each in ctx.saved_tensors), None, None)

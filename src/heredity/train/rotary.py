@@ -1,7 +1,8 @@
 """Attention modules with rotary positions in fewer passes over memory than transformers' own, on a CPU.
 
 There turning by halves is bound by memory: transformers negates, joins, multiplies twice and adds, and the
-way back of each half fills a whole tensor. Here it is three passes each way, over tokens as they come.
+way back of each half fills a whole tensor. Here it is three passes each way, over tokens as they come; one
+where chains are compiled (fused.py).
 
 Promises: transformers' numbers within rounding; in bfloat16 a sum is rounded once instead of thrice.
 Leaves to others: modules of another form, and answers that are written with a cache, which stay as they are.
@@ -18,17 +19,22 @@ from torch import nn
 
 from heredity.train import _quick
 from heredity.train.attention import attend
+from heredity.train.fused import compiled
 
 KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 
 
-def quicken(model: nn.Module) -> None:
+def quicken(model: nn.Module, is_fused: bool = False) -> None:
     """Give every attention of the model whose form is known the faster way, where it is on a CPU."""
-    _quick.give(model, KNOWN, _Quick)
+    _quick.give(model, KNOWN, lambda module: _Quick(module, is_fused))
 
 
 class _Quick(_quick.Quick):
     """An attention's forward."""
+
+    def __init__(self, module: Any, is_fused: bool) -> None:
+        super().__init__(module)
+        self._turned = _Compiled if is_fused else _Turned
 
     def __call__(
         self,
@@ -49,7 +55,7 @@ class _Quick(_quick.Quick):
         if hasattr(at, "q_norm"):
             q, k = at.q_norm(q), at.k_norm(k)
         cos, sin = (x.unsqueeze(-2) for x in position_embeddings)
-        q, k = (_quick.applied(_Turned, x, cos, sin) for x in (q, k))
+        q, k = (_quick.applied(self._turned, x, cos, sin) for x in (q, k))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         window = getattr(at, "sliding_window", getattr(at.config, "sliding_window", None))
         out, _ = attend(at, q, k, v, None, at.scaling, lengths, window)
@@ -78,3 +84,26 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) ->
     low.addcmul_(second, of_first, value=sign)
     high.addcmul_(first, of_second, value=-sign)
     return out
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        out: torch.Tensor = compiled(_turn)(x, cos, sin)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        of_x: torch.Tensor = compiled(_turn_back)(out, *ctx.saved_tensors)
+        return of_x, None, None
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    (first, second), (c1, c2), (s1, s2) = (each.chunk(2, -1) for each in (x, cos, sin))
+    return torch.cat((first * c1 - second * s1, second * c2 + first * s2), -1)
+
+
+def _turn_back(out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    (first, second), (c1, c2), (s1, s2) = (each.chunk(2, -1) for each in (out, cos, sin))
+    return torch.cat((first * c1 + second * s2, second * c2 - first * s1), -1)

@@ -78,7 +78,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     architecture: str, size: int, is_on_cpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not is_on_cpu:  # transformers' own norms, as they run on a GPU
-        monkeypatch.setattr(norms, "quicken", lambda model: None)
+        monkeypatch.setattr(norms, "quicken", lambda *_: None)
     work = Work(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
     assert kept(work) == TINY.context * (memory.kept(work) - gradient)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from heredity.train._quick import applied
+from heredity.train.fused import compiled
 from heredity.train.network import Network
 from heredity.train.objectives import Loss
 from heredity.train.steps import Batch
@@ -26,27 +27,32 @@ class Causal:
         """Summed over the batch's learned tokens."""
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            return nats(logits, batch.targets[rows], self.z_loss, sums)
+            return nats(logits, batch.targets[rows], self.z_loss, sums, network.is_fused)
 
         sums: dict[str, float] = {}
-        return Loss(network.loss(network.hidden(batch), of_rows), sums)
+        return Loss(network.loss(network.hidden(batch), of_rows, network.is_fused), sums)
 
     def weight(self, batch: Batch) -> float:
         """Learned tokens."""
         return float(len(batch.targets))
 
 
-def nats(logits: torch.Tensor, targets: torch.Tensor, z_loss: float, sums: dict[str, float]) -> torch.Tensor:
+def nats(
+    logits: torch.Tensor, targets: torch.Tensor, z_loss: float, sums: dict[str, float], is_fused: bool = False
+) -> torch.Tensor:
     """Of rows of logits, summed; `sums` gets the part that is the normalizer's."""
-    total, far = told(logits, targets, z_loss)
+    total, far = told(logits, targets, z_loss, is_fused)
     if z_loss:
         sums["z-loss"] = sums.get("z-loss", 0.0) + float(far)
     return total
 
 
-def told(logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+def told(
+    logits: torch.Tensor, targets: torch.Tensor, z_loss: float, is_fused: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of logits (rows, vocabulary) and targets (rows,): cross-entropy plus z-loss, and the latter, summed."""
-    found: tuple[torch.Tensor, torch.Tensor] = applied(_Told, logits, targets, z_loss)
+    way = _Compiled if is_fused else _Told
+    found: tuple[torch.Tensor, torch.Tensor] = applied(way, logits, targets, z_loss)
     return found
 
 
@@ -72,3 +78,36 @@ class _Told(torch.autograd.Function):
             grad.mul_((1 + 2 * ctx.z_loss * ctx.log_z)[:, None])
         grad[torch.arange(len(ctx.targets)), ctx.targets] -= 1
         return (grad if out.item() == 1 else grad.mul_(out)), None, None
+
+
+class _Compiled(torch.autograd.Function):
+    """Both losses and their gradient in two passes, of logits in any dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, z_loss: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        nats, far, ctx.grad = compiled(_rows)(logits, targets, z_loss)
+        far = far.sum()
+        ctx.mark_non_differentiable(far)
+        return nats.sum() + far, far
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        grad, ctx.grad = ctx.grad, None
+        return (grad if out.item() == 1 else grad.mul_(out)), None, None
+
+
+def _rows(
+    logits: torch.Tensor, targets: torch.Tensor, z_loss: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row: cross-entropy, z-loss, and the gradient of both."""
+    wide = logits.float()
+    highest = wide.amax(1, keepdim=True)
+    shares = (wide - highest).exp()
+    whole = shares.sum(1, keepdim=True)
+    log_z = highest + whole.log()
+    nats = log_z - wide.gather(1, targets[:, None])
+    is_right = torch.arange(wide.shape[1], device=wide.device)[None] == targets[:, None]
+    grad = shares / whole * (1 + 2 * z_loss * log_z) - is_right.float()
+    return nats[:, 0], z_loss * log_z[:, 0].square(), grad.to(logits.dtype)
