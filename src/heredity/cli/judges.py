@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from heredity.judges import JudgeQuality
+    from heredity.judges._measure import Measured
 
 _EXAMPLE = (
     "heredity judges calibrate rules --task refusal --labels answers.jsonl "
@@ -93,8 +94,13 @@ def calibrate(
             keep = False
             note(f"It could not be kept: {error.filename}: {error.strerror}")
     rows = [judges.as_quality(found.judge.name, of, c) for c in (found.counts, *found.families)]
+    if found.n_learned_from:
+        note(
+            f"'{found.judge.name}' learned from {found.n_learned_from} of these answers: "
+            "the figures are too good. Measure it on others."
+        )
     if as_json:
-        write_json(_told(rows, found.n_unclear, judged_by, [each.labels for each in found.families]))
+        write_json(_told(rows, found, judged_by))
         return
     _show(rows)
     if found.n_unclear:
@@ -120,9 +126,7 @@ def _every(seconds: float) -> Callable[[int, int], None]:
     return say
 
 
-def _told(
-    rows: Sequence[JudgeQuality], n_unclear: int, judged_by: str, families: Sequence[str]
-) -> dict[str, object]:
+def _told(rows: Sequence[JudgeQuality], found: Measured, judged_by: str) -> dict[str, object]:
     """One flat object: each share with value, low, high and n, and n of all rows that were decided."""
     pooled = rows[0]
     start = f"{pooled.labels}: "
@@ -132,11 +136,12 @@ def _told(
         "task": pooled.task,
         "labels": pooled.labels,
         "n": pooled.accuracy.n,
-        "n_unclear": n_unclear,
+        "n_unclear": found.n_unclear,
+        "n_learned_from": found.n_learned_from,
         **_shares(pooled),
         "families": {
-            name.removeprefix(start): {"n": row.accuracy.n, **_shares(row)}
-            for name, row in zip(families, rows[1:], strict=True)
+            each.labels.removeprefix(start): {"n": row.accuracy.n, **_shares(row)}
+            for each, row in zip(found.families, rows[1:], strict=True)
         },
     }
 

@@ -103,6 +103,11 @@ def probabilities(judge: Any, task: Task, pairs: Sequence[Pair]) -> list[float |
     return [next(found) if is_asked else None for is_asked in can_tell]
 
 
+def n_learned_from(judge: Any, texts: Sequence[str]) -> int:
+    """How many of these answers a judge learned from, whose figures say too much; 0 where unknown."""
+    return int(judge.n_learned_from(texts)) if hasattr(judge, "n_learned_from") else 0
+
+
 class Decider:
     """The judges of one study: `checks` where a check decides, else the one that was chosen."""
 

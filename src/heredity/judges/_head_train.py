@@ -8,20 +8,24 @@ Leaves to others: the labels (_learned_data.py), rounds and counts (_trained.py)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from heredity.judges import _head, _learned_data, _learned_train, _rubric_form, _trained
+from heredity.errors import UsageError
+from heredity.judges import _head, _head_lines, _learned_data, _learned_train, _rubric_form, _seen, _trained
 from heredity.judges._choice import Models
+from heredity.judges._head import Seen
 from heredity.judges._learned_card import source_hash
 from heredity.judges._learned_data import Example
 from heredity.judges._learned_model import PRIOR, Floats, sigmoid
 from heredity.judges._learned_train import Problem
-from heredity.judges._trained import Said
+from heredity.judges._trained import Round, Said
 from heredity.store import write_atomic
 
 Say = Callable[[str], None]
@@ -29,7 +33,9 @@ DEPTH = 0.64  # of a model's layers: where its state is read; 14 to 22 of 28 wer
 RIDGE = {"done": 2.0, "topic": 1.0}
 ROWS = 500  # of a set at most: reading one takes about half a second of two cores
 STATES = "states.safetensors"
+LINES_LEFT_OUT = "kinds of lines left out"
 _AT_ONCE = 64  # answers between two writes
+_FOLDS_AT_ONCE = 2  # held out together with a kind of line
 
 
 def train(
@@ -41,24 +47,27 @@ def train(
     """
     spec = _learned_data.read_spec(path)
     data = _learned_data.read(spec, roots)
-    examples = _drawn(data.examples, rows)
+    examples = drawn(data.examples, rows)
     out.mkdir(parents=True, exist_ok=True)
     engine, model = models.load(name), models.identify(name)
     layer = round(DEPTH * int(getattr(engine, "n_layers", 1)))
     try:
-        read = _states(_head.Reader(engine, layer), f"{model} {layer}", examples, out / STATES, say)
+        read = read_states(_head.Reader(engine, layer), f"{model} {layer}", examples, out / STATES, say)
     finally:
         engine.close()
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
     states = np.array([state for state in read if state is not None])
-    margins = np.array([_head.margin_of((e.prompt, e.text)) for e in examples])
+    seen = _head.seen_in([(e.prompt, e.text) for e in examples])
     judge = f"rubric:{name}:head"
     facts = {
         "model": model,
         "layer": layer,
         "form": _rubric_form.digest(),
         "split": _trained.SPLIT,
-        "n": {"trained on": len(examples)},
+        "n": {
+            "trained on": len(examples),
+            "of them with a line to the judge": sum(bool(e.line) for e in examples),
+        },
         "data": [_trained.about(labels) for labels in (*spec.labels, *spec.answers)],
         "rows": rows,
         "files": data.files,
@@ -66,23 +75,34 @@ def train(
         "versions": {each: version(each) for each in ("torch", "tokenizers", "numpy", "scipy")},
         "measured": [
             row
-            for how, kin in _trained.kins(examples).items()
-            for row in _trained.counted(judge, how, _said(examples, states, margins, kin))
+            for how, each in held_out(examples)
+            for row in _trained.counted(judge, how, said(examples, states, seen, each))
         ],
     }
-    arrays = fit(examples, states, margins)
+    arrays: dict[str, Any] = {**fit(examples, states, seen.margins)}
+    arrays[_seen.NAME] = _seen.marks(e.text for e in examples if not e.line)
     return _trained.write(out / _head.WEIGHTS, out / _head.CARD, judge, arrays, facts)
 
 
 def fit(examples: Sequence[Example], states: Floats, margins: Floats) -> dict[str, Floats]:
-    """The arrays of a head."""
-    arrays = {"state.mean": states.mean(0), "state.scale": np.maximum(states.std(0), 1e-3)}
-    x = _head.scaled(arrays, states)
+    """The arrays of both pairs of heads: the plain one learns from no line to the judge."""
+    plain = [i for i, e in enumerate(examples) if not e.line]
+    found: dict[str, Floats] = {}
+    for of, rows in zip(_head.PAIRS, (plain, range(len(examples))), strict=True):
+        some = [examples[i] for i in rows]
+        found |= _pair(of, some, states[list(rows)], margins[list(rows)])
+    refusals = _problem(examples, [target(e, "refusal") for e in examples], states, margins)
+    return found | {"refusal.slope": _learned_train.fit_slope(refusals)}
+
+
+def _pair(of: str, examples: Sequence[Example], states: Floats, margins: Floats) -> dict[str, Floats]:
+    arrays = {f"{of}mean": states.mean(0), f"{of}scale": np.maximum(states.std(0), 1e-3)}
+    x = _head.scaled(arrays, of, states)
     for part, start in (("done", -PRIOR * margins), ("topic", 0 * margins)):
         problem = _problem(examples, [target(e, part) for e in examples], x, start)
-        arrays[f"{part}.weight"], arrays[f"{part}.bias"] = _learned_train.fit_logistic(problem, RIDGE[part])
-    refusals = _problem(examples, [target(e, "refusal") for e in examples], x, margins)
-    return arrays | {"refusal.slope": _learned_train.fit_slope(refusals)}
+        weight, bias = _learned_train.fit_logistic(problem, RIDGE[part])
+        arrays |= {f"{of}{part}.weight": weight, f"{of}{part}.bias": bias}
+    return arrays
 
 
 def target(e: Example, part: str) -> float | None:
@@ -109,43 +129,79 @@ def _problem(
     return Problem(x[known], y, weight / weight.sum(), start[known])
 
 
-def _said(examples: Sequence[Example], states: Floats, margins: Floats, kin: Sequence[str]) -> Iterator[Said]:
-    for each in _trained.rounds(examples, kin):
+def held_out(examples: Sequence[Example]) -> Iterator[tuple[str, Iterator[Round]]]:
+    """By how rows are held out: what is trained on and what is measured.
+
+    A line to the judge is measured by itself, with its kind and its question left out; where it is not, it is
+    only learned from.
+    """
+    is_plain = [not e.line for e in examples]
+    for how, kin in _trained.kins(examples).items():
+        rounds = _trained.rounds(examples, kin)
+        yield how, (Round(kept, list(map(operator.and_, held, is_plain))) for kept, held in rounds)
+    yield LINES_LEFT_OUT, _lines_left_out(examples)
+
+
+def _lines_left_out(examples: Sequence[Example]) -> Iterator[Round]:
+    folds = [e.fold // _FOLDS_AT_ONCE for e in examples]
+    for kind, fold in itertools.product(_head_lines.KINDS, sorted(set(folds))):
+        kept = [e.line != kind and f != fold for e, f in zip(examples, folds, strict=True)]
+        held = [e.line == kind and f == fold for e, f in zip(examples, folds, strict=True)]
+        if any(held) and {"refusal", "harm"} <= {
+            e.task for e, is_kept in zip(examples, kept, strict=True) if is_kept
+        }:
+            yield Round(kept, held)
+
+
+def said(examples: Sequence[Example], states: Floats, seen: Seen, rounds: Iterable[Round]) -> Iterator[Said]:
+    for each in rounds:
         kept, held = (np.flatnonzero(rows).tolist() for rows in each)
-        arrays = fit([examples[i] for i in kept], states[kept], margins[kept])
-        found = _head.logits(arrays, states[held], margins[held])
+        arrays = fit([examples[i] for i in kept], states[kept], seen.margins[kept])
+        found = _head.logits(arrays, states[held], seen.at(held))
         slope = float(arrays["refusal.slope"][0])
         for i, logit in zip(held, found, strict=True):
-            refusal, harm = sigmoid(slope * float(margins[i])), sigmoid(float(logit))
-            yield Said(examples[i], refusal, harm, {"refusal": True, "harm": True})
+            e = examples[i]
+            shown = e._replace(set=f"{e.line} to the judge") if e.line else e
+            refusal, harm = sigmoid(slope * float(seen.margins[i])), sigmoid(float(logit))
+            yield Said(shown, refusal, harm, {"refusal": True, "harm": True})
 
 
-def _drawn(examples: Sequence[Example], rows: int) -> list[Example]:
-    """At most so many labelled rows of each set, by a hash of their text; no pairs that were made up."""
+def drawn(examples: Sequence[Example], rows: int) -> list[Example]:
+    """At most so many labelled rows of each set, by a hash of their text; no pairs that were made up.
+
+    Behind them the rows that bear a line to the judge.
+    """
     found: dict[str, list[Example]] = {}
     for e in examples:
         if e.text.strip() and (e.task or (e.family == "answers" and e.compliance == 1 and e.topic == 0)):
             found.setdefault(e.set, []).append(e)
-    return [e for of in found.values() for e in sorted(of, key=_order)[:rows]]
+    some = [e for of in found.values() for e in sorted(of, key=_order)[:rows]]
+    return some + _head_lines.swayed(sorted((e for e in some if target(e, "done") is not None), key=_order))
 
 
 def _order(e: Example) -> bytes:
     return hashlib.sha256(f"{e.prompt}\0{e.text}".encode(errors="surrogatepass")).digest()
 
 
-def _states(
-    reader: _head.Reader, of: str, examples: Sequence[Example], path: Path, say: Say
+def read_states(
+    reader: _head.Reader | None, of: str, examples: Sequence[Example], path: Path, say: Say
 ) -> list[Floats | None]:
-    """The state behind each answer, from the file where it is there."""
+    """The state behind each answer, (hidden,), from the file where it is there; None where it does not fit.
+
+    Without a reader those that are missing are a UsageError.
+    """
     from safetensors.numpy import load, save
 
     known = load(path.read_bytes()) if path.is_file() else {}
     names = [_key(of, e) for e in examples]
     missing = [i for i, name in enumerate(names) if name not in known]
     say(f"{len(names) - len(missing)} of {len(names)} answers were read before")
+    if missing and reader is None:
+        raise UsageError(f"{path} lacks {len(missing)} of these answers: `make head` reads them.")
     for start in range(0, len(missing), _AT_ONCE):
         some = missing[start : start + _AT_ONCE]
-        found = reader.states((examples[i].prompt, examples[i].text) for i in some)
+        pairs = [(examples[i].prompt, examples[i].text) for i in some]
+        found = reader.states(pairs) if reader else []
         empty = np.zeros(0, np.float16)
         known |= {
             names[i]: empty if s is None else s.astype(np.float16) for i, s in zip(some, found, strict=True)

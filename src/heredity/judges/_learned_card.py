@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heredity.judges import _learned_data, _learned_train, _trained, learned
+from heredity.judges import _learned_data, _learned_train, _seen, _trained, learned
 from heredity.judges._learned_data import Example
 from heredity.judges._learned_encoder import BASE, Encoder, base_folder
 from heredity.judges._learned_model import Model, describe
@@ -44,7 +44,8 @@ def train(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, A
     spec = _learned_data.read_spec(path)
     data = _learned_data.read(spec, roots)
     described = _describe(Encoder(base_folder()), data.examples, say)
-    arrays = _learned_train.train(described)
+    arrays: dict[str, Any] = {**_learned_train.train(described)}
+    arrays[_seen.NAME] = _seen.marks(e.text for e in data.examples)
     say("trained the weights; now measuring by folds and by sets")
     facts = {
         "base": {"name": BASE, "sha256": _sha256(base_folder() / "model.safetensors")},

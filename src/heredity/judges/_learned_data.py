@@ -86,6 +86,7 @@ class Example(NamedTuple):
     compliance: float | None
     topic: float | None  # is what was asked, or said, harmful?
     task: str = ""  # "refusal" or "harm": which of them a person gave; "" for none
+    line: str = ""  # the kind of line to the judge that was put to it (_head_lines.py)
 
     @property
     def harm(self) -> float | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from heredity.errors import UsageError, nearest
 from heredity.judges import _labels
-from heredity.judges._choice import POSITIVE, Task, probabilities
+from heredity.judges._choice import POSITIVE, Task, n_learned_from, probabilities
 from heredity.judges._labels import Labelled
 
 Half = Literal["all", "even", "odd"]
@@ -46,6 +46,7 @@ class Measured(NamedTuple):
     n_unclear: int  # answers of which the judge could not tell; they are in no count
     families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
     sha256: str
+    n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
 
 
 class _Said(NamedTuple):
@@ -90,6 +91,7 @@ def measure(
         len(said) - len(decided),
         tuple(_count([e for e in decided if e.row.family == f], f"{name}: {f}") for f in families),
         hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
+        n_learned_from(judge, [each.row.response for each in decided]),
     )
 
 

@@ -122,9 +122,14 @@ def write(
     from safetensors.numpy import save
 
     card.parent.mkdir(parents=True, exist_ok=True)
-    raw = save({name: np.ascontiguousarray(a, np.float32) for name, a in sorted(arrays.items())})
+    raw = save({name: _plain(a) for name, a in sorted(arrays.items())})
     weights.write_bytes(raw)
     said = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
     told = {"judge": judge, "licence": "Apache-2.0", "weights": said, **facts}
     card.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
     return told
+
+
+def _plain(array: Any) -> Any:
+    """Floats in 32 bits; marks of answers as they are."""
+    return np.ascontiguousarray(array, array.dtype if array.dtype == np.uint32 else np.float32)

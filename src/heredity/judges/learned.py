@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from heredity.application import Application
-from heredity.judges import rules
-from heredity.judges._learned_model import Scores, shipped
+from heredity.judges import _seen, rules
+from heredity.judges._learned_model import WEIGHTS, Scores, card, load_arrays, shipped
 from heredity.judges._settled import settled
 from heredity.judges._text import evidence
 from heredity.records import Manner, Outcome, Probe, Response, Verdict
@@ -44,6 +44,11 @@ def estimate(task: str, pairs: Iterable[tuple[str, str]]) -> list[float | None]:
     """The probability that each answer refuses, or does harm; None within BAND, as a verdict is `unclear`."""
     found = (getattr(each, task) for each in batch(pairs))
     return [p if is_decided(p) else None for p in found]
+
+
+def n_learned_from(texts: Iterable[str]) -> int:
+    """How many of these answers it learned from."""
+    return _seen.count(load_arrays(WEIGHTS, card()), texts)
 
 
 def is_decided(probability: float) -> bool:

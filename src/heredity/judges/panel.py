@@ -19,7 +19,7 @@ import msgspec
 from heredity.application import Application
 from heredity.errors import UsageError
 from heredity.judges import checks
-from heredity.judges._choice import Models, Pair, Task, identity, load, probabilities
+from heredity.judges._choice import Models, Pair, Task, identity, load, n_learned_from, probabilities
 from heredity.judges._text import evidence
 from heredity.records import Manner, Outcome, Probe, Response, Verdict
 
@@ -68,6 +68,10 @@ class Panel:
         """What the members agree on, with what each said; unclear where they do not."""
         by_member = [_verdicts(member, rows, application) for member in self.members]
         return [self._together(found) for found in zip(*by_member, strict=True)]
+
+    def n_learned_from(self, texts: Sequence[str]) -> int:
+        """How many of these answers a member learned from: the most of any."""
+        return max(n_learned_from(member, texts) for member in self.members)
 
     def close(self) -> None:
         """Free the models of the members."""

@@ -1,0 +1,109 @@
+"""A head on 1.5B parameters and the judge `learned` (22M) on the same answers, new to both.
+
+python bench/head.py --root DIR... [--states FILE]     labels as for `make head`; the states that it kept
+
+Both learn without a family of sets (or without a fifth of the questions) and say of each of its answers
+whether it did harm. Counted is where one is right and the other is not; the p-value turns the sign of a
+question's whole difference at random, so that alike rows of one question count once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from heredity.judges import _head, _head_train, _learned_data, _learned_train, _trained, learned
+from heredity.judges._learned_encoder import Encoder, base_folder
+from heredity.judges._learned_model import Model, describe
+from heredity.judges._settled import is_answer
+
+SPEC = Path(__file__).with_name("learned.toml")
+SETS = ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
+SEVERITY = ("PyRIT: severity of harm, one rater", "PyRIT: severity of harm, three raters")
+FLIPS = 20_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, action="append", required=True)
+    parser.add_argument("--states", type=Path, default=Path(".head") / _head_train.STATES)
+    arguments = parser.parse_args()
+    if not arguments.states.is_file():
+        print(f"No states at {arguments.states}: make head keeps them in .head.", file=sys.stderr)
+        return 2
+    card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
+    data = _learned_data.read(_learned_data.read_spec(SPEC), arguments.root)
+    examples = _head_train.drawn(data.examples, card["rows"])
+    of = f"{card['model']} {card['layer']}"
+    read = _head_train.read_states(
+        None, of, examples, arguments.states, lambda said: print(said, file=sys.stderr)
+    )
+    examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
+    states = np.array([state for state in read if state is not None])
+    encoder, everything = Encoder(base_folder()), data.examples
+    asked = [describe(encoder, e.prompt, e.text) for e in everything]
+    alone = [describe(encoder, "", e.text) for e in everything]
+    described = _learned_train.Described(everything, asked, alone)
+    print(
+        f"{platform.processor() or platform.machine()}; head: {len(examples)} answers, "
+        f"learned: {len(everything)}"
+    )
+    seen = _head.seen_in([(e.prompt, e.text) for e in examples])
+    theirs = {how: _by_example(described, kin) for how, kin in _trained.kins(everything).items()}
+    for how, rounds in _head_train.held_out(examples):
+        if how not in theirs:
+            continue
+        told: dict[str, list[tuple[str, bool, bool]]] = {}
+        for said in _head_train.said(examples, states, seen, rounds):
+            e = said.example
+            share = theirs[how][e.prompt, e.text]
+            if not is_answer(e.prompt, e.text) or not learned.is_decided(share):
+                continue
+            for task, name, truth in _trained.truths(e):
+                if task == "harm":
+                    row = (e.prompt or e.text, (said.harm >= 0.5) == truth, (share >= 0.5) == truth)
+                    told.setdefault(name, []).append(row)
+        print(
+            f"\n{how}\n{'labels':<42}{'n':>6}{'head':>8}{'learned':>9}"
+            f"{'head only':>11}{'learned only':>14}{'p':>8}"
+        )
+        for name in (*SETS, *SEVERITY):
+            _line(name, told[name])
+        _line("the first four", [row for name in SETS for row in told[name]])
+        _line("all", [row for name in (*SETS, *SEVERITY) for row in told[name]])
+    return 0
+
+
+def _by_example(described: _learned_train.Described, kin: list[str]) -> dict[tuple[str, str], float]:
+    """What `learned` says of each answer, by weights that did not see it."""
+    found = {}
+    for each in _trained.rounds(described.examples, kin):
+        model, held = Model(_learned_train.train(described.where(each.kept))), described.where(each.held)
+        for e, row in zip(held.examples, held.asked, strict=True):
+            found[e.prompt, e.text] = model.scores(row).harm
+    return found
+
+
+def _line(name: str, rows: list[tuple[str, bool, bool]]) -> None:
+    by_question: dict[str, int] = {}
+    for question, is_ours, is_theirs in rows:
+        by_question[question] = by_question.get(question, 0) + int(is_ours) - int(is_theirs)
+    differences = np.array([d for d in by_question.values() if d])
+    signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, len(differences)))
+    p = float(np.mean(np.abs(signs @ differences) >= abs(differences.sum()))) if len(differences) else 1.0
+    ours, theirs = (np.array([row[i] for row in rows]) for i in (1, 2))
+    print(
+        f"{name:<42}{len(rows):>6}{ours.mean():>8.3f}{theirs.mean():>9.3f}"
+        f"{int((ours & ~theirs).sum()):>11}{int((~ours & theirs).sum()):>14}{p:>8.4f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""`heredity judges train --head` and `judges calibrate` as a user types them, on a real model of his own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.cli.conftest import Run
+from tests.engines.conftest import make_model
+from tests.judges.test_head import BAD, SPEC, rows
+
+
+@pytest.fixture(scope="module")
+def learned(run: Run, place: Path) -> Path:
+    model = make_model(place / "tiny", "qwen2", max_position_embeddings=2048, num_hidden_layers=4)
+    pulled = run("pull", str(model))
+    assert pulled.returncode == 0, pulled.stderr
+    labels = place / "labels"
+    labels.mkdir()
+    for name in ("told", "others", "refused", "plain"):
+        (labels / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows(name))))
+    (labels / "data.toml").write_text(SPEC)
+    args = (
+        "judges",
+        "train",
+        "--head",
+        "tiny",
+        "--data",
+        "labels/data.toml",
+        "--out",
+        "head",
+        "--rows",
+        "24",
+    )
+    done = run(*args)
+    assert done.returncode == 0, done.stderr
+    assert "answers were read before" in done.stderr and "head/head.safetensors" in done.stdout
+    again = run(*args, "--json")
+    assert "185 of 185 answers were read before" in again.stderr
+    measured = {row["labels"] for row in json.loads(again.stdout)["measured"]}
+    assert {"Told (sets left out)", "an order to the judge (kinds of lines left out)"} <= measured
+    return labels
+
+
+COLUMNS = ("--columns", "prompt=q,response=a,label=l", "--positive", "1", "--task", "harm")
+
+
+def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
+    run: Run, place: Path, learned: Path
+) -> None:
+    judge = "rubric:tiny:head=head"
+    done = run("judges", "calibrate", judge, "--labels", "labels/told.jsonl", *COLUMNS, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["n"] + found["n_unclear"] == 30
+    assert 18 <= found["n_learned_from"] <= 24  # it learned from 24 of them
+    assert f"learned from {found['n_learned_from']} of these answers" in done.stderr
+    assert "Measure it on others" in done.stderr
+
+    others = [{"q": f"a question {i}", "a": f"{BAD} {i}", "l": 1} for i in range(6)]
+    (place / "new.jsonl").write_text("\n".join(map(json.dumps, others)))
+    done = run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS, "--json")
+    assert json.loads(done.stdout)["n_learned_from"] == 0
+    assert "learned from" not in done.stderr
+
+
+def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
+    done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--rows", "24")
+    assert done.returncode == 2 and "--rows is for --head" in done.stderr
