@@ -357,11 +357,9 @@ def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
 def test_circumstances_are_sums_over_runs_and_the_engines_are_named(tmp_path: Path) -> None:
     made = plan(TWO)
     plans.write(tmp_path, made)
-    begun = Run(
-        made.models[0].id, "torch a", "2026-01-01T00:00:00+00:00", "host", 0.0, 0, 0, 0, {"torch": "2"}
-    )
+    begun = Run(made.models[0].id, "torch a", "2026-01-01T00:00:00Z", "host", 0.0, 0, 0, 0, {"torch": "2"})
     ended = msgspec.structs.replace(begun, seconds=2.5, n_asked=10, n_cached=4)
-    again = msgspec.structs.replace(ended, engine="torch b", at="2026-01-02T00:00:00+00:00")
+    again = msgspec.structs.replace(ended, engine="torch b", at="2026-01-02T00:00:00Z")
     with Rows(tmp_path / "runs.jsonl", Run) as rows:
         rows.extend([begun, ended, again])
     found = tally.estimate(made, tmp_path)

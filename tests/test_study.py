@@ -10,13 +10,7 @@ import pytest
 
 import heredity
 from heredity import lineage, pump
-from heredity.errors import (
-    Damaged,
-    EngineFailure,
-    Unavailable,
-    UnknownName,
-    UsageError,
-)
+from heredity.errors import Damaged, EngineFailure, Unavailable, UnknownName, UsageError
 from heredity.plan import Grid
 from heredity.records import Exchange, Reply, Request, ToolCall, Verdict
 from heredity.store import Rows
