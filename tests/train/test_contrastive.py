@@ -16,7 +16,7 @@ image = pytest.importorskip("PIL.Image")
 from heredity import corpus as corpora
 from heredity import engines
 from heredity.engines._weights import read_config
-from heredity.errors import BadInput, EngineFailure, Unavailable, UsageError, WrongHash
+from heredity.errors import BadInput, EngineFailure, OutOfMemory, Unavailable, UsageError, WrongHash
 from heredity.evaluation import Evaluation
 from heredity.export import export
 from heredity.lineage import Store
@@ -249,7 +249,7 @@ def run(corpus: Path, work: Path) -> str:
     """Train and return a digest of every weight."""
     from heredity.recipes import _dual
 
-    made = _dual.train(recipe(corpus, seed=5, pairs=14 * 24), work)
+    made = _dual.train(recipe(corpus, seed=5, pairs=14 * 24), work).made
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 
@@ -275,3 +275,11 @@ def test_what_cannot_be_is_refused_before_the_first_step(pictures: Path) -> None
         _ = recipe(pictures, patch=5).dial
     with pytest.raises(UsageError, match="batch lies between 2"):
         _ = recipe(pictures, batch=1000).dial
+    from heredity.recipes import _dual
+
+    work = pictures.parent / "work"
+    with pytest.raises(
+        OutOfMemory, match=r"needs about 0\.\d\d GiB .*Lower size \(150K\) or batch \(24 pairs\)"
+    ):
+        _dual.train(recipe(pictures, memory=0.001), work)
+    assert not work.exists()

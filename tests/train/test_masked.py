@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity import engines, registry
-from heredity.errors import BadInput, Unavailable, UnknownName, UsageError
+from heredity.errors import BadInput, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.evaluation import Evaluation
 from heredity.lineage import Store
 from heredity.recipes import pretrain
@@ -201,6 +201,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
     assert rows[0].loss == pytest.approx(math.log(400), abs=0.3) and rows[-1].loss < rows[0].loss - 0.7
     assert len(looks) == 3 and looks[-1][BITS_PER_BYTE] < looks[0][BITS_PER_BYTE]
     assert 0 < looks[-1][RIGHT] < 1 and "GFLOP/s" in record.notes["speed"]
+    assert record.notes["memory"].startswith("predicted 0.") and "at 20% of" in record.notes["time"]
     words = AutoTokenizer.from_pretrained(folder)
     model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     assert not any(found.values())
@@ -228,7 +229,7 @@ def run(corpus: Path, work: Path, architecture: str) -> str:
     """Train and return a digest of every weight."""
     from heredity.recipes import _encoder
 
-    made = _encoder.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work)
+    made = _encoder.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work).made
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 
@@ -249,6 +250,18 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
     last = ends_after_kills(command, lambda: n_rows([metrics]), (6, 10))
     assert last.stdout.strip() == whole
     assert [row.step for row in loop.Rows(metrics, loop.Metric)] == list(range(14))
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+def test_one_that_cannot_fit_is_refused_before_its_first_step(
+    corpus: Path, tmp_path: Path, architecture: str
+) -> None:
+    from heredity.recipes import _encoder
+
+    said = r"needs about 0\.\d\d GiB .*masters.*or context \(\d+\), or take more devices"
+    with pytest.raises(OutOfMemory, match=said):
+        _encoder.train(recipe(corpus, architecture=architecture, memory=0.001), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_what_is_of_another_objective_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity import registry
-from heredity.recipes._newborn import Made, plan_of
+from heredity.recipes import _foreseen
+from heredity.recipes._newborn import Base, Made, plan_of, processes_of
 from heredity.store import write_atomic
 from heredity.train import curve, dual, loop, speed
 from heredity.train.architectures import Specials
@@ -32,8 +33,13 @@ _TOKENIZER, _CONFIG, _PICTURES = "tokenizer.json", "tokenizer_config.json", "pre
 _SHIFT = 8  # a picture is moved by up to a side's eighth
 
 
-def train(recipe: Pretrain, folder: Path) -> Made:
-    """Weights drawn from the seed, and every step of the loop."""
+def train(recipe: Pretrain, folder: Path) -> Base:
+    """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
+    with _foreseen.in_memory(recipe, processes_of(recipe)) as foreseen:
+        return Base(_learn(recipe, folder), foreseen)
+
+
+def _learn(recipe: Pretrain, folder: Path) -> Made:
     corpus, dial = recipe.pictures, recipe.dial
     built = registry.load("train.architectures", recipe.architecture)
     net = dual.born(built.config(dial.shape, _specials(corpus)), recipe.seed, recipe.dtype)
@@ -71,9 +77,10 @@ def _classes(corpus: Pictures) -> dict[int, NDArray[np.int64]]:
     }
 
 
-def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
+def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, image processor and curve; what is to be noted of the run."""
-    net, metrics, meter = made
+    net, metrics, meter = base.made
+    beside = base.foretold()  # before anything is written, which takes memory of its own
     corpus = recipe.pictures
     Everything().save(net, out)
     _write_tokenizer(recipe, out)
@@ -99,7 +106,7 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
         notes["cut"] = f"{n_cut:,} captions at {recipe.caption} tokens"
     if meter.last.n_steps:
         notes["speed"] = f"{meter.last.tokens_per_second / shape.context:,.0f} pairs/s"
-    return notes
+    return notes | beside
 
 
 def _commonest(corpus: Pictures) -> str:

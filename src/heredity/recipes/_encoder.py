@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from heredity import registry
-from heredity.recipes._newborn import Made, learn, processes_noted, processes_of, specials
+from heredity.recipes import _foreseen
+from heredity.recipes._newborn import Base, learn, processes_of, specials, speed_noted
 from heredity.store import write_atomic
-from heredity.train import curve, encoder, held, sizes, speed
+from heredity.train import curve, encoder, held, sizes
 from heredity.train.gaps import FRAME, Gaps, Hiding, gapped, laid
 from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT, HeldGaps
 from heredity.train.network import Network
@@ -33,8 +34,8 @@ _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _SAMPLES, _LONGEST = 3, 48  # samples, and their tokens
 
 
-def train(recipe: Pretrain, folder: Path) -> Made:
-    """Weights drawn from the seed, and every step of the loop."""
+def train(recipe: Pretrain, folder: Path) -> Base:
+    """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
     built, together = registry.load("train.architectures", recipe.architecture), processes_of(recipe)
     words = held.token_bytes(recipe.text.folder / _TOKENIZER)
     every = max(1, recipe.n_steps // recipe.checks)
@@ -44,7 +45,9 @@ def train(recipe: Pretrain, folder: Path) -> Made:
         config = built.config(recipe.dial.shape, specials(recipe.text))
         return encoder.born(config, recipe.seed, dtype)
 
-    return learn(recipe, born, Masked(recipe.z_loss), _gaps(recipe, "train"), check, folder)
+    with _foreseen.in_memory(recipe, together) as foreseen:
+        made = learn(recipe, born, Masked(recipe.z_loss), _gaps(recipe, "train"), check, folder)
+        return Base(made, foreseen)
 
 
 def _gaps(recipe: Pretrain, split: Any) -> Gaps:
@@ -64,9 +67,10 @@ def hiding(recipe: Pretrain) -> Hiding:
     return Hiding(known.mask, known.end, corpus.n_vocabulary, special, recipe.hidden, recipe.noise)
 
 
-def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
+def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
-    net, metrics, meter = made
+    net, metrics, _ = base.made
+    beside = base.foretold()  # before anything is written, which takes memory of its own
     Everything().save(net, out)
     write_tokenizer(recipe.text.folder, out)
     curve.write(metrics, out)
@@ -83,11 +87,7 @@ def write(recipe: Pretrain, made: Made, out: Path) -> dict[str, str]:
         f" (after {len(looks)} looks)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_hidden:,.0f} hidden",
     }
-    length = speed.piece_length(recipe.text.lengths("train"), recipe.context - FRAME)
-    built = registry.load("train.architectures", recipe.architecture)
-    of_token = built.flops_a_token(shape, length, recipe.hidden)
-    limit = speed.product_limit(shape, net.model.dtype, of_head=recipe.hidden)
-    return notes | meter.notes(of_token, limit) | processes_noted(recipe)
+    return notes | beside | speed_noted(recipe, base)
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:

@@ -2,7 +2,8 @@
 
 Promises: a run that cannot fit is refused before its first step, with what it needs and what to lower; what
 is noted as predicted was known before the first step.
-Leaves to others: the arithmetic (train/planning/), and how much memory there is (engines/_memory.py).
+Leaves to others: the arithmetic (train/planning/), and how much memory there is (engines/_memory.py). Of a
+model of pictures the time is not foreseen: the products of its towers were measured on no machine.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
+from heredity import registry
 from heredity.engines import _memory, _tuning
+from heredity.recipes import _planned
 from heredity.train import sizes, speed
+from heredity.train.gaps import FRAME
 from heredity.train.planning import memory
 from heredity.train.planning.anatomies import WIDE
-from heredity.train.planning.work import Work
 from heredity.train.processes import ALONE, Processes
 from heredity.train.stream import PRODUCT
 
@@ -34,7 +38,7 @@ class Foreseen:
     """A prediction, and where the process stood when it was made."""
 
     parts: dict[str, int]
-    limit: float  # FLOP/s
+    limit: float  # FLOP/s; 0: not measured
     flops: float  # of the whole run
     resident: int | None
 
@@ -45,7 +49,7 @@ class Foreseen:
         if peak is not None and self.resident is not None:
             said += f", measured {(peak - self.resident) / _memory.GIB:.2f} GiB of growth"
         found = {"memory": said}
-        if tokens_a_second:
+        if tokens_a_second and self.limit:
             found["time"] = (
                 f"predicted {self.flops / (MFU * self.limit):,.0f} s at {MFU:.0%} of the products' limit, "
                 f"measured {tokens / tokens_a_second:,.0f} s"
@@ -54,17 +58,14 @@ class Foreseen:
 
 
 def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
-    """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes; {}: not known."""
-    if recipe.objective != "causal":
-        return {}
-    dial, shards = recipe.dial, together.n_pieces
-    work = Work(
-        dial.shape, dial.tokens, dial.batch, recipe.optimizer, recipe.architecture, size, is_on_cpu=True
+    """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
+    work, shards = (
+        msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=size),
+        together.n_pieces,
     )
-    own = -(-dial.batch // together.world)
-    n_tokens = min(own, max(PRODUCT, recipe.context))
-    n_products = -(-own // n_tokens)
-    parts = memory.training(work, n_tokens, shards, recipe.recompute, n_products)
+    own = -(-work.batch // together.world)
+    at_once = own if work.is_whole else min(own, max(PRODUCT, recipe.context))
+    parts = memory.training(work, at_once, shards, recipe.recompute, -(-own // at_once))
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
         parts["gradients"] += WIDE * memory.n_parameters(work)
     return parts | {"libraries": _LIBRARIES}
@@ -83,18 +84,36 @@ def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None
     name = _tuning.choose_dtype(shape.width, shape.wide, 1024) if recipe.dtype == "auto" else recipe.dtype
     dtype = getattr(torch, name)
     parts = {part: together.world * n for part, n in needed(recipe, dtype.itemsize, together).items()}
-    said, advice = f"The pre-training of '{recipe.size}'", f"Lower size ({recipe.size}) or context"
-    advice += f" ({recipe.context}), or take more devices: heredity plan"
+    said, second = f"The pre-training of '{recipe.size}'", f"context ({recipe.context})"
+    if recipe.objective == "contrastive":
+        second = f"batch ({recipe.dial.batch} pairs)"
+    advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
     has = round(recipe.memory * _memory.GIB) or None
     _memory.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
     with _memory.explain_full_memory(said, f"{advice}."):
-        yield _foreseen(recipe, parts, dtype) if parts and together.is_alone else None
+        yield _foreseen(recipe, parts, dtype) if together.is_alone else None
 
 
 def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
-    shape = recipe.dial.shape
-    length = speed.piece_length(recipe.text.lengths("train"), shape.context)
-    flops = sizes.flops_a_token(shape, length) * recipe.dial.tokens
-    limit = speed.product_limit(shape, dtype)
+    flops = limit = 0.0
+    if recipe.objective != "contrastive":
+        flops, limit = of_token(recipe) * recipe.dial.tokens, limit_of(recipe, dtype)
     _memory.forget_peak()
     return Foreseen(parts, limit, flops, _memory.resident())
+
+
+def of_token(recipe: Pretrain) -> float:
+    """FLOPs of a token of text, forward and backward."""
+    shape, frame = recipe.dial.shape, FRAME if recipe.objective == "masked" else 0
+    length = speed.piece_length(recipe.text.lengths("train"), shape.context - frame)
+    if recipe.objective == "masked":
+        built = registry.load("train.architectures", recipe.architecture)
+        found: float = built.flops_a_token(shape, length, recipe.hidden)
+        return found
+    return sizes.flops_a_token(shape, length)
+
+
+def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
+    """FLOP/s that this machine's products reach at the recipe's shapes, of a model of text."""
+    of_head = recipe.hidden if recipe.objective == "masked" else 1.0
+    return speed.product_limit(recipe.dial.shape, dtype, of_head=of_head)

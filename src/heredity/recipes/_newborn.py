@@ -46,6 +46,13 @@ class Base(NamedTuple):
     made: Made
     foreseen: _foreseen.Foreseen | None
 
+    def foretold(self) -> dict[str, str]:
+        """What was predicted beside what it took."""
+        of = self.made
+        if self.foreseen is None:
+            return {}
+        return self.foreseen.notes(sum(m.n_tokens for m in of.metrics), of.meter.last.tokens_per_second)
+
 
 def train(recipe: Pretrain, folder: Path) -> Base:
     """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
@@ -130,17 +137,15 @@ def _dtype(recipe: Pretrain, together: Processes) -> str:
 
 def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
-    (net, metrics, meter), foreseen = base
-    beside = {}
-    if foreseen is not None:  # before anything is written, which takes memory of its own
-        beside = foreseen.notes(sum(m.n_tokens for m in metrics), meter.last.tokens_per_second)
+    net, metrics, _ = base.made
+    beside = base.foretold()  # before anything is written, which takes memory of its own
     Everything().save(net, out)
     for name in _TOKENIZER:
         shutil.copyfile(recipe.text.folder / name, out / name)
     curve.write(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return _notes(recipe, net, metrics) | beside | _speed(recipe, net, meter, foreseen)
+    return _notes(recipe, net, metrics) | beside | speed_noted(recipe, base)
 
 
 def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:
@@ -168,15 +173,12 @@ def specials(corpus: Corpus) -> Specials:
     return Specials(of["<|endoftext|>"], of.get("<|pad|>", of["<|endoftext|>"]), of.get("<|mask|>"))
 
 
-def _speed(
-    recipe: Pretrain, net: Network, meter: speed.Meter, foreseen: _foreseen.Foreseen | None
-) -> dict[str, str]:
+def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
     """How fast it was; beside the limit of this machine's products where one process had the machine."""
+    net, _, meter = base.made
     if processes_of(recipe).is_alone:
-        shape = recipe.dial.shape
-        length = speed.piece_length(recipe.text.lengths("train"), shape.context)
-        limit = foreseen.limit if foreseen else speed.product_limit(shape, net.model.dtype)
-        return meter.notes(sizes.flops_a_token(shape, length), limit)
+        known = base.foreseen.limit if base.foreseen else _foreseen.limit_of(recipe, net.model.dtype)
+        return meter.notes(_foreseen.of_token(recipe), known)
     rate = meter.last.tokens_per_second
     return processes_noted(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
 

@@ -51,7 +51,6 @@ _ONLY = {  # the objectives that a setting is of, where not of all
     "head": ("causal",),
     "hidden": ("masked",),
     "noise": ("masked",),
-    "memory": ("causal",),
     "fuse": ("causal",),
 }
 
@@ -172,7 +171,7 @@ class Pretrain:
         "Compile chains of small steps on a CPU; auto: where a run is long and that works; causal alone.",
         is_recorded=False,
     )
-    memory: float = setting(0.0, "GiB that may be used; 0: what is free; causal alone.", is_recorded=False)
+    memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
     licence: str = setting("unknown", "Licence of what comes of it: that of the corpus, if it has one.")
     name: str = field(default="", compare=False)
     watch: Watch | None = field(default=None, compare=False)
