@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,95 @@ def test_a_head_is_for_the_model_and_the_question_it_was_learned_on(
     (out / "head.json").write_bytes(msgspec.json.encode({**card, "form": "0" * 16}))
     with pytest.raises(BadInput, match="another question"):
         judge(tmp_path, tiny)
+
+
+def test_weights_that_are_no_head_of_this_version_are_told_by_name(learned: Any, tiny: Path) -> None:
+    from safetensors.numpy import load, save
+
+    folder, card = learned
+    good = (folder / "out" / "head.safetensors").read_bytes()
+    arrays = load(good)
+    old = {name: each for name, each in arrays.items() if not name.startswith("steady.")}
+    narrow = {**arrays, "plain.done.weight": arrays["plain.done.weight"][:3].copy()}
+    unread = {**arrays, "steady.topic.bias": np.array([np.nan], np.float32)}
+    try:
+        for raw, why in (
+            (b"garbage", "no safetensors"),
+            (save(old), r"lacks 'steady\."),
+            (save({n: a for n, a in arrays.items() if n != "learned.from"}), "lacks 'learned.from'"),
+            (save(narrow), "do not fit together"),
+            (save(unread), "no number"),
+        ):
+            _put(folder, card, raw, {"sha256": hashlib.sha256(raw).hexdigest()})
+            with pytest.raises(Damaged, match=rf"head.safetensors: .*{why}.*Learn it again"):
+                judge(folder, tiny)
+        _put(folder, card, good, {})
+        with pytest.raises(Damaged, match="not the weights that its card names"):
+            judge(folder, tiny)
+    finally:
+        _put(folder, card, good, card["weights"])
+
+
+def _put(folder: Path, card: dict[str, Any], raw: bytes, weights: dict[str, Any]) -> None:
+    (folder / "out" / "head.safetensors").write_bytes(raw)
+    (folder / "out" / "head.json").write_bytes(msgspec.json.encode({**card, "weights": weights}))
+
+
+def test_a_state_that_is_no_number_is_unclear_and_never_no_harm(learned: Any, tiny: Path) -> None:
+    folder, _ = learned
+
+    class Overflown:
+        name = "overflown"
+
+        def until(self, _: int) -> Any:
+            return self
+
+        def state(self, _: Any) -> Any:
+            return torch.full((64,), float("nan"))
+
+    overflown: Any = Overflown()
+    models = Models(lambda name: f"id of {name}", lambda _: overflown)
+    made = rubric.make(f"tiny:head={folder / 'out'}", models)
+    assert made.estimate("harm", [("q", BAD)]) == [None]
+
+
+def test_states_that_were_kept_and_are_none_are_told_by_name(
+    learned: Any, tiny: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load, save
+
+    folder, _ = learned
+    for name in ("told", "others", "refused", "plain"):
+        (tmp_path / f"{name}.jsonl").write_bytes((folder / f"{name}.jsonl").read_bytes())
+    (tmp_path / "data.toml").write_text(SPEC)
+    (tmp_path / "out").mkdir()
+    kept = load((folder / "out" / _head_train.STATES).read_bytes())
+    first = next(iter(kept))
+    for raw in (
+        b"garbage",
+        save({**kept, first: kept[first][:3].copy()}),
+        save({**kept, first: kept[first] * np.float16(np.nan)}),
+    ):
+        (tmp_path / "out" / _head_train.STATES).write_bytes(raw)
+        with pytest.raises(Damaged, match=r"states.safetensors: .*Delete it"):
+            train(tmp_path, tiny, [])
+
+
+def test_labels_that_a_typo_would_turn_into_no_are_an_error(learned: Any, tiny: Path, tmp_path: Path) -> None:
+    folder, _ = learned
+    for name in ("told", "others", "refused", "plain"):
+        (tmp_path / f"{name}.jsonl").write_bytes((folder / f"{name}.jsonl").read_bytes())
+    for right, wrong, why in (
+        ('label = ["l"]', 'label = ["lb"]', r"told.jsonl:1: no column 'lb'. Did you mean 'l'"),
+        ('response = "a"', 'response = "answer"', r"told.jsonl:1: no column 'answer'"),
+        ('positive = ["1"]', 'positive = ["1.0"]', r"'Told': no row is labelled '1.0'.*labels are: 0, 1"),
+        ("[[answers]]", '[[requests]]\nname = "R"\nlicence = "MIT"\nfiles = ["told.jsonl"]\nprompt = "z"\n'
+         "[[answers]]", r"told.jsonl:1: no column 'z'"),
+        ('task = "refusal"', 'task = "harm"', "needs labels of refusal and of harm"),
+    ):  # fmt: skip
+        (tmp_path / "data.toml").write_text(SPEC.replace(right, wrong))
+        with pytest.raises(UsageError, match=why):
+            train(tmp_path, tiny, [])
 
 
 def test_an_answer_with_half_a_surrogate_is_calibrated_too(learned: Any, tiny: Path, tmp_path: Path) -> None:

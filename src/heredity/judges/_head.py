@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.engines import Engine
-from heredity.errors import BadInput, ContextOverflow, UsageError
+from heredity.errors import BadInput, ContextOverflow, Damaged, UsageError
 from heredity.judges import _rubric_form, _seen, rules
 from heredity.judges._choice import Pair
 from heredity.judges._learned_model import CLIP, PRIOR, Floats, load_arrays, sigmoid
@@ -65,6 +65,7 @@ class Head:
             raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}") from None
         if self.card.form != _rubric_form.digest():
             raise BadInput(card, f"was learned under another question. {_AGAIN}")
+        _check(weights, self._arrays)
 
     @property
     def identity(self) -> str:
@@ -101,6 +102,20 @@ class Seen(NamedTuple):
     def at(self, rows: Sequence[int]) -> Seen:
         """Of these rows alone."""
         return Seen(self.margins[rows], self.complies[rows])
+
+
+def _check(path: Path, arrays: dict[str, Floats]) -> None:
+    """Raise Damaged where these are no arrays of a head: of another version, of two sizes, or no numbers."""
+    wide = {f"{of}{name}" for of in PAIRS for name in ("mean", "scale", "done.weight", "topic.weight")}
+    single = {"refusal.slope", *(f"{of}{part}.bias" for of in PAIRS for part in ("done", "topic"))}
+    missing = sorted((wide | single | {_seen.NAME}) - arrays.keys())
+    if missing:
+        raise Damaged(f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}")
+    shapes = {arrays[name].shape for name in wide} | {(arrays[name].size,) for name in wide}
+    if len(shapes) > 1 or any(arrays[name].size != 1 for name in single):
+        raise Damaged(f"{path}: its arrays do not fit together. {_AGAIN}")
+    if not all(np.isfinite(arrays[name]).all() for name in wide | single):
+        raise Damaged(f"{path}: holds what is no number. {_AGAIN}")
 
 
 def logits(arrays: dict[str, Floats], states: Floats, seen: Seen) -> Floats:
@@ -144,11 +159,11 @@ class Reader:
         self._engine: Any = engine.until(layer)
 
     def states(self, pairs: Iterable[Pair]) -> list[Floats | None]:
-        """The state behind each answer, (hidden,); None where it does not fit into the model's context."""
+        """The state behind each answer, (hidden,); None where it does not fit, or is no numbers."""
         return [self._state(i, *pair) for i, pair in enumerate(pairs)]
 
     def harm(self, head: Head, pair: Pair) -> float | None:
-        """The probability of harm; None where the answer does not fit."""
+        """The probability of harm; None where the answer does not fit, or its state is no numbers."""
         (state,) = self.states([pair])
         return None if state is None else head.harm(state, pair)
 
@@ -157,4 +172,5 @@ class Reader:
             found = self._engine.state(_rubric_form.harm(key, prompt, text))
         except ContextOverflow:
             return None
-        return np.asarray(found.numpy(), float)
+        state = np.asarray(found.numpy(), float)
+        return state if np.isfinite(state).all() else None  # sigmoid(nan) would be "no harm"

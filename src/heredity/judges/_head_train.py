@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from heredity.errors import UsageError
+from heredity.errors import Damaged, UsageError, first_line
 from heredity.judges import _head, _head_lines, _learned_data, _learned_train, _rubric_form, _seen, _trained
 from heredity.judges._choice import Models
 from heredity.judges._head import Seen
@@ -34,6 +34,7 @@ RIDGE = {"done": 2.0, "topic": 1.0}
 ROWS = 500  # of a set at most: reading one takes about half a second of two cores
 STATES = "states.safetensors"
 LINES_LEFT_OUT = "kinds of lines left out"
+_DELETE = "Delete it; what it held is read again."
 _AT_ONCE = 64  # answers between two writes
 _FOLDS_AT_ONCE = 2  # held out together with a kind of line
 
@@ -56,6 +57,11 @@ def train(
     finally:
         engine.close()
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
+    if not {"refusal", "harm"} <= {e.task for e in examples}:
+        raise UsageError(
+            "Nothing to learn from: the data needs labels of refusal and of harm, on answers that fit into "
+            "the model's context."
+        )
     states = np.array([state for state in read if state is not None])
     seen = _head.seen_in([(e.prompt, e.text) for e in examples])
     judge = f"rubric:{name}:head"
@@ -190,9 +196,9 @@ def read_states(
 
     Without a reader those that are missing are a UsageError.
     """
-    from safetensors.numpy import load, save
+    from safetensors.numpy import save
 
-    known = load(path.read_bytes()) if path.is_file() else {}
+    known = _known(path)
     names = [_key(of, e) for e in examples]
     missing = [i for i, name in enumerate(names) if name not in known]
     say(f"{len(names) - len(missing)} of {len(names)} answers were read before")
@@ -209,6 +215,21 @@ def read_states(
         write_atomic(path, save(known))
         say(f"read {len(names) - len(missing) + start + len(some)} of {len(names)} answers")
     return [known[name].astype(float) if known[name].size else None for name in names]
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """The states that were read before. Raises Damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        found = load(path.read_bytes()) if path.is_file() else {}
+    except SafetensorError as error:
+        raise Damaged(f"{path}: {first_line(error)}. {_DELETE}") from None
+    sizes = {state.shape for state in found.values() if state.size}
+    if len(sizes) > 1 or not all(np.isfinite(state).all() for state in found.values()):
+        raise Damaged(f"{path}: holds what are no states of one model. {_DELETE}")
+    return dict(found)
 
 
 def _key(of: str, e: Example) -> str:

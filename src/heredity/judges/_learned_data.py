@@ -17,9 +17,9 @@ import msgspec
 
 from heredity import tables
 from heredity.clean import clean_text
-from heredity.errors import BadInput
+from heredity.errors import BadInput, UsageError, nearest
 
-FOLDS = 5  # fold 0 is held out of the shipped weights
+FOLDS = 5
 
 
 class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,23 +115,24 @@ def read(spec: Spec, roots: Sequence[Path]) -> Data:
     """The examples of a spec, each file from the first of `roots` that holds it; made-up pairs come last."""
     files: dict[str, str] = {}
 
-    def rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        path = next((root / name for root in roots if (root / name).is_file()), None)
-        if path is None:
-            raise BadInput(roots[0] / name, "no such file here or below another --root")
-        files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return tables.rows(path)
+    def rows(names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for name in names:
+            path = next((root / name for root in roots if (root / name).is_file()), None)
+            if path is None:
+                raise BadInput(roots[0] / name, "no such file here or below another --root")
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            yield from _with_columns(path, columns)
 
     examples: list[Example] = []
     for labels in spec.labels:
-        examples += [_labelled(labels, row) for name in labels.files for _, row in rows(name)]
+        examples += _all_labelled(labels, rows(labels.files, _columns(labels)))
     for answers in spec.answers:
-        found = [row for name in answers.files for _, row in rows(name)][: answers.rows]
+        found = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
         pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in found)
         examples += [
             Example(answers.name, "answers", fold(p), p, text, 0, 1, 0) for p, text in pairs if text.strip()
         ]
-    asked = [row[each.prompt] for each in spec.requests for name in each.files for _, row in rows(name)]
+    asked = [str(row[each.prompt]) for each in spec.requests for row in rows(each.files, (each.prompt,))]
     return Data(examples + _pairs(examples, asked, random.Random(spec.seed)), files)
 
 
@@ -141,6 +142,41 @@ def fold(question: str) -> int:
         int.from_bytes(hashlib.sha256(question.strip().lower()[:80].encode("utf-8", "replace")).digest())
         % FOLDS
     )
+
+
+def _columns(labels: LabelSet) -> list[str]:
+    """What every row of a set must have."""
+    where = labels.harmful.column if isinstance(labels.harmful, Where) else ""
+    named = (labels.prompt, labels.response, labels.group, where, *labels.label)
+    return [column for column in named if column]
+
+
+def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Its rows. A column that one lacks is an error: a misspelt one would turn every label into a no."""
+    for line, row in tables.rows(path):
+        for column in columns:
+            first = column.split(".")[0]
+            if column not in row and first not in row:
+                near = nearest(first, map(str, row))
+                hint = f" Did you mean '{near}'?" if near else ""
+                raise BadInput(path, f"no column '{column}'.{hint}", line)
+        yield row
+
+
+def _all_labelled(labels: LabelSet, rows: Iterator[dict[str, Any]]) -> list[Example]:
+    """The examples of a set. Raises UsageError where a value that should be positive is no row's label."""
+    known, found = set(), []
+    for row in rows:
+        known |= {str(row[column]) for column in labels.label}
+        found.append(_labelled(labels, row))
+    if missing := sorted(set(labels.positive) - known):
+        near = nearest(missing[0], known)
+        hint = f" Did you mean '{near}'?" if near else ""
+        there = ", ".join(sorted(known)[:12])
+        raise UsageError(
+            f"'{labels.name}': no row is labelled '{missing[0]}'.{hint} The labels are: {there or 'none'}."
+        )
+    return found
 
 
 def _labelled(labels: LabelSet, row: dict[str, Any]) -> Example:

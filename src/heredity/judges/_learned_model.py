@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.errors import Damaged
+from heredity.errors import Damaged, first_line
 from heredity.judges._learned_encoder import Encoder, base_folder
 from heredity.judges._learned_signals import NAMES, margin, signals
 
@@ -114,12 +114,16 @@ def load_arrays(
     path: Path, card: Mapping[str, Any], again: str = "Install heredity again."
 ) -> dict[str, Floats]:
     """The named arrays of a file of weights. Raises Damaged where they are not those of the card."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != card["weights"]["sha256"]:
+    if hashlib.sha256(data).hexdigest() != card["weights"].get("sha256"):
         raise Damaged(f"{path}: not the weights that its card names. {again}")
-    return {name: array.astype(float) for name, array in load(data).items()}
+    try:
+        return {name: array.astype(float) for name, array in load(data).items()}
+    except SafetensorError as error:
+        raise Damaged(f"{path}: no safetensors ({first_line(error)}). {again}") from None
 
 
 @lru_cache(maxsize=1)
