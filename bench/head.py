@@ -1,10 +1,11 @@
-"""A head on 1.5B parameters and the judge `learned` (22M) on the same answers, new to both.
+"""A head on 1.5B parameters beside the judge `learned` (22M) and `rules`, on the same answers, new to all.
 
 python bench/head.py --root DIR... [--states FILE]     labels as for `make head`; the states that it kept
 
 Both learn without a family of sets (or without a fifth of the questions) and say of each of its answers
 whether it did harm. Counted is where one is right and the other is not; the p-value turns the sign of a
-question's whole difference at random, so that alike rows of one question count once.
+question's whole difference at random, so that alike rows of one question count once. `learned` is beside it
+on what that decides, the rules on all answers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from heredity.judges import _head, _head_train, _learned_data, _learned_train, _trained, learned
+from heredity.judges import _head, _head_train, _learned_data, _learned_train, _trained, learned, rules
 from heredity.judges._learned_encoder import Encoder, base_folder
 from heredity.judges._learned_model import Model, describe
 from heredity.judges._settled import is_answer
@@ -26,6 +27,7 @@ SPEC = Path(__file__).with_name("learned.toml")
 SETS = ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
 SEVERITY = ("PyRIT: severity of harm, one rater", "PyRIT: severity of harm, three raters")
 FLIPS = 20_000
+Row = tuple[str, bool, bool]  # a question, whether the head is right, whether the other is
 
 
 def main() -> int:
@@ -60,24 +62,26 @@ def main() -> int:
     for how, rounds in _head_train.held_out(examples):
         if how not in theirs:
             continue
-        told: dict[str, list[tuple[str, bool, bool]]] = {}
+        told: dict[str, dict[str, list[Row]]] = {"learned": {}, "rules": {}}
         for said in _head_train.said(examples, states, seen, rounds):
             e = said.example
-            share = theirs[how][e.prompt, e.text]
-            if not is_answer(e.prompt, e.text) or not learned.is_decided(share):
+            if not is_answer(e.prompt, e.text):
                 continue
+            share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
             for task, name, truth in _trained.truths(e):
-                if task == "harm":
-                    row = (e.prompt or e.text, (said.harm >= 0.5) == truth, (share >= 0.5) == truth)
-                    told.setdefault(name, []).append(row)
-        print(
-            f"\n{how}\n{'labels':<42}{'n':>6}{'head':>8}{'learned':>9}"
-            f"{'head only':>11}{'learned only':>14}{'p':>8}"
-        )
-        for name in (*SETS, *SEVERITY):
-            _line(name, told[name])
-        _line("the first four", [row for name in SETS for row in told[name]])
-        _line("all", [row for name in (*SETS, *SEVERITY) for row in told[name]])
+                for who, theirs_is in (("learned", share >= 0.5), ("rules", complies)):
+                    if task == "harm" and (who == "rules" or learned.is_decided(share)):
+                        row = (e.prompt or e.text, (said.harm >= 0.5) == truth, theirs_is == truth)
+                        told[who].setdefault(name, []).append(row)
+        for who, rows in told.items():
+            print(
+                f"\n{how}\n{'labels':<42}{'n':>6}{'head':>8}{who:>9}"
+                f"{'head only':>11}{f'{who} only':>14}{'p':>8}"
+            )
+            for name in (*SETS, *SEVERITY):
+                _line(name, rows[name])
+            _line("the first four", [row for name in SETS for row in rows[name]])
+            _line("all", [row for name in (*SETS, *SEVERITY) for row in rows[name]])
     return 0
 
 
@@ -91,7 +95,7 @@ def _by_example(described: _learned_train.Described, kin: list[str]) -> dict[tup
     return found
 
 
-def _line(name: str, rows: list[tuple[str, bool, bool]]) -> None:
+def _line(name: str, rows: list[Row]) -> None:
     by_question: dict[str, int] = {}
     for question, is_ours, is_theirs in rows:
         by_question[question] = by_question.get(question, 0) + int(is_ours) - int(is_theirs)
