@@ -59,13 +59,16 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
     assert found["n"] + found["n_unclear"] == 30
     assert 18 <= found["n_learned_from"] <= 24  # it learned from 24 of them
     assert f"learned from {found['n_learned_from']} of these answers" in done.stderr
-    assert "Measure it on others" in done.stderr
+    assert "not kept. Measure it on others" in " ".join(done.stderr.split())
+    kept = place / "store" / "judges"
+    assert not kept.exists()  # it would correct rates by errors that are too small
 
     others = [{"q": f"a question {i}", "a": f"{BAD} {i}", "l": 1} for i in range(6)]
     (place / "new.jsonl").write_text("\n".join(map(json.dumps, others)))
     done = run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS, "--json")
     assert json.loads(done.stdout)["n_learned_from"] == 0
     assert "learned from" not in done.stderr
+    assert len(list(kept.glob("*.json"))) == 1
 
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:

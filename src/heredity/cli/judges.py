@@ -87,6 +87,8 @@ def calibrate(
         if hasattr(loaded, "close"):
             loaded.close()
     judged_by = judges.identity(found.judge)
+    if found.is_too_good:  # it would correct rates by errors that are smaller than those on new answers
+        keep = False
     if keep:
         try:
             _kept.keep(open_store().root, found, judged_by, of, names, pairs)
@@ -97,7 +99,8 @@ def calibrate(
     if found.n_learned_from:
         note(
             f"'{found.judge.name}' learned from {found.n_learned_from} of these answers: "
-            "the figures are too good. Measure it on others."
+            "the figures are too good"
+            + (", and not kept. Measure it on others." if found.is_too_good else ". Measure it on others.")
         )
     if as_json:
         write_json(_told(rows, found, judged_by))

@@ -22,6 +22,7 @@ from heredity.judges._labels import Labelled
 
 Half = Literal["all", "even", "odd"]
 Watch = Callable[[int, int], None]
+_STRAY = 0.01  # of the answers; one in a million is taken for a known one, but one in a short file is much
 _AT_ONCE = 32  # answers between two looks of whoever watches
 
 
@@ -47,6 +48,11 @@ class Measured(NamedTuple):
     families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
     sha256: str
     n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
+
+    @property
+    def is_too_good(self) -> bool:
+        """Whether the judge learned from more of these answers than marks take for known by mistake."""
+        return self.n_learned_from > _STRAY * (self.counts.sens_n + self.counts.spec_n)
 
 
 class _Said(NamedTuple):
