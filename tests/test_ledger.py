@@ -143,6 +143,7 @@ def test_the_judges_version_follows_what_can_change_a_verdict(tmp_path: Path) ->
     first = write("rules.py", "a = 1\n")
     assert write("rules.py", "a = 1\r\n") == first
     assert write("quality.json", "{}") == write("_quality.py", "") == first
+    assert write("_head_lines.py", "") == write("_seen.py", "") == first  # learning and measuring alone
     assert write("__pycache__/rules.pyc", "x") == first
     assert (
         len({first, write("rules.py", "a = 2\n"), write("weights.safetensors", "w"), write("new.py", "")})

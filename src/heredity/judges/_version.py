@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parent
 _NO_VERDICT = {  # they measure judges, or train one
     *("_labels.py", "_quality.py", "_version.py", "quality.json", "_measure.py", "_kept.py"),
     *("_learned_card.py", "_learned_data.py", "_learned_train.py", "learned.json"),
-    *("_head_train.py", "_trained.py"),
+    *("_head_train.py", "_head_lines.py", "_trained.py", "_seen.py"),
 }
 
 
