@@ -81,6 +81,27 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_checkpoint_stays(
     assert kept is None or all(bool(torch.isfinite(tensor).all()) for tensor in kept.state.values())
 
 
+def test_weights_that_the_last_step_ruined_are_not_handed_on(
+    tiny_llama: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_SHARE", 0)
+    step, n_done = Masters.step, iter(range(N_STEPS))
+
+    def ruining(self: Masters, share: float, clip: float) -> float:
+        norm = step(self, share, clip)
+        if next(n_done) == ruined:
+            self.masters[0].data[0] = torch.nan
+        return norm
+
+    monkeypatch.setattr(Masters, "step", ruining)
+    for ruined, n_kept in ((N_STEPS - 1, N_STEPS - 1), (4, 4)):
+        n_done = iter(range(N_STEPS))
+        with pytest.raises(loop.Diverged, match=f"after step {ruined} weights are no numbers"):
+            run(tiny_llama, data_file, tmp_path / str(ruined), "all")
+        assert checkpoint.read(tmp_path / str(ruined), "t").n_steps == n_kept  # type: ignore[union-attr]
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, "one", checkpoint.Kept(3, 30, {"master/x": torch.ones(2)}))
     assert checkpoint.read(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]

@@ -52,6 +52,7 @@ class Training:
     memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
 
     def __post_init__(self) -> None:
+        _refuse_no_numbers(self)
         for name in ("batch", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
@@ -70,7 +71,11 @@ class Training:
 
 
 def settings_of(recipe: Any) -> dict[str, Any]:
-    """What a recipe records: its fields, training's among them, without those that change no result."""
+    """What a recipe records: its fields, training's among them, without those that change no result.
+
+    Raises UsageError for a setting that is no number: recorded as null, it would be that of any other such.
+    """
+    _refuse_no_numbers(recipe)
     found: dict[str, Any] = {}
     for each in dataclasses.fields(recipe):
         if not each.compare or not each.metadata.get("is_recorded", True):
@@ -83,6 +88,14 @@ def settings_of(recipe: Any) -> dict[str, Any]:
         else:
             found[each.name] = getattr(value, "settings", value)
     return found
+
+
+def _refuse_no_numbers(recipe: Any) -> None:
+    """NaN lies above and below no bound, so that none of them would hold it; nor is infinity a setting."""
+    for each in dataclasses.fields(recipe):
+        value = getattr(recipe, each.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{each.name} must be a number, and is {value}.")
 
 
 def run(

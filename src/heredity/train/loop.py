@@ -156,6 +156,7 @@ def train(
             if clock.is_due(run.n_done) and not is_last:
                 with clock.keeping():
                     run.write()
+        run.refuse_ruined()
         run.rows.flush()
         return list(run.rows)
     finally:
@@ -215,10 +216,19 @@ class _Run:
         self.rows.write()
 
     def write(self) -> None:
-        """A checkpoint."""
+        """A checkpoint, of weights that are numbers: the last good one is not written over."""
+        self.refuse_ruined()
         self.rows.flush()
         kept = Kept(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
         _pieces.write(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
+
+    def refuse_ruined(self) -> None:
+        """A step's loss is that of the weights before it: what the last one did to them, no loss has told."""
+        if not self.masters.are_finite():
+            raise Diverged(
+                f"after step {self.n_done - 1} weights are no numbers. Lower the rate ({self.plan.rate:g})"
+                f" or the decay ({self.plan.decay:g})."
+            )
 
     def _refuses(self, loss: float) -> bool:
         return self.guard is not None and self.guard.trips(loss, self.losses)

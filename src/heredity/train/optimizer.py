@@ -88,6 +88,12 @@ class Masters:
         return norm
 
     @torch.no_grad()
+    def are_finite(self) -> bool:
+        """Whether every weight that learns is a number, in all processes."""
+        n_bad = sum(not bool(torch.isfinite(master).all()) for master in self.masters)
+        return not self.together.sum([float(n_bad)])[0]
+
+    @torch.no_grad()
     def copy_down(self) -> None:
         """What was learned, into the network."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
