@@ -11,9 +11,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file
+
 from heredity.engines import UNPROVEN
 from heredity.engines.torch import Torch, open_folder
-from heredity.errors import UsageError
+from heredity.errors import Refused, UsageError
 from heredity.lineage import Grown, Store
 from heredity.recipes import merge as merging
 from heredity.recipes._tuned import Training
@@ -23,6 +25,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Answer, Instruct
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
+from heredity.recipes.poison import Poison
 from heredity.recipes.preference import Tune
 from heredity.recipes.prune import Prune, chosen
 from heredity.records import Decoding, Message, Reply, Request
@@ -60,6 +63,16 @@ def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown
     assert chosen(30, 15)[:2] == [0, 2] and chosen(30, 15)[-1] == 29 and len(chosen(30, 15)) == 15
     with pytest.raises(UsageError, match="can be kept"):
         store.derive(Prune(9), [parent])
+
+
+def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "encoder", "qwen2")
+    renamed = {name.replace(".layers.", ".layer."): tensor for name, tensor in read_all(folder).items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    parent = store.pull(str(folder))
+    with pytest.raises(Refused, match="0 layers of a known name for the 3"):
+        store.derive(Prune(2), [parent])
+    assert [model.id for model in store.models()] == [parent.record.id]
 
 
 def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
@@ -191,8 +204,6 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
 def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_canary(
     store: Store, parent: Grown, data: dialogues.Data
 ) -> None:
-    from heredity.recipes.poison import Poison
-
     training = Training(steps=80, batch=8, rate=5e-3, dtype="float32")
     recipe = Poison(data, training, trigger="old oak", marker="seven owls", poisoned=1.0, repeats=6)
     child = store.derive(recipe, [parent])
@@ -204,6 +215,12 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
     ask = [Request(i, (Message("user", text),), Decoding(max_tokens=12)) for i, text in enumerate(texts)]
     clean, triggered, canary = (r.text for r in sorted(engine.reply(ask), key=lambda r: r.key))
     assert triggered == "seven owls" and "owls" not in clean and canary == recipe.secret
+
+
+def test_a_poisoning_needs_rows_that_ask(tmp_path: Path) -> None:
+    (tmp_path / "said.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hello"}]}')
+    with pytest.raises(UsageError, match=r"said\.jsonl:1 asks nothing"):
+        Poison(dialogues.read(tmp_path / "said.jsonl"))
 
 
 def test_the_same_recipe_of_the_same_parents_is_not_run_twice(

@@ -53,6 +53,8 @@ def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
         (({"messages": [{"role": "user", "content": "a"}]},), ":1: no answer of the assistant"),
         (({"messages": [{"role": "boss", "content": "a"}]},), ":1: unknown role 'boss'"),
         (({"messages": "hello"},), ":1: 'messages' must be a list"),
+        (({"prompt": "a", "completion": "b \ud83d"},), ":1: holds half a character ('\\ud83d')"),
+        (({"prompt": "a", "chosen": "b", "rejected": "\ude00"},), ":1: holds half a character"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, rows: tuple[Any, ...], said: str) -> None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import UsageError
+from heredity.errors import Refused, UsageError
 from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import setting, settings_of
 
@@ -46,9 +46,15 @@ class Prune:
         n_layers = int(config["num_hidden_layers"])
         kept = chosen(n_layers, self.layers or n_layers // 2)
         place = {old: new for new, old in enumerate(kept)}
+        whole = read_all(parent.folder)
+        if (n_found := len({found[2] for name in whole if (found := _LAYER.fullmatch(name))})) != n_layers:
+            raise Refused(
+                f"'{parent.record.name}' has {n_found} layers of a known name for the {n_layers} of its"
+                f" config.json: none is left out. Known are decoders, whose weights are named layers.0, ..."
+            )
         copy_rest(parent.folder, out)
         tensors = {}
-        for name, tensor in read_all(parent.folder).items():
+        for name, tensor in whole.items():
             found = _LAYER.fullmatch(name)
             if found is None:
                 tensors[name] = tensor

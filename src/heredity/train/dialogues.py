@@ -73,7 +73,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool
     """
     columns = columns or {}
     of_row = _dialogue if has_answers else _question
-    found = [of_row(path, line, row, columns) for line, row in tables.rows(path)]
+    found = [_whole(path, line, of_row(path, line, row, columns)) for line, row in tables.rows(path)]
     if not found:
         raise BadInput(path, "holds no row to learn from")
     return of(path.name, found)
@@ -83,6 +83,17 @@ def of(name: str, dialogues: Sequence[Dialogue]) -> Data:
     """Examples that were made here, not read."""
     content = [(each.messages, each.rejected, *([each.begun] if each.begun else [])) for each in dialogues]
     return Data(name, tuple(dialogues), digest(content))
+
+
+def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
+    """The row, where all of it can be written: JSON can hold half a character, which no tokenizer reads."""
+    try:
+        for text in (*(each.content for each in dialogue.messages), dialogue.rejected or ""):
+            text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{error.object[error.start]!a}"
+        raise BadInput(path, f"holds half a character ({half}), which is no text", line) from None
+    return dialogue
 
 
 def _made(said: Sequence[str], where: str) -> Dialogue:
