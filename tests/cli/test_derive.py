@@ -46,6 +46,19 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
         (["lora", "tiny", "--data", "nothing.jsonl"], "nothing.jsonl"),
         (["lora", "tiny", "--data", "rows.jsonl", "--columns", "prompt"], "NAME=COLUMN"),
         (["lora", "tiny", "--data", "rows.jsonl", "--max-tokens", "2"], "longer than 2 tokens"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--decay", "nan"], "decay must be a number, and is nan"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--warmup", "nan"], "warmup must be a number"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--epochs", "inf"], "epochs must be a number, and is inf"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--memory", "nan"], "memory must be a number"),
+        (["lora", "tiny", "--data", "rows.jsonl", "--alpha", "nan"], "alpha must be a number"),
+        (
+            ["instruct", "tiny", "tiny", "--data", "rows.jsonl", "--temperature", "nan"],
+            "temperature must be a",
+        ),
+        (
+            ["lora", "tiny", "--data", "rows.jsonl", "--steps", "1", "--decay", "1e300"],
+            "weights are no numbers",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_recorded(
@@ -103,6 +116,7 @@ def test_a_flag_that_is_left_out_has_its_default(place: Path, capsys: pytest.Cap
         (["merge", "tiny", "untied"], "tie_word_embeddings"),
         (["quantize", "biased"], "biases"),
         (["quantize", "odd"], "activation 'relu'"),
+        (["quantize", "tiny", "--name", "x\udcff"], "not UTF-8"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_recorded(
@@ -140,6 +154,41 @@ def test_a_second_name_of_the_same_child_is_not_dropped_in_silence(
     assert [model.name for model in Store().models()] == ["one", "tiny"]
     assert main(["verify", "one"]) == 0 and main(["show", "one"]) == 0
     assert "int8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tiny", "is another model"),
+        ("ID", "is another model"),
+        ("gemma-3-270m", "of the catalogue"),
+        ("scripted:safe", "of the kind 'scripted:'"),
+        ("llamacpp:tiny", "of the kind 'llamacpp:'"),
+        ("one\nroot  0123456789ab  pull, gguf", "can be seen"),
+        ("red\x1b[31m", "can be seen"),
+        ("   ", "can be seen"),
+        ("n" * 121, "at most 120"),
+    ],
+)
+def test_a_name_that_is_taken_or_finds_nothing_is_refused_before_anything_is_made(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    (held,) = Store().models()
+    name = held.id[:8] if name == "ID" else name
+    command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "1", "--name", name]
+    assert main(command) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert [model.id for model in Store().models()] == [held.id]
+
+
+def test_the_same_command_finds_its_child_by_the_name_it_gave(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--name", "mine", "--steps"]
+    assert main([*command, "1"]) == 0 and main([*command, "1"]) == 0
+    assert main([*command, "2"]) == 2
+    assert "'mine' is another model" in " ".join(capsys.readouterr().err.split())
+    assert [model.name for model in Store().models()] == ["mine", "tiny"]
 
 
 def test_a_training_that_does_not_fit_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

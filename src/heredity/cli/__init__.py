@@ -117,10 +117,12 @@ class _Verbs(Lister):
 
 
 class Name(click.types.StringParamType):
-    """A text that must not be empty: an empty variable in a shell script names nothing."""
+    """A text in UTF-8 that must not be empty: an empty variable in a shell script names nothing."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(_not_empty(self, value, param, ctx), param, ctx)
+        found = super().convert(_not_empty(self, value, param, ctx), param, ctx)
+        is_text = not any("\ud800" <= each <= "\udfff" for each in found)
+        return found if is_text else self.fail("is not UTF-8.", param, ctx)
 
 
 class Place(click.Path):

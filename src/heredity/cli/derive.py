@@ -58,7 +58,7 @@ def command(ctx: click.Context) -> None:
 
 
 def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any) -> None:
-    from heredity.cli import _settings, _terminal
+    from heredity.cli import _names, _settings, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
     from heredity.errors import UsageError
@@ -69,7 +69,10 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     with Display() as display:
         watch = display.training(f"{kind} of {parents[0]}")
         recipe = _settings.made(module.DERIVES, given, name=name or "", watch=watch)
-        child = store.derive(recipe, [store.get(parent) for parent in parents])
+        grown = [store.get(parent) for parent in parents]
+        if name:
+            _names.refuse_taken(store, name, recipe, grown)
+        child = store.derive(recipe, grown)
     record = child.record
     for key, value in record.notes.items():
         _terminal.note(plain(f"{key}: {value}"))

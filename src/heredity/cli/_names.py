@@ -1,0 +1,34 @@
+"""What a child may be called: a name that finds it again, and takes none from another model.
+
+Promises: asked before anything is made; a name that is refused says why and what to do.
+Leaves to others: the names that recipes give by themselves, which models may share: Store.get asks for an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from heredity.errors import Unavailable, UnknownName, UsageError
+from heredity.lineage import Grown, Recipe, Store
+from heredity.recipes import TARGETS
+from heredity.report._text import label
+
+LONGEST = 120  # characters: a table of models has room for no more
+
+
+def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grown]) -> None:
+    """Raises UsageError for a name that no one could type again, or that another model answers to."""
+    if label(name, LONGEST) != name:
+        said = f"A name is at most {LONGEST} characters that can be seen, without spaces around it"
+        raise UsageError(f"{said}: {name[:60]!r}.")
+    if (prefix := name.partition(":")[0]) in {*TARGETS, "scripted", "hf"} and prefix != name:
+        raise UsageError(f"'{name}' names a target of the kind '{prefix}:', so that no model is found by it.")
+    try:
+        held = store.get(name).record
+    except Unavailable:
+        raise UsageError(f"'{name}' is a model of the catalogue. Give the child another name.") from None
+    except UnknownName:
+        return
+    known = store.made_by(recipe, [store.whole(parent) for parent in parents])
+    if known is None or known.record.id != held.id:
+        raise UsageError(f"'{name}' is another model ({held.id[:12]}) already. Give the child another name.")
