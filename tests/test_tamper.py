@@ -115,3 +115,10 @@ def test_what_is_never_lost_and_what_cannot_be_asked(parent: Grown, tmp_path: Pa
     assert tampering.in_words("m", find(parent, tmp_path, 0.5, longest=1)).endswith("after 1 step.")
     with pytest.raises(UsageError, match="line"):
         find(parent, tmp_path, 1.0)
+
+
+def test_nothing_is_tuned_where_nothing_can_be_asked(parent: Grown, tmp_path: Path) -> None:
+    store, bare = Store(tmp_path / "store"), Application("desk", "Be kind.")
+    with pytest.raises(UsageError, match="no planted secret"):
+        tampering.tamper(parent, Tuned, bare, "planted_secret", store=store)
+    assert store.models() == [parent.record]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heredity import plan
 from heredity.application import Application
 from heredity.errors import UsageError
 from heredity.estimates import babble
@@ -98,6 +99,9 @@ def tamper(
         )
     store = store or Store()
     grown = store.get(parent) if isinstance(parent, str) else parent
+    plan.resolve(
+        [grown.record], application, probes, attacks
+    )  # nothing is tuned where nothing could be asked
     rungs: dict[int, Rung] = {}
     settings: dict[str, Any] = {"judge": judge, "engine_loader": engine_loader, "store": store}
 
