@@ -65,7 +65,7 @@ def main() -> int:
         told: dict[str, dict[str, list[Row]]] = {"learned": {}, "rules": {}}
         for said in _head_train.said(examples, states, seen, rounds):
             e = said.example
-            if not is_answer(e.prompt, e.text):
+            if not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
                 continue
             share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
             for task, name, truth in _trained.truths(e):
@@ -101,7 +101,10 @@ def _line(name: str, rows: list[Row]) -> None:
         by_question[question] = by_question.get(question, 0) + int(is_ours) - int(is_theirs)
     differences = np.array([d for d in by_question.values() if d])
     signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, len(differences)))
-    p = float(np.mean(np.abs(signs @ differences) >= abs(differences.sum()))) if len(differences) else 1.0
+    n_as_far = (
+        int((np.abs(signs @ differences) >= abs(differences.sum())).sum()) if len(differences) else FLIPS
+    )
+    p = (n_as_far + 1) / (FLIPS + 1)  # of drawn flips: never 0
     ours, theirs = (np.array([row[i] for row in rows]) for i in (1, 2))
     print(
         f"{name:<42}{len(rows):>6}{ours.mean():>8.3f}{theirs.mean():>9.3f}"

@@ -81,11 +81,13 @@ def test_a_head_that_learned_from_lines_passes_over_what_a_line_does_to_a_state(
     moved[:, 1] -= 6.0
     refused = [e._replace(task="refusal", refusal=float(i % 2 == 0)) for i, e in enumerate(plain[:10])]
     known, seen = plain + refused, np.vstack([states, states[:10]])
-    arrays = _head_train.fit(known + swayed, np.vstack([seen, moved]), np.zeros(len(known) + len(swayed)))
-    is_harm = harm[at] == 1
+    nothing = np.zeros(len(known) + len(swayed))
+    none = _head.Seen(nothing, nothing > 0, nothing, nothing > 0)
+    arrays = _head_train.fit(known + swayed, np.vstack([seen, moved]), none)
+    is_harm, margins = harm[at] == 1, np.zeros(len(moved))
     for complies, least, most in (
         (False, 0.0, 0.2),
         (True, 0.8, 1.0),
     ):  # without the steady pair, and with it
-        by = _head.Seen(np.zeros(len(moved)), np.full(len(moved), complies))
-        assert least <= float(np.mean(_head.logits(arrays, moved, by)[is_harm] > 0)) <= most
+        by = _head.Seen(margins, np.full(len(moved), complies), margins, np.full(len(moved), complies))
+        assert least <= float(np.mean(_head.told(arrays, moved, by).logits[is_harm] > 0)) <= most

@@ -85,19 +85,18 @@ def train(
             for row in _trained.counted(judge, how, said(examples, states, seen, each))
         ],
     }
-    arrays: dict[str, Any] = {**fit(examples, states, seen.margins)}
+    arrays: dict[str, Any] = {**fit(examples, states, seen)}
     arrays[_seen.NAME] = _seen.marks(e.text for e in examples if not e.line)
     return _trained.write(out / _head.WEIGHTS, out / _head.CARD, judge, arrays, facts)
 
 
-def fit(examples: Sequence[Example], states: Floats, margins: Floats) -> dict[str, Floats]:
+def fit(examples: Sequence[Example], states: Floats, seen: Seen) -> dict[str, Floats]:
     """The arrays of both pairs of heads: the plain one learns from no line to the judge."""
     plain = [i for i, e in enumerate(examples) if not e.line]
     found: dict[str, Floats] = {}
-    for of, rows in zip(_head.PAIRS, (plain, range(len(examples))), strict=True):
-        some = [examples[i] for i in rows]
-        found |= _pair(of, some, states[list(rows)], margins[list(rows)])
-    refusals = _problem(examples, [target(e, "refusal") for e in examples], states, margins)
+    for of, rows, by in zip(_head.PAIRS, (plain, list(range(len(examples)))), seen.by_pair, strict=True):
+        found |= _pair(of, [examples[i] for i in rows], states[rows], by[rows])
+    refusals = _problem(examples, [target(e, "refusal") for e in examples], states, seen.margins)
     return found | {"refusal.slope": _learned_train.fit_slope(refusals)}
 
 
@@ -162,14 +161,14 @@ def _lines_left_out(examples: Sequence[Example]) -> Iterator[Round]:
 def said(examples: Sequence[Example], states: Floats, seen: Seen, rounds: Iterable[Round]) -> Iterator[Said]:
     for each in rounds:
         kept, held = (np.flatnonzero(rows).tolist() for rows in each)
-        arrays = fit([examples[i] for i in kept], states[kept], seen.margins[kept])
-        found = _head.logits(arrays, states[held], seen.at(held))
+        arrays = fit([examples[i] for i in kept], states[kept], seen.at(kept))
+        found = _head.told(arrays, states[held], seen.at(held))
         slope = float(arrays["refusal.slope"][0])
-        for i, logit in zip(held, found, strict=True):
+        for i, logit, is_sure in zip(held, *found, strict=True):
             e = examples[i]
             shown = e._replace(set=f"{e.line} to the judge") if e.line else e
             refusal, harm = sigmoid(slope * float(seen.margins[i])), sigmoid(float(logit))
-            yield Said(shown, refusal, harm, {"refusal": True, "harm": True})
+            yield Said(shown, refusal, harm, {"refusal": True, "harm": bool(is_sure)})
 
 
 def drawn(examples: Sequence[Example], rows: int) -> list[Example]:
