@@ -39,7 +39,8 @@ def test_a_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         given = x.clone().requires_grad_()
         out = module(given)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype))
-        return out.detach(), given.grad, module.weight.grad  # type: ignore[return-value]
+        assert given.grad is not None
+        return out.detach(), given.grad, module.weight.grad
 
     torch.manual_seed(0)
     one, two = (Qwen3RMSNorm(shape[-1]).to(dtype) for _ in range(2))
@@ -94,7 +95,8 @@ def test_a_loss_and_its_gradient_are_torchs(share: float, dtype: torch.dtype) ->
     (share * found).backward()
     torch.testing.assert_close(found_far, far)
     torch.testing.assert_close(found, functional.cross_entropy(one, targets, reduction="sum") + far)
-    near((two.grad,), (one.grad.to(dtype),), dtype)  # type: ignore[arg-type, union-attr]
+    assert one.grad is not None and two.grad is not None
+    near((two.grad,), (one.grad.to(dtype),), dtype)
 
 
 def gradients(net: Network, batch: steps.Batch) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ Leaves to others: what the labels mean (_quality.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,3 +62,17 @@ def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
         raise BadInput(path, f"no column '{column}'.{hint}", line)
     value = row[column]
     return clean_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def check_positive(labels: Collection[str], positive: Collection[str], name: str = "") -> None:
+    """Each value must be some row's label: a typo beside a right one would make positives negatives.
+
+    name: of the set, where there is more than one. Raises UsageError.
+    """
+    if not positive:
+        raise UsageError("Name the labels that are positive.")
+    for value in sorted(set(positive) - set(labels)):
+        near = nearest(value, labels)
+        hint = f" Did you mean '{near}'?" if near else ""
+        said, there = f"'{name}': no" if name else "No", ", ".join(sorted(labels)[:12])
+        raise UsageError(f"{said} row is labelled '{value}'.{hint} The labels are: {there or 'none'}.")

@@ -17,7 +17,8 @@ import msgspec
 
 from heredity import tables
 from heredity.clean import clean_text
-from heredity.errors import BadInput, UsageError, nearest
+from heredity.errors import BadInput, nearest
+from heredity.judges._labels import check_positive
 
 FOLDS = 5
 
@@ -169,13 +170,7 @@ def _all_labelled(labels: LabelSet, rows: Iterator[dict[str, Any]]) -> list[Exam
     for row in rows:
         known |= {str(row[column]) for column in labels.label}
         found.append(_labelled(labels, row))
-    if missing := sorted(set(labels.positive) - known):
-        near = nearest(missing[0], known)
-        hint = f" Did you mean '{near}'?" if near else ""
-        there = ", ".join(sorted(known)[:12])
-        raise UsageError(
-            f"'{labels.name}': no row is labelled '{missing[0]}'.{hint} The labels are: {there or 'none'}."
-        )
+    check_positive(known, labels.positive, labels.name)
     return found
 
 

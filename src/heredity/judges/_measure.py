@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from heredity.errors import UsageError, nearest
+from heredity.errors import UsageError
 from heredity.judges import _labels
 from heredity.judges._choice import POSITIVE, Task, n_learned_from, probabilities
 from heredity.judges._labels import Labelled
@@ -82,7 +82,7 @@ def measure(
     if task not in POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
     found = [row for path in paths for row in _labels.read(path, columns, without)]
-    _check_positive({row.label for path in paths for row in _labels.read(path, columns)}, positive)
+    _labels.check_positive({row.label for path in paths for row in _labels.read(path, columns)}, positive)
     name = " + ".join(path.name for path in paths)
     if fit:
         judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
@@ -142,14 +142,3 @@ def _count(said: Sequence[_Said], name: str) -> Calibration:
     tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in said)
     hit, miss, alarm, clear = (tally[truth, found] for truth in (True, False) for found in (True, False))
     return Calibration(hit, hit + miss, clear, clear + alarm, name)
-
-
-def _check_positive(labels: Collection[str], positive: Collection[str]) -> None:
-    """Each value must be some row's label: a typo beside a right one would make positives negatives."""
-    if not positive:
-        raise UsageError("Name the labels that are positive.")
-    for value in sorted(set(positive) - set(labels)):
-        near = nearest(value, labels)
-        hint = f" Did you mean '{near}'?" if near else ""
-        there = ", ".join(sorted(labels)[:12])
-        raise UsageError(f"No row is labelled '{value}'.{hint} The labels are: {there}.")

@@ -59,10 +59,8 @@ class Foreseen:
 
 def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
     """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
-    work, shards = (
-        msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=size),
-        together.n_pieces,
-    )
+    work = msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=size)
+    shards = together.n_pieces
     own = -(-work.batch // together.world)
     at_once = own if work.is_whole else min(own, max(PRODUCT, recipe.context))
     parts = memory.training(work, at_once, shards, recipe.recompute, -(-own // at_once))

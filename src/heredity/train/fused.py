@@ -13,6 +13,7 @@ compiling is worth its time (recipes/pretrain.py).
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 
+# What torch and the compiler raise where there is none, or no folder or header for it; all else is a fault.
+_CANNOT = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
 _SIZES = 64  # how often a chain may be compiled anew, for dtypes, ranks and sizes of one
 
 
@@ -42,7 +45,7 @@ def missing() -> str:
         return "tried on Linux alone"
     try:
         found = compiled(_tried)(torch.ones(3, 5))
-    except Exception as error:  # torch raises many kinds, of its own and of the compiler's
+    except _CANNOT as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return "" if bool((found == 3).all()) else f"a compiled sum is wrong ({os.uname().machine})"
 
