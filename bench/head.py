@@ -4,8 +4,8 @@ python bench/head.py --root DIR... [--states FILE]     labels as for `make head`
 
 Both learn without a family of sets (or without a fifth of the questions) and say of each of its answers
 whether it did harm. Counted is where one is right and the other is not; the p-value turns the sign of a
-question's whole difference at random, so that alike rows of one question count once. `learned` is beside it
-on what that decides, the rules on all answers.
+question's whole difference at random, so that alike rows of one question count once; an answer that a set
+repeats does anyway. `learned` is beside it on what that decides, the rules on all answers.
 """
 
 from __future__ import annotations
@@ -63,9 +63,12 @@ def main() -> int:
         if how not in theirs:
             continue
         told: dict[str, dict[str, list[Row]]] = {"learned": {}, "rules": {}}
+        seen_before = set()
         for said in _head_train.said(examples, states, seen, rounds):
             e = said.example
-            if not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
+            is_again = (e.set, e.prompt, e.text) in seen_before
+            seen_before.add((e.set, e.prompt, e.text))
+            if is_again or not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
                 continue
             share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
             for task, name, truth in _trained.truths(e):

@@ -74,3 +74,14 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
     done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--rows", "24")
     assert done.returncode == 2 and "--rows is for --head" in done.stderr
+
+
+def test_repeated_answers_are_told(run: Run, place: Path) -> None:
+    rows = [{"q": "a question", "a": f"{BAD} {i % 4}", "l": 1} for i in range(6)]
+    (place / "again.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("judges", "calibrate", "rules", "--labels", "again.jsonl", *COLUMNS, "--no-keep")
+    found = json.loads(run(*asked, "--json").stdout)
+    assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (6, 2)
+    assert "--once counts each once" in " ".join(run(*asked).stderr.split())
+    found = json.loads(run(*asked, "--once", "--json").stdout)
+    assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (4, 2)

@@ -10,7 +10,7 @@ import pytest
 from heredity import judges
 from heredity.errors import BadInput, UnknownName, UsageError
 from heredity.judges import _labels, _quality, rules
-from heredity.judges._measure import measure
+from heredity.judges._measure import Half, measure
 from heredity.stats import rogan_gladen
 from heredity.stats.judge_error import across
 
@@ -181,6 +181,23 @@ def test_half_the_rows_can_be_held_out(tmp_path: Path) -> None:
     odd = judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal", "odd")
     assert odd.accuracy.n == 2
     assert odd.labels == "a.csv (odd rows)"
+
+
+def test_answers_that_repeat_are_told_and_count_once_where_that_is_asked(tmp_path: Path) -> None:
+    no, yes, other = ROWS[0], ROWS[2], ("another q", *ROWS[2][1:])
+    rows = [no, yes, no, yes, no, no, yes, other]  # odd: yes, yes, no, other
+    path = tmp_path / "a.csv"
+    path.write_text(as_csv(rows))
+
+    def counts(half: Half, once: bool) -> tuple[list[float], int, str]:
+        found = measure(rules, [path], COLUMNS, ["refused"], "refusal", half, once=once)
+        return list(found.counts[:4]), found.n_repeated, found.counts.labels
+
+    assert counts("all", once=False) == ([4, 4, 4, 4], 5, "a.csv")
+    assert counts("all", once=True) == ([1, 1, 2, 2], 5, "a.csv (each answer once)")
+    assert counts("odd", once=False) == ([1, 1, 3, 3], 1, "a.csv (odd rows)")
+    # Both of the first stand among the even rows, on which a judge may have been developed.
+    assert counts("odd", once=True) == ([0, 0, 1, 1], 0, "a.csv (odd rows) (each answer once)")
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,8 @@ def test_a_threshold_is_fitted_on_even_rows_and_measured_on_odd_ones(tmp_path: A
 
     path = tmp_path / "a.csv"
     odds = {"bad": -2.0, "good": -5.0}  # the judge says no to all, but less so to what is bad
-    rows = [f"{word} {i},{word}" for i in range(10) for word in ("bad", "bad", "good", "good")]
+    words = [word for _ in range(10) for word in ("bad", "bad", "good", "good")]
+    rows = [f"{word} {i},{word}" for i, word in enumerate(words)]
     path.write_text("\n".join(["answer,verdict", *rows]) + "\n")
 
     def say(request: Request, text: str) -> float:
@@ -266,5 +267,8 @@ def test_a_threshold_is_fitted_on_even_rows_and_measured_on_odd_ones(tmp_path: A
     found = measure(made, [path], columns, ["bad"], "harm", fit=True)
     assert found.counts == (10, 10, 10, 10, "a.csv (odd rows)")
     assert found.judge.name == "rubric:some:model:yesno:harm=-3.5"
+
+    path.write_text("\n".join(["answer,verdict", *rows, "good,good", rows[0]]) + "\n")  # the last row is odd
+    assert measure(made, [path], columns, ["bad"], "harm", fit=True).counts == found.counts
     with pytest.raises(UsageError, match="no threshold to fit"):
         measure(judges.load("rules"), [path], columns, ["bad"], "harm", fit=True)

@@ -51,6 +51,7 @@ def list_(as_json: bool) -> None:
 @click.option(
     "--fit", is_flag=True, help="Fit a rubric's threshold on the even rows, and measure it on the odd ones."
 )
+@click.option("--once", is_flag=True, help="Count an answer that the file repeats once.")
 @click.option(
     "--keep/--no-keep", default=True, show_default=True,
     help="Keep it in the store: it then corrects this judge's rates in place of what is shipped.",
@@ -63,6 +64,7 @@ def calibrate(
     positive: str,
     task: str,
     fit: bool,
+    once: bool,
     keep: bool,
     as_json: bool,
 ) -> None:
@@ -82,7 +84,7 @@ def calibrate(
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
     pairs, loaded = _pairs(columns), judges.load(judge)
     try:
-        found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=_every(seconds=5))
+        found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=_every(seconds=5), once=once)
     finally:
         if hasattr(loaded, "close"):
             loaded.close()
@@ -106,6 +108,11 @@ def calibrate(
         write_json(_told(rows, found, judged_by))
         return
     _show(rows)
+    if found.n_repeated:
+        note(
+            f"{found.n_repeated} answers repeat another word for word"
+            + (", and are counted once." if once else ": intervals are too narrow (--once counts each once).")
+        )
     if found.n_unclear:
         note(f"{found.n_unclear} answers, of which the judge could not tell, are in no figure.")
     if keep:
@@ -141,6 +148,7 @@ def _told(rows: Sequence[JudgeQuality], found: Measured, judged_by: str) -> dict
         "n": pooled.accuracy.n,
         "n_unclear": found.n_unclear,
         "n_learned_from": found.n_learned_from,
+        "n_repeated": found.n_repeated,
         **_shares(pooled),
         "families": {
             each.labels.removeprefix(start): {"n": row.accuracy.n, **_shares(row)}

@@ -20,7 +20,6 @@ Source: linear classifiers on a model's inner states (1610.01644).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +33,12 @@ from heredity.errors import BadInput, ContextOverflow, Damaged, UsageError
 from heredity.judges import _rubric_form, _seen, rules
 from heredity.judges._choice import Pair
 from heredity.judges._learned_model import CLIP, PRIOR, Floats, load_arrays, sigmoid
-from heredity.judges._learned_signals import margin, signals
+from heredity.judges._learned_signals import PARAGRAPH, margin, signals
 
 WEIGHTS, CARD = "head.safetensors", "head.json"
 SHIPPED = Path(__file__).parent
 _AGAIN = "Learn it again: heredity judges train --head MODEL."
 PAIRS = ("plain.", "steady.")
-_BETWEEN = re.compile(r"\n[ \t]*\n")  # paragraphs
 _LONG = 200  # characters that make an answer by themselves
 BENEFIT = 2.0  # added to the topic's logit: harm is asked about after harmful requests, so a doubt is no veto
 
@@ -184,7 +182,7 @@ def _seen_in(prompt: str, text: str) -> tuple[float, bool, float, bool]:
 
 def _rests(text: str) -> list[str]:
     """What is left of an answer without its first paragraph, its last or both, where that is long."""
-    parts = [part for part in _BETWEEN.split(text) if part.strip()]
+    parts = [part for part in PARAGRAPH.split(text) if part.strip()]
     left = {"\n\n".join(some) for some in (parts[1:], parts[:-1], parts[1:-1])} if len(parts) > 1 else set()
     return [rest for rest in sorted(left) if len(rest) >= _LONG]
 

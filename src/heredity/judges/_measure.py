@@ -1,7 +1,7 @@
 """A judge on a file of labelled answers: how often it is right, by family too, and where it should turn.
 
 Promises: what the judge could not tell is left out of the shares and counted; a threshold is fitted on the
-even rows and measured on the odd ones, never on the same.
+even rows and measured on the odd ones, never on the same nor on an answer that stands in both.
 Leaves to others: reading files (_labels.py), intervals (_quality.py), keeping what was found (_kept.py).
 """
 
@@ -48,6 +48,7 @@ class Measured(NamedTuple):
     families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
     sha256: str
     n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
+    n_repeated: int = 0  # rows that say what an earlier one says, word for word, under the same prompt
 
     @property
     def is_too_good(self) -> bool:
@@ -71,9 +72,11 @@ def measure(
     without: Mapping[str, str] | None = None,
     fit: bool = False,
     watch: Watch | None = None,
+    once: bool = False,
 ) -> Measured:
     """Ask a judge about every labelled answer of `half` of the rows, and count.
 
+    once: an answer that comes again counts once, and not at all where a row of the other half holds it.
     watch: told every few answers how many were judged, and of how many.
     fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
     UsageError where the judge has no such place, a positive is the label of no row, or the even rows lack one
@@ -87,9 +90,15 @@ def measure(
     if fit:
         judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
     rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
+    if fit or (once and half != "all"):
+        others = {_key(row) for row in found if row.row % 2 == (half != "odd")}
+        rows = [row for row in rows if _key(row) not in others]
+    first = list({_key(row): row for row in reversed(rows)}.values())[::-1]
+    n_repeated = len(rows) - len(first)
+    rows = first if once else rows
     said = _ask(judge, task, rows, positive, watch)
     decided = [each for each in said if each.score is not None]
-    name += "" if half == "all" else f" ({half} rows)"
+    name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
     families = sorted({each.row.family for each in decided} - {""})
     return Measured(
         judge,
@@ -98,7 +107,12 @@ def measure(
         tuple(_count([e for e in decided if e.row.family == f], f"{name}: {f}") for f in families),
         hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
         n_learned_from(judge, [each.row.response for each in decided]),
+        n_repeated,
     )
+
+
+def _key(row: Labelled) -> tuple[str, str]:
+    return row.prompt, row.response
 
 
 def fitted(

@@ -1,7 +1,8 @@
 """How good a judge is: measured on labelled answers, shipped as a table, rebuilt by `make judges`.
 
 Promises: every figure has its n and a Wilson interval; the table names the SHA-256 of the labels and of the
-judge's source, so that a test can tell when it is stale; what a judge was developed on is never measured on.
+judge's source, so that a test can tell when it is stale; what a judge was developed on is never measured on;
+an answer that a set repeats counts once, and not at all where it also stands among rows developed on.
 Leaves to others: correcting a rate by it (stats/judge_error.py).
 """
 
@@ -265,8 +266,10 @@ def rebuild(data: Path) -> QualityTable:
     table = []
     for each in LABEL_SETS:
         paths = [data / name for name in each.files]
-        found = measure(rules, paths, each.columns, each.positive, each.task, each.half, each.without).counts
-        a, b, c, d = map(int, found[:4])
+        found = measure(
+            rules, paths, each.columns, each.positive, each.task, each.half, each.without, once=True
+        )
+        a, b, c, d = map(int, found.counts[:4])
         files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
         table.append(
             Row("rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without)

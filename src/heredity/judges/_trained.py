@@ -1,7 +1,8 @@
 """How a judge that learned is measured, on rows that the weights in question never saw, and written.
 
-Promises: a round's weights know neither the rows held out nor a pair made up with one of their questions;
-the judge and `rules` are counted on the same rows, decided as a verdict is.
+Promises: a round's weights know neither the rows held out, nor the same answer under another question, nor a
+pair made up with one of their questions; the judge and `rules` are counted on the same rows, decided as a
+verdict is, and an answer that a set repeats counts once.
 Leaves to others: what is learned (_learned_train.py, _head_train.py), intervals (_quality.py).
 """
 
@@ -52,9 +53,10 @@ def rounds(examples: Sequence[Example], kin: Sequence[str]) -> Iterator[Round]:
     """One for each kin that holds labels. A kin without which a task has no labels is passed over."""
     labelled = {k for k, e in zip(kin, examples, strict=True) if truths(e)}
     for each in sorted(labelled):
-        theirs = {e.prompt for k, e in zip(kin, examples, strict=True) if k == each and e.prompt}
+        mine = [e for k, e in zip(kin, examples, strict=True) if k == each]
+        theirs, said = {e.prompt for e in mine if e.prompt}, {e.text for e in mine}
         kept = [
-            k != each and not (e.task == "" and e.prompt in theirs)
+            k != each and e.text not in said and not (e.task == "" and e.prompt in theirs)
             for k, e in zip(kin, examples, strict=True)
         ]
         left = {e.task for is_kept, e in zip(kept, examples, strict=True) if is_kept}
@@ -90,8 +92,12 @@ def counted(judge: str, how: str, all_said: Iterable[Said]) -> Iterator[dict[str
     What is no answer to judge, or not told, counts as unclear for both.
     """
     found: dict[tuple[str, str, str], list[tuple[bool, bool | None]]] = {}
+    seen = set()
     for said in all_said:
         e = said.example
+        if (e.set, e.prompt, e.text) in seen:
+            continue
+        seen.add((e.set, e.prompt, e.text))
         manner = rules.manner(e.prompt, e.text)
         for task, name, truth in truths(e):
             theirs = manner == ("refusal" if task == "refusal" else "compliance")
