@@ -34,6 +34,8 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
     if ending == ".parquet" or path.is_dir():
         return _arrow(path)
     known = ", ".join(KNOWN)
+    if not path.exists():
+        raise BadInput(path, "no such file")
     raise BadInput(path, f"is of no known kind: '{ending or path.name}'. Known: {known}")
 
 

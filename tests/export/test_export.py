@@ -188,6 +188,26 @@ def test_the_card_quotes_a_study(store: Store, tmp_path: Path, capsys: pytest.Ca
     assert "transformers agrees within" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "| breach, no judge needed |" in card and "% intervals" in card
+    other = store.derive(Quantize("q8_0", name="other"), [model])
+    with pytest.raises(UsageError, match="measured 'tiny', and not 'other'"):  # before anything is written
+        export.export(store, other, "gguf", tmp_path / "other", tmp_path / "study")
+
+
+def test_of_a_form_that_was_made_whole_the_descent_names_that_step(store: Store, tmp_path: Path) -> None:
+    parent = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    child = store.derive(Quantize("int8", name="small"), [parent])
+    done = export.export(store, child, "hf", tmp_path / "out")
+    whole = store.whole(child).record
+    bill = json.loads((done.folder / "bom.cdx.json").read_text("utf-8"))
+    assert [c["bom-ref"] for c in bill["components"]] == [whole.id, child.record.id, parent.record.id]
+    handed = bill["metadata"]["component"]["bom-ref"]
+    assert bill["dependencies"][:2] == [
+        {"ref": handed, "dependsOn": [whole.id]},
+        {"ref": whole.id, "dependsOn": [child.record.id]},
+    ]
+    card = (done.folder / "README.md").read_text("utf-8")
+    rows = [line.split(" | ")[1] for line in card.splitlines() if line.startswith("| ") and "`" not in line]
+    assert rows[1:4] == ["dequantize", "quantize", "pull"] and card.startswith("---\n")
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_starts_with_what_would(

@@ -172,6 +172,8 @@ def test_a_wrong_spec_is_answered_with_the_nearest(tmp_path: Path) -> None:
         probes.load(tiny("bipia", tmp_path).partition("?")[0])
     with pytest.raises(BadInput, match="cannot be read"):
         probes.load(f"import:csv:{tmp_path / 'absent.csv'}")
+    with pytest.raises(BadInput, match="absent: no such file"):
+        probes.load(f"import:csv:{tmp_path / 'absent'}")
     with pytest.raises(BadInput, match="jailbreak template"):
         (tmp_path / "t.yaml").write_text("name: x\nvalue: '{{ prompt }}'\n")
         probes.load(f"import:pyrit:{tmp_path / 't.yaml'}")

@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from heredity.export._parity import Parity, Source, compare, reference
 from heredity.export._room import ADVICE, refuse_too_large
 from heredity.lineage import Grown, Store
 from heredity.recipes._files import workshop
+from heredity.records import Model
 
 __all__ = ["Exported", "Parity", "export", "names"]
 
@@ -53,7 +54,7 @@ def export(
 
     study: a folder whose measured rates of this model the card quotes; memory: bytes that may be used, None:
     what is free. Raises UnknownName for a format, UsageError for a folder that holds something and for a
-    model that writes no text, Refused where a reader does not agree, OutOfMemory.
+    model that writes no text, or is not in the study; Refused where a reader does not agree, OutOfMemory.
     """
     form = registry.load("export", to)
     if why := why_speechless(model.record):
@@ -66,6 +67,9 @@ def export(
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
     measured = read(study) if study is not None else None
+    if measured and model.record.id not in {each.id for each in measured.models}:
+        asked = ", ".join(f"'{each.name}'" for each in measured.models)
+        raise UsageError(f"{study} measured {asked}, and not '{model.record.name}' ({model.record.id[:12]}).")
     said = f"Exporting '{model.record.name}'"
     with workshop(store.root / "tmp") as bench, explain_full_memory(said, ADVICE):
         source = Source(store, model, store.whole(model), bench, to)
@@ -77,18 +81,30 @@ def export(
         parities = tuple(compare(expected, each) for each in found)
         if bad := [p for p in parities if p.problem]:
             raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")
-        ancestors = store.ancestors(model.record)
+        descent = _descent(source, store.ancestors(model.record))
         form_of = _form(source)
-        _card.write(made, to, model.record, ancestors, parities, measured, form_of)
-        _bom.write(made, model.record, ancestors)
+        _card.write(made, to, model.record, descent, parities, measured, form_of)
+        _bom.write(made, model.record, descent)
         _move(made, out)
     return Exported(out, parities, form_of)
+
+
+def _is_another(source: Source) -> bool:
+    """Whether the files hold the whole weights that were made of the model, and not its own."""
+    own, whole = source.model.record, source.whole.record
+    return own.id != whole.id and not (source.to == "gguf" and own.format == "gguf")
+
+
+def _descent(source: Source, ancestors: Sequence[Model]) -> list[Model]:
+    """Where the files come from, nearest first: the whole form where that was made of the model, ..."""
+    made = [source.whole.record] if _is_another(source) else []
+    return [*made, source.model.record, *ancestors]
 
 
 def _form(source: Source) -> str:
     """What the files hold where they are not the recorded ones: of which model, and what that changes."""
     own, whole = source.model.record, source.whole.record
-    if own.id == whole.id or (source.to == "gguf" and own.format == "gguf"):
+    if not _is_another(source):
         return ""
     said = f"The files hold '{whole.name}', the whole weights of '{own.name}' ({whole.recipe.kind})"
     if own.format != "int8":

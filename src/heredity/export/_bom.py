@@ -22,20 +22,18 @@ from heredity.store import hash_file
 _SPDX = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "GPL-3.0-only")
 
 
-def write(out: Path, model: Model, ancestors: Sequence[Model]) -> None:
-    """bom.cdx.json in `out`, of the files that are there and of the model that they came from."""
+def write(out: Path, model: Model, descent: Sequence[Model]) -> None:
+    """bom.cdx.json in `out`, of the files that are there and of the models that they came from."""
     files = [FileHash(path, (out / path).stat().st_size, hash_file(out / path)) for path in walk(out)]
-    text = msgspec.json.format(msgspec.json.encode(bom(files, model, ancestors)), indent=2)
+    text = msgspec.json.format(msgspec.json.encode(bom(files, model, descent)), indent=2)
     store.write_atomic(out / "bom.cdx.json", text + b"\n")
 
 
-def bom(files: Sequence[FileHash], model: Model, ancestors: Sequence[Model]) -> dict[str, Any]:
-    """The bill itself: what is handed out, the model, its ancestors."""
+def bom(files: Sequence[FileHash], model: Model, descent: Sequence[Model]) -> dict[str, Any]:
+    """The bill itself: what is handed out as `model`, and where that comes from, nearest first."""
     handed = digest([model.id, list(files)])
-    depends = [{"ref": handed, "dependsOn": [model.id]}]
-    depends += [
-        {"ref": each.id, "dependsOn": list(dict.fromkeys(each.parents))} for each in (model, *ancestors)
-    ]
+    depends = [{"ref": handed, "dependsOn": [descent[0].id]}]
+    depends += [{"ref": each.id, "dependsOn": list(dict.fromkeys(each.parents))} for each in descent]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -43,7 +41,7 @@ def bom(files: Sequence[FileHash], model: Model, ancestors: Sequence[Model]) -> 
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'heredity:{handed}')}",
         "version": 1,
         "metadata": {"timestamp": model.made.at, "component": _component(model, handed, files)},
-        "components": [_component(each, each.id, each.files) for each in (model, *ancestors)],
+        "components": [_component(each, each.id, each.files) for each in descent],
         "dependencies": depends,
     }
 

@@ -24,21 +24,24 @@ def write(
     out: Path,
     form: str,
     model: Model,
-    ancestors: Sequence[Model],
+    descent: Sequence[Model],
     parities: Sequence[Parity],
     measured: Estimates | None,
     form_of: str = "",
 ) -> None:
-    """README.md in `out`. `form_of`: what the files hold, where that is another form of the model."""
-    lines = [_metadata(form, model, ancestors), *_body(model, ancestors, parities, form_of)]
+    """README.md in `out`. `descent`: where its files come from, nearest first, the model among them.
+
+    `form_of`: what the files hold, where that is another form of the model.
+    """
+    lines = [_metadata(form, model, descent), *_body(model, descent, parities, form_of)]
     lines += _measured(model, measured)
     store.write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
-def _metadata(form: str, model: Model, ancestors: Sequence[Model]) -> str:
+def _metadata(form: str, model: Model, descent: Sequence[Model]) -> str:
     from huggingface_hub import ModelCardData
 
-    roots = [str(m.recipe.settings.get("repo", "")) for m in ancestors if not m.parents]
+    roots = [str(m.recipe.settings.get("repo", "")) for m in descent if m is not model and not m.parents]
     known = spdx(model.licence)
     data = ModelCardData(
         license=known.lower() if known else "other",
@@ -51,9 +54,7 @@ def _metadata(form: str, model: Model, ancestors: Sequence[Model]) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _body(
-    model: Model, ancestors: Sequence[Model], parities: Sequence[Parity], form_of: str
-) -> Iterator[str]:
+def _body(model: Model, descent: Sequence[Model], parities: Sequence[Parity], form_of: str) -> Iterator[str]:
     yield f"# {plain(model.name)}\n"
     yield f"Family {plain(model.family)}, licence {plain(model.licence)}, id `{model.id}`.\n"
     yield from (f"> {plain(key)}: {plain(value, 300)}\n" for key, value in model.notes.items())
@@ -62,7 +63,7 @@ def _body(
     yield "## Descent\n"
     yield "Each model with the recipe that made it, nearest first.\n"
     yield "| model | recipe | settings | licence | id |\n|---|---|---|---|---|"
-    for each in (model, *ancestors):
+    for each in descent:
         settings = ", ".join(f"{k} {v}" for k, v in sorted(each.recipe.settings.items()))
         said = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
         yield f"| {' | '.join(plain(s, 300) for s in said)} |"

@@ -71,8 +71,9 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
     """
     if not positive:
         raise UsageError("Name the labels that are positive.")
+    there = f"The labels are: {', '.join(sorted(labels)[:12])}." if labels else "There are no rows."
     for value in sorted(set(positive) - set(labels)):
         near = nearest(value, labels)
         hint = f" Did you mean '{near}'?" if near else ""
-        said, there = f"'{name}': no" if name else "No", ", ".join(sorted(labels)[:12])
-        raise UsageError(f"{said} row is labelled '{value}'.{hint} The labels are: {there or 'none'}.")
+        said = f"'{name}': no" if name else "No"
+        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}")
