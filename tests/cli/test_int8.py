@@ -62,6 +62,15 @@ def test_an_int8_child_goes_out_in_its_widened_form_and_says_so(
     assert "The files hold" not in capsys.readouterr().err
 
 
+def test_a_repair_by_a_model_that_is_no_ancestor_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for child, parent in (("tiny", "whole"), ("whole", "tiny")):
+        assert main(["repair", child, "--from", parent, "--application", "absent.toml"]) == 2
+        is_told = "'whole' is no ancestor of 'tiny' (these are: none)" in capsys.readouterr().err
+        assert is_told is (child == "tiny")
+
+
 @pytest.mark.proof
 def test_tampering_with_an_int8_child_and_repairing_it_make_children_of_it(
     place: Path, capsys: pytest.CaptureFixture[str]

@@ -59,6 +59,10 @@ def command(
 
     store = open_store()
     lost, whole = store.get(child), store.get(parent)
+    ancestors = store.ancestors(lost.record)
+    if whole.record.id not in {each.id for each in ancestors}:
+        known = ", ".join(f"'{each.name}'" for each in ancestors) or "none"
+        _terminal.note(plain(f"'{parent}' is no ancestor of '{child}' (these are: {known})."))
     with _progress.Display() as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
