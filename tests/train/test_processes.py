@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this torch cannot speak to other processes", allow_module_level=True)
 
-from heredity.errors import BadInput, Damaged, UsageError
+from heredity.errors import Damaged, UsageError
 from heredity.lineage import Grown, Store
-from heredity.recipes import _many, pretrain
+from heredity.recipes import pretrain
 from heredity.store import Rows
 from heredity.train import _pieces, checkpoint, loop, processes
 from heredity.train.checkpoint import Kept
@@ -141,20 +141,6 @@ def test_several_processes_give_the_losses_of_one_and_a_model_that_loads(
     )
 
 
-def test_pairs_are_not_learned_by_several_processes(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pairs = tmp_path / "pairs.toml"
-    pairs.write_text(f'corpus = "{recipe.parent / "out"}"\nobjective = "contrastive"\n')
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "1")
-    with pytest.raises(UsageError, match="learned by one process"):
-        _many.grow(pretrain.read(pairs), Store(tmp_path))
-    with pytest.raises(BadInput, match="replicas is a setting of"):
-        pairs.write_text(pairs.read_text() + "replicas = 2\n")
-        pretrain.read(pairs)
-
-
 def loss_in_transformers(base: Grown, recipe: Path) -> float:
     import transformers
 
@@ -172,26 +158,30 @@ def loss_in_transformers(base: Grown, recipe: Path) -> float:
 def test_killed_and_gone_on_with_by_another_number_of_processes_the_losses_are_those_of_one(
     alone: Callable[[str], Grown], recipe: Path, tmp_path: Path, kind: str, first: int, second: int
 ) -> None:
-    """0: without torchrun. The first process is killed; the others end by themselves."""
-    begun = command(recipe, first, "--optimizer", kind)
-    with subprocess.Popen(
-        begun, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None and n_rows(tmp_path.glob(RUNS)) < KEEP_EVERY + 2:
-            time.sleep(0.002)
-        (holder,) = tmp_path.glob("training/*/.lock.pid")
-        os.kill(int(holder.read_text()), signal.SIGKILL)
-        assert process.wait(120) != 0
-    (folder,) = tmp_path.glob("training/*")
-    assert (folder / _pieces.NAME).exists() == bool(first)
-    assert (folder / checkpoint.NAME).exists() != bool(first)
-    n_before = n_rows(tmp_path.glob(RUNS))
-    assert KEEP_EVERY <= n_before < N_STEPS
+    """0: without torchrun."""
+    kill_on_the_way(tmp_path, recipe, first, "--optimizer", kind)
     if second:
         grown = made(tmp_path, command(recipe, second, "--optimizer", kind))
     else:
         grown = Store(tmp_path).derive(pretrain.read(recipe, {"optimizer": kind}), [])
     assert_the_same_training(alone(kind), grown)
+
+
+def kill_on_the_way(root: Path, recipe: Path, world: int, *flags: str) -> None:
+    """The first process, behind a checkpoint; the others end by themselves."""
+    begun = command(recipe, world, *flags)
+    with subprocess.Popen(
+        begun, env=environment(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and n_rows(root.glob(RUNS)) < KEEP_EVERY + 2:
+            time.sleep(0.002)
+        (holder,) = root.glob("training/*/.lock.pid")
+        os.kill(int(holder.read_text()), signal.SIGKILL)
+        assert process.wait(120) != 0
+    (folder,) = root.glob("training/*")
+    assert (folder / _pieces.NAME).exists() == bool(world)
+    assert (folder / checkpoint.NAME).exists() != bool(world)
+    assert KEEP_EVERY <= n_rows(root.glob(RUNS)) < N_STEPS
 
 
 MUON = """

@@ -142,11 +142,6 @@ def _lines(found: Forecast) -> list[str]:
 def _settings(found: Forecast) -> str:
     """The recipe's own settings for a way (docs/pretrain-many.md)."""
     way = found.best
-    if found.unit == "pair":
-        alone = found.n_gpus == 1 and not way.runs_again
-        return (
-            "as it is" if alone else "not yet: heredity pretrain reads pairs in one process, and keeps layers"
-        )
     said = f"replicas = {way.layout.replicas}, recompute = {'true' if way.runs_again else 'false'}"
     return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")
 

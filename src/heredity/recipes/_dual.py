@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity import registry
+from heredity.errors import UsageError
 from heredity.recipes import _foreseen
-from heredity.recipes._newborn import Base, Made, plan_of, processes_of
+from heredity.recipes._newborn import Base, Made, learn, processes_noted, processes_of
 from heredity.store import write_atomic
-from heredity.train import curve, dual, loop, speed
+from heredity.train import curve, dual
 from heredity.train.architectures import Specials
 from heredity.train.held_pairs import TO_CAPTION, TO_PICTURE, ZERO_SHOT, HeldPairs
 from heredity.train.objectives.contrastive import Contrastive
@@ -40,18 +41,22 @@ def train(recipe: Pretrain, folder: Path) -> Base:
 
 
 def _learn(recipe: Pretrain, folder: Path) -> Made:
-    corpus, dial = recipe.pictures, recipe.dial
+    corpus, dial, together = recipe.pictures, recipe.dial, processes_of(recipe)
+    if dial.batch < together.world:
+        raise UsageError(f"A step of {dial.batch} pairs is none for each of {together.world} processes.")
     built = registry.load("train.architectures", recipe.architecture)
-    net = dual.born(built.config(dial.shape, _specials(corpus)), recipe.seed, recipe.dtype)
+    config = built.config(dial.shape, _specials(corpus))
     captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0
-    source = PairSteps(corpus.split("train"), captions, dial.batch, recipe.seed, shift)
-    held_out = PairSteps(corpus.split("validation"), captions, dial.batch, 0)
-    check = HeldPairs(held_out, _classes(corpus), max(1, recipe.n_steps // recipe.checks))
-    guard, meter = loop.Guard(recipe.keep_every, recipe.spike), speed.Meter(recipe.watch)
-    metrics = loop.train(
-        net, Everything(), Contrastive(), source, plan_of(recipe), folder, meter, check, guard
-    )
-    return Made(net, metrics, meter)
+    train, held_out = (corpus.split(name) for name in ("train", "validation"))
+    source = PairSteps(train, captions, dial.batch, recipe.seed, shift, together.rank, together.world)
+    looked_at = PairSteps(held_out, captions, dial.batch, 0)
+    every = max(1, recipe.n_steps // recipe.checks)
+    check = HeldPairs(looked_at, _classes(corpus), every, together=together)
+
+    def born(dtype: str) -> dual.Dual:
+        return dual.born(config, recipe.seed, dtype)
+
+    return learn(recipe, born, Contrastive(together), source, check, folder)
 
 
 def _specials(corpus: Pictures) -> Specials:
@@ -106,7 +111,7 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
         notes["cut"] = f"{n_cut:,} captions at {recipe.caption} tokens"
     if meter.last.n_steps:
         notes["speed"] = f"{meter.last.tokens_per_second / shape.context:,.0f} pairs/s"
-    return notes | beside
+    return notes | beside | processes_noted(recipe)
 
 
 def _commonest(corpus: Pictures) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from heredity.errors import UsageError
 from heredity.lineage import Grown, Store
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ def grow(recipe: Pretrain, store: Store) -> Grown | None:
     """
     from heredity.train import processes
 
-    if recipe.objective == "contrastive" and processes.is_started():
-        raise UsageError(
-            'objective = "contrastive" is learned by one process, for each pair is told from every other of '
-            "its step. Give the command without torchrun."
-        )
     with processes.joined(recipe.replicas) as together:
         recipe = dataclasses.replace(recipe, together=together)
         if not together.is_first:

@@ -15,7 +15,7 @@ from heredity import registry
 from heredity.engines import _tuning
 from heredity.recipes import _foreseen
 from heredity.train import curve, held, loop, network, sizes, speed
-from heredity.train._sharded import Spread, recompute
+from heredity.train._sharded import Spread, recompute, spread
 from heredity.train.architectures import Specials
 from heredity.train.network import Network
 from heredity.train.objectives import Objective
@@ -87,13 +87,13 @@ def learn(
     check: loop.Check,
     folder: Path,
 ) -> Made:
-    """The loop over a text, in as many processes as there are. born: dtype -> a network of new weights."""
+    """The loop, in as many processes as there are. born: dtype -> a network of new weights."""
     together = processes_of(recipe)
     dtype = _dtype(recipe, together)
     net = born(dtype)
     if recipe.recompute:
         recompute(net.model)
-    held_here = net if together.is_alone else Spread(net, together, recipe.reduce == "once")
+    held_here = net if together.is_alone else spread(net, together, recipe.reduce == "once")
     guard = loop.Guard(recipe.keep_every, recipe.spike)
     meter = speed.Meter(recipe.watch if together.is_first else None)
     metrics = loop.train(

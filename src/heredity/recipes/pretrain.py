@@ -45,7 +45,7 @@ _LONG = 3e13  # FLOPs of a run from which on compiling, which takes half a minut
 _MAKING = {"causal": "_newborn", "masked": "_encoder", "contrastive": "_dual"}
 _ONLY = {  # the objectives that a setting is of, where not of all
     **dict.fromkeys(("context", "tokens", "z_loss", "held_out"), _TEXT),
-    **dict.fromkeys(("replicas", "reduce", "recompute"), _TEXT),
+    "reduce": _TEXT,
     **dict.fromkeys(("pairs", "caption", "patch", "shift"), ("contrastive",)),
     "kv_heads": ("causal",),
     "head": ("causal",),
@@ -155,7 +155,7 @@ class Pretrain:
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in.")
     replicas: int = setting(
         1,
-        "Groups of processes that hold all weights each; 1: each another piece; not contrastive.",
+        "Groups of processes that hold all weights each; 1: each another piece.",
         is_recorded=False,
     )
     reduce: Literal["once", "each"] = setting(

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from heredity.train.dual import Arrows, Dual
 from heredity.train.network import Network
 from heredity.train.processes import Processes, span
 from heredity.train.steps import Batch
@@ -36,7 +37,7 @@ class Spread(Network):
         self.root = _cut(net, together)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        found: torch.Tensor = self.root(batch)
+        found: torch.Tensor = self.root("hidden", batch)
         return found
 
     def begin(self, is_last: bool) -> None:
@@ -51,25 +52,46 @@ class Spread(Network):
         for name, weight in self.model.named_parameters():
             whole = weight.full_tensor()
             if is_first:
-                into[name].copy_(whole)
+                into[name].copy_(whole.view_as(into[name]))
         return net
 
 
+class SpreadDual(Spread, Dual):
+    """The same of two encoders."""
+
+    def arrows(self, batch: Batch) -> Arrows:
+        found: Arrows = self.root("arrows", batch)
+        return found
+
+    def of_captions(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.root("of_captions", rows)
+        return found
+
+
+def spread(net: Network, together: Processes, is_reduced_once: bool = True) -> Spread:
+    """A network, whichever it is, with its weights in pieces."""
+    return (SpreadDual if isinstance(net, Dual) else Spread)(net, together, is_reduced_once)
+
+
 class _Root(nn.Module):
-    """What FSDP takes for the whole: all weights, called from a batch to its states."""
+    """What FSDP takes for the whole: all weights, asked of a batch what the network is."""
 
     def __init__(self, net: Network) -> None:
         super().__init__()
         self.model, self._net = net.model, net
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self._net.hidden(batch)
+    def forward(self, what: str, given: Any) -> Any:
+        return getattr(self._net, what)(given)
 
 
 def _cut(net: Network, together: Processes) -> Any:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     net.model.to(together.device)
+    for module in net.model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if not weight.ndim:  # a single number cannot be cut, but a row of one can
+                setattr(module, name, nn.Parameter(weight.detach().view(1)))
     root = _Root(net)
     how: dict[str, Any] = {
         "mesh": together.mesh if together.replicas > 1 else together.mesh["pieces"],

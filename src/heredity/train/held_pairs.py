@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from heredity.train.dual import Arrows, Dual
 from heredity.train.network import Network
 from heredity.train.pairs import PairSteps
+from heredity.train.processes import ALONE, Processes
 
 TO_CAPTION, TO_PICTURE, ZERO_SHOT = "picture to caption", "caption to picture", "zero-shot"
 _ROWS = 256  # pairs at once
@@ -34,6 +35,7 @@ class HeldPairs:
     classes: dict[int, NDArray[np.int64]]
     every: int
     most: int = 2000
+    together: Processes = ALONE  # every process looks at all
 
     def of(self, network: Network) -> dict[str, float]:
         """Recall at 1 and 5, both ways, and of classes by name where pictures have any."""
@@ -50,17 +52,17 @@ class HeldPairs:
 
     def _arrows(self, network: Dual, n: int) -> Arrows:
         cuts = [range(low, min(low + _ROWS, n)) for low in range(0, n, _ROWS)]
-        parts = [network.arrows(self.steps.collate(list(cut))) for cut in cuts]
-        return Arrows(torch.cat([p.pictures for p in parts]), torch.cat([p.captions for p in parts]))
+        parts = [network.arrows(self.together.here(self.steps.collate(list(cut)))) for cut in cuts]
+        return Arrows(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
 
     def _zero_shot(self, network: Dual, pictures: torch.Tensor) -> dict[str, float]:
         labels = torch.from_numpy(self.steps.pairs.labels[: len(pictures)])
         names = sorted(set(labels.tolist()) & set(self.classes))
         if len(names) < 2:
             return {}
-        rows = np.stack([self.steps.captions.row(self.classes[name]) for name in names])
+        rows = torch.from_numpy(np.stack([self.steps.captions.row(self.classes[name]) for name in names]))
         has_class = torch.isin(labels, torch.tensor(names))
-        nearest = (pictures[has_class] @ network.of_captions(torch.from_numpy(rows)).T).argmax(1)
+        nearest = (pictures[has_class] @ network.of_captions(rows.to(self.together.device)).cpu().T).argmax(1)
         return {ZERO_SHOT: float((torch.tensor(names)[nearest] == labels[has_class]).float().mean())}
 
 

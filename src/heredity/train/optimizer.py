@@ -40,8 +40,8 @@ class Masters:
     ) -> None:
         self.names = [name for name, _ in parameters]
         self.parameters = [parameter for _, parameter in parameters]
-        self.masters = [own(p.detach()).clone().float().requires_grad_() for p in self.parameters]
-        self.n_rows = {name: len(p) for name, p in parameters if p.ndim}  # of the whole, not of a piece
+        self.masters = [_rows(own(p.detach())).clone().float().requires_grad_() for p in self.parameters]
+        self.n_rows = {name: len(p) if p.ndim else 1 for name, p in parameters}  # not of a piece
         self.rate, self.together = rate, together
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(_adder(master))
@@ -97,7 +97,7 @@ class Masters:
     def copy_down(self) -> None:
         """What was learned, into the network."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            own(parameter).copy_(master)
+            own(parameter).copy_(master.view_as(own(parameter)))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later run needs to go on: masters and moments, by name."""
@@ -135,11 +135,16 @@ class Masters:
         self.copy_down()
 
 
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """A single number as a row of one, as it lies in pieces."""
+    return tensor if tensor.ndim else tensor.view(1)
+
+
 def _adder(master: torch.Tensor) -> Any:
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is None:
             return
-        gradient = own(parameter.grad)
+        gradient = _rows(own(parameter.grad))
         if master.grad is None:
             master.grad = gradient.float().clone()
         else:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heredity.train._gathered import share
 from heredity.train.pictures.reader import Pairs
 from heredity.train.steps import Batch, permutation
 
@@ -41,13 +42,18 @@ class Captions:
 
 @dataclass(frozen=True)
 class PairSteps:
-    """Batches of a step: `batch` pairs, their pictures shifted by up to `shift` points."""
+    """Batches of a step: `batch` pairs, their pictures shifted by up to `shift` points.
+
+    rank, world: of them this process gets its share.
+    """
 
     pairs: Pairs
     captions: Captions
     batch: int
     seed: int
     shift: int = 0
+    rank: int = 0
+    world: int = 1
     same: NDArray[np.int64] = field(init=False)  # (pairs,) the first pair that has the same caption
 
     def __post_init__(self) -> None:
@@ -62,10 +68,13 @@ class PairSteps:
         numbers = [int(permutation(self.seed, place // n, n)[place % n]) for place in places]
         draws = np.random.default_rng([self.seed, step])
         moves = draws.integers(-self.shift, self.shift + 1, size=(len(numbers), 2))
-        return [self.collate(numbers, moves)]
+        low, high = share(self.batch, self.rank, self.world)
+        mine = self.collate(numbers[low:high], moves[low:high])
+        same = torch.from_numpy(self.same[numbers])
+        return [mine._replace(targets=same, at=torch.arange(low, high))]
 
     def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> Batch:
-        """Pairs as one batch; `targets` says which of them have the same caption."""
+        """Pairs as one batch; `targets`: which of a step have one caption; `at`: which of it these are."""
         moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
         drawn = [shifted(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
         rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
@@ -74,7 +83,7 @@ class PairSteps:
             torch.from_numpy(rows.reshape(-1)),
             torch.arange(longest).repeat(n),
             (longest,) * n,
-            torch.arange(n) * longest,
+            torch.arange(n),
             torch.from_numpy(self.same[list(numbers)]),
             torch.arange(n),
             pictures=as_input(np.stack(drawn)),

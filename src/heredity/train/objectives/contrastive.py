@@ -2,6 +2,9 @@
 
 Two with the same caption are neither a pair nor no pair: the picture of the one is left out for the other.
 
+In several processes each has a share of the pairs: it tells its pictures from the captions of all, and its
+captions from the pictures of all.
+
 Sources: CLIP (2103.00020): cross-entropy over captions and over pictures, halved; SigLIP (2303.15343): each
 picture and caption by itself. Unlike that of other objectives the sum is not the same over any cut of a step:
 a pair is told from those of its own batch.
@@ -14,9 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from heredity.train.dual import Dual
+from heredity.train._gathered import gathered
+from heredity.train.dual import Arrows, Dual
 from heredity.train.network import Network
 from heredity.train.objectives import Loss
+from heredity.train.processes import ALONE, Processes
 from heredity.train.steps import Batch
 
 PAIRED = "paired"
@@ -26,26 +31,30 @@ PAIRED = "paired"
 class Contrastive:
     """The softmax of CLIP, or the sigmoid of SigLIP, as the network has it."""
 
+    together: Processes = ALONE
+
     def loss(self, network: Network, batch: Batch) -> Loss:
         """Summed over the batch's pairs; beside it, how many pictures' likeliest caption is their own."""
         assert isinstance(network, Dual)
-        scores = network.scores(network.arrows(batch))
-        is_own = torch.eye(len(scores), dtype=torch.bool)
-        is_open = (batch.targets[:, None] == batch.targets) & ~is_own
-        of_scores = _sigmoid if network.is_sigmoid else _softmax
-        hidden = scores.detach().masked_fill(is_open, -torch.inf)
-        right = float((hidden.argmax(1) == torch.arange(len(scores))).sum())
-        return Loss(of_scores(scores, is_own, is_open), {PAIRED: right})
+        own, mine, n = batch.at, network.arrows(batch), len(batch.targets)
+        captions = gathered(mine.captions, n, self.together)
+        scores = network.scores(Arrows(mine.pictures, captions))
+        is_own = torch.arange(n, device=own.device) == own[:, None]
+        is_open = (batch.targets[own, None] == batch.targets) & ~is_own
+        right = float((scores.detach().masked_fill(is_open, -torch.inf).argmax(1) == own).sum())
+        if network.is_sigmoid:
+            return Loss(_sigmoid(scores, is_own, is_open), {PAIRED: right})
+        back = scores.T
+        if not self.together.is_alone:
+            pictures = gathered(mine.pictures, n, self.together)
+            back = network.scores(Arrows(pictures, mine.captions)).T
+        over = [each.masked_fill(is_open, -torch.inf) for each in (scores, back)]
+        total = sum(functional.cross_entropy(each, own, reduction="sum") for each in over)
+        return Loss(torch.as_tensor(total) / 2, {PAIRED: right})
 
     def weight(self, batch: Batch) -> float:
         """Pairs."""
         return float(batch.n_documents)
-
-
-def _softmax(scores: torch.Tensor, is_own: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-    scores, own = scores.masked_fill(is_open, -torch.inf), torch.arange(len(scores))
-    over = [functional.cross_entropy(each, own, reduction="sum") for each in (scores, scores.T)]
-    return (over[0] + over[1]) / 2
 
 
 def _sigmoid(scores: torch.Tensor, is_own: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
