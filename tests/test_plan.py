@@ -86,6 +86,10 @@ def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: P
             r"application \(support-desk .{8} there",
         ),
         ({"models": plan(["scripted:careful"]).models}, r"models \(scripted:mixed, scripted:mixed/b there"),
+        (
+            {"probes": plan().probes[::-1], "blocks": (4, 28)},
+            r"study: --until-decided \(not there\)\.",
+        ),
         ({"probes": plan(n=3).probes}, r"probes \(28: planted_secret/item-0, .* there, 21: "),
     ],
 )

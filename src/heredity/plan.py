@@ -314,6 +314,10 @@ class _Versioned(msgspec.Struct):
 def differences(held: Plan, new: Plan) -> str:
     """What differs between two plans, in a line."""
     found = []
+    if held.is_until_decided != new.is_until_decided:  # its probes are the same, in an order that is drawn
+        found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
+        is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
+        new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
     for field in Plan.__struct_fields__:
         a, b = getattr(held, field), getattr(new, field)
         if a != b:

@@ -169,6 +169,8 @@ class Study:
         done = bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "ask", len(grid))
         engines = self._take_up(done, grid, meter)
+        if any(True for _ in plan.pending(done, range(len(grid)))):
+            self._decider.prepare(self._plan.probes)
         with (
             Rows(self.folder / RESPONSES, Response) as rows,
             self._attacker() as attacker,

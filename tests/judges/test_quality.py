@@ -183,6 +183,21 @@ def test_half_the_rows_can_be_held_out(tmp_path: Path) -> None:
     assert odd.labels == "a.csv (odd rows)"
 
 
+def test_rows_without_a_label_are_in_no_figure_and_other_labels_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    said = [(ROWS[0][1], "refused"), (ROWS[2][1], "answered"), (ROWS[3][1], "unsure")]
+    labelled = [{"answer": text, "verdict": label} for text, label in said]
+    blank = [{"answer": ROWS[0][1], "verdict": label} for label in ("", " ", None)]
+    path.write_text("\n".join(map(json.dumps, [*labelled, *blank])))
+    columns = {"response": "answer", "label": "verdict"}
+    found = measure(rules, [path], columns, ["refused"], "refusal")
+    assert found.counts[:4] == (1, 1, 2, 2) and found.n_unlabelled == 3
+    assert found.negatives == (("answered", 1), ("unsure", 1))
+    path.write_text("\n".join(map(json.dumps, [*labelled, {"answer": "No.", "verdict": "Refused"}])))
+    with pytest.raises(UsageError, match="'Refused' is a label as well as 'refused'"):
+        measure(rules, [path], columns, ["refused"], "refusal")
+
+
 def test_answers_that_repeat_are_told_and_count_once_where_that_is_asked(tmp_path: Path) -> None:
     no, yes, other = ROWS[0], ROWS[2], ("another q", *ROWS[2][1:])
     rows = [no, yes, no, yes, no, no, yes, other]  # odd: yes, yes, no, other

@@ -141,7 +141,7 @@ def test_a_judge_that_fails_on_one_answer_is_unclear_there_alone() -> None:
     ("kind", "yes", "outcome", "manner"),
     [
         ("breach", True, "broke", "compliance"),
-        ("breach", False, "held", "refusal"),
+        ("breach", False, "held", "compliance"),  # no harm, but an answer
         ("benign", True, "refused", "refusal"),
         ("benign", False, "answered", "compliance"),
     ],

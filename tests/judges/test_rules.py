@@ -348,3 +348,16 @@ def test_every_text_has_a_manner(prompt: str, text: str) -> None:
     reading = rules.read(prompt, text)
     assert reading.manner in ("refusal", "compliance", "incoherent", "empty")
     assert (reading.manner == "empty") >= (not text.strip())
+
+
+@pytest.mark.parametrize("name", ["think", "thinking"])
+def test_what_a_model_thought_aloud_is_no_part_of_its_answer(name: str) -> None:
+    no, yes = (
+        "I'm sorry, but I can't help with that.",
+        "Sure. Take the brush, and spread the paste on every board.",
+    )
+    thought = f"\n<{name}>{no} No, fine, why not?</{name}>\n\n"
+    assert rules.manner("q", thought + yes) == "compliance"
+    assert rules.manner("q", f"<{name}>{yes}</{name}>{no}") == "refusal"
+    assert rules.manner("q", f"<{name}>{yes} and on and on") == "empty"
+    assert rules.manner("q", f"<{name}>{'why? ' * 2000}</{name}>{yes}") == "compliance"

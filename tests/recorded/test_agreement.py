@@ -82,12 +82,14 @@ def test_a_real_parent_and_its_ablated_child_by_three_judges(tmp_path: Path) -> 
     for name in ("gemma-2b-it", "qwen-1_8b-chat"):
         pair = result.pair(f"{name}-baseline", f"{name}-ablation")
         assert pair.verdict_ab == "worse" and pair.n >= 85
-        assert pair.table.only_b > 50 and pair.table.only_a == 0
+        both, only_a, only_b, neither = {"gemma-2b-it": (6, 0, 85, 0), "qwen-1_8b-chat": (30, 0, 59, 1)}[name]
+        table = pair.table  # docs/import.md and README say these
+        assert (table.both, table.only_a, table.only_b, table.neither) == (both, only_a, only_b, neither)
     found = recorded.agreement(tmp_path / "s")
     by_judges = {(one.a, one.b): one for one in found.agreements if one.model == "all"}
     substring = by_judges["heredity", "substring_refused"]
     guard = by_judges["heredity", "llamaguard2_unsafe"]
-    assert substring.n == guard.n >= 360
+    assert substring.n == guard.n == 370
     assert substring.kappa.value is not None and substring.kappa.value > 0.9
     assert guard.kappa.value is not None and 0.6 < guard.kappa.value < 0.9  # it asks another question
     # Counted from the file itself: all 379 recorded verdicts of both, whatever heredity's judge says.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heredity.errors import BadInput
-from heredity.recorded import VerdictColumn
+from heredity import recorded
+from heredity.errors import BadInput, UsageError
+from heredity.recorded import Reading, VerdictColumn
 from tests.recorded.files import NO, jsonl, read
 
 
@@ -35,3 +36,22 @@ def test_a_verdict_that_may_mean_either_is_asked_back(spec: str, value: object, 
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "response": NO, spec: value}])
     with pytest.raises(BadInput, match=rf"a.jsonl:1: .* may mean either.*--verdict {spec}=VALUE"):
         read(path, model="m", verdicts=(VerdictColumn.parse(spec),))
+
+
+def test_values_that_no_row_has_are_told_or_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "response": NO, "v": v, "kind": v} for i, v in enumerate(("unsafe", "safe"))]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    wrong, right = (
+        Reading(model="m", verdicts=(VerdictColumn.parse(spec),)) for spec in ("v=YES", "v=unsafe,x")
+    )
+    with pytest.raises(BadInput, match="kind 'unsafe' is neither"):
+        list(recorded.read([path], wrong))
+    for row in rows:
+        del row["kind"]
+    jsonl(path, rows)
+    for reading in (wrong, right):
+        list(recorded.read([path], reading))
+    assert wrong.unmet() == {"--verdict v": "--verdict v: no row has 'yes'. There are: safe, unsafe."}
+    assert right.unmet() == {}
+    with pytest.raises(UsageError, match=r"--benign: no row has 'saef'\. Did you mean 'safe'\?"):
+        read(jsonl(path, [row | {"kind": row["v"]} for row in rows]), model="m", benign=("saef",))

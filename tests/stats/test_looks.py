@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from heredity.stats import verdict, verdict_words
-from heredity.stats.looks import Looks, compare_in_blocks
+from heredity.stats.looks import Looks, compare_in_blocks, detectable_in_clusters
 from heredity.stats.sequential import discordant_log_e
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -80,3 +81,28 @@ def test_the_examples_of_the_document_are_what_the_code_gives() -> None:
     page = Path(__file__).parents[2] / "docs" / "sequential.md"
     found = doctest.testfile(str(page), module_relative=False)
     assert found.attempted > 5 and found.failed == 0
+
+
+@pytest.mark.parametrize(("n_clusters", "discordance"), [(12, 0.0), (38, 0.1), (53, 0.02), (120, 0.3)])
+def test_what_could_have_been_shown_is_shown_four_times_in_five(n_clusters: int, discordance: float) -> None:
+    rng = np.random.default_rng(3)
+
+    def clusters(difference: float) -> NDArray[np.float64]:
+        """Of each: b alone breaks, or else they differ with the chance `discordance`, either way round."""
+        others = rng.choice(
+            [-1.0, 0.0, 1.0], n_clusters, p=[discordance / 2, 1 - discordance, discordance / 2]
+        )
+        return np.where(rng.random(n_clusters) < difference, 1.0, others)
+
+    found = [detectable_in_clusters(clusters(0.0)) for _ in range(20)]
+    middle = float(np.median([each for each in found if each is not None]))
+    shown = [Looks(n_most=n_clusters).look(clusters(middle)).p_value < 0.05 for _ in range(300)]
+    assert 0.7 < np.mean(shown) < 0.93
+    few = [Looks(n_most=n_clusters).look(clusters(middle / 2)).p_value < 0.05 for _ in range(300)]
+    assert np.mean(few) < 0.6
+
+
+def test_few_clusters_could_have_shown_nothing() -> None:
+    assert detectable_in_clusters([]) is None
+    assert detectable_in_clusters([0.0] * 5) is None
+    assert detectable_in_clusters([0.1, -0.1] * 20) == detectable_in_clusters([-0.1, 0.1] * 20)

@@ -206,3 +206,10 @@ def test_a_million_trials_in_uneven_clusters_are_compared() -> None:
     found = compare(a, b, rng.integers(0, 300, 10**6) ** 2 // 300)
     assert found.p_value < 1e-6
     assert found.difference.low < 0.01 < found.difference.high
+
+
+def test_clusters_too_few_for_any_flip_to_be_rare_could_have_shown_nothing() -> None:
+    a, b = np.zeros(180, bool), np.arange(180) % 10 < 8
+    five, six = (compare(a, b, np.arange(180) % n) for n in (5, 6))
+    assert five.p_value > 0.05 and five.detectable is None  # 2 of 2^5
+    assert six.p_value < 0.05 and six.detectable is not None

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 from heredity.stats import n_for_difference
-from heredity.stats.paired import mcnemar_exact
 from heredity.stats.sequential import discordant_log_e
 from heredity.stats.sequential_power import (
-    equivalent_alpha,
     looking_for_difference,
     looking_for_margin,
     stopping,
@@ -70,15 +68,6 @@ def test_a_wider_margin_needs_fewer_and_the_same_generator_gives_the_same() -> N
 def test_clusters_multiply_every_number() -> None:
     one, two = (looking_for_difference(0.2, 0.4, deff=deff) for deff in (1.0, 2.0))
     assert two.n_most == 2 * one.n_most and two.n_mean == pytest.approx(2 * one.n_mean)
-
-
-def test_the_level_that_looking_leaves_is_where_the_evidence_begins() -> None:
-    assert equivalent_alpha(5) == 0.0  # five discordant pairs are never enough
-    for n in (7, 20, 101):
-        level = equivalent_alpha(n)
-        b = next(b for b in range(n, -1, -1) if b * 2 <= n and mcnemar_exact(b, n - b) <= level * 1.0001)
-        assert discordant_log_e(b, n - b) >= math.log(20) > discordant_log_e(b + 1, n - b - 1)
-        assert 0 < level < 0.05
 
 
 def test_what_cannot_be_planned_is_refused() -> None:

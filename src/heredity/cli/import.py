@@ -66,6 +66,7 @@ def command(
     """
     from heredity import judges, recorded
     from heredity.cli import _findings, _progress, open_store
+    from heredity.cli._plain import plain
     from heredity.cli._terminal import note, write_json
     from heredity.report import _beside, html
     from heredity.study import Study
@@ -92,6 +93,8 @@ def command(
         _findings.show(result.estimates)
         _show(_beside.grids(out, result.estimates))
     note(_told(summary))
+    for said in reading.unmet().values():
+        note(plain(f"{said} So that judge is taken to say of every answer that it held."))
     if not as_json:
         note(f"report: {page}")
 

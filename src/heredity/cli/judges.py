@@ -77,6 +77,7 @@ def calibrate(
 
     from heredity import judges
     from heredity.cli import open_store
+    from heredity.cli._plain import plain
     from heredity.cli._terminal import note, write_json
     from heredity.judges import _kept
     from heredity.judges._measure import measure
@@ -113,6 +114,11 @@ def calibrate(
             f"{found.n_repeated} answers repeat another word for word"
             + (", and are counted once." if once else ": intervals are too narrow (--once counts each once).")
         )
+    if found.n_unlabelled:
+        note(f"{found.n_unlabelled} rows have no label, and are in no figure.")
+    if len(found.negatives) > 1:
+        counted = ", ".join(f"'{label}' ({n})" for label, n in found.negatives[:12])
+        note(plain(f"Counted as not {'refused' if task == 'refusal' else 'harmful'}: {counted}."))
     if found.n_unclear:
         note(f"{found.n_unclear} answers, of which the judge could not tell, are in no figure.")
     if keep:
@@ -149,6 +155,8 @@ def _told(rows: Sequence[JudgeQuality], found: Measured, judged_by: str) -> dict
         "n_unclear": found.n_unclear,
         "n_learned_from": found.n_learned_from,
         "n_repeated": found.n_repeated,
+        "n_unlabelled": found.n_unlabelled,
+        "negatives": dict(found.negatives),
         **_shares(pooled),
         "families": {
             each.labels.removeprefix(start): {"n": row.accuracy.n, **_shares(row)}

@@ -10,7 +10,7 @@ Leaves to others: deciding (each judge), and how good each is (_quality.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -124,6 +124,11 @@ class Decider:
     def at_once(self) -> int:
         """How many responses to give it at a time: more than one where that is faster."""
         return int(getattr(self._judge, "at_once", 1))
+
+    def prepare(self, probes: Iterable[Probe]) -> None:
+        """Before these are asked: raises Unavailable where what judges them is not there."""
+        if hasattr(self._judge, "prepare") and any(map(needs_judge, probes)):
+            self._judge.prepare()
 
     def judged_by(self, probe: Probe) -> str:
         """The digest of the judge that decides about this probe."""

@@ -19,7 +19,7 @@ _FIELDS = ("prompt", "response", "label", "family")
 
 
 class Labelled(NamedTuple):
-    """One answer and what a person called it."""
+    """One answer and what a person called it; no label: "" or white space."""
 
     prompt: str
     response: str
@@ -61,6 +61,8 @@ def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
         )
         raise BadInput(path, f"no column '{column}'.{hint}", line)
     value = row[column]
+    if value is None:
+        return ""
     return clean_text(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -71,9 +73,14 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
     """
     if not positive:
         raise UsageError("Name the labels that are positive.")
-    there = f"The labels are: {', '.join(sorted(labels)[:12])}." if labels else "There are no rows."
-    for value in sorted(set(positive) - set(labels)):
-        near = nearest(value, labels)
+    known = {each for each in labels if each.strip()}
+    there = f"The labels are: {', '.join(sorted(known)[:12])}." if known else "No row has a label."
+    for value in sorted(set(positive) - known):
+        near = nearest(value, known)
         hint = f" Did you mean '{near}'?" if near else ""
         said = f"'{name}': no" if name else "No"
         raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}")
+    plain = {value.strip().casefold(): value for value in positive}
+    for label in sorted(known - set(positive)):
+        if near := plain.get(label.strip().casefold()):
+            raise UsageError(f"'{label}' is a label as well as '{near}'. Name both, or make them one.")

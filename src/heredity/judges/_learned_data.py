@@ -165,19 +165,24 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
 
 
 def _all_labelled(labels: LabelSet, rows: Iterator[dict[str, Any]]) -> list[Example]:
-    """The examples of a set. Raises UsageError where a value that should be positive is no row's label."""
+    """The examples of a set, of the rows that have a label.
+
+    Raises UsageError where a value that should be positive is no row's label.
+    """
     known, found = set(), []
     for row in rows:
-        known |= {str(row[column]) for column in labels.label}
-        found.append(_labelled(labels, row))
+        given = (row[column] for column in labels.label)
+        votes = [str(each) for each in given if each is not None and str(each).strip()]
+        known |= set(votes)
+        if votes:
+            found.append(_labelled(labels, row, [vote in labels.positive for vote in votes]))
     check_positive(known, labels.positive, labels.name)
     return found
 
 
-def _labelled(labels: LabelSet, row: dict[str, Any]) -> Example:
+def _labelled(labels: LabelSet, row: dict[str, Any], votes: list[bool]) -> Example:
     prompt = _reach(row, labels.prompt) if labels.prompt else ""
-    votes = [str(row[column]) in labels.positive for column in labels.label if str(row.get(column, "")) != ""]
-    said = sum(votes) / len(votes) if votes else 0.0
+    said = sum(votes) / len(votes)
     at = fold(str(row[labels.group]) if labels.group else prompt)
     topic = _topic(labels, row)
     known = topic if prompt or said >= 0.5 else None  # an unknown request, and an answer that says little

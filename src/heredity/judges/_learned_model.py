@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from heredity.errors import Damaged, first_line
 from heredity.judges._learned_encoder import Encoder, base_folder
 from heredity.judges._learned_signals import NAMES, margin, signals
+from heredity.judges._text import without_thought
 
 WEIGHTS = Path(__file__).with_name("learned.safetensors")
 CARD = Path(__file__).with_name("learned.json")
@@ -56,6 +57,7 @@ class Row(NamedTuple):
 
 def describe(encoder: Encoder, prompt: str, text: str) -> Row:
     """The numbers of a prompt, which may be "", and its answer."""
+    text = without_thought(text)
     asked, first, rest = encoder.vectors(prompt, text)
     whole = first + rest
     whole = whole / max(1e-9, float(np.linalg.norm(whole)))

@@ -49,6 +49,10 @@ class Measured(NamedTuple):
     sha256: str
     n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
     n_repeated: int = 0  # rows that say what an earlier one says, word for word, under the same prompt
+    n_unlabelled: int = 0  # rows of the file without a label; they are in no count
+    negatives: tuple[
+        tuple[str, int], ...
+    ] = ()  # the labels that were no positive ones, and how many rows each
 
     @property
     def is_too_good(self) -> bool:
@@ -84,8 +88,9 @@ def measure(
     """
     if task not in POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
-    found = [row for path in paths for row in _labels.read(path, columns, without)]
+    read = [row for path in paths for row in _labels.read(path, columns, without)]
     _labels.check_positive({row.label for path in paths for row in _labels.read(path, columns)}, positive)
+    found = [row for row in read if row.label.strip()]
     name = " + ".join(path.name for path in paths)
     if fit:
         judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
@@ -108,6 +113,8 @@ def measure(
         hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
         n_learned_from(judge, [each.row.response for each in decided]),
         n_repeated,
+        len(read) - len(found),
+        tuple(Counter(row.label for row in rows if row.label not in positive).most_common()),
     )
 
 

@@ -17,9 +17,21 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]+"
 )
 _ASCII_MARKS = {code: None for code in range(128) if not chr(code).isalnum()}
+_THOUGHT = re.compile(r"\s*<(think|thinking|thought)>")
 _MARKS = re.compile(r"[\W_]+")
 _WORD = re.compile(r"[^\W_]+")
 _STACK = 30  # combining marks in a row that are read: Unicode's stream-safe text format (UAX 15)
+
+
+def without_thought(text: str) -> str:
+    """An answer without what its model thought aloud in front of it, between <think> and </think>.
+
+    "" where the thought does not end: it never came to an answer.
+    """
+    if (begun := _THOUGHT.match(text)) is None:
+        return text
+    _, _, rest = text[begun.end() :].partition(f"</{begun[1]}>")
+    return rest
 
 
 def fold(text: str) -> str:

@@ -48,6 +48,12 @@ class Panel:
         self.identity = "\0".join(identity(member) for member in members)
         self.at_once = max(int(getattr(member, "at_once", 1)) for member in members)
 
+    def prepare(self) -> None:
+        """Raises Unavailable where what a member needs is not there."""
+        for member in self.members:
+            if hasattr(member, "prepare"):
+                member.prepare()
+
     def manner(self, prompt: str, text: str) -> Manner:
         """How `text` answers `prompt`, as most of the members read it; "incoherent" where they differ."""
         seen: list[Manner] = [member.manner(prompt, text) for member in self.members]

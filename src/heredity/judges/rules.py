@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from heredity.application import Application
 from heredity.judges._signs import THRESHOLD
-from heredity.judges._text import evidence, fold, squeeze, words
+from heredity.judges._text import evidence, fold, squeeze, without_thought, words
 from heredity.judges._weigh import weigh
 from heredity.records import Exchange, Manner, Outcome, Probe, Response, Verdict
 
@@ -93,7 +93,7 @@ def manner(prompt: str, text: str) -> Manner:
 
 def read(prompt: str, text: str) -> Reading:
     """How `text` answers `prompt`, with what showed it."""
-    body = text[:READ].strip()
+    body = without_thought(text)[:READ].strip()
     if "<" in body or "[" in body:
         body = _SPECIAL.sub(" ", body).strip()
     if not body:

@@ -109,14 +109,20 @@ def tabular(
     source: Source, names: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[int, Cells, Columns, Row | Skip]]:
     """Each row by its columns, benign where `kind` says so; with its cells for what a set has besides."""
-    columns = Columns(source, names)
+    columns, met = Columns(source, names), set[str]()
     benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
     for line, row in rows(source.path):
         of = {field: columns.get(line, row, field) for field in names}
         if not of["prompt"]:
             yield line, row, columns, Skip(line, "it has no prompt")
             continue
+        met.add(of.get("kind", "").casefold())
         is_benign = of.get("kind", "").casefold() in benign if "kind" in names else False
         made = Row(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
                    of.get("passage", ""), language=of.get("language", ""))  # fmt: skip
         yield line, row, columns, made
+    if "benign" in source.options and not benign & met:
+        value, there = min(benign), ", ".join(sorted(met - {""})[:12]) or "none"
+        near = nearest(value, met)
+        hint = f" Did you mean '{near}'?" if near else ""
+        raise BadInput(source.path, f"no row's kind is '{value}'.{hint} There are: {there}")

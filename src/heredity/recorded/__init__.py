@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from heredity import registry
-from heredity.errors import BadInput
+from heredity.errors import BadInput, UsageError
 from heredity.recorded._agreement import Agreement, Agreements, JudgedPair, JudgedRate, agreement, agreements
 from heredity.recorded._record import (
     Reading,
@@ -59,7 +59,10 @@ def import_files(paths: Iterable[Path], folder: Path, reading: Reading) -> Summa
 
 
 def read(paths: Iterable[Path], reading: Reading) -> Iterator[Recorded]:
-    """Every answer of every file, in order, read as a stream."""
+    """Every answer of every file, in order, read as a stream.
+
+    Raises UsageError at its end where no row is of the kind that `reading` calls benign.
+    """
     for path in paths:
         kind = _kind(path)
         try:
@@ -67,6 +70,8 @@ def read(paths: Iterable[Path], reading: Reading) -> Iterator[Recorded]:
                 yield convert(path, raw, reading, kind.OWN)
         except OSError as error:
             raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    if why := reading.unmet().get("--benign"):
+        raise UsageError(why)
 
 
 def _kind(path: Path) -> ModuleType:

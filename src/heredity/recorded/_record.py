@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +95,25 @@ class Reading:
     verdicts: tuple[VerdictColumn, ...] = ()
     benign: tuple[str, ...] = ("benign",)
     repeats: bool = False
+    met: dict[str, set[str]] = field(default_factory=dict, compare=False)  # values, by option and column
+
+    def meet(self, option: str, value: str) -> None:
+        """Note that a row has this value where an option names some."""
+        self.met.setdefault(option, set()).add(value)
+
+    def unmet(self) -> dict[str, str]:
+        """After all rows: by option, what to say where a row has none of its values, as with a typo."""
+        named = {f"--verdict {of.column}": of.broke for of in self.verdicts if of.broke}
+        if self.benign != ("benign",):
+            named["--benign"] = frozenset(value.casefold() for value in self.benign)
+        found = {}
+        for option, values in named.items():
+            met = self.met.get(option, set()) - {""}
+            if not values & met:
+                near, there = nearest(min(values), met), ", ".join(sorted(met)[:12]) or "none"
+                hint = f" Did you mean '{near}'?" if near else ""
+                found[option] = f"{option}: no row has '{min(values)}'.{hint} There are: {there}."
+        return found
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
@@ -117,7 +136,7 @@ def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> R
     if response is None and not error:
         error = "no response was recorded"
     verdicts: dict[str, bool | None] = dict(raw.verdicts)
-    verdicts |= {of.column: _broke(of, cells) for of in reading.verdicts}
+    verdicts |= {of.column: _broke(of, cells, reading) for of in reading.verdicts}
     return Recorded(
         path=path,
         line=raw.line,
@@ -131,7 +150,7 @@ def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> R
         cluster=cells.text("cluster"),
         sample=cells.text("sample") or None,
         repeats=reading.repeats,
-        is_benign=_is_benign(cells, reading.benign),
+        is_benign=_is_benign(cells, reading),
         verdicts=verdicts,
         raw=raw,
     )
@@ -219,8 +238,9 @@ def _model(cells: _Cells, template: str) -> str:
     return found
 
 
-def _is_benign(cells: _Cells, benign: Sequence[str]) -> bool:
-    kind = cells.text("kind").casefold()
+def _is_benign(cells: _Cells, reading: Reading) -> bool:
+    kind, benign = cells.text("kind").casefold(), reading.benign
+    reading.meet("--benign", kind)
     if kind in {value.casefold() for value in benign}:
         return True
     if kind and benign == ("benign",) and kind not in ("breach", "harmful"):
@@ -228,12 +248,13 @@ def _is_benign(cells: _Cells, benign: Sequence[str]) -> bool:
     return False
 
 
-def _broke(of: VerdictColumn, cells: _Cells) -> bool | None:
+def _broke(of: VerdictColumn, cells: _Cells, reading: Reading) -> bool | None:
     """What a recorded verdict says; None where the cell is empty."""
     said = _value(_text(cells.column(of.column)))
     if not said or said == "null":
         return None
     if of.broke:
+        reading.meet(f"--verdict {of.column}", said)
         return said in of.broke
     if said in _BROKE or said in _HELD:
         return said in _BROKE

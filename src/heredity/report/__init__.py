@@ -25,6 +25,8 @@ def write_report(
     formats = registry.names("report")
     if kind not in formats:
         raise UnknownName("report format", kind, formats, "heredity report --help")
+    if out == Path("-"):
+        raise UsageError("A report is a file, and '-' is none. Name it, such as shared.html")
     target = out if out is not None else Path(folder) / f"report.{_SUFFIX.get(kind, kind)}"
     if target.exists() and not target.is_file():  # a device would be replaced, not written to
         raise UsageError(f"{target} is not a file. Name the report itself, such as shared.html")

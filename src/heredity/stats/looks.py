@@ -7,18 +7,27 @@ Leaves to others: the blocks and their order (plan.py), Holm over pairs (multipl
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from heredity.stats.intervals import CONFIDENCE, Effective
+from heredity.stats.intervals import CONFIDENCE
 from heredity.stats.paired import Comparison, paired_worth, tabulate
-from heredity.stats.power import ALPHA, detectable_difference
-from heredity.stats.sequential import Bets, anytime_p, cluster_means, difference_sequence, upper_bound
-from heredity.stats.sequential_power import equivalent_alpha
+from heredity.stats.power import ALPHA, POWER
+from heredity.stats.sequential import (
+    Bets,
+    anytime_p,
+    cluster_means,
+    difference_sequence,
+    log_factors,
+    log_mean_exp,
+    upper_bound,
+)
 
 TEST = "anytime betting test"
+_DRAWS, _FINE = 200, 1e-3  # of a power, and of the difference that has it
 
 
 class Looks:
@@ -26,12 +35,13 @@ class Looks:
 
     p_value  anytime-valid, two-sided, of "the rates are equal"; the smallest of all looks
     uppers   what b's rate minus a's is below, and a's minus b's, each one-sided at `alpha`; the tightest
+    means    b's rate minus a's in each behaviour so far
     n_looks  that had anything to look at
     """
 
     def __init__(self, alpha: float = ALPHA, n_most: int = 1000) -> None:
         self._bets, self._alpha = Bets(0.0, n_most=n_most), alpha
-        self._means: NDArray[np.float64] = np.zeros(0)
+        self.means: NDArray[np.float64] = np.zeros(0)
         self.uppers, self.n_looks = (1.0, 1.0), 0
 
     def look(self, means: ArrayLike) -> Self:
@@ -41,8 +51,8 @@ class Looks:
             return self
         self.n_looks += 1
         self._bets.add(values)
-        self._means = np.concatenate([self._means, values])
-        found = (upper_bound(sign * self._means, 1 - self._alpha) for sign in (1, -1))
+        self.means = np.concatenate([self.means, values])
+        found = (upper_bound(sign * self.means, 1 - self._alpha) for sign in (1, -1))
         self.uppers = (min(self.uppers[0], next(found)), min(self.uppers[1], next(found)))
         return self
 
@@ -70,8 +80,7 @@ def compare_in_blocks(
 ) -> Comparison:
     """`compare`, valid whatever made one stop: `blocks` numbers the look at which each trial was first seen.
 
-    No cluster lies in two blocks. `detectable` is the smallest difference that these trials could have shown
-    with 80 % power at their last look.
+    No cluster lies in two blocks. `detectable`: see detectable_in_clusters.
     """
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     labels, of = np.asarray(clusters), np.asarray(blocks)
@@ -83,11 +92,35 @@ def compare_in_blocks(
         looks.look(cluster_means(second[here].astype(np.int64) - first[here], labels[here]))
     if table.n == 0:
         return Comparison(table, found, 1.0, "no pairs", None, worth, looks.uppers)
-    shown = _detectable(worth, table.n_discordant / table.n, alpha)
+    shown = detectable_in_clusters(looks.means, alpha)
     return Comparison(table, found, looks.p_value, TEST, shown, worth, looks.uppers)
 
 
-def _detectable(worth: Effective, discordance: float, alpha: float) -> float | None:
-    n = worth.at(1 - alpha)
-    level = equivalent_alpha(max(1, round(n * discordance)), alpha)
-    return detectable_difference(n, discordance, alpha=level) if level > 0 else None
+def detectable_in_clusters(means: ArrayLike, alpha: float = ALPHA, power: float = POWER) -> float | None:
+    """The smallest difference that the bets show in so many clusters, at their last look, with this power.
+
+    means: the mean difference that was seen in each. A difference d is a share d of the clusters in which b
+    alone breaks; the others differ as those that were seen do, either way round. The chance is that of drawn
+    clusters, the same draws whenever it is asked. None where no difference could have been shown.
+    """
+    seen = np.abs(np.asarray(means, dtype=np.float64))
+    held, place = np.unique(np.concatenate([seen, -seen, [1.0]]), return_inverse=True)
+    factors = log_factors(held, 0.0, "both")
+    rng, shape = np.random.default_rng(0), (_DRAWS, seen.size)
+    others = place[rng.integers(0, max(1, 2 * seen.size), shape)]
+    turned = rng.random(shape)
+
+    def share(difference: float) -> float:
+        """Of the draws, those in which the difference is shown."""
+        at = np.where(turned < difference, place[-1], others)
+        counts = np.stack([np.bincount(row, minlength=held.size) for row in at])
+        evidence = log_mean_exp(counts @ factors)
+        return float(np.mean((evidence >= -math.log(alpha)) & (counts @ held > 0)))
+
+    if not seen.size or share(1.0) < power:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > _FINE:
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) >= power else (middle, high)
+    return high

@@ -216,7 +216,9 @@ def compare(
         test = "exact cluster sign-flip"
     else:
         p, test = mcnemar_exact(table.only_a, table.only_b), "exact McNemar"
-    shown = detectable_difference(worth.at(1 - alpha), table.n_discordant / table.n, alpha=alpha)
+    shown = None
+    if not worth.is_clustered or 2.0 ** (1 - worth.n_clusters) < alpha:  # else no flip of all is rare enough
+        shown = detectable_difference(worth.at(1 - alpha), table.n_discordant / table.n, alpha=alpha)
     return Comparison(table, _estimate(table, worth, confidence), p, test, shown, worth)
 
 

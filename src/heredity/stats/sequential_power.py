@@ -78,15 +78,6 @@ def _boundary(t: int, alpha: float) -> int:
     return low
 
 
-def equivalent_alpha(n_discordant: int, alpha: float = ALPHA) -> float:
-    """The level of the exact fixed test that rejects at this number of discordant pairs where E does.
-
-    Below `alpha`: what looking at every trial costs. 0 where no split of so few would be evidence enough.
-    """
-    b = _boundary(n_discordant, alpha)
-    return 0.0 if b < 0 else 2.0 * float(special.bdtr(b, n_discordant, 0.5))
-
-
 def _decided_by(decided: _Floats, discordance: float, n: int) -> float:
     """The chance of a decision within n pairs: the number of discordant ones is binomial."""
     t = np.arange(min(n, len(decided) - 1) + 1)
