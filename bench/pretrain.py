@@ -53,7 +53,7 @@ def main() -> None:
         options.work = Path(folder)
         share = prepare(options)
         print(f"{share['parameters']:,} parameters, {share['limit'] / 1e9:,.0f} GFLOP/s in its own products")
-        sides = (*SIDES, "litgpt") if options.litgpt else SIDES
+        sides = ("heredity",) if options.alone else (*SIDES, "litgpt") if options.litgpt else SIDES
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for repeat in range(options.repeats):
             for side in sides if repeat % 2 == 0 else sides[::-1]:
@@ -66,7 +66,7 @@ def main() -> None:
                     f"{side:10} {result['tokens_per_second']:8,.0f} tokens/s  {used:4.0%} of the limit  peak "
                     f"{result['peak_mib']:6,.0f} MiB  {result['bits']:.4f} bits a byte held out", flush=True
                 )  # fmt: skip
-    for peer in ("trainer", "litgpt")[: 1 + bool(options.litgpt)]:
+    for peer in () if options.alone else ("trainer", "litgpt")[: 1 + bool(options.litgpt)]:
         for side in ("heredity", "muon", "plain"):
             pairs = list(zip(found[side], found[peer], strict=True))
             ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs]
@@ -84,6 +84,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--peer", default=sys.executable)
     parser.add_argument("--litgpt", default="", help="a Python that has litgpt")
+    parser.add_argument(
+        "--alone", action="store_true", help="heredity's side only, for its share of the limit"
+    )
     parser.add_argument("--size", default="10M")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=8192)
