@@ -21,7 +21,7 @@ from heredity.stats import (
     tango,
     wilson,
 )
-from heredity.stats.paired import sign_flip
+from heredity.stats.paired import Comparison, sign_flip
 
 tables = st.tuples(*[st.integers(0, 60)] * 4).map(lambda cells: Table(*cells)).filter(lambda t: t.n > 0)
 trials = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=60)
@@ -213,3 +213,19 @@ def test_clusters_too_few_for_any_flip_to_be_rare_could_have_shown_nothing() -> 
     five, six = (compare(a, b, np.arange(180) % n) for n in (5, 6))
     assert five.p_value > 0.05 and five.detectable is None  # 2 of 2^5
     assert six.p_value < 0.05 and six.detectable is not None
+
+
+@pytest.mark.parametrize(("n_clusters", "alike"), [(12, 1.0), (30, 0.5), (53, 1.0)])
+def test_what_clusters_could_have_shown_they_show_four_times_in_five(n_clusters: int, alike: float) -> None:
+    rng, size, discordance = np.random.default_rng(0), 4, 0.2
+
+    def drawn(difference: float) -> Comparison:
+        """Trials of a cluster share their luck with the chance `alike`."""
+        n, share = n_clusters * size, max(discordance, difference)
+        shared = np.repeat(rng.random(n_clusters), size)
+        luck = np.where(rng.random(n) < alike, shared, rng.random(n))
+        only_a = (share - difference) / 2
+        return compare(luck > 1 - only_a, luck < only_a + difference, np.repeat(np.arange(n_clusters), size))
+
+    said = float(np.median([drawn(0.0).detectable or 1.0 for _ in range(20)]))
+    assert np.mean([drawn(said).p_value < 0.05 for _ in range(150)]) > 0.68
