@@ -118,7 +118,8 @@ def _cell(rate: Rate | None) -> str:
         refused = rate.corrected.value is None
         words += "; not corrected" if refused else f"; corrected {percent(rate.corrected.value)}"
         words += "" if refused else f" ({interval(rate.corrected)})"
-    counts = (rate.n_unclear, "unclear"), (rate.n_error, "error"), (rate.n_skipped, "not asked")
+    errors = "error" if rate.n_error == 1 else "errors"
+    counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (rate.n_skipped, "not asked")
     beside = [f"{n} {what}" for n, what in counts if n]
     return ", ".join([words, *beside])
 
