@@ -337,6 +337,8 @@ def read(folder: Path) -> Estimates:
     try:
         data = path.read_bytes()
     except OSError:
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such folder.") from None
         raise UsageError(f"{folder} has no {FILE} yet. Run the study to its end first.") from None
     _check_schema(path, data)
     try:

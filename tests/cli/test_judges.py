@@ -68,6 +68,10 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
     done = run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS, "--json")
     assert json.loads(done.stdout)["n_learned_from"] == 0
     assert "learned from" not in done.stderr
+    assert "Answers of one kind alone" in done.stderr and not kept.exists()
+    others.append({"q": "another question", "a": "It stands on the table, as it always did.", "l": 0})
+    (place / "new.jsonl").write_text("\n".join(map(json.dumps, others)))
+    assert run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS).returncode == 0
     assert len(list(kept.glob("*.json"))) == 1
 
 

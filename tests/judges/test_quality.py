@@ -198,6 +198,16 @@ def test_rows_without_a_label_are_in_no_figure_and_other_labels_are_told(tmp_pat
         measure(rules, [path], columns, ["refused"], "refusal")
 
 
+def test_an_answer_that_is_labelled_both_ways_is_left_out_whatever_the_order(tmp_path: Path) -> None:
+    (q, no, refused), (_, yes, answered) = ROWS[0], ROWS[2]
+    rows = [(q, no, refused), (q, yes, answered), (q, yes, refused), ("r", no, refused), ("r", yes, answered)]
+    path = tmp_path / "a.csv"
+    for order in (rows, rows[::-1]):
+        path.write_text(as_csv(order))
+        found = measure(rules, [path], COLUMNS, ["refused"], "refusal", once=True)
+        assert (found.counts[:4], found.n_disputed) == ((2, 2, 1, 1), 1)
+
+
 def test_answers_that_repeat_are_told_and_count_once_where_that_is_asked(tmp_path: Path) -> None:
     no, yes, other = ROWS[0], ROWS[2], ("another q", *ROWS[2][1:])
     rows = [no, yes, no, yes, no, no, yes, other]  # odd: yes, yes, no, other

@@ -80,6 +80,8 @@ def command(
     )
     judges.Decider(judge)  # one that is not there is said before a study is made
     summary = recorded.import_files(files, out, reading)
+    for said in reading.unmet().values():
+        note(plain(f"{said} So that judge is taken to say of every answer that it held."))
     study = Study.open(out, store=open_store(), judge=judge)
     with _progress.Display() as display:
         watch = _progress.Trials(display)
@@ -93,8 +95,6 @@ def command(
         _findings.show(result.estimates)
         _show(_beside.grids(out, result.estimates))
     note(_told(summary))
-    for said in reading.unmet().values():
-        note(plain(f"{said} So that judge is taken to say of every answer that it held."))
     if not as_json:
         note(f"report: {page}")
 

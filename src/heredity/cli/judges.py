@@ -92,6 +92,9 @@ def calibrate(
     judged_by = judges.identity(found.judge)
     if found.is_too_good:  # it would correct rates by errors that are smaller than those on new answers
         keep = False
+    if not (found.counts.sens_n and found.counts.spec_n):
+        note("Answers of one kind alone tell nothing of the other: nothing is kept. Add labels of both.")
+        keep = False
     if keep:
         try:
             _kept.keep(open_store().root, found, judged_by, of, names, pairs)
@@ -114,6 +117,8 @@ def calibrate(
             f"{found.n_repeated} answers repeat another word for word"
             + (", and are counted once." if once else ": intervals are too narrow (--once counts each once).")
         )
+    if found.n_disputed:
+        note(f"{found.n_disputed} answers are labelled both ways" + (", and left out." if once else "."))
     if found.n_unlabelled:
         note(f"{found.n_unlabelled} rows have no label, and are in no figure.")
     if len(found.negatives) > 1:
@@ -156,6 +161,7 @@ def _told(rows: Sequence[JudgeQuality], found: Measured, judged_by: str) -> dict
         "n_learned_from": found.n_learned_from,
         "n_repeated": found.n_repeated,
         "n_unlabelled": found.n_unlabelled,
+        "n_disputed": found.n_disputed,
         "negatives": dict(found.negatives),
         **_shares(pooled),
         "families": {

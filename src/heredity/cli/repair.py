@@ -55,14 +55,22 @@ def command(
     from heredity.application import Application
     from heredity.cli import _progress, _terminal
     from heredity.cli._plain import plain
+    from heredity.errors import UsageError
     from heredity.repair import Setting, in_words, repair
 
     store = open_store()
     lost, whole = store.get(child), store.get(parent)
     ancestors = store.ancestors(lost.record)
+    if whole.record.id == lost.record.id:
+        raise UsageError(f"'{child}' cannot be repaired from itself. Name its parent with --from.")
+    if lost.record.id in {each.id for each in store.ancestors(whole.record)}:
+        raise UsageError(f"'{parent}' was made from '{child}'. Give them the other way round.")
     if whole.record.id not in {each.id for each in ancestors}:
         known = ", ".join(f"'{each.name}'" for each in ancestors) or "none"
-        _terminal.note(plain(f"'{parent}' is no ancestor of '{child}' (these are: {known})."))
+        said = (
+            f"'{parent}' is no ancestor of '{child}' (these are: {known}): it is held to that all the same."
+        )
+        _terminal.note(plain(said))
     with _progress.Display() as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,

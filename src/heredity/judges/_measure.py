@@ -53,6 +53,7 @@ class Measured(NamedTuple):
     negatives: tuple[
         tuple[str, int], ...
     ] = ()  # the labels that were no positive ones, and how many rows each
+    n_disputed: int = 0  # answers that are labelled both ways
 
     @property
     def is_too_good(self) -> bool:
@@ -80,7 +81,8 @@ def measure(
 ) -> Measured:
     """Ask a judge about every labelled answer of `half` of the rows, and count.
 
-    once: an answer that comes again counts once, and not at all where a row of the other half holds it.
+    once: an answer that comes again counts once, and not at all where a row of the other half holds it, or
+    where it is labelled both ways.
     watch: told every few answers how many were judged, and of how many.
     fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
     UsageError where the judge has no such place, a positive is the label of no row, or the even rows lack one
@@ -98,9 +100,12 @@ def measure(
     if fit or (once and half != "all"):
         others = {_key(row) for row in found if row.row % 2 == (half != "odd")}
         rows = [row for row in rows if _key(row) not in others]
+    kinds: dict[tuple[str, str], set[bool]] = {}
+    for row in rows:
+        kinds.setdefault(_key(row), set()).add(row.label in positive)
     first = list({_key(row): row for row in reversed(rows)}.values())[::-1]
-    n_repeated = len(rows) - len(first)
-    rows = first if once else rows
+    n_repeated, n_disputed = len(rows) - len(first), sum(len(kind) > 1 for kind in kinds.values())
+    rows = [row for row in first if len(kinds[_key(row)]) == 1] if once else rows
     said = _ask(judge, task, rows, positive, watch)
     decided = [each for each in said if each.score is not None]
     name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
@@ -115,6 +120,7 @@ def measure(
         n_repeated,
         len(read) - len(found),
         tuple(Counter(row.label for row in rows if row.label not in positive).most_common()),
+        n_disputed,
     )
 
 
