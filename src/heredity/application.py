@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadInput, did_you_mean
 from heredity.records import (
     Consult,
     Decoding,
@@ -310,10 +310,9 @@ def _explain(message: str) -> str:
         for struct in (Application, Secret, Passage, Tool, Effect, Decoding, Message)
         for f in struct.__struct_fields__
     ]
-    near = nearest(unknown[1], known)
     place = re.search(r"at `\$?\.?([^`]*)`", message)
     where = f" in {place[1]}" if place and place[1] else ""
-    return f"unknown key '{unknown[1]}'{where}." + (f" Did you mean '{near}'?" if near else "")
+    return f"unknown key '{unknown[1]}'{where}.{did_you_mean(unknown[1], known)}"
 
 
 def _line_of(path: Path | str, message: str) -> int:

@@ -43,8 +43,7 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], list_with: str = "") -> None:
         self.kind, self.name = kind, name
-        near = nearest(name, known)
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(name, known)
         more = f" List them: {list_with}" if list_with else ""
         super().__init__(f"No {kind} named '{name}'.{hint}{more}")
 
@@ -95,6 +94,12 @@ class BudgetSpent(EngineFailure):
 
 class ContextOverflow(EngineFailure):
     """The prompt and its answer do not fit into the model's context."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to say behind a name that is not known, a space before it; "" where nothing is near."""
+    near = nearest(name, known)
+    return f" Did you mean '{near}'?" if near else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

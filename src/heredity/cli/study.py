@@ -27,15 +27,14 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
     if value is None or value.is_dir():
         return value
-    from heredity.errors import BadInput, nearest
+    from heredity.errors import BadInput, did_you_mean
     from heredity.tables import toml_of
 
     options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
     given = toml_of(value)
     for key in given:
         if key not in options:
-            near = nearest(key, [name for name in options if name])
-            hint = f" Did you mean '{near}'?" if near else ""
+            hint = did_you_mean(key, [name for name in options if name])
             raise BadInput(value, f"unknown key '{key}'.{hint}", _line(value, key))
         if problem := _misfit(options[key], given[key]):
             raise BadInput(value, f"'{key}' {problem}", _line(value, key))

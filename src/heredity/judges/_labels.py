@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from heredity import tables
 from heredity.clean import clean_text
-from heredity.errors import BadInput, UsageError, nearest
+from heredity.errors import BadInput, UsageError, did_you_mean, nearest
 
 _FIELDS = ("prompt", "response", "label", "family")
 
@@ -76,8 +76,7 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
     known = {each for each in labels if each.strip()}
     there = f"The labels are: {', '.join(sorted(known)[:12])}." if known else "No row has a label."
     for value in sorted(set(positive) - known):
-        near = nearest(value, known)
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(value, known)
         said = f"'{name}': no" if name else "No"
         raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}")
     plain = {value.strip().casefold(): value for value in positive}

@@ -17,7 +17,7 @@ import msgspec
 
 from heredity import tables
 from heredity.clean import clean_text
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadInput, did_you_mean
 from heredity.judges._labels import check_positive
 
 FOLDS = 5
@@ -158,8 +158,7 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
         for column in columns:
             first = column.split(".")[0]
             if column not in row and first not in row:
-                near = nearest(first, map(str, row))
-                hint = f" Did you mean '{near}'?" if near else ""
+                hint = did_you_mean(first, map(str, row))
                 raise BadInput(path, f"no column '{column}'.{hint}", line)
         yield row
 

@@ -18,7 +18,7 @@ import regex  # type: ignore[import-untyped]  # what runs the patterns in a stud
 from msgspec import UnsetType
 
 from heredity import registry
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadInput, did_you_mean, nearest
 from heredity.judges._packages import use_of
 from heredity.probes._fill import SLOTS, slots, texts
 from heredity.probes._schema import File, Item, Twin
@@ -300,8 +300,7 @@ class _Reader:
         if unknown is None:
             self._fail(message, place)
         known = {f for s in (File, Item, Twin, Check, Change, ToolResult) for f in s.__struct_fields__}
-        near = nearest(unknown[1], sorted(known))
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(unknown[1], sorted(known))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1])
 
     def _fail(self, message: str, place: int | None = None, key: str = "") -> NoReturn:

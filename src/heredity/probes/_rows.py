@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadInput, did_you_mean
 from heredity.records import Probe
 from heredity.tables import rows
 
@@ -99,8 +99,7 @@ def _named(name: str, row: Cells) -> str | None:
 
 
 def _missing(name: str, row: Cells, field: str) -> str:
-    near = nearest(name, row)
-    hint = f" Did you mean '{near}'?" if near else ""
+    hint = did_you_mean(name, row)
     shown = ", ".join(f"'{column}'" for column in list(row)[:12])
     return f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"
 
@@ -123,6 +122,5 @@ def tabular(
         yield line, row, columns, made
     if "benign" in source.options and not benign & met:
         value, there = min(benign), ", ".join(sorted(met - {""})[:12]) or "none"
-        near = nearest(value, met)
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(value, met)
         raise BadInput(source.path, f"no row's kind is '{value}'.{hint} There are: {there}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from heredity import registry
-from heredity.errors import BadInput, UsageError, nearest
+from heredity.errors import BadInput, UsageError, did_you_mean
 from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import Watch, setting
 from heredity.records import digest
@@ -70,10 +70,7 @@ def read(
     hints = {each.name: hint for each, hint in _settable()}
     for key, value in said.items():
         if key not in hints:
-            near = nearest(key, hints)
-            raise BadInput(
-                path, f"no setting is called '{key}'." + (f" Did you mean '{near}'?" if near else "")
-            )
+            raise BadInput(path, f"no setting is called '{key}'.{did_you_mean(key, hints)}")
         try:
             said[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
         except msgspec.ValidationError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from heredity.clean import clean_text
-from heredity.errors import BadInput, UsageError, nearest
+from heredity.errors import BadInput, UsageError, did_you_mean, nearest
 from heredity.records import Stop, ToolCall
 
 FIELDS = ("prompt", "response", "model", "category", "id", "sample", "kind", "cluster", "error")
@@ -110,16 +110,14 @@ class Reading:
         for option, values in named.items():
             met = self.met.get(option, set()) - {""}
             if not values & met:
-                near, there = nearest(min(values), met), ", ".join(sorted(met)[:12]) or "none"
-                hint = f" Did you mean '{near}'?" if near else ""
+                hint, there = did_you_mean(min(values), met), ", ".join(sorted(met)[:12]) or "none"
                 found[option] = f"{option}: no row has '{min(values)}'.{hint} There are: {there}."
         return found
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
             if name not in FIELDS or not column:
-                near = nearest(name, FIELDS)
-                hint = f" Did you mean '{near}'?" if near else ""
+                hint = did_you_mean(name, FIELDS)
                 raise UsageError(f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}")
 
 

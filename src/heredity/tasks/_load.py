@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from heredity import metrics
-from heredity.errors import BadInput, HeredityError, nearest
+from heredity.errors import BadInput, HeredityError, did_you_mean, nearest
 from heredity.records import Record
 from heredity.tables import toml_of
 from heredity.tasks import Item, Task, _pictures
@@ -154,8 +154,7 @@ class _Reader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             self._fail(message, line)
-        near = nearest(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line))
 
     def _head(self, kind: str, n: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity import tables
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadInput, did_you_mean
 from heredity.train.corpus.sources import Input, Job, Skipped, Source, _files, input_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -75,8 +75,7 @@ class ImagesSource(Source, frozen=True, kw_only=True):
         for line, row in tables.rows(table):
             for column in (self.image, self.text):
                 if column not in row:
-                    near = nearest(column, map(str, row))
-                    hint = f" Did you mean '{near}'?" if near else ""
+                    hint = did_you_mean(column, map(str, row))
                     raise BadInput(table, f"no column '{column}'.{hint} Say its name in the recipe", line)
             name = str(row[self.image])
             if not (folder / name).is_file():

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadInput, did_you_mean
 from heredity.train.corpus.sources import JOB_BYTES, Job, Skipped, Source, _files
 
 
@@ -45,8 +45,7 @@ def text_of(row: Any, key: str, path: str, line: Any) -> bytes | Skipped:
         raise BadInput(path, "not a JSON object; each line must be one", line())
     text = row.get(key)
     if text is None and key not in row:
-        near = nearest(key, map(str, row))
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(key, map(str, row))
         raise BadInput(
             path, f"no '{key}' in this row.{hint} Say its key in the recipe: text = \"KEY\"", line()
         )
