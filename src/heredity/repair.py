@@ -157,8 +157,12 @@ def repair(
     unaligned: Grown | None = None,
     tell: Callable[[Step], None] | None = None,
 ) -> Repaired:
-    """Climb the ladder until a step is enough. Raises UsageError where the probes are too few to be split."""
+    """Climb the ladder until a step is enough.
+
+    Raises UsageError where the probes are too few to be split, and for a parent that was made from the child.
+    """
     store = how.store or Store()
+    refuse_backwards(store, child, parent)
     learned_from, measured_on = halves(probes.load(how.probes))
     for spec in how.held_out:
         attacks.load(spec)  # an unknown one is said before anything is asked
@@ -175,6 +179,15 @@ def repair(
             if steps[-1].is_enough:
                 break
     return Repaired(parent, child, before, tuple(steps))
+
+
+def refuse_backwards(store: Store, child: Grown, parent: Grown) -> None:
+    """Raises UsageError where the parent is the child itself, or was made from it."""
+    lost, whole = child.record, parent.record
+    if whole.id == lost.id:
+        raise UsageError(f"'{lost.name}' cannot be repaired from itself. Name its parent with --from.")
+    if lost.id in {each.id for each in store.ancestors(whole)}:
+        raise UsageError(f"'{whole.name}' was made from '{lost.name}'. Give them the other way round.")
 
 
 def _climb(

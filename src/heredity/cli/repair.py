@@ -55,16 +55,12 @@ def command(
     from heredity.application import Application
     from heredity.cli import _progress, _terminal
     from heredity.cli._plain import plain
-    from heredity.errors import UsageError
-    from heredity.repair import Setting, in_words, repair
+    from heredity.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()
     lost, whole = store.get(child), store.get(parent)
     ancestors = store.ancestors(lost.record)
-    if whole.record.id == lost.record.id:
-        raise UsageError(f"'{child}' cannot be repaired from itself. Name its parent with --from.")
-    if lost.record.id in {each.id for each in store.ancestors(whole.record)}:
-        raise UsageError(f"'{parent}' was made from '{child}'. Give them the other way round.")
+    refuse_backwards(store, lost, whole)
     if whole.record.id not in {each.id for each in ancestors}:
         known = ", ".join(f"'{each.name}'" for each in ancestors) or "none"
         said = (

@@ -50,9 +50,7 @@ class Measured(NamedTuple):
     n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
     n_repeated: int = 0  # rows that say what an earlier one says, word for word, under the same prompt
     n_unlabelled: int = 0  # rows of the file without a label; they are in no count
-    negatives: tuple[
-        tuple[str, int], ...
-    ] = ()  # the labels that were no positive ones, and how many rows each
+    negatives: tuple[tuple[str, int], ...] = ()  # the other labels, and how many rows each
     n_disputed: int = 0  # answers that are labelled both ways
 
     @property
@@ -91,7 +89,8 @@ def measure(
     if task not in POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
     read = [row for path in paths for row in _labels.read(path, columns, without)]
-    _labels.check_positive({row.label for path in paths for row in _labels.read(path, columns)}, positive)
+    every = [row for path in paths for row in _labels.read(path, columns)] if without else read
+    _labels.check_positive({row.label for row in every}, positive)
     found = [row for row in read if row.label.strip()]
     name = " + ".join(path.name for path in paths)
     if fit:
@@ -100,12 +99,10 @@ def measure(
     if fit or (once and half != "all"):
         others = {_key(row) for row in found if row.row % 2 == (half != "odd")}
         rows = [row for row in rows if _key(row) not in others]
-    kinds: dict[tuple[str, str], set[bool]] = {}
-    for row in rows:
-        kinds.setdefault(_key(row), set()).add(row.label in positive)
-    first = list({_key(row): row for row in reversed(rows)}.values())[::-1]
-    n_repeated, n_disputed = len(rows) - len(first), sum(len(kind) > 1 for kind in kinds.values())
-    rows = [row for row in first if len(kinds[_key(row)]) == 1] if once else rows
+    groups = _by_answer(rows)
+    undisputed = [of for of in groups if len({row.label in positive for row in of}) == 1]
+    n_repeated, n_disputed = len(rows) - len(groups), len(groups) - len(undisputed)
+    rows = [of[0] for of in undisputed] if once else rows
     said = _ask(judge, task, rows, positive, watch)
     decided = [each for each in said if each.score is not None]
     name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
@@ -126,6 +123,14 @@ def measure(
 
 def _key(row: Labelled) -> tuple[str, str]:
     return row.prompt, row.response
+
+
+def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
+    """Those that say the same under the same prompt together, in the order of the first of them."""
+    found: dict[tuple[str, str], list[Labelled]] = {}
+    for row in rows:
+        found.setdefault(_key(row), []).append(row)
+    return list(found.values())
 
 
 def fitted(

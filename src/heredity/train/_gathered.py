@@ -17,7 +17,10 @@ from heredity.train.processes import Processes
 
 
 def share(n: int, rank: int, world: int) -> tuple[int, int]:
-    """The first of a process's share of `n` rows, and the one behind the last; shares differ by one row."""
+    """The first of a process's share of `n` rows, and the one behind the last; shares differ by one row.
+
+    FSDP's cut (processes.span) would leave the last of 4 processes none of 9 rows.
+    """
     return n * rank // world, n * (rank + 1) // world
 
 
