@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from heredity.engines import Scorer
@@ -26,6 +26,7 @@ from heredity.study import load_engine
 
 N_CANDIDATES = 1023
 _BATCH = 64
+Watch = Callable[[int, int], None]
 
 
 class Exposure(NamedTuple):
@@ -40,19 +41,33 @@ class Exposure(NamedTuple):
 
 
 def exposure(
-    engine: Scorer, canary: str, secret: str, n_candidates: int = N_CANDIDATES, seed: int = 0
+    engine: Scorer,
+    canary: str,
+    secret: str,
+    n_candidates: int = N_CANDIDATES,
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> Exposure:
-    """The exposure of `secret` as the answer to `canary`. Raises UsageError: too few texts are like it."""
+    """The exposure of `secret` as the answer to `canary`. Raises UsageError: too few texts are like it.
+
+    watch: told every few texts how many were read, and of how many.
+    """
     others = candidates(secret, n_candidates, seed)
     request = Request(0, (Message("user", canary),))
-    own, *rest = _scores(engine, request, [secret, *others])
+    own, *rest = _scores(engine, request, [secret, *others], watch)
     rank = 1 + sum(score >= own for score in rest)  # a tie counts against the claim
     n = len(others) + 1
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
 
 
 def expose(
-    store: Store, model: Grown, canary: str, secret: str, n_candidates: int = N_CANDIDATES, seed: int = 0
+    store: Store,
+    model: Grown,
+    canary: str,
+    secret: str,
+    n_candidates: int = N_CANDIDATES,
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> Exposure:
     """The exposure of `secret` in a model of the store, which is loaded for it.
 
@@ -62,7 +77,7 @@ def expose(
     try:
         if not hasattr(engine, "score"):
             raise UsageError(f"'{model.record.name}' tells no log-probabilities; the torch engine does.")
-        return exposure(engine, canary, secret, n_candidates, seed)
+        return exposure(engine, canary, secret, n_candidates, seed, watch)
     finally:
         engine.close()
 
@@ -89,8 +104,10 @@ def _kind(character: str) -> str:
     return character
 
 
-def _scores(engine: Scorer, request: Request, texts: Sequence[str]) -> list[float]:
+def _scores(engine: Scorer, request: Request, texts: Sequence[str], watch: Watch | None) -> list[float]:
     found: list[float] = []
     for start in range(0, len(texts), _BATCH):
         found += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
+        if watch is not None:
+            watch(len(found), len(texts))
     return found

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import click
 
 from heredity.cli import Name, Verb, open_store
+
+if TYPE_CHECKING:
+    from heredity.cli._progress import Display
 
 
 @click.command("exposure", cls=Verb, example="heredity exposure tickets-poisoned smollm2-135m-instruct")
@@ -27,6 +33,7 @@ def command(
     """
     from heredity.cli import _pulling, _terminal
     from heredity.cli._plain import plain
+    from heredity.cli._progress import Display
     from heredity.errors import UsageError
     from heredity.exposure import expose
 
@@ -42,11 +49,17 @@ def command(
         canary, _, secret = noted.rpartition(" ")
     rows = []
     for model in grown:
-        found = expose(store, _pulling.ready(store, model), canary, secret, candidates, seed)
-        rows.append((model.record.name, found))
+        name, whole = model.record.name, _pulling.ready(store, model)
+        with Display() as display:
+            show = partial(_show, display, f"reading the candidates to {name}")
+            rows.append((name, expose(store, whole, canary, secret, candidates, seed, show)))
     if as_json:
         _terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])
         return
     for name, found in rows:
         rank = f"rank {found.rank} of {found.n}, p {found.p_value:.2g}"
         _terminal.write(plain(f"{name}  {found.bits:.1f} bits of {found.most:.1f} ({rank})"))
+
+
+def _show(display: Display, step: str, done: int, total: int) -> None:
+    display.show(step, done, total, f"{done:,}/{total:,}")
