@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from heredity.train import attention
+from heredity.train import _blocks, attention
 from heredity.train.attention import attend
 
 LENGTHS = (40, 31, 31, 30, 7, 2)  # four of like length, and two alone
@@ -51,19 +51,54 @@ def back(of: Callable[..., torch.Tensor], window: int | None, dtype: torch.dtype
     return (out.detach(), *(x.grad for x in given if x.grad is not None))
 
 
+@pytest.fixture
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU on which torch's kernel is slow, with rows of these lengths cut into several blocks."""
+    monkeypatch.setattr(attention, "_is_quick", lambda _: False)
+    monkeypatch.setattr(_blocks, "_LEAST", 16)
+
+
 @pytest.mark.parametrize("short", [0, 30, 1000], ids=["fused", "both", "products"])
 @pytest.mark.parametrize("window", [None, 5, 31], ids=str)
 def test_it_is_that_of_each_document_alone_and_so_are_its_gradients(
     short: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attention, "_is_quick", lambda _: True)
     monkeypatch.setattr(attention, "SHORT", short)
+    assert_like_the_books(window)
+
+
+@pytest.mark.usefixtures("in_blocks")
+@pytest.mark.parametrize("most", [1, 1 << 24], ids=["small", "usual"])
+@pytest.mark.parametrize("window", [None, 5, 17, 31], ids=str)
+def test_in_blocks_it_is_the_same(most: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_blocks, "_MOST", most)
+    assert _blocks.size_of(4 * N_HEADS, 48) == 16
+    assert_like_the_books(window)
+
+
+def test_blocks_are_of_one_size_and_small_where_there_are_many_rows() -> None:
+    for n in range(16, 5000, 16):
+        size = _blocks.size_of(10, n)
+        assert size % 16 == 0 and size <= max(128, n // 8 + 16)
+        assert -(-n // size) * size - n < 16 * -(-n // size)  # what the last lacks, of all of them
+    assert 64 * 8192 * _blocks.size_of(64, 8192) <= 1 << 24
+
+
+def assert_like_the_books(window: int | None) -> None:
     found, wanted = back(ours, window), back(alone, window)
     assert len(found) == len(wanted) == 4
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_books() -> None:
+@pytest.mark.parametrize("is_quick", [True, False], ids=["kernel", "blocks"])
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_books(
+    is_quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_is_quick", lambda _: is_quick)
+    monkeypatch.setattr(_blocks, "_LEAST", 16)
+
     def truth() -> Tensors:
         given = [x.detach().float().requires_grad_() for x in made(dtype=torch.bfloat16)]
         out = alone(*given)

@@ -1,8 +1,8 @@
 """Causal attention within each document, for documents that are laid end to end.
 
-Documents of like length are rows of one product. Forwards all take torch's fused kernel. Backwards short rows
-take plain products, which are faster there on a CPU; long ones take the kernel's, so that no square of a long
-document is ever held.
+Documents of like length are rows of one product. Torch's fused kernel is the faster way on a GPU, in fp32 and
+on a CPU with AMX, where short rows take plain products on the way back. Elsewhere its bfloat16 is slow, and
+all rows take products, a block of queries at a time: no square of a long document is ever held.
 
 Promises: a document sees itself and no other; numbers are those of transformers, within rounding; the same
 documents give the same bits.
@@ -16,11 +16,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn import functional
 
+from heredity.train import _blocks
 from heredity.train._quick import applied
 
-SHORT = 192  # tokens up to which products were measured faster on the way back
+SHORT = 192  # tokens up to which products were measured faster on the way back, wherever the kernel is quick
 Lengths = tuple[int, ...]
 OfRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
 STEP = 16  # places that rows differ by; every new size of a product costs time and memory to make ready
@@ -47,12 +47,23 @@ def attend(
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Lengths) -> torch.Tensor:
         near = window if window and window < q.shape[2] else 0
-        if q.shape[2] > SHORT:
-            return _fused(q, k, v, scale, near)
-        out: torch.Tensor = applied(_Short, q, k, v, scale, near)
-        return out
+        is_quick = _is_quick(q)
+        if q.shape[2] > SHORT and is_quick:
+            return _blocks.fused(q, k, v, scale, near)
+        return _blocks.of_rows(q, k, v, scale, near, is_quick)
 
     return by_rows(query, key, value, lengths, of_rows), None
+
+
+def _is_quick(x: torch.Tensor) -> bool:
+    """Whether torch's kernel is: on a CPU its bfloat16 is written for tiles (AMX)."""
+    return x.device.type != "cpu" or x.dtype != torch.bfloat16 or _has_tiles()
+
+
+@lru_cache(maxsize=1)
+def _has_tiles() -> bool:
+    told = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return told is None or bool(told())
 
 
 def by_rows(
@@ -129,7 +140,7 @@ class _Documents(torch.autograd.Function):
 def forget() -> None:
     """Let go of what was made for documents of the same lengths: fake tensors are of no use to others."""
     _places.cache_clear()
-    _unseen.cache_clear()
+    _blocks.forget()
 
 
 def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -142,59 +153,3 @@ def alike(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             group = []
         group.append(n)
     yield tuple(group)
-
-
-def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
-    """Of rows (rows, heads, tokens, head_dim), with torch's kernel."""
-    seen = _seen(q.shape[2], window).to(q.device) if window else None
-    return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-class _Short(torch.autograd.Function):
-    """Of rows (rows, heads, tokens, head_dim): torch's kernel, and products on the way back.
-
-    Probabilities are made again there, so that no square is kept; heads that share keys are one product.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
-    ) -> torch.Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.scale, ctx.window = scale, window
-        return _fused(q, k, v, scale, window)
-
-    @staticmethod
-    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
-        asked, of_out = (x.reshape(len(keys), -1, x.shape[3]) for x in (q * ctx.scale, out))
-        likely = _probabilities(asked, keys, ctx.window)
-        of_values = torch.bmm(likely.transpose(1, 2), of_out)
-        of_likely = torch.bmm(of_out, values.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_likely, likely, -1, likely.dtype)
-        of_asked = torch.bmm(of_scores, keys).mul_(ctx.scale)
-        of_keys = torch.bmm(of_scores.transpose(1, 2), asked)
-        return of_asked.view(q.shape), of_keys.view(k.shape), of_values.view(v.shape), None, None
-
-
-def _probabilities(asked: torch.Tensor, keys: torch.Tensor, window: int) -> torch.Tensor:
-    """(products, tokens of heads, head_dim) by (products, tokens, head_dim): for each token of the former."""
-    scores = torch.bmm(asked, keys.transpose(1, 2))
-    n = keys.shape[1]
-    scores.view(-1, n, n).add_(_unseen(n, window, scores.dtype, scores.device))
-    return torch.softmax(scores, -1)  # in fp32 within, whatever the dtype
-
-
-def _seen(n: int, window: int) -> torch.Tensor:
-    """(tokens, tokens): whether a token sees another, itself and at most `window - 1` before it (0: all)."""
-    ages = torch.arange(n)[:, None] - torch.arange(n)[None]
-    return (ages >= 0) & (ages < (window or n))
-
-
-@lru_cache(maxsize=16)
-def _unseen(n: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(tokens, tokens): 0 where a token sees another, else minus infinity."""
-    return torch.zeros((n, n), dtype=dtype).masked_fill_(~_seen(n, window), -torch.inf).to(device)
