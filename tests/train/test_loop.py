@@ -12,7 +12,7 @@ import torch
 from heredity.errors import Damaged
 from heredity.train import checkpoint, dialogues, documents, loop, network
 from heredity.train.objectives.causal import Causal
-from heredity.train.optimizer import Masters, share_at
+from heredity.train.optimizer import Kind, Masters, share_at
 from heredity.train.steps import Steps
 from heredity.train.trainable import Everything, Lora
 from tests.killed import ends_after_kills, n_rows
@@ -122,12 +122,19 @@ def test_small_steps_are_not_lost_to_the_networks_rounding() -> None:
     assert float(parameter.detach().float().mean()) == pytest.approx(0.996, abs=0.002)
 
 
-def test_decay_pulls_matrices_alone() -> None:
-    matrix, norm = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 3), (3,)))
-    masters = Masters([("w", matrix), ("norm", norm)], "adamw", 0.1, 0.5)
-    (0 * matrix.sum() + 0 * norm.sum()).backward()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_decay_pulls_matrices_that_are_no_embeddings(kind: Kind) -> None:
+    names = ("model.embed_tokens.weight", "q_proj.weight", "lm_head.weight", "norm.weight")
+    named = [
+        (name, torch.nn.Parameter(torch.ones(3, 3)[0] if "norm" in name else torch.ones(3, 3)))
+        for name in names
+    ]
+    masters = Masters(named, kind, 0.1, 0.5)
+    for _, each in named:
+        each.grad = None
+        (0 * each.sum()).backward()
     masters.step(1.0, 0.0)
-    assert float(matrix.detach().mean()) < 0.99 and float(norm.detach().mean()) == 1.0
+    assert [float(each.detach().mean()) < 0.99 for _, each in named] == [False, True, True, False]
 
 
 def test_schedules_rise_hold_and_fall() -> None:

@@ -43,7 +43,7 @@ class Training:
     rate: float = setting(1e-5, "The highest learning rate.")
     schedule: Literal["cosine", "wsd", "constant"] = setting("cosine", "How the rate falls.")
     warmup: float = setting(0.03, "Share of the steps in which the rate rises.")
-    decay: float = setting(0.0, "Weight decay, on matrices.")
+    decay: float = setting(0.0, "Weight decay, on matrices that are no embeddings.")
     clip: float = setting(1.0, "The longest gradient; 0: as long as it is.")
     optimizer: Literal["adamw", "muon"] = setting("adamw", "What steps.")
     max_tokens: int = setting(1024, "The longest example; longer ones are left out and counted.")

@@ -137,7 +137,7 @@ class Pretrain:
     )
     schedule: Literal["wsd", "cosine", "constant"] = setting("wsd", "How the rate falls.")
     warmup: float = setting(0.02, "Share of the steps in which the rate rises.")
-    decay: float = setting(0.1, "Weight decay, on matrices.")
+    decay: float = setting(0.1, "Weight decay, on matrices that are no embeddings.")
     clip: float = setting(1.0, "The longest gradient; 0: as long as it is.")
     z_loss: float = setting(1e-4, "Weight of the square of log Z; not contrastive.")
     hidden: float = setting(0.3, "Share of the tokens that are hidden; masked alone.")

@@ -7,7 +7,7 @@ go as soon as it is added.
 Sources: Loshchilov & Hutter 2017 (1711.05101); Muon: Jordan et al. 2024, Moonlight 2502.16982 (its rate is
 matched to AdamW's); warmup-stable-decay: 2404.06395.
 
-Promises: decay on matrices only; the state is a set of named tensors.
+Promises: decay on matrices that are no embeddings; the state is a set of named tensors.
 Leaves to others: when to step (loop.py) and the disk (checkpoint.py).
 """
 
@@ -45,16 +45,18 @@ class Masters:
         self.rate, self.together = rate, together
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(_adder(master))
-        matrices = [m.ndim == 2 for m in self.masters]
+        decays = [
+            m.ndim == 2 and "embed" not in name for name, m in zip(self.names, self.masters, strict=True)
+        ]
         hidden = [
-            is_matrix and kind == "muon" and "embed" not in name and "lm_head" not in name
-            for name, is_matrix in zip(self.names, matrices, strict=True)
+            does and kind == "muon" and "lm_head" not in name
+            for name, does in zip(self.names, decays, strict=True)
         ]
         pick = [place for place, use in enumerate(hidden) if use]
-        rest = list(zip(self.masters, matrices, hidden, strict=True))
+        rest = list(zip(self.masters, decays, hidden, strict=True))
         groups: list[dict[str, Any]] = [
-            {"params": [m for m, is_matrix, use in rest if is_matrix and not use], "weight_decay": decay},
-            {"params": [m for m, is_matrix, _ in rest if not is_matrix], "weight_decay": 0.0},
+            {"params": [m for m, does, use in rest if does and not use], "weight_decay": decay},
+            {"params": [m for m, does, _ in rest if not does], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self.optimizers: list[torch.optim.Optimizer] = []
