@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heredity.train._gathered import gathered, share
 from heredity.train.dual import Arrows, Dual
 from heredity.train.network import Network
 from heredity.train.pairs import PairSteps
@@ -35,7 +36,7 @@ class HeldPairs:
     classes: dict[int, NDArray[np.int64]]
     every: int
     most: int = 2000
-    together: Processes = ALONE  # every process looks at all
+    together: Processes = ALONE
 
     def of(self, network: Network) -> dict[str, float]:
         """Recall at 1 and 5, both ways, and of classes by name where pictures have any."""
@@ -51,9 +52,13 @@ class HeldPairs:
             )  # fmt: skip
 
     def _arrows(self, network: Dual, n: int) -> Arrows:
-        cuts = [range(low, min(low + _ROWS, n)) for low in range(0, n, _ROWS)]
-        parts = [network.arrows(self.together.here(self.steps.collate(list(cut)))) for cut in cuts]
-        return Arrows(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
+        parts = [
+            network.arrows(self.together.here(self.steps.collate(list(rows))))
+            for rows in looked_at(n, self.together)
+        ]
+        mine = [torch.cat(each) for each in zip(*parts, strict=True)]
+        whole = mine if n < self.together.world else [gathered(each, n, self.together) for each in mine]
+        return Arrows(*(each.cpu() for each in whole))
 
     def _zero_shot(self, network: Dual, pictures: torch.Tensor) -> dict[str, float]:
         labels = torch.from_numpy(self.steps.pairs.labels[: len(pictures)])
@@ -64,6 +69,16 @@ class HeldPairs:
         has_class = torch.isin(labels, torch.tensor(names))
         nearest = (pictures[has_class] @ network.of_captions(rows.to(self.together.device)).cpu().T).argmax(1)
         return {ZERO_SHOT: float((torch.tensor(names)[nearest] == labels[has_class]).float().mean())}
+
+
+def looked_at(n: int, together: Processes) -> list[range]:
+    """The rows of `n` that this process looks at, some at once; all of them where there is less than one for
+    each. As many times in every process: where weights lie in pieces, all compute or none."""
+    rank, world = (together.rank, together.world) if n >= together.world else (0, 1)
+    low, high = share(n, rank, world)
+    times = -(-n // (world * _ROWS))
+    cuts = [share(high - low, i, times) for i in range(times)]
+    return [range(low + first, low + behind) for first, behind in cuts]
 
 
 def _recall(near: torch.Tensor, fits: torch.Tensor, what: str) -> dict[str, float]:

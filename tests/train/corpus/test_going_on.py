@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.build import build
 from tests.killed import ends_after_kills
 from tests.train.corpus.conftest import TOKENIZER, paragraphs
+from tests.train.corpus.dying import Heard, command, die, files, nothing_is_left
 
 pytest.importorskip("tokenizers")
 not_windows = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -25,40 +25,6 @@ not_windows = pytest.mark.skipif(sys.platform == "win32", reason="there is no SI
 STEPS = ("normalise", "language", "exact_duplicates", "scrub", "near_duplicates", "decontaminate")
 N_SOURCES = 8
 N_RECORDS = 4 * N_SOURCES + 3  # of each job three stages and its tokens; two comparisons and the tokenizer
-# The process kills itself where it writes, moves or removes a file below its own folder for the n-th time:
-# those are the moments at which the disk is another.
-DYING = """
-import os, signal, sys
-from pathlib import Path
-from heredity.cli import main
-n_left, work = int(sys.argv[1]), sys.argv[2]
-def counted(event, given):
-    global n_left
-    if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and work in str(given[0]):
-        if event == "open" and not (isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR)):
-            return
-        n_left -= 1
-        if n_left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(counted)
-sys.argv[1:] = sys.argv[3:]
-main()
-"""
-
-
-class Heard:
-    """A Watch that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.done: dict[str, int] = {}
-
-    def at(self, what: str, done: int, total: int) -> None:
-        assert 0 < done <= total
-        self.done[what] = done
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture
@@ -80,29 +46,9 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def command(recipe: Path, out: Path, workers: int = 1) -> list[str]:
-    return ["corpus", "build", str(recipe), "--out", str(out), "--workers", str(workers)]
-
-
 def undisturbed(recipe: Path, out: Path) -> Path:
     build_corpus(recipe, out)
     return out
-
-
-def die(recipe: Path, out: Path, moment: int) -> bool:
-    """Build until something is written for the n-th time; whether that came before the end."""
-    given = [sys.executable, "-c", DYING, str(moment), str(making.place_of(out)), *command(recipe, out)]
-    ended = subprocess.run(given, capture_output=True, text=True, check=False)
-    assert ended.returncode in (0, -9), ended.stderr
-    return ended.returncode == -9
-
-
-def nothing_is_left(out: Path) -> bool:
-    return not making.place_of(out).exists()
 
 
 @not_windows

@@ -8,7 +8,6 @@ and reading what came out (reader.py).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from heredity.errors import UsageError
 from heredity.records import digest, encode
 from heredity.store import hash_file, sync_folder, write_atomic
 from heredity.train.corpus import checked, making, tokenizer
@@ -44,20 +42,18 @@ def build(
     with file and line where there is one; nothing is left behind then. Raises Busy.
     """
     work = making.place_of(out)
-    if out.exists() and not work.exists():
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
+    making.refuse_other(out, work.exists())
     with making.held(work):
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:
             reads = _reads(recipe, context)
             documents = Documents(recipe, calls, watch or Nobody())
-            plan = _plan(recipe, unseen, reads, documents)
+            plan = making.plan(recipe, documents.inputs) | {"what is to be kept out": digest([unseen, reads])}
             if out.exists():
-                return _moved(out, making.planned(work) == plan)
+                making.refuse_other(out, making.planned(work) == plan)
+                return checked.decoded(out / checked.NAME, Card)
             between = making.go_on(work, plan, documents.watch)
-            made = work / "corpus"
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir()
+            made = making.emptied(work / "corpus")
             card = _Build(documents, reads, made, between).run()
         made.rename(out)
         sync_folder(out.parent)
@@ -69,30 +65,6 @@ def _reads(recipe: Recipe, context: Context) -> dict[str, str]:
     for step in recipe.steps:
         found |= step.reads(context)
     return found
-
-
-def _plan(
-    recipe: Recipe, unseen: tuple[str, ...], reads: dict[str, str], documents: Documents
-) -> dict[str, str]:
-    """A hash over each thing that a job's outcome hangs on, by what a user calls it."""
-    files = {
-        f"the files of source '{source.name}'": digest([tuple(each) for each in inputs])
-        for source, inputs in zip(recipe.sources, documents.inputs, strict=True)
-    }
-    named = recipe.tokenizer.folder
-    return files | {
-        making.RECIPE: digest(recipe.settings()),
-        "what is to be kept out": digest([unseen, reads]),
-        "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
-        making.VERSION: making.versions(),
-    }
-
-
-def _moved(out: Path, is_same: bool) -> Card:
-    """The corpus that a build put into its place before it was killed. Raises UsageError for any other."""
-    if not is_same or not (out / checked.NAME).is_file():
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
-    return checked.decoded(out / checked.NAME, Card)
 
 
 @dataclass
@@ -117,8 +89,7 @@ class _Build:
     def _tokenizer(self) -> dict[str, Any]:
         gate, folder = self.documents.gate(self.documents.last), self.between / "tokenizer"
         if not is_whole(gate):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            making.emptied(folder)
             finish(gate, sorted(folder.iterdir()), Done(n_bytes=self._learn_words(folder)))
         tokenizer.copy(folder, self.made)
         n = tokenizer.load(folder).get_vocab_size()

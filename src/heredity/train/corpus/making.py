@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,8 +24,10 @@ import msgspec
 from heredity.errors import UsageError
 from heredity.records import digest, encode
 from heredity.store import Lock, hash_file, write_atomic
+from heredity.train.corpus import checked, tokenizer
+from heredity.train.corpus.recipe import Recipe
 
-_LIBRARIES = ("heredity", "numpy", "pyarrow", "tokenizers", "trafilatura")
+_LIBRARIES = ("heredity", "numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
 _PLAN = "plan.json"
 VERSION = "heredity or a library"
 RECIPE = "the recipe"
@@ -94,13 +96,44 @@ def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
     return between
 
 
+def plan(recipe: Recipe, inputs: Iterable[object]) -> dict[str, str]:
+    """A hash over each thing that a job's outcome hangs on, by what a user calls it. inputs: of each source
+    its files as they are."""
+    files = {
+        f"the files of source '{source.name}'": digest(each)
+        for source, each in zip(recipe.sources, inputs, strict=True)
+    }
+    named = recipe.tokenizer.folder
+    return files | {
+        RECIPE: digest(recipe.settings()),
+        "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
+        VERSION: versions(),
+    }
+
+
+def refuse_other(out: Path, is_made: bool) -> None:
+    """Raises UsageError where the corpus is there already and is none that a build put into its place, and
+    was killed before it could say so."""
+    if out.exists() and not (is_made and (out / checked.NAME).is_file()):
+        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
+
+
+def emptied(folder: Path) -> Path:
+    """A folder, there and with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
 def versions() -> str:
-    """A hash over what computes: this package's own code, Python and libraries."""
-    code = {path.relative_to(_CODE).as_posix(): hash_file(path) for path in sorted(_CODE.rglob("*.py"))}
+    """A hash over what computes: the code of corpora, Python and libraries."""
+    paths = sorted(path for name in _FOLDERS for path in (_CODE / name).rglob("*.py"))
+    code = {path.relative_to(_CODE).as_posix(): hash_file(path) for path in paths}
     return digest([code, platform.python_version(), {name: _version(name) for name in _LIBRARIES}])
 
 
-_CODE = Path(__file__).parent
+_CODE = Path(__file__).parents[1]
+_FOLDERS = ("corpus", "pictures")
 
 
 def _version(name: str) -> str:
@@ -124,7 +157,8 @@ def _changed(before: Mapping[str, str], plan: Mapping[str, str]) -> str:
 
 
 def _clear(work: Path) -> None:
-    for path in work.iterdir():
+    """The plan goes last: as long as there is anything else, it says whose that is."""
+    for path in sorted(work.iterdir(), key=lambda path: path.name == _PLAN):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif not path.name.startswith(".lock"):

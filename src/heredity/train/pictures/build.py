@@ -1,24 +1,21 @@
 """A corpus of pictures from its recipe: read, caption words, shards; corpus.json last.
 
-Promises: the same recipe over the same files gives the same bytes, whatever the number of threads; a folder
-is there whole or not at all; every picture that is left out is counted, with its reason; the same picture
-with the same caption comes once; equal captions are in one split.
-Leaves to others: where pictures are (corpus/sources/images.py), and one file (pixels.py).
+Promises: the same recipe over the same files gives the same bytes, whatever the number of threads, and
+however often it was killed on its way; a folder is there whole or not at all; every picture that is left out
+is counted, with its reason; the same picture with the same caption comes once; equal captions are in one
+split.
+Leaves to others: where pictures are (corpus/sources/images.py), reading them (_parts.py), and what is kept
+of a build that was killed (corpus/making.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,57 +23,53 @@ import numpy as np
 from heredity.errors import UsageError
 from heredity.records import digest, encode
 from heredity.store import hash_file, sync_folder, write_atomic
-from heredity.train.corpus import tokenizer
+from heredity.train.corpus import checked, making, tokenizer
 from heredity.train.corpus.card import Cut, TokenizerFacts
 from heredity.train.corpus.checked import NAME
-from heredity.train.corpus.making import Watch
-from heredity.train.corpus.recipe import Picture, Recipe
+from heredity.train.corpus.making import Nobody, Watch
+from heredity.train.corpus.recipe import Recipe
 from heredity.train.corpus.shards import ShardWriter
 from heredity.train.corpus.sources import Input, Skipped
-from heredity.train.corpus.sources.images import ImagesSource, Pair
 from heredity.train.pictures import pixels
+from heredity.train.pictures._parts import Parts, Read
 from heredity.train.pictures.card import SCHEMA, PairRow, PictureCard, PictureRow, PictureShard, fingerprint
 
 _BYTES = 1 << 28  # of a shard of pictures
-_AHEAD = 256  # pictures that are read at once
 _CUTS: tuple[Cut, ...] = ("train", "validation")
-
-
-class _Read(NamedTuple):
-    """A pair as it was read, its files among it."""
-
-    pair: Pair
-    picture: pixels.Picture
-    inputs: list[Input]
 
 
 def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = None) -> PictureCard:
     """Build the corpus into the folder `out`, which must not be there.
 
-    Raises BadInput and UsageError; nothing is left behind then.
+    One that was stopped or killed goes on, in a hidden folder beside `out`. Raises BadInput and UsageError,
+    with file and line where there is one; nothing is left behind then. Raises Busy.
     """
-    if out.exists():
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
+    work = making.place_of(out)
+    making.refuse_other(out, work.exists())
     pixels.library()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        made = making / "corpus"
-        made.mkdir()
-        card = _Build(recipe, made, workers, watch).run()
+    assert recipe.picture is not None
+    with making.held(work):
+        parts = Parts(recipe, recipe.picture, workers, watch or Nobody())
+        files = [[found, inputs] for found, inputs in zip(parts.found, parts.inputs, strict=True)]
+        plan = making.plan(recipe, files)
+        if out.exists():
+            making.refuse_other(out, making.planned(work) == plan)
+            return checked.decoded(out / NAME, PictureCard)
+        between = making.go_on(work, plan, parts.watch)
+        parts.read(between)
+        made = making.emptied(work / "corpus")
+        card = _Build(recipe, parts, between, made).run()
         made.rename(out)
         sync_folder(out.parent)
         return card
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
 
 
 @dataclass
 class _Build:
     recipe: Recipe
+    parts: Parts
+    between: Path
     made: Path
-    workers: int
-    watch: Watch | None
     captions: dict[Cut, list[str]] = field(default_factory=lambda: {cut: [] for cut in _CUTS})
     sources: list[PictureRow] = field(default_factory=list)
     inputs: list[bytes] = field(default_factory=list)
@@ -84,27 +77,22 @@ class _Build:
     seen: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        picture = self.recipe.picture
-        assert picture is not None
-        self.how: Picture = picture
+        self.how = self.parts.how
         self.writers = {cut: _Pictures(self.made, cut, self.how.side) for cut in _CUTS}
 
     def run(self) -> PictureCard:
-        for source in self.recipe.sources:
-            assert isinstance(source, ImagesSource)
-            self._source(source)
+        for number in range(len(self.recipe.sources)):
+            self._source(number)
         for writer in self.writers.values():
             writer.close()
         self._refuse_empty()
         facts = self._tokenizer()
         return self._write(facts)
 
-    def _source(self, source: ImagesSource) -> None:
-        skipped, inputs = Counter[str](), list[Input]()
+    def _source(self, number: int) -> None:
+        name, skipped, inputs = self.recipe.sources[number].name, Counter[str](), list[Input]()
         n_pairs = 0
-        for number, read in enumerate(self._read(source), 1):
-            if self.watch is not None:
-                self.watch.at("reading", number, number)
+        for read in self.parts.of(number, self.between):
             if not isinstance(read, Skipped) and not self._is_new(read):
                 read = Skipped("duplicate")
             if isinstance(read, Skipped):
@@ -113,37 +101,19 @@ class _Build:
             inputs += read.inputs
             n_pairs += 1
             self._add(read)
-        self.inputs += [encode({"source": source.name, **each._asdict()}) + b"\n" for each in inputs]
+        self.inputs += [encode({"source": name, **each._asdict()}) + b"\n" for each in inputs]
         size, hashed = sum(each.bytes for each in inputs), digest([tuple(each) for each in inputs])
         self.sources.append(
-            PictureRow(
-                source.name, "images", len(inputs), size, hashed, n_pairs, dict(sorted(skipped.items()))
-            )
+            PictureRow(name, "images", len(inputs), size, hashed, n_pairs, dict(sorted(skipped.items())))
         )
 
-    def _read(self, source: ImagesSource) -> Iterator[_Read | Skipped]:
-        """Pictures in their order, some read ahead."""
-        found = source.pairs(self.recipe.root)
-        with ThreadPoolExecutor(self.workers) as pool:
-            while some := list(islice(found, _AHEAD)):
-                yield from pool.map(lambda pair: self._one(source, pair), some)
-
-    def _one(self, source: ImagesSource, pair: Pair | Skipped) -> _Read | Skipped:
-        if isinstance(pair, Skipped):
-            return pair
-        try:
-            picture = pixels.read(Path(pair.path), self.how.side, self.how.fit, self.how.background)
-        except pixels.Unreadable:
-            return Skipped("unreadable")
-        return _Read(pair, picture, source.inputs_of(pair))
-
-    def _is_new(self, read: _Read) -> bool:
+    def _is_new(self, read: Read) -> bool:
         key = hashlib.sha256(read.pair.caption.encode() + b"\0" + read.picture.tobytes()).digest()
         is_new = key not in self.seen
         self.seen.add(key)
         return is_new
 
-    def _add(self, read: _Read) -> None:
+    def _add(self, read: Read) -> None:
         label = self.classes.setdefault(read.pair.label, len(self.classes))
         if label >= 1 << 16:
             raise UsageError(f"{self.recipe.path}: more than 65,535 classes. Leave the column of them out.")
