@@ -148,7 +148,7 @@ def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, fl
 def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.engines import _process
 
-    _process.spin_briefly()
+    _process.before_torch()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

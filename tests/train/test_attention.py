@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from heredity.train import _blocks, attention
+from heredity.train import _blocks, attention, bidirectional
 from heredity.train.attention import attend
 
 LENGTHS = (40, 31, 31, 30, 7, 2)  # four of like length, and two alone
@@ -54,7 +54,7 @@ def back(of: Callable[..., torch.Tensor], window: int | None, dtype: torch.dtype
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU on which torch's kernel is slow, with rows of these lengths cut into several blocks."""
-    monkeypatch.setattr(attention, "_is_quick", lambda _: False)
+    monkeypatch.setattr(attention, "is_quick", lambda _: False)
     monkeypatch.setattr(_blocks, "_LEAST", 16)
 
 
@@ -63,7 +63,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_that_of_each_document_alone_and_so_are_its_gradients(
     short: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_is_quick", lambda _: True)
+    monkeypatch.setattr(attention, "is_quick", lambda _: True)
     monkeypatch.setattr(attention, "SHORT", short)
     assert_like_the_books(window)
 
@@ -96,7 +96,7 @@ def assert_like_the_books(window: int | None) -> None:
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_books(
     is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_is_quick", lambda _: is_quick)
+    monkeypatch.setattr(attention, "is_quick", lambda _: is_quick)
     monkeypatch.setattr(_blocks, "_LEAST", 16)
 
     def truth() -> Tensors:
@@ -126,3 +126,34 @@ def test_a_document_alone_gives_what_it_gives_among_others() -> None:
         found = attend(None, *part, None, SCALE, (n,))[0]
         torch.testing.assert_close(found, among[:, start : start + n], atol=1e-6, rtol=1e-5)
         start += n
+
+
+@pytest.mark.parametrize("window", [None, 5, 17], ids=str)
+def test_to_both_sides_blocks_give_what_the_kernel_gives(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of documents some of which fill up their row, and some of which do not."""
+
+    def found(is_quick: bool) -> Tensors:
+        monkeypatch.setattr(bidirectional, "is_quick", lambda _: is_quick)
+        given = [made()[0].detach().requires_grad_() for _ in range(3)]
+        out = bidirectional.attend(None, *given, None, SCALE, LENGTHS, window)[0]
+        out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
+        return (out.detach(), *(x.grad for x in given if x.grad is not None))
+
+    monkeypatch.setattr(_blocks, "_LEAST", 16)
+    assert attention._groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
+    for one, other in zip(found(False), found(True), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_another_device_is_taken_to_be_quick_and_leaves_no_mask_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_has_tiles", lambda: False)
+    given = made(dtype=torch.bfloat16)
+    assert not attention.is_quick(given[0])
+    with attention.elsewhere():
+        assert attention.is_quick(given[0])
+        ours(*given)
+    assert not attention.is_quick(given[0]) and not attention._places.cache_info().currsize

@@ -128,7 +128,8 @@ def _lines(found: Forecast) -> list[str]:
         f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
         f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} a device and hour)",
         f"run it  {_settings(found)}",
-        f"MFU     {found.mfu:.0%} stated for products, {found.reached_mfu:.0%} with all else of a step",
+        f"MFU     {found.mfu:.0%} {'reckoned from what was measured' if found.is_measured else 'stated'} for "
+        f"products, {found.reached_mfu:.0%} with all else of a step",
     ]
     if (busy := work.batch / (each * found.n_gpus)) < 0.95:
         pieces = "contexts" if found.unit == "token" else units

@@ -17,8 +17,8 @@ from heredity.cli import Amount, Name, Verb, open_store
 @click.option("--gpus", type=int, default=1, show_default=True, help="How many.")
 @click.option("--vocabulary", type=click.IntRange(1), help="Tokens, where the corpus is not there yet.")
 @click.option("--side", type=click.IntRange(1), help="Points of a picture, each way, likewise.")
-@click.option("--mfu", type=float, default=0.4, show_default=True,
-              help="Share of the peak that products reach.")  # fmt: skip
+@click.option("--mfu", type=float, metavar="SHARE",
+              help="Share of the peak that products reach.  [default: 0.4; of cpu as measured]")  # fmt: skip
 @click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory left free.")
 @click.option("--pue", type=float, default=1.2, show_default=True,
               help="Watts of the data centre for each of its machines.")  # fmt: skip

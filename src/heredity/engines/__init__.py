@@ -19,7 +19,7 @@ from heredity.engines import _process
 from heredity.errors import Unavailable, UnknownName
 from heredity.records import Decoding, Model, Reply, Request
 
-_process.spin_briefly()
+_process.before_torch()
 
 _ALTERED = " | "
 UNPROVEN = "answers may depend on their company"  # stands in the name of an engine of which it is true

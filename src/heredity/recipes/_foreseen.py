@@ -21,7 +21,7 @@ from heredity.engines import _memory, _tuning
 from heredity.recipes import _planned
 from heredity.train import sizes, speed
 from heredity.train.gaps import FRAME
-from heredity.train.planning import memory
+from heredity.train.planning import memory, pace
 from heredity.train.planning.anatomies import WIDE
 from heredity.train.processes import ALONE, Processes
 from heredity.train.stream import PRODUCT
@@ -29,8 +29,8 @@ from heredity.train.stream import PRODUCT
 if TYPE_CHECKING:
     from heredity.recipes.pretrain import Pretrain
 
+_WAYS = 3  # a token that is only looked at goes one of them
 _LIBRARIES = _memory.GIB // 4  # what torch's own grow by in a first step, of a model of almost nothing
-MFU = 0.2  # of the products' limit: what runs of 10M parameters reached on two cores that were left alone
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Foreseen:
     """A prediction, and where the process stood when it was made."""
 
     parts: dict[str, int]
-    limit: float  # FLOP/s; 0: not measured
-    flops: float  # of the whole run
+    limit: float  # FLOP/s of products; 0: not measured
+    seconds: float  # of the whole run
     resident: int | None
 
     def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
@@ -50,10 +50,7 @@ class Foreseen:
             said += f", measured {(peak - self.resident) / _memory.GIB:.2f} GiB of growth"
         found = {"memory": said}
         if tokens_a_second and self.limit:
-            found["time"] = (
-                f"predicted {self.flops / (MFU * self.limit):,.0f} s at {MFU:.0%} of the products' limit, "
-                f"measured {tokens / tokens_a_second:,.0f} s"
-            )
+            found["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
         return found
 
 
@@ -93,11 +90,16 @@ def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None
 
 
 def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
-    flops = limit = 0.0
+    seconds = limit = 0.0
     if recipe.objective != "contrastive":
-        flops, limit = of_token(recipe) * recipe.dial.tokens, limit_of(recipe, dtype)
+        limit = limit_of(recipe, dtype)
+        work = msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=dtype.itemsize)
+        rate = speed.pass_rate(work.shape.width, dtype)
+        held_out = min(recipe.held_out, int(recipe.text.lengths("validation").sum()))
+        looks = (recipe.checks + 1) * held_out / _WAYS
+        seconds = (recipe.dial.tokens + looks) * pace.seconds(work, of_token(recipe), limit, rate)
     _memory.forget_peak()
-    return Foreseen(parts, limit, flops, _memory.resident())
+    return Foreseen(parts, limit, seconds, _memory.resident())
 
 
 def of_token(recipe: Pretrain) -> float:

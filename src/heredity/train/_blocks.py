@@ -1,4 +1,4 @@
-"""Causal attention of rows as plain products, a block of queries at a time, each by the keys that it sees.
+"""Attention of rows as plain products, a block of queries at a time, each by the keys that any of it sees.
 
 Probabilities are made again on the way back, so that none is kept, and a block's alone are ever there.
 
@@ -22,24 +22,40 @@ _MOST = 1 << 24  # scores that are there at once
 _WHOLE = 16  # queries that a block is a multiple of
 
 
+class Sight(NamedTuple):
+    """Which tokens of a row a token sees: so many places before it and after it. lengths: of the rows, where
+    some are filled up; what fills a row is seen by nothing but what fills it."""
+
+    before: int
+    after: int
+    lengths: tuple[int, ...] = ()
+
+
+def causal(n: int, window: int) -> Sight:
+    """Of rows of `n` tokens. window: places that a token sees, itself among them; 0: all before it."""
+    return Sight((window or n) - 1, 0)
+
+
 def of_rows(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int, is_fused: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sight: Sight, is_fused: bool = False
 ) -> torch.Tensor:
     """Of rows (rows, heads, tokens, head_dim); keys may have fewer heads.
 
-    window: places that a token sees, itself among them; 0: all before it. is_fused: forwards by torch's
-    kernel, and backwards all queries in one block.
+    is_fused: forwards by torch's kernel, and backwards all queries in one block.
     """
-    out: torch.Tensor = applied(_Blocks, q, k, v, scale, window, is_fused)
+    out: torch.Tensor = applied(_Blocks, q, k, v, scale, sight, is_fused)
     return out
 
 
-def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
+def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sight: Sight) -> torch.Tensor:
     """The same by torch's kernel, both ways."""
-    seen = _seen(q.shape[2], q.shape[2], window).to(q.device) if window else None
+    n = q.shape[2]
+    is_causal = not sight.after and sight.before >= n - 1 and not sight.lengths
+    seen = None if is_causal else _seen(sight, 0, n, 0, n)
     return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+        q, k, v, attn_mask=None if seen is None else seen.to(q.device), is_causal=is_causal, scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
 
 
 class _Block(NamedTuple):
@@ -57,23 +73,22 @@ class _Blocks(torch.autograd.Function):
         k: torch.Tensor,
         v: torch.Tensor,
         scale: float,
-        window: int,
+        sight: Sight,
         is_fused: bool,
     ) -> torch.Tensor:
         n = q.shape[2]
         ctx.save_for_backward(q, k, v)
-        ctx.scale, ctx.window = scale, window
+        ctx.scale, ctx.sight = scale, sight
         ctx.size = n if is_fused else size_of(q.shape[0] * q.shape[1], n)
         if is_fused:
-            return fused(q, k, v, scale, window)
+            return fused(q, k, v, scale, sight)
         keys, values = _flat(k), _flat(v)
         asked = _by_keys(q * scale, keys)
         out = torch.empty_like(asked)
-        for block in _cut(n, ctx.size, window):
-            likely = _probabilities(asked, keys, block, window)
-            out[:, :, block.asked] = torch.bmm(likely, values[:, block.keys]).view(
-                out[:, :, block.asked].shape
-            )
+        for block in _cut(n, ctx.size, sight):
+            likely = _probabilities(asked, keys, block, sight)
+            mine = out[:, :, block.asked]
+            mine.copy_(torch.bmm(likely, values[:, block.keys]).view(mine.shape))
         return out.view(q.shape)
 
     @staticmethod
@@ -83,8 +98,8 @@ class _Blocks(torch.autograd.Function):
         asked, told = _by_keys(q * ctx.scale, keys), _by_keys(out, keys)
         of_asked = torch.empty_like(asked)
         of_keys, of_values = _Sum(keys, ctx.size), _Sum(values, ctx.size)
-        for block in _cut(q.shape[2], ctx.size, ctx.window):
-            likely = _probabilities(asked, keys, block, ctx.window)
+        for block in _cut(q.shape[2], ctx.size, ctx.sight):
+            likely = _probabilities(asked, keys, block, ctx.sight)
             here = _queries(told, block)
             of_values.add(block, torch.bmm(likely.transpose(1, 2), here))
             of_likely = torch.bmm(here, values[:, block.keys].transpose(1, 2))
@@ -121,10 +136,10 @@ def size_of(n_products: int, n: int) -> int:
     return each + -each % _WHOLE
 
 
-def _cut(n: int, size: int, window: int) -> Iterator[_Block]:
+def _cut(n: int, size: int, sight: Sight) -> Iterator[_Block]:
     for first in range(0, n, size):
-        low = max(0, first - window + 1) if window else 0
-        yield _Block(slice(first, min(first + size, n)), slice(low, min(first + size, n)))
+        stop = min(first + size, n)
+        yield _Block(slice(first, stop), slice(max(0, first - sight.before), min(n, stop + sight.after)))
 
 
 def _flat(keys: torch.Tensor) -> torch.Tensor:
@@ -142,30 +157,53 @@ def _queries(x: torch.Tensor, block: _Block) -> torch.Tensor:
     return x[:, :, block.asked].reshape(len(x), -1, x.shape[3])
 
 
-def _probabilities(asked: torch.Tensor, keys: torch.Tensor, block: _Block, window: int) -> torch.Tensor:
+def _probabilities(asked: torch.Tensor, keys: torch.Tensor, block: _Block, sight: Sight) -> torch.Tensor:
     """(products, queries of all heads that share keys, keys of the block)"""
     scores = torch.bmm(_queries(asked, block), keys[:, block.keys].transpose(1, 2))
-    n_asked, n_keys = (x.stop - x.start for x in (block.asked, block.keys))
-    n_near = n_keys if window else n_asked  # without a window all see what is before the block
-    unseen = _unseen(n_asked, n_near, window, scores.dtype, scores.device)
-    scores.view(len(keys), -1, n_asked, n_keys)[..., n_keys - n_near :].add_(unseen)
+    near = block.keys
+    if not sight.lengths and not block.keys.start and sight.before >= block.asked.stop - 1:
+        near = slice(block.asked.start, block.keys.stop)  # all see what is before the block
+    shift = 0 if sight.lengths else near.start
+    unseen = _unseen(sight, *_moved(block.asked, shift), *_moved(near, shift), scores.dtype, scores.device)
+    if unseen is not None:
+        rows = (len(sight.lengths) or 1, -1, block.asked.stop - block.asked.start, scores.shape[2])
+        scores.view(rows)[..., near.start - block.keys.start :].add_(unseen)
     return torch.softmax(scores, -1)  # in fp32 within, whatever the dtype
 
 
-def _seen(n_asked: int, n_keys: int, window: int) -> torch.Tensor:
-    """(queries, keys): whether the last so many tokens see another, themselves and at most `window - 1`
-    before (0: all)."""
-    ages = torch.arange(n_keys - n_asked, n_keys)[:, None] - torch.arange(n_keys)[None]
-    return (ages >= 0) & (ages < (window or n_keys))
+def _moved(places: slice, shift: int) -> tuple[int, int]:
+    return places.start - shift, places.stop - shift
 
 
-@lru_cache(maxsize=32)
-def _unseen(n_asked: int, n_keys: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(queries, keys): 0 where a token sees another, else minus infinity."""
-    seen = _seen(n_asked, n_keys, window)
+@lru_cache(maxsize=64)
+def _unseen(
+    sight: Sight, first: int, stop: int, low: int, high: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """0 where one sees another, else minus infinity: as _seen has it."""
+    seen = _seen(sight, first, stop, low, high)
+    if seen is None:
+        return None
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
 
 
+@lru_cache(maxsize=32)
+def _seen(sight: Sight, first: int, stop: int, low: int, high: int) -> torch.Tensor | None:
+    """(rows or 1, 1, tokens `first` to `stop`, `low` to `high`): whether one sees another; None: each all.
+
+    Filler sees filler, so that no row of a softmax is empty: its gradient would be no number.
+    """
+    if stop - 1 - low <= sight.before and high - 1 - first <= sight.after and not sight.lengths:
+        return None
+    q, k = torch.arange(first, stop), torch.arange(low, high)
+    ages = q[:, None] - k
+    seen = ((ages <= sight.before) & (ages >= -sight.after))[None]
+    if sight.lengths:
+        lengths = torch.tensor(sight.lengths)[:, None]
+        seen = seen & ((q < lengths)[:, :, None] == (k < lengths)[:, None])
+    return seen[:, None]
+
+
 def forget() -> None:
-    """Let go of the masks that are kept: those on fake tensors are of no use to others."""
-    _unseen.cache_clear()
+    """Let go of the masks that are kept."""
+    for each in (_unseen, _seen):
+        each.cache_clear()

@@ -12,6 +12,8 @@ Leaves to others: everything else of a network (network.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +27,7 @@ Lengths = tuple[int, ...]
 OfRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
 STEP = 16  # places that rows differ by; every new size of a product costs time and memory to make ready
 _LIKE = 0.75  # of the longest of its rows a document has at least so much
+_ELSEWHERE = ContextVar("elsewhere", default=False)
 
 
 def attend(
@@ -46,18 +49,17 @@ def attend(
     window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Lengths) -> torch.Tensor:
-        near = window if window and window < q.shape[2] else 0
-        is_quick = _is_quick(q)
-        if q.shape[2] > SHORT and is_quick:
-            return _blocks.fused(q, k, v, scale, near)
-        return _blocks.of_rows(q, k, v, scale, near, is_quick)
+        sight = _blocks.causal(q.shape[2], window or 0)
+        if q.shape[2] > SHORT and is_quick(q):
+            return _blocks.fused(q, k, v, scale, sight)
+        return _blocks.of_rows(q, k, v, scale, sight, is_fused=is_quick(q))
 
     return by_rows(query, key, value, lengths, of_rows), None
 
 
-def _is_quick(x: torch.Tensor) -> bool:
+def is_quick(x: torch.Tensor) -> bool:
     """Whether torch's kernel is: on a CPU its bfloat16 is written for tiles (AMX)."""
-    return x.device.type != "cpu" or x.dtype != torch.bfloat16 or _has_tiles()
+    return x.device.type != "cpu" or x.dtype != torch.bfloat16 or _ELSEWHERE.get() or _has_tiles()
 
 
 @lru_cache(maxsize=1)
@@ -137,8 +139,20 @@ class _Documents(torch.autograd.Function):
         return rows.index_copy_(0, ctx.places, out), None, None
 
 
-def forget() -> None:
-    """Let go of what was made for documents of the same lengths: fake tensors are of no use to others."""
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """As on another device, on which torch's kernel is quick, with fake tensors: of what is kept for the next
+    product, nothing real is taken in here, and nothing fake out."""
+    told = _ELSEWHERE.set(True)
+    _forget()
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(told)
+        _forget()
+
+
+def _forget() -> None:
     _places.cache_clear()
     _blocks.forget()
 

@@ -1,7 +1,7 @@
 """Attention to both sides within each document, for documents that are laid end to end.
 
-Documents of like length are rows of one product of torch's fused kernel, as in attention.py; what fills a
-shorter row up is seen by no token of it.
+Documents of like length are rows of one product, of torch's fused kernel where it is quick, as in
+attention.py; what fills a shorter row up is seen by no token of it.
 
 Promises: a document sees itself and no other; numbers are those of transformers, within rounding; the same
 documents give the same bits.
@@ -10,13 +10,12 @@ Leaves to others: everything else of a network (encoder.py).
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from heredity.train.attention import Lengths, by_rows
+from heredity.train import _blocks
+from heredity.train.attention import Lengths, by_rows, is_quick
 
 
 def attend(
@@ -37,29 +36,11 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Lengths) -> torch.Tensor:
-        seen = _seen(group, q.shape[2], sliding_window or 0)
-        seen = None if seen is None else seen.to(q.device)
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+        n, window = q.shape[2], sliding_window or q.shape[2]
+        sight = _blocks.Sight(window - 1, window - 1, () if min(group) == n else group)
+        if not is_quick(q):
+            return _blocks.of_rows(q, k, v, scale, sight)
+        is_cut = window < n  # the kernel has a mask a row then, as planning/anatomies/modernbert.py counts it
+        return _blocks.fused(q, k, v, scale, sight._replace(lengths=group) if is_cut else sight)
 
     return by_rows(query, key, value, lengths, of_rows), None
-
-
-def forget() -> None:
-    """Let go of the masks that are kept: those on fake tensors are of no use to others."""
-    _seen.cache_clear()
-
-
-@lru_cache(maxsize=32)
-def _seen(lengths: tuple[int, ...], longest: int, window: int) -> torch.Tensor | None:
-    """(rows, 1, longest, longest): whether a token sees another; None where each sees all.
-
-    Filler sees filler, so that no row of a softmax is empty: its gradient would be no number.
-    """
-    if min(lengths) == longest and (not window or window >= longest):
-        return None
-    at = torch.arange(longest)
-    is_text = at < torch.tensor(lengths)[:, None]
-    seen = is_text[:, None, :] == is_text[:, :, None]
-    if window:
-        seen = seen & ((at[:, None] - at).abs() < window)
-    return seen[:, None]

@@ -64,6 +64,13 @@ def product_limit(shape: Shape, dtype: torch.dtype, n_rows: int = PRODUCT, of_he
     return sum(6.0 * a * b * n for a, b, n in products) / sum(seconds[size] for size in products)
 
 
+def pass_rate(width: int, dtype: torch.dtype, n_rows: int = PRODUCT) -> float:
+    """Bytes/s of numbers that are read, changed and written: of a step between products."""
+    x = torch.ones(n_rows, width, dtype=dtype)
+    y = torch.empty_like(x)
+    return x.numel() * x.element_size() / _least(lambda: torch.mul(x, 2, out=y))
+
+
 def _three(n_in: int, n_out: int, n_rows: int, dtype: torch.dtype) -> Callable[[], object]:
     x, w = torch.ones(n_rows, n_in, dtype=dtype), torch.ones(n_out, n_in, dtype=dtype)
     y = torch.ones(n_rows, n_out, dtype=dtype)

@@ -77,7 +77,7 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
 def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     architecture: str, size: int, is_on_cpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_is_quick", lambda _: True)  # without tiles a CPU keeps somewhat less
+    monkeypatch.setattr(attention, "is_quick", lambda _: True)  # without tiles a CPU keeps somewhat less
     if not is_on_cpu:  # transformers' own norms, as they run on a GPU
         monkeypatch.setattr(norms, "quicken", lambda *_: None)
     work = Work(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.errors import OutOfMemory, UnknownName, UsageError
 from heredity.train import sizes
-from heredity.train.planning import sharding
+from heredity.train.planning import memory, pace, sharding
 from heredity.train.planning.forecast import Forecast, Terms, fitting, forecast
 from heredity.train.planning.gpus import named, processor, table
 from heredity.train.planning.sharding import Layout
@@ -110,6 +110,34 @@ def test_what_is_not_known_of_a_processor_is_none() -> None:
     found = forecast(work("10M", 8192, 1024), processor(1e12, 2**34), 1)
     assert found.dollars is None and found.kilowatt_hours is None
     assert msgspec.json.decode(msgspec.json.encode(found), type=Forecast) == found
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e11])
+def test_a_machine_whose_memory_was_measured_is_as_fast_as_its_products_and_that(rate: float) -> None:
+    small = msgspec.structs.replace(work("10M", 8192, 1024), optimizer="adamw", is_on_cpu=True)
+    found = forecast(small, processor(1e12, 2**34, rate), 1)
+    flops = found.flops / small.tokens
+    passes = 22 * (memory.kept(small) + 2 * small.shape.vocabulary) / rate
+    assert found.tokens_a_second == pytest.approx(1 / (flops / 1e12 + passes))
+    assert found.is_measured and found.mfu == pytest.approx(flops / 1e12 * found.tokens_a_second)
+    stated = forecast(small, processor(1e12, 2**34, rate), 1, Terms(mfu=0.5))
+    assert stated.mfu == 0.5 and not stated.is_measured
+    assert stated.tokens_a_second == pytest.approx(0.5 * 1e12 / flops)
+
+
+@pytest.mark.parametrize("size", ["3M", "50M", "1B"])
+def test_muon_multiplies_once_a_step(size: str) -> None:
+    """Five rounds of three products for every matrix: X X', its square, and both by X."""
+    muon = work(size, 65_536)
+    shape, flops = muon.shape, 0.0
+    columns, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+    for n_out, n_in in ((columns, shape.width), (keys, shape.width), (keys, shape.width),
+                        (shape.width, columns), *3 * ((shape.wide, shape.width),)):  # fmt: skip
+        least, most = sorted((n_out, n_in))
+        flops += 5 * (2 * least**2 * most + 2 * least**3 + 2 * least**2 * most)
+    adamw = msgspec.structs.replace(muon, optimizer="adamw")
+    more = pace.seconds(muon, 1e9, 1e12, 1e10) - pace.seconds(adamw, 1e9, 1e12, 1e10)
+    assert more * 1e12 * muon.batch == pytest.approx(shape.layers * flops, rel=0.15)
 
 
 def test_a_plan_loads_no_torch() -> None:

@@ -17,27 +17,29 @@ from typing import Literal
 
 from heredity.errors import OutOfMemory, UsageError
 from heredity.records import Record
-from heredity.train.planning import anatomies, memory, sharding
+from heredity.train.planning import anatomies, memory, pace, sharding
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.work import Work
 
 GB = 1e9  # as devices are sold
+MFU = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
 
 
 @dataclass(frozen=True)
 class Terms:
     """What is assumed. Raises UsageError for what cannot be."""
 
-    mfu: float = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
+    mfu: float | None = None  # share of the peak that a step's products reach; None: MFU, or as measured
     reserve: float = 0.1  # of a device's memory, for its libraries and the allocator's gaps
     pue: float = 1.2  # what a data centre draws for each watt of its machines
     price: float | None = None  # dollars an hour of a device; None: the table's
 
     def __post_init__(self) -> None:
-        if not 0 < self.mfu <= 1 or not 0 <= self.reserve < 1 or not 1 <= self.pue < math.inf:
+        mfu = MFU if self.mfu is None else self.mfu
+        if not 0 < mfu <= 1 or not 0 <= self.reserve < 1 or not 1 <= self.pue < math.inf:
             raise UsageError(
-                f"mfu must lie above 0 and up to 1 ({self.mfu:g}), reserve from 0 to below 1 "
+                f"mfu must lie above 0 and up to 1 ({mfu:g}), reserve from 0 to below 1 "
                 f"({self.reserve:g}), pue at 1 or above ({self.pue:g})."
             )
         if self.price is not None and not 0 <= self.price < math.inf:
@@ -76,6 +78,7 @@ class Forecast(Record, frozen=True):
     gpu: Gpu
     n_gpus: int
     mfu: float
+    is_measured: bool  # whether that follows from what this machine was measured to do, and was not stated
     reserve: float
     pue: float
     price: float | None
@@ -111,7 +114,8 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
         unit=work.unit,
         gpu=gpu,
         n_gpus=n_gpus,
-        mfu=terms.mfu,
+        mfu=_mfu(work, gpu, terms),
+        is_measured=_is_measured(gpu, terms),
         reserve=terms.reserve,
         pue=terms.pue,
         price=price,
@@ -138,7 +142,7 @@ def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
 
 def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
     each, made = pieces_a_device(work, n_gpus), anatomies.of(work)
-    once = each * work.piece * sum(made.flops.values()) / (terms.mfu * gpu.flops)
+    once = each * work.piece * sum(made.flops.values()) / (_mfu(work, gpu, terms) * gpu.flops)
     for layout in sharding.layouts(n_gpus):
         for at_once in [each] if work.is_whole else _divisors(each):
             n_products = each // at_once
@@ -148,6 +152,19 @@ def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
                 needed = memory.training(work, product, layout.shards, runs_again, n_products)
                 seconds = once * (1 + made.again * runs_again)
                 yield Way(layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes)
+
+
+def _mfu(work: Work, gpu: Gpu, terms: Terms) -> float:
+    """What is stated; of a machine whose memory was measured as well, what follows from that."""
+    if not _is_measured(gpu, terms):
+        return terms.mfu or MFU
+    assert gpu.rate is not None
+    flops = sum(anatomies.of(work).flops.values())
+    return flops / (gpu.flops * pace.seconds(work, flops, gpu.flops, gpu.rate))
+
+
+def _is_measured(gpu: Gpu, terms: Terms) -> bool:
+    return gpu.rate is not None and terms.mfu is None
 
 
 def pieces_a_device(work: Work, n_gpus: int) -> int:

@@ -33,6 +33,7 @@ class Gpu(Record, frozen=True):
     watts: float | None
     price: float | None
     source: str
+    rate: float | None = None  # bytes/s of a pass over memory, where it was measured
 
 
 @cache
@@ -56,16 +57,17 @@ def _measured(work: Work) -> Gpu:
     try:
         import torch
 
-        from heredity.train.speed import product_limit
+        from heredity.train.speed import pass_rate, product_limit
     except ImportError:
         said = "This machine is measured with torch: pip install 'heredity[torch]'."
         raise Unavailable(said) from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
-    return processor(product_limit(work.shape, dtype), _memory.available())
+    rate = pass_rate(work.shape.width, dtype)
+    return processor(product_limit(work.shape, dtype), _memory.available(), rate)
 
 
-def processor(flops: float, memory: int | None) -> Gpu:
+def processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
     """This machine, of which nobody knows what it draws and costs."""
     said = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
     room = float("inf") if memory is None else float(memory)
-    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, said)
+    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, said, rate)

@@ -22,7 +22,7 @@ from torch._subclasses import FakeTensorMode
 
 from heredity.errors import HeredityError, Unavailable, first_line
 from heredity.records import Record
-from heredity.train import attention, bidirectional
+from heredity.train import attention
 from heredity.train._sharded import layers
 from heredity.train.optimizer import Masters
 from heredity.train.planning import anatomies, memory, staged
@@ -71,7 +71,7 @@ def _run(work: Work, way: Way, n_layers: int) -> tuple[int, int]:
     shape = msgspec.structs.replace(work.shape, layers=n_layers)
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
-        with _pretended(layout) as mesh, _forgotten(), FakeTensorMode():
+        with _pretended(layout) as mesh, attention.elsewhere(), FakeTensorMode():
             stage = staged.stage(work, way.runs_again, _DTYPES[WIDE if mesh is not None else work.bytes])
             n_parameters = sum(each.numel() for each in stage.parameters())
             return n_parameters, _peak(stage, work, way, mesh)
@@ -104,19 +104,6 @@ def _pretended(layout: Layout) -> Iterator[Any]:
             )
     finally:
         distributed.destroy_process_group()
-
-
-@contextmanager
-def _forgotten() -> Iterator[None]:
-    """Masks that are kept for the next product are neither real ones in here nor fake ones elsewhere."""
-    forget = attention.forget, bidirectional.forget
-    for each in forget:
-        each()
-    try:
-        yield
-    finally:
-        for each in forget:
-            each()
 
 
 def _peak(stage: staged.Stage, work: Work, way: Way, mesh: Any) -> int:
