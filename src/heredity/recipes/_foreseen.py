@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from heredity.recipes.pretrain import Pretrain
 
 _WAYS = 3  # a token that is only looked at goes one of them
+_HEAP = _memory.GIB // 2  # at most; what other lengths do not fit into (docs/plan.md)
 _LIBRARIES = _memory.GIB // 4  # what torch's own grow by in a first step, of a model of almost nothing
 
 
@@ -63,7 +64,8 @@ def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str
     parts = memory.training(work, at_once, shards, recipe.recompute, -(-own // at_once))
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
         parts["gradients"] += WIDE * memory.n_parameters(work)
-    return parts | {"libraries": _LIBRARIES}
+    kept = min(_HEAP, 2 * parts["activations"])
+    return parts | {"heap between steps": kept, "libraries": _LIBRARIES}
 
 
 @contextmanager
