@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from heredity.train.corpus import making
+from heredity.train.corpus import recipe as recipes
 
 # The process kills itself where it writes, moves or removes a file below its own folder for the n-th time:
 # those are the moments at which the disk is another.
@@ -62,6 +66,21 @@ def die(recipe: Path, out: Path, moment: int) -> bool:
     has_ended = "is there already" in ended.stderr
     assert ended.returncode in ((0, 2) if has_ended else (0, -9)), ended.stderr
     return ended.returncode == -9
+
+
+def die_in_its_place(
+    build: Callable[..., object], recipe: Path, out: Path, patch: pytest.MonkeyPatch
+) -> None:
+    """A build that ends when the corpus has just been put into its place."""
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with patch.context() as one:
+        one.setattr(f"{build.__module__}.sync_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipes.read(recipe), out)
+    assert out.exists() and not nothing_is_left(out)
 
 
 def nothing_is_left(out: Path) -> bool:

@@ -18,7 +18,7 @@ from heredity.train.corpus import making
 from heredity.train.corpus import recipe as recipes
 from heredity.train.pictures import Pictures, _parts
 from heredity.train.pictures.build import build
-from tests.train.corpus.dying import Heard, die, files, nothing_is_left
+from tests.train.corpus.dying import Heard, die, die_in_its_place, files, nothing_is_left
 
 not_windows = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 N_SOURCES, EACH = 5, 8
@@ -142,14 +142,7 @@ def test_what_changed_since_is_said_and_begun_anew(
 def test_a_build_killed_once_the_corpus_was_in_its_place_is_a_built_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(_: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("heredity.train.pictures.build.sync_folder", killed)
-        with pytest.raises(KeyboardInterrupt):
-            build(recipes.read(recipe), tmp_path / "out")
-    assert (tmp_path / "out").exists() and not nothing_is_left(tmp_path / "out")
+    die_in_its_place(build, recipe, tmp_path / "out", monkeypatch)
     card = build(recipes.read(recipe), tmp_path / "out")
     assert card == Pictures.open(tmp_path / "out").card and nothing_is_left(tmp_path / "out")
     with pytest.raises(UsageError, match="is there already"):

@@ -5,6 +5,7 @@ anatomies/      parameters, FLOPs and kept bytes by part, one file a kind of mod
 memory.py       bytes a device by part
 gpus.py         what a device can do and costs, with its source (gpus.toml)
 sharding.py     how weights may lie on many devices, and how long they talk
+pace.py         how long this machine takes for a token
 forecast.py     which of these is best, and what it takes: steps, time, energy, money
 rehearsal.py    one sharded step on fake tensors, so that what fails, fails here
 
