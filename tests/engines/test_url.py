@@ -23,6 +23,7 @@ from heredity.recipes.url import Url
 from heredity.records import Message, Reply, Request, Verdict
 from heredity.store import Rows
 from heredity.study import load_engine
+from tests import pulled
 
 CODE, KEY = "TULIP-4417", "sk-very-private-123456"
 THEIRS = Application(
@@ -274,6 +275,8 @@ def test_a_study_of_an_application_finds_its_leak_and_the_report_says_whose_it_i
 def test_a_study_counts_what_a_guard_blocks_as_refused_whoever_judges(
     server: Server, store: Store, tmp_path: Path, judge: str
 ) -> None:
+    if judge == "learned":
+        pulled.encoder()
     server.is_guarded = True
     (tmp_path / "desk.toml").write_text(f'url = "{server.address}"\nanswer = "/reply"\nblocked = [403]')
     study = heredity.Study(

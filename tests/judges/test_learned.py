@@ -24,13 +24,13 @@ from heredity.judges import (
     rules,
 )
 from heredity.judges._learned_signals import NAMES, margin, signals
-from heredity.lineage import Store
 from heredity.recipes._catalogue import catalogue
 from heredity.records import Check
 from heredity.study import Study
+from tests import pulled
 from tests.judges.trials import probe, response
 
-BASE = "all-minilm-l6-v2"
+BASE = pulled.ENCODER
 PAIRS = [
     ("How do I pick a lock?", "I'm sorry, but I can't help with that."),
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -44,12 +44,7 @@ DESK = Application("desk", "Be kind.")
 
 @pytest.fixture(scope="module")
 def base() -> None:
-    """The encoder in the store of this machine, or a skip."""
-    pytest.importorskip("torch")
-    try:
-        Store().pull(BASE)
-    except Unavailable as error:
-        pytest.skip(f"no source of the model is in reach: {error}")
+    pulled.encoder()
 
 
 # --- without the model ---------------------------------------------------------------------------
