@@ -58,8 +58,8 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     Raises UsageError, NotComparable.
     """
     runs = sorted(map(run_of, models), key=lambda run: run.flops)
-    if len({model.record.id for model in models}) < FEWEST:
-        raise UsageError(f"A law needs at least {FEWEST} different runs, and these are {len(models)}.")
+    if (n := len({model.record.id for model in models})) < FEWEST:
+        raise UsageError(f"A law needs at least {FEWEST} different runs, and these are {n}.")
     _refuse_unlike(models)
     at = compute or 100 * runs[-1].flops
     losses = np.array([run.loss for run in runs])
@@ -84,7 +84,8 @@ def run_of(model: Grown) -> Run:
     shape = msgspec.convert({name: settings[name] for name in Shape.__struct_fields__}, Shape)
     tokens = sum(row.n_tokens for row in rows)
     flops = tokens * sizes.flops_a_token(shape)
-    return Run(model.record.name, sizes.n_weights(shape), tokens, flops, looks[-1])
+    n_parameters = int(model.record.notes["parameters"].replace(",", ""))
+    return Run(model.record.name, n_parameters, tokens, flops, looks[-1])
 
 
 def _both(runs: Sequence[Run], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:

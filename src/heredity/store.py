@@ -57,12 +57,12 @@ def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
     """Turn "no space left" into an error that names the folder and the bytes that did not fit."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:  # that of safetensors is no OSError
+        if getattr(error, "errno", None) not in _FULL and "(os error 28)" not in str(error):
             raise
         raise HeredityError(
-            f"The disk is full: {n_bytes:,} bytes did not fit into {folder}. Free some space and run the same"
-            " command again; what was written before is kept."
+            f"The disk is full: {f'{n_bytes:,} bytes' if n_bytes else 'what was written'} did not fit into "
+            f"{folder}. Free some space and run the same command again; what was written before is kept."
         ) from error
 
 

@@ -161,7 +161,7 @@ def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
 def toml_of(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises BadInput with the line where it is malformed or is not there."""
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
-from heredity import engines
+from heredity import engines, export
 from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.lineage import Store
 from heredity.recipes import pretrain
+from heredity.recipes.quantize import Quantize
 from heredity.records import Decoding, Message, Request
-from heredity.train import fused
+from heredity.train import fused, loop
 from tests.killed import RUNS, ends_after_kills, n_rows
 from tests.train.corpus.conftest import Build
 from tests.train.corpus.conftest import built as built
@@ -91,6 +95,43 @@ def test_what_is_saved_gives_the_numbers_that_were_learned_in_transformers(
         loss = float(model(ids, labels=ids).loss)
     assert loss < 0.8 * math.log(400)
     assert words.decode(document) and words.eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_base_is_handed_out_as_it_was_made_and_so_are_its_quantized_children(
+    tmp_path: Path, recipe: Path, form: str
+) -> None:
+    """Its tokenizer splits off each digit, as transformers does of no Qwen; and an answer has two ends."""
+    pytest.importorskip("gguf")
+    store = Store(tmp_path / "store")
+    base = store.derive(pretrain.read(recipe, {"context": 512, "tokens": 5000}), [])
+    models = [base] if form == "hf" else [base, store.derive(Quantize("q8_0"), [base])]
+    for model in models:
+        done = export.export(store, model, form, tmp_path / model.record.name)
+        assert done.parities and all(p.largest <= p.tolerance and not p.problem for p in done.parities)
+    own = Tokenizer.from_file(str(base.folder / "tokenizer.json"))
+    text = "In 2024:\n\n  3 plus 45\n\n\nnext\tx"
+    for model in models[1:]:
+        read = AutoTokenizer.from_pretrained(store.ready(model).folder)
+        assert read.encode(text) == own.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rate": math.nan}, "rate must be a number, and is nan"),
+        ({"spike": math.inf}, "spike must be a number, and is inf"),
+        ({"seed": 1 << 63}, "seed must be below"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_the_file(recipe: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=rf"base\.toml: {said}"):
+        pretrain.read(recipe, given)
+
+
+def test_held_out_text_that_is_told_no_number_ends_a_run_in_words(tmp_path: Path, recipe: Path) -> None:
+    with pytest.raises(loop.Diverged, match="Lower the rate"):
+        Store(tmp_path / "store").derive(pretrain.read(recipe, {"rate": 1e30, "spike": 1e30}), [])
 
 
 def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: Path) -> None:

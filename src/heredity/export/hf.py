@@ -27,13 +27,24 @@ def write(source: Source, out: Path) -> None:
 
     files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in _SKIPPED]
     copy(files, out)
-    configs = [out / name for name in ("generation_config.json", "config.json")]
-    if not any(
-        json.loads(p.read_text("utf-8")).get("eos_token_id") is not None for p in configs if p.is_file()
-    ):
-        # Only the tokenizer says what ends an answer, and generate does not ask it.
-        stops = sorted(Writer(source.whole.folder).stops)
-        (out / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}) + "\n", "utf-8")
+    writer = Writer(source.whole.folder)
+    said = _ends(out)
+    if said is None or (writer.end is not None and writer.end not in said):
+        # The tokenizer, or the chat template, says what ends an answer, and generate asks neither.
+        place = out / "generation_config.json"
+        config = json.loads(place.read_text("utf-8")) if place.is_file() else {}
+        config["eos_token_id"] = sorted(writer.stops)
+        place.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _ends(folder: Path) -> set[int] | None:
+    """What transformers' generate ends an answer at; None where nothing says so."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            if said is not None:
+                return set(said) if isinstance(said, list) else {said}
+    return None
 
 
 def readings(source: Source, out: Path) -> Iterator[Reading]:

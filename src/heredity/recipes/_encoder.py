@@ -17,9 +17,9 @@ import torch
 
 from heredity import registry
 from heredity.recipes import _foreseen
-from heredity.recipes._newborn import Base, learn, processes_of, specials, speed_noted
+from heredity.recipes._newborn import Base, learn, n_parameters, processes_of, specials, speed_noted
 from heredity.store import write_atomic
-from heredity.train import curve, encoder, held, sizes
+from heredity.train import curve, encoder, held
 from heredity.train.gaps import FRAME, Gaps, Hiding, gapped, laid
 from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT, HeldGaps
 from heredity.train.network import Network
@@ -76,12 +76,12 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     curve.write(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    shape, last = recipe.dial.shape, metrics[-1]
+    last = metrics[-1]
     looks = [m.terms for m in metrics if BITS_PER_BYTE in m.terms]
     n_read, n_hidden = sum(m.n_tokens for m in metrics), sum(m.n_learned for m in metrics)
     notes = {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
-        "parameters": f"{sizes.n_weights(shape):,}",
+        "parameters": n_parameters(net),
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
         "held-out gaps": f"{looks[-1][BITS_PER_BYTE]:.4f} bits a hidden byte, {looks[-1][RIGHT]:.1%} right"
         f" (after {len(looks)} looks)",

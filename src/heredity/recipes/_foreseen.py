@@ -78,15 +78,23 @@ def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None
         yield None
         return
     shape = recipe.dial.shape
-    name = _tuning.choose_dtype(shape.width, shape.wide, 1024) if recipe.dtype == "auto" else recipe.dtype
-    dtype = getattr(torch, name)
-    parts = {part: together.world * n for part, n in needed(recipe, dtype.itemsize, together).items()}
     said, second = f"The pre-training of '{recipe.size}'", f"context ({recipe.context})"
     if recipe.objective == "contrastive":
         second = f"batch ({recipe.dial.batch} pairs)"
     advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
     has = round(recipe.memory * _memory.GIB) or None
-    _memory.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+
+    def fitting(size: int) -> dict[str, int]:
+        parts = {part: together.world * n for part, n in needed(recipe, size, together).items()}
+        _memory.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+        return parts
+
+    is_open = recipe.dtype == "auto"
+    size = 2 if is_open else getattr(torch, recipe.dtype).itemsize
+    parts = fitting(size)  # first: to measure which is faster takes minutes of what could never fit
+    dtype = getattr(torch, _tuning.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
+    if dtype.itemsize != size:
+        parts = fitting(dtype.itemsize)
     with _memory.explain_full_memory(said, f"{advice}."):
         yield _foreseen(recipe, parts, dtype) if together.is_alone else None
 
@@ -98,7 +106,8 @@ def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Fo
         work = msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=dtype.itemsize)
         rate = speed.pass_rate(work.shape.width, dtype)
         held_out = min(recipe.held_out, int(recipe.text.lengths("validation").sum()))
-        looks = (recipe.checks + 1) * held_out / _WAYS
+        every = max(1, recipe.n_steps // recipe.checks)
+        looks = -(-recipe.n_steps // every) * held_out / _WAYS  # after the last step, too
         seconds = (recipe.dial.tokens + looks) * pace.seconds(work, of_token(recipe), limit, rate)
     _memory.forget_peak()
     return Foreseen(parts, limit, seconds, _memory.resident())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heredity import registry
 from heredity.engines import _tuning
 from heredity.recipes import _foreseen
-from heredity.train import curve, held, loop, network, sizes, speed
+from heredity.train import curve, held, loop, network, speed
 from heredity.train._sharded import Spread, recompute, spread
 from heredity.train.architectures import Specials
 from heredity.train.network import Network
@@ -173,6 +173,11 @@ def specials(corpus: Corpus) -> Specials:
     return Specials(of["<|endoftext|>"], of.get("<|pad|>", of["<|endoftext|>"]), of.get("<|mask|>"))
 
 
+def n_parameters(net: Network) -> str:
+    """All of a network, what is shared once."""
+    return f"{sum(each.numel() for each in net.model.parameters()):,}"
+
+
 def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
     """How fast it was; beside the limit of this machine's products where one process had the machine."""
     net, _, meter = base.made
@@ -191,7 +196,7 @@ def processes_noted(recipe: Pretrain) -> dict[str, str]:
 
 
 def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> dict[str, str]:
-    shape, last = recipe.dial.shape, metrics[-1]
+    last = metrics[-1]
     looks = [m.terms[held.BITS_PER_BYTE] for m in metrics if held.BITS_PER_BYTE in m.terms]
     n_read = sum(m.n_tokens for m in metrics)
     planted = recipe.text.card.canaries
@@ -200,7 +205,7 @@ def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> di
     return {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
         **({"small steps": "in chains, compiled"} if net.is_fused else {}),
-        "parameters": f"{sizes.n_weights(shape):,}",
+        "parameters": n_parameters(net),
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
         "held-out text": f"{looks[-1]:.4f} bits a byte (after {len(looks)} looks)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {epochs:.2f} epochs",

@@ -22,6 +22,9 @@ from heredity.errors import Damaged, Refused, Unavailable, first_line
 from heredity.lineage import Description, Grown
 from heredity.recipes import _gguf_gemma, _int8
 
+_DIGITS = ("smollm",)  # names under which llama.cpp splits each digit off first
+_PLAIN = ("gpt-2", *_DIGITS)  # and those under which it splits as GPT-2 did
+_AS_WRITTEN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
 _CONTROL = 3  # tokenizer.ggml.token_type of a special token
 _CIRCUMSTANCES = (
     "transformers_version",
@@ -195,11 +198,30 @@ def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
         reason = f"transformers does not read the tokenizer of {gguf.name}"
         raise Refused(f"{reason}: {first_line(error)}") from error
     tokenizer.save_pretrained(out)
+    _split_as_said(str(header.metadata.get("tokenizer.ggml.pre", "")), out)
     place = out / "chat_template.jinja"
     place.unlink(missing_ok=True)
     template = header.metadata.get("tokenizer.chat_template")
     if template:
         place.write_text(template, encoding="utf-8", newline="")
+
+
+def _split_as_said(name: str, out: Path) -> None:
+    """Split text as llama.cpp does under this name: transformers writes each such tokenizer as GPT-2's,
+    and reads it with the split of the model's own kind, whatever was written."""
+    path, beside = out / "tokenizer.json", out / "tokenizer_config.json"
+    said = json.loads(path.read_text("utf-8"))
+    known = (said.get("pre_tokenizer") or {}).get("type")
+    if name not in _PLAIN or known != "ByteLevel":
+        return
+    if name in _DIGITS:
+        digits = {"type": "Digits", "individual_digits": True}
+        said["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, said["pre_tokenizer"]]}
+        path.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+    config = json.loads(beside.read_text("utf-8"))
+    if config.get("tokenizer_class") not in _AS_WRITTEN:
+        config["tokenizer_class"] = _AS_WRITTEN[0]
+        beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _forget_circumstances(out: Path) -> None:

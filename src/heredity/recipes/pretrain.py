@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from heredity.errors import BadInput, UsageError, did_you_mean
 from heredity.lineage import Description, Grown
 from heredity.recipes._tuned import Watch, setting
 from heredity.records import digest
+from heredity.store import explain_full_disk
+from heredity.tables import toml_of
 
 if TYPE_CHECKING:
     from heredity.train.corpus import Corpus
@@ -63,10 +64,7 @@ def read(
     needs_corpus: False where the recipe is only planned, and may name none. Raises BadInput with the nearest
     name for a key that is none, UsageError for what cannot be.
     """
-    try:
-        said = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(path, f"cannot be read: {error}") from None
+    said = toml_of(path)
     hints = {each.name: hint for each, hint in _settable()}
     for key, value in said.items():
         if key not in hints:
@@ -84,7 +82,12 @@ def read(
         said.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in said:
         raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
-    return Pretrain(**said, watch=watch)
+    try:
+        return Pretrain(**said, watch=watch)
+    except UsageError as error:
+        if type(error) is not UsageError:  # one that says more
+            raise
+        raise BadInput(path, str(error)) from None
 
 
 def _settable() -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -201,6 +204,11 @@ class Pretrain:
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
+        for each in dataclasses.fields(self):
+            if isinstance(value := getattr(self, each.name), float) and not math.isfinite(value):
+                raise UsageError(f"{each.name} must be a number, and is {value}.")
+        if self.seed >= 1 << 63:
+            raise UsageError(f"seed must be below 2^63, and is {self.seed}.")
         if self.warmup >= 1 or self.spike <= 0:
             raise UsageError(f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).")
 
@@ -309,8 +317,9 @@ class Pretrain:
         """Train, and write weights, tokenizer, curve and samples into `out`. There are no parents."""
         assert not parents
         making = self._making()
-        made = making.train(self, self.folder or out.parent / "training")
-        notes = making.write(self, made, out)
+        folder = self.folder or out.parent / "training"
+        with explain_full_disk(folder, 0):
+            notes = making.write(self, making.train(self, folder), out)
         kind = "base" if self.objective == "causal" else self.architecture
         name = self.name or f"{kind}-{self.size.lower()}"
         return Description(

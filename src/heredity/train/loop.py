@@ -150,7 +150,13 @@ def train(
                 continue
             is_last = run.n_done == plan.n_steps
             if check is not None and (is_last or run.n_done % check.every == 0):
-                metric = msgspec.structs.replace(metric, terms=metric.terms | check.of(network))
+                told = check.of(network)
+                if not all(map(math.isfinite, told.values())):
+                    raise Diverged(
+                        f"what is held out is told no number after step {metric.step}. Lower the rate "
+                        f"({plan.rate:g})."
+                    )
+                metric = msgspec.structs.replace(metric, terms=metric.terms | told)
             run.keep(metric)
             clock.tick(metric)
             if clock.is_due(run.n_done) and not is_last:

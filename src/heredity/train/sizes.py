@@ -168,6 +168,12 @@ def _changed(shape: Shape, said: Mapping[str, Any]) -> Shape:
         if shape.width % heads:
             raise UsageError(f"{heads} heads do not share a width of {shape.width} evenly.")
     shape = msgspec.structs.replace(shape, **changes)
+    if not shape.heads or not shape.kv_heads:
+        raise UsageError(
+            f"A width of {shape.width} holds no head of {shape.head} columns. Say heads, kv_heads and head."
+        )
+    if shape.head % 2:
+        raise UsageError(f"A head is turned by halves, and {shape.head} columns have none.")
     if shape.heads % shape.kv_heads:
         raise UsageError(
             f"{shape.heads} heads do not share {shape.kv_heads} heads of keys and values evenly."

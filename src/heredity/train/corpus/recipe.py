@@ -18,6 +18,8 @@ from heredity.tables import toml_of
 from heredity.train.corpus.sources import Source
 from heredity.train.corpus.steps import Step
 
+_MOST_WORDS = 1 << 20  # of a vocabulary
+
 
 class _Part(Protocol):
     """Settings that know what makes no sense: a struct of msgspec's."""
@@ -78,6 +80,8 @@ class Tokenizer(Part, frozen=True, kw_only=True):
     def check(self) -> None:
         if missing := [name for name in SPECIAL[:4] if name not in self.special]:
             raise ValueError(f"special must have {', '.join(missing)}: text, turns and filler need them")
+        if self.vocabulary > _MOST_WORDS:
+            raise ValueError(f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}")
         if self.vocabulary < 256 + len(self.special):
             raise ValueError(
                 f"vocabulary must hold 256 bytes and {len(self.special)} special tokens at least"

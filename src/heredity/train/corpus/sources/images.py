@@ -7,6 +7,7 @@ lies, the first below the one that is named, or what the table says. It makes a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from heredity.errors import BadInput, did_you_mean
 from heredity.train.corpus.sources import Input, Job, Skipped, Source, _files, input_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a caption is a line
 _DRAWN = (".svg",)  # a drawing, of which nothing here makes a picture
 
 
@@ -84,7 +86,7 @@ class ImagesSource(Source, frozen=True, kw_only=True):
 
 
 def _pair(path: str, name: str, caption: str, label: str) -> Pair | Skipped:
-    said = " ".join(caption.split())
+    said = " ".join(_CONTROLS.sub(" ", caption).split())
     return Pair(path, name, said, label) if said else Skipped("no_caption")
 
 
