@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from heredity.errors import BadInput, Damaged, NotComparable, UsageError, WrongHash
-from heredity.train.corpus import Corpus
+from heredity.train.corpus import Corpus, tokenizer
 from heredity.train.corpus.canaries import draw
 from heredity.train.corpus.card import fingerprint
 from tests.train.corpus.conftest import TOKENIZER, Build, paragraphs
@@ -308,3 +308,10 @@ def test_equal_texts_are_on_one_side_of_the_split(built: Build, shelf: Path, tmp
         for split in ("train", "validation")
     ]
     assert texts[0] and texts[1] and not texts[0] & texts[1]
+
+
+def test_a_run_without_a_blank_is_learned_from_in_pieces() -> None:
+    """The trainer takes a word's length to the square."""
+    cut = tokenizer._cut(f"one {'x' * 2500} two {'y' * 1000}\n")
+    assert [len(word) for word in cut.split()] == [3, 1000, 1000, 500, 3, 1000]
+    assert tokenizer._cut("a text as it is\n\n  with blanks") == "a text as it is\n\n  with blanks"
