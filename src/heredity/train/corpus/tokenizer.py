@@ -32,7 +32,7 @@ CHATML = (
     " + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_LONG = re.compile(r"\S{1000}(?=\S)")
+_LONG = re.compile(r"\S{8192}(?=\S)")
 _NAME, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _FILES = (_NAME, _CONFIG, "chat_template.jinja", "special_tokens_map.json")
 
