@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from heredity.errors import Unavailable
-from heredity.lineage import Store
+from heredity.lineage import Grown, Store
 
-ENCODER = "all-minilm-l6-v2"
+ENCODER = "all-minilm-l6-v2"  # what the judge `learned` reads with
+SMALL = "smollm2-135m-instruct"
 
 
-def encoder() -> None:
-    """What the judge `learned` reads with; a skip where no source of it is in reach."""
-    pytest.importorskip("torch")
+def model(name: str = SMALL) -> Grown:
+    """As it is shipped; a skip where no source of it is in reach."""
     try:
-        Store().pull(ENCODER)
+        return Store().pull(name)
     except Unavailable as error:
         pytest.skip(f"no source of the model is in reach: {error}")

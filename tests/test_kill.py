@@ -19,12 +19,12 @@ import heredity
 from heredity import lineage
 from heredity import plan as plans
 from heredity.application import Application
-from heredity.errors import Unavailable
 from heredity.lineage import Grown, Store
 from heredity.plan import Grid, Plan, PlannedModel
 from heredity.records import Exchange, Verdict
 from heredity.store import Rows
 from heredity.study import Study
+from tests import pulled
 from tests.planning import by_index, drop_circumstances, plan, responses
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -173,11 +173,7 @@ def test_a_killed_study_of_real_networks_comes_to_the_same(tmp_path: Path) -> No
 def test_a_killed_study_of_smollm2_in_the_example_comes_to_the_same(tmp_path: Path) -> None:
     """The model, application and engine that `make study` has: a prefix of 594 tokens, rows in company."""
     pytest.importorskip("torch")
-    shared = heredity.Store()
-    try:
-        ready = shared.ready(shared.pull("smollm2-135m-instruct"))
-    except Unavailable as error:
-        pytest.skip(f"no source of the model is in reach: {error}")
+    ready = heredity.Store().ready(pulled.model())
     store = lineage.Store(tmp_path / "store")  # its own, for the answers in the cache
     model = store.pull(str(ready.folder))
     asked = ["planted_secret/plain-01", "tool_injection/order-01", "forbidden_tool/plain-01"]

@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 
 from heredity.errors import Busy, Damaged, HeredityError, NotComparable
 from heredity.records import Decoding, Reply, Verdict
-from heredity.store import Lock, ResponseCache, Rows, cache_key, default_root, hash_file, write_atomic
+from heredity.store import (
+    Lock,
+    ResponseCache,
+    Rows,
+    cache_key,
+    default_root,
+    explain_full_disk,
+    hash_file,
+    write_atomic,
+)
 
 
 def verdict(index: int, evidence: str = "") -> Verdict:
@@ -292,6 +301,20 @@ def test_the_seed_keys_an_answer_only_where_something_is_drawn() -> None:
     for place, other in enumerate(("N", "M", "P", Decoding(max_tokens=9))):
         changed = (*base[:place], other, *base[place + 1 :])
         assert cache_key(*changed) != cache_key(*base)  # type: ignore[arg-type]
+
+
+def test_a_disk_that_is_full_for_safetensors_is_full(tmp_path: Path) -> None:
+    """Whose error is no OSError."""
+    pytest.importorskip("safetensors")
+    write = (
+        "import numpy; from safetensors.numpy import save_file\n"
+        "with store.explain_full_disk(folder, 0):\n"
+        "    save_file({'x': numpy.zeros(200_000)}, folder / 'x.safetensors')"
+    )
+    done = subprocess.run([sys.executable, "-c", FULL + write, str(tmp_path)], capture_output=True, text=True)
+    assert "HeredityError: The disk is full: what was written did not fit into" in done.stderr, done.stderr
+    with pytest.raises(ValueError, match="os error 28"), explain_full_disk(tmp_path, 0):
+        raise ValueError("a text that says (os error 28)")
 
 
 def test_errors_that_are_no_full_disk_pass_unchanged(tmp_path: Path) -> None:

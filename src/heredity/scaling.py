@@ -21,6 +21,8 @@ from heredity.lineage import Grown
 from heredity.records import Record
 from heredity.stats import scaling
 from heredity.train import sizes
+from heredity.train.planning import memory
+from heredity.train.planning.work import Work
 from heredity.train.sizes import Shape
 
 FEWEST = 5
@@ -84,8 +86,8 @@ def run_of(model: Grown) -> Run:
     shape = msgspec.convert({name: settings[name] for name in Shape.__struct_fields__}, Shape)
     tokens = sum(row.n_tokens for row in rows)
     flops = tokens * sizes.flops_a_token(shape)
-    n_parameters = int(model.record.notes["parameters"].replace(",", ""))
-    return Run(model.record.name, n_parameters, tokens, flops, looks[-1])
+    work = Work(shape, tokens, 1, architecture=settings["architecture"])
+    return Run(model.record.name, memory.n_parameters(work), tokens, flops, looks[-1])
 
 
 def _both(runs: Sequence[Run], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:

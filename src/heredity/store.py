@@ -36,8 +36,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def default_root() -> Path:
     """The store's folder: HEREDITY_STORE, or ~/.cache/heredity."""
-    place = os.environ.get("HEREDITY_STORE")
-    return Path(place).expanduser() if place else Path.home() / ".cache" / "heredity"
+    return Path(os.environ.get("HEREDITY_STORE") or "~/.cache/heredity").expanduser()
 
 
 def hash_file(path: Path) -> str:
@@ -57,8 +56,9 @@ def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
     """Turn "no space left" into an error that names the folder and the bytes that did not fit."""
     try:
         yield
-    except Exception as error:  # that of safetensors is no OSError
-        if getattr(error, "errno", None) not in _FULL and "(os error 28)" not in str(error):
+    except Exception as error:
+        words = str(error) if type(error).__name__ == "SafetensorError" else ""  # it is no OSError
+        if getattr(error, "errno", 0) not in _FULL and not any(f"(os error {n})" in words for n in _FULL):
             raise
         raise HeredityError(
             f"The disk is full: {f'{n_bytes:,} bytes' if n_bytes else 'what was written'} did not fit into "

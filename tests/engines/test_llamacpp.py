@@ -16,10 +16,11 @@ from heredity.engines import llamacpp
 from heredity.engines._crew import Crew
 from heredity.engines._template import Template
 from heredity.engines.llamacpp import LlamaCpp, open_file
-from heredity.errors import Damaged, EngineFailure, Unavailable, UsageError
+from heredity.errors import Damaged, EngineFailure, UsageError
 from heredity.lineage import Store
 from heredity.records import Decoding, Message, Reply, Request, Tool
 from heredity.study import load_engine
+from tests import pulled
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
 
 SYSTEM = Message("system", "a b c d e f g")
@@ -178,12 +179,8 @@ def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ..
 
 @pytest.mark.models
 def test_smollm2_as_shipped_has_the_same_bits_alone_and_in_company() -> None:
-    store = h.Store()
-    try:
-        store.pull("smollm2-135m-instruct")
-    except Unavailable as error:
-        pytest.skip(f"no source of the model is in reach: {error}")
-    grown = store.get("llamacpp:smollm2-135m-instruct")
+    pulled.model()
+    grown = h.Store().get(f"llamacpp:{pulled.SMALL}")
     engine = llamacpp.open_file(next(grown.folder.glob("*.gguf")), width=4, context=512)
     application = h.Application.load(Path(__file__).parents[2] / "examples" / "support-desk.toml")
     system = Message("system", application.system)

@@ -16,8 +16,7 @@ from tests.engines.remote_models import Calls
 
 pytest.importorskip("xllamacpp", reason="the wheel with llama.cpp's server is not installed")
 
-import heredity as h
-from heredity.errors import Unavailable
+from tests import pulled
 
 pytestmark = pytest.mark.models
 SERVE = """
@@ -36,12 +35,7 @@ SYSTEM = Message("system", "You answer in few words.")
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    store = h.Store()
-    try:
-        grown = store.pull("smollm2-135m-instruct")
-    except Unavailable as error:
-        pytest.skip(f"no source of the model is in reach: {error}")
-    weights = next(grown.folder.glob("*.gguf"))
+    weights = next(pulled.model().folder.glob("*.gguf"))
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, str(weights)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 
 import heredity as h
 from heredity.engines.torch import Torch, load
-from heredity.errors import Unavailable
 from heredity.records import Decoding, Message, Request
+from tests import pulled
 
 from .company import caches
 
@@ -41,10 +41,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def engine() -> Torch:
     store = h.Store()
-    try:
-        grown = store.ready(store.pull("smollm2-135m-instruct"))
-    except Unavailable as error:
-        pytest.skip(f"no source of the model is in reach: {error}")
+    grown = store.ready(pulled.model())
     return load(grown.record, grown.folder, store.root / "tuning" / grown.record.id)
 
 

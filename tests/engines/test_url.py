@@ -276,7 +276,8 @@ def test_a_study_counts_what_a_guard_blocks_as_refused_whoever_judges(
     server: Server, store: Store, tmp_path: Path, judge: str
 ) -> None:
     if judge == "learned":
-        pulled.encoder()
+        pytest.importorskip("torch")
+        pulled.model(pulled.ENCODER)
     server.is_guarded = True
     (tmp_path / "desk.toml").write_text(f'url = "{server.address}"\nanswer = "/reply"\nblocked = [403]')
     study = heredity.Study(

@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 import heredity as h
 from heredity.engines import torch as torch_engine
 from heredity.engines import vllm
-from heredity.errors import Unavailable
 from heredity.records import Decoding, Message, Request
 from heredity.study import load_engine
+from tests import pulled
 
 from .test_vllm import gone
 
@@ -36,10 +36,7 @@ def store() -> h.Store:
 
 @pytest.fixture(scope="module")
 def weights(store: h.Store) -> h.lineage.Grown:
-    try:
-        return store.ready(store.pull("smollm2-135m-instruct"))
-    except Unavailable as error:
-        pytest.skip(f"no source of the model is in reach: {error}")
+    return store.ready(pulled.model())
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,8 @@ DESK = Application("desk", "Be kind.")
 
 @pytest.fixture(scope="module")
 def base() -> None:
-    pulled.encoder()
+    pytest.importorskip("torch")
+    pulled.model(BASE)
 
 
 # --- without the model ---------------------------------------------------------------------------

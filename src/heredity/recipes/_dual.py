@@ -50,8 +50,7 @@ def _learn(recipe: Pretrain, folder: Path) -> Made:
     train, held_out = (corpus.split(name) for name in ("train", "validation"))
     source = PairSteps(train, captions, dial.batch, recipe.seed, shift, together.rank, together.world)
     looked_at = PairSteps(held_out, captions, dial.batch, 0)
-    every = max(1, recipe.n_steps // recipe.checks)
-    check = HeldPairs(looked_at, _classes(corpus), every, together=together)
+    check = HeldPairs(looked_at, _classes(corpus), recipe.every, together=together)
 
     def born(dtype: str) -> dual.Dual:
         return dual.born(config, recipe.seed, dtype)

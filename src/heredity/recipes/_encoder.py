@@ -38,8 +38,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
     built, together = registry.load("train.architectures", recipe.architecture), processes_of(recipe)
     words = held.token_bytes(recipe.text.folder / _TOKENIZER)
-    every = max(1, recipe.n_steps // recipe.checks)
-    check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, every, together)
+    check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, recipe.every, together)
 
     def born(dtype: str) -> Network:
         config = built.config(recipe.dial.shape, specials(recipe.text))

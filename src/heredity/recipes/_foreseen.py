@@ -23,6 +23,7 @@ from heredity.train import sizes, speed
 from heredity.train.gaps import FRAME
 from heredity.train.planning import memory, pace
 from heredity.train.planning.anatomies import WIDE
+from heredity.train.planning.work import Work
 from heredity.train.processes import ALONE, Processes
 from heredity.train.stream import PRODUCT
 
@@ -57,7 +58,7 @@ class Foreseen:
 
 def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
     """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
-    work = msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=size)
+    work = _work(recipe, size)
     shards = together.n_pieces
     own = -(-work.batch // together.world)
     at_once = own if work.is_whole else min(own, max(PRODUCT, recipe.context))
@@ -66,6 +67,10 @@ def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str
         parts["gradients"] += WIDE * memory.n_parameters(work)
     kept = min(_HEAP, 2 * parts["activations"])
     return parts | {"heap between steps": kept, "libraries": _LIBRARIES}
+
+
+def _work(recipe: Pretrain, size: int) -> Work:
+    return msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=size)
 
 
 @contextmanager
@@ -103,11 +108,10 @@ def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Fo
     seconds = limit = 0.0
     if recipe.objective != "contrastive":
         limit = limit_of(recipe, dtype)
-        work = msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=dtype.itemsize)
+        work = _work(recipe, dtype.itemsize)
         rate = speed.pass_rate(work.shape.width, dtype)
         held_out = min(recipe.held_out, int(recipe.text.lengths("validation").sum()))
-        every = max(1, recipe.n_steps // recipe.checks)
-        looks = -(-recipe.n_steps // every) * held_out / _WAYS  # after the last step, too
+        looks = -(-recipe.n_steps // recipe.every) * held_out / _WAYS  # after the last step, too
         seconds = (recipe.dial.tokens + looks) * pace.seconds(work, of_token(recipe), limit, rate)
     _memory.forget_peak()
     return Foreseen(parts, limit, seconds, _memory.resident())

@@ -68,7 +68,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
         recipe.context,
         held.token_bytes(corpus.folder / _TOKENIZER[0]),
         recipe.held_out,
-        max(1, recipe.n_steps // recipe.checks),
+        recipe.every,
         together,
     )
 

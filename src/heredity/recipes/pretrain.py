@@ -290,6 +290,11 @@ class Pretrain:
         """Steps until all tokens, or pairs, are read."""
         return max(1, math.ceil(self.dial.tokens / self.dial.batch))
 
+    @property
+    def every(self) -> int:
+        """Steps between two looks at what is held out; there is one after the last, too."""
+        return max(1, self.n_steps // self.checks)
+
     def settings(self) -> dict[str, Any]:
         """Every setting, what the size set among them, and the corpus by its fingerprint."""
         own = [each for each in dataclasses.fields(self) if each.compare]

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from heredity.errors import Busy, UsageError
+from heredity.store import Lock
 from heredity.train.corpus import making
 from heredity.train.corpus import recipe as recipes
 
@@ -68,10 +71,14 @@ def die(recipe: Path, out: Path, moment: int) -> bool:
     return ended.returncode == -9
 
 
-def die_in_its_place(
-    build: Callable[..., object], recipe: Path, out: Path, patch: pytest.MonkeyPatch
+def assert_put_is_built(
+    build: Callable[..., object],
+    opened: Callable[[Path], Any],
+    recipe: Path,
+    out: Path,
+    patch: pytest.MonkeyPatch,
 ) -> None:
-    """A build that ends when the corpus has just been put into its place."""
+    """A build that ended when the corpus had just been put into its place has built it."""
 
     def killed(_: Path) -> None:
         raise KeyboardInterrupt
@@ -81,6 +88,16 @@ def die_in_its_place(
         with pytest.raises(KeyboardInterrupt):
             build(recipes.read(recipe), out)
     assert out.exists() and not nothing_is_left(out)
+    card = build(recipes.read(recipe), out)
+    assert card == opened(out).card and nothing_is_left(out)
+    with pytest.raises(UsageError, match="is there already"):
+        build(recipes.read(recipe), out)
+
+
+def assert_one_at_a_time(build: Callable[..., object], recipe: Path, out: Path) -> None:
+    """Two builds do not share a folder."""
+    with Lock(making.place_of(out)), pytest.raises(Busy, match="Another process"):
+        build(recipes.read(recipe), out)
 
 
 def nothing_is_left(out: Path) -> bool:

@@ -10,14 +10,21 @@ from pathlib import Path
 import pytest
 
 from heredity.corpus import build_corpus
-from heredity.errors import Busy, HeredityError, UsageError
-from heredity.store import Lock
+from heredity.errors import HeredityError
 from heredity.train.corpus import Corpus, making
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.build import build
 from tests.killed import ends_after_kills
 from tests.train.corpus.conftest import TOKENIZER, paragraphs
-from tests.train.corpus.dying import Heard, command, die, die_in_its_place, files, nothing_is_left
+from tests.train.corpus.dying import (
+    Heard,
+    assert_one_at_a_time,
+    assert_put_is_built,
+    command,
+    die,
+    files,
+    nothing_is_left,
+)
 
 pytest.importorskip("tokenizers")
 not_windows = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -153,16 +160,11 @@ def test_what_changed_since_is_said_and_begun_anew(
 def test_a_build_killed_once_the_corpus_was_in_its_place_is_a_built_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    die_in_its_place(build, recipe, tmp_path / "out", monkeypatch)
-    card = build(recipes.read(recipe), tmp_path / "out")
-    assert card == Corpus.open(tmp_path / "out").card and nothing_is_left(tmp_path / "out")
-    with pytest.raises(UsageError, match="is there already"):
-        build(recipes.read(recipe), tmp_path / "out")
+    assert_put_is_built(build, Corpus.open, recipe, tmp_path / "out", monkeypatch)
 
 
 def test_two_builds_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
-    with Lock(making.place_of(tmp_path / "out")), pytest.raises(Busy, match="Another process"):
-        build(recipes.read(recipe), tmp_path / "out")
+    assert_one_at_a_time(build, recipe, tmp_path / "out")
 
 
 def test_a_full_disk_leaves_what_is_done(

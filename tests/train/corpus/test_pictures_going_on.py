@@ -12,13 +12,18 @@ image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tokenizers")
 
 from heredity.corpus import build_corpus
-from heredity.errors import Busy, UsageError
-from heredity.store import Lock
 from heredity.train.corpus import making
 from heredity.train.corpus import recipe as recipes
 from heredity.train.pictures import Pictures, _parts
 from heredity.train.pictures.build import build
-from tests.train.corpus.dying import Heard, die, die_in_its_place, files, nothing_is_left
+from tests.train.corpus.dying import (
+    Heard,
+    assert_one_at_a_time,
+    assert_put_is_built,
+    die,
+    files,
+    nothing_is_left,
+)
 
 not_windows = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 N_SOURCES, EACH = 5, 8
@@ -142,13 +147,8 @@ def test_what_changed_since_is_said_and_begun_anew(
 def test_a_build_killed_once_the_corpus_was_in_its_place_is_a_built_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    die_in_its_place(build, recipe, tmp_path / "out", monkeypatch)
-    card = build(recipes.read(recipe), tmp_path / "out")
-    assert card == Pictures.open(tmp_path / "out").card and nothing_is_left(tmp_path / "out")
-    with pytest.raises(UsageError, match="is there already"):
-        build(recipes.read(recipe), tmp_path / "out")
+    assert_put_is_built(build, Pictures.open, recipe, tmp_path / "out", monkeypatch)
 
 
 def test_two_builds_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
-    with Lock(making.place_of(tmp_path / "out")), pytest.raises(Busy, match="Another process"):
-        build(recipes.read(recipe), tmp_path / "out")
+    assert_one_at_a_time(build, recipe, tmp_path / "out")
