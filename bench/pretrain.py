@@ -125,7 +125,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
         json.dumps({f: getattr(shape, f) for f in shape.__struct_fields__})
     )
     length = speed.piece_length(corpus.lengths("train"), options.context)
-    return {"parameters": sizes.n_weights(shape), "flops_a_token": sizes.flops_a_token(shape, length)}
+    n_parameters = sum(each.numel() for each in net.model.parameters())
+    return {"parameters": n_parameters, "flops_a_token": sizes.flops_a_token(shape, length)}
 
 
 def limit_of(options: argparse.Namespace) -> float:
