@@ -117,3 +117,15 @@ def test_a_forest_is_drawn_also_where_it_is_not_whole_goes_round_or_is_very_deep
     for i in range(3000):
         chain.append(model(f"m{i}", chain[-1]))
     assert len(descent.forest(chain).splitlines()) == 3001
+
+
+def test_a_base_made_here_stays_one_in_other_numbers_until_something_teaches_it() -> None:
+    base = model("home", kind="pretrain")
+    small = model("home-q4_0", base, kind="quantize", format="gguf")
+    read = model("home-q4_0-bf16", small, kind="dequantize")
+    taught = model("taught", read, kind="instruct")
+    half = model("half", base, taught, kind="merge")
+    known = {each.id: each for each in (base, small, read, taught, half)}
+    assert [descent.is_base(each, known) for each in known.values()] == [True, True, True, False, False]
+    assert not descent.is_base(PLAIN, KNOWN)  # somebody else's foundation says by its template what it is
+    assert not descent.is_base(read, {base.id: base, read.id: read})  # what lay between is not known

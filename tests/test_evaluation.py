@@ -19,8 +19,8 @@ from heredity.engines.scripted import ScriptedEngine
 from heredity.errors import EngineFailure, NotComparable, UsageError
 from heredity.evaluation import ANSWERS, GRADES, Evaluation
 from heredity.grading import Grades, Row
-from heredity.lineage import Grown, Store
-from heredity.records import Reply, Request
+from heredity.lineage import Grown, Store, scripted
+from heredity.records import RecipeRecord, Reply, Request
 from heredity.store import Rows
 from tests.engines.conftest import make_model
 
@@ -89,6 +89,17 @@ def test_plain_puts_plain_texts_also_to_a_model_with_a_template(tmp_path: Path) 
     assert all(request.messages for request in engine.asked)
     found = evaluate(tmp_path, engine, ["arithmetic"], is_plain=True)
     assert not any(request.messages for request in engine.asked[n:])
+    assert found.models[0].form == "plain"
+
+
+def test_a_base_made_here_is_put_plain_texts_though_it_has_a_template(tmp_path: Path) -> None:
+    pulled, engine = scripted("scripted:helpful"), Clever()
+    made = msgspec.structs.replace(pulled.record, recipe=RecipeRecord("pretrain", {}))
+    found = Evaluation(
+        [Grown(made, pulled.folder)], ["arithmetic"], store=Store(tmp_path / "store"), out=tmp_path / "out",
+        engine_loader=loader(engine),
+    ).run()  # fmt: skip
+    assert engine.asked and not any(request.messages for request in engine.asked)
     assert found.models[0].form == "plain"
 
 

@@ -13,6 +13,8 @@ from heredity.records import Model, Record
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
 FORMS = ("dequantize", "merge_adapter", "engine")
+# Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
+TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", *FORMS)
 # What the parents of a recipe are to the child, in their order; others are only its parents.
 ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
 
@@ -52,6 +54,16 @@ def ancestors(model: Model, by_id: Mapping[str, Model]) -> list[Model]:
             found[ident] = by_id[ident]
             waiting += by_id[ident].parents
     return list(found.values())
+
+
+def is_base(model: Model, by_id: Mapping[str, Model]) -> bool:
+    """Whether it was made here from random weights and nothing in its line taught it to converse.
+
+    It may have a template all the same, for the children that it may have. False where a parent is not known.
+    """
+    line = [model, *ancestors(model, by_id)]
+    is_whole = all(parent in by_id for each in line for parent in each.parents)
+    return is_whole and all(each.recipe.kind in TEXT_ALONE for each in line)
 
 
 def descendants(model: Model, models: Iterable[Model]) -> list[Model]:

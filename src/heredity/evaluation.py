@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heredity import engines, grading, tasks
+from heredity import descent, engines, grading, tasks
 from heredity.engines import Engine
 from heredity.errors import EngineFailure, NotComparable, UsageError
 from heredity.grading import Cell, Grades, Row
@@ -113,7 +113,7 @@ class Evaluation:
                 watch(model.name, len(questions), len(questions))
             return
         with self._engine(grown) as engine:
-            is_base = self._is_base(engine)
+            is_base = self._is_base(engine, model)
             _refuse_other_arithmetic(self.folder, model, engine, earlier)
             form = self._form(is_base)
             questions = self._questions(model, form)
@@ -157,12 +157,16 @@ class Evaluation:
         finally:
             engine.close()
 
-    def _is_base(self, engine: Any) -> bool:
+    def _is_base(self, engine: Any, model: Model) -> bool:
+        """Whether it goes on with a text, and has learned no conversation."""
         if self._is_plain and not hasattr(engine, "is_base"):
             raise UsageError(
                 f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out."
             )
-        return bool(getattr(engine, "is_base", False))
+        has_form = hasattr(engine, "is_base")
+        return has_form and (
+            engine.is_base or descent.is_base(model, {each.id: each for each in self._store.models()})
+        )
 
     def _form(self, is_base: bool) -> Form:
         return "plain" if is_base or self._is_plain else "chat"

@@ -150,7 +150,7 @@ def test_a_second_name_of_the_same_child_is_not_dropped_in_silence(
     assert "there already" not in capsys.readouterr().err
     assert main([*command, "two"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "there already, as 'one'" in said and "'two' is not given" in said and "--model one" in said
+    assert "there already, as 'one'" in said and "'two' is not given" in said and "Use one, or its id" in said
     assert [model.name for model in Store().models()] == ["one", "tiny"]
     assert main(["verify", "one"]) == 0 and main(["show", "one"]) == 0
     assert "int8" in capsys.readouterr().out

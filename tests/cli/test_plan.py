@@ -35,6 +35,15 @@ def test_a_plan_is_printed_without_a_corpus(recipe: str, capsys: pytest.CaptureF
         assert word in said
 
 
+def test_looks_at_held_out_text_are_said_where_they_count(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for checks, said in ((20, ""), (1_000_000, "are looks at what is held out)")):
+        Path(recipe).write_text(f"{RECIPE}checks = {checks}\n")
+        assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "64"]) == 0
+        assert ("looks at" in (told := capsys.readouterr().out)) == bool(said) and said in told
+
+
 def test_json_holds_every_figure(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "8", "--price", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -114,6 +123,7 @@ def test_a_mistake_with_another_kind_is_one_line(
         (["--vocabulary", "65536", "--gpus", "1024"], "at most --gpus 256"),
         (["--vocabulary", "65536", "--mfu", "2"], "mfu must lie"),
         (["other.toml"], "of one recipe"),
+        (["--vocabulary", "90000000000"], "base.toml: A vocabulary of 90,000,000,000 makes a model"),
     ],
 )
 def test_a_mistake_is_one_line(

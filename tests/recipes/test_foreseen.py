@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,8 +13,8 @@ pytest.importorskip("torch")
 from heredity import scaling
 from heredity.errors import NotComparable, OutOfMemory, UsageError
 from heredity.lineage import Store
-from heredity.recipes import pretrain
-from heredity.train import loop
+from heredity.recipes import _planned, pretrain
+from heredity.train import held, loop
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
@@ -37,6 +38,16 @@ def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Pa
     notes = Store(tmp_path / "store").derive(pretrain.read(recipe, SHORT), []).record.notes
     assert re.fullmatch(r"predicted 0\.\d\d GiB(, measured \d+\.\d\d GiB of growth)?", notes["memory"])
     assert re.fullmatch(r"predicted [\d,]+ s, measured [\d,]+ s", notes["time"])
+
+
+def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
+    short = pretrain.read(recipe, {"tokens": 5 * 1024, "batch": 1024, "checks": 2})
+    foretold = _planned.work(short).looked_at
+    grown = Store(tmp_path / "store").derive(short, [])
+    rows = [json.loads(line) for line in (grown.folder / loop.METRICS).read_text().splitlines()]
+    looks = sum(held.BITS_PER_BYTE in row["terms"] for row in rows)
+    assert looks == 3  # behind steps 2, 4 and 5
+    assert foretold == looks * min(2000, int(short.text.lengths("validation").sum()))
 
 
 def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path: Path, recipe: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from heredity.errors import Unavailable, UnknownName, UsageError
 from heredity.lineage import Grown, Recipe, Store
 from heredity.recipes import TARGETS
+from heredity.records import Model
 from heredity.report._text import label
 
 LONGEST = 120  # characters: a table of models has room for no more
@@ -26,9 +27,19 @@ def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grow
     try:
         held = store.get(name).record
     except Unavailable:
-        raise UsageError(f"'{name}' is a model of the catalogue. Give the child another name.") from None
+        raise UsageError(f"'{name}' is a model of the catalogue. Take another name.") from None
     except UnknownName:
         return
     known = store.made_by(recipe, [store.whole(parent) for parent in parents])
     if known is None or known.record.id != held.id:
-        raise UsageError(f"'{name}' is another model ({held.id[:12]}) already. Give the child another name.")
+        raise UsageError(f"'{name}' is another model ({held.id[:12]}) already. Take another name.")
+
+
+def not_given(name: str | None, record: Model) -> str:
+    """What to say of a name that was asked for and not given, since the model is there already; else ""."""
+    if not name or name == record.name:
+        return ""
+    return (
+        f"This model is there already, as '{record.name}', and a model has one name: '{name}' is not given. "
+        f"Use {record.name}, or its id {record.id[:12]}."
+    )

@@ -123,13 +123,13 @@ def _lines(found: Forecast) -> list[str]:
     said = [
         f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
         f"{each:,} a device",
-        f"time    {_time(found.seconds)}: {best.seconds:.3f} s a step, "
+        f"time    {_time(found.seconds)}: {best.seconds:.3f} s a step{_looks(found)}, "
         f"{found.tokens_a_second:,.0f} {units}/s, {found.gpu_hours:,.0f} device hours",
         f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
         f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} a device and hour)",
         f"run it  {_settings(found)}",
         f"MFU     {found.mfu:.0%} {'reckoned from what was measured' if found.is_measured else 'stated'} for "
-        f"products, {found.reached_mfu:.0%} with all else of a step",
+        f"products, {found.reached_mfu:.0%} with all else of the run",
     ]
     if (busy := work.batch / (each * found.n_gpus)) < 0.95:
         pieces = "contexts" if found.unit == "token" else units
@@ -159,6 +159,11 @@ def _rehearsed(found: Rehearsed | None) -> list[str]:
 
 def _known(value: float | None, how: str) -> str:
     return "not known" if value is None else how.format(value)
+
+
+def _looks(found: Forecast) -> str:
+    share = 1 - found.n_steps * found.best.seconds / found.seconds
+    return f" ({share:.0%} of it are looks at what is held out)" if share >= 0.01 else ""
 
 
 def _time(seconds: float) -> str:

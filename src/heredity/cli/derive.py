@@ -76,7 +76,6 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     record = child.record
     for key, value in record.notes.items():
         _terminal.note(plain(f"{key}: {value}"))
-    if name and name != record.name:
-        said = f"This child is there already, as '{record.name}', and a model has one name: '{name}' is not"
-        _terminal.note(plain(f"{said} given. Use --model {record.name}, or its id {record.id[:12]}."))
+    if said := _names.not_given(name, record):
+        _terminal.note(plain(said))
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

@@ -43,7 +43,7 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     same command goes on to the same bits. On many GPUs or machines: torchrun ... -m heredity pretrain
     RECIPE.toml, see docs/pretrain-many.md.
     """
-    from heredity.cli import _terminal
+    from heredity.cli import _names, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
     from heredity.recipes import _many, pretrain
@@ -51,14 +51,19 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
 
     said = {key: value for key, value in given.items() if value is not None}
     beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
+    store = open_store()
     with Display() as display:
         made = pretrain.read(recipe, said | beside, display.training(f"pretrain {recipe.stem}"))
-        grown = _many.grow(made, open_store())
+        if made.name:
+            _names.refuse_taken(store, made.name, made, [])
+        grown = _many.grow(made, store)
     if grown is None:  # one of several processes, and not the one that tells
         return
     record = grown.record
     for key, value in record.notes.items():
         _terminal.note(plain(f"{key}: {value}"))
+    if unnamed := _names.not_given(made.name, record):
+        _terminal.note(plain(unnamed))
     rows = (grown.folder / "training.jsonl").read_bytes().splitlines()
     losses = [float(json.loads(row)["loss"]) for row in rows]
     _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {curve.spark(losses)}")

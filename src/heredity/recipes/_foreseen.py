@@ -30,7 +30,6 @@ from heredity.train.stream import PRODUCT
 if TYPE_CHECKING:
     from heredity.recipes.pretrain import Pretrain
 
-_WAYS = 3  # a token that is only looked at goes one of them
 _HEAP = _memory.GIB // 2  # at most; what other lengths do not fit into (docs/plan.md)
 _LIBRARIES = _memory.GIB // 4  # what torch's own grow by in a first step, of a model of almost nothing
 
@@ -110,9 +109,8 @@ def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Fo
         limit = limit_of(recipe, dtype)
         work = _work(recipe, dtype.itemsize)
         rate = speed.pass_rate(work.shape.width, dtype)
-        held_out = min(recipe.held_out, int(recipe.text.lengths("validation").sum()))
-        looks = -(-recipe.n_steps // recipe.every) * held_out / _WAYS  # after the last step, too
-        seconds = (recipe.dial.tokens + looks) * pace.seconds(work, of_token(recipe), limit, rate)
+        tokens = work.tokens + work.looked_at / pace.WAYS
+        seconds = tokens * pace.seconds(work, of_token(recipe), limit, rate)
     _memory.forget_peak()
     return Foreseen(parts, limit, seconds, _memory.resident())
 

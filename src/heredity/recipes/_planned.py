@@ -6,11 +6,14 @@ Leaves to others: the plan (train/planning/).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from heredity.errors import UsageError
+from heredity.errors import BadInput, UsageError
 from heredity.train.planning.work import KNOWN, Work
 
 if TYPE_CHECKING:
@@ -20,9 +23,26 @@ if TYPE_CHECKING:
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
 
 
+@contextmanager
+def named(file: Path | None) -> Iterator[None]:
+    """Inside, what cannot be is said of the recipe's file, where there is one."""
+    try:
+        yield
+    except UsageError as error:
+        if file is None or type(error) is not UsageError:  # one that says more
+            raise
+        raise BadInput(file, str(error)) from None
+
+
+def every(n_steps: int, checks: int) -> int:
+    """Steps between two looks at what is held out; there is one after the last, too."""
+    return max(1, n_steps // checks)
+
+
 def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Work:
     """vocabulary: its tokens; 0: the corpus's. side: of a picture, in points; 0: the corpus's.
 
+    What is held out is taken to be as much as is asked for where the corpus is not there, and no pair.
     Raises UsageError.
     """
     if recipe.architecture not in KNOWN:
@@ -32,9 +52,12 @@ def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool =
             f'--side is of pictures, and objective = "{recipe.objective}" has none. Leave it out.'
         )
     is_text = recipe.objective != "contrastive"
-    of = _of_text(recipe, vocabulary) if is_text else _of_pairs(recipe, vocabulary, side)
+    with named(recipe.file):
+        of = _of_text(recipe, vocabulary) if is_text else _of_pairs(recipe, vocabulary, side)
+    looks = -(-of.n_steps // every(of.n_steps, recipe.checks))
     return msgspec.structs.replace(
         of,
+        looked_at=looks * of.looked_at,
         optimizer=recipe.optimizer,
         architecture=recipe.architecture,
         bytes=4 if recipe.dtype == "float32" else 2,
@@ -48,22 +71,36 @@ def _of_text(recipe: Pretrain, vocabulary: int) -> Work:
     is_encoder = recipe.objective == "masked"
     given = {name: getattr(recipe, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
     dial = sizes.dial(recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given, recipe.made_of)
-    return Work(dial.shape, dial.tokens, dial.batch, hidden=recipe.hidden if is_encoder else 1.0)
+    hidden = recipe.hidden if is_encoder else 1.0
+    return Work(dial.shape, dial.tokens, dial.batch, hidden=hidden, looked_at=_held_out(recipe))
 
 
 def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Work:
     from heredity.train import towers
     from heredity.train.sizes import Shape
 
-    n_pairs = recipe.pairs
+    n_pairs, held_out = recipe.pairs, 0
     if not (vocabulary and side and n_pairs):
         card = _pictures(recipe)
-        n_pairs = sum(row.pairs for row in card.splits if row.split == "train")
+        n_pairs, held_out = (
+            sum(row.pairs for row in card.splits if row.split == split) for split in ("train", "validation")
+        )
         vocabulary, side = vocabulary or card.tokenizer.vocabulary, side or card.side
     given = {name: getattr(recipe, name) for name in ("pairs", "batch", "rate", *_SHAPE)}
     dial = towers.dial(recipe.size, vocabulary, recipe.caption, (side, recipe.patch), n_pairs, given)
     shape = Shape(**{name: getattr(dial.shape, name) for name in Shape.__struct_fields__})
-    return Work(shape, dial.tokens, dial.batch, picture=(side, recipe.patch))
+    return Work(shape, dial.tokens, dial.batch, picture=(side, recipe.patch), looked_at=held_out)
+
+
+def _held_out(recipe: Pretrain) -> int:
+    """Tokens that are looked at each time."""
+    from heredity.train.corpus.checked import NAME
+    from heredity.train.corpus.reader import read_card
+
+    if not (recipe.corpus / NAME).is_file():
+        return recipe.held_out
+    has = sum(row.tokens for row in read_card(recipe.corpus).splits if row.split == "validation")
+    return min(recipe.held_out, has)
 
 
 def _vocabulary(recipe: Pretrain) -> int:

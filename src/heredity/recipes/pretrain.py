@@ -24,6 +24,7 @@ import msgspec
 from heredity import registry
 from heredity.errors import BadInput, UsageError, did_you_mean
 from heredity.lineage import Description, Grown
+from heredity.recipes import _planned
 from heredity.recipes._tuned import Watch, setting
 from heredity.records import digest
 from heredity.store import explain_full_disk
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from heredity.train.pictures import Pictures
     from heredity.train.sizes import Dial, Shape
 
-_UNSET = ("watch", "folder", "together")  # fields that no file sets
+_UNSET = ("file", "watch", "folder", "together")  # fields that no file sets
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
 _TEXT = ("causal", "masked")
 _USUAL = {
@@ -82,12 +83,8 @@ def read(
         said.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in said:
         raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
-    try:
-        return Pretrain(**said, watch=watch)
-    except UsageError as error:
-        if type(error) is not UsageError:  # one that says more
-            raise
-        raise BadInput(path, str(error)) from None
+    with _planned.named(path):
+        return Pretrain(**said, file=path, watch=watch)
 
 
 def _settable() -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -174,6 +171,7 @@ class Pretrain:
     memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
     licence: str = setting("unknown", "Licence of what comes of it: that of the corpus, if it has one.")
     name: str = field(default="", compare=False)
+    file: Path | None = field(default=None, compare=False)  # where it stands
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
     together: Any = field(default=None, compare=False)  # train.processes.Processes; None: alone
@@ -254,11 +252,12 @@ class Pretrain:
         from heredity.train import sizes, towers
 
         given = {name: getattr(self, name) for name in ("tokens", "pairs", "batch", "rate", *_SHAPE)}
-        if self.objective == "contrastive":
-            read, picture = self.pictures, (self.pictures.card.side, self.patch)
-            n_pairs = len(read.split("train"))
-            return towers.dial(self.size, read.n_vocabulary, self.caption, picture, n_pairs, given)
-        return sizes.dial(self.size, self.text.n_vocabulary, self.context, given, self.made_of)
+        with _planned.named(self.file):
+            if self.objective == "contrastive":
+                read, picture = self.pictures, (self.pictures.card.side, self.patch)
+                n_pairs = len(read.split("train"))
+                return towers.dial(self.size, read.n_vocabulary, self.caption, picture, n_pairs, given)
+            return sizes.dial(self.size, self.text.n_vocabulary, self.context, given, self.made_of)
 
     @property
     def made_of(self) -> type[Shape]:
@@ -293,7 +292,7 @@ class Pretrain:
     @property
     def every(self) -> int:
         """Steps between two looks at what is held out; there is one after the last, too."""
-        return max(1, self.n_steps // self.checks)
+        return _planned.every(self.n_steps, self.checks)
 
     def settings(self) -> dict[str, Any]:
         """Every setting, what the size set among them, and the corpus by its fingerprint."""

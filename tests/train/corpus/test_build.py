@@ -51,11 +51,13 @@ def test_every_document_and_byte_is_counted_in_and_out(built: Build, shelf: Path
     (shelf / "60.txt").write_text(first)
     (shelf / "61.txt").write_text(first.replace("the", "THE", 1))
     (shelf / "62.txt").write_text(" \n\x00\n")
+    n_bytes = sum(path.stat().st_size for path in shelf.iterdir())
+    (shelf / "63.txt").symlink_to(shelf / "gone.txt")
     card = built(STEPS)
     steps = {row.step: row for row in card.steps}
     (source,) = card.sources
     assert source.documents == source.files == 63
-    assert source.bytes == sum(path.stat().st_size for path in shelf.iterdir())
+    assert source.bytes == n_bytes and source.skipped == {"broken_link": 1}
     assert steps["normalise"].dropped == {"empty": 1}
     assert steps["exact_duplicates"].dropped == {"duplicate": 1}
     assert steps["near_duplicates"].dropped["duplicate"] >= 1

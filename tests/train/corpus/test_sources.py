@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,24 @@ def test_a_folder_of_text_is_read_in_the_order_of_names(tmp_path: Path) -> None:
         "a/z.txt",
         "b.txt",
     ]
+
+
+def test_what_a_folder_has_and_is_not_read_is_counted(tmp_path: Path) -> None:
+    shelf, other = tmp_path / "shelf", tmp_path / "other"
+    for folder in (shelf / "deep", other):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("one")
+    (shelf / "linked.txt").symlink_to(other / "a.txt")  # a file as any other
+    (shelf / "deep" / "broken.txt").symlink_to(other / "nothing.txt")
+    (shelf / "broken.bin").symlink_to(other / "nothing.bin")  # would not be read if it were there
+    (shelf / ".broken.txt").symlink_to(other / "nothing.txt")
+    (shelf / "folder").symlink_to(other)
+    os.mkfifo(shelf / "pipe.txt")
+    assert read(tmp_path, "text", "shelf") == ["one", "one"]
+    counted = {"broken_link": 1, "linked_folder": 1, "no_file": 1}
+    assert source("text", "shelf").left_out(tmp_path) == counted
+    assert source("code", "shelf").left_out(tmp_path) == {"linked_folder": 1}
+    assert source("text", "shelf/deep/a.txt").left_out(tmp_path) == {}
 
 
 def test_a_separator_cuts_a_file_into_documents(tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_time_energy_and_money_follow_from_flops_at_the_stated_utilization() -> 
     assert found.kilowatt_hours == pytest.approx(found.gpu_hours * 1.275)
 
 
+def test_what_is_only_looked_at_takes_a_third_of_the_time_and_is_not_counted_as_read() -> None:
+    whole = work("135M", 2**20)
+    found, looking = (
+        forecast(each, H100, 8) for each in (whole, msgspec.structs.replace(whole, looked_at=whole.tokens))
+    )
+    assert looking.seconds == pytest.approx(found.seconds * 4 / 3, rel=0.001)
+    assert looking.tokens_a_second == pytest.approx(found.tokens_a_second * 3 / 4, rel=0.001)
+
+
 def test_layers_that_run_again_take_longer_and_less_memory() -> None:
     ways = {(w.layout, w.product, w.runs_again): w for w in fitting(work("8B"), H100, 64, Terms())}
     pairs = [(ways[k[0], k[1], True], w) for k, w in ways.items() if not k[2]]

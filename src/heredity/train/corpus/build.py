@@ -169,7 +169,7 @@ class _Build:
         kind = type(source).__module__.rpartition(".")[2]
         size = sum(each.bytes for each in inputs)
         hashed = digest([tuple(each) for each in inputs])
-        skipped = added([count.dropped])
+        skipped = added([source.left_out(self.recipe.root), count.dropped])
         return SourceRow(
             source.name, kind, len(inputs), size, hashed, count.documents_out, count.bytes_out, skipped
         )

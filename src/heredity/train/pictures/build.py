@@ -90,8 +90,8 @@ class _Build:
         return self._write(facts)
 
     def _source(self, number: int) -> None:
-        name, skipped, inputs = self.recipe.sources[number].name, Counter[str](), list[Input]()
-        n_pairs = 0
+        source, inputs, n_pairs = self.recipe.sources[number], list[Input](), 0
+        skipped = source.left_out(self.recipe.root)
         for read in self.parts.of(number, self.between):
             if not isinstance(read, Skipped) and not self._is_new(read):
                 read = Skipped("duplicate")
@@ -101,11 +101,10 @@ class _Build:
             inputs += read.inputs
             n_pairs += 1
             self._add(read)
-        self.inputs += [encode({"source": name, **each._asdict()}) + b"\n" for each in inputs]
+        self.inputs += [encode({"source": source.name, **each._asdict()}) + b"\n" for each in inputs]
         size, hashed = sum(each.bytes for each in inputs), digest([tuple(each) for each in inputs])
-        self.sources.append(
-            PictureRow(name, "images", len(inputs), size, hashed, n_pairs, dict(sorted(skipped.items())))
-        )
+        out = dict(sorted(skipped.items()))
+        self.sources.append(PictureRow(source.name, "images", len(inputs), size, hashed, n_pairs, out))
 
     def _is_new(self, read: Read) -> bool:
         key = hashlib.sha256(read.pair.caption.encode() + b"\0" + read.picture.tobytes()).digest()

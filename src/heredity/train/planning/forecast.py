@@ -90,7 +90,9 @@ class Forecast(Record, frozen=True):
     n_steps: int
     seconds: float
     tokens_a_second: float
-    reached_mfu: float  # the stated one, less layers that run again and talk that products do not hide
+    reached_mfu: (
+        float  # the stated one, less layers that run again, looks, and talk that products do not hide
+    )
     gpu_hours: float
     kilowatt_hours: float | None
     dollars: float | None
@@ -105,7 +107,7 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
     ways = [min(some, key=_order) for some in _by_kind(found).values()]
     best = min(ways, key=_order)
     made = anatomies.of(work)
-    seconds = best.seconds * work.n_steps
+    seconds = best.seconds * (work.n_steps + work.looked_at / pace.WAYS / work.batch)
     hours = n_gpus * seconds / 3600
     price = gpu.price if terms.price is None else terms.price
     flops = sum(made.flops.values()) * work.tokens

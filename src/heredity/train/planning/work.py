@@ -28,6 +28,7 @@ class Work(Record, frozen=True):
     is_on_cpu: bool = False  # where norms keep less for their way back (train/norms.py)
     hidden: float = 1.0  # share of the tokens on which the head is run
     picture: tuple[int, int] | None = None  # its side, and that of a patch, in points
+    looked_at: int = 0  # units that are told on the way and not learned, of all looks
 
     @property
     def unit(self) -> Literal["token", "pair"]:

@@ -9,6 +9,7 @@ Leaves to others: what is done to the documents (../steps/).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import msgspec
 
 from heredity.errors import BadInput
 from heredity.store import hash_file
+from heredity.train.corpus.sources import _left_out
 
 JOB_BYTES = 16 << 20  # about so much is read in one go
 
@@ -66,6 +68,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def jobs(self, root: Path) -> list[Job]:
         """What there is to read, in order. Raises UsageError where there is nothing."""
         raise NotImplementedError
+
+    def left_out(self, root: Path) -> Counter[str]:
+        """What lies in the folder and is not read, by why."""
+        return _left_out.left_out(root / Path(self.path).expanduser(), self.reads())
+
+    def reads(self) -> tuple[str, ...]:
+        """Which files of a folder are read, by their endings; none for all."""
+        return ()
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:
         """The documents of a job as UTF-8."""

@@ -1,26 +1,26 @@
 """Files of a folder, a pattern or a list, in an order that no file system decides; a file that is one text.
 
 Promises: names are relative to what was named, with /; hidden files and folders are left out of a folder.
-Leaves to others: what is in them.
+Leaves to others: what is in them, and what lies beside them that is no file (_left_out.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from heredity.errors import BadInput, UsageError
-from heredity.train.corpus.sources import JOB_BYTES, Job
+from heredity.train.corpus.sources import JOB_BYTES, Job, Source
 
 Named = tuple[str, str]  # where a file lies, and its name in the corpus
 
 
-def find(root: Path, given: str, endings: Sequence[str], what: str) -> list[Named]:
-    """The files that `given` names: a file, a folder with all beneath it, or a pattern (** for any depth).
+def of(source: Source, root: Path) -> list[Named]:
+    """The files that a source names: a file, a folder with all beneath it, or a pattern (** for any depth).
 
-    endings: which files of a folder are meant; empty for all. Raises UsageError where there is none.
+    Raises UsageError where there is none.
     """
-    place = root / Path(given).expanduser()
+    place, endings = root / Path(source.path).expanduser(), source.reads()
     if place.is_file():
         return [(str(place), place.name)]
     if place.is_dir():
@@ -34,7 +34,8 @@ def find(root: Path, given: str, endings: Sequence[str], what: str) -> list[Name
         kinds = f" ({' '.join(endings)})" if endings and place.is_dir() else ""
         is_there = "holds no file" if place.is_dir() else "is not there"
         raise UsageError(
-            f"{what}: {place} {is_there}{kinds}. Name a file, a folder, or a pattern like texts/*.txt"
+            f"source '{source.name}': {place} {is_there}{kinds}. Name a file, a folder, or a pattern like "
+            "texts/*.txt"
         )
     return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
 

@@ -77,8 +77,11 @@ class CodeSource(Source, frozen=True, kw_only=True):
     longest_line: int = 1000
     largest: int = 1 << 20
 
+    def reads(self) -> tuple[str, ...]:
+        return self.endings
+
     def jobs(self, root: Path) -> list[Job]:
-        files = _files.find(root, self.path, self.endings, f"source '{self.name}'")
+        files = _files.of(self, root)
         return _files.grouped(files)
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:

@@ -15,9 +15,12 @@ class DatasetSource(Source, frozen=True, kw_only=True):
 
     text: str = "text"
 
+    def reads(self) -> tuple[str, ...]:
+        return (".arrow",)
+
     def jobs(self, root: Path) -> list[Job]:
         """A job is one of the folder's files."""
-        files = _files.find(root, self.path, (".arrow",), f"source '{self.name}'")
+        files = _files.of(self, root)
         return [Job((each,)) for each in files]
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:

@@ -26,9 +26,12 @@ class HtmlSource(Source, frozen=True, kw_only=True):
         if self.markup not in ("text", "markdown"):
             raise ValueError(f'markup is "text" or "markdown", not "{self.markup}"')
 
+    def reads(self) -> tuple[str, ...]:
+        return (".html", ".htm", ".xhtml")
+
     def jobs(self, root: Path) -> list[Job]:
         _extractor()
-        files = _files.find(root, self.path, (".html", ".htm", ".xhtml"), f"source '{self.name}'")
+        files = _files.of(self, root)
         return _files.grouped(files)
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:

@@ -8,6 +8,7 @@ tomorrow.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +37,9 @@ class HubSource(Source, frozen=True, kw_only=True):
             path = f"datasets/{self.path}@{self.revision}/{name}"
             found += list(groups_of(path, name, opened(path, self._open(path)), self.text))
         return found
+
+    def left_out(self, root: Path) -> Counter[str]:  # noqa: ARG002
+        return Counter()
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:
         ((path, _),) = job.files

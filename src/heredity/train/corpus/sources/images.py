@@ -8,6 +8,7 @@ lies, the first below the one that is named, or what the table says. It makes a 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,11 +40,17 @@ class ImagesSource(Source, frozen=True, kw_only=True):
     text: str = "caption"
     label: str = "class"
 
+    def reads(self) -> tuple[str, ...]:
+        return (*PICTURES, *_DRAWN)
+
     def jobs(self, root: Path) -> list[Job]:
         """The files that a corpus of pictures reads."""
         if self.captions:
             return [Job(((str(root / self.captions), Path(self.captions).name),))]
-        return _files.grouped(_files.find(root, self.path, (*PICTURES, *_DRAWN), f"source '{self.name}'"))
+        return _files.grouped(_files.of(self, root))
+
+    def left_out(self, root: Path) -> Counter[str]:
+        return Counter() if self.captions else super().left_out(root)
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:
         """The captions of a job's pictures."""

@@ -18,9 +18,12 @@ class JsonlSource(Source, frozen=True, kw_only=True):
 
     text: str = "text"
 
+    def reads(self) -> tuple[str, ...]:
+        return (".jsonl", ".ndjson")
+
     def jobs(self, root: Path) -> list[Job]:
         """A large file is read in parts; a line belongs to the part in which it begins."""
-        files = _files.find(root, self.path, (".jsonl", ".ndjson"), f"source '{self.name}'")
+        files = _files.of(self, root)
         found: list[Job] = []
         for path, name in files:
             size = Path(path).stat().st_size

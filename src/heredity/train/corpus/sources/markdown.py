@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
 
 from heredity.train.corpus.sources.text import TextSource
 
@@ -15,7 +14,9 @@ class MarkdownSource(TextSource, frozen=True, kw_only=True):
     """front_matter: whether the head between --- is kept."""
 
     front_matter: bool = False
-    endings: ClassVar[tuple[str, ...]] = (".md", ".markdown", ".mdx")
+
+    def reads(self) -> tuple[str, ...]:
+        return (".md", ".markdown", ".mdx")
 
     def document(self, whole: bytes) -> bytes:
         if not self.front_matter:

@@ -15,9 +15,12 @@ class ParquetSource(Source, frozen=True, kw_only=True):
 
     text: str = "text"
 
+    def reads(self) -> tuple[str, ...]:
+        return (".parquet",)
+
     def jobs(self, root: Path) -> list[Job]:
         """A job is some of a file's row groups."""
-        files = _files.find(root, self.path, (".parquet",), f"source '{self.name}'")
+        files = _files.of(self, root)
         return [job for path, name in files for job in groups_of(path, name, opened(path), self.text)]
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:

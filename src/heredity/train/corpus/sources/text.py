@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from heredity.train.corpus.sources import Job, Skipped, Source, _files
 
@@ -15,7 +14,6 @@ class TextSource(Source, frozen=True, kw_only=True):
 
     separator: str = ""
     encoding: str = "utf-8"
-    endings: ClassVar[tuple[str, ...]] = (".txt", ".text")
 
     def check(self) -> None:
         super().check()
@@ -24,8 +22,11 @@ class TextSource(Source, frozen=True, kw_only=True):
         except LookupError:
             raise ValueError(f"no encoding is named '{self.encoding}'") from None
 
+    def reads(self) -> tuple[str, ...]:
+        return (".txt", ".text")
+
     def jobs(self, root: Path) -> list[Job]:
-        return _files.grouped(_files.find(root, self.path, self.endings, f"source '{self.name}'"))
+        return _files.grouped(_files.of(self, root))
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:
         for path, _ in job.files:

@@ -1,0 +1,53 @@
+"""`heredity pretrain`: a base is made, found again by its name, and mistakes are one line with the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from heredity.cli import main
+from tests.recipes.test_pretrain import recipe as recipe
+from tests.train.corpus.conftest import built as built
+from tests.train.corpus.conftest import shelf as shelf
+
+SHORT = ("--tokens", "1024", "--checks", "1")
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+
+
+def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", str(recipe), *SHORT]) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("tiny  ") and "there already" not in first.err
+    assert main(["pretrain", str(recipe), *SHORT, "--name", "other"]) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "there already, as 'tiny', and a model has one name: 'other' is not given" in again.err
+    assert main(["pretrain", str(recipe), *SHORT, "--seed", "1"]) == 2
+    assert "'tiny' is another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--heads", "3"), "3 heads do not share 2 heads"),
+        (("--head", "15"), "15 columns have none"),
+        (("--size", "10"), "A size is a number and K, M or B"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_one_line_with_the_file(
+    recipe: Path, given: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("kv_heads"))
+    recipe.write_text(text + "kv_heads = 2\n")
+    assert main(["pretrain", str(recipe), *given]) == 2
+    told = capsys.readouterr().err
+    assert "base.toml: " in told and said in told and told.count("\n") == 1
