@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heredity.train.corpus import _tables as tables
 from heredity.train.corpus.batch import Batch, Hashes, Ints
 from heredity.train.corpus.steps import Context, Filter, Judged
 from heredity.train.corpus.steps._words import hash_words, share
 
-Floats = NDArray[np.float64]
 UNKNOWN = "und"
 COMMON = {
     "de": "der die das und ist nicht ein eine zu den mit von sich auf für dem im auch es als werden wird sie",
@@ -69,20 +67,22 @@ class Language(Filter, frozen=True, kw_only=True):
 
 def languages(batch: Batch, least: float = 0.1) -> Ints:
     """(document,) The place in KNOWN of its language."""
-    part = (_n_common(batch) @ _MEMBERS) / np.maximum(batch.words.n_each, 1)[:, None]
+    # Sums and no product of matrices: the library of those has a thread a core, which wait for it in a loop.
+    n_common = np.add.reduceat(_n_common(batch).take(_OF, axis=1), _FIRST, axis=1)
+    part = n_common / np.maximum(batch.words.n_each, 1)[:, None]
     found = np.where(part.max(axis=1) > least, _PLACES[part.argmax(axis=1)], KNOWN.index(UNKNOWN))
     if not batch.is_ascii:
         _by_script(batch, found)
     return found
 
 
-def _n_common(batch: Batch) -> Floats:
+def _n_common(batch: Batch) -> Ints:
     """(document, common word) How often it is there."""
     place = _PLACE.take(((batch.word_hashes * _SPREAD) >> _SHIFT).view(np.int64))
     at = np.flatnonzero(_HASHES.take(place) == batch.word_hashes)
     size = len(_HASHES)
     count = np.bincount(batch.words.document[at] * size + place[at], minlength=len(batch) * size)
-    return count.reshape(len(batch), size).astype(np.float64)
+    return count.reshape(len(batch), size)
 
 
 def _by_script(batch: Batch, found: Ints) -> None:
@@ -104,17 +104,19 @@ def _by_script(batch: Batch, found: Ints) -> None:
     found[(own["ja"] > 0.1) & (own["ja"] + own["zh"] > 0.5)] = KNOWN.index("ja")
 
 
-def _members() -> tuple[Hashes, Floats]:
-    """Every common word's hash in order, and of which languages it is one."""
+def _members() -> tuple[Hashes, list[Ints]]:
+    """Every common word's hash in order, and of each language the places of its words."""
     small = {word for words in COMMON.values() for word in words.split()}
     spoken = [*small, *(word.capitalize() for word in small)]  # as at the head of a sentence
     by_hash = dict(zip(hash_words(spoken).tolist(), [*small, *small], strict=True))
     ordered = sorted(by_hash)
-    members = [[by_hash[h] in words.split() for words in COMMON.values()] for h in ordered]
-    return np.array(ordered, np.uint64), np.array(members, np.float64)
+    members = [np.array([by_hash[h] in words.split() for h in ordered]) for words in COMMON.values()]
+    return np.array(ordered, np.uint64), [np.flatnonzero(each) for each in members]
 
 
 _HASHES, _MEMBERS = _members()
+_OF = np.concatenate(_MEMBERS)  # (common word, once for each language that it is of)
+_FIRST = np.cumsum([0, *map(len, _MEMBERS[:-1])])  # (language,) where its words begin there
 _PLACES = np.array([KNOWN.index(name) for name in COMMON])
 _SHIFT = np.uint64(48)
 
