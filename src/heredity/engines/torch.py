@@ -8,7 +8,6 @@ Leaves to others: what is asked, and where replies are kept.
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from heredity.engines import (
     _direction,
     _process,
     _streamed,
-    _tool_calls,
     _tuning,
     _weights,
     altered,
@@ -31,7 +29,7 @@ from heredity.engines import (
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
-from heredity.engines._sampling import Sampler
+from heredity.engines._session import Session
 from heredity.engines._tuning import Tuning
 from heredity.errors import ContextOverflow, EngineFailure
 from heredity.records import Model, Reply, Request, encode
@@ -125,7 +123,7 @@ class Torch:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         with torch.inference_mode():
-            yield from _Session(self, iter(requests)).run()
+            yield from Session(self, iter(requests)).run()
 
     def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of every token of each continuation, given the rendered request.
@@ -250,13 +248,17 @@ class Torch:
         self._prefixes = {}
         _process.give_back()
 
-    # --- for the session below -----------------------------------------------------------------------
+    # --- for a session (_session.py) -------------------------------------------------------------------
 
     @property
     def decoder(self) -> Decoder:
         if self._decoder is None:
             raise EngineFailure("this engine is closed")
         return self._decoder
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a rendered text."""
+        return self._chat.encode(text)
 
     def split(self, request: Request, tokens: tuple[int, ...]) -> tuple[Prefix, tuple[int, ...]]:
         """The application's prefix, computed once, and the request's own tokens behind it (at least one)."""
@@ -285,90 +287,6 @@ class Torch:
         tokens = row.said[:-1] if row.said[-1] in self._stops else row.said
         text = self._chat.decode(tokens)
         return text.split(self._chat.stop_text, 1)[0] if self._chat.stop_text else text
-
-
-class _Session:
-    """One stream of requests on its way through an engine."""
-
-    def __init__(self, engine: Torch, source: Iterator[Request | None]) -> None:
-        self._engine, self._source = engine, source
-        self._waiting: dict[int, list[tuple[int, int, Row]]] = {}  # by prefix: a heap, longest first
-        self._prompts: dict[int, tuple[str, int]] = {}
-        self._prefixes: dict[int, Prefix] = {}
-        self._n_pulled = 0
-        self._is_open = True
-
-    def run(self) -> Iterator[Reply]:
-        batch: Batch | None = None
-        current = 0
-        while True:
-            yield from self._pull()
-            if batch is None or not (batch.rows or self._waiting.get(current)):
-                ready = [key for key, heap in self._waiting.items() if heap]
-                if not ready:
-                    if self._is_open:
-                        raise EngineFailure("the stream of requests has nothing ready and nothing under way")
-                    return
-                current = ready[0]
-                batch = self._engine.batch(self._prefixes[current])
-            heap = self._waiting.get(current, [])
-            while heap and batch.has_room(heap[0][2]):
-                batch.admit(heapq.heappop(heap)[2])
-            for row in batch.step():
-                yield self._reply(row)
-
-    def _pull(self) -> Iterator[Reply]:
-        """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
-        while self._is_open and sum(map(len, self._waiting.values())) < self._engine.lookahead:
-            try:
-                request = next(self._source)
-            except StopIteration:
-                self._is_open = False
-                return
-            if request is None:
-                return
-            failed = self._accept(request)
-            if failed is not None:
-                yield failed
-
-    def _accept(self, request: Request) -> Reply | None:
-        engine, prompt = self._engine, ""
-        try:
-            prompt = engine.render(request)
-            tokens = engine._chat.encode(prompt)
-            n_needed = len(tokens) + request.decoding.max_tokens
-            context = engine.decoder.shape.context
-            if n_needed > context:
-                return _failed(
-                    request, prompt, f"context overflow: {n_needed} tokens needed, {context} there"
-                )
-        except EngineFailure as error:
-            return _failed(request, prompt, str(error))
-        prefix, own = engine.split(request, tokens)
-        row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
-        self._prefixes[id(prefix)] = prefix
-        heap = self._waiting.setdefault(id(prefix), [])
-        heapq.heappush(heap, (-len(own), self._n_pulled, row))
-        self._n_pulled += 1
-        self._prompts[request.key] = (prompt, len(tokens))
-        return None
-
-    def _reply(self, row: Row) -> Reply:
-        prompt, n_tokens = self._prompts.pop(row.key)
-        text = self._engine.text(row)
-        return Reply(
-            key=row.key,
-            prompt=prompt,
-            text=text,
-            tokens=tuple(row.said),
-            tool_calls=_tool_calls.parse(text),
-            stop="end" if row.stop == "end" else "length",
-            n_prompt_tokens=n_tokens,
-        )
-
-
-def _failed(request: Request, prompt: str, error: str) -> Reply:
-    return Reply(key=request.key, prompt=prompt, text="", stop="error", error=error)
 
 
 def _cache_budget() -> int:

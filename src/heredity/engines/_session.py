@@ -1,0 +1,105 @@
+"""A stream of requests on its way through an engine: pulled, sorted, batched, answered.
+
+Promises: requests are pulled at every step that has room; a request that cannot be put is answered at once.
+Leaves to others: the arithmetic of a step (_batch.py), and text (torch.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from heredity.engines import _tool_calls
+from heredity.engines._batch import Batch, Row
+from heredity.engines._decoder import Prefix
+from heredity.engines._sampling import Sampler
+from heredity.errors import EngineFailure
+from heredity.records import Reply, Request
+
+if TYPE_CHECKING:
+    from heredity.engines.torch import Torch
+
+
+class Session:
+    """One stream of requests on its way through an engine."""
+
+    def __init__(self, engine: Torch, source: Iterator[Request | None]) -> None:
+        self._engine, self._source = engine, source
+        self._waiting: dict[int, list[tuple[int, int, Row]]] = {}  # by prefix: a heap, longest first
+        self._prompts: dict[int, tuple[str, int]] = {}
+        self._prefixes: dict[int, Prefix] = {}
+        self._n_pulled = 0
+        self._is_open = True
+
+    def run(self) -> Iterator[Reply]:
+        batch: Batch | None = None
+        current = 0
+        while True:
+            yield from self._pull()
+            if batch is None or not (batch.rows or self._waiting.get(current)):
+                ready = [key for key, heap in self._waiting.items() if heap]
+                if not ready:
+                    if self._is_open:
+                        raise EngineFailure("the stream of requests has nothing ready and nothing under way")
+                    return
+                current = ready[0]
+                batch = self._engine.batch(self._prefixes[current])
+            heap = self._waiting.get(current, [])
+            while heap and batch.has_room(heap[0][2]):
+                batch.admit(heapq.heappop(heap)[2])
+            for row in batch.step():
+                yield self._reply(row)
+
+    def _pull(self) -> Iterator[Reply]:
+        """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
+        while self._is_open and sum(map(len, self._waiting.values())) < self._engine.lookahead:
+            try:
+                request = next(self._source)
+            except StopIteration:
+                self._is_open = False
+                return
+            if request is None:
+                return
+            failed = self._accept(request)
+            if failed is not None:
+                yield failed
+
+    def _accept(self, request: Request) -> Reply | None:
+        engine, prompt = self._engine, ""
+        try:
+            prompt = engine.render(request)
+            tokens = engine.encode(prompt)
+            n_needed = len(tokens) + request.decoding.max_tokens
+            context = engine.decoder.shape.context
+            if n_needed > context:
+                return _failed(
+                    request, prompt, f"context overflow: {n_needed} tokens needed, {context} there"
+                )
+        except EngineFailure as error:
+            return _failed(request, prompt, str(error))
+        prefix, own = engine.split(request, tokens)
+        row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
+        self._prefixes[id(prefix)] = prefix
+        heap = self._waiting.setdefault(id(prefix), [])
+        heapq.heappush(heap, (-len(own), self._n_pulled, row))
+        self._n_pulled += 1
+        self._prompts[request.key] = (prompt, len(tokens))
+        return None
+
+    def _reply(self, row: Row) -> Reply:
+        prompt, n_tokens = self._prompts.pop(row.key)
+        text = self._engine.text(row)
+        return Reply(
+            key=row.key,
+            prompt=prompt,
+            text=text,
+            tokens=tuple(row.said),
+            tool_calls=_tool_calls.parse(text),
+            stop="end" if row.stop == "end" else "length",
+            n_prompt_tokens=n_tokens,
+        )
+
+
+def _failed(request: Request, prompt: str, error: str) -> Reply:
+    return Reply(key=request.key, prompt=prompt, text="", stop="error", error=error)
