@@ -181,7 +181,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
             if reply.error is not None:
                 break
             calls = self.calls(prefill, reply)
-            messages.append(self._said(prefill + reply.text, calls))
+            messages.append(self.said(prefill + reply.text, calls))
             prefill = ""
             if not calls or self.rendering == "theirs":  # their application answers its own calls
                 break
@@ -193,16 +193,20 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         plain = parse_tool_calls(prefill + reply.text, [tool.name for tool in self.tools])
         return plain + tuple(call for call in reply.tool_calls if call not in plain)
 
-    def _said(self, text: str, calls: tuple[ToolCall, ...]) -> Message:
+    def said(self, text: str, calls: tuple[ToolCall, ...] = ()) -> Message:
+        """What the model wrote, as a message of the conversation."""
         return Message("assistant", text, calls if self.rendering == "native" else ())
 
     def _answered(self, calls: tuple[ToolCall, ...], probe: Probe, world: World) -> list[Message]:
-        results = [self.tool_result(call, probe, world) for call in calls]
+        return self.results([(call.name, self.tool_result(call, probe, world)) for call in calls])
+
+    def results(self, named: Sequence[tuple[str, str]]) -> list[Message]:
+        """The results of tools, each by its tool's name, as messages of the conversation."""
         if self.rendering == "native":
-            return [Message("tool", result) for result in results]
+            return [Message("tool", result) for _, result in named]
         # One user message: not every template has a tool role, and the layer must be the same for all.
-        named = (f"Result of {call.name}:\n{result}" for call, result in zip(calls, results, strict=True))
-        return [Message("user", "\n\n".join(named))]
+        said = "\n\n".join(f"Result of {name}:\n{result}" for name, result in named)
+        return [Message("user", said)] if named else []
 
     def tool_result(self, call: ToolCall, probe: Probe, world: World | None = None) -> str:
         """The result of a call: the probe's own where it has one, what the world says, or the canned one."""

@@ -48,6 +48,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gate": "Pass or fail a study, for CI.",
         "power": "Plan how many trials a study needs.",
     },
+    "Serve": {
+        "serve": "Serve models behind an OpenAI-compatible API.",
+    },
     "Read": {
         "report": "Write a study's report.",
         "show": "Show a model, or one conversation of a study.",

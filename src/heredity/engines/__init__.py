@@ -115,6 +115,30 @@ class Engine(Protocol):
         """Free the memory."""
 
 
+class Listener(Protocol):
+    """Who hears answers while they grow. Called by the thread that iterates over the replies."""
+
+    def is_heard(self, key: int) -> bool:
+        """Whether this request's answer is wanted piece by piece."""
+
+    def hear(self, key: int, more: str) -> None:
+        """What it has grown by: whole characters. All pieces come before its reply."""
+
+    def is_wanted(self, key: int) -> bool:
+        """Whether the rest is still wanted. Where not, its reply comes soon, with stop "length"."""
+
+
+class Streamer(Engine, Protocol):
+    """An engine that is heard while it answers, and can give up an answer."""
+
+    @property
+    def width(self) -> int:
+        """How many requests it answers at once."""
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """As `reply`, heard by a listener. The stream is asked for requests at every step that has room."""
+
+
 class Accountant(Protocol):
     """An engine that has more to tell of a run than its name; what it tells goes into the run's row."""
 

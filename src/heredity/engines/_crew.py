@@ -8,6 +8,7 @@ Leaves to others: how one request is answered (call.py, url.py).
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from heredity.errors import EngineFailure, HeredityError
 from heredity.records import Reply, Request
 
 Answer = Callable[[Request], Reply]
+_ASK_AGAIN = 0.02  # seconds: whoever sends requests may have another by then, as a server has
 _LOST_PER_SEAT = 4  # answers that never came, a seat: past this the target hangs and the run ends
 
 
@@ -59,7 +61,8 @@ class Crew:
                 if is_open:
                     raise EngineFailure("the stream of requests has nothing ready and nothing under way")
                 return
-            yield from self._wait()
+            has_room = is_open and len(self._under_way) < self._width
+            yield from self._wait(_ASK_AGAIN if has_room else math.inf)
 
     def _start(self, ticket: int, request: Request) -> None:
         self._under_way[ticket] = _Waiting(request, time.monotonic() + self._timeout)
@@ -72,12 +75,12 @@ class Crew:
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             self._came.put(_Came(ticket, error))
 
-    def _wait(self) -> Iterator[Reply]:
-        """What comes next, or what is too late by then."""
+    def _wait(self, seconds: float) -> Iterator[Reply]:
+        """What comes next, or what is too late by then; at most so long."""
         left = min(waiting.deadline for waiting in self._under_way.values()) - time.monotonic()
         came = None
         with suppress(Empty):
-            came = self._came.get(timeout=max(left, 0.0))
+            came = self._came.get(timeout=min(max(left, 0.0), seconds))
         if came is None:
             yield from self._give_up()
             return

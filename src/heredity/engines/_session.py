@@ -7,13 +7,14 @@ Leaves to others: the arithmetic of a step (_batch.py), and text (torch.py).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from heredity.engines import _tool_calls
+from heredity.engines import Listener, _tool_calls
 from heredity.engines._batch import Batch, Row
 from heredity.engines._decoder import Prefix
 from heredity.engines._sampling import Sampler
+from heredity.engines._spoken import Spoken
 from heredity.errors import EngineFailure
 from heredity.records import Reply, Request
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 class Session:
     """One stream of requests on its way through an engine."""
 
-    def __init__(self, engine: Torch, source: Iterator[Request | None]) -> None:
-        self._engine, self._source = engine, source
+    def __init__(
+        self, engine: Torch, source: Iterator[Request | None], listener: Listener | None = None
+    ) -> None:
+        self._engine, self._source, self._listener = engine, source, listener
+        self._spoken: dict[int, Spoken] = {}
         self._waiting: dict[int, list[tuple[int, int, Row]]] = {}  # by prefix: a heap, longest first
         self._prompts: dict[int, tuple[str, int]] = {}
         self._prefixes: dict[int, Prefix] = {}
@@ -48,8 +52,22 @@ class Session:
             heap = self._waiting.get(current, [])
             while heap and batch.has_room(heap[0][2]):
                 batch.admit(heapq.heappop(heap)[2])
-            for row in batch.step():
+            finished = batch.step()
+            self._tell(batch.rows)
+            for row in finished:
                 yield self._reply(row)
+
+    def _tell(self, rows: Sequence[Row]) -> None:
+        """What rows have grown by, to who hears them. One that is wanted no more ends with its next token."""
+        if (listener := self._listener) is None:
+            return
+        for row in rows:
+            if listener.is_heard(row.key):
+                spoken = self._spoken.setdefault(row.key, self._engine.spoken())
+                if more := spoken.grow(row.said):
+                    listener.hear(row.key, more)
+            if not listener.is_wanted(row.key):
+                row.stop = "length"
 
     def _pull(self) -> Iterator[Reply]:
         """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
@@ -90,6 +108,9 @@ class Session:
     def _reply(self, row: Row) -> Reply:
         prompt, n_tokens = self._prompts.pop(row.key)
         text = self._engine.text(row)
+        if self._listener is not None and self._listener.is_heard(row.key):
+            spoken = self._spoken.pop(row.key, None) or self._engine.spoken()
+            self._listener.hear(row.key, spoken.finish(text))
         return Reply(
             key=row.key,
             prompt=prompt,

@@ -17,6 +17,7 @@ import torch
 
 from heredity.engines import (
     UNPROVEN,
+    Listener,
     Scored,
     _adapter,
     _direction,
@@ -30,6 +31,7 @@ from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
 from heredity.engines._session import Session
+from heredity.engines._spoken import Spoken
 from heredity.engines._tuning import Tuning
 from heredity.errors import ContextOverflow, EngineFailure
 from heredity.records import Model, Reply, Request, encode
@@ -124,6 +126,14 @@ class Torch:
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         with torch.inference_mode():
             yield from Session(self, iter(requests)).run()
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        with torch.inference_mode():
+            yield from Session(self, iter(requests), listener).run()
+
+    @property
+    def width(self) -> int:
+        return self._widths[-1]
 
     def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of every token of each continuation, given the rendered request.
@@ -282,10 +292,17 @@ class Torch:
             return True
         return bool(self._chat.stop_text) and self._chat.stop_text in self._chat.decode(row.said[-8:])
 
+    def spoken(self) -> Spoken:
+        """What tells a row's answer while it grows."""
+        return Spoken(self._chat.decode, self._chat.stop_text)
+
+    def said(self, row: Row) -> list[int]:
+        """A row's tokens without the one that ended it."""
+        return row.said[:-1] if row.said[-1] in self._stops else row.said
+
     def text(self, row: Row) -> str:
         """What a finished row said, without the token or text that ended it."""
-        tokens = row.said[:-1] if row.said[-1] in self._stops else row.said
-        text = self._chat.decode(tokens)
+        text = self._chat.decode(self.said(row))
         return text.split(self._chat.stop_text, 1)[0] if self._chat.stop_text else text
 
 

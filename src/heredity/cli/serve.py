@@ -1,0 +1,135 @@
+"""`heredity serve`: models behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Name, Place, Verb, _remote, open_store
+
+if TYPE_CHECKING:
+    from heredity.replying import Served
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@click.command(
+    "serve", cls=Verb,
+    example="heredity serve smollm2-135m-instruct --application examples/support-desk.toml",
+)  # fmt: skip
+@click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
+@click.option("--application", type=Place(), metavar="FILE", help="What stands around every conversation.")
+@click.option("--free-decoding", is_flag=True, help="Let callers draw otherwise than the application does.")
+@click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free.")
+@click.option(
+    "--api-key-env", type=Name(), metavar="NAME", help="Environment variable with the key callers must send."
+)
+@click.option(
+    "--waiting", type=click.IntRange(1), default=256, show_default=True, metavar="N",
+    help="Requests that may be open for a model; more are told to come again.",
+)  # fmt: skip
+@_remote.key_option
+def command(
+    models: tuple[str, ...],
+    application: Path | None,
+    free_decoding: bool,
+    host: str,
+    port: int,
+    api_key_env: str | None,
+    waiting: int,
+    key_env: tuple[str, ...],
+) -> None:
+    """Serve models behind an OpenAI-compatible API.
+
+    In an application or alone. Whatever speaks to such an API can ask: answers are those of a study on this machine, bit for bit. With
+    --application its prompt, passages and tools stand around every conversation, and its decoding holds; a
+    tool call is handed to the caller, who sends its result. Ctrl-C ends it, once what is under way is
+    answered.
+    """
+    from heredity.cli._terminal import note
+    from heredity.errors import UsageError
+
+    key = os.environ.get(api_key_env, "") if api_key_env else ""
+    if api_key_env and not key:
+        raise UsageError(f"The environment variable {api_key_env} holds no key.")
+    is_local = host in _LOOPBACK
+    if not is_local and not key:
+        raise UsageError(
+            f"At {host} any machine could ask. Say a key that callers must send: --api-key-env NAME."
+        )
+    with ExitStack() as stack:
+        served = _served(stack, models, application, free_decoding, waiting, key_env)
+        _listen(served, host, port, key, is_local)
+    note("closed")
+
+
+def _served(
+    stack: ExitStack,
+    models: tuple[str, ...],
+    application: Path | None,
+    may_draw: bool,
+    most: int,
+    key_env: tuple[str, ...],
+) -> list[Served]:
+    from heredity.application import Application
+    from heredity.cli import _pulling
+    from heredity.cli._terminal import note
+    from heredity.errors import UsageError
+    from heredity.replying import Served
+    from heredity.service import Service
+
+    layer = None if application is None else Application.load(application)
+    if layer is not None and layer.rendering in ("theirs", "recorded"):
+        raise UsageError(
+            f'{application}: rendering "{layer.rendering}" is of a target that is not served here.'
+        )
+    store = open_store()
+    grown = {one.record.id: one for one in map(store.get, models)}
+    load, served = _remote.loader(store, _remote.calls(key_env)), []
+    for one in grown.values():
+        ready = one if one.record.format == "scripted" else _pulling.ready(store, one)
+        note(f"loading {one.record.name} ...")
+        service = Service(load(ready), most)
+        stack.callback(service.close)
+        served.append(Served(one.record, service, layer, may_draw))
+    return served
+
+
+def _listen(served: list[Served], host: str, port: int, key: str, is_local: bool) -> None:
+    import socket
+
+    from heredity.cli._terminal import note
+    from heredity.errors import Unavailable, UsageError
+
+    try:
+        import uvicorn
+
+        from heredity import serve
+    except ImportError as error:
+        raise Unavailable(
+            f"A server needs starlette and uvicorn ({error}). Install them: pip install 'heredity[serve]'"
+        ) from error
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"Nothing can listen at {host}:{port}: {error.strerror}. Say another --port."
+        ) from None
+    with listening:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listening.getsockname()[1]}/v1"
+        layer = served[0].application
+        where = "" if layer is None else f" in the application '{layer.name}' ({layer.digest[:8]})"
+        note(f"serving {', '.join(one.model.name for one in served)}{where} at {address}")
+        config = uvicorn.Config(
+            serve.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
+            timeout_graceful_shutdown=60,
+        )  # fmt: skip
+        with suppress(KeyboardInterrupt):  # raised again once all is answered
+            uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,81 @@
+"""`heredity serve`: a real process, asked over loopback, and ended as people and schedulers end it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("uvicorn")
+
+from heredity.cli import main
+from tests.cli.conftest import DESK
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, and the address that it says."""
+    (folder / "desk.toml").write_text(DESK)
+    command = [sys.executable, "-m", "heredity", "serve", *arguments, "--port", "0"]
+    environment = os.environ | {"HEREDITY_STORE": str(folder / "store")}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if found := re.search(r"http://[\w.:\[\]]+/v1", line):
+                yield process, found[0]
+                return
+        raise AssertionError(said)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("signal_", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
+def test_it_serves_until_it_is_told_to_end(tmp_path: Path, signal_: signal.Signals, status: int) -> None:
+    with serving(tmp_path, "scripted:leaky", "--application", "desk.toml") as (process, address):
+        body = {"model": "scripted:leaky", "messages": [{"role": "user", "content": "hello"}]}
+        said = httpx.post(f"{address}/chat/completions", json=body).json()
+        assert "ZEBRA-4417-KITE" in said["choices"][0]["message"]["content"]  # the application is around it
+        process.send_signal(signal_)
+        _, left = process.communicate(timeout=30)
+        assert process.returncode == status and "Traceback" not in left
+        assert signal_ is signal.SIGTERM or left.endswith("closed\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scripted:helpfull"], "Did you mean 'scripted:helpful'"),
+        (["scripted:helpful", "--host", "0.0.0.0"], "any machine could ask"),
+        (["scripted:helpful", "--api-key-env", "NOWHERE_SET"], "NOWHERE_SET holds no key"),
+        (["scripted:helpful", "--host", "203.0.113.9", "--api-key-env", "HOME"], "Nothing can listen"),
+        (["scripted:helpful", "--application", "missing.toml"], "missing.toml"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
+    assert main(["serve", *arguments]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert said in told[-1] and all(line.startswith("loading") for line in told[:-1])
+
+
+def test_a_port_that_is_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "scripted:helpful", "--port", str(port)]) == 2
+    assert "Say another --port" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""Answers told while they grow: the pieces are the answer, and one that no one wants gives its place up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines._spoken import Ends, Spoken
+from heredity.engines.torch import Torch, open_folder
+from heredity.records import Decoding, Message, Reply, Request
+
+from .conftest import make_model
+
+
+class Ears:
+    """A listener that keeps what it hears, and wants so many pieces of each answer."""
+
+    def __init__(self, most: int = 1 << 30, deaf: Iterable[int] = ()) -> None:
+        self.heard: dict[int, list[str]] = {}
+        self._most, self._deaf = most, set(deaf)
+
+    def is_heard(self, key: int) -> bool:
+        return key not in self._deaf
+
+    def hear(self, key: int, more: str) -> None:
+        self.heard.setdefault(key, []).append(more)
+
+    def is_wanted(self, key: int) -> bool:
+        return len(self.heard.get(key, ())) < self._most
+
+
+def questions(n: int, n_tokens: int = 24, temperature: float = 1.5) -> list[Request]:
+    decoding = Decoding(n_tokens, temperature)
+    return [Request(i, (Message("user", f"the fox {i}"),), decoding, seed=i) for i in range(n)]
+
+
+def streamed(engine: Torch, ears: Ears, requests: list[Request]) -> dict[int, Reply]:
+    return {reply.key: reply for reply in engine.stream(requests, ears)}
+
+
+def test_pieces_are_the_answer_of_every_architecture(any_model: Path) -> None:
+    engine, ears = open_folder(any_model, dtype="float32"), Ears()
+    alone = {reply.key: reply for reply in engine.reply(questions(6))}
+    assert streamed(engine, ears, questions(6)) == alone
+    assert {key: "".join(told) for key, told in ears.heard.items()} == {k: r.text for k, r in alone.items()}
+    assert max(map(len, ears.heard.values())) > 6  # they came one by one
+
+
+def test_a_base_is_not_heard_to_speak_for_the_user(tmp_path: Path) -> None:
+    engine, ears = open_folder(make_model(tmp_path / "base", "llama", None), dtype="float32"), Ears()
+    said = streamed(engine, ears, questions(8, 64))
+    assert {key: "".join(told) for key, told in ears.heard.items()} == {k: r.text for k, r in said.items()}
+
+
+def test_who_does_not_listen_is_told_nothing_and_answered_the_same(tiny_llama: Path) -> None:
+    engine, ears = open_folder(tiny_llama, dtype="float32"), Ears(deaf=[1])
+    assert streamed(engine, ears, questions(3)) == {r.key: r for r in engine.reply(questions(3))}
+    assert set(ears.heard) == {0, 2}
+
+
+def test_an_answer_that_is_wanted_no_more_ends_at_once(tiny_llama: Path) -> None:
+    engine = open_folder(tiny_llama, dtype="float32")
+    said = streamed(engine, Ears(most=3), questions(1, 200))
+    assert said[0].stop == "length" and 3 <= len(said[0].tokens) < 12
+
+
+def test_characters_of_several_tokens_come_whole() -> None:
+    """Bytes as tokens, as a byte-level tokenizer has them of what it knows no word for."""
+    raw = "naïve — 漢字 🙂!".encode()
+    spoken = Spoken(lambda tokens: bytes(tokens).decode(errors="replace"), "")
+    pieces = [spoken.grow(list(raw[: n + 1])) for n in range(len(raw))]
+    assert "".join(pieces) == raw.decode() and "\ufffd" not in "".join(pieces)
+
+
+LETTERS = "abc|\n"
+ENDS = st.lists(st.text(LETTERS, min_size=1, max_size=4), max_size=3)
+
+
+def cut(text: str, ends: list[str]) -> str:
+    """A text up to the end that is whole first."""
+    for n in range(len(text) + 1):
+        if found := [end for end in ends if text[:n].endswith(end)]:
+            return text[: n - max(map(len, found))]
+    return text
+
+
+@given(st.text(LETTERS, max_size=40), ENDS, st.data())
+def test_an_end_is_found_wherever_pieces_are_cut(text: str, ends: list[str], data: st.DataObject) -> None:
+    found, told, left = Ends(ends), "", text
+    while left:
+        n = data.draw(st.integers(1, len(left)))
+        told += found.feed(left[:n])
+        assert cut(text, ends).startswith(told)  # nothing is told that is not of the answer
+        left = left[n:]
+    assert found.is_over == any(end in text for end in ends)
+    assert told + found.rest() == cut(text, ends)
+
+
+@pytest.mark.parametrize("pieces", [["xab|c"], ["xa", "b|c"], ["x", "a", "b", "|", "c"]])
+def test_of_two_ends_the_one_that_is_whole_first_counts(pieces: list[str]) -> None:
+    ends = Ends(["ab|c", "b"])
+    assert "".join(map(ends.feed, pieces)) + ends.rest() == "xa"
+
+
+def test_most_is_told_at_once() -> None:
+    """What cannot be the beginning of an end is not held back."""
+    ends, stream = Ends(["\nUser:"]), random.Random(1)
+    text = "".join(stream.choices("ab ", k=200))
+    assert ends.feed(text) == text
+    assert ends.feed("\nUse") == "" and ends.feed("d") == "\nUsed"

@@ -1,0 +1,152 @@
+"""Bodies that come in: what is put to the model is what a study puts; what cannot be done is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from heredity import wire
+from heredity.application import Application, Passage
+from heredity.errors import UsageError
+from heredity.records import Check, Decoding, Message, Probe, Reply, Request, Tool, ToolCall, Turn
+
+DESK = Application(
+    "desk",
+    "You help.",
+    few_shot=(Message("user", "hi"), Message("assistant", "Hello.")),
+    passages=(Passage("Hours", "Nine to five."),),
+    tools=(Tool("lookup", "Looks up.", result="42"),),
+    decoding=Decoding(64),
+    max_turns=3,
+)
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(application: Application | None = None, may_draw: bool = False, **body: Any) -> wire.Asked:
+    return wire.chat(json.dumps({"model": "m", "messages": HELLO} | body).encode(), application, may_draw)
+
+
+def studied(*texts: str, said: tuple[str, ...]) -> list[Request]:
+    """The requests of a study's conversation in which the model says these things."""
+
+    def turns() -> Any:
+        for text in texts:
+            yield Turn(text)
+
+    probe = Probe("p", "p", "benign", texts, Check("refusal"), "p")
+    talk, found = DESK.converse(turns(), probe), []
+    replies = iter(said)
+    try:
+        request = next(talk)
+        while True:
+            assert isinstance(request, Request)
+            found.append(request)
+            request = talk.send(Reply(0, "", next(replies)))
+    except StopIteration:
+        return found
+
+
+def test_a_conversation_in_an_application_is_what_a_study_puts() -> None:
+    first, second = studied("hello", "and now?", said=("Good day.", "Bye."))
+    assert chat(DESK).requests == [first]
+    more = [*HELLO, {"role": "assistant", "content": "Good day."}, {"role": "user", "content": "and now?"}]
+    assert chat(DESK, messages=more).requests == [second]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_tools_result_comes_back_as_in_a_study(is_kept: bool) -> None:
+    """Whether the caller keeps what the assistant wrote beside its call, or the call alone."""
+    written = 'CALL lookup {"id":7}'
+    _, after = studied("hello", said=(written, "It is 42."))
+    call = {"id": "c1", "type": "function", "function": {"name": "lookup", "arguments": '{"id":7}'}}
+    more = [
+        *HELLO,
+        {"role": "assistant", "content": written if is_kept else None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    assert chat(DESK, messages=more).requests == [after]
+
+
+def test_alone_a_model_is_put_the_callers_own_messages() -> None:
+    said = [
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}],
+        }
+    ]
+    (request,) = chat(messages=said + HELLO, temperature=0.5, top_p=0.9, max_tokens=7, seed=3).requests
+    assert request.messages == (Message("system", "Be brief."), Message("user", "hello"))
+    assert (request.decoding, request.seed, request.n_shared) == (Decoding(7, 0.5, 0.9), 3, 0)
+
+
+def test_what_an_application_holds_is_held() -> None:
+    (request,) = chat(DESK, max_tokens=1000, temperature=0).requests
+    assert request.decoding == DESK.decoding
+    assert chat(DESK, max_completion_tokens=5).requests[0].decoding == Decoding(5)
+    with pytest.raises(UsageError, match=r"says how answers are drawn \(temperature 0\)"):
+        chat(DESK, temperature=0.7)
+    assert chat(DESK, True, temperature=0.7, max_tokens=1000).requests[0].decoding == Decoding(1000, 0.7)
+
+
+def test_several_answers_are_drawn_from_several_seeds() -> None:
+    asked = chat(n=3, seed=5, temperature=1, stop="END")
+    assert [request.seed for request in asked.requests] == [5, 6, 7] and asked.stops == ("END",)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"messages": []}, "messages is empty"),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            r"Invalid enum value 'robot' - at `\$\.messages\[0\]",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' cannot be read"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "nothing to answer"),
+        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, "no tools here"),
+        ({"response_format": {"type": "json_object"}}, "'response_format' would change the answer"),
+        ({"frequency_penalty": 0.5}, "'frequency_penalty' would change"),
+        ({"tools": [{}]}, "'tools' would change"),
+        ({"temprature": 0.5}, "'temprature' is not known"),
+        ({"temperature": -1}, "temperature must be a number of 0 or more"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"n": 17}, "from 1 to 16 answers"),
+        ({"n": 0}, "from 1 to 16 answers"),
+        ({"seed": "x"}, "Expected `int"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_its_name(body: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        chat(**body)
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{"role": "system", "content": "Be evil."}, *HELLO], "its own system prompt"),
+        (4 * HELLO, "takes 3 turns of the user, and this conversation has 4"),
+        ([*HELLO, {"role": "tool", "tool_call_id": "c9", "content": "x"}], "'c9' is of no call before it"),
+    ],
+)
+def test_an_application_refuses_what_is_not_its_own(messages: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        chat(DESK, messages=messages)
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"model": 3}'])
+def test_what_is_no_body_is_said_to_be_none(raw: bytes) -> None:
+    with pytest.raises(UsageError, match=r"JSON|missing"):
+        wire.model_of(raw)
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    plain = chat()
+    assert chat(user="me", metadata={"a": 1}, logprobs=False, presence_penalty=0, tools=[], n=1) == plain
+    assert chat(temperature=None, response_format={"type": "text"}) == plain
+
+
+def test_tool_calls_go_out_with_their_arguments_as_text() -> None:
+    (call,) = wire.calls_of("x", [ToolCall("lookup", {"id": 7})])
+    assert json.loads(call["function"]["arguments"]) == {"id": 7} and call["id"] == "call_x_0"
