@@ -46,10 +46,10 @@ def command(
 ) -> None:
     """Serve models behind an OpenAI-compatible API.
 
-    In an application or alone. Whatever speaks to such an API can ask: answers are those of a study on this machine, bit for bit. With
-    --application its prompt, passages and tools stand around every conversation, and its decoding holds; a
-    tool call is handed to the caller, who sends its result. Ctrl-C ends it, once what is under way is
-    answered.
+    In an application or alone. Whatever speaks to such an API can ask: answers are those of a study on this
+    machine, bit for bit. With --application its prompt, passages and tools stand around every conversation,
+    and its decoding holds; a tool call is handed to the caller, who sends its result. Ctrl-C ends it, once
+    what is under way is answered.
     """
     from heredity.cli._terminal import note
     from heredity.errors import UsageError

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from heredity.engines._chunks import Chunks
 from heredity.engines._decoder import CELL, Decoder, Prefix, Slots, padded, round_up
 from heredity.engines._sampling import Sampler, draw_all
 
@@ -43,9 +44,11 @@ class Batch:
         widths: tuple[int, ...],
         is_over: Callable[[Row], bool],
         budget: int,
+        chunks: Chunks | None = None,
     ) -> None:
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
         self._budget = budget  # bytes that the slots may take
+        self._chunks = chunks or Chunks(0)
         self._slots: Slots | None = None
         self.rows: list[Row] = []
 
@@ -58,8 +61,11 @@ class Batch:
         """Prefill a row into the next slot; its last prompt token goes with a step."""
         held = self._slots.capacity if self._slots is not None else 0
         slots = self._fit(len(self.rows) + 1, max(held, round_up(padded(row.own[:-1]), CELL)))
-        if len(row.own) > 1:
-            self._decoder.prefill(self._prefix, slots, len(self.rows), row.own[:-1])
+        own, slot = row.own[:-1], len(self.rows)
+        known = self._chunks.load(self._prefix, own, slots, slot)
+        if known < len(own):
+            self._decoder.prefill(self._prefix, slots, slot, own, known)
+            self._chunks.keep(self._prefix, own, slots, slot, known)
         self.rows.append(row)
 
     def step(self) -> list[Row]:

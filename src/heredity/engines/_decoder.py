@@ -109,14 +109,18 @@ class Decoder:
         cut = [[cache[0, :, :n_cells].contiguous() for cache in side] for side in (slots.keys, slots.values)]
         return Prefix(tokens, cut[0], cut[1])
 
-    def prefill(self, prefix: Prefix, slots: Slots, slot: int, own: tuple[int, ...]) -> torch.Tensor:
-        """Run a row's own tokens through the model, into its slot.
+    def prefill(
+        self, prefix: Prefix, slots: Slots, slot: int, own: tuple[int, ...], known: int = 0
+    ) -> torch.Tensor:
+        """Run a row's own tokens through the model, into its slot; `known` of them, whole chunks and not all,
+        lie there already.
 
-        Returns the final hidden states (padded length, hidden); what lies behind the row's length is filler.
+        Returns the final hidden states (padded length - known, hidden); what lies behind the row's length is
+        filler.
         """
         n_padded = padded(own)
         hidden = []
-        for start in range(0, n_padded, CHUNK):
+        for start in range(known, n_padded, CHUNK):
             n_new = min(CHUNK, n_padded - start)
             cut = own[start : start + n_new]
             tokens = torch.tensor(cut + (0,) * (n_new - len(cut)))

@@ -29,6 +29,7 @@ from heredity.engines import (
 )
 from heredity.engines._batch import Batch, Row
 from heredity.engines._chat import Chat
+from heredity.engines._chunks import Chunks
 from heredity.engines._decoder import CELL, Decoder, Prefix, padded, round_up
 from heredity.engines._session import Session
 from heredity.engines._spoken import Spoken
@@ -36,6 +37,7 @@ from heredity.engines._tuning import Tuning
 from heredity.errors import ContextOverflow, EngineFailure
 from heredity.records import Model, Reply, Request, encode
 
+_OF_CHUNKS = 8  # so small a part of what slots may take is for beginnings that are kept
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
 _RULE = "rows apart"  # a prompt is prefilled alone, a softmax adds up whole cells; before, neither
 _EMPTY = Prefix((), [], [])
@@ -99,6 +101,7 @@ class Torch:
         self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
         self._stops = chat.stops(folder)
         self._prefixes: dict[tuple[int, ...], Prefix] = {(): _EMPTY}
+        self._chunks = Chunks(_cache_budget() // _OF_CHUNKS)
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The rule by which rows meet stands in it: answers made under another are not taken for these.
         self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
@@ -255,7 +258,7 @@ class Torch:
 
     def close(self) -> None:
         self._decoder = self._with_gradients = None
-        self._prefixes = {}
+        self._prefixes, self._chunks = {}, Chunks(0)
         _process.give_back()
 
     # --- for a session (_session.py) -------------------------------------------------------------------
@@ -280,7 +283,7 @@ class Torch:
         return self._prefixes[shared], tokens[len(shared) :]
 
     def batch(self, prefix: Prefix) -> Batch:
-        return Batch(self.decoder, prefix, self._widths, self.is_over, _cache_budget())
+        return Batch(self.decoder, prefix, self._widths, self.is_over, _cache_budget(), self._chunks)
 
     @property
     def lookahead(self) -> int:

@@ -1,0 +1,193 @@
+"""Answers a second of many callers at once: `heredity serve` beside `transformers serve`.
+
+    python bench/serve.py [--model NAME] [--requests 64] [--at-once 16] [--transformers PROGRAM]
+
+Both servers are asked over loopback by the same callers: so many at once, each the next question as soon as
+its answer is whole, streamed, greedy, up to so many tokens. heredity holds the example's application (its
+callers send the question alone), and is asked once more without one, with the same messages as the other,
+which gets the application's messages in each request, plain and with --continuous-batching. A first round of
+as many callers, not counted, warms each. PROGRAM: the `transformers` of an environment with its extra
+`serving`. The ratios are of tokens a second, in this one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from heredity.application import Application
+from heredity.lineage import Store
+
+APPLICATION = Path(__file__).parents[1] / "examples" / "support-desk.toml"
+
+
+class Answer(NamedTuple):
+    """One caller's answer. `first`: seconds until its first piece."""
+
+    text: str
+    first: float
+
+
+class Load(NamedTuple):
+    """What is asked, of whom, and how."""
+
+    address: str
+    model: str
+    before: list[dict[str, str]]
+    tokens: int
+    at_once: int
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--at-once", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--transformers", metavar="PROGRAM", help="where transformers[serving] is")
+    given = parser.parse_args()
+    store = Store()
+    folder = store.ready(store.get(given.model)).folder
+    print(f"{platform.processor() or platform.machine()}, {cpu()}, Python {platform.python_version()}")
+    layer = Application.load(APPLICATION)
+    before = [{"role": m.role, "content": m.content} for m in layer.messages()]
+    asked = questions(given.requests)
+    count = counter(folder)
+    rates = {}
+    with tempfile.TemporaryDirectory() as home:
+        held = Path(home) / "held.toml"
+        held.write_text(APPLICATION.read_text().replace("max_tokens = 96", f"max_tokens = {given.tokens}"))
+        ways: list[tuple[str, Sequence[str], list[dict[str, str]], str]] = [
+            ("heredity, in the application", ours(given.model, "--application", str(held)), [], given.model),
+            ("heredity, the same messages", ours(given.model), before, given.model),
+        ]
+        if given.transformers:
+            for how in ((), ("--continuous-batching",)):
+                command = [given.transformers, "serve", str(folder), "--dtype", "bfloat16", *how]
+                ways.append((" ".join(("transformers serve", *how)), command, before, str(folder)))
+        for name, command, said, model in ways:
+            with serving(command) as address:
+                load = Load(address, model, said, given.tokens, given.at_once)
+                ask(load, questions(given.at_once, 1000))
+                rates[name] = show(name, load, asked, count)
+    best = rates[ways[0][0]]
+    for name, rate in rates.items():
+        print(f"{best / rate:6.2f} x {name}")
+
+
+def ours(model: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "heredity", "serve", model, *more]
+
+
+def questions(n: int, start: int = 0) -> list[str]:
+    """Different ones, of different lengths."""
+    things = ("tent", "sleeping bag", "pair of boots", "stove", "rucksack")
+    return [
+        f"I bought a {things[i % 5]} last week, order {4100 + 7 * i}. " * (1 + i % 3)
+        + "What can I do if it leaks?"
+        for i in range(start, start + n)
+    ]
+
+
+@contextmanager
+def serving(command: Sequence[str]) -> Iterator[str]:
+    """A server in a process of its own, once it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=quiet)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(log.read().decode()[-2000:])
+                try:
+                    if httpx.get(f"{address}/health", timeout=2).status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    time.sleep(0.5)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def ask(load: Load, texts: Sequence[str]) -> list[Answer]:
+    """All of them, so many at once."""
+    with ThreadPoolExecutor(load.at_once) as pool, httpx.Client(timeout=600) as client:
+        return list(pool.map(lambda text: _one(client, load, text), texts))
+
+
+def _one(client: httpx.Client, load: Load, text: str) -> Answer:
+    body: dict[str, Any] = {
+        "model": load.model, "messages": [*load.before, {"role": "user", "content": text}], "stream": True,
+        "max_tokens": load.tokens, "temperature": 0,
+    }  # fmt: skip
+    started, first, said = time.perf_counter(), 0.0, []
+    with client.stream("POST", f"{load.address}/v1/chat/completions", json=body) as reply:
+        if reply.status_code != 200:
+            raise SystemExit(reply.read().decode()[:500])
+        for line in reply.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise SystemExit(line)
+            if event.get("choices") and (more := (event["choices"][0].get("delta") or {}).get("content")):
+                first = first or time.perf_counter() - started
+                said.append(more)
+    return Answer("".join(said), first)
+
+
+def counter(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: len(words.encode(text, add_special_tokens=False).ids)
+
+
+def show(name: str, load: Load, texts: Sequence[str], count: Any) -> float:
+    """Print what came, and give tokens a second."""
+    started = time.perf_counter()
+    found = ask(load, texts)
+    seconds = time.perf_counter() - started
+    n_tokens = sum(count(answer.text) for answer in found)
+    firsts = sorted(answer.first for answer in found)
+    print(
+        f"{name:44} {len(found) / seconds:6.2f} answers/s {n_tokens / seconds:8.1f} tokens/s   first piece "
+        f"{statistics.median(firsts):5.2f} s, nine in ten {firsts[int(0.9 * len(firsts))]:5.2f} s",
+        flush=True,
+    )
+    return n_tokens / seconds
+
+
+def cpu() -> str:
+    said = shutil.which("lscpu") and subprocess.run(["lscpu"], capture_output=True, text=True).stdout
+    found = re.search(r"Model name:\s*(.+)", said or "")
+    return f"{found[1] if found else 'unknown CPU'}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()

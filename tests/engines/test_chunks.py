@@ -1,0 +1,81 @@
+"""Beginnings of prompts that are kept: the bits that would be computed, and no more than may be held."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.engines import _decoder, _weights
+from heredity.engines._batch import Batch, Row
+from heredity.engines._chunks import Chunks
+from heredity.engines._decoder import CHUNK, Decoder
+from heredity.engines._sampling import Sampler
+from heredity.records import Decoding
+
+
+def tokens(n: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed).choices(range(3, 300), k=n))
+
+
+def left_by(decoder: Decoder, own: tuple[int, ...], chunks: Chunks, prefix: tuple[int, ...]) -> list[object]:
+    """Every layer's keys and values of the row, and its logits after two steps."""
+    batch = Batch(decoder, decoder.prefix(prefix), (4,), lambda _: False, 1 << 32, chunks)
+    batch.admit(Row(0, own, 3, Sampler(Decoding(), 0)))
+    batch.step()
+    assert batch._slots is not None
+    caches = (*batch._slots.keys, *batch._slots.values)
+    sides = [cache[0, :, : len(own)].clone() for cache in caches]
+    batch.step()
+    return [*sides, batch.rows[0].said]
+
+
+@pytest.mark.parametrize("n_prefix", [0, 70])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kept_beginning_has_the_bits_of_a_computed_one(any_model: Path, dtype: str, n_prefix: int) -> None:
+    kind = getattr(torch, dtype)
+    decoder, prefix = Decoder(_weights.read(any_model, kind), kind), tokens(n_prefix, 9)
+    shared = tokens(2 * CHUNK, 1)
+    rows = [shared + tokens(n, n) for n in (1, 40, CHUNK, CHUNK + 7)] + [shared[:CHUNK] + tokens(30, 3)]
+    kept = Chunks(1 << 30)
+    with torch.inference_mode():
+        for own in (*rows, *rows):
+            first, second = left_by(decoder, own, Chunks(0), prefix), left_by(decoder, own, kept, prefix)
+            assert first[-1] == second[-1]
+            assert all(torch.equal(a, b) for a, b in zip(first[:-1], second[:-1], strict=True))
+
+
+def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    computed: list[int] = []
+    through = decoder._through
+
+    def counted(rows: torch.Tensor, *more: object) -> torch.Tensor:
+        computed.append(len(rows))
+        return through(rows, *more)
+
+    kept, own = Chunks(1 << 30), tokens(2 * CHUNK, 1)
+    with torch.inference_mode():
+        left_by(decoder, (*own, 5), kept, ())
+        monkeypatch.setattr(decoder, "_through", counted)
+        left_by(decoder, (*own, 5), kept, ())
+        assert computed == [4, 4]  # the two steps
+        left_by(decoder, (*own, *tokens(20, 2)), kept, ())
+        assert computed[2:] == [_decoder.padded(tokens(19, 2)), 4, 4]
+        left_by(decoder, (*own, 5), kept, (7,))  # behind another prefix it is another beginning
+        assert computed[5:] == [_decoder.padded((7,)), CHUNK, CHUNK, 4, 4]
+
+
+def test_no_more_is_kept_than_may_be_and_what_was_used_last_stays(tiny_llama: Path) -> None:
+    decoder = Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    empty, slots = decoder.prefix(()), decoder.slots(1, 2 * CHUNK)
+    size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
+    kept, rows = Chunks(2 * size), [tokens(CHUNK, seed) for seed in range(3)]
+    for own in (rows[0], rows[1], rows[0], rows[2]):
+        known = kept.load(empty, own, slots, 0)
+        kept.keep(empty, own, slots, 0, known)
+    assert [kept.load(empty, own, slots, 0) for own in rows] == [CHUNK, 0, CHUNK]
+    assert kept._size == 2 * size
