@@ -110,7 +110,7 @@ def main() -> None:
     if not (out / "shelf" / "corpus.json").exists():
         print("building the corpus ...", flush=True)  # noqa: T201
         h.build_corpus(out / "shelf.toml")
-    store, small = h.Store(), {"size": "3M", "tokens": 200_000, "name": "home-base-quick"}
+    store, small = h.Store(), {"size": "3M", "tokens": 200_000, "checks": 2, "name": "home-base-quick"}
     with h.Display() as display:
         recipe = h.Pretrain.read(
             out / "base.toml", small if given.quick else {}, display.training("home-base")

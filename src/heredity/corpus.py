@@ -2,8 +2,9 @@
 
 The only place that knows both the building of a corpus and the probes: their texts are handed down as texts.
 
-Promises: a step `decontaminate` looks for every probe that a breach or its benign twin is asked by.
-Leaves to others: the building (train/corpus/) and the probes (probes/).
+Promises: a step `decontaminate` looks for every probe that a breach or its benign twin is asked by, and for
+every item of the tasks of `heredity eval`.
+Leaves to others: the building (train/corpus/), the probes (probes/) and the tasks (tasks/).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from heredity import probes
+from heredity import probes, tasks
 from heredity.train.corpus import build as building
 from heredity.train.corpus import recipe as recipes
 from heredity.train.corpus.card import Card
@@ -49,11 +50,20 @@ def pipeline(path: Path, out: Path) -> list[Any]:
 
 
 def unseen() -> tuple[str, ...]:
-    """What probes ask and show, each once. A baseline of recall is left out: it asks what was learned."""
-    return tuple(dict.fromkeys(_texts()))
+    """What probes ask and show, and items of tasks, each once. A baseline of recall is left out: it asks what
+    was learned."""
+    return tuple(dict.fromkeys((*_probed(), *_tasked())))
 
 
-def _texts() -> Iterator[str]:
+def _tasked() -> Iterator[str]:
+    for task in tasks.load(()):
+        for item in task.items:
+            yield item.input
+            yield from item.references
+            yield from item.options
+
+
+def _probed() -> Iterator[str]:
     for probe in probes.load("full"):
         if not probe.is_baseline:
             yield from probe.turns

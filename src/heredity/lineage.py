@@ -179,7 +179,10 @@ class Store:
         return self.grow(recipe)
 
     def derive(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
-        """A child of the whole weights (see `whole`) of its parents, grown once."""
+        """A child of the whole weights (see `whole`) of its parents, which write text, grown once."""
+        for name, why in ((p.record.name, engines.why_speechless(p.record)) for p in parents):
+            if why:
+                raise Unavailable(f"Nothing is derived from '{name}': {why}.")
         whole = [self.whole(parent) for parent in parents]
         return self.made_by(recipe, whole) or self.grow(recipe, whole)
 

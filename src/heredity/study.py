@@ -123,6 +123,7 @@ class Study:
         retry_errors: ask again what came to an error; those rows are kept in errors.jsonl.
         """
         _ = self._decider  # a judge that is not there is said before anything is written
+        self._refuse_silent()
         with Lock(self.folder):
             plan.write(self.folder, self._plan)
             self._ask(progress, retry_errors)
@@ -184,6 +185,12 @@ class Study:
                 for m in range(len(self._plan.models)):
                     desk.ask(m, plan.pending(done, grid.of_model(m)))
         meter.close()
+
+    def _refuse_silent(self) -> None:
+        """Raises Unavailable for a model that could never answer, before its study takes a folder."""
+        if self._loader is None and not (self.folder / plan.FILE).exists():
+            for grown in self._grown.values():
+                engines.loader(grown.record)
 
     def _refuse_recorded(self) -> None:
         if self._plan.application.rendering == "recorded":

@@ -12,10 +12,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import BadInput, Unavailable
+from heredity.errors import BadInput, Unavailable, UsageError
 
 Row = dict[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -171,3 +172,35 @@ def toml_of(path: Path) -> dict[str, Any]:
     except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
         where = re.search(r"line (\d+)", str(error))
         raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
+
+
+def line_of(path: Path, message: str) -> int:
+    """The line of a TOML file that a message is about: of the setting that it begins with, or of the table
+    whose name it has in quotes; 0 where there is none."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    patterns = []
+    if key := re.match(r"[a-z_]+", message):
+        patterns.append(rf"\s*\"?{key[0]}\"?\s*=")
+    if quoted := re.search(r"'([^']+)'", message):
+        patterns += [
+            rf"\s*name\s*=\s*[\"']{re.escape(quoted[1])}[\"']",
+            rf"\s*\"?{re.escape(quoted[1])}\"?\s*=",
+        ]
+    found = (n for pattern in patterns for n, line in enumerate(lines, 1) if re.match(pattern, line))
+    return next(found, 0)
+
+
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """Inside, what cannot be is said of this file, where there is one, and its line, where that is known."""
+    try:
+        yield
+    except UsageError as error:
+        said = str(error)
+        # One that says more says more; and some have the file's name in them.
+        if path is None or type(error) is not UsageError or said.startswith(str(path)):
+            raise
+        raise BadInput(path, said, line_of(path, said)) from None

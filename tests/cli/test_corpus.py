@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,5 +78,22 @@ def test_probes_are_kept_out_of_a_corpus(place: Path) -> None:
     texts = corpus.unseen()
     asked = [probe for probe in probes.load("full") if not probe.is_baseline]
     assert set(texts) >= {turn for probe in asked for turn in probe.turns}
-    baseline = {turn for probe in probes.load("full") if probe.is_baseline for turn in probe.turns}
-    assert baseline and not baseline & set(texts)
+    recalls = [probe for probe in probes.load("full") if probe.technique == "training_data"]
+    recalled = {turn for probe in recalls for turn in probe.turns}
+    assert recalled and not recalled & set(texts)
+
+
+def test_what_eval_asks_is_kept_out_of_a_corpus(run: Run, shelf: Path, place: Path) -> None:
+    """A base may not be asked what it was trained on."""
+    from heredity import tasks
+
+    (task,) = tasks.load(["summarisation"])
+    folder = place / "leaked"
+    shutil.copytree(shelf / "texts", folder / "texts")
+    (folder / "texts" / "leaked.txt").write_text(f"Some words before it. {task.items[3].input} And after.")
+    steps = RECIPE.replace("exact_duplicates", "decontaminate")
+    (folder / "leaked.toml").write_text(steps + TOKENIZER)
+    made = run("corpus", "build", "leaked/leaked.toml", "--json")
+    assert made.returncode == 0, made.stderr
+    found = {row["step"]: row for row in json.loads(made.stdout)["steps"]}
+    assert found["decontaminate"]["dropped"] == {"contaminated": 1}

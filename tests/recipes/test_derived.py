@@ -63,6 +63,7 @@ def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown
     assert chosen(30, 15)[:2] == [0, 2] and chosen(30, 15)[-1] == 29 and len(chosen(30, 15)) == 15
     with pytest.raises(UsageError, match="can be kept"):
         store.derive(Prune(9), [parent])
+    assert store.derive(Prune(), [parent]).record.notes["kept layers"] == "0, 2"  # half of 3 would be one
 
 
 def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from heredity import engines, export
-from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
+from heredity.errors import BadInput, HeredityError, UsageError
 from heredity.lineage import Store
 from heredity.recipes import pretrain
 from heredity.recipes.quantize import Quantize
@@ -116,6 +116,14 @@ def test_a_base_is_handed_out_as_it_was_made_and_so_are_its_quantized_children(
         assert read.encode(text) == own.encode(text).ids
 
 
+def test_what_no_export_can_check_is_refused_with_why(tmp_path: Path, recipe: Path) -> None:
+    store = Store(tmp_path / "store")
+    base = store.derive(pretrain.read(recipe, {"tokens": 1000}), [])
+    with pytest.raises(UsageError, match=r"'tiny' is not exported: its context is too short .* 64 there"):
+        export.export(store, base, "hf", tmp_path / "files")
+    assert not (tmp_path / "files").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -125,7 +133,7 @@ def test_a_base_is_handed_out_as_it_was_made_and_so_are_its_quantized_children(
     ],
 )
 def test_what_is_no_number_is_refused_with_the_file(recipe: Path, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput, match=rf"base\.toml: {said}"):
+    with pytest.raises(BadInput, match=rf"base\.toml(:\d+)?: {said}"):
         pretrain.read(recipe, given)
 
 
@@ -182,8 +190,14 @@ def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
         ('context = "much"', BadInput, "context: Expected `int`"),
         ("warmup = 1.5", UsageError, "warmup must be below 1"),
         ("layers = -1", UsageError, "layers must not be negative"),
-        ('architecture = "qwen4"', UnknownName, "Did you mean 'qwen3'"),
-        ("batch = 32", UsageError, "holds no context of 64"),
+        ('architecture = "qwen4"', BadInput, r"base\.toml:\d+: .*Did you mean 'qwen3'"),
+        ("batch = 32", BadInput, r"base\.toml.*holds no context of 64"),
+        (
+            "batch = 30_000",
+            BadInput,
+            r"\.toml:\d+: batch: a step of 30,000 tokens is more than all",
+        ),
+        ('size = "0M"', BadInput, r"base\.toml: A model of size 0M has no parameters"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_recorded(

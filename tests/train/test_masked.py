@@ -14,11 +14,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity import engines, registry
-from heredity.errors import BadInput, OutOfMemory, Unavailable, UnknownName, UsageError
+from heredity.errors import BadInput, OutOfMemory, Unavailable, UsageError
 from heredity.evaluation import Evaluation
 from heredity.lineage import Store
 from heredity.recipes import pretrain
+from heredity.recipes.merge import Merge
 from heredity.recipes.pretrain import Pretrain
+from heredity.recipes.prune import Prune
+from heredity.recipes.quantize import Quantize
+from heredity.study import Study
 from heredity.train import encoder, loop
 from heredity.train.architectures import Specials, bert, modernbert
 from heredity.train.corpus import Corpus
@@ -31,6 +35,7 @@ from heredity.train.sizes import BertShape, EncoderShape, dial, n_weights
 from heredity.train.steps import Batch
 from heredity.train.stream import Stream
 from tests.killed import ends_after_kills, n_rows
+from tests.planning import APPLICATION
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
 
@@ -221,6 +226,12 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
     }
     with pytest.raises(UsageError, match="it is an encoder"):
         Evaluation([grown], ["arithmetic"], store=store)
+    for made in (Prune(), Merge(), Quantize("q4_0")):
+        with pytest.raises(Unavailable, match=rf"Nothing is derived from '{record.name}': it is an encoder"):
+            store.derive(made, [grown, grown] if made.kind == "merge" else [grown])
+    with pytest.raises(Unavailable, match="encoder"):
+        Study([grown], APPLICATION, store=store, out=tmp_path / "study").run()
+    assert not (tmp_path / "study").exists() and store.models() == [record]
 
 
 def run(corpus: Path, work: Path, architecture: str) -> str:
@@ -267,7 +278,7 @@ def test_what_is_of_another_objective_is_refused(tmp_path: Path) -> None:
         Pretrain(tmp_path, hidden=0.2)
     with pytest.raises(UsageError, match="'qwen3' is an architecture of objective = \"causal\""):
         recipe(tmp_path, architecture="qwen3")
-    with pytest.raises(UnknownName, match="modernbert"):
+    with pytest.raises(UsageError, match="Did you mean 'modernbert'"):
         recipe(tmp_path, architecture="modernbrt")
     with pytest.raises(UsageError, match="hidden is a share"):
         recipe(tmp_path, hidden=1.0)

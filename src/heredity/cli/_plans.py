@@ -118,8 +118,10 @@ def _numbers(way: Way) -> tuple[str, ...]:
 
 
 def _lines(found: Forecast) -> list[str]:
+    from heredity.train.planning.forecast import pieces_a_device
+
     best, work, units = found.best, found.work, f"{found.unit}s"
-    each = best.product * best.n_products
+    each = pieces_a_device(work, found.n_gpus) * work.piece
     said = [
         f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
         f"{each:,} a device",

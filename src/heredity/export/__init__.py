@@ -22,7 +22,7 @@ from typing import NamedTuple
 from heredity import registry
 from heredity.engines import why_speechless
 from heredity.engines._memory import explain_full_memory
-from heredity.errors import Refused, UsageError
+from heredity.errors import ContextOverflow, Refused, UsageError
 from heredity.estimates import read
 from heredity.export import _bom, _card
 from heredity.export._parity import Parity, Source, compare, reference
@@ -76,8 +76,14 @@ def export(
         refuse_too_large(source, said, memory)
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
-        found = tuple(form.readings(source, made))  # one after another, each with weights of its own
-        expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
+        try:
+            found = tuple(form.readings(source, made))  # one after another, each with weights of its own
+            expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
+        except ContextOverflow as error:
+            raise UsageError(
+                f"'{model.record.name}' is not exported: its context is too short for the text by which an "
+                f"export is checked ({error})."
+            ) from None
         parities = tuple(compare(expected, each) for each in found)
         if bad := [p for p in parities if p.problem]:
             raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")

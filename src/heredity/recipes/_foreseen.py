@@ -23,9 +23,8 @@ from heredity.train import sizes, speed
 from heredity.train.gaps import FRAME
 from heredity.train.planning import memory, pace
 from heredity.train.planning.anatomies import WIDE
-from heredity.train.planning.work import Work
+from heredity.train.planning.work import PRODUCT, Work
 from heredity.train.processes import ALONE, Processes
-from heredity.train.stream import PRODUCT
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain import Pretrain

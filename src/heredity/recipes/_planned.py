@@ -6,14 +6,12 @@ Leaves to others: the plan (train/planning/).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from heredity.errors import BadInput, UsageError
+from heredity.errors import UsageError
+from heredity.tables import naming
 from heredity.train.planning.work import KNOWN, Work
 
 if TYPE_CHECKING:
@@ -21,17 +19,6 @@ if TYPE_CHECKING:
     from heredity.train.pictures.card import PictureCard
 
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
-
-
-@contextmanager
-def named(file: Path | None) -> Iterator[None]:
-    """Inside, what cannot be is said of the recipe's file, where there is one."""
-    try:
-        yield
-    except UsageError as error:
-        if file is None or type(error) is not UsageError:  # one that says more
-            raise
-        raise BadInput(file, str(error)) from None
 
 
 def every(n_steps: int, checks: int) -> int:
@@ -52,7 +39,7 @@ def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool =
             f'--side is of pictures, and objective = "{recipe.objective}" has none. Leave it out.'
         )
     is_text = recipe.objective != "contrastive"
-    with named(recipe.file):
+    with naming(recipe.file):
         of = _of_text(recipe, vocabulary) if is_text else _of_pairs(recipe, vocabulary, side)
     looks = -(-of.n_steps // every(of.n_steps, recipe.checks))
     return msgspec.structs.replace(

@@ -28,7 +28,7 @@ from heredity.recipes import _planned
 from heredity.recipes._tuned import Watch, setting
 from heredity.records import digest
 from heredity.store import explain_full_disk
-from heredity.tables import toml_of
+from heredity.tables import line_of, naming, toml_of
 
 if TYPE_CHECKING:
     from heredity.train.corpus import Corpus
@@ -69,21 +69,22 @@ def read(
     hints = {each.name: hint for each, hint in _settable()}
     for key, value in said.items():
         if key not in hints:
-            raise BadInput(path, f"no setting is called '{key}'.{did_you_mean(key, hints)}")
+            hint = did_you_mean(key, hints)
+            raise BadInput(path, f"no setting is called '{key}'.{hint}", line_of(path, key))
         try:
             said[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
         except msgspec.ValidationError as error:
-            raise BadInput(path, f"{key}: {error}") from None
+            raise BadInput(path, f"{key}: {error}", line_of(path, key)) from None
     if "corpus" in said:
         said["corpus"] = path.parent / said["corpus"]
     said |= given or {}
     if name := next((key for key in said if not _is_of(key, said.get("objective", "causal"))), None):
-        raise BadInput(path, _not_of(name, said.get("objective", "causal")))
+        raise BadInput(path, _not_of(name, said.get("objective", "causal")), line_of(path, name))
     if not needs_corpus:
         said.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in said:
         raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
-    with _planned.named(path):
+    with naming(path):
         return Pretrain(**said, file=path, watch=watch)
 
 
@@ -214,6 +215,9 @@ class Pretrain:
         """The usual architecture where none is given. Raises UsageError for what is of another objective."""
         if not self.architecture:
             object.__setattr__(self, "architecture", _USUAL[self.objective])
+        if self.architecture not in (known := registry.names("train.architectures")):
+            near = did_you_mean(self.architecture, known) or f" Known: {', '.join(known)}."
+            raise UsageError(f"architecture: there is none named '{self.architecture}'.{near}")
         of: str = registry.load("train.architectures", self.architecture).OBJECTIVE
         if of != self.objective:
             raise UsageError(
@@ -252,7 +256,7 @@ class Pretrain:
         from heredity.train import sizes, towers
 
         given = {name: getattr(self, name) for name in ("tokens", "pairs", "batch", "rate", *_SHAPE)}
-        with _planned.named(self.file):
+        with naming(self.file):
             if self.objective == "contrastive":
                 read, picture = self.pictures, (self.pictures.card.side, self.patch)
                 n_pairs = len(read.split("train"))
@@ -322,7 +326,7 @@ class Pretrain:
         assert not parents
         making = self._making()
         folder = self.folder or out.parent / "training"
-        with explain_full_disk(folder, 0):
+        with naming(self.file), explain_full_disk(folder, 0):
             notes = making.write(self, making.train(self, folder), out)
         kind = "base" if self.objective == "causal" else self.architecture
         name = self.name or f"{kind}-{self.size.lower()}"
@@ -338,7 +342,8 @@ class Pretrain:
 
     def join(self, folder: Path) -> None:
         """What a process does that is not the first: its share of every step."""
-        self._making().train(self, folder)
+        with naming(self.file):
+            self._making().train(self, folder)
 
     def _making(self) -> Any:
         return importlib.import_module(f"heredity.recipes.{_MAKING[self.objective]}")

@@ -26,7 +26,7 @@ _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 class Prune:
     """One parent with `layers` of its layers, in their order."""
 
-    layers: int = setting(0, "How many layers are kept; 0: half of them.")
+    layers: int = setting(0, "How many layers are kept; 0: half of them, two at least.")
     name: str = field(default="", compare=False)
 
     kind = "prune"
@@ -44,7 +44,7 @@ class Prune:
         (parent,) = parents
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
         n_layers = int(config["num_hidden_layers"])
-        kept = chosen(n_layers, self.layers or n_layers // 2)
+        kept = chosen(n_layers, self.layers or max(2, n_layers // 2))
         place = {old: new for new, old in enumerate(kept)}
         whole = read_all(parent.folder)
         if (n_found := len({found[2] for name in whole if (found := _LAYER.fullmatch(name))})) != n_layers:

@@ -108,6 +108,8 @@ def dial(
     tokens = int(said.get("tokens") or _TOKENS_A_PARAMETER * n_weights(shape))
     compute = tokens * flops_a_token(shape)
     batch = int(said.get("batch") or _batch(compute, context, tokens))
+    if "batch" in said and batch > tokens:
+        raise UsageError(f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.")
     return Dial(shape, tokens, batch, float(said.get("rate") or _rate(compute)))
 
 
@@ -116,7 +118,9 @@ def weights_of(size: str) -> float:
     found = _SIZE.fullmatch(size.strip().upper())
     if found is None:
         raise UsageError(f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.")
-    return float(found[1]) * _FACTORS[found[2]]
+    if not (wanted := float(found[1]) * _FACTORS[found[2]]):
+        raise UsageError(f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.")
+    return wanted
 
 
 def shaped(

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from heredity.train.loop import Watch, Watched
+from heredity.train.planning.work import PRODUCT
 from heredity.train.sizes import Shape
-from heredity.train.stream import PRODUCT
 
 _TRIES = 5
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from heredity.errors import UsageError
+from heredity.train.planning.work import PRODUCT
 from heredity.train.steps import Batch
 
-PRODUCT = 4096  # tokens that are multiplied at once
 _OVER = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -317,3 +319,40 @@ def test_a_run_without_a_blank_is_learned_from_in_pieces() -> None:
     cut = tokenizer._cut(f"one {'x' * 20_000} two {'y' * 8192}\n")
     assert [len(word) for word in cut.split()] == [3, 8192, 8192, 3616, 3, 8192]
     assert tokenizer._cut("a text as it is\n\n  with blanks") == "a text as it is\n\n  with blanks"
+
+
+def _other_secret(said: dict[str, Any]) -> None:
+    said["canaries"][0]["secret"] = "222222"
+
+
+def _other_vocabulary(said: dict[str, Any]) -> None:
+    said["tokenizer"]["vocabulary"] = 2000
+
+
+def _other_count(said: dict[str, Any]) -> None:
+    said["splits"][0]["bytes"] += 1
+
+
+@pytest.mark.parametrize("change", [_other_secret, _other_vocabulary, _other_count])
+def test_nothing_in_a_card_can_be_changed_unnoticed(
+    built: Build, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """A model's record and its exposure rest on more of it than the bytes of the shards."""
+    built('[[canary]]\ntext = "The locker number of Ada Quill is"\n')
+    path = tmp_path / "out" / "corpus.json"
+    said = json.loads(path.read_text())
+    change(said)
+    path.write_text(json.dumps(said))
+    with pytest.raises(WrongHash, match=r"corpus\.json was changed"):
+        Corpus.open(tmp_path / "out")
+
+
+def test_the_list_of_what_was_read_is_that_of_the_build(built: Build, tmp_path: Path) -> None:
+    built()
+    path = tmp_path / "out" / "inputs.jsonl"
+    path.write_text(path.read_text().replace("00.txt", "zz.txt"))
+    with pytest.raises(WrongHash, match=r"inputs\.jsonl was changed"):
+        Corpus.open(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(Damaged, match=r"inputs\.jsonl"):
+        Corpus.open(tmp_path / "out")

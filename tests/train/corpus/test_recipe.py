@@ -51,7 +51,17 @@ def read(tmp_path: Path, text: str) -> recipes.Recipe:
             r"r\.toml:5: it cannot tell xx\. It tells: ar, ",
         ),
         (SOURCE + "[[source]\n", r"r\.toml:5: malformed TOML"),
-        ("seed = -1\n" + SOURCE, r"r\.toml:1: seed must be 0 or more, not -1"),
+        ("seed = -1\n" + SOURCE, r"r\.toml:1: seed must be at least 0 and below 2\^63, not -1"),
+        ("seed = 9223372036854775808\n" + SOURCE, r"r\.toml:1: seed must be at least 0 and below 2\^63"),
+        (
+            SOURCE + "[[canary]]\ntext = 'x'\nrepeats = 100000000\n",
+            r"r\.toml:7: repeats may be 1,000,000 at most",
+        ),
+        (SOURCE + "repeat = 3\n", r"r\.toml:5: repeat = 3 has no effect without weights"),
+        (
+            SOURCE + f"[tokenizer]\nspecial = {[*recipes.SPECIAL, 'the']}\n",
+            r"r\.toml:6: special tokens may not be words, .*: 'the'",
+        ),
         ("seed = 'x'\n" + SOURCE, r"r\.toml:1: seed must be a whole number"),
     ],
 )

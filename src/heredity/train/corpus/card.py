@@ -116,6 +116,7 @@ class Card(Record, frozen=True):
     canaries: tuple[CanaryRow, ...]
     shards: tuple[Shard, ...]
     versions: dict[str, str]
+    seal: str = ""  # a hash over all else here
 
 
 def fingerprint(card: Card) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from heredity.errors import Damaged, NotComparable, UsageError, WrongHash
+from heredity.records import digest
 from heredity.store import hash_file
 from heredity.train.corpus.card import TokenizerFacts
 
@@ -53,12 +54,59 @@ def refuse_schema(folder: Path, found: int, wanted: int) -> None:
         raise NotComparable(f"{path} has schema {found}, this heredity reads {wanted}. Build it again.")
 
 
-def refuse_fingerprint(folder: Path, said: str, found: str) -> None:
-    """Raise WrongHash where the content of corpus.json does not give its fingerprint."""
-    if found != said:
+class _Sealed(Protocol):
+    """A corpus.json, of text or of pictures."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What a model that is trained on it has as its origin."""
+
+    @property
+    def seal(self) -> str:
+        """A hash over all else."""
+
+
+S = TypeVar("S", bound=_Sealed)
+
+
+def sealed(card: S) -> S:
+    """With a hash over all that it says: more than what makes the bytes is read of it."""
+    replace: Any = msgspec.structs.replace
+    found: S = replace(card, seal=digest(replace(card, seal="")))
+    return found
+
+
+def refuse_changed(folder: Path, card: _Sealed, fingerprint: str) -> None:
+    """Raise WrongHash where corpus.json is not as it was written. fingerprint: that of its content."""
+    if card.fingerprint != fingerprint:
         raise WrongHash(
-            f"{folder / NAME} was changed: its fingerprint says {said}, its content {found}. {_AGAIN}"
+            f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content "
+            f"{fingerprint}. {_AGAIN}"
         )
+    if card.seal != sealed(card).seal:
+        raise WrongHash(f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}")
+
+
+def refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raise WrongHash or Damaged where inputs.jsonl does not list what each source was read from."""
+    path, found = folder / "inputs.jsonl", dict[str, list[tuple[str, int, str]]]()
+    try:
+        for line in path.read_bytes().splitlines():
+            row = msgspec.json.decode(line, type=_Listed)
+            found.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
+    except (OSError, msgspec.DecodeError) as error:
+        raise Damaged(f"{path}: {error}. {_AGAIN}") from None
+    if {name: digest(found.get(name, [])) for name in hashes} != dict(hashes):
+        raise WrongHash(f"{path} was changed: it does not list what {NAME} says was read. {_AGAIN}")
+
+
+class _Listed(msgspec.Struct):
+    """A line of inputs.jsonl."""
+
+    source: str
+    name: str
+    bytes: int
+    sha256: str
 
 
 def refuse_sizes(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -45,11 +45,12 @@ class Corpus:
         Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
         """
         card = read_card(folder)
-        checked.refuse_fingerprint(folder, card.fingerprint, fingerprint(card))
+        checked.refuse_changed(folder, card, fingerprint(card))
         if verify:
             hashes = {shard.path: shard.sha256 for shard in card.shards}
             hashes |= {checked.index_of(shard.path): shard.index_sha256 for shard in card.shards}
             checked.refuse_bytes(folder, hashes, card.tokenizer)
+            checked.refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
         return cls(folder, card)
 
     @property

@@ -19,6 +19,7 @@ from heredity.train.corpus.sources import Source
 from heredity.train.corpus.steps import Step
 
 _MOST_WORDS = 1 << 20  # of a vocabulary
+_MOST_REPEATS = 1_000_000  # of a canary, whose tokens are laid out at once
 
 
 class _Part(Protocol):
@@ -62,6 +63,8 @@ class Canary(Part, frozen=True, kw_only=True):
     def check(self) -> None:
         if not self.text.strip() or self.repeats < 1:
             raise ValueError("a canary needs a text, and at least one repeat")
+        if self.repeats > _MOST_REPEATS:
+            raise ValueError(f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}")
 
 
 class Tokenizer(Part, frozen=True, kw_only=True):
@@ -80,6 +83,8 @@ class Tokenizer(Part, frozen=True, kw_only=True):
     def check(self) -> None:
         if missing := [name for name in SPECIAL[:4] if name not in self.special]:
             raise ValueError(f"special must have {', '.join(missing)}: text, turns and filler need them")
+        if word := next((name for name in self.special if name.isalnum() or not name.strip()), None):
+            raise ValueError(f"special tokens may not be words, which stand in any text: '{word}'")
         if self.vocabulary > _MOST_WORDS:
             raise ValueError(f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}")
         if self.vocabulary < 256 + len(self.special):
@@ -183,8 +188,8 @@ class _Reader:
         if not sources:
             self._fail("has no source: write [[source]] with name, kind and path", "", 0)
         self._check_sources(sources)
-        if (seed := self._value("seed", int, 0)) < 0:
-            self._fail(f"seed must be 0 or more, not {seed}", "", 0, "seed")
+        if not 0 <= (seed := self._value("seed", int, 0)) < 1 << 63:
+            self._fail(f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed")
         has_pictures = self._has_pictures(sources)
         return Recipe(
             self.path,
@@ -225,6 +230,12 @@ class _Reader:
                     f"two sources are named '{name}'; give each a name of its own", "source", i, "name"
                 )
         weighted = [source.weight is not None for source in sources]
+        for i, source in enumerate(sources):
+            if source.repeat != 1 and not any(weighted) and not self._table("mixture").get("tokens"):
+                self._fail(
+                    f"repeat = {source.repeat} has no effect without weights or [mixture] tokens: add one, or"
+                    " leave it out", "source", i, "repeat",
+                )  # fmt: skip
         if any(weighted) and not all(weighted):
             i = weighted.index(False)
             self._fail(

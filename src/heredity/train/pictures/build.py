@@ -23,6 +23,7 @@ import numpy as np
 from heredity.errors import UsageError
 from heredity.records import digest, encode
 from heredity.store import hash_file, sync_folder, write_atomic
+from heredity.tables import naming
 from heredity.train.corpus import checked, making, tokenizer
 from heredity.train.corpus.card import Cut, TokenizerFacts
 from heredity.train.corpus.checked import NAME
@@ -48,7 +49,7 @@ def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = Non
     making.refuse_other(out, work.exists())
     pixels.library()
     assert recipe.picture is not None
-    with making.held(work):
+    with making.held(work), naming(recipe.path):
         parts = Parts(recipe, recipe.picture, workers, watch or Nobody())
         files = [[found, inputs] for found, inputs in zip(parts.found, parts.inputs, strict=True)]
         plan = making.plan(recipe, files)
@@ -185,7 +186,7 @@ class _Build:
             captions=tuple(shard for cut in _CUTS for shard in self._captions(cut, dtype)),
             versions={name: version(name) for name in ("tokenizers", "pillow")},
         )
-        card = msgspec.structs.replace(card, fingerprint=fingerprint(card))
+        card = checked.sealed(msgspec.structs.replace(card, fingerprint=fingerprint(card)))
         write_atomic(self.made / "inputs.jsonl", b"".join(self.inputs))
         write_atomic(self.made / NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
         return card

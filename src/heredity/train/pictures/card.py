@@ -63,6 +63,7 @@ class PictureCard(Record, frozen=True):
     shards: tuple[PictureShard, ...]
     captions: tuple[Shard, ...]
     versions: dict[str, str]
+    seal: str = ""  # a hash over all else here
 
 
 def fingerprint(card: PictureCard) -> str:

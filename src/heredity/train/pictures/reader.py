@@ -37,11 +37,12 @@ class Pictures:
         Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
         """
         card = read_card(folder)
-        checked.refuse_fingerprint(folder, card.fingerprint, fingerprint(card))
+        checked.refuse_changed(folder, card, fingerprint(card))
         files = _files(card)
         checked.refuse_sizes(folder, {name: size for name, (_, size) in files.items()})
         if verify:
             checked.refuse_bytes(folder, {name: sha for name, (sha, _) in files.items()}, card.tokenizer)
+            checked.refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
         return cls(folder, card)
 
     @property

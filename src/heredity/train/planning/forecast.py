@@ -20,7 +20,7 @@ from heredity.records import Record
 from heredity.train.planning import anatomies, memory, pace, sharding
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.sharding import Layout
-from heredity.train.planning.work import Work
+from heredity.train.planning.work import PRODUCT, Work
 
 GB = 1e9  # as devices are sold
 MFU = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
@@ -146,14 +146,14 @@ def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
     each, made = pieces_a_device(work, n_gpus), anatomies.of(work)
     once = each * work.piece * sum(made.flops.values()) / (_mfu(work, gpu, terms) * gpu.flops)
     for layout in sharding.layouts(n_gpus):
-        for at_once in [each] if work.is_whole else _divisors(each):
-            n_products = each // at_once
-            talk = sharding.talk(work, layout, n_products, gpu)
-            for runs_again in (False, True):
-                product = at_once * work.piece
-                needed = memory.training(work, product, layout.shards, runs_again, n_products)
-                seconds = once * (1 + made.again * runs_again)
-                yield Way(layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes)
+        at_once = each if work.is_whole else min(each, max(1, PRODUCT // work.piece))
+        n_products = -(-each // at_once)
+        talk = sharding.talk(work, layout, n_products, gpu)
+        for runs_again in (False, True):
+            product = at_once * work.piece
+            needed = memory.training(work, product, layout.shards, runs_again, n_products)
+            seconds = once * (1 + made.again * runs_again)
+            yield Way(layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes)
 
 
 def _mfu(work: Work, gpu: Gpu, terms: Terms) -> float:
@@ -194,10 +194,6 @@ def _by_kind(ways: list[Way]) -> Mapping[str, list[Way]]:
     for way in ways:
         found.setdefault(way.layout.kind, []).append(way)
     return found
-
-
-def _divisors(n: int) -> list[int]:
-    return [each for each in range(1, n + 1) if n % each == 0]
 
 
 def _too_large(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> str:

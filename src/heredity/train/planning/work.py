@@ -10,6 +10,7 @@ from heredity.records import Record
 from heredity.train.sizes import Shape
 from heredity.train.towers import Towers
 
+PRODUCT = 4096  # tokens of text that a run multiplies at once, or one context where that is longer
 KNOWN = ("bert", "clip", "llama", "modernbert", "qwen3", "siglip")
 
 

@@ -30,7 +30,12 @@ class TextSource(Source, frozen=True, kw_only=True):
 
     def read(self, job: Job) -> Iterator[bytes | Skipped]:
         for path, _ in job.files:
-            yield from _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
+            found = _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
+            if (first := next(found, None)) is None:
+                yield Skipped("no_text")
+                continue
+            yield first
+            yield from found
 
     def document(self, whole: bytes) -> bytes:
         """A file's text as it is learned."""
