@@ -247,7 +247,7 @@ def test_what_ends_the_engine_is_told_to_all() -> None:
             raise MemoryError("no room")
 
     with listening(held(Broken("helpful"))) as address:
-        for _ in range(2):
+        for _ in range(6):
             with pytest.raises(openai.InternalServerError, match="no room"):
                 client(address).chat.completions.create(model="scripted:helpful", messages=HELLO)
         assert httpx.get(f"{address}/health").status_code == 503

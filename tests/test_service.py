@@ -133,3 +133,24 @@ def test_an_engine_that_tells_no_width_is_given_some_at_once() -> None:
     tickets = [service.ask(question(f"q{i}")) for i in range(50)]
     assert {ticket.reply.result(10).text for ticket in tickets} == {HELP}
     service.close()
+
+
+class Tripping(ScriptedEngine):
+    """Falls over one question, and over no other."""
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        for request in requests:
+            if request is not None:
+                if request.messages[-1].content == "trip":
+                    raise ValueError("that one")
+                yield Reply(request.key, "", "fine")
+
+
+def test_one_question_that_an_engine_falls_over_does_not_end_the_service() -> None:
+    service = Service(Tripping("helpful"))
+    for _ in range(5):
+        with pytest.raises(EngineFailure, match="ValueError: that one"):
+            service.ask(question("trip")).reply.result(10)
+        assert service.ask(question("go on")).reply.result(10).text == "fine"
+    assert service.failure is None and service.n_open == 0
+    service.close()

@@ -115,6 +115,10 @@ def test_several_answers_are_drawn_from_several_seeds() -> None:
         ({"n": 17}, "from 1 to 16 answers"),
         ({"n": 0}, "from 1 to 16 answers"),
         ({"seed": "x"}, "Expected `int"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 1 << 70}, "seed must be at least 0 and below"),
+        ({"max_tokens": 10**12}, "max_tokens must be below"),
+        ({"stop": ["x"] * 17}, "stop may have 16 texts"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_its_name(body: dict[str, Any], said: str) -> None:

@@ -22,6 +22,12 @@ from heredity.records import Model, Reply, ToolCall, digest, encode
 from heredity.service import Service, Ticket
 from heredity.wire import Asked, Refusal
 
+# What fails by what was asked, by the engines' words for it.
+_THEIRS = {
+    "context overflow": "context_length_exceeded",
+    "chat template refuses": "invalid_request",
+}
+
 
 class Served(NamedTuple):
     """A model that answers, in an application or alone."""
@@ -80,9 +86,9 @@ class Answer:
         except HeredityError as error:
             raise _refusal(error) from None
         if reply.stop == "error":
-            is_long = "context overflow" in (reply.error or "")
-            code = "context_length_exceeded" if is_long else "engine_error"
-            raise Refusal(400 if is_long else 500, reply.error or "the engine gave no reason", code)
+            said = reply.error or "the engine gave no reason"
+            code = next((code for words, code in _THEIRS.items() if words in said), "engine_error")
+            raise Refusal(500 if code == "engine_error" else 400, said, code)
         return reply
 
     def said(self, reply: Reply) -> Said:

@@ -27,6 +27,7 @@ from heredity.records import Reply, Request
 
 WIDTH = 8  # requests that an engine is given at once, where it does not say how many are good
 MOST = 256  # that may wait
+_PATIENCE = 3  # faults of an engine in a row, between which it answers nothing
 
 
 class Hears(Protocol):
@@ -92,15 +93,22 @@ class Service:
     # --- the engine's thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            for reply in self._replies():
-                ticket = self._under_way.pop(reply.key)
-                self._settle(ticket, clean(reply))
-            self._end(EngineFailure("the service is closed"))
-        except HeredityError as error:
-            self._end(error)
-        except BaseException as error:  # whatever it was, no one may wait for ever
-            self._end(EngineFailure(f"{type(error).__name__}: {str(error)[:300]}"))
+        n_faults = 0
+        while True:
+            try:
+                for reply in self._replies():
+                    self._settle(self._under_way.pop(reply.key), clean(reply))
+                    n_faults = 0
+                return self._end(EngineFailure("the service is closed"))
+            except HeredityError as error:
+                return self._end(error)
+            except BaseException as error:  # whatever it was, no one may wait for ever
+                n_faults += 1
+                said = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}")
+                if n_faults > _PATIENCE or not isinstance(error, Exception):
+                    return self._end(said)
+                # It may lie in one of those that were under way. The engine begins anew with the next.
+                self._fail(said)
 
     def _replies(self) -> Iterator[Reply]:
         if _is_heard(self.engine):
@@ -114,8 +122,10 @@ class Service:
                 continue
             try:
                 # With nothing under way there is nothing to do but to wait.
-                ticket = self._asked.get(block=not self._under_way)
+                ticket = self._asked.get(block=not (self._under_way or self._is_closing))
             except Empty:
+                if not self._under_way:  # closing, after a fault
+                    return
                 yield None
                 continue
             if ticket is None:
@@ -137,13 +147,17 @@ class Service:
             else:
                 ticket.reply.set_result(outcome)
 
+    def _fail(self, error: HeredityError) -> None:
+        """Tell those that are under way."""
+        for ticket in self._under_way.values():
+            self._settle(ticket, error)
+        self._under_way.clear()
+
     def _end(self, error: HeredityError) -> None:
         """Tell all who wait, and those who come later."""
         with self._lock:
             self.failure = error
-        for ticket in self._under_way.values():
-            self._settle(ticket, error)
-        self._under_way.clear()
+        self._fail(error)
         while True:
             try:
                 waiting = self._asked.get_nowait()

@@ -17,7 +17,8 @@ from heredity.errors import UsageError
 from heredity.records import Decoding, Message, Reply, Request, ToolCall, encode
 
 LONGEST = 512  # tokens of an answer, where neither the caller nor an application says how many
-MOST_ANSWERS = 16
+MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
+_MOST_SEED = _MOST_TOKENS = 1 << 31
 _REASONS = {"end": "stop", "length": "length", "filter": "content_filter"}
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -197,6 +198,8 @@ def _decoding(body: Body, application: Application | None, may_draw: bool) -> De
     if application is not None and not may_draw and "max_tokens" in said:
         said["max_tokens"] = min(said["max_tokens"], usual.max_tokens)  # fewer only cut the same answer short
     found = msgspec.structs.replace(usual, **said)
+    if found.max_tokens >= _MOST_TOKENS:
+        raise UsageError(f"max_tokens must be below {_MOST_TOKENS}, not {found.max_tokens}")
     try:
         check_decoding(found)
     except ValueError as error:
@@ -215,12 +218,16 @@ def _asked(body: Body, requests: Sequence[Request]) -> Asked:
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(requests) <= MOST_ANSWERS:
         raise UsageError(f"from 1 to {MOST_ANSWERS} answers can be asked for, not {n * len(requests)}")
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if not 0 <= (body.seed or 0) < _MOST_SEED:
+        raise UsageError(f"seed must be at least 0 and below {_MOST_SEED}, not {body.seed}")
+    stops = tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or []))
+    if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
+        raise UsageError(f"stop may have {MOST_STOPS} texts of {LONGEST_STOPS:,} characters in all")
     drawn = [
         msgspec.structs.replace(request, seed=request.seed + i) for request in requests for i in range(n)
     ]
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    return Asked(drawn, tuple(filter(None, stops)), body.stream, with_usage)
+    return Asked(drawn, stops, body.stream, with_usage)
 
 
 # --- conversations ------------------------------------------------------------------------------------
