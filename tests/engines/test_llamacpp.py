@@ -21,6 +21,7 @@ from heredity.lineage import Store
 from heredity.records import Decoding, Message, Reply, Request, Tool
 from heredity.study import load_engine
 from tests import pulled
+from tests.engines.ears import Ears
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
 
 SYSTEM = Message("system", "a b c d e f g")
@@ -81,6 +82,32 @@ def test_a_reply_has_what_every_engine_gives(engine: LlamaCpp) -> None:
     assert reply.stop in ("end", "length") and reply.n_prompt_tokens > 0
     assert reply.n_tokens is not None and 1 <= reply.n_tokens <= 5
     assert "<|im_end|>" not in reply.text
+
+
+def test_pieces_are_the_answer_and_the_answer_is_that_of_no_listener(engine: LlamaCpp) -> None:
+    asked, ears = mixed(12, temperature=0.8), Ears(deaf=[3])
+    alone = {reply.key: reply for reply in engine.reply(asked)}
+    found = {reply.key: reply for reply in engine.stream(asked, ears)}
+    assert found[3] == alone[3] and 3 not in ears.heard
+    for key, reply in alone.items():
+        cut = reply.text.rstrip("\ufffd") if reply.stop == "length" else reply.text
+        assert found[key].text in (cut, reply.text) and found[key].n_tokens == reply.n_tokens
+        assert key == 3 or "".join(ears.heard.get(key, ())) == found[key].text
+    assert max(map(len, ears.heard.values())) > 3
+
+
+def test_an_answer_that_is_wanted_no_more_ends_at_once(engine: LlamaCpp) -> None:
+    (reply,) = engine.stream([ask(0, "hello", n=20, temperature=1.5)], Ears(most=2))
+    assert reply.stop == "length" and (reply.n_tokens or 0) < 12
+
+
+def test_one_that_does_not_fit_is_told_nothing_of_and_an_error(engine: LlamaCpp) -> None:
+    ears = Ears()
+    long, short = engine.stream([ask(0, "hello " * 9000), ask(1, "hello")], ears)
+    if long.key:
+        long, short = short, long
+    assert long.stop == "error" and "context overflow" in (long.error or "") and 0 not in ears.heard
+    assert short.error is None
 
 
 def test_the_shared_prefix_is_not_computed_again(engine: LlamaCpp) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,23 +16,7 @@ from heredity.engines.torch import Torch, open_folder
 from heredity.records import Decoding, Message, Reply, Request
 
 from .conftest import make_model
-
-
-class Ears:
-    """A listener that keeps what it hears, and wants so many pieces of each answer."""
-
-    def __init__(self, most: int = 1 << 30, deaf: Iterable[int] = ()) -> None:
-        self.heard: dict[int, list[str]] = {}
-        self._most, self._deaf = most, set(deaf)
-
-    def is_heard(self, key: int) -> bool:
-        return key not in self._deaf
-
-    def hear(self, key: int, more: str) -> None:
-        self.heard.setdefault(key, []).append(more)
-
-    def is_wanted(self, key: int) -> bool:
-        return len(self.heard.get(key, ())) < self._most
+from .ears import Ears
 
 
 def questions(n: int, n_tokens: int = 24, temperature: float = 1.5) -> list[Request]:

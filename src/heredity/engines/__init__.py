@@ -116,7 +116,7 @@ class Engine(Protocol):
 
 
 class Listener(Protocol):
-    """Who hears answers while they grow. Called by the thread that iterates over the replies."""
+    """Who hears answers while they grow. Called by whatever thread of the engine's has an answer in hand."""
 
     def is_heard(self, key: int) -> bool:
         """Whether this request's answer is wanted piece by piece."""
@@ -136,7 +136,7 @@ class Streamer(Engine, Protocol):
         """How many requests it answers at once."""
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """As `reply`, heard by a listener. The stream is asked for requests at every step that has room."""
+        """As `reply`, heard by a listener. The stream is asked for requests all the time there is room."""
 
 
 class Accountant(Protocol):

@@ -21,9 +21,10 @@ from typing import Any
 
 import xllamacpp
 
-from heredity.engines import _process, _tool_calls
+from heredity.engines import Listener, _process, _tool_calls
 from heredity.engines._crew import Crew, failed
 from heredity.engines._gguf import GgufHeader, read_gguf
+from heredity.engines._spoken import Ends
 from heredity.engines._template import Template
 from heredity.errors import EngineFailure, Unavailable
 from heredity.records import Model, Reply, Request, digest
@@ -155,6 +156,19 @@ class LlamaCpp:
             raise EngineFailure("this engine is closed")
         return Crew(self._answer, self._width, _HOURS, self.render).reply(requests)
 
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        if self._server is None:
+            raise EngineFailure("this engine is closed")
+
+        def answer(request: Request) -> Reply:
+            return self._answer(request, listener)
+
+        return Crew(answer, self._width, _HOURS, self.render).reply(requests)
+
     def likeliest(self, tokens: Sequence[int]) -> tuple[int, float] | None:
         """The likeliest token behind these, with its natural-log probability; None for a part of a character,
         which llama.cpp keeps to itself."""
@@ -187,12 +201,15 @@ class LlamaCpp:
         self._server = None
         _process.give_back()
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
         try:
             prompt = self.render(request)
         except EngineFailure as error:
             return Reply(request.key, "", "", stop="error", error=str(error))
-        given = self._server.handle_completions(self.body(request, prompt))
+        body = self.body(request, prompt)
+        is_heard = listener is not None and listener.is_heard(request.key)
+        heard = _Heard(request.key, listener, Ends(self._ends)) if listener and is_heard else None
+        given = self._server.handle_completions(body) if heard is None else heard.ask(self._server, body)
         if "error" in given:
             return failed(request, self.render, _error(given["error"]))
         usage, choice = given["usage"], given["choices"][0]
@@ -202,6 +219,8 @@ class LlamaCpp:
                 request, self.render, f"context overflow: {n_needed} tokens needed, {self._context} there"
             )
         text = self._without_end(choice["text"]) if choice["finish_reason"] == "stop" else choice["text"]
+        if heard is not None:
+            heard.finish(text)
         return Reply(
             request.key,
             prompt,
@@ -232,6 +251,46 @@ class LlamaCpp:
 
     def _without_end(self, text: str) -> str:
         return next((text.removesuffix(end) for end in self._ends if text.endswith(end)), text)
+
+
+class _Heard:
+    """An answer of llama.cpp's as it comes, told to a listener, and put together as if it had come whole: but
+    for half a character at its limit, which llama.cpp keeps to itself then."""
+
+    def __init__(self, key: int, listener: Listener, ends: Ends) -> None:
+        self._key, self._listener, self._ends = key, listener, ends
+        self._pieces: list[str] = []
+        self._last: dict[str, Any] = {}
+        self._n_told = 0
+
+    def ask(self, server: Any, body: dict[str, Any]) -> dict[str, Any]:
+        """What it gives for a body. One that is wanted no more comes back as if it had met its limit."""
+        as_stream = {"stream": True, "stream_options": {"include_usage": True}}
+        server.handle_completions(body | as_stream, self._hear)
+        if "error" in self._last:
+            return self._last
+        reason = self._last["choices"][0]["finish_reason"] or "length"
+        usage = self._last.get("usage") or {"prompt_tokens": 0, "completion_tokens": len(self._pieces)}
+        return {"choices": [{"text": "".join(self._pieces), "finish_reason": reason}], "usage": usage}
+
+    def _hear(self, chunk: dict[str, Any]) -> bool:
+        """Returns whether llama.cpp is to stop."""
+        self._last = chunk
+        if "error" in chunk:
+            return True
+        text = chunk["choices"][0]["text"]
+        self._pieces.append(text)
+        self._tell(self._ends.feed(text))
+        return not self._listener.is_wanted(self._key)
+
+    def finish(self, text: str) -> None:
+        """Tell what is left of the answer, which is `text` as a whole."""
+        self._tell(text[self._n_told :])
+
+    def _tell(self, more: str) -> None:
+        self._n_told += len(more)
+        if more:
+            self._listener.hear(self._key, more)
 
 
 def _text_of(texts: Any, at: Any) -> str:
