@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from heredity import scaling
 from heredity.errors import NotComparable, OutOfMemory, UsageError
 from heredity.lineage import Store
-from heredity.recipes import _planned, pretrain
+from heredity.recipes import _foreseen, _planned, pretrain
 from heredity.train import held, loop
+from heredity.train.processes import Processes
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.train.corpus.conftest import built as built
 from tests.train.corpus.conftest import shelf as shelf
@@ -28,6 +30,20 @@ def test_a_base_that_cannot_fit_is_refused_before_its_first_step(tmp_path: Path,
     with pytest.raises(OutOfMemory, match=said):
         store.derive(pretrain.read(recipe, SHORT | {"memory": 0.001}), [])
     assert not store.models() and not list(store.root.rglob(loop.METRICS))
+
+
+def test_on_a_gpu_its_own_free_memory_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here: what one would say of itself is said for it, and what is refused is reckoned."""
+    made = pretrain.read(recipe, SHORT)
+    alone, four = (Processes(0, n, device=torch.device("cuda", 0), mesh=object()) for n in (1, 4))
+    wanted = {each: sum(_foreseen.needed(made, 4, each).values()) for each in (alone, four)}
+    assert wanted[four] < wanted[alone] < sum(_foreseen.needed(made, 4).values())
+    for each, size in wanted.items():
+        for free, is_refused in ((size, False), (size - 1, True)):
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
+            refusal = pytest.raises(OutOfMemory, match='reduce = "each"') if is_refused else nullcontext()
+            with refusal, _foreseen.in_memory(made, each) as foreseen:
+                assert foreseen is None
 
 
 def test_how_much_may_be_used_is_no_part_of_what_a_base_is(recipe: Path) -> None:

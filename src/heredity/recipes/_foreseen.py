@@ -56,28 +56,33 @@ class Foreseen:
 
 def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
     """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
-    work = _work(recipe, size)
+    is_on_cpu = together.device.type == "cpu"
+    work = _work(recipe, size, is_on_cpu)
     shards = together.n_pieces
     own = -(-work.batch // together.world)
     at_once = own if work.is_whole else min(own, max(PRODUCT, recipe.context))
     parts = memory.training(work, at_once, shards, recipe.recompute, -(-own // at_once))
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
         parts["gradients"] += WIDE * memory.n_parameters(work)
+    if not is_on_cpu:
+        return parts
     kept = min(_HEAP, 2 * parts["activations"])
     return parts | {"heap between steps": kept, "libraries": _LIBRARIES}
 
 
-def _work(recipe: Pretrain, size: int) -> Work:
-    return msgspec.structs.replace(_planned.work(recipe, is_on_cpu=True), bytes=size)
+def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Work:
+    return msgspec.structs.replace(_planned.work(recipe, is_on_cpu=is_on_cpu), bytes=size)
 
 
 @contextmanager
 def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None]:
     """Refuse a run that does not fit, before its weights are drawn; say what to lower where one runs out.
 
-    Processes of a CPU are taken to share its memory. On a GPU nothing is refused, and nothing foreseen.
+    Processes of a CPU are taken to share its memory. Of a GPU what is free there counts, for its own process
+    alone; time is not foreseen.
     """
     if together.device.type != "cpu":
+        _refuse_on_gpu(recipe, together)
         yield None
         return
     shape = recipe.dial.shape
@@ -100,6 +105,18 @@ def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None
         parts = fitting(dtype.itemsize)
     with _memory.explain_full_memory(said, f"{advice}."):
         yield _foreseen(recipe, parts, dtype) if together.is_alone else None
+
+
+def _refuse_on_gpu(recipe: Pretrain, together: Processes) -> None:
+    free, _ = torch.cuda.mem_get_info(together.device)
+    size = 2 if recipe.dtype == "auto" else getattr(torch, recipe.dtype).itemsize
+    _memory.refuse_overfull(
+        f"The pre-training of '{recipe.size}' on each of {together.world} devices",
+        needed(recipe, size, together),
+        'Set recompute = true or reduce = "each", lower replicas, size or context, or take more devices: '
+        "heredity plan",
+        round(recipe.memory * _memory.GIB) or free,
+    )
 
 
 def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
