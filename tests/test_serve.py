@@ -240,6 +240,12 @@ def test_more_than_may_wait_are_told_to_come_again() -> None:
         assert sorted(each.result() for each in found) == [200, 200, 429, 429, 429, 429]
 
 
+def test_more_answers_than_may_be_open_are_never_to_be_had() -> None:
+    refused = pytest.raises(openai.BadRequestError, match="at most 2 answers")
+    with listening(held(ScriptedEngine("helpful"), most=2)) as address, refused:
+        client(address).chat.completions.create(model="scripted:helpful", messages=HELLO, n=3)
+
+
 def test_what_ends_the_engine_is_told_to_all() -> None:
     class Broken(ScriptedEngine):
         def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:

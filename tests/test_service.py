@@ -98,16 +98,17 @@ def test_who_goes_away_while_it_waits_is_never_put_to_the_engine() -> None:
     service.close()
 
 
-def test_what_fails_for_all_is_told_to_all_and_to_who_comes_later() -> None:
+def test_a_fault_is_told_to_all_that_were_under_way_and_the_next_is_tried_again() -> None:
     service = Service(Broken("helpful"))
-    first, second = service.ask(question("a")), service.ask(question("b"))
-    for ticket in (first, second):
-        with pytest.raises(EngineFailure, match="out of memory"):
-            ticket.reply.result(10)
-    with pytest.raises(EngineFailure, match="out of memory"):
-        service.ask(question("c"))
-    assert service.n_open == 0
+    for _ in range(2):
+        first, second = service.ask(question("a")), service.ask(question("b"))
+        for ticket in (first, second):
+            with pytest.raises(EngineFailure, match="out of memory"):
+                ticket.reply.result(10)
+        assert "out of memory" in str(service.failure) and service.n_open == 0
     service.close()
+    with pytest.raises(EngineFailure, match="closed"):
+        service.ask(question("c"))
 
 
 def test_closing_answers_what_is_under_way_and_refuses_what_waits() -> None:
@@ -153,4 +154,17 @@ def test_one_question_that_an_engine_falls_over_does_not_end_the_service() -> No
             service.ask(question("trip")).reply.result(10)
         assert service.ask(question("go on")).reply.result(10).text == "fine"
     assert service.failure is None and service.n_open == 0
+    service.close()
+
+
+def test_an_engine_that_stops_by_itself_leaves_no_one_waiting() -> None:
+    class Lazy(ScriptedEngine):
+        def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+            next(iter(requests))
+            yield from ()
+
+    service = Service(Lazy("helpful"))
+    for _ in range(3):
+        with pytest.raises(EngineFailure, match="stopped before"):
+            service.ask(question("a")).reply.result(10)
     service.close()

@@ -182,9 +182,10 @@ class Text(Chat):
 async def events(shape: Chat, answers: Sequence[Answer], with_usage: bool) -> AsyncIterator[bytes]:
     """Answers as server-sent events, one after another where there are several."""
     replies = []
+    wholes = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
-        for answer in answers:
-            is_first, whole = True, asyncio.ensure_future(answer.reply())
+        for answer, whole in zip(answers, wholes, strict=True):
+            is_first = True
             async for more in _pieces(answer, whole):
                 yield shape.event(shape.piece(answer.number, more, is_first))
                 is_first = False
@@ -196,12 +197,19 @@ async def events(shape: Chat, answers: Sequence[Answer], with_usage: bool) -> As
             replies.append(reply)
         if with_usage:
             yield shape.event(usage=wire.usage(replies))
+        yield b"data: [DONE]\n\n"
     except Refusal as error:  # the status is sent already
         yield sent(error.body)
     finally:
-        for answer in answers:
+        for answer, whole in zip(answers, wholes, strict=True):
             answer.drop()
-    yield b"data: [DONE]\n\n"
+            forget(whole)
+
+
+def forget(future: asyncio.Future[Any]) -> None:
+    """Let go of what no one waits for any more, whatever comes of it."""
+    future.cancel()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _pieces(answer: Answer, whole: asyncio.Future[Reply]) -> AsyncIterator[str]:

@@ -48,7 +48,7 @@ def app(served: Sequence[Served], key: str = "", is_local: bool = True) -> Starl
     key: what callers must send as `Authorization: Bearer KEY`; "" for none. is_local: whether only callers
     that name a loopback address are answered.
     """
-    desk = _Desk({one.model.name: one for one in served}, key)
+    desk = _Desk(tuple(served), key)
     guard = [Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK))] if is_local else []
     routes = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
@@ -56,7 +56,7 @@ def app(served: Sequence[Served], key: str = "", is_local: bool = True) -> Starl
         Route("/v1/models", desk.models, methods=["GET"]),
         Route("/health", desk.health, methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here}
+    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
     return Starlette(routes=routes, middleware=guard, exception_handlers=handlers)
 
 
@@ -64,7 +64,7 @@ def app(served: Sequence[Served], key: str = "", is_local: bool = True) -> Starl
 class _Desk:
     """Takes what comes, and answers it."""
 
-    served: dict[str, Served]
+    served: tuple[Served, ...]
     key: str
 
     async def chat(self, call: Call) -> Response:
@@ -86,17 +86,18 @@ class _Desk:
     async def models(self, call: Call) -> Response:
         """What is served, and where it came from."""
         self._admit(call)
-        return _json({"object": "list", "data": [_about(one) for one in self.served.values()]})
+        return _json({"object": "list", "data": [_about(one) for one in self.served]})
 
     async def health(self, call: Call) -> Response:  # noqa: ARG002 (open to whoever watches)
         """Whether all can answer, and how many requests each has open."""
-        failed = {n: str(s.service.failure) for n, s in self.served.items() if s.service.failure is not None}
-        n_open = {name: one.service.n_open for name, one in self.served.items()}
+        failed = {s.model.name: str(s.service.failure) for s in self.served if s.service.failure is not None}
+        n_open = {one.model.name: one.service.n_open for one in self.served}
         return _json({"failed": failed, "open": n_open}, 503 if failed else 200)
 
     def _admit(self, call: Call) -> None:
-        given = call.headers.get("authorization", "")
-        if self.key and not secrets.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+        scheme, _, given = call.headers.get("authorization", "").partition(" ")
+        is_right = secrets.compare_digest(given.strip().encode("latin-1"), self.key.encode("ascii"))
+        if self.key and not (is_right and scheme.lower() == "bearer"):
             raise Refusal(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key")
 
     async def _body(self, call: Call) -> bytes:
@@ -112,15 +113,20 @@ class _Desk:
 
     def _named(self, raw: bytes) -> Served:
         name = _understood(lambda: wire.model_of(raw))
-        for one in self.served.values():
-            if name in (one.model.name, one.model.id):
+        names = [one.model.name for one in self.served]
+        for one in self.served:
+            if name == one.model.id or (name == one.model.name and names.count(name) == 1):
                 return one
-        hint = did_you_mean(name, self.served) or f" Here are: {', '.join(self.served)}."
-        raise Refusal(404, f"no model is called '{name}' here.{hint}", "model_not_found")
+        if name in names:
+            raise Refusal(404, f"several models are called '{name}' here: say an id", "model_not_found")
+        hint = did_you_mean(name[:200], names) or f" Here are: {', '.join(names)}."
+        raise Refusal(404, f"no model is called '{name[:200]}' here.{hint}", "model_not_found")
 
 
 async def _answered(call: Call, one: Served, asked: wire.Asked, shape: replying.Chat) -> Response:
     answers = [Answer(one, asked, i) for i in range(len(asked.requests))]
+    if len(answers) > one.service.most:
+        raise Refusal(400, f"at most {one.service.most} answers may be open here", "invalid_request")
     try:
         for answer in answers:
             answer.ask()
@@ -128,25 +134,33 @@ async def _answered(call: Call, one: Served, asked: wire.Asked, shape: replying.
             told = replying.events(shape, answers, asked.with_usage)
             return StreamingResponse(told, media_type="text/event-stream")
         return _json(shape.whole(answers, await _unless_gone(call, answers)))
+    except asyncio.CancelledError:  # the server has waited long enough for this answer, and closes
+        _drop(answers)
+        raise Refusal(503, "the server closes", "closing") from None
     except BaseException:
-        for answer in answers:
-            answer.drop()
+        _drop(answers)
         raise
+
+
+def _drop(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        answer.drop()
 
 
 async def _unless_gone(call: Call, answers: Sequence[Answer]) -> list[Reply]:
     """The replies. Raises ClientDisconnect where the caller goes away first."""
     gone = asyncio.ensure_future(_gone(call))
-    replies = asyncio.gather(*(answer.reply() for answer in answers))
+    replies = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
-        both: set[asyncio.Future[Any]] = {gone, replies}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not replies.done():
-            raise ClientDisconnect
-        return await replies
+        for reply in replies:
+            both: set[asyncio.Future[Any]] = {gone, reply}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done():
+                raise ClientDisconnect
+        return [reply.result() for reply in replies]
     finally:
-        gone.cancel()
-        replies.cancel()
+        for each in (gone, *replies):
+            replying.forget(each)
 
 
 async def _gone(call: Call) -> None:
@@ -188,6 +202,11 @@ async def _refused(call: Call, error: Refusal) -> Response:  # noqa: ARG001
     if error.status == 429:
         response.headers["retry-after"] = "1"
     return response
+
+
+async def _left(call: Call, error: ClientDisconnect) -> Response:  # noqa: ARG001
+    """No one is there to read it."""
+    return Response(status_code=499)
 
 
 async def _not_here(call: Call, error: HTTPException) -> Response:

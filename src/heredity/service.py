@@ -4,12 +4,14 @@ An engine answers a stream of requests. Here the stream is whatever comes: a thr
 requests in the order in which they were put, and hands each answer to the one who waits for it.
 
 Promises: an answer is the engine's own, the same alone and in company; who goes away frees its place; more
-than `most` waiting are refused at once and not kept waiting; what fails for all is told to all.
+than `most` waiting are refused at once and not kept waiting; a fault is told to those that were under way,
+and the next is tried again.
 Leaves to others: what is asked, and in which words it is answered (serve.py, wire.py).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
@@ -27,7 +29,8 @@ from heredity.records import Reply, Request
 
 WIDTH = 8  # requests that an engine is given at once, where it does not say how many are good
 MOST = 256  # that may wait
-_PATIENCE = 3  # faults of an engine in a row, between which it answers nothing
+_CLOSED = "the service is closed"
+_log = logging.getLogger(__name__)
 
 
 class Hears(Protocol):
@@ -54,14 +57,14 @@ class Service:
     """An engine in a thread of its own. Close it, and what waits is told so."""
 
     def __init__(self, engine: Engine, most: int = MOST) -> None:
-        self.engine, self._most = engine, most
+        self.engine, self.most = engine, most
         self._width: int = getattr(engine, "width", WIDTH)
         self._asked: SimpleQueue[Ticket | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
         self._lock = threading.Lock()
-        self.failure: HeredityError | None = None
-        self._is_closing = False
+        self.failure: HeredityError | None = None  # the last fault, since when nothing was answered
+        self._is_closing = self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -71,11 +74,11 @@ class Service:
         return self._n_open
 
     def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
-        """Put a request. Raises Busy where too many wait, EngineFailure where the engine has failed."""
+        """Put a request. Raises Busy where too many wait, EngineFailure where the service is closed."""
         with self._lock:
-            if self.failure is not None:
-                raise self.failure
-            if self._n_open >= self._most:
+            if self._is_closing:
+                raise EngineFailure(_CLOSED)
+            if self._n_open >= self.most:
                 raise Busy(f"{self._n_open:,} requests wait already. Ask again in a while.")
             self._n_open += 1
             self._n_asked += 1
@@ -85,58 +88,70 @@ class Service:
 
     def close(self) -> None:
         """Answer what is under way, refuse what waits, and free the engine."""
-        self._is_closing = True
-        self._asked.put(None)
+        with self._lock:
+            self._is_closing = True
+            self._asked.put(None)  # behind all that was asked
         self._thread.join()
         self.engine.close()
 
     # --- the engine's thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        n_faults = 0
-        while True:
+        """Put to the engine what comes, in one stream; after a fault in another, begun with the next request.
+
+        The fault may lie in one of those that were under way, or pass; and no one may wait for ever.
+        """
+        while not self._has_ended:
+            if (first := self._next(is_patient=True)) is None:
+                continue
             try:
-                for reply in self._replies():
+                for reply in self._replies(first):
                     self._settle(self._under_way.pop(reply.key), clean(reply))
-                    n_faults = 0
-                return self._end(EngineFailure("the service is closed"))
+                    self.failure = None
+                said: HeredityError = EngineFailure("the engine stopped before it had answered")
             except HeredityError as error:
-                return self._end(error)
-            except BaseException as error:  # whatever it was, no one may wait for ever
-                n_faults += 1
+                said = error
+            except BaseException as error:
+                _log.error("an engine failed", exc_info=error)
                 said = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}")
-                if n_faults > _PATIENCE or not isinstance(error, Exception):
-                    return self._end(said)
-                # It may lie in one of those that were under way. The engine begins anew with the next.
-                self._fail(said)
+            if self._under_way:
+                self.failure = said
+            for ticket in self._under_way.values():
+                self._settle(ticket, said)
+            self._under_way.clear()
 
-    def _replies(self) -> Iterator[Reply]:
+    def _replies(self, first: Ticket) -> Iterator[Reply]:
         if _is_heard(self.engine):
-            return self.engine.stream(self._requests(), self)
-        return self.engine.reply(self._requests())
+            return self.engine.stream(self._requests(first), self)
+        return self.engine.reply(self._requests(first))
 
-    def _requests(self) -> Iterator[Request | None]:
-        while True:
+    def _requests(self, first: Ticket) -> Iterator[Request | None]:
+        yield first.request
+        while not self._has_ended:
             if len(self._under_way) >= self._width:
                 yield None
-                continue
-            try:
-                # With nothing under way there is nothing to do but to wait.
-                ticket = self._asked.get(block=not (self._under_way or self._is_closing))
-            except Empty:
-                if not self._under_way:  # closing, after a fault
-                    return
-                yield None
-                continue
-            if ticket is None:
-                return
-            if self._is_closing:
-                self._settle(ticket, EngineFailure("the service is closed"))
-            elif not ticket.is_wanted:
-                self._settle(ticket, EngineFailure("no one waits for it"))
-            else:
-                self._under_way[ticket.request.key] = ticket
+            # With nothing under way there is nothing to do but to wait.
+            elif (ticket := self._next(is_patient=not self._under_way)) is not None:
                 yield ticket.request
+            elif self._under_way:
+                yield None
+
+    def _next(self, is_patient: bool) -> Ticket | None:
+        """Who is to be answered next, from here on under way; None where no one is, or not any more."""
+        try:
+            ticket = self._asked.get(block=is_patient)
+        except Empty:
+            return None
+        if ticket is None:
+            self._has_ended = True
+        elif self._is_closing:
+            self._settle(ticket, EngineFailure(_CLOSED))
+        elif not ticket.is_wanted:
+            self._settle(ticket, EngineFailure("no one waits for it"))
+        else:
+            self._under_way[ticket.request.key] = ticket
+            return ticket
+        return None
 
     def _settle(self, ticket: Ticket, outcome: Reply | HeredityError) -> None:
         with self._lock:
@@ -146,25 +161,6 @@ class Service:
                 ticket.reply.set_exception(outcome)
             else:
                 ticket.reply.set_result(outcome)
-
-    def _fail(self, error: HeredityError) -> None:
-        """Tell those that are under way."""
-        for ticket in self._under_way.values():
-            self._settle(ticket, error)
-        self._under_way.clear()
-
-    def _end(self, error: HeredityError) -> None:
-        """Tell all who wait, and those who come later."""
-        with self._lock:
-            self.failure = error
-        self._fail(error)
-        while True:
-            try:
-                waiting = self._asked.get_nowait()
-            except Empty:
-                return
-            if waiting is not None:
-                self._settle(waiting, error)
 
     # --- as a Listener --------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from heredity.application import Application, check_decoding, parse_tool_calls
+from heredity.application import Application, check_decoding
+from heredity.engines import _tool_calls
 from heredity.errors import UsageError
 from heredity.records import Decoding, Message, Reply, Request, ToolCall, encode
 
@@ -24,6 +25,7 @@ _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "parallel_tool_calls", "prompt_cache_retention",
 }  # fmt: skip
+_UNREAD = {"name", "annotations"}  # of a message
 _NEUTRAL: dict[str, Sequence[Any]] = {  # what changes an answer, and the values that change nothing
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False, 0),
     "top_logprobs": (0,), "response_format": ({"type": "text"},), "tools": ([],),
@@ -47,29 +49,30 @@ class Refusal(Exception):
         return {"error": {"message": str(self), "type": kind, "param": None, "code": self.code}}
 
 
-class Part(msgspec.Struct):
+class Part(msgspec.Struct, forbid_unknown_fields=True):
     """A piece of a message. Only text can be read here."""
 
     type: str
     text: str = ""
 
 
-class Called(msgspec.Struct):
+class Called(msgspec.Struct, forbid_unknown_fields=True):
     """A call's name and its arguments, as JSON in a text."""
 
     name: str
     arguments: str = "{}"
 
 
-class Call(msgspec.Struct):
+class Call(msgspec.Struct, forbid_unknown_fields=True):
     """A tool call of the assistant."""
 
     id: str
     function: Called
     type: str = "function"
+    index: int = 0  # as a stream numbers them
 
 
-class Said(msgspec.Struct):
+class Said(msgspec.Struct, forbid_unknown_fields=True):
     """A message of the body."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -87,10 +90,11 @@ class Said(msgspec.Struct):
         return "".join(part.text for part in self.content)
 
 
-class StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """How a stream is sent."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False  # padding against who counts bytes on the line: none is sent
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -154,8 +158,8 @@ def text(raw: bytes, is_free: bool) -> Asked:
     if not is_free:
         raise UsageError("an application takes conversations, not plain texts: use /v1/chat/completions")
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts:
-        raise UsageError("prompt is empty")
+    if not all(prompts) or not prompts:
+        raise UsageError("prompt is empty: there is nothing to go on from")
     decoding = _decoding(body, None, True)
     return _asked(body, [Request(0, (), decoding, body.seed or 0, prompt) for prompt in prompts])
 
@@ -179,6 +183,8 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 def _decoded(raw: bytes, kind: type[Any]) -> Any:
     given = {key: value for key, value in _object(raw).items() if value is not None and key not in _IGNORED}
+    if isinstance(said := given.get("messages"), list):
+        given["messages"] = [_plainly(each) for each in said]
     for key in [key for key in given if key not in kind.__struct_fields__]:
         if key not in _NEUTRAL:
             raise UsageError(f"'{key}' is not known here")
@@ -188,6 +194,13 @@ def _decoded(raw: bytes, kind: type[Any]) -> Any:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise UsageError(str(error)) from None
+
+
+def _plainly(said: Any) -> Any:
+    """A message without what is empty, as clients send back what they were given, or changes nothing."""
+    if not isinstance(said, dict):
+        return said
+    return {key: value for key, value in said.items() if value not in (None, []) and key not in _UNREAD}
 
 
 def _decoding(body: Body, application: Application | None, may_draw: bool) -> Decoding:
@@ -254,31 +267,58 @@ def _within(application: Application, messages: Sequence[Said]) -> list[Message]
             f"conversation has {n_turns}"
         )
     found, names = list(application.messages()), dict[str, str]()
-    results: list[tuple[str, str]] = []
+    n_before, results = len(found), list[tuple[str, str]]()
     for said in messages:
         if said.role == "tool":
             if said.tool_call_id not in names:
                 raise UsageError(f"the tool_call_id '{said.tool_call_id}' is of no call before it")
-            results.append((names[said.tool_call_id], said.text))
+            results.append((names.pop(said.tool_call_id), said.text))
             continue
         found += application.results(results)
         results = []
         if said.role == "assistant":
-            calls = said.tool_calls or []
-            names |= {call.id: call.function.name for call in calls}
-            found.append(application.said(_with_calls(application, said.text, calls)))
+            names = _named(application, said.tool_calls or [])
+            found.append(_answered(application, said))
         else:
-            found.append(Message("user", said.text))
+            if said.tool_calls:
+                raise UsageError(f"a message of the role '{said.role}' calls no tools")
+            # As a study has it: two messages of the user in a row are more than some templates take.
+            left = f"{found.pop().content}\n\n" if len(found) > n_before and found[-1].role == "user" else ""
+            found.append(Message("user", left + said.text))
     return found + application.results(results)
 
 
-def _with_calls(application: Application, text: str, calls: Sequence[Call]) -> str:
-    """What the assistant wrote: its calls stand in it already where it wrote them in the plain format."""
-    written = {call.name for call in parse_tool_calls(text, [tool.name for tool in application.tools])}
-    lines = [
-        f"CALL {c.function.name} {c.function.arguments}" for c in calls if c.function.name not in written
-    ]
-    return "\n".join([text, *lines] if text else lines)
+def _named(application: Application, calls: Sequence[Call]) -> dict[str, str]:
+    """Calls' ids, each with its tool. Raises UsageError for what is no call of the application's."""
+    known = [tool.name for tool in application.tools]
+    for call in calls:
+        if call.function.name not in known:
+            named = call.function.name[:80]
+            raise UsageError(f"the application '{application.name}' has no tool named '{named}'")
+        _arguments(call)
+    if len(ids := {call.id: call.function.name for call in calls}) < len(calls):
+        raise UsageError("two calls have the same id")
+    return ids
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        raise UsageError(f"the arguments of the call '{call.id[:80]}' are no JSON object") from None
+
+
+def _answered(application: Application, said: Said) -> Message:
+    """What the assistant wrote. Its calls stand in it where the caller has kept them, in whatever form."""
+    text = said.text
+    written = application.calls("", Reply(0, "", text, tool_calls=_tool_calls.parse(text)))
+    names = {call.name for call in written}
+    calls = [ToolCall(c.function.name, _arguments(c)) for c in said.tool_calls or []]
+    unwritten = [call for call in calls if call.name not in names]
+    if application.rendering == "native":
+        return application.said(text, (*written, *unwritten))
+    lines = [f"CALL {call.name} {encode(call.arguments).decode()}" for call in unwritten]
+    return application.said("\n".join([text, *lines] if text else lines))
 
 
 # --- answers ------------------------------------------------------------------------------------------

@@ -75,7 +75,23 @@ def test_no_more_is_kept_than_may_be_and_what_was_used_last_stays(tiny_llama: Pa
     size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
     kept, rows = Chunks(2 * size), [tokens(CHUNK, seed) for seed in range(3)]
     for own in (rows[0], rows[1], rows[0], rows[2]):
-        known = kept.load(empty, own, slots, 0)
-        kept.keep(empty, own, slots, 0, known)
+        kept.load(empty, own, slots, 0)
+        kept.keep(empty, own, slots, 0)
     assert [kept.load(empty, own, slots, 0) for own in rows] == [CHUNK, 0, CHUNK]
     assert kept._size == 2 * size
+
+
+def test_what_is_kept_does_not_dwindle(tiny_llama: Path) -> None:
+    """Of beginnings that share their first chunk, some of which were let go in between."""
+    decoder = Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    empty, slots = decoder.prefix(()), decoder.slots(1, 4 * CHUNK)
+    size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
+    kept, stream = Chunks(5 * size), random.Random(4)
+    rows = [tokens(CHUNK, seed % 2) + tokens(2 * CHUNK, seed) for seed in range(6)]
+    for _ in range(200):
+        own = stream.choice(rows)[: stream.choice((1, 2, 3)) * CHUNK]
+        kept.load(empty, own, slots, 0)
+        kept.keep(empty, own, slots, 0)
+        assert kept._size == sum(part.nbytes for parts in kept._kept.values() for part in parts) <= 5 * size
+        assert kept.load(empty, own, slots, 0) == len(own)  # of all that is kept, the last can be used
+    assert len(kept._kept) == 5

@@ -148,6 +148,12 @@ def test_sampling_follows_the_trial_s_own_seed(engine: Torch) -> None:
     assert len({said(seed) for seed in range(5)}) > 1
 
 
+def test_a_temperature_next_to_nothing_draws_what_is_likeliest(engine: Torch) -> None:
+    greedy = answers(engine, [ask(0, "fox")])[0]
+    for temperature in (1e-300, 5e-324):
+        assert answers(engine, [ask(0, "fox", temperature=temperature)])[0].tokens == greedy.tokens
+
+
 def test_a_stream_may_have_nothing_ready_and_bring_more_later(engine: Torch) -> None:
     arrived: list[int] = []
 

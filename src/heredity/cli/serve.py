@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import click
 from heredity.cli import Name, Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
+    import socket
+
     from heredity.replying import Served
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -52,19 +55,23 @@ def command(
     what is under way is answered.
     """
     from heredity.cli._terminal import note
-    from heredity.errors import UsageError
+    from heredity.errors import Unavailable, UsageError
 
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise Unavailable(f"A server needs {name}. Install it: pip install 'heredity[serve]'")
     key = os.environ.get(api_key_env, "") if api_key_env else ""
-    if api_key_env and not key:
-        raise UsageError(f"The environment variable {api_key_env} holds no key.")
+    if api_key_env and not (key.isascii() and key.isprintable() and key == key.strip() and key):
+        raise UsageError(f"The environment variable {api_key_env} holds no key of printable ASCII.")
     is_local = host in _LOOPBACK
     if not is_local and not key:
         raise UsageError(
             f"At {host} any machine could ask. Say a key that callers must send: --api-key-env NAME."
         )
     with ExitStack() as stack:
+        listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
         served = _served(stack, models, application, free_decoding, waiting, key_env)
-        _listen(served, host, port, key, is_local)
+        _listen(served, listening, host, key, is_local)
     note("closed")
 
 
@@ -100,36 +107,44 @@ def _served(
     return served
 
 
-def _listen(served: list[Served], host: str, port: int, key: str, is_local: bool) -> None:
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address, and listens to no one yet."""
     import socket
 
-    from heredity.cli._terminal import note
-    from heredity.errors import Unavailable, UsageError
+    from heredity.errors import UsageError
 
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By name, or asyncio takes it for none of TCP's and every answer waits for its packet to be full.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        import uvicorn
-
-        from heredity import serve
-    except ImportError as error:
-        raise Unavailable(
-            f"A server needs starlette and uvicorn ({error}). Install them: pip install 'heredity[serve]'"
-        ) from error
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=2048)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
     except OSError as error:
-        raise UsageError(
-            f"Nothing can listen at {host}:{port}: {error.strerror}. Say another --port."
-        ) from None
-    with listening:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}/v1"
-        layer = served[0].application
-        where = "" if layer is None else f" in the application '{layer.name}' ({layer.digest[:8]})"
-        note(f"serving {', '.join(one.model.name for one in served)}{where} at {address}")
-        config = uvicorn.Config(
-            serve.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=60,
-        )  # fmt: skip
-        with suppress(KeyboardInterrupt):  # raised again once all is answered
-            uvicorn.Server(config).run(sockets=[listening])
+        found.close()
+        said = f"Nothing can listen at {host}:{port}: {error.strerror}. Say another --port."
+        raise UsageError(said) from None
+    return found
+
+
+def _listen(served: list[Served], listening: socket.socket, host: str, key: str, is_local: bool) -> None:
+    import signal
+
+    import uvicorn
+
+    from heredity import serve
+    from heredity.cli._terminal import note
+
+    listening.listen(2048)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}/v1"
+    layer = served[0].application
+    where = "" if layer is None else f" in the application '{layer.name}' ({layer.digest[:8]})"
+    note(f"serving {', '.join(one.model.name for one in served)}{where} at {address}")
+    config = uvicorn.Config(
+        serve.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=60,
+    )  # fmt: skip
+    # uvicorn raises the signal again once all is answered: then models are let go, and it ends well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from heredity.engines._chunks import Chunks
-from heredity.engines._decoder import CELL, Decoder, Prefix, Slots, padded, round_up
+from heredity.engines._decoder import CELL, CHUNK, Decoder, Prefix, Slots, padded, round_up
 from heredity.engines._sampling import Sampler, draw_all
 
 
@@ -65,7 +65,8 @@ class Batch:
         known = self._chunks.load(self._prefix, own, slots, slot)
         if known < len(own):
             self._decoder.prefill(self._prefix, slots, slot, own, known)
-            self._chunks.keep(self._prefix, own, slots, slot, known)
+        if len(own) >= CHUNK:
+            self._chunks.keep(self._prefix, own, slots, slot)
         self.rows.append(row)
 
     def step(self) -> list[Row]:

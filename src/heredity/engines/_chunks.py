@@ -29,24 +29,25 @@ class Chunks:
     def load(self, prefix: Prefix, own: tuple[int, ...], slots: Slots, slot: int) -> int:
         """Copy what is known of a row's beginning into its slot; returns of how many tokens."""
         known = 0
-        while known + CHUNK <= len(own):
-            key = prefix.tokens, own[: known + CHUNK]
-            if (kept := self._kept.get(key)) is None:
-                break
-            self._kept.move_to_end(key)
+        while known + CHUNK <= len(own) and (kept := self._kept.get((prefix.tokens, own[: known + CHUNK]))):
             for cache, part in zip((*slots.keys, *slots.values), kept, strict=True):
                 cache[slot, :, known : known + CHUNK] = part
             known += CHUNK
         return known
 
-    def keep(self, prefix: Prefix, own: tuple[int, ...], slots: Slots, slot: int, known: int) -> None:
-        """Keep what a row's prefill has made beyond the tokens that were known."""
-        for start in range(known, len(own) - CHUNK + 1, CHUNK):
-            parts = [cache[slot, :, start : start + CHUNK].clone() for cache in (*slots.keys, *slots.values)]
-            size = sum(part.nbytes for part in parts)
-            if size > self._budget:
-                return
-            self._kept[prefix.tokens, own[: start + CHUNK]] = parts
-            self._size += size
+    def keep(self, prefix: Prefix, own: tuple[int, ...], slots: Slots, slot: int) -> None:
+        """Keep what a row's prefill has made, once it is in its slot."""
+        caches = (*slots.keys, *slots.values)
+        # The last first, so that of a beginning its end is let go before what it stands on.
+        for start in range((len(own) // CHUNK - 1) * CHUNK, -1, -CHUNK):
+            key = prefix.tokens, own[: start + CHUNK]
+            if key not in self._kept:
+                self._kept[key] = [cache[slot, :, start : start + CHUNK].clone() for cache in caches]
+                self._size += _size(self._kept[key])
+            self._kept.move_to_end(key)
         while self._size > self._budget:
-            self._size -= sum(part.nbytes for part in self._kept.popitem(last=False)[1])
+            self._size -= _size(self._kept.popitem(last=False)[1])
+
+
+def _size(parts: list[torch.Tensor]) -> int:
+    return sum(part.nbytes for part in parts)

@@ -20,7 +20,7 @@ from heredity.errors import EngineFailure, HeredityError
 from heredity.records import Reply, Request
 
 Answer = Callable[[Request], Reply]
-_ASK_AGAIN = 0.02  # seconds: whoever sends requests may have another by then, as a server has
+ASK_AGAIN = 0.02  # seconds: whoever sends requests may have another by then, as a server has
 _LOST_PER_SEAT = 4  # answers that never came, a seat: past this the target hangs and the run ends
 
 
@@ -62,7 +62,7 @@ class Crew:
                     raise EngineFailure("the stream of requests has nothing ready and nothing under way")
                 return
             has_room = is_open and len(self._under_way) < self._width
-            yield from self._wait(_ASK_AGAIN if has_room else math.inf)
+            yield from self._wait(ASK_AGAIN if has_room else math.inf)
 
     def _start(self, ticket: int, request: Request) -> None:
         self._under_way[ticket] = _Waiting(request, time.monotonic() + self._timeout)

@@ -26,7 +26,10 @@ class Sampler:
         """One token from logits (vocabulary,)."""
         if self._stream is None:
             return int(logits.argmax())
-        p = torch.softmax(logits.to(torch.float64) / self._decoding.temperature, dim=-1)
+        scaled = (wide := logits.to(torch.float64)) / self._decoding.temperature
+        if not torch.isfinite(scaled).all():  # at a temperature next to nothing
+            scaled = (wide - wide.max()) / self._decoding.temperature
+        p = torch.softmax(scaled, dim=-1)
         order = None
         if self._decoding.top_p < 1:
             p, order = p.sort(descending=True, stable=True)

@@ -50,12 +50,21 @@ class Session:
                 current = ready[0]
                 batch = self._engine.batch(self._prefixes[current])
             heap = self._waiting.get(current, [])
-            while heap and batch.has_room(heap[0][2]):
-                batch.admit(heapq.heappop(heap)[2])
+            while heap and (not self._is_wanted(heap[0][2]) or batch.has_room(heap[0][2])):
+                row = heapq.heappop(heap)[2]
+                if self._is_wanted(row):
+                    batch.admit(row)
+                else:
+                    yield _unwanted(row, *self._prompts.pop(row.key))
+            if not batch.rows:
+                continue
             finished = batch.step()
             self._tell(batch.rows)
             for row in finished:
                 yield self._reply(row)
+
+    def _is_wanted(self, row: Row) -> bool:
+        return self._listener is None or self._listener.is_wanted(row.key)
 
     def _tell(self, rows: Sequence[Row]) -> None:
         """What rows have grown by, to who hears them. One that is wanted no more ends with its next token."""
@@ -96,6 +105,8 @@ class Session:
                 )
         except EngineFailure as error:
             return _failed(request, prompt, str(error))
+        if not tokens:
+            return _failed(request, prompt, "there is nothing to go on from")
         prefix, own = engine.split(request, tokens)
         row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
         self._prefixes[id(prefix)] = prefix
@@ -120,6 +131,10 @@ class Session:
             stop="end" if row.stop == "end" else "length",
             n_prompt_tokens=n_tokens,
         )
+
+
+def _unwanted(row: Row, prompt: str, n_tokens: int) -> Reply:
+    return Reply(row.key, prompt, "", stop="length", n_prompt_tokens=n_tokens)
 
 
 def _failed(request: Request, prompt: str, error: str) -> Reply:

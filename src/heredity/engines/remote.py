@@ -15,10 +15,12 @@ from collections.abc import Generator, Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from heredity.engines._crew import ASK_AGAIN
 from heredity.engines._remote_calls import HOMES, Budget, Calls, Price, Usage
 from heredity.errors import Damaged, EngineFailure, Unavailable
 from heredity.records import Decoding, Model, Reply, Request, digest
@@ -117,6 +119,7 @@ class _Session:
 
     def __init__(self, engine: Remote, source: Iterator[Request | None]) -> None:
         self._where, self._line, self._source = engine.where, engine.line, source
+        self._line.fatal = ""  # what ended a stream before this one may have passed
         self._budget, self._price = engine.budget, engine.price
         self._n_under_way, self._is_open, self._is_spent = 0, True, False
         self._held: Errand | None = None  # pulled, and the budget does not reach for it yet
@@ -126,7 +129,10 @@ class _Session:
             yield from self._pull()
             if not self._n_under_way:
                 break
-            told = self._line.done.get()
+            try:
+                told = self._line.done.get(timeout=ASK_AGAIN if self._takes_more() else None)
+            except Empty:
+                continue  # whoever sends requests may have another by now
             self._n_under_way -= 1
             self._budget.settle(told.worst, told.used, self._price)
             self._count(told.used)
