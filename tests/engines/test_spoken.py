@@ -54,6 +54,15 @@ def test_an_answer_that_is_wanted_no_more_ends_at_once(tiny_llama: Path) -> None
     assert said[0].stop == "length" and 3 <= len(said[0].tokens) < 12
 
 
+def test_a_prompt_whose_caller_has_gone_is_not_read(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_folder(tiny_llama, dtype="float32")
+    monkeypatch.setattr(engine.decoder, "prefill", None)
+    said = streamed(engine, Ears(most=0), questions(3))
+    assert {key: reply.tokens for key, reply in said.items()} == {0: (), 1: (), 2: ()}
+
+
 def test_characters_of_several_tokens_come_whole() -> None:
     """Bytes as tokens, as a byte-level tokenizer has them of what it knows no word for."""
     raw = "naïve — 漢字 🙂!".encode()
