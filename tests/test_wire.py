@@ -27,7 +27,8 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 def chat(application: Application | None = None, may_draw: bool = False, **body: Any) -> wire.Asked:
-    return wire.chat(json.dumps({"model": "m", "messages": HELLO} | body).encode(), application, may_draw)
+    raw = json.dumps({"model": "m", "messages": HELLO} | body).encode()
+    return wire.chat(wire.opened(raw), application, may_draw)
 
 
 def studied(*texts: str, said: tuple[str, ...], layer: Application | None = None) -> list[Request]:
@@ -180,13 +181,13 @@ def test_an_application_refuses_what_is_not_its_own(messages: list[dict[str, Any
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"model": 3}'])
 def test_what_is_no_body_is_said_to_be_none(raw: bytes) -> None:
     with pytest.raises(UsageError, match=r"JSON|missing"):
-        wire.model_of(raw)
+        wire.opened(raw)
 
 
 @pytest.mark.parametrize("prompt", ["", [], ["a", ""]])
 def test_from_nothing_nothing_goes_on(prompt: Any) -> None:
     with pytest.raises(UsageError, match="nothing to go on from"):
-        wire.text(json.dumps({"model": "m", "prompt": prompt}).encode(), is_free=True)
+        wire.text({"model": "m", "prompt": prompt}, is_free=True)
 
 
 def test_what_changes_nothing_is_taken() -> None:

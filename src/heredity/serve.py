@@ -69,18 +69,18 @@ class _Desk:
 
     async def chat(self, call: Call) -> Response:
         """An answer to a conversation."""
-        raw = await self._body(call)
-        one = self._named(raw)
-        asked = _understood(lambda: wire.chat(raw, one.application, one.may_draw))
+        body = await self._body(call)
+        one = self._named(body["model"])
+        asked = _understood(lambda: wire.chat(body, one.application, one.may_draw))
         return await _answered(call, one, asked, replying.Chat(one))
 
     async def text(self, call: Call) -> Response:
         """What goes on from a text."""
-        raw = await self._body(call)
-        one = self._named(raw)
+        body = await self._body(call)
+        one = self._named(body["model"])
         if not hasattr(one.service.engine, "is_base"):
             raise Refusal(400, f"'{one.model.name}' takes conversations alone", "not_supported")
-        asked = _understood(lambda: wire.text(raw, one.application is None))
+        asked = _understood(lambda: wire.text(body, one.application is None))
         return await _answered(call, one, asked, replying.Text(one))
 
     async def models(self, call: Call) -> Response:
@@ -100,7 +100,7 @@ class _Desk:
         if self.key and not (is_right and scheme.lower() == "bearer"):
             raise Refusal(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key")
 
-    async def _body(self, call: Call) -> bytes:
+    async def _body(self, call: Call) -> dict[str, Any]:
         self._admit(call)
         if call.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "send JSON, with content-type: application/json", "not_json")
@@ -109,10 +109,9 @@ class _Desk:
             raw += piece
             if len(raw) > LARGEST:
                 raise Refusal(413, f"a body has at most {LARGEST:,} bytes", "too_large")
-        return bytes(raw)
+        return _understood(lambda: wire.opened(bytes(raw)))
 
-    def _named(self, raw: bytes) -> Served:
-        name = _understood(lambda: wire.model_of(raw))
+    def _named(self, name: str) -> Served:
         names = [one.model.name for one in self.served]
         for one in self.served:
             if name == one.model.id or (name == one.model.name and names.count(name) == 1):

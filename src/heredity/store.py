@@ -56,6 +56,7 @@ def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
     """Turn "no space left" into an error that names the folder and the bytes that did not fit."""
     try:
         yield
+    # Of any kind, since safetensors has one of its own, for which it would be imported; all others go on.
     except Exception as error:
         words = str(error) if type(error).__name__ == "SafetensorError" else ""  # it is no OSError
         if getattr(error, "errno", 0) not in _FULL and not any(f"(os error {n})" in words for n in _FULL):

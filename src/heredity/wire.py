@@ -7,7 +7,7 @@ Leaves to others: HTTP (serve.py), and the answers (service.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -133,12 +133,12 @@ class Asked(NamedTuple):
     with_usage: bool
 
 
-def chat(raw: bytes, application: Application | None, may_draw: bool = True) -> Asked:
+def chat(given: Mapping[str, Any], application: Application | None, may_draw: bool = True) -> Asked:
     """A body of /v1/chat/completions. Raises UsageError.
 
     may_draw: whether the caller may say how an answer is drawn, other than the application does.
     """
-    body = _decoded(raw, ChatBody)
+    body = _read(given, ChatBody)
     if not body.messages:
         raise UsageError("messages is empty")
     decoding = _decoding(body, application, may_draw)
@@ -152,9 +152,9 @@ def chat(raw: bytes, application: Application | None, may_draw: bool = True) -> 
     return _asked(body, [first])
 
 
-def text(raw: bytes, is_free: bool) -> Asked:
+def text(given: Mapping[str, Any], is_free: bool) -> Asked:
     """A body of /v1/completions. is_free: whether there is no application around the model."""
-    body = _decoded(raw, TextBody)
+    body = _read(given, TextBody)
     if not is_free:
         raise UsageError("an application takes conversations, not plain texts: use /v1/chat/completions")
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -164,25 +164,21 @@ def text(raw: bytes, is_free: bool) -> Asked:
     return _asked(body, [Request(0, (), decoding, body.seed or 0, prompt) for prompt in prompts])
 
 
-def model_of(raw: bytes) -> str:
-    """The model that a body names. Raises UsageError."""
-    if not isinstance(name := _object(raw).get("model"), str):
-        raise UsageError("`model` is missing, the name of one that is served: see /v1/models")
-    return name
-
-
-def _object(raw: bytes) -> dict[str, Any]:
+def opened(raw: bytes) -> dict[str, Any]:
+    """A body as it came, with the model that it names. Raises UsageError."""
     try:
         given = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the body is no JSON: {error}") from None
     if not isinstance(given, dict):
         raise UsageError("the body is no JSON object")
+    if not isinstance(given.get("model"), str):
+        raise UsageError("`model` is missing, the name of one that is served: see /v1/models")
     return given
 
 
-def _decoded(raw: bytes, kind: type[Any]) -> Any:
-    given = {key: value for key, value in _object(raw).items() if value is not None and key not in _IGNORED}
+def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
+    given = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
     if isinstance(said := given.get("messages"), list):
         given["messages"] = [_plainly(each) for each in said]
     for key in [key for key in given if key not in kind.__struct_fields__]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from heredity.engines._source import Source
 from heredity.errors import EngineFailure, HeredityError
 from heredity.records import Reply, Request
 
@@ -45,23 +46,14 @@ class Crew:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """The replies, as they come."""
-        source, is_open, ticket = iter(requests), True, 0
+        source, ticket = Source(requests), 0
         while True:
-            while is_open and len(self._under_way) < self._width:
-                try:
-                    request = next(source)
-                except StopIteration:
-                    is_open = False
-                    break
-                if request is None:
-                    break
+            while len(self._under_way) < self._width and (request := source.next()) is not None:
                 ticket += 1
                 self._start(ticket, request)
             if not self._under_way:
-                if is_open:
-                    raise EngineFailure("the stream of requests has nothing ready and nothing under way")
-                return
-            has_room = is_open and len(self._under_way) < self._width
+                return source.refuse_idle()
+            has_room = source.is_open and len(self._under_way) < self._width
             yield from self._wait(ASK_AGAIN if has_room else math.inf)
 
     def _start(self, ticket: int, request: Request) -> None:

@@ -7,13 +7,14 @@ Leaves to others: the arithmetic of a step (_batch.py), and text (torch.py).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from heredity.engines import Listener, _tool_calls
 from heredity.engines._batch import Batch, Row
 from heredity.engines._decoder import Prefix
 from heredity.engines._sampling import Sampler
+from heredity.engines._source import Source
 from heredity.engines._spoken import Spoken
 from heredity.errors import EngineFailure
 from heredity.records import Reply, Request
@@ -26,15 +27,14 @@ class Session:
     """One stream of requests on its way through an engine."""
 
     def __init__(
-        self, engine: Torch, source: Iterator[Request | None], listener: Listener | None = None
+        self, engine: Torch, requests: Iterable[Request | None], listener: Listener | None = None
     ) -> None:
-        self._engine, self._source, self._listener = engine, source, listener
+        self._engine, self._source, self._listener = engine, Source(requests), listener
         self._spoken: dict[int, Spoken] = {}
         self._waiting: dict[int, list[tuple[int, int, Row]]] = {}  # by prefix: a heap, longest first
         self._prompts: dict[int, tuple[str, int]] = {}
         self._prefixes: dict[int, Prefix] = {}
         self._n_pulled = 0
-        self._is_open = True
 
     def run(self) -> Iterator[Reply]:
         batch: Batch | None = None
@@ -44,9 +44,7 @@ class Session:
             if batch is None or not (batch.rows or self._waiting.get(current)):
                 ready = [key for key, heap in self._waiting.items() if heap]
                 if not ready:
-                    if self._is_open:
-                        raise EngineFailure("the stream of requests has nothing ready and nothing under way")
-                    return
+                    return self._source.refuse_idle()
                 current = ready[0]
                 batch = self._engine.batch(self._prefixes[current])
             heap = self._waiting.get(current, [])
@@ -80,13 +78,8 @@ class Session:
 
     def _pull(self) -> Iterator[Reply]:
         """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
-        while self._is_open and sum(map(len, self._waiting.values())) < self._engine.lookahead:
-            try:
-                request = next(self._source)
-            except StopIteration:
-                self._is_open = False
-                return
-            if request is None:
+        while sum(map(len, self._waiting.values())) < self._engine.lookahead:
+            if (request := self._source.next()) is None:
                 return
             failed = self._accept(request)
             if failed is not None:

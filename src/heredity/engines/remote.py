@@ -22,6 +22,7 @@ import msgspec
 
 from heredity.engines._crew import ASK_AGAIN
 from heredity.engines._remote_calls import HOMES, Budget, Calls, Price, Usage
+from heredity.engines._source import Source
 from heredity.errors import Damaged, EngineFailure, Unavailable
 from heredity.records import Decoding, Model, Reply, Request, digest
 
@@ -117,11 +118,11 @@ class Remote:
 class _Session:
     """One stream of requests, in the thread of whoever iterates."""
 
-    def __init__(self, engine: Remote, source: Iterator[Request | None]) -> None:
-        self._where, self._line, self._source = engine.where, engine.line, source
+    def __init__(self, engine: Remote, requests: Iterable[Request | None]) -> None:
+        self._where, self._line, self._source = engine.where, engine.line, Source(requests)
         self._line.fatal = ""  # what ended a stream before this one may have passed
         self._budget, self._price = engine.budget, engine.price
-        self._n_under_way, self._is_open, self._is_spent = 0, True, False
+        self._n_under_way, self._is_spent = 0, False
         self._held: Errand | None = None  # pulled, and the budget does not reach for it yet
 
     def run(self) -> Iterator[Reply]:
@@ -142,19 +143,13 @@ class _Session:
             raise EngineFailure(self._line.fatal)
         if self._is_spent:
             raise self._budget.spent()
-        if self._is_open:
-            raise EngineFailure("the stream of requests has nothing ready and nothing under way")
+        self._source.refuse_idle()
 
     def _pull(self) -> Iterator[Reply]:
         """Take requests while there is room for them; answer here those that the service has no words for."""
         while self._takes_more():
             if self._held is None:
-                try:
-                    request = next(self._source)
-                except StopIteration:
-                    self._is_open = False
-                    return
-                if request is None:
+                if (request := self._source.next()) is None:
                     return
                 self._held = yield from self._errand(request)
             elif self._budget.take(self._held.worst, self._price):
@@ -180,7 +175,7 @@ class _Session:
         return Errand(request, body, prompt, worst)
 
     def _takes_more(self) -> bool:
-        is_on = self._is_open and not self._is_spent and not self._line.fatal
+        is_on = self._source.is_open and not self._is_spent and not self._line.fatal
         return is_on and self._n_under_way < self._line.pace.room
 
     def _count(self, used: Usage) -> None:

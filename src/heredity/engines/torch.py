@@ -128,11 +128,11 @@ class Torch:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         with torch.inference_mode():
-            yield from Session(self, iter(requests)).run()
+            yield from Session(self, requests).run()
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         with torch.inference_mode():
-            yield from Session(self, iter(requests), listener).run()
+            yield from Session(self, requests, listener).run()
 
     @property
     def width(self) -> int:
