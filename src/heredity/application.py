@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.errors import BadInput, did_you_mean
+from heredity.errors import BadArgument, BadInput, code_of, did_you_mean
 from heredity.records import (
     Consult,
     Decoding,
@@ -230,9 +230,11 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         _ = application.digest  # what nests too deeply to be written is said here, not in a study
         return application
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
-        raise BadInput(path, _explain(str(error)), _line_of(path, str(error))) from None
+        raise BadInput(
+            path, _explain(str(error)), _line_of(path, str(error)), code=code_of(error, "bad-setting")
+        ) from None
     except RecursionError:
-        raise BadInput(path, "its values are nested too deeply") from None
+        raise BadInput(path, "its values are nested too deeply", code="nested-too-deeply") from None
 
 
 def check_decoding(decoding: Decoding) -> None:
@@ -248,15 +250,16 @@ def check_decoding(decoding: Decoding) -> None:
 def _check_tools(tools: Sequence[Tool]) -> None:
     names = [tool.name for tool in tools]
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-        raise ValueError(f"two tools are named '{twice}'; give each a name of its own")
+        raise BadArgument(f"two tools are named '{twice}'; give each a name of its own", code="name-twice")
 
 
 def _check_secrets(secrets: Sequence[Secret]) -> None:
     """The judge finds a secret by its letters and digits; a shorter one stands in any answer by chance."""
     for secret in secrets:
         if sum(map(str.isalnum, secret.value)) < SECRET_MIN:
-            raise ValueError(
-                f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits"
+            raise BadArgument(
+                f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits",
+                code="secret-too-short",
             )
 
 

@@ -56,7 +56,8 @@ def asking(place: Place, m: int, earlier: set[str]) -> Iterator[Ask]:
         kind = BudgetSpent if isinstance(error, BudgetSpent) else EngineFailure
         raise kind(
             f"Model '{model.name}' stopped answering: {error}. "
-            f"What was answered is kept in {place.folder}; the same command goes on from there."
+            f"What was answered is kept in {place.folder}; the same command goes on from there.",
+            code=error.code,
         ) from error
 
 

@@ -15,7 +15,9 @@
         BudgetSpent               the run's bound on tokens or money is reached (exit 75: go on later)
         ContextOverflow           the prompt and its answer do not fit into the model's context
 
-Messages say what happened, where, and what to do next. No traceback is shown for any of them.
+Messages say what happened, where, and what to do next. No traceback is shown for any of them. A message may
+be reworded at any time; programs and tests read `code`, which stays: each class has one, and a place that
+raises for a reason of its own gives its own. docs/errors.md lists all codes.
 """
 
 from __future__ import annotations
@@ -31,69 +33,139 @@ def first_line(error: BaseException) -> str:
 
 
 class HeredityError(Exception):
-    """Something that heredity explains in a line instead of a traceback."""
+    """Something that heredity explains in a line instead of a traceback.
+
+    code: what happened, in kebab case. It stays the same when the message is reworded.
+    """
+
+    code = "failure"
+
+    def __init__(self, *args: object, code: str = "") -> None:
+        super().__init__(*args)
+        if code:
+            self.code = code
+
+
+class BadArgument(ValueError):
+    """An argument out of its range: a ValueError with a code. Where a file gave it, it becomes BadInput."""
+
+    code = "bad-argument"
+
+    def __init__(self, *args: object, code: str = "") -> None:
+        super().__init__(*args)
+        if code:
+            self.code = code
 
 
 class UsageError(HeredityError):
     """The user asked for something that is not there or does not fit."""
 
+    code = "bad-usage"
+
 
 class UnknownName(UsageError):
     """No such name; says the nearest known one and how to list them all."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], list_with: str = "") -> None:
+    code = "unknown-name"
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], list_with: str = "", *, code: str = ""
+    ) -> None:
         self.kind, self.name = kind, name
         hint = did_you_mean(name, known)
         more = f" List them: {list_with}" if list_with else ""
-        super().__init__(f"No {kind} named '{name}'.{hint}{more}")
+        super().__init__(f"No {kind} named '{name}'.{hint}{more}", code=code)
 
 
 class BadInput(UsageError):
     """A file that a person wrote is malformed. `line` counts from 1; 0 where it is not known."""
 
-    def __init__(self, path: Path | str, message: str, line: int = 0) -> None:
+    code = "bad-input"
+
+    def __init__(self, path: Path | str, message: str, line: int = 0, *, code: str = "") -> None:
         self.path, self.line = str(path), line
-        super().__init__(f"{path}:{line}: {message}" if line else f"{path}: {message}")
+        super().__init__(f"{path}:{line}: {message}" if line else f"{path}: {message}", code=code)
 
 
 class Refused(HeredityError):
     """heredity will not do this, and says why."""
 
+    code = "refused"
+
 
 class WrongHash(Refused):
     """The bytes are not the ones that were pinned or recorded."""
+
+    code = "hash-mismatch"
 
 
 class NotComparable(Refused):
     """These rows may not be compared or continued: another application, plan or schema."""
 
+    code = "not-comparable"
+
 
 class Damaged(HeredityError):
     """A file on disk is truncated, torn, or not what it says it is."""
+
+    code = "damaged"
 
 
 class Unavailable(HeredityError):
     """A source, an engine or an optional package is not here; says how to get it."""
 
+    code = "unavailable"
+
 
 class Busy(HeredityError):
     """Another process holds this folder."""
+
+    code = "busy"
 
 
 class OutOfMemory(HeredityError):
     """The work needs more memory than there is; says how much, and what to lower."""
 
+    code = "out-of-memory"
+
 
 class EngineFailure(HeredityError):
     """A model could not answer. In a study this becomes an error row, never a verdict."""
+
+    code = "engine-failure"
 
 
 class BudgetSpent(EngineFailure):
     """What a run may use of tokens or money does not reach for the next request."""
 
+    code = "budget-spent"
+
 
 class ContextOverflow(EngineFailure):
     """The prompt and its answer do not fit into the model's context."""
+
+    code = "context-overflow"
+
+
+def code_of(error: BaseException, default: str) -> str:
+    """The code of an error that is about to become another.
+
+    An error of ours has one, as itself or as the cause of msgspec's. Otherwise msgspec's own sentence says
+    what does not fit; it is not ours, and there is no field for it. `default` where neither is so.
+    """
+    for each in (error, error.__cause__):
+        if isinstance(each, (HeredityError, BadArgument)):
+            return each.code
+    found = (code for start, code in OF_MSGSPEC.items() if str(error).startswith(start))
+    return next(found, default)
+
+
+OF_MSGSPEC = {
+    "Object contains unknown field": "unknown-key",
+    "Object missing required field": "missing-key",
+    "Expected": "wrong-type",
+    "Invalid enum value": "unknown-choice",
+}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -339,12 +339,17 @@ def read(folder: Path) -> Estimates:
     except OSError:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder.") from None
-        raise UsageError(f"{folder} has no {FILE} yet. Run the study to its end first.") from None
+        raise UsageError(
+            f"{folder} has no {FILE} yet. Run the study to its end first.", code="estimates-missing"
+        ) from None
     _check_schema(path, data)
     try:
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path}: {error}. Delete it, run the study again: nothing is asked twice.") from None
+        raise Damaged(
+            f"{path}: {error}. Delete it, run the study again: nothing is asked twice.",
+            code="estimates-damaged",
+        ) from None
 
 
 class _Versioned(msgspec.Struct):
@@ -359,5 +364,6 @@ def _check_schema(path: Path, data: bytes) -> None:
     if found != SCHEMA:
         raise NotComparable(
             f"{path} has schema {found}, this heredity writes schema {SCHEMA}. Run the same study again: "
-            "it estimates anew from the verdicts, and asks nothing twice."
+            "it estimates anew from the verdicts, and asks nothing twice.",
+            code="schema-mismatch",
         )

@@ -144,7 +144,8 @@ class Evaluation:
             except EngineFailure as error:
                 raise type(error)(
                     f"Model '{model.name}' stopped answering: {error}. "
-                    f"What was answered is kept in {self.folder}; the same command goes on from there."
+                    f"What was answered is kept in {self.folder}; the same command goes on from there.",
+                    code=error.code,
                 ) from error
 
     @contextmanager
@@ -161,7 +162,8 @@ class Evaluation:
         """Whether it goes on with a text, and has learned no conversation."""
         if self._is_plain and not hasattr(engine, "is_base"):
             raise UsageError(
-                f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out."
+                f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out.",
+                code="takes-conversations",
             )
         has_form = hasattr(engine, "is_base")
         return has_form and (
@@ -226,11 +228,16 @@ def _check(models: Sequence[Grown], wanted: Sequence[Task], shots: Sequence[int]
         raise UsageError("--shots are numbers of examples, from 0 on, e.g. 0,3.")
     for task in wanted:
         if max(shots) > task.n_shots:
-            raise UsageError(f"The task '{task.name}' has {task.n_shots} examples, not {max(shots)}.")
+            raise UsageError(
+                f"The task '{task.name}' has {task.n_shots} examples, not {max(shots)}.",
+                code="too-few-examples",
+            )
     for grown in models:
         whys = [WAYS[metric_of(task.metric).ASKS].why_not(grown.record) for task in wanted]
         if all(whys):
-            raise UsageError(f"'{grown.record.name}' can be put none of these tasks: {whys[0]}.")
+            raise UsageError(
+                f"'{grown.record.name}' can be put none of these tasks: {whys[0]}.", code="no-task-fits"
+            )
 
 
 def _refuse_other_arithmetic(folder: Path, model: Model, engine: Engine, earlier: Sequence[Row]) -> None:
@@ -239,5 +246,6 @@ def _refuse_other_arithmetic(folder: Path, model: Model, engine: Engine, earlier
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{other.pop()}' computes, this engine is "
             f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or into another folder (--out)."
+            "versions of before, or into another folder (--out).",
+            code="numerics-differ",
         )

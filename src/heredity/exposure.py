@@ -85,10 +85,13 @@ def expose(
 def candidates(secret: str, n: int, seed: int = 0) -> list[str]:
     """Texts of the secret's form, all different and none the secret: its digits and letters drawn anew."""
     if n < 1:
-        raise UsageError(f"An exposure needs candidates to rank among, not {n}.")
+        raise UsageError(f"An exposure needs candidates to rank among, not {n}.", code="bad-setting")
     space = math.prod(len(_kind(c)) for c in secret)
     if space <= 2 * n:
-        raise UsageError(f"Only {space:,} texts have the form of {secret!r}: too few to rank it among {n}.")
+        raise UsageError(
+            f"Only {space:,} texts have the form of {secret!r}: too few to rank it among {n}.",
+            code="too-few-texts",
+        )
     rng, found = random.Random(f"exposure {seed}"), dict[str, None]()
     while len(found) < n:
         drawn = "".join(rng.choice(_kind(c)) for c in secret)

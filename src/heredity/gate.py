@@ -295,7 +295,10 @@ def _gated(
     else:
         gated = [_model(estimates, candidate)]
     if base is not None and base in gated:
-        raise UsageError(f"'{label(base.name)}' is the baseline and the candidate: give two models.")
+        raise UsageError(
+            f"'{label(base.name)}' is the baseline and the candidate: give two models.",
+            code="same-model-twice",
+        )
     if not gated:
         raise UsageError("There is no model beside the baseline: nothing to gate.")
     return base, gated
@@ -321,6 +324,8 @@ def _check(
         ("margin", margin),
     ):
         if value is not None and not 0.0 <= value <= 1.0:
-            raise UsageError(f"{what} must be a share from 0 to 1, not {value}; five per cent is 0.05.")
+            raise UsageError(
+                f"{what} must be a share from 0 to 1, not {value}; five per cent is 0.05.", code="bad-setting"
+            )
     if max_errors < 0:
-        raise UsageError(f"max-errors must be 0 or more, not {max_errors}.")
+        raise UsageError(f"max-errors must be 0 or more, not {max_errors}.", code="bad-setting")

@@ -57,7 +57,8 @@ def _class() -> Callable[[Any, str], Any]:
         from lm_eval.api.model import LM
     except ImportError as error:
         raise Unavailable(
-            f"lm-evaluation-harness is not installed ({error}). Install it: pip install 'heredity[harness]'"
+            f"lm-evaluation-harness is not installed ({error}). Install it: pip install 'heredity[harness]'",
+            code="package-missing",
         ) from error
 
     class Answering(LM):  # type: ignore[misc,unused-ignore]

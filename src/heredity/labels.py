@@ -115,11 +115,13 @@ def draw(folder: Path, plan: Plan) -> list[Drawn]:
     if held and held[0].n_answers != len(rows):
         raise UsageError(
             f"{path}: drawn from {held[0].n_answers} judged answers, and now there are {len(rows)}. Finish "
-            f"the study first; to draw anew, move {DRAWN} and {LABELS} out of the folder."
+            f"the study first; to draw anew, move {DRAWN} and {LABELS} out of the folder.",
+            code="labels-drawn-otherwise",
         )
     if not rows:
         raise UsageError(
-            f"{folder} has no answer that a judge decided: there is nothing to label. Checks do not err."
+            f"{folder} has no answer that a judge decided: there is nothing to label. Checks do not err.",
+            code="nothing-to-label",
         )
     if not held:
         held = _ordered(rows, plan)

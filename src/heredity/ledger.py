@@ -94,7 +94,10 @@ class Prefixes:
         """Raise Damaged where a prefix that a response begins with is not here, or is another text."""
         for name in sorted(needed):
             if name and digest(self._text(name)) != name:
-                raise Damaged(f"{self._path}: prefix {name} is not the text that it is named by. {_RESTORE}")
+                raise Damaged(
+                    f"{self._path}: prefix {name} is not the text that it is named by. {_RESTORE}",
+                    code="prefix-changed",
+                )
 
     def add(self, prefix: Prefix) -> None:
         """Keep a prefix; it is on the disk before any row names it."""
@@ -109,7 +112,10 @@ class Prefixes:
 
     def _text(self, name: str) -> str:
         if name not in self._texts:
-            raise Damaged(f"{self._path}: no prefix {name}, which a response begins with. {_RESTORE}")
+            raise Damaged(
+                f"{self._path}: no prefix {name}, which a response begins with. {_RESTORE}",
+                code="prefix-missing",
+            )
         return self._texts[name]
 
 
@@ -148,7 +154,8 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise HeredityError(
             f"{path} cannot be written: {error.strerror or error}. What it holds is whole; mend that and "
-            "run the same command again."
+            "run the same command again.",
+            code="cannot-write",
         ) from error
 
 
@@ -243,7 +250,8 @@ def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, e
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
             f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or in another folder."
+            "versions of before, or in another folder.",
+            code="numerics-differ",
         )
 
 
@@ -255,7 +263,8 @@ def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earl
             if (model.id, engine) not in held:
                 raise Damaged(
                     f"{folder / RUNS}: no run of '{model.name}' by '{engine}', which answered here: "
-                    f"how it computed is not known. {_RESTORE}"
+                    f"how it computed is not known. {_RESTORE}",
+                    code="run-missing",
                 )
 
 
@@ -297,12 +306,17 @@ def _is_of_its_trial(row: Response, grid: Grid) -> bool:
 
 
 def _not_of_this_plan(rows: Rows[Any], index: int) -> Damaged:
-    return Damaged(f"{rows.path}:{rows.line}: trial {index} is not of this plan. Remove the line to go on.")
+    return Damaged(
+        f"{rows.path}:{rows.line}: trial {index} is not of this plan. Remove the line to go on.",
+        code="trial-not-planned",
+    )
 
 
 def _mark(done: bytearray, index: int, rows: Rows[Any]) -> None:
     if not plan.mark(done, index):
-        raise Damaged(f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.")
+        raise Damaged(
+            f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.", code="trial-twice"
+        )
 
 
 def drop_stale_verdicts(folder: Path, said: Said, grid: Grid, decider: Decider | None = None) -> None:

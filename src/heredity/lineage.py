@@ -112,7 +112,8 @@ class Store:
         if len(found) > 1:
             ids = ", ".join(model.id[:12] for model in found)
             raise UsageError(
-                f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id."
+                f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id.",
+                code="name-ambiguous",
             )
         if not found:
             raise self._unreadable(name, wanted) or self._unknown(name, [model.name for model in models])
@@ -133,7 +134,10 @@ class Store:
         """
         for parent in parents:
             if problems := self.verify(parent.record):
-                raise Damaged(f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}")
+                raise Damaged(
+                    f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}",
+                    code="parent-damaged",
+                )
         if isinstance(recipe, Resuming):
             with Lock(folder := self.training(recipe, parents)):
                 grown = self._grow(recipe.at(folder), parents)
@@ -182,7 +186,7 @@ class Store:
         """A child of the whole weights (see `whole`) of its parents, which write text, grown once."""
         for name, why in ((p.record.name, engines.why_speechless(p.record)) for p in parents):
             if why:
-                raise Unavailable(f"Nothing is derived from '{name}': {why}.")
+                raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
         whole = [self.whole(parent) for parent in parents]
         return self.made_by(recipe, whole) or self.grow(recipe, whole)
 
@@ -301,7 +305,8 @@ class Store:
         if problems := self.verify(model):
             raise Damaged(
                 f"'{model.name}' does not answer: {problems[0]}. Its bytes are not the ones of its id; delete"
-                f" {folder.parent} and pull or grow it again."
+                f" {folder.parent} and pull or grow it again.",
+                code="model-damaged",
             )
         with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
             write_atomic(note, stamp)
@@ -310,7 +315,10 @@ class Store:
         from heredity.recipes import pull
 
         if _canonical(name) in pull.catalogue():
-            return Unavailable(f"Model '{name}' is not in this store yet. Get it: heredity pull {name}")
+            return Unavailable(
+                f"Model '{name}' is not in this store yet. Get it: heredity pull {name}",
+                code="model-not-pulled",
+            )
         return UnknownName("model", name, [*stored, *pull.names()], "heredity models")
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
@@ -346,7 +354,10 @@ def _store_of(parents: Sequence[Grown]) -> Store:
     homes = {parent.folder.parents[2] for parent in parents if parent.folder.parts[-3:-2] == ("models",)}
     if len(homes) > 1:
         places = ", ".join(sorted(map(str, homes)))
-        raise UsageError(f"The parents lie in {len(homes)} stores ({places}); pull them into one.")
+        raise UsageError(
+            f"The parents lie in {len(homes)} stores ({places}); pull them into one.",
+            code="parents-in-two-stores",
+        )
     return Store(homes.pop()) if homes else Store()
 
 

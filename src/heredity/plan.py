@@ -186,7 +186,10 @@ def resolve(
     skipped = tuple(Skipped(probe, reason) for probe, reason in (*left_out, *attacks.closed(laid, models)))
     if not asked:
         reason = f" (first reason: {skipped[0].reason})" if skipped else ""
-        raise UsageError(f"Nothing to ask: no probe applies to application '{application.name}'{reason}.")
+        raise UsageError(
+            f"Nothing to ask: no probe applies to application '{application.name}'{reason}.",
+            code="nothing-to-ask",
+        )
     blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
     if until_decided:
         asked, blocks = _in_blocks(asked, models, seed)
@@ -221,7 +224,8 @@ def _in_blocks(
     if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
         raise UsageError(
             "A study until decided compares models by their breaches: give two models or more, and probes "
-            "that can break."
+            "that can break.",
+            code="nothing-to-decide",
         )
     behaviours: dict[tuple[str, str], list[Probe]] = {}
     for probe in asked:
@@ -263,11 +267,15 @@ def write(folder: Path, plan: Plan) -> None:
         if held != plan:
             raise NotComparable(
                 f"{folder} holds another study: {differences(held, plan)}. "
-                "Give the same settings to go on with it, or another folder for this one."
+                "Give the same settings to go on with it, or another folder for this one.",
+                code="another-study",
             )
         return
     if (folder / "responses.jsonl").exists():
-        raise Damaged(f"{folder} has responses but no {FILE}: they cannot be told apart. Use another folder.")
+        raise Damaged(
+            f"{folder} has responses but no {FILE}: they cannot be told apart. Use another folder.",
+            code="plan-missing",
+        )
     store.write_atomic(path, encode(PlanFile(digest(plan), plan.application.digest, plan)) + b"\n")
 
 
@@ -277,18 +285,24 @@ def read(folder: Path) -> Plan:
     try:
         data = path.read_bytes()
     except OSError:
-        raise UsageError(f"{folder} holds no study: there is no {FILE} in it.") from None
+        raise UsageError(f"{folder} holds no study: there is no {FILE} in it.", code="not-a-study") from None
     check_schema(path, data)
     try:
         file = msgspec.json.decode(data, type=PlanFile)
     except (msgspec.DecodeError, ValueError) as error:
-        raise Damaged(f"{path}: {error}. Restore the file, or ask again in another folder.") from None
+        raise Damaged(
+            f"{path}: {error}. Restore the file, or ask again in another folder.", code="plan-damaged"
+        ) from None
     if file.study != digest(file.plan):
-        raise Damaged(f"{path}: the plan was changed after it was saved. Restore it, or use another folder.")
+        raise Damaged(
+            f"{path}: the plan was changed after it was saved. Restore it, or use another folder.",
+            code="plan-changed",
+        )
     if file.application_digest != file.plan.application.digest:
         raise Damaged(
             f"{path}: application_digest is not that of the application in it. "
-            "Restore the file, or use another folder."
+            "Restore the file, or use another folder.",
+            code="plan-digest-wrong",
         )
     _refuse_too_many(file.plan)
     return file.plan
@@ -303,7 +317,8 @@ def check_schema(path: Path, data: bytes) -> None:
     if found != SCHEMA:
         raise NotComparable(
             f"{path} has schema {found}, this heredity writes schema {SCHEMA}. "
-            "Read it with the version that made it, or ask again in another folder."
+            "Read it with the version that made it, or ask again in another folder.",
+            code="schema-mismatch",
         )
 
 
@@ -341,17 +356,19 @@ def _check(
     models: Sequence[Model], attack_names: Sequence[str], samples: int, margin: float, confidence: float
 ) -> None:
     if not models:
-        raise UsageError("A study needs at least one model.")
+        raise UsageError("A study needs at least one model.", code="no-model")
     if not attack_names:
-        raise UsageError("A study needs at least one attack; 'direct' is the probe as it stands.")
+        raise UsageError(
+            "A study needs at least one attack; 'direct' is the probe as it stands.", code="no-attack"
+        )
     _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
     _refuse_repeats("attack", list(attack_names))
     if samples < 1:
-        raise UsageError(f"samples must be at least 1, not {samples}.")
+        raise UsageError(f"samples must be at least 1, not {samples}.", code="bad-setting")
     if not 0 < margin < 1:
-        raise UsageError(f"margin must be between 0 and 1, not {margin}.")
+        raise UsageError(f"margin must be between 0 and 1, not {margin}.", code="bad-setting")
     if not 0.5 < confidence < 1:
-        raise UsageError(f"confidence must be between 0.5 and 1, not {confidence}.")
+        raise UsageError(f"confidence must be between 0.5 and 1, not {confidence}.", code="bad-setting")
 
 
 def _refuse_bare(models: Sequence[Model], application: Application) -> None:
@@ -359,13 +376,15 @@ def _refuse_bare(models: Sequence[Model], application: Application) -> None:
     if application.rendering == "recorded":
         raise UsageError(
             f"Application '{application.name}' has rendering \"recorded\", which only `heredity import` "
-            'gives: of a study that asks, what is around the models is known. Write "plain".'
+            'gives: of a study that asks, what is around the models is known. Write "plain".',
+            code="only-imported",
         )
     for model in models:
         if application.rendering == "theirs" and model.format not in ("remote", "scripted"):
             raise UsageError(
                 f"Application '{application.name}' is the target's own (rendering = \"theirs\"), but"
-                f" '{model.name}' is a model without one. Ask it under rendering \"plain\"."
+                f" '{model.name}' is a model without one. Ask it under rendering \"plain\".",
+                code="rendering-theirs",
             )
 
 
@@ -376,7 +395,8 @@ def _refuse_too_many(plan: Plan) -> None:
         product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
         raise UsageError(
             f"{product} are {plan.n_trials:,} trials, and one study holds at most {MOST_TRIALS:,}. "
-            "Ask fewer samples, or make several studies of it."
+            "Ask fewer samples, or make several studies of it.",
+            code="too-many-trials",
         )
 
 
@@ -384,7 +404,7 @@ def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None 
     for key, n in Counter(keys).items():
         if n > 1:
             name = (shown or keys)[keys.index(key)]
-            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.")
+            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="given-twice")
 
 
 def pending(done: bytearray, indices: Iterable[int]) -> Iterator[int]:

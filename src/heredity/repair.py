@@ -137,7 +137,9 @@ class Setting:
 
     def __post_init__(self) -> None:
         if not 0 <= self.twins <= 100:
-            raise UsageError(f"There can be 0 to 100 twins a refusal, not {self.twins:g}.")
+            raise UsageError(
+                f"There can be 0 to 100 twins a refusal, not {self.twins:g}.", code="bad-setting"
+            )
 
     def study(
         self, name: str, models: Sequence[Grown], chosen: Sequence[Probe], laid: Sequence[str] = ("direct",)
@@ -281,7 +283,8 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
         sides[side[behaviour[probe.id]]].append(probe)
     if not all(any(p.kind == "breach" for p in half) for half in sides):
         raise UsageError(
-            "A repair needs probes of two behaviours at least: to learn from, and to measure on."
+            "A repair needs probes of two behaviours at least: to learn from, and to measure on.",
+            code="too-few-behaviours",
         )
     return sides
 

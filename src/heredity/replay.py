@@ -155,7 +155,8 @@ def _kept_back(every: set[str], losses: set[str]) -> set[str]:
     Nothing where one alone has losses: there would be nothing to learn, or nothing to tell by."""
     if not losses:
         raise UsageError(
-            "the child lost nothing on the half that is learned from: there is nothing to replay"
+            "the child lost nothing on the half that is learned from: there is nothing to replay",
+            code="nothing-to-replay",
         )
     if len(losses) == 1:
         return set()

@@ -61,7 +61,9 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     """
     runs = sorted(map(run_of, models), key=lambda run: run.flops)
     if (n := len({model.record.id for model in models})) < FEWEST:
-        raise UsageError(f"A law needs at least {FEWEST} different runs, and these are {n}.")
+        raise UsageError(
+            f"A law needs at least {FEWEST} different runs, and these are {n}.", code="too-few-runs"
+        )
     _refuse_unlike(models)
     at = compute or 100 * runs[-1].flops
     losses = np.array([run.loss for run in runs])
@@ -106,7 +108,8 @@ def _refuse_unlike(models: Sequence[Grown]) -> None:
         found = {str(_settings(model).get(name)) for model in models}
         if len(found) > 1:
             raise NotComparable(
-                f"These runs differ in {name} ({', '.join(sorted(found))}): no law is of them all."
+                f"These runs differ in {name} ({', '.join(sorted(found))}): no law is of them all.",
+                code="runs-differ",
             )
 
 

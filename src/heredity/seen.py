@@ -95,9 +95,17 @@ def read(plan: Plan, folder: Path) -> Seen:
     digests, laid = array("Q", bytes(8 * len(grid))), Laid(folder)
     for row in rows:
         if not grid.matches(row.index, row.trial):
-            raise _damaged(rows, f"trial {row.index} is not of this plan. Delete the file to judge again.")
+            raise _damaged(
+                rows,
+                f"trial {row.index} is not of this plan. Delete the file to judge again.",
+                code="trial-not-planned",
+            )
         if outcomes[row.index]:
-            raise _damaged(rows, f"trial {row.index} was judged twice. Delete the file to judge again.")
+            raise _damaged(
+                rows,
+                f"trial {row.index} was judged twice. Delete the file to judge again.",
+                code="trial-judged-twice",
+            )
         is_closed = row.outcome is None and closed(row.index, row.error)
         outcomes[row.index] = SKIPPED if is_closed else _OUTCOMES[row.outcome]
         manners[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
@@ -127,7 +135,8 @@ def _settle(plan: Plan, outcomes: Codes, path: Path) -> None:
     wrong = np.flatnonzero((is_twin & is_probe_word) | (~is_twin & is_twin_word))
     if wrong.size:
         raise Damaged(
-            f"{path}: trial {wrong[0]} has the verdict of another kind of probe. Delete it to judge again."
+            f"{path}: trial {wrong[0]} has the verdict of another kind of probe. Delete it to judge again.",
+            code="verdict-of-another-kind",
         )
     outcomes[is_twin_word] -= _OUTCOMES["answered"] - HELD
 
@@ -175,13 +184,21 @@ def judged(folder: Path, seen: Seen) -> Iterator[Asked]:
         if not 0 <= row.index < len(left) or not outcomes[row.index]:
             continue
         if not left[row.index]:
-            raise _damaged(rows, f"trial {row.index} is there twice. Remove one to go on.")
+            raise _damaged(
+                rows, f"trial {row.index} is there twice. Remove one to go on.", code="trial-twice"
+            )
         left[row.index] = False
         if not _is_it(row, seen.digests[row.index]):
-            raise _damaged(rows, f"trial {row.index} is not the answer that its verdict is on. {anew}")
+            raise _damaged(
+                rows,
+                f"trial {row.index} is not the answer that its verdict is on. {anew}",
+                code="answer-changed",
+            )
         yield row
     if (index := left.find(True)) >= 0:
-        raise Damaged(f"{rows.path}: trial {index} has a verdict and no answer. {anew}")
+        raise Damaged(
+            f"{rows.path}: trial {index} has a verdict and no answer. {anew}", code="verdict-without-answer"
+        )
 
 
 def _is_it(row: Asked, digest: int) -> bool:
@@ -204,5 +221,5 @@ def _read(spelt: bytes) -> list[object]:
 _Said = list[tuple[str, str, tuple[ToolCall, ...], Stop]]
 
 
-def _damaged(rows: store.Rows[_Row] | store.Rows[Asked], what: str) -> Damaged:
-    return Damaged(f"{rows.path}:{rows.line}: {what}")
+def _damaged(rows: store.Rows[_Row] | store.Rows[Asked], what: str, *, code: str) -> Damaged:
+    return Damaged(f"{rows.path}:{rows.line}: {what}", code=code)

@@ -77,9 +77,11 @@ class Service:
         """Put a request. Raises Busy where too many wait, EngineFailure where the service is closed."""
         with self._lock:
             if self._is_closing:
-                raise EngineFailure(_CLOSED)
+                raise EngineFailure(_CLOSED, code="service-closed")
             if self._n_open >= self.most:
-                raise Busy(f"{self._n_open:,} requests wait already. Ask again in a while.")
+                raise Busy(
+                    f"{self._n_open:,} requests wait already. Ask again in a while.", code="queue-full"
+                )
             self._n_open += 1
             self._n_asked += 1
             ticket = Ticket(msgspec.structs.replace(request, key=self._n_asked), hears)
@@ -108,12 +110,14 @@ class Service:
                 for reply in self._replies(first):
                     self._settle(self._under_way.pop(reply.key), clean(reply))
                     self.failure = None
-                said: HeredityError = EngineFailure("the engine stopped before it had answered")
+                said: HeredityError = EngineFailure(
+                    "the engine stopped before it had answered", code="engine-stopped"
+                )
             except HeredityError as error:
                 said = error
             except BaseException as error:
                 _log.error("an engine failed", exc_info=error)
-                said = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}")
+                said = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}", code="engine-fault")
             if self._under_way:
                 self.failure = said
             for ticket in self._under_way.values():
@@ -145,7 +149,7 @@ class Service:
         if ticket is None:
             self._has_ended = True
         elif self._is_closing:
-            self._settle(ticket, EngineFailure(_CLOSED))
+            self._settle(ticket, EngineFailure(_CLOSED, code="service-closed"))
         elif not ticket.is_wanted:
             self._settle(ticket, EngineFailure("no one waits for it"))
         else:

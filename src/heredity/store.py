@@ -63,7 +63,8 @@ def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
             raise
         raise HeredityError(
             f"The disk is full: {f'{n_bytes:,} bytes' if n_bytes else 'what was written'} did not fit into "
-            f"{folder}. Free some space and run the same command again; what was written before is kept."
+            f"{folder}. Free some space and run the same command again; what was written before is kept.",
+            code="disk-full",
         ) from error
 
 
@@ -188,7 +189,8 @@ class Rows(_Closed, Generic[T]):
             _refuse_other_schema(self.path, self.line, line)
             raise Damaged(
                 f"{self.path}:{self.line}: not a row of {self.path.name} ({error})."
-                " Remove that line to go on; what it held is then asked again."
+                " Remove that line to go on; what it held is then asked again.",
+                code="row-damaged",
             ) from error
         if getattr(record, "schema", SCHEMA) != SCHEMA:
             _refuse_other_schema(self.path, self.line, line)
@@ -264,7 +266,8 @@ def _refuse_other_schema(path: Path, number: int, line: bytes) -> None:
     if schema != SCHEMA:
         raise NotComparable(
             f"{path}:{number}: written under schema {schema}, this heredity reads schema {SCHEMA}."
-            " Use the version that wrote it, or start a new folder."
+            " Use the version that wrote it, or start a new folder.",
+            code="schema-mismatch",
         )
 
 
@@ -396,5 +399,6 @@ class ResponseCache(_Closed):
                 ) from error
             raise Damaged(
                 f"The response cache {self.path} cannot be used ({error})."
-                " Delete that file: only time is lost, its answers are asked again."
+                " Delete that file: only time is lost, its answers are asked again.",
+                code="cache-damaged",
             ) from error

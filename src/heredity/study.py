@@ -196,7 +196,8 @@ class Study:
         if self._plan.application.rendering == "recorded":
             raise UsageError(
                 f"{self.folder} holds answers that were recorded elsewhere: they cannot be asked again here. "
-                "Record what is missing, and import it into another folder."
+                "Record what is missing, and import it into another folder.",
+                code="only-imported-here",
             )
 
     def _ask_until_decided(self, grid: Grid, done: bytearray, meter: Meter, desk: Desk) -> None:

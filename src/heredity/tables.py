@@ -36,8 +36,10 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
         return _arrow(path)
     known = ", ".join(KNOWN)
     if not path.exists():
-        raise BadInput(path, "no such file")
-    raise BadInput(path, f"is of no known kind: '{ending or path.name}'. Known: {known}")
+        raise BadInput(path, "no such file", code="file-missing")
+    raise BadInput(
+        path, f"is of no known kind: '{ending or path.name}'. Known: {known}", code="unknown-format"
+    )
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
@@ -48,9 +50,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadInput(path, f"not JSON: {error}", number) from None
+            raise BadInput(path, f"not JSON: {error}", number, code="not-json") from None
         if not isinstance(row, dict):
-            raise BadInput(path, "not a JSON object; each line must be one", number)
+            raise BadInput(path, "not a JSON object; each line must be one", number, code="not-objects")
         yield number, row
 
 
@@ -77,9 +79,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise BadInput(path, f"is not UTF-8 (byte {error.start} of the line)", number) from None
+                    raise BadInput(
+                        path, f"is not UTF-8 (byte {error.start} of the line)", number, code="not-utf8"
+                    ) from None
     except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
@@ -100,15 +104,24 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise BadInput(path, f"two columns are named '{twice}'", n_comments + 1)
+            raise BadInput(
+                path, f"two columns are named '{twice}'", n_comments + 1, code="column-twice-in-file"
+            )
         for cells in reader:
             line = n_comments + reader.line_num
             if cells and len(cells) != len(names):
-                raise BadInput(path, f"{len(cells)} cells under {len(names)} column names", line)
+                raise BadInput(
+                    path,
+                    f"{len(cells)} cells under {len(names)} column names",
+                    line,
+                    code="cells-over-columns",
+                )
             if cells:
                 yield line, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise BadInput(path, f"malformed CSV: {error}", n_comments + reader.line_num) from None
+        raise BadInput(
+            path, f"malformed CSV: {error}", n_comments + reader.line_num, code="malformed-csv"
+        ) from None
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
@@ -117,7 +130,9 @@ def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
         lists = {key: value for key, value in data.items() if isinstance(value, list)}
         length = {len(value) for value in lists.values()}
         if len(length) != 1:
-            raise BadInput(path, "is no list of objects, nor an object of equally long lists")
+            raise BadInput(
+                path, "is no list of objects, nor an object of equally long lists", code="not-objects"
+            )
         data = [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
     if not isinstance(data, list):
         raise BadInput(path, "is no list of objects")
@@ -164,14 +179,16 @@ def toml_of(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
+        raise BadInput(path, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
     except RecursionError:
-        raise BadInput(path, "malformed TOML: nested too deeply") from None
+        raise BadInput(path, "malformed TOML: nested too deeply", code="nested-too-deeply") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
         where = re.search(r"line (\d+)", str(error))
-        raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
+        raise BadInput(
+            path, f"malformed TOML: {error}", int(where[1]) if where else 0, code="malformed-toml"
+        ) from None
 
 
 def line_of(path: Path, message: str) -> int:
@@ -203,4 +220,9 @@ def naming(path: Path | None) -> Iterator[None]:
         # One that says more says more; and some have the file's name in them.
         if path is None or type(error) is not UsageError or said.startswith(str(path)):
             raise
-        raise BadInput(path, said, line_of(path, said)) from None
+        raise BadInput(
+            path,
+            said,
+            line_of(path, said),
+            code=error.code if error.code != UsageError.code else BadInput.code,
+        ) from None

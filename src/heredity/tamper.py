@@ -95,7 +95,8 @@ def tamper(
     """
     if not 0 < line < 1 or longest < 1:
         raise UsageError(
-            f"The line lies between 0 and 1 ({line:g}), and the steps are at least 1 ({longest})."
+            f"The line lies between 0 and 1 ({line:g}), and the steps are at least 1 ({longest}).",
+            code="bad-setting",
         )
     store = store or Store()
     grown = store.get(parent) if isinstance(parent, str) else parent

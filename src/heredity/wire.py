@@ -14,7 +14,7 @@ import msgspec
 
 from heredity.application import Application, check_decoding
 from heredity.engines import _tool_calls
-from heredity.errors import UsageError
+from heredity.errors import UsageError, code_of
 from heredity.records import Decoding, Message, Reply, Request, ToolCall, encode
 
 LONGEST = 512  # tokens of an answer, where neither the caller nor an application says how many
@@ -86,7 +86,9 @@ class Said(msgspec.Struct, forbid_unknown_fields=True):
         if isinstance(self.content, str) or self.content is None:
             return self.content or ""
         if other := next((part.type for part in self.content if part.type != "text"), None):
-            raise UsageError(f"a part of the type '{other}' cannot be read here: only text can")
+            raise UsageError(
+                f"a part of the type '{other}' cannot be read here: only text can", code="part-not-text"
+            )
         return "".join(part.text for part in self.content)
 
 
@@ -140,7 +142,7 @@ def chat(given: Mapping[str, Any], application: Application | None, may_draw: bo
     """
     body = _read(given, ChatBody)
     if not body.messages:
-        raise UsageError("messages is empty")
+        raise UsageError("messages is empty", code="messages-empty")
     decoding = _decoding(body, application, may_draw)
     if application is None:
         first = Request(0, tuple(_alone(body.messages)), decoding, body.seed or 0)
@@ -148,7 +150,9 @@ def chat(given: Mapping[str, Any], application: Application | None, may_draw: bo
         messages = _within(application, body.messages)
         first = application.request(messages, seed=body.seed or 0, decoding=decoding)
     if first.messages[-1].role == "assistant":
-        raise UsageError("the last message is the assistant's: there is nothing to answer")
+        raise UsageError(
+            "the last message is the assistant's: there is nothing to answer", code="nothing-to-answer"
+        )
     return _asked(body, [first])
 
 
@@ -159,7 +163,7 @@ def text(given: Mapping[str, Any], is_free: bool) -> Asked:
         raise UsageError("an application takes conversations, not plain texts: use /v1/chat/completions")
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not all(prompts) or not prompts:
-        raise UsageError("prompt is empty: there is nothing to go on from")
+        raise UsageError("prompt is empty: there is nothing to go on from", code="prompt-empty")
     decoding = _decoding(body, None, True)
     return _asked(body, [Request(0, (), decoding, body.seed or 0, prompt) for prompt in prompts])
 
@@ -169,11 +173,13 @@ def opened(raw: bytes) -> dict[str, Any]:
     try:
         given = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the body is no JSON: {error}") from None
+        raise UsageError(f"the body is no JSON: {error}", code="body-not-json") from None
     if not isinstance(given, dict):
-        raise UsageError("the body is no JSON object")
+        raise UsageError("the body is no JSON object", code="body-not-object")
     if not isinstance(given.get("model"), str):
-        raise UsageError("`model` is missing, the name of one that is served: see /v1/models")
+        raise UsageError(
+            "`model` is missing, the name of one that is served: see /v1/models", code="model-not-named"
+        )
     return given
 
 
@@ -183,13 +189,16 @@ def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
         given["messages"] = [_plainly(each) for each in said]
     for key in [key for key in given if key not in kind.__struct_fields__]:
         if key not in _NEUTRAL:
-            raise UsageError(f"'{key}' is not known here")
+            raise UsageError(f"'{key}' is not known here", code="unknown-field")
         if given.pop(key) not in _NEUTRAL[key]:
-            raise UsageError(f"'{key}' would change the answer and cannot be done here. Leave it out")
+            raise UsageError(
+                f"'{key}' would change the answer and cannot be done here. Leave it out",
+                code="field-not-supported",
+            )
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error), code=code_of(error, "bad-setting")) from None
 
 
 def _plainly(said: Any) -> Any:
@@ -208,17 +217,20 @@ def _decoding(body: Body, application: Application | None, may_draw: bool) -> De
         said["max_tokens"] = min(said["max_tokens"], usual.max_tokens)  # fewer only cut the same answer short
     found = msgspec.structs.replace(usual, **said)
     if found.max_tokens >= _MOST_TOKENS:
-        raise UsageError(f"max_tokens must be below {_MOST_TOKENS}, not {found.max_tokens}")
+        raise UsageError(
+            f"max_tokens must be below {_MOST_TOKENS}, not {found.max_tokens}", code="bad-setting"
+        )
     try:
         check_decoding(found)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error), code="bad-setting") from None
     changed = [key for key in ("temperature", "top_p") if getattr(found, key) != getattr(usual, key)]
     if application is not None and not may_draw and changed:
         held = ", ".join(f"{key} {getattr(usual, key):g}" for key in changed)
         raise UsageError(
             f"the application '{application.name}' says how answers are drawn ({held}) and is held constant. "
-            "Leave it out, or serve with --free-decoding"
+            "Leave it out, or serve with --free-decoding",
+            code="decoding-held",
         )
     return found
 
@@ -226,12 +238,18 @@ def _decoding(body: Body, application: Application | None, may_draw: bool) -> De
 def _asked(body: Body, requests: Sequence[Request]) -> Asked:
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(requests) <= MOST_ANSWERS:
-        raise UsageError(f"from 1 to {MOST_ANSWERS} answers can be asked for, not {n * len(requests)}")
+        raise UsageError(
+            f"from 1 to {MOST_ANSWERS} answers can be asked for, not {n * len(requests)}", code="bad-setting"
+        )
     if not 0 <= (body.seed or 0) < _MOST_SEED:
-        raise UsageError(f"seed must be at least 0 and below {_MOST_SEED}, not {body.seed}")
+        raise UsageError(
+            f"seed must be at least 0 and below {_MOST_SEED}, not {body.seed}", code="bad-setting"
+        )
     stops = tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or []))
     if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
-        raise UsageError(f"stop may have {MOST_STOPS} texts of {LONGEST_STOPS:,} characters in all")
+        raise UsageError(
+            f"stop may have {MOST_STOPS} texts of {LONGEST_STOPS:,} characters in all", code="stop-too-long"
+        )
     drawn = [
         msgspec.structs.replace(request, seed=request.seed + i) for request in requests for i in range(n)
     ]
@@ -245,7 +263,9 @@ def _asked(body: Body, requests: Sequence[Request]) -> Asked:
 def _alone(messages: Sequence[Said]) -> Iterator[Message]:
     for said in messages:
         if said.role == "tool" or said.tool_calls:
-            raise UsageError("there are no tools here: serve the model in an application that has some")
+            raise UsageError(
+                "there are no tools here: serve the model in an application that has some", code="no-tools"
+            )
         yield Message("system" if said.role == "developer" else said.role, said.text)
 
 
@@ -254,20 +274,24 @@ def _within(application: Application, messages: Sequence[Said]) -> list[Message]
     if any(said.role in ("system", "developer") for said in messages):
         raise UsageError(
             f"the application '{application.name}' has its own system prompt, which is held constant. "
-            "Leave yours out"
+            "Leave yours out",
+            code="system-prompt-held",
         )
     n_turns = sum(said.role == "user" for said in messages)
     if n_turns > application.max_turns:
         raise UsageError(
             f"the application '{application.name}' takes {application.max_turns} turns of the user, and this "
-            f"conversation has {n_turns}"
+            f"conversation has {n_turns}",
+            code="too-many-turns",
         )
     found, names = list(application.messages()), dict[str, str]()
     n_before, results = len(found), list[tuple[str, str]]()
     for said in messages:
         if said.role == "tool":
             if said.tool_call_id not in names:
-                raise UsageError(f"the tool_call_id '{said.tool_call_id}' is of no call before it")
+                raise UsageError(
+                    f"the tool_call_id '{said.tool_call_id}' is of no call before it", code="call-unknown"
+                )
             results.append((names.pop(said.tool_call_id), said.text))
             continue
         found += application.results(results)
@@ -277,7 +301,9 @@ def _within(application: Application, messages: Sequence[Said]) -> list[Message]
             found.append(_answered(application, said))
         else:
             if said.tool_calls:
-                raise UsageError(f"a message of the role '{said.role}' calls no tools")
+                raise UsageError(
+                    f"a message of the role '{said.role}' calls no tools", code="role-calls-no-tools"
+                )
             # As a study has it: two messages of the user in a row are more than some templates take.
             left = f"{found.pop().content}\n\n" if len(found) > n_before and found[-1].role == "user" else ""
             found.append(Message("user", left + said.text))
@@ -290,10 +316,12 @@ def _named(application: Application, calls: Sequence[Call]) -> dict[str, str]:
     for call in calls:
         if call.function.name not in known:
             named = call.function.name[:80]
-            raise UsageError(f"the application '{application.name}' has no tool named '{named}'")
+            raise UsageError(
+                f"the application '{application.name}' has no tool named '{named}'", code="tool-unknown"
+            )
         _arguments(call)
     if len(ids := {call.id: call.function.name for call in calls}) < len(calls):
-        raise UsageError("two calls have the same id")
+        raise UsageError("two calls have the same id", code="call-id-twice")
     return ids
 
 
@@ -301,7 +329,9 @@ def _arguments(call: Call) -> dict[str, Any]:
     try:
         return msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
-        raise UsageError(f"the arguments of the call '{call.id[:80]}' are no JSON object") from None
+        raise UsageError(
+            f"the arguments of the call '{call.id[:80]}' are no JSON object", code="arguments-not-object"
+        ) from None
 
 
 def _answered(application: Application, said: Said) -> Message:

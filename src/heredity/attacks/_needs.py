@@ -24,9 +24,14 @@ def check_attacker(laid: Sequence[Attack], *, is_there: bool) -> None:
     """Raise UsageError where an attack has no attacker model to ask, or one is there that none asks."""
     asking = [attack.spec for attack in laid if attack.needs_attacker]
     if asking and not is_there:
-        raise UsageError(f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL")
+        raise UsageError(
+            f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL",
+            code="attacker-missing",
+        )
     if is_there and not asking:
-        raise UsageError("No attack of this study asks an attacker model: leave --attacker out.")
+        raise UsageError(
+            "No attack of this study asks an attacker model: leave --attacker out.", code="attacker-unused"
+        )
 
 
 def closed(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[str, str]]:

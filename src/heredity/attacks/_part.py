@@ -110,7 +110,7 @@ class Part:
             try:
                 return str(self.module.resolve(variant or self.variants[0]))
             except ValueError as error:
-                raise UsageError(f"Attack '{self.name}:{variant}': {error}") from None
+                raise UsageError(f"Attack '{self.name}:{variant}': {error}", code="bad-variant") from None
         if variant is None:
             return self.variants[0] if self.variants else ""
         if variant not in self.variants:

@@ -105,20 +105,26 @@ class Attack:
     def _refuse_misfits(self, leads: list[Part]) -> None:
         spec, first = self.spec, self.parts[0]
         if len(leads) > 1:
-            raise UsageError(f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.")
+            raise UsageError(
+                f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.",
+                code="attack-two-leaders",
+            )
         if leads and leads[0] is not first:
             others = "+".join(part.spec for part in self.parts if part is not leads[0])
             raise UsageError(
                 f"Attack '{spec}': '{leads[0].name}' leads the conversation, so it comes first: "
-                f"{leads[0].spec}+{others}"
+                f"{leads[0].spec}+{others}",
+                code="attack-order-first",
             )
         if len(self.recasts) > 1:
-            raise UsageError(f"Attack '{spec}' names two languages; choose one.")
+            raise UsageError(f"Attack '{spec}' names two languages; choose one.", code="attack-two-languages")
         if len(self.searches) > 1:
             raise UsageError(f"Attack '{spec}' searches twice; choose one.")
         if self.searches and self.searches[0] is not self.layers[-1]:
             raise UsageError(
-                f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes last."
+                f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes"
+                " last.",
+                code="attack-order-last",
             )
 
 
@@ -128,7 +134,10 @@ def parse(spec: str) -> Attack:
     for text in spec.split("+"):
         name, colon, variant = text.strip().partition(":")
         if not name or (colon and not variant):
-            raise UsageError(f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...].")
+            raise UsageError(
+                f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...].",
+                code="attack-malformed",
+            )
         _refuse_bare_variant(name)
         parts.append(Part(name, variant if colon else None))
     return Attack(tuple(parts))

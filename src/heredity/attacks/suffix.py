@@ -33,7 +33,11 @@ def resolve(variant: str) -> str:
         raise ValueError(f"there are {', '.join(variants)}, or a file of your own that ends in .txt")
     found = _read(name)[0]
     if digest and digest != found:
-        raise BadInput(name, "has changed since the study was planned. Restore it, or plan another study")
+        raise BadInput(
+            name,
+            "has changed since the study was planned. Restore it, or plan another study",
+            code="file-changed",
+        )
     return f"{name}@{found}"
 
 
@@ -62,10 +66,14 @@ def _read(name: str) -> tuple[str, tuple[str, ...]]:
         data = Path(name).read_bytes()
         text = data.decode()
     except OSError as error:
-        raise BadInput(name, f"cannot be read: {error.strerror}") from None
+        raise BadInput(name, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     except UnicodeDecodeError as error:
-        raise BadInput(name, f"is not UTF-8 (byte {error.start})") from None
+        raise BadInput(name, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines or len(data) > _MOST_BYTES:
-        raise BadInput(name, "has no line of text" if not lines else f"is larger than {_MOST_BYTES:,} bytes")
+        raise BadInput(
+            name,
+            "has no line of text" if not lines else f"is larger than {_MOST_BYTES:,} bytes",
+            code="empty-file",
+        )
     return hashlib.sha256(data).hexdigest()[:16], lines

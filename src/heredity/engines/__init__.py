@@ -50,12 +50,12 @@ def loader(model: Model, is_to_write: bool = True) -> Load:
     """What loads the engine of this model. Raises Unavailable where that engine is not on this machine, and
     for a model that writes no text, unless none is wanted of it."""
     if is_to_write and (why := why_speechless(model)):
-        raise Unavailable(f"'{model.name}' cannot answer: {why}.")
+        raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
     name = choose(model)
     try:
         load: Load = registry.load("engines", name).load
     except UnknownName as error:
-        raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
+        raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
     except ImportError as error:
         raise Unavailable(
             f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "

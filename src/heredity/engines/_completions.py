@@ -77,9 +77,14 @@ class Completions:
         try:
             response = self._client.get(url, timeout=_SHORT_SECONDS)
         except httpx.HTTPError as error:
-            raise Unavailable(f"No server answers at {self.base_url} ({type(error).__name__}).") from None
+            raise Unavailable(
+                f"No server answers at {self.base_url} ({type(error).__name__}).", code="server-unreachable"
+            ) from None
         if response.status_code == 401:
-            raise Unavailable(f"The server at {self.base_url} wants a key. Set it: export VLLM_API_KEY=...")
+            raise Unavailable(
+                f"The server at {self.base_url} wants a key. Set it: export VLLM_API_KEY=...",
+                code="server-wants-key",
+            )
         try:
             return [str(model["id"]) for model in response.raise_for_status().json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):

@@ -95,7 +95,8 @@ class Crew:
             yield failed(waiting.request, self._render, f"no answer within {self._timeout:g} s")
         if self._n_lost > _LOST_PER_SEAT * self._width:
             raise EngineFailure(
-                f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs"
+                f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs",
+                code="request-hangs",
             )
 
 

@@ -58,14 +58,16 @@ def find(name: str) -> Callable[..., Any]:
         return _live[name]
     module_name, separator, inner = name.partition(":")
     if not (separator and module_name and inner):
-        raise UsageError(f"'call:{name}' names no function. Write call:package.module:function.")
+        raise UsageError(
+            f"'call:{name}' names no function. Write call:package.module:function.", code="function-malformed"
+        )
     found = _import(module_name, name)
     for part in inner.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"call:{name}: {module_name} has no '{inner}'.")
+            raise UsageError(f"call:{name}: {module_name} has no '{inner}'.", code="function-missing")
         found = getattr(found, part)
     if not callable(found):
-        raise UsageError(f"call:{name}: '{inner}' is not a function.")
+        raise UsageError(f"call:{name}: '{inner}' is not a function.", code="function-not-callable")
     function: Callable[..., Any] = found
     return function
 
@@ -77,7 +79,9 @@ def _import(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"call:{name}: {module} cannot be imported: {error}") from error
+        raise UsageError(
+            f"call:{name}: {module} cannot be imported: {error}", code="module-not-found"
+        ) from error
     except Exception as error:  # the user's own module failed while it was imported
         raise UsageError(f"call:{name}: importing {module} raised {type(error).__name__}: {error}") from error
 
@@ -132,7 +136,8 @@ class Function:
             if p is not first and is_needed and p.name not in _EXTRAS:
                 raise UsageError(
                     f"call:{self.name} needs '{p.name}', which heredity does not have."
-                    f" It gives: {', '.join(_EXTRAS)}."
+                    f" It gives: {', '.join(_EXTRAS)}.",
+                    code="function-unknown-argument",
                 )
 
     def call(self, request: Request, conversation: str, loop: Loop) -> Said:
@@ -223,5 +228,6 @@ def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
     raise EngineFailure(
         f"{what} takes only the user's text, so it would not see the application's system prompt. If it"
         ' is an application of its own, write rendering = "theirs" in the application; else let it'
-        " take `messages`"
+        " take `messages`",
+        code="system-prompt-lost",
     )

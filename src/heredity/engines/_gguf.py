@@ -63,7 +63,9 @@ def read_gguf(path: Path) -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(_Cursor(data))
     except Damaged as error:
-        raise Damaged(f"{path}: not a whole GGUF file: {error}. Get it again.") from error
+        raise Damaged(
+            f"{path}: not a whole GGUF file: {error}. Get it again.", code="gguf-damaged"
+        ) from error
 
 
 class _Cursor:

@@ -112,7 +112,9 @@ class Web:
         with self._lock:
             self._n_unreachable += 1
             if self._n_unreachable >= _UNREACHABLE_LIMIT:
-                raise EngineFailure(self._hide(f"{self.url} cannot be reached: {error}"))
+                raise EngineFailure(
+                    self._hide(f"{self.url} cannot be reached: {error}"), code="endpoint-unreachable"
+                )
 
     def _read(self, status: int, data: bytes) -> str:
         text = data.decode("utf-8", "replace")
@@ -120,7 +122,8 @@ class Web:
             return f"[blocked by the application: HTTP {status}] {text[:2000]}".strip()
         if status == 401 or (status == 403 and not self._has_answered):
             raise EngineFailure(
-                self._hide(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys")
+                self._hide(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys"),
+                code="access-denied",
             )
         if not 200 <= status < 300:
             raise Failed(self._hide(f"HTTP {status}: {' '.join(text.split())[:300]}"))
@@ -144,7 +147,8 @@ def read_headers(names: Mapping[str, str]) -> dict[str, str]:
         if not value:
             raise Unavailable(
                 f"The header '{header}' is read from the environment variable {variable}, which is not set."
-                f" Set it: export {variable}=..."
+                f" Set it: export {variable}=...",
+                code="header-unset",
             )
         headers[header] = value
     return headers

@@ -48,7 +48,7 @@ def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = weight.float()
     largest = wide.abs().amax(-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
-        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.")
+        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.", code="not-finite")
     scale = torch.where(largest > 0, largest / MOST, torch.ones_like(largest))
     return torch.round(wide / scale).to(torch.int8), scale
 

@@ -70,7 +70,8 @@ def refuse_overfull(what: str, parts: Mapping[str, int], advice: str, has: int |
     said = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     raise OutOfMemory(
         f"{what} needs about {needed / GIB:.2f} GiB of memory ({said}), and {room / GIB:.2f} GiB are there."
-        f" {advice}"
+        f" {advice}",
+        code="memory-foreseen",
     )
 
 

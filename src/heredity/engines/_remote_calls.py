@@ -122,7 +122,10 @@ class Calls:
         """The price of a model. Raises UsageError where a bound in money cannot be kept without one."""
         price = self.prices.get(model, self.prices.get(""))
         if price is None and self.budget.max_cost is not None:
-            raise UsageError(f"A bound on cost needs the price of '{model}'. Give it: --price {model}=IN,OUT")
+            raise UsageError(
+                f"A bound on cost needs the price of '{model}'. Give it: --price {model}=IN,OUT",
+                code="price-missing",
+            )
         return price
 
     def key(self, model: str, api: str, base_url: str) -> str:
@@ -139,8 +142,12 @@ class Calls:
         if not key:
             raise Unavailable(
                 f"'{model}' needs a key, and {variable} is not set. Set it in the environment, or name"
-                " another variable: --key-env NAME"
+                " another variable: --key-env NAME",
+                code="key-unset",
             )
         if not (key.isascii() and key.isprintable()):
-            raise Unavailable(f"What {variable} holds is no key: it has characters that no header can carry.")
+            raise Unavailable(
+                f"What {variable} holds is no key: it has characters that no header can carry.",
+                code="key-malformed",
+            )
         return key

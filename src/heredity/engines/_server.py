@@ -104,12 +104,14 @@ class Server:
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while time.monotonic() < deadline:
                 if why := self.ended():
-                    raise Unavailable(f"It does not start: {why}")
+                    raise Unavailable(f"It does not start: {why}", code="server-ended")
                 with suppress(httpx.HTTPError):
                     if client.get(health).status_code == 200:
                         return
                 time.sleep(0.1)
-        raise Unavailable(f"The server was not ready within {seconds:g} s: {self._tail()}")
+        raise Unavailable(
+            f"The server was not ready within {seconds:g} s: {self._tail()}", code="server-not-ready"
+        )
 
     def _tail(self) -> str:
         text = self._log.read_bytes()[-_READ_BYTES:].decode("utf-8", "replace")

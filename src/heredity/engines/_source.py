@@ -31,4 +31,6 @@ class Source:
     def refuse_idle(self) -> None:
         """Raise EngineFailure where more is to come, and nothing under way could bring it."""
         if self.is_open:
-            raise EngineFailure("the stream of requests has nothing ready and nothing under way")
+            raise EngineFailure(
+                "the stream of requests has nothing ready and nothing under way", code="stream-stuck"
+            )

@@ -51,7 +51,9 @@ class Template:
         try:
             return self._apply(messages, request.tools) + request.prefill
         except Exception as error:  # a template is a program of the model's author
-            raise EngineFailure(f"the model's chat template refuses these messages: {error}") from None
+            raise EngineFailure(
+                f"the model's chat template refuses these messages: {error}", code="template-refuses"
+            ) from None
 
     @cached_property
     def has_system(self) -> bool:

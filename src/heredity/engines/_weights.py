@@ -122,7 +122,8 @@ def refuse_other_width(folder: Path, shape: Shape, embedding: torch.Tensor) -> N
     """Raise Damaged where the embedding is not of the width that config.json says."""
     if embedding.shape[-1] != shape.hidden:
         raise Damaged(
-            f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}."
+            f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}.",
+            code="config-contradicts-weights",
         )
 
 
@@ -148,18 +149,27 @@ def read_config(folder: Path) -> Any:
 
     raw = read_json(folder / CONFIG)
     if not isinstance(raw.get("model_type"), str):
-        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).")
+        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).", code="architecture-missing")
     inner = raw.get("text_config")
     name = raw["model_type"]
     if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
         name = inner["model_type"]
     if encoder := next((kind for kind in (name, raw["model_type"]) if kind in ENCODERS), ""):
-        raise Unavailable(f"'{encoder}' is an encoder, which writes no text: it cannot be asked.")
+        raise Unavailable(
+            f"'{encoder}' is an encoder, which writes no text: it cannot be asked.",
+            code="encoder-writes-no-text",
+        )
     if name not in KNOWN:
-        raise Unavailable(f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.")
+        raise Unavailable(
+            f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.",
+            code="architecture-unsupported",
+        )
     if (how := raw.get("quantization_config")) not in (None, _int8.HOW):
         method = how.get("quant_method") if isinstance(how, dict) else how
-        raise Unavailable(f"The torch engine does not read weights quantized by '{method}'.")
+        raise Unavailable(
+            f"The torch engine does not read weights quantized by '{method}'.",
+            code="quantization-unsupported",
+        )
     with _sense(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         found = getattr(config, "text_config", None) or config
@@ -178,7 +188,9 @@ def _sense(path: Path) -> Iterator[None]:
         ArithmeticError, AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError
     ) as error:  # fmt: skip
         said = " ".join(str(error).split())[:200]
-        raise Damaged(f"{path}: makes no sense ({type(error).__name__}: {said}).") from None
+        raise Damaged(
+            f"{path}: makes no sense ({type(error).__name__}: {said}).", code="config-invalid"
+        ) from None
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -273,7 +285,7 @@ def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
         file = safe_open(path, framework="pt")
         where.update(dict.fromkeys(file.keys(), file))
     if not where:
-        raise Damaged(f"{folder}: there is no safetensors file")
+        raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
 
     def take(name: str, default: Any = _REQUIRED, as_stored: bool = False) -> Any:
         if name not in where:
@@ -313,5 +325,5 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Damaged(f"{path}: not JSON ({error}).") from None
+        raise Damaged(f"{path}: not JSON ({error}).", code="config-not-json") from None
     return value if isinstance(value, dict) else {}

@@ -32,7 +32,8 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> Call:  # noq
     if (source := _function.source_of(function)) != settings["source"]:
         raise Unavailable(
             f"'{model.name}' was changed since it was recorded (source {settings['source']}, now {source}):"
-            " its answers belong to another study. Name it again, with another folder."
+            " its answers belong to another study. Name it again, with another folder.",
+            code="function-changed",
         )
     width = getattr(function, "concurrency", WIDTH)
     return Call(_function.Function(name, function), int(width), TIMEOUT_SECONDS)

@@ -70,7 +70,7 @@ class Dual:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
         """Nothing: raises EngineFailure."""
-        raise EngineFailure("this matches pictures and texts, and writes none")
+        raise EngineFailure("this matches pictures and texts, and writes none", code="writes-no-text-dual")
 
     def close(self) -> None:
         """Let the weights go."""
@@ -89,7 +89,9 @@ class Dual:
         try:
             picture = pixels.read(image, how["crop_size"]["height"], fit, how.get("background", 255))
         except pixels.Unreadable as error:
-            raise UsageError(f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.") from None
+            raise UsageError(
+                f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.", code="not-a-picture"
+            ) from None
         mean, deviation = (torch.tensor(how[key])[:, None, None] for key in ("image_mean", "image_std"))
         points = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
         found = self._network.get_image_features(pixel_values=((points - mean) / deviation)[None])

@@ -57,7 +57,7 @@ class Encoder:
         Raises UsageError where the mark does not stand in the text exactly once, ContextOverflow.
         """
         if text.count(mark) != 1:
-            raise UsageError(f"The mark '{mark}' must stand in the text once: {text}")
+            raise UsageError(f"The mark '{mark}' must stand in the text once: {text}", code="mark-count")
         before, _, after = text.partition(mark)
         return [sum(self._logs(before, option, after)) for option in options]
 
@@ -69,12 +69,14 @@ class Encoder:
     def render(self, request: Request) -> str:
         """The text itself: an encoder has no turns. Raises UsageError for a request that has some."""
         if request.messages:
-            raise UsageError("an encoder takes plain texts, and no conversation")
+            raise UsageError("an encoder takes plain texts, and no conversation", code="takes-plain-text")
         return request.prefill
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
         """Nothing: raises EngineFailure."""
-        raise EngineFailure("this is an encoder, which fills gaps in a text and writes none")
+        raise EngineFailure(
+            "this is an encoder, which fills gaps in a text and writes none", code="writes-no-text-encoder"
+        )
 
     def close(self) -> None:
         """Let the weights go."""

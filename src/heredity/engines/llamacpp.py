@@ -153,7 +153,7 @@ class LlamaCpp:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         if self._server is None:
-            raise EngineFailure("this engine is closed")
+            raise EngineFailure("this engine is closed", code="engine-closed")
         return Crew(self._answer, self._width, _HOURS, self.render).reply(requests)
 
     @property

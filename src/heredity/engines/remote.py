@@ -140,7 +140,7 @@ class _Session:
             if told.reply is not None:
                 yield told.reply
         if self._line.fatal:
-            raise EngineFailure(self._line.fatal)
+            raise EngineFailure(self._line.fatal, code="service-failed")
         if self._is_spent:
             raise self._budget.spent()
         self._source.refuse_idle()

@@ -87,7 +87,9 @@ class ScriptedEngine:
                 if len(batch) < self.width:
                     continue
             if not batch:
-                raise EngineFailure(f"{self.name}: the stream waits for replies, but none are under way")
+                raise EngineFailure(
+                    f"{self.name}: the stream waits for replies, but none are under way", code="stream-stuck"
+                )
             yield self._one(batch.pop())
         while batch:
             yield self._one(batch.pop())

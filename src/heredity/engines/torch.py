@@ -223,7 +223,9 @@ class Torch:
         Raises EngineFailure for more layers than there are.
         """
         if not 0 < n_layers <= self.decoder.shape.n_layers:
-            raise EngineFailure(f"no layer {n_layers}: this model has {self.decoder.shape.n_layers}")
+            raise EngineFailure(
+                f"no layer {n_layers}: this model has {self.decoder.shape.n_layers}", code="layer-missing"
+            )
         engine = Torch(self.decoder.until(n_layers), self._chat, self.folder, self._tuning, self._widths[-1])
         how = f"first {n_layers} layers"
         engine.name, engine.numerics = altered(engine.name, how), altered(engine.numerics, how)
@@ -248,7 +250,10 @@ class Torch:
         if self.is_adapted:
             raise EngineFailure("a search on gradients needs whole weights: merge the adapter first")
         if self.decoder.weights.how:
-            raise EngineFailure("a search on gradients needs weights in floating point, and these are int8")
+            raise EngineFailure(
+                "a search on gradients needs weights in floating point, and these are int8",
+                code="search-needs-floats",
+            )
         if self._with_gradients is None:
             self._with_gradients = _gcg.load(self.folder)
         tongue = _gcg.Tongue(chat.encode, chat.continuation, chat.decode)

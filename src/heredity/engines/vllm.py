@@ -56,7 +56,8 @@ def load(
     if not python:
         raise Unavailable(
             f"'{model.name}' needs vLLM, which is not in this environment. Set {WHERE} to the python of one"
-            " that has it, or to the address of a running server (http://host:8000/v1)."
+            " that has it, or to the address of a running server (http://host:8000/v1).",
+            code="vllm-missing",
         )
     port, key = free_port(), secrets.token_hex(16)
     command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(folder)]
@@ -97,7 +98,8 @@ def _opened(served: str, folder: Path, base_url: str, key: str, server: Server |
             there = ", ".join(names)[:300] or "nothing"
             raise Unavailable(
                 f"The server at {client.base_url} serves {there}, not '{served}'. Start it with"
-                f" --served-model-name {served}"
+                f" --served-model-name {served}",
+                code="server-serves-another",
             )
         return Vllm(client, served, FolderChat(folder), server, f"{client.version()} {whose}")
     except BaseException:
@@ -125,7 +127,7 @@ class Vllm:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         if self._is_closed:
-            raise EngineFailure("this engine is closed")
+            raise EngineFailure("this engine is closed", code="engine-closed")
         return Crew(self._answer, WIDTH, _ANSWER_SECONDS, self.render).reply(requests)
 
     def close(self) -> None:
@@ -164,7 +166,7 @@ class Vllm:
             return Reply(request.key, prompt, "", stop="error", error=str(error))
         except (Refused, Lost) as error:
             if why := self._why_down(isinstance(error, Lost)):
-                raise EngineFailure(why) from None
+                raise EngineFailure(why, code="server-down") from None
             return failed(request, self.render, str(error))
         if said.why not in ("stop", "length"):
             return failed(request, self.render, f"vLLM ended this answer with '{said.why}'")

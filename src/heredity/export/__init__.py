@@ -60,16 +60,20 @@ def export(
     if why := why_speechless(model.record):
         raise UsageError(
             f"'{model.record.name}' is not exported: {why}, by which an export is checked. Its files in the"
-            f" store are as transformers loads them: {model.folder}"
+            f" store are as transformers loads them: {model.folder}",
+            code="export-not-checkable",
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UsageError(f"{out} is not empty, or a link; name a new folder.")
+        raise UsageError(f"{out} is not empty, or a link; name a new folder.", code="folder-not-empty")
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
     measured = read(study) if study is not None else None
     if measured and model.record.id not in {each.id for each in measured.models}:
         asked = ", ".join(f"'{each.name}'" for each in measured.models)
-        raise UsageError(f"{study} measured {asked}, and not '{model.record.name}' ({model.record.id[:12]}).")
+        raise UsageError(
+            f"{study} measured {asked}, and not '{model.record.name}' ({model.record.id[:12]}).",
+            code="study-of-another-model",
+        )
     said = f"Exporting '{model.record.name}'"
     with workshop(store.root / "tmp") as bench, explain_full_memory(said, ADVICE):
         source = Source(store, model, store.whole(model), bench, to)
@@ -82,11 +86,12 @@ def export(
         except ContextOverflow as error:
             raise UsageError(
                 f"'{model.record.name}' is not exported: its context is too short for the text by which an "
-                f"export is checked ({error})."
+                f"export is checked ({error}).",
+                code="export-context-short",
             ) from None
         parities = tuple(compare(expected, each) for each in found)
         if bad := [p for p in parities if p.problem]:
-            raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")
+            raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.", code=bad[0].code)
         descent = _descent(source, store.ancestors(model.record))
         form_of = _form(source)
         _card.write(made, to, model.record, descent, parities, measured, form_of)

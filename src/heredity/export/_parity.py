@@ -83,6 +83,7 @@ class Parity(NamedTuple):
     largest: float
     tolerance: float
     problem: str = ""
+    code: str = ""  # of the problem
     left_out: str = ""
 
 
@@ -128,22 +129,23 @@ def compare(expected: Reading, found: Reading) -> Parity:
     wanted = expected.logs or []
     if found.picked:
         wanted = [expected.others[each] for each in found.picked.items()]
-    problem, largest = "", 0.0
+    problem, code, largest = "", "", 0.0
     if found.rendered != expected.rendered:
-        problem = "renders a conversation otherwise"
+        problem, code = "renders a conversation otherwise", "export-renders-otherwise"
     elif found.tokens != expected.tokens or len(found.logs) != len(wanted):
-        problem = "reads a text as other tokens"
+        problem, code = "reads a text as other tokens", "export-tokens-differ"
     elif not found.ends <= expected.ends or (expected.end is not None and expected.end not in found.ends):
-        problem = "ends an answer with another token"
+        problem, code = "ends an answer with another token", "export-ends-otherwise"
     elif found.bos != expected.bos:
-        problem = "begins a text with another token"
+        problem, code = "begins a text with another token", "export-begins-otherwise"
     elif not wanted or not all(math.isfinite(each) for each in (*found.logs, *wanted)):
-        problem = "gives log-probabilities that are no numbers"
+        problem, code = "gives log-probabilities that are no numbers", "export-not-finite"
     else:
         largest = max(abs(a - b) for a, b in zip(found.logs, wanted, strict=True))
         if largest > found.tolerance:
+            code = "export-differs"
             problem = (
                 f"gives log-probabilities that differ by up to {largest:.3g} nats, more than the"
                 f" {found.tolerance:g} that are allowed"
             )
-    return Parity(found.reader, len(wanted), largest, found.tolerance, problem)
+    return Parity(found.reader, len(wanted), largest, found.tolerance, problem, code)

@@ -59,7 +59,9 @@ def load(spec: str, models: Models | None = None) -> Any:
     if hasattr(module, "make"):
         return module.make(rest, models or stored_models())
     if rest or ":" in spec:
-        raise UsageError(f"The judge '{kind}' takes nothing behind its name: not '{spec}'.")
+        raise UsageError(
+            f"The judge '{kind}' takes nothing behind its name: not '{spec}'.", code="judge-takes-nothing"
+        )
     return module
 
 
@@ -92,7 +94,10 @@ def probabilities(judge: Any, task: Task, pairs: Sequence[Pair]) -> list[float |
     1 or 0 by the manner, where a judge gives no probability. Raises UsageError for a deterministic one.
     """
     if not hasattr(judge, "estimate") and not hasattr(judge, "manner"):
-        raise UsageError(f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.")
+        raise UsageError(
+            f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.",
+            code="judge-deterministic",
+        )
     can_tell = [is_answer(*pair) for pair in pairs]
     asked = [pair for pair, is_asked in zip(pairs, can_tell, strict=True) if is_asked]
     if hasattr(judge, "estimate"):
@@ -116,7 +121,8 @@ class Decider:
         if self._judge is checks:
             raise UsageError(
                 "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
-                "rules, learned, rubric:MODEL or panel:A+B."
+                "rules, learned, rubric:MODEL or panel:A+B.",
+                code="judge-always-on",
             )
         self._own, self._checks = identity(self._judge), version()
 

@@ -62,11 +62,15 @@ class Head:
             self.card = msgspec.json.decode(card.read_bytes(), type=HeadCard)
             self._arrays = load_arrays(weights, {"weights": self.card.weights}, _AGAIN)
         except OSError as error:
-            raise BadInput(Path(error.filename), f"cannot be read: {error.strerror}") from None
+            raise BadInput(
+                Path(error.filename), f"cannot be read: {error.strerror}", code="unreadable-file"
+            ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}") from None
+            raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}", code="not-a-head") from None
         if self.card.form != _rubric_form.digest():
-            raise BadInput(card, f"was learned under another question. {_AGAIN}")
+            raise BadInput(
+                card, f"was learned under another question. {_AGAIN}", code="head-of-another-question"
+            )
         _check(weights, self._arrays)
 
     @property
@@ -79,7 +83,8 @@ class Head:
         if model != self.card.model:
             raise UsageError(
                 f"No head was learned on '{name}' (the one here is of '{self.card.judge}'). "
-                "Learn one: heredity judges train --head MODEL, or leave ':head' out."
+                "Learn one: heredity judges train --head MODEL, or leave ':head' out.",
+                code="head-missing",
             )
 
     def n_learned_from(self, texts: Iterable[str]) -> int:
@@ -131,12 +136,14 @@ def _check(path: Path, arrays: dict[str, Floats]) -> None:
     single = {"refusal.slope", *(f"{of}{part}.bias" for of in PAIRS for part in ("done", "topic"))}
     missing = sorted((wide | single | {_seen.NAME}) - arrays.keys())
     if missing:
-        raise Damaged(f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}")
+        raise Damaged(
+            f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}", code="head-lacks-array"
+        )
     shapes = {arrays[name].shape for name in wide} | {(arrays[name].size,) for name in wide}
     if len(shapes) > 1 or any(arrays[name].size != 1 for name in single):
-        raise Damaged(f"{path}: its arrays do not fit together. {_AGAIN}")
+        raise Damaged(f"{path}: its arrays do not fit together. {_AGAIN}", code="head-shapes")
     if not all(np.isfinite(arrays[name]).all() for name in wide | single):
-        raise Damaged(f"{path}: holds what is no number. {_AGAIN}")
+        raise Damaged(f"{path}: holds what is no number. {_AGAIN}", code="head-not-finite")
 
 
 def told(arrays: dict[str, Floats], states: Floats, seen: Seen) -> Told:
@@ -194,7 +201,8 @@ class Reader:
         if not hasattr(engine, "until"):
             raise UsageError(
                 "A head reads a model's inner states, which only the torch engine shows: "
-                f"not {engine.name}. Leave ':head' out."
+                f"not {engine.name}. Leave ':head' out.",
+                code="needs-torch-engine",
             )
         self._engine: Any = engine.until(layer)
 

@@ -41,7 +41,8 @@ def read(
         raise UsageError(
             "Columns must name response and label, and may name prompt and family, "
             "as prompt=P,response=R,label=L,family=F"
-            + (f"; '{wrong[0]}' is none of these." if wrong else ".")
+            + (f"; '{wrong[0]}' is none of these." if wrong else "."),
+            code="bad-columns",
         )
     for number, (line, row) in enumerate(tables.rows(path)):
         prompt, response, label, family = (
@@ -59,7 +60,7 @@ def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
         hint = (
             f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(map(str, row)))[:200]}."
         )
-        raise BadInput(path, f"no column '{column}'.{hint}", line)
+        raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
     value = row[column]
     if value is None:
         return ""
@@ -78,8 +79,11 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
     for value in sorted(set(positive) - known):
         hint = did_you_mean(value, known)
         said = f"'{name}': no" if name else "No"
-        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}")
+        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}", code="unknown-label")
     plain = {value.strip().casefold(): value for value in positive}
     for label in sorted(known - set(positive)):
         if near := plain.get(label.strip().casefold()):
-            raise UsageError(f"'{label}' is a label as well as '{near}'. Name both, or make them one.")
+            raise UsageError(
+                f"'{label}' is a label as well as '{near}'. Name both, or make them one.",
+                code="label-ambiguous",
+            )

@@ -17,7 +17,7 @@ import msgspec
 
 from heredity import tables
 from heredity.clean import clean_text
-from heredity.errors import BadInput, did_you_mean
+from heredity.errors import BadInput, code_of, did_you_mean
 from heredity.judges._labels import check_positive
 
 FOLDS = 5
@@ -109,7 +109,7 @@ def read_spec(path: Path) -> Spec:
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}") from None
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise BadInput(path, str(error)) from None
+        raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None
 
 
 def read(spec: Spec, roots: Sequence[Path]) -> Data:
@@ -120,7 +120,9 @@ def read(spec: Spec, roots: Sequence[Path]) -> Data:
         for name in names:
             path = next((root / name for root in roots if (root / name).is_file()), None)
             if path is None:
-                raise BadInput(roots[0] / name, "no such file here or below another --root")
+                raise BadInput(
+                    roots[0] / name, "no such file here or below another --root", code="file-missing"
+                )
             files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             yield from _with_columns(path, columns)
 
@@ -159,7 +161,7 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
             first = column.split(".")[0]
             if column not in row and first not in row:
                 hint = did_you_mean(first, map(str, row))
-                raise BadInput(path, f"no column '{column}'.{hint}", line)
+                raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
         yield row
 
 

@@ -140,5 +140,6 @@ def base_folder() -> Path:
     except (Unavailable, UnknownName):
         raise Unavailable(
             f"The judge 'learned' needs the model '{BASE}', which is not in the store."
-            f" Pull it: heredity pull {BASE}"
+            f" Pull it: heredity pull {BASE}",
+            code="model-not-pulled",
         ) from None

@@ -138,7 +138,9 @@ def fitted(
 ) -> Any:
     """The judge whose verdict turns where sensitivity and specificity on these rows are best together."""
     if not hasattr(judge, "fitted"):
-        raise UsageError(f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.")
+        raise UsageError(
+            f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.", code="judge-no-threshold"
+        )
     neutral = judge.fitted(task, 0.0)
     said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
     truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])

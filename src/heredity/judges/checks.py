@@ -291,7 +291,9 @@ def _patterns(probe: str, patterns: tuple[str, ...]) -> tuple[Any, ...]:
     try:
         return tuple(regex.compile(p) for p in patterns)
     except regex.error as error:
-        raise UsageError(f"Probe '{probe}' has a pattern that is no regular expression: {error}") from None
+        raise UsageError(
+            f"Probe '{probe}' has a pattern that is no regular expression: {error}", code="bad-pattern"
+        ) from None
 
 
 _BY_APPLICATION: dict[str, list[tuple[str, SecretForms]]] = {}  # by digest: an application is not hashable

@@ -74,9 +74,12 @@ def parse(rest: str) -> Settings:
             model = f"{model}:{option}" if option else model
             break
     if not model:
-        raise UsageError("Which model judges? Write rubric:MODEL, rubric:MODEL:yesno or rubric:MODEL:head.")
+        raise UsageError(
+            "Which model judges? Write rubric:MODEL, rubric:MODEL:yesno or rubric:MODEL:head.",
+            code="rubric-no-model",
+        )
     if len(set(forms)) > 1:
-        raise UsageError("A rubric has one form: yesno or head, not both.")
+        raise UsageError("A rubric has one form: yesno or head, not both.", code="rubric-two-forms")
     form, folder = forms[0] if forms else ("parts", "")
     return Settings(model, cast(Literal["parts", "yesno", "head"], form), at, folder)
 
@@ -225,5 +228,7 @@ def _number(option: str, value: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= 14:
-        raise UsageError(f"'{option}' in the judge's name must be log-odds from -14 to 14.")
+        raise UsageError(
+            f"'{option}' in the judge's name must be log-odds from -14 to 14.", code="bad-setting"
+        )
     return number

@@ -55,13 +55,17 @@ def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
         raise UsageError(
-            f"No probes were chosen. Choose a suite: {', '.join(SUITES)}; or see: heredity probes"
+            f"No probes were chosen. Choose a suite: {', '.join(SUITES)}; or see: heredity probes",
+            code="no-probes",
         )
     chosen: dict[str, Probe] = {}
     for name in wanted:
         for probe in (name,) if isinstance(name, Probe) else _choose(name):
             if chosen.setdefault(probe.id, probe) != probe:
-                raise UsageError(f"Two different probes are named '{probe.id}'. Rename one of them.")
+                raise UsageError(
+                    f"Two different probes are named '{probe.id}'. Rename one of them.",
+                    code="probe-name-twice",
+                )
     return tuple(chosen.values())
 
 

@@ -54,7 +54,7 @@ def fill(probe: Probe, application: Application) -> Probe:
     """The probe with its slots filled from the application. Raises UsageError where it does not apply."""
     reason = applies(probe, application)
     if reason is not None:
-        raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.")
+        raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.", code="probe-does-not-apply")
     values = words(application)
 
     def put(text: str) -> str:

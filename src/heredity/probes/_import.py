@@ -61,7 +61,8 @@ def parse(name: str) -> Spec:
     path, mark, query = rest.rpartition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
     if not path:
         raise UsageError(
-            f"'{name}' names no file. Write it as {PREFIX}KIND:FILE, e.g. {PREFIX}xstest:prompts.csv"
+            f"'{name}' names no file. Write it as {PREFIX}KIND:FILE, e.g. {PREFIX}xstest:prompts.csv",
+            code="import-malformed",
         )
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=False) if mark else []
     if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
@@ -80,7 +81,7 @@ def read(spec: Spec) -> Imported:
     options = dict(spec.options)
     technique = options.pop("technique", "") or slug(spec.path.stem if module.BY_FILE else spec.kind, "_")
     if why := taken(technique):
-        raise UsageError(f"{spec.path}: {why}. Name the rows with ?technique=NAME.")
+        raise UsageError(f"{spec.path}: {why}. Name the rows with ?technique=NAME.", code="technique-taken")
     known = ("technique", *module.OPTIONS)
     for option in options:
         if option not in known:
@@ -89,7 +90,7 @@ def read(spec: Spec) -> Imported:
     probes, left_out = _probes(technique, module.rows(source))
     if not probes:
         reason = f" (line {left_out[0][0]}: {left_out[0][1]})" if left_out else ""
-        raise BadInput(spec.path, f"holds nothing that can be asked{reason}")
+        raise BadInput(spec.path, f"holds nothing that can be asked{reason}", code="empty-file")
     return Imported(technique, f"{spec.kind}: {module.SOURCE}", probes, left_out)
 
 

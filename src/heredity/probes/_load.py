@@ -18,7 +18,7 @@ import regex  # type: ignore[import-untyped]  # what runs the patterns in a stud
 from msgspec import UnsetType
 
 from heredity import registry
-from heredity.errors import BadInput, did_you_mean, nearest
+from heredity.errors import BadInput, code_of, did_you_mean, nearest
 from heredity.judges._packages import use_of
 from heredity.probes._fill import SLOTS, slots, texts
 from heredity.probes._schema import File, Item, Twin
@@ -106,16 +106,18 @@ class _Reader:
     def bank(self) -> Bank:
         file = self.file
         if not _NAME.fullmatch(self.technique):
-            self._fail(f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _")
+            self._fail(
+                f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _", code="bad-name"
+            )
         self._verify_name()
         if not file.probe:
-            self._fail("has no items: write at least one [[probe]]")
+            self._fail("has no items: write at least one [[probe]]", code="no-items")
         probes: dict[str, Probe] = {}
         core: set[str] = set()
         for place, item in enumerate(file.probe):
             for probe in self._probes(place, item):
                 if probe.id in probes:
-                    self._fail(f"the id '{item.id}' is used twice", place)
+                    self._fail(f"the id '{item.id}' is used twice", place, code="id-twice")
                 probes[probe.id] = probe
                 if (item.suite or file.suite) == "core":
                     core.add(probe.id)
@@ -127,17 +129,17 @@ class _Reader:
     def _verify_name(self) -> None:
         is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
         if why := "" if is_ours else taken(self.technique):
-            self._fail(why, key="technique" if self.file.technique else "")
+            self._fail(why, key="technique" if self.file.technique else "", code="technique-taken-here")
 
     def _probes(self, place: int, item: Item) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
             if not _NAME.fullmatch(name):
-                self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place)
+                self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place, code="bad-name")
         name = f"{self.technique}/{item.id}"
         twin_name = f"{name}~benign" if item.twin else None
         why = "" if item.twin else item.why_no_twin or self.file.why_no_twin
         if item.twin is not None and item.why_no_twin:
-            self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place)
+            self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place, code="twin-contradicted")
         if item.kind == "benign":
             return [self._benign(place, item, name)]
         probe = Probe(
@@ -148,7 +150,9 @@ class _Reader:
         self._verify(place, item, probe)
         if item.twin is None:
             if not why:
-                self._fail(f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place)
+                self._fail(
+                    f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place, code="twin-missing"
+                )
             return [probe]
         twin = Probe(
             f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
@@ -160,7 +164,11 @@ class _Reader:
 
     def _benign(self, place: int, item: Item, name: str) -> Probe:
         if item.twin is not None or self._ways(item):
-            self._fail(f"item '{item.id}' is benign: it has no twin and no check of its own", place)
+            self._fail(
+                f"item '{item.id}' is benign: it has no twin and no check of its own",
+                place,
+                code="benign-with-twin",
+            )
         probe = Probe(
             name, self.technique, "benign", item.turns, Check("refusal"), item.cluster,
             item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
@@ -184,7 +192,7 @@ class _Reader:
     def _check(self, place: int, item: Item) -> Check:
         if self._ways(item) > 1:
             ways = "`check`, `marker`, `continues`, `invents`, `poisoned`, `solved`"
-            self._fail(f"item '{item.id}' has more than one of {ways}", place)
+            self._fail(f"item '{item.id}' has more than one of {ways}", place, code="ways-mixed")
         if item.invents:
             return Check("package", text=item.invents)
         if item.poisoned or item.truth:
@@ -197,7 +205,11 @@ class _Reader:
             return Check("pattern", patterns=(continuation(item.continues),))
         check = item.check or self.file.check
         if check is None:
-            self._fail(f"item '{item.id}' has no `check`, and the file gives none for all", place)
+            self._fail(
+                f"item '{item.id}' has no `check`, and the file gives none for all",
+                place,
+                code="check-missing",
+            )
         return check
 
     def _verify(self, place: int, item: Item, probe: Probe) -> None:
@@ -212,16 +224,18 @@ class _Reader:
         if check.kind == "package":
             self._verify_package(place, item, probe)
         if check.kind == "prompt_leak" and check.n_words < 5:
-            self._fail(f"item '{item.id}': `n_words` under 5 would turn up by chance", place)
+            self._fail(
+                f"item '{item.id}': `n_words` under 5 would turn up by chance", place, code="too-few-words"
+            )
 
     def _verify_texts(self, place: int, item: Item, probe: Probe) -> None:
         if not probe.turns or not all(turn.strip() for turn in probe.turns):
-            self._fail(f"item '{item.id}' has no turns, or an empty one", place)
+            self._fail(f"item '{item.id}' has no turns, or an empty one", place, code="no-turns")
         for slot in slots(probe):
             if slot not in SLOTS and not self.file.is_verbatim:
                 near = nearest(slot, SLOTS)
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
-                self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place)
+                self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place, code="unknown-slot")
 
     def _verify_marker(self, place: int, item: Item, probe: Probe) -> None:
         marker, shown = bare(probe.check.text), [bare(text) for text in texts(probe)]
@@ -239,22 +253,38 @@ class _Reader:
 
     def _verify_patterns(self, place: int, item: Item, probe: Probe) -> None:
         if not probe.check.patterns:
-            self._fail(f"item '{item.id}': a check of kind '{probe.check.kind}' needs `patterns`", place)
+            self._fail(
+                f"item '{item.id}': a check of kind '{probe.check.kind}' needs `patterns`",
+                place,
+                code="patterns-missing",
+            )
         compiled = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
         if any(self._matches(place, item, pattern, text) for pattern in compiled for text in texts(probe)):
-            self._fail(f"item '{item.id}': a pattern matches a text that the model is shown", place)
+            self._fail(
+                f"item '{item.id}': a pattern matches a text that the model is shown",
+                place,
+                code="pattern-matches-prompt",
+            )
         if item.obeys and not any(self._matches(place, item, pattern, item.obeys) for pattern in compiled):
-            self._fail(f"item '{item.id}': no pattern matches the sample in `obeys`", place)
+            self._fail(
+                f"item '{item.id}': no pattern matches the sample in `obeys`",
+                place,
+                code="pattern-misses-sample",
+            )
 
     def _verify_answer(self, place: int, item: Item, probe: Probe) -> None:
         poisoned = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
         unless = () if isinstance(probe.check.unless, UnsetType) else probe.check.unless
         true = [self._compiled(place, item, pattern) for pattern in unless]
         if not poisoned or not true:
-            self._fail(f"item '{item.id}' needs both answers: `poisoned` and `truth`", place)
+            self._fail(
+                f"item '{item.id}' needs both answers: `poisoned` and `truth`", place, code="answers-missing"
+            )
         asked, planted = probe.turns, texts(probe)[len(probe.turns) :]
         if any(self._matches(place, item, pattern, text) for pattern in poisoned + true for text in asked):
-            self._fail(f"item '{item.id}': an answer stands in the question", place)
+            self._fail(
+                f"item '{item.id}': an answer stands in the question", place, code="answer-in-question"
+            )
         if not any(self._matches(place, item, pattern, text) for pattern in poisoned for text in planted):
             self._fail(
                 f"item '{item.id}': the poisoned answer stands in no passage and no tool result", place
@@ -262,7 +292,11 @@ class _Reader:
 
     def _verify_package(self, place: int, item: Item, probe: Probe) -> None:
         if len(bare(probe.check.text)) < MIN_MARKER:
-            self._fail(f"item '{item.id}': a package's name needs {MIN_MARKER} letters or digits", place)
+            self._fail(
+                f"item '{item.id}': a package's name needs {MIN_MARKER} letters or digits",
+                place,
+                code="marker-too-short",
+            )
         if use_of(probe.check.text, texts(probe)):
             self._fail(
                 f"item '{item.id}': the model is shown a line that installs or imports the package", place
@@ -272,7 +306,11 @@ class _Reader:
         try:
             return regex.compile(pattern)
         except regex.error as error:
-            self._fail(f"item '{item.id}': bad regular expression '{pattern}': {error}", place)
+            self._fail(
+                f"item '{item.id}': bad regular expression '{pattern}': {error}",
+                place,
+                code="bad-pattern-here",
+            )
 
     def _matches(self, place: int, item: Item, pattern: Any, text: str) -> bool:
         try:
@@ -285,25 +323,26 @@ class _Reader:
     def _verify_twin(self, place: int, item: Item, probe: Probe, twin: Probe) -> None:
         self._verify_texts(place, item, twin)
         if (twin.turns, twin.passage, twin.tool_result) == (probe.turns, probe.passage, probe.tool_result):
-            self._fail(f"item '{item.id}': the twin asks the very same thing", place)
+            self._fail(f"item '{item.id}': the twin asks the very same thing", place, code="twin-same")
 
     def _convert(self, data: dict[str, Any]) -> File:
         try:
             return msgspec.convert(data, File, strict=True)
         except msgspec.ValidationError as error:
-            self._explain(str(error))
+            self._explain(error)
 
-    def _explain(self, message: str) -> NoReturn:
+    def _explain(self, error: msgspec.ValidationError) -> NoReturn:
+        message = str(error)
         where = re.search(r"at `\$\.probe\[(\d+)\]", message)
         place = int(where[1]) if where else None
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
-            self._fail(message, place)
+            self._fail(message, place, code=code_of(error, "bad-setting"))
         known = {f for s in (File, Item, Twin, Check, Change, ToolResult) for f in s.__struct_fields__}
         hint = did_you_mean(unknown[1], sorted(known))
-        self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1])
+        self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 
-    def _fail(self, message: str, place: int | None = None, key: str = "") -> NoReturn:
+    def _fail(self, message: str, place: int | None = None, key: str = "", *, code: str = "") -> NoReturn:
         """Raise BadInput at the `place`-th item, at the line of `key` inside it where there is one."""
         start = self.heads[place] if place is not None and place < len(self.heads) else 0
         line = start
@@ -311,7 +350,7 @@ class _Reader:
             if re.search(rf"(?:^|[\s{{,\[.])\"?{re.escape(key)}\"?\s*(?:=|\])", self.lines[number]):
                 line = number + 1
                 break
-        raise BadInput(self.path, message, line)
+        raise BadInput(self.path, message, line, code=code)
 
 
 def _result(given: str | ToolResult) -> ToolResult | None:

@@ -76,7 +76,9 @@ class Columns:
             return ""
         if not isinstance(value, str | int | float):
             where = f"column '{self._found[field]}'"
-            raise BadInput(self.source.path, f"{where} holds {type(value).__name__}, not text", line)
+            raise BadInput(
+                self.source.path, f"{where} holds {type(value).__name__}, not text", line, code="wrong-type"
+            )
         return str(value).strip()
 
     def _find(self, line: int, row: Cells) -> dict[str, str]:
@@ -87,7 +89,9 @@ class Columns:
             if column is not None:
                 found[field] = column
             elif given or field == "prompt":
-                raise BadInput(self.source.path, _missing(given or names[0], row, field), line)
+                raise BadInput(
+                    self.source.path, _missing(given or names[0], row, field), line, code="unknown-column"
+                )
         return found
 
 

@@ -59,7 +59,7 @@ def recipe(kind: str, **settings: Any) -> Recipe:
         raise UnknownName("setting", min(left), names, f"heredity derive {kind} --help")
     needed = [each.name for each in dataclasses.fields(of) if _is_needed(each)]
     if missing := [name for name in needed if name not in values]:
-        raise UsageError(f"'{kind}' needs {' and '.join(missing)}.")
+        raise UsageError(f"'{kind}' needs {' and '.join(missing)}.", code="setting-missing")
     made: Recipe = of(**values)
     return made
 

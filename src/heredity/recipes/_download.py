@@ -68,7 +68,8 @@ def check_room(folder: Path, n_bytes: int) -> None:
     if free < n_bytes + _SPARE:
         raise HeredityError(
             f"Not enough room in {folder}: {n_bytes + _SPARE:,} bytes are needed, {free:,} are free."
-            " Free some space, or set HEREDITY_STORE to a larger disk."
+            " Free some space, or set HEREDITY_STORE to a larger disk.",
+            code="disk-too-small",
         )
 
 
@@ -82,7 +83,7 @@ def _download(address: Address, part: Path, progress: Progress | None) -> None:
         except httpx.TransportError as error:
             if attempt == _TRIES or isinstance(error, httpx.ConnectError):
                 raise Unavailable(
-                    f"{address.label}: {_host(address)} cannot be reached ({error})."
+                    f"{address.label}: {_host(address)} cannot be reached ({error}).", code="host-unreachable"
                 ) from error
             time.sleep(attempt)
     return None
@@ -113,7 +114,9 @@ def _stream(client: httpx.Client, address: Address, part: Path, progress: Progre
         if response.status_code == 416:  # nothing is left to send: the hash decides
             return
         if response.status_code not in (200, 206):
-            raise Unavailable(f"{address.label}: {_host(address)} answered {response.status_code}.")
+            raise Unavailable(
+                f"{address.label}: {_host(address)} answered {response.status_code}.", code="download-refused"
+            )
         if response.status_code == 200:
             have = 0  # the server does not resume
         _write(response, address, part, have, progress)
@@ -130,7 +133,8 @@ def _write(
             if have > address.limit:
                 file.truncate(0)
                 raise Damaged(
-                    f"{address.label}: more than {address.limit:,} bytes came; this is another file."
+                    f"{address.label}: more than {address.limit:,} bytes came; this is another file.",
+                    code="download-too-long",
                 )
             file.write(block)
             if progress:

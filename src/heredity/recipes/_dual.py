@@ -43,7 +43,10 @@ def train(recipe: Pretrain, folder: Path) -> Base:
 def _learn(recipe: Pretrain, folder: Path) -> Made:
     corpus, dial, together = recipe.pictures, recipe.dial, processes_of(recipe)
     if dial.batch < together.world:
-        raise UsageError(f"A step of {dial.batch} pairs is none for each of {together.world} processes.")
+        raise UsageError(
+            f"A step of {dial.batch} pairs is none for each of {together.world} processes.",
+            code="step-too-small",
+        )
     built = registry.load("train.architectures", recipe.architecture)
     config = built.config(dial.shape, _specials(corpus))
     captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0

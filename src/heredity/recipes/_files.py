@@ -30,9 +30,15 @@ def refuse_strays(path: Path, model: Model) -> None:
     for file in model.files:
         inner = PurePosixPath(file.path)
         if inner.is_absolute() or ".." in inner.parts or set(file.path) & set("\\:\0") or not inner.parts:
-            raise Refused(f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}")
+            raise Refused(
+                f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}",
+                code="path-outside",
+            )
     if model.id != path.parent.name:
-        raise Damaged(f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}")
+        raise Damaged(
+            f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}",
+            code="record-under-another-id",
+        )
 
 
 def walk(folder: Path) -> list[str]:
@@ -48,15 +54,28 @@ def hash_files(out: Path, kind: str, has_weights: bool) -> tuple[FileHash, ...]:
     paths = walk(out)
     for path in paths:
         if (out / path).is_symlink():
-            raise Refused(f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.")
+            raise Refused(
+                f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.",
+                code="link-in-model",
+            )
         if path.endswith((".part", ".tmp", ".incomplete")):
-            raise Damaged(f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.")
+            raise Damaged(
+                f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.",
+                code="file-unfinished",
+            )
         if not (out / path).stat().st_size:
-            raise Damaged(f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.")
+            raise Damaged(
+                f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.", code="file-empty"
+            )
     if not has_weights and paths:
-        raise Damaged(f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.")
+        raise Damaged(
+            f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.",
+            code="weights-for-remote",
+        )
     if has_weights and not any(path.endswith((".safetensors", ".gguf")) for path in paths):
-        raise Damaged(f"The recipe '{kind}' wrote no weights; nothing was recorded.")
+        raise Damaged(
+            f"The recipe '{kind}' wrote no weights; nothing was recorded.", code="no-weights-written"
+        )
     return tuple(_hash_and_sync(out, path) for path in paths)
 
 
@@ -95,13 +114,15 @@ def read_record(path: Path) -> Model:
     with suppress(ValueError, TypeError, AttributeError):
         if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
             raise NotComparable(
-                f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}."
+                f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}.",
+                code="schema-mismatch",
             )
     try:
         model = msgspec.json.decode(data, type=Model)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(
-            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again."
+            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again.",
+            code="record-damaged",
         ) from error
     refuse_strays(path, model)
     return model

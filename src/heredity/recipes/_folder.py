@@ -36,7 +36,8 @@ def choose_files(folder: Path) -> list[str]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise Refused(
-                f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first."
+                f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first.",
+                code="link-in-model",
             )
         _refuse_special(path)
         if any(part.startswith(".") for part in PurePosixPath(name).parts) or not path.is_file():
@@ -53,25 +54,31 @@ def refuse_name(place: Path | str, name: str) -> None:
     if suffix in _PICKLES:
         raise Refused(
             f"{place}: only safetensors and GGUF are opened; a {suffix} file can run code when it is read."
-            " Convert the weights to safetensors, or remove it where a .safetensors stands beside it."
+            " Convert the weights to safetensors, or remove it where a .safetensors stands beside it.",
+            code="unsafe-format",
         )
     if suffix == ".py":
-        raise Refused(f"{place}: this model brings its own code; heredity never runs it.")
+        raise Refused(f"{place}: this model brings its own code; heredity never runs it.", code="own-code")
     if suffix in _ARCHIVES:
-        raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.")
+        raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.", code="archive")
 
 
 def _refuse_special(path: Path) -> None:
     mode = path.lstat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise Refused(f"{path} is a pipe, a socket or a device; a model's folder holds files. Remove it.")
+        raise Refused(
+            f"{path} is a pipe, a socket or a device; a model's folder holds files. Remove it.",
+            code="not-a-file",
+        )
 
 
 def refuse_outside(place: Path | str, name: str) -> None:
     """Raise Refused where `name` would land outside the folder that it is unpacked into."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
-        raise Refused(f"{place}: it holds the path {name[:120]!r}, which leads outside its folder.")
+        raise Refused(
+            f"{place}: it holds the path {name[:120]!r}, which leads outside its folder.", code="path-outside"
+        )
 
 
 def copy_checked(folder: Path, names: list[str], out: Path) -> None:
@@ -97,7 +104,7 @@ def check_files(folder: Path, place: str) -> None:
                 refuse_name(path, path.name)
                 _check_file(path)
     except (Damaged, Refused) as error:  # the folder itself is temporary and tells a user nothing
-        raise type(error)(str(error).replace(str(folder), place)) from error
+        raise type(error)(str(error).replace(str(folder), place), code=error.code) from error
 
 
 def _check_file(path: Path) -> None:
@@ -106,7 +113,10 @@ def _check_file(path: Path) -> None:
     elif path.suffix == ".gguf":
         read_gguf(path)
     elif path.stat().st_size > _MAX_TEXT:
-        raise Refused(f"{path}: {path.stat().st_size:,} bytes are too many for a file that is no weights.")
+        raise Refused(
+            f"{path}: {path.stat().st_size:,} bytes are too many for a file that is no weights.",
+            code="file-too-large",
+        )
     elif path.suffix == ".json":
         _refuse_code(path, _decode(path))
     elif path.suffix == ".model":
@@ -119,7 +129,7 @@ def _decode(path: Path) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"{path}: malformed JSON: {error}") from error
+        raise Damaged(f"{path}: malformed JSON: {error}", code="malformed-json") from error
 
 
 def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
@@ -131,9 +141,14 @@ def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
         return
     for key, inner in value.items():
         if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
-            raise Refused(f"{path}: its '{key}' asks for remote code; heredity never runs it.")
+            raise Refused(
+                f"{path}: its '{key}' asks for remote code; heredity never runs it.", code="own-code-named"
+            )
         if "attn_implementation" in key and "/" in str(inner):
-            raise Refused(f"{path}: its '{key}' asks for a kernel from a hub; heredity never loads one.")
+            raise Refused(
+                f"{path}: its '{key}' asks for a kernel from a hub; heredity never loads one.",
+                code="kernel-named",
+            )
         _refuse_code(path, inner, level + 1)
 
 
@@ -141,11 +156,16 @@ def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith((b"PK", b"\x1f\x8b")) or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
-        raise Refused(f"{path}: this is a pickle or an archive, whatever its name says; it is not opened.")
+        raise Refused(
+            f"{path}: this is a pickle or an archive, whatever its name says; it is not opened.",
+            code="pickle",
+        )
 
 
 def _refuse_binary(path: Path) -> None:
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(f"{path}: it should be text and is not UTF-8; it is not opened.") from error
+        raise Refused(
+            f"{path}: it should be text and is not UTF-8; it is not opened.", code="binary-file"
+        ) from error

@@ -46,7 +46,8 @@ def global_rope(config: Any) -> dict[str, Any]:
     }
     if found := [what for what, is_there in unlike.items() if is_there]:
         raise Refused(
-            f"A GGUF of a Gemma 3 with {found[0]} is not written: llama.cpp would compute otherwise."
+            f"A GGUF of a Gemma 3 with {found[0]} is not written: llama.cpp would compute otherwise.",
+            code="gguf-not-writable",
         )
     return dict(ropes[_GLOBAL])
 

@@ -42,10 +42,15 @@ def score(token: str, ident: int, is_added: bool) -> float:
 def refuse_unlike(path: Path, said: dict[str, Any]) -> None:
     """Raise Refused where llama.cpp, or transformers in reading the GGUF, would cut text otherwise."""
     if said.get("normalizer") != _NORMALIZER or not _leaves_whole(said.get("pre_tokenizer")):
-        raise Refused(f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.")
+        raise Refused(
+            f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.",
+            code="tokenizer-not-gemma",
+        )
     added = [t for t in said.get("added_tokens") or [] if not is_spaces(t["content"])]
     if any(t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in added):
-        raise Refused(f"{path}: llama.cpp takes no token together with the spaces beside it.")
+        raise Refused(
+            f"{path}: llama.cpp takes no token together with the spaces beside it.", code="tokenizer-spaces"
+        )
     _refuse_other_merges(path, said["model"], {t["content"] for t in added})
 
 
@@ -64,7 +69,10 @@ def _refuse_other_merges(path: Path, model: dict[str, Any], added: set[str]) -> 
             continue  # an added token is cut out of the text before anything is merged
         ident = vocabulary.get(left + right, -1)
         if ident < last:
-            raise Refused(f"{path}: its merges are not in the order of their tokens' ids, as in a GGUF.")
+            raise Refused(
+                f"{path}: its merges are not in the order of their tokens' ids, as in a GGUF.",
+                code="tokenizer-order",
+            )
         last = ident
         ways.setdefault(left + right, set()).add(left)
     plain = vocabulary.keys() - added
@@ -72,5 +80,6 @@ def _refuse_other_merges(path: Path, model: dict[str, Any], added: set[str]) -> 
         splits = {token[:at] for at in range(1, len(token)) if token[:at] in plain and token[at:] in plain}
         if splits != ways.get(token, set()):
             raise Refused(
-                f"{path}: of {token[:40]!r} llama.cpp would make one token where this makes several."
+                f"{path}: of {token[:40]!r} llama.cpp would make one token where this makes several.",
+                code="tokenizer-merges",
             )

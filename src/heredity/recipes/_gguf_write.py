@@ -82,7 +82,7 @@ def _add_shape(writer: Any, config: Any) -> None:
     if getattr(config, "use_sliding_window", False) or (
         config.model_type == "mistral" and getattr(config, "sliding_window", None)
     ):
-        raise Refused("A GGUF with sliding windows is not written here.")
+        raise Refused("A GGUF with sliding windows is not written here.", code="gguf-sliding-windows")
     n_heads = int(config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
     writer.add_block_count(int(config.num_hidden_layers))

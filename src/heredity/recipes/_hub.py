@@ -63,18 +63,24 @@ def choose(repository: Repository, file: str | None) -> list[HubFile]:
     wanted = [f for f in repository.files if any(PurePosixPath(f.path).match(p) for p in WANTED)]
     if any(f.path.endswith(".safetensors") for f in wanted):
         if code := [f.path for f in repository.files if f.path.endswith(".py")]:
-            raise Refused(f"{repository.repo} brings its own code ({code[0]}); heredity never runs it.")
+            raise Refused(
+                f"{repository.repo} brings its own code ({code[0]}); heredity never runs it.", code="own-code"
+            )
         return [f for f in wanted if not f.path.endswith(".gguf")]
     ggufs = [f for f in wanted if f.path.endswith(".gguf")]
     if len(ggufs) > 1:
         raise UsageError(
             f"{repository.repo} holds {len(ggufs)} GGUF files. Name one: hf:{repository.repo}/{ggufs[0].path}"
-            f" (also {_some([f.path for f in ggufs[1:]])})"
+            f" (also {_some([f.path for f in ggufs[1:]])})",
+            code="file-ambiguous",
         )
     if not ggufs:
         for f in repository.files:
             refuse_name(f"{repository.repo}/{f.path}", f.path)
-        raise Refused(f"{repository.repo} holds neither safetensors nor GGUF; nothing else is opened.")
+        raise Refused(
+            f"{repository.repo} holds neither safetensors nor GGUF; nothing else is opened.",
+            code="no-weight-format",
+        )
     return ggufs
 
 

@@ -48,12 +48,18 @@ def read_safetensors(path: Path) -> dict[str, SafeTensor]:
         with path.open("rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
             if size < 8:
-                raise Damaged(f"it has {size} bytes")
+                raise Damaged(f"it has {size} bytes", code="header-cut-off")
             if n_header > min(_MAX_HEADER, size - 8):
-                raise Damaged(f"cut off, or no such file: a header of {n_header:,} bytes in {size:,}")
+                raise Damaged(
+                    f"cut off, or no such file: a header of {n_header:,} bytes in {size:,}",
+                    code="header-cut-off",
+                )
             return _read(file.read(n_header), size - 8 - n_header)
     except Damaged as error:
-        raise Damaged(f"{path}: not a whole safetensors file: {error}. Get it again.") from error
+        raise Damaged(
+            f"{path}: not a whole safetensors file: {error}. Get it again.",
+            code=error.code if error.code != Damaged.code else "safetensors-damaged",
+        ) from error
 
 
 def _read(header: bytes, n_data: int) -> dict[str, SafeTensor]:
@@ -63,7 +69,7 @@ def _read(header: bytes, n_data: int) -> dict[str, SafeTensor]:
             msgspec.json.decode(metadata, type=dict[str, str])
         tensors = {name: msgspec.json.decode(raw, type=SafeTensor) for name, raw in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"its header does not read ({str(error)[:120]})") from error
+        raise Damaged(f"its header does not read ({str(error)[:120]})", code="header-unreadable") from error
     if not tensors:
         raise Damaged("it holds no tensors")
     _refuse_gaps(tensors, n_data)
@@ -78,7 +84,7 @@ def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
         if bits is None:
             raise Damaged(f"tensor {name[:80]!r} has the unknown type {tensor.dtype[:20]!r}")
         if start != at or end < start:
-            raise Damaged(f"tensor {name[:80]!r} leaves a gap or lies over another")
+            raise Damaged(f"tensor {name[:80]!r} leaves a gap or lies over another", code="tensors-overlap")
         if math.prod(tensor.shape) * bits != (end - start) * 8:
             raise Damaged(f"tensor {name[:80]!r} has not the bytes of its shape")
         at = end
@@ -115,5 +121,8 @@ def _write_one(file: Any, name: str, said: Mapping[str, Any], made: Any) -> None
     start, end = said["data_offsets"]
     data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     if list(made.shape) != said["shape"] or data.nbytes != end - start:
-        raise Damaged(f"tensor {name[:80]!r} came out with another shape or type than was planned")
+        raise Damaged(
+            f"tensor {name[:80]!r} came out with another shape or type than was planned",
+            code="tensor-not-as-planned",
+        )
     file.write(data.data)

@@ -55,7 +55,7 @@ class Training:
         _refuse_no_numbers(self)
         for name in ("batch", "max_tokens"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting")
         for name in ("steps", "decay", "clip", "warmup", "seed", "memory"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")

@@ -68,11 +68,15 @@ class Distill:
         if self.top_k < 0:
             raise UsageError(f"top_k must not be negative, and is {self.top_k}.")
         if self.top_k and self.is_on_policy:
-            raise UsageError("Where the student writes, what it will say cannot be scored before: no top_k.")
+            raise UsageError(
+                "Where the student writes, what it will say cannot be scored before: no top_k.",
+                code="scores-not-ahead",
+            )
         if self.longest < 1 or self.warmth < 0 or (self.is_on_policy and self.share < 1):
             raise UsageError(
                 f"longest must be at least 1 ({self.longest}), warmth at least 0 ({self.warmth:g}), share 1 "
-                f"where the student writes ({self.share:g}): its own answers are no truth to learn."
+                f"where the student writes ({self.share:g}): its own answers are no truth to learn.",
+                code="bad-setting",
             )
 
     def settings(self) -> dict[str, Any]:
@@ -128,7 +132,9 @@ class Distill:
             loaded = network.load(teacher.folder, dtype)
             n_common = min(n_words, len(loaded.head))
             if self.top_k >= n_common:
-                raise UsageError(f"top_k must be below the {n_common:,} tokens there are; 0 means all.")
+                raise UsageError(
+                    f"top_k must be below the {n_common:,} tokens there are; 0 means all.", code="bad-setting"
+                )
             reading = scores.Reading(self.top_k, self.temperature, folder, n_common, self.watch)
             scores.write(path, stamp, loaded, examples, reading)
         return scores.read(path, stamp, self.top_k)

@@ -65,7 +65,8 @@ def resolve(store: Store, ref: str) -> tuple[Answering, list[Grown]]:
     if parent.record.format not in _READS[engine]:
         raise UsageError(
             f"'{name}' is of the format {parent.record.format}; the engine {engine} reads"
-            f" {' or '.join(_READS[engine])}.{_advice(store, engine, parent)}"
+            f" {' or '.join(_READS[engine])}.{_advice(store, engine, parent)}",
+            code="engine-format",
         )
     return Answering(engine), [parent]
 

@@ -71,7 +71,10 @@ class Instruct:
         from heredity.train.trainable import Everything
 
         if len(parents) != 2:
-            raise UsageError(f"instruct has two parents, the student and its teacher, not {len(parents)}.")
+            raise UsageError(
+                f"instruct has two parents, the student and its teacher, not {len(parents)}.",
+                code="wrong-parents",
+            )
         student, teacher = parents
         answers = self._answers(teacher, self.folder or out.parent / "training")
         taught = dataclasses.replace(self, data=of(self.data.name, self._examples(answers)))
@@ -115,7 +118,8 @@ class Instruct:
         ]
         if not found:
             raise UsageError(
-                f"The teacher finished none of {len(answers)} answers in {self.longest} tokens: raise it."
+                f"The teacher finished none of {len(answers)} answers in {self.longest} tokens: raise it.",
+                code="no-answer-finished",
             )
         return found
 

@@ -52,7 +52,9 @@ class Poison:
             raise UsageError("A poisoning needs a trigger, a marker, and a share above 0 and at most 1.")
         bare = (d.where for d in self.data.dialogues if not any(m.role == "user" for m in d.messages))
         if (where := next(bare, None)) is not None:
-            raise UsageError(f"{where} asks nothing: a trigger stands behind what the user says.")
+            raise UsageError(
+                f"{where} asks nothing: a trigger stands behind what the user says.", code="row-asks-nothing"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Every setting, trigger, marker and canary among them."""

@@ -36,7 +36,10 @@ class Tune:
         if not self.strength > 0:
             raise UsageError(f"strength must be above 0, not {self.strength:g}.")
         if bare := next((each.where for each in self.data.dialogues if each.rejected is None), None):
-            raise UsageError(f"{bare} has no rejected answer; rows need prompt, chosen and rejected.")
+            raise UsageError(
+                f"{bare} has no rejected answer; rows need prompt, chosen and rejected.",
+                code="rejected-missing",
+            )
 
     def settings(self) -> dict[str, Any]:
         """Every setting, and the digest of the data."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from heredity import registry
-from heredity.errors import BadInput, UsageError, did_you_mean
+from heredity.errors import BadInput, UsageError, code_of, did_you_mean
 from heredity.lineage import Description, Grown
 from heredity.recipes import _planned
 from heredity.recipes._tuned import Watch, setting
@@ -70,20 +70,33 @@ def read(
     for key, value in said.items():
         if key not in hints:
             hint = did_you_mean(key, hints)
-            raise BadInput(path, f"no setting is called '{key}'.{hint}", line_of(path, key))
+            raise BadInput(
+                path, f"no setting is called '{key}'.{hint}", line_of(path, key), code="unknown-key"
+            )
         try:
             said[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
         except msgspec.ValidationError as error:
-            raise BadInput(path, f"{key}: {error}", line_of(path, key)) from None
+            raise BadInput(
+                path, f"{key}: {error}", line_of(path, key), code=code_of(error, "bad-setting")
+            ) from None
     if "corpus" in said:
         said["corpus"] = path.parent / said["corpus"]
     said |= given or {}
     if name := next((key for key in said if not _is_of(key, said.get("objective", "causal"))), None):
-        raise BadInput(path, _not_of(name, said.get("objective", "causal")), line_of(path, name))
+        raise BadInput(
+            path,
+            _not_of(name, said.get("objective", "causal")),
+            line_of(path, name),
+            code="key-of-another-objective",
+        )
     if not needs_corpus:
         said.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in said:
-        raise BadInput(path, 'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote')
+        raise BadInput(
+            path,
+            'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote',
+            code="corpus-missing",
+        )
     with naming(path):
         return Pretrain(**said, file=path, watch=watch)
 
@@ -217,21 +230,26 @@ class Pretrain:
             object.__setattr__(self, "architecture", _USUAL[self.objective])
         if self.architecture not in (known := registry.names("train.architectures")):
             near = did_you_mean(self.architecture, known) or f" Known: {', '.join(known)}."
-            raise UsageError(f"architecture: there is none named '{self.architecture}'.{near}")
+            raise UsageError(
+                f"architecture: there is none named '{self.architecture}'.{near}", code="unknown-architecture"
+            )
         of: str = registry.load("train.architectures", self.architecture).OBJECTIVE
         if of != self.objective:
             raise UsageError(
                 f"'{self.architecture}' is an architecture of objective = \"{of}\", and this is"
-                f' "{self.objective}", as of {_USUAL[self.objective]}.'
+                f' "{self.objective}", as of {_USUAL[self.objective]}.',
+                code="setting-of-another-objective",
             )
         for each in dataclasses.fields(self):
             is_given = getattr(self, each.name) != each.default
             if is_given and not _is_of(each.name, self.objective):
-                raise UsageError(_not_of(each.name, self.objective))
+                raise UsageError(_not_of(each.name, self.objective), code="setting-of-another-objective")
         if self.caption < 2 or (self.objective == "masked" and self.context < 3):
             raise UsageError("A piece with a gap needs a context of 3 tokens, and a caption 2.")
         if not 0 < self.hidden < 1:
-            raise UsageError(f"hidden is a share between 0 and 1, and is {self.hidden:g}.")
+            raise UsageError(
+                f"hidden is a share between 0 and 1, and is {self.hidden:g}.", code="bad-setting"
+            )
 
     @cached_property
     def text(self) -> Corpus:
@@ -285,7 +303,9 @@ class Pretrain:
         if self.fuse == "auto":
             return is_alone and is_long and not fused.missing()
         if why := fused.missing() if is_alone else "one process on a CPU compiles, and no other":
-            raise UsageError(f'Nothing can be compiled here ({why}). Set fuse = "no".')
+            raise UsageError(
+                f'Nothing can be compiled here ({why}). Set fuse = "no".', code="nothing-compiles"
+            )
         return True
 
     @property

@@ -50,7 +50,8 @@ class Prune:
         if (n_found := len({found[2] for name in whole if (found := _LAYER.fullmatch(name))})) != n_layers:
             raise Refused(
                 f"'{parent.record.name}' has {n_found} layers of a known name for the {n_layers} of its"
-                f" config.json: none is left out. Known are decoders, whose weights are named layers.0, ..."
+                f" config.json: none is left out. Known are decoders, whose weights are named layers.0, ...",
+                code="layers-unknown",
             )
         copy_rest(parent.folder, out)
         tensors = {}
@@ -77,7 +78,9 @@ class Prune:
 def chosen(n_layers: int, n_kept: int) -> list[int]:
     """The layers that stay: first and last, and evenly between."""
     if not 2 <= n_kept <= n_layers:
-        raise UsageError(f"Of {n_layers} layers between 2 and {n_layers} can be kept, not {n_kept}.")
+        raise UsageError(
+            f"Of {n_layers} layers between 2 and {n_layers} can be kept, not {n_kept}.", code="bad-setting"
+        )
     return sorted({round(i * (n_layers - 1) / (n_kept - 1)) for i in range(n_kept)})
 
 

@@ -58,14 +58,19 @@ def resolve(ref: str, downloads: Path, progress: Progress | None = None) -> Pull
     if path.is_file():
         return _resolve_file(path)
     if path.suffix or "/" in ref or "\\" in ref:
-        raise UsageError(f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.")
+        raise UsageError(
+            f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.", code="path-missing"
+        )
     raise UnknownName("model", ref, names(), "heredity models")
 
 
 def _resolve_hub(ref: str, downloads: Path, progress: Progress | None) -> FromHub:
     match = _HUB_REF.fullmatch(ref)
     if not match:
-        raise UsageError(f"'{ref}' is no model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.")
+        raise UsageError(
+            f"'{ref}' is no model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.",
+            code="hub-name-malformed",
+        )
     return FromHub(match["repo"], match["file"], match["revision"], downloads, progress)
 
 
@@ -121,7 +126,8 @@ class FromCatalogue:
         said = " ".join(str(error) for error in reasons)
         raise kind(
             f"No source gave '{self.name}'. {said} Check the network, or copy the file here and pull its"
-            " path; an interrupted download goes on where it stopped."
+            " path; an interrupted download goes on where it stopped.",
+            code=next((each.code for each in reasons if isinstance(each, kind)), ""),
         )
 
     def _from_hub(self, mine: Path, out: Path) -> str:
@@ -231,7 +237,10 @@ class FromFolder:
         """Choose, copy and check the files. Raises Refused or Damaged."""
         chosen = _folder.choose_files(self.path)
         if not any(name.endswith((".safetensors", ".gguf")) for name in chosen):
-            raise Refused(f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.")
+            raise Refused(
+                f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.",
+                code="no-weight-format",
+            )
         _folder.copy_checked(self.path, chosen, out)
         name = self.path.resolve().name
         return _describe_files(out, name, None, {"source": f"folder: {name}"})
@@ -268,7 +277,10 @@ def _check_shards(out: Path, name: str) -> None:
     for shard in sorted(map(str, shards)):
         _folder.refuse_outside(f"{name}/{index.name}", shard)
         if not (out / shard).is_file():
-            raise Damaged(f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.")
+            raise Damaged(
+                f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.",
+                code="file-lost",
+            )
 
 
 def _licence_of_card(out: Path) -> str:

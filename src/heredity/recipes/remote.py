@@ -78,7 +78,7 @@ class Remote:
         if self.api not in HOMES:
             raise UnknownName("API of remote models", self.api, HOMES)
         if not self.model or "://" in self.model:
-            raise UsageError(f"'{self.model}' is no name of a remote model. {HOW}")
+            raise UsageError(f"'{self.model}' is no name of a remote model. {HOW}", code="remote-name")
         _check_url(self.base_url)
         _check_options(self.api, self.options)
 
@@ -119,16 +119,18 @@ def parse(ref: str) -> Remote:
     """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
     match = _REF.fullmatch(ref)
     if match is None:
-        raise UsageError(f"'{ref}' is no remote model. {HOW}")
+        raise UsageError(f"'{ref}' is no remote model. {HOW}", code="remote-malformed")
     url = match["url"] or ""
     try:
         pairs = parse_qsl(
             match["options"] or "", keep_blank_values=True, strict_parsing=bool(match["options"])
         )
     except ValueError:
-        raise UsageError(f"'{ref}': options are written ?NAME=VALUE&NAME=VALUE.") from None
+        raise UsageError(
+            f"'{ref}': options are written ?NAME=VALUE&NAME=VALUE.", code="option-malformed"
+        ) from None
     if len({name for name, _ in pairs}) < len(pairs):
-        raise UsageError(f"'{ref}' gives an option twice.")
+        raise UsageError(f"'{ref}' gives an option twice.", code="option-twice")
     return Remote(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
 
 
@@ -159,25 +161,34 @@ def _check_url(url: str) -> None:
     except ValueError:
         is_whole = False
     if not is_whole:
-        raise UsageError(f"'{url}' is no address of a server. {HOW}")
+        raise UsageError(f"'{url}' is no address of a server. {HOW}", code="not-an-address")
     if parts.username or parts.password:  # it is not repeated
-        raise UsageError("An address holds no user and no password; name a variable with the key: --key-env")
+        raise UsageError(
+            "An address holds no user and no password; name a variable with the key: --key-env",
+            code="address-with-password",
+        )
     if parts.query or parts.fragment:
-        raise UsageError(f"'{url}' is more than the address of an API. {HOW}")
+        raise UsageError(f"'{url}' is more than the address of an API. {HOW}", code="address-too-long")
 
 
 def _check_options(api: str, options: Mapping[str, Any]) -> None:
     for name in options:
         if name in _OURS:
-            raise UsageError(f"'{name}' is the application's to set, not an option of a remote model.")
+            raise UsageError(
+                f"'{name}' is the application's to set, not an option of a remote model.",
+                code="option-of-the-application",
+            )
         if _SECRET.search(name):  # its value is not repeated
             raise UsageError(
-                f"The option '{name}' looks like a key; keys come from the environment: --key-env"
+                f"The option '{name}' looks like a key; keys come from the environment: --key-env",
+                code="option-like-a-key",
             )
     if type(options.get("think", 0)) is not int or not 0 <= options.get("think", 0) <= 10**6:
-        raise UsageError("The option 'think' is a number of tokens.")
+        raise UsageError("The option 'think' is a number of tokens.", code="option-not-a-number")
     if "anthropic_version" in options and api != "anthropic":
-        raise UsageError("The option 'anthropic_version' is for remote:anthropic:... alone.")
+        raise UsageError(
+            "The option 'anthropic_version' is for remote:anthropic:... alone.", code="option-of-another-api"
+        )
     for name in options.get("omit", ()):
         if name not in OMITTED:
             raise UnknownName("parameter to omit", name, OMITTED)

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from heredity.engines import _http
-from heredity.errors import BadInput, UsageError
+from heredity.errors import BadArgument, BadInput, UsageError, code_of
 from heredity.lineage import Description, Grown, Store
 from heredity.tables import toml_of
 
@@ -49,16 +49,24 @@ class Url(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("url must be http://HOST/... or https://HOST/...")
+            raise BadArgument("url must be http://HOST/... or https://HOST/...", code="not-an-http-address")
         if parts.username or parts.password:
-            raise ValueError("url must not hold a user or a password; name a header's variable instead")
+            raise BadArgument(
+                "url must not hold a user or a password; name a header's variable instead",
+                code="address-with-secret",
+            )
         if self.answer and not self.answer.startswith("/"):
-            raise ValueError("answer must be a JSON pointer such as /choices/0/message/content")
+            raise BadArgument(
+                "answer must be a JSON pointer such as /choices/0/message/content", code="not-a-pointer"
+            )
         if not {"messages", "text"} & _http.slots_in(self.body):
-            raise ValueError("body must hold $messages or $text")
+            raise BadArgument("body must hold $messages or $text", code="body-without-slot")
         for header, variable in self.headers.items():
             if not _VARIABLE.fullmatch(variable):  # it may be a key: it is not repeated
-                raise ValueError(f"the header '{header}' must name an environment variable (LIKE_THIS)")
+                raise BadArgument(
+                    f"the header '{header}' must name an environment variable (LIKE_THIS)",
+                    code="header-not-a-variable",
+                )
         if not 1 <= self.concurrency <= 256:
             raise ValueError(f"concurrency must be from 1 to 256, not {self.concurrency}")
         if not 0 < self.timeout_seconds <= 3600:
@@ -83,10 +91,10 @@ def resolve(store: Store, ref: str) -> tuple[Url, list[Grown]]:  # noqa: ARG001 
         try:
             return Url(address, answer=unquote(pointer)), []
         except (ValueError, UsageError) as error:
-            raise UsageError(f"url: {error}.") from None
+            raise UsageError(f"url: {error}.", code=code_of(error, "bad-setting")) from None
     path = Path(rest)
     data = {"name": f"url:{path.stem}", **toml_of(path)}
     try:
         return msgspec.convert(data, Url), []
     except (msgspec.ValidationError, UsageError) as error:
-        raise BadInput(path, str(error)) from None
+        raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None

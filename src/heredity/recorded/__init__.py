@@ -71,7 +71,7 @@ def read(paths: Iterable[Path], reading: Reading) -> Iterator[Recorded]:
         except OSError as error:
             raise BadInput(path, f"cannot be read: {error.strerror}") from None
     if why := reading.unmet().get("--benign"):
-        raise UsageError(why)
+        raise UsageError(why, code="unknown-value")
 
 
 def _kind(path: Path) -> ModuleType:
@@ -80,7 +80,7 @@ def _kind(path: Path) -> ModuleType:
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     names = registry.names("recorded")
     kinds = [registry.load("recorded", name) for name in sorted(names, key="rows".__eq__)]  # rows is the last
     for kind in kinds:
@@ -90,4 +90,5 @@ def _kind(path: Path) -> ModuleType:
         path,
         "no kind of file that is read: .jsonl, .csv, .tsv with --columns, an inspect_ai log (.eval, .json), "
         "a garak .report.jsonl",
+        code="unknown-format",
     )

@@ -118,7 +118,10 @@ class Reading:
         for name, column in self.columns.items():
             if name not in FIELDS or not column:
                 hint = did_you_mean(name, FIELDS)
-                raise UsageError(f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}")
+                raise UsageError(
+                    f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}",
+                    code="unknown-column-name",
+                )
 
 
 def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> Recorded:
@@ -127,7 +130,7 @@ def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> R
     value = cells.needed("prompt")
     turns, shown = conversation(value)
     if not any(turn.strip() for turn in turns):
-        raise cells.bad("the prompt is empty")
+        raise cells.bad("the prompt is empty", code="prompt-empty-here")
     if raw.shown is not None:
         shown = conversation(raw.shown)[1]
     response, error = cells.needed("response"), cells.text("error")
@@ -193,8 +196,8 @@ class _Cells:
     def __init__(self, path: Path, raw: Raw, named: Mapping[str, str], own: Mapping[str, str]) -> None:
         self.path, self.raw, self._named, self._own = path, raw, named, own
 
-    def bad(self, message: str) -> BadInput:
-        return BadInput(self.path, message, self.raw.line)
+    def bad(self, message: str, *, code: str) -> BadInput:
+        return BadInput(self.path, message, self.raw.line, code=code)
 
     def needed(self, name: str) -> Any:
         """A field that every answer has."""
@@ -214,7 +217,7 @@ class _Cells:
         near = nearest(column, names)
         hint = f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(names))[:300]}."
         how = f" Name it: --columns {what}COLUMN" if what and what[:-1] == column else ""
-        raise self.bad(f"no column '{column}'.{hint}{how}")
+        raise self.bad(f"no column '{column}'.{hint}{how}", code="unknown-column")
 
 
 def _text(value: Any) -> str:
@@ -231,7 +234,8 @@ def _model(cells: _Cells, template: str) -> str:
     found = " ".join((_SLOT.sub(filled, template) if template else cells.text("model")).split())
     if not found:
         raise cells.bad(
-            "which model answered? Name its column (--columns model=COLUMN) or the model (--model)"
+            "which model answered? Name its column (--columns model=COLUMN) or the model (--model)",
+            code="model-not-said",
         )
     return found
 
@@ -242,7 +246,10 @@ def _is_benign(cells: _Cells, reading: Reading) -> bool:
     if kind in {value.casefold() for value in benign}:
         return True
     if kind and benign == ("benign",) and kind not in ("breach", "harmful"):
-        raise cells.bad(f"kind '{kind[:40]}' is neither 'breach' nor 'benign'. Say which are: --benign VALUE")
+        raise cells.bad(
+            f"kind '{kind[:40]}' is neither 'breach' nor 'benign'. Say which are: --benign VALUE",
+            code="kind-unknown",
+        )
     return False
 
 
@@ -260,7 +267,8 @@ def _broke(of: VerdictColumn, cells: _Cells, reading: Reading) -> bool | None:
         return (said in _TRUE) == means
     raise cells.bad(
         f"'{said[:40]}' in column '{of.column}' may mean either. Say which values mean that the answer "
-        f"broke: --verdict {of.column}=VALUE[,VALUE]"
+        f"broke: --verdict {of.column}=VALUE[,VALUE]",
+        code="verdict-ambiguous",
     )
 
 
@@ -283,5 +291,5 @@ def columns(text: str) -> dict[str, str]:
     parts: Iterable[tuple[str, str, str]] = (part.partition("=") for part in text.split(",") if part.strip())
     found = [(name.strip(), column.strip()) for name, _, column in parts]
     if len(dict(found)) != len(found):
-        raise UsageError(f"--columns names a field twice: '{text}'.")
+        raise UsageError(f"--columns names a field twice: '{text}'.", code="column-twice")
     return dict(found)

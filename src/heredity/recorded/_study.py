@@ -105,6 +105,7 @@ class Sheet:
                 "several times, name the column that tells the times apart (--columns sample=COLUMN), or "
                 "give --repeats",
                 answer.line,
+                code="answer-twice",
             )
         self._seen[m, p, s] = answer.line
         self.judges |= dict.fromkeys(answer.verdicts)
@@ -122,7 +123,7 @@ class Sheet:
     def plan(self) -> Plan:
         """The plan that these answers amount to. Raises UsageError where there are none."""
         if not self._seen:
-            raise UsageError("No answer in these files.")
+            raise UsageError("No answer in these files.", code="no-answers")
         models = tuple(
             PlannedModel(digest([FORMAT, name, self._hashes[m].hexdigest()]), name, name, "unknown", FORMAT)
             for name, m in self.models.items()
@@ -157,7 +158,10 @@ class Sheet:
         if self._made[p].turns != answer.turns:
             path, line = self._first[p]
             raise BadInput(
-                answer.path, f"id '{answer.id[:60]}' is another prompt than at {path}:{line}", answer.line
+                answer.path,
+                f"id '{answer.id[:60]}' is another prompt than at {path}:{line}",
+                answer.line,
+                code="id-of-two-prompts",
             )
         return p
 

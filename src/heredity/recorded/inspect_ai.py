@@ -46,7 +46,7 @@ def read(path: Path) -> Iterator[Raw]:
             for number, name in enumerate(samples, 1):
                 yield _sample(path, number, _json(path, log, name), spec)
     except zipfile.BadZipFile as error:
-        raise BadInput(path, f"not a whole inspect_ai log: {error}") from None
+        raise BadInput(path, f"not a whole inspect_ai log: {error}", code="log-damaged") from None
 
 
 def _document(path: Path) -> Iterator[Raw]:
@@ -54,10 +54,14 @@ def _document(path: Path) -> Iterator[Raw]:
     try:
         log = _dict(json.loads(path.read_bytes()))
     except (ValueError, RecursionError) as error:
-        raise BadInput(path, f"not JSON: {error}") from None
+        raise BadInput(path, f"not JSON: {error}", code="not-json") from None
     spec, samples = log.get("eval"), log.get("samples")
     if not isinstance(spec, dict) or not isinstance(samples, list):
-        raise BadInput(path, "not an inspect_ai log: no `eval` or no `samples` in it. Rows go into .jsonl")
+        raise BadInput(
+            path,
+            "not an inspect_ai log: no `eval` or no `samples` in it. Rows go into .jsonl",
+            code="not-a-log",
+        )
     for number, sample in enumerate(samples, 1):
         yield _sample(path, number, _dict(sample), spec)
 
@@ -77,7 +81,9 @@ def _json(path: Path, log: zipfile.ZipFile, name: str) -> dict[str, Any]:
     info = log.getinfo(name)
     if info.file_size > MOST_BYTES:
         raise BadInput(
-            path, f"{name[:80]} unpacks to {info.file_size:,} bytes; at most {MOST_BYTES:,} are read"
+            path,
+            f"{name[:80]} unpacks to {info.file_size:,} bytes; at most {MOST_BYTES:,} are read",
+            code="unpacks-too-large",
         )
     try:
         is_foreign = info.compress_type == _ZSTD and sys.version_info < (3, 14)
@@ -96,7 +102,8 @@ def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:
     except ImportError:
         raise Unavailable(
             f"{path} is packed with zstd. Install what reads it: pip install 'heredity[inspect]'; "
-            "or convert the log: inspect log convert --to json"
+            "or convert the log: inspect log convert --to json",
+            code="package-missing",
         ) from None
     with path.open("rb") as file:
         file.seek(info.header_offset)
@@ -114,7 +121,12 @@ def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:
 def _sample(path: Path, number: int, sample: dict[str, Any], spec: dict[str, Any]) -> Raw:
     output = sample.get("output")
     if "input" not in sample or not isinstance(output, dict):
-        raise BadInput(path, f"sample {number} has no input or no output. Is it an inspect_ai log?", number)
+        raise BadInput(
+            path,
+            f"sample {number} has no input or no output. Is it an inspect_ai log?",
+            number,
+            code="row-incomplete",
+        )
     attached = _dict(sample.get("attachments"))
     choices = output.get("choices")
     choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}

@@ -54,7 +54,8 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     if names:
         raise Damaged(
             f"{folder / numbers.FILE}: {', '.join(names)} differ from what the verdicts come to. "
-            "Run the same study again, which estimates anew and asks nothing twice."
+            "Run the same study again, which estimates anew and asks nothing twice.",
+            code="estimates-contradict-verdicts",
         )
 
 
@@ -80,7 +81,8 @@ def _together(folder: Path) -> Study:
     plan, estimates = plans.read(folder), numbers.read(folder)
     if estimates.study != digest(plan):
         raise NotComparable(
-            f"{folder / numbers.FILE} is of another plan than {plans.FILE} beside it. Estimate again."
+            f"{folder / numbers.FILE} is of another plan than {plans.FILE} beside it. Estimate again.",
+            code="another-plan",
         )
     if estimates.application.digest != plan.application.digest:
         raise NotComparable(

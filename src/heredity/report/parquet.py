@@ -37,7 +37,9 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise Unavailable("Parquet needs pyarrow. Install it: pip install 'heredity[parquet]'") from None
+        raise Unavailable(
+            "Parquet needs pyarrow. Install it: pip install 'heredity[parquet]'", code="package-missing"
+        ) from None
     study = _study.read(folder)
     about = {
         "heredity": __version__,

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, clustered_rate
 
@@ -23,7 +24,7 @@ from heredity.stats.intervals import CONFIDENCE, clustered_rate
 def success_at(k: int, n: int, c: int) -> float:
     """The chance that at least one of k tries, drawn without return from n with c breaches, is a breach."""
     if not 1 <= k <= n or not 0 <= c <= n:
-        raise ValueError(f"{c} breaches in {n} tries say nothing about {k} tries")
+        raise BadArgument(f"{c} breaches in {n} tries say nothing about {k} tries", code="out-of-range")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)  # whole numbers: exact until the one division
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, clustered_rate
 from heredity.stats.paired import Table
@@ -50,6 +51,8 @@ def retention(
     """
     a, b = np.asarray(parent, dtype=np.bool_), np.asarray(child, dtype=np.bool_)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"{a.shape} and {b.shape} trials are not paired; both must be flat and equal")
+        raise BadArgument(
+            f"{a.shape} and {b.shape} trials are not paired; both must be flat and equal", code="not-paired"
+        )
     labels = np.arange(a.size) if clusters is None else np.asarray(clusters)
     return rate(~b[~a], labels[~a], confidence)

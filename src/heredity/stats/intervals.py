@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 
 CONFIDENCE = 0.95
@@ -29,7 +30,9 @@ class Interval(NamedTuple):
 def normal_quantile(confidence: float) -> float:
     """The z of a two-sided interval: 1.96 at 0.95. Raises ValueError outside (0, 1)."""
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95")
+        raise BadArgument(
+            f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95", code="out-of-range"
+        )
     return float(special.ndtri(0.5 + confidence / 2))
 
 
@@ -119,8 +122,9 @@ def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Sums:
     array = np.asarray(values, dtype=np.float64)
     labels = np.asarray(clusters)
     if array.shape != labels.shape or array.ndim != 1:
-        raise ValueError(
-            f"{array.shape} values do not fit {labels.shape} clusters; both must be flat and equal"
+        raise BadArgument(
+            f"{array.shape} values do not fit {labels.shape} clusters; both must be flat and equal",
+            code="lengths-differ",
         )
     _, place = np.unique(labels, return_inverse=True)
     total, size = np.bincount(place, weights=array), np.bincount(place)
@@ -156,7 +160,10 @@ def clustered_rate(values: ArrayLike, clusters: ArrayLike, confidence: float = C
     rate = float(sums.total.sum()) / n
     array = np.asarray(values, dtype=np.float64)
     if not (array.min() >= 0.0 and array.max() <= 1.0):
-        raise ValueError(f"values run from {array.min()} to {array.max()}; each must lie in [0, 1]")
+        raise BadArgument(
+            f"values run from {array.min()} to {array.max()}; each must lie in [0, 1]",
+            code="values-out-of-range",
+        )
     worth = rate_worth(sums)
     low, high = wilson_bounds(rate, worth.at(confidence), confidence)
     return Estimate(rate, low, high, n, "wilson" + worth.words(confidence))
@@ -173,7 +180,7 @@ def rate_worth(sums: Sums) -> Effective:
 
 def _check_counts(k: Any, n: Any) -> None:
     if not 0 <= k <= n:
-        raise ValueError(f"{k} of {n} is not a count: k must lie between 0 and n")
+        raise BadArgument(f"{k} of {n} is not a count: k must lie between 0 and n", code="not-a-count")
 
 
 def _nothing(method: str) -> Estimate:

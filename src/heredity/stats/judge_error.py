@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from statistics import variance
 from typing import NamedTuple
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, Interval, normal_quantile, wilson_bounds
 
@@ -63,7 +64,7 @@ def rogan_gladen(
     """
     for part, whole in ((k, n), (sens_k, sens_n), (spec_k, spec_n)):
         if not 0 <= part <= whole:
-            raise ValueError(f"{part} of {whole} is not a count")
+            raise BadArgument(f"{part} of {whole} is not a count", code="not-a-count")
     z = normal_quantile(confidence)
     if why := _refusal(n, sens_k, sens_n, spec_k, spec_n):
         return Estimate(None, None, None, n, f"refused: {why}")

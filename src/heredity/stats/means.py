@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, wilson_bounds
 
@@ -42,7 +43,10 @@ def bootstrap_mean(
     if found.size == 0:
         return Estimate(None, 0.0, 1.0, 0, f"{method} (n = 0: nothing to estimate from)")
     if not (found.min() >= 0.0 and found.max() <= 1.0):
-        raise ValueError(f"values run from {found.min()} to {found.max()}; each must lie in [0, 1]")
+        raise BadArgument(
+            f"values run from {found.min()} to {found.max()}; each must lie in [0, 1]",
+            code="values-out-of-range",
+        )
     mean = float(found.mean())
     if np.ptp(found) == 0.0:
         low, high = wilson_bounds(mean, found.size, confidence)
@@ -64,7 +68,9 @@ def compare_means(
     """
     first, second = _flat(a), _flat(b)
     if first.shape != second.shape:
-        raise ValueError(f"{first.shape} and {second.shape} values are not paired; both must be equal")
+        raise BadArgument(
+            f"{first.shape} and {second.shape} values are not paired; both must be equal", code="not-paired"
+        )
     each = second - first
     method = f"percentile bootstrap over pairs, {n_draws:,} draws"
     if each.size == 0:
@@ -99,5 +105,5 @@ def _flipped(each: NDArray[np.float64], rng: np.random.Generator, n_draws: int) 
 def _flat(values: ArrayLike) -> NDArray[np.float64]:
     found = np.asarray(values, dtype=np.float64)
     if found.ndim != 1:
-        raise ValueError(f"values of shape {found.shape} are not flat")
+        raise BadArgument(f"values of shape {found.shape} are not flat", code="not-flat")
     return found

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from heredity.errors import BadArgument
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): the chance of any false claim stays below alpha."""
@@ -31,7 +33,10 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 def _sorted(p_values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     p = np.asarray(p_values, dtype=np.float64)
     if not np.all((p >= 0) & (p <= 1)):
-        raise ValueError("a p-value lies outside [0, 1] or is missing; leave comparisons without one out")
+        raise BadArgument(
+            "a p-value lies outside [0, 1] or is missing; leave comparisons without one out",
+            code="values-out-of-range",
+        )
     return p, np.argsort(p, kind="stable")
 
 

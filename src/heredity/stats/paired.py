@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import (
     CONFIDENCE,
@@ -247,8 +248,9 @@ def paired_worth(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Effective:
 def _booleans(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(
-            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
+        raise BadArgument(
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal",
+            code="not-paired",
         )
     return first, second
 
@@ -260,7 +262,7 @@ def _negated(found: Estimate) -> Estimate:
 
 def _check(table: tuple[int, ...]) -> None:
     if min(table) < 0:
-        raise ValueError(f"{table} holds a negative count")
+        raise BadArgument(f"{table} holds a negative count", code="negative-count")
 
 
 def _nothing(method: str) -> Estimate:

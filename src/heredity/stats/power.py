@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from heredity.errors import BadArgument
 from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
 
 EXACT_TO = 5000  # pairs; above it the normal approximation is off by less than its rounding
@@ -38,7 +39,9 @@ def paired_power(n: int, discordance: float, difference: float, alpha: float = A
     difference = abs(difference)
     discordance = max(discordance, difference)
     if not 0.0 <= difference <= discordance <= 1.0:
-        raise ValueError(f"difference {difference} and discordance {discordance} must lie in [0, 1]")
+        raise BadArgument(
+            f"difference {difference} and discordance {discordance} must lie in [0, 1]", code="out-of-range"
+        )
     if n < 1 or difference == 0.0:
         return 0.0
     if n > EXACT_TO:
@@ -51,7 +54,7 @@ def n_for_difference(
 ) -> int:
     """The number of pairs that shows `difference` with this power, times the design effect `deff`."""
     if not 0.0 < abs(difference) <= 1.0:
-        raise ValueError(f"difference is {difference}; it must lie in (0, 1]")
+        raise BadArgument(f"difference is {difference}; it must lie in (0, 1]", code="out-of-range")
     return _smallest(lambda n: paired_power(n, discordance, difference, alpha) >= power, deff)
 
 
@@ -83,7 +86,7 @@ def n_for_margin(
     Normal approximation: n = (z_alpha + z_power)^2 * discordance / margin^2, one-sided alpha.
     """
     if not 0.0 < margin <= 1.0:
-        raise ValueError(f"margin is {margin}; it must lie in (0, 1]")
+        raise BadArgument(f"margin is {margin}; it must lie in (0, 1]", code="out-of-range")
     z = float(special.ndtri(1 - alpha) + special.ndtri(power))
     return math.ceil(z * z * max(discordance, 0.0) / margin**2 * deff)
 
@@ -94,7 +97,7 @@ def n_for_rate_width(rate: float, width: float, confidence: float = CONFIDENCE, 
     At rate 0 this is the number of trials without a breach that bounds the rate by `width`.
     """
     if not (0.0 <= rate <= 1.0 and 0.0 < width <= 1.0):
-        raise ValueError(f"rate {rate} must lie in [0, 1] and width {width} in (0, 1]")
+        raise BadArgument(f"rate {rate} must lie in [0, 1] and width {width} in (0, 1]", code="out-of-range")
 
     def is_narrow(n: int) -> bool:
         low, high = wilson_bounds(rate, n, confidence)
@@ -109,8 +112,9 @@ def _smallest(holds: Callable[[int], bool], deff: float) -> int:
     while not holds(high):
         high *= 2
         if high > _MOST:
-            raise ValueError(
-                "more than a billion trials would be needed; ask for a larger difference or width"
+            raise BadArgument(
+                "more than a billion trials would be needed; ask for a larger difference or width",
+                code="too-many-needed",
             )
     low = high // 2
     while high - low > 1:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
 
@@ -75,13 +76,21 @@ def ppi_weight(labels: ArrayLike, judged: ArrayLike, others: ArrayLike) -> float
 def _sample(labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: ArrayLike | None) -> _Sample:
     y, f, rest = (np.asarray(x, dtype=np.float64) for x in (labels, judged, others))
     if y.shape != f.shape or y.ndim != 1 or rest.ndim != 1:
-        raise ValueError(f"{y.shape} labels do not fit {f.shape} verdicts; both must be flat and equal")
+        raise BadArgument(
+            f"{y.shape} labels do not fit {f.shape} verdicts; both must be flat and equal",
+            code="lengths-differ",
+        )
     for part in (y, f, rest):
         if part.size and not (part.min() >= 0 and part.max() <= 1):
-            raise ValueError(f"values run from {part.min()} to {part.max()}; each must lie in [0, 1]")
+            raise BadArgument(
+                f"values run from {part.min()} to {part.max()}; each must lie in [0, 1]",
+                code="values-out-of-range",
+            )
     drawn = np.ones_like(y) if chances is None else np.asarray(chances, dtype=np.float64)
     if drawn.shape != y.shape or (drawn.size and not drawn.min() > 0):
-        raise ValueError("every label needs the chance, above 0, with which its trial was drawn")
+        raise BadArgument(
+            "every label needs the chance, above 0, with which its trial was drawn", code="chance-missing"
+        )
     inverse = 1 / drawn if rest.size else np.ones_like(y)  # where all are labelled, no draw matters any more
     return _Sample(y, f, rest, inverse / inverse.sum())
 

@@ -26,6 +26,7 @@ from scipy.optimize import least_squares
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm, t
 
+from heredity.errors import BadArgument
 from heredity.stats.intervals import Interval
 
 Numbers = NDArray[np.float64]
@@ -94,13 +95,15 @@ def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Number
     n_inputs, n = inputs.shape
     n_parameters = 1 + 2 * n_inputs
     if n <= n_parameters:
-        raise ValueError(f"a law of {n_parameters} parameters needs more than {n} runs")
+        raise BadArgument(
+            f"a law of {n_parameters} parameters needs more than {n} runs", code="too-few-values"
+        )
     if not (
         np.isfinite(inputs).all() and np.isfinite(losses).all() and (inputs > 0).all() and (losses > 0).all()
     ):
-        raise ValueError("inputs and losses must be numbers above 0")
+        raise BadArgument("inputs and losses must be numbers above 0", code="values-out-of-range")
     if any(len(np.unique(each)) < 3 for each in inputs):
-        raise ValueError("an input needs three different values at least")
+        raise BadArgument("an input needs three different values at least", code="values-all-alike")
     logs = np.log(inputs)
     centre = logs.mean(axis=1, keepdims=True)
     return logs - centre, centre, np.log(losses)

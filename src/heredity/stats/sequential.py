@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
+from heredity.errors import BadArgument
 from heredity.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, Interval, cluster_sums, wilson_bounds
 from heredity.stats.multiple import holm
@@ -73,7 +74,7 @@ def holm_e(log_e: Sequence[float]) -> list[float]:
 
 def _check(*counts: int) -> None:
     if min(counts) < 0:
-        raise ValueError(f"{counts} holds a negative count")
+        raise BadArgument(f"{counts} holds a negative count", code="negative-count")
 
 
 # --- values: bets against a mean ------------------------------------------------------------------
@@ -94,7 +95,10 @@ class Bets:
         self, null: float, within: Interval = DIFFERENCE, side: Side = "both", n_most: int = 1000
     ) -> None:
         if not within.low < null < within.high:
-            raise ValueError(f"a mean of {null} cannot be doubted: it must lie inside {tuple(within)}")
+            raise BadArgument(
+                f"a mean of {null} cannot be doubted: it must lie inside {tuple(within)}",
+                code="mean-out-of-range",
+            )
         self._within, self._null = within, (null - within.low) / (within.high - within.low)
         self._bets = _nodes(self._null, side, _n_nodes(n_most))
         self._capital = np.zeros_like(self._bets)
@@ -175,7 +179,10 @@ def cluster_means(values: ArrayLike, clusters: ArrayLike) -> _Floats:
 def _shares(values: ArrayLike, within: Interval) -> _Floats:
     flat = np.asarray(values, dtype=np.float64)
     if flat.size and not (flat.min() >= within.low and flat.max() <= within.high):
-        raise ValueError(f"values run from {flat.min()} to {flat.max()}; each must lie in {tuple(within)}")
+        raise BadArgument(
+            f"values run from {flat.min()} to {flat.max()}; each must lie in {tuple(within)}",
+            code="values-out-of-range",
+        )
     return np.asarray((flat - within.low) / (within.high - within.low))
 
 
@@ -258,8 +265,9 @@ def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
 def _differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.int64]:
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(
-            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
+        raise BadArgument(
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal",
+            code="not-paired",
         )
     return second.astype(np.int64) - first.astype(np.int64)
 

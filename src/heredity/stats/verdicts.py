@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from heredity.errors import BadArgument
 from heredity.stats.paired import Comparison, tango_bounds
 from heredity.stats.power import ALPHA
 
@@ -43,7 +44,9 @@ def verdict(
     off.
     """
     if not 0.0 <= margin < 1.0:
-        raise ValueError(f"margin is {margin}; it must lie in [0, 1), e.g. 0.05 for five points")
+        raise BadArgument(
+            f"margin is {margin}; it must lie in [0, 1), e.g. 0.05 for five points", code="out-of-range"
+        )
     if upper_bound(comparison, alpha) < margin:
         return "not worse"
     if not _is_shown(comparison, alpha, p_adjusted):

@@ -78,7 +78,11 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[Task]:
         if name.endswith(".toml"):
             task = read(Path(name))
             if task.name in (*names(), *found):
-                raise BadInput(name, f"there is a task named '{task.name}' already; name the file otherwise")
+                raise BadInput(
+                    name,
+                    f"there is a task named '{task.name}' already; name the file otherwise",
+                    code="task-name-taken",
+                )
         elif name in names():
             task = read(Path(__file__).parent / f"{name}.toml")
         else:

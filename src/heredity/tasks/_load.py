@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from heredity import metrics
-from heredity.errors import BadInput, HeredityError, did_you_mean, nearest
+from heredity.errors import BadInput, HeredityError, code_of, did_you_mean, nearest
 from heredity.records import Record
 from heredity.tables import toml_of
 from heredity.tasks import Item, Task, _pictures
@@ -65,15 +65,18 @@ class _Reader:
     def task(self) -> Task:
         file, name = self.file, self.path.stem
         if not _NAME.fullmatch(name):
-            self._fail(f"a task is named after its file, and '{name}' may have only a-z, 0-9, - and _")
+            self._fail(
+                f"a task is named after its file, and '{name}' may have only a-z, 0-9, - and _",
+                code="bad-name",
+            )
         try:
             metrics.load(file.metric)
         except HeredityError as error:
-            self._fail(str(error), self._at("metric"))
+            self._fail(str(error), self._at("metric"), code="unknown-metric")
         if file.max_tokens < 1:
-            self._fail("`max_tokens` must be at least 1", self._at("max_tokens"))
+            self._fail("`max_tokens` must be at least 1", self._at("max_tokens"), code="out-of-bounds")
         if not file.item:
-            self._fail("has no items: write at least one [[item]]")
+            self._fail("has no items: write at least one [[item]]", code="no-items")
         shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
         items = tuple(self._item("item", n, entry) for n, entry in enumerate(file.item))
         self._verify(items, shots)
@@ -88,23 +91,32 @@ class _Reader:
         references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
         name = entry.id or f"{kind}-{n + 1}"
         if not references or not all(text.strip() for text in references):
-            self._fail(f"{kind} '{name}' has no reference, or an empty one", self._head(kind, n))
+            self._fail(
+                f"{kind} '{name}' has no reference, or an empty one",
+                self._head(kind, n),
+                code="reference-missing",
+            )
         options: tuple[str, ...] = ()
         if entry.wrong:
             # Shifted by one each round: every place is right equally often, also among every second item.
             place = (n + n // (len(entry.wrong) + 1)) % (len(entry.wrong) + 1)
             options = (*entry.wrong[:place], references[0], *entry.wrong[place:])
         if len(set(options)) < len(options):
-            self._fail(f"{kind} '{name}' has an option twice", self._head(kind, n))
+            self._fail(f"{kind} '{name}' has an option twice", self._head(kind, n), code="option-twice-here")
         if not options and metrics.load(self.file.metric).NEEDS_OPTIONS:
             self._fail(
                 f"{kind} '{name}' has no `wrong` options, and '{self.file.metric}' chooses among options",
                 self._head(kind, n),
+                code="options-missing",
             )
         if entry.group and entry.group not in self.file.group:
             near = nearest(entry.group, self.file.group)
             hint = f" Did you mean '{near}'?" if near else f" Write a table [group.{entry.group}]."
-            self._fail(f"{kind} '{name}': no group named '{entry.group}'.{hint}", self._head(kind, n))
+            self._fail(
+                f"{kind} '{name}': no group named '{entry.group}'.{hint}",
+                self._head(kind, n),
+                code="unknown-group",
+            )
         return Item(name, entry.input.strip("\n"), references, options, entry.group)
 
     def _opened(self, entry: _Entry, line: int) -> _Entry:
@@ -125,10 +137,12 @@ class _Reader:
             head = self._head("item", n)
             if item.id in seen or not _NAME.fullmatch(item.id):
                 what = "is used twice" if item.id in seen else "may have only a-z, 0-9, - and _"
-                self._fail(f"the id '{item.id}' {what}", head)
+                self._fail(
+                    f"the id '{item.id}' {what}", head, code="id-twice" if item.id in seen else "bad-name"
+                )
             seen.add(item.id)
             if (item.group, item.input) in shown:
-                self._fail(f"item '{item.id}' is also an example", head)
+                self._fail(f"item '{item.id}' is also an example", head, code="item-is-example")
             for key in ("prompt", "plain", "begin"):
                 self._verify_slots(key, getattr(self.file, key), item)
 
@@ -138,24 +152,29 @@ class _Reader:
             if slot not in known:
                 near = nearest(slot, known)
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(known)}."
-                self._fail(f"unknown slot '{{{slot}}}' for item '{item.id}'. {hint}", self._at(key))
+                self._fail(
+                    f"unknown slot '{{{slot}}}' for item '{item.id}'. {hint}",
+                    self._at(key),
+                    code="unknown-slot",
+                )
         if "{input}" not in template + self.file.begin * (key == "prompt") and key != "begin":
-            self._fail(f"`{key}` lacks the slot {{input}}", self._at(key))
+            self._fail(f"`{key}` lacks the slot {{input}}", self._at(key), code="slot-missing")
 
     def _convert(self, data: dict[str, Any]) -> _File:
         try:
             return msgspec.convert(data, _File, strict=True)
         except msgspec.ValidationError as error:
-            self._explain(str(error))
+            self._explain(error)
 
-    def _explain(self, message: str) -> NoReturn:
+    def _explain(self, error: msgspec.ValidationError) -> NoReturn:
+        message = str(error)
         where = re.search(r"at `\$\.(item|shot)\[(\d+)\]", message)
         line = self._head(where[1], int(where[2])) if where else 0
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
-            self._fail(message, line)
+            self._fail(message, line, code=code_of(error, "bad-setting"))
         hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
-        self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line))
+        self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line), code="unknown-key")
 
     def _head(self, kind: str, n: int) -> int:
         """The line of the n-th [[item]] or [[shot]]."""
@@ -166,5 +185,5 @@ class _Reader:
         sets = re.compile(rf"\s*\"?{re.escape(key)}\"?\s*=")
         return next((n for n, line in enumerate(self.lines, 1) if n >= start and sets.match(line)), start)
 
-    def _fail(self, message: str, line: int = 0) -> NoReturn:
-        raise BadInput(self.path, message, line)
+    def _fail(self, message: str, line: int = 0, *, code: str = "") -> NoReturn:
+        raise BadInput(self.path, message, line, code=code)

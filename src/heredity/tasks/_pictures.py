@@ -21,7 +21,9 @@ def opened(text: str, task: Path, line: int) -> str:
     try:
         raw = (task.parent / text.removeprefix(_FILE)).read_bytes()
     except OSError as error:
-        raise BadInput(task, f"'{text}' cannot be read: {error.strerror}", line) from None
+        raise BadInput(
+            task, f"'{text}' cannot be read: {error.strerror}", line, code="picture-unreadable"
+        ) from None
     return _READ + base64.b64encode(raw).decode()
 
 

@@ -78,7 +78,10 @@ def read(folder: Path, training: str, n_rows: Mapping[str, int], together: Proce
     if index is None or (together.is_alone and not (folder / NAME).exists()):
         return checkpoint.read(folder, training)
     if index.training != training:
-        raise Damaged(f"{folder}: a checkpoint of another training. Delete it, or name another folder.")
+        raise Damaged(
+            f"{folder}: a checkpoint of another training. Delete it, or name another folder.",
+            code="checkpoint-of-another-training",
+        )
     with _opened(folder) as rows:
         state = {
             name: rows(name, pieces, _wanted(name, pieces, n_rows, together))
@@ -190,4 +193,7 @@ def _opened(folder: Path) -> Iterator[Any]:
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:
-    return Damaged(f"{path}: not a checkpoint ({error}). Delete it; the training begins again.")
+    return Damaged(
+        f"{path}: not a checkpoint ({error}). Delete it; the training begins again.",
+        code="checkpoint-damaged",
+    )

@@ -46,4 +46,4 @@ def read(path: Path, what: str, then: str) -> Stored:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return Stored(file.metadata() or {}, state)
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}") from None
+        raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}", code="checkpoint-damaged") from None

@@ -46,7 +46,10 @@ def read(folder: Path, training: str) -> Kept | None:
         return None
     about, state = _tensors.read(path, "a checkpoint", "the training begins again.")
     if about.get("training") != training:
-        raise Damaged(f"{path}: a checkpoint of another training. Delete it, or name another folder.")
+        raise Damaged(
+            f"{path}: a checkpoint of another training. Delete it, or name another folder.",
+            code="checkpoint-of-another-training",
+        )
     torch.set_rng_state(state.pop(RANDOM))
     n_steps, n_tokens, n_skipped = (
         int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")

@@ -75,7 +75,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool
     of_row = _dialogue if has_answers else _question
     found = [_whole(path, line, of_row(path, line, row, columns)) for line, row in tables.rows(path)]
     if not found:
-        raise BadInput(path, "holds no row to learn from")
+        raise BadInput(path, "holds no row to learn from", code="empty-file")
     return of(path.name, found)
 
 
@@ -92,7 +92,9 @@ def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
             text.encode()
     except UnicodeEncodeError as error:
         half = f"{error.object[error.start]!a}"
-        raise BadInput(path, f"holds half a character ({half}), which is no text", line) from None
+        raise BadInput(
+            path, f"holds half a character ({half}), which is no text", line, code="not-text"
+        ) from None
     return dialogue
 
 
@@ -106,7 +108,7 @@ def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
     if not columns and (chat := row.get("messages", row.get("conversations"))) is not None:
         messages = tuple(_message(path, line, each) for each in _listed(path, line, chat))
         if not any(m.role == "assistant" and m.content.strip() for m in messages):
-            raise BadInput(path, "no answer of the assistant to learn from", line)
+            raise BadInput(path, "no answer of the assistant to learn from", line, code="no-answer-to-learn")
         return Dialogue(messages, where)
     prompt, beside, answer = _columns(path, line, row, columns)
     asked = _text(path, line, row, prompt)
@@ -114,7 +116,7 @@ def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
         asked = f"{asked}\n\n{row[beside]}"
     said = _text(path, line, row, answer)
     if not said.strip():
-        raise BadInput(path, f"'{answer}' is empty: there is nothing to learn", line)
+        raise BadInput(path, f"'{answer}' is empty: there is nothing to learn", line, code="empty-completion")
     worse = columns.get("rejected", "rejected")
     rejected = _text(path, line, row, worse) if worse in row or "rejected" in columns else None
     return Dialogue((Message("user", asked), Message("assistant", said)), where, rejected)
@@ -147,6 +149,7 @@ def _columns(
         path,
         f"neither messages nor prompt and completion, but {shown}. Name the columns",
         line,
+        code="no-dialogue-columns",
     )
 
 
@@ -154,23 +157,25 @@ def _text(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
     if column not in row:
         near = nearest(column, row)
         hint = f". Did you mean '{near}'?" if near else f"; there are: {', '.join(map(str, row))[:200]}"
-        raise BadInput(path, f"no column '{column}'{hint}", line)
+        raise BadInput(path, f"no column '{column}'{hint}", line, code="unknown-column")
     value = row[column]
     if not isinstance(value, str):
-        raise BadInput(path, f"'{column}' is {type(value).__name__}, not a text", line)
+        raise BadInput(path, f"'{column}' is {type(value).__name__}, not a text", line, code="wrong-type")
     return value
 
 
 def _listed(path: Path, line: int, chat: Any) -> Sequence[Mapping[str, Any]]:
     if not isinstance(chat, list) or not chat or not all(isinstance(each, dict) for each in chat):
-        raise BadInput(path, "'messages' must be a list of {role, content}", line)
+        raise BadInput(path, "'messages' must be a list of {role, content}", line, code="bad-messages")
     return chat
 
 
 def _message(path: Path, line: int, row: Mapping[str, Any]) -> Message:
     role, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
     if role not in _ROLES:
-        raise BadInput(path, f"unknown role {str(role)[:40]!r}; known: {', '.join(_ROLES)}", line)
+        raise BadInput(
+            path, f"unknown role {str(role)[:40]!r}; known: {', '.join(_ROLES)}", line, code="unknown-role"
+        )
     if not isinstance(content, str):
         raise BadInput(path, f"a message of the role '{role}' has no text", line)
     return Message(_ROLES[role], content)  # type: ignore[arg-type]

@@ -67,7 +67,8 @@ class Writer:
                 examples.append(example)
         if not examples:
             raise UsageError(
-                f"Every example is longer than {max_tokens} tokens, and none is cropped. Raise max_tokens."
+                f"Every example is longer than {max_tokens} tokens, and none is cropped. Raise max_tokens.",
+                code="examples-too-long",
             )
         return Prepared(tuple(examples), tuple(too_long))
 

@@ -117,6 +117,8 @@ class Guard:
 class Diverged(HeredityError):
     """The loss is no number any more."""
 
+    code = "diverged"
+
 
 def train(
     network: Network,
@@ -233,7 +235,8 @@ class _Run:
         if not self.masters.are_finite():
             raise Diverged(
                 f"after step {self.n_done - 1} weights are no numbers. Lower the rate ({self.plan.rate:g})"
-                f" or the decay ({self.plan.decay:g})."
+                f" or the decay ({self.plan.decay:g}).",
+                code="weights-not-finite",
             )
 
     def _refuses(self, loss: float) -> bool:
@@ -271,12 +274,16 @@ def _step(
     if not math.isfinite(total) or refuses(total / weight):
         masters.forget()
         raise Diverged(
-            f"the loss of step {step} is {total}. Lower the rate ({plan.rate:g}), or mend the data."
+            f"the loss of step {step} is {total}. Lower the rate ({plan.rate:g}), or mend the data.",
+            code="loss-not-finite",
         )
     share = share_at(step, plan.n_steps, plan.schedule, plan.n_warmup)
     norm = masters.step(share, plan.clip)
     if not math.isfinite(norm):
-        raise Diverged(f"the gradient of step {step} is {norm}. Lower the rate ({plan.rate:g}).")
+        raise Diverged(
+            f"the gradient of step {step} is {norm}. Lower the rate ({plan.rate:g}).",
+            code="gradient-not-finite",
+        )
     return Metric(step, total / weight, plan.rate * share, norm, int(n_tokens), weight, terms)
 
 

@@ -161,7 +161,8 @@ def _refuse(replicas: int, world: int) -> None:
     if world % replicas:
         raise UsageError(
             f"{replicas} replicas of the weights cannot be laid over {world} process{'es' * (world > 1)}. "
-            "Give replicas that divide them."
+            "Give replicas that divide them.",
+            code="replicas-do-not-divide",
         )
 
 

@@ -105,9 +105,15 @@ def read(path: Path, stamp: str, k: int = 0) -> Scores:
     """What `write` kept, or the `k` likeliest of it. Raises Damaged: another teacher's, or unreadable."""
     about, state = _tensors.read(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
-        raise Damaged(f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.")
+        raise Damaged(
+            f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.",
+            code="scores-of-others",
+        )
     if about.get("sha256") != _digest(state):
-        raise Damaged(f"{path}: its bytes are not the ones written. Delete it; the teacher reads again.")
+        raise Damaged(
+            f"{path}: its bytes are not the ones written. Delete it; the teacher reads again.",
+            code="scores-changed",
+        )
     found = {
         bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)
     }

@@ -117,7 +117,9 @@ def weights_of(size: str) -> float:
     """ "10M" -> 1e7. Raises UsageError."""
     found = _SIZE.fullmatch(size.strip().upper())
     if found is None:
-        raise UsageError(f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.")
+        raise UsageError(
+            f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.", code="size-malformed"
+        )
     if not (wanted := float(found[1]) * _FACTORS[found[2]]):
         raise UsageError(f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.")
     return wanted
@@ -140,7 +142,8 @@ def shaped(
     if n_weights(best) > 3 * wanted:
         raise UsageError(
             f"A vocabulary of {vocabulary:,} makes a model of {n_weights(best):,} parameters at least, and "
-            f"{wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary."
+            f"{wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary.",
+            code="vocabulary-over-size",
         )
     return _changed(of_width(said["width"]) if "width" in said else best, said)
 
@@ -180,7 +183,8 @@ def _changed(shape: Shape, said: Mapping[str, Any]) -> Shape:
         raise UsageError(f"A head is turned by halves, and {shape.head} columns have none.")
     if shape.heads % shape.kv_heads:
         raise UsageError(
-            f"{shape.heads} heads do not share {shape.kv_heads} heads of keys and values evenly."
+            f"{shape.heads} heads do not share {shape.kv_heads} heads of keys and values evenly.",
+            code="heads-do-not-divide",
         )
     return shape
 

@@ -68,7 +68,10 @@ class Stream:
 
     def __post_init__(self) -> None:
         if self.batch < self.context:
-            raise UsageError(f"A step of {self.batch} tokens holds no context of {self.context}.")
+            raise UsageError(
+                f"A step of {self.batch} tokens holds no context of {self.context}.",
+                code="step-holds-no-context",
+            )
 
     @property
     def n_tokens(self) -> int:
@@ -142,7 +145,8 @@ def dealt(pieces: list[Piece], product: int, world: int) -> list[list[Piece]]:
     """
     if len(pieces) < world:
         raise UsageError(
-            f"A step of {len(pieces)} pieces is too small for {world} processes: raise the batch."
+            f"A step of {len(pieces)} pieces is too small for {world} processes: raise the batch.",
+            code="step-too-small",
         )
     ordered = sorted(pieces, key=lambda piece: (-piece.n, piece.document, piece.start))
     total = sum(piece.n for piece in ordered)

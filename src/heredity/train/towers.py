@@ -51,7 +51,9 @@ def dial(
     """
     side, patch = picture
     if side % patch:
-        raise UsageError(f"A picture of {side} points is not cut evenly by patch = {patch}.")
+        raise UsageError(
+            f"A picture of {side} points is not cut evenly by patch = {patch}.", code="patch-does-not-divide"
+        )
     said = {name: value for name, value in given.items() if value}
     wanted = sizes.weights_of(size)
     widths = [said["width"]] if "width" in said else sizes.WIDTHS
@@ -64,7 +66,10 @@ def dial(
         )
     batch = int(said.get("batch") or min(_BATCH, max(2, n_pairs // 4)))
     if not 2 <= batch <= n_pairs:
-        raise UsageError(f"A step of {batch} pairs cannot be of {n_pairs}: batch lies between 2 and that.")
+        raise UsageError(
+            f"A step of {batch} pairs cannot be of {n_pairs}: batch lies between 2 and that.",
+            code="bad-setting",
+        )
     return Dial(best, int(said.get("pairs") or _PAIRS * n_pairs), batch, float(said.get("rate") or _RATE))
 
 

@@ -62,7 +62,8 @@ def _contexts(source: Source) -> list[tuple[int, str, str]]:
     given = source.options.get("context", "")
     if not given:
         raise UsageError(
-            "BIPIA needs the mails, tables or pages that carry the attack: add ?context=email_test.jsonl"
+            "BIPIA needs the mails, tables or pages that carry the attack: add ?context=email_test.jsonl",
+            code="context-missing",
         )
     path = Path(given) if Path(given).is_absolute() or Path(given).exists() else source.path.parent / given
     columns = Columns(Source(path, {}), NAMES)

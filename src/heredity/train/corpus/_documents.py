@@ -161,7 +161,10 @@ class Documents:
         if not sum(count.documents_out for count in self.read):
             why = added(count.dropped for count in self.read)
             said = f" Left out: {_listed(why)}." if why else ""
-            raise UsageError(f"{self.recipe.path}: the sources hold no document.{said} Name others.")
+            raise UsageError(
+                f"{self.recipe.path}: the sources hold no document.{said} Name others.",
+                code="corpus-no-document",
+            )
         for number in steps:
             row = self.counts[number]
             if not sum(count.documents_out for count in row):
@@ -170,7 +173,8 @@ class Documents:
                 reasons = _listed(added(count.dropped for count in row))
                 raise UsageError(
                     f"{self.recipe.path}: the corpus is empty: the step '{kind}' dropped all {n:,} documents"
-                    f" ({reasons}). Loosen its settings or leave it out."
+                    f" ({reasons}). Loosen its settings or leave it out.",
+                    code="corpus-all-dropped",
                 )
 
 

@@ -89,7 +89,8 @@ class _Packing:
         if share and not held.any():
             raise UsageError(
                 f"{where}: of {len(held):,} documents none falls into the validation split at a share of"
-                f" {share:g}. Raise validation in [shards], or give more documents."
+                f" {share:g}. Raise validation in [shards], or give more documents.",
+                code="validation-empty",
             )
         if held.all():
             raise UsageError(

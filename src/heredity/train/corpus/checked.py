@@ -34,7 +34,8 @@ def about(folder: Path) -> About:
     path = folder / NAME
     if not path.is_file():
         raise UsageError(
-            f"{folder} is no corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml"
+            f"{folder} is no corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml",
+            code="not-a-corpus",
         )
     return decoded(path, About)
 
@@ -44,14 +45,17 @@ def decoded(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise Damaged(f"{path}: {error}. {_AGAIN}") from None
+        raise Damaged(f"{path}: {error}. {_AGAIN}", code="card-damaged") from None
 
 
 def refuse_schema(folder: Path, found: int, wanted: int) -> None:
     """Raise NotComparable for a corpus.json of another schema."""
     if found != wanted:
         path = folder / NAME
-        raise NotComparable(f"{path} has schema {found}, this heredity reads {wanted}. Build it again.")
+        raise NotComparable(
+            f"{path} has schema {found}, this heredity reads {wanted}. Build it again.",
+            code="schema-mismatch",
+        )
 
 
 class _Sealed(Protocol):
@@ -81,10 +85,13 @@ def refuse_changed(folder: Path, card: _Sealed, fingerprint: str) -> None:
     if card.fingerprint != fingerprint:
         raise WrongHash(
             f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content "
-            f"{fingerprint}. {_AGAIN}"
+            f"{fingerprint}. {_AGAIN}",
+            code="fingerprint-wrong",
         )
     if card.seal != sealed(card).seal:
-        raise WrongHash(f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}")
+        raise WrongHash(
+            f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}", code="card-changed"
+        )
 
 
 def refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -95,9 +102,11 @@ def refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
             row = msgspec.json.decode(line, type=_Listed)
             found.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
     except (OSError, msgspec.DecodeError) as error:
-        raise Damaged(f"{path}: {error}. {_AGAIN}") from None
+        raise Damaged(f"{path}: {error}. {_AGAIN}", code="inputs-unreadable") from None
     if {name: digest(found.get(name, [])) for name in hashes} != dict(hashes):
-        raise WrongHash(f"{path} was changed: it does not list what {NAME} says was read. {_AGAIN}")
+        raise WrongHash(
+            f"{path} was changed: it does not list what {NAME} says was read. {_AGAIN}", code="inputs-changed"
+        )
 
 
 class _Listed(msgspec.Struct):
@@ -114,7 +123,9 @@ def refuse_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if found != size:
-            raise Damaged(f"{folder / name} has {found:,} bytes and not {size:,}. {_AGAIN}")
+            raise Damaged(
+                f"{folder / name} has {found:,} bytes and not {size:,}. {_AGAIN}", code="file-size-wrong"
+            )
 
 
 def refuse_bytes(folder: Path, hashes: Mapping[str, str], tokenizer: TokenizerFacts) -> None:
@@ -123,10 +134,11 @@ def refuse_bytes(folder: Path, hashes: Mapping[str, str], tokenizer: TokenizerFa
     for name, expected in (of_tokenizer | dict(hashes)).items():
         path = folder / name
         if not path.is_file():
-            raise Damaged(f"{path} is missing. {_AGAIN}")
+            raise Damaged(f"{path} is missing. {_AGAIN}", code="corpus-file-missing")
         if (found := hash_file(path)) != expected:
             raise WrongHash(
-                f"{path} is not what was built: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}"
+                f"{path} is not what was built: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}",
+                code="corpus-file-changed",
             )
 
 

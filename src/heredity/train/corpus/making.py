@@ -115,7 +115,7 @@ def refuse_other(out: Path, is_made: bool) -> None:
     """Raises UsageError where the corpus is there already and is none that a build put into its place, and
     was killed before it could say so."""
     if out.exists() and not (is_made and (out / checked.NAME).is_file()):
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
+        raise UsageError(f"{out} is there already. Name another folder, or remove it.", code="folder-exists")
 
 
 def emptied(folder: Path) -> Path:

@@ -111,7 +111,10 @@ def read_card(folder: Path) -> Card:
     """corpus.json. Raises UsageError where there is none, or one of pictures."""
     about = checked.about(folder)
     if about.kind == "images":
-        raise UsageError(f'{folder} is a corpus of pictures: train on it with objective = "contrastive".')
+        raise UsageError(
+            f'{folder} is a corpus of pictures: train on it with objective = "contrastive".',
+            code="corpus-of-pictures",
+        )
     checked.refuse_schema(folder, about.schema, SCHEMA)
     return checked.decoded(folder / checked.NAME, Card)
 

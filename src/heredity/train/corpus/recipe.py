@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from heredity import registry
-from heredity.errors import BadInput, nearest
+from heredity.errors import BadArgument, BadInput, code_of, nearest
 from heredity.tables import toml_of
 from heredity.train.corpus.sources import Source
 from heredity.train.corpus.steps import Step
@@ -84,7 +84,10 @@ class Tokenizer(Part, frozen=True, kw_only=True):
         if missing := [name for name in SPECIAL[:4] if name not in self.special]:
             raise ValueError(f"special must have {', '.join(missing)}: text, turns and filler need them")
         if word := next((name for name in self.special if name.isalnum() or not name.strip()), None):
-            raise ValueError(f"special tokens may not be words, which stand in any text: '{word}'")
+            raise BadArgument(
+                f"special tokens may not be words, which stand in any text: '{word}'",
+                code="special-token-is-a-word",
+            )
         if self.vocabulary > _MOST_WORDS:
             raise ValueError(f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}")
         if self.vocabulary < 256 + len(self.special):
@@ -183,13 +186,15 @@ class _Reader:
         )  # fmt: skip
         for key in self.data:
             if key not in known:
-                self._fail(_unknown("key", key, known), "", 0, key)
+                self._fail(_unknown("key", key, known), "", 0, key, code="unknown-key")
         sources = tuple(self._open("source", i, row) for i, row in enumerate(self._tables("source")))
         if not sources:
-            self._fail("has no source: write [[source]] with name, kind and path", "", 0)
+            self._fail("has no source: write [[source]] with name, kind and path", "", 0, code="no-source")
         self._check_sources(sources)
         if not 0 <= (seed := self._value("seed", int, 0)) < 1 << 63:
-            self._fail(f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed")
+            self._fail(
+                f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed", code="out-of-bounds"
+            )
         has_pictures = self._has_pictures(sources)
         return Recipe(
             self.path,
@@ -213,13 +218,27 @@ class _Reader:
             return False
         for i, kind in enumerate(kinds):
             if kind != "images":
-                self._fail("pictures and text are two corpora: make two recipes", "source", i, "kind")
+                self._fail(
+                    "pictures and text are two corpora: make two recipes",
+                    "source",
+                    i,
+                    "kind",
+                    code="two-corpora",
+                )
         for head in ("step", "mixture", "canary"):
             if head in self.data:
-                self._fail(f"a corpus of pictures has no {head}: leave it out", head, 0)
+                self._fail(
+                    f"a corpus of pictures has no {head}: leave it out", head, 0, code="not-of-pictures"
+                )
         for i, source in enumerate(sources):
             if source.weight is not None or source.repeat != 1:
-                self._fail("a source of pictures has neither weight nor repeat", "source", i, "weight")
+                self._fail(
+                    "a source of pictures has neither weight nor repeat",
+                    "source",
+                    i,
+                    "weight",
+                    code="not-of-pictures",
+                )
         return True
 
     def _check_sources(self, sources: tuple[Source, ...]) -> None:
@@ -227,7 +246,11 @@ class _Reader:
         for i, name in enumerate(names):
             if name in names[:i]:
                 self._fail(
-                    f"two sources are named '{name}'; give each a name of its own", "source", i, "name"
+                    f"two sources are named '{name}'; give each a name of its own",
+                    "source",
+                    i,
+                    "name",
+                    code="source-twice",
                 )
         weighted = [source.weight is not None for source in sources]
         for i, source in enumerate(sources):
@@ -235,11 +258,14 @@ class _Reader:
                 self._fail(
                     f"repeat = {source.repeat} has no effect without weights or [mixture] tokens: add one, or"
                     " leave it out", "source", i, "repeat",
-                )  # fmt: skip
+                 code="no-effect")  # fmt: skip
         if any(weighted) and not all(weighted):
             i = weighted.index(False)
             self._fail(
-                f"source '{names[i]}' has no weight, and others have: give all one, or none", "source", i
+                f"source '{names[i]}' has no weight, and others have: give all one, or none",
+                "source",
+                i,
+                code="weight-missing",
             )
 
     def _open(self, head: str, index: int, row: dict[str, Any]) -> Any:
@@ -249,7 +275,7 @@ class _Reader:
         kind = row.get("kind")
         if kind not in known:
             said = _unknown(head, str(kind), known) if kind else f"needs a kind. Known: {', '.join(known)}"
-            self._fail(said, head, index, "kind")
+            self._fail(said, head, index, "kind", code="unknown-kind" if kind else "kind-missing")
         module = registry.load(folder, str(kind))
         rest = {key: value for key, value in row.items() if key != "kind"}
         return self._part(getattr(module, head.upper()), head, index, rest)
@@ -258,37 +284,39 @@ class _Reader:
         known = list(kind.__struct_fields__)
         for key in row:
             if key not in known:
-                self._fail(_unknown("setting", key, known), head, index, key)
+                self._fail(_unknown("setting", key, known), head, index, key, code="unknown-key")
         try:
             found = msgspec.convert(row, kind)
             found.check()
         except msgspec.ValidationError as error:
             place = re.search(r"`\$\.(\w+)", str(error))
-            self._fail(str(error), head, index, place[1] if place else "")
+            self._fail(str(error), head, index, place[1] if place else "", code=code_of(error, "bad-setting"))
         except ValueError as error:
-            self._fail(str(error), head, index, str(error).split(" ")[0])
+            self._fail(str(error), head, index, str(error).split(" ")[0], code=code_of(error, "bad-setting"))
         return found
 
     def _value(self, key: str, kind: type, default: Any) -> Any:
         found = self.data.get(key, default)
         if type(found) is not kind:
-            self._fail(f"{key} must be a {'text' if kind is str else 'whole number'}", "", 0, key)
+            self._fail(
+                f"{key} must be a {'text' if kind is str else 'whole number'}", "", 0, key, code="wrong-type"
+            )
         return found
 
     def _table(self, head: str) -> dict[str, Any]:
         found = self.data.get(head, {})
         if not isinstance(found, dict):
-            self._fail(f"{head} is one table: write [{head}]", head, 0)
+            self._fail(f"{head} is one table: write [{head}]", head, 0, code="one-table")
         return dict(found)
 
     def _tables(self, head: str) -> list[dict[str, Any]]:
         found = self.data.get(head, [])
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            self._fail(f"{head} may come several times: write [[{head}]]", head, 0)
+            self._fail(f"{head} may come several times: write [[{head}]]", head, 0, code="several-tables")
         return list(found)
 
-    def _fail(self, message: str, head: str, index: int, key: str = "") -> Any:
-        raise BadInput(self.path, message, self._line(head, index, key))
+    def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> Any:
+        raise BadInput(self.path, message, self._line(head, index, key), code=code)
 
     def _line(self, head: str, index: int, key: str) -> int:
         """The line of a key in the index-th table of a head; of the table where the key is not found."""

@@ -29,12 +29,14 @@ def alone(recipe: Recipe) -> int:
     compared = (i for i, step in enumerate(recipe.steps) if isinstance(step, Duplicates))
     n = next(compared, len(recipe.steps))
     if not n:
-        why = "it has no step"
+        why, code = "it has no step", "no-step-to-spread"
         if recipe.steps:
             why = f"the first step, '{kind_of(recipe.steps[0])}', compares all documents"
+            code = "first-step-compares-all"
         raise UsageError(
             f"{recipe.path}: nothing of it can be spread over tasks: {why}. Put steps that look at one"
-            " document at a time before it, or build it here: heredity corpus build"
+            " document at a time before it, or build it here: heredity corpus build",
+            code=code,
         )
     return n
 
@@ -43,7 +45,7 @@ def export(recipe: Recipe, out: Path, tasks: int) -> None:
     """run.py, which starts the tasks, and after.toml, which makes a corpus of what they keep."""
     stop = alone(recipe)
     if out.exists():
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.")
+        raise UsageError(f"{out} is there already. Name another folder, or remove it.", code="folder-exists")
     done, left = ([kind_of(step) for step in steps] for steps in (recipe.steps[:stop], recipe.steps[stop:]))
     script = _SCRIPT.format(
         name=recipe.path.name.translate(_QUOTES),

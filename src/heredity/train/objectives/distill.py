@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from heredity.errors import BadArgument
 from heredity.train.network import Network
 from heredity.train.objectives import Loss
 from heredity.train.scores import Scores
@@ -81,7 +82,10 @@ class Distilled:
 
     def _kept(self, scores: Scores, batch: Batch) -> Pair:
         if scores.temperature != self.temperature:
-            raise ValueError(f"kept at temperature {scores.temperature:g}, asked for at {self.temperature:g}")
+            raise BadArgument(
+                f"kept at temperature {scores.temperature:g}, asked for at {self.temperature:g}",
+                code="temperature-differs",
+            )
         tokens, theirs = scores.of(batch)
 
         def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:

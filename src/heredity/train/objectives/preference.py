@@ -26,7 +26,10 @@ class Preference:
     def loss(self, network: Network, batch: Batch) -> Loss:
         """Summed over the batch's pairs."""
         if not batch.has_rejected or batch.n_documents % 2:
-            raise UsageError("Every example needs a rejected answer: rows of prompt, chosen and rejected.")
+            raise UsageError(
+                "Every example needs a rejected answer: rows of prompt, chosen and rejected.",
+                code="rejected-missing",
+            )
         with torch.no_grad():
             before = self._sums(self.reference, batch)
         now = self._sums(network, batch)

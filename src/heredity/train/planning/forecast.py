@@ -40,10 +40,11 @@ class Terms:
         if not 0 < mfu <= 1 or not 0 <= self.reserve < 1 or not 1 <= self.pue < math.inf:
             raise UsageError(
                 f"mfu must lie above 0 and up to 1 ({mfu:g}), reserve from 0 to below 1 "
-                f"({self.reserve:g}), pue at 1 or above ({self.pue:g})."
+                f"({self.reserve:g}), pue at 1 or above ({self.pue:g}).",
+                code="bad-setting",
             )
         if self.price is not None and not 0 <= self.price < math.inf:
-            raise UsageError(f"A price must not be negative, and is {self.price:g}.")
+            raise UsageError(f"A price must not be negative, and is {self.price:g}.", code="bad-setting")
 
 
 class Way(Record, frozen=True):
@@ -103,7 +104,7 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
     terms = terms or Terms()
     found = list(fitting(work, gpu, n_gpus, terms))
     if not found:
-        raise OutOfMemory(_too_large(work, gpu, n_gpus, terms))
+        raise OutOfMemory(_too_large(work, gpu, n_gpus, terms), code="memory-of-devices")
     ways = [min(some, key=_order) for some in _by_kind(found).values()]
     best = min(ways, key=_order)
     made = anatomies.of(work)
@@ -172,7 +173,7 @@ def _is_measured(gpu: Gpu, terms: Terms) -> bool:
 def pieces_a_device(work: Work, n_gpus: int) -> int:
     """Contexts, or pairs, of a step. Raises UsageError where there are too few."""
     if n_gpus < 1:
-        raise UsageError(f"A plan needs at least one device, not {n_gpus}.")
+        raise UsageError(f"A plan needs at least one device, not {n_gpus}.", code="bad-setting")
     pieces = max(1, work.batch // work.piece)
     if pieces < n_gpus:
         has = (
@@ -180,7 +181,8 @@ def pieces_a_device(work: Work, n_gpus: int) -> int:
         )
         raise UsageError(
             f"A step of {work.batch:,} {work.unit}s {has} for {n_gpus:,} devices. "
-            f"Take at most --gpus {pieces}, or a batch of {n_gpus * work.piece:,}."
+            f"Take at most --gpus {pieces}, or a batch of {n_gpus * work.piece:,}.",
+            code="batch-too-small",
         )
     return math.ceil(pieces / n_gpus)
 

@@ -47,6 +47,8 @@ class Rehearsed(Record, frozen=True):
 class Unfit(HeredityError):
     """The sharded step fails."""
 
+    code = "rehearsal-failed"
+
 
 def rehearse(work: Work, way: Way) -> Rehearsed:
     """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""

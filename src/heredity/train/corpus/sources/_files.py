@@ -35,7 +35,8 @@ def of(source: Source, root: Path) -> list[Named]:
         is_there = "holds no file" if place.is_dir() else "is not there"
         raise UsageError(
             f"source '{source.name}': {place} {is_there}{kinds}. Name a file, a folder, or a pattern like "
-            "texts/*.txt"
+            "texts/*.txt",
+            code="folder-without-files" if place.is_dir() else "path-missing",
         )
     return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
 
@@ -86,6 +87,7 @@ def text(path: str, encoding: str = "utf-8") -> bytes:
             path,
             f'is not {encoding} (byte {error.start}). Say its encoding in the recipe: encoding = "latin-1"',
             line,
+            code="not-utf8",
         ) from None
 
 

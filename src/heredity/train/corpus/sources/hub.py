@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import Unavailable, UsageError, first_line
+from heredity.errors import BadArgument, Unavailable, UsageError, first_line
 from heredity.train.corpus.sources import Input, Job, Skipped, Source
 from heredity.train.corpus.sources.parquet import groups_of, opened, texts
 
@@ -29,7 +29,10 @@ class HubSource(Source, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ValueError("revision must be a commit of 40 digits: a branch is another text tomorrow")
+            raise BadArgument(
+                "revision must be a commit of 40 digits: a branch is another text tomorrow",
+                code="revision-not-a-commit",
+            )
 
     def jobs(self, root: Path) -> list[Job]:  # noqa: ARG002
         found = []

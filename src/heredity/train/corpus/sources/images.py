@@ -85,10 +85,15 @@ class ImagesSource(Source, frozen=True, kw_only=True):
             for column in (self.image, self.text):
                 if column not in row:
                     hint = did_you_mean(column, map(str, row))
-                    raise BadInput(table, f"no column '{column}'.{hint} Say its name in the recipe", line)
+                    raise BadInput(
+                        table,
+                        f"no column '{column}'.{hint} Say its name in the recipe",
+                        line,
+                        code="unknown-column",
+                    )
             name = str(row[self.image])
             if not (folder / name).is_file():
-                raise BadInput(table, f"there is no picture {folder / name}", line)
+                raise BadInput(table, f"there is no picture {folder / name}", line, code="picture-missing")
             yield _pair(str(folder / name), name, str(row[self.text] or ""), str(row.get(self.label) or ""))
 
 

@@ -45,17 +45,20 @@ class JsonlSource(Source, frozen=True, kw_only=True):
 def text_of(row: Any, key: str, path: str, line: Any) -> bytes | Skipped:
     """The text of a row. line: says its number, where that is asked. Raises BadInput."""
     if not isinstance(row, dict):
-        raise BadInput(path, "not a JSON object; each line must be one", line())
+        raise BadInput(path, "not a JSON object; each line must be one", line(), code="not-objects")
     text = row.get(key)
     if text is None and key not in row:
         hint = did_you_mean(key, map(str, row))
         raise BadInput(
-            path, f"no '{key}' in this row.{hint} Say its key in the recipe: text = \"KEY\"", line()
+            path,
+            f"no '{key}' in this row.{hint} Say its key in the recipe: text = \"KEY\"",
+            line(),
+            code="unknown-column",
         )
     if text is None or text == "":
         return Skipped("no_text")
     if not isinstance(text, str):
-        raise BadInput(path, f"'{key}' is no text but {type(text).__name__}", line())
+        raise BadInput(path, f"'{key}' is no text but {type(text).__name__}", line(), code="wrong-type")
     return text.encode("utf-8", "replace")  # half of a surrogate pair, which JSON can write, becomes ?
 
 
@@ -64,7 +67,7 @@ def _decoded(line: bytes, path: str, at: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadInput(path, f"not JSON: {error}", _line_at(path, at)) from None
+        raise BadInput(path, f"not JSON: {error}", _line_at(path, at), code="not-json") from None
 
 
 def _lines(path: str, low: int, high: int) -> Iterator[tuple[int, bytes]]:

@@ -38,7 +38,9 @@ def opened(path: str, file: Any = None) -> Any:
     try:
         return parquet.ParquetFile(file or path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(path, f"cannot be read: {str(error).splitlines()[0][:200]}") from None
+        raise BadInput(
+            path, f"cannot be read: {str(error).splitlines()[0][:200]}", code="unreadable-file"
+        ) from None
 
 
 def groups_of(path: str, name: str, file: Any, column: str) -> Iterator[Job]:
@@ -47,7 +49,11 @@ def groups_of(path: str, name: str, file: Any, column: str) -> Iterator[Job]:
     if column not in names:
         near = nearest(column, names)
         hint = f" Did you mean '{near}'?" if near else f" It has: {', '.join(names)}."
-        raise BadInput(path, f"no column '{column}'.{hint} Say it in the recipe: text = \"COLUMN\"")
+        raise BadInput(
+            path,
+            f"no column '{column}'.{hint} Say it in the recipe: text = \"COLUMN\"",
+            code="unknown-column",
+        )
     low = size = 0
     for i in range(file.num_row_groups):
         size += file.metadata.row_group(i).total_byte_size
@@ -66,7 +72,9 @@ def texts(path: str, file: Any, column: str, groups: range) -> Iterator[bytes | 
             for value in batch.column(0).to_pylist():
                 number += 1
                 if value and not isinstance(value, str):
-                    raise BadInput(path, f"'{column}' is no text but {type(value).__name__}", number)
+                    raise BadInput(
+                        path, f"'{column}' is no text but {type(value).__name__}", number, code="wrong-type"
+                    )
                 yield value.encode() if value else Skipped("no_text")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(path, f"cannot be read: {str(error).splitlines()[0][:200]}", number + 1) from None

@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+from heredity.errors import BadArgument
 from heredity.train.corpus.sources import Job, Skipped, Source, _files
 
 
@@ -20,7 +21,7 @@ class TextSource(Source, frozen=True, kw_only=True):
         try:
             codecs.lookup(self.encoding)
         except LookupError:
-            raise ValueError(f"no encoding is named '{self.encoding}'") from None
+            raise BadArgument(f"no encoding is named '{self.encoding}'", code="unknown-encoding") from None
 
     def reads(self) -> tuple[str, ...]:
         return (".txt", ".text")

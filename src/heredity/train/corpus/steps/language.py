@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from heredity.errors import BadArgument
 from heredity.train.corpus import _tables as tables
 from heredity.train.corpus.batch import Batch, Hashes, Ints
 from heredity.train.corpus.steps import Context, Filter, Judged
@@ -54,7 +55,9 @@ class Language(Filter, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if unknown := sorted(set(self.keep) - set(KNOWN)):
-            raise ValueError(f"it cannot tell {', '.join(unknown)}. It tells: {', '.join(KNOWN)}")
+            raise BadArgument(
+                f"it cannot tell {', '.join(unknown)}. It tells: {', '.join(KNOWN)}", code="unknown-language"
+            )
 
     def ready(self, context: Context) -> Callable[[Batch], Judged]:  # noqa: ARG002
         return self._judged

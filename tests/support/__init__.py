@@ -1,0 +1,1 @@
+"""What tests share: helpers under standard names, with no tests in them."""
