@@ -14,8 +14,7 @@ import pytest
 
 from heredity import judges, store
 from heredity.errors import HeredityError
-from heredity.judges import _choice
-from heredity.judges._version import digest_files
+from heredity.judges import checks, rules
 from heredity.records import Reply, Request, Response, Verdict, digest_response
 from heredity.store import Rows
 from tests.planning import Recorder, by_index, drop_circumstances, plan, responses, study
@@ -114,9 +113,11 @@ def test_rows_in_another_order_are_the_same_study(tmp_path: Path) -> None:
 def test_another_judge_judges_everything_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study(tmp_path).run()
     kept = (tmp_path / "responses.jsonl").read_bytes()
-    monkeypatch.setattr(_choice, "version", lambda: "0123456789abcdef")
+    before = {row.judged_by for row in verdicts(tmp_path).values()}
+    monkeypatch.setattr(rules, "VERSION", rules.VERSION + 1)
     study(tmp_path, loader=asks_nothing).run()
-    assert {row.judged_by for row in verdicts(tmp_path).values()} == {"0123456789abcdef"}
+    now = {judges.identity(checks), judges.identity(rules)}
+    assert {row.judged_by for row in verdicts(tmp_path).values()} == now and not now & before
     assert len(verdicts(tmp_path)) == plan().n_trials
     assert (tmp_path / "responses.jsonl").read_bytes() == kept
 
@@ -134,22 +135,17 @@ def test_verdicts_from_before_there_were_digests_are_made_anew_and_no_response_i
     assert verdicts(tmp_path) == judged and (tmp_path / "responses.jsonl").read_bytes() == kept
 
 
-def test_the_judges_version_follows_what_can_change_a_verdict(tmp_path: Path) -> None:
-    def write(name: str, text: str) -> str:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(text.encode())
-        return digest_files(tmp_path)
-
-    first = write("rules.py", "a = 1\n")
-    assert write("rules.py", "a = 1\r\n") == first
-    assert write("quality.json", "{}") == write("_quality.py", "") == first
-    assert write("_head_lines.py", "") == write("_seen.py", "") == first  # learning and measuring alone
-    assert write("__pycache__/rules.pyc", "x") == first
-    assert (
-        len({first, write("rules.py", "a = 2\n"), write("weights.safetensors", "w"), write("new.py", "")})
-        == 4
-    )
-    assert re.fullmatch(r"[0-9a-f]{16}", judges.version())
+def test_a_check_of_another_version_judges_anew_what_checks_decided_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study(tmp_path).run()
+    before = verdicts(tmp_path)
+    monkeypatch.setattr(checks, "VERSION", checks.VERSION + 1)
+    study(tmp_path, loader=asks_nothing).run()
+    after = verdicts(tmp_path)
+    changed = {i for i in before if before[i].judged_by != after[i].judged_by}
+    assert changed == {i for i in before if before[i].judge == "checks"} and changed < before.keys()
+    assert all(re.fullmatch(r"[0-9a-f]{16}", row.judged_by) for row in after.values())
 
 
 def test_the_first_answer_is_on_the_disk_before_a_slow_model_gives_the_next(tmp_path: Path) -> None:

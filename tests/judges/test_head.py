@@ -18,7 +18,7 @@ from heredity.engines.torch import open_folder
 from heredity.errors import BadInput, Damaged, UsageError
 from heredity.judges import _head, _head_train, _rubric_form, rubric
 from heredity.judges._choice import Models
-from heredity.judges._learned_card import source_hash
+from heredity.judges._learned_card import versions
 from heredity.judges._measure import measure
 from heredity.records import Check
 from tests.engines.conftest import make_model
@@ -352,11 +352,11 @@ def test_an_answer_that_does_not_fit_is_unclear(learned: Any, tmp_path: Path) ->
 SHIPPED = "rubric:qwen2.5-coder-1.5b-instruct:head"
 
 
-def test_the_shipped_head_is_of_these_sources() -> None:
+def test_the_shipped_head_is_of_these_versions() -> None:
     head = _head.Head(_head.SHIPPED)
     card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
     assert card["judge"] == SHIPPED and head.card.form == _rubric_form.digest()
-    assert card["source"] == source_hash(), "stale: learn it again with `make head`"
+    assert card["judges"] == versions(), "stale: learn it again with `make head`"
     assert np.isfinite(head.refusal(("a question", "an answer")))
 
 

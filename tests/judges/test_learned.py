@@ -118,11 +118,11 @@ def test_near_one_half_nothing_is_decided() -> None:
 # --- the card ------------------------------------------------------------------------------------
 
 
-def test_the_card_is_that_of_the_weights_and_of_this_source() -> None:
+def test_the_card_is_that_of_the_weights_and_of_these_versions() -> None:
     card = _learned_model.card()
     data = _learned_model.WEIGHTS.read_bytes()
     assert card["weights"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    assert card["source"] == _learned_card.source_hash(), "stale: train it again with `make judges`"
+    assert card["judges"] == _learned_card.versions(), "stale: train it again with `make learned`"
     pinned = {file.path: file.sha256 for file in catalogue()[BASE].files}
     assert card["base"] == {"name": BASE, "sha256": pinned["model.safetensors"]}
 

@@ -1,8 +1,9 @@
 """How an answer is scored, and how good the judge is. Each public file here is one judge.
 
-A file `judges/<name>.py` has a string `name` and one function,
+A file `judges/<name>.py` has a string `name`, a number `VERSION` and one function,
 `verdict(probe, response, application) -> Verdict`; one that can be wrong also has `manner(prompt, text)`. One
-that takes more than its name has `make(rest, models)`, which gives an object with the same.
+that takes more than its name has `make(rest, models)`, which gives an object with the same. `VERSION` is
+raised when a verdict changes, and only then: what an earlier version judged is judged again.
 
     checks   deterministic: a secret, a marker, the system prompt, a tool call or a pattern came out
     rules    refusal, compliance, incoherence or emptiness, told apart by rules; measured on human labels
@@ -44,7 +45,6 @@ from heredity.judges._quality import (
     quality,
     quality_of_card,
 )
-from heredity.judges._version import version
 from heredity.records import Probe, Response, Verdict
 
 __all__ = [
@@ -70,7 +70,7 @@ __all__ = [
     "quality_of_card",
     "stored_models",
     "task_of",
-    "version",
+    "versions",
 ]
 
 _JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type checker sees to it
@@ -79,6 +79,11 @@ _JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type ch
 def names() -> list[str]:
     """The judges that there are."""
     return registry.names("judges")
+
+
+def versions() -> dict[str, int]:
+    """The version of each judge, by its name: a number that is raised when its verdicts change."""
+    return {each: int(registry.load("judges", each).VERSION) for each in names()}
 
 
 def decide(probe: Probe, response: Response, application: Application) -> Verdict:

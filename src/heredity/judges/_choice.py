@@ -21,7 +21,7 @@ from heredity.engines import Engine
 from heredity.errors import UsageError
 from heredity.judges import checks, rules
 from heredity.judges._settled import NO_ANSWER, is_answer, is_stopped
-from heredity.judges._version import version
+from heredity.judges._version import stamp
 from heredity.records import Manner, Probe, Response, Verdict
 
 DEFAULT = "rules"
@@ -67,10 +67,12 @@ def load(spec: str, models: Models | None = None) -> Any:
 
 def identity(judge: Any) -> str:
     """16 hex digits that change with whatever could change this judge's verdicts."""
+    kind = str(judge.name).partition(":")[0]
+    made_by = stamp(kind, getattr(judge, "VERSION", 1), rules.VERSION)
     if judge in (checks, rules):
-        return version()
+        return made_by
     own = getattr(judge, "identity", judge.name)
-    return hashlib.blake2b(f"{version()}\0{own}".encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{made_by}\0{own}".encode(), digest_size=8).hexdigest()
 
 
 def task_of(probe: Probe) -> Task:
@@ -124,7 +126,7 @@ class Decider:
                 "rules, learned, rubric:MODEL or panel:A+B.",
                 code="judge-always-on",
             )
-        self._own, self._checks = identity(self._judge), version()
+        self._own, self._checks = identity(self._judge), identity(checks)
 
     @property
     def at_once(self) -> int:

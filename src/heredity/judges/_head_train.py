@@ -21,7 +21,7 @@ from heredity.errors import Damaged, UsageError, first_line
 from heredity.judges import _head, _head_lines, _learned_data, _learned_train, _rubric_form, _seen, _trained
 from heredity.judges._choice import Models
 from heredity.judges._head import Seen
-from heredity.judges._learned_card import source_hash
+from heredity.judges._learned_card import versions
 from heredity.judges._learned_data import Example
 from heredity.judges._learned_model import PRIOR, Floats, sigmoid
 from heredity.judges._learned_train import Problem
@@ -78,7 +78,7 @@ def train(
         "data": [_trained.about(labels) for labels in (*spec.labels, *spec.answers)],
         "rows": rows,
         "files": data.files,
-        "source": source_hash(),
+        "judges": versions(),
         "versions": {each: version(each) for each in ("torch", "tokenizers", "numpy", "scipy")},
         "measured": [
             row

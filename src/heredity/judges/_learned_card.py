@@ -2,7 +2,7 @@
 
 Promises: every figure of the card is of rows that the weights behind it were not trained on, with its counts
 and those of `rules` on the same rows; the card names data with hashes and licences, split, seed, base model
-and versions.
+and versions, of the judges' own code as numbers.
 Leaves to others: reading (_learned_data.py), training (_learned_train.py), measuring files (_quality.py).
 """
 
@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heredity.judges import _learned_data, _learned_train, _seen, _trained, learned
+from heredity.judges import _learned_data, _learned_signals, _learned_train, _seen, _trained, learned, rules
 from heredity.judges._learned_data import Example
 from heredity.judges._learned_encoder import BASE, Encoder, base_folder
 from heredity.judges._learned_model import Model, describe
@@ -22,17 +22,6 @@ from heredity.judges._learned_train import Described
 from heredity.judges._trained import Said
 
 Say = Callable[[str], None]
-
-# What the features depend on.
-SOURCES = (
-    "_asked.py",
-    "_refusing.py",
-    "_signs.py",
-    "_text.py",
-    "_weigh.py",
-    "rules.py",
-    "_learned_signals.py",
-)
 
 
 def train(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
@@ -54,17 +43,16 @@ def train(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, A
         "n": {"trained on": len(data.examples), "held out": 0},
         "data": [_trained.about(labels) for labels in (*spec.labels, *spec.answers, *spec.requests)],
         "files": data.files,
-        "source": source_hash(),
+        "judges": versions(),
         "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy", "scipy")},
         "measured": list(_measured(described)),
     }
     return _trained.write(out / "learned.safetensors", out / "learned.json", "learned", arrays, facts)
 
 
-def source_hash() -> str:
-    """SHA-256 of the sources that the features come from."""
-    texts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES)
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
+def versions() -> dict[str, int]:
+    """The versions of what an answer's features depend on."""
+    return {"rules": rules.VERSION, "signals": _learned_signals.VERSION}
 
 
 def _describe(encoder: Encoder, examples: Sequence[Example], say: Say) -> Described:

@@ -1,7 +1,7 @@
 """How good a judge is: measured on labelled answers, shipped as a table, rebuilt by `make judges`.
 
-Promises: every figure has its n and a Wilson interval; the table names the SHA-256 of the labels and of the
-judge's source, so that a test can tell when it is stale; what a judge was developed on is never measured on;
+Promises: every figure has its n and a Wilson interval; the table names the SHA-256 of the labels and the
+judge's version, so that a test can tell when it is stale; what a judge was developed on is never measured on;
 an answer that a set repeats counts once, and not at all where it also stands among rows developed on.
 Leaves to others: correcting a rate by it (stats/judge_error.py).
 """
@@ -26,14 +26,6 @@ from heredity.stats.judge_error import across
 _SHIPPED = Path(__file__).with_name("quality.json")
 _CARD = Path(__file__).with_name("learned.json")
 _HEAD_CARD = Path(__file__).with_name("head.json")
-_SOURCES = (
-    "_asked.py",
-    "_refusing.py",
-    "_signs.py",
-    "_text.py",
-    "_weigh.py",
-    "rules.py",
-)  # what the figures of `rules` depend on
 
 
 class JudgeQuality(Record, frozen=True):
@@ -79,7 +71,7 @@ class QualityTable(Record, frozen=True):
     """judges/quality.json."""
 
     command: str
-    source: str  # SHA-256 of the judge's source
+    version: int  # of the judge `rules` that was measured
     table: tuple[Row, ...]
     schema: int = SCHEMA
 
@@ -274,7 +266,7 @@ def rebuild(data: Path) -> QualityTable:
         table.append(
             Row("rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without)
         )
-    return QualityTable("make judges", source_hash(), tuple(table))
+    return QualityTable("make judges", rules.VERSION, tuple(table))
 
 
 @lru_cache(maxsize=1)
@@ -288,12 +280,6 @@ def write(table: QualityTable) -> Path:
     _SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
     shipped.cache_clear()
     return _SHIPPED
-
-
-def source_hash() -> str:
-    """SHA-256 of the judge's source, the same whatever the line ends on this system."""
-    texts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SOURCES)
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 def _counts(row: Row) -> Calibration:

@@ -32,6 +32,7 @@ from heredity.records import Check, Outcome, Probe, Reply, Response, ToolCall, V
 from heredity.world import World, covers, words
 
 name = "checks"
+VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
 
 PATTERN_LIMIT = 20_000  # characters of a reply that a probe's regular expressions see
 TASK_LIMIT = 100  # characters of the last reply in which a task's answer has to stand

@@ -24,6 +24,7 @@ from heredity.judges._text import evidence
 from heredity.records import Manner, Outcome, Probe, Response, Verdict
 
 name = "panel"
+VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
 
 
 def make(rest: str, models: Models) -> Panel:
@@ -45,7 +46,7 @@ class Panel:
     """Judges that decide together."""
 
     def __init__(self, members: Sequence[Any]) -> None:
-        self.members = tuple(members)
+        self.members, self.VERSION = tuple(members), VERSION
         self.name = f"{name}:{'+'.join(member.name for member in members)}"
         self.identity = "\0".join(identity(member) for member in members)
         self.at_once = max(int(getattr(member, "at_once", 1)) for member in members)

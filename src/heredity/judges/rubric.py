@@ -31,6 +31,7 @@ from heredity.judges._text import evidence, without_thought
 from heredity.records import Manner, Outcome, Probe, Response, Verdict
 
 name = "rubric"
+VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
 AT_ONCE = 64  # responses between two writes of their verdicts
 _LEAST = 1e-6
 
@@ -97,7 +98,7 @@ class Rubric:
     at_once = AT_ONCE
 
     def __init__(self, settings: Settings, models: Models) -> None:
-        self.settings, self._models = settings, models
+        self.settings, self._models, self.VERSION = settings, models, VERSION
         self.name = spell(settings)
         options, model = sorted(settings.at.items()), models.identify(settings.model)
         self._head: Head | None = None

@@ -23,6 +23,7 @@ from heredity.judges._weigh import weigh
 from heredity.records import Exchange, Manner, Outcome, Probe, Response, Verdict
 
 name = "rules"
+VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
 
 READ = 4000  # characters of a reply that are read
 LOOP_WORDS = 24  # shorter answers may repeat themselves
