@@ -15,6 +15,7 @@ from heredity.application import Application, parse_tool_calls
 from heredity.errors import BadInput
 from heredity.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from tests.planning import APPLICATION
+from tests.support.errors import raises
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "support-desk.toml"
 PROBE = Probe(
@@ -74,81 +75,89 @@ def test_the_example_loads_and_its_secret_stands_in_its_system_prompt() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("system", "sistem", r"desk\.toml:2: unknown key 'sistem'.* Did you mean 'system'"),
+        ("system", "sistem", ("unknown-key", ["desk.toml:2", "sistem", "system"])),
         (
             "max_tokens = 8",
             "max_token = 8",
-            r"desk\.toml:5: unknown key 'max_token' in decoding.* 'max_tokens'",
+            ("unknown-key", ["desk.toml:5", "max_token", "max_tokens"]),
         ),
-        ("description", "descripton", r"desk\.toml:9: unknown key 'descripton' in tools.* 'description'"),
-        ("max_tokens = 8", 'max_tokens = "8"', r"desk\.toml:5: Expected `int`, got `str`"),
-        ("max_tokens = 8", "max_tokens = 0", r"max_tokens must be at least 1, not 0"),
-        ("max_tokens = 8", "temperature = -1.0", r"temperature must be a number of 0 or more, not -1"),
-        ('name = "desk"', "", r"desk\.toml: Object missing required field `name`"),
-        ('name = "desk"', 'name = "desk"\nmax_turns = 0', r"max_turns must be from 1 to 64, not 0"),
-        ('name = "desk"', 'name = "desk"\nrendering = "plane"', r"Invalid enum value 'plane'"),
-        ("[decoding]", "[decoding", r"desk\.toml:4: malformed TOML"),
-        ('"desk"', '"desk', r"desk\.toml:1: malformed TOML"),
-        ("max_tokens = 8", "temperature = nan", r"desk\.toml:5: decoding\.temperature must be a number"),
-        ("max_tokens = 8", "temperature = inf", r"desk\.toml:5: decoding\.temperature must be a number"),
-        ("max_tokens = 8", "top_p = nan", r"desk\.toml:5: decoding\.top_p must be above 0 and at most 1"),
-        ("max_tokens = 8", "max_tokens = 0", r"desk\.toml:5: decoding\.max_tokens must be at least 1, not 0"),
-        ('name = "desk"', 'name = "desk"\nmax_turns = 0', r"desk\.toml:2: max_turns must be from 1 to 64"),
+        ("description", "descripton", ("unknown-key", ["desk.toml:9", "descripton", "description"])),
+        ("max_tokens = 8", 'max_tokens = "8"', ("wrong-type", ["desk.toml:5", "int", "str"])),
+        ("max_tokens = 8", "max_tokens = 0", ("bad-setting", ["max_tokens", "1", "0"])),
+        ("max_tokens = 8", "temperature = -1.0", ("bad-setting", ["decoding.temperature", "-1.0"])),
+        ('name = "desk"', "", ("missing-key", ["desk.toml", "name"])),
+        ('name = "desk"', 'name = "desk"\nmax_turns = 0', ("bad-setting", ["max_turns", "1", "64", "0"])),
+        ('name = "desk"', 'name = "desk"\nrendering = "plane"', ("unknown-choice", ["plane"])),
+        ("[decoding]", "[decoding", ("malformed-toml", ["desk.toml:4"])),
+        ('"desk"', '"desk', ("malformed-toml", ["desk.toml:1"])),
+        ("max_tokens = 8", "temperature = nan", ("bad-setting", ["desk.toml:5", "decoding.temperature"])),
+        ("max_tokens = 8", "temperature = inf", ("bad-setting", ["desk.toml:5", "decoding.temperature"])),
+        ("max_tokens = 8", "top_p = nan", ("bad-setting", ["desk.toml:5", "decoding.top_p", "0", "1"])),
+        (
+            "max_tokens = 8",
+            "max_tokens = 0",
+            ("bad-setting", ["desk.toml:5", "decoding.max_tokens", "1", "0"]),
+        ),
+        (
+            'name = "desk"',
+            'name = "desk"\nmax_turns = 0',
+            ("bad-setting", ["max_turns", "desk.toml:2", "1", "64"]),
+        ),
         (
             "Looks.",
             'Looks."\n[[tools]]\nname = "look"\ndescription = "Again.',
-            r"desk\.toml:11: .* named 'look'",
+            ("name-twice", ["desk.toml:11", "look"]),
         ),
         (
             "Looks.",
             'Looks."\n[[secrets]]\nname = "pin"\nvalue = "12',
-            r"desk\.toml:11: .* at least 4 letters",
+            ("secret-too-short", ["desk.toml:11", "4"]),
         ),
         (
             "Looks.",
             'Looks."\n[[secrets]]\nname = "pin"\nvalue = "-----',
-            r"desk\.toml:11: .* letters or digits",
+            ("secret-too-short", ["desk.toml:11"]),
         ),
-        ('name = "desk"', "name = " + "[" * 5_000, r"desk\.toml: malformed TOML: nested too deeply"),
-        ('name = "desk"', "name = " + "9" * 5_000, r"desk\.toml: malformed TOML: .*digits"),
+        ('name = "desk"', "name = " + "[" * 5_000, ("nested-too-deeply", ["desk.toml"])),
+        ('name = "desk"', "name = " + "9" * 5_000, ("malformed-toml", ["desk.toml"])),
     ],
 )
 def test_a_mistake_is_said_with_its_place_and_the_nearest_key(
-    tmp_path: Path, old: str, new: str, said: str
+    tmp_path: Path, old: str, new: str, said: tuple[str, list[str]]
 ) -> None:
-    with pytest.raises(BadInput, match=said):
+    with raises(BadInput, *said):
         load(tmp_path, TOML.replace(old, new, 1))
 
 
 def test_the_line_is_that_of_the_key_in_its_own_table(tmp_path: Path) -> None:
     text = TOML.replace("[decoding]", '[[passages]]\ntitle = "x"\ntext = "y"\n\n[decoding]')
     deeper = text + "[tools.parameters]\nmax_turns = 'a number'\n"
-    with pytest.raises(BadInput, match=r"desk\.toml:9: decoding\.max_tokens must"):
+    with raises(BadInput, "bad-setting", mentions=["desk.toml:9", "decoding.max_tokens"]):
         load(tmp_path, deeper.replace("max_tokens = 8", "max_tokens = 0"))
-    with pytest.raises(BadInput, match=r"desk\.toml:1: decoding\.max_tokens must"):
+    with raises(BadInput, "bad-setting", mentions=["desk.toml:1", "decoding.max_tokens"]):
         load(tmp_path, "decoding.max_tokens = 0\nname = 'x'\nsystem = 'x'\n")
 
 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ('name = "two"', r"desk\.toml:11: Object missing required field `description`"),
-        ('name = "two"\ndescription = 5', r"desk\.toml:13: Expected `str`, got `int`"),
-        ('name = "two"\ndescripton = "x"', r"desk\.toml:13: unknown key 'descripton' in tools"),
-        ('name = "two"\ndescription = "x"\neffects = [{}]', r"desk\.toml:11: Object missing .* `kind`"),
+        ('name = "two"', ("missing-key", ["desk.toml:11", "description"])),
+        ('name = "two"\ndescription = 5', ("wrong-type", ["desk.toml:13", "str", "int"])),
+        ('name = "two"\ndescripton = "x"', ("unknown-key", ["desk.toml:13", "descripton"])),
+        ('name = "two"\ndescription = "x"\neffects = [{}]', ("missing-key", ["desk.toml:11", "kind"])),
     ],
 )
 def test_a_mistake_in_a_table_of_several_has_a_line_of_that_table(
-    tmp_path: Path, second: str, said: str
+    tmp_path: Path, second: str, said: tuple[str, list[str]]
 ) -> None:
-    with pytest.raises(BadInput, match=said):
+    with raises(BadInput, *said):
         load(tmp_path, f"{TOML.rstrip()}\n\n[[tools]] # the second\n{second}\n")
 
 
 def test_deeply_nested_arguments_are_said(tmp_path: Path) -> None:
     call = f"arguments{'.a' * 3_000} = 1"
     text = TOML + f'[[few_shot]]\nrole = "user"\ncontent = "x"\n[[few_shot.tool_calls]]\nname = "x"\n{call}\n'
-    with pytest.raises(BadInput, match="nested too deeply"):
+    with raises(BadInput, "nested-too-deeply"):
         load(tmp_path, text)
 
 
@@ -164,10 +173,10 @@ def test_an_argument_too_large_for_json_is_said_or_kept(tmp_path: Path, value: i
 
 
 def test_a_file_that_is_not_there_or_not_text_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"cannot be read: No such file"):
+    with raises(BadInput, "unreadable-file"):
         Application.load(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_bytes(b'name = "\xff"')
-    with pytest.raises(BadInput, match=r"is not UTF-8 \(byte 8\)"):
+    with raises(BadInput, "not-utf8", mentions=["8"]):
         Application.load(tmp_path / "bad.toml")
 
 

@@ -27,6 +27,10 @@ def literals(node: ast.expr) -> list[str]:
     return [each for each in found if isinstance(each, str) and each]
 
 
+def names_of(node: ast.Assign) -> set[str]:
+    return {each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+
+
 @cache
 def codes() -> dict[str, set[str]]:
     """Every code in the source, and the classes that carry it; helpers that raise have no class here."""
@@ -35,6 +39,9 @@ def codes() -> dict[str, set[str]]:
         found.setdefault(code, set())
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Assign) and "code" in names_of(node):
+                for code in (each for each in literals(node.value) if "-" in each and KEBAB.fullmatch(each)):
+                    found.setdefault(code, set())
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func).split(".")[-1]
                 for keyword in node.keywords:

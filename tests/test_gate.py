@@ -17,6 +17,7 @@ from heredity.stats.intervals import wilson_bounds
 from tests import gated, planning
 from tests.gated import FIRST, SECOND, with_counts, with_pair, with_undecided
 from tests.report.studies import make, plan
+from tests.support.errors import raises
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_estimates_that_are_not_of_the_verdicts_are_refused(tmp_path: Path, old:
     assert _study.proven(tmp_path) == read_estimates(tmp_path)
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(Damaged, match=r"estimates\.json: .* what the verdicts come to"):
+    with raises(Damaged, "estimates-contradict-verdicts", mentions=["estimates.json"]):
         _study.proven(tmp_path)
 
 
@@ -113,7 +114,7 @@ def test_a_report_refuses_estimates_that_are_stale(study: Path, tmp_path: Path) 
     planning.study(tmp_path).run()
     path = tmp_path / "verdicts.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(Damaged, match="n_asked, rates"):
+    with raises(Damaged, "estimates-contradict-verdicts", mentions=["n_asked", "rates"]):
         _study.read(tmp_path)
 
 
@@ -236,7 +237,7 @@ def test_the_gravest_finding_decides(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_nearest(clean: Estimates) -> None:
-    with pytest.raises(UnknownName, match=f"Did you mean '{FIRST}'"):
+    with raises(UnknownName, "unknown-name", mentions=[FIRST]):
         gate(clean, baseline="smollm2-135m")
     assert gate(clean, max_breach=1.0, candidate=clean.models[0].id[:8]).code == 0
 
@@ -250,7 +251,7 @@ def test_a_limit_outside_its_range_is_a_usage_error(clean: Estimates, wrong: dic
 
 
 def test_a_model_is_not_compared_with_itself(clean: Estimates) -> None:
-    with pytest.raises(UsageError, match="give two models"):
+    with raises(UsageError, "same-model-twice"):
         gate(clean, baseline=FIRST, candidate=FIRST)
 
 

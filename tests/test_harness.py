@@ -15,6 +15,7 @@ from heredity.engines.scripted import ScriptedEngine
 from heredity.errors import ContextOverflow, Unavailable, UsageError
 from heredity.records import Decoding, Request
 from tests.engines.conftest import WORDS, make_model
+from tests.support.errors import raises
 
 
 def asked(*args: Any) -> Any:
@@ -40,7 +41,7 @@ def lm(engine: Any) -> Any:
 
 def test_without_the_extra_it_says_how_to_get_it(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
-    with pytest.raises(Unavailable, match=r"pip install 'heredity\[harness\]'"):
+    with raises(Unavailable, "package-missing", mentions=["pip install", "heredity[harness]"]):
         harness.over(engine)
 
 
@@ -88,9 +89,9 @@ def test_what_does_not_fit_is_an_error_and_never_cut(lm: Any) -> None:
 
 
 def test_sampling_and_engines_without_probabilities_are_refused(lm: Any) -> None:
-    with pytest.raises(UsageError, match="samples"):
+    with raises(UsageError, "task-samples"):
         lm.generate_until([asked("the", {"do_sample": True})])
-    with pytest.raises(UsageError, match="log-probabilities"):
+    with raises(UsageError, "no-log-probabilities"):
         harness.over(ScriptedEngine("helpful"))  # type: ignore[arg-type]
 
 

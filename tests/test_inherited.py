@@ -16,6 +16,7 @@ from heredity.plan import Plan
 from heredity.records import Model, RecipeRecord, digest
 from heredity.study import Study
 from tests.planning import APPLICATION, plan
+from tests.support.errors import raises
 from tests.test_estimates import by_number, judged
 
 PARENT, COPY, WORSE = "scripted:careful", "scripted:careful/copy", "scripted:leaky"
@@ -111,7 +112,7 @@ def test_a_study_finds_its_edges_and_keeps_them_in_its_plan(tmp_path: Path) -> N
     assert found.retention.value is not None and found.retention.value < 0.5
     assert result.edge(PARENT, COPY).retention.value == 1.0
     assert result.edge(parent, worse, "over_refusal").compared.technique == "all"
-    with pytest.raises(UnknownName, match="edge"):
+    with raises(UnknownName, "unknown-edge"):
         result.edge(worse, parent)
 
 

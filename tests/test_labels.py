@@ -18,6 +18,7 @@ from heredity.records import Response, Verdict
 from heredity.store import Rows
 from heredity.study import Study
 from tests.planning import plan, study
+from tests.support.errors import raises
 
 MADE = plan(("scripted:mixed",), n=20, attacks=("direct",), samples=2)
 
@@ -80,13 +81,13 @@ def test_other_answers_than_were_drawn_from_are_refused(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     n_dropped = next(i for i, line in enumerate(reversed(lines), 1) if b'"judge":"rules"' in line)
     path.write_bytes(b"".join(lines[:-n_dropped]))
-    with pytest.raises(UsageError, match="to draw anew"):
+    with raises(UsageError, "labels-drawn-otherwise"):
         labels.draw(tmp_path, MADE)
 
 
 def test_without_a_judge_there_is_nothing_to_label(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
-    with pytest.raises(UsageError, match="nothing to label"):
+    with raises(UsageError, "nothing-to-label"):
         labels.draw(tmp_path, MADE)
 
 

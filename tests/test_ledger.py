@@ -18,6 +18,7 @@ from heredity.judges import checks, rules
 from heredity.records import Reply, Request, Response, Verdict, digest_response
 from heredity.store import Rows
 from tests.planning import Recorder, by_index, drop_circumstances, plan, responses, study
+from tests.support.errors import raises
 from tests.test_resume import Full
 
 ONE = ("scripted:mixed",)
@@ -203,7 +204,7 @@ def test_a_disk_that_fills_while_rows_are_left_out_changes_nothing(tmp_path: Pat
     study(tmp_path, SMALL, lambda _: Recorder("flaky")).run()
     edit(path, lambda line: line.replace('"error":null', '"error":"lost"'))
     kept = path.read_bytes()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(HeredityError, match="disk is full"):
+    with pytest.MonkeyPatch.context() as patch, raises(HeredityError, "disk-full"):
         Full(patch, 100, 28)
         store.rewrite(path, Response, lambda row: row.error is None)
     assert path.read_bytes() == kept

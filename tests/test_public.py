@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import heredity
+from tests.support.errors import raises
 
 PUBLIC = [
     "Application", "Data", "Decoding", "Display", "Estimate", "Estimates", "Grown", "HeredityError",
@@ -35,7 +36,7 @@ def test_the_names_for_the_type_checker_are_the_names_at_run_time() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Storr'"):
+    with raises(AttributeError, mentions=["Storr"]):
         _ = heredity.Storr  # type: ignore[attr-defined]
 
 

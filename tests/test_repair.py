@@ -30,6 +30,7 @@ from heredity.stats import compare, verdict
 from heredity.stats.power import ALPHA
 from heredity.train.dialogues import Dialogue, of
 from tests.engines.conftest import make_model
+from tests.support.errors import raises
 
 DESK = Application.load(Path(__file__).parents[1] / "examples" / "support-desk.toml")
 TASKS = {
@@ -207,7 +208,7 @@ def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:
         ids = {p.id for p in side}
         assert all(p.twin in ids for p in side if p.twin is not None)
         assert {p.technique for p in side} == {p.technique for p in chosen}
-    with pytest.raises(UsageError, match="two behaviours"):
+    with raises(UsageError, "too-few-behaviours"):
         halves(chosen[:2])
 
 
@@ -229,7 +230,7 @@ def test_a_guard_s_words_come_first_and_change_no_weight(store: Store, pair: tup
 
 def test_a_base_model_cannot_be_guarded(store: Store, tmp_path: Path) -> None:
     bare = store.pull(str(make_model(tmp_path / "bare", "llama", template=None)))
-    with pytest.raises(Refused, match="no chat template"):
+    with raises(Refused, "no-chat-template"):
         store.derive(Guard(), [bare])
 
 
@@ -239,7 +240,7 @@ def test_what_tells_aligned_from_unaligned_is_added(store: Store, pair: tuple[Gr
     a, b, c = (read_all(each.folder) for each in (child, parent, made))
     name = "model.layers.1.mlp.up_proj.weight"
     assert torch.allclose(c[name], a[name] + 0.5 * (b[name] - a[name]), atol=1e-6)
-    with pytest.raises(UsageError, match="three parents"):
+    with raises(UsageError, "wrong-parents"):
         store.derive(Merge("resta"), [child, parent])
 
 

@@ -15,6 +15,7 @@ from heredity.records import Probe
 from heredity.repair import Setting, halves
 from heredity.replay import BEGUN, STEPS, Lesson, behaviours, further, lesson, nearest
 from heredity.result import Result
+from tests.support.errors import raises
 
 DESK = Application.load(Path(__file__).parents[1] / "examples" / "support-desk.toml")
 PARENT, CHILD = scripted("scripted:careful"), scripted("scripted:leaky")
@@ -107,7 +108,7 @@ def test_a_child_that_lost_nothing_teaches_nothing(tmp_path: Path) -> None:
     how = Setting(DESK, "planted_secret", out=tmp_path)
     learned_from, measured_on = halves(probes.load("planted_secret"))
     lost = how.study("lost", [PARENT, scripted("scripted:refuser")], learned_from)
-    with pytest.raises(UsageError, match="lost nothing"):
+    with raises(UsageError, "nothing-to-replay"):
         lesson(lost, measured_on, 3.0, lambda more: how.study("twins", [PARENT], more))
 
 
@@ -139,5 +140,5 @@ def test_tuning_stops_where_the_child_no_longer_comes_nearer() -> None:
 
 
 def test_twins_that_are_none_are_refused() -> None:
-    with pytest.raises(UsageError, match="0 to 100"):
+    with raises(UsageError, "bad-setting", mentions=["0", "100"]):
         Setting(DESK, twins=-1.0)

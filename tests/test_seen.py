@@ -19,6 +19,7 @@ from heredity.records import Response, encode
 from heredity.seen import Closed
 from heredity.store import Rows
 from tests import planning
+from tests.support.errors import raises
 
 MADE = planning.plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
 
@@ -54,10 +55,10 @@ def test_an_edited_answer_is_refused_in_one_line_that_says_what_to_do(
 def test_an_answer_that_was_removed_or_is_there_twice_is_refused(folder: Path) -> None:
     rows = list(Rows(folder / "responses.jsonl", Response))
     rewritten(folder, rows[:-1])
-    with pytest.raises(Damaged, match="has a verdict and no answer"):
+    with raises(Damaged, "verdict-without-answer"):
         tally.estimate(MADE, folder)
     rewritten(folder, [*rows, rows[0]])
-    with pytest.raises(Damaged, match="is there twice"):
+    with raises(Damaged, "trial-twice"):
         tally.estimate(MADE, folder)
 
 

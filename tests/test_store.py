@@ -28,6 +28,7 @@ from heredity.store import (
     hash_file,
     write_atomic,
 )
+from tests.support.errors import raises
 
 
 def verdict(index: int, evidence: str = "") -> Verdict:
@@ -143,7 +144,7 @@ def test_a_bad_line_inside_is_an_error_with_its_place(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for bad in (b"{not json}\n", b'{"index": "one"}\n', b"\xff\xfe\n", b"\n", b"[]\n"):
         path.write_bytes(lines[0] + bad + lines[1])
-        with pytest.raises(Damaged, match=r"verdicts\.jsonl:2: not a row of verdicts.jsonl"):
+        with raises(Damaged, "row-damaged", mentions=["verdicts.jsonl:2", "verdicts.jsonl"]):
             list(Rows(path, Verdict))
 
 
@@ -157,7 +158,7 @@ def test_a_bad_line_of_a_later_reading_is_told_by_its_place_in_the_file(tmp_path
     assert list(reader) == []
     with path.open("ab") as file:
         file.write(path.read_bytes().splitlines(keepends=True)[0] + b"[]\n")
-    with pytest.raises(Damaged, match=r"verdicts\.jsonl:4: not a row"):
+    with raises(Damaged, "row-damaged", mentions=["verdicts.jsonl:4"]):
         list(reader)
 
 
@@ -168,7 +169,7 @@ def test_rows_of_another_schema_are_refused_even_with_other_fields(tmp_path: Pat
     row = json.loads(path.read_bytes())
     for other in ({**row, "schema": 99}, {"schema": 0, "nothing": "alike"}):
         path.write_text(json.dumps(other) + "\n")
-        with pytest.raises(NotComparable, match="written under schema"):
+        with raises(NotComparable, "schema-mismatch"):
             list(Rows(path, Verdict))
 
 
@@ -289,7 +290,7 @@ with ResponseCache(Path(sys.argv[1])) as cache:
 
 def test_a_damaged_cache_says_that_only_time_is_lost(tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_bytes(b"no database at all, only some text" * 100)
-    with pytest.raises(Damaged, match="Delete that file: only time is lost"):
+    with raises(Damaged, "cache-damaged"):
         ResponseCache(tmp_path / "cache.sqlite")
 
 
@@ -313,7 +314,7 @@ def test_a_disk_that_is_full_for_safetensors_is_full(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", FULL + write, str(tmp_path)], capture_output=True, text=True)
     assert "HeredityError: The disk is full: what was written did not fit into" in done.stderr, done.stderr
-    with pytest.raises(ValueError, match="os error 28"), explain_full_disk(tmp_path, 0):
+    with raises(ValueError, mentions=["28"]), explain_full_disk(tmp_path, 0):
         raise ValueError("a text that says (os error 28)")
 
 

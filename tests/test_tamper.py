@@ -16,6 +16,7 @@ from heredity.errors import UsageError
 from heredity.lineage import Description, Grown, Store
 from heredity.pairs import Inheritance, Pair, Table2x2
 from heredity.records import Estimate
+from tests.support.errors import raises
 
 
 class Tuned:
@@ -113,12 +114,12 @@ def test_what_is_never_lost_and_what_cannot_be_asked(parent: Grown, tmp_path: Pa
     words = "m kept at least 50% of what it held after 1, 2, 4 and 5 steps; "
     assert tampering.in_words("m", found) == words + "the interval does not show it after 5."
     assert tampering.in_words("m", find(parent, tmp_path, 0.5, longest=1)).endswith("after 1 step.")
-    with pytest.raises(UsageError, match="line"):
+    with raises(UsageError, "bad-setting", mentions=[0, 1, 64]):
         find(parent, tmp_path, 1.0)
 
 
 def test_nothing_is_tuned_where_nothing_can_be_asked(parent: Grown, tmp_path: Path) -> None:
     store, bare = Store(tmp_path / "store"), Application("desk", "Be kind.")
-    with pytest.raises(UsageError, match="no planted secret"):
+    with raises(UsageError, "nothing-to-ask", mentions=["desk"]):
         tampering.tamper(parent, Tuned, bare, "planted_secret", store=store)
     assert store.models() == [parent.record]

@@ -101,7 +101,10 @@ class Pump:
                 raise
             raise EngineFailure(f"{type(error).__name__}: {str(error)[:300]}") from error
         if self._under_way or self._follow_ups:
-            raise EngineFailure(f"the engine stopped with {len(self._under_way)} requests unanswered")
+            raise EngineFailure(
+                f"the engine stopped with {len(self._under_way)} requests unanswered",
+                code="requests-unanswered",
+            )
 
     # --- towards the engine ---
 
@@ -233,7 +236,9 @@ class Pump:
     def _take(self, reply: Reply) -> None:
         talk = self._under_way.pop(reply.key, None)
         if talk is None or talk.request is None:
-            raise EngineFailure(f"the engine answered request {reply.key}, which was not asked")
+            raise EngineFailure(
+                f"the engine answered request {reply.key}, which was not asked", code="reply-not-asked"
+            )
         if self._cache is not None and reply.error is None:
             self._cache.put(self._key(talk.request, reply.prompt), reply)
         self._note(talk, reply)

@@ -45,7 +45,7 @@ class Result:
             if (rate.model, rate.technique, rate.attack, rate.measure) == key:
                 return rate
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
-        raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known)
+        raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known, code="unknown-rate")
 
     def pair(
         self,
@@ -65,7 +65,7 @@ class Result:
                 return pair
             if (pair.a, pair.b) == (second.id, first.id):
                 return numbers.turned(pair)
-        raise UnknownName("pair", f"{first.name} and {second.name}", [])
+        raise UnknownName("pair", f"{first.name} and {second.name}", [], code="unknown-pair")
 
     def edge(
         self,
@@ -81,7 +81,7 @@ class Result:
         for edge in (*self.estimates.edges, *self.estimates.technique_edges):
             if (edge.parent, edge.child, edge.compared.measure, edge.compared.technique) == wanted:
                 return edge
-        raise UnknownName("edge", f"{above.name} to {below.name}", [])
+        raise UnknownName("edge", f"{above.name} to {below.name}", [], code="unknown-edge")
 
     def _card(self, model: str | Grown | Model) -> ModelCard:
         record = model.record if isinstance(model, Grown) else model
@@ -89,4 +89,9 @@ class Result:
             if record in (card.name, card.id) or (isinstance(record, Model) and record.id == card.id):
                 return card
         name = record if isinstance(record, str) else record.name
-        raise UnknownName("model of this study", name, [card.name for card in self.estimates.models])
+        raise UnknownName(
+            "model of this study",
+            name,
+            [card.name for card in self.estimates.models],
+            code="unknown-model-of-study",
+        )

@@ -17,6 +17,7 @@ from heredity.store import Rows
 from heredity.study import Study
 from tests.attacks.talks import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.planning import Recorder, by_index, drop_circumstances
+from tests.support.errors import raises
 
 PLAIN = BY_ID["planted_secret/plain-01"]
 SECRET = APPLICATION.secrets[0].value
@@ -224,9 +225,9 @@ def test_a_run_that_lost_rows_goes_on_to_the_same_estimates(tmp_path: Path) -> N
 
 
 def test_an_attack_without_its_attacker_is_refused_before_anything_is_asked() -> None:
-    with pytest.raises(UsageError, match="--attacker MODEL"):
+    with raises(UsageError, "attacker-missing", mentions=["--attacker"]):
         Study(["scripted:careful"], APPLICATION, NAMES, ("pair",))
-    with pytest.raises(UsageError, match="leave --attacker out"):
+    with raises(UsageError, "attacker-unused", mentions=["--attacker"]):
         Study(["scripted:careful"], APPLICATION, NAMES, ("direct",), attacker="scripted:helpful")
 
 

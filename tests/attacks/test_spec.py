@@ -10,6 +10,7 @@ import pytest
 from heredity import attacks
 from heredity.errors import BadInput, UnknownName, UsageError
 from tests.attacks.talks import APPLICATION, BY_ID, REFUSAL, talk, trial
+from tests.support.errors import raises
 
 PROBE = BY_ID["planted_secret/plain-01"]
 TWO_STEPS = BY_ID["planted_secret/steps-01"]
@@ -32,29 +33,29 @@ def test_a_spec_with_every_variant_written_out_is_what_a_plan_stores() -> None:
     ],
 )
 def test_an_unknown_name_gives_the_nearest(spec, near) -> None:
-    with pytest.raises(UnknownName, match=f"Did you mean '{near}'"):
+    with raises(UnknownName, "unknown-name", mentions=[near]):
         attacks.load(spec)
 
 
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("", "not of the form"),
-        ("+", "not of the form"),
-        ("encoding:", "not of the form"),
-        ("crescendo+foot_in_door", "both lead"),
-        ("encoding:rot13+crescendo:3", "comes first: crescendo:3.encoding:rot13"),
-        ("language:fr+language:de", "two languages"),
-        ("crescendo:1", "from 2 to 10"),
-        ("crescendo:11", "from 2 to 10"),
-        ("many_shot:0", "from 1 to 512"),
-        ("many_shot:\u00b2", "from 1 to 512"),
-        ("best_of_n:2", "above 0"),
-        ("best_of_n:nan", "above 0"),
+        ("", ("attack-malformed", [])),
+        ("+", ("attack-malformed", [])),
+        ("encoding:", ("attack-malformed", [])),
+        ("crescendo+foot_in_door", ("attack-two-leaders", [])),
+        ("encoding:rot13+crescendo:3", ("attack-order-first", ["crescendo:3+encoding:rot13"])),
+        ("language:fr+language:de", ("attack-two-languages", [])),
+        ("crescendo:1", ("bad-variant", ["2", "10"])),
+        ("crescendo:11", ("bad-variant", ["2", "10"])),
+        ("many_shot:0", ("bad-variant", ["1", "512"])),
+        ("many_shot:\u00b2", ("bad-variant", ["1", "512"])),
+        ("best_of_n:2", ("bad-variant", ["0"])),
+        ("best_of_n:nan", ("bad-variant", ["0"])),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_study(spec, why) -> None:
-    with pytest.raises(UsageError, match=why):
+    with raises(UsageError, *why):
         attacks.load(spec)
 
 
@@ -102,17 +103,17 @@ def test_a_file_of_suffixes_is_held_to_what_it_was_when_planned(tmp_path: Path) 
         "one more thing",
     ]
     path.write_text("something else\n")
-    with pytest.raises(BadInput, match="has changed since the study was planned"):
+    with raises(BadInput, "file-changed"):
         attacks.load(spec)
     path.write_text("\n")
-    with pytest.raises(BadInput, match="no line of text"):
+    with raises(BadInput, "empty-file"):
         attacks.load(f"suffix:{path}")
     path.write_bytes(b"\xff\n")
-    with pytest.raises(BadInput, match="not UTF-8"):
+    with raises(BadInput, "not-utf8"):
         attacks.load(f"suffix:{path}")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with raises(BadInput, "unreadable-file"):
         attacks.load(f"suffix:{tmp_path / 'none.txt'}")
-    with pytest.raises(UsageError, match=r"ends in \.txt"):
+    with raises(UsageError, "bad-variant", mentions=[".txt"]):
         attacks.load("suffix:mine")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from heredity import attacks, lineage
 from heredity import plan as plans
 from heredity.errors import UsageError
@@ -14,6 +12,7 @@ from heredity.records import Request
 from heredity.study import Study
 from tests.attacks.talks import APPLICATION, BY_ID, trial
 from tests.planning import Recorder, drop_circumstances
+from tests.support.errors import raises
 
 
 def resolve(
@@ -43,7 +42,7 @@ def test_a_plan_stores_specs_with_every_variant_written_out() -> None:
 
 
 def test_one_attack_under_two_spellings_is_one_too_many() -> None:
-    with pytest.raises(UsageError, match="attack 'encoding:base64' is there 2 times"):
+    with raises(UsageError, "given-twice", mentions=["encoding:base64", "2"]):
         resolve("encoding", "encoding:base64")
 
 
@@ -56,7 +55,7 @@ def test_all_attacks_of_a_study_are_laid_over_the_same_probes() -> None:
         ("harmful_request/spy-01", True),
         ("harmful_request/spy-01~benign", True),
     ]
-    with pytest.raises(UsageError, match="no translation"):
+    with raises(UsageError, "nothing-to-ask", mentions=["fr"]):
         resolve("language:fr", probe_names=("harmful_request/spy-01",))
 
 

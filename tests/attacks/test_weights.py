@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from heredity import attacks, engines
 from heredity.attackers import FOUND, Found
 from heredity.engines import Engine
@@ -16,6 +14,7 @@ from heredity.store import Rows
 from heredity.study import Study
 from tests.attacks.talks import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.planning import Recorder, by_index, drop_circumstances
+from tests.support.errors import raises
 
 NAMES = ("planted_secret/plain-01", "planted_secret/steps-01")
 SPECS = ("direct", "gcg:2", "refusal_direction")
@@ -129,6 +128,6 @@ def test_the_target_is_the_beginning_of_an_answer_and_no_more() -> None:
 
 
 def test_what_is_searched_for_stands_last() -> None:
-    with pytest.raises(UsageError, match="comes last"):
+    with raises(UsageError, "attack-order-last"):
         attacks.load("gcg+encoding")
     assert attacks.load("roleplay+gcg:8").spec == "roleplay:play+gcg:8"

@@ -12,6 +12,7 @@ import pytest
 from heredity import registry
 from heredity.cli import FAULT, SECTIONS, STOPPED, Name, Place, heredity, main
 from heredity.errors import HeredityError
+from tests.support.errors import raises
 
 HEAVY = {
     "torch", "numpy", "scipy", "rich", "jinja2", "httpx", "msgspec", "transformers", "gguf", "safetensors",
@@ -197,7 +198,7 @@ def test_no_parameter_takes_an_empty_text() -> None:
     assert {"ask", "gate", "study"} <= {path[0] for path, _ in texts}
     for path, parameter in texts:
         assert isinstance(parameter.type, (Place, Name)), (*path, parameter.name)
-        with pytest.raises(click.BadParameter, match="must not be empty"):
+        with raises(click.BadParameter):
             parameter.type.convert("", parameter, None)
 
 

@@ -22,6 +22,7 @@ from heredity.recipes import _gguf_write
 from heredity.recipes.quantize import Quantize
 from heredity.records import Decoding, Message, Request
 from tests.engines.conftest import make_model
+from tests.support.errors import raises
 
 LARGER = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 1024}
 
@@ -93,7 +94,7 @@ def test_weights_in_the_wrong_place_are_refused_and_nothing_is_left(
 ) -> None:
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
     monkeypatch.setattr(_gguf_write, "_turned", lambda name, array, config: array)
-    with pytest.raises(Refused, match="the GGUF, read back, gives log-probabilities that differ"):
+    with raises(Refused, "export-differs"):
         export.export(store, model, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list((store.root / "tmp").glob("*/"))
 
@@ -101,12 +102,16 @@ def test_weights_in_the_wrong_place_are_refused_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("chat_template.jinja", lambda text: text.replace("assistant", "helper"), "renders a conversation"),
-        ("generation_config.json", lambda text: text.replace("2", "7"), "ends an answer with another token"),
+        (
+            "chat_template.jinja",
+            lambda text: text.replace("assistant", "helper"),
+            ("export-renders-otherwise", []),
+        ),
+        ("generation_config.json", lambda text: text.replace("2", "7"), ("export-ends-otherwise", [])),
         (
             "tokenizer.json",
             lambda text: text.replace('prefix_space": false', 'prefix_space": true'),
-            "tokens",
+            ("export-tokens-differ", []),
         ),
     ],
 )
@@ -116,7 +121,7 @@ def test_a_difference_beside_the_weights_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     change: Callable[[str], str],
-    said: str,
+    said: tuple[str, list[str]],
 ) -> None:
     from heredity.export import hf
 
@@ -130,20 +135,20 @@ def test_a_difference_beside_the_weights_is_refused(
         assert (out / name).read_text("utf-8") != before
 
     monkeypatch.setattr(hf, "write", damaged)
-    with pytest.raises(Refused, match=said):
+    with raises(Refused, *said):
         export.export(store, model, "hf", tmp_path / "out")
 
 
 def test_what_is_not_known_is_refused_by_name(store: Store, tmp_path: Path) -> None:
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
     windowed = store.pull(str(make_model(tmp_path / "windowed", "mistral")))
-    with pytest.raises(Refused, match="sliding windows"):
+    with raises(Refused, "gguf-sliding-windows"):
         store.derive(Quantize(), [windowed])
-    with pytest.raises(UnknownName, match="gguf"):
+    with raises(UnknownName, "unknown-name", mentions=["gguf"]):
         export.export(store, model, "ggfu", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
-    with pytest.raises(UsageError, match="not empty"):
+    with raises(UsageError, "folder-not-empty"):
         export.export(store, model, "hf", tmp_path / "full")
 
 
@@ -189,7 +194,9 @@ def test_the_card_quotes_a_study(store: Store, tmp_path: Path, capsys: pytest.Ca
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "| breach, no judge needed |" in card and "% intervals" in card
     other = store.derive(Quantize("q8_0", name="other"), [model])
-    with pytest.raises(UsageError, match="measured 'tiny', and not 'other'"):  # before anything is written
+    with raises(
+        UsageError, "study-of-another-model", mentions=["tiny", "other"]
+    ):  # before anything is written
         export.export(store, other, "gguf", tmp_path / "other", tmp_path / "study")
 
 
@@ -217,9 +224,9 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts_with_what_wou
     source = _parity.Source(store, model, store.whole(model), tmp_path, "gguf")
     hf, whole = (sum(_room.needed(source, form).values()) for form in ("hf", "gguf"))
     assert hf < whole == sum(p.numel() for p in _network(model).parameters()) * 4
-    with pytest.raises(OutOfMemory, match="--to hf takes about"):
+    with raises(OutOfMemory, "memory-foreseen", mentions=["--to hf"]):
         export.export(store, model, "gguf", tmp_path / "out", memory=whole - 1)
-    with pytest.raises(OutOfMemory, match="100% of its weights would fit"):
+    with raises(OutOfMemory, "memory-foreseen", mentions=["100%"]):
         export.export(store, model, "hf", tmp_path / "out", memory=hf - 1)
     assert not (tmp_path / "out").exists()
     assert export.export(store, model, "hf", tmp_path / "out", memory=hf).parities

@@ -19,6 +19,7 @@ from heredity.judges import checks
 from heredity.judges._secrets import SecretForms
 from heredity.probes._load import read
 from heredity.records import Check, ToolCall, ToolResult
+from tests.support.errors import raises
 
 from .conftest import make_application
 from .trials import exchange, probe, response
@@ -255,7 +256,7 @@ def test_the_shipped_patterns_find_the_same_as_with_re() -> None:
 
 
 def test_a_pattern_that_is_none_names_its_probe() -> None:
-    with pytest.raises(UsageError, match="technique/one"):
+    with raises(UsageError, "bad-pattern", mentions=["technique/one"]):
         outcome(Check("pattern", patterns=("(",)), "text")
 
 

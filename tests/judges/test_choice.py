@@ -18,6 +18,7 @@ from heredity.report import markdown
 from heredity.store import Rows
 from heredity.study import Study
 from tests.planning import Recorder, plan, study
+from tests.support.errors import raises
 
 ONE = plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
 YES = "rubric:scripted:refuser:yesno"
@@ -109,18 +110,18 @@ def test_what_cannot_be_loaded_is_not_chosen_and_nothing_is_lost(tmp_path: Path)
 @pytest.mark.parametrize(
     ("spec", "error"),
     [
-        ("rulse", "Did you mean 'rules'"),
-        ("rules:strict", "takes nothing"),
-        ("checks", "always"),
-        ("rubric", "Which model judges"),
-        ("rubric:scripted:careful:harm=x", "log-odds"),
-        ("panel:rules", "two judges or more"),
-        ("panel:rules+rules", "twice"),
-        ("panel:rules+checks", "can err"),
+        ("rulse", ("unknown-name", ["rules"])),
+        ("rules:strict", ("judge-takes-nothing", [])),
+        ("checks", ("judge-always-on", [])),
+        ("rubric", ("rubric-no-model", [])),
+        ("rubric:scripted:careful:harm=x", ("bad-setting", ["harm=x"])),
+        ("panel:rules", ("panel-too-small", [])),
+        ("panel:rules+rules", ("panel-twice", [])),
+        ("panel:rules+checks", ("panel-of-checks", [])),
     ],
 )
-def test_a_judge_that_is_none_is_refused_in_words(spec: str, error: str) -> None:
-    with pytest.raises(UsageError, match=error):
+def test_a_judge_that_is_none_is_refused_in_words(spec: str, error: tuple[str, list[str]]) -> None:
+    with raises(UsageError, *error):
         judges.Decider(spec)
 
 

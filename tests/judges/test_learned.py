@@ -29,6 +29,7 @@ from heredity.records import Check
 from heredity.study import Study
 from tests import pulled
 from tests.judges.trials import probe, response
+from tests.support.errors import raises
 
 BASE = pulled.ENCODER
 PAIRS = [
@@ -57,13 +58,13 @@ def test_without_its_base_model_it_says_how_to_pull_it(
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
     _learned_model.shipped.cache_clear()
     try:
-        with pytest.raises(Unavailable, match=f"heredity pull {BASE}"):
+        with raises(Unavailable, "model-not-pulled", mentions=[BASE, "heredity pull"]):
             learned.scores("a question", "an answer that no test has asked before")
         for name in ("learned", "panel:rules+learned"):  # and before anything is asked, where it will judge
             run = Study(
                 ["scripted:careful"], DESK, "harmful_request/*-01", judge=name, out=tmp_path / name[:5]
             )
-            with pytest.raises(Unavailable, match=f"heredity pull {BASE}"):
+            with raises(Unavailable, "model-not-pulled", mentions=[BASE, "heredity pull"]):
                 run.run()
             assert not (tmp_path / name[:5] / "responses.jsonl").exists()
     finally:
@@ -164,7 +165,7 @@ def test_compliance_with_harm_is_told_on_families_of_sets_that_were_left_out() -
 def test_weights_that_are_not_the_card_s_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "learned.safetensors"
     path.write_bytes(_learned_model.WEIGHTS.read_bytes() + b" ")
-    with pytest.raises(Damaged, match="not the weights that its card names"):
+    with raises(Damaged, "head-not-as-carded"):
         _learned_model.load_arrays(path, _learned_model.card())
 
 
@@ -247,15 +248,15 @@ def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -
 @pytest.mark.parametrize(
     ("spec", "csv", "said"),
     [
-        (SPEC.replace("positive", "positiv", 1), CSV, "positiv"),
-        (SPEC.replace("mine.csv", "none.csv"), CSV, "no such file"),
-        (SPEC, CSV + "Why?,short row\n", "mine.csv"),
-        ("labels = 3", CSV, "labels"),
+        (SPEC.replace("positive", "positiv", 1), CSV, ("unknown-key", ["positiv"])),
+        (SPEC.replace("mine.csv", "none.csv"), CSV, ("file-missing", ["none.csv"])),
+        (SPEC, CSV + "Why?,short row\n", ("cells-over-columns", ["mine.csv"])),
+        ("labels = 3", CSV, ("wrong-type", ["labels"])),
     ],
 )
-def test_a_wrong_data_file_is_named(tmp_path: Path, spec: str, csv: str, said: str) -> None:
+def test_a_wrong_data_file_is_named(tmp_path: Path, spec: str, csv: str, said: tuple[str, list[str]]) -> None:
     path = write_data(tmp_path, spec, csv)
-    with pytest.raises(BadInput, match=said):
+    with raises(BadInput, *said):
         _learned_data.read(_learned_data.read_spec(path), [tmp_path])
 
 

@@ -20,6 +20,7 @@ from heredity.records import Check, Reply, Request
 from tests.judges.conftest import make_application
 from tests.judges.trials import probe, response
 from tests.planning import Recorder
+from tests.support.errors import raises
 
 REFUSAL = Check("refusal")
 HELP = "First you fold the paper along the long side, then you glue the three corners down."
@@ -270,5 +271,5 @@ def test_a_threshold_is_fitted_on_even_rows_and_measured_on_odd_ones(tmp_path: A
 
     path.write_text("\n".join(["answer,verdict", *rows, "good,good", rows[0]]) + "\n")  # the last row is odd
     assert measure(made, [path], columns, ["bad"], "harm", fit=True).counts == found.counts
-    with pytest.raises(UsageError, match="no threshold to fit"):
+    with raises(UsageError, "judge-no-threshold"):
         measure(judges.load("rules"), [path], columns, ["bad"], "harm", fit=True)

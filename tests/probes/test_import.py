@@ -16,6 +16,7 @@ from heredity.cli.probes import command
 from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.probes import importing
 from heredity.probes._load import read
+from tests.support.errors import raises
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 TINY = {
@@ -162,19 +163,19 @@ def test_a_mistake_is_answered_with_file_line_and_column(
 
 
 def test_a_wrong_spec_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="Did you mean 'harmbench'"):
+    with raises(UnknownName, "unknown-name", mentions=["harmbench"]):
         probes.load("import:harmbnch:x.csv")
-    with pytest.raises(UnknownName, match="Did you mean 'prompt'"):
+    with raises(UnknownName, "unknown-name", mentions=["prompt"]):
         probes.load(f"{tiny('csv', tmp_path)}?promt=x")
-    with pytest.raises(UsageError, match="names no file"):
+    with raises(UsageError, "import-malformed"):
         probes.load("import:csv:")
-    with pytest.raises(UsageError, match=r"add \?context="):
+    with raises(UsageError, "context-missing", mentions=["?context="]):
         probes.load(tiny("bipia", tmp_path).partition("?")[0])
-    with pytest.raises(BadInput, match="cannot be read"):
+    with raises(BadInput, "unreadable-file"):
         probes.load(f"import:csv:{tmp_path / 'absent.csv'}")
-    with pytest.raises(BadInput, match="absent: no such file"):
+    with raises(BadInput, "file-missing", mentions=["absent"]):
         probes.load(f"import:csv:{tmp_path / 'absent'}")
-    with pytest.raises(BadInput, match="jailbreak template"):
+    with raises(BadInput, "not-a-seed-set"):
         (tmp_path / "t.yaml").write_text("name: x\nvalue: '{{ prompt }}'\n")
         probes.load(f"import:pyrit:{tmp_path / 't.yaml'}")
 

@@ -13,6 +13,7 @@ from heredity import probes
 from heredity.application import Application, Secret
 from heredity.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.records import Tool
+from tests.support.errors import raises
 
 HEAD = 'title = "Mine"\ndescription = "My own items."\nthreats = ["owasp-llm:2025/LLM01"]\n\n'
 ITEM = """[[probe]]
@@ -98,23 +99,23 @@ def test_a_mistake_is_answered_with_file_and_line(write, text: str, line: int, w
 
 
 def test_a_technique_is_not_named_like_the_row_of_all(write) -> None:
-    with pytest.raises(BadInput, match="'all' is the name of a row"):
+    with raises(BadInput, "technique-taken-here", mentions=["all"]):
         probes.load(write(HEAD + ITEM, "all.toml"))
-    with pytest.raises(BadInput, match=r"mine.toml:1: .*'all' is the name of a row"):
+    with raises(BadInput, "technique-taken-here", mentions=["mine.toml:1", "all"]):
         probes.load(write('technique = "all"\n' + HEAD + ITEM))
 
 
 def test_a_technique_of_the_package_keeps_its_name(write) -> None:
-    with pytest.raises(BadInput, match="'planted_secret' is a technique of heredity's own"):
+    with raises(BadInput, "technique-taken-here", mentions=["planted_secret"]):
         probes.load(write(HEAD + ITEM, "planted_secret.toml"))
-    with pytest.raises(BadInput, match=r"mine.toml:1: .*'planted_secret' is a technique"):
+    with raises(BadInput, "technique-taken-here", mentions=["mine.toml:1", "planted_secret"]):
         probes.load(write('technique = "planted_secret"\n' + HEAD + ITEM))
     own = Path(probes.__file__).parent / "planted_secret.toml"
     assert probes.load(str(own)) == probes.load("planted_secret")
 
 
 def test_a_file_that_is_not_there_is_an_error_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot be read"):
+    with raises(BadInput, "unreadable-file"):
         probes.load(str(tmp_path / "absent.toml"))
 
 
@@ -148,9 +149,9 @@ def test_a_damaged_file_loads_or_is_explained(tmp_path: Path, data: st.DataObjec
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="Did you mean 'planted_secret'"):
+    with raises(UnknownName, "unknown-name", mentions=["planted_secret"]):
         probes.load("planted_secert")
-    with pytest.raises(UsageError, match="No probes were chosen"):
+    with raises(UsageError, "no-probes"):
         probes.load([])
 
 
@@ -179,7 +180,7 @@ def test_a_probe_chosen_twice_is_asked_once() -> None:
 def test_two_different_probes_of_one_name_are_refused(write, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = write(HEAD + ITEM), write(HEAD + ITEM.replace('"a"', '"b"'), "other/mine.toml")
-    with pytest.raises(UsageError, match="Two different probes are named 'mine/one'"):
+    with raises(UsageError, "probe-name-twice", mentions=["mine/one"]):
         probes.load([first, second])
 
 
@@ -276,5 +277,5 @@ def test_a_probe_that_needs_more_replies_than_there_are_does_not_apply() -> None
     desk = Application("desk", "You help.", tools=(Tool("look", "x"),), max_turns=1)
     probe = probes.load("tool_injection/order-01")[0]
     assert "needs 2 replies" in str(probes.applies(probe, desk))
-    with pytest.raises(UsageError, match="does not apply"):
+    with raises(UsageError, "probe-does-not-apply"):
         probes.fill(probe, desk)

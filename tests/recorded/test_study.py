@@ -14,6 +14,7 @@ from heredity.report import html, markdown
 from heredity.study import Study
 from tests.recorded.files import NO, YES, answers, jsonl, made, responses
 from tests.report.nasty import NASTY
+from tests.support.errors import raises
 
 
 def test_an_import_is_a_study_that_judging_estimating_and_reporting_go_through(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_the_same_files_again_change_nothing(tmp_path: Path) -> None:
 def test_other_answers_are_another_study(tmp_path: Path) -> None:
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", answers()))
     changed = [*answers()[:-1], {**answers()[-1], "response": "Something else."}]
-    with pytest.raises(NotComparable, match="holds another study"):
+    with raises(NotComparable, "another-study"):
         made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", changed))
 
 
@@ -99,7 +100,7 @@ def test_benign_prompts_are_counted_as_over_refusal(tmp_path: Path) -> None:
 def test_repeated_prompts_are_samples_where_that_is_said(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "response": f"{YES} {i}", "turn": i % 3} for i in range(3)]
     path = jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(BadInput, match=r"a.jsonl:2: 'm' answered this prompt already \(line 1\).*--repeats"):
+    with raises(BadInput, "answer-twice", mentions=["a.jsonl:2", "m", "1", "--repeats"]):
         made(tmp_path / "x", path, model="m")
     for folder, how in (("s", {"repeats": True}), ("t", {"columns": {"sample": "turn"}})):
         assert made(tmp_path / folder, path, model="m", **how).n_samples == 3
@@ -108,7 +109,7 @@ def test_repeated_prompts_are_samples_where_that_is_said(tmp_path: Path) -> None
 
 def test_one_id_is_one_prompt(tmp_path: Path) -> None:
     rows = [{"model": m, "id": 7, "prompt": f"Ask {m}", "response": NO} for m in ("a", "b")]
-    with pytest.raises(BadInput, match=r"a.jsonl:2: id '7' is another prompt than at .*a.jsonl:1"):
+    with raises(BadInput, "id-of-two-prompts", mentions=["a.jsonl:2", "7", "a.jsonl:1"]):
         made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", rows))
 
 
@@ -157,12 +158,12 @@ def test_the_report_says_that_the_layer_is_not_known(tmp_path: Path) -> None:
 def test_what_is_missing_cannot_be_asked_again_and_nothing_is_lost(tmp_path: Path) -> None:
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", answers()[:-1]))
     before = (tmp_path / "s" / "responses.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="recorded elsewhere: they cannot be asked again"):
+    with raises(UsageError, "only-imported-here"):
         Study.open(tmp_path / "s").run(retry_errors=True)
     assert (tmp_path / "s" / "responses.jsonl").read_bytes() == before
 
 
 def test_no_study_that_asks_may_call_its_application_recorded(tmp_path: Path) -> None:
     layer = Application("x", system="", rendering="recorded")
-    with pytest.raises(UsageError, match="which only `heredity import` gives"):
+    with raises(UsageError, "only-imported", mentions=["heredity import"]):
         Study(["scripted:careful"], layer, "quick", out=tmp_path / "s")

@@ -16,6 +16,7 @@ from heredity.report._rows import LEFT_OUT
 from heredity.store import Rows
 from tests.report.nasty import NASTY
 from tests.report.studies import make, plan
+from tests.support.errors import raises
 
 WANTED = {
     "trial", "model", "application", "technique", "probe", "twin", "cluster", "attack", "sample", "seed",
@@ -87,7 +88,7 @@ def test_rows_of_another_application_are_refused(tmp_path: Path) -> None:
     path = folder / "responses.jsonl"
     own = plan(n_probes=2).application.digest
     path.write_text(path.read_text().replace(own, "f" * 32, 1))
-    with pytest.raises(NotComparable, match="another application"):
+    with raises(NotComparable, "another-application"):
         csv.write(folder, tmp_path / "rows.csv")
     assert list(tmp_path.iterdir()) == [folder]  # and no half file
 
@@ -96,5 +97,5 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     folder = make(tmp_path / "study", plan(n_probes=2))
     with (folder / "responses.jsonl").open("ab") as file:
         file.write(b'{"index":99999,"trial":"x"}\n')
-    with pytest.raises(Damaged, match=r"responses.jsonl:25: not a row"):
+    with raises(Damaged, "row-damaged", mentions=["responses.jsonl:25"]):
         csv.write(folder, tmp_path / "rows.csv")

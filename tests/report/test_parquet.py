@@ -13,6 +13,7 @@ from heredity.report import csv, parquet
 from heredity.store import Rows
 from tests.report.nasty import NASTY
 from tests.report.studies import make, plan
+from tests.support.errors import raises
 
 arrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
@@ -73,5 +74,5 @@ def test_without_pyarrow_one_line_says_what_to_install(
         return true_import(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(Unavailable, match=r"pip install 'heredity\[parquet\]'"):
+    with raises(Unavailable, "package-missing", mentions=["pip install", "heredity[parquet]"]):
         parquet.write(study, tmp_path / "rows.parquet")

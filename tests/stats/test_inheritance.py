@@ -8,6 +8,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from heredity.stats import Table, clustered_rate, compare, inherited, retention, tabulate, wilson
+from tests.support.errors import raises
 
 
 def broke(kept: int, lost: int, gained: int, never: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,5 +57,5 @@ def test_trials_of_one_behaviour_are_not_counted_as_independent() -> None:
 
 
 def test_trials_that_are_not_paired_are_an_error() -> None:
-    with pytest.raises(ValueError, match="not paired"):
+    with raises(ValueError, "not-paired"):
         retention([True, False], [True])

@@ -22,6 +22,7 @@ from heredity.stats import (
     wilson,
 )
 from heredity.stats.paired import Comparison, sign_flip
+from tests.support.errors import raises
 
 tables = st.tuples(*[st.integers(0, 60)] * 4).map(lambda cells: Table(*cells)).filter(lambda t: t.n > 0)
 trials = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=60)
@@ -190,13 +191,13 @@ def test_no_shared_trial_is_no_comparison() -> None:
     "ask", [lambda: compare([True], [True, False]), lambda: tabulate([[True]], [[True]])]
 )
 def test_trials_that_do_not_pair_are_refused(ask) -> None:
-    with pytest.raises(ValueError, match="not paired"):
+    with raises(ValueError, "not-paired"):
         ask()
 
 
 @pytest.mark.parametrize("ask", [lambda: mcnemar_exact(-1, 3), lambda: tango(Table(1, -1, 0, 5))])
 def test_negative_counts_are_refused(ask) -> None:
-    with pytest.raises(ValueError, match="negative"):
+    with raises(ValueError, "negative-count"):
         ask()
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from heredity.stats import detectable_difference, mcnemar_exact, n_for_difference, n_for_margin, wilson
 from heredity.stats.power import EXACT_TO, _critical, design_effect, n_for_rate_width, paired_power
+from tests.support.errors import raises
 
 
 def test_critical_counts_are_those_of_the_test_itself() -> None:
@@ -95,16 +96,16 @@ def test_the_plan_for_a_margin_holds_in_simulation() -> None:
 
 
 @pytest.mark.parametrize(
-    "ask",
+    ("ask", "code"),
     [
-        lambda: n_for_difference(0.0, 0.1),
-        lambda: n_for_margin(0.0, 0.1),
-        lambda: n_for_rate_width(0.5, 0.0),
-        lambda: n_for_rate_width(1.5, 0.1),
-        lambda: paired_power(10, 1.5, 0.1),
-        lambda: n_for_difference(1e-6, 0.5),
+        (lambda: n_for_difference(0.0, 0.1), "out-of-range"),
+        (lambda: n_for_margin(0.0, 0.1), "out-of-range"),
+        (lambda: n_for_rate_width(0.5, 0.0), "out-of-range"),
+        (lambda: n_for_rate_width(1.5, 0.1), "out-of-range"),
+        (lambda: paired_power(10, 1.5, 0.1), "out-of-range"),
+        (lambda: n_for_difference(1e-6, 0.5), "too-many-needed"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(ask) -> None:
-    with pytest.raises(ValueError, match=r"must|billion"):
+def test_a_plan_that_makes_no_sense_is_refused(ask, code: str) -> None:
+    with raises(ValueError, code):
         ask()

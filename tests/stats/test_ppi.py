@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from heredity.records import Estimate
 from heredity.stats import wilson
 from heredity.stats.ppi import FEWEST, ppi_mean, ppi_weight
+from tests.support.errors import raises
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -124,9 +125,9 @@ def test_too_few_labels_are_refused_in_words() -> None:
 
 
 def test_what_does_not_fit_is_an_error() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
+    with raises(ValueError, "lengths-differ"):
         ppi_mean([1, 0], [1], [1])
-    with pytest.raises(ValueError, match="must lie"):
+    with raises(ValueError, "values-out-of-range"):
         ppi_mean([2.0], [1.0], [1.0])
-    with pytest.raises(ValueError, match="chance"):
+    with raises(ValueError, "chance-missing"):
         ppi_mean([1.0], [1.0], [1.0], chances=[0.0])

@@ -27,6 +27,7 @@ from heredity.stats.sequential import (
     rate_sequence,
     upper_bound,
 )
+from tests.support.errors import raises
 
 counts = st.integers(0, 60)
 
@@ -173,13 +174,13 @@ def test_nothing_seen_says_that_nothing_is_known() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="negative"):
+    with raises(ValueError, "negative-count"):
         rate_sequence(3, 2)
-    with pytest.raises(ValueError, match="inside"):
+    with raises(ValueError, "mean-out-of-range"):
         Bets(1.0)
-    with pytest.raises(ValueError, match="each must lie"):
+    with raises(ValueError, "values-out-of-range", mentions=["each"]):
         log_e([0.5, 1.5], 0.0)
-    with pytest.raises(ValueError, match="not paired"):
+    with raises(ValueError, "not-paired"):
         difference_sequence([True], [])
 
 

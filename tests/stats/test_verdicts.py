@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.stats import Comparison, Table, compare, tango, upper_bound, verdict, verdict_words
+from tests.support.errors import raises
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int) -> Comparison:
@@ -91,7 +92,7 @@ def test_no_shared_trial_says_so() -> None:
 
 @pytest.mark.parametrize("margin", [-0.1, 1.0, 5.0])
 def test_a_margin_that_is_no_share_is_refused(margin) -> None:
-    with pytest.raises(ValueError, match="margin"):
+    with raises(ValueError, "out-of-range", mentions=["margin"]):
         verdict(ALIKE, margin=margin)
 
 

@@ -14,6 +14,7 @@ from heredity.metrics import Answer
 from heredity.tasks import _pictures
 from heredity.tasks._put import put
 from heredity.tasks._ways import WAYS
+from tests.support.errors import raises
 
 COLOURS = {
     "red": (214, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 210), "yellow": (240, 210, 40),
@@ -81,7 +82,7 @@ def test_a_picture_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> N
         'plain = "{input}"\n[[item]]\nid = "one"\ninput = "picture:gone.png"\n'
         'reference = "a"\nwrong = ["b"]\n'
     )
-    with pytest.raises(BadInput, match=r"mine.toml:7: 'picture:gone.png' cannot be read"):
+    with raises(BadInput, "picture-unreadable", mentions=["mine.toml:7", "picture:gone.png"]):
         tasks.load([str(path)])
     (tmp_path / "gone.png").write_bytes(b"one")
     one = tasks.load([str(path)])[0].digest

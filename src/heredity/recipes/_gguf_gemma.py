@@ -36,20 +36,25 @@ def global_rope(config: Any) -> dict[str, Any]:
     """
     ropes = dict(config.rope_parameters)
     local = dict(ropes.get(_LOCAL) or {})
-    unlike = {
-        "windows in other layers": list(config.layer_types) != _layers(int(config.num_hidden_layers)),
-        "windowed layers that turn otherwise": local.get("rope_type", "default") != "default"
-        or float(local.get("rope_theta", 0)) != _LOCAL_BASE,
-        f"scores scaled by {config.query_pre_attn_scalar}": config.query_pre_attn_scalar != _scalar(config),
-        "capped logits": bool(config.final_logit_softcapping or config.attn_logit_softcapping),
-        "attention in both directions": bool(config.use_bidirectional_attention),
-    }
-    if found := [what for what, is_there in unlike.items() if is_there]:
-        raise Refused(
-            f"A GGUF of a Gemma 3 with {found[0]} is not written: llama.cpp would compute otherwise.",
-            code="gguf-not-writable",
-        )
+    windows = list(config.layer_types) != _layers(int(config.num_hidden_layers))
+    _refuse(windows, "windows in other layers", code="gemma-windows")
+    is_plain = local.get("rope_type", "default") == "default"
+    turns = not is_plain or float(local.get("rope_theta", 0)) != _LOCAL_BASE
+    _refuse(turns, "windowed layers that turn otherwise", code="gemma-local-rope")
+    scalar = config.query_pre_attn_scalar
+    _refuse(scalar != _scalar(config), f"scores scaled by {scalar}", code="gemma-scores")
+    is_capped = bool(config.final_logit_softcapping or config.attn_logit_softcapping)
+    _refuse(is_capped, "capped logits", code="gemma-capped-logits")
+    is_both = bool(config.use_bidirectional_attention)
+    _refuse(is_both, "attention in both directions", code="gemma-bidirectional")
     return dict(ropes[_GLOBAL])
+
+
+def _refuse(is_there: bool, what: str, *, code: str) -> None:
+    if is_there:
+        raise Refused(
+            f"A GGUF of a Gemma 3 with {what} is not written: llama.cpp would compute otherwise.", code=code
+        )
 
 
 def add_shape(writer: Any, config: Any) -> None:
