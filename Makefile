@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study descent pretrain test prose bench proofs judges learned head clean
+.PHONY: help study descent pretrain test prose shape bench proofs judges learned head clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 
 prose: $(VENV)/.made ## the English of documents, docstrings and help: sentences, numbers, lines, banned words
 	@$(BIN)/python tools/prose.py $(ARGS)
+
+shape: $(VENV)/.torch ## entries at the root, files that three runs enter, circles, names: against their aims
+	@$(BIN)/python tools/shape.py $(ARGS)
 
 bench: $(VENV)/.dev ## the speed figures, as ratios in one run
 	@for script in $(filter-out bench/judges.py,$(wildcard bench/[a-z]*.py)); do \
