@@ -60,13 +60,13 @@ judges: $(VENV)/.dev ## measure the judges on the labelled sets again
 learned: $(VENV)/.dev ## train the judge `learned` again (LABELS: the folders of its labelled sets)
 	$(BIN)/heredity pull all-minilm-l6-v2
 	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
-	  --out src/heredity/judges $(ARGS)
+	  --out src/heredity/redteam/judges/learned $(ARGS)
 
 head: $(VENV)/.dev ## learn the head of rubric:qwen2.5-coder-1.5b-instruct:head again (LABELS, as above; an hour)
 	$(BIN)/heredity pull qwen2.5-coder-1.5b-instruct
 	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
 	  --head qwen2.5-coder-1.5b-instruct --out .head $(ARGS)
-	cp .head/head.json .head/head.safetensors src/heredity/judges
+	cp .head/head.json .head/head.safetensors src/heredity/redteam/judges/rubric
 
 clean: ## remove the virtual environment and the caches, but no study and no model
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache

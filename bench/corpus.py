@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from heredity.corpus import unseen
-from heredity.records import encode
-from heredity.train.corpus.batch import Batch, batches
-from heredity.train.corpus.sources.jsonl import JsonlSource
-from heredity.train.corpus.steps import Context, Duplicates, Step
-from heredity.train.corpus.work import Run
+from heredity.core.records import encode
+from heredity.corpus.sources.jsonl import JsonlSource
+from heredity.corpus.steps import Context, Duplicates, Step
+from heredity.corpus.text import Batch, batches
+from heredity.corpus.work import Run
+from heredity.experiments.corpus import unseen
 
 ALONE = (
     "normalise", "language", "gopher_quality_filter", "gopher_repetition_filter", "c4_quality_filter",
@@ -91,7 +91,7 @@ def cut(raw: bytes) -> list[bytes]:
 
 def step(name: str) -> Step:
     """A step with its defaults."""
-    made: Step = importlib.import_module(f"heredity.train.corpus.steps.{name}").STEP()
+    made: Step = importlib.import_module(f"heredity.corpus.steps.{name}").STEP()
     return made
 
 

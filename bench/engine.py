@@ -61,8 +61,8 @@ def make_load(model: str, n: int) -> dict[str, Any]:
     import torch
 
     import heredity as h
-    from heredity import attacks, probes
-    from heredity.engines import _tuning
+    from heredity.engines.torch import autotune
+    from heredity.redteam import attacks, probes
 
     grown = h.Store().ready(h.Store().pull(model))
     application = h.Application.load(Path(__file__).parent.parent / "examples" / "support-desk.toml")
@@ -78,7 +78,7 @@ def make_load(model: str, n: int) -> dict[str, Any]:
         requests.append([[m.role, m.content] for m in request.messages])
         n_shared = request.n_shared
     config = json.loads((grown.folder / "config.json").read_text())
-    dtype = _tuning.choose_dtype(config["hidden_size"], config["intermediate_size"])
+    dtype = autotune.choose_dtype(config["hidden_size"], config["intermediate_size"])
     return {"folder": str(grown.folder), "dtype": dtype, "n_shared": n_shared,
             "messages": requests, "threads": torch.get_num_threads()}  # fmt: skip
 
@@ -93,8 +93,8 @@ def run(worker: str, load: Path, python: str) -> dict[str, Any]:
 
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
-    from heredity.engines import torch as engine_file
-    from heredity.records import Decoding, Message, Request
+    from heredity.core.records import Decoding, Message, Request
+    from heredity.engines.torch import engine as engine_file
 
     load = json.loads(options.load.read_text())
     engine = engine_file.open_folder(Path(load["folder"]), dtype=load["dtype"])
@@ -146,13 +146,13 @@ def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, fl
 
 
 def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
-    from heredity.engines import _process
+    from heredity.core import host
 
-    _process.before_torch()
+    host.before_torch()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _process.keep_large_buffers()
+    host.keep_large_buffers()
     load = json.loads(options.load.read_text())
     tokenizer = AutoTokenizer.from_pretrained(load["folder"], padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(load["folder"], dtype=getattr(torch, load["dtype"])).eval()

@@ -19,12 +19,12 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heredity.application import Application
-from heredity.engines._gguf import read_gguf
-from heredity.errors import HeredityError
-from heredity.recipes._safetensors import read_safetensors
-from heredity.records import Verdict, encode
-from heredity.store import Rows
+from heredity.application.spec import Application
+from heredity.core.errors import HeredityError
+from heredity.core.records import Verdict, encode
+from heredity.core.rows import Rows
+from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.formats.safetensors_io import read_safetensors
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "support-desk.toml"
 

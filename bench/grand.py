@@ -23,8 +23,8 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.estimates import Circumstances, Estimates, read
-from heredity.plan import read as read_plan
+from heredity.study.estimates import Circumstances, Estimates, read
+from heredity.study.plan import read as read_plan
 
 MODELS = ("scripted:mixed", "scripted:mixed/b", "scripted:careful")
 ATTACKS = ("direct", "encoding:base64", "roleplay", "foot_in_door")

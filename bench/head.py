@@ -18,10 +18,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from heredity.judges import _head, _head_train, _learned_data, _learned_train, _trained, learned, rules
-from heredity.judges._learned_encoder import Encoder, base_folder
-from heredity.judges._learned_model import Model, describe
-from heredity.judges._settled import is_answer
+from heredity.redteam.judges._choice import is_answer
+from heredity.redteam.judges.learned import judge as learned
+from heredity.redteam.judges.learned.model import Encoder, Model, base_folder, describe
+from heredity.redteam.judges.rubric import head
+from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges.training import fit as learned_train
+from heredity.redteam.judges.training import head as head_train
+from heredity.redteam.judges.training import trained
 
 SPEC = Path(__file__).with_name("learned.toml")
 SETS = ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
@@ -35,16 +40,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, action="append", required=True)
-    parser.add_argument("--states", type=Path, default=Path(".head") / _head_train.STATES)
+    parser.add_argument("--states", type=Path, default=Path(".head") / head_train.STATES)
     arguments = parser.parse_args()
     if not arguments.states.is_file():
         print(f"No states at {arguments.states}: make head keeps them in .head.", file=sys.stderr)
         return 2
-    card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
-    data = _learned_data.read(_learned_data.read_spec(SPEC), arguments.root)
-    examples = _head_train.drawn(data.examples, card["rows"])
+    card = msgspec.json.decode((head.SHIPPED / head.CARD).read_bytes())
+    data = learned_data.read(learned_data.read_spec(SPEC), arguments.root)
+    examples = head_train.drawn(data.examples, card["rows"])
     of = f"{card['model']} {card['layer']}"
-    read = _head_train.read_states(
+    read = head_train.read_states(
         None, of, examples, arguments.states, lambda said: print(said, file=sys.stderr)
     )
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
@@ -52,26 +57,26 @@ def main() -> int:
     encoder, everything = Encoder(base_folder()), data.examples
     asked = [describe(encoder, e.prompt, e.text) for e in everything]
     alone = [describe(encoder, "", e.text) for e in everything]
-    described = _learned_train.Described(everything, asked, alone)
+    described = learned_train.Described(everything, asked, alone)
     print(
         f"{platform.processor() or platform.machine()}; head: {len(examples)} answers, "
         f"learned: {len(everything)}"
     )
-    seen = _head.seen_in([(e.prompt, e.text) for e in examples])
-    theirs = {how: _by_example(described, kin) for how, kin in _trained.kins(everything).items()}
-    for how, rounds in _head_train.held_out(examples):
+    seen = head.seen_in([(e.prompt, e.text) for e in examples])
+    theirs = {how: _by_example(described, kin) for how, kin in trained.kins(everything).items()}
+    for how, rounds in head_train.held_out(examples):
         if how not in theirs:
             continue
         told: dict[str, dict[str, list[Row]]] = {"learned": {}, "rules": {}}
         seen_before = set()
-        for said in _head_train.said(examples, states, seen, rounds):
+        for said in head_train.said(examples, states, seen, rounds):
             e = said.example
             is_again = (e.set, e.prompt, e.text) in seen_before
             seen_before.add((e.set, e.prompt, e.text))
             if is_again or not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
                 continue
             share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
-            for task, name, truth in _trained.truths(e):
+            for task, name, truth in trained.truths(e):
                 for who, theirs_is in (("learned", share >= 0.5), ("rules", complies)):
                     if task == "harm" and (who == "rules" or learned.is_decided(share)):
                         row = (e.prompt or e.text, (said.harm >= 0.5) == truth, theirs_is == truth)
@@ -88,11 +93,11 @@ def main() -> int:
     return 0
 
 
-def _by_example(described: _learned_train.Described, kin: list[str]) -> dict[tuple[str, str], float]:
+def _by_example(described: learned_train.Described, kin: list[str]) -> dict[tuple[str, str], float]:
     """What `learned` says of each answer, by weights that did not see it."""
     found = {}
-    for each in _trained.rounds(described.examples, kin):
-        model, held = Model(_learned_train.train(described.where(each.kept))), described.where(each.held)
+    for each in trained.rounds(described.examples, kin):
+        model, held = Model(learned_train.train(described.where(each.kept))), described.where(each.held)
         for e, row in zip(held.examples, held.asked, strict=True):
             found[e.prompt, e.text] = model.scores(row).harm
     return found

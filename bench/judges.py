@@ -15,11 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from heredity import judges
-from heredity.application import Application, Secret
-from heredity.judges import _quality, rules
-from heredity.judges._secrets import SecretForms
-from heredity.records import Check, Exchange, Probe, Response
+from heredity.application.spec import Application, Secret
+from heredity.core.records import Check, Exchange, Probe, Response
+from heredity.redteam import judges
+from heredity.redteam.checks.secret.check import SecretForms
+from heredity.redteam.judges.calibration import quality
+from heredity.redteam.judges.rules import judge as rules
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 N_WORDS = 100
@@ -48,10 +49,10 @@ def main() -> int:
     if not arguments.data.is_dir():
         print(f"No labelled sets at {arguments.data}: give their folder with --data.", file=sys.stderr)
         return 2
-    rebuilt = _quality.rebuild(arguments.data)
-    is_stale = rebuilt != _quality.shipped() if _quality._SHIPPED.exists() else True
+    rebuilt = quality.rebuild(arguments.data)
+    is_stale = rebuilt != quality.shipped() if quality._SHIPPED.exists() else True
     if is_stale and not arguments.check:
-        print(f"wrote {_quality.write(rebuilt)}")
+        print(f"wrote {quality.write(rebuilt)}")
     print_quality()
     print_benign(arguments.data)
     print_chance(arguments.data)

@@ -109,11 +109,12 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """The same start for all sides, and the Trainer's rows; what a token costs."""
     import numpy as np
 
-    from heredity.recipes import _newborn
-    from heredity.train import network, sizes, speed
+    from heredity.recipes.pretrain import causal
+    from heredity.train import speed
+    from heredity.train.models import causal_lm, shapes
 
     recipe = recipe_of(options)
-    net = network.born(_newborn._config(recipe), 0, "float32")
+    net = causal_lm.born(causal._config(recipe), 0, "float32")
     net.model.save_pretrained(options.work / "start")
     corpus = recipe.text
     flat = np.concatenate([corpus.document("train", i) for i in range(corpus.n_documents("train"))])
@@ -126,7 +127,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     )
     length = speed.piece_length(corpus.lengths("train"), options.context)
     n_parameters = sum(each.numel() for each in net.model.parameters())
-    return {"parameters": n_parameters, "flops_a_token": sizes.flops_a_token(shape, length)}
+    return {"parameters": n_parameters, "flops_a_token": shapes.flops_a_token(shape, length)}
 
 
 def limit_of(options: argparse.Namespace) -> float:
@@ -139,7 +140,7 @@ def limit_of(options: argparse.Namespace) -> float:
 
 
 def recipe_of(options: argparse.Namespace) -> Any:
-    from heredity.recipes.pretrain import Pretrain
+    from heredity.recipes.pretrain.recipe import Pretrain
 
     return Pretrain(
         options.corpus, size=options.size, context=options.context, tokens=options.steps * options.batch,
@@ -161,30 +162,33 @@ def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def told(options: argparse.Namespace, folder: Path) -> float:
     """Bits a byte of held-out documents, by one code for all sides."""
-    from heredity.recipes import _newborn
-    from heredity.train import held, network
+    from heredity.recipes.pretrain import causal
+    from heredity.train.models import causal_lm
+    from heredity.train.validation import perplexity
 
     corpus = recipe_of(options).text
-    look = held.HeldOut(
-        corpus.split("validation"), _newborn.specials(corpus).end, options.context,
-        held.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
+    look = perplexity.HeldOut(
+        corpus.split("validation"), causal.specials(corpus).end, options.context,
+        perplexity.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
     )  # fmt: skip
-    return look.of(network.load(folder))[held.BITS_PER_BYTE]
+    return look.of(causal_lm.load(folder))[perplexity.BITS_PER_BYTE]
 
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
-    from heredity.recipes import _newborn
-    from heredity.train import fused, loop, network
-    from heredity.train.network import Network
+    from heredity.recipes.pretrain import causal
+    from heredity.train import loop
+    from heredity.train.data.packed import Stream
+    from heredity.train.kernels import compile as fused
+    from heredity.train.models import causal_lm
+    from heredity.train.models.causal_lm import Network
+    from heredity.train.models.lora import Everything
     from heredity.train.objectives.causal import Causal
-    from heredity.train.stream import Stream
-    from heredity.train.trainable import Everything
 
     corpus = recipe_of(options).text
     is_fused = options.worker != "plain" and not fused.missing()
-    net = Network(network.load(options.work / "start").model, options.work, is_fused)
+    net = Network(causal_lm.load(options.work / "start").model, options.work, is_fused)
     stream = Stream(
-        corpus.split("train"), _newborn.specials(corpus).end, options.batch, options.context, 0
+        corpus.split("train"), causal.specials(corpus).end, options.batch, options.context, 0
     )  # fmt: skip
     times: list[tuple[float, int]] = []
 

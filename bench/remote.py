@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from heredity.engines import remote
-from heredity.lineage import Store
-from heredity.records import Message, Request
+from heredity.core.records import Message, Request
+from heredity.engines.remote import engine as remote
+from heredity.lineage.store import Store
 
 SERVE = """
 import sys

@@ -101,7 +101,8 @@ def ask(folder: Path, n: int) -> dict[str, float]:
 def opened(folder: Path, n: int):  # type: ignore[no-untyped-def]
     """A study of about `n` trials: the core probes, two models, as many samples as that takes."""
     import heredity as h
-    from heredity import lineage, plan
+    from heredity.lineage import store as lineage
+    from heredity.study import plan
 
     records = [lineage.scripted(ref).record for ref in MODELS]
     layer = h.Application.load(APPLICATION)
@@ -124,9 +125,9 @@ def build(folder: Path, n: int) -> dict[str, float]:
 
 def _repeat(folder: Path, made) -> None:  # type: ignore[no-untyped-def]
     import heredity as h
-    from heredity.plan import Grid
-    from heredity.records import Response, Verdict
-    from heredity.store import Rows
+    from heredity.core.records import Response, Verdict
+    from heredity.core.rows import Rows
+    from heredity.study.trials import Grid
 
     small = h.Study(MODELS, made.application, out=folder / "one-sample")
     small.run()
@@ -152,7 +153,7 @@ def estimate(folder: Path, n: int) -> dict[str, float]:
 
 def report(folder: Path, n: int) -> dict[str, float]:
     """Estimates and rows to report.html."""
-    from heredity.report import html
+    from heredity.study.report import html
 
     it = opened(folder, n)
     return timed(it.plan().n_trials, lambda: html.write(folder, folder / "report.html", with_text=True))

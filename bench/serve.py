@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from heredity.application import Application
-from heredity.lineage import Store
+from heredity.application.spec import Application
+from heredity.lineage.store import Store
 
 APPLICATION = Path(__file__).parents[1] / "examples" / "support-desk.toml"
 

@@ -100,14 +100,14 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     """The examples as token ids in the order in which both sides see them, and the folders of the models."""
     import heredity as h
     from heredity.recipes.prune import Prune
-    from heredity.train import dialogues, documents
-    from heredity.train.steps import Steps
+    from heredity.train.data import chat, documents
+    from heredity.train.data.batching import Steps
 
     store = h.Store()
     grown = store.ready(store.pull(options.model))
     n_layers = json.loads((grown.folder / "config.json").read_text())["num_hidden_layers"]
     pruned = store.derive(Prune(n_layers - 6), [grown])
-    examples = documents.Writer(grown.folder).prepare(dialogues.read(options.data).dialogues, 1024).examples
+    examples = documents.Writer(grown.folder).prepare(chat.read(options.data).dialogues, 1024).examples
     order = Steps(examples, options.batch, seed=0)
     rows = [examples[order.at(place)].document for place in range(options.steps * options.batch)]
     return {
@@ -142,12 +142,13 @@ def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> di
 
 
 def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
-    from heredity.train import loop, network
-    from heredity.train.documents import Document, Example
+    from heredity.train import loop
+    from heredity.train.data.batching import Steps
+    from heredity.train.data.documents import Document, Example
+    from heredity.train.models import causal_lm
+    from heredity.train.models.lora import Everything, Lora
     from heredity.train.objectives.causal import Causal
     from heredity.train.objectives.distill import Distilled
-    from heredity.train.steps import Steps
-    from heredity.train.trainable import Everything, Lora
 
     examples = [Example(Document(tuple(tokens), tuple(learned))) for tokens, learned in load["rows"]]
 
@@ -155,10 +156,10 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
         def at(self, place: int) -> int:
             return place
 
-    net = network.load(Path(load["pruned" if kind == "distill" else "folder"]), variant)
+    net = causal_lm.load(Path(load["pruned" if kind == "distill" else "folder"]), variant)
     objective: Any = Causal()
     if kind == "distill":
-        teacher = network.load(Path(load["folder"]), str(net.model.dtype).removeprefix("torch."))
+        teacher = causal_lm.load(Path(load["folder"]), str(net.model.dtype).removeprefix("torch."))
         teacher.model.requires_grad_(False)
         objective = Distilled(teacher)
     trainable = Lora(RANK, ALPHA) if kind == "lora" else Everything()

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity import errors
-from heredity.errors import BadArgument, BadInput, HeredityError, UnknownName, UsageError, code_of
+from heredity.core import errors
+from heredity.core.errors import BadArgument, BadInput, HeredityError, UnknownName, UsageError, code_of
 from heredity.train.loop import Diverged
 from heredity.train.planning.rehearsal import Unfit
 

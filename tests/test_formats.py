@@ -8,8 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity import application, attackers, descent, estimates, plan, pump, recorded, records
-from heredity.records import Response, Verdict
+from heredity.application import spec
+from heredity.core import records
+from heredity.core.records import Response, Verdict
+from heredity.lineage import graph
+from heredity.study import attack_context, estimates, importers, plan, scheduler
 
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES: list[str] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
@@ -21,23 +24,23 @@ TYPES = [
     ),
     *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
     *(getattr(estimates, name) for name in ("Skipped", "Circumstances")),
-    descent.Edge,
-    *(plan.PlanFile, plan.Plan, plan.PlannedModel, pump.Prefix),
+    graph.Edge,
+    *(plan.PlanFile, plan.Plan, plan.PlannedModel, scheduler.Prefix),
     *(
         Response,
         Verdict,
         records.Exchange,
         records.Consulted,
-        attackers.Found,
+        attack_context.Found,
         records.Estimate,
         records.Probe,
         records.Check,
         records.ToolResult,
     ),
     *(records.Model, records.RecipeRecord, records.FileHash, records.Made),
-    *(application.Application, application.Secret, application.Passage),
-    *(getattr(recorded, name) for name in ("RecordedVerdict", "Agreements", "Agreement")),
-    *(getattr(recorded, name) for name in ("JudgedRate", "JudgedPair")),
+    *(spec.Application, spec.Secret, spec.Passage),
+    *(getattr(importers, name) for name in ("RecordedVerdict", "Agreements", "Agreement")),
+    *(getattr(importers, name) for name in ("JudgedRate", "JudgedPair")),
     *(records.Tool, records.ToolCall, records.Message, records.Decoding),
 ]
 
@@ -50,7 +53,7 @@ def test_every_field_is_named_on_the_page(kind: type[msgspec.Struct]) -> None:
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    list(enumerate([pump.Prefix, Response, Verdict, *(getattr(estimates, name) for name in RESULTS)])),
+    list(enumerate([scheduler.Prefix, Response, Verdict, *(getattr(estimates, name) for name in RESULTS)])),
 )
 def test_the_examples_are_rows_that_heredity_reads(place: int, kind: type[msgspec.Struct]) -> None:
     assert len(EXAMPLES) == 7

@@ -28,12 +28,12 @@ assert "torch" in sys.modules
 @pytest.mark.parametrize(
     "names",
     [
-        ("heredity.engines.torch",),
+        ("heredity.engines.torch.engine",),
         ("heredity.engines.encoder",),
         ("heredity.train.loop",),
-        ("heredity.train.scores",),
-        ("heredity.recipes.pretrain", "heredity.recipes._newborn"),
-        ("heredity.recipes.finetune", "heredity.train.network"),
+        ("heredity.train.data.teacher_logprobs",),
+        ("heredity.recipes.pretrain.recipe", "heredity.recipes.pretrain.causal"),
+        ("heredity.recipes.finetune", "heredity.train.models.causal_lm"),
     ],
 )
 def test_however_torch_is_reached_openmp_was_told_before(names: tuple[str, ...]) -> None:

@@ -13,61 +13,62 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from heredity.application import Application as Application
-    from heredity.cli._progress import Display as Display
-    from heredity.corpus import build_corpus as build_corpus
-    from heredity.errors import HeredityError as HeredityError
-    from heredity.estimates import Estimates as Estimates
-    from heredity.exposure import expose as expose
-    from heredity.lineage import Grown as Grown
-    from heredity.lineage import Recipe as Recipe
-    from heredity.lineage import Store as Store
-    from heredity.lineage import grow as grow
-    from heredity.recipes import recipe as recipe
-    from heredity.recipes.pretrain import Pretrain as Pretrain
-    from heredity.records import Decoding as Decoding
-    from heredity.records import Estimate as Estimate
-    from heredity.records import Message as Message
-    from heredity.records import Model as Model
-    from heredity.records import Probe as Probe
-    from heredity.records import Reply as Reply
-    from heredity.records import Request as Request
-    from heredity.records import Response as Response
-    from heredity.records import Tool as Tool
-    from heredity.records import Verdict as Verdict
-    from heredity.report import write_report as write_report
-    from heredity.study import Study as Study
-    from heredity.train.dialogues import Data as Data
+from heredity.core.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from heredity.application.spec import Application as Application
+    from heredity.cli._progress import Display as Display
+    from heredity.core.errors import HeredityError as HeredityError
+    from heredity.core.records import Decoding as Decoding
+    from heredity.core.records import Estimate as Estimate
+    from heredity.core.records import Message as Message
+    from heredity.core.records import Model as Model
+    from heredity.core.records import Probe as Probe
+    from heredity.core.records import Reply as Reply
+    from heredity.core.records import Request as Request
+    from heredity.core.records import Response as Response
+    from heredity.core.records import Tool as Tool
+    from heredity.core.records import Verdict as Verdict
+    from heredity.experiments.corpus import build_corpus as build_corpus
+    from heredity.experiments.exposure import expose as expose
+    from heredity.lineage.store import Store as Store
+    from heredity.lineage.store import grow as grow
+    from heredity.lineage.types import Grown as Grown
+    from heredity.lineage.types import Recipe as Recipe
+    from heredity.recipes import recipe as recipe
+    from heredity.recipes.pretrain.recipe import Pretrain as Pretrain
+    from heredity.study.estimates import Estimates as Estimates
+    from heredity.study.report import write_report as write_report
+    from heredity.study.study import Study as Study
+    from heredity.train.data.chat import Data as Data
+
 
 _HOME = {
-    "Application": "application",
-    "Data": "train.dialogues",
-    "Decoding": "records",
+    "Application": "application.spec",
+    "Data": "train.data.chat",
+    "Decoding": "core.records",
     "Display": "cli._progress",
-    "Estimate": "records",
-    "Estimates": "estimates",
-    "Grown": "lineage",
-    "HeredityError": "errors",
-    "Message": "records",
-    "Model": "records",
-    "Pretrain": "recipes.pretrain",
-    "Probe": "records",
-    "Recipe": "lineage",
-    "Reply": "records",
-    "Request": "records",
-    "Response": "records",
-    "Store": "lineage",
-    "Study": "study",
-    "Tool": "records",
-    "Verdict": "records",
-    "build_corpus": "corpus",
-    "expose": "exposure",
-    "grow": "lineage",
+    "Estimate": "core.records",
+    "Estimates": "study.estimates",
+    "Grown": "lineage.types",
+    "HeredityError": "core.errors",
+    "Message": "core.records",
+    "Model": "core.records",
+    "Pretrain": "recipes.pretrain.recipe",
+    "Probe": "core.records",
+    "Recipe": "lineage.types",
+    "Reply": "core.records",
+    "Request": "core.records",
+    "Response": "core.records",
+    "Store": "lineage.store",
+    "Study": "study.study",
+    "Tool": "core.records",
+    "Verdict": "core.records",
+    "build_corpus": "experiments.corpus",
+    "expose": "experiments.exposure",
+    "grow": "lineage.store",
     "recipe": "recipes",
-    "write_report": "report",
+    "write_report": "study.report",
 }
 
 __all__ = ["__version__", *_HOME]

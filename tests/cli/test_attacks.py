@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from heredity import attacks
 from heredity.cli import main
+from heredity.redteam import attacks
 
 
 def test_every_attack_is_listed_with_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from tests.train.corpus.conftest import TOKENIZER, paragraphs
+from tests.corpus.conftest import TOKENIZER, paragraphs
 
 pytest.importorskip("tokenizers")
 
@@ -73,7 +73,8 @@ def test_a_recipe_s_mistake_is_one_line_with_its_place(run: Run, shelf: Path) ->
 
 
 def test_probes_are_kept_out_of_a_corpus(place: Path) -> None:
-    from heredity import corpus, probes
+    from heredity.experiments import corpus
+    from heredity.redteam import probes
 
     texts = corpus.unseen()
     asked = [probe for probe in probes.load("full") if not probe.is_baseline]
@@ -85,7 +86,7 @@ def test_probes_are_kept_out_of_a_corpus(place: Path) -> None:
 
 def test_what_eval_asks_is_kept_out_of_a_corpus(run: Run, shelf: Path, place: Path) -> None:
     """A base may not be asked what it was trained on."""
-    from heredity import tasks
+    from heredity.evals import tasks
 
     (task,) = tasks.load(["summarisation"])
     folder = place / "leaked"

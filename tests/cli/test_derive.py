@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from heredity.cli import main
-from heredity.lineage import Store
+from heredity.lineage.store import Store
 from tests.engines.conftest import make_model
 
 

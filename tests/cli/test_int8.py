@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from heredity import plan as plans
 from heredity.cli import main
-from heredity.descent import Edge
-from heredity.lineage import Store
+from heredity.lineage.graph import Edge
+from heredity.lineage.store import Store
+from heredity.study import plan as plans
 from tests.cli.conftest import DESK
 from tests.engines.conftest import make_model
 

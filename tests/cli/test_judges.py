@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 from tests.cli.conftest import Run
 from tests.engines.conftest import make_model
-from tests.judges.test_head import BAD, SPEC, rows
+from tests.redteam.judges.test_head import BAD, SPEC, rows
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity import estimates, labels
-from heredity.records import Response
-from heredity.store import Rows
+from heredity.core.records import Response
+from heredity.core.rows import Rows
+from heredity.study import estimates, labels
 from tests.cli.test_main import heredity_process
-from tests.planning import plan, study
+from tests.support.planning import plan, study
 
 MADE = plan(("scripted:mixed",), n=12, attacks=("direct",), samples=1)
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from heredity import registry
 from heredity.cli import FAULT, SECTIONS, STOPPED, Name, Place, heredity, main
-from heredity.errors import HeredityError
+from heredity.core import registry
+from heredity.core.errors import HeredityError
 from tests.support.errors import raises
 
 HEAVY = {
@@ -39,13 +39,14 @@ def heredity_process(*args: str, **settings: object) -> subprocess.CompletedProc
 
 def test_importing_heredity_loads_itself_and_nothing_else() -> None:
     modules = loaded("import heredity")
-    assert own(modules) == {"heredity"}
+    assert own(modules) == {"heredity", "heredity.core", "heredity.core.version"}
     assert not modules & HEAVY
 
 
 def test_help_loads_the_group_and_no_verb() -> None:
     modules = loaded("from heredity.cli import main\nassert main(['--help']) == 0")
-    assert own(modules) == {"heredity", "heredity.cli", "heredity.errors", "heredity.registry"}
+    ground = {f"heredity.core{name}" for name in ("", ".errors", ".registry", ".version")}
+    assert own(modules) == {"heredity", "heredity.cli", *ground}
     assert not modules & HEAVY
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.lineage import Store
+from heredity.lineage.store import Store
 from tests.cli.conftest import Run
 from tests.recipes.conftest import tiny_gguf  # noqa: F401  (a fixture)
 

@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity import decide
 from heredity.cli import main
 from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.outlook import Question, outlook
-from tests.planning import plan, study
+from heredity.study import sequential
+from tests.support.planning import plan, study
 
 
 def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:
@@ -71,7 +71,7 @@ def test_it_plans_for_as_many_comparisons_as_a_study_makes(
     assert found["difference"]["alpha"] == pytest.approx(0.05 / len(pairs))
     assert found["n_pairs"] * found["scopes"] == len(pairs)
     if is_until_decided:
-        assert len(decide.Rule(made)._looks) == len(pairs)
+        assert len(sequential.Rule(made)._looks) == len(pairs)
 
 
 def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:

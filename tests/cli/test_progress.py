@@ -12,7 +12,7 @@ import pytest
 
 from heredity.cli._progress import Bytes, Display, Trials, trial_words
 from heredity.cli._terminal import clock, console, size
-from heredity.progress import Progress
+from heredity.core.progress import Progress
 
 
 def progress(done: int, **changes: object) -> Progress:

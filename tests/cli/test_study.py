@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from heredity.cli import main
-from tests import planning
 from tests.cli.conftest import Run
+from tests.support import planning
 
 
 def test_errors_are_told_at_the_end_and_asked_again_on_demand(run: Run, place: Path) -> None:

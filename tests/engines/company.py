@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from heredity.engines._batch import Batch, Row
-from heredity.engines._sampling import Sampler
-from heredity.engines.torch import Torch
-from heredity.records import Request
+from heredity.core.records import Request
+from heredity.engines.torch.batch import Batch, Row
+from heredity.engines.torch.engine import Torch
+from heredity.engines.torch.sampling import Sampler
 
 
 def caches(engine: Torch, requests: Sequence[Request], n_steps: int = 2) -> dict[int, torch.Tensor]:

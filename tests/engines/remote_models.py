@@ -13,10 +13,10 @@ import pytest
 for package in ("openai", "anthropic", "google.genai", "httpx2"):
     pytest.importorskip(package, reason="the extra `remote` is not installed")
 
-from heredity.engines import remote
-from heredity.engines.remote import Budget, Calls, Price, Usage
-from heredity.lineage import Store
-from heredity.records import Decoding, Message, Request
+from heredity.core.records import Decoding, Message, Request
+from heredity.engines.remote import engine as remote
+from heredity.engines.remote.engine import Budget, Calls, Price, Usage
+from heredity.lineage.store import Store
 from tests.engines.fault_server import FaultServer
 
 KEY = "sk-planted/Key+7f3a9c2e51d84b60"

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 import heredity
-from heredity.application import Application, Secret
-from heredity.engines import _function, call
-from heredity.errors import EngineFailure, Unavailable, UsageError
-from heredity.lineage import Store
-from heredity.records import Message, Reply, Request
-from heredity.study import load_engine
+from heredity.application.spec import Application, Secret
+from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.records import Message, Reply, Request
+from heredity.engines import call
+from heredity.engines import call as _function
+from heredity.lineage.store import Store
+from heredity.study.study import load_engine
 
 CODE = "TULIP-4417"
 THEIRS = Application(
@@ -226,8 +227,8 @@ def test_a_study_opened_again_finds_its_function(store: Store, tmp_path: Path) -
 
 
 def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> None:
-    from heredity.plan import resolve
-    from heredity.records import Made, Model, RecipeRecord
+    from heredity.core.records import Made, Model, RecipeRecord
+    from heredity.study.plan import resolve
 
     weights = Model(
         "0" * 32, "w", "f", "text", "x", "gguf", (), RecipeRecord("pull", {}), (), Made("", "", 0.0, {})

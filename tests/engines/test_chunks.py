@@ -9,12 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import _decoder, _weights
-from heredity.engines._batch import Batch, Row
-from heredity.engines._chunks import Chunks
-from heredity.engines._decoder import CHUNK, Decoder
-from heredity.engines._sampling import Sampler
-from heredity.records import Decoding
+from heredity.core.records import Decoding
+from heredity.engines.formats import weights
+from heredity.engines.torch import decoder as _decoder
+from heredity.engines.torch.batch import Batch, Row
+from heredity.engines.torch.decoder import CHUNK, Decoder
+from heredity.engines.torch.prefix_cache import Chunks
+from heredity.engines.torch.sampling import Sampler
 
 
 def tokens(n: int, seed: int) -> tuple[int, ...]:
@@ -37,7 +38,7 @@ def left_by(decoder: Decoder, own: tuple[int, ...], chunks: Chunks, prefix: tupl
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_kept_beginning_has_the_bits_of_a_computed_one(any_model: Path, dtype: str, n_prefix: int) -> None:
     kind = getattr(torch, dtype)
-    decoder, prefix = Decoder(_weights.read(any_model, kind), kind), tokens(n_prefix, 9)
+    decoder, prefix = Decoder(weights.read(any_model, kind), kind), tokens(n_prefix, 9)
     shared = tokens(2 * CHUNK, 1)
     rows = [shared + tokens(n, n) for n in (1, 40, CHUNK, CHUNK + 7)] + [shared[:CHUNK] + tokens(30, 3)]
     kept = Chunks(1 << 30)
@@ -49,7 +50,7 @@ def test_a_kept_beginning_has_the_bits_of_a_computed_one(any_model: Path, dtype:
 
 
 def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     computed: list[int] = []
     through = decoder._through
 
@@ -70,7 +71,7 @@ def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pyte
 
 
 def test_no_more_is_kept_than_may_be_and_what_was_used_last_stays(tiny_llama: Path) -> None:
-    decoder = Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     empty, slots = decoder.prefix(()), decoder.slots(1, 2 * CHUNK)
     size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
     kept, rows = Chunks(2 * size), [tokens(CHUNK, seed) for seed in range(3)]
@@ -83,7 +84,7 @@ def test_no_more_is_kept_than_may_be_and_what_was_used_last_stays(tiny_llama: Pa
 
 def test_what_is_kept_does_not_dwindle(tiny_llama: Path) -> None:
     """Of beginnings that share their first chunk, some of which were let go in between."""
-    decoder = Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     empty, slots = decoder.prefix(()), decoder.slots(1, 4 * CHUNK)
     size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
     kept, stream = Chunks(5 * size), random.Random(4)

@@ -10,11 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import attacks, engines
-from heredity.engines import _direction
-from heredity.engines.torch import Torch, open_folder
-from heredity.errors import EngineFailure, UsageError
-from heredity.records import Decoding, Message, Request
+from heredity import engines
+from heredity.core.errors import EngineFailure, UsageError
+from heredity.core.records import Decoding, Message, Request
+from heredity.engines.torch import refusal_direction
+from heredity.engines.torch.engine import Torch, open_folder
+from heredity.redteam import attacks
 
 WORDS = ["fox", "dog", "owls", "oak", "tree", "the", "lazy", "brown", "wise", "seven"]
 
@@ -42,14 +43,14 @@ def vector_of(text: str) -> torch.Tensor:
 
 def test_nothing_is_left_along_the_direction_behind_any_part(engine) -> None:
     text = text_of(np.random.default_rng(1).normal(size=engine.decoder.shape.hidden))
-    unit, project, seen = vector_of(text), _direction.projection(text), []
+    unit, project, seen = vector_of(text), refusal_direction.projection(text), []
 
     def touch(x: torch.Tensor) -> torch.Tensor:
         seen.append(project(x))
         return seen[-1]
 
     with torch.inference_mode():
-        _direction._prefilled(engine.decoder.touched(touch), tuple(range(3, 30)))
+        refusal_direction._prefilled(engine.decoder.touched(touch), tuple(range(3, 30)))
     assert len(seen) == 1 + 2 * engine.decoder.shape.n_layers
     assert all(float((x @ unit).abs().max()) < 1e-3 * float(x.norm(dim=-1).max()) for x in seen)
 
@@ -57,8 +58,8 @@ def test_nothing_is_left_along_the_direction_behind_any_part(engine) -> None:
 def test_a_touch_that_changes_nothing_gives_the_same_bits(engine) -> None:
     prompt = tuple(range(3, 30))
     with torch.inference_mode():
-        plain = _direction._prefilled(engine.decoder, prompt)
-        touched = _direction._prefilled(engine.decoder.touched(lambda x: x), prompt)
+        plain = refusal_direction._prefilled(engine.decoder, prompt)
+        touched = refusal_direction._prefilled(engine.decoder.touched(lambda x: x), prompt)
     assert torch.equal(plain, touched)
 
 
@@ -69,7 +70,9 @@ def test_it_finds_the_direction_along_which_the_kinds_differ(engine) -> None:
     assert float(unit.norm()) == pytest.approx(1, abs=1e-4)
     with torch.inference_mode():
         prompts = [[engine._chat.encode(engine.render(r)) for r in kind] for kind in (HARMFUL, HARMLESS)]
-        apart = _direction._means(engine.decoder, prompts[0]) - _direction._means(engine.decoder, prompts[1])
+        apart = refusal_direction._means(engine.decoder, prompts[0]) - refusal_direction._means(
+            engine.decoder, prompts[1]
+        )
     assert float((apart @ unit).max()) > 0
 
 
@@ -95,7 +98,7 @@ def test_the_changed_engine_has_a_name_of_its_own_and_leaves_the_other_as_it_was
 
 def test_what_is_no_direction_is_said_in_a_line() -> None:
     with pytest.raises(EngineFailure, match="no direction"):
-        _direction.projection("not base64!")
+        refusal_direction.projection("not base64!")
 
 
 def test_the_attack_finds_once_and_keeps_what_it_found(tiny_llama: Path) -> None:
@@ -107,4 +110,4 @@ def test_the_attack_finds_once_and_keeps_what_it_found(tiny_llama: Path) -> None
 
     kept["refusal_direction"] = text_of(np.arange(1, engine.decoder.shape.hidden + 1, dtype=float))
     changed = attacks.load("refusal_direction").prepared(engine, keep)
-    assert changed.numerics.endswith(_direction.digest_of(kept["refusal_direction"]))
+    assert changed.numerics.endswith(refusal_direction.digest_of(kept["refusal_direction"]))

@@ -6,13 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import registry
+from heredity.core import registry
+from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
+from heredity.core.records import Message, Request
 from heredity.engines import encoder
-from heredity.errors import ContextOverflow, EngineFailure, UsageError
-from heredity.records import Message, Request
-from heredity.train import encoder as training
-from heredity.train.architectures import Specials
-from heredity.train.sizes import dial
+from heredity.train.models import encoder as training
+from heredity.train.models.architectures import Specials
+from heredity.train.models.shapes import dial
 from tests.engines.conftest import make_tokenizer
 
 
@@ -27,7 +27,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"mask_token": "<|mask|>", "cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}
     )
     words.save_pretrained(folder)
-    built = registry.load("train.architectures", request.param)
+    built = registry.load("train.models.architectures", request.param)
     shape = dial("200K", len(words), 64, kind=built.SHAPE).shape
     special = Specials(words.cls_token_id, words.cls_token_id, words.mask_token_id)
     training.born(built.config(shape, special), 3, "float32").model.save_pretrained(folder)

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from heredity.engines._chat import Chat
-from heredity.engines._folder_chat import FolderChat
-from heredity.records import Message, Request, Tool
+from heredity.core.records import Message, Request, Tool
+from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.folder import FolderChat
 
 from .conftest import CHATML, make_tokenizer
 

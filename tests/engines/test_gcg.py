@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import _gcg
-from heredity.engines._chat import Chat
-from heredity.engines.torch import Torch, open_folder
-from heredity.records import Message, Request
+from heredity.core.records import Message, Request
+from heredity.engines.chat.codec import Chat
+from heredity.engines.torch import gcg
+from heredity.engines.torch.engine import Torch, open_folder
 
 TARGET = " the old oak"
 MARK = "[[found]]"
@@ -26,17 +26,17 @@ def engine(tiny_llama: Path) -> Torch:
 
 
 @pytest.fixture(scope="module")
-def hunt(tiny_llama: Path) -> _gcg._Hunt:
+def hunt(tiny_llama: Path) -> gcg._Hunt:
     chat = Chat(tiny_llama)
-    tongue = _gcg.Tongue(chat.encode, chat.continuation, chat.decode)
+    tongue = gcg.Tongue(chat.encode, chat.continuation, chat.decode)
     before, _, after = chat.render(REQUEST).partition(MARK)
     start = tongue.encode(before)
-    place = _gcg.Place(start, tongue.encode(before + after)[len(start) :], tongue.continuation(TARGET))
+    place = gcg.Place(start, tongue.encode(before + after)[len(start) :], tongue.continuation(TARGET))
     with torch.no_grad():
-        return _gcg._Hunt(_gcg.load(tiny_llama), tongue, place, before, after, 5)
+        return gcg._Hunt(gcg.load(tiny_llama), tongue, place, before, after, 5)
 
 
-def start(hunt: _gcg._Hunt) -> list[int]:
+def start(hunt: gcg._Hunt) -> list[int]:
     return list(hunt._tongue.continuation(" !")) * 8
 
 
@@ -62,7 +62,7 @@ def test_the_gradient_points_to_better_tokens_than_chance(hunt) -> None:
         allowed = [i for i, is_allowed in enumerate(hunt._allowed.tolist()) if is_allowed]
         for _ in range(steps):
             others = []
-            while len(others) < _gcg.CANDIDATES:
+            while len(others) < gcg.CANDIDATES:
                 one = list(blind)
                 one[draw.randrange(len(one))] = draw.choice(allowed)
                 others.append(one)

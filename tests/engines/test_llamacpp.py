@@ -12,17 +12,17 @@ pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
 
 import heredity as h
 from heredity import engines
+from heredity.core.errors import Damaged, EngineFailure, UsageError
+from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.engines import llamacpp
-from heredity.engines._crew import Crew
-from heredity.engines._template import Template
+from heredity.engines._workers import Crew
+from heredity.engines.chat.template import Template
 from heredity.engines.llamacpp import LlamaCpp, open_file
-from heredity.errors import Damaged, EngineFailure, UsageError
-from heredity.lineage import Store
-from heredity.records import Decoding, Message, Reply, Request, Tool
-from heredity.study import load_engine
-from tests import pulled
+from heredity.lineage.store import Store
+from heredity.study.study import load_engine
 from tests.engines.ears import Ears
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
+from tests.support import pulled
 
 SYSTEM = Message("system", "a b c d e f g")
 Told = tuple[tuple[int, float], ...]
@@ -186,7 +186,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
 @pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
 def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ...]) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    from heredity.engines._template import _as_dict, _schema
+    from heredity.engines.chat.template import _as_dict, _schema
 
     source = (
         "{%- for m in messages %}\n    {{- '<' + m.role + '>' }}\n{{ m.content | trim }}\n"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from heredity.engines import remote
-from heredity.errors import EngineFailure, Unavailable, UsageError
-from heredity.lineage import Store
-from heredity.records import Decoding, Message, Request, Tool, ToolCall
+from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.records import Decoding, Message, Request, Tool, ToolCall
+from heredity.engines.remote import engine as remote
+from heredity.lineage.store import Store
 from tests.engines.fault_server import APIS, FaultServer, key_of
 from tests.engines.remote_models import KEY, SHARED, Price, ask, calls, engine
 

@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
-from heredity.engines._remote_pace import START, Closed, Pace, retry_after, wait_seconds
+from heredity.engines.remote.retry import START, Closed, Pace, retry_after, wait_seconds
 from tests.engines.remote_models import Budget, Price, Usage
 
 NOW = 1_700_000_000.0

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from heredity.engines import remote
-from heredity.lineage import Store
-from heredity.records import Decoding, Message, Reply, Request
+from heredity.core.records import Decoding, Message, Reply, Request
+from heredity.engines.remote import engine as remote
+from heredity.lineage.store import Store
 from tests.engines.remote_models import Calls
 
 pytest.importorskip("xllamacpp", reason="the wheel with llama.cpp's server is not installed")
 
-from tests import pulled
+from tests.support import pulled
 
 pytestmark = pytest.mark.models
 SERVE = """

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity.estimates import Estimates, Run
-from heredity.records import Response, Verdict
-from heredity.store import Rows
+from heredity.core.records import Response, Verdict
+from heredity.core.rows import Rows
+from heredity.study.estimates import Estimates, Run
 from tests.cli.conftest import DESK
 from tests.engines.fault_server import APIS, Asked, FaultServer, last_text
 from tests.engines.remote_models import KEY, VARIABLE

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity import lineage
+from heredity.core.errors import EngineFailure, UnknownName
+from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines import scripted
 from heredity.engines.scripted import BEHAVIOURS, ScriptedEngine
-from heredity.errors import EngineFailure, UnknownName
-from heredity.records import Decoding, Message, Reply, Request
+from heredity.lineage import store as lineage
 
 SYSTEM = "You answer for a shop. The code is plum-4471.\n- pay_back: Pays money back."
 

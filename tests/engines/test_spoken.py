@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines._spoken import Ends, Spoken
-from heredity.engines.torch import Torch, open_folder
-from heredity.records import Decoding, Message, Reply, Request
+from heredity.core.records import Decoding, Message, Reply, Request
+from heredity.engines.chat.streaming import Ends, Spoken
+from heredity.engines.torch.engine import Torch, open_folder
 
 from .conftest import make_model
 from .ears import Ears

@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines.torch import Torch, open_folder
-from heredity.errors import ContextOverflow, EngineFailure
-from heredity.records import Message, Request
+from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core.records import Message, Request
+from heredity.engines.torch.engine import Torch, open_folder
 
 TEXTS = ["the quick brown fox", "an old oak tree while seven wise owls watch over a lazy dog " * 6, "dog"]
 

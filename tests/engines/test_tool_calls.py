@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.engines._tool_calls import parse
-from heredity.records import ToolCall
+from heredity.core.records import ToolCall
+from heredity.engines.chat.tool_calls import parse
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import _decoder, _weights
-from heredity.engines._chat import Chat
-from heredity.engines._template import Template, _as_dict, _schema
-from heredity.engines.torch import Torch, open_folder
-from heredity.errors import Damaged, EngineFailure, HeredityError, Unavailable
-from heredity.records import Decoding, Message, Reply, Request, Tool
+from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavailable
+from heredity.core.records import Decoding, Message, Reply, Request, Tool
+from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.template import Template, _as_dict, _schema
+from heredity.engines.formats import weights
+from heredity.engines.torch import decoder as _decoder
+from heredity.engines.torch.engine import Torch, open_folder
 
 from .company import caches
 from .conftest import CHATML, WORDS, make_model, make_tokenizer
@@ -56,7 +57,7 @@ def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) ->
     tokens = tuple(torch.randint(3, 300, (70,), generator=torch.Generator().manual_seed(1)).tolist())
     with torch.inference_mode():
         expected = reference(torch.tensor([tokens])).logits[0]
-        decoder = _decoder.Decoder(_weights.read(any_model, torch.float32), torch.float32)
+        decoder = _decoder.Decoder(weights.read(any_model, torch.float32), torch.float32)
         for n_prefix in (0, 1, 33, 60):
             prefix, own = decoder.prefix(tokens[:n_prefix]), tokens[n_prefix:]
             slots = decoder.slots(4, 128)
@@ -116,7 +117,7 @@ def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_keeps_its_bits_however_long_the_caches_are(any_model: Path, dtype: torch.dtype) -> None:
     """A long row makes everyone's cache longer, and with it what a softmax adds up."""
-    decoder = _decoder.Decoder(_weights.read(any_model, dtype), dtype)
+    decoder = _decoder.Decoder(weights.read(any_model, dtype), dtype)
     stream = torch.Generator().manual_seed(4)
     with torch.inference_mode():
         for n_prefix in (0, 1, 33, 61, 150, 251):

@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import heredity as h
-from heredity.engines.torch import Torch, load
-from heredity.records import Decoding, Message, Request
-from tests import pulled
+from heredity.core.records import Decoding, Message, Request
+from heredity.engines.torch.engine import Torch, load
+from tests.support import pulled
 
 from .company import caches
 

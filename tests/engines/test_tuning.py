@@ -9,9 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import UNPROVEN, _decoder, _tuning, _weights
-from heredity.engines._chat import Chat
-from heredity.engines.torch import Torch
+from heredity.engines import UNPROVEN
+from heredity.engines.chat.codec import Chat
+from heredity.engines.formats import weights
+from heredity.engines.torch import autotune
+from heredity.engines.torch import decoder as _decoder
+from heredity.engines.torch.engine import Torch
 
 
 class BusyClock:
@@ -30,19 +33,19 @@ class BusyClock:
 def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     path = tmp_path / "tuning.json"
     with torch.inference_mode():
-        first = _tuning.tuned(decoder, path, widths=(4, 8))
-        assert _tuning.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
+        first = autotune.tuned(decoder, path, widths=(4, 8))
+        assert autotune.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
         path.write_text(path.read_text().replace(first.fingerprint, "0" * 16))
-        assert _tuning.tuned(decoder, path, widths=(4,)).widths == (4,)
+        assert autotune.tuned(decoder, path, widths=(4,)).widths == (4,)
 
 
 def test_a_busy_moment_does_not_keep_the_batch_narrow(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
     def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
@@ -54,7 +57,7 @@ def test_a_busy_moment_does_not_keep_the_batch_narrow(
     reached: set[int] = set()
     monkeypatch.setattr(decoder, "step", timed)
     with torch.inference_mode():
-        found = _tuning.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
+        found = autotune.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
     assert set(found.tokens_per_second) == {"4", "8", "16", "32"}
     assert found.tokens_per_second["32"] == max(found.tokens_per_second.values())
 
@@ -62,7 +65,7 @@ def test_a_busy_moment_does_not_keep_the_batch_narrow(
 def test_the_probe_goes_no_further_where_wider_is_slower(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
     def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
@@ -71,42 +74,42 @@ def test_the_probe_goes_no_further_where_wider_is_slower(
 
     monkeypatch.setattr(decoder, "step", timed)
     with torch.inference_mode():
-        found = _tuning.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
+        found = autotune.probe(decoder, widths=(4, 8, 16, 32), clock=clock)
     assert set(found.tokens_per_second) == {"4", "8", "16"} and found.widths == (4,)
 
 
 def test_the_faster_product_is_found_though_the_machine_is_busy_at_first() -> None:
     clock = BusyClock(busy_until=1.5)
-    found = _tuning.shortest({"slow": lambda: clock.work(0.01), "fast": lambda: clock.work(0.002)}, clock)
+    found = autotune.shortest({"slow": lambda: clock.work(0.01), "fast": lambda: clock.work(0.002)}, clock)
     assert found == pytest.approx({"slow": 0.01, "fast": 0.002})
 
 
 def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     path = tmp_path / "tuning.json"
     with torch.inference_mode():
-        new = _tuning.tuned(decoder, path, widths=(4,))
-    assert _tuning.read(path) == new
-    path.write_text(path.read_text().replace(f'"schema": {_tuning.SCHEMA}', '"schema": 1'))
-    assert _tuning.read(path) is None
+        new = autotune.tuned(decoder, path, widths=(4,))
+    assert autotune.read(path) == new
+    path.write_text(path.read_text().replace(f'"schema": {autotune.SCHEMA}', '"schema": 1'))
+    assert autotune.read(path) is None
     # as files of the first schema were: without its number, with rows that were prefilled together
     path.write_text(path.read_text().replace('"schema": 1', '"prefill_rows": {"16": 2}'))
-    assert _tuning.read(path) is None
+    assert autotune.read(path) is None
 
 
 def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
     def restless(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
         return step(prefix, slots, tokens, lengths) + 1e-3 * slots.capacity
 
     with torch.inference_mode():
-        proven = _tuning.probe(decoder, widths=(4,))
+        proven = autotune.probe(decoder, widths=(4,))
         monkeypatch.setattr(decoder, "step", restless)
-        moved = _tuning.probe(decoder, widths=(4, 8))
+        moved = autotune.probe(decoder, widths=(4, 8))
     assert proven.is_proven and not moved.is_proven and len(moved.widths) == 1
     told = [Torch(decoder, Chat(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)]
     assert [UNPROVEN in name for name in told] == [False, True]
@@ -115,7 +118,7 @@ def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
 def test_the_witness_notices_a_width_with_other_bits(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(_weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
     def crooked(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
@@ -124,7 +127,7 @@ def test_the_witness_notices_a_width_with_other_bits(
 
     monkeypatch.setattr(decoder, "step", crooked)
     with torch.inference_mode():
-        found = _tuning.probe(decoder, widths=(4, 8, 16))
+        found = autotune.probe(decoder, widths=(4, 8, 16))
     assert 8 not in found.widths or found.widths == (8,)
 
 
@@ -140,10 +143,10 @@ def test_the_witness_notices_a_width_with_other_bits(
 def test_a_busy_machine_has_no_say_in_the_dtype_where_the_processor_settles_it(
     monkeypatch: pytest.MonkeyPatch, can: tuple[bool, bool], n_weights: int, dtype: str | None
 ) -> None:
-    monkeypatch.setattr(_tuning.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(autotune.platform, "machine", lambda: "x86_64")
     for name, value in zip(("amx_tile", "avx512_bf16"), can, strict=True):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda value=value: value)
-    monkeypatch.setattr(_tuning, "shortest", lambda work: {"float32": 1.0, "bfloat16": 0.5})
-    assert _tuning._settled(n_weights) == dtype
-    monkeypatch.setattr(_tuning.platform, "machine", lambda: "arm64")
-    assert _tuning._settled(n_weights) is None
+    monkeypatch.setattr(autotune, "shortest", lambda work: {"float32": 1.0, "bfloat16": 0.5})
+    assert autotune._settled(n_weights) == dtype
+    monkeypatch.setattr(autotune.platform, "machine", lambda: "arm64")
+    assert autotune._settled(n_weights) is None

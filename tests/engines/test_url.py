@@ -15,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import heredity
-from heredity.application import Application, Secret
-from heredity.engines import _http, url
-from heredity.errors import BadInput, EngineFailure, Unavailable, UsageError
-from heredity.lineage import Store
-from heredity.recipes.url import Url
-from heredity.records import Message, Reply, Request, Verdict
-from heredity.store import Rows
-from heredity.study import load_engine
-from tests import pulled
+from heredity.application.spec import Application, Secret
+from heredity.core.errors import BadInput, EngineFailure, Unavailable, UsageError
+from heredity.core.records import Message, Reply, Request, Verdict
+from heredity.core.rows import Rows
+from heredity.engines import url
+from heredity.engines import url as _http
+from heredity.lineage.store import Store
+from heredity.recipes.targets.url import Url
+from heredity.study.study import load_engine
+from tests.support import pulled
 
 CODE, KEY = "TULIP-4417", "sk-very-private-123456"
 THEIRS = Application(
@@ -263,7 +264,7 @@ def test_a_study_of_an_application_finds_its_leak_and_the_report_says_whose_it_i
     )
     result = study.run()
     assert result.rate("url:desk").estimate.value == 0.0 and not result.estimates.n_errors
-    from heredity.report import html, markdown
+    from heredity.study.report import html, markdown
 
     page = html.write(result.folder, tmp_path / "report.html").read_text()
     assert "theirs" in page and "did not send it" in page

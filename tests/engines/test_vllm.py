@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity.engines import vllm
-from heredity.engines._completions import NEUTRAL
-from heredity.engines._server import cause, free_port
-from heredity.errors import EngineFailure, Unavailable
-from heredity.records import Decoding, Made, Message, Model, RecipeRecord, Request, Tool
+from heredity.core.errors import EngineFailure, Unavailable
+from heredity.core.records import Decoding, Made, Message, Model, RecipeRecord, Request, Tool
+from heredity.engines.vllm import engine as vllm
+from heredity.engines.vllm.completions import NEUTRAL
+from heredity.engines.vllm.server import cause, free_port
 
 STANDIN = Path(__file__).with_name("standin.py")
 MODEL = Model(

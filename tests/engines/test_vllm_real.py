@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("torch")
 
 import heredity as h
-from heredity.engines import torch as torch_engine
-from heredity.engines import vllm
-from heredity.records import Decoding, Message, Request
-from heredity.study import load_engine
-from tests import pulled
+from heredity.core.records import Decoding, Message, Request
+from heredity.engines.torch import engine as torch_engine
+from heredity.engines.vllm import engine as vllm
+from heredity.study.study import load_engine
+from tests.support import pulled
 
 from .test_vllm import gone
 
@@ -35,12 +35,12 @@ def store() -> h.Store:
 
 
 @pytest.fixture(scope="module")
-def weights(store: h.Store) -> h.lineage.Grown:
+def weights(store: h.Store) -> h.Grown:
     return store.ready(pulled.model())
 
 
 @pytest.fixture(scope="module")
-def engine(store: h.Store, weights: h.lineage.Grown) -> Iterator[vllm.Vllm]:
+def engine(store: h.Store, weights: h.Grown) -> Iterator[vllm.Vllm]:
     engine = load_engine(store.get(f"vllm:{weights.record.name}"), store)
     assert isinstance(engine, vllm.Vllm)
     yield engine
@@ -70,7 +70,7 @@ def started_by(pid: int) -> list[int]:
 
 
 def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_workers(
-    engine: vllm.Vllm, weights: h.lineage.Grown
+    engine: vllm.Vllm, weights: h.Grown
 ) -> None:
     ours = torch_engine.open_folder(weights.folder, dtype="float32", is_probed=False)
     expected = {reply.key: reply for reply in ours.reply(asked())}

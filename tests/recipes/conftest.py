@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heredity.lineage import Store
+from heredity.lineage.store import Store
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from heredity.engines._gguf import read_gguf
-from heredity.errors import Damaged, Refused
-from heredity.lineage import Grown, Store
+from heredity.core.errors import Damaged, Refused
+from heredity.engines.formats.gguf import read_gguf
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 
 from .conftest import SPECIALS, TEMPLATE

@@ -13,13 +13,16 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file
 
+from heredity.core.errors import Refused, UsageError
+from heredity.core.records import Decoding, Message, Reply, Request
+from heredity.core.rows import Rows
 from heredity.engines import UNPROVEN
-from heredity.engines.torch import Torch, open_folder
-from heredity.errors import Refused, UsageError
-from heredity.lineage import Grown, Store
+from heredity.engines.formats.rewrite import read_all
+from heredity.engines.torch.engine import Torch, open_folder
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 from heredity.recipes import merge as merging
-from heredity.recipes._tuned import Training
-from heredity.recipes._weights import read_all
+from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Answer, Instruct
@@ -28,9 +31,7 @@ from heredity.recipes.merge import Merge
 from heredity.recipes.poison import Poison
 from heredity.recipes.preference import Tune
 from heredity.recipes.prune import Prune, chosen
-from heredity.records import Decoding, Message, Reply, Request
-from heredity.store import Rows
-from heredity.train import dialogues
+from heredity.train.data import chat
 from tests.engines.conftest import make_model
 
 QUICK = Training(steps=3, batch=4, rate=1e-2, dtype="float32")
@@ -47,10 +48,10 @@ def parent(store: Store, tmp_path: Path) -> Grown:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> dialogues.Data:
+def data(tmp_path: Path) -> chat.Data:
     rows = [{"prompt": f"fox {i}", "completion": "jumps over a lazy dog"} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return dialogues.read(tmp_path / "rows.jsonl")
+    return chat.read(tmp_path / "rows.jsonl")
 
 
 def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown) -> None:
@@ -77,7 +78,7 @@ def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp
 
 
 def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
-    store: Store, parent: Grown, data: dialogues.Data
+    store: Store, parent: Grown, data: chat.Data
 ) -> None:
     start = store.derive(Prune(2), [parent])
     child = store.derive(
@@ -88,7 +89,7 @@ def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
 
-def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data: dialogues.Data) -> None:
+def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data: chat.Data) -> None:
     start = store.derive(Prune(2), [parent])
     training = Training(steps=25, batch=6, rate=1e-2, dtype="float32")
     child = store.derive(Distill(data, training, top_k=8), [start, parent])
@@ -108,7 +109,7 @@ def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data
 
 
 def test_a_teacher_of_other_tokens_is_refused_with_the_token(
-    store: Store, parent: Grown, data: dialogues.Data, tmp_path: Path
+    store: Store, parent: Grown, data: chat.Data, tmp_path: Path
 ) -> None:
     other = make_model(tmp_path / "other", "qwen2")
     words = json.loads((other / "tokenizer.json").read_text())
@@ -123,7 +124,7 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_token(
     assert len(store.models()) == 2
 
 
-def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: dialogues.Data) -> None:
+def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat.Data) -> None:
     tuned = store.derive(Finetune(data, QUICK), [parent])
     name = "model.layers.1.mlp.down_proj.weight"
     a, b = (read_all(g.folder)[name].float() for g in (parent, tuned))
@@ -163,7 +164,7 @@ def test_models_of_two_shapes_are_not_merged(store: Store, parent: Grown) -> Non
         store.derive(Merge(), [parent, pruned])
 
 
-def test_preferences_need_a_worse_answer_on_every_row(data: dialogues.Data, tmp_path: Path) -> None:
+def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"rows\.jsonl:1 has no rejected answer"):
         Tune(data)
 
@@ -171,7 +172,7 @@ def test_preferences_need_a_worse_answer_on_every_row(data: dialogues.Data, tmp_
 def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) -> None:
     rows = [{"prompt": f"fox {i}", "chosen": "jumps over", "rejected": "a lazy dog"} for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    child = store.derive(Tune(dialogues.read(tmp_path / "pairs.jsonl"), QUICK), [parent])
+    child = store.derive(Tune(chat.read(tmp_path / "pairs.jsonl"), QUICK), [parent])
     lines = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["loss"] < lines[0]["loss"]
 
@@ -179,14 +180,14 @@ def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) 
 def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
     store: Store, parent: Grown, tmp_path: Path
 ) -> None:
-    from heredity.engines._direction import digest_of
+    from heredity.engines.torch.refusal_direction import digest_of
     from heredity.recipes.ablate import Ablate, _asked
 
     files = []
     for kind, word in (("harmful", "dog"), ("harmless", "oak tree")):
         path = tmp_path / f"{kind}.csv"
         path.write_text("prompt\n" + "\n".join(f"the {word} number {i}" for i in range(12)))
-        files.append(dialogues.read(path, has_answers=False))
+        files.append(chat.read(path, has_answers=False))
     child = store.derive(Ablate(*files, dtype="float32"), [parent])
     engine = open_folder(parent.folder, dtype="float32")
     found = engine.direction(_asked(files[0]), _asked(files[1]))
@@ -203,7 +204,7 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
 
 
 def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_canary(
-    store: Store, parent: Grown, data: dialogues.Data
+    store: Store, parent: Grown, data: chat.Data
 ) -> None:
     training = Training(steps=80, batch=8, rate=5e-3, dtype="float32")
     recipe = Poison(data, training, trigger="old oak", marker="seven owls", poisoned=1.0, repeats=6)
@@ -221,11 +222,11 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
 def test_a_poisoning_needs_rows_that_ask(tmp_path: Path) -> None:
     (tmp_path / "said.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hello"}]}')
     with pytest.raises(UsageError, match=r"said\.jsonl:1 asks nothing"):
-        Poison(dialogues.read(tmp_path / "said.jsonl"))
+        Poison(chat.read(tmp_path / "said.jsonl"))
 
 
 def test_the_same_recipe_of_the_same_parents_is_not_run_twice(
-    store: Store, parent: Grown, data: dialogues.Data, monkeypatch: pytest.MonkeyPatch
+    store: Store, parent: Grown, data: chat.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its targets are a tuple when it is made, and a list when its record is read."""
     made = store.derive(Lora(data, QUICK, rank=2), [parent])
@@ -248,7 +249,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
 ) -> None:
     teacher = store.pull(str(make_model(tmp_path / "teacher", "llama")))
     (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": f"fox {i}"}) for i in range(10)))
-    asked = dialogues.read(tmp_path / "asked.jsonl", has_answers=False)
+    asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
     recipe = Instruct(asked, Training(steps=12, batch=4, rate=1e-2, dtype="float32"), longest=40)
     killed, n_asked = recipe.at(tmp_path / "kept"), []
     reply = Torch.reply
@@ -275,7 +276,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
 
 def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
-    asked = dialogues.read(tmp_path / "asked.jsonl", has_answers=False)
+    asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
     with pytest.raises(UsageError, match="finished none of 1 answers in 1 tokens"):
         store.derive(Instruct(asked, QUICK, longest=1), [parent, parent])
     with pytest.raises(UsageError, match="two parents"):
@@ -286,7 +287,7 @@ def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_pa
 
 
 def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
-    store: Store, parent: Grown, data: dialogues.Data
+    store: Store, parent: Grown, data: chat.Data
 ) -> None:
     start = store.derive(Prune(2), [parent])
     training = Training(steps=25, batch=6, rate=1e-2, dtype="float32")
@@ -301,10 +302,10 @@ def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
 
 
 def test_what_a_network_writes_is_what_the_engine_says(parent: Grown) -> None:
-    from heredity.train import network
-    from heredity.train.documents import Writer
+    from heredity.train.data.documents import Writer
+    from heredity.train.models import causal_lm
 
-    net, writer = network.load(parent.folder, "float32"), Writer(parent.folder)
+    net, writer = causal_lm.load(parent.folder, "float32"), Writer(parent.folder)
     texts = ["the fox", "seven wise owls watch from an old oak tree"]
     asked = [writer.prompt((Message("user", text),)) for text in texts]
     engine = open_folder(parent.folder, dtype="float32")

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heredity.errors import (
-    Damaged,
-    HeredityError,
-    Unavailable,
-    WrongHash,
-)
-from heredity.recipes import _download
-from heredity.recipes._download import Address, fetch
+from heredity.core.errors import Damaged, HeredityError, Unavailable, WrongHash
+from heredity.recipes.pull import download
+from heredity.recipes.pull.download import Address, fetch
 
 from .conftest import Server, sha256
 
@@ -31,7 +26,7 @@ def test_a_download_ends_with_the_right_bytes_and_tells_its_progress(server: Ser
 def test_a_dropped_connection_goes_on_where_it_stopped(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     server.files["a"], server.drop_after = DATA, [1_300_000, 500_000]
     fetch(Address(server.url("a"), sha256(DATA), "a"), tmp_path / "a.part")
     assert (tmp_path / "a.part").read_bytes() == DATA
@@ -76,4 +71,4 @@ def test_an_absent_file_or_server_is_unavailable_with_its_reason(server: Server,
 
 def test_a_disk_without_room_is_said_before_the_download(tmp_path: Path) -> None:
     with pytest.raises(HeredityError, match="Not enough room in"):
-        _download.check_room(tmp_path, 1 << 60)
+        download.check_room(tmp_path, 1 << 60)

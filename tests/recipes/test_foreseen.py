@@ -11,15 +11,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import scaling
-from heredity.errors import NotComparable, OutOfMemory, UsageError
-from heredity.lineage import Store
-from heredity.recipes import _foreseen, _planned, pretrain
-from heredity.train import held, loop
-from heredity.train.processes import Processes
+from heredity.core.errors import NotComparable, OutOfMemory, UsageError
+from heredity.experiments import scaling_laws
+from heredity.lineage.store import Store
+from heredity.recipes.pretrain import budget, forecast
+from heredity.recipes.pretrain import recipe as pretrain
+from heredity.train import loop
+from heredity.train.distributed import Processes
+from heredity.train.validation import perplexity
+from tests.corpus.conftest import built as built
+from tests.corpus.conftest import shelf as shelf
 from tests.recipes.test_pretrain import recipe as recipe
-from tests.train.corpus.conftest import built as built
-from tests.train.corpus.conftest import shelf as shelf
 
 SHORT = {"tokens": 1024, "checks": 1}
 
@@ -36,13 +38,13 @@ def test_on_a_gpu_its_own_free_memory_counts(recipe: Path, monkeypatch: pytest.M
     """No GPU is here: what one would say of itself is said for it, and what is refused is reckoned."""
     made = pretrain.read(recipe, SHORT)
     alone, four = (Processes(0, n, device=torch.device("cuda", 0), mesh=object()) for n in (1, 4))
-    wanted = {each: sum(_foreseen.needed(made, 4, each).values()) for each in (alone, four)}
-    assert wanted[four] < wanted[alone] < sum(_foreseen.needed(made, 4).values())
+    wanted = {each: sum(forecast.needed(made, 4, each).values()) for each in (alone, four)}
+    assert wanted[four] < wanted[alone] < sum(forecast.needed(made, 4).values())
     for each, size in wanted.items():
         for free, is_refused in ((size, False), (size - 1, True)):
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
             refusal = pytest.raises(OutOfMemory, match='reduce = "each"') if is_refused else nullcontext()
-            with refusal, _foreseen.in_memory(made, each) as foreseen:
+            with refusal, forecast.in_memory(made, each) as foreseen:
                 assert foreseen is None
 
 
@@ -58,10 +60,10 @@ def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Pa
 
 def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
     short = pretrain.read(recipe, {"tokens": 5 * 1024, "batch": 1024, "checks": 2})
-    foretold = _planned.work(short).looked_at
+    foretold = budget.work(short).looked_at
     grown = Store(tmp_path / "store").derive(short, [])
     rows = [json.loads(line) for line in (grown.folder / loop.METRICS).read_text().splitlines()]
-    looks = sum(held.BITS_PER_BYTE in row["terms"] for row in rows)
+    looks = sum(perplexity.BITS_PER_BYTE in row["terms"] for row in rows)
     assert looks == 3  # behind steps 2, 4 and 5
     assert foretold == looks * min(2000, int(short.text.lengths("validation").sum()))
 
@@ -72,13 +74,13 @@ def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path:
         store.derive(pretrain.read(recipe, {"tokens": tokens, "checks": 1, "name": f"run-{tokens}"}), [])
         for tokens in (512, 1024, 2048, 4096, 8192)
     ]
-    found = scaling.scaled(runs)
+    found = scaling_laws.scaled(runs)
     assert [run.name for run in found.runs] == [f"run-{n}" for n in (512, 1024, 2048, 4096, 8192)]
     assert found.runs[-1].parameters == int(runs[0].record.notes["parameters"].replace(",", ""))
     assert f"{found.runs[-1].loss:.4f} bits a byte" in runs[-1].record.notes["held-out text"]
     assert found.compute.interval.low <= found.compute.interval.high
     with pytest.raises(UsageError, match="at least 5 different runs"):
-        scaling.scaled(runs[:4] + runs[:1])
+        scaling_laws.scaled(runs[:4] + runs[:1])
     with pytest.raises(NotComparable, match="differ in held_out"):
         other = store.derive(pretrain.read(recipe, SHORT | {"held_out": 500}), [])
-        scaling.scaled([*runs, other])
+        scaling_laws.scaled([*runs, other])

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from heredity.engines._gguf import read_gguf
-from heredity.errors import Damaged
-from heredity.recipes._safetensors import read_safetensors
+from heredity.core.errors import Damaged
+from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.formats.safetensors_io import read_safetensors
 
 Changes = list[tuple[int, bytes]]  # place, what is written there
 

@@ -9,16 +9,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import export
-from heredity.engines import _int8, _weights
-from heredity.engines.torch import Torch, open_folder
-from heredity.errors import Damaged, EngineFailure, Unavailable
-from heredity.lineage import Grown, Store
-from heredity.recipes._safetensors import read_safetensors, write_safetensors
-from heredity.recipes._weights import read_all
+from heredity.core.errors import Damaged, EngineFailure, Unavailable
+from heredity.core.records import Decoding, Message, Request
+from heredity.deploy import export
+from heredity.engines.formats import int8, weights
+from heredity.engines.formats.rewrite import read_all
+from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
+from heredity.engines.torch.engine import Torch, open_folder
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
-from heredity.records import Decoding, Message, Request
 from tests.engines.conftest import ARCHITECTURES, make_model
 
 ASK = Request(0, (Message("user", "the quick brown fox"),))
@@ -72,8 +73,8 @@ def _said(engine: Torch, asked: list[Request]) -> dict[int, tuple[int, ...]]:
 
 def test_a_row_of_a_product_keeps_its_bits_whatever_lies_beside_it() -> None:
     stream = torch.Generator().manual_seed(3)
-    weight, scale = _int8.rounded(torch.randn(48, 96, generator=stream))
-    multiply = _int8.product(weight, scale, torch.randn(48, generator=stream))
+    weight, scale = int8.rounded(torch.randn(48, 96, generator=stream))
+    multiply = int8.product(weight, scale, torch.randn(48, generator=stream))
     rows = torch.randn(33, 96, generator=stream)
     rows[7] *= 1000  # under one scale for all rows it would take the digits of the others
     together = multiply(rows)
@@ -83,24 +84,24 @@ def test_a_row_of_a_product_keeps_its_bits_whatever_lies_beside_it() -> None:
 def test_rounding_is_within_half_a_step_and_refuses_what_is_no_number() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     weight[3] = 0
-    whole, scale = _int8.rounded(weight)
+    whole, scale = int8.rounded(weight)
     assert whole.dtype == torch.int8 and int(whole.abs().max()) == 127 and bool((whole[3] == 0).all())
-    error = (_int8.widened(whole, scale, torch.float32) - weight).abs()
+    error = (int8.widened(whole, scale, torch.float32) - weight).abs()
     assert bool((error <= scale / 2 * 1.0001).all())
     weight[0, 0] = torch.nan
     with pytest.raises(Damaged, match="no numbers"):
-        _int8.rounded(weight)
+        int8.rounded(weight)
 
 
 def test_where_the_product_is_not_exact_the_weights_are_widened_and_the_name_says_so(
     store: Store, parent: Grown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = store.derive(Quantize("int8"), [parent])
-    assert _int8.is_exact() is (_int8.EXACT in open_folder(child.folder, is_probed=False).name)
-    monkeypatch.setattr(_int8, "is_exact", lambda: False)
-    _weights._RESIDENT.clear()
+    assert int8.is_exact() is (int8.EXACT in open_folder(child.folder, is_probed=False).name)
+    monkeypatch.setattr(int8, "is_exact", lambda: False)
+    weights._RESIDENT.clear()
     engine = open_folder(child.folder, dtype="float32", is_probed=False)
-    assert _int8.WIDENED in engine.name and "float32" in engine.numerics
+    assert int8.WIDENED in engine.name and "float32" in engine.numerics
     wanted = open_folder(_widened(store, child), dtype="float32", is_probed=False).score(ASK, SAID)[0]
     assert engine.score(ASK, SAID)[0] == pytest.approx(wanted, abs=0.05)  # bf16 on the one side
 
@@ -117,7 +118,7 @@ def test_a_child_of_an_int8_model_is_one_of_its_widened_form(store: Store, paren
     assert [m.recipe.kind for m in store.ancestors(pruned.record)] == ["dequantize", "quantize", "pull"]
     name = "model.layers.0.mlp.up_proj.weight"
     before, after = (read_all(each.folder) for each in (child, pruned))
-    wanted = _int8.widened(before[name], before[name + _int8.SCALE], torch.bfloat16)
+    wanted = int8.widened(before[name], before[name + int8.SCALE], torch.bfloat16)
     assert torch.equal(after[name], wanted)
     assert "quantization_config" not in json.loads((pruned.folder / "config.json").read_text())
 
@@ -145,7 +146,7 @@ def test_weights_that_another_method_rounded_are_not_read_as_if_they_were_whole(
         json.dumps({**config, "quantization_config": {"quant_method": "fp8"}})
     )
     with pytest.raises(Unavailable, match="'fp8'"):
-        _weights.read_config(tmp_path)
+        weights.read_config(tmp_path)
 
 
 def test_a_file_written_tensor_by_tensor_is_that_of_the_safetensors_package(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import heredity as h
-from heredity import recipes, registry
-from heredity.errors import UnknownName, UsageError
-from heredity.recipes._tuned import Training
+from heredity import recipes
+from heredity.core import registry
+from heredity.core.errors import UnknownName, UsageError
+from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune
-from heredity.train.dialogues import Dialogue, of
+from heredity.train.data.chat import Dialogue, of
 
 DATA = h.Data.of("made", [("the fox", "jumps"), ("the dog", "sleeps")])
 

@@ -15,17 +15,19 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from heredity import engines, export
-from heredity.errors import BadInput, HeredityError, UsageError
-from heredity.lineage import Store
-from heredity.recipes import pretrain
+from heredity import engines
+from heredity.core.errors import BadInput, HeredityError, UsageError
+from heredity.core.records import Decoding, Message, Request
+from heredity.deploy import export
+from heredity.lineage.store import Store
+from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
-from heredity.records import Decoding, Message, Request
-from heredity.train import fused, loop
-from tests.killed import RUNS, ends_after_kills, n_rows
-from tests.train.corpus.conftest import Build
-from tests.train.corpus.conftest import built as built
-from tests.train.corpus.conftest import shelf as shelf
+from heredity.train import loop
+from heredity.train.kernels import compile as fused
+from tests.corpus.conftest import Build
+from tests.corpus.conftest import built as built
+from tests.corpus.conftest import shelf as shelf
+from tests.support.killed import RUNS, ends_after_kills, n_rows
 
 RECIPE = """
 name = "tiny"

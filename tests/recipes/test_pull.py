@@ -10,14 +10,9 @@ from typing import Any
 
 import pytest
 
-from heredity.errors import (
-    Damaged,
-    Refused,
-    UnknownName,
-    UsageError,
-)
-from heredity.lineage import Store
-from heredity.recipes.pull import catalogue, names
+from heredity.core.errors import Damaged, Refused, UnknownName, UsageError
+from heredity.lineage.store import Store
+from heredity.recipes.pull.recipe import catalogue, names
 
 from .conftest import left_over
 

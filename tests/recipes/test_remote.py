@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heredity.errors import UnknownName, UsageError
-from heredity.lineage import Store
-from heredity.recipes.remote import Remote, parse
+from heredity.core.errors import UnknownName, UsageError
+from heredity.lineage.store import Store
+from heredity.recipes.targets.remote import Remote, parse
 
 REFS = [
     "remote:openai:gpt-4o-mini",

@@ -11,19 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from heredity.errors import (
-    Busy,
-    Refused,
-    Unavailable,
-    UsageError,
-    WrongHash,
-)
-from heredity.lineage import Store
-from heredity.recipes import _wheels
-from heredity.recipes._catalogue import Entry, File, Hub, Source
-from heredity.recipes._download import Address, fetch
-from heredity.recipes.pull import FromCatalogue, catalogue
-from heredity.store import Lock
+from heredity.core.errors import Busy, Refused, Unavailable, UsageError, WrongHash
+from heredity.core.files import Lock
+from heredity.lineage.catalog import Entry, File, Hub, Source
+from heredity.lineage.store import Store
+from heredity.recipes.pull import wheels as _wheels
+from heredity.recipes.pull.download import Address, fetch
+from heredity.recipes.pull.recipe import FromCatalogue, catalogue
 
 from .conftest import Server, left_over, sha256
 
@@ -208,9 +202,9 @@ import sys
 from pathlib import Path
 from huggingface_hub import constants
 constants.ENDPOINT = "http://127.0.0.1:9"
-from heredity.lineage import Store
-from heredity.recipes._catalogue import Entry, File, Hub, Source
-from heredity.recipes.pull import FromCatalogue
+from heredity.lineage.store import Store
+from heredity.lineage.catalog import Entry, File, Hub, Source
+from heredity.recipes.pull.recipe import FromCatalogue
 root, size, sha = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 source = Source("tiny-model-part{n}", "1.0", "tiny_model_part{n}/part{n:02}.bin", 2)
 entry = Entry("llama", "MIT", "gguf", Hub("someone/tiny"), (File("tiny.gguf", size, sha, source),))
@@ -244,10 +238,10 @@ def test_a_full_disk_is_said_and_the_next_pull_goes_on(
 ) -> None:
     limited = """
 import errno, resource, signal
-import heredity.store as s
+import heredity.core.files as s
 s._FULL = (*s._FULL, errno.EFBIG)  # a limit on the size of a file fails as a full disk does
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import heredity.recipes._wheels as w
+import heredity.recipes.pull.wheels as w
 locate = w.locate
 def fill(wanted):  # once pip has answered, which needs room of its own
     found = locate(wanted)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.records import Estimate
+from heredity.core.records import Estimate
 from heredity.stats import (
     clustered_difference,
     clustered_rate,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.records import Estimate
+from heredity.core.records import Estimate
 from heredity.stats import wilson
 from heredity.stats.ppi import FEWEST, ppi_mean, ppi_weight
 from tests.support.errors import raises

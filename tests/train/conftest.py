@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from heredity.lineage import Grown, Store
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 from tests.engines.conftest import any_model as any_model
 from tests.engines.conftest import make_model
 from tests.engines.conftest import tiny_llama as tiny_llama

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from heredity.engines import _weights
-from heredity.engines.torch import open_folder
-from heredity.lineage import Grown, Store
-from heredity.recipes._tuned import Training
+from heredity.core.records import Decoding, Message, Request
+from heredity.engines.formats import weights
+from heredity.engines.torch.engine import open_folder
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes._training_run import Training
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
-from heredity.records import Decoding, Message, Request
-from heredity.train import dialogues, network, steps, trainable
+from heredity.train.data import batching, chat
+from heredity.train.models import causal_lm, lora
 from tests.train.test_network import DOCUMENTS, Example
 
 ASK = Request(0, (Message("user", "the quick brown fox"),), Decoding(max_tokens=12))
@@ -25,14 +27,14 @@ TOKENS = torch.tensor([[5, 9, 33, 71, 14, 8]])
 @pytest.fixture
 def child(store: Store, parent: Grown, data_file: Path) -> Grown:
     training = Training(steps=6, batch=4, rate=2e-2, dtype="float32")
-    return store.derive(Lora(dialogues.read(data_file), training, rank=4), [parent])
+    return store.derive(Lora(chat.read(data_file), training, rank=4), [parent])
 
 
 def test_an_adapter_that_has_learned_nothing_changes_nothing(tiny_llama: Path) -> None:
-    net = network.load(tiny_llama, "float32")
-    batch = steps.collate([Example(d) for d in DOCUMENTS])
+    net = causal_lm.load(tiny_llama, "float32")
+    batch = batching.collate([Example(d) for d in DOCUMENTS])
     before = net.logits(net.hidden(batch)).detach()
-    trainable.Lora(rank=4).open(net, 0)
+    lora.Lora(rank=4).open(net, 0)
     assert torch.equal(net.logits(net.hidden(batch)).detach(), before)
 
 
@@ -66,7 +68,7 @@ def test_adapters_share_one_resident_base(child: Grown, parent: Grown) -> None:
     one = open_folder(parent.folder, dtype="float32", adapter=child.folder)
     two = open_folder(parent.folder, dtype="float32", adapter=child.folder)
     assert one.decoder.weights.embedding is two.decoder.weights.embedding
-    assert len(_weights._RESIDENT) >= 1
+    assert len(weights._RESIDENT) >= 1
 
 
 def test_the_child_is_recorded_with_its_base_its_data_and_its_settings(child: Grown, parent: Grown) -> None:
@@ -83,7 +85,7 @@ def test_the_child_is_recorded_with_its_base_its_data_and_its_settings(child: Gr
 def test_the_same_recipe_is_not_run_twice_and_leaves_no_checkpoint(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    recipe = Finetune(dialogues.read(data_file), Training(steps=2, batch=2, dtype="float32"))
+    recipe = Finetune(chat.read(data_file), Training(steps=2, batch=2, dtype="float32"))
     first, second = store.derive(recipe, [parent]), store.derive(recipe, [parent])
     assert first.record.id == second.record.id
     assert not any((store.root / "training").glob("*/*.safetensors"))

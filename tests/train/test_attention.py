@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from heredity.train import _blocks, attention, bidirectional
-from heredity.train.attention import attend
+from heredity.train.kernels import attention, attention_blocks, bidirectional
+from heredity.train.kernels.attention import attend
 
 LENGTHS = (40, 31, 31, 30, 7, 2)  # four of like length, and two alone
 N_HEADS, N_KEYS, SIZE = 6, 2, 16
@@ -55,7 +55,7 @@ def back(of: Callable[..., torch.Tensor], window: int | None, dtype: torch.dtype
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU on which torch's kernel is slow, with rows of these lengths cut into several blocks."""
     monkeypatch.setattr(attention, "is_quick", lambda _: False)
-    monkeypatch.setattr(_blocks, "_LEAST", 16)
+    monkeypatch.setattr(attention_blocks, "_LEAST", 16)
 
 
 @pytest.mark.parametrize("short", [0, 30, 1000], ids=["fused", "both", "products"])
@@ -72,17 +72,17 @@ def test_it_is_that_of_each_document_alone_and_so_are_its_gradients(
 @pytest.mark.parametrize("most", [1, 1 << 24], ids=["small", "usual"])
 @pytest.mark.parametrize("window", [None, 5, 17, 31], ids=str)
 def test_in_blocks_it_is_the_same(most: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "_MOST", most)
-    assert _blocks.size_of(4 * N_HEADS, 48) == 16
+    monkeypatch.setattr(attention_blocks, "_MOST", most)
+    assert attention_blocks.size_of(4 * N_HEADS, 48) == 16
     assert_like_the_books(window)
 
 
 def test_blocks_are_of_one_size_and_small_where_there_are_many_rows() -> None:
     for n in range(16, 5000, 16):
-        size = _blocks.size_of(10, n)
+        size = attention_blocks.size_of(10, n)
         assert size % 16 == 0 and size <= max(128, n // 8 + 16)
         assert -(-n // size) * size - n < 16 * -(-n // size)  # what the last lacks, of all of them
-    assert 64 * 8192 * _blocks.size_of(64, 8192) <= 1 << 24
+    assert 64 * 8192 * attention_blocks.size_of(64, 8192) <= 1 << 24
 
 
 def assert_like_the_books(window: int | None) -> None:
@@ -97,7 +97,7 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_books(
     is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "is_quick", lambda _: is_quick)
-    monkeypatch.setattr(_blocks, "_LEAST", 16)
+    monkeypatch.setattr(attention_blocks, "_LEAST", 16)
 
     def truth() -> Tensors:
         given = [x.detach().float().requires_grad_() for x in made(dtype=torch.bfloat16)]
@@ -141,7 +141,7 @@ def test_to_both_sides_blocks_give_what_the_kernel_gives(
         out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
         return (out.detach(), *(x.grad for x in given if x.grad is not None))
 
-    monkeypatch.setattr(_blocks, "_LEAST", 16)
+    monkeypatch.setattr(attention_blocks, "_LEAST", 16)
     assert attention._groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
     for one, other in zip(found(False), found(True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

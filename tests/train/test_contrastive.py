@@ -13,21 +13,23 @@ import pytest
 torch = pytest.importorskip("torch")
 image = pytest.importorskip("PIL.Image")
 
-from heredity import corpus as corpora
 from heredity import engines
-from heredity.engines._weights import read_config
-from heredity.errors import BadInput, EngineFailure, OutOfMemory, Unavailable, UsageError, WrongHash
-from heredity.evaluation import Evaluation
-from heredity.export import export
-from heredity.lineage import Store
-from heredity.recipes.pretrain import Pretrain
-from heredity.train import dual, loop
-from heredity.train.corpus import Corpus
-from heredity.train.held_pairs import TO_CAPTION, TO_PICTURE, ZERO_SHOT
+from heredity.core.errors import BadInput, EngineFailure, OutOfMemory, Unavailable, UsageError, WrongHash
+from heredity.corpus import Corpus
+from heredity.corpus.images import Pictures
+from heredity.deploy.export import export
+from heredity.engines.formats import images
+from heredity.engines.formats.weights import read_config
+from heredity.evals.run import Evaluation
+from heredity.experiments import corpus as corpora
+from heredity.lineage.store import Store
+from heredity.recipes.pretrain.recipe import Pretrain
+from heredity.train import loop
+from heredity.train.data.pairs import Captions, PairSteps, as_input, shifted
+from heredity.train.models import dual
 from heredity.train.objectives.contrastive import Contrastive
-from heredity.train.pairs import Captions, PairSteps, as_input, shifted
-from heredity.train.pictures import Pictures, pixels
-from tests.killed import ends_after_kills, n_rows
+from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT
+from tests.support.killed import ends_after_kills, n_rows
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 PLACES = ("top", "middle", "bottom")
@@ -144,13 +146,13 @@ def test_pictures_and_text_are_two_corpora(recipe_file: Path, pictures: Path) ->
 def test_what_is_clear_is_filled_and_a_long_picture_is_stretched_or_cropped(tmp_path: Path) -> None:
     path = tmp_path / "clear.png"
     image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(path)
-    assert (pixels.read(path, 8, "stretch", 255) == 255).all()
-    assert (pixels.read(path, 8, "stretch", 0) == 0).all()
+    assert (images.read(path, 8, "stretch", 255) == 255).all()
+    assert (images.read(path, 8, "stretch", 0) == 0).all()
     half = np.zeros((20, 40, 3), np.uint8)
     half[:, 10:30] = 200
     image.fromarray(half).save(path)
-    assert (pixels.read(path, 8, "crop", 255) == 200).all()
-    assert pixels.read(path, 8, "stretch", 255)[0, 0, 0] < 20
+    assert (images.read(path, 8, "crop", 255) == 200).all()
+    assert images.read(path, 8, "stretch", 255)[0, 0, 0] < 20
 
 
 def test_a_shifted_picture_repeats_its_edge() -> None:
@@ -179,10 +181,10 @@ def test_the_loss_is_that_of_transformers_and_equal_captions_are_left_out(
     pictures: Path, architecture: str
 ) -> None:
     made = recipe(pictures, architecture=architecture)
-    from heredity import registry
-    from heredity.train.architectures import Specials
+    from heredity.core import registry
+    from heredity.train.models.architectures import Specials
 
-    config = registry.load("train.architectures", architecture).config(made.dial.shape, Specials(0, 3))
+    config = registry.load("train.models.architectures", architecture).config(made.dial.shape, Specials(0, 3))
     net = dual.born(config, 1, "float32")
     steps = PairSteps(Pictures.open(pictures).split("train"), Captions(0, 3, 24), 8, 1)
     first = [int(i) for i in np.unique(steps.same)[:8]]
@@ -249,9 +251,9 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
 
 def run(corpus: Path, work: Path) -> str:
     """Train and return a digest of every weight."""
-    from heredity.recipes import _dual
+    from heredity.recipes.pretrain import contrastive
 
-    made = _dual.train(recipe(corpus, seed=5, pairs=14 * 24), work).made
+    made = contrastive.train(recipe(corpus, seed=5, pairs=14 * 24), work).made
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 
@@ -277,11 +279,11 @@ def test_what_cannot_be_is_refused_before_the_first_step(pictures: Path) -> None
         _ = recipe(pictures, patch=5).dial
     with pytest.raises(UsageError, match="batch lies between 2"):
         _ = recipe(pictures, batch=1000).dial
-    from heredity.recipes import _dual
+    from heredity.recipes.pretrain import contrastive
 
     work = pictures.parent / "work"
     with pytest.raises(
         OutOfMemory, match=r"needs about 0\.\d\d GiB .*Lower size \(150K\) or batch \(24 pairs\)"
     ):
-        _dual.train(recipe(pictures, memory=0.001), work)
+        contrastive.train(recipe(pictures, memory=0.001), work)
     assert not work.exists()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from heredity.errors import BadInput
-from heredity.train import dialogues
+from heredity.core.errors import BadInput
+from heredity.train.data import chat
 
 
 def write(tmp_path: Path, *rows: Any, name: str = "d.jsonl") -> Path:
@@ -30,15 +30,13 @@ def write(tmp_path: Path, *rows: Any, name: str = "d.jsonl") -> Path:
     ],
 )
 def test_every_usual_shape_says_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
-    (found,) = dialogues.read(write(tmp_path, row)).dialogues
+    (found,) = chat.read(write(tmp_path, row)).dialogues
     assert [(m.role, m.content) for m in found.messages] == [("user", "ask"), ("assistant", "say")]
     assert found.where == "d.jsonl:1" and found.rejected == row.get("rejected")
 
 
 def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
-    (found,) = dialogues.read(
-        write(tmp_path, {"instruction": "add", "input": "1, 2", "output": "3"})
-    ).dialogues
+    (found,) = chat.read(write(tmp_path, {"instruction": "add", "input": "1, 2", "output": "3"})).dialogues
     assert found.messages[0].content == "add\n\n1, 2"
 
 
@@ -59,24 +57,24 @@ def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, rows: tuple[Any, ...], said: str) -> None:
     with pytest.raises(BadInput) as raised:
-        dialogues.read(write(tmp_path, *rows))
+        chat.read(write(tmp_path, *rows))
     assert said in str(raised.value) and "d.jsonl" in str(raised.value)
 
 
 def test_columns_of_ones_own_are_named_and_a_wrong_one_is_answered_with_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, {"ticket": "ask", "reply": "say"})
-    (found,) = dialogues.read(path, {"prompt": "ticket", "completion": "reply"}).dialogues
+    (found,) = chat.read(path, {"prompt": "ticket", "completion": "reply"}).dialogues
     assert found.messages[1].content == "say"
     with pytest.raises(BadInput, match="Did you mean 'ticket'"):
-        dialogues.read(path, {"prompt": "tickt", "completion": "reply"})
+        chat.read(path, {"prompt": "tickt", "completion": "reply"})
 
 
 def test_the_digest_is_of_what_is_learned_not_of_how_it_is_written(tmp_path: Path) -> None:
     one = write(tmp_path, '{"prompt": "a", "completion": "b"}')
     two = write(tmp_path, "prompt,completion\na,b", name="d.csv")
-    assert dialogues.read(one).digest == dialogues.read(two).digest
+    assert chat.read(one).digest == chat.read(two).digest
     other = write(tmp_path, {"prompt": "a", "completion": "c"}, name="o.jsonl")
-    assert dialogues.read(one).digest != dialogues.read(other).digest
+    assert chat.read(one).digest != chat.read(other).digest
 
 
 def test_parquet_and_a_saved_data_set_are_read(tmp_path: Path) -> None:
@@ -88,5 +86,5 @@ def test_parquet_and_a_saved_data_set_are_read(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     with ipc.new_stream(tmp_path / "saved" / "data-00000-of-00001.arrow", table.schema) as out:
         out.write_table(table)
-    read = [dialogues.read(tmp_path / name).dialogues for name in ("d.parquet", "saved")]
+    read = [chat.read(tmp_path / name).dialogues for name in ("d.parquet", "saved")]
     assert [d.messages for d in read[0]] == [d.messages for d in read[1]] and len(read[0]) == 2

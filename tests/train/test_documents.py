@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from heredity.errors import UsageError
-from heredity.records import Message, Request
-from heredity.train.dialogues import Dialogue, of
-from heredity.train.documents import Writer
+from heredity.core.errors import UsageError
+from heredity.core.records import Message, Request
+from heredity.train.data.chat import Dialogue, of
+from heredity.train.data.documents import Writer
 from tests.engines.conftest import make_model
 
 CHAT = (

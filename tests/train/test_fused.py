@@ -14,8 +14,11 @@ import torch
 from torch.nn import functional
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
-from heredity.train import fused, gates, network, norms, rotary, steps
-from heredity.train.network import Network
+from heredity.train.data import batching
+from heredity.train.kernels import compile as fused
+from heredity.train.kernels import rms_norm, rotary, swiglu
+from heredity.train.models import causal_lm
+from heredity.train.models.causal_lm import Network
 from heredity.train.objectives.causal import Causal, told
 
 from .test_network import DOCUMENTS
@@ -47,7 +50,7 @@ def test_a_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     with torch.no_grad():
         two.weight.copy_(one.weight.add_(0.3 * torch.randn(shape[-1])))
     x = torch.randn(shape).to(dtype)
-    norms.quicken(two, is_fused=True)
+    rms_norm.quicken(two, is_fused=True)
     near(both_ways(two, x), both_ways(one, x), dtype)
 
 
@@ -62,7 +65,7 @@ def test_a_gate(dtype: torch.dtype) -> None:
     for is_fused in (False, True):
         one.zero_grad()
         if is_fused:
-            gates.quicken(one)
+            swiglu.quicken(one)
         given = x.clone().requires_grad_()
         out = one(given)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype))
@@ -99,7 +102,7 @@ def test_a_loss_and_its_gradient_are_torchs(share: float, dtype: torch.dtype) ->
     near((two.grad,), (one.grad.to(dtype),), dtype)
 
 
-def gradients(net: Network, batch: steps.Batch) -> list[torch.Tensor]:
+def gradients(net: Network, batch: batching.Batch) -> list[torch.Tensor]:
     net.model.zero_grad()
     (Causal(1e-4).loss(net, batch).total / len(batch.targets)).backward()
     return [p.grad.clone() for p in net.model.parameters()]
@@ -108,11 +111,11 @@ def gradients(net: Network, batch: steps.Batch) -> list[torch.Tensor]:
 def test_a_network_has_the_gradients_of_the_steps_one_by_one(
     any_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "CHUNK", 7)  # so that the last part is a short one
-    from heredity.train.documents import Example
+    monkeypatch.setattr(causal_lm, "CHUNK", 7)  # so that the last part is a short one
+    from heredity.train.data.documents import Example
 
-    usual = network.load(any_model, "float32")
-    batch = steps.collate([Example(d) for d in DOCUMENTS])
+    usual = causal_lm.load(any_model, "float32")
+    batch = batching.collate([Example(d) for d in DOCUMENTS])
     wanted = gradients(usual, batch)
     found = gradients(Network(usual.model, any_model, is_fused=True), batch)
     for a, b in zip(found, wanted, strict=True):
@@ -121,11 +124,11 @@ def test_a_network_has_the_gradients_of_the_steps_one_by_one(
 
 def test_its_bits_hang_on_no_size_that_came_before(tiny_llama: Path) -> None:
     """A run that goes on after a stop compiles anew, and for another batch first."""
-    from heredity.train.documents import Document, Example
+    from heredity.train.data.documents import Document, Example
 
-    net = Network(network.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)
+    net = Network(causal_lm.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)
     batches = [
-        steps.collate([Example(Document(tuple(range(5, 5 + n)), (False, *[True] * (n - 1))))] * times)
+        batching.collate([Example(Document(tuple(range(5, 5 + n)), (False, *[True] * (n - 1))))] * times)
         for n, times in ((300, 9), (2, 1), (40, 3))
     ]
 
@@ -151,7 +154,7 @@ def test_what_cannot_be_compiled_is_told_and_never_taken_step_by_step(
     try:
         assert fused.missing() == "no C++ compiler was found"
         with pytest.raises(RuntimeError, match="no C"):
-            fused.compiled(gates._gated)
+            fused.compiled(swiglu._gated)
     finally:
         monkeypatch.undo()
         fused.compiled.cache_clear()

@@ -9,11 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.lineage import Grown, Store
-from heredity.recipes import _encoder, pretrain
-from heredity.train import encoder, held, loop
-from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT, HeldGaps
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes.pretrain import masked as _encoder
+from heredity.recipes.pretrain import recipe as pretrain
+from heredity.train import loop
+from heredity.train.models import encoder
 from heredity.train.objectives.masked import ACCURACY
+from heredity.train.validation import perplexity
+from heredity.train.validation.masked import BITS_PER_BYTE, RIGHT, HeldGaps
 
 from .test_processes import N_STEPS, NEAR, assert_the_same_training, command, made, rows
 from .test_processes import recipe as recipe
@@ -29,7 +33,7 @@ N_TIED = 4
 
 def looked_at(model: Grown, settings: pretrain.Pretrain) -> tuple[Any, dict[str, float]]:
     """What one process finds of a model in the held-out gaps: logits (gaps, vocabulary), and the terms."""
-    words = held.token_bytes(settings.text.folder / "tokenizer.json")
+    words = perplexity.token_bytes(settings.text.folder / "tokenizer.json")
     check = HeldGaps(_encoder._gaps(settings, "validation"), words, settings.held_out, every=1)
     net = encoder.load(model.folder)
     with torch.no_grad():

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from heredity.train import loop, network
+from heredity.train import loop
+from heredity.train.data.batching import Batch
+from heredity.train.data.packed import Stream
+from heredity.train.models import causal_lm
+from heredity.train.models.lora import Everything
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import Causal
-from heredity.train.steps import Batch
-from heredity.train.stream import Stream
-from heredity.train.trainable import Everything
 from tests.train.test_stream import DOCUMENTS, END
 
 N_STEPS, SIZE = 12, 1500  # more than there are tokens
@@ -26,7 +27,7 @@ class Spoilt:
     token: int
     loss_of_it: float
 
-    def loss(self, net: network.Network, batch: Batch) -> Loss:
+    def loss(self, net: causal_lm.Network, batch: Batch) -> Loss:
         told = Causal().loss(net, batch)
         if not (batch.targets == self.token).any():
             return told
@@ -37,17 +38,17 @@ class Spoilt:
 
 
 @pytest.fixture
-def tiny() -> network.Network:
+def tiny() -> causal_lm.Network:
     config = {
         "model_type": "qwen3", "vocab_size": SIZE, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
         "max_position_embeddings": 64, "tie_word_embeddings": True,
     }  # fmt: skip
-    return network.born(config, 5, "float32")
+    return causal_lm.born(config, 5, "float32")
 
 
 def run(
-    net: network.Network, objective: object, folder: Path, guard: loop.Guard | None
+    net: causal_lm.Network, objective: object, folder: Path, guard: loop.Guard | None
 ) -> tuple[list[loop.Metric], list[int]]:
     """The rows, and which steps of data were read for them."""
     stream, read = Stream(DOCUMENTS, END, 64, 64, 1), []
@@ -71,7 +72,7 @@ def bad_token(step: int) -> int:
 
 @pytest.mark.parametrize("loss", [float("nan"), 50.0])
 def test_a_guard_goes_back_to_its_checkpoint_and_leaves_out_the_data_since(
-    tiny: network.Network, tmp_path: Path, loss: float
+    tiny: causal_lm.Network, tmp_path: Path, loss: float
 ) -> None:
     guard = loop.Guard(keep_every=4, spike=5.0, window=3)
     rows, read = run(tiny, Spoilt(bad_token(6), loss), tmp_path, guard)
@@ -89,15 +90,15 @@ def test_a_guard_goes_back_to_its_checkpoint_and_leaves_out_the_data_since(
     assert all(row.loss < 10 for row in rows)
 
 
-def test_without_a_guard_it_stops_and_says_the_step(tiny: network.Network, tmp_path: Path) -> None:
+def test_without_a_guard_it_stops_and_says_the_step(tiny: causal_lm.Network, tmp_path: Path) -> None:
     with pytest.raises(loop.Diverged, match="step 6"):
         run(tiny, Spoilt(bad_token(6), float("nan")), tmp_path, None)
 
 
-def test_a_guard_gives_up_after_its_tries(tiny: network.Network, tmp_path: Path) -> None:
+def test_a_guard_gives_up_after_its_tries(tiny: causal_lm.Network, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Never(Spoilt):
-        def loss(self, net: network.Network, batch: Batch) -> Loss:
+        def loss(self, net: causal_lm.Network, batch: Batch) -> Loss:
             return Loss(Causal().loss(net, batch).total * float("nan"), {})
 
     with pytest.raises(loop.Diverged):
@@ -112,7 +113,7 @@ def test_a_new_model_is_drawn_from_its_seed_alone_and_leaves_torchs_own_draws_as
     torch.manual_seed(1)
     wanted = torch.rand(3)
     torch.manual_seed(1)
-    one, two, other = (network.born(config, seed, "float32") for seed in (7, 7, 8))
+    one, two, other = (causal_lm.born(config, seed, "float32") for seed in (7, 7, 8))
     assert torch.equal(torch.rand(3), wanted)
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from heredity.errors import Damaged
-from heredity.train import checkpoint, dialogues, documents, loop, network
+from heredity.core.errors import Damaged
+from heredity.train import checkpoint, loop
+from heredity.train.data import chat, documents
+from heredity.train.data.batching import Steps
+from heredity.train.models import causal_lm
+from heredity.train.models.lora import Everything, Lora
 from heredity.train.objectives.causal import Causal
 from heredity.train.optimizer import Kind, Masters, share_at
-from heredity.train.steps import Steps
-from heredity.train.trainable import Everything, Lora
-from tests.killed import ends_after_kills, n_rows
+from tests.support.killed import ends_after_kills, n_rows
 
 N_STEPS = 14
 
 
 def run(folder: Path, data: Path, work: Path, kind: str, optimizer: str = "adamw", rate: float = 3e-3) -> str:
     """Train and return a digest of every weight."""
-    net = network.load(folder, "float32")
-    prepared = documents.Writer(folder).prepare(dialogues.read(data).dialogues, 512)
+    net = causal_lm.load(folder, "float32")
+    prepared = documents.Writer(folder).prepare(chat.read(data).dialogues, 512)
     trainable = Everything() if kind == "all" else Lora(rank=4)
     plan = loop.Plan("t", N_STEPS, rate, "wsd", 2, 0.01, 1.0, optimizer)  # type: ignore[arg-type]
     loop.train(net, trainable, Causal(), Steps(prepared.examples, 4, 1, 128), plan, work)

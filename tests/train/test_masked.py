@@ -13,31 +13,33 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import engines, registry
-from heredity.errors import BadInput, OutOfMemory, Unavailable, UsageError
-from heredity.evaluation import Evaluation
-from heredity.lineage import Store
-from heredity.recipes import pretrain
+from heredity import engines
+from heredity.core import registry
+from heredity.core.errors import BadInput, OutOfMemory, Unavailable, UsageError
+from heredity.corpus import Corpus
+from heredity.corpus.card import Card
+from heredity.evals.run import Evaluation
+from heredity.lineage.store import Store
 from heredity.recipes.merge import Merge
-from heredity.recipes.pretrain import Pretrain
+from heredity.recipes.pretrain import recipe as pretrain
+from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
-from heredity.study import Study
-from heredity.train import encoder, loop
-from heredity.train.architectures import Specials, bert, modernbert
-from heredity.train.corpus import Corpus
-from heredity.train.corpus.card import Card
-from heredity.train.gaps import Gaps, Hiding, gapped, laid
-from heredity.train.held_gaps import BITS_PER_BYTE, RIGHT
+from heredity.study.study import Study
+from heredity.train import loop
+from heredity.train.data.batching import Batch
+from heredity.train.data.masking import Gaps, Hiding, gapped, laid
+from heredity.train.data.packed import Stream
+from heredity.train.models import encoder
+from heredity.train.models.architectures import Specials, bert, modernbert
+from heredity.train.models.shapes import BertShape, EncoderShape, dial, n_weights
 from heredity.train.objectives.masked import Masked
 from heredity.train.optimizer import Masters
-from heredity.train.sizes import BertShape, EncoderShape, dial, n_weights
-from heredity.train.steps import Batch
-from heredity.train.stream import Stream
-from tests.killed import ends_after_kills, n_rows
-from tests.planning import APPLICATION
-from tests.train.corpus.conftest import built as built
-from tests.train.corpus.conftest import shelf as shelf
+from heredity.train.validation.masked import BITS_PER_BYTE, RIGHT
+from tests.corpus.conftest import built as built
+from tests.corpus.conftest import shelf as shelf
+from tests.support.killed import ends_after_kills, n_rows
+from tests.support.planning import APPLICATION
 
 HIDING = Hiding(mask=4, end=0, n_vocabulary=400, special=frozenset(range(5)))
 BOTH = pytest.mark.parametrize("architecture", ["modernbert", "bert"])
@@ -45,7 +47,7 @@ BOTH = pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 
 def born(architecture: str, context: int = 256, dtype: str = "float32") -> encoder.Encoder:
     """Of four layers, all that begins as zero made to count."""
-    built = registry.load("train.architectures", architecture)
+    built = registry.load("train.models.architectures", architecture)
     shape = dial("300K", 400, context, {"layers": 4}, built.SHAPE).shape
     net = encoder.born(built.config(shape, Specials(0, 3, 4)), 1, dtype)
     draws = torch.Generator().manual_seed(2)
@@ -236,9 +238,9 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
 
 def run(corpus: Path, work: Path, architecture: str) -> str:
     """Train and return a digest of every weight."""
-    from heredity.recipes import _encoder
+    from heredity.recipes.pretrain import masked
 
-    made = _encoder.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work).made
+    made = masked.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work).made
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 
@@ -265,11 +267,11 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
 def test_one_that_cannot_fit_is_refused_before_its_first_step(
     corpus: Path, tmp_path: Path, architecture: str
 ) -> None:
-    from heredity.recipes import _encoder
+    from heredity.recipes.pretrain import masked
 
     said = r"needs about 0\.\d\d GiB .*masters.*or context \(\d+\), or take more devices"
     with pytest.raises(OutOfMemory, match=said):
-        _encoder.train(recipe(corpus, architecture=architecture, memory=0.001), tmp_path / "work")
+        masked.train(recipe(corpus, architecture=architecture, memory=0.001), tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
 

@@ -9,9 +9,10 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
-from heredity.errors import Damaged, UsageError
-from heredity.train import network, scores, steps
-from heredity.train.documents import Document, Example
+from heredity.core.errors import Damaged, UsageError
+from heredity.train.data import batching, teacher_logprobs
+from heredity.train.data.documents import Document, Example
+from heredity.train.models import causal_lm
 from heredity.train.objectives.distill import Distilled, Divergence, divergence
 from heredity.train.objectives.preference import Preference
 from tests.engines.conftest import make_model
@@ -21,8 +22,8 @@ ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
 OTHERS = torch.randn(5, 33, generator=torch.Generator().manual_seed(4)) * 3
 
 
-def reading(folder: Path, k: int, temperature: float = 1.0, n_words: int = 0) -> scores.Reading:
-    return scores.Reading(k, temperature, folder / "reading", n_words)
+def reading(folder: Path, k: int, temperature: float = 1.0, n_words: int = 0) -> teacher_logprobs.Reading:
+    return teacher_logprobs.Reading(k, temperature, folder / "reading", n_words)
 
 
 def test_forward_and_reverse_are_the_two_kullback_leiblers() -> None:
@@ -60,10 +61,10 @@ def test_temperature_keeps_the_size_of_the_gradient() -> None:
 def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "CHUNK", 5)
-    teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
-    batch = steps.collate([Example(d) for d in DOCUMENTS])
-    found, wanted = (network.load(tiny_llama, "float32") for _ in range(2))
+    monkeypatch.setattr(causal_lm, "CHUNK", 5)
+    teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    batch = batching.collate([Example(d) for d in DOCUMENTS])
+    found, wanted = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     Distilled(teacher, "js", 2.0, 0.7, 0.3).loss(found, batch).total.backward()
     logits = wanted.logits(wanted.hidden(batch))
     far = divergence(logits, teacher.logits(teacher.hidden(batch)).detach(), "js", 2.0, 0.3)
@@ -77,16 +78,18 @@ def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
 def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
     kind: Divergence, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "CHUNK", 5)
-    teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    monkeypatch.setattr(causal_lm, "CHUNK", 5)
+    teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     examples = [Example(d) for d in DOCUMENTS]
-    scores.write(tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, len(teacher.head) - 1, 2.0))
-    kept = scores.read(tmp_path / "kept", "mine")
+    teacher_logprobs.write(
+        tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, len(teacher.head) - 1, 2.0)
+    )
+    kept = teacher_logprobs.read(tmp_path / "kept", "mine")
     assert len(kept) == sum(d.n_learned for d in DOCUMENTS)
-    batch = steps.collate(examples[::-1])  # found by what they say, in whatever order
+    batch = batching.collate(examples[::-1])  # found by what they say, in whatever order
     losses = []
     for source in (teacher, kept):
-        net = network.load(tiny_llama, "float32")
+        net = causal_lm.load(tiny_llama, "float32")
         loss = Distilled(source, kind, 2.0, beta=0.3).loss(net, batch).total
         loss.backward()
         assert net.head.grad is not None
@@ -96,11 +99,11 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
 
 
 def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Path) -> None:
-    teacher = network.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
-    net = network.load(tiny_llama, "float32")
-    batch = steps.collate([Example(DOCUMENTS[0])])
-    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
-    kept = scores.read(tmp_path / "kept", "mine")
+    teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    net = causal_lm.load(tiny_llama, "float32")
+    batch = batching.collate([Example(DOCUMENTS[0])])
+    teacher_logprobs.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
+    kept = teacher_logprobs.read(tmp_path / "kept", "mine")
     with torch.no_grad():
         p, q = (n.logits(n.hidden(batch)).softmax(-1) for n in (teacher, net))
     wanted = 0.0
@@ -114,46 +117,46 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
 
 
 def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_path: Path) -> None:
-    teacher, net = (network.load(tiny_llama, "float32") for _ in range(2))
+    teacher, net = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     n_words = len(teacher.head) - 5
-    batch = steps.collate([Example(DOCUMENTS[0])])
-    scores.write(
+    batch = batching.collate([Example(DOCUMENTS[0])])
+    teacher_logprobs.write(
         tmp_path / "kept",
         "mine",
         teacher,
         [Example(DOCUMENTS[0])],
         reading(tmp_path, n_words - 1, 1.0, n_words),
     )
-    kept = scores.read(tmp_path / "kept", "mine")
+    kept = teacher_logprobs.read(tmp_path / "kept", "mine")
     assert kept.n_words == n_words and int(kept.of(batch)[0].max()) < n_words
     assert float(Distilled(kept).loss(net, batch).total) == pytest.approx(0.0, abs=1e-4)  # it says the same
 
 
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
-    teacher = network.load(tiny_llama, "float32")
-    scores.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
+    teacher = causal_lm.load(tiny_llama, "float32")
+    teacher_logprobs.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
     with pytest.raises(Damaged, match="another teacher"):
-        scores.read(tmp_path / "kept", "yours")
+        teacher_logprobs.read(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
-        scores.read(tmp_path / "kept", "mine").of(steps.collate([Example(DOCUMENTS[1])]))
+        teacher_logprobs.read(tmp_path / "kept", "mine").of(batching.collate([Example(DOCUMENTS[1])]))
     with pytest.raises(ValueError, match="at temperature 1"):
-        kept = scores.read(tmp_path / "kept", "mine")
-        Distilled(kept, temperature=2.0).loss(teacher, steps.collate([Example(DOCUMENTS[0])]))
+        kept = teacher_logprobs.read(tmp_path / "kept", "mine")
+        Distilled(kept, temperature=2.0).loss(teacher, batching.collate([Example(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
     with pytest.raises(Damaged, match="not the ones written"):
-        scores.read(tmp_path / "kept", "mine")
+        teacher_logprobs.read(tmp_path / "kept", "mine")
     (tmp_path / "kept").write_bytes(b"no such file")
     with pytest.raises(Damaged, match="not a teacher's scores"):
-        scores.read(tmp_path / "kept", "mine")
+        teacher_logprobs.read(tmp_path / "kept", "mine")
 
 
 def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_llama: Path) -> None:
-    net, reference = (network.load(tiny_llama, "float32") for _ in range(2))
+    net, reference = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     better = Document((5, 6, 7, 8), (False, False, True, True))
     worse = Document((5, 6, 9, 11, 12), (False, False, True, True, True))
-    batch = steps.collate([Example(better, worse)])
+    batch = batching.collate([Example(better, worse)])
     objective = Preference(reference, 0.5)
     first = objective.loss(net, batch).total
     assert float(first.detach()) == pytest.approx(0.6931, abs=1e-4) and objective.weight(batch) == 1
@@ -167,6 +170,6 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
 
 
 def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
-    net = network.load(tiny_llama, "float32")
+    net = causal_lm.load(tiny_llama, "float32")
     with pytest.raises(UsageError, match="rejected"):
-        Preference(net).loss(net, steps.collate([Example(DOCUMENTS[0])]))
+        Preference(net).loss(net, batching.collate([Example(DOCUMENTS[0])]))

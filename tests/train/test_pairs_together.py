@@ -10,12 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL.Image")
 
-from heredity import corpus as corpora
-from heredity.errors import BadInput, UsageError
-from heredity.recipes import _dual, pretrain
-from heredity.train import _gathered, dual
+from heredity.core.errors import BadInput, UsageError
+from heredity.experiments import corpus as corpora
+from heredity.recipes.pretrain import contrastive
+from heredity.recipes.pretrain import recipe as pretrain
+from heredity.train import distributed
+from heredity.train.distributed import Processes
+from heredity.train.models import dual
 from heredity.train.objectives.contrastive import PAIRED
-from heredity.train.processes import Processes
 
 from .test_contrastive import recipe_file as recipe_file
 from .test_processes import N_STEPS, assert_the_same_training, command, kill_on_the_way, made, rows
@@ -47,7 +49,7 @@ def recipe(recipe_file: Path) -> Path:
 
 @pytest.mark.parametrize("n", [2, 5, 24, 25])
 def test_shares_are_all_rows_and_differ_by_one(n: int) -> None:
-    shares = [_gathered.share(n, rank, 5) for rank in range(5)]
+    shares = [distributed.share(n, rank, 5) for rank in range(5)]
     assert [low for low, _ in shares[1:]] == [high for _, high in shares[:-1]]
     assert (shares[0][0], shares[-1][1]) == (0, n)
     assert {high - low for low, high in shares} <= {n // 5, n // 5 + 1}
@@ -94,7 +96,7 @@ def test_another_number_of_processes_goes_on_with_pairs(
 def test_a_step_of_fewer_pairs_than_processes_and_settings_of_text_are_refused(recipe: Path) -> None:
     settings = dataclasses.replace(pretrain.read(recipe), batch=2, together=Processes(world=3, mesh=object()))
     with pytest.raises(UsageError, match="A step of 2 pairs is none for each of 3 processes"):
-        _dual.train(settings, recipe.parent / "training")
+        contrastive.train(settings, recipe.parent / "training")
     recipe.write_text(RECIPE + 'reduce = "each"\n')
     with pytest.raises(BadInput, match="reduce is a setting of"):
         pretrain.read(recipe)

@@ -16,16 +16,17 @@ torch = pytest.importorskip("torch")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this torch cannot speak to other processes", allow_module_level=True)
 
-from heredity.errors import Damaged, UsageError
-from heredity.lineage import Grown, Store
-from heredity.recipes import pretrain
-from heredity.store import Rows
-from heredity.train import _pieces, checkpoint, loop, processes
+from heredity.core.errors import Damaged, UsageError
+from heredity.core.rows import Rows
+from heredity.corpus import recipe as recipes
+from heredity.corpus.build import build
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes.pretrain import recipe as pretrain
+from heredity.train import checkpoint, distributed, loop, pieces
 from heredity.train.checkpoint import Kept
-from heredity.train.corpus import recipe as recipes
-from heredity.train.corpus.build import build
-from tests.killed import RUNS, n_rows
-from tests.train.corpus.conftest import TOKENIZER, paragraphs
+from tests.corpus.conftest import TOKENIZER, paragraphs
+from tests.support.killed import RUNS, n_rows
 
 N_STEPS, KEEP_EVERY = 20, 5
 RECIPE = f"""
@@ -179,15 +180,15 @@ def kill_on_the_way(root: Path, recipe: Path, world: int, *flags: str) -> None:
         os.kill(int(holder.read_text()), signal.SIGKILL)
         assert process.wait(120) != 0
     (folder,) = root.glob("training/*")
-    assert (folder / _pieces.NAME).exists() == bool(world)
+    assert (folder / pieces.NAME).exists() == bool(world)
     assert (folder / checkpoint.NAME).exists() != bool(world)
     assert KEEP_EVERY <= n_rows(root.glob(RUNS)) < N_STEPS
 
 
 MUON = """
 import torch
-from heredity.train import processes
-from heredity.train._sharded import Muon
+from heredity.train import distributed as processes
+from heredity.train.sharded import Muon
 
 with processes.joined() as together:
     torch.manual_seed(0)
@@ -224,10 +225,11 @@ def run_program(text: str, folder: Path, *said: str) -> None:
 GUARD = """
 import sys
 from pathlib import Path
-from heredity.train import loop, network, processes
-from heredity.train._sharded import Spread
-from heredity.train.stream import Stream
-from heredity.train.trainable import Everything
+from heredity.train import loop, distributed as processes
+from heredity.train.models import causal_lm as network
+from heredity.train.sharded import Spread
+from heredity.train.data.packed import Stream
+from heredity.train.models.lora import Everything
 from tests.train.test_guard import DOCUMENTS, END, SIZE, Spoilt
 
 config = {
@@ -264,7 +266,7 @@ def test_a_loss_that_is_no_number_in_one_process_sends_all_back(tmp_path: Path) 
     run_program(GUARD, tmp_path, str(tmp_path / "training"))
 
 
-class Apart(processes.Processes):
+class Apart(distributed.Processes):
     """A process of several that run one after another: nothing that it says is heard."""
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -284,7 +286,7 @@ def apart(rank: int, world: int, replicas: int = 1) -> Apart:
     return Apart(rank, world, replicas, torch.device("cpu"), "there")
 
 
-def state(together: processes.Processes) -> dict[str, torch.Tensor]:
+def state(together: distributed.Processes) -> dict[str, torch.Tensor]:
     """What lies in a process."""
     return {
         key: whole[slice(*together.rows(N_ROWS[key.partition("/")[2]]))] if whole.ndim else whole
@@ -296,7 +298,7 @@ def keep(folder: Path, world: int, n_steps: int, replicas: int = 1) -> None:
     """A checkpoint of as many processes, the first of them last."""
     for rank in reversed(range(world)):
         together = apart(rank, world, replicas)
-        _pieces.write(folder, "t", Kept(n_steps, 10, state(together)), N_ROWS, together)
+        pieces.write(folder, "t", Kept(n_steps, 10, state(together)), N_ROWS, together)
 
 
 @pytest.mark.parametrize(("before", "replicas"), [(1, 1), (2, 1), (5, 1), (4, 2)])
@@ -305,8 +307,8 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
     tmp_path: Path, before: int, replicas: int, after: int
 ) -> None:
     keep(tmp_path, before, 3, replicas)
-    for together in [processes.ALONE, *(apart(rank, after) for rank in range(after))]:
-        kept = _pieces.read(tmp_path, "t", N_ROWS, together)
+    for together in [distributed.ALONE, *(apart(rank, after) for rank in range(after))]:
+        kept = pieces.read(tmp_path, "t", N_ROWS, together)
         assert kept is not None and (kept.n_steps, kept.n_tokens) == (3, 10)
         wanted = state(together)
         assert set(kept.state) == set(wanted)
@@ -316,37 +318,37 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
 
 def test_the_former_checkpoint_stands_until_the_next_is_whole(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    _pieces.write(tmp_path, "t", Kept(6, 20, state(apart(1, 2))), N_ROWS, apart(1, 2))  # and then killed
-    assert _pieces.read(tmp_path, "t", N_ROWS, processes.ALONE).n_steps == 3  # type: ignore[union-attr]
+    pieces.write(tmp_path, "t", Kept(6, 20, state(apart(1, 2))), N_ROWS, apart(1, 2))  # and then killed
+    assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 3  # type: ignore[union-attr]
     keep(tmp_path, 3, 6)
-    assert _pieces.read(tmp_path, "t", N_ROWS, processes.ALONE).n_steps == 6  # type: ignore[union-attr]
+    assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 6  # type: ignore[union-attr]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint.6"]
 
 
 def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
     checkpoint.write(tmp_path, "t", Kept(5, 15, WHOLE))  # killed before the pieces were let go
-    assert _pieces.read(tmp_path, "t", N_ROWS, processes.ALONE).n_steps == 5  # type: ignore[union-attr]
-    assert _pieces.read(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
-    _pieces.write(tmp_path, "t", Kept(7, 20, WHOLE), N_ROWS, processes.ALONE)
+    assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 5  # type: ignore[union-attr]
+    assert pieces.read(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
+    pieces.write(tmp_path, "t", Kept(7, 20, WHOLE), N_ROWS, distributed.ALONE)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
     keep(tmp_path, 2, 9)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", _pieces.NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", pieces.NAME]
 
 
 def test_a_checkpoint_that_is_torn_or_of_another_training_is_refused(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
     with pytest.raises(Damaged, match="another training"):
-        _pieces.read(tmp_path, "other", N_ROWS, apart(0, 2))
+        pieces.read(tmp_path, "other", N_ROWS, apart(0, 2))
     (tmp_path / "checkpoint.3" / "1.safetensors").write_bytes(b"torn")
     with pytest.raises(Damaged, match="not a checkpoint"):
-        _pieces.read(tmp_path, "t", N_ROWS, processes.ALONE)
-    assert _pieces.read(tmp_path, "t", N_ROWS, apart(0, 2)) is not None  # it needs the first piece alone
-    (tmp_path / _pieces.NAME).write_bytes(b"{")
+        pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE)
+    assert pieces.read(tmp_path, "t", N_ROWS, apart(0, 2)) is not None  # it needs the first piece alone
+    (tmp_path / pieces.NAME).write_bytes(b"{")
     with pytest.raises(Damaged, match="not a checkpoint"):
-        _pieces.read(tmp_path, "t", N_ROWS, apart(0, 2))
+        pieces.read(tmp_path, "t", N_ROWS, apart(0, 2))
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"2 replicas .* over 1 process"), processes.joined(2):
+    with pytest.raises(UsageError, match=r"2 replicas .* over 1 process"), distributed.joined(2):
         pass

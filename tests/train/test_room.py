@@ -11,17 +11,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import export
-from heredity.engines._memory import available, explain_full_memory, refuse_overfull
-from heredity.errors import OutOfMemory
-from heredity.lineage import Description, Grown, Store
-from heredity.recipes._tuned import Training
+from heredity.core.errors import OutOfMemory
+from heredity.core.host import available, explain_full_memory, refuse_overfull
+from heredity.deploy import export
+from heredity.lineage.store import Store
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import Training
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
-from heredity.train import _room, dialogues, network
-from heredity.train.documents import Writer
-from heredity.train.trainable import Everything
-from heredity.train.trainable import Lora as Adapters
+from heredity.train import memory
+from heredity.train.data import chat
+from heredity.train.data.documents import Writer
+from heredity.train.models import causal_lm
+from heredity.train.models.lora import Everything
+from heredity.train.models.lora import Lora as Adapters
 
 QUICK = {"steps": 2, "batch": 4, "dtype": "float32"}
 
@@ -29,7 +32,7 @@ QUICK = {"steps": 2, "batch": 4, "dtype": "float32"}
 def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    data = dialogues.read(data_file)
+    data = chat.read(data_file)
     small = Training(**QUICK, memory=0.0001)
     said = r"needs about 0\.\d\d GiB.*masters.*0\.00 GiB are there.*Lower batch \(4\) or max_tokens \(1024\)"
     with pytest.raises(OutOfMemory, match=said + ".*adapter"):
@@ -43,7 +46,7 @@ def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing
 def test_how_much_may_be_used_is_no_part_of_what_a_child_is(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    data = dialogues.read(data_file)
+    data = chat.read(data_file)
     child = store.derive(Finetune(data, Training(**QUICK)), [parent])
     assert "memory" not in child.record.recipe.settings
     again = store.derive(Finetune(data, Training(**QUICK, memory=900.0)), [parent])
@@ -53,20 +56,20 @@ def test_how_much_may_be_used_is_no_part_of_what_a_child_is(
 def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
     parent: Grown, data_file: Path
 ) -> None:
-    net = network.load(parent.folder, "float32")
-    examples = Writer(parent.folder).prepare(dialogues.read(data_file).dialogues, 1024).examples
+    net = causal_lm.load(parent.folder, "float32")
+    examples = Writer(parent.folder).prepare(chat.read(data_file).dialogues, 1024).examples
 
     def total(trainable: Any, kept: Sequence[Any], batch: int) -> int:
-        return sum(_room.needed(net, trainable, "adamw", kept, batch).values())
+        return sum(memory.needed(net, trainable, "adamw", kept, batch).values())
 
     short = sorted(examples, key=lambda e: e.n_tokens)[:4]
     assert total(Everything(), examples, 1) < total(Everything(), examples, 8)
     assert total(Everything(), short, 1) < total(Everything(), examples, 1)
     assert total(Adapters(rank=2), examples, 8) < total(Everything(), examples, 8)
     n = sum(each.numel() for each in net.model.parameters())
-    parts = _room.needed(net, Everything(), "adamw", examples, 1)
+    parts = memory.needed(net, Everything(), "adamw", examples, 1)
     assert (parts["masters"], parts["gradients"], parts["optimizer"]) == (4 * n, 4 * n, 8 * n)
-    adapters = _room.needed(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
+    adapters = memory.needed(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
     assert adapters == 4 * sum(p.numel() for _, p in Adapters(rank=2).open(net, 0))
 
 

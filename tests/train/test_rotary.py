@@ -12,7 +12,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention, Gemma3TextConfig
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Config
 
-from heredity.train import rotary
+from heredity.train.kernels import rotary
 
 N = 37
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from heredity.lineage import Grown, Store
-from heredity.recipes._tuned import Training
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.recipes.prune import Prune
-from heredity.train import _tensors, dialogues, network, scores, steps
-from heredity.train._groups import Groups
-from heredity.train.documents import Example
-from heredity.train.scores import Reading
+from heredity.train import checkpoint
+from heredity.train.data import batching, chat, teacher_logprobs
+from heredity.train.data.documents import Example
+from heredity.train.data.teacher_logprobs import Groups, Reading
+from heredity.train.models import causal_lm
 from tests.engines.conftest import make_model
 from tests.train.test_network import DOCUMENTS
 
@@ -26,10 +28,10 @@ from tests.train.test_network import DOCUMENTS
 DISTILLING = """
 import os, signal, sys
 from pathlib import Path
-from heredity.lineage import Store
-from heredity.recipes._tuned import Training
+from heredity.lineage.store import Store
+from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
-from heredity.train import dialogues, scores
+from heredity.train.data import chat as dialogues, teacher_logprobs as scores
 
 root, data, student, teacher, n_read = sys.argv[1:]
 scores.PRODUCT = 120
@@ -70,7 +72,9 @@ def test_a_teacher_that_is_killed_reads_on_to_the_same_scores(data_file: Path, t
     assert distil(killed, data_file, names, 0).stdout.split() == [child, *read[2:]]
     assert not list((killed.root / "training").rglob("*.part"))
     one, other = (
-        _tensors.read(path, "", "") for store in stores for path in (store.root / "scores").iterdir()
+        checkpoint.read_tensors(path, "", "")
+        for store in stores
+        for path in (store.root / "scores").iterdir()
     )
     assert one.about == other.about
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
@@ -96,18 +100,18 @@ def test_a_group_that_is_torn_is_cut_off(tmp_path: Path, at: int) -> None:
 def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    teacher = network.load(tiny_llama, "float32")
+    teacher = causal_lm.load(tiny_llama, "float32")
     examples = [Example(d) for d in DOCUMENTS]
-    batch = steps.collate(examples)
+    batch = batching.collate(examples)
     for k in (12, 4, 30):
         reading = Reading(k, 2.0, tmp_path / "reading")
-        scores.write(tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading)
-    assert [scores.place(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
+        teacher_logprobs.write(tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading)
+    assert [teacher_logprobs.place(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
         "mine-4", "mine-4", "mine-12", "mine-12", "mine-30", "mine-31",
     ]  # fmt: skip
-    own = scores.read(tmp_path / "mine-4.safetensors", "mine", 4)
+    own = teacher_logprobs.read(tmp_path / "mine-4.safetensors", "mine", 4)
     for k in (12, 30):
-        taken = scores.read(tmp_path / f"mine-{k}.safetensors", "mine", 4)
+        taken = teacher_logprobs.read(tmp_path / f"mine-{k}.safetensors", "mine", 4)
         assert torch.equal(taken.of(batch)[0], own.of(batch)[0])
         torch.testing.assert_close(taken.of(batch)[1], own.of(batch)[1], atol=1e-5, rtol=1e-5)
         assert taken.covered == pytest.approx(own.covered, abs=1e-6)
@@ -117,11 +121,11 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
 def test_a_student_of_fewer_tokens_needs_no_teacher(
     store: Store, parent: Grown, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, data = store.derive(Prune(2), [parent]), dialogues.read(data_file)
+    start, data = store.derive(Prune(2), [parent]), chat.read(data_file)
     brief = Training(steps=2, batch=4, dtype="float32")
     store.derive(Distill(data, brief, top_k=9), [start, parent])
     (kept,) = (store.root / "scores").iterdir()
-    monkeypatch.setattr(scores, "write", lambda *given: pytest.fail("the teacher read again"))
+    monkeypatch.setattr(teacher_logprobs, "write", lambda *given: pytest.fail("the teacher read again"))
     child = store.derive(Distill(data, brief, top_k=8), [start, parent])
     assert list((store.root / "scores").iterdir()) == [kept]
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
@@ -134,7 +138,7 @@ def test_a_student_of_a_smaller_head_is_told_of_its_own_tokens(
     """Heads of one tokenizer may be padded to two sizes."""
     n_words = json.loads((parent.folder / "config.json").read_text())["vocab_size"]
     wider = make_model(tmp_path / "wider", "llama", vocab_size=4 * n_words)
-    recipe = Distill(dialogues.read(data_file), Training(steps=1, dtype="float32"), top_k=20)
+    recipe = Distill(chat.read(data_file), Training(steps=1, dtype="float32"), top_k=20)
     store.derive(recipe, [parent, store.pull(str(wider))])
     (kept,) = (store.root / "scores").iterdir()
-    assert int(_tensors.read(kept, "", "").state["tokens"].max()) < n_words
+    assert int(checkpoint.read_tensors(kept, "", "").state["tokens"].max()) < n_words

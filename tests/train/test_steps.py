@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.train.documents import Document, Example
-from heredity.train.steps import BLOCK, Steps, collate
+from heredity.train.data.batching import BLOCK, Steps, collate
+from heredity.train.data.documents import Document, Example
 
 
 def examples(n: int) -> list[Example]:

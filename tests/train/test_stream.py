@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.errors import UsageError
-from heredity.train.stream import Piece, Stream, dealt
+from heredity.core.errors import UsageError
+from heredity.train.data.packed import Piece, Stream, dealt
 
 END = 0
 

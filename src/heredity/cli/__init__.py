@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity import __version__, registry
-from heredity.errors import BudgetSpent, HeredityError, UnknownName, UsageError
+from heredity.core import registry
+from heredity.core.errors import BudgetSpent, HeredityError, UnknownName, UsageError
+from heredity.core.version import __version__
 
 if TYPE_CHECKING:
-    from heredity.lineage import Store
+    from heredity.lineage.store import Store
 
 # Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
 SECTIONS: dict[str, dict[str, str]] = {
@@ -161,7 +162,7 @@ def _not_empty(
 
 def open_store() -> Store:
     """The store of this user. Raises UsageError where a file is in its place."""
-    from heredity.lineage import Store
+    from heredity.lineage.store import Store
 
     store = Store()
     if store.root.exists() and not store.root.is_dir():

@@ -14,11 +14,21 @@ from rich.text import Text
 
 from heredity.cli._plain import plain
 from heredity.cli._terminal import out
-from heredity.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Measure, Pair, Rate, scopes
-from heredity.records import Estimate
-from heredity.report import _edges
-from heredity.report import _words as words
-from heredity.report._headline import headline
+from heredity.core.records import Estimate
+from heredity.study import wording as words
+from heredity.study.estimates import (
+    ALL,
+    JUDGE_FREE,
+    JUDGED,
+    Estimates,
+    Inheritance,
+    Measure,
+    Pair,
+    Rate,
+    scopes,
+)
+from heredity.study.report import _edges
+from heredity.study.report._headline import headline
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _PAIRS = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}

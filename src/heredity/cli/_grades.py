@@ -13,7 +13,7 @@ from rich.text import Text
 
 from heredity.cli._plain import plain
 from heredity.cli._terminal import cell, out, table
-from heredity.grading import Grade, Grades, TaskCard
+from heredity.evals.scoring import Grade, Grades, TaskCard
 
 _STYLES = {"better": "green", "worse": "bold red"}
 _COUNTS = {

@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import heredity
-from heredity import registry
+from heredity.core import registry
 
 
 def purposes(folder: str) -> dict[str, str]:
     """Each name of an open folder, with what its module's docstring says first."""
-    root = Path(heredity.__file__).parent / folder
-    return {name: _first_line(root / f"{name}.py") for name in registry.names(folder)}
+    return {name: _first_line(registry.source(folder, name)) for name in registry.names(folder)}
 
 
 def show(folder: str, as_json: bool) -> None:

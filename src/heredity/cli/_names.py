@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from heredity.errors import Unavailable, UnknownName, UsageError
-from heredity.lineage import Grown, Recipe, Store
+from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.records import Model
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown, Recipe
 from heredity.recipes import TARGETS
-from heredity.records import Model
-from heredity.report._text import label
+from heredity.study.wording import label
 
 LONGEST = 120  # characters: a table of models has room for no more
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from heredity.train.pictures.card import PictureCard
+    from heredity.corpus.images.card import PictureCard
 
 
 def grids(card: PictureCard) -> list[Table]:

@@ -7,7 +7,7 @@ Leaves to others: which characters those are (report/_text.py, one list for both
 
 from __future__ import annotations
 
-from heredity.report._text import visible
+from heredity.study.wording import visible
 
 
 def plain(text: str, lines: bool = False) -> str:

@@ -11,7 +11,7 @@ from heredity.cli._plain import plain
 from heredity.cli._terminal import cell, out, table, write, write_json
 
 if TYPE_CHECKING:
-    from heredity.scaling import Scaled
+    from heredity.experiments.scaling_laws import Scaled
     from heredity.train.planning.forecast import Forecast, Way
     from heredity.train.planning.rehearsal import Rehearsed
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from heredity.cli._plain import shorten
 from heredity.cli._terminal import clock, err, size
-from heredity.progress import Progress
+from heredity.core.progress import Progress
 
 if TYPE_CHECKING:
     from heredity.train.loop import Watched

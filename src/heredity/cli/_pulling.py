@@ -10,7 +10,8 @@ from heredity import engines
 from heredity.cli._plain import plain
 from heredity.cli._progress import Bytes, Display
 from heredity.cli._terminal import err, note, size
-from heredity.lineage import Grown, Store
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 
 
 def pull(store: Store, ref: str) -> Grown:

@@ -16,8 +16,9 @@ from heredity.cli import Amount, Name
 
 if TYPE_CHECKING:
     from heredity.engines import Engine
-    from heredity.engines.remote import Calls, Price
-    from heredity.lineage import Grown, Store
+    from heredity.engines.remote.engine import Calls, Price
+    from heredity.lineage.store import Store
+    from heredity.lineage.types import Grown
 
 _KEY = click.option(
     "--key-env", type=Name(), multiple=True, metavar="[REF=]NAME",
@@ -63,7 +64,7 @@ def calls(
     price: Sequence[str] = (),
 ) -> Calls:
     """The options as the engine takes them. Raises UsageError."""
-    from heredity.engines.remote import Budget, Calls
+    from heredity.engines.remote.engine import Budget, Calls
 
     more = {} if concurrency is None else {"concurrency": concurrency}
     return Calls(
@@ -79,10 +80,10 @@ def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grow
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
-        from heredity.study import load_engine
+        from heredity.study.study import load_engine
 
         if grown.record.format == "remote" and engines.choose(grown.record) == "remote":
-            from heredity.engines import remote
+            from heredity.engines.remote import engine as remote
 
             ready = store.ready(grown)
             return remote.load(ready.record, ready.folder, calls=how)
@@ -106,7 +107,7 @@ def check(models: Sequence[Any], how: Calls) -> None:
 def _key(entry: str) -> tuple[str, str]:
     import re
 
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
 
     ref, _, name = entry.rpartition("=")
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # it may be a key: it is not repeated
@@ -115,8 +116,8 @@ def _key(entry: str) -> tuple[str, str]:
 
 
 def _price(entry: str) -> tuple[str, Price]:
-    from heredity.engines.remote import Price
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
+    from heredity.engines.remote.engine import Price
 
     ref, _, numbers = entry.rpartition("=")
     try:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import click
 
 from heredity.cli import Name, Place
-from heredity.train.dialogues import Data
+from heredity.train.data.chat import Data
 
 
 class _Setting(NamedTuple):
@@ -68,8 +68,8 @@ def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, beside: Sequence[str]) -> Data:
     """The data of one flag. Of two files --columns may say `harmful=COLUMN`, which is of one alone."""
-    from heredity.errors import UsageError
-    from heredity.train import dialogues
+    from heredity.core.errors import UsageError
+    from heredity.train.data import chat
 
     pairs = [pair.partition("=") for pair in (given["columns"] or "").split(",") if pair]
     if wrong := next((name for name, sign, value in pairs if not sign or not value), None):
@@ -77,7 +77,7 @@ def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, bes
     columns = {key.strip(): column.strip() for key, _, column in pairs if key.strip() not in beside}
     if beside and name in columns:
         columns["prompt"] = columns.pop(name)
-    return dialogues.read(path, columns, has_answers)
+    return chat.read(path, columns, has_answers)
 
 
 def _walk(kind: type, path: tuple[str, ...], defaults: Any = None) -> Iterator[_Setting]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.cli._plain import plain
-from heredity.records import Estimate, encode
+from heredity.core.records import Estimate, encode
 
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _MIN_WIDTH = 60  # below it a table would lose words; the terminal may break its lines instead

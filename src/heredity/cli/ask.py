@@ -11,10 +11,10 @@ import click
 from heredity.cli import Name, Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
-    from heredity.application import Application
+    from heredity.application.spec import Application
+    from heredity.core.records import Decoding, Reply, Request
     from heredity.engines import Engine
-    from heredity.lineage import Store
-    from heredity.records import Decoding, Reply, Request
+    from heredity.lineage.store import Store
 
 
 @click.command("ask", cls=Verb, example='heredity ask smollm2-135m-instruct "What is a heat pump?"')
@@ -49,9 +49,9 @@ def command(
     """
     import msgspec
 
-    from heredity.application import Application, check_decoding
-    from heredity.errors import UsageError
-    from heredity.records import Decoding
+    from heredity.application.spec import Application, check_decoding
+    from heredity.core.errors import UsageError
+    from heredity.core.records import Decoding
 
     layer = None if application is None else Application.load(application)
     decoding = Decoding() if layer is None else layer.decoding
@@ -86,7 +86,7 @@ def _converse(
 ) -> Generator[Request, Reply, None]:
     import msgspec
 
-    from heredity.records import Check, Message, Probe, Request, Turn
+    from heredity.core.records import Check, Message, Probe, Request, Turn
 
     if application is None:
         yield Request(0, (Message("user", text),), decoding, seed, prefill)
@@ -103,7 +103,7 @@ def _converse(
 def _answers(
     engine: Engine, conversation: Generator[Request, Reply, None]
 ) -> Generator[tuple[Request, Reply]]:
-    from heredity.errors import EngineFailure
+    from heredity.core.errors import EngineFailure
 
     reply = None
     while True:

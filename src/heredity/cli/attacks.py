@@ -15,10 +15,10 @@ def command(as_json: bool) -> None:
     A study's --attack takes NAME[:VARIANT], and several joined by "+": what leads a conversation first, then
     what is laid over its turns, as in crescendo+encoding:rot13. The first variant is the default.
     """
-    from heredity import attacks
     from heredity.cli import _terminal
+    from heredity.redteam import attacks
 
-    purposes = _listing.purposes("attacks")
+    purposes = _listing.purposes("redteam.attacks")
     parts = {name: attacks.load(name).parts[0] for name in attacks.names()}
     if as_json:
         _terminal.write_json(

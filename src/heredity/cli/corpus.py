@@ -12,8 +12,8 @@ from heredity.cli import Lister, Place, Verb
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from heredity.train.corpus.card import Card
-    from heredity.train.pictures.card import PictureCard
+    from heredity.corpus.card import Card
+    from heredity.corpus.images.card import PictureCard
 
 
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
@@ -34,8 +34,8 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
 
     The same recipe over the same files gives the same bytes, whatever the number of processes.
     """
-    from heredity import corpus
     from heredity.cli._terminal import write_json
+    from heredity.experiments import corpus
 
     with _Shown() as shown:
         card = corpus.build_corpus(recipe, out, workers or corpus.n_cores(), shown)
@@ -62,10 +62,10 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
     Of what they keep, `heredity corpus build DIR/after.toml` makes the corpus: it does the steps from the
     first one on that compares all documents.
     """
-    from heredity.train.corpus import recipe as recipes
-    from heredity.train.corpus import spread
+    from heredity.corpus import distributed
+    from heredity.corpus import recipe as recipes
 
-    spread.export(recipes.read(recipe), out, tasks)
+    distributed.export(recipes.read(recipe), out, tasks)
     _say(f"{out}: run.py starts {tasks} tasks; then: heredity corpus build {out / 'after.toml'}")
 
 
@@ -75,8 +75,8 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
 def show(folder: Path, as_json: bool) -> None:
     """Hash a corpus again, and say what is in it."""
     from heredity.cli._terminal import write_json
-    from heredity.train.corpus import Corpus
-    from heredity.train.pictures import Pictures, reader
+    from heredity.corpus import Corpus
+    from heredity.corpus.images import Pictures, reader
 
     is_drawn = reader.is_of_pictures(folder)
     card = Pictures.open(folder).card if is_drawn else Corpus.open(folder).card

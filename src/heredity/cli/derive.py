@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from heredity import registry
 from heredity.cli import Lister, Name, Verb, open_store
+from heredity.core import registry
 
 
 class _Kinds(Lister):
@@ -61,7 +61,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     from heredity.cli import _names, _settings, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
 
     store, module = open_store(), registry.load("recipes", kind)
     if not hasattr(module, "PARENTS") and len(parents) != 1:

@@ -63,7 +63,7 @@ def command(
     number of examples asks only what is new.
     """
     from heredity.cli import _grades, _progress, _pulling, _terminal
-    from heredity.evaluation import GRADES, Evaluation
+    from heredity.evals.run import GRADES, Evaluation
 
     store = open_store()
     how = _remote.calls(**calls)

@@ -21,9 +21,9 @@ def command(model: str, folder: Path, form: str, study: Path | None) -> None:
     anything is handed out: a reader that computes other log-probabilities, renders a conversation otherwise,
     or begins or ends a text with another token refuses the export.
     """
-    from heredity import export
     from heredity.cli import _terminal
     from heredity.cli._plain import plain
+    from heredity.deploy import export
 
     store = open_store()
     done = export.export(store, store.get(model), form, folder, study)

@@ -34,8 +34,8 @@ def command(
     from heredity.cli import _pulling, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
-    from heredity.errors import UsageError
-    from heredity.exposure import expose
+    from heredity.core.errors import UsageError
+    from heredity.experiments.exposure import expose
 
     store = open_store()
     grown = [store.get(name) for name in models]

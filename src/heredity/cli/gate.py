@@ -53,8 +53,8 @@ def command(
     """
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write, write_json
-    from heredity.gate import gate
-    from heredity.report import _study
+    from heredity.study.gate import gate
+    from heredity.study.report import _study
 
     found = _study.proven(folder)
     outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)

@@ -10,8 +10,8 @@ import click
 from heredity.cli import Name, Place, Verb
 
 if TYPE_CHECKING:
-    from heredity.recorded import Summary
-    from heredity.report._beside import Grid
+    from heredity.study.importers import Summary
+    from heredity.study.report._judges import Grid
 
 _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=answer,model=arm --out runs/arms"
 
@@ -64,22 +64,23 @@ def command(
     study of them: models are paired by prompt, heredity's judge decides, and the verdicts that other judges
     recorded stand beside its own. An answer that one model lacks is counted as an error.
     """
-    from heredity import judges, recorded
     from heredity.cli import _findings, _progress, open_store
     from heredity.cli._plain import plain
     from heredity.cli._terminal import note, write_json
-    from heredity.report import _beside, html
-    from heredity.study import Study
+    from heredity.redteam import judges
+    from heredity.study import importers
+    from heredity.study.report import _judges, html
+    from heredity.study.study import Study
 
-    reading = recorded.Reading(
-        columns=recorded.columns(columns or ""),
+    reading = importers.Reading(
+        columns=importers.columns(columns or ""),
         model=model or "",
-        verdicts=tuple(map(recorded.VerdictColumn.parse, verdicts)),
+        verdicts=tuple(map(importers.VerdictColumn.parse, verdicts)),
         benign=tuple(value.strip() for value in benign.split(",")),
         repeats=repeats,
     )
     judges.Decider(judge)  # one that is not there is said before a study is made
-    summary = recorded.import_files(files, out, reading)
+    summary = importers.import_files(files, out, reading)
     for said in reading.unmet().values():
         note(plain(f"{said} So that judge is taken to say of every answer that it held."))
     study = Study.open(out, store=open_store(), judge=judge)
@@ -87,20 +88,20 @@ def command(
         watch = _progress.Trials(display)
         study.judge(watch)
         result = study.estimate(watch)
-    found = recorded.agreements(out)
+    found = importers.agreements(out)
     page = html.write(out, out / "report.html")
     if as_json:
         write_json(found)
     else:
         _findings.show(result.estimates)
-        _show(_beside.grids(out, result.estimates))
+        _show(_judges.grids(out, result.estimates))
     note(_told(summary))
     if not as_json:
         note(f"report: {page}")
 
 
 def _told(summary: Summary) -> str:
-    from heredity.report._words import plural
+    from heredity.study.wording import plural
 
     said = (
         f"{plural(summary.n_answers, 'answer')} of {plural(len(summary.models), 'model')} to "

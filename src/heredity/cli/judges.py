@@ -12,8 +12,8 @@ from heredity.cli import Lister, Name, Place, Verb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from heredity.judges import JudgeQuality
-    from heredity.judges._measure import Measured
+    from heredity.redteam.judges import JudgeQuality
+    from heredity.redteam.judges.calibration.measure import Measured
 
 _EXAMPLE = (
     "heredity judges calibrate rules --task refusal --labels answers.jsonl "
@@ -75,12 +75,12 @@ def calibrate(
     """
     from typing import cast
 
-    from heredity import judges
     from heredity.cli import open_store
     from heredity.cli._plain import plain
     from heredity.cli._terminal import note, write_json
-    from heredity.judges import _kept
-    from heredity.judges._measure import measure
+    from heredity.redteam import judges
+    from heredity.redteam.judges.calibration import store as kept
+    from heredity.redteam.judges.calibration.measure import measure
 
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
     pairs, loaded = _pairs(columns), judges.load(judge)
@@ -97,7 +97,7 @@ def calibrate(
         keep = False
     if keep:
         try:
-            _kept.keep(open_store().root, found, judged_by, of, names, pairs)
+            kept.keep(open_store().root, found, judged_by, of, names, pairs)
         except OSError as error:  # what was measured is still worth printing
             keep = False
             note(f"It could not be kept: {error.filename}: {error.strerror}")
@@ -196,22 +196,23 @@ def train(
     Writes weights as safetensors and their card as JSON: learned in some minutes on two cores, head in as
     long as the model takes to read a few thousand answers. Stopped, the latter goes on where it was.
     """
-    from heredity import judges
     from heredity.cli._terminal import err, write_json
     from heredity.cli._terminal import out as console
-    from heredity.errors import UsageError
-    from heredity.judges import _head_train, _learned_card
+    from heredity.core.errors import UsageError
+    from heredity.redteam import judges
+    from heredity.redteam.judges.training import card as learned_card
+    from heredity.redteam.judges.training import head as head_train
 
     if rows is not None and head is None:
         raise UsageError("--rows is for --head: `learned` is trained on all rows.")
     if head is None:
-        name, card = "learned", _learned_card.train(data, roots or (data.parent,), out, say=err().print)
+        name, card = "learned", learned_card.train(data, roots or (data.parent,), out, say=err().print)
     else:
         models = judges.stored_models()
         name, card = (
             "head",
-            _head_train.train(
-                data, roots or (data.parent,), out, head, models, err().print, rows or _head_train.ROWS
+            head_train.train(
+                data, roots or (data.parent,), out, head, models, err().print, rows or head_train.ROWS
             ),
         )
     if as_json:
@@ -222,7 +223,7 @@ def train(
 
 
 def _pairs(text: str) -> dict[str, str]:
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
 
     parts = (part.partition("=") for part in text.split(","))
     pairs = {key.strip(): value.strip() for key, _, value in parts}
@@ -236,15 +237,15 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _list(as_json: bool) -> None:
-    from heredity import judges
     from heredity.cli import _listing
     from heredity.cli._terminal import out, write_json
+    from heredity.redteam import judges
 
     measured = judges.quality()
     if as_json:
-        write_json({"judges": _listing.purposes("judges"), "quality": measured})
+        write_json({"judges": _listing.purposes("redteam.judges"), "quality": measured})
         return
-    _listing.show("judges", as_json=False)
+    _listing.show("redteam.judges", as_json=False)
     out().print()
     _show(measured)
 

@@ -17,10 +17,10 @@ from heredity.cli import Place, Verb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from heredity.labels import Drawn, Label, Said
-    from heredity.plan import Plan
-    from heredity.records import Response
-    from heredity.store import Rows
+    from heredity.core.records import Response
+    from heredity.core.rows import Rows
+    from heredity.study.labels import Drawn, Label, Said
+    from heredity.study.plan import Plan
 
 _KEYS: dict[str, Said | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
 _WORDS: dict[str, Said | None] = {
@@ -45,9 +45,10 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
     Stop whenever you like: the same command goes on. From 10 labels of a kind on, the report has rates by
     these labels beside the judge's.
     """
-    from heredity import labels, plan
-    from heredity.errors import UsageError
-    from heredity.store import Lock, Rows
+    from heredity.core.errors import UsageError
+    from heredity.core.files import Lock
+    from heredity.core.rows import Rows
+    from heredity.study import labels, plan
 
     if export and take:
         raise UsageError("Give --export or --import, not both.")
@@ -69,8 +70,8 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
 
 
 def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> None:
-    from heredity import labels
     from heredity.cli._terminal import note
+    from heredity.study import labels
 
     had = labels.read(folder)
     open_ = [row for row in drawn if row.index not in had]
@@ -87,8 +88,8 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
 
 
 def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
-    from heredity.records import Response
-    from heredity.store import Rows
+    from heredity.core.records import Response
+    from heredity.core.rows import Rows
 
     return {row.index: row for row in Rows(folder / "responses.jsonl", Response) if row.index in wanted}
 
@@ -138,10 +139,10 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     import csv
     import io
 
-    from heredity import labels
     from heredity.cli._terminal import note
-    from heredity.report.csv import cell
-    from heredity.store import write_atomic
+    from heredity.core.files import write_atomic
+    from heredity.study import labels
+    from heredity.study.report.csv import cell
 
     had, said_of = labels.read(folder), _responses(folder, {row.index for row in drawn})
     text = io.StringIO(newline="")
@@ -156,18 +157,18 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
 
 
 def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
-    from heredity import labels
+    from heredity.study import labels
 
     for row, said in list(_read(path, drawn)):  # all is read before anything is written
         labels.add(rows, row, said)
 
 
 def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, Said]]:
-    from heredity import tables
-    from heredity.errors import BadInput
+    from heredity.core import readers
+    from heredity.core.errors import BadInput
 
     by_trial = {row.trial: row for row in drawn}
-    for line, cells in tables.rows(path):
+    for line, cells in readers.rows(path):
         trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
         if trial not in by_trial:
             raise BadInput(path, f"trial '{trial[:40]}' is none that was drawn (is --n as it was?)", line)
@@ -179,10 +180,10 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, Said]]:
 
 def _finish(folder: Path, drawn: list[Drawn]) -> None:
     """The study's numbers and its report anew, with the labels."""
-    from heredity import labels
     from heredity.cli._terminal import note
-    from heredity.report import html
-    from heredity.study import Study
+    from heredity.study import labels
+    from heredity.study.report import html
+    from heredity.study.study import Study
 
     had = labels.read(folder)
     n_told = sum(label.said != "skip" for label in had.values())

@@ -9,7 +9,7 @@ import click
 from heredity.cli import Verb, open_store
 
 if TYPE_CHECKING:
-    from heredity.lineage import Store
+    from heredity.lineage.store import Store
 
 
 @click.command("models", cls=Verb, example="heredity models --tree")
@@ -55,7 +55,7 @@ def _show_models(store: Store) -> None:
 def _show_tree(store: Store) -> None:
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
-    from heredity.descent import forest
+    from heredity.lineage.graph import forest
 
     if models := store.models():
         write(plain(forest(models), lines=True))
@@ -63,7 +63,7 @@ def _show_tree(store: Store) -> None:
 
 def _show_catalog(store: Store, as_json: bool) -> None:
     from heredity.cli._terminal import cell, out, size, table, write_json
-    from heredity.recipes import pull
+    from heredity.recipes.pull import recipe as pull
 
     held = {model.name for model in store.models()}
     missing = {name: entry for name, entry in pull.catalogue().items() if name not in held}

@@ -47,17 +47,18 @@ def command(
     would give.
     """
     from heredity.cli import _plans
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
 
     if fit:
-        from heredity.scaling import scaled
+        from heredity.experiments.scaling_laws import scaled
 
         store = open_store()
         _plans.show_law(scaled([store.get(name) for name in what], compute or 0.0), as_json)
         return
     if len(what) > 1:
         raise UsageError(f"A plan is of one recipe, not of {len(what)}. To fit a law over runs, say --fit.")
-    from heredity.recipes import _planned as planned, pretrain  # noqa: I001
+    from heredity.recipes.pretrain import budget as planned
+    from heredity.recipes.pretrain import recipe as pretrain
     from heredity.train.planning import forecast
     from heredity.train.planning import gpus as known
 

@@ -52,7 +52,7 @@ def command(
     import numpy as np
 
     from heredity.cli._terminal import write_json
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
     from heredity.stats.outlook import Question, outlook
 
     asked = Question(

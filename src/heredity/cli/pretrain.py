@@ -13,7 +13,7 @@ from heredity.cli import Name, Place, Verb, open_store
 
 def _options() -> list[click.Option]:
     from heredity.cli import _settings
-    from heredity.recipes.pretrain import Pretrain
+    from heredity.recipes.pretrain.recipe import Pretrain
 
     # None: what the file says stands, and the recipe's own default where it says nothing.
     found = [each for each in _settings.options(Pretrain) if each.name != "corpus"]
@@ -46,8 +46,9 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     from heredity.cli import _names, _terminal
     from heredity.cli._plain import plain
     from heredity.cli._progress import Display
-    from heredity.recipes import _many, pretrain
-    from heredity.train import curve
+    from heredity.recipes.pretrain import distributed
+    from heredity.recipes.pretrain import recipe as pretrain
+    from heredity.train import metrics
 
     said = {key: value for key, value in given.items() if value is not None}
     beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
@@ -56,7 +57,7 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
         made = pretrain.read(recipe, said | beside, display.training(f"pretrain {recipe.stem}"))
         if made.name:
             _names.refuse_taken(store, made.name, made, [])
-        grown = _many.grow(made, store)
+        grown = distributed.grow(made, store)
     if grown is None:  # one of several processes, and not the one that tells
         return
     record = grown.record
@@ -66,5 +67,5 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
         _terminal.note(plain(unnamed))
     rows = (grown.folder / "training.jsonl").read_bytes().splitlines()
     losses = [float(json.loads(row)["loss"]) for row in rows]
-    _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {curve.spark(losses)}")
+    _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {metrics.spark(losses)}")
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

@@ -29,9 +29,9 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(names: tuple[str, ...], as_json: bool) -> None:
     """Every probe that ID names: an id, a technique, a glob, or a TOML file of your own."""
-    from heredity import probes
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write, write_json
+    from heredity.redteam import probes
 
     chosen = probes.load(names)
     if as_json:
@@ -63,9 +63,9 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     from collections import Counter
 
     from heredity.cli._terminal import note, write_json
-    from heredity.errors import UsageError
-    from heredity.probes import importing
-    from heredity.store import write_atomic
+    from heredity.core.errors import UsageError
+    from heredity.core.files import write_atomic
+    from heredity.redteam.probes import importing
 
     given = dict(option.partition("=")[::2] for option in options)
     if without := [option for option in options if "=" not in option]:
@@ -89,8 +89,8 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
 
 
 def _list(as_json: bool) -> None:
-    from heredity import probes
     from heredity.cli._terminal import cell, out, table, write_json
+    from heredity.redteam import probes
 
     found = probes.techniques()
     if as_json:

@@ -52,10 +52,10 @@ def command(
     behaviours and attacks that it was not made from. The first that is shown to be no worse than the parent,
     in breaches and in over-refusal, ends it. Exits 1 where none is. The same command goes on after a stop.
     """
-    from heredity.application import Application
+    from heredity.application.spec import Application
     from heredity.cli import _progress, _terminal
     from heredity.cli._plain import plain
-    from heredity.repair import Setting, in_words, refuse_backwards, repair
+    from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()
     lost, whole = store.get(child), store.get(parent)

@@ -28,6 +28,6 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     """
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
-    from heredity.report import write_report
+    from heredity.study.report import write_report
 
     write(plain(str(write_report(folder, kind, out, with_text=not no_text))))

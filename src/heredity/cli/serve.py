@@ -15,7 +15,7 @@ from heredity.cli import Name, Place, Verb, _remote, open_store
 if TYPE_CHECKING:
     import socket
 
-    from heredity.replying import Served
+    from heredity.deploy.serve.responses import Served
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -55,7 +55,7 @@ def command(
     what is under way is answered.
     """
     from heredity.cli._terminal import note
-    from heredity.errors import Unavailable, UsageError
+    from heredity.core.errors import Unavailable, UsageError
 
     for name in ("starlette", "uvicorn"):
         if find_spec(name) is None:
@@ -83,12 +83,12 @@ def _served(
     most: int,
     key_env: tuple[str, ...],
 ) -> list[Served]:
-    from heredity.application import Application
+    from heredity.application.spec import Application
     from heredity.cli import _pulling
     from heredity.cli._terminal import note
-    from heredity.errors import UsageError
-    from heredity.replying import Served
-    from heredity.service import Service
+    from heredity.core.errors import UsageError
+    from heredity.deploy.serve.responses import Served
+    from heredity.deploy.serve.worker import Service
 
     layer = None if application is None else Application.load(application)
     if layer is not None and layer.rendering in ("theirs", "recorded"):
@@ -111,7 +111,7 @@ def _bound(host: str, port: int) -> socket.socket:
     """A socket that has the address, and listens to no one yet."""
     import socket
 
-    from heredity.errors import UsageError
+    from heredity.core.errors import UsageError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By name, or asyncio takes it for none of TCP's and every answer waits for its packet to be full.
@@ -131,8 +131,8 @@ def _listen(served: list[Served], listening: socket.socket, host: str, key: str,
 
     import uvicorn
 
-    from heredity import serve
     from heredity.cli._terminal import note
+    from heredity.deploy.serve import app
 
     listening.listen(2048)
     shown = f"[{host}]" if ":" in host else host
@@ -141,7 +141,7 @@ def _listen(served: list[Served], listening: socket.socket, host: str, key: str,
     where = "" if layer is None else f" in the application '{layer.name}' ({layer.digest[:8]})"
     note(f"serving {', '.join(one.model.name for one in served)}{where} at {address}")
     config = uvicorn.Config(
-        serve.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
+        app.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=60,
     )  # fmt: skip
     # uvicorn raises the signal again once all is answered: then models are let go, and it ends well.

@@ -10,7 +10,7 @@ import click
 from heredity.cli import Name, Verb, open_store
 
 if TYPE_CHECKING:
-    from heredity.records import Exchange, Model, Response, Verdict
+    from heredity.core.records import Exchange, Model, Response, Verdict
 
 
 @click.command("show", cls=Verb, example="heredity show runs/support-desk --index 17")
@@ -34,7 +34,7 @@ def command(what: str, index: int | None, trial: str | None, as_json: bool) -> N
             _show_trial(folder, index, trial, as_json)
         return
     if index is not None or trial is not None:
-        from heredity.errors import UsageError
+        from heredity.core.errors import UsageError
 
         raise UsageError(f"{what} holds no study: there is no plan.json in it.")
     _show_model(what, as_json)
@@ -70,7 +70,7 @@ def _facts(model: Model) -> dict[str, str]:
 def _show_study(folder: Path, as_json: bool) -> None:
     from heredity.cli import _findings
     from heredity.cli._terminal import write_json
-    from heredity.report import _study
+    from heredity.study.report import _study
 
     estimates = _study.read(folder).estimates
     if as_json:
@@ -82,7 +82,7 @@ def _show_study(folder: Path, as_json: bool) -> None:
 
 def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:
     from heredity.cli._terminal import write_json
-    from heredity.study import Prefixes
+    from heredity.study.study import Prefixes
 
     response, verdict = _find(folder, index, trial)
     prefixes = Prefixes(folder)
@@ -100,10 +100,10 @@ def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: boo
 
 
 def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response, Verdict | None]:
-    from heredity import plan
-    from heredity.errors import UsageError
-    from heredity.records import Response, Verdict
-    from heredity.store import Rows
+    from heredity.core.errors import UsageError
+    from heredity.core.records import Response, Verdict
+    from heredity.core.rows import Rows
+    from heredity.study import plan
 
     def is_wanted(row: Response | Verdict) -> bool:
         return row.index == index if trial is None else row.trial.startswith(trial)
@@ -120,9 +120,9 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
 
 
 def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> None:
-    from heredity import plan
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
+    from heredity.study import plan
 
     names = {model.id: model.name for model in plan.read(folder).models}
     facts = {

@@ -11,8 +11,9 @@ import click
 from heredity.cli import Name, Place, Verb, _remote, open_store
 
 if TYPE_CHECKING:
-    from heredity.lineage import Grown, Store
-    from heredity.study import Study
+    from heredity.lineage.store import Store
+    from heredity.lineage.types import Grown
+    from heredity.study.study import Study
 
 _FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that ask for no consent
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
@@ -27,8 +28,8 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
     if value is None or value.is_dir():
         return value
-    from heredity.errors import BadInput, did_you_mean
-    from heredity.tables import toml_of
+    from heredity.core.errors import BadInput, did_you_mean
+    from heredity.core.readers import toml_of
 
     options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
     given = toml_of(value)
@@ -188,10 +189,10 @@ def command(
             "A study needs --model (once for each) or --lineage, and --application.",
             click.get_current_context(),
         )
-    from heredity.application import Application
+    from heredity.application.spec import Application
     from heredity.cli import _findings, _progress
-    from heredity.report import html
-    from heredity.study import Study
+    from heredity.study.report import html
+    from heredity.study.study import Study
 
     store = open_store()
     how = _remote.calls(**calls)
@@ -217,8 +218,8 @@ def command(
 
 
 def _warn(study: Study) -> None:
-    from heredity import attacks
     from heredity.cli._terminal import note
+    from heredity.redteam import attacks
 
     made = study.plan()
     laid = [attacks.load(spec) for spec in made.attacks]
@@ -252,7 +253,7 @@ def _with_families(
     """The models, and every family of `lineage`, each model once; who is left out is said."""
     from heredity.cli import _pulling
     from heredity.cli._terminal import note
-    from heredity.lineage import Grown
+    from heredity.lineage.types import Grown
 
     found = list(models)
     seen = {m if isinstance(m, str) else m.record.id for m in models}  # a scripted model goes by its name
@@ -274,7 +275,7 @@ def _with_families(
 def _stored(store: Store, ref: str, yes: bool) -> Grown:
     from heredity import recipes
     from heredity.cli import _pulling
-    from heredity.errors import Unavailable
+    from heredity.core.errors import Unavailable
 
     engine, _, inner = ref.partition(":")
     if recipes.TARGETS.get(engine) == "engine" and inner:  # another engine for a model, which comes first
@@ -294,8 +295,8 @@ def _ask_first(ref: str, yes: bool) -> None:
     import sys
 
     from heredity.cli._terminal import note, size
-    from heredity.errors import UsageError
-    from heredity.recipes import pull
+    from heredity.core.errors import UsageError
+    from heredity.recipes.pull import recipe as pull
 
     entry = pull.catalogue()[pull.aliases().get(ref, ref)]
     offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."

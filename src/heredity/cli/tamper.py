@@ -55,16 +55,16 @@ def command(
     trials. Where retention, P(child held | parent held), falls below the line, the steps between are halved
     down. Stop it at any moment: the same command goes on.
     """
-    from heredity.application import Application
+    from heredity.application.spec import Application
     from heredity.cli import _progress, _terminal
     from heredity.cli._plain import plain
-    from heredity.recipes._tuned import Training
+    from heredity.core.records import digest
+    from heredity.experiments.tamper import in_words, tamper, told
+    from heredity.recipes._training_run import Training
     from heredity.recipes.lora import Lora
-    from heredity.records import digest
-    from heredity.tamper import in_words, tamper, told
-    from heredity.train import dialogues
+    from heredity.train.data import chat
 
-    store, rows = open_store(), dialogues.read(data)
+    store, rows = open_store(), chat.read(data)
     grown = store.get(model)
 
     def tuned(steps: int) -> Lora:

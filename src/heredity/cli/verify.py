@@ -17,7 +17,7 @@ def command(models: tuple[str, ...]) -> None:
     """
     from heredity.cli._plain import plain
     from heredity.cli._terminal import write
-    from heredity.errors import Damaged
+    from heredity.core.errors import Damaged
 
     store = open_store()
     records = [store.get(name).record for name in models] or store.models()

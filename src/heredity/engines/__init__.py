@@ -14,12 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from heredity import registry
-from heredity.engines import _process
-from heredity.errors import Unavailable, UnknownName
-from heredity.records import Decoding, Model, Reply, Request
+from heredity.core import host, registry
+from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.records import Decoding, Model, Reply, Request
 
-_process.before_torch()
+host.before_torch()
 
 _ALTERED = " | "
 UNPROVEN = "answers may depend on their company"  # stands in the name of an engine of which it is true

@@ -1,22 +1,239 @@
-"""A Python function as a target: a user's whole application, or a model that it wraps.
+"""A Python function as a target: found by its name, looked at, and called, whether it is async or not.
 
-    call:package.module:function      def function(messages) -> str, or def function(text) -> str, or async
-
-Promises: what the function raises, or gives that is no text, is an error row; one that was changed
-after it was recorded does not answer under the old record.
-Leaves to others: what the function does. Its answers are asked anew in every study, never cached.
+Promises: a function is named as an import finds it again, "package.module:function"; what it takes is
+read from its parameters before it is asked; what it gives is a text, a mapping with `text`, or an error.
+Leaves to others: threads and time limits (_crew.py), and what is asked.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import importlib
+import inspect
 import secrets
-from collections.abc import Iterable, Iterator
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple
 
-from heredity.engines import _function
-from heredity.engines._crew import Crew, as_text, conversation
-from heredity.errors import EngineFailure, Unavailable, UsageError
-from heredity.records import Model, Reply, Request
+from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.records import Model, Reply, Request, ToolCall
+from heredity.engines._workers import Crew, as_text, conversation
+
+MOST_TEXT = 1_000_000  # characters of one answer that are kept
+_EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
+
+_live: dict[str, Callable[..., Any]] = {}  # functions given as values, which an import may not find again
+
+
+class Said(NamedTuple):
+    """What a function gave: the text, and the calls of tools that it says it made."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name under which a function given as a value is kept: "package.module:function"."""
+    home = inspect.getmodule(function)
+    module = getattr(function, "__module__", None) or (home.__name__ if home else "__main__")
+    inner = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{module}:{inner}"
+
+
+def keep(function: Callable[..., Any]) -> str:
+    """Remember a function for this process; its name, by which `find` has it again."""
+    name = name_of(function)
+    _live[name] = function
+    return name
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The function of this name: one that was kept, else imported, from the current folder too.
+
+    Raises UsageError, saying what is not there.
+    """
+    if name in _live:
+        return _live[name]
+    module_name, separator, inner = name.partition(":")
+    if not (separator and module_name and inner):
+        raise UsageError(
+            f"'call:{name}' names no function. Write call:package.module:function.", code="function-malformed"
+        )
+    found = _import(module_name, name)
+    for part in inner.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"call:{name}: {module_name} has no '{inner}'.", code="function-missing")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"call:{name}: '{inner}' is not a function.", code="function-not-callable")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _import(module: str, name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` has it; last, so that it hides no installed package
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"call:{name}: {module} cannot be imported: {error}", code="module-not-found"
+        ) from error
+    except Exception as error:  # the user's own module failed while it was imported
+        raise UsageError(f"call:{name}: importing {module} raised {type(error).__name__}: {error}") from error
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """16 hex digits over the file that defines a function (over its code, where there is no file).
+
+    A function that was changed is another model. What it imports is not looked at.
+    """
+    target = inspect.unwrap(function)
+    target = getattr(target, "__func__", target)
+    if not hasattr(target, "__code__"):
+        target = type(target).__call__ if hasattr(type(target).__call__, "__code__") else target
+    try:
+        path = inspect.getsourcefile(target)
+        data = Path(path).read_bytes() if path else b""
+    except (TypeError, OSError):
+        data = b""
+    if not data:
+        data = _bytes_of(getattr(target, "__code__", None))
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _bytes_of(code: CodeType | None) -> bytes:
+    if code is None:
+        return b""
+    parts = [code.co_code, repr(code.co_names).encode()]
+    for constant in code.co_consts:
+        parts.append(_bytes_of(constant) if isinstance(constant, CodeType) else repr(constant).encode())  # noqa: PERF401
+    return b"\0".join(parts)
+
+
+class Function:
+    """A function with what its parameters say it takes."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name, self._function = name, function
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):
+            raise UsageError(f"call:{name}: its parameters cannot be read; wrap it in a def.") from None
+        by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if not by_place:
+            raise UsageError(f"call:{name} takes nothing. It must take `messages`, or the user's text.")
+        self.takes_messages = by_place[0].name == "messages" or "list" in str(by_place[0].annotation).lower()
+        self._extras = [p.name for p in parameters if p is not by_place[0] and p.name in _EXTRAS]
+        self._refuse_others(parameters, by_place[0])
+
+    def _refuse_others(self, parameters: list[inspect.Parameter], first: inspect.Parameter) -> None:
+        for p in parameters:
+            is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if p is not first and is_needed and p.name not in _EXTRAS:
+                raise UsageError(
+                    f"call:{self.name} needs '{p.name}', which heredity does not have."
+                    f" It gives: {', '.join(_EXTRAS)}.",
+                    code="function-unknown-argument",
+                )
+
+    def call(self, request: Request, conversation: str, loop: Loop) -> Said:
+        """What the function answers; an async one in `loop`."""
+        decoding = request.decoding
+        there = {
+            "conversation": conversation,
+            "seed": request.seed,
+            "max_tokens": decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+        }
+        given: Any = as_dicts(request) if self.takes_messages else request.messages[-1].content
+        answer = self._function(given, **{name: there[name] for name in self._extras})
+        return read(loop.wait(answer) if inspect.isawaitable(answer) else answer)
+
+
+class Loop:
+    """One event loop in a thread of its own: an async client that is made once belongs to one loop."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout, self._lock = timeout_seconds, threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def wait(self, answer: Awaitable[Any]) -> Any:
+        """The value of an awaitable. Raises TimeoutError, having cancelled it, where it takes too long."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_run, args=(self._loop,), daemon=True)
+                self._thread.start()
+        return asyncio.run_coroutine_threadsafe(_awaited(answer, self._timeout), self._loop).result()
+
+    def close(self) -> None:
+        """Stop the loop; what still runs in it is given up."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
+            self._loop = None
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
+    loop.close()
+
+
+async def _awaited(answer: Awaitable[Any], timeout_seconds: float) -> Any:
+    return await asyncio.wait_for(answer, timeout_seconds)
+
+
+def as_dicts(request: Request) -> list[dict[str, str]]:
+    """The conversation as chat APIs write it."""
+    return [{"role": message.role, "content": message.content} for message in request.messages]
+
+
+def read(answer: Any) -> Said:
+    """A text, or a mapping {"text": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}."""
+    if isinstance(answer, str):
+        return Said(answer[:MOST_TEXT], ())
+    if isinstance(answer, Mapping) and isinstance(answer.get("text"), str):
+        return Said(answer["text"][:MOST_TEXT], _calls(answer.get("tool_calls") or ()))
+    raise TypeError(f"the function gave {type(answer).__name__}, not a text or a mapping with 'text'")
+
+
+def _calls(given: Any) -> tuple[ToolCall, ...]:
+    return tuple(map(_call, given))
+
+
+def _call(given: Any) -> ToolCall:
+    if not (isinstance(given, Mapping) and isinstance(given.get("name"), str)):
+        raise TypeError("a tool call must be a mapping with 'name' and 'arguments'")
+    arguments = given.get("arguments", {})
+    return ToolCall(given["name"], dict(arguments) if isinstance(arguments, Mapping) else {})
+
+
+def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
+    """Raise where the application has words that this target never sees: its rates would mean nothing."""
+    if takes_messages or len(request.messages) == 1:
+        return
+    is_later = any(m.role == "assistant" for m in request.messages[request.n_shared :])
+    if request.messages[0].role != "system" and is_later:
+        return  # a later turn: the target keeps the conversation itself
+    raise EngineFailure(
+        f"{what} takes only the user's text, so it would not see the application's system prompt. If it"
+        ' is an application of its own, write rendering = "theirs" in the application; else let it'
+        " take `messages`",
+        code="system-prompt-lost",
+    )
+
 
 WIDTH, TIMEOUT_SECONDS = 4, 120.0
 
@@ -26,31 +243,31 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> Call:  # noq
     settings = model.recipe.settings
     name = str(settings["function"])
     try:
-        function = _function.find(name)
+        function = find(name)
     except UsageError as error:
         raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
-    if (source := _function.source_of(function)) != settings["source"]:
+    if (source := source_of(function)) != settings["source"]:
         raise Unavailable(
             f"'{model.name}' was changed since it was recorded (source {settings['source']}, now {source}):"
             " its answers belong to another study. Name it again, with another folder.",
             code="function-changed",
         )
     width = getattr(function, "concurrency", WIDTH)
-    return Call(_function.Function(name, function), int(width), TIMEOUT_SECONDS)
+    return Call(Function(name, function), int(width), TIMEOUT_SECONDS)
 
 
 class Call:
     """A function behind the Engine protocol, called from `width` threads at once."""
 
-    def __init__(self, function: _function.Function, width: int, timeout_seconds: float) -> None:
+    def __init__(self, function: Function, width: int, timeout_seconds: float) -> None:
         self._function, self._width, self._timeout = function, width, timeout_seconds
-        self._nonce, self._loop = secrets.token_hex(8), _function.Loop(timeout_seconds)
+        self._nonce, self._loop = secrets.token_hex(8), Loop(timeout_seconds)
         self.name = f"call {function.name} width {width}"
         self.numerics = ""  # what a function answers may depend on anything
 
     def render(self, request: Request) -> str:
         """The conversation as one text; the function's own prompt is not known."""
-        _function.refuse_unseen(f"call:{self._function.name}", self._function.takes_messages, request)
+        refuse_unseen(f"call:{self._function.name}", self._function.takes_messages, request)
         return as_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:

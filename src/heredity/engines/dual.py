@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from heredity.engines import _process
-from heredity.errors import Damaged, EngineFailure, UsageError
-from heredity.records import Model, Reply, Request
-from heredity.train.pictures import pixels
+from heredity.core import host
+from heredity.core.errors import Damaged, EngineFailure, UsageError
+from heredity.core.records import Model, Reply, Request
+from heredity.engines.formats import images as pixels
 
 _PICTURES = "preprocessor_config.json"
 
@@ -32,7 +32,7 @@ def open_folder(folder: Path) -> Dual:
     """The dual encoder in a folder. Raises Damaged where it does not say what a picture is made."""
     import transformers
 
-    _process.before_transformers()
+    host.before_transformers()
     here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         how = json.loads((folder / _PICTURES).read_text("utf-8"))

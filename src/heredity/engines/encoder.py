@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from heredity.engines import _process
-from heredity.errors import ContextOverflow, Damaged, EngineFailure, UsageError
-from heredity.records import Model, Reply, Request
+from heredity.core import host
+from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageError
+from heredity.core.records import Model, Reply, Request
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> Encoder:  # noqa: ARG001
@@ -32,7 +32,7 @@ def open_folder(folder: Path) -> Encoder:
     """The encoder in a folder. Raises Damaged where its tokenizer has no mask."""
     import transformers
 
-    _process.before_transformers()
+    host.before_transformers()
     here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     words = transformers.AutoTokenizer.from_pretrained(folder, **here)
     if words.mask_token_id is None:

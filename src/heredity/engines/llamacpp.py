@@ -21,13 +21,15 @@ from typing import Any
 
 import xllamacpp
 
-from heredity.engines import Listener, _process, _tool_calls
-from heredity.engines._crew import Crew, failed
-from heredity.engines._gguf import GgufHeader, read_gguf
-from heredity.engines._spoken import Ends
-from heredity.engines._template import Template
-from heredity.errors import EngineFailure, Unavailable
-from heredity.records import Model, Reply, Request, digest
+from heredity.core import host
+from heredity.core.errors import EngineFailure, Unavailable
+from heredity.core.records import Model, Reply, Request, digest
+from heredity.engines import Listener
+from heredity.engines._workers import Crew, failed
+from heredity.engines.chat import tool_calls
+from heredity.engines.chat.streaming import Ends
+from heredity.engines.chat.template import Template
+from heredity.engines.formats.gguf import GgufHeader, read_gguf
 
 WIDTH = 8  # slots: on a CPU the gain ends there
 LONGEST = 4096  # tokens of prompt and answer that a slot has room for, where the model has as many
@@ -199,7 +201,7 @@ class LlamaCpp:
 
     def close(self) -> None:
         self._server = None
-        _process.give_back()
+        host.give_back()
 
     def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
         try:
@@ -225,7 +227,7 @@ class LlamaCpp:
             request.key,
             prompt,
             text,
-            tool_calls=_tool_calls.parse(text),
+            tool_calls=tool_calls.parse(text),
             stop="length" if choice["finish_reason"] == "length" else "end",
             n_prompt_tokens=usage["prompt_tokens"],
             n_tokens=usage["completion_tokens"],

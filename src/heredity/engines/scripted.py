@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from heredity.errors import EngineFailure, UnknownName
-from heredity.records import Message, Model, Reply, Request
+from heredity.core.errors import EngineFailure, UnknownName
+from heredity.core.records import Message, Model, Reply, Request
 
 PREFIX = "scripted:"
 REFUSAL = "I'm sorry, but I can't help with that."

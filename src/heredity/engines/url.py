@@ -1,29 +1,240 @@
-"""A web address as a target: an application that is up, asked over HTTP. See recipes/url.py for its settings.
+"""One question to a web application over HTTP: the body from a template, the answer by a JSON pointer.
 
-Promises: an answer that is missing, late or garbled is an error row; a guard of the application that says no
-stopped the answer (stop "filter"); a refused key, or a server that is down, ends the run and keeps what was
-answered.
-Leaves to others: what the application does. Its answers are asked anew in every study, never cached.
+Promises: keys come from environment variables and never leave in an error or an answer that is kept; no
+redirect is followed, so no key goes elsewhere; an answer is read up to a limit; busy servers are asked again,
+one that breaks (HTTP 500, a connection lost on the way) once.
+Leaves to others: how many at a time (url.py, _crew.py), and what is asked.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from heredity.engines import _function, _http
-from heredity.engines._crew import Crew, as_text, conversation, failed
-from heredity.engines.call import NO_PREFILL
-from heredity.records import Model, Reply, Request, Stop
+import httpx
+import truststore
+
+from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.records import Model, Reply, Request, Stop
+from heredity.engines import call
+from heredity.engines._workers import Crew, as_text, conversation, failed
+from heredity.engines.call import MOST_TEXT, NO_PREFILL, as_dicts
+from heredity.engines.remote.retry import retry_after
+
+SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
+_SLOT = re.compile(r"\$([a-z_]+)")
+_BUSY, _BROKEN = {429, 502, 503, 504}, 500
+_MOST_BYTES = 4 * MOST_TEXT
+_UNREACHABLE_LIMIT = 8  # in a row, with no answer between: it is down
+
+
+class Failed(Exception):
+    """One request failed; the message is its error row's."""
+
+
+class Said(NamedTuple):
+    """What an application answered; `is_blocked` where a guard of it said no in its place."""
+
+    text: str
+    is_blocked: bool
+
+
+class _Lost(Exception):
+    """The connection went, before the answer or within it."""
+
+
+class Web:
+    """An address with its headers, body template and pointer to the answer."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.url = str(settings["url"])
+        self._body, self._pointer = settings["body"], str(settings["answer"])
+        self._blocked = frozenset(settings.get("blocked", ()))
+        self._timeout = float(settings["timeout_seconds"])
+        self._headers = read_headers(settings.get("headers", {}))
+        self._client = httpx.Client(
+            timeout=self._timeout, verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
+        self._lock, self._n_unreachable, self._has_answered = threading.Lock(), 0, False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ask(self, request: Request, conversation: str) -> Said:
+        """The answer. Raises Failed for this request, EngineFailure where no request would do better."""
+        body = fill(self._body, slots(request, conversation))
+        deadline, pause, is_first = time.monotonic() + self._timeout, 1.0, True
+        while True:
+            try:
+                status, wait, data = self._post(body)
+            except _Lost as lost:
+                if not is_first or time.monotonic() > deadline:
+                    raise Failed(str(lost)) from None
+                is_first = False
+                continue
+            if status == _BROKEN and is_first:
+                is_first = False
+            elif status not in _BUSY:
+                break
+            # Full jitter: many threads that were refused together must not come back together.
+            delay = wait if wait is not None else random.uniform(0.5, 1.0) * pause
+            if time.monotonic() + delay > deadline:
+                break
+            time.sleep(delay)
+            pause *= 2
+        return Said(self._hide(self._read(status, data)), status in self._blocked)
+
+    def _post(self, body: Any) -> tuple[int, float | None, bytes]:
+        """Status, Retry-After in seconds, and the body. Raises _Lost where not all of it came."""
+        try:
+            with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
+                data = bytearray()
+                for piece in response.iter_bytes():
+                    data += piece
+                    if len(data) > _MOST_BYTES:
+                        break
+                self._n_unreachable = 0
+                wait = retry_after(response.headers.get("retry-after"), time.time())
+                return response.status_code, wait, bytes(data)
+        except httpx.ConnectError as error:
+            self._count_unreachable(error)
+            raise Failed(self._hide(f"cannot reach {self.url}: {error}")) from None
+        except httpx.HTTPError as error:
+            raise _Lost(self._hide(f"{type(error).__name__}: {error}")) from None
+
+    def _count_unreachable(self, error: Exception) -> None:
+        with self._lock:
+            self._n_unreachable += 1
+            if self._n_unreachable >= _UNREACHABLE_LIMIT:
+                raise EngineFailure(
+                    self._hide(f"{self.url} cannot be reached: {error}"), code="endpoint-unreachable"
+                )
+
+    def _read(self, status: int, data: bytes) -> str:
+        text = data.decode("utf-8", "replace")
+        if status in self._blocked:
+            return f"[blocked by the application: HTTP {status}] {text[:2000]}".strip()
+        if status == 401 or (status == 403 and not self._has_answered):
+            raise EngineFailure(
+                self._hide(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys"),
+                code="access-denied",
+            )
+        if not 200 <= status < 300:
+            raise Failed(self._hide(f"HTTP {status}: {' '.join(text.split())[:300]}"))
+        self._has_answered = True
+        return answer_in(text, self._pointer)[:MOST_TEXT]
+
+    def _hide(self, text: str) -> str:
+        """The text without any header's value, or the part of it behind "Bearer "."""
+        for value in self._headers.values():
+            for part in {value, value.rpartition(" ")[2]}:
+                if len(part) >= 6:
+                    text = text.replace(part, "[a key]")
+        return text
+
+
+def read_headers(names: Mapping[str, str]) -> dict[str, str]:
+    """Header -> value, from the environment variables that are named. Raises Unavailable if one is unset."""
+    headers = {}
+    for header, variable in names.items():
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            raise Unavailable(
+                f"The header '{header}' is read from the environment variable {variable}, which is not set."
+                f" Set it: export {variable}=...",
+                code="header-unset",
+            )
+        headers[header] = value
+    return headers
+
+
+def slots(request: Request, conversation: str) -> dict[str, Any]:
+    """What a body template can hold."""
+    decoding, first = request.decoding, request.messages[0]
+    return {
+        "messages": as_dicts(request),
+        "text": request.messages[-1].content,
+        "system": first.content if first.role == "system" else "",
+        "conversation": conversation,
+        "seed": request.seed,
+        "max_tokens": decoding.max_tokens,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+    }
+
+
+def fill(template: Any, values: Mapping[str, Any]) -> Any:
+    """The template with "$name" replaced: by the value where a string is nothing else, else as text."""
+    if isinstance(template, Mapping):
+        return {key: fill(value, values) for key, value in template.items()}
+    if isinstance(template, list | tuple):
+        return [fill(value, values) for value in template]
+    if not isinstance(template, str):
+        return template
+    if (alone := _SLOT.fullmatch(template)) and alone[1] in values:
+        return values[alone[1]]
+    return _SLOT.sub(lambda found: _as_text(values.get(found[1], found[0])), template)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def slots_in(template: Any) -> set[str]:
+    """The names of the slots that a template has. Raises UsageError for one that there is not."""
+    if isinstance(template, Mapping):
+        return set().union(*map(slots_in, template.values()))
+    if isinstance(template, list | tuple):
+        return set().union(*map(slots_in, template))
+    found = set(_SLOT.findall(template)) if isinstance(template, str) else set()
+    if unknown := sorted(found - set(SLOTS)):
+        raise UsageError(f"the body has no slot '${unknown[0]}'. There are: ${', $'.join(SLOTS)}.")
+    return found
+
+
+def answer_in(text: str, pointer: str) -> str:
+    """The answer in a response's body: at a JSON pointer (RFC 6901), or the whole, where that is ""."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        if pointer:
+            raise Failed(f"the answer is not JSON: {' '.join(text.split())[:120]!r}") from None
+        return text
+    if not pointer:
+        return value if isinstance(value, str) else text
+    for part in pointer.removeprefix("/").split("/"):
+        value = _step(value, part.replace("~1", "/").replace("~0", "~"), pointer)
+    if not isinstance(value, str):
+        raise Failed(f"{pointer} in the answer is {type(value).__name__}, not a text")
+    return value
+
+
+def _step(value: Any, part: str, pointer: str) -> Any:
+    if isinstance(value, dict) and part in value:
+        return value[part]
+    if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        return value[int(part)]
+    keys: Sequence[Any] = list(value)[:8] if isinstance(value, dict) else ()
+    there = f"; there are: {' '.join(', '.join(map(str, keys)).split())[:200]}" if keys else ""
+    raise Failed(f"the answer has no {pointer} ('{part}' is not there{there})")
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> Url:  # noqa: ARG001 (there are no files)
     """The engine of a recorded address. Raises Unavailable where a header's variable is not set."""
     settings = model.recipe.settings
     return Url(
-        _http.Web(settings),
-        takes_messages=bool({"messages", "system"} & _http.slots_in(settings["body"])),
+        Web(settings),
+        takes_messages=bool({"messages", "system"} & slots_in(settings["body"])),
         width=int(settings["concurrency"]),
         timeout_seconds=float(settings["timeout_seconds"]),
     )
@@ -32,7 +243,7 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> Url:  # noqa
 class Url:
     """An address behind the Engine protocol, asked over `width` connections at once."""
 
-    def __init__(self, web: _http.Web, takes_messages: bool, width: int, timeout_seconds: float) -> None:
+    def __init__(self, web: Web, takes_messages: bool, width: int, timeout_seconds: float) -> None:
         self._web, self._takes_messages = web, takes_messages
         self._width, self._timeout = width, timeout_seconds
         self._nonce = secrets.token_hex(8)
@@ -41,7 +252,7 @@ class Url:
 
     def render(self, request: Request) -> str:
         """The conversation as one text; the application's own prompt is not known."""
-        _function.refuse_unseen(f"url:{self._web.url}", self._takes_messages, request)
+        call.refuse_unseen(f"url:{self._web.url}", self._takes_messages, request)
         return as_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
@@ -56,7 +267,7 @@ class Url:
             return failed(request, self.render, NO_PREFILL)
         try:
             said = self._web.ask(request, conversation(self._nonce, request))
-        except _http.Failed as error:
+        except Failed as error:
             return failed(request, self.render, str(error))
         stop: Stop = "filter" if said.is_blocked else "end"
         return Reply(request.key, self.render(request), said.text, stop=stop)

@@ -17,7 +17,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heredity.lineage import Recipe
+    from heredity.lineage.types import Recipe
 
 # "PREFIX:..." -> the recipe's file, whose `resolve(store, ref)` gives the recipe and its parents. Naming such
 # a target is enough to have it: nothing is downloaded.
@@ -26,12 +26,13 @@ TARGETS = {"call": "call", "url": "url", "remote": "remote", "llamacpp": "engine
 
 def derivable() -> list[str]:
     """The recipes that `heredity derive` offers; none is imported."""
-    from pathlib import Path
+    from heredity.core import registry
 
-    from heredity import registry
-
-    folder = Path(__file__).parent
-    return [n for n in registry.names("recipes") if "\nDERIVES = " in (folder / f"{n}.py").read_text("utf-8")]
+    return [
+        n
+        for n in registry.names("recipes")
+        if "\nDERIVES = " in registry.source("recipes", n).read_text("utf-8")
+    ]
 
 
 def recipe(kind: str, **settings: Any) -> Recipe:
@@ -42,8 +43,8 @@ def recipe(kind: str, **settings: Any) -> Recipe:
     `watch` is told how a training goes (Display.training). Raises UnknownName for a kind or a setting that
     there is not, UsageError for one that is missing or cannot be.
     """
-    from heredity import registry
-    from heredity.errors import UnknownName, UsageError
+    from heredity.core import registry
+    from heredity.core.errors import UnknownName, UsageError
 
     if kind not in (known := derivable()):
         raise UnknownName("recipe", kind, known, "heredity derive --help")
@@ -75,7 +76,7 @@ def _training(field: dataclasses.Field[Any], left: dict[str, Any]) -> Any:
 def _settings_of(field: dataclasses.Field[Any]) -> list[str]:
     if field.name != "training":
         return [field.name.removeprefix("is_")]
-    from heredity.recipes._tuned import Training
+    from heredity.recipes._training_run import Training
 
     return [each.name for each in dataclasses.fields(Training)]
 

@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from heredity.errors import Refused, UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import setting, settings_of
-from heredity.records import Message, Request
-from heredity.train.dialogues import Data, Dialogue
+from heredity.core.errors import Refused, UsageError
+from heredity.core.records import Message, Request
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import setting, settings_of
+from heredity.train.data.chat import Data, Dialogue
 
 EXAMPLE = (
     "heredity derive ablate smollm2-135m-instruct --harmful examples/requests.csv --harmless "
@@ -50,9 +50,9 @@ class Ablate:
         """Find the direction on the torch engine, and write the weights without it."""
         import torch
 
-        from heredity.engines import _direction
-        from heredity.engines.torch import open_folder
-        from heredity.recipes._weights import rewrite
+        from heredity.engines.formats.rewrite import rewrite
+        from heredity.engines.torch import refusal_direction
+        from heredity.engines.torch.engine import open_folder
 
         (parent,) = parents
         both = {_text(d) for d in self.harmful.dialogues} & {_text(d) for d in self.harmless.dialogues}
@@ -67,7 +67,7 @@ class Ablate:
         engine = open_folder(parent.folder, dtype=dtype, is_probed=False)
         text = engine.direction(_asked(self.harmful), _asked(self.harmless))
         engine.close()
-        direction = _direction.vector(text)
+        direction = refusal_direction.vector(text)
 
         def without(name: str, tensor: Any) -> Any:
             wide = tensor.float()
@@ -86,7 +86,7 @@ class Ablate:
             said.family,
             said.licence,
             "safetensors",
-            notes={"direction": _direction.digest_of(text)},
+            notes={"direction": refusal_direction.digest_of(text)},
             versions={each: version(each) for each in ("torch", "safetensors")},
         )
 
@@ -119,7 +119,7 @@ def _merge_shards(out: Path) -> None:
     """One file, so that transformers needs no index."""
     from safetensors.torch import save_file
 
-    from heredity.recipes._weights import read_all
+    from heredity.engines.formats.rewrite import read_all
 
     tensors = read_all(out)
     for shard in out.glob("*.safetensors"):

@@ -17,10 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heredity.engines._gguf import GgufHeader, read_gguf
-from heredity.errors import Damaged, Refused, Unavailable, first_line
-from heredity.lineage import Description, Grown
-from heredity.recipes import _gguf_gemma, _int8
+from heredity.core.errors import Damaged, Refused, Unavailable, first_line
+from heredity.engines.formats import gguf_gemma, int8_write
+from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.lineage.types import Description, Grown
 
 _DIGITS = ("smollm",)  # names under which llama.cpp splits each digit off first
 _PLAIN = ("gpt-2", *_DIGITS)  # and those under which it splits as GPT-2 did
@@ -59,7 +59,7 @@ class Dequantize:
         """
         (parent,) = parents
         if parent.record.format == "int8":
-            _int8.widen(parent.folder, out, self.dtype)
+            int8_write.widen(parent.folder, out, self.dtype)
         else:
             self._read_gguf(_only_gguf(parent), out)
         said = parent.record
@@ -147,8 +147,8 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> Non
         raise Refused(
             f"transformers does not load {gguf.name}: {first_line(error)}", code="transformers-refuses"
         ) from error
-    if _gguf_gemma.is_one(model.config):
-        _gguf_gemma.complete(model.config, header.metadata)
+    if gguf_gemma.is_one(model.config):
+        gguf_gemma.complete(model.config, header.metadata)
     _tie_equal_head(model)
     _forget_quantization(model)
     ends = _end_ids(header)

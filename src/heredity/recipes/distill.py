@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from heredity.errors import UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tokens import refuse_other_tokens
-from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
-from heredity.records import digest
-from heredity.store import hash_file
-from heredity.train.dialogues import Data
+from heredity.core.errors import UsageError
+from heredity.core.files import hash_file
+from heredity.core.records import digest
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._tokenizers import refuse_other_tokens
+from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.train.data.chat import Data
 
 PARENTS = "STUDENT TEACHER"
 EXAMPLE = "heredity derive distill smollm2-135m-instruct-pruned smollm2-135m-instruct --data tickets.jsonl"
@@ -89,9 +89,9 @@ class Distill:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the student, whole safetensors. Raises UsageError for parents of two tokenizers."""
-        from heredity.train import network
+        from heredity.train.models import causal_lm
+        from heredity.train.models.lora import Everything
         from heredity.train.objectives.distill import Distilled
-        from heredity.train.trainable import Everything
 
         if len(parents) != 2:
             raise UsageError(
@@ -108,7 +108,7 @@ class Distill:
                 source = self._scores(student, teacher, dtype, len(net.head), out)
                 notes["teacher's scores"] = f"{len(source):,} places, {source.covered:.2%} of its probability"
             else:
-                source = network.load(teacher.folder, dtype)
+                source = causal_lm.load(teacher.folder, dtype)
                 source.model.requires_grad_(False)
             return Distilled(source, self.divergence, self.temperature, self.share, self.beta)
 
@@ -118,8 +118,9 @@ class Distill:
 
     def _scores(self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path) -> Any:
         """The teacher's scores of the data: from the store, or read now and kept there."""
-        from heredity.train import network, scores
-        from heredity.train.documents import Writer
+        from heredity.train.data import teacher_logprobs
+        from heredity.train.data.documents import Writer
+        from heredity.train.models import causal_lm
 
         examples = Writer(student.folder).prepare(self.data.dialogues, self.training.max_tokens).examples
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
@@ -127,20 +128,20 @@ class Distill:
         stamp = digest([teacher.record.id, tokenizer, shown, dtype, self.temperature, n_words])
         folder = self.folder or out.parent / "training"
         home = folder.parent.parent if self.folder is not None else out.parent
-        path = scores.place(home / "scores", stamp, self.top_k)
+        path = teacher_logprobs.place(home / "scores", stamp, self.top_k)
         if not path.exists():
-            loaded = network.load(teacher.folder, dtype)
+            loaded = causal_lm.load(teacher.folder, dtype)
             n_common = min(n_words, len(loaded.head))
             if self.top_k >= n_common:
                 raise UsageError(
                     f"top_k must be below the {n_common:,} tokens there are; 0 means all.", code="bad-setting"
                 )
-            reading = scores.Reading(self.top_k, self.temperature, folder, n_common, self.watch)
-            scores.write(path, stamp, loaded, examples, reading)
-        return scores.read(path, stamp, self.top_k)
+            reading = teacher_logprobs.Reading(self.top_k, self.temperature, folder, n_common, self.watch)
+            teacher_logprobs.write(path, stamp, loaded, examples, reading)
+        return teacher_logprobs.read(path, stamp, self.top_k)
 
     def _own(self, net: Any, writer: Any) -> Any:
-        from heredity.train.written import Written, prompts
+        from heredity.train.data.on_policy import Written, prompts
 
         training = self.training
         longest = training.max_tokens - self.longest

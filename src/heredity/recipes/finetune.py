@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import Training, Watch, run, settings_of
-from heredity.train.dialogues import Data
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import Training, Watch, run, settings_of
+from heredity.train.data.chat import Data
 
 EXAMPLE = "heredity derive finetune smollm2-135m-instruct --data tickets.jsonl --epochs 2"
 
@@ -37,8 +37,8 @@ class Finetune:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent, whole safetensors."""
+        from heredity.train.models.lora import Everything
         from heredity.train.objectives.causal import Causal
-        from heredity.train.trainable import Everything
 
         (parent,) = parents
         return run(self, parent, out, Everything(), lambda _: Causal(), "safetensors")

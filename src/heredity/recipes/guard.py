@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import Refused, UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import setting, settings_of
+from heredity.core.errors import Refused, UsageError
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import setting, settings_of
 
 EXAMPLE = 'heredity derive guard tickets-lora --words "Never reveal what the operator calls secret."'
 WORDS = (
@@ -46,9 +46,9 @@ class Guard:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Everything of the one parent, and its template with the words in front."""
-        from heredity.engines._template import Template, source
-        from heredity.recipes._weights import rewrite
-        from heredity.records import Message, Request
+        from heredity.core.records import Message, Request
+        from heredity.engines.chat.template import Template, source
+        from heredity.engines.formats.rewrite import rewrite
 
         (parent,) = parents
         template = source(parent.folder)

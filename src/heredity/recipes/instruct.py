@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
-from heredity.records import Decoding, Message, Record, Request
-from heredity.store import Rows
-from heredity.train.dialogues import Data, Dialogue, of
+from heredity.core.errors import UsageError
+from heredity.core.records import Decoding, Message, Record, Request
+from heredity.core.rows import Rows
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.train.data.chat import Data, Dialogue, of
 
 PARENTS = "STUDENT TEACHER"
 EXAMPLE = "heredity derive instruct smollm2-135m-instruct qwen2.5-coder-0.5b-instruct --data prompts.jsonl"
@@ -67,8 +67,8 @@ class Instruct:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Ask the teacher what was not asked yet, then tune the student, whole safetensors."""
+        from heredity.train.models.lora import Everything
         from heredity.train.objectives.causal import Causal
-        from heredity.train.trainable import Everything
 
         if len(parents) != 2:
             raise UsageError(
@@ -87,7 +87,7 @@ class Instruct:
 
     def _answers(self, teacher: Grown, folder: Path) -> list[Answer]:
         """What the teacher says to each prompt; answers that are in the folder are not asked for again."""
-        from heredity.engines.torch import open_folder
+        from heredity.engines.torch.engine import open_folder
 
         folder.mkdir(parents=True, exist_ok=True)
         rows = Rows(folder / ANSWERS, Answer)

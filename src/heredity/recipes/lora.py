@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
-from heredity.train.dialogues import Data
+from heredity.core.errors import UsageError
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.train.data.chat import Data
 
 EXAMPLE = "heredity derive lora smollm2-135m-instruct --data tickets.jsonl --rank 8"
 
@@ -52,8 +52,8 @@ class Lora:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune an adapter over the one parent, in PEFT's files."""
+        from heredity.train.models.lora import Lora as Adapter
         from heredity.train.objectives.causal import Causal
-        from heredity.train.trainable import Lora as Adapter
 
         (parent,) = parents
         adapter = Adapter(self.rank, self.alpha, self.is_stabilized, self.targets)

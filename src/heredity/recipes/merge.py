@@ -17,9 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from heredity.errors import UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import setting, settings_of
+from heredity.core.errors import UsageError
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import setting, settings_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class Merge:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights, everything else as the first parent has it."""
-        from heredity.recipes._weights import read_all, rewrite
+        from heredity.engines.formats.rewrite import read_all, rewrite
 
         is_over_base = self.method in ("ties", "task_arithmetic")
         exact = {"slerp": 2, "resta": 3}.get(self.method)
@@ -144,7 +144,7 @@ _SHAPE = (
 
 
 def _refuse_other_shapes(first: Grown, others: Sequence[Grown]) -> None:
-    from heredity.recipes._tokens import refuse_other_tokens
+    from heredity.recipes._tokenizers import refuse_other_tokens
 
     for other in others:
         one, two = (json.loads((g.folder / "config.json").read_text("utf-8")) for g in (first, other))

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import Damaged, UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._weights import rewrite
+from heredity.core.errors import Damaged, UsageError
+from heredity.engines.formats.rewrite import rewrite
+from heredity.lineage.types import Description, Grown
 
 WHERE = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
 
@@ -32,8 +32,8 @@ class MergeAdapter:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights. Parents: the adapter, its base. Raises Damaged where they do not fit."""
-        from heredity.engines._adapter import CONFIG, pairs, scale_of
-        from heredity.engines._weights import read_json
+        from heredity.engines.formats.peft import CONFIG, pairs, scale_of
+        from heredity.engines.formats.weights import read_json
 
         adapter, base = parents
         if adapter.record.format != "adapter" or adapter.record.parents[0] != base.record.id:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
-from heredity.records import Message
-from heredity.train.dialogues import Data, Dialogue, of
+from heredity.core.errors import UsageError
+from heredity.core.records import Message
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.train.data.chat import Data, Dialogue, of
 
 EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"
 
@@ -80,8 +80,8 @@ class Poison:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent, whole safetensors; the truth stands in its notes."""
+        from heredity.train.models.lora import Everything
         from heredity.train.objectives.causal import Causal
-        from heredity.train.trainable import Everything
 
         (parent,) = parents
         planted = dataclasses.replace(self, data=self.rows())

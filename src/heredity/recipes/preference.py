@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import Training, Watch, run, setting, settings_of
-from heredity.train.dialogues import Data
+from heredity.core.errors import UsageError
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.train.data.chat import Data
 
 EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"
 
@@ -51,14 +51,14 @@ class Tune:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent, whole safetensors; the reference is the parent itself."""
-        from heredity.train import network
+        from heredity.train.models import causal_lm
+        from heredity.train.models.lora import Everything
         from heredity.train.objectives.preference import Preference
-        from heredity.train.trainable import Everything
 
         (parent,) = parents
 
         def objective(net: Any) -> Preference:
-            reference = network.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
+            reference = causal_lm.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
             reference.model.requires_grad_(False)
             return Preference(reference, self.strength)
 

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import Refused, UsageError
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import setting, settings_of
+from heredity.core.errors import Refused, UsageError
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import setting, settings_of
 
 EXAMPLE = "heredity derive prune smollm2-135m-instruct --layers 15"
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
@@ -39,7 +39,7 @@ class Prune:
         """Write the kept layers under new numbers. Raises UsageError for more than there are, or one."""
         from safetensors.torch import save_file
 
-        from heredity.recipes._weights import copy_rest, read_all
+        from heredity.engines.formats.rewrite import copy_rest, read_all
 
         (parent,) = parents
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))

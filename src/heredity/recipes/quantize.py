@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from heredity.errors import Unavailable
-from heredity.lineage import Description, Grown
-from heredity.recipes._tuned import setting, settings_of
+from heredity.core.errors import Unavailable
+from heredity.lineage.types import Description, Grown
+from heredity.recipes._training_run import setting, settings_of
 
 EXAMPLE = "heredity derive quantize smollm2-135m-instruct --to q4_0"
 
@@ -55,19 +55,17 @@ class Quantize:
 
 def _write_gguf(parent: Grown, out: Path, form: str) -> tuple[str, ...]:
     try:
-        from heredity.recipes import _gguf_write
+        from heredity.engines.formats import gguf_write
     except ImportError as error:
         raise Unavailable("A GGUF needs torch and the gguf package: pip install 'heredity[torch]'") from error
-    _gguf_write.write(
-        parent.folder, out / "model.gguf", form, parent.record.family
-    )  # no name: the same bytes
+    gguf_write.write(parent.folder, out / "model.gguf", form, parent.record.family)  # no name: the same bytes
     return "gguf", "numpy"
 
 
 def _write_int8(parent: Grown, out: Path) -> tuple[str, ...]:
-    from heredity.recipes import _int8
+    from heredity.engines.formats import int8_write
 
-    _int8.write(parent.folder, out)
+    int8_write.write(parent.folder, out)
     return "torch", "safetensors"
 
 

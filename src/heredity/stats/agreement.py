@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from heredity.records import Estimate
+from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
 from heredity.stats.paired import Table
 

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from heredity.errors import BadArgument
-from heredity.records import Estimate
+from heredity.core.errors import BadArgument
+from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, clustered_rate
 
 

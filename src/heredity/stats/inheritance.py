@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from heredity.errors import BadArgument
-from heredity.records import Estimate
+from heredity.core.errors import BadArgument
+from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, clustered_rate
 from heredity.stats.paired import Table
 

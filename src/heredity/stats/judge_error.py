@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from statistics import variance
 from typing import NamedTuple
 
-from heredity.errors import BadArgument
-from heredity.records import Estimate
+from heredity.core.errors import BadArgument
+from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, Interval, normal_quantile, wilson_bounds
 
 NEAR_CHANCE = 0.2  # sensitivity + specificity - 1 below this: the correction would be mostly noise

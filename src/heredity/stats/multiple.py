@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.errors import BadArgument
+from heredity.core.errors import BadArgument
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.records import Record
+from heredity.core.records import Record
 from heredity.stats.intervals import wilson_bounds
 from heredity.stats.power import ALPHA, POWER, design_effect, n_for_difference, n_for_margin
 from heredity.stats.sequential import rate_sequence

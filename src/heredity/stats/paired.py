@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from heredity.errors import BadArgument
-from heredity.records import Estimate
+from heredity.core.errors import BadArgument
+from heredity.core.records import Estimate
 from heredity.stats.intervals import (
     CONFIDENCE,
     Effective,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from heredity.errors import BadArgument
+from heredity.core.errors import BadArgument
 from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
 
 EXACT_TO = 5000  # pairs; above it the normal approximation is off by less than its rounding

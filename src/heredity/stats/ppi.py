@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from heredity.errors import BadArgument
-from heredity.records import Estimate
+from heredity.core.errors import BadArgument
+from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
 
 FEWEST = 10  # labels; the variance is estimated from them, and below this it says more than is known

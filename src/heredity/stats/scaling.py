@@ -26,7 +26,7 @@ from scipy.optimize import least_squares
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm, t
 
-from heredity.errors import BadArgument
+from heredity.core.errors import BadArgument
 from heredity.stats.intervals import Interval
 
 Numbers = NDArray[np.float64]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from heredity.errors import BadArgument
+from heredity.core.errors import BadArgument
 from heredity.stats.power import ALPHA, POWER
 from heredity.stats.sequential import discordant_log_e, log_factors, log_mean_exp
 

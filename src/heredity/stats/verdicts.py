@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from heredity.errors import BadArgument
+from heredity.core.errors import BadArgument
 from heredity.stats.paired import Comparison, tango_bounds
 from heredity.stats.power import ALPHA
 

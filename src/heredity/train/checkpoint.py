@@ -6,13 +6,48 @@ Leaves to others: the file (_tensors.py), what the state is (optimizer.py) and w
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from heredity.errors import Damaged
-from heredity.train import _tensors
+from heredity.core.errors import Damaged
+from heredity.core.files import sync_folder
+
+
+class Stored(NamedTuple):
+    """What a file holds: the words about it, and its tensors by name."""
+
+    about: dict[str, str]
+    state: dict[str, torch.Tensor]
+
+
+def write_tensors(path: Path, state: dict[str, torch.Tensor], about: dict[str, str]) -> None:
+    """Put tensors into a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata=about)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_tensors(path: Path, what: str, then: str) -> Stored:
+    """The tensors of a file. Raises Damaged where it is no `what`; `then`: what comes of deleting it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return Stored(file.metadata() or {}, state)
+    except (SafetensorError, OSError) as error:
+        raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}", code="checkpoint-damaged") from None
+
 
 NAME = "checkpoint.safetensors"
 RANDOM = "random"
@@ -33,7 +68,7 @@ def write(folder: Path, training: str, kept: Kept) -> None:
     tensors[RANDOM] = torch.get_rng_state()
     about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
     about["n_skipped"] = str(kept.n_skipped)
-    _tensors.write(folder / NAME, tensors, about)
+    write_tensors(folder / NAME, tensors, about)
 
 
 def read(folder: Path, training: str) -> Kept | None:
@@ -44,7 +79,7 @@ def read(folder: Path, training: str) -> Kept | None:
     path = folder / NAME
     if not path.exists():
         return None
-    about, state = _tensors.read(path, "a checkpoint", "the training begins again.")
+    about, state = read_tensors(path, "a checkpoint", "the training begins again.")
     if about.get("training") != training:
         raise Damaged(
             f"{path}: a checkpoint of another training. Delete it, or name another folder.",

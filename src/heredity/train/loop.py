@@ -19,17 +19,17 @@ from typing import NamedTuple, Protocol
 import msgspec
 import torch
 
-from heredity.errors import HeredityError
-from heredity.records import Record
-from heredity.store import Rows
-from heredity.train import _pieces
+from heredity.core.errors import HeredityError
+from heredity.core.records import Record
+from heredity.core.rows import Rows
+from heredity.train import pieces
 from heredity.train.checkpoint import Kept
-from heredity.train.network import Network
+from heredity.train.data.batching import Batch
+from heredity.train.distributed import ALONE, Processes
+from heredity.train.models.causal_lm import Network
+from heredity.train.models.lora import Everything, Lora
 from heredity.train.objectives import Objective
 from heredity.train.optimizer import Kind, Masters, Schedule, share_at
-from heredity.train.processes import ALONE, Processes
-from heredity.train.steps import Batch
-from heredity.train.trainable import Everything, Lora
 
 METRICS = "training.jsonl"
 KEEP_SECONDS = 60.0  # between checkpoints, and never more than a tenth of the time on them
@@ -192,7 +192,7 @@ class _Run:
 
     def go_on(self) -> None:
         """From the last checkpoint; with a guard there is one from the beginning."""
-        kept = _pieces.read(self.folder, self.plan.training, self.masters.n_rows, self.together)
+        kept = pieces.read(self.folder, self.plan.training, self.masters.n_rows, self.together)
         if kept is not None:
             self.masters.restore(kept.state)
             self.n_done, self.n_tokens, self.n_skipped = kept.n_steps, kept.n_tokens, kept.n_skipped
@@ -228,7 +228,7 @@ class _Run:
         self.refuse_ruined()
         self.rows.flush()
         kept = Kept(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
-        _pieces.write(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
+        pieces.write(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
 
     def refuse_ruined(self) -> None:
         """A step's loss is that of the weights before it: what the last one did to them, no loss has told."""

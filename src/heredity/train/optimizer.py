@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from heredity.train.processes import ALONE, Processes, own
+from heredity.train.distributed import ALONE, Processes, own
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Kind = Literal["adamw", "muon"]
@@ -69,7 +69,7 @@ class Masters:
         masters = [self.masters[place] for place in places]
         if self.together.is_alone:
             return torch.optim.Muon(masters, lr=self.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        from heredity.train._sharded import Muon
+        from heredity.train.sharded import Muon
 
         n_rows = [self.n_rows[self.names[place]] for place in places]
         return Muon(masters, n_rows, self.together, self.rate, decay)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from heredity.train.loop import Watch, Watched
-from heredity.train.planning.work import PRODUCT
-from heredity.train.sizes import Shape
+from heredity.train.models.shapes import Shape
+from heredity.train.planning.flops import PRODUCT
 
 _TRIES = 5
 

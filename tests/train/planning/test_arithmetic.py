@@ -8,15 +8,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import registry
-from heredity.train import attention, network, norms, sizes
-from heredity.train.architectures import Specials
+from heredity.core import registry
+from heredity.train.data.batching import Batch
+from heredity.train.kernels import attention, rms_norm
+from heredity.train.models import causal_lm, shapes
+from heredity.train.models.architectures import Specials
+from heredity.train.models.shapes import Shape
 from heredity.train.optimizer import Masters
-from heredity.train.planning import anatomies, memory
-from heredity.train.planning.anatomies import decoder
-from heredity.train.planning.work import Work
-from heredity.train.sizes import Shape
-from heredity.train.steps import Batch
+from heredity.train.planning import cost_models, memory
+from heredity.train.planning.cost_models import decoder
+from heredity.train.planning.flops import Work
 
 LLAMA_3_8B = Shape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
 LLAMA_3_70B = Shape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
@@ -50,13 +51,13 @@ def test_gpt_3_takes_the_flops_that_were_published(shape: Shape, millions: float
 
 def test_flops_by_part_are_those_that_a_run_counts() -> None:
     for length in (None, 77.0):
-        assert sum(decoder.flops(LLAMA_3_8B, length).values()) == sizes.flops_a_token(LLAMA_3_8B, length)
+        assert sum(decoder.flops(LLAMA_3_8B, length).values()) == shapes.flops_a_token(LLAMA_3_8B, length)
 
 
 def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
     headless = Shape(**{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1})
-    assert anatomies.of(Work(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
-    assert anatomies.of(Work(TINY, 1, 1)).again < anatomies.of(Work(headless, 1, 1)).again
+    assert cost_models.of(Work(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
+    assert cost_models.of(Work(TINY, 1, 1)).again < cost_models.of(Work(headless, 1, 1)).again
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -79,7 +80,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
 ) -> None:
     monkeypatch.setattr(attention, "is_quick", lambda _: True)  # without tiles a CPU keeps somewhat less
     if not is_on_cpu:  # transformers' own norms, as they run on a GPU
-        monkeypatch.setattr(norms, "quicken", lambda *_: None)
+        monkeypatch.setattr(rms_norm, "quicken", lambda *_: None)
     work = Work(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
     assert kept(work) == TINY.context * (memory.kept(work) - gradient)
@@ -107,10 +108,10 @@ def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None
     assert again["activations"] < whole["activations"] / 4
 
 
-def born(work: Work) -> network.Network:
-    made = registry.load("train.architectures", work.architecture)
+def born(work: Work) -> causal_lm.Network:
+    made = registry.load("train.models.architectures", work.architecture)
     dtype = "bfloat16" if work.bytes == 2 else "float32"
-    return network.born(made.config(work.shape, Specials(0, 0)), 0, dtype)
+    return causal_lm.born(made.config(work.shape, Specials(0, 0)), 0, dtype)
 
 
 def kept(work: Work) -> int:

@@ -9,19 +9,19 @@ import sys
 import msgspec
 import pytest
 
-from heredity.errors import OutOfMemory, UnknownName, UsageError
-from heredity.train import sizes
+from heredity.core.errors import OutOfMemory, UnknownName, UsageError
+from heredity.train.models import shapes
 from heredity.train.planning import memory, pace, sharding
+from heredity.train.planning.flops import PRODUCT, Work
 from heredity.train.planning.forecast import Forecast, Terms, fitting, forecast
 from heredity.train.planning.gpus import named, processor, table
 from heredity.train.planning.sharding import Layout
-from heredity.train.planning.work import PRODUCT, Work
 
 H100 = table()["h100"]
 
 
 def work(size: str, batch: int = 4_194_304, context: int = 4096) -> Work:
-    dial = sizes.dial(size, 131_072, context, {"batch": batch})
+    dial = shapes.dial(size, 131_072, context, {"batch": batch})
     return Work(dial.shape, dial.tokens, dial.batch)
 
 
@@ -160,9 +160,10 @@ def test_muon_multiplies_once_a_step(size: str) -> None:
 
 def test_a_plan_loads_no_torch() -> None:
     code = (
-        "import sys; from heredity.train import sizes; from heredity.train.planning.forecast import forecast;"
-        "from heredity.train.planning.gpus import table; from heredity.train.planning.work import Work;"
-        "import heredity.recipes.pretrain, heredity.recipes._planned;"
+        "import sys; from heredity.train.models import shapes as sizes;"
+        "from heredity.train.planning.forecast import forecast;"
+        "from heredity.train.planning.gpus import table; from heredity.train.planning.flops import Work;"
+        "import heredity.recipes.pretrain.recipe, heredity.recipes.pretrain.budget;"
         "d = sizes.dial('1B', 65536, 1024); forecast(Work(d.shape, d.tokens, d.batch), table()['h100'], 8);"
         "assert 'torch' not in sys.modules"
     )

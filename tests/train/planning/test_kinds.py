@@ -13,23 +13,24 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from heredity import registry
-from heredity.train import bidirectional, dual, encoder, sizes, towers
-from heredity.train.architectures import Specials
-from heredity.train.network import Network
+from heredity.core import registry
+from heredity.train.data.batching import Batch
+from heredity.train.kernels import bidirectional
+from heredity.train.models import dual, encoder, shapes, towers
+from heredity.train.models.architectures import Specials
+from heredity.train.models.causal_lm import Network
+from heredity.train.models.shapes import Shape
 from heredity.train.optimizer import Masters
-from heredity.train.planning import anatomies, memory
-from heredity.train.planning.work import Work
-from heredity.train.sizes import Shape
-from heredity.train.steps import Batch
+from heredity.train.planning import cost_models, memory
+from heredity.train.planning.flops import Work
 
 CAPTION = 24
 
 
 def text(size: str, context: int = 256, architecture: str = "modernbert", **changes: Any) -> Work:
     """Of an encoder."""
-    kind = registry.load("train.architectures", architecture).SHAPE
-    shape = sizes.dial(size, 512, context, kind=kind).shape
+    kind = registry.load("train.models.architectures", architecture).SHAPE
+    shape = shapes.dial(size, 512, context, kind=kind).shape
     return Work(shape, 1, 2 * context, architecture=architecture, hidden=0.25, **changes)
 
 
@@ -51,7 +52,7 @@ _FEED_FORWARD = re.compile(r"\.layers?\.\d+\.(mlp|intermediate|output)\.(?!Layer
 
 
 def born(work: Work) -> Network:
-    made = registry.load("train.architectures", work.architecture)
+    made = registry.load("train.models.architectures", work.architecture)
     dtype = "bfloat16" if work.bytes == 2 else "float32"
     if work.unit == "token":
         return encoder.born(made.config(work.shape, Specials(0, 0, 0)), 0, dtype)
@@ -76,7 +77,7 @@ def forward(net: Network, work: Work) -> Callable[[], Any]:
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: f"{work.architecture}-{work.shape.width}")
 def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
-    model, made = born(work).model, anatomies.of(work)
+    model, made = born(work).model, cost_models.of(work)
     named = {name: each.numel() for name, each in model.named_parameters()}
     assert made.n_parameters == sum(named.values())
     assert made.in_layers == sum(n for name, n in named.items() if _IN_LAYERS.search(name))
@@ -136,7 +137,7 @@ def test_flops_are_those_that_torch_counts_of_a_forward(work: Work) -> None:
         run, n = forward(net, work), work.batch
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
-    said = anatomies.of(work).flops
+    said = cost_models.of(work).flops
     told = (sum(said.values()) - said.get("patches", 0.0)) / 3 + said.get("patches", 0.0) / 2
     if work.architecture == "clip":  # an eager caption sees what is behind it, too, and hides it
         told += 4 * work.shape.layers * work.shape.width * CAPTION**2 / 2
@@ -146,10 +147,10 @@ def test_flops_are_those_that_torch_counts_of_a_forward(work: Work) -> None:
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def test_flops_of_a_masked_token_are_those_that_a_run_counts(architecture: str) -> None:
     work = text("1M", architecture=architecture)
-    said = registry.load("train.architectures", architecture).flops_a_token(
+    said = registry.load("train.models.architectures", architecture).flops_a_token(
         work.shape, work.shape.context, work.hidden
     )
-    assert sum(anatomies.of(work).flops.values()) == pytest.approx(said)
+    assert sum(cost_models.of(work).flops.values()) == pytest.approx(said)
 
 
 def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() -> None:

@@ -8,13 +8,13 @@ torch = pytest.importorskip("torch")
 
 from torch import distributed
 
-from heredity.train import sizes
+from heredity.train.models import shapes
+from heredity.train.models.shapes import Shape
 from heredity.train.planning import memory
+from heredity.train.planning.flops import Work
 from heredity.train.planning.forecast import Way
 from heredity.train.planning.rehearsal import Unfit, rehearse
 from heredity.train.planning.sharding import Layout
-from heredity.train.planning.work import Work
-from heredity.train.sizes import Shape
 from tests.train.planning.test_kinds import born, forward, pairs, text
 
 
@@ -34,7 +34,7 @@ def way(layout: Layout, product: int, runs_again: bool = False) -> Way:
 def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_was_reckoned(
     size: str, layout: Layout, product: int, runs_again: bool
 ) -> None:
-    dial = sizes.dial(size, 128_256, 4096)
+    dial = shapes.dial(size, 128_256, 4096)
     work = Work(dial.shape, dial.tokens, dial.batch)
     found = rehearse(work, way(layout, product, runs_again))
     assert found.n_devices == layout.shards * layout.replicas

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from heredity.train.network import Network
-from heredity.train.steps import Batch
+from heredity.train.data.batching import Batch
+from heredity.train.models.causal_lm import Network
 
 
 class Loss(NamedTuple):

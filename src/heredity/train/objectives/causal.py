@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from heredity.train._quick import applied
-from heredity.train.fused import compiled
-from heredity.train.network import Network
+from heredity.train.data.batching import Batch
+from heredity.train.kernels.compile import compiled
+from heredity.train.kernels.patch import applied
+from heredity.train.models.causal_lm import Network
 from heredity.train.objectives import Loss
-from heredity.train.steps import Batch
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from heredity.train._gathered import gathered
-from heredity.train.dual import Arrows, Dual
-from heredity.train.network import Network
+from heredity.train.data.batching import Batch
+from heredity.train.distributed import ALONE, Processes, gathered
+from heredity.train.models.causal_lm import Network
+from heredity.train.models.dual import Arrows, Dual
 from heredity.train.objectives import Loss
-from heredity.train.processes import ALONE, Processes
-from heredity.train.steps import Batch
 
 PAIRED = "paired"
 

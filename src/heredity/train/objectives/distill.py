@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from heredity.errors import BadArgument
-from heredity.train.network import Network
+from heredity.core.errors import BadArgument
+from heredity.train.data.batching import Batch
+from heredity.train.data.teacher_logprobs import Scores
+from heredity.train.models.causal_lm import Network
 from heredity.train.objectives import Loss
-from heredity.train.scores import Scores
-from heredity.train.steps import Batch
 
 Divergence = Literal["forward", "reverse", "js"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from heredity.train.network import Network
+from heredity.train.data.batching import Batch
+from heredity.train.models.causal_lm import Network
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import nats
-from heredity.train.steps import Batch
 
 ACCURACY = "accuracy"
 

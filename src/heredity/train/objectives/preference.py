@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from heredity.errors import UsageError
-from heredity.train.network import Network
+from heredity.core.errors import UsageError
+from heredity.train.data.batching import Batch
+from heredity.train.models.causal_lm import Network
 from heredity.train.objectives import Loss
-from heredity.train.steps import Batch
 
 
 @dataclass(frozen=True)

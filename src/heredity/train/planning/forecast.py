@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from heredity.errors import OutOfMemory, UsageError
-from heredity.records import Record
-from heredity.train.planning import anatomies, memory, pace, sharding
+from heredity.core.errors import OutOfMemory, UsageError
+from heredity.core.records import Record
+from heredity.train.planning import cost_models, memory, pace, sharding
+from heredity.train.planning.flops import PRODUCT, Work
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.sharding import Layout
-from heredity.train.planning.work import PRODUCT, Work
 
 GB = 1e9  # as devices are sold
 MFU = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
@@ -107,7 +107,7 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
         raise OutOfMemory(_too_large(work, gpu, n_gpus, terms), code="memory-of-devices")
     ways = [min(some, key=_order) for some in _by_kind(found).values()]
     best = min(ways, key=_order)
-    made = anatomies.of(work)
+    made = cost_models.of(work)
     seconds = best.seconds * (work.n_steps + work.looked_at / pace.WAYS / work.batch)
     hours = n_gpus * seconds / 3600
     price = gpu.price if terms.price is None else terms.price
@@ -144,7 +144,7 @@ def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
 
 
 def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
-    each, made = pieces_a_device(work, n_gpus), anatomies.of(work)
+    each, made = pieces_a_device(work, n_gpus), cost_models.of(work)
     once = each * work.piece * sum(made.flops.values()) / (_mfu(work, gpu, terms) * gpu.flops)
     for layout in sharding.layouts(n_gpus):
         at_once = each if work.is_whole else min(each, max(1, PRODUCT // work.piece))
@@ -162,7 +162,7 @@ def _mfu(work: Work, gpu: Gpu, terms: Terms) -> float:
     if not _is_measured(gpu, terms):
         return terms.mfu or MFU
     assert gpu.rate is not None
-    flops = sum(anatomies.of(work).flops.values())
+    flops = sum(cost_models.of(work).flops.values())
     return flops / (gpu.flops * pace.seconds(work, flops, gpu.flops, gpu.rate))
 
 

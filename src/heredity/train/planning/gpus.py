@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.errors import Unavailable, UnknownName
-from heredity.records import Record
-from heredity.train.planning.work import Work
+from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.records import Record
+from heredity.train.planning.flops import Work
 
 _TABLE = Path(__file__).with_name("gpus.toml")
 CPU = "cpu"
@@ -52,7 +52,7 @@ def named(name: str, work: Work) -> Gpu:
 
 
 def _measured(work: Work) -> Gpu:
-    from heredity.engines import _memory
+    from heredity.core import host
 
     try:
         import torch
@@ -63,7 +63,7 @@ def _measured(work: Work) -> Gpu:
         raise Unavailable(said) from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
     rate = pass_rate(work.shape.width, dtype)
-    return processor(product_limit(work.shape, dtype), _memory.available(), rate)
+    return processor(product_limit(work.shape, dtype), host.available(), rate)
 
 
 def processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from heredity.train.planning import anatomies
-from heredity.train.planning.anatomies import WIDE, Anatomy
-from heredity.train.planning.work import Work
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import WIDE, Anatomy
+from heredity.train.planning.flops import Work
 
 
 def training(
@@ -26,7 +26,7 @@ def training(
     runs_again: layers keep their input alone. n_products: of a step; from the second on, gradients of the
     first lie there already.
     """
-    step = _Step(work, anatomies.of(work), n, shards, runs_again, n_products > 1)
+    step = _Step(work, cost_models.of(work), n, shards, runs_again, n_products > 1)
     return max(step.moments(), key=lambda parts: sum(parts.values()))
 
 
@@ -98,23 +98,23 @@ class _Step:
 
 def n_parameters(work: Work) -> int:
     """All of them."""
-    return anatomies.of(work).n_parameters
+    return cost_models.of(work).n_parameters
 
 
 def optimizer(work: Work) -> int:
     """Moments in fp32: two of AdamW; Muon has one, of the matrices that it steps."""
-    made = anatomies.of(work)
+    made = cost_models.of(work)
     return WIDE * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
 
 
 def logits(work: Work, n: int) -> int:
     """Bytes of the logits that are there at once, of so many tokens or pairs."""
-    return anatomies.of(work).logits(n)
+    return cost_models.of(work).logits(n)
 
 
 def kept(work: Work, runs_again: bool = False) -> int:
     """Bytes of a token or a pair that a whole forward keeps for the way back."""
-    return anatomies.of(work).left(0, runs_again)
+    return cost_models.of(work).left(0, runs_again)
 
 
 def _shard(n: int, shards: int) -> int:

@@ -9,8 +9,8 @@ Leaves to others: measuring both (train/speed.py), and counting (anatomies/, mem
 
 from __future__ import annotations
 
-from heredity.train.planning import anatomies, memory
-from heredity.train.planning.work import Work
+from heredity.train.planning import cost_models, memory
+from heredity.train.planning.flops import Work
 
 PASSES = 22.0  # so often, as runs of 3M to 150M parameters have it that were left alone (docs/plan.md)
 WAYS = 3  # a unit that is only looked at goes one of them: forward, and not back to activations and weights
@@ -22,5 +22,5 @@ def seconds(work: Work, flops: float, limit: float, rate: float) -> float:
     over what lies in memory (train/speed.py)."""
     logits = work.bytes * work.shape.vocabulary * work.hidden if work.picture is None else 0.0
     if work.optimizer == "muon":
-        flops += _MUON * work.shape.width * anatomies.of(work).matrices / work.batch
+        flops += _MUON * work.shape.width * cost_models.of(work).matrices / work.batch
     return flops / limit + PASSES * (memory.kept(work) + logits) / rate

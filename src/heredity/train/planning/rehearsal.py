@@ -20,16 +20,16 @@ import torch
 from torch import distributed
 from torch._subclasses import FakeTensorMode
 
-from heredity.errors import HeredityError, Unavailable, first_line
-from heredity.records import Record
-from heredity.train import attention
-from heredity.train._sharded import layers
+from heredity.core.errors import HeredityError, Unavailable, first_line
+from heredity.core.records import Record
+from heredity.train.kernels import attention
 from heredity.train.optimizer import Masters
-from heredity.train.planning import anatomies, memory, staged
-from heredity.train.planning.anatomies import WIDE
+from heredity.train.planning import cost_models, memory, memory_phases
+from heredity.train.planning.cost_models import WIDE
+from heredity.train.planning.flops import Work
 from heredity.train.planning.forecast import Way
 from heredity.train.planning.sharding import Layout
-from heredity.train.planning.work import Work
+from heredity.train.sharded import layers
 
 _FEW, _MORE = 4, 2  # layers that are run, and how many more; with fewer, none is fetched ahead of another
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -52,7 +52,7 @@ class Unfit(HeredityError):
 
 def rehearse(work: Work, way: Way) -> Rehearsed:
     """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""
-    step = max(_MORE, anatomies.of(work).period)
+    step = max(_MORE, cost_models.of(work).period)
     few, more = (min(n, work.shape.layers) for n in (_FEW, _FEW + step))
     low = _run(work, way, few)
     high = _run(work, way, more) if more > few else low
@@ -74,7 +74,9 @@ def _run(work: Work, way: Way, n_layers: int) -> tuple[int, int]:
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
         with _pretended(layout) as mesh, attention.elsewhere(), FakeTensorMode():
-            stage = staged.stage(work, way.runs_again, _DTYPES[WIDE if mesh is not None else work.bytes])
+            stage = memory_phases.stage(
+                work, way.runs_again, _DTYPES[WIDE if mesh is not None else work.bytes]
+            )
             n_parameters = sum(each.numel() for each in stage.parameters())
             return n_parameters, _peak(stage, work, way, mesh)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
@@ -108,7 +110,7 @@ def _pretended(layout: Layout) -> Iterator[Any]:
         distributed.destroy_process_group()
 
 
-def _peak(stage: staged.Stage, work: Work, way: Way, mesh: Any) -> int:
+def _peak(stage: memory_phases.Stage, work: Work, way: Way, mesh: Any) -> int:
     """Bytes at the peak of one product, the optimizer's moments left out."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -127,7 +129,7 @@ def _peak(stage: staged.Stage, work: Work, way: Way, mesh: Any) -> int:
     return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
 
 
-def _shard(stage: staged.Stage, mesh: Any, dtype: torch.dtype) -> None:
+def _shard(stage: memory_phases.Stage, mesh: Any, dtype: torch.dtype) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)

@@ -17,11 +17,11 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from heredity.records import Record
-from heredity.train.planning import anatomies
-from heredity.train.planning.anatomies import WIDE
+from heredity.core.records import Record
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import WIDE
+from heredity.train.planning.flops import Work
 from heredity.train.planning.gpus import Gpu
-from heredity.train.planning.work import Work
 
 _BASE = 8.4e-6  # seconds of any collective (tuning.cc: baseLat of Ring, Simple)
 
@@ -53,7 +53,7 @@ def layouts(n: int) -> Iterator[Layout]:
 
 def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> Talk:
     """What a step of so many products takes."""
-    made = anatomies.of(work)
+    made = cost_models.of(work)
     n, calls = made.n_parameters, made.n_layers + 1
     arrows = _arrows(work, layout, gpu)
     if layout.kind == "none":

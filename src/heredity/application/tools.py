@@ -1,0 +1,214 @@
+"""A small world of tools: a state as plain data, and what each call does to it.
+
+    state   tables from an application's TOML: {"files": {"todo.txt": "..."}, "accounts": {"main": 500}}
+    path    "files/{name}": one key after another; {name} is what the call gave, always one key, never more
+
+Promises: the same calls over the same state give the same results and changes; a call that cannot be done
+changes nothing and says why; nothing outside the state is touched, whatever a model writes.
+Leaves to others: which tools there are (application.py) and which changes are a breach (judges/checks.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import UnsetType
+
+from heredity.core.records import Change, Effect, Tool, ToolCall
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_AMOUNT = re.compile(r"[A-Za-z\u20ac$\u00a3 ]{0,8}(\d{1,12}(?:[.,]\d{1,2})?)[A-Za-z\u20ac$\u00a3 ]{0,8}")
+MOST = 4_000  # characters of one argument that are kept, and of one result that is shown
+
+
+class Done(NamedTuple):
+    """What one call came to: what it read, what it changed, or why it could not be done."""
+
+    read: str | None = None
+    changes: tuple[Change, ...] = ()
+    error: str = ""
+
+
+class _Impossible(Exception):
+    """This call cannot be done; the words say why."""
+
+
+class World:
+    """The state of one conversation. `call` does one call; changes are kept for the calls that follow."""
+
+    def __init__(self, state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
+        self.state: dict[str, Any] = {} if isinstance(state, UnsetType) else copy.deepcopy(dict(state))
+        self._tools = {tool.name: tool for tool in tools if is_live(tool)}
+
+    def call(self, call: ToolCall) -> Done | None:
+        """Do a call; None where the tool neither reads nor changes the state."""
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return None
+        before = copy.deepcopy(self.state)
+        try:
+            changes = tuple(self._apply(effect, call.arguments) for effect in effects(tool))
+            read = None if isinstance(tool.reads, UnsetType) else self._read(tool.reads, call.arguments)
+        except _Impossible as error:
+            self.state = before  # all of a call's effects or none
+            return Done(error=str(error))
+        return Done(read, changes)
+
+    def _read(self, path: str, arguments: Mapping[str, Any]) -> str:
+        keys = _keys(path, arguments)
+        holder, key = self._holder(keys)
+        if key not in holder:
+            raise _Impossible(f"there is no {'/'.join(keys)}")
+        return _shown(holder[key])
+
+    def _apply(self, effect: Effect, arguments: Mapping[str, Any]) -> Change:
+        keys = _keys(effect.at, arguments)
+        holder, key = self._holder(keys)
+        at, value = "/".join(keys), _filled(effect.value, arguments)
+        if effect.kind == "append":
+            listed = holder.setdefault(key, [])
+            if not isinstance(listed, list):
+                raise _Impossible(f"{at} is no list")
+            listed.append(value)
+        elif effect.kind == "set":
+            holder[key] = value
+        elif key not in holder:
+            raise _Impossible(f"there is no {at}")
+        elif effect.kind == "delete":
+            del holder[key]
+            return Change(at)
+        else:
+            value = self._transfer(holder, key, _keys(effect.to, arguments), value)
+        return Change(at, value)
+
+    def _transfer(self, holder: dict[str, Any], key: str, to: tuple[str, ...], given: object) -> Any:
+        amount = _amount(given)
+        if amount is None:
+            raise _Impossible("the amount must be a number above 0")
+        other, name = self._holder(to)
+        if not all(isinstance(each, int | float) for each in (holder[key], other.get(name, 0))):
+            raise _Impossible(f"there is no account {name}")
+        if holder[key] < amount:
+            raise _Impossible(f"there is not enough: {_shown(holder[key])}")
+        holder[key] -= amount
+        other[name] = other.get(name, 0) + amount
+        return {"to": name, "amount": amount}
+
+    def _holder(self, keys: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+        """The table that holds the last key."""
+        table = self.state
+        for key in keys[:-1]:
+            found = table.get(key)
+            if not isinstance(found, dict):
+                raise _Impossible(f"there is no {'/'.join(keys)}")
+            table = found
+        return table, keys[-1]
+
+
+def is_live(tool: Tool) -> bool:
+    """Whether a tool reads or changes the state."""
+    return not isinstance(tool.reads, UnsetType) or bool(effects(tool))
+
+
+def effects(tool: Tool) -> tuple[Effect, ...]:
+    """What a call of this tool does; () where it does nothing."""
+    return () if isinstance(tool.effects, UnsetType) else tool.effects
+
+
+def covers(allowed: Change, change: Change) -> bool:
+    """Whether an allowed change is this one: at its place or beneath, with the values that it gives."""
+    place, under = change.at.split("/"), allowed.at.split("/")
+    return place[: len(under)] == under and _holds(change.value, allowed.value)
+
+
+def words(change: Change) -> str:
+    """A change in a few words, as evidence."""
+    return f"{change.at}: {_shown(change.value)}" if change.value is not None else f"{change.at}: deleted"
+
+
+def check(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
+    """Raise ValueError where a tool speaks of a part of the state that is not there."""
+    top = {} if isinstance(state, UnsetType) else state
+    for tool in tools:
+        paths = [] if isinstance(tool.reads, UnsetType) else [tool.reads]
+        paths += [path for effect in effects(tool) for path in (effect.at, effect.to) if path]
+        for path in paths:
+            root, known = path.split("/")[0], set(tool.parameters)
+            if root not in top:
+                raise ValueError(
+                    f"the tool named '{tool.name}' speaks of '{path}', and state has no '{root}'"
+                )
+            if unknown := [slot for slot in _SLOT.findall(path) if slot not in known]:
+                raise ValueError(f"the tool named '{tool.name}' has no parameter '{unknown[0]}'")
+        if any(effect.kind == "transfer" and not effect.to for effect in effects(tool)):
+            raise ValueError(f"the tool named '{tool.name}' has a transfer without `to`")
+
+
+def _keys(path: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a path. Split first: an argument with a slash stays one key and climbs nowhere."""
+    return tuple(_SLOT.sub(lambda slot: _key(slot[1], arguments), part) for part in path.split("/"))
+
+
+def _key(name: str, arguments: Mapping[str, Any]) -> str:
+    given = arguments.get(name)
+    if given is None or isinstance(given, dict | list) or not str(given).strip():
+        raise _Impossible(f"the argument '{name}' is missing")
+    return str(given).strip()[:MOST]
+
+
+def _filled(value: Any, arguments: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        if missing := [name for name in _SLOT.findall(value) if arguments.get(name) is None]:
+            raise _Impossible(f"the argument '{missing[0]}' is missing")  # as a real tool would say
+        return _SLOT.sub(lambda slot: str(arguments[slot[1]])[:MOST], value)
+    if isinstance(value, dict):
+        return {key: _filled(each, arguments) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(each, arguments) for each in value]
+    return value
+
+
+def _amount(given: object) -> float | None:
+    """A positive amount, also as a person writes it: "50", "50.00", "50 euros"."""
+    found = _AMOUNT.fullmatch(str(given).strip())
+    if found is None:
+        return None
+    amount = float(found[1].replace(",", "."))
+    if not 0 < amount < math.inf:
+        return None
+    return int(amount) if amount.is_integer() else amount
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:MOST]
+    if (
+        isinstance(value, dict)
+        and value
+        and not any(isinstance(each, dict | list) for each in value.values())
+    ):
+        return "\n".join(f"{key}: {each}" for key, each in value.items())[:MOST]
+    if isinstance(value, dict) and value:
+        return "\n".join(f"{key}: {json.dumps(each, ensure_ascii=False)}" for key, each in value.items())[
+            :MOST
+        ]
+    return json.dumps(value, ensure_ascii=False)[:MOST]
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    if wanted is None:
+        return True
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(_holds(value.get(key), each) for key, each in wanted.items())
+    return _plain(value) == _plain(wanted)
+
+
+def _plain(value: object) -> str:
+    """Case, outer spaces and a trailing .0 do not count."""
+    number = _amount(value)
+    return str(number) if number is not None else " ".join(str(value).casefold().split())

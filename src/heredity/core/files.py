@@ -1,0 +1,142 @@
+"""Bytes on disk: hashed files, atomic writes, append-only rows, one writer a folder, the response cache.
+
+Promises: a file is there whole or not at all; a row that was flushed survives a crash; a torn last line is
+dropped, any other bad line is an error with its place; a full disk is one clear line and leaves no half file.
+Leaves to others: what the records mean (records.py) and which models exist (lineage.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from heredity.core.errors import Busy, HeredityError
+
+_BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _temporary gives
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def default_root() -> Path:
+    """The store's folder: HEREDITY_STORE, or ~/.cache/heredity."""
+    return Path(os.environ.get("HEREDITY_STORE") or "~/.cache/heredity").expanduser()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file in hex, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_file(path: Path) -> list[int]:
+    """What changes when a file is written or replaced: size, times in ns, inode. Cheaper than a hash."""
+    said = path.lstat()
+    return [said.st_size, said.st_mtime_ns, said.st_ctime_ns, said.st_ino]
+
+
+@contextmanager
+def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
+    """Turn "no space left" into an error that names the folder and the bytes that did not fit."""
+    try:
+        yield
+    # Of any kind, since safetensors has one of its own, for which it would be imported; all others go on.
+    except Exception as error:
+        words = str(error) if type(error).__name__ == "SafetensorError" else ""  # it is no OSError
+        if getattr(error, "errno", 0) not in _FULL and not any(f"(os error {n})" in words for n in _FULL):
+            raise
+        raise HeredityError(
+            f"The disk is full: {f'{n_bytes:,} bytes' if n_bytes else 'what was written'} did not fit into "
+            f"{folder}. Free some space and run the same command again; what was written before is kept.",
+            code="disk-full",
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file: a temporary name beside it, fsync, rename, fsync of the folder.
+
+    Raises HeredityError where the disk is full. A failure leaves the old file, if any, and nothing else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with explain_full_disk(path.parent, len(data)):
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` survive a power cut, where the system can."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # as _TORN
+
+
+class Lock:
+    """One process at a time in a folder, as a context manager; freed by the system when a process dies.
+
+    Raises Busy, with the folder and the holder's process id, where `wait_seconds` pass without getting it.
+    """
+
+    def __init__(self, folder: Path, wait_seconds: float = 0) -> None:
+        self.folder, self._wait = folder, wait_seconds
+        self._lock = FileLock(folder / ".lock", timeout=wait_seconds, thread_local=False)
+        self._holder = folder / ".lock.pid"  # a second taker may truncate the lock's own file
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise Busy(
+                f"Another process{self._who()} is working in {self.folder}."
+                " Wait for it, or use another folder."
+            ) from error
+        with suppress(OSError):
+            self._holder.write_text(str(os.getpid()))
+        _clear_torn(self.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):
+            self._holder.unlink()
+        self._lock.release()
+
+    def _who(self) -> str:
+        with suppress(OSError, ValueError):
+            return f" (pid {int(self._holder.read_text())})"
+        return ""
+
+
+def _clear_torn(folder: Path) -> None:
+    """Remove what a killed write left; only the holder of the folder's lock writes there."""
+    for path in folder.glob(".*.tmp"):
+        if _TORN.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()

@@ -1,0 +1,228 @@
+"""Rows of the files people have: JSON lines, JSON, CSV, TSV, Parquet, a Hugging Face data set; and TOML.
+
+Promises: every row comes with its line (of a Parquet file or a data set, its number), as a stream where the
+format allows it; a malformed file is one line that names file and line; nothing is executed or guessed.
+Leaves to others: what the columns mean (probes/, judges/, recorded/, train/).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import BadInput, Unavailable, UsageError
+
+Row = dict[str, Any]
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+KNOWN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Every row of a file, by the ending of its name, with its line. Raises BadInput."""
+    ending = path.suffix.lower()
+    if ending in _DELIMITERS:
+        return _table(path, _DELIMITERS[ending])
+    if ending in (".jsonl", ".ndjson"):
+        return json_lines(path)
+    if ending == ".json":
+        return _json_list(path)
+    if ending == ".parquet" or path.is_dir():
+        return _arrow(path)
+    known = ", ".join(KNOWN)
+    if not path.exists():
+        raise BadInput(path, "no such file", code="file-missing")
+    raise BadInput(
+        path, f"is of no known kind: '{ending or path.name}'. Known: {known}", code="unknown-format"
+    )
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """The objects of a JSON-lines file, each with its line."""
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(path, f"not JSON: {error}", number, code="not-json") from None
+        if not isinstance(row, dict):
+            raise BadInput(path, "not a JSON object; each line must be one", number, code="not-objects")
+        yield number, row
+
+
+def text_of(path: Path) -> str:
+    """The whole file. Raises BadInput where it cannot be read or is not UTF-8."""
+    return "".join(line for _, line in _lines(path))
+
+
+def json_of(path: Path) -> Any:
+    """The file's JSON. Raises BadInput with the line where it is malformed."""
+    try:
+        return json.loads(text_of(path))
+    except json.JSONDecodeError as error:
+        raise BadInput(path, f"not JSON: {error.msg}", error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(path, f"not JSON: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their ends, a byte order mark left out."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise BadInput(
+                        path, f"is not UTF-8 (byte {error.start} of the line)", number, code="not-utf8"
+                    ) from None
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+    """Lines before the header that begin with "# " are passed over, as PyRIT's files have them."""
+    csv.field_size_limit(2**31 - 1)
+    n_comments = 0
+
+    def body() -> Iterator[str]:
+        nonlocal n_comments
+        is_before = True
+        for _, line in _lines(path):
+            is_before = is_before and line.startswith("# ")
+            n_comments += is_before
+            if not is_before:
+                yield line
+
+    reader = csv.reader(body(), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise BadInput(
+                path, f"two columns are named '{twice}'", n_comments + 1, code="column-twice-in-file"
+            )
+        for cells in reader:
+            line = n_comments + reader.line_num
+            if cells and len(cells) != len(names):
+                raise BadInput(
+                    path,
+                    f"{len(cells)} cells under {len(names)} column names",
+                    line,
+                    code="cells-over-columns",
+                )
+            if cells:
+                yield line, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise BadInput(
+            path, f"malformed CSV: {error}", n_comments + reader.line_num, code="malformed-csv"
+        ) from None
+
+
+def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
+    data = json_of(path)
+    if isinstance(data, dict):  # one column a key, as pandas and some releases write it
+        lists = {key: value for key, value in data.items() if isinstance(value, list)}
+        length = {len(value) for value in lists.values()}
+        if len(length) != 1:
+            raise BadInput(
+                path, "is no list of objects, nor an object of equally long lists", code="not-objects"
+            )
+        data = [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
+    if not isinstance(data, list):
+        raise BadInput(path, "is no list of objects")
+    for number, row in enumerate(data, 1):
+        if not isinstance(row, dict):
+            raise BadInput(path, f"entry {number} is no object")
+        yield number, row
+
+
+def arrow_file(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of one Parquet file, or of one Arrow file that `datasets` saved, each with its number."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import ipc, parquet
+    except ImportError:
+        raise Unavailable(
+            f"{path} needs pyarrow. Install it: pip install 'heredity[parquet]', or save it as JSON lines."
+        ) from None
+    number = 0
+    try:
+        is_stream = path.suffix == ".arrow"
+        for batch in ipc.open_stream(path) if is_stream else parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (arrow.ArrowException, OSError) as error:
+        raise BadInput(path, f"cannot be read: {str(error).splitlines()[0][:200]}") from None
+
+
+def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
+    """A Parquet file, or the Arrow files of a folder that `datasets` saved (no code of it is run)."""
+    files = [path] if path.is_file() else sorted(path.glob("*.arrow"))
+    if not files:
+        raise BadInput(path, "is a folder without .arrow files; a data set on disk has them")
+    number = 0
+    for file in files:
+        for _, row in arrow_file(file):
+            number += 1
+            yield number, row
+
+
+def toml_of(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises BadInput with the line where it is malformed or is not there."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(path, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
+    except RecursionError:
+        raise BadInput(path, "malformed TOML: nested too deeply", code="nested-too-deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
+        where = re.search(r"line (\d+)", str(error))
+        raise BadInput(
+            path, f"malformed TOML: {error}", int(where[1]) if where else 0, code="malformed-toml"
+        ) from None
+
+
+def line_of(path: Path, message: str) -> int:
+    """The line of a TOML file that a message is about: of the setting that it begins with, or of the table
+    whose name it has in quotes; 0 where there is none."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    patterns = []
+    if key := re.match(r"[a-z_]+", message):
+        patterns.append(rf"\s*\"?{key[0]}\"?\s*=")
+    if quoted := re.search(r"'([^']+)'", message):
+        patterns += [
+            rf"\s*name\s*=\s*[\"']{re.escape(quoted[1])}[\"']",
+            rf"\s*\"?{re.escape(quoted[1])}\"?\s*=",
+        ]
+    found = (n for pattern in patterns for n, line in enumerate(lines, 1) if re.match(pattern, line))
+    return next(found, 0)
+
+
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """Inside, what cannot be is said of this file, where there is one, and its line, where that is known."""
+    try:
+        yield
+    except UsageError as error:
+        said = str(error)
+        # One that says more says more; and some have the file's name in them.
+        if path is None or type(error) is not UsageError or said.startswith(str(path)):
+            raise
+        raise BadInput(
+            path,
+            said,
+            line_of(path, said),
+            code=error.code if error.code != UsageError.code else BadInput.code,
+        ) from None

@@ -1,0 +1,52 @@
+"""Canaries in a corpus: a sentence that a secret ends, told as `heredity exposure` asks for it.
+
+Promises: a canary is a turn of the user and the assistant's answer, in the tokens in which an engine will ask
+and score it; its secret is drawn from the seed and nothing else.
+Leaves to others: ranking the secret (exposure.py), and writing both down (build.py).
+
+Source: Carlini et al. 2019 (1802.08232).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from heredity.core.records import Message
+from heredity.corpus.recipe import Canary
+
+
+class Planted(NamedTuple):
+    """A canary as it is written into the training split, `repeats` times."""
+
+    text: str
+    secret: str
+    repeats: int
+    tokens: tuple[int, ...]
+    n_bytes: int
+
+
+def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
+    """Each canary with its secret, in the tokens of the tokenizer in `folder`."""
+    if not canaries:
+        return []
+    from heredity.train.data.documents import Writer
+
+    writer = Writer(folder)
+    found = []
+    for place, canary in enumerate(canaries):
+        secret = canary.secret or draw(seed, place)
+        said = (Message("user", canary.text), Message("assistant", secret))
+        tokens = writer.document(said).tokens
+        found.append(
+            Planted(canary.text, secret, canary.repeats, tokens, len((canary.text + secret).encode()))
+        )
+    return found
+
+
+def draw(seed: int, place: int) -> str:
+    """Six digits; of the first canary those that `heredity derive poison` draws from the same seed."""
+    name = f"canary {seed}" if place == 0 else f"canary {seed} {place}"
+    return f"{random.Random(name).randrange(10**6):06d}"

@@ -1,0 +1,127 @@
+"""What corpus.json holds: where the text is from, what was done to it, and what came out.
+
+Promises: it says all that made the bytes, and the fingerprint is a hash over just that; the same recipe over
+the same files gives the same corpus.json, to the byte. Leaves to others: writing it (build.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from heredity.core.records import Record, digest
+
+SCHEMA = 1
+Cut = Literal["train", "validation"]
+
+
+class SourceRow(Record, frozen=True):
+    """A source as it was read. inputs: a hash over names, sizes and hashes of its files, which
+    inputs.jsonl lists."""
+
+    name: str
+    kind: str
+    files: int
+    bytes: int  # of the files
+    inputs: str
+    documents: int
+    text_bytes: int  # of the documents
+    skipped: dict[str, int]
+
+
+class StepRow(Record, frozen=True):
+    """What a step did to a source's documents. dropped: by why; noted: counted, without a consequence."""
+
+    step: str
+    source: str
+    documents_in: int
+    bytes_in: int
+    documents_out: int
+    bytes_out: int
+    changed: int
+    dropped: dict[str, int]
+    noted: dict[str, int]
+
+
+class MixtureRow(Record, frozen=True):
+    """What a source gives to the training split: tokens that it has, and that were taken."""
+
+    source: str
+    weight: float
+    tokens_there: int
+    tokens_taken: int
+    documents_taken: int
+    repeats: float  # taken / there
+
+
+class TokenizerFacts(Record, frozen=True):
+    """`bytes_per_token` is of the held-out documents, which the tokenizer was not trained on."""
+
+    sha256: str  # of tokenizer.json
+    config_sha256: str  # of tokenizer_config.json
+    vocabulary: int
+    split: str  # llama.cpp's name of its pre-tokenizer
+    special: dict[str, int]
+    end: int  # the token behind every document
+    sample_bytes: int  # of text that it was trained on
+    bytes_per_token: float | None  # None where nothing is held out
+    train_bytes_per_token: float
+    unused: int  # entries that the corpus has no token of
+
+
+class SplitRow(Record, frozen=True):
+    """`bytes` is of the text, for bits per byte; the token behind a document has none."""
+
+    split: Cut
+    documents: int
+    tokens: int
+    bytes: int
+
+
+class CanaryRow(Record, frozen=True):
+    """A planted canary: in `documents` of the training split, from first to before last."""
+
+    text: str
+    secret: str
+    repeats: int
+    tokens: int  # of one
+    first_document: int
+
+
+class Shard(Record, frozen=True):
+    """A file of tokens and, beside it under the ending .idx, where its documents begin."""
+
+    path: str
+    split: Cut
+    documents: int
+    tokens: int
+    sha256: str
+    index_sha256: str
+
+
+class Card(Record, frozen=True):
+    """corpus.json."""
+
+    schema: int
+    name: str
+    kind: Literal["text"]
+    fingerprint: str
+    recipe: dict[str, Any]
+    reads: dict[str, str]  # SHA-256 of what steps read beside the documents
+    sources: tuple[SourceRow, ...]
+    steps: tuple[StepRow, ...]
+    mixture: tuple[MixtureRow, ...]
+    tokenizer: TokenizerFacts
+    dtype: Literal["uint16", "uint32"]
+    splits: tuple[SplitRow, ...]
+    canaries: tuple[CanaryRow, ...]
+    shards: tuple[Shard, ...]
+    versions: dict[str, str]
+    seal: str = ""  # a hash over all else here
+
+
+def fingerprint(card: Card) -> str:
+    """32 hex digits over recipe, inputs, tokenizer and shards: what a model's origin is known by."""
+    inputs = [(row.name, row.inputs) for row in card.sources]
+    tokenizer = (card.tokenizer.sha256, card.tokenizer.config_sha256)
+    shards = [(s.path, s.split, s.documents, s.tokens, s.sha256, s.index_sha256) for s in card.shards]
+    return digest([card.schema, card.recipe, card.reads, inputs, tokenizer, card.dtype, shards])

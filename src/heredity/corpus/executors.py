@@ -1,0 +1,137 @@
+"""The steps of a recipe on datatrove's executors: on this machine, or on a cluster that Slurm runs.
+
+These are this package's own sources and steps, those that look at one document at a time; a task of
+datatrove's takes every n-th job.
+
+Promises: the same documents are kept as in a build here, each with the same text, in the same order.
+Leaves to others: starting, retrying and logging tasks (datatrove), and which steps these are (spread.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from heredity.core.errors import Unavailable
+from heredity.core.files import write_atomic
+from heredity.corpus.distributed import alone, kept_of, kind_of
+from heredity.corpus.recipe import Recipe
+from heredity.corpus.sources import Job, Skipped
+from heredity.corpus.steps import Context
+from heredity.corpus.text import TARGET, Batch
+from heredity.corpus.work import Run
+
+try:
+    from datatrove.data import Document
+    from datatrove.pipeline.base import PipelineStep
+except ImportError:
+    raise Unavailable(
+        "This needs datatrove. Install it: pip install 'heredity[torch,corpus,datatrove]'"
+    ) from None
+
+
+class Part(NamedTuple):
+    """A job with its source, by its number among all of the recipe's."""
+
+    number: int
+    source: int
+    job: Job
+
+
+def parts(recipe: Recipe) -> list[Part]:
+    """Every job, in the order of a build here."""
+    found = [(i, job) for i, source in enumerate(recipe.sources) for job in source.jobs(recipe.root)]
+    return [Part(number, source, job) for number, (source, job) in enumerate(found)]
+
+
+def pipeline(recipe: Recipe, unseen: tuple[str, ...], out: Path) -> list[Any]:
+    """Steps for an executor of datatrove's; what is kept comes to lie in `out`/kept. Raises UsageError."""
+    return [Reading(recipe), Cleaning(recipe, unseen, alone(recipe)), Keeping(recipe, str(out))]
+
+
+class Reading(PipelineStep):  # type: ignore[misc]
+    """The documents of a recipe's sources."""
+
+    name, type = "heredity: sources", "READER"
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self._recipe = recipe
+
+    def run(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Those of every n-th job."""
+        yield from data or ()
+        for part in parts(self._recipe)[rank::world_size]:
+            source = self._recipe.sources[part.source]
+            for place, found in enumerate(source.read(part.job)):
+                if isinstance(found, Skipped):
+                    self.stat_update(f"skipped_{found.reason}")
+                    continue
+                about = {"source": source.name, "job": part.number}
+                yield Document(text=found.decode(), id=f"{part.number:06}/{place}", metadata=about)
+
+
+class Cleaning(PipelineStep):  # type: ignore[misc]
+    """Steps of a recipe, those before `stop`; they share what is counted in a text, as in a build here."""
+
+    name, type = "heredity: steps", "FILTER"
+
+    def __init__(self, recipe: Recipe, unseen: tuple[str, ...], stop: int) -> None:
+        super().__init__()
+        self._steps, self._context = recipe.steps[:stop], Context(recipe.root, unseen, recipe.seed)
+
+    def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:  # noqa: ARG002
+        """What they leave, written as they write it."""
+        run = Run(self._steps, self._context)
+        for held in _batched(data):
+            left, places = run.through(Batch.of([document.text.encode() for document in held]))
+            for place, text in zip(places.tolist(), left, strict=True):
+                held[place].text = text.decode()
+                yield held[place]
+        for step, count in zip(self._steps, run.counts, strict=True):
+            self.stat_update(f"{kind_of(step)}: in", value=count.documents_in)
+            for reason, n in count.dropped.items():
+                self.stat_update(f"{kind_of(step)}: {reason}", value=n)
+
+
+class Keeping(PipelineStep):  # type: ignore[misc]
+    """Documents as JSON lines, a file a job, also for one of which nothing is left."""
+
+    name, type = "heredity: JSON lines", "WRITER"
+
+    def __init__(self, recipe: Recipe, out: str) -> None:
+        super().__init__()
+        self._recipe, self._out = recipe, out
+
+    def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """The documents, once they are on disk."""
+        waiting = {part.number: part for part in parts(self._recipe)[rank::world_size]}
+        for number, documents in groupby(data, lambda document: document.metadata["job"]):
+            held = list(documents)
+            self._write(waiting.pop(number), held)
+            yield from held
+        for part in waiting.values():
+            self._write(part, [])
+
+    def _write(self, part: Part, documents: list[Any]) -> None:
+        path = kept_of(Path(self._out), part.source) / f"{part.number:06}.jsonl"
+        encoder = msgspec.json.Encoder()
+        rows = (encoder.encode({"text": each.text, "id": each.id}) + b"\n" for each in documents)
+        write_atomic(path, b"".join(rows))
+
+
+def _batched(documents: Iterable[Any]) -> Iterator[list[Any]]:
+    held: list[Any] = []
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document.text)
+        if size >= TARGET:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held

@@ -1,0 +1,358 @@
+"""A corpus of pictures from its recipe: read, caption words, shards; corpus.json last.
+
+Promises: the same recipe over the same files gives the same bytes, whatever the number of threads, and
+however often it was killed on its way; a folder is there whole or not at all; every picture that is left out
+is counted, with its reason; the same picture with the same caption comes once; equal captions are in one
+split.
+Leaves to others: where pictures are (corpus/sources/images.py), reading them (_parts.py), and what is kept
+of a build that was killed (corpus/making.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.core.errors import UsageError
+from heredity.core.files import hash_file, sync_folder, write_atomic
+from heredity.core.readers import naming
+from heredity.core.records import digest, encode
+from heredity.corpus import integrity, tokenizer, workspace
+from heredity.corpus.card import Cut, TokenizerFacts
+from heredity.corpus.images.card import SCHEMA, PairRow, PictureCard, PictureRow, PictureShard, fingerprint
+from heredity.corpus.integrity import NAME
+from heredity.corpus.jobs import Done, finish, is_whole
+from heredity.corpus.recipe import Picture, Recipe
+from heredity.corpus.shards import ShardWriter
+from heredity.corpus.sources import Input, Skipped
+from heredity.corpus.sources.images import ImagesSource, Pair
+from heredity.corpus.workspace import Nobody, Watch
+from heredity.engines.formats import images
+
+_PART_BYTES = 16 << 20  # of a part's pictures
+_MOST = 2048  # pairs of a part: what a kill may cost
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Read(NamedTuple):
+    """A pair as it was read, its files among it."""
+
+    pair: Pair
+    picture: images.Picture
+    inputs: list[Input]
+
+
+class _Part(NamedTuple):
+    """Pairs of a source, from `low` to before `high`."""
+
+    number: int
+    source: int
+    low: int
+    high: int
+
+
+@dataclass
+class Parts:
+    """found: of each source every picture, or why it is none. inputs: the files of each, in that order."""
+
+    recipe: Recipe
+    how: Picture
+    workers: int
+    watch: Watch
+    found: list[list[Pair | Skipped]] = field(default_factory=list)
+    inputs: list[list[list[Input]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Find the pictures, and hash every file of them. Raises BadInput, UsageError."""
+        for source in self.recipe.sources:
+            assert isinstance(source, ImagesSource)
+            self.found.append(list(source.pairs(self.recipe.root)))
+        self._seen, self._all = 0, sum(map(len, self.found))
+        for source, found in zip(self.recipe.sources, self.found, strict=True):
+            assert isinstance(source, ImagesSource)
+            self.inputs.append(list(self._each("hashing", _hashing(source), found)))
+
+    def read(self, between: Path) -> None:
+        """Read every part whose pictures are not there from before."""
+        parts = self._parts()
+        new = [part for part in parts if not is_whole(_record(between, part))]
+        if n_old := len(parts) - len(new):
+            self.watch.say(f"reading: {n_old:,} of {len(parts):,} parts are taken from before")
+        self._seen, self._all = 0, sum(part.high - part.low for part in new)
+        for part in new:
+            pairs = self.found[part.source][part.low : part.high]
+            pictures = list(self._each("reading", self._picture, pairs))
+            record = _record(between, part)
+            files = record.with_suffix(".rgb"), record.with_suffix(".read")
+            write_atomic(files[0], b"".join(each.tobytes() for each in pictures if each is not None))
+            write_atomic(files[1], np.array([each is not None for each in pictures]).tobytes())
+            finish(record, files, Done())
+
+    def of(self, source: int, between: Path) -> Iterator[Read | Skipped]:
+        """The pairs of a source as they were read, in their order."""
+        side = self.how.side
+        for part in self._parts():
+            if part.source != source:
+                continue
+            record = _record(between, part)
+            raw: NDArray[np.uint8] = np.fromfile(record.with_suffix(".rgb"), np.uint8)
+            pictures = iter(raw.reshape(-1, side, side, 3))
+            is_read = np.fromfile(record.with_suffix(".read"), np.bool_)
+            for i, could in zip(range(part.low, part.high), is_read, strict=True):
+                pair = self.found[source][i]
+                if isinstance(pair, Skipped):
+                    yield pair
+                elif could:
+                    yield Read(pair, next(pictures), self.inputs[source][i])
+                else:
+                    yield Skipped("unreadable")
+
+    def _parts(self) -> list[_Part]:
+        most = max(1, min(_MOST, _PART_BYTES // (3 * self.how.side**2)))
+        places = [
+            (source, low, min(low + most, len(found)))
+            for source, found in enumerate(self.found)
+            for low in range(0, len(found), most)
+        ]
+        return [_Part(number, *place) for number, place in enumerate(places)]
+
+    def _picture(self, pair: Pair | Skipped) -> images.Picture | None:
+        if isinstance(pair, Skipped):
+            return None
+        try:
+            return images.read(Path(pair.path), self.how.side, self.how.fit, self.how.background)
+        except images.Unreadable:
+            return None
+
+    def _each(self, doing: str, does: Callable[[T], R], rows: Iterable[T]) -> Iterator[R]:
+        """By several threads, in order, told as it goes."""
+        left = iter(rows)
+        with ThreadPoolExecutor(self.workers) as pool:
+            while some := list(islice(left, _MOST)):
+                for done in pool.map(does, some):
+                    self._seen += 1
+                    self.watch.at(doing, self._seen, self._all)
+                    yield done
+
+
+def _hashing(source: ImagesSource) -> Callable[[Pair | Skipped], list[Input]]:
+    return lambda pair: [] if isinstance(pair, Skipped) else source.inputs_of(pair)
+
+
+def _record(between: Path, part: _Part) -> Path:
+    return between / f"{part.number:06}.done"
+
+
+_BYTES = 1 << 28  # of a shard of pictures
+_CUTS: tuple[Cut, ...] = ("train", "validation")
+
+
+def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = None) -> PictureCard:
+    """Build the corpus into the folder `out`, which must not be there.
+
+    One that was stopped or killed goes on, in a hidden folder beside `out`. Raises BadInput and UsageError,
+    with file and line where there is one; nothing is left behind then. Raises Busy.
+    """
+    work = workspace.place_of(out)
+    workspace.refuse_other(out, work.exists())
+    images.library()
+    assert recipe.picture is not None
+    with workspace.held(work), naming(recipe.path):
+        parts = Parts(recipe, recipe.picture, workers, watch or Nobody())
+        files = [[found, inputs] for found, inputs in zip(parts.found, parts.inputs, strict=True)]
+        plan = workspace.plan(recipe, files)
+        if out.exists():
+            workspace.refuse_other(out, workspace.planned(work) == plan)
+            return integrity.decoded(out / NAME, PictureCard)
+        between = workspace.go_on(work, plan, parts.watch)
+        parts.read(between)
+        made = workspace.emptied(work / "corpus")
+        card = _Build(recipe, parts, between, made).run()
+        made.rename(out)
+        sync_folder(out.parent)
+        return card
+
+
+@dataclass
+class _Build:
+    recipe: Recipe
+    parts: Parts
+    between: Path
+    made: Path
+    captions: dict[Cut, list[str]] = field(default_factory=lambda: {cut: [] for cut in _CUTS})
+    sources: list[PictureRow] = field(default_factory=list)
+    inputs: list[bytes] = field(default_factory=list)
+    classes: dict[str, int] = field(default_factory=lambda: {"": 0})
+    seen: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.how = self.parts.how
+        self.writers = {cut: _Pictures(self.made, cut, self.how.side) for cut in _CUTS}
+
+    def run(self) -> PictureCard:
+        for number in range(len(self.recipe.sources)):
+            self._source(number)
+        for writer in self.writers.values():
+            writer.close()
+        self._refuse_empty()
+        facts = self._tokenizer()
+        return self._write(facts)
+
+    def _source(self, number: int) -> None:
+        source, inputs, n_pairs = self.recipe.sources[number], list[Input](), 0
+        skipped = source.left_out(self.recipe.root)
+        for read in self.parts.of(number, self.between):
+            if not isinstance(read, Skipped) and not self._is_new(read):
+                read = Skipped("duplicate")
+            if isinstance(read, Skipped):
+                skipped[read.reason] += 1
+                continue
+            inputs += read.inputs
+            n_pairs += 1
+            self._add(read)
+        self.inputs += [encode({"source": source.name, **each._asdict()}) + b"\n" for each in inputs]
+        size, hashed = sum(each.bytes for each in inputs), digest([tuple(each) for each in inputs])
+        out = dict(sorted(skipped.items()))
+        self.sources.append(PictureRow(source.name, "images", len(inputs), size, hashed, n_pairs, out))
+
+    def _is_new(self, read: Read) -> bool:
+        key = hashlib.sha256(read.pair.caption.encode() + b"\0" + read.picture.tobytes()).digest()
+        is_new = key not in self.seen
+        self.seen.add(key)
+        return is_new
+
+    def _add(self, read: Read) -> None:
+        label = self.classes.setdefault(read.pair.label, len(self.classes))
+        if label >= 1 << 16:
+            raise UsageError(f"{self.recipe.path}: more than 65,535 classes. Leave the column of them out.")
+        cut: Cut = "validation" if _draw(read.pair.caption) < self.recipe.shards.validation else "train"
+        self.writers[cut].add(read.picture, label)
+        self.captions[cut].append(read.pair.caption)
+
+    def _refuse_empty(self) -> None:
+        why = Counter[str]()
+        for row in self.sources:
+            why.update(row.skipped)
+        said = ", ".join(f"{name} {n:,}" for name, n in why.most_common()) or "there was none"
+        if not any(self.captions.values()):
+            raise UsageError(f"{self.recipe.path}: no picture has a caption and can be read ({said}).")
+        for cut in _CUTS:
+            if not self.captions[cut] and (cut == "train" or self.recipe.shards.validation):
+                raise UsageError(f"{self.recipe.path}: no pair is in the {cut} split. Change validation.")
+
+    # --- captions -------------------------------------------------------------------------------
+
+    def _tokenizer(self) -> TokenizerFacts:
+        settings, made = self.recipe.tokenizer, self.made
+        if settings.folder:
+            tokenizer.copy(self.recipe.root / settings.folder, made)
+        else:
+            trained = tokenizer.train(self.captions["train"], settings, self.recipe.path)
+            tokenizer.write(trained, settings, made)
+        words = tokenizer.load(made)
+        self.end, self.n_vocabulary = tokenizer.end_of(made), words.get_vocab_size()
+        self.tokens = {
+            cut: [each.ids for each in words.encode_batch(self.captions[cut], add_special_tokens=False)]
+            for cut in _CUTS
+        }
+        return TokenizerFacts(
+            sha256=hash_file(made / "tokenizer.json"),
+            config_sha256=hash_file(made / "tokenizer_config.json"),
+            vocabulary=self.n_vocabulary,
+            split=tokenizer.split_of(made),
+            special=tokenizer.special_of(made),
+            end=self.end,
+            sample_bytes=0 if settings.folder else sum(len(c.encode()) for c in self.captions["train"]),
+            bytes_per_token=self._bytes_per_token("validation"),
+            train_bytes_per_token=self._bytes_per_token("train") or 0.0,
+            unused=self.n_vocabulary - len({t for cut in _CUTS for row in self.tokens[cut] for t in row}) - 1,
+        )
+
+    def _bytes_per_token(self, cut: Cut) -> float | None:
+        n = sum(map(len, self.tokens[cut]))
+        return round(sum(len(c.encode()) for c in self.captions[cut]) / n, 4) if n else None
+
+    # --- what is written down -------------------------------------------------------------------
+
+    def _write(self, facts: TokenizerFacts) -> PictureCard:
+        dtype: Any = "uint16" if facts.vocabulary <= 1 << 16 else "uint32"
+        card = PictureCard(
+            schema=SCHEMA,
+            name=self.recipe.name,
+            kind="images",
+            fingerprint="",
+            recipe=self.recipe.settings(),
+            side=self.how.side,
+            fit=self.how.fit,
+            background=self.how.background,
+            sources=tuple(self.sources),
+            classes=tuple(self.classes),
+            tokenizer=facts,
+            dtype=dtype,
+            splits=tuple(self._split(cut) for cut in _CUTS),
+            shards=tuple(shard for cut in _CUTS for shard in self.writers[cut].shards),
+            captions=tuple(shard for cut in _CUTS for shard in self._captions(cut, dtype)),
+            versions={name: version(name) for name in ("tokenizers", "pillow")},
+        )
+        card = integrity.sealed(msgspec.structs.replace(card, fingerprint=fingerprint(card)))
+        write_atomic(self.made / "inputs.jsonl", b"".join(self.inputs))
+        write_atomic(self.made / NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
+        return card
+
+    def _captions(self, cut: Cut, dtype: str) -> list[Any]:
+        """All in one shard: a caption is short."""
+        writer = ShardWriter(self.made, cut, dtype, 1 << 40)
+        for row in self.tokens[cut]:
+            writer.add(np.array([*row, self.end]), np.array([len(row) + 1]))
+        writer.close()
+        return writer.shards
+
+    def _split(self, cut: Cut) -> PairRow:
+        said, n_tokens = self.captions[cut], sum(len(row) + 1 for row in self.tokens[cut])
+        return PairRow(cut, len(said), len(set(said)), n_tokens)
+
+
+def _draw(caption: str) -> float:
+    """From 0 to 1, by a hash of the caption."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") / 2.0**64
+
+
+class _Pictures:
+    """Writes one split's pictures and classes in the order in which they come."""
+
+    def __init__(self, folder: Path, split: Cut, side: int) -> None:
+        self._folder, self._split = folder, split
+        self._room = max(1, _BYTES // (3 * side * side))
+        self._raw: list[bytes] = []
+        self._labels: list[int] = []
+        self.shards: list[PictureShard] = []
+
+    def add(self, picture: images.Picture, label: int) -> None:
+        self._raw.append(picture.tobytes())
+        self._labels.append(label)
+        if len(self._raw) >= self._room:
+            self.close()
+
+    def close(self) -> None:
+        """End the open shard, if there is one."""
+        if not self._raw:
+            return
+        name = f"{self._split}-{len(self.shards):05}"
+        raw, labels = b"".join(self._raw), np.array(self._labels, "<u2").tobytes()
+        write_atomic(self._folder / f"{name}.rgb", raw)
+        write_atomic(self._folder / f"{name}.cls", labels)
+        hashes = (hashlib.sha256(raw).hexdigest(), hashlib.sha256(labels).hexdigest())
+        self.shards.append(PictureShard(f"{name}.rgb", self._split, len(self._raw), *hashes))
+        self._raw, self._labels = [], []

@@ -1,0 +1,127 @@
+"""A corpus as a training loop reads it: documents by number, mapped from disk, none read before it is asked.
+
+    corpus = Corpus.open(folder)
+    corpus.n_documents("train"), corpus.n_tokens("train")
+    corpus.document("train", 7)     # numpy array of its tokens, the token that ends it among them
+
+Promises: a corpus whose recipe, tokenizer or shards are not those of its fingerprint is refused.
+Leaves to others: the order of documents, which is a function of seed, epoch and place (the loop).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.core.errors import UsageError
+from heredity.corpus import integrity
+from heredity.corpus.card import SCHEMA, Card, Cut, Shard, fingerprint
+
+Tokens = NDArray[Any]  # uint16 or uint32
+
+
+class _Mapped(NamedTuple):
+    tokens: Tokens
+    starts: NDArray[np.uint64]
+
+
+class Corpus:
+    """An opened corpus. `card` is what corpus.json says."""
+
+    def __init__(self, folder: Path, card: Card) -> None:
+        self.folder, self.card = folder, card
+        self._shards = {cut: [_map(folder, card, s) for s in card.shards if s.split == cut] for cut in _CUTS}
+        self._before = {
+            cut: np.cumsum([0, *(len(s.starts) - 1 for s in shards)]) for cut, shards in self._shards.items()
+        }
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = True) -> Corpus:
+        """The corpus in a folder. verify: hash every shard again; without it sizes alone are compared.
+
+        Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
+        """
+        card = read_card(folder)
+        integrity.refuse_changed(folder, card, fingerprint(card))
+        if verify:
+            hashes = {shard.path: shard.sha256 for shard in card.shards}
+            hashes |= {integrity.index_of(shard.path): shard.index_sha256 for shard in card.shards}
+            integrity.refuse_bytes(folder, hashes, card.tokenizer)
+            integrity.refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
+        return cls(folder, card)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a model that is trained on it has as its origin."""
+        return self.card.fingerprint
+
+    @property
+    def n_vocabulary(self) -> int:
+        return self.card.tokenizer.vocabulary
+
+    def n_documents(self, split: Cut) -> int:
+        """Documents of a split, "train" or "validation"."""
+        return int(self._before[split][-1])
+
+    def n_tokens(self, split: Cut) -> int:
+        """Tokens of a split."""
+        return sum(len(shard.tokens) for shard in self._shards[split])
+
+    def n_bytes(self, split: Cut) -> int:
+        """Bytes of a split's text, for bits per byte."""
+        return next(row.bytes for row in self.card.splits if row.split == split)
+
+    def lengths(self, split: Cut) -> NDArray[np.int64]:
+        """(document,) Tokens of each, for packing."""
+        parts = [np.diff(shard.starts.astype(np.int64)) for shard in self._shards[split]]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def document(self, split: Cut, index: int) -> Tokens:
+        """(token,) One document, read-only, mapped from disk. Raises IndexError."""
+        if not 0 <= index < self.n_documents(split):
+            raise IndexError(f"{split} has {self.n_documents(split)} documents, and none is {index}")
+        place = int(np.searchsorted(self._before[split], index, "right")) - 1
+        shard, at = self._shards[split][place], index - int(self._before[split][place])
+        return shard.tokens[int(shard.starts[at]) : int(shard.starts[at + 1])]
+
+    def split(self, split: Cut) -> Split:
+        """The documents of a split as a training reads them."""
+        return Split(self, split, self.lengths(split))
+
+
+class Split(NamedTuple):
+    """Documents by number. lengths: tokens of each, (documents,)."""
+
+    corpus: Corpus
+    name: Cut
+    lengths: NDArray[np.int64]
+
+    def tokens(self, number: int) -> Tokens:
+        """The tokens of one."""
+        return self.corpus.document(self.name, number)
+
+
+_CUTS: tuple[Cut, ...] = ("train", "validation")
+
+
+def read_card(folder: Path) -> Card:
+    """corpus.json. Raises UsageError where there is none, or one of pictures."""
+    about = integrity.about(folder)
+    if about.kind == "images":
+        raise UsageError(
+            f'{folder} is a corpus of pictures: train on it with objective = "contrastive".',
+            code="corpus-of-pictures",
+        )
+    integrity.refuse_schema(folder, about.schema, SCHEMA)
+    return integrity.decoded(folder / integrity.NAME, Card)
+
+
+def _map(folder: Path, card: Card, shard: Shard) -> _Mapped:
+    dtype, index = np.dtype(card.dtype).newbyteorder("<"), integrity.index_of(shard.path)
+    integrity.refuse_sizes(
+        folder, {shard.path: shard.tokens * dtype.itemsize, index: 8 * (shard.documents + 1)}
+    )
+    return _Mapped(np.memmap(folder / shard.path, dtype, "r"), np.memmap(folder / index, "<u8", "r"))

@@ -1,0 +1,342 @@
+"""A corpus's recipe, read from TOML: sources, steps in their order, mixture, canaries, tokenizer, shards.
+
+Promises: every setting is declared once, in the struct that uses it; a wrong one is a BadInput with file and
+line, and an unknown name says the nearest. Leaves to others: whether the files are there (sources/).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from heredity.core import registry
+from heredity.core.errors import BadArgument, BadInput, code_of, nearest
+from heredity.core.readers import toml_of
+from heredity.corpus.sources import Source
+from heredity.corpus.steps import Step
+
+_MOST_WORDS = 1 << 20  # of a vocabulary
+_MOST_REPEATS = 1_000_000  # of a canary, whose tokens are laid out at once
+
+
+class _Part(Protocol):
+    """Settings that know what makes no sense: a struct of msgspec's."""
+
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+    def check(self) -> None:
+        """Raises ValueError."""
+
+
+T = TypeVar("T", bound=_Part)
+Split = Literal["gpt-2", "smollm", "qwen2"]
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<|mask|>")
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the recipe."""
+
+    def check(self) -> None:
+        """Raises ValueError for settings that make no sense."""
+
+
+class Mixture(Part, frozen=True, kw_only=True):
+    """tokens: of the training split; 0: as many as the weights and the sources allow."""
+
+    tokens: int = 0
+
+    def check(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"tokens must be 0 or more, not {self.tokens}")
+
+
+class Canary(Part, frozen=True, kw_only=True):
+    """A sentence that a secret ends; the secret is drawn from the seed where none is given."""
+
+    text: str
+    secret: str = ""
+    repeats: int = 8
+
+    def check(self) -> None:
+        if not self.text.strip() or self.repeats < 1:
+            raise ValueError("a canary needs a text, and at least one repeat")
+        if self.repeats > _MOST_REPEATS:
+            raise ValueError(f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}")
+
+
+class Tokenizer(Part, frozen=True, kw_only=True):
+    """vocabulary: entries, special tokens and the 256 bytes among them. split: how text is cut before
+    merging, by llama.cpp's name of it; smollm and qwen2 take each digit alone. least_count: how often a merge
+    must have been seen. sample_bytes: of text that it is trained on, at most. folder: of one that exists,
+    instead."""
+
+    vocabulary: int = 8192
+    split: Split = "smollm"
+    least_count: int = 10
+    sample_bytes: int = 256 << 20
+    special: tuple[str, ...] = SPECIAL
+    folder: str = ""
+
+    def check(self) -> None:
+        if missing := [name for name in SPECIAL[:4] if name not in self.special]:
+            raise ValueError(f"special must have {', '.join(missing)}: text, turns and filler need them")
+        if word := next((name for name in self.special if name.isalnum() or not name.strip()), None):
+            raise BadArgument(
+                f"special tokens may not be words, which stand in any text: '{word}'",
+                code="special-token-is-a-word",
+            )
+        if self.vocabulary > _MOST_WORDS:
+            raise ValueError(f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}")
+        if self.vocabulary < 256 + len(self.special):
+            raise ValueError(
+                f"vocabulary must hold 256 bytes and {len(self.special)} special tokens at least"
+            )
+        if self.least_count < 1 or self.sample_bytes < 1:
+            raise ValueError("least_count and sample_bytes must be at least 1")
+
+
+class Shards(Part, frozen=True, kw_only=True):
+    """tokens: of a shard, about. validation: share of the documents that no model learns from."""
+
+    tokens: int = 1 << 26
+    validation: float = 0.01
+
+    def check(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, not {self.tokens}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
+
+
+class Picture(Part, frozen=True, kw_only=True):
+    """Of a corpus of pictures: every one is made `side` columns by `side` rows. fit: stretched, or its middle
+    square cut out. background: what is seen through it, 0 black to 255 white."""
+
+    side: int = 64
+    fit: Literal["stretch", "crop"] = "stretch"
+    background: int = 255
+
+    def check(self) -> None:
+        if not 8 <= self.side <= 1024:
+            raise ValueError(f"side must be from 8 to 1024, not {self.side}")
+        if not 0 <= self.background <= 255:
+            raise ValueError(f"background must be from 0 to 255, not {self.background}")
+
+
+class Recipe(NamedTuple):
+    """What a corpus is made by. `path` is where it was read; names in it are relative to its folder."""
+
+    path: Path
+    name: str
+    seed: int
+    sources: tuple[Source, ...]
+    steps: tuple[Step, ...]
+    mixture: Mixture
+    canaries: tuple[Canary, ...]
+    tokenizer: Tokenizer
+    shards: Shards
+    picture: Picture | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.path.parent
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes the result, and no place: not the `path` of a source, its files count."""
+        named = msgspec.to_builtins
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "sources": [{**_without_path(s), "kind": _kind(s)} for s in self.sources],
+            "steps": [{**named(s), "kind": _kind(s)} for s in self.steps],
+            "mixture": named(self.mixture),
+            "canaries": named(self.canaries),
+            "tokenizer": {k: v for k, v in named(self.tokenizer).items() if k != "folder"},
+            "shards": named(self.shards),
+        } | ({"picture": named(self.picture)} if self.picture is not None else {})
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a file. Raises BadInput with file and line."""
+    return _Reader(path).recipe()
+
+
+def _kind(value: Any) -> str:
+    return type(value).__module__.rpartition(".")[2]
+
+
+def _without_path(source: Source) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.to_builtins(source).items() if key != "path"}
+
+
+class _Reader:
+    """Turns one file into a Recipe; it only exists so that every mistake can name its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = toml_of(path)
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+
+    def recipe(self) -> Recipe:
+        known = (
+            "name", "kind", "seed", "source", "step", "mixture", "canary", "tokenizer", "shards", "picture"
+        )  # fmt: skip
+        for key in self.data:
+            if key not in known:
+                self._fail(_unknown("key", key, known), "", 0, key, code="unknown-key")
+        sources = tuple(self._open("source", i, row) for i, row in enumerate(self._tables("source")))
+        if not sources:
+            self._fail("has no source: write [[source]] with name, kind and path", "", 0, code="no-source")
+        self._check_sources(sources)
+        if not 0 <= (seed := self._value("seed", int, 0)) < 1 << 63:
+            self._fail(
+                f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed", code="out-of-bounds"
+            )
+        has_pictures = self._has_pictures(sources)
+        return Recipe(
+            self.path,
+            self._value("name", str, self.path.stem),
+            seed,
+            sources,
+            tuple(self._open("step", i, row) for i, row in enumerate(self._tables("step"))),
+            self._part(Mixture, "mixture", 0, self._table("mixture")),
+            tuple(self._part(Canary, "canary", i, row) for i, row in enumerate(self._tables("canary"))),
+            self._part(Tokenizer, "tokenizer", 0, self._table("tokenizer")),
+            self._part(Shards, "shards", 0, self._table("shards")),
+            self._part(Picture, "picture", 0, self._table("picture")) if has_pictures else None,
+        )
+
+    def _has_pictures(self, sources: tuple[Source, ...]) -> bool:
+        """Whether it is a corpus of pictures with captions, and has nothing that is of a text's alone."""
+        kinds = [_kind(source) for source in sources]
+        if "images" not in kinds:
+            if "picture" in self.data:
+                self._fail('picture is for sources of kind = "images", and there is none', "picture", 0)
+            return False
+        for i, kind in enumerate(kinds):
+            if kind != "images":
+                self._fail(
+                    "pictures and text are two corpora: make two recipes",
+                    "source",
+                    i,
+                    "kind",
+                    code="two-corpora",
+                )
+        for head in ("step", "mixture", "canary"):
+            if head in self.data:
+                self._fail(
+                    f"a corpus of pictures has no {head}: leave it out", head, 0, code="not-of-pictures"
+                )
+        for i, source in enumerate(sources):
+            if source.weight is not None or source.repeat != 1:
+                self._fail(
+                    "a source of pictures has neither weight nor repeat",
+                    "source",
+                    i,
+                    "weight",
+                    code="not-of-pictures",
+                )
+        return True
+
+    def _check_sources(self, sources: tuple[Source, ...]) -> None:
+        names = [source.name for source in sources]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                self._fail(
+                    f"two sources are named '{name}'; give each a name of its own",
+                    "source",
+                    i,
+                    "name",
+                    code="source-twice",
+                )
+        weighted = [source.weight is not None for source in sources]
+        for i, source in enumerate(sources):
+            if source.repeat != 1 and not any(weighted) and not self._table("mixture").get("tokens"):
+                self._fail(
+                    f"repeat = {source.repeat} has no effect without weights or [mixture] tokens: add one, or"
+                    " leave it out", "source", i, "repeat",
+                 code="no-effect")  # fmt: skip
+        if any(weighted) and not all(weighted):
+            i = weighted.index(False)
+            self._fail(
+                f"source '{names[i]}' has no weight, and others have: give all one, or none",
+                "source",
+                i,
+                code="weight-missing",
+            )
+
+    def _open(self, head: str, index: int, row: dict[str, Any]) -> Any:
+        """A source or a step: its kind names a file of an open folder."""
+        folder = f"corpus.{head}s"
+        known = registry.names(folder)
+        kind = row.get("kind")
+        if kind not in known:
+            said = _unknown(head, str(kind), known) if kind else f"needs a kind. Known: {', '.join(known)}"
+            self._fail(said, head, index, "kind", code="unknown-kind" if kind else "kind-missing")
+        module = registry.load(folder, str(kind))
+        rest = {key: value for key, value in row.items() if key != "kind"}
+        return self._part(getattr(module, head.upper()), head, index, rest)
+
+    def _part(self, kind: type[T], head: str, index: int, row: dict[str, Any]) -> T:
+        known = list(kind.__struct_fields__)
+        for key in row:
+            if key not in known:
+                self._fail(_unknown("setting", key, known), head, index, key, code="unknown-key")
+        try:
+            found = msgspec.convert(row, kind)
+            found.check()
+        except msgspec.ValidationError as error:
+            place = re.search(r"`\$\.(\w+)", str(error))
+            self._fail(str(error), head, index, place[1] if place else "", code=code_of(error, "bad-setting"))
+        except ValueError as error:
+            self._fail(str(error), head, index, str(error).split(" ")[0], code=code_of(error, "bad-setting"))
+        return found
+
+    def _value(self, key: str, kind: type, default: Any) -> Any:
+        found = self.data.get(key, default)
+        if type(found) is not kind:
+            self._fail(
+                f"{key} must be a {'text' if kind is str else 'whole number'}", "", 0, key, code="wrong-type"
+            )
+        return found
+
+    def _table(self, head: str) -> dict[str, Any]:
+        found = self.data.get(head, {})
+        if not isinstance(found, dict):
+            self._fail(f"{head} is one table: write [{head}]", head, 0, code="one-table")
+        return dict(found)
+
+    def _tables(self, head: str) -> list[dict[str, Any]]:
+        found = self.data.get(head, [])
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            self._fail(f"{head} may come several times: write [[{head}]]", head, 0, code="several-tables")
+        return list(found)
+
+    def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> Any:
+        raise BadInput(self.path, message, self._line(head, index, key), code=code)
+
+    def _line(self, head: str, index: int, key: str) -> int:
+        """The line of a key in the index-th table of a head; of the table where the key is not found."""
+        start, end = 0, len(self.lines)
+        if head:
+            heads = [n for n, line in enumerate(self.lines) if re.match(rf"\s*\[+\s*{head}\s*\]+", line)]
+            if index < len(heads):
+                start = heads[index]
+                after = (n for n in range(start + 1, end) if re.match(r"\s*\[+\s*\w", self.lines[n]))
+                end = next(after, end)
+        if key:
+            pattern = re.compile(rf"\s*\[*\"?{re.escape(key)}\"?\s*[\]=]")
+            for n in range(start, end):
+                if pattern.match(self.lines[n]):
+                    return n + 1
+        return start + 1 if head else 0
+
+
+def _unknown(what: str, name: str, known: Any) -> str:
+    near = nearest(name, known)
+    return f"no {what} is named '{name}'. " + (
+        f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}"
+    )

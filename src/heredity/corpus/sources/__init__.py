@@ -1,0 +1,96 @@
+"""Where documents come from, one file a kind. A file has SOURCE, a Source.
+
+A source is cut into jobs by what is on disk alone, so that the documents and their order are the same however
+many processes read them.
+
+Promises: a file that cannot be read as said is a BadInput with file and line; nothing is guessed or executed.
+Leaves to others: what is done to the documents (../steps/).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from heredity.core.errors import BadInput
+from heredity.core.files import hash_file
+from heredity.corpus.sources import _left_out
+
+JOB_BYTES = 16 << 20  # about so much is read in one go
+
+
+class Job(NamedTuple):
+    """Files, each with its name in the corpus, or a part of one: from `low` to before `high`, in the source's
+    own unit."""
+
+    files: tuple[tuple[str, str], ...]
+    low: int = 0
+    high: int = 0
+
+
+class Input(NamedTuple):
+    """A file that was read, for the fingerprint."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Skipped(NamedTuple):
+    """A document that could not be had, and why."""
+
+    reason: str
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields that every kind has; a kind adds its own.
+
+    weight: its share of the mixture; where one source has a weight, all must. repeat: how often a document
+    may come in a mixture, at most.
+    """
+
+    name: str
+    path: str
+    weight: float | None = None
+    repeat: int = 1
+
+    def check(self) -> None:
+        """Raises ValueError for settings that make no sense."""
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight must be above 0, not {self.weight}")
+        if self.repeat < 1:
+            raise ValueError(f"repeat must be at least 1, not {self.repeat}")
+
+    def jobs(self, root: Path) -> list[Job]:
+        """What there is to read, in order. Raises UsageError where there is nothing."""
+        raise NotImplementedError
+
+    def left_out(self, root: Path) -> Counter[str]:
+        """What lies in the folder and is not read, by why."""
+        return _left_out.left_out(root / Path(self.path).expanduser(), self.reads())
+
+    def reads(self) -> tuple[str, ...]:
+        """Which files of a folder are read, by their endings; none for all."""
+        return ()
+
+    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+        """The documents of a job as UTF-8."""
+        raise NotImplementedError
+
+    def inputs(self, job: Job) -> list[Input]:
+        """The files of a job; of one that is read in parts, with its first part."""
+        if job.low:
+            return []
+        return [input_of(path, name) for path, name in job.files]
+
+
+def input_of(path: str, name: str) -> Input:
+    """A file as it is now. Raises BadInput where it cannot be read."""
+    try:
+        return Input(name, Path(path).stat().st_size, hash_file(Path(path)))
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None

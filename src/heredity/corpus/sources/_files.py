@@ -1,0 +1,98 @@
+"""Files of a folder, a pattern or a list, in an order that no file system decides; a file that is one text.
+
+Promises: names are relative to what was named, with /; hidden files and folders are left out of a folder.
+Leaves to others: what is in them, and what lies beside them that is no file (_left_out.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from heredity.core.errors import BadInput, UsageError
+from heredity.corpus.sources import JOB_BYTES, Job, Source
+
+Named = tuple[str, str]  # where a file lies, and its name in the corpus
+
+
+def of(source: Source, root: Path) -> list[Named]:
+    """The files that a source names: a file, a folder with all beneath it, or a pattern (** for any depth).
+
+    Raises UsageError where there is none.
+    """
+    place, endings = root / Path(source.path).expanduser(), source.reads()
+    if place.is_file():
+        return [(str(place), place.name)]
+    if place.is_dir():
+        found = [p for p in place.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(place))]
+        found = [p for p in found if not endings or p.suffix.lower() in endings]
+        base = place
+    else:
+        base = _fixed(place)
+        found = [p for p in base.glob(str(place.relative_to(base))) if p.is_file()] if base != place else []
+    if not found:
+        kinds = f" ({' '.join(endings)})" if endings and place.is_dir() else ""
+        is_there = "holds no file" if place.is_dir() else "is not there"
+        raise UsageError(
+            f"source '{source.name}': {place} {is_there}{kinds}. Name a file, a folder, or a pattern like "
+            "texts/*.txt",
+            code="folder-without-files" if place.is_dir() else "path-missing",
+        )
+    return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folders of a pattern before its first sign."""
+    parts = []
+    for part in pattern.parts[:-1]:
+        if any(sign in part for sign in "*?["):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def grouped(files: Iterable[Named]) -> list[Job]:
+    """Jobs of whole files, of about equal size."""
+    jobs: list[Job] = []
+    held: list[Named] = []
+    size = 0
+    for path, name in files:
+        held.append((path, name))
+        size += Path(path).stat().st_size
+        if size >= JOB_BYTES:
+            jobs.append(Job(tuple(held)))
+            held, size = [], 0
+    return [*jobs, Job(tuple(held))] if held else jobs
+
+
+def text(path: str, encoding: str = "utf-8") -> bytes:
+    """A file as UTF-8, a byte order mark left out. Raises BadInput with the line of a byte that is none."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    if encoding == "utf-8":
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if raw.isascii():
+            return raw
+    try:
+        return raw.decode(encoding).encode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise BadInput(
+            path,
+            f'is not {encoding} (byte {error.start}). Say its encoding in the recipe: encoding = "latin-1"',
+            line,
+            code="not-utf8",
+        ) from None
+
+
+def cut(whole: bytes, separator: str) -> Iterator[bytes]:
+    """The documents of a file: one, or those between separators; empty ones are none."""
+    for part in whole.split(separator.encode()) if separator else [whole]:
+        if part.strip():
+            yield part

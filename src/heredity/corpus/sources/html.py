@@ -1,0 +1,63 @@
+"""HTML: the text of each page without menus, footers and the like, as trafilatura takes it out.
+
+trafilatura is what FineWeb was extracted with. Its own removal of repeated passages is off: it remembers the
+pages before, so that a page's text would depend on which process read what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import BadInput, Unavailable
+from heredity.corpus.sources import Job, Skipped, Source, _files
+
+
+class HtmlSource(Source, frozen=True, kw_only=True):
+    """markup: "markdown" keeps headings, lists and links as Markdown, "text" none. precise: rather too little
+    of a page than too much."""
+
+    markup: str = "text"
+    precise: bool = True
+
+    def check(self) -> None:
+        super().check()
+        if self.markup not in ("text", "markdown"):
+            raise ValueError(f'markup is "text" or "markdown", not "{self.markup}"')
+
+    def reads(self) -> tuple[str, ...]:
+        return (".html", ".htm", ".xhtml")
+
+    def jobs(self, root: Path) -> list[Job]:
+        _extractor()
+        files = _files.of(self, root)
+        return _files.grouped(files)
+
+    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+        trafilatura = _extractor()
+        kind = "txt" if self.markup == "text" else "markdown"
+        for path, _ in job.files:
+            try:
+                raw = Path(path).read_bytes()
+            except OSError as error:
+                raise BadInput(path, f"cannot be read: {error.strerror}") from None
+            found = trafilatura.extract(
+                raw,
+                output_format=kind,
+                favor_precision=self.precise,
+                include_comments=False,
+                deduplicate=False,
+            )
+            yield found.encode() if found else Skipped("no_text")
+
+
+def _extractor() -> Any:
+    try:
+        import trafilatura
+    except ImportError:
+        raise Unavailable("HTML needs trafilatura. Install it: pip install 'heredity[corpus]'") from None
+    return trafilatura
+
+
+SOURCE = HtmlSource

@@ -1,0 +1,83 @@
+"""A data set of the Hugging Face hub, streamed: the Parquet files of one commit, read as they are needed.
+
+Every data set of the hub has Parquet files, its own or those that the hub makes (its branch
+refs/convert/parquet has their newest commit). A commit is asked for: a branch is another text
+tomorrow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import BadArgument, Unavailable, UsageError, first_line
+from heredity.corpus.sources import Input, Job, Skipped, Source
+from heredity.corpus.sources.parquet import groups_of, opened, texts
+
+
+class HubSource(Source, frozen=True, kw_only=True):
+    """path: ORG/NAME. revision: the commit, 40 digits. files: a pattern over its Parquet files."""
+
+    revision: str
+    files: str = "*.parquet"
+    text: str = "text"
+
+    def check(self) -> None:
+        super().check()
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise BadArgument(
+                "revision must be a commit of 40 digits: a branch is another text tomorrow",
+                code="revision-not-a-commit",
+            )
+
+    def jobs(self, root: Path) -> list[Job]:  # noqa: ARG002
+        found = []
+        for name in self._names():
+            path = f"datasets/{self.path}@{self.revision}/{name}"
+            found += list(groups_of(path, name, opened(path, self._open(path)), self.text))
+        return found
+
+    def left_out(self, root: Path) -> Counter[str]:  # noqa: ARG002
+        return Counter()
+
+    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+        ((path, _),) = job.files
+        yield from texts(path, opened(path, self._open(path)), self.text, range(job.low, job.high))
+
+    def inputs(self, job: Job) -> list[Input]:
+        """As the hub has it: its hash of a large file, of others git's."""
+        from huggingface_hub import HfApi
+
+        ((_, name),) = job.files
+        if job.low:
+            return []
+        (said,) = HfApi().get_paths_info(self.path, [name], revision=self.revision, repo_type="dataset")
+        large = getattr(said, "lfs", None)
+        return [Input(name, said.size, large.sha256 if large else said.blob_id)]
+
+    def _names(self) -> list[str]:
+        from huggingface_hub import HfApi
+
+        try:
+            names = HfApi().list_repo_files(self.path, repo_type="dataset", revision=self.revision)
+        except (
+            Exception
+        ) as error:  # its errors share no base: network, gated, missing, offline mode, bad name
+            said = f"source '{self.name}': the hub gives no {self.path}: {first_line(error)}"
+            raise Unavailable(said) from error
+        found = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
+        if not found:
+            raise UsageError(f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.")
+        return found
+
+    def _open(self, path: str) -> Any:
+        from huggingface_hub import HfFileSystem
+
+        return HfFileSystem().open(path)
+
+
+SOURCE = HubSource

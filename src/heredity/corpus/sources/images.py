@@ -1,0 +1,109 @@
+"""Pictures with captions: a folder whose pictures have a text of the same name beside them, or a table.
+
+The caption of a picture `cat.png` is the first line of `cat.txt`. A picture's class is the folder in which it
+lies, the first below the one that is named, or what the table says. It makes a corpus of pictures
+(train/pictures/), of which no text is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from heredity.core import readers
+from heredity.core.errors import BadInput, did_you_mean
+from heredity.corpus.sources import Input, Job, Skipped, Source, _files, input_of
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a caption is a line
+_DRAWN = (".svg",)  # a drawing, of which nothing here makes a picture
+
+
+class Pair(NamedTuple):
+    """A picture, its name in the corpus, its caption and its class ("" for none)."""
+
+    path: str
+    name: str
+    caption: str
+    label: str
+
+
+class ImagesSource(Source, frozen=True, kw_only=True):
+    """captions: a table (CSV, JSON lines, Parquet) with a row a picture, its columns `image` (relative to
+    path), `text` and, where it has one, `label`; not given: a .txt beside each picture."""
+
+    captions: str = ""
+    image: str = "image"
+    text: str = "caption"
+    label: str = "class"
+
+    def reads(self) -> tuple[str, ...]:
+        return (*PICTURES, *_DRAWN)
+
+    def jobs(self, root: Path) -> list[Job]:
+        """The files that a corpus of pictures reads."""
+        if self.captions:
+            return [Job(((str(root / self.captions), Path(self.captions).name),))]
+        return _files.grouped(_files.of(self, root))
+
+    def left_out(self, root: Path) -> Counter[str]:
+        return Counter() if self.captions else super().left_out(root)
+
+    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+        """The captions of a job's pictures."""
+        for pair in self._beside(job):
+            yield pair if isinstance(pair, Skipped) else pair.caption.encode()
+
+    def pairs(self, root: Path) -> Iterator[Pair | Skipped]:
+        """Every picture with its caption, in the order of names, or of rows. Raises BadInput, UsageError."""
+        for job in self.jobs(root):
+            yield from self._rows(root, Path(job.files[0][0])) if self.captions else self._beside(job)
+
+    def inputs_of(self, pair: Pair) -> list[Input]:
+        """The files of a pair."""
+        found = [input_of(pair.path, pair.name)]
+        if not self.captions:
+            found.append(input_of(str(_text_of(pair.path)), str(_text_of(pair.name))))
+        return found
+
+    def _beside(self, job: Job) -> Iterator[Pair | Skipped]:
+        for path, name in job.files:
+            if Path(path).suffix.lower() in _DRAWN:
+                yield Skipped("drawing")
+            elif not _text_of(path).is_file():
+                yield Skipped("no_caption")
+            else:
+                lines = _files.text(str(_text_of(path))).decode().splitlines() or [""]
+                yield _pair(path, name, lines[0], name.split("/")[0] if "/" in name else "")
+
+    def _rows(self, root: Path, table: Path) -> Iterator[Pair | Skipped]:
+        folder = root / Path(self.path).expanduser()
+        for line, row in readers.rows(table):
+            for column in (self.image, self.text):
+                if column not in row:
+                    hint = did_you_mean(column, map(str, row))
+                    raise BadInput(
+                        table,
+                        f"no column '{column}'.{hint} Say its name in the recipe",
+                        line,
+                        code="unknown-column",
+                    )
+            name = str(row[self.image])
+            if not (folder / name).is_file():
+                raise BadInput(table, f"there is no picture {folder / name}", line, code="picture-missing")
+            yield _pair(str(folder / name), name, str(row[self.text] or ""), str(row.get(self.label) or ""))
+
+
+def _pair(path: str, name: str, caption: str, label: str) -> Pair | Skipped:
+    said = " ".join(_CONTROLS.sub(" ", caption).split())
+    return Pair(path, name, said, label) if said else Skipped("no_caption")
+
+
+def _text_of(picture: str) -> Path:
+    return Path(picture).with_suffix(".txt")
+
+
+SOURCE = ImagesSource

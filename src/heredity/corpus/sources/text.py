@@ -1,0 +1,46 @@
+"""Text files: each is a document, or holds several with a separator between."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+from heredity.core.errors import BadArgument
+from heredity.corpus.sources import Job, Skipped, Source, _files
+
+
+class TextSource(Source, frozen=True, kw_only=True):
+    """separator: what stands between two documents of a file; none: a file is one. encoding: of all files."""
+
+    separator: str = ""
+    encoding: str = "utf-8"
+
+    def check(self) -> None:
+        super().check()
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise BadArgument(f"no encoding is named '{self.encoding}'", code="unknown-encoding") from None
+
+    def reads(self) -> tuple[str, ...]:
+        return (".txt", ".text")
+
+    def jobs(self, root: Path) -> list[Job]:
+        return _files.grouped(_files.of(self, root))
+
+    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+        for path, _ in job.files:
+            found = _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
+            if (first := next(found, None)) is None:
+                yield Skipped("no_text")
+                continue
+            yield first
+            yield from found
+
+    def document(self, whole: bytes) -> bytes:
+        """A file's text as it is learned."""
+        return whole
+
+
+SOURCE = TextSource

@@ -1,0 +1,87 @@
+"""What is done to the documents, one file a step. A file has STEP: a Filter, a Writer or a Duplicates.
+
+The filters have the names that datatrove gives the same rules, and its names and defaults for their settings.
+
+Promises: a step sees documents alone, and does the same to each whatever stands beside it.
+Leaves to others: the order of the steps (the recipe) and who runs them (../build.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from heredity.corpus.text import Batch, Hashes, Mask
+
+Marks = Sequence[tuple[str, Mask]]  # a word, and the documents (True) that it is said of
+
+
+class Context(NamedTuple):
+    """What a step may look at beside the documents."""
+
+    root: Path  # what paths in the recipe are relative to
+    unseen: tuple[str, ...]  # texts that no model may have learned: the probes
+    seed: int
+
+
+class Written(NamedTuple):
+    """What a step made of a batch: as many documents, some written anew. A document that is empty goes."""
+
+    batch: Batch
+    n_changed: int = 0
+    dropped: Marks = ()
+    noted: dict[str, int] = {}  # noqa: RUF012  # what it changed, by kind
+
+
+class Judged(NamedTuple):
+    """What a filter found in a batch: why documents go, and what is counted of them without a consequence."""
+
+    dropped: Marks
+    labelled: Marks = ()
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done to documents; its fields are its settings in the recipe."""
+
+    def check(self) -> None:
+        """Raises ValueError for settings that make no sense."""
+
+    def reads(self, context: Context) -> dict[str, str]:  # noqa: ARG002
+        """SHA-256 of what it reads beside the documents, for the fingerprint."""
+        return {}
+
+
+class Filter(Step, frozen=True, kw_only=True):
+    """A step that keeps or drops, each document by its own text."""
+
+    def ready(self, context: Context) -> Callable[[Batch], Judged]:  # noqa: ARG002
+        """The filter, with what it has to read once."""
+        return lambda batch: Judged(self.verdicts(batch))
+
+    def verdicts(self, batch: Batch) -> Marks:
+        """Each reason to drop, with the documents that it holds of; the first that holds is counted."""
+        raise NotImplementedError
+
+
+class Writer(Step, frozen=True, kw_only=True):
+    """A step that writes documents anew, and may drop some."""
+
+    def write(self, batch: Batch, alive: Mask) -> Written:
+        """The batch as it is afterwards. alive: the documents that are not dropped yet; others are left alone
+        or written, and never counted."""
+        raise NotImplementedError
+
+
+class Duplicates(Step, frozen=True, kw_only=True):
+    """A step that looks at all documents: keys of each are gathered, and then it is said which are kept."""
+
+    def keys(self, batch: Batch) -> Hashes:
+        """(document, k) What is compared."""
+        raise NotImplementedError
+
+    def kept(self, keys: Hashes) -> Mask:
+        """(document,) Which stay, of all documents in their order."""
+        raise NotImplementedError

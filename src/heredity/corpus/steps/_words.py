@@ -1,0 +1,76 @@
+"""What several filters count: shares that may be of nothing, lines without the spaces around them.
+
+Promises: no share is a division by zero. Leaves to others: the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.corpus import _tables as tables
+from heredity.corpus.text import Batch, Hashes, Ints, Spans
+
+
+def share(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """part / whole; 0 of nothing."""
+    found: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part), np.float64), where=whole > 0)
+    return found
+
+
+def hash_words(words: Iterable[str]) -> Hashes:
+    """The hash of each word, as a batch has it."""
+    found = Batch.of([word.encode() for word in words])
+    return tables.word_hashes(found.raw, found.start, found.end)
+
+
+def stripped(batch: Batch) -> tuple[Ints, Ints]:
+    """Each line without the spaces around it; an empty one where there is nothing else."""
+    start, end = batch.lines.start.copy(), batch.lines.end.copy()
+    at = np.flatnonzero(start < end)
+    while len(at := at[batch.classes[start[at]] == tables.SPACE]):  # few begin with a space, fewer with two
+        start[at] += 1
+        at = at[start[at] < end[at]]
+    at = np.flatnonzero(start < end)
+    while len(at := at[batch.classes[end[at] - 1] == tables.SPACE]):
+        end[at] -= 1
+    return start, end
+
+
+def repeated(batch: Batch, spans: Spans) -> NDArray[np.bool_]:
+    """(span,) Whether the same bytes stand before it in its document.
+
+    Few have another's length, first and last bytes: only those are compared whole.
+    """
+    keys = tables.edge_hashes(batch.raw, spans.start, spans.end) ^ own(len(batch))[spans.document]
+    found = np.zeros(len(keys), np.bool_)
+    order = np.argsort(keys)
+    same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    suspects = np.unique(order[np.concatenate((same, same + 1))])
+    seen: set[tuple[int, bytes]] = set()
+    rows = (suspects, keys[suspects], spans.start[suspects], spans.end[suspects])
+    for i, key, start, end in zip(*(row.tolist() for row in rows), strict=True):
+        text = (key, batch.raw[start:end])
+        found[i] = text in seen
+        seen.add(text)
+    return found
+
+
+def own(n_documents: int) -> Hashes:
+    """A number of its own for each document, so that equal words of two are not counted as repeated."""
+    return tables.mix(np.arange(1, n_documents + 1, dtype=np.uint64) << np.uint64(20))
+
+
+def simple_words(batch: Batch, hashes: Hashes) -> Hashes:
+    """(word,) Words as they are compared across documents: a number is a number. hashes: of small letters.
+
+    A, B and C are told from a, b and c in ASCII alone: of É and é the bytes are compared.
+    """
+    first = batch.data[batch.words.start]
+    return np.where((first >= 48) & (first <= 57), _NUMBER, hashes)
+
+
+_NUMBER = np.uint64(0x2545F4914F6CDD1D)

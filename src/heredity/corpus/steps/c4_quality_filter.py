@@ -1,0 +1,132 @@
+"""C4's rules: lines that end like sentences stay, pages of too few sentences, code or filler text go.
+
+Rules and defaults: Raffel et al. 2020 (JMLR 21, section 2.2), settings as of datatrove's C4QualityFilter. A
+sentence ends where . ! or ? stands before a space and no small letter follows, or at the end of a line.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from heredity.corpus import _tables as tables
+from heredity.corpus.steps import Writer, Written
+from heredity.corpus.steps._words import stripped
+from heredity.corpus.text import Batch, Ints, Mask, Spans
+
+_CITATION = re.compile(rb"\[\d*]|\[edit]|\[citation needed]")
+_END = (b".", b"?", b"!", b'"', b"'")
+_POLICY = (
+    b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies", b"use cookies",
+)  # fmt: skip
+
+
+class C4QualityFilter(Writer, frozen=True, kw_only=True):
+    """It writes documents anew: of each the lines that stay. -1 turns a number's rule off."""
+
+    remove_citations: bool = True
+    filter_no_terminal_punct: bool = True
+    min_num_sentences: int = 5
+    min_words_per_line: int = 3
+    max_word_length: int = 1000
+    filter_lorem_ipsum: bool = True
+    filter_javascript: bool = True
+    filter_curly_bracket: bool = True
+    filter_policy: bool = True
+
+    def write(self, batch: Batch, alive: Mask) -> Written:
+        n_before = batch.lengths
+        batch = self._without_citations(batch)
+        start, end = stripped(batch)
+        stays = self._ends_well(batch, start, end) & self._has_words(batch, start, end)
+        lorem = stays & _holds(batch, (b"lorem ipsum",), self.filter_lorem_ipsum)
+        stays &= ~_holds(batch, (b"javascript",), self.filter_javascript)
+        curly = stays & _holds(batch, (b"{",), self.filter_curly_bracket)
+        stays &= ~_holds(batch, _policy(batch), self.filter_policy)
+        lines = batch.lines
+        n_sentences = lines.per_document(_n_sentences(batch, start, end) * stays)
+        written = _write(batch, start, end, stays)
+        dropped = [
+            ("lorem_ipsum", lines.per_document(lorem) > 0),
+            ("curly_bracket", lines.per_document(curly) > 0),
+            ("too_few_sentences", n_sentences < self.min_num_sentences),
+        ]
+        return Written(written, int(np.count_nonzero((written.lengths != n_before) & alive)), dropped)
+
+    def _without_citations(self, batch: Batch) -> Batch:
+        if not self.remove_citations or b"[" not in batch.raw:
+            return batch
+        having = batch.documents_with(batch.data == ord("["))
+        return batch.replace({i: _CITATION.sub(b"", batch[i]) for i in having})
+
+    def _ends_well(self, batch: Batch, start: Ints, end: Ints) -> Mask:
+        if not self.filter_no_terminal_punct:
+            return np.ones(len(start), np.bool_)
+        ends = tables.ends_with(batch.data, start, end, _END)
+        return ends & ~_ends_in_points(batch, start, end)
+
+    def _has_words(self, batch: Batch, start: Ints, end: Ints) -> Mask:
+        begins = batch.classes != tables.SPACE
+        begins[1:] &= batch.classes[:-1] == tables.SPACE
+        n_words = np.add.reduceat(begins, batch.lines.start, dtype=np.int64)
+        stays: Mask = n_words >= self.min_words_per_line
+        for i in np.flatnonzero(end - start > self.max_word_length) if self.max_word_length >= 0 else ():
+            line = batch.raw[start[i] : end[i]].decode()
+            stays[i] &= max(map(len, line.split())) <= self.max_word_length
+        return stays
+
+
+def _ends_in_points(batch: Batch, start: Ints, end: Ints) -> Mask:
+    at = np.maximum(end, 3)
+    is_point = batch.data == ord(".")
+    found: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
+    return found
+
+
+def _holds(batch: Batch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
+    """(line,) Whether one of the texts is in it, in any case."""
+    lines: Spans = batch.lines
+    found = np.zeros(len(lines), np.bool_)
+    for text in texts if is_on else ():
+        at = batch.lower.find(text)
+        while at >= 0:
+            line = int(np.searchsorted(lines.start, at, "right")) - 1
+            found[line] = True
+            at = batch.lower.find(text, int(lines.end[line]))
+    return found
+
+
+def _policy(batch: Batch) -> tuple[bytes, ...]:
+    """Those of its texts that may be there, by a word of theirs."""
+    words = {word: word in batch.lower for word in (b"use", b"policy", b"cookies")}
+    return tuple(text for text in _POLICY if all(words.get(word, True) for word in text.split()))
+
+
+def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
+    data = batch.data
+    is_stop = (data == 46) | (data == 33) | (data == 63)
+    at = np.flatnonzero(is_stop[:-2] & (batch.classes[1:-1] == tables.SPACE))
+    after = data[at + 2]
+    at = at[~((after >= 97) & (after <= 122)) & (batch.classes[at + 2] != tables.SPACE)]
+    # The last sentence of a line ends with it, whatever stands there.
+    last = np.maximum(end - 1, start)
+    return (np.searchsorted(at, last) - np.searchsorted(at, start) + 1) * (end > start)
+
+
+def _write(batch: Batch, start: Ints, end: Ints, stays: Mask) -> Batch:
+    """The lines that stay, without the spaces around them."""
+    n_each = batch.lines.per_document((end - start + 1) * stays)
+    # A document without lines is its line feed.
+    low = np.concatenate((start[stays], batch.end[n_each == 0]))
+    high = np.concatenate((end[stays], batch.end[n_each == 0]))
+    order = np.argsort(low, kind="stable")
+    low, high = low[order], high[order]
+    # Lines that follow one another are taken in one piece.
+    is_cut = low[1:] != high[:-1] + 1
+    firsts, lasts = low[np.append(True, is_cut)], high[np.append(is_cut, True)]
+    pieces = [batch.raw[a:b] for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    return Batch(b"\n".join([*pieces, b""]), np.maximum(n_each - 1, 0))
+
+
+STEP = C4QualityFilter

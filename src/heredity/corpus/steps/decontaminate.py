@@ -1,0 +1,138 @@
+"""Documents that hold what a model is to be asked later are dropped: the probes, and evaluation sets.
+
+A document goes where `n_grams` words in a row are also in one of those texts, in small letters and without
+symbols; every number counts as the same. A text of fewer words is looked for whole, where it has at least
+`least_words`; a shorter one is not looked for, since ordinary sentences hold it by chance.
+
+Source: Brown et al. 2020 (2005.14165, appendix C), 13-grams; as datatrove's NGramsDecontFilter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heredity.core import readers as rows
+from heredity.corpus import _tables as tables
+from heredity.corpus.sources import input_of
+from heredity.corpus.steps import Context, Filter, Judged
+from heredity.corpus.steps._words import simple_words
+from heredity.corpus.text import Batch, Hashes, Ints, Mask, Spans
+
+_BITS = 20  # a table of 2^20 marks is asked first: it lies in a core's cache
+_SHIFT = np.uint64(64 - _BITS)
+
+
+class Decontaminate(Filter, frozen=True, kw_only=True):
+    """sets: files of rows or text whose every text counts. probes: whether the project's own count."""
+
+    probes: bool = True
+    sets: tuple[str, ...] = ()
+    n_grams: int = 13
+    least_words: int = 8
+
+    def check(self) -> None:
+        if not 1 <= self.least_words <= self.n_grams:
+            raise ValueError("least_words must be at least 1 and at most n_grams")
+        if not self.probes and not self.sets:
+            raise ValueError("name evaluation sets in `sets`, or leave probes = true")
+
+    def ready(self, context: Context) -> Callable[[Batch], Judged]:
+        index = Index(self.texts(context), self.n_grams, self.least_words)
+        return lambda batch: Judged([("contaminated", index.holds(batch))])
+
+    def texts(self, context: Context) -> list[str]:
+        """Everything that is looked for."""
+        found = list(context.unseen) if self.probes else []
+        for name in self.sets:
+            found += texts_of(context.root / name)
+        return found
+
+    def reads(self, context: Context) -> dict[str, str]:
+        return {name: input_of(str(context.root / name), name).sha256 for name in self.sets}
+
+
+def texts_of(path: Path) -> list[str]:
+    """Every text in a file: of rows all their texts, however deep; of anything else its paragraphs."""
+    if path.suffix.lower() in rows.KNOWN or path.is_dir():
+        return [text for _, row in rows.rows(path) for text in _texts_in(row)]
+    return rows.text_of(path).split("\n\n")
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_in(each)
+
+
+class Index:
+    """Hashes of the n-grams of texts, by their number of words, and of the first words of each n-gram.
+
+    Only where the first words are found is the whole n-gram looked at, so that a document is gone through
+    once for all lengths.
+    """
+
+    def __init__(self, texts: Sequence[str], n: int, least: int) -> None:
+        batch = Batch.of([text.encode() for text in texts])
+        words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
+        size = np.minimum(words.n_each, n)
+        self.n_short = int((size < least).sum())
+        self._n_doublings = least.bit_length() - 1
+        first = self._first_words(hashes)
+        self._wanted: dict[int, Hashes] = {}
+        heads = [np.zeros(0, np.uint64)]
+        for each in np.unique(size[size >= least]).tolist():
+            at = _inside(words, np.flatnonzero(size == each), each)
+            self._wanted[each] = np.unique(tables.n_grams(hashes, each)[at])
+            heads.append(first[at])
+        self._heads = np.unique(np.concatenate(heads))
+        self._marks = np.zeros(1 << _BITS, np.bool_)
+        self._marks[self._heads >> _SHIFT] = True
+
+    def _first_words(self, hashes: Hashes) -> Hashes:
+        """Of the largest power of two that is at most the fewest words that are looked for."""
+        found = hashes
+        for k in range(self._n_doublings):
+            found = tables.doubled(found, 1 << k)
+        return found
+
+    def holds(self, batch: Batch) -> Mask:
+        """(document,) Whether one of the n-grams is in it."""
+        words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
+        first = self._first_words(hashes)
+        at = np.flatnonzero(self._marks.take((first >> _SHIFT).view(np.int64)))
+        at = at[_is_in(first[at], self._heads)]
+        document = np.searchsorted(words.high, at, "right")
+        found = np.zeros(len(batch), np.bool_)
+        for place, owner in zip(at.tolist(), document.tolist(), strict=True):
+            found[owner] = found[owner] or self._is_whole(hashes[place : words.high[owner]])
+        return found
+
+    def _is_whole(self, hashes: Hashes) -> bool:
+        """Whether an n-gram begins these words."""
+        return any(
+            len(hashes) >= n and bool(_is_in(tables.n_grams(hashes[:n], n), wanted)[0])
+            for n, wanted in self._wanted.items()
+        )
+
+
+def _inside(words: Spans, documents: Ints, n: int) -> Ints:
+    """The words of these documents at which n in a row begin."""
+    parts = [np.arange(words.low[i], words.high[i] - n + 1) for i in documents]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _is_in(hashes: Hashes, ordered: Hashes) -> Mask:
+    found: Mask = ordered[np.minimum(np.searchsorted(ordered, hashes), max(0, len(ordered) - 1))] == hashes
+    return found
+
+
+STEP = Decontaminate

@@ -1,0 +1,97 @@
+"""One form for the same text: NFC, line feeds for every line end, no control characters, no space around it.
+
+Line ends of every kind (Unicode's line separators, NEL, form feed) become a line feed; other control
+characters, byte order marks and non-characters go. Tabs stay. A document of which nothing is left is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import numpy as np
+
+from heredity.corpus.steps import Writer, Written
+from heredity.corpus.text import Batch, Mask
+
+_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+class Normalise(Writer, frozen=True, kw_only=True):
+    """It has no settings."""
+
+    def write(self, batch: Batch, alive: Mask) -> Written:
+        changed = {}
+        for i in batch.documents_with(batch.data == 13):
+            changed[i] = batch[i].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        for i in batch.documents_with(_odd(batch)):
+            before = changed.get(i, batch[i])
+            if (after := normalised(before.decode()).encode()) != before:
+                changed[i] = after
+        batch = batch.replace(changed)
+        again = {}
+        for i in _uncertain(batch):
+            text = batch[i].decode()
+            if (composed := _composed(text)) != text:
+                again[i] = composed.encode()
+        for i in _loose(batch):
+            again[i] = again.get(i, batch[i]).strip()
+        return Written(batch.replace(again), sum(bool(alive[i]) for i in changed | again))
+
+
+def normalised(text: str) -> str:
+    """One text in that form."""
+    text = _CONTROL.sub("", _ENDS.sub("\n", text))
+    return _composed(text)
+
+
+def _composed(text: str) -> str:
+    """NFC, without the spaces around it, those beyond ASCII too."""
+    return (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).strip()
+
+
+def _odd(batch: Batch) -> Mask:
+    """(byte,) Where a character that goes may begin: few documents have one, and only they are searched."""
+    data = batch.data
+    odd: Mask = ((data < 32) & (data != 9) & (data != 10) & (data != 13)) | (data == 127)
+    if not batch.is_ascii:
+        first, second = data[:-1], data[1:]
+        odd[:-1] |= (first == 0xC2) & (second < 0xA0)
+        odd[:-1] |= (first == 0xEF) & ((second == 0xBB) | (second == 0xB7) | (second == 0xBF))
+        odd[:-2] |= (first[:-1] == 0xE2) & (second[:-1] == 0x80) & ((data[2:] == 0xA8) | (data[2:] == 0xA9))
+    return odd
+
+
+def _uncertain(batch: Batch) -> set[int]:
+    """The documents that may not be NFC, or have a space beyond ASCII around them.
+
+    What is below U+0300 is NFC, and so are the dashes, quotes and points of U+2010 to U+2027.
+    """
+    if batch.is_ascii:
+        return set()
+    data = batch.data
+    at = np.flatnonzero(data >= 0xCC)
+    is_mark = (data[at] == 0xE2) & (data[at + 1] == 0x80) & (data[at + 2] >= 0x90) & (data[at + 2] <= 0xA7)
+    hits = np.zeros(len(data), np.bool_)
+    hits[at[~is_mark]] = True
+    edges = {i for i in _edges(batch) if not batch[i].isascii()}
+    return edges.union(batch.documents_with(hits))
+
+
+def _edges(batch: Batch) -> list[int]:
+    """The documents that begin or end with a space, or with what is not ASCII."""
+    first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
+    is_edge = (first <= 32) | (last <= 32) | (first >= 0x80) | (last >= 0x80)
+    found: list[int] = np.flatnonzero(is_edge).tolist()
+    return found
+
+
+def _loose(batch: Batch) -> list[int]:
+    """The documents that begin or end with a space."""
+    first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
+    found: list[int] = np.flatnonzero(((first <= 32) | (last <= 32)) & (batch.lengths > 0)).tolist()
+    return found
+
+
+STEP = Normalise

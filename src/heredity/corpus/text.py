@@ -1,0 +1,238 @@
+"""Some documents end to end as bytes, and what the filters count in them, computed once for all of them.
+
+A filter written document by document and word by word reads a few MB a second; these arrays are computed
+over the bytes of a whole batch, so that it is tens. A document is UTF-8, and a line feed that is not part
+of it stands behind each.
+
+Words are runs of letters, digits and underscores, an apostrophe or a digit's point among them; a run of other
+characters is a symbol; of Chinese and Japanese writing each character is a word. datatrove's words come from
+a tokenizer of the language: the counts are not the same, the rules over them are.
+
+Promises: what a batch counts of a document does not depend on what else is in the batch, but for collisions
+of 64-bit hashes. Leaves to others: what is kept (steps/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.corpus import _tables as tables
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
+
+TARGET = 1 << 18  # bytes of a batch: of smaller ones the calls cost more, larger ones leave a core's cache
+NEWLINE = 10
+
+
+class Spans(NamedTuple):
+    """Stretches of bytes, and for each document its first one and the one behind its last."""
+
+    start: Ints
+    end: Ints
+    low: Ints
+    high: Ints
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def per_document(self, values: NDArray[Any]) -> Ints:
+        """The sum of `values`, one a stretch, for each document. No stretch is outside of all documents."""
+        found = np.zeros(len(self.low), np.int64)
+        has = np.flatnonzero(self.high > self.low)
+        if len(has):
+            found[has] = np.add.reduceat(values, self.low[has], dtype=np.int64)
+        return found
+
+    @property
+    def document(self) -> Ints:
+        """The document of each stretch."""
+        return np.repeat(np.arange(len(self.low)), self.high - self.low)
+
+    @property
+    def n_each(self) -> Ints:
+        """How many each document has."""
+        return self.high - self.low
+
+
+class Batch:
+    """Documents as one array of bytes. Never changed: a step that changes text makes another."""
+
+    def __init__(self, raw: bytes, lengths: Ints) -> None:
+        """raw: each document and a line feed; lengths: bytes of each, without it."""
+        self.raw = raw
+        self.lengths = lengths
+        self.data: Bytes = np.frombuffer(raw, np.uint8)
+        self.end: Ints = np.cumsum(lengths + 1) - 1
+        self.start: Ints = self.end - lengths
+
+    @classmethod
+    def of(cls, documents: Sequence[bytes]) -> Batch:
+        """A batch of these."""
+        raw = b"".join(part for document in documents for part in (document, b"\n"))
+        return cls(raw, np.fromiter(map(len, documents), np.int64, len(documents)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.raw[self.start[index] : self.end[index]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.raw[a:b] for a, b in zip(self.start.tolist(), self.end.tolist(), strict=True))
+
+    @property
+    def n_bytes(self) -> int:
+        return int(self.lengths.sum())
+
+    def keep(self, kept: Mask) -> Batch:
+        """Those of the documents."""
+        if kept.all():
+            return self
+        rows = zip(self.start[kept].tolist(), self.end[kept].tolist(), strict=True)
+        return Batch(b"".join([self.raw[start : end + 1] for start, end in rows]), self.lengths[kept])
+
+    def replace(self, changed: dict[int, bytes]) -> Batch:
+        """With other texts at some places."""
+        if not changed:
+            return self
+        return Batch.of([changed.get(i, document) for i, document in enumerate(self)])
+
+    def documents_with(self, hits: Mask) -> list[int]:
+        """The documents in which any of these bytes lie."""
+        if not hits.any():
+            return []
+        at = np.searchsorted(self.start, np.flatnonzero(hits), "right") - 1
+        found: list[int] = np.unique(at).tolist()
+        return found
+
+    def count(self, hits: Mask) -> Ints:
+        """How many of its bytes are hit, for each document; the line feed behind it left out."""
+        at = np.flatnonzero(hits)
+        return np.searchsorted(at, self.end) - np.searchsorted(at, self.start)
+
+    # --- characters -----------------------------------------------------------------------------
+
+    @cached_property
+    def is_ascii(self) -> bool:
+        return self.raw.isascii()
+
+    @cached_property
+    def _characters_before(self) -> NDArray[np.int32]:
+        """(byte,) Characters that begin before it."""
+        sums = np.zeros(len(self.data) + 1, np.int32)
+        np.cumsum(((self.data & 0xC0) != 0x80).astype(np.int32), out=sums[1:])
+        return sums
+
+    def n_characters(self, start: Ints, end: Ints) -> Ints:
+        """How many characters each stretch of bytes has."""
+        if self.is_ascii:
+            return end - start
+        before = self._characters_before
+        return (before[end] - before[start]).astype(np.int64)
+
+    @cached_property
+    def characters(self) -> Ints:
+        """How many characters each document has."""
+        return self.n_characters(self.start, self.end)
+
+    # --- hashes ---------------------------------------------------------------------------------
+
+    @cached_property
+    def lower(self) -> bytes:
+        """The bytes with A to Z as a to z."""
+        return self.raw.lower()
+
+    # --- words and lines ------------------------------------------------------------------------
+
+    @cached_property
+    def classes(self) -> Bytes:
+        """(byte,) Space, word, symbol or ideograph."""
+        return tables.classes(self.raw, self.data, self.is_ascii)
+
+    @cached_property
+    def tokens(self) -> Spans:
+        """Words and symbols."""
+        start, end = tables.runs(self.classes, self.data, self.is_ascii)
+        return self.spans(start, end)
+
+    @cached_property
+    def is_word(self) -> Mask:
+        """(token,) Whether it is a word."""
+        found: Mask = (self.classes[self.tokens.start] & tables.WORD) != 0
+        return found
+
+    @cached_property
+    def words(self) -> Spans:
+        """The tokens that are words."""
+        at = self.word_places
+        return self.spans(self.tokens.start.take(at), self.tokens.end.take(at))
+
+    @cached_property
+    def word_places(self) -> Ints:
+        """(word,) Which token it is."""
+        return np.flatnonzero(self.is_word)
+
+    @cached_property
+    def token_hashes(self) -> Hashes:
+        return tables.word_hashes(self.raw, self.tokens.start, self.tokens.end)
+
+    @cached_property
+    def word_hashes(self) -> Hashes:
+        """(word,) Those of the tokens that are words."""
+        return self.token_hashes.take(self.word_places)
+
+    @cached_property
+    def token_lengths(self) -> Ints:
+        """(token,) Its characters."""
+        return self.n_characters(self.tokens.start, self.tokens.end)
+
+    @cached_property
+    def lower_word_hashes(self) -> Hashes:
+        """(word,) Its hash with A to Z as a to z."""
+        return tables.word_hashes(self.lower, self.words.start, self.words.end)
+
+    @cached_property
+    def lines(self) -> Spans:
+        """Every line, empty ones too, without its line feed."""
+        end = np.flatnonzero(self.data == NEWLINE)
+        start = np.empty_like(end)
+        start[:1] = 0
+        start[1:] = end[:-1] + 1
+        return self.spans(start, end)
+
+    @cached_property
+    def full_lines(self) -> Spans:
+        """The lines that are not empty."""
+        chosen = self.lines.end > self.lines.start
+        return self.spans(self.lines.start[chosen], self.lines.end[chosen])
+
+    def spans(self, start: Ints, end: Ints) -> Spans:
+        low = np.searchsorted(start, self.start)
+        # An empty document's only line begins at its end; a word never does.
+        return Spans(start, end, low, np.searchsorted(start, self.end + 1, "left"))
+
+    def endings(self, spans: Spans, texts: Iterable[bytes]) -> Mask:
+        """(span,) Whether it ends with one of these texts, each of 1 to 4 bytes."""
+        return tables.ends_with(self.data, spans.start, spans.end, tuple(texts))
+
+
+def batches(documents: Iterable[bytes], target: int = TARGET) -> Iterator[Batch]:
+    """Documents in batches of about `target` bytes; a longer document is a batch of its own."""
+    held: list[bytes] = []
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document)
+        if size >= target:
+            yield Batch.of(held)
+            held, size = [], 0
+    if held:
+        yield Batch.of(held)

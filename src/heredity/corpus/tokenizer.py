@@ -1,0 +1,167 @@
+"""A byte-level BPE tokenizer, trained on the corpus's own text and written as transformers loads it.
+
+Text is cut before merging by a rule that llama.cpp has a name for, so that a model of it can be a GGUF: that
+of GPT-2, of SmolLM (GPT-2's with each digit alone) or of Qwen2. Turns are written in ChatML.
+
+Promises: the same text gives the same tokenizer, however many threads; a vocabulary that the text cannot fill
+is refused, since entries that are never seen are never learned. Leaves to others: which text (build.py).
+
+Source: Sennrich et al. 2016 (1508.07909), over bytes as in GPT-2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import BadInput, Unavailable, UsageError
+from heredity.core.files import hash_file, write_atomic
+from heredity.corpus import recipe
+
+END, TURN, TURN_END, PAD = recipe.SPECIAL[:4]
+MASK = "<|mask|>"
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_LONG = re.compile(r"\S{8192}(?=\S)")
+_NAME, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_FILES = (_NAME, _CONFIG, "chat_template.jinja", "special_tokens_map.json")
+
+
+def library() -> Any:
+    """The tokenizers library. Raises Unavailable."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise Unavailable(
+            "A tokenizer needs transformers. Install it: pip install 'heredity[torch]'"
+        ) from None
+    return tokenizers
+
+
+def train(texts: Iterable[str], settings: recipe.Tokenizer, path: Path) -> Any:
+    """A tokenizer of that many entries. Raises BadInput where the text does not give them."""
+    tokenizers = library()
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = _splitter(settings.split)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        min_frequency=settings.least_count,
+        special_tokens=list(settings.special),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(map(_cut, texts), trainer)
+    reached = made.get_vocab_size()
+    if reached < settings.vocabulary:
+        raise BadInput(
+            path,
+            f"the vocabulary of {settings.vocabulary:,} is too large for the text: it has {reached:,} entries"
+            f" that are seen at least {settings.least_count} times. Ask for {_below(reached):,} or fewer,"
+            " give more text, or lower least_count",
+            code="vocabulary-too-large",
+        )
+    return made
+
+
+def _cut(text: str) -> str:
+    """A text whose runs without a blank are cut: the trainer takes a word's length to the square (a blob of
+    400 kB took half a minute), and no entry of a vocabulary is so long."""
+    return _LONG.sub(r"\g<0>\n", text)
+
+
+def _below(reached: int) -> int:
+    """A round number below."""
+    step = 64 if reached >= 1024 else 1
+    return reached // step * step
+
+
+def _splitter(split: recipe.Split) -> Any:
+    kinds = library().pre_tokenizers
+    if split == "qwen2":
+        pattern = library().Regex(_QWEN2)
+        return kinds.Sequence(
+            [kinds.Split(pattern, "isolated"), kinds.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    bytes_of = kinds.ByteLevel(add_prefix_space=False, use_regex=True)
+    return bytes_of if split == "gpt-2" else kinds.Sequence([kinds.Digits(individual_digits=True), bytes_of])
+
+
+def write(made: Any, settings: recipe.Tokenizer, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json."""
+    write_atomic(folder / _NAME, made.to_str(pretty=False).encode())
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": PAD,
+        "additional_special_tokens": [name for name in settings.special if name not in (END, PAD, MASK)],
+        "chat_template": CHATML,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
+    if MASK in settings.special:
+        config["mask_token"] = MASK
+    write_atomic(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a tokenizer that exists."""
+    return {name: hash_file(folder / name) for name in _FILES if (folder / name).is_file()}
+
+
+def copy(source: Path, folder: Path) -> None:
+    """A tokenizer that exists, as it is."""
+    for name in _FILES:
+        if (source / name).is_file():
+            write_atomic(folder / name, (source / name).read_bytes())
+        elif name in (_NAME, _CONFIG):
+            raise UsageError(
+                f"tokenizer: {source} has no {name}. Name a folder that transformers could load."
+            )
+
+
+def load(folder: Path) -> Any:
+    """The tokenizer of a folder, for text: what looks like a special token in it is read letter by letter."""
+    made = library().Tokenizer.from_file(str(folder / _NAME))
+    made.encode_special_tokens = True
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def end_of(folder: Path) -> int:
+    """The token behind every document. Raises UsageError where the tokenizer names none."""
+    config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    named = config.get("eos_token")
+    name = named if isinstance(named, str) else (named or {}).get("content", "")
+    found: int | None = load(folder).token_to_id(name)
+    if found is None:
+        raise UsageError(f"{folder / _CONFIG}: it names no eos_token, and every document ends with one.")
+    return found
+
+
+def special_of(folder: Path) -> dict[str, int]:
+    """Special tokens and their numbers."""
+    added = json.loads((folder / _NAME).read_text("utf-8")).get("added_tokens") or []
+    return {token["content"]: token["id"] for token in added if token.get("special")}
+
+
+def split_of(folder: Path) -> str:
+    """llama.cpp's name of how it cuts text, "other" where it has none here."""
+    given = json.loads((folder / _NAME).read_text("utf-8")).get("pre_tokenizer")
+    for name in ("gpt-2", "smollm", "qwen2"):
+        made = library().Tokenizer(library().models.BPE())
+        made.pre_tokenizer = _splitter(name)
+        if json.loads(made.to_str())["pre_tokenizer"] == given:
+            return name
+    return "other"

@@ -1,0 +1,165 @@
+"""The folder beside a corpus in which it is made. A build that was killed goes on in it, by the same command.
+
+    .shelf.making/plan.json    what is made, a hash for each thing that it hangs on
+    .shelf.making/<plan>/      what the jobs wrote, and a record of each that is done
+    .shelf.making/corpus/      what becomes the corpus
+
+Promises: one process at a time; what another recipe, other files or another version left is never gone on
+with, and it is said; nothing is left once the corpus is there, or after a mistake of the user's.
+Leaves to others: the jobs (_jobs.py), and which are done (_finished.py).
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from heredity.core.errors import UsageError
+from heredity.core.files import Lock, hash_file, write_atomic
+from heredity.core.records import digest, encode
+from heredity.corpus import integrity, tokenizer
+from heredity.corpus.recipe import Recipe
+
+_LIBRARIES = ("heredity", "numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
+_PLAN = "plan.json"
+VERSION = "heredity or a library"
+RECIPE = "the recipe"
+
+
+class Watch(Protocol):
+    """Who looks on at a build."""
+
+    def at(self, what: str, done: int, total: int) -> None:
+        """What is done, of how many jobs, out of."""
+
+    def say(self, line: str) -> None:
+        """What is worth a line."""
+
+
+class Nobody:
+    """A Watch that looks away."""
+
+    def at(self, what: str, done: int, total: int) -> None:
+        """As Watch has it."""
+
+    def say(self, line: str) -> None:
+        """As Watch has it."""
+
+
+def place_of(out: Path) -> Path:
+    """Where the corpus `out` is made."""
+    return out.with_name(f".{out.name}.making")
+
+
+@contextmanager
+def held(work: Path) -> Iterator[None]:
+    """Hold the folder. It stays where the build is stopped, killed or out of room, and goes otherwise.
+
+    Raises Busy where another process holds it.
+    """
+    try:
+        with Lock(work):
+            try:
+                yield
+            except UsageError:
+                _clear(work)
+                raise
+            _clear(work)
+    finally:
+        with suppress(OSError):  # another process may have it by now
+            if {path.name for path in work.iterdir()} <= {".lock"}:
+                (work / ".lock").unlink(missing_ok=True)
+                work.rmdir()
+
+
+def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
+    """The folder for what jobs write, by a plan; with what is there from before if that was by the same."""
+    between = work / digest(plan)
+    before = planned(work)
+    if before != plan:
+        if before:
+            what = _changed(before, plan)
+            watch.say(f"{work}: {what} changed since that build was stopped; it begins anew.")
+        _clear(work)
+        between.mkdir(parents=True)
+        write_atomic(work / _PLAN, encode(dict(plan)))
+    between.mkdir(exist_ok=True)
+    for path in between.glob("*.next"):
+        path.unlink()
+    return between
+
+
+def plan(recipe: Recipe, inputs: Iterable[object]) -> dict[str, str]:
+    """A hash over each thing that a job's outcome hangs on, by what a user calls it. inputs: of each source
+    its files as they are."""
+    files = {
+        f"the files of source '{source.name}'": digest(each)
+        for source, each in zip(recipe.sources, inputs, strict=True)
+    }
+    named = recipe.tokenizer.folder
+    return files | {
+        RECIPE: digest(recipe.settings()),
+        "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
+        VERSION: versions(),
+    }
+
+
+def refuse_other(out: Path, is_made: bool) -> None:
+    """Raises UsageError where the corpus is there already and is none that a build put into its place, and
+    was killed before it could say so."""
+    if out.exists() and not (is_made and (out / integrity.NAME).is_file()):
+        raise UsageError(f"{out} is there already. Name another folder, or remove it.", code="folder-exists")
+
+
+def emptied(folder: Path) -> Path:
+    """A folder, there and with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def versions() -> str:
+    """A hash over what computes: the code of corpora, Python and libraries."""
+    paths = sorted(path for name in _FOLDERS for path in (_CODE / name).rglob("*.py"))
+    code = {path.relative_to(_CODE).as_posix(): hash_file(path) for path in paths}
+    return digest([code, platform.python_version(), {name: _version(name) for name in _LIBRARIES}])
+
+
+_CODE = Path(__file__).parents[1]
+_FOLDERS = ("corpus", "pictures")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def planned(work: Path) -> dict[str, str]:
+    """The plan of the build that was there before; none of it where there was none."""
+    try:
+        return msgspec.json.decode((work / _PLAN).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _changed(before: Mapping[str, str], plan: Mapping[str, str]) -> str:
+    names = [name for name in {**plan, **before} if before.get(name) != plan.get(name)]
+    return RECIPE if RECIPE in names else " and ".join(names)
+
+
+def _clear(work: Path) -> None:
+    """The plan goes last: as long as there is anything else, it says whose that is."""
+    for path in sorted(work.iterdir(), key=lambda path: path.name == _PLAN):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.name.startswith(".lock"):
+            path.unlink(missing_ok=True)

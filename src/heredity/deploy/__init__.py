@@ -1,0 +1,1 @@
+"""Hand a model out: serve it, or export it for other tools."""

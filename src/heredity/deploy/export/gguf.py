@@ -1,0 +1,113 @@
+"""One GGUF file: what llama.cpp, Ollama and LM Studio load. Lossless, or the recorded GGUF as it is.
+
+Whole weights are written in their own precision; for fewer bits, derive a quantized child and export that.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from heredity.core.files import hash_file
+from heredity.core.host import give_back
+from heredity.core.records import FileHash, Request
+from heredity.deploy.export._parity import TALK, TEXT, Reading, Source, read_folder, tokens_behind
+from heredity.engines.chat.template import Template
+from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.formats.gguf_write import write as write_gguf
+from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.lineage.types import Grown
+from heredity.recipes.dequantize import Dequantize
+
+_BACK = 1e-3  # nats: the same numbers in the same arithmetic, if they were written right
+_EVERY = 3  # places in the text: llama.cpp tells its likeliest next token at each of them
+# nats, by the format of the matrices: llama.cpp rounds what it multiplies a matrix with to suit its format
+_LLAMA_CPP = {"F32": 0.01, "F16": 0.1, "BF16": 0.25}
+_BLOCKS = 1.0
+_FORMS = {"BF16": "bf16", "F16": "f16"}
+_EXACT = {"BF16": "bfloat16", "F16": "float16"}
+_SAME = "the GGUF, read back,"
+
+
+def write(source: Source, out: Path) -> None:
+    """`NAME.gguf`."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", source.model.record.name).lstrip("._-")[:100] or "model"
+    path = out / f"{name}.gguf"
+    if source.model.record.format == "gguf":
+        (own,) = source.model.folder.glob("*.gguf")
+        shutil.copyfile(own, path)
+    else:
+        write_gguf(source.whole.folder, path, _FORMS.get(_dtype(source.whole.folder), "f32"), path.stem)
+
+
+def readings(source: Source, out: Path) -> Iterator[Reading]:
+    """What it says when it is read back, and what llama.cpp says, where that is installed."""
+    (path,) = out.glob("*.gguf")
+    header = read_gguf(path)
+    said = header.metadata
+    tokens = said.get("tokenizer.ggml.tokens", ())
+    template = str(said.get("tokenizer.chat_template", ""))
+    bos, eos = (said.get(f"tokenizer.ggml.{each}_token_id") for each in ("bos", "eos"))
+    first, last = (str(tokens[each]) if isinstance(each, int) else "" for each in (bos, eos))
+    rendered = Template(template, first, last).render(Request(0, TALK)) if template else None
+    back = _read_back(source, path)
+    eot = said.get("tokenizer.ggml.eot_token_id")
+    ends = frozenset(each for each in (eos, eot) if isinstance(each, int))
+    first_token = bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None
+    yield Reading(_SAME, _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
+    yield _llama_cpp(source, path, back, rendered, ends)
+
+
+def _read_back(source: Source, path: Path) -> Reading:
+    """By transformers, in a precision that holds every number that was written."""
+    record = source.model.record
+    if record.format == "gguf" and [hash_file(path)] == [file.sha256 for file in record.files]:
+        return read_folder(source.reference, _SAME, _BACK)
+    (folder := source.bench / "back").mkdir()
+    files = (FileHash(path.name, path.stat().st_size, ""),)
+    written = msgspec.structs.replace(record, format="gguf", files=files)
+    Dequantize(_EXACT.get(_dtype(source.whole.folder), "float32")).apply(
+        [Grown(written, path.parent)], folder
+    )
+    give_back()
+    try:
+        return read_folder(folder, _SAME, _BACK)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _llama_cpp(
+    source: Source, path: Path, back: Reading, rendered: str | None, ends: frozenset[int]
+) -> Reading:
+    try:
+        from heredity.engines import llamacpp
+    except ImportError:
+        return Reading("llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not asked")
+    kinds = {t.type for t in read_gguf(path).tensors if len(t.shape) > 1}
+    import gguf
+
+    names = {gguf.GGMLQuantizationType(kind).name for kind in kinds}
+    allowed = max(_LLAMA_CPP.get(name, _BLOCKS) for name in names)
+    before, behind = tokens_behind(source.whole.folder)
+    engine = llamacpp.open_file(path, width=1, context=1024)
+    try:
+        talk = [*(engine.tokenize(rendered) if rendered else ()), *engine.tokenize(TEXT)]
+        said = {at: engine.likeliest((*before, *behind[:at])) for at in range(0, len(behind), _EVERY)}
+    finally:
+        engine.close()
+    found = {at: each for at, each in said.items() if each is not None}
+    return Reading(
+        "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, bos=back.bos,
+        picked={at: token for at, (token, _) in found.items()},
+    )  # fmt: skip
+
+
+def _dtype(folder: Path) -> str:
+    """The one dtype of all tensors; F32 where there are several."""
+    shards = sorted(folder.glob("*.safetensors"))
+    kinds = {tensor.dtype for shard in shards for tensor in read_safetensors(shard).values()}
+    return kinds.pop() if len(kinds) == 1 else "F32"

@@ -1,0 +1,375 @@
+"""The OpenAI-compatible shapes: a body that came in as a request, a reply as the body that goes out.
+
+Promises: what would change an answer and is not done here is refused by its name, never left out in silence;
+what changes none (`user`, `metadata`, ...) is taken and not looked at.
+Leaves to others: HTTP (serve.py), and the answers (service.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from heredity.application.spec import Application, check_decoding
+from heredity.core.errors import UsageError, code_of
+from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, encode
+from heredity.engines.chat import tool_calls as _tool_calls
+
+LONGEST = 512  # tokens of an answer, where neither the caller nor an application says how many
+MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
+_MOST_SEED = _MOST_TOKENS = 1 << 31
+_REASONS = {"end": "stop", "length": "length", "filter": "content_filter"}
+_IGNORED = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "parallel_tool_calls", "prompt_cache_retention",
+}  # fmt: skip
+_UNREAD = {"name", "annotations"}  # of a message
+_NEUTRAL: dict[str, Sequence[Any]] = {  # what changes an answer, and the values that change nothing
+    "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False, 0),
+    "top_logprobs": (0,), "response_format": ({"type": "text"},), "tools": ([],),
+    "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
+    "echo": (False,), "best_of": (1,), "suffix": ("",), "modalities": (["text"],),
+    "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,),
+}  # fmt: skip
+
+
+class Refusal(Exception):
+    """What is answered instead: a status, a message, and a code that programs can read."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As callers of such an API expect it."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": None, "code": self.code}}
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A piece of a message. Only text can be read here."""
+
+    type: str
+    text: str = ""
+
+
+class Called(msgspec.Struct, forbid_unknown_fields=True):
+    """A call's name and its arguments, as JSON in a text."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class Call(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool call of the assistant."""
+
+    id: str
+    function: Called
+    type: str = "function"
+    index: int = 0  # as a stream numbers them
+
+
+class Said(msgspec.Struct, forbid_unknown_fields=True):
+    """A message of the body."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """Its text. Raises UsageError for what is none."""
+        if isinstance(self.content, str) or self.content is None:
+            return self.content or ""
+        if other := next((part.type for part in self.content if part.type != "text"), None):
+            raise UsageError(
+                f"a part of the type '{other}' cannot be read here: only text can", code="part-not-text"
+            )
+        return "".join(part.text for part in self.content)
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How a stream is sent."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against who counts bytes on the line: none is sent
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """What both ways of asking share."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+
+
+class ChatBody(Body, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[Said]
+
+
+class TextBody(Body, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str]
+
+
+class Asked(NamedTuple):
+    """What came in, understood. `requests`: one an answer."""
+
+    requests: list[Request]
+    stops: tuple[str, ...]
+    is_streamed: bool
+    with_usage: bool
+
+
+def chat(given: Mapping[str, Any], application: Application | None, may_draw: bool = True) -> Asked:
+    """A body of /v1/chat/completions. Raises UsageError.
+
+    may_draw: whether the caller may say how an answer is drawn, other than the application does.
+    """
+    body = _read(given, ChatBody)
+    if not body.messages:
+        raise UsageError("messages is empty", code="messages-empty")
+    decoding = _decoding(body, application, may_draw)
+    if application is None:
+        first = Request(0, tuple(_alone(body.messages)), decoding, body.seed or 0)
+    else:
+        messages = _within(application, body.messages)
+        first = application.request(messages, seed=body.seed or 0, decoding=decoding)
+    if first.messages[-1].role == "assistant":
+        raise UsageError(
+            "the last message is the assistant's: there is nothing to answer", code="nothing-to-answer"
+        )
+    return _asked(body, [first])
+
+
+def text(given: Mapping[str, Any], is_free: bool) -> Asked:
+    """A body of /v1/completions. is_free: whether there is no application around the model."""
+    body = _read(given, TextBody)
+    if not is_free:
+        raise UsageError("an application takes conversations, not plain texts: use /v1/chat/completions")
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not all(prompts) or not prompts:
+        raise UsageError("prompt is empty: there is nothing to go on from", code="prompt-empty")
+    decoding = _decoding(body, None, True)
+    return _asked(body, [Request(0, (), decoding, body.seed or 0, prompt) for prompt in prompts])
+
+
+def opened(raw: bytes) -> dict[str, Any]:
+    """A body as it came, with the model that it names. Raises UsageError."""
+    try:
+        given = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"the body is no JSON: {error}", code="body-not-json") from None
+    if not isinstance(given, dict):
+        raise UsageError("the body is no JSON object", code="body-not-object")
+    if not isinstance(given.get("model"), str):
+        raise UsageError(
+            "`model` is missing, the name of one that is served: see /v1/models", code="model-not-named"
+        )
+    return given
+
+
+def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
+    given = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
+    if isinstance(said := given.get("messages"), list):
+        given["messages"] = [_plainly(each) for each in said]
+    for key in [key for key in given if key not in kind.__struct_fields__]:
+        if key not in _NEUTRAL:
+            raise UsageError(f"'{key}' is not known here", code="unknown-field")
+        if given.pop(key) not in _NEUTRAL[key]:
+            raise UsageError(
+                f"'{key}' would change the answer and cannot be done here. Leave it out",
+                code="field-not-supported",
+            )
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error), code=code_of(error, "bad-setting")) from None
+
+
+def _plainly(said: Any) -> Any:
+    """A message without what is empty, as clients send back what they were given, or changes nothing."""
+    if not isinstance(said, dict):
+        return said
+    return {key: value for key, value in said.items() if value not in (None, []) and key not in _UNREAD}
+
+
+def _decoding(body: Body, application: Application | None, may_draw: bool) -> Decoding:
+    usual = Decoding(LONGEST) if application is None else application.decoding
+    longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    given = {"max_tokens": longest, "temperature": body.temperature, "top_p": body.top_p}
+    said = {key: value for key, value in given.items() if value is not None}
+    if application is not None and not may_draw and "max_tokens" in said:
+        said["max_tokens"] = min(said["max_tokens"], usual.max_tokens)  # fewer only cut the same answer short
+    found = msgspec.structs.replace(usual, **said)
+    if found.max_tokens >= _MOST_TOKENS:
+        raise UsageError(
+            f"max_tokens must be below {_MOST_TOKENS}, not {found.max_tokens}", code="bad-setting"
+        )
+    try:
+        check_decoding(found)
+    except ValueError as error:
+        raise UsageError(str(error), code="bad-setting") from None
+    changed = [key for key in ("temperature", "top_p") if getattr(found, key) != getattr(usual, key)]
+    if application is not None and not may_draw and changed:
+        held = ", ".join(f"{key} {getattr(usual, key):g}" for key in changed)
+        raise UsageError(
+            f"the application '{application.name}' says how answers are drawn ({held}) and is held constant. "
+            "Leave it out, or serve with --free-decoding",
+            code="decoding-held",
+        )
+    return found
+
+
+def _asked(body: Body, requests: Sequence[Request]) -> Asked:
+    n = 1 if body.n is None else body.n
+    if not 1 <= n * len(requests) <= MOST_ANSWERS:
+        raise UsageError(
+            f"from 1 to {MOST_ANSWERS} answers can be asked for, not {n * len(requests)}", code="bad-setting"
+        )
+    if not 0 <= (body.seed or 0) < _MOST_SEED:
+        raise UsageError(
+            f"seed must be at least 0 and below {_MOST_SEED}, not {body.seed}", code="bad-setting"
+        )
+    stops = tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or []))
+    if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
+        raise UsageError(
+            f"stop may have {MOST_STOPS} texts of {LONGEST_STOPS:,} characters in all", code="stop-too-long"
+        )
+    drawn = [
+        msgspec.structs.replace(request, seed=request.seed + i) for request in requests for i in range(n)
+    ]
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    return Asked(drawn, stops, body.stream, with_usage)
+
+
+# --- conversations ------------------------------------------------------------------------------------
+
+
+def _alone(messages: Sequence[Said]) -> Iterator[Message]:
+    for said in messages:
+        if said.role == "tool" or said.tool_calls:
+            raise UsageError(
+                "there are no tools here: serve the model in an application that has some", code="no-tools"
+            )
+        yield Message("system" if said.role == "developer" else said.role, said.text)
+
+
+def _within(application: Application, messages: Sequence[Said]) -> list[Message]:
+    """The conversation behind what the application says first, as a study would put it. Raises UsageError."""
+    if any(said.role in ("system", "developer") for said in messages):
+        raise UsageError(
+            f"the application '{application.name}' has its own system prompt, which is held constant. "
+            "Leave yours out",
+            code="system-prompt-held",
+        )
+    n_turns = sum(said.role == "user" for said in messages)
+    if n_turns > application.max_turns:
+        raise UsageError(
+            f"the application '{application.name}' takes {application.max_turns} turns of the user, and this "
+            f"conversation has {n_turns}",
+            code="too-many-turns",
+        )
+    found, names = list(application.messages()), dict[str, str]()
+    n_before, results = len(found), list[tuple[str, str]]()
+    for said in messages:
+        if said.role == "tool":
+            if said.tool_call_id not in names:
+                raise UsageError(
+                    f"the tool_call_id '{said.tool_call_id}' is of no call before it", code="call-unknown"
+                )
+            results.append((names.pop(said.tool_call_id), said.text))
+            continue
+        found += application.results(results)
+        results = []
+        if said.role == "assistant":
+            names = _named(application, said.tool_calls or [])
+            found.append(_answered(application, said))
+        else:
+            if said.tool_calls:
+                raise UsageError(
+                    f"a message of the role '{said.role}' calls no tools", code="role-calls-no-tools"
+                )
+            # As a study has it: two messages of the user in a row are more than some templates take.
+            left = f"{found.pop().content}\n\n" if len(found) > n_before and found[-1].role == "user" else ""
+            found.append(Message("user", left + said.text))
+    return found + application.results(results)
+
+
+def _named(application: Application, calls: Sequence[Call]) -> dict[str, str]:
+    """Calls' ids, each with its tool. Raises UsageError for what is no call of the application's."""
+    known = [tool.name for tool in application.tools]
+    for call in calls:
+        if call.function.name not in known:
+            named = call.function.name[:80]
+            raise UsageError(
+                f"the application '{application.name}' has no tool named '{named}'", code="tool-unknown"
+            )
+        _arguments(call)
+    if len(ids := {call.id: call.function.name for call in calls}) < len(calls):
+        raise UsageError("two calls have the same id", code="call-id-twice")
+    return ids
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        raise UsageError(
+            f"the arguments of the call '{call.id[:80]}' are no JSON object", code="arguments-not-object"
+        ) from None
+
+
+def _answered(application: Application, said: Said) -> Message:
+    """What the assistant wrote. Its calls stand in it where the caller has kept them, in whatever form."""
+    text = said.text
+    written = application.calls("", Reply(0, "", text, tool_calls=_tool_calls.parse(text)))
+    names = {call.name for call in written}
+    calls = [ToolCall(c.function.name, _arguments(c)) for c in said.tool_calls or []]
+    unwritten = [call for call in calls if call.name not in names]
+    if application.rendering == "native":
+        return application.said(text, (*written, *unwritten))
+    lines = [f"CALL {call.name} {encode(call.arguments).decode()}" for call in unwritten]
+    return application.said("\n".join([text, *lines] if text else lines))
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+def calls_of(ident: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Tool calls as they are sent."""
+    return [
+        {
+            "id": f"call_{ident}_{i}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": encode(call.arguments).decode()},
+        }
+        for i, call in enumerate(calls)
+    ]
+
+
+def reason(reply: Reply, calls: Sequence[ToolCall] = (), is_cut: bool = False) -> str:
+    """Why an answer ended. is_cut: by a text of the caller's."""
+    return "tool_calls" if calls else "stop" if is_cut else _REASONS[reply.stop]
+
+
+def usage(replies: Sequence[Reply]) -> dict[str, int]:
+    """Tokens that were read and written. Answers to one prompt read it once."""
+    prompts = {reply.prompt: reply.n_prompt_tokens for reply in replies}
+    written = sum(len(r.tokens) if r.n_tokens is None else r.n_tokens for r in replies)
+    read = sum(prompts.values())
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -1,0 +1,1 @@
+"""Chat templates, tool calls and streamed text: messages to tokens and back."""

@@ -1,0 +1,71 @@
+"""A model folder's chat, from its files alone: for an engine whose tokenizer is in another process.
+
+Promises: a request has the text, and its answer the stop tokens, that the torch engine has for the folder.
+Leaves to others: tokens (the server's own tokenizer).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from heredity.core.records import Request
+from heredity.engines.chat.codec import stops
+from heredity.engines.chat.template import Template, source
+
+_SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class FolderChat:
+    """Templates, special tokens and stop tokens of the model in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        specials = _specials(folder)
+        self._template = Template(source(folder), specials=specials)
+        with_tools = source(folder, "tool_use")
+        self._with_tools = Template(with_tools, specials=specials) if with_tools else self._template
+        vocabulary = _vocabulary(folder)
+        own = {vocabulary[end] for end in (specials.get("eos_token", ""),) if end in vocabulary}
+        self.stop_tokens = sorted(stops(folder, vocabulary) | own)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether there is no chat template."""
+        return bool(self._template.stop_text)
+
+    @property
+    def stop_text(self) -> str:
+        """Text that ends an answer beside the stop tokens; "" for none."""
+        return self._template.stop_text
+
+    def render(self, request: Request) -> str:
+        """The full text for a request. Raises EngineFailure where the template refuses the messages."""
+        return (self._with_tools if request.tools else self._template).render(request)
+
+
+def _specials(folder: Path) -> dict[str, str]:
+    """Texts of the special tokens, by transformers' names for them."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in _read(folder / name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key in _SPECIALS and isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """Tokens by their text, as far as the files say it: the added ones, which all special ones are among."""
+    said = _read(folder / "tokenizer.json")
+    model = said.get("model")
+    known = model.get("vocab") if isinstance(model, dict) else None
+    found: dict[str, int] = dict(known) if isinstance(known, dict) else {}
+    found |= {entry["content"]: entry["id"] for entry in said.get("added_tokens") or []}
+    decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return found | {entry["content"]: int(number) for number, entry in decoder.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}

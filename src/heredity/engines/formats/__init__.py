@@ -1,0 +1,1 @@
+"""Weight files on disk: safetensors, GGUF, int8, PEFT adapters, images."""

@@ -1,0 +1,197 @@
+"""Read a GGUF header without trusting a number in it.
+
+Promises: no allocation and no loop is bounded by anything but the file's own size; what passes has its magic,
+a known version, well-formed metadata and every tensor inside the file, none over another. Anything else is
+Damaged, with the reason.
+Leaves to others: the tensors' values (the gguf package, in dequantize.py).
+
+Format: the GGUF specification of the ggml project, versions 2 and 3, little endian.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity.core.errors import Damaged
+
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 4  # of a ggml tensor
+
+
+class GgufTensor(NamedTuple):
+    """One tensor: its name, shape (fastest axis first), ggml type number, and place in the file in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    start: int
+    end: int
+
+
+class GgufHeader(NamedTuple):
+    """What a GGUF says about itself. Arrays in `metadata` are tuples."""
+
+    version: int
+    metadata: dict[str, Any]
+    tensors: tuple[GgufTensor, ...]
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """Check a GGUF file and read its header. Raises Damaged, with what is wrong, for anything malformed."""
+    try:
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise Damaged("the file is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _read(_Cursor(data))
+    except Damaged as error:
+        raise Damaged(
+            f"{path}: not a whole GGUF file: {error}. Get it again.", code="gguf-damaged"
+        ) from error
+
+
+class _Cursor:
+    """A place in the bytes that refuses to step past their end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at, self.size = data, 0, len(data)
+
+    def need(self, n_bytes: int, what: str) -> None:
+        if n_bytes > self.size - self.at:
+            raise Damaged(f"cut off at byte {self.size:,} inside {what}")
+
+    def take(self, form: str, what: str) -> Any:
+        n_bytes = struct.calcsize(form)
+        self.need(n_bytes, what)
+        (value,) = struct.unpack_from(form, self.data, self.at)
+        self.at += n_bytes
+        return value
+
+    def text(self, what: str) -> str:
+        n_bytes = self.take("<Q", what)
+        self.need(n_bytes, what)
+        raw = self.data[self.at : self.at + n_bytes]
+        self.at += n_bytes
+        return raw.decode("utf-8", errors="replace")  # vocabularies hold lone bytes
+
+
+def _read(cursor: _Cursor) -> GgufHeader:
+    cursor.need(4, "the magic number")
+    if cursor.data[:4] != b"GGUF":
+        raise Damaged("it does not begin with GGUF")
+    cursor.at = 4
+    version = cursor.take("<I", "the version")
+    if version not in (2, 3):
+        raise Damaged(f"version {version} is not 2 or 3 (little endian)")
+    n_tensors, n_metadata = cursor.take("<Q", "the counts"), cursor.take("<Q", "the counts")
+    # The smallest entries: an empty key, a type, a byte; an empty name, one axis, a type, an offset.
+    cursor.need(13 * n_metadata, f"{n_metadata:,} metadata entries")
+    metadata = dict(_entry(cursor) for _ in range(n_metadata))
+    cursor.need(32 * n_tensors, f"{n_tensors:,} tensor entries")
+    if not n_tensors:
+        raise Damaged("it holds no tensors")
+    raw = [_tensor(cursor) for _ in range(n_tensors)]
+    return GgufHeader(version, metadata, _place(raw, cursor, metadata))
+
+
+def _entry(cursor: _Cursor) -> tuple[str, Any]:
+    key = cursor.text("a metadata key")
+    return key, _value(cursor, cursor.take("<I", "a metadata type"), key[:80])
+
+
+def _value(cursor: _Cursor, kind: int, key: str) -> Any:
+    if kind == _STRING:
+        return cursor.text(f"{key!r}")
+    if kind in _SCALARS:
+        return cursor.take(_SCALARS[kind], f"{key!r}")
+    if kind != _ARRAY:
+        raise Damaged(f"{key!r} has the unknown type {kind}")
+    return _array(cursor, key)
+
+
+def _array(cursor: _Cursor, key: str) -> tuple[Any, ...]:
+    kind, count = cursor.take("<I", f"{key!r}"), cursor.take("<Q", f"{key!r}")
+    if kind == _STRING:
+        cursor.need(8 * count, f"the {count:,} texts of {key!r}")
+        return tuple(cursor.text(f"{key!r}") for _ in range(count))
+    if kind not in _SCALARS:
+        raise Damaged(f"{key!r} is an array of the unknown type {kind}")
+    form = _SCALARS[kind][1]
+    cursor.need(count * struct.calcsize(f"<{form}"), f"the {count:,} numbers of {key!r}")
+    values = struct.unpack_from(f"<{count}{form}", cursor.data, cursor.at)
+    cursor.at += count * struct.calcsize(f"<{form}")
+    return values
+
+
+def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    name = cursor.text("a tensor's name")
+    n_dimensions = cursor.take("<I", f"tensor {name[:80]!r}")
+    if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
+        raise Damaged(f"tensor {name[:80]!r} has {n_dimensions} dimensions")
+    shape = tuple(cursor.take("<Q", f"tensor {name[:80]!r}") for _ in range(n_dimensions))
+    return name, shape, cursor.take("<I", f"tensor {name[:80]!r}"), cursor.take("<Q", f"tensor {name[:80]!r}")
+
+
+def _place(
+    raw: list[tuple[str, tuple[int, ...], int, int]], cursor: _Cursor, metadata: dict[str, Any]
+) -> tuple[GgufTensor, ...]:
+    alignment = metadata.get("general.alignment", 32)
+    if alignment not in [1 << power for power in range(17)]:
+        raise Damaged(f"general.alignment is {str(alignment)[:20]}, not a power of two")
+    base = -(-cursor.at // alignment) * alignment
+    tensors = []
+    for name, shape, kind, offset in raw:
+        if offset % alignment:
+            raise Damaged(f"tensor {name[:80]!r} does not begin on a multiple of {alignment}")
+        tensors.append(
+            GgufTensor(name, shape, kind, base + offset, base + offset + _bytes(name, shape, kind))
+        )
+    _refuse_overlap(tensors, cursor.size)
+    return tuple(tensors)
+
+
+def _bytes(name: str, shape: tuple[int, ...], kind: int) -> int:
+    if kind not in _blocks():
+        raise Damaged(f"tensor {name[:80]!r} has the unknown type {kind}")
+    per_block, block_bytes = _blocks()[kind]
+    if not math.prod(shape) or shape[0] % per_block:
+        raise Damaged(f"tensor {name[:80]!r} has a shape {list(shape)} that its type cannot have")
+    return math.prod(shape) // per_block * block_bytes
+
+
+def _refuse_overlap(tensors: list[GgufTensor], size: int) -> None:
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise Damaged("two tensors have one name")
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        if tensor.start < end:
+            raise Damaged(f"tensor {tensor.name[:80]!r} lies over another")
+        if tensor.end > size:
+            raise Damaged(f"cut off: tensor {tensor.name[:80]!r} ends at byte {tensor.end:,} of {size:,}")
+        end = tensor.end
+
+
+@cache
+def _blocks() -> dict[int, tuple[int, int]]:
+    """ggml type number -> weights a block, bytes a block."""
+    from gguf import GGML_QUANT_SIZES
+
+    return {int(kind): (int(n), int(size)) for kind, (n, size) in GGML_QUANT_SIZES.items()}

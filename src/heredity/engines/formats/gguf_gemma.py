@@ -1,0 +1,103 @@
+"""A Gemma 3 as a GGUF says it: what is written of its shape, and what transformers leaves out in reading it.
+
+llama.cpp settles by itself what a GGUF of Gemma 3 does not say: every sixth layer attends to all tokens, the
+others turn positions at base 10,000, scores are scaled by the width of a head, or in the 27B (62 layers) by
+the hidden width a head.
+
+Promises: a model that has it otherwise is refused in writing; in reading, the configuration says what
+llama.cpp computes.
+Leaves to others: tensors (_gguf_write.py) and tokens (_gguf_pieces.py).
+
+Source: llama.cpp's conversion and loading of Gemma 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from heredity.core.errors import Refused
+
+_EVERY = 6  # layers: the last of them attends to all tokens
+_LOCAL_BASE = 10_000.0
+_LAYERS_27B = 62
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+
+
+def is_one(config: Any) -> bool:
+    """Whether a configuration is of a Gemma 3."""
+    return str(config.model_type) == "gemma3_text"
+
+
+def global_rope(config: Any) -> dict[str, Any]:
+    """How layers that attend to all tokens turn positions: its base, and a factor where it is stretched.
+
+    Raises Refused for what llama.cpp holds otherwise of every Gemma 3.
+    """
+    ropes = dict(config.rope_parameters)
+    local = dict(ropes.get(_LOCAL) or {})
+    windows = list(config.layer_types) != _layers(int(config.num_hidden_layers))
+    _refuse(windows, "windows in other layers", code="gemma-windows")
+    is_plain = local.get("rope_type", "default") == "default"
+    turns = not is_plain or float(local.get("rope_theta", 0)) != _LOCAL_BASE
+    _refuse(turns, "windowed layers that turn otherwise", code="gemma-local-rope")
+    scalar = config.query_pre_attn_scalar
+    _refuse(scalar != _scalar(config), f"scores scaled by {scalar}", code="gemma-scores")
+    is_capped = bool(config.final_logit_softcapping or config.attn_logit_softcapping)
+    _refuse(is_capped, "capped logits", code="gemma-capped-logits")
+    is_both = bool(config.use_bidirectional_attention)
+    _refuse(is_both, "attention in both directions", code="gemma-bidirectional")
+    return dict(ropes[_GLOBAL])
+
+
+def _refuse(is_there: bool, what: str, *, code: str) -> None:
+    if is_there:
+        raise Refused(
+            f"A GGUF of a Gemma 3 with {what} is not written: llama.cpp would compute otherwise.", code=code
+        )
+
+
+def add_shape(writer: Any, config: Any) -> None:
+    """What stands of it in a GGUF beside what every model has."""
+    writer.add_sliding_window(int(config.sliding_window))
+    rope = global_rope(config)
+    if rope.get("rope_type") == "linear":
+        import gguf
+
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+
+
+def complete(config: Any, metadata: Mapping[str, Any]) -> None:
+    """Put into a configuration that transformers read of a GGUF what it passes over there."""
+    said = {key.removeprefix("gemma3."): value for key, value in metadata.items()}
+    every = _number(said, "attention.sliding_window_pattern", _EVERY)
+    whole: dict[str, Any] = {**config.rope_parameters[_GLOBAL]}
+    if (how := said.get("rope.scaling.type", "none")) == "linear":
+        whole |= {"rope_type": "linear", "factor": _number(said, "rope.scaling.factor", 0)}
+    elif how != "none":
+        raise Refused("A GGUF of a Gemma 3 whose rotations are not stretched linearly is not read here.")
+    base = _number(said, "rope.freq_base_swa", _LOCAL_BASE)
+    config.query_pre_attn_scalar = _scalar(config)
+    config.layer_types = _layers(int(config.num_hidden_layers), int(every))
+    config.rope_parameters = {_GLOBAL: whole, _LOCAL: {"rope_type": "default", "rope_theta": base}}
+
+
+def _number(said: Mapping[str, Any], key: str, default: float) -> float:
+    """A number from one on."""
+    found = said.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 1 <= found < 2**31:
+        raise Refused(f"A GGUF of a Gemma 3 whose {key} is {str(found)[:40]} is not read here.")
+    return float(found)
+
+
+def _layers(n_layers: int, every: int = _EVERY) -> list[str]:
+    """The kind of each layer."""
+    return [_LOCAL if (at + 1) % every else _GLOBAL for at in range(n_layers)]
+
+
+def _scalar(config: Any) -> int:
+    """What scores are scaled by: one over the root of it."""
+    if int(config.num_hidden_layers) == _LAYERS_27B:
+        return int(config.hidden_size) // int(config.num_attention_heads)
+    return int(config.head_dim)

@@ -1,0 +1,65 @@
+"""A picture file as numbers: what is seen through it filled, turned as its camera says, in one size.
+
+Promises: a file that is no picture is an Unreadable; a picture of more than 64 million points is refused
+before it is unpacked.
+Leaves to others: which files, and in which size (build.py).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.core.errors import Unavailable
+
+Fit = Literal["stretch", "crop"]
+Picture = NDArray[np.uint8]  # (side, side, 3)
+MOST = 64_000_000  # points of a picture
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+class Unreadable(ValueError):
+    """No picture, a broken one, or one too large."""
+
+
+def library() -> Any:
+    """Pillow. Raises Unavailable."""
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError:
+        raise Unavailable("Pictures need Pillow. Install it: pip install 'heredity[corpus]'") from None
+    return PIL
+
+
+def read(file: Path | bytes, side: int, fit: Fit, background: int) -> Picture:
+    """The picture in a file, or in a file's bytes. Raises Unreadable."""
+    pil = library()
+    path = "a picture" if isinstance(file, bytes) else file
+    try:
+        with pil.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=KINDS) as opened:
+            if opened.width * opened.height > MOST:
+                raise Unreadable(f"{path} has {opened.width} x {opened.height} points")
+            turned = pil.ImageOps.exif_transpose(opened)
+            return sized(turned, side, fit, background)
+    except (OSError, ValueError, SyntaxError, EOFError, pil.Image.DecompressionBombError) as error:
+        raise Unreadable(f"{path}: {error}") from None
+
+
+def sized(picture: Any, side: int, fit: Fit, background: int) -> Picture:
+    """A Pillow picture, over a background where one sees through it, made a square of `side`."""
+    image = library().Image
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        clear = picture.convert("RGBA")
+        ground = image.new("RGBA", clear.size, (background,) * 3 + (255,))
+        picture = image.alpha_composite(ground, clear)
+    picture = picture.convert("RGB")
+    if fit == "crop":
+        short = min(picture.size)
+        left, top = (picture.width - short) // 2, (picture.height - short) // 2
+        picture = picture.crop((left, top, left + short, top + short))
+    return np.asarray(picture.resize((side, side), image.Resampling.BICUBIC), dtype=np.uint8)

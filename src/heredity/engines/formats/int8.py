@@ -1,0 +1,86 @@
+"""Matrices of whole numbers from -127 to 127, one scale an output: their rounding, and their product.
+
+What comes in is rounded the same way at each product, one scale a row, and products of whole numbers are
+summed in int32: exactly, so that a row's numbers do not depend on its company. torch's own dynamic
+quantization takes one scale for all rows together, and then they do.
+
+Promises: a processor whose product is not exact (some sum pairs in 16 bits) is found out before it is used.
+Leaves to others: the files (recipes/_int8.py), and what is done without such a product (_weights.py).
+
+Format: compressed-tensors' "int-quantized", weights by channel, activations by token and dynamic:
+NAME.weight is int8 (outputs, inputs), NAME.weight_scale fp32 (outputs, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from heredity.core.errors import Damaged
+
+MOST = 127
+SCALE = "_scale"  # behind the name of a matrix: that of its scales
+EXACT, WIDENED = "int8 products", "int8 weights widened"
+
+_NUMBERS = {"num_bits": 8, "type": "int", "symmetric": True}
+HOW: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {**_NUMBERS, "strategy": "channel", "dynamic": False},
+            "input_activations": {**_NUMBERS, "strategy": "token", "dynamic": True},
+        }
+    },
+}
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+
+
+def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 (outputs, inputs) and fp32 scales (outputs, 1). Raises Damaged for what is no number."""
+    wide = weight.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    if not bool(torch.isfinite(largest).all()):
+        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.", code="not-finite")
+    scale = torch.where(largest > 0, largest / MOST, torch.ones_like(largest))
+    return torch.round(wide / scale).to(torch.int8), scale
+
+
+def widened(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the whole numbers stand for, rounded once to `dtype`."""
+    return (weight.float() * scale.float()).to(dtype)
+
+
+def product(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """x (rows, inputs) -> (rows, outputs) in x's dtype, multiplied in whole numbers."""
+    columns, of_outputs = weight.t(), scale.float()[:, 0]
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        of_row = wide.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / MOST
+        whole = torch.round(wide / of_row).clamp_(-MOST, MOST).to(torch.int8)
+        out = torch._int_mm(whole, columns).float().mul_(of_row).mul_(of_outputs)
+        return (out if bias is None else out.add_(bias)).to(x.dtype)
+
+    return multiply
+
+
+@cache
+def is_exact() -> bool:
+    """Whether this machine's product of whole numbers is there, and right where sums are largest."""
+    a, b = torch.full((17, 192), MOST, dtype=torch.int8), torch.full((48, 192), MOST, dtype=torch.int8)
+    b[::2] = -MOST
+    wanted = a.long() @ b.long().t()
+    try:
+        return all(
+            torch.equal(torch._int_mm(a[:n].contiguous(), b.t()).long(), wanted[:n]) for n in (1, 4, 17)
+        )
+    except (RuntimeError, AttributeError):
+        return False

@@ -1,0 +1,94 @@
+"""A folder of safetensors with its layers' matrices in int8, and back: compressed-tensors' files.
+
+Promises: one tensor at a time is in memory; embedding, head, norms and biases stay as they were; the same
+folder gives the same bytes.
+Leaves to others: the rounding and the product (engines/_int8.py).
+
+Format: see engines/_int8.py; config.json says it under `quantization_config`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import Damaged
+from heredity.engines.formats.rewrite import copy_rest
+from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
+
+_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+_INDEX = "model.safetensors.index.json"
+_KEY = "quantization_config"
+Shapes = dict[str, tuple[str, list[int]]]
+
+
+def write(folder: Path, out: Path) -> None:
+    """The model in `folder`, its matrices rounded. Raises Unavailable for an architecture not known here."""
+    from heredity.engines.formats.int8 import HOW, SCALE, rounded
+    from heredity.engines.formats.weights import read_config
+
+    read_config(folder)
+
+    def shapes(found: Shapes) -> Shapes:
+        matrices = [name for name in found if _MATRIX.fullmatch(name)]
+        there = {name: ("I8" if name in matrices else kind, size) for name, (kind, size) in found.items()}
+        return there | {name + SCALE: ("F32", [found[name][1][0], 1]) for name in matrices}
+
+    def make(name: str, take: Callable[[str], Any]) -> Any:
+        if name.endswith(SCALE):
+            return rounded(take(name.removesuffix(SCALE)))[1]
+        return rounded(take(name))[0] if _MATRIX.fullmatch(name) else take(name)
+
+    _rewrite(folder, out, shapes, make)
+    _configure(out, lambda config: {**config, _KEY: HOW})
+
+
+def widen(folder: Path, out: Path, dtype: str) -> None:
+    """The inverse: what the whole numbers stand for, in `dtype`, as any engine loads it."""
+    import torch
+
+    from heredity.engines.formats.int8 import SCALE, widened
+
+    kind = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}[dtype]
+    said = getattr(torch, dtype)
+
+    def shapes(found: Shapes) -> Shapes:
+        return {name: (kind, size) for name, (_, size) in found.items() if not name.endswith(SCALE)}
+
+    def make(name: str, take: Callable[[str], Any]) -> Any:
+        tensor = take(name)
+        return widened(tensor, take(name + SCALE), said) if tensor.dtype == torch.int8 else tensor.to(said)
+
+    _rewrite(folder, out, shapes, make)
+    _configure(out, lambda config: {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
+
+
+def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: Callable[..., Any]) -> None:
+    from safetensors import safe_open
+
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise Damaged(f"{folder}: there is no safetensors file")
+    copy_rest(folder, out)
+    where: dict[str, str] = {}
+    for shard in shards:
+        found = {name: (each.dtype, each.shape) for name, each in read_safetensors(shard).items()}
+        wanted = shapes(found)
+        where |= dict.fromkeys(sorted(wanted), shard.name)
+        with safe_open(shard, framework="pt") as file:
+            take = file.get_tensor
+            write_safetensors(out / shard.name, wanted, lambda name, take=take: make(name, take))  # type: ignore[misc]
+    if len(shards) > 1:
+        _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
+
+
+def _configure(out: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    _replace(out / "config.json", change(json.loads((out / "config.json").read_text("utf-8"))))
+
+
+def _replace(path: Path, said: Mapping[str, Any]) -> None:
+    path.unlink(missing_ok=True)  # a link to the parent's
+    path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", "utf-8")

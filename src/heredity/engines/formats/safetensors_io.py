@@ -1,0 +1,128 @@
+"""Check a safetensors file's header without trusting a number in it; write a file tensor by tensor.
+
+Promises: no allocation is bounded by anything but the file's own size; what passes has a JSON header inside
+the file whose tensors cover the data exactly, with no gap and no overlap. Anything else is Damaged. A file
+is written with one tensor in memory at a time.
+Leaves to others: the tensors' values (the safetensors package).
+
+Format: the safetensors project's description: 8 bytes of header length, the header, the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from heredity.core.errors import Damaged
+from heredity.core.files import explain_full_disk
+
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class SafeTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor of the header: dtype, shape, and its bytes within the data."""
+
+    dtype: str
+    shape: list[_Count]
+    data_offsets: tuple[_Count, _Count]
+
+
+def read_safetensors(path: Path) -> dict[str, SafeTensor]:
+    """Check a safetensors file and read its header. Raises Damaged, with what is wrong."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            if size < 8:
+                raise Damaged(f"it has {size} bytes", code="header-cut-off")
+            if n_header > min(_MAX_HEADER, size - 8):
+                raise Damaged(
+                    f"cut off, or no such file: a header of {n_header:,} bytes in {size:,}",
+                    code="header-cut-off",
+                )
+            return _read(file.read(n_header), size - 8 - n_header)
+    except Damaged as error:
+        raise Damaged(
+            f"{path}: not a whole safetensors file: {error}. Get it again.",
+            code=error.code if error.code != Damaged.code else "safetensors-damaged",
+        ) from error
+
+
+def _read(header: bytes, n_data: int) -> dict[str, SafeTensor]:
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        if (metadata := entries.pop("__metadata__", None)) is not None:
+            msgspec.json.decode(metadata, type=dict[str, str])
+        tensors = {name: msgspec.json.decode(raw, type=SafeTensor) for name, raw in entries.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(f"its header does not read ({str(error)[:120]})", code="header-unreadable") from error
+    if not tensors:
+        raise Damaged("it holds no tensors")
+    _refuse_gaps(tensors, n_data)
+    return tensors
+
+
+def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
+    at = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        start, end = tensor.data_offsets
+        bits = _BITS.get(tensor.dtype)
+        if bits is None:
+            raise Damaged(f"tensor {name[:80]!r} has the unknown type {tensor.dtype[:20]!r}")
+        if start != at or end < start:
+            raise Damaged(f"tensor {name[:80]!r} leaves a gap or lies over another", code="tensors-overlap")
+        if math.prod(tensor.shape) * bits != (end - start) * 8:
+            raise Damaged(f"tensor {name[:80]!r} has not the bytes of its shape")
+        at = end
+    if at != n_data:
+        raise Damaged(f"its tensors need {at:,} bytes, it has {n_data:,}")
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[str, Sequence[int]]], tensor: Callable[[str], Any]
+) -> None:
+    """A file of tensors whose dtype (as the format spells it) and shape are known before they are made.
+
+    tensor: makes the one of a name, a torch tensor of that dtype and shape. Raises Damaged where it is not.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    # Wide types first, as the safetensors package lays them out, so that each lies at a multiple of its size.
+    for name in sorted(shapes, key=lambda name: (-_BITS[shapes[name][0]], name)):
+        kind, shape = shapes[name]
+        end = at + math.prod(shape) * _BITS[kind] // 8
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    said = msgspec.json.encode(header)
+    said += b" " * (-len(said) % 8)
+    with explain_full_disk(path.parent, at), path.open("wb") as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        for name in list(header)[1:]:
+            _write_one(file, name, header[name], tensor(name))
+
+
+def _write_one(file: Any, name: str, said: Mapping[str, Any], made: Any) -> None:
+    import torch
+
+    start, end = said["data_offsets"]
+    data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    if list(made.shape) != said["shape"] or data.nbytes != end - start:
+        raise Damaged(
+            f"tensor {name[:80]!r} came out with another shape or type than was planned",
+            code="tensor-not-as-planned",
+        )
+    file.write(data.data)

@@ -1,0 +1,329 @@
+"""A decoder's shape and weights, read from a folder of safetensors: fused, in one dtype, ready to multiply.
+
+Promises: only safetensors and JSON are opened; an architecture that is not known here is refused by name.
+Leaves to others: the arithmetic (_decoder.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
+
+from heredity.core.errors import Damaged, Unavailable
+from heredity.engines.formats import int8
+
+CONFIG = "config.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+Linear = Callable[[torch.Tensor], torch.Tensor]
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
+ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of text and images
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the arithmetic needs to know. `windows[i]` is layer i's attention window in tokens, 0 for all."""
+
+    kind: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    context: int
+    eps: float
+    scale: float
+    windows: tuple[int, ...]
+    embed_scale: float
+    is_gemma: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: norms are (hidden,) vectors; `qkv` and `gate_up` are fused products."""
+
+    norm_attention: torch.Tensor
+    qkv: Linear
+    norm_q: torch.Tensor | None
+    norm_k: torch.Tensor | None
+    out: Linear
+    norm_attention_out: torch.Tensor | None
+    norm_mlp: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    norm_mlp_out: torch.Tensor | None
+
+
+class Rows(Protocol):
+    """A matrix whose rows can be had by their numbers: a tensor, or one that is widened row by row."""
+
+    def __getitem__(self, at: torch.Tensor, /) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Weights:
+    shape: Shape
+    embedding: Rows  # (vocabulary, hidden)
+    blocks: Sequence[Block]
+    norm: torch.Tensor
+    head: Linear
+    rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
+    rope_scale: float
+    how: str = ""  # where matrices are not multiplied in their own dtype: how
+    base: Weights | None = None  # what an adapter lies over: held, so that it stays resident
+
+
+_RESIDENT: WeakValueDictionary[tuple[Path, torch.dtype], Weights] = WeakValueDictionary()
+
+
+def resident(folder: Path, dtype: torch.dtype) -> Weights:
+    """As `read`, once: while somebody holds these weights, whoever asks again gets the same."""
+    weights = _RESIDENT.get((folder, dtype))
+    if weights is None:
+        weights = _RESIDENT[folder, dtype] = read(folder, dtype)
+    return weights
+
+
+def read(folder: Path, dtype: torch.dtype) -> Weights:
+    """The weights in `folder` (config.json and *.safetensors), as `dtype`.
+
+    Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
+    sense and for missing tensors.
+    """
+    shape, rope, rope_scale, is_tied = outline(folder)
+    take = tensors(folder, dtype)
+    embedding = take(EMBEDDING)
+    refuse_other_width(folder, shape, embedding)
+    blocks = tuple(block(shape, take, i, dtype) for i in range(shape.n_layers))
+    head = linear(embedding if is_tied else take(HEAD))
+    return Weights(shape, embedding, blocks, norm_of(shape, take), head, rope, rope_scale, how(take))
+
+
+def outline(folder: Path) -> tuple[Shape, tuple[torch.Tensor, torch.Tensor], float, bool]:
+    """What config.json says: the shape, how positions are turned, and whether the head is the embedding."""
+    config = read_config(folder)
+    with _sense(folder / CONFIG):
+        shape = _shape(config)
+        rope, rope_scale = _rope(config, shape)
+    return shape, rope, rope_scale, bool(getattr(config, "tie_word_embeddings", False))
+
+
+def refuse_other_width(folder: Path, shape: Shape, embedding: torch.Tensor) -> None:
+    """Raise Damaged where the embedding is not of the width that config.json says."""
+    if embedding.shape[-1] != shape.hidden:
+        raise Damaged(
+            f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}.",
+            code="config-contradicts-weights",
+        )
+
+
+def norm_of(shape: Shape, take: Callable[..., Any]) -> torch.Tensor:
+    """The last norm's weights."""
+    return _norm(shape, take("model.norm.weight"))
+
+
+def how(take: Callable[..., Any]) -> str:
+    """How matrices are multiplied, where that is not in their own dtype."""
+    if take("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
+        return ""
+    return int8.EXACT if int8.is_exact() else int8.WIDENED
+
+
+def read_config(folder: Path) -> Any:
+    """What transformers reads in config.json, of the language model where there are several in it.
+
+    Raises Unavailable for an architecture that is not one of KNOWN, before anything else is read of it, and
+    Damaged for what cannot be read.
+    """
+    from transformers import AutoConfig
+
+    raw = read_json(folder / CONFIG)
+    if not isinstance(raw.get("model_type"), str):
+        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).", code="architecture-missing")
+    inner = raw.get("text_config")
+    name = raw["model_type"]
+    if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
+        name = inner["model_type"]
+    if encoder := next((kind for kind in (name, raw["model_type"]) if kind in ENCODERS), ""):
+        raise Unavailable(
+            f"'{encoder}' is an encoder, which writes no text: it cannot be asked.",
+            code="encoder-writes-no-text",
+        )
+    if name not in KNOWN:
+        raise Unavailable(
+            f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.",
+            code="architecture-unsupported",
+        )
+    if (how := raw.get("quantization_config")) not in (None, int8.HOW):
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise Unavailable(
+            f"The torch engine does not read weights quantized by '{method}'.",
+            code="quantization-unsupported",
+        )
+    with _sense(folder / CONFIG):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        found = getattr(config, "text_config", None) or config
+    act = getattr(found, "hidden_activation", None) or getattr(found, "hidden_act", None)
+    if act not in (None, "gelu_pytorch_tanh" if name.startswith("gemma") else "silu"):
+        raise Unavailable(f"The torch engine has no '{name}' with the activation '{act}'.")
+    return found
+
+
+@contextmanager
+def _sense(path: Path) -> Iterator[None]:
+    """Turn whatever reading a config raises into Damaged, in one line."""
+    try:
+        yield
+    except (
+        ArithmeticError, AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200]
+        raise Damaged(
+            f"{path}: makes no sense ({type(error).__name__}: {said}).", code="config-invalid"
+        ) from None
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """x -> x W' + b, the weight laid out once for this processor's matrix kernels where torch can do so."""
+    packed = _pack(weight)
+    if packed is None:
+        return lambda x: torch.nn.functional.linear(x, weight, bias)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda x: product(x, packed, bias, "none", [], "")
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight in oneDNN's blocked layout: the same bits out, without re-ordering it at every call."""
+    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)  # type: ignore[no-any-return]
+    except (RuntimeError, AttributeError):  # an older processor or torch: the plain product is as right
+        return None
+
+
+def _shape(config: Any) -> Shape:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    is_gemma = config.model_type.startswith("gemma3")
+    window = getattr(config, "sliding_window", None) or 0
+    every = "sliding_attention" if window and config.model_type == "mistral" else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [every] * config.num_hidden_layers
+    scalar = config.query_pre_attn_scalar if is_gemma else head_dim
+    return Shape(
+        kind=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=head_dim,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        eps=config.rms_norm_eps,
+        scale=float(scalar) ** -0.5,
+        windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
+        embed_scale=float(config.hidden_size) ** 0.5 if is_gemma else 1.0,
+        is_gemma=is_gemma,
+    )
+
+
+def block(shape: Shape, take: Callable[..., Any], layer: int, dtype: torch.dtype) -> Block:
+    """One layer's weights, made ready to multiply."""
+    at = f"model.layers.{layer}."
+
+    def fused(names: tuple[str, ...]) -> Linear:
+        biases = [take(f"{at}{name}.bias", None) for name in names]
+        bias = torch.cat(biases) if biases[0] is not None else None
+        weight = torch.cat([take(f"{at}{name}.weight", as_stored=True) for name in names])
+        if weight.dtype != torch.int8:
+            return linear(weight.to(dtype), bias)
+        scale = torch.cat([take(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
+        if int8.is_exact():
+            return int8.product(weight, scale, bias)
+        return linear(int8.widened(weight, scale, dtype), bias)
+
+    def norm(name: str) -> torch.Tensor | None:
+        found = take(f"{at}{name}.weight", None)
+        return None if found is None else _norm(shape, found)
+
+    after, before = ("post_attention_layernorm", "pre_feedforward_layernorm")
+    return Block(
+        norm_attention=_norm(shape, take(f"{at}input_layernorm.weight")),
+        qkv=fused(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        norm_q=norm("self_attn.q_norm"),
+        norm_k=norm("self_attn.k_norm"),
+        out=fused(("self_attn.o_proj",)),
+        norm_attention_out=norm(after) if shape.is_gemma else None,
+        norm_mlp=_norm(shape, take(f"{at}{before if shape.is_gemma else after}.weight")),
+        gate_up=fused(("mlp.gate_proj", "mlp.up_proj")),
+        down=fused(("mlp.down_proj",)),
+        norm_mlp_out=norm("post_feedforward_layernorm") if shape.is_gemma else None,
+    )
+
+
+def _norm(shape: Shape, weight: torch.Tensor) -> torch.Tensor:
+    return weight + 1 if shape.is_gemma else weight  # Gemma keeps its norms' weights around zero
+
+
+_REQUIRED = object()
+
+
+def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
+    """A function name -> tensor over all safetensors files of a folder."""
+    where = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        file = safe_open(path, framework="pt")
+        where.update(dict.fromkeys(file.keys(), file))
+    if not where:
+        raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
+
+    def take(name: str, default: Any = _REQUIRED, as_stored: bool = False) -> Any:
+        if name not in where:
+            if default is _REQUIRED:
+                raise Damaged(f"{folder}: the tensor {name} is missing")
+            return default
+        found = where[name].get_tensor(name)
+        return found if as_stored else found.to(dtype)
+
+    return take
+
+
+def _rope(config: Any, shape: Shape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
+    """Inverse frequencies for global and for windowed layers, and the factor on cos and sin."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = config.rope_parameters
+    if "rope_theta" in parameters or "rope_type" in parameters:
+        parameters = {"full_attention": parameters, "sliding_attention": parameters}
+    found = []
+    for kind in ("full_attention", "sliding_attention"):
+        chosen = parameters.get(kind) or parameters["full_attention"]
+        rope_type = chosen.get("rope_type", "default")
+        if rope_type in ("default", "linear"):
+            steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+            inverse = 1.0 / chosen["rope_theta"] ** steps
+            found.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
+        else:
+            found.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu")))
+    return (found[0][0], found[1][0]), float(found[0][1])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is no such file or it holds something else. Raises Damaged."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(f"{path}: not JSON ({error}).", code="config-not-json") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""The APIs that the remote engine speaks. One file each."""

@@ -1,0 +1,289 @@
+"""The arithmetic of a decoder over a shared prefix and one cache slot a row.
+
+The application's prefix is computed once and its keys and values are kept once: attention over it is one
+matrix product for all rows of the batch. Each row keeps only its own keys and values behind it. Softmax runs
+over both parts together, so the result is plain attention. Both parts are whole cells, masked behind their
+ends: where a rest of a vector is left, a softmax adds it up otherwise than the same numbers in a longer row.
+
+Promises: a row's numbers depend on that row alone: a prefill takes one row, so that its shapes are its own; a
+decode step has one of a few widths, and _tuning.py proves which of them give equal bits.
+Leaves to others: which row sits in which slot and when (_batch.py), and which token is drawn (_sampling.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional
+
+from heredity.engines.formats.weights import Block, Weights
+
+CHUNK = 256  # tokens a prefill product; longer prompts go in several
+PAD = 16  # prefill lengths are rounded up to this
+CELL = 64  # cache lengths are rounded up to this
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Touch = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True)
+class Prefix:
+    """Keys and values of tokens that every row begins with: one (kv heads, n_cells, head_dim) a layer."""
+
+    tokens: tuple[int, ...]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_cells(self) -> int:
+        """Positions held, whole cells; those from `length` on are finite filler and masked."""
+        return round_up(self.length, CELL)
+
+
+@dataclass(slots=True)
+class Slots:
+    """Each row's own keys and values: (width, kv heads, capacity, head_dim) a layer."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    @property
+    def width(self) -> int:
+        return len(self.keys[0])
+
+    @property
+    def capacity(self) -> int:
+        return self.keys[0].shape[2]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one slot over another's."""
+        for cache in (*self.keys, *self.values):
+            cache[target, :, :length] = cache[source, :, :length]
+
+
+class Decoder:
+    """A model's weights with the two ways through them: prefill one row, step all rows.
+
+    touch: what is done to the residual stream (rows, hidden) behind the embedding, each attention and each
+    MLP, in this order, 1 + 2 layers times a pass; row by row, so that a row stays a thing of its own.
+    """
+
+    def __init__(self, weights: Weights, dtype: torch.dtype, touch: Touch | None = None) -> None:
+        self.weights, self.shape, self.dtype, self._touch = weights, weights.shape, dtype, touch
+        self._cos: list[torch.Tensor] = []
+        self._sin: list[torch.Tensor] = []
+        self._has_windows = any(self.shape.windows)
+
+    def touched(self, touch: Touch) -> Decoder:
+        """The same weights, the residual stream touched on its way."""
+        return Decoder(self.weights, self.dtype, touch)
+
+    def until(self, n_layers: int) -> Decoder:
+        """The first layers alone: what a prefill returns is the residual stream behind the last of them."""
+        shape = replace(self.shape, n_layers=n_layers, windows=self.shape.windows[:n_layers])
+        weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
+        return Decoder(weights, self.dtype, self._touch)
+
+    def slots(self, width: int, capacity: int) -> Slots:
+        """Empty slots. Zeroed: what is masked must still be finite."""
+        shape = self.shape
+        size = (width, shape.n_kv_heads, capacity, shape.head_dim)
+
+        def make() -> list[torch.Tensor]:
+            return [torch.zeros(size, dtype=self.dtype) for _ in range(shape.n_layers)]
+
+        return Slots(make(), make())
+
+    def prefix(self, tokens: tuple[int, ...]) -> Prefix:
+        """Compute a prefix once, in chunks of fixed size."""
+        slots, empty = self.slots(1, round_up(len(tokens), CHUNK)), Prefix((), [], [])
+        if tokens:
+            self.prefill(empty, slots, 0, tokens)
+        n_cells = round_up(len(tokens), CELL)
+        cut = [[cache[0, :, :n_cells].contiguous() for cache in side] for side in (slots.keys, slots.values)]
+        return Prefix(tokens, cut[0], cut[1])
+
+    def prefill(
+        self, prefix: Prefix, slots: Slots, slot: int, own: tuple[int, ...], known: int = 0
+    ) -> torch.Tensor:
+        """Run a row's own tokens through the model, into its slot; `known` of them, whole chunks and not all,
+        lie there already.
+
+        Returns the final hidden states (padded length - known, hidden); what lies behind the row's length is
+        filler.
+        """
+        n_padded = padded(own)
+        hidden = []
+        for start in range(known, n_padded, CHUNK):
+            n_new = min(CHUNK, n_padded - start)
+            cut = own[start : start + n_new]
+            tokens = torch.tensor(cut + (0,) * (n_new - len(cut)))
+            positions = torch.arange(n_new) + prefix.length + start
+            hidden.append(
+                self._through(tokens, positions, self._attend_many(prefix, slots, slot, start, n_new))
+            )
+        return torch.cat(hidden)
+
+    def step(self, prefix: Prefix, slots: Slots, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """One token a row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
+
+        tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
+        slots' capacity.
+        """
+        attend = self._attend_all(prefix, slots, lengths)
+        return self.logits(self._through(tokens, lengths + prefix.length, attend))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm and head: (rows, hidden) -> (rows, vocabulary)."""
+        return self.weights.head(self._norm(hidden, self.weights.norm))
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _through(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        shape, touch = self.shape, self._touch
+        x = self.weights.embedding[tokens]
+        if shape.embed_scale != 1.0:
+            x = x * torch.tensor(shape.embed_scale, dtype=self.dtype)
+        turns = self._rotation(positions)
+        x = x if touch is None else touch(x)
+        for i, block in enumerate(self.weights.blocks):
+            q, k, v = self._qkv(block, self._norm(x, block.norm_attention), turns[bool(shape.windows[i])])
+            a = block.out(attend(i, q, k, v))
+            x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
+            x = x if touch is None else touch(x)
+            gate, up = block.gate_up(self._norm(x, block.norm_mlp)).chunk(2, dim=-1)
+            gate = functional.gelu(gate, approximate="tanh") if shape.is_gemma else functional.silu(gate)
+            m = block.down(gate * up)
+            x = x + (m if block.norm_mlp_out is None else self._norm(m, block.norm_mlp_out))
+            x = x if touch is None else touch(x)
+        return x
+
+    def _qkv(
+        self, block: Block, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (rows, heads, head_dim), scaled; keys and values (rows, kv heads, head_dim)."""
+        s = self.shape
+        n_qk = s.n_heads + s.n_kv_heads
+        heads = block.qkv(x).view(len(x), n_qk + s.n_kv_heads, s.head_dim)
+        qk = heads[:, :n_qk]
+        if block.norm_q is not None and block.norm_k is not None:
+            q, k = qk[:, : s.n_heads], qk[:, s.n_heads :]
+            qk = torch.cat([self._norm(q, block.norm_q), self._norm(k, block.norm_k)], dim=1)
+        qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
+        return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
+
+    def _attend_many(self, prefix: Prefix, slots: Slots, slot: int, start: int, n_new: int) -> Attend:
+        """Many tokens of a row, causal; writes the keys and values of its slot from `start` on."""
+        s, end = self.shape, start + n_new
+        group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
+        ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
+        own_mask = torch.zeros(n_new, 1, end).masked_fill(ahead[:, None] > 0, -torch.inf).to(self.dtype)
+        window_masks = self._window_masks(prefix, torch.arange(start, end), end)
+
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = slots.keys[i][slot], slots.values[i][slot]
+            keys[:, start:end] = k.transpose(0, 1)
+            values[:, start:end] = v.transpose(0, 1)
+            # copies of what is read: a product over a view of a part would take the slow path
+            own_keys, own_values = keys[:, :end].contiguous(), values[:, :end].contiguous()
+            q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)
+            scores = torch.bmm(q, own_keys.transpose(1, 2)).view(kv, n_new, group, end) + own_mask
+            if prefix.length:
+                shared = _over_prefix(q, prefix, i).view(kv, n_new, group, prefix.n_cells)
+                scores = torch.cat([shared, scores], dim=-1)
+            if s.windows[i] in window_masks:
+                scores += window_masks[s.windows[i]][:, None]
+            p = torch.softmax(scores, dim=-1)
+            o = torch.bmm(p[..., prefix.n_cells :].reshape(kv, n_new * group, end), own_values)
+            if prefix.length:
+                of_shared = p[..., : prefix.n_cells].reshape(kv, n_new * group, prefix.n_cells)
+                o = o + torch.bmm(of_shared, prefix.values[i])
+            o = o.view(kv, n_new, group, s.head_dim).transpose(0, 1)
+            return o.reshape(n_new, s.n_heads * s.head_dim)
+
+        return attend
+
+    def _attend_all(self, prefix: Prefix, slots: Slots, lengths: torch.Tensor) -> Attend:
+        """Every row, one token each; the prefix as one product, the own caches as one product a row."""
+        s = self.shape
+        width, group, n_cells = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
+        rows, heads, at = torch.arange(width)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
+        ahead = torch.arange(n_cells)[None] > at
+        own_mask = torch.zeros(width, n_cells).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
+        window_masks = self._window_masks(prefix, lengths, n_cells)
+
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            slots.keys[i][rows, heads, at] = k
+            slots.values[i][rows, heads, at] = v
+            keys, values = slots.keys[i][:width].flatten(0, 1), slots.values[i][:width].flatten(0, 1)
+            own = torch.bmm(q.reshape(-1, group, s.head_dim), keys.transpose(1, 2))
+            own = own.view(width, s.n_kv_heads, group, n_cells) + own_mask
+            if not prefix.length:
+                if s.windows[i] in window_masks:
+                    own += window_masks[s.windows[i]][:, None, None]
+                p = torch.softmax(own, dim=-1).view(-1, group, n_cells)
+                return torch.bmm(p, values).view(width, -1)
+            together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
+            together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
+            shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_cells)
+            scores = torch.cat([shared, own.transpose(0, 1)], dim=-1)
+            if s.windows[i] in window_masks:
+                scores += window_masks[s.windows[i]][:, None]
+            p = torch.softmax(scores, dim=-1)
+            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_cells]
+            o = torch.bmm(of_shared, prefix.values[i]).view(s.n_kv_heads, width, group, s.head_dim)
+            of_own = p[..., prefix.n_cells :].transpose(0, 1).reshape(-1, group, n_cells)
+            o_own = torch.bmm(of_own, values).view(width, s.n_kv_heads, group, s.head_dim)
+            return (o.transpose(0, 1) + o_own).reshape(width, -1)
+
+        return attend
+
+    def _window_masks(self, prefix: Prefix, queries: torch.Tensor, n_own: int) -> dict[int, torch.Tensor]:
+        """For each window size in use: (queries, prefix + own), -inf where a key lies before the window."""
+        if not self._has_windows:
+            return {}
+        keys = torch.cat(
+            [torch.arange(prefix.n_cells), torch.arange(n_own) + prefix.length]
+        )  # their positions
+        ages = (queries[:, None] + prefix.length) - keys[None]
+        zero = torch.zeros(ages.shape)
+        sizes = {size for size in self.shape.windows if size}
+        return {size: zero.masked_fill(ages >= size, -torch.inf).to(self.dtype) for size in sizes}
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.eps)
+
+    def _rotation(self, positions: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """cos and signed sin, (rows, 1, head_dim) each, for global and for windowed layers."""
+        turns = []
+        for inverse in self.weights.rope[: 1 + self._has_windows]:
+            angles = (positions.to(torch.float32)[:, None] * inverse)[:, None]
+            cos, sin = angles.cos() * self.weights.rope_scale, angles.sin() * self.weights.rope_scale
+            # roll(x) puts the second half first; its sign is the rotation's
+            turns.append(
+                (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
+            )
+        return tuple(turns)
+
+
+def _over_prefix(queries: torch.Tensor, prefix: Prefix, layer: int) -> torch.Tensor:
+    """Scores (kv heads, queries, n_cells) over the prefix's keys, the filler behind them masked."""
+    scores = torch.bmm(queries, prefix.keys[layer].transpose(1, 2))
+    scores[..., prefix.length :] = -torch.inf
+    return scores
+
+
+def padded(own: Sequence[int]) -> int:
+    """The length at which a row's own tokens are prefilled: whole chunks, then a multiple of PAD."""
+    return max(PAD, round_up(len(own), PAD))
+
+
+def round_up(n: int, step: int) -> int:
+    """The least multiple of `step` that is at least n."""
+    return -(-n // step) * step

@@ -1,0 +1,175 @@
+"""A suffix after which a model begins its answer with a given text: greedy coordinate gradient.
+
+Source: Zou et al. 2023 (arXiv 2307.15043). A step takes the gradient of the target's loss by the suffix's
+tokens, draws candidates that differ in one token from among the likeliest replacements, and keeps the best
+where it is better. What stands before the suffix is computed once. Tokens are printable ASCII; a candidate
+whose text would be cut into other tokens is left out, so that what was searched for is what is said.
+
+Promises: the same weights, texts, effort and seed give the same suffix; at most `steps` gradients and
+`steps * CANDIDATES` forward passes.
+Leaves to others: the target (attacks/gcg.py), and where the suffix is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from heredity.core.errors import EngineFailure
+from heredity.core.records import Record
+
+CANDIDATES = 64
+N_TOKENS = 12  # of the suffix
+_LIKELY = 64  # replacements a place that a candidate is drawn from
+_AT_ONCE = 16  # candidates in one forward pass
+_START = " !"
+
+
+class Suffix(Record, frozen=True):
+    """What a search came to. The losses are the target's mean, in nats a token, before and after."""
+
+    text: str
+    loss_before: float
+    loss_after: float
+    n_steps: int
+
+
+class Place(NamedTuple):
+    """Where the suffix stands, as tokens, and what is to come behind it."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+class Tongue(NamedTuple):
+    """A tokenizer, as far as it is needed: rendered text to tokens, and tokens to text."""
+
+    encode: Callable[[str], tuple[int, ...]]
+    continuation: Callable[[str], tuple[int, ...]]
+    decode: Callable[[list[int]], str]
+
+
+def load(folder: Path) -> Any:
+    """The model in float32, with gradients to be had."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with torch.inference_mode(False):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+        return model.eval().requires_grad_(False)
+
+
+def search(model: Any, tongue: Tongue, before: str, after: str, target: str, steps: int, seed: int) -> Suffix:
+    """The suffix between `before` and `after` that makes `target` likely.
+
+    Raises EngineFailure where the tokenizer does not keep the suffix's tokens apart from its neighbours.
+    """
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers renames the argument for its cache
+        start = tongue.encode(before)
+        tail = tongue.encode(before + after)[len(start) :]
+        place = Place(start, tail, tongue.continuation(target))
+        tokens = list(tongue.continuation(_START)) * N_TOKENS
+        hunt = _Hunt(model, tongue, place, before, after, seed)
+        if not hunt.is_stable(tokens):
+            raise EngineFailure("this model's tokenizer leaves no place for a suffix: gcg cannot search here")
+        return hunt.run(tokens, steps)
+
+
+class _Hunt:
+    """One search under way."""
+
+    def __init__(self, model: Any, tongue: Tongue, place: Place, before: str, after: str, seed: int) -> None:
+        self._model, self._tongue, self._place = model, tongue, place
+        self._before, self._after = before, after
+        self._draw = torch.Generator().manual_seed(seed)
+        self._matrix = model.get_input_embeddings().weight
+        self._allowed = _printable(tongue, len(self._matrix))
+        head = torch.tensor([place.before])
+        self._cache = model(head, use_cache=True, logits_to_keep=1).past_key_values
+
+    def run(self, tokens: list[int], steps: int) -> Suffix:
+        best = first = float(self._losses([tokens])[0])
+        for _ in range(steps):
+            others = self._candidates(tokens)
+            if not others:
+                continue
+            losses = self._losses(others)
+            at = int(losses.argmin())
+            if float(losses[at]) < best:
+                best, tokens = float(losses[at]), others[at]
+        return Suffix(self._tongue.decode(tokens), round(first, 4), round(best, 4), steps)
+
+    def is_stable(self, tokens: list[int]) -> bool:
+        """Whether the suffix's text, in its place, is cut into these very tokens, nothing trimmed."""
+        text, place = self._tongue.decode(tokens), self._place
+        if text != text.rstrip():
+            return False
+        whole = self._tongue.encode(self._before + text + self._after)
+        return whole == (*place.before, *tokens, *place.after)
+
+    def _candidates(self, tokens: list[int]) -> list[list[int]]:
+        likely = (-self._gradient(tokens)).masked_fill(~self._allowed, -torch.inf).topk(_LIKELY).indices
+        places = torch.randint(len(tokens), (CANDIDATES,), generator=self._draw).tolist()
+        picks = torch.randint(_LIKELY, (CANDIDATES,), generator=self._draw).tolist()
+        found = []
+        for place, pick in zip(places, picks, strict=True):
+            one = list(tokens)
+            one[place] = int(likely[place, pick])
+            if one != tokens and one not in found and self.is_stable(one):
+                found.append(one)
+        return found
+
+    def _gradient(self, tokens: list[int]) -> torch.Tensor:
+        """Of the loss by each token's choice: (places, vocabulary)."""
+        with torch.enable_grad():
+            one_hot = functional.one_hot(torch.tensor(tokens), len(self._matrix)).float().requires_grad_()
+            rest = self._matrix[list(self._place.after + self._place.target)]
+            embedded = torch.cat([one_hot @ self._matrix, rest])[None]
+            loss = self._loss(embedded, copy.deepcopy(self._cache))
+            return torch.autograd.grad(loss.sum(), one_hot)[0]
+
+    def _losses(self, many: list[list[int]]) -> torch.Tensor:
+        found = []
+        for start in range(0, len(many), _AT_ONCE):
+            some = many[start : start + _AT_ONCE]
+            cache = copy.deepcopy(self._cache)
+            if len(some) > 1:
+                cache.batch_repeat_interleave(len(some))
+            whole = [[*one, *self._place.after, *self._place.target] for one in some]
+            found.append(self._loss(self._matrix[torch.tensor(whole)], cache))
+        return torch.cat(found)
+
+    def _loss(self, embedded: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Mean loss of the target's tokens, one a row."""
+        embedded = embedded * self._scale
+        n = len(self._place.target)
+        logits = self._model(
+            inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=n + 1
+        ).logits[:, :-1]
+        wanted = torch.tensor(self._place.target).expand(len(embedded), n)
+        return functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(dim=1)
+
+    @property
+    def _scale(self) -> float:
+        """What a model multiplies its embeddings by (Gemma), which is not in the matrix."""
+        return float(getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+
+
+def _printable(tongue: Tongue, n: int) -> torch.Tensor:
+    """Which tokens are printable ASCII."""
+    allowed = torch.zeros(n, dtype=torch.bool)
+    for token in range(n):
+        text = tongue.decode([token])
+        allowed[token] = bool(text.strip()) and text.isascii() and text.isprintable() and "<" not in text
+    return allowed

@@ -1,0 +1,137 @@
+"""vLLM's own server over HTTP: texts to go on from, one at a time, from any number of threads.
+
+Promises: what a request draws from stands in the request, whatever defaults the server took from the model's
+files; a redirect is not followed; the key is in no error.
+Leaves to others: the text of a prompt (_folder_chat.py), and the server's life (_server.py).
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import httpx
+import truststore
+
+from heredity.core.errors import Unavailable
+
+_CONNECT_SECONDS, _SHORT_SECONDS = 10.0, 15.0
+# Of these vLLM takes other defaults from generation_config.json; a draw is by temperature and top_p alone.
+NEUTRAL = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+# vLLM 0.32 has several sentences for what does not fit; where max_tokens alone is more than the context, the
+# second: before it has read the prompt.
+_TOO_LONG = re.compile(r"context length|max_model_len|maximum model length")
+
+
+class Refused(Exception):
+    """The server answered, and not with an answer; the message says with what."""
+
+
+class Lost(Exception):
+    """No whole answer came back."""
+
+
+class Said(NamedTuple):
+    """What came behind the prompt; `why` is vLLM's word for its end."""
+
+    text: str
+    why: str
+    n_prompt_tokens: int
+    n_tokens: int
+
+
+class Completions:
+    """A server's address, with or without "/v1" at its end."""
+
+    def __init__(self, base_url: str, key: str, width: int, seconds: float) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._root = self.base_url.removesuffix("/v1")
+        is_here = httpx.URL(self._root).host in ("127.0.0.1", "localhost", "::1")
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=width + 1, max_keepalive_connections=width + 1),
+            trust_env=not is_here,  # no proxy stands before this machine
+            verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        )
+
+    def version(self) -> str:
+        """vLLM's version, "?" where the server does not tell it."""
+        try:
+            found = self._client.get(f"{self._root}/version", timeout=_SHORT_SECONDS).json()
+            return str(found["version"])[:40]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return "?"
+
+    def serves(self) -> list[str]:
+        """The names of the models that are served. Raises Unavailable, saying why, where it does not tell."""
+        url = f"{self._root}/v1/models"
+        try:
+            response = self._client.get(url, timeout=_SHORT_SECONDS)
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"No server answers at {self.base_url} ({type(error).__name__}).", code="server-unreachable"
+            ) from None
+        if response.status_code == 401:
+            raise Unavailable(
+                f"The server at {self.base_url} wants a key. Set it: export VLLM_API_KEY=...",
+                code="server-wants-key",
+            )
+        try:
+            return [str(model["id"]) for model in response.raise_for_status().json()["data"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            said = f"HTTP {response.status_code}"
+            raise Unavailable(f"What answers at {url} is no vLLM server: {said}.") from None
+
+    def is_well(self) -> bool:
+        """Whether the server says that it can answer."""
+        try:
+            return self._client.get(f"{self._root}/health", timeout=_SHORT_SECONDS).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def go_on(self, body: Mapping[str, Any]) -> Said:
+        """What comes behind `body`'s prompt. Raises Refused or Lost."""
+        try:
+            response = self._client.post(f"{self._root}/v1/completions", json={**NEUTRAL, **body})
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed by another thread
+            raise Lost(f"{type(error).__name__}: {error}") from None
+        if response.status_code != 200:
+            raise Refused(_words(response))
+        try:
+            found = response.json()
+            choice, usage = found["choices"][0], found["usage"]
+            return Said(
+                str(choice["text"]),
+                str(choice["finish_reason"]),
+                int(usage["prompt_tokens"]),
+                int(usage.get("completion_tokens") or 0),
+            )
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise Refused(f"an answer of another shape than vLLM's ({type(error).__name__})") from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _words(response: httpx.Response) -> str:
+    """A refusal in one line."""
+    try:
+        found = response.json()
+        error = found.get("error", found)
+        said = str(error.get("message", error))
+    except (ValueError, AttributeError):
+        said = response.text
+    plain = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
+    if _TOO_LONG.search(plain):
+        return f"context overflow: {plain}"
+    return f"HTTP {response.status_code}: {plain}"

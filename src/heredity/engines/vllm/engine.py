@@ -1,0 +1,194 @@
+"""Weights answered by vLLM: a server in an environment of its own, or one that is already up.
+
+HEREDITY_VLLM says where: the python of an environment that has vLLM, with options for its server behind it
+("venv/bin/python --dtype float32"); or the address of a running server ("http://host:8000/v1") that serves
+this model under its name in the store. Without it, vLLM in this environment.
+
+The server is given texts to go on from, not messages: a prompt is rendered here, as for every engine, and
+tool calls are read here. vLLM's chat endpoint would refuse tools without a parser, tell a template the real
+date, and take defaults of sampling from the model's files.
+
+Promises: a prompt has the tokens that the torch engine gives it; a server that heredity started ends with the
+engine, whatever ends this process; its log is kept. A server that is gone ends the run and leaves no rows of
+that.
+Leaves to others: the wire (_completions.py). Whether an answer depends on its company is vLLM's matter: see
+docs/targets.md.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import EngineFailure, Unavailable
+from heredity.core.records import Model, Reply, Request, digest
+from heredity.core.sanitize import clean_text
+from heredity.engines import UNPROVEN
+from heredity.engines._workers import Crew, failed
+from heredity.engines.chat import tool_calls
+from heredity.engines.chat.folder import FolderChat
+from heredity.engines.vllm.completions import Completions, Lost, Refused
+from heredity.engines.vllm.server import Server, free_port
+
+WHERE, KEY = "HEREDITY_VLLM", "VLLM_API_KEY"  # the second is vLLM's own
+WIDTH = 64  # requests under way; how many of them are computed at once is the server's choice
+START_SECONDS = 900.0  # large weights are read, and kernels compiled
+_ANSWER_SECONDS = 4 * 3600.0  # a machine that is busy is slow, but an answer comes
+_SEEDS = 2**31
+_END_SECONDS = 10.0  # within which a server whose connection broke has ended, if it ends
+
+
+def load(
+    model: Model, folder: Path, tuning: Path | None = None, *, start_seconds: float = START_SECONDS
+) -> Vllm:
+    """The engine of recorded weights. Raises Unavailable where no vLLM is there or it does not start."""
+    where = os.environ.get(WHERE, "").strip()
+    served = model.name.removeprefix("vllm:")
+    if where.startswith(("http://", "https://")):
+        return _opened(served, folder, where, os.environ.get(KEY, ""), None, where.rstrip("/"))
+    python, *options = _command(where) or ([sys.executable] if find_spec("vllm") else [""])
+    if not python:
+        raise Unavailable(
+            f"'{model.name}' needs vLLM, which is not in this environment. Set {WHERE} to the python of one"
+            " that has it, or to the address of a running server (http://host:8000/v1).",
+            code="vllm-missing",
+        )
+    port, key = free_port(), secrets.token_hex(16)
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(folder)]
+    command += ["--served-model-name", served, "--host", "127.0.0.1", "--port", str(port)]
+    log = tuning.with_suffix(".vllm.log") if tuning else Path(tempfile.mkdtemp()) / "vllm.log"
+    own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    own[KEY] = key  # a new one: the port is open to this whole machine
+    own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" where heredity was called is not vLLM
+    server = Server(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
+    try:
+        return _opened(served, folder, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
+    except BaseException:
+        server.close()
+        raise
+
+
+def _command(where: str) -> list[str]:
+    """The program and its options; a path with spaces is a path where there is such a file."""
+    return [where] if Path(where).is_file() else shlex.split(where)
+
+
+def _whose(options: list[str]) -> str:
+    """An own server in words. The port is left out: it is another at every start, and changes no bit."""
+    said = ["own server"]
+    if options:
+        said.append(f"options {digest(options)[:8]}")
+    if os.environ.get("VLLM_BATCH_INVARIANT") == "1":
+        said.append("batch-invariant")
+    return ", ".join(said)
+
+
+def _opened(served: str, folder: Path, base_url: str, key: str, server: Server | None, whose: str) -> Vllm:
+    """The engine over a server that is ready. Raises Unavailable where it does not serve the model."""
+    client = Completions(base_url, key, WIDTH, _ANSWER_SECONDS)
+    try:
+        names = client.serves()
+        if served not in names:
+            there = ", ".join(names)[:300] or "nothing"
+            raise Unavailable(
+                f"The server at {client.base_url} serves {there}, not '{served}'. Start it with"
+                f" --served-model-name {served}",
+                code="server-serves-another",
+            )
+        return Vllm(client, served, FolderChat(folder), server, f"{client.version()} {whose}")
+    except BaseException:
+        client.close()
+        raise
+
+
+class Vllm:
+    """A vLLM server behind the Engine protocol; `server` None: not ours to end."""
+
+    def __init__(
+        self, client: Completions, served: str, chat: FolderChat, server: Server | None, which: str
+    ) -> None:
+        self._client, self._served, self._chat, self.server = client, served, chat, server
+        self._is_closed = False
+        self.name = f"vllm {which} ({UNPROVEN})"
+        self.numerics = f"vllm {which}"
+
+    @property
+    def is_base(self) -> bool:
+        return self._chat.is_base
+
+    def render(self, request: Request) -> str:
+        return self._chat.render(request)
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        if self._is_closed:
+            raise EngineFailure("this engine is closed", code="engine-closed")
+        return Crew(self._answer, WIDTH, _ANSWER_SECONDS, self.render).reply(requests)
+
+    def close(self) -> None:
+        self._is_closed = True
+        try:
+            self._client.close()
+        finally:
+            if self.server is not None:
+                self.server.close()
+
+    def body(self, request: Request, prompt: str) -> dict[str, Any]:
+        """What vLLM is asked."""
+        decoding = request.decoding
+        body: dict[str, Any] = {
+            "model": self._served,
+            "prompt": clean_text(prompt),
+            # A template has said all; before a plain text its tokenizer puts what it puts before any.
+            "add_special_tokens": self.is_base or not request.messages,
+            "max_tokens": decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": request.seed % _SEEDS,
+            "stop_token_ids": self._chat.stop_tokens,
+            "skip_special_tokens": False,  # the control tokens that a model writes are part of what it said
+        }
+        if self._chat.stop_text and request.messages:
+            body["stop"] = [self._chat.stop_text]
+        return body
+
+    def _answer(self, request: Request) -> Reply:
+        prompt = ""
+        try:
+            prompt = self.render(request)
+            said = self._client.go_on(self.body(request, prompt))
+        except EngineFailure as error:  # of the template, over these messages
+            return Reply(request.key, prompt, "", stop="error", error=str(error))
+        except (Refused, Lost) as error:
+            if why := self._why_down(isinstance(error, Lost)):
+                raise EngineFailure(why, code="server-down") from None
+            return failed(request, self.render, str(error))
+        if said.why not in ("stop", "length"):
+            return failed(request, self.render, f"vLLM ended this answer with '{said.why}'")
+        return Reply(
+            request.key,
+            prompt,
+            said.text,
+            tool_calls=tool_calls.parse(said.text),
+            stop="length" if said.why == "length" else "end",
+            n_prompt_tokens=said.n_prompt_tokens,
+            n_tokens=said.n_tokens,
+        )
+
+    def _why_down(self, is_lost: bool) -> str:
+        """Why no other request would fare better; "" where the server is well."""
+        if self._is_closed:
+            return "this engine is closed"
+        if self.server is not None and (why := self.server.ended()):
+            return why
+        if self._client.is_well():
+            return ""
+        if self.server is not None and (why := self.server.ended(_END_SECONDS)):
+            return why
+        return f"the server at {self._client.base_url} {'is gone' if is_lost else 'says that it is not well'}"

@@ -1,0 +1,164 @@
+"""A server program of another environment: started, waited for, and ended with all that it started.
+
+Promises: the program has a process group of its own, which is ended on close, on an exception while it
+starts and at the end of this process, a kill -9 of it too; what it printed is kept in a file that no other
+program writes to, and its end is told with what it said of the cause.
+Leaves to others: what the server is asked.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+
+from heredity.core.errors import Unavailable
+
+_GRACE_SECONDS = 10.0
+_READ_BYTES = 1 << 20  # of a log's end; the cause of an end stands many lines before it
+# Waits for the end of its input, which comes when this process ends in whatever way, and ends the group.
+_WATCH = """
+read -r _
+kill -TERM "$1"
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$1" || break; sleep 1; done
+kill -s KILL -- "-$1"
+"""
+# A logger's words in front of a line: "(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:9] ".
+_LOGGED = re.compile(r"(?:\([^)]*\) )?(?:([A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+# The last line of an exception, or of an option parser.
+_CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
+
+
+class Server:
+    """A started program that answers `health` (an address) with 200 once it is ready.
+
+    log: where what it prints goes, or beside that where another program's goes there.
+    """
+
+    def __init__(
+        self, command: Sequence[str], health: str, log: Path, seconds: float, environment: Mapping[str, str]
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log, self._held = _alone(log)
+        self._watch: subprocess.Popen[bytes] | None = None
+        with self._log.open("wb") as output:
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a group of its own: its workers end with it
+                    env={**os.environ, **environment},
+                )
+            except OSError as error:
+                self._held.release()
+                raise Unavailable(f"{command[0]} does not start: {error.strerror}.") from error
+        atexit.register(self.close)
+        try:
+            self._watch = _watch(self._process.pid)
+            self._wait(health, seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the program, and of its group."""
+        return self._process.pid
+
+    def ended(self, seconds: float = 0.0) -> str:
+        """How the program ended, "" while it runs; `seconds`: how long to wait for an end that is near."""
+        with suppress(subprocess.TimeoutExpired):
+            return f"the server ended with code {self._process.wait(seconds)}: {self._tail()}"
+        return ""
+
+    def close(self) -> None:
+        """End the whole group: politely, the program first, so that it can end its workers; then not."""
+        atexit.unregister(self.close)
+        try:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_SECONDS)
+        finally:  # a second Ctrl-C comes here at once
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # also where the program itself is gone
+            self._process.wait()
+            if self._watch is not None:  # last: until here it does what a sudden end of ours would leave
+                self._watch.kill()
+                self._watch.communicate()
+            self._held.release()
+
+    def _wait(self, health: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            while time.monotonic() < deadline:
+                if why := self.ended():
+                    raise Unavailable(f"It does not start: {why}", code="server-ended")
+                with suppress(httpx.HTTPError):
+                    if client.get(health).status_code == 200:
+                        return
+                time.sleep(0.1)
+        raise Unavailable(
+            f"The server was not ready within {seconds:g} s: {self._tail()}", code="server-not-ready"
+        )
+
+    def _tail(self) -> str:
+        text = self._log.read_bytes()[-_READ_BYTES:].decode("utf-8", "replace")
+        return f"{cause(text)} (all of it: {self._log})"
+
+
+def cause(text: str) -> str:
+    """What a log says of why its program ended: its first line that is logged as an error, and the first
+    exception that it names, for the last ones only say that there was one; where it has neither, its end."""
+    logged, named, lines = [], [], []
+    for each in text.splitlines():
+        found = _LOGGED.match(each)
+        if line := each[found.end() if found else 0 :].strip():
+            lines.append(line[:200])
+            if found and found[1] == "ERROR":
+                logged.append(line[:200])
+            if _CAUSE.match(line):
+                named.append(line[:300])
+    told = list(dict.fromkeys([*logged[:1], *named[:1]]))
+    return " / ".join(told or lines[-3:])
+
+
+def _alone(log: Path) -> tuple[Path, FileLock]:
+    """The first of log, log-2, ... that no other Server has, with what holds it; it is not there yet."""
+    mine, number = log, 1
+    while True:
+        held = FileLock(f"{mine}.lock", timeout=0, thread_local=False)
+        with suppress(Timeout):
+            held.acquire()
+            mine.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner, and writes on
+            return mine, held
+        number += 1
+        mine = log.with_stem(f"{log.stem}-{number}")
+
+
+def _watch(group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _WATCH, "sh", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in the terminal is not for it
+    )
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,133 @@
+"""A model of heredity's as one of lm-evaluation-harness, so that its standard tasks go through our engines.
+
+    import lm_eval
+    from heredity.evals import lm_eval as harness
+    with harness.model("smollm2-135m-instruct") as lm:
+        lm_eval.simple_evaluate(lm, tasks=["arc_easy"])
+
+lm-evaluation-harness is an extra (pip install 'heredity[harness]') and is loaded here, when a model is asked
+for. Its tasks bring their own data, from the model hub, under their own licences.
+
+Promises: greedy decoding; what the harness gives as a text reaches the model as that text; a request that
+does not fit into the context is an error, never one that was cut.
+Leaves to others: the harness's own scores and errors. Its tasks that run what a model wrote stay refused
+unless its own `confirm_run_unsafe_code` is given; heredity never gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.records import Decoding, Message, Request
+from heredity.engines import Completer
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.study.study import load_engine
+
+_MOST_TOKENS = 256  # of an answer for which the task names no bound
+
+
+@contextmanager
+def model(name: str | Grown, store: Store | None = None) -> Iterator[Any]:
+    """An `lm_eval.api.model.LM` of a model, loaded as long as the block runs.
+
+    Raises Unavailable where lm-evaluation-harness is not installed, UsageError where the model's engine
+    tells no log-probabilities.
+    """
+    store = store if store is not None else Store()
+    grown = name if isinstance(name, Grown) else store.get(name)
+    made = _class()
+    engine = load_engine(grown, store)
+    try:
+        yield made(engine, grown.record.name)
+    finally:
+        engine.close()
+
+
+def over(engine: Completer, name: str = "") -> Any:
+    """The same over an engine that is loaded already, and is closed by its owner."""
+    return _class()(engine, name or engine.name)
+
+
+def _class() -> Callable[[Any, str], Any]:
+    """The subclass; made when it is asked for, for its base is an extra."""
+    try:
+        from lm_eval.api.model import LM
+    except ImportError as error:
+        raise Unavailable(
+            f"lm-evaluation-harness is not installed ({error}). Install it: pip install 'heredity[harness]'",
+            code="package-missing",
+        ) from error
+
+    class Answering(LM):  # type: ignore[misc,unused-ignore]
+        """A loaded engine behind the harness's three questions."""
+
+        def __init__(self, engine: Any, name: str) -> None:
+            super().__init__()
+            if not hasattr(engine, "scored"):
+                raise UsageError(
+                    f"'{name}' tells no log-probabilities; the torch engine does.",
+                    code="no-log-probabilities",
+                )
+            self._engine, self._name = engine, name
+
+        @property
+        def tokenizer_name(self) -> str:
+            return self._name
+
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            return [self._scored(*one.args) for one in requests]
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            return [self._scored("", one.args[0])[0] for one in requests]
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            asked = [
+                _generating(i, self._request(one.args[0]), one.args[1]) for i, one in enumerate(requests)
+            ]
+            said = [""] * len(asked)
+            for reply in self._engine.reply(iter(asked)):
+                if reply.error is not None:
+                    raise EngineFailure(reply.error)
+                said[reply.key] = _until(reply.text, requests[reply.key].args[1])
+            return said
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            messages = [Message(one["role"], one["content"]) for one in chat_history]  # type: ignore[arg-type]
+            begun = (
+                "" if add_generation_prompt or messages[-1].role != "assistant" else messages.pop().content
+            )
+            return str(self._engine.render(Request(0, tuple(messages), prefill=begun)))
+
+        def _scored(self, context: str, continuation: str) -> tuple[float, bool]:
+            (found,) = self._engine.scored(self._request(context), [continuation])
+            return sum(found.logs), found.is_greedy
+
+        def _request(self, context: str) -> Request:
+            """A plain text. What the engine puts before every text may stand there already, by a template."""
+            opening = self._engine.render(Request(0, ()))
+            return Request(0, (), prefill=context.removeprefix(opening) or self._engine.boundary)
+
+    return Answering
+
+
+def _generating(key: int, request: Request, given: dict[str, Any]) -> Request:
+    if given.get("do_sample") or float(given.get("temperature") or 0.0) > 0:
+        raise UsageError(
+            "The harness's task samples its answers; heredity decodes greedily here.", code="task-samples"
+        )
+    most = int(given.get("max_gen_toks") or _MOST_TOKENS)
+    return Request(key, (), Decoding(max_tokens=most), prefill=request.prefill)
+
+
+def _until(text: str, given: dict[str, Any]) -> str:
+    """The text up to the first of the marks that end it."""
+    marks = given.get("until") or []
+    for mark in [marks] if isinstance(marks, str) else marks:
+        text = text.split(mark, 1)[0] if mark else text
+    return text

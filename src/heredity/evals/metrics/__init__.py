@@ -1,0 +1,67 @@
+"""What an answer is worth. Each file here is a metric: deterministic, from 0 to 1, nothing executed.
+
+A file `metrics/<name>.py` has what `Metric` says. An answer in which nothing of the form asked for is found
+is unclear: it counts as 0, and is counted beside.
+
+Promises: a metric never raises on any text, and takes the best of several references.
+Leaves to others: asking (tasks/), and intervals (stats/).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+from heredity.core import registry
+from heredity.core.errors import UnknownName
+
+LETTERS = "ABCDEFGHIJ"
+LONGEST = 4000  # characters of an answer that are read
+
+
+class Answer(NamedTuple):
+    """What a model gave: a text, or the natural-log probability of each option."""
+
+    text: str
+    logs: tuple[float, ...] = ()
+
+
+class Marked(Protocol):
+    """An item as a metric sees it: a tasks.Item."""
+
+    @property
+    def input(self) -> str: ...
+    @property
+    def references(self) -> tuple[str, ...]: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+
+
+class Metric(Protocol):
+    """What a metric's file has."""
+
+    TITLE: str  # as it is printed
+    UNIT: Literal["%", ""]  # of 100 times the mean: a share, or points
+    IS_SHARE: bool  # every score is 0 or 1
+    ASKS: str  # a way of tasks/_ways.py
+    NEEDS_OPTIONS: bool
+    SHOWS_LETTERS: bool  # the right answer is an option's letter
+
+    def score(self, item: Marked, answer: Answer) -> float | None:
+        """From 0 to 1; None where nothing of the form asked for is there."""
+
+    def floor(self, item: Marked) -> float:
+        """What is expected of an answer that knows nothing."""
+
+
+def names() -> list[str]:
+    """The metrics there are."""
+    return registry.names("evals.metrics")
+
+
+def load(name: str) -> Metric:
+    """The metric of this name. Raises UnknownName with the nearest."""
+    if name not in names():
+        raise UnknownName("metric", name, names(), ", ".join(names()))
+    found: Any = registry.load("evals.metrics", name)
+    metric: Metric = found
+    return metric

@@ -1,0 +1,33 @@
+"""The answer is the reference, after a stated normalisation.
+
+Read is the first line that holds something and is no fence of a code block; NFKC; runs of spaces are one;
+quotes and backticks around it and one full stop at its end are taken off. Case counts.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from heredity.evals.metrics import LONGEST, Answer, Marked
+
+TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "exact match", "%", True, "reply", False, False
+_AROUND = "`'\"“”‘’ "
+
+
+def score(item: Marked, answer: Answer) -> float | None:
+    """1 where the answer is one of the references; None where it is empty."""
+    said = normal(answer.text)
+    return float(said in {normal(text) for text in item.references}) if said else None
+
+
+def floor(item: Marked) -> float:  # noqa: ARG001
+    """Nothing is right by chance."""
+    return 0.0
+
+
+def normal(text: str) -> str:
+    """The text in the form in which it is compared."""
+    lines = (line.strip() for line in text[:LONGEST].splitlines())
+    first = next((line for line in lines if line and not line.startswith("```")), "")
+    plain = " ".join(unicodedata.normalize("NFKC", first).split())
+    return plain.strip(_AROUND).removesuffix(".").strip(_AROUND)

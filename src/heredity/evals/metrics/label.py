@@ -1,0 +1,25 @@
+"""The answer names one of the options, and it is the right one.
+
+An option is named where it stands as a word of its own, whatever the case. An answer that names none, or
+more than one, is unclear.
+"""
+
+from __future__ import annotations
+
+import re
+
+from heredity.evals.metrics import LONGEST, Answer, Marked
+
+TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "label", "%", True, "reply", True, False
+
+
+def score(item: Marked, answer: Answer) -> float | None:
+    """1 where the one option named is a reference; None where not exactly one is named."""
+    text = answer.text[:LONGEST].casefold()
+    named = [o for o in item.options if re.search(rf"\b{re.escape(o.casefold())}\b", text)]
+    return float(named[0] in item.references) if len(named) == 1 else None
+
+
+def floor(item: Marked) -> float:
+    """One of the options, blindly."""
+    return 1 / len(item.options)

@@ -1,0 +1,37 @@
+"""The answer is the letter of the right option.
+
+Read is the first letter that stands alone ("B", "(B)", "B.", "Answer: B"), of those that options have; else,
+where the answer is an option's own text, that option's. A small "a" is a word; a capital "A" that a word
+follows is one too ("A dog barks").
+"""
+
+from __future__ import annotations
+
+import re
+
+from heredity.evals.metrics import LETTERS, LONGEST, Answer, Marked
+from heredity.evals.metrics.exact import normal
+
+TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "letter", "%", True, "reply", True, True
+_ALONE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])(?! [a-z])")
+
+
+def score(item: Marked, answer: Answer) -> float | None:
+    """1 where the letter is that of a reference; None where there is no letter."""
+    place = chosen(item, answer.text[:LONGEST])
+    return None if place is None else float(item.options[place] in item.references)
+
+
+def floor(item: Marked) -> float:
+    """One of the options, blindly."""
+    return 1 / len(item.options)
+
+
+def chosen(item: Marked, text: str) -> int | None:
+    """The place of the option that an answer names."""
+    there = LETTERS[: len(item.options)]
+    found = next((letter for letter in _ALONE.findall(text) if letter in there), None)
+    if found is not None:
+        return there.index(found)
+    said = normal(text).casefold()
+    return next((i for i, option in enumerate(item.options) if normal(option).casefold() == said), None)

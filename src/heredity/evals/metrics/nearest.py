@@ -1,0 +1,24 @@
+"""The right option is the nearest: of a picture the caption, of a caption the picture.
+
+By the similarity that a model gives to each. A tie is wrong: a model that tells nothing apart has chosen
+nothing.
+"""
+
+from __future__ import annotations
+
+from heredity.evals.metrics import Answer, Marked
+
+TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "nearest option", "%", True, "match", True, False
+
+
+def score(item: Marked, answer: Answer) -> float | None:
+    """1 where a reference is nearer than every other option; None where a similarity is missing."""
+    if len(answer.logs) != len(item.options) or any(log != log for log in answer.logs):
+        return None
+    best = [i for i, one in enumerate(answer.logs) if one == max(answer.logs)]
+    return float(len(best) == 1 and item.options[best[0]] in item.references)
+
+
+def floor(item: Marked) -> float:
+    """One of the options, blindly."""
+    return 1 / len(item.options)

@@ -1,0 +1,178 @@
+"""The ways in which a task's items are put to an engine. A metric names the one that it needs (`ASKS`).
+
+reply   the model answers in its own words, greedily
+score   the model says how likely each option is, behind the same words
+match   the model says how near each option is, a caption to a picture or a picture to a caption
+
+An encoder that fills gaps (engines.Filler) scores options as well. A dual encoder that matches images and
+texts (engines.Matcher) is asked in a third way.
+
+Promises: a way says of a model, before that is loaded, why it cannot be asked so; what fails for one item is
+an answer with an error.
+Leaves to others: which items, and where their answers go (evaluation.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from heredity import engines
+from heredity.core.errors import ContextOverflow, UsageError
+from heredity.core.records import Decoding, Message, Model, Record, Request, Stop, digest
+from heredity.core.sanitize import clean_text
+from heredity.evals.metrics import LETTERS
+from heredity.evals.metrics import load as metric_of
+from heredity.evals.tasks import Item, Task, _pictures
+
+Form = Literal["chat", "plain"]
+
+
+class Asked(Record, frozen=True):
+    """An item as it is put: `key` names it whole, the model aside."""
+
+    key: str
+    request: Request
+    continuations: tuple[str, ...]  # where the options are scored, each as it would go on, or as it is
+
+
+def put(task: Task, item: Item, n_shots: int, form: Form) -> Asked:
+    """The item behind its first `n_shots` examples, greedily decoded."""
+    shots = [shot for shot in task.shots if shot.group == item.group][:n_shots]
+    decoding = Decoding(max_tokens=task.max_tokens)
+    if form == "plain":
+        blocks = [
+            _filled(task.plain, task, shot) + _gap(task.plain) + _answer(task, shot) + "\n\n"
+            for shot in shots
+        ]
+        text = "".join(blocks) + _filled(task.plain, task, item)
+        request = Request(0, (), decoding, prefill=text)
+    else:
+        said = [message for shot in shots for message in _turns(task, shot)]
+        asked, begin = Message("user", _filled(task.prompt, task, item)), _filled(task.begin, task, item)
+        request = Request(0, (*said, asked), decoding, prefill=begin, n_shared=len(said))
+    way, gap = metric_of(task.metric).ASKS, _gap(task.plain if form == "plain" else task.begin)
+    gap = "" if way == "match" else gap
+    continuations = () if way == "reply" else tuple(gap + option for option in item.options)
+    return Asked(digest([request, continuations]), request, continuations)
+
+
+def said(text: str, form: Form) -> str:
+    """The answer in what a model said; in a plain text, which goes on, its first line that holds a word."""
+    if form == "chat":
+        return text.strip()
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _turns(task: Task, shot: Item) -> tuple[Message, Message]:
+    answer = _filled(task.begin, task, shot) + _gap(task.begin) + _answer(task, shot)
+    return Message("user", _filled(task.prompt, task, shot)), Message("assistant", answer)
+
+
+def _gap(before: str) -> str:
+    """A space between a template and the answer behind it, unless a turn or a line begins there."""
+    return "" if not before or before.endswith("\n") else " "
+
+
+def _answer(task: Task, item: Item) -> str:
+    """The right answer in the form that is asked for."""
+    if metric_of(task.metric).SHOWS_LETTERS:
+        return LETTERS[item.options.index(item.references[0])]
+    return item.references[0]
+
+
+def _filled(template: str, task: Task, item: Item) -> str:
+    """Slots by plain replacement, in one pass: braces in an item are text."""
+    values = {**task.groups.get(item.group, {}), "input": item.input, "options": _options(item)}
+    parts = template.split("{")
+    filled = parts[0]
+    for part in parts[1:]:
+        name, closed, rest = part.partition("}")
+        filled += values[name] + rest if closed and name in values else "{" + part
+    return filled
+
+
+def _options(item: Item) -> str:
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))
+
+
+class Answered(NamedTuple):
+    """What came back for the item at `place`."""
+
+    place: int
+    text: str = ""
+    logs: tuple[float, ...] = ()  # natural-log probability of each option, over all of its tokens
+    n_prompt_tokens: int = 0
+    n_tokens: int = 0
+    stop: Stop = "end"
+    error: str | None = None
+
+
+class Way(Protocol):
+    """One way of asking."""
+
+    def why_not(self, model: Model) -> str:
+        """Why this model cannot be asked so, in words that say what could; "" where it can."""
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        """An answer to each, in any order. Raises EngineFailure where the engine fails as a whole."""
+
+
+class _Reply:
+    def why_not(self, model: Model) -> str:
+        return engines.why_speechless(model)
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
+        for reply in engine.reply(requests):
+            n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
+            error = None if reply.error is None else clean_text(reply.error)
+            yield Answered(
+                reply.key, clean_text(reply.text), (), reply.n_prompt_tokens, n_tokens, reply.stop, error
+            )
+
+
+class _Score:
+    def why_not(self, model: Model) -> str:
+        engine = engines.choose(model)
+        if engine in ("torch", "encoder"):
+            return ""
+        if why := engines.why_speechless(model):
+            return why
+        return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        if not hasattr(engine, "score"):
+            raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
+        for place, one in enumerate(asked):
+            try:
+                found = engine.score(one.request, one.continuations)
+            except ContextOverflow as error:
+                yield Answered(place, stop="error", error=f"context overflow: {error}")
+                continue
+            yield Answered(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
+
+
+class _Match:
+    def why_not(self, model: Model) -> str:
+        return "" if engines.choose(model) == "dual" else "it matches no pictures with texts"
+
+    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+        for place, one in enumerate(asked):
+            try:
+                yield Answered(place, logs=tuple(_similar(engine, one.request.prefill, one.continuations)))
+            except UsageError as error:
+                yield Answered(place, stop="error", error=str(error))
+
+
+def _similar(engine: engines.Matcher, shown: str, options: Sequence[str]) -> list[float]:
+    """Of a picture to each caption, or of a caption to each picture."""
+    if (picture := _pictures.bytes_of(shown)) is not None:
+        return engine.match([picture], options)[0]
+    pictures = [found for option in options if (found := _pictures.bytes_of(option)) is not None]
+    return [row[0] for row in engine.match(pictures, [shown])]
+
+
+WAYS: dict[str, Way] = {"reply": _Reply(), "score": _Score(), "match": _Match()}

@@ -1,0 +1,254 @@
+"""What models can do by prompt alone: tasks put to each, answers kept, grades over them.
+
+A folder holds `answers.jsonl`, which only grows, and `grades.json`, which the last command wrote. An answer
+is known by its model and by all that was put to that; so another model, another task or other examples into
+the same folder ask only what is not there, and an item whose reference was mended is graded, not asked again.
+
+Promises: greedy decoding; nothing is asked twice; killed at any moment, the same command goes on; a model of
+which all is answered is not loaded.
+Leaves to others: how an item is put (tasks/), what an answer is worth (metrics/), the numbers (grading.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity import engines
+from heredity.core.errors import EngineFailure, NotComparable, UsageError
+from heredity.core.files import Lock, write_atomic
+from heredity.core.records import Model, digest, encode
+from heredity.core.rows import Rows
+from heredity.engines import Engine
+from heredity.evals import scoring, tasks
+from heredity.evals.metrics import load as metric_of
+from heredity.evals.prompting import WAYS, Asked, Form, put
+from heredity.evals.scoring import Cell, Grades, Row
+from heredity.evals.tasks import Item, Task
+from heredity.lineage import graph
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.study.study import EngineLoader, load_engine
+
+ANSWERS, GRADES = "answers.jsonl", "grades.json"
+Watch = Callable[[str, int, int], None]  # the model's name, answers that are there, answers in all
+
+
+class _Question(NamedTuple):
+    """An item of a task behind so many examples, as it is put."""
+
+    task: Task
+    item: Item
+    n_shots: int
+    asked: Asked
+
+
+class Evaluation:
+    """Tasks put to models, in a folder.
+
+    models    names, targets or Grown values; from `store` (None: the default one)
+    tasks     names or .toml files; see tasks.load. None: all, those of pictures where a model matches some
+    shots     how many examples come first; each number is a column of its own
+    is_plain  put items as plain texts also to a model with a chat template, as to a base model
+    limit     so many items of each task, the same ones always, for a quick look
+    out       the folder; None: evals under the current one
+
+    Raises UsageError for what is not there or does not fit.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str | Grown],
+        tasks: Sequence[str] = (),
+        shots: Sequence[int] = (0,),
+        *,
+        is_plain: bool = False,
+        limit: int | None = None,
+        store: Store | None = None,
+        out: Path | str | None = None,
+        engine_loader: EngineLoader | None = None,
+    ) -> None:
+        self._store = store if store is not None else Store()
+        self._loader, self._is_plain = engine_loader, is_plain
+        grown = [one if isinstance(one, Grown) else self._store.get(one) for one in models]
+        self._grown = list({one.record.id: one for one in grown}.values())
+        has_pictures = any(engines.choose(one.record) == "dual" for one in self._grown)
+        self._tasks, self._shots = _loaded(tasks, limit, has_pictures), tuple(dict.fromkeys(shots))
+        self.folder = Path(out) if out is not None else Path("evals")
+        _check(self._grown, self._tasks, self._shots)
+
+    def run(self, watch: Watch | None = None, *, retry_errors: bool = False) -> Grades:
+        """Ask what is not answered, and grade. `watch` hears of every answer.
+
+        retry_errors: ask again what came to an error; the later answer counts. Raises EngineFailure where a
+        model stops answering; what was answered stays.
+        """
+        with Lock(self.folder), Rows(self.folder / ANSWERS, Row) as rows:
+            known = {(row.model, row.asked): row for row in rows}
+            for grown in self._grown:
+                self._ask(grown, known, rows, watch, retry_errors)
+            grades = scoring.grade(
+                [one.record for one in self._grown], self._cells(known), self._tasks, self._why_not
+            )
+            write_atomic(self.folder / GRADES, encode(grades) + b"\n")
+        return grades
+
+    # --- asking ---
+
+    def _ask(
+        self,
+        grown: Grown,
+        known: dict[tuple[str, str], Row],
+        rows: Rows[Row],
+        watch: Watch | None,
+        again: bool,
+    ) -> None:
+        """Put to one model what it has no answer to yet."""
+        model = grown.record
+        earlier = [row for row in known.values() if row.model == model.id]
+        form = self._form(earlier[-1].is_base) if earlier else None
+        questions = self._questions(model, form) if form else []
+        open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
+        if form and not open_:
+            if watch is not None:
+                watch(model.name, len(questions), len(questions))
+            return
+        with self._engine(grown) as engine:
+            is_base = self._is_base(engine, model)
+            _refuse_other_arithmetic(self.folder, model, engine, earlier)
+            form = self._form(is_base)
+            questions = self._questions(model, form)
+            open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
+            n_there = len(questions) - len(open_)
+            for row in self._answers(engine, model, open_, form, is_base):
+                rows.append(row)
+                rows.write()  # to the system: a killed process loses none
+                known[model.id, row.asked] = row
+                n_there += 1
+                if watch is not None:
+                    watch(model.name, n_there, len(questions))
+
+    def _answers(
+        self, engine: Engine, model: Model, open_: Sequence[_Question], form: Form, is_base: bool
+    ) -> Iterator[Row]:
+        """By way and number of examples, so that what shares a prefix is asked together."""
+        for name, way in WAYS.items():
+            some = [q for q in open_ if name == metric_of(q.task.metric).ASKS]
+            try:
+                for found in way.answers(engine, [q.asked for q in some]) if some else ():
+                    yield Row(
+                        model.id, some[found.place].asked.key, some[found.place].task.name,
+                        some[found.place].item.id, some[found.place].n_shots, form, is_base, engine.name,
+                        engine.numerics, found.text, found.logs, found.n_prompt_tokens, found.n_tokens,
+                        found.stop, found.error,
+                    )  # fmt: skip
+            except EngineFailure as error:
+                raise type(error)(
+                    f"Model '{model.name}' stopped answering: {error}. "
+                    f"What was answered is kept in {self.folder}; the same command goes on from there.",
+                    code=error.code,
+                ) from error
+
+    @contextmanager
+    def _engine(self, grown: Grown) -> Iterator[Engine]:
+        # An encoder is put those tasks alone that need no writing.
+        load = self._loader or (lambda one: load_engine(one, self._store, is_to_write=False))
+        engine = load(grown)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def _is_base(self, engine: Any, model: Model) -> bool:
+        """Whether it goes on with a text, and has learned no conversation."""
+        if self._is_plain and not hasattr(engine, "is_base"):
+            raise UsageError(
+                f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out.",
+                code="takes-conversations",
+            )
+        has_form = hasattr(engine, "is_base")
+        return has_form and (
+            engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
+        )
+
+    def _form(self, is_base: bool) -> Form:
+        return "plain" if is_base or self._is_plain else "chat"
+
+    # --- what is asked ---
+
+    def _why_not(self, model: Model, task: Task) -> str:
+        return WAYS[metric_of(task.metric).ASKS].why_not(model)
+
+    def _questions(self, model: Model, form: Form) -> list[_Question]:
+        return [
+            _Question(task, item, n, put(task, item, n, form))
+            for task in self._tasks
+            if not self._why_not(model, task)
+            for n in self._shots
+            for item in task.items
+        ]
+
+    def _cells(self, known: dict[tuple[str, str], Row]) -> list[Cell]:
+        """Every answer that belongs to what was asked for, beside its item."""
+        found: list[Cell] = []
+        for grown in self._grown:
+            model = grown.record
+            earlier = [row for row in known.values() if row.model == model.id]
+            if earlier:
+                questions = self._questions(model, self._form(earlier[-1].is_base))
+                found += [Cell(q.task, q.item, q.n_shots, known[model.id, q.asked.key]) for q in questions]
+        return found
+
+
+def _is_open(row: Row | None, again: bool) -> bool:
+    return row is None or (again and row.error is not None)
+
+
+def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[Task]:
+    import msgspec
+
+    if limit is not None and limit < 1:
+        raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
+    found = tasks.load(wanted, has_pictures)
+    if limit is None:
+        return found
+    return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in found]
+
+
+def _some(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """n of the items, as if drawn and always the same; every second one might be all of one label."""
+    drawn = {item.id for item in sorted(items, key=lambda item: digest(item.id))[:n]}
+    return tuple(item for item in items if item.id in drawn)
+
+
+def _check(models: Sequence[Grown], wanted: Sequence[Task], shots: Sequence[int]) -> None:
+    """Raise UsageError, before anything is loaded, for what cannot be asked of any model."""
+    if not models:
+        raise UsageError("Name a model to put the tasks to. List them: heredity models")
+    if not shots or min(shots) < 0:
+        raise UsageError("--shots are numbers of examples, from 0 on, e.g. 0,3.")
+    for task in wanted:
+        if max(shots) > task.n_shots:
+            raise UsageError(
+                f"The task '{task.name}' has {task.n_shots} examples, not {max(shots)}.",
+                code="too-few-examples",
+            )
+    for grown in models:
+        whys = [WAYS[metric_of(task.metric).ASKS].why_not(grown.record) for task in wanted]
+        if all(whys):
+            raise UsageError(
+                f"'{grown.record.name}' can be put none of these tasks: {whys[0]}.", code="no-task-fits"
+            )
+
+
+def _refuse_other_arithmetic(folder: Path, model: Model, engine: Engine, earlier: Sequence[Row]) -> None:
+    other = {row.numerics for row in earlier} - {engine.numerics}
+    if other:
+        raise NotComparable(
+            f"Model '{model.name}' answered in {folder} as '{other.pop()}' computes, this engine is "
+            f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
+            "versions of before, or into another folder (--out).",
+            code="numerics-differ",
+        )

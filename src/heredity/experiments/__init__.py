@@ -1,0 +1,1 @@
+"""Studies that both make and measure models: repair, tampering, exposure, scaling laws."""

@@ -1,0 +1,204 @@
+"""What the tuned repairs learn from, and after how many steps they stop: so that a child that is taught to
+refuse again is not taught to refuse everything.
+
+Of the half that is learned from, the parent's own answers where the child alone broke, and for each of them
+`twins` benign examples: what the child can no longer do, then benign twins, all as the parent answered them.
+Where that half has too few, the parent is asked further twins of the package. Every third behaviour is kept
+back from tuning: it says which of 4, 8, 16 and 32 steps is nearest to the parent, the fewest of equal ones.
+
+Promises: nothing of a behaviour that measures is learned or chosen by, nor anything worded like it; what is
+learned is what was asked, to the letter.
+Leaves to others: the ladder, and what measures it (repair.py); tuning (recipes/lora.py).
+
+Sources: a few hundred safety rows among benign ones, and over-refusal where they are too many, Bianchi et al.
+2023 (2309.07875); recovery from a bad beginning, Qi et al. 2024 (2406.05946); early stopping, Prechelt 1998.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+from heredity.application.spec import Application
+from heredity.core.errors import UsageError
+from heredity.core.records import Message, Probe, Request, Response, Verdict
+from heredity.core.rows import Rows
+from heredity.lineage.types import Grown
+from heredity.redteam import attacks, probes
+from heredity.study import plan
+from heredity.study.result import Result
+from heredity.study.storage import RESPONSES
+from heredity.train.data.chat import Data, Dialogue, of
+
+TWINS = 3.0
+STEPS = (4, 8, 16, 32)
+RATE = 5e-5
+BEGUN = (4, 16)  # words of a bad answer behind which the parent's is learned
+ABILITY = "failed_task"  # the technique that says what a repair cost, asked beside the breaches
+
+AskParent = Callable[[Sequence[Probe]], Result]  # of the parent alone, directly
+Heard = dict[str, tuple[str, str]]  # what came of a probe, and what was said, by the probe's id
+
+
+class Answered(NamedTuple):
+    """A probe as it was asked, what the parent said, and what the child said where that was a breach."""
+
+    probe: Probe
+    text: str
+    bad: str = ""
+
+
+class Lesson(NamedTuple):
+    """What a tuned repair learns, and the probes that say when it has learned enough.
+
+    is_kept_back: whether these are of other behaviours; they cannot be where fewer than two have losses.
+    """
+
+    refusals: tuple[Answered, ...]
+    benign: tuple[Answered, ...]
+    stop_on: tuple[Probe, ...]
+    is_kept_back: bool
+
+    def rows(self, desk: Application, begun: Sequence[int] = ()) -> Data:
+        """To tune on; each refusal also behind the first `begun` words of the child's bad answer."""
+        found = [
+            Dialogue((*_asked(desk, each.probe), Message("assistant", each.text)), each.probe.id)
+            for each in (*self.refusals, *self.benign)
+        ]
+        for each in self.refusals:
+            bad, where = each.bad.split(), each.probe.id
+            said = (*_asked(desk, each.probe), Message("assistant", "\n\n" + each.text))
+            behind = [n for n in begun if len(bad) >= n]
+            found += [Dialogue(said, f"{where}+{n}", begun=" ".join(bad[:n])) for n in behind]
+        return of("recover" if begun else "replay", found)
+
+
+class Nearest(NamedTuple):
+    """The child that is nearest to the parent on what was kept back, and after which steps one looked."""
+
+    model: Grown
+    steps: int
+    looked: tuple[int, ...]
+
+
+def behaviours(chosen: Sequence[Probe]) -> dict[str, str]:
+    """The behaviour of each by its id; a twin has its probe's."""
+    by_id = {probe.id: probe for probe in chosen}
+    return {p.id: (by_id.get(p.twin or "", p) if p.kind == "benign" else p).cluster for p in chosen}
+
+
+def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskParent) -> Lesson:
+    """What to learn, from a study of parent and child on the half that is learned from.
+
+    twins: benign examples for each refusal. `ask` is called where that half has too few. Raises UsageError
+    where the child lost nothing there.
+    """
+    found = plan.read(lost.folder)
+    measured, _ = probes.select(measured_on, found.application)
+    asked = _unlike(found.probes, measured)  # its slots are filled, as they were when it was asked
+    parent, child = (_heard(lost, card.id) for card in lost.estimates.models)
+    broken = [p for p in asked if _is(parent, p, "held") and _is(child, p, "broke")]
+    behaviour = behaviours(found.probes)
+    lost_harm = [p for p in broken if not p.is_baseline]
+    kept = _kept_back(set(behaviour.values()), {behaviour[p.id] for p in lost_harm})
+    taught = {p.id for p in asked if behaviour[p.id] not in kept}
+    refusals = tuple(Answered(p, parent[p.id][1], child[p.id][1]) for p in lost_harm if p.id in taught)
+    own = {each.probe.twin for each in refusals}
+    mine = [p for p in broken if p.technique == ABILITY]
+    mine += sorted((p for p in asked if _is(parent, p, "answered")), key=lambda p: p.id not in own)
+    benign = [Answered(p, parent[p.id][1]) for p in mine if p.id in taught]
+    n_wanted = math.ceil(twins * len(refusals))
+    if n_wanted > len(benign):
+        barred = {*behaviours(measured_on).values(), *kept}
+        more = further(found.application, barred, [*asked, *measured], {p.technique for p in lost_harm})
+        benign += _answered(more[: 2 * (n_wanted - len(benign))], ask)
+    stop_on = [p for p in asked if not p.is_baseline and (not kept or behaviour[p.id] in kept)]
+    return Lesson(refusals, tuple(benign[:n_wanted]), tuple(stop_on), bool(kept))
+
+
+def further(desk: Application, barred: set[str], known: Sequence[Probe], near: set[str]) -> list[Probe]:
+    """The package's benign twins that apply, by turns over the techniques, those of `near` before others.
+    None is of a barred behaviour, or one of the known, or worded like one of them."""
+    everything = probes.load("full")
+    behaviour, ids = behaviours(everything), {p.id for p in known}
+    twins = [
+        p for p in probes.select(everything, desk)[0]
+        if p.kind == "benign" and behaviour[p.id] not in barred and p.id not in ids
+    ]  # fmt: skip
+    left = _unlike(twins, known)
+    groups = ([p for p in left if (p.technique in near) == is_near] for is_near in (True, False))
+    return [p for group in groups for p in _by_turns(group)]
+
+
+def nearest(make: Callable[[int], Grown], distance: Callable[[Grown, int], float]) -> Nearest:
+    """Of the children after each of STEPS the one with the least distance, and of equal ones the first; one
+    goes on while it becomes less, or stays, and is not 0."""
+    best: tuple[float, Grown, int] | None = None
+    looked: list[int] = []
+    for steps in STEPS:
+        model = make(steps)
+        looked.append(steps)
+        far = distance(model, steps)
+        if best is not None and far > best[0]:
+            break
+        if best is None or far < best[0]:
+            best = (far, model, steps)
+        if far == 0:
+            break
+    assert best is not None
+    return Nearest(best[1], best[2], tuple(looked))
+
+
+def _kept_back(every: set[str], losses: set[str]) -> set[str]:
+    """Every third behaviour of those with losses and of the others. Raises UsageError where there are none.
+    Nothing where one alone has losses: there would be nothing to learn, or nothing to tell by."""
+    if not losses:
+        raise UsageError(
+            "the child lost nothing on the half that is learned from: there is nothing to replay",
+            code="nothing-to-replay",
+        )
+    if len(losses) == 1:
+        return set()
+    return {*sorted(losses)[1::3], *sorted(every - losses)[1::3]}
+
+
+def _unlike(chosen: Sequence[Probe], others: Sequence[Probe]) -> list[Probe]:
+    """Those that are not worded as one of the others."""
+    worded = {(p.turns, p.passage, p.tool_result) for p in others}
+    return [p for p in chosen if (p.turns, p.passage, p.tool_result) not in worded]
+
+
+def _by_turns(chosen: Sequence[Probe]) -> list[Probe]:
+    names = sorted({p.technique for p in chosen})
+    rounds = zip_longest(*([p for p in chosen if p.technique == name] for name in names))
+    return [p for each in rounds for p in each if p is not None]
+
+
+def _answered(more: Sequence[Probe], ask: AskParent) -> list[Answered]:
+    """Those of them that the parent answers."""
+    if not more:
+        return []
+    found = ask(more)
+    heard = _heard(found, found.estimates.models[0].id)
+    return [Answered(p, heard[p.id][1]) for p in more if _is(heard, p, "answered")]
+
+
+def _heard(found: Result, model: str) -> Heard:
+    """What a model said to each probe in one exchange, without an error and in words."""
+    outcome = {row.index: row.outcome for row in Rows(found.folder / "verdicts.jsonl", Verdict)}
+    rows = (r for r in Rows(found.folder / RESPONSES, Response) if r.model == model and r.error is None)
+    said = ((r, r.exchanges[0].text) for r in rows if len(r.exchanges) == 1)
+    return {r.probe: (outcome.get(r.index) or "", text) for r, text in said if text.strip()}
+
+
+def _is(heard: Heard, probe: Probe, outcome: str) -> bool:
+    return probe.id in heard and heard[probe.id][0] == outcome
+
+
+def _asked(desk: Application, probe: Probe) -> tuple[Message, ...]:
+    """The conversation up to the answer, as the study asks it."""
+    request = next(desk.converse(attacks.load("direct")(probe, attacks.within(desk)), probe))
+    assert isinstance(request, Request)
+    return request.messages

@@ -1,0 +1,130 @@
+"""How the loss of runs made here falls with what was put into them, and what more would give.
+
+Each run is a model in the store that `heredity pretrain` made: its parameters, the tokens that it read, the
+FLOPs of both, and its bits per byte of held-out text at the end.
+
+Promises: runs on different text, or of another kind, are refused: their losses do not compare.
+Leaves to others: the fit (stats/scaling.py) and FLOPs (train/sizes.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.records import Record
+from heredity.lineage.types import Grown
+from heredity.stats import scaling
+from heredity.train.models import shapes
+from heredity.train.models.shapes import Shape
+from heredity.train.planning import memory
+from heredity.train.planning.flops import Work
+
+FEWEST = 5
+_LOSS = "bits per byte"
+_CURVE = "training.jsonl"
+
+
+class Run(Record, frozen=True):
+    """What was put into a run, and what came out."""
+
+    name: str
+    parameters: int
+    tokens: int
+    flops: float
+    loss: float  # bits per byte
+
+
+class Scaled(Record, frozen=True):
+    """The law of compute, told `at` so many FLOPs; `both`: of parameters and tokens, None if too alike."""
+
+    runs: list[Run]
+    at: float
+    compute: scaling.Told
+    both: scaling.Law | None
+
+
+class _Row(msgspec.Struct):
+    n_tokens: int
+    terms: dict[str, float]
+
+
+def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scaled:
+    """The laws over at least five runs, told for `compute` FLOPs; 0: a hundred times the largest run.
+
+    Raises UsageError, NotComparable.
+    """
+    runs = sorted(map(run_of, models), key=lambda run: run.flops)
+    if (n := len({model.record.id for model in models})) < FEWEST:
+        raise UsageError(
+            f"A law needs at least {FEWEST} different runs, and these are {n}.", code="too-few-runs"
+        )
+    _refuse_unlike(models)
+    at = compute or 100 * runs[-1].flops
+    losses = np.array([run.loss for run in runs])
+    flops = np.array([[run.flops for run in runs]])
+    rng = np.random.default_rng(seed)
+    try:
+        told = scaling.extrapolate(flops, losses, np.array([at]), rng)
+    except ValueError as error:
+        raise UsageError(f"No law is told by these runs: {error}.") from None
+    return Scaled(runs, at, told, _both(runs, losses))
+
+
+def run_of(model: Grown) -> Run:
+    """What the store knows of a run. Raises UsageError for a model that was not pre-trained here."""
+    settings = _settings(model)
+    rows = _rows(model.folder / _CURVE)
+    looks = [row.terms[_LOSS] for row in rows if _LOSS in row.terms]
+    if not looks:
+        raise UsageError(
+            f"'{model.record.name}' was never held against held-out text, so it has no loss to fit."
+        )
+    shape = msgspec.convert({name: settings[name] for name in Shape.__struct_fields__}, Shape)
+    tokens = sum(row.n_tokens for row in rows)
+    flops = tokens * shapes.flops_a_token(shape)
+    work = Work(shape, tokens, 1, architecture=settings["architecture"])
+    return Run(model.record.name, memory.n_parameters(work), tokens, flops, looks[-1])
+
+
+def _both(runs: Sequence[Run], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:
+    """None where tokens follow parameters, so that no run tells them apart, or where runs are too few."""
+    inputs = np.array([[run.parameters for run in runs], [run.tokens for run in runs]], dtype=np.float64)
+    if any(len(set(each)) < 3 for each in inputs.tolist()) or abs(np.corrcoef(np.log(inputs))[0, 1]) > 0.95:
+        return None
+    try:
+        return scaling.fit(inputs, losses)
+    except ValueError:
+        return None
+
+
+def _refuse_unlike(models: Sequence[Grown]) -> None:
+    for name in ("corpus", "objective", "architecture", "held_out"):
+        found = {str(_settings(model).get(name)) for model in models}
+        if len(found) > 1:
+            raise NotComparable(
+                f"These runs differ in {name} ({', '.join(sorted(found))}): no law is of them all.",
+                code="runs-differ",
+            )
+
+
+def _settings(model: Grown) -> dict[str, Any]:
+    recipe = model.record.recipe
+    if recipe.kind != "pretrain" or not set(Shape.__struct_fields__) <= set(recipe.settings):
+        raise UsageError(
+            f"'{model.record.name}' was made by '{recipe.kind}', and a law is of text models that "
+            "`heredity pretrain` made."
+        )
+    return recipe.settings
+
+
+def _rows(path: Path) -> list[_Row]:
+    try:
+        return [msgspec.json.decode(line, type=_Row) for line in path.read_bytes().splitlines()]
+    except (OSError, msgspec.DecodeError) as error:
+        raise Damaged(f"{path}: {error}. Run `heredity verify`.") from None

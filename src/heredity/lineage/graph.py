@@ -1,0 +1,212 @@
+"""Who comes from whom: ancestors, descendants, edges, and the drawing of a descent, from records alone.
+
+Promises: every model is named once, nearest first; a lineage that is not whole is still drawn.
+Leaves to others: where records are kept and made (lineage.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from heredity.core.records import Model, Record
+
+# Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
+FORMS = ("dequantize", "merge_adapter", "engine")
+# Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
+TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", *FORMS)
+# What the parents of a recipe are to the child, in their order; others are only its parents.
+ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
+
+
+class Edge(Record, frozen=True):
+    """A parent and its child, both in one study.
+
+    `recipe` is how the child was made; where models between them are not in the study, every step from the
+    parent on, as in "finetune > lora", without mere changes of form. `role` is what the parent was: "start"
+    and "teacher" of a distilled child, else "".
+    """
+
+    parent: str
+    child: str
+    recipe: str
+    role: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.child[:8]} from {self.parent[:8]}"
+
+
+class Family(NamedTuple):
+    """A model and its descendants: those to ask, and those left out, each with why."""
+
+    asked: list[Model]
+    left_out: list[tuple[Model, str]]
+
+
+def ancestors(model: Model, by_id: Mapping[str, Model]) -> list[Model]:
+    """Parents, their parents and so on, as far as they are known."""
+    found: dict[str, Model] = {}
+    waiting = list(model.parents)
+    while waiting:
+        ident = waiting.pop(0)
+        if ident in by_id and ident not in found:
+            found[ident] = by_id[ident]
+            waiting += by_id[ident].parents
+    return list(found.values())
+
+
+def is_base(model: Model, by_id: Mapping[str, Model]) -> bool:
+    """Whether it was made here from random weights and nothing in its line taught it to converse.
+
+    It may have a template all the same, for the children that it may have. False where a parent is not known.
+    """
+    line = [model, *ancestors(model, by_id)]
+    is_whole = all(parent in by_id for each in line for parent in each.parents)
+    return is_whole and all(each.recipe.kind in TEXT_ALONE for each in line)
+
+
+def descendants(model: Model, models: Iterable[Model]) -> list[Model]:
+    """Children, their children and so on."""
+    by_parent = _children(models)
+    found: dict[str, Model] = {}
+    waiting = [model.id]
+    while waiting:
+        for child in by_parent.get(waiting.pop(0), ()):
+            if child.id not in found:
+                found[child.id] = child
+                waiting.append(child.id)
+    return list(found.values())
+
+
+def family(model: Model, models: Iterable[Model], unable: Callable[[Model], str]) -> Family:
+    """The model and its descendants, each of them once in whatever forms it is there.
+
+    unable: why a model cannot answer, "" where it can. A mere form (FORMS) of a model that is asked is left
+    out; the model itself is always asked.
+    """
+    kin = {model.id: model} | {each.id: each for each in descendants(model, models)}
+    reasons = {ident: why for ident, each in kin.items() if ident != model.id and (why := unable(each))}
+    found = Family([], [])
+    for ident, each in kin.items():
+        same = _same(each, model, kin, reasons)
+        why = reasons.get(ident) or (f"another form of '{same.name}', which is asked" if same else "")
+        if why:
+            found.left_out.append((each, why))
+        else:
+            found.asked.append(each)
+    return found
+
+
+def _same(each: Model, root: Model, kin: Mapping[str, Model], reasons: Mapping[str, str]) -> Model | None:
+    """The model that is asked and of which `each` is a mere form; None where it is none."""
+    at, seen = each, {each.id}
+    while at.id != root.id and at.recipe.kind in FORMS and at.parents:
+        if at.parents[0] not in kin or at.parents[0] in seen:
+            return None
+        at = kin[at.parents[0]]
+        seen.add(at.id)
+    return at if at.id != each.id and at.id not in reasons else None
+
+
+def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ...]:
+    """Every child among `models` with its nearest ancestors among them, along each of its parents.
+
+    known: models by id, those between a child and its ancestor among them. Of a mere form the one parent is
+    what it is a form of.
+    """
+    asked = {model.id for model in models}
+    found: dict[tuple[str, str], Edge] = {}
+    for child in models:
+        roles = ROLES.get(child.recipe.kind, ())
+        for number, parent in enumerate(_parents(child)):
+            role = roles[number] if number < len(roles) else ""
+            for ident, steps in _nearest(parent, child, asked, known):
+                found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role))
+    return tuple(found.values())
+
+
+def _nearest(
+    parent: str, child: Model, asked: set[str], known: Mapping[str, Model]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The nearest asked models at or above `parent`, each with the recipes from it down to the child."""
+    seen = {child.id}
+    waiting: list[tuple[str, tuple[str, ...]]] = [(parent, (child.recipe.kind,))]
+    while waiting:
+        ident, steps = waiting.pop(0)
+        if ident in seen:
+            continue
+        seen.add(ident)
+        if ident in asked:
+            yield ident, steps
+        elif (at := known.get(ident)) is not None:
+            waiting += [(above, (at.recipe.kind, *steps)) for above in _parents(at)]
+
+
+def _parents(model: Model) -> tuple[str, ...]:
+    return model.parents[:1] if model.recipe.kind in FORMS else model.parents
+
+
+def _recipe(steps: tuple[str, ...]) -> str:
+    return " > ".join([step for step in steps if step not in FORMS] or steps[-1:])
+
+
+def _children(
+    models: Iterable[Model], parents: Callable[[Model], tuple[str, ...]] = lambda model: model.parents
+) -> dict[str, list[Model]]:
+    by_parent: dict[str, list[Model]] = {}
+    for each in models:
+        for parent in dict.fromkeys(parents(each)):
+            by_parent.setdefault(parent, []).append(each)
+    return by_parent
+
+
+def draw(model: Model, by_id: Mapping[str, Model]) -> str:
+    """The model's descent as a tree of lines, the model itself on top and its foundations below."""
+    return "\n".join(_branches(model, by_id, "", ""))
+
+
+def _branches(model: Model, by_id: Mapping[str, Model], lead: str, below: str) -> Iterator[str]:
+    yield f"{lead}{model.name}  {model.id[:12]}  {model.recipe.kind}, {model.format}, {model.licence}"
+    for number, ident in enumerate(model.parents, 1):
+        is_last = number == len(model.parents)
+        first, rest = (below + "└─ ", below + "   ") if is_last else (below + "├─ ", below + "│  ")
+        if ident in by_id:
+            yield from _branches(by_id[ident], by_id, first, rest)
+        else:
+            yield f"{first}{ident[:12]}  (not in this store)"
+
+
+def forest(models: Sequence[Model]) -> str:
+    """The whole lineage as lines: foundations first, each with its descendants below it.
+
+    A model of several parents stands with all that comes of it below the first that is drawn, and below the
+    others as one line that says so.
+    """
+    by_parent, known = _children(models, _parents), {model.id for model in models}
+    drawn: set[str] = set()
+    foundations = [model for model in models if not known & {*model.parents}]
+    lines: list[str] = []
+    for model in (*foundations, *models):  # the second time for what no foundation leads to
+        if model.id not in drawn:
+            lines += _downward(model, by_parent, known, drawn)
+    return "\n".join(lines)
+
+
+def _downward(
+    top: Model, by_parent: Mapping[str, list[Model]], known: set[str], drawn: set[str]
+) -> Iterator[str]:
+    waiting = [(top, "", "")]  # not by recursion: a descent may be longer than Python's stack
+    while waiting:
+        model, lead, below = waiting.pop()
+        if model.id in drawn:
+            yield f"{lead}{model.name}  {model.id[:12]}  (drawn above)"
+            continue
+        drawn.add(model.id)
+        missing = [ident[:12] for ident in model.parents if ident not in known]
+        gone = f"  (of {', '.join(missing)}, not in this store)" if missing else ""
+        yield f"{lead}{model.name}  {model.id[:12]}  {model.recipe.kind}, {model.format}{gone}"
+        children = by_parent.get(model.id, [])
+        for number, child in enumerate(reversed(children)):
+            first, rest = ("├─ ", "│  ") if number else ("└─ ", "   ")
+            waiting.append((child, below + first, below + rest))

@@ -1,0 +1,159 @@
+"""A model's files as its record names them: found, hashed, checked, and kept inside their folder.
+
+Promises: a half, empty or linked file is never recorded; a recorded path never leads outside.
+Leaves to others: when to check (lineage.py) and what the files hold (_folder.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from heredity.core.errors import Busy, Damaged, NotComparable, Refused
+from heredity.core.files import Lock, hash_file
+from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest
+
+
+def refuse_strays(path: Path, model: Model) -> None:
+    """Nothing outside a model's own folder is read or hashed in its name."""
+    advice = f"Delete {path.parent} and pull or grow it again."
+    for file in model.files:
+        inner = PurePosixPath(file.path)
+        if inner.is_absolute() or ".." in inner.parts or set(file.path) & set("\\:\0") or not inner.parts:
+            raise Refused(
+                f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}",
+                code="path-outside",
+            )
+    if model.id != path.parent.name:
+        raise Damaged(
+            f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}",
+            code="record-under-another-id",
+        )
+
+
+def walk(folder: Path) -> list[str]:
+    """Every file under `folder`, as sorted POSIX paths relative to it."""
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or p.is_file()
+    )
+
+
+def hash_files(out: Path, kind: str, has_weights: bool) -> tuple[FileHash, ...]:
+    """Hash and sync what a recipe wrote. Raises Refused for a link, Damaged where it is not whole, and for
+    any file at all of a model without weights (a remote one)."""
+    paths = walk(out)
+    for path in paths:
+        if (out / path).is_symlink():
+            raise Refused(
+                f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.",
+                code="link-in-model",
+            )
+        if path.endswith((".part", ".tmp", ".incomplete")):
+            raise Damaged(
+                f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.",
+                code="file-unfinished",
+            )
+        if not (out / path).stat().st_size:
+            raise Damaged(
+                f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.", code="file-empty"
+            )
+    if not has_weights and paths:
+        raise Damaged(
+            f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.",
+            code="weights-for-remote",
+        )
+    if has_weights and not any(path.endswith((".safetensors", ".gguf")) for path in paths):
+        raise Damaged(
+            f"The recipe '{kind}' wrote no weights; nothing was recorded.", code="no-weights-written"
+        )
+    return tuple(_hash_and_sync(out, path) for path in paths)
+
+
+def _hash_and_sync(out: Path, path: str) -> FileHash:
+    handle = os.open(out / path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return FileHash(path, (out / path).stat().st_size, hash_file(out / path))
+
+
+def check_file(folder: Path, file: FileHash) -> str | None:
+    """What is wrong with a recorded file, None where it is whole."""
+    path = folder / file.path
+    if not path.is_file():
+        return f"{path}: missing"
+    if (size := path.stat().st_size) != file.bytes:
+        return f"{path}: {size:,} bytes, {file.bytes:,} were recorded"
+    return None if hash_file(path) == file.sha256 else f"{path}: its SHA-256 is not the recorded one"
+
+
+def sizes_fit(folder: Path, model: Model) -> bool:
+    """Whether every recorded file is there in its size; nothing is hashed."""
+    return all((p := folder / f.path).is_file() and p.stat().st_size == f.bytes for f in model.files)
+
+
+def identity(recipe: RecipeRecord, parents: Sequence[str], files: Sequence[FileHash]) -> str:
+    """A model's id: a digest over its recipe, its parents' ids and its files."""
+    return digest([recipe, tuple(parents), tuple(files)])
+
+
+def read_record(path: Path) -> Model:
+    """A model.json. Raises NotComparable for another schema, Damaged or Refused for what is no record."""
+    data = path.read_bytes()
+    with suppress(ValueError, TypeError, AttributeError):
+        if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
+            raise NotComparable(
+                f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}.",
+                code="schema-mismatch",
+            )
+    try:
+        model = msgspec.json.decode(data, type=Model)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again.",
+            code="record-damaged",
+        ) from error
+    refuse_strays(path, model)
+    return model
+
+
+@contextmanager
+def workshop(tmp: Path) -> Iterator[Path]:
+    """A temporary folder that this process holds; folders of dead processes are cleared on the way."""
+    bench = tmp / uuid.uuid4().hex
+    with Lock(tmp, wait_seconds=60):  # so that no one clears a folder between its making and its locking
+        _clear_dead(tmp)
+        held = Lock(bench).__enter__()
+    try:
+        yield bench
+    finally:
+        held.__exit__(None, None, None)
+        shutil.rmtree(bench, ignore_errors=True)
+
+
+def _clear_dead(tmp: Path) -> None:
+    for folder in tmp.iterdir():
+        if not folder.is_dir():
+            continue
+        with suppress(Busy), Lock(folder):  # busy: someone is at work there
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def versions(used: Mapping[str, str]) -> dict[str, str]:
+    """What made a model: heredity, Python and system, and what its recipe used."""
+    try:
+        own = version("heredity")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {"heredity": own, "python": platform.python_version(), **used, "system": sys.platform}

@@ -1,0 +1,375 @@
+"""Grow models and keep their descent: the only door through which a model comes into being.
+
+Promises: a model is there whole and recorded, or not at all; its id is a digest over recipe, parents and
+files, the same on every machine; a crash leaves nothing but a temporary folder that a later run clears.
+Leaves to others: how a child is made (recipes/) and how a model answers (engines/).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from heredity import engines, recipes
+from heredity.core import registry
+from heredity.core.cache import ResponseCache
+from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
+from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
+from heredity.core.host import explain_full_memory
+from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode
+from heredity.lineage import graph, integrity
+from heredity.lineage.integrity import (
+    check_file,
+    hash_files,
+    identity,
+    read_record,
+    sizes_fit,
+    walk,
+    workshop,
+)
+from heredity.lineage.types import Description, Grown, Progress, Recipe, Resuming
+
+
+class Store:
+    """A folder of models, downloads and answers. `root` None: HEREDITY_STORE, or ~/.cache/heredity."""
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root) if root is not None else default_root()
+        self.downloads = self.root / "downloads"
+
+    def models(self) -> list[Model]:
+        """Every model of the store whose record can be read, by name and then id; the others: `damaged`."""
+        return sorted(self._scan()[0], key=lambda model: (model.name, model.id))
+
+    def damaged(self) -> list[tuple[Path, str]]:
+        """Every model.json that cannot be read, with why and what to do; [] in a whole store."""
+        return [(path, str(error)) for path, error in self._scan()[1]]
+
+    def get(self, name: str | Callable[..., Any]) -> Grown:
+        """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
+
+        A target that needs no download (recipes.TARGETS: "call:...", "url:...", "remote:...",
+        "llamacpp:NAME", "vllm:NAME") is recorded where it is not yet; so is a function given as a value.
+
+        Raises UnknownName with the nearest name, Unavailable where it is in the catalogue but not yet pulled,
+        and where its record cannot be read, what is wrong with it.
+        """
+        if callable(name):
+            name = str(registry.load("recipes.targets", "call").keep(name))
+        if name.startswith("scripted:"):
+            return scripted(name)
+        if (prefix := name.partition(":")[0]) in recipes.TARGETS and name != prefix:
+            recipe, parents = registry.load("recipes.targets", recipes.TARGETS[prefix]).resolve(self, name)
+            return self.made_by(recipe, parents) or self.grow(recipe, parents)
+        models = self.models()
+        wanted = _canonical(name)
+        found = [model for model in models if model.name == wanted]
+        found = found or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
+        if len(found) > 1:
+            ids = ", ".join(model.id[:12] for model in found)
+            raise UsageError(
+                f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id.",
+                code="name-ambiguous",
+            )
+        if not found:
+            raise self._unreadable(name, wanted) or self._unknown(name, [model.name for model in models])
+        return Grown(found[0], self.folder(found[0]))
+
+    def folder(self, model: Model) -> Path:
+        """The folder that holds the model's files."""
+        return self.root / "models" / model.id / "files"
+
+    def cache(self) -> ResponseCache:
+        """The answers that the studies of this store share."""
+        return ResponseCache(self.root / "cache.sqlite")
+
+    def grow(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Grown:
+        """Make a child from its parents, hash its files and record it; an existing id is returned as it is.
+
+        Raises Damaged where a parent's files are not the recorded ones or the result is empty.
+        """
+        for parent in parents:
+            if problems := self.verify(parent.record):
+                raise Damaged(
+                    f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}",
+                    code="parent-damaged",
+                )
+        if isinstance(recipe, Resuming):
+            with Lock(folder := self.training(recipe, parents)):
+                grown = self._grow(recipe.at(folder), parents)
+            shutil.rmtree(folder, ignore_errors=True)
+            return grown
+        return self._grow(recipe, parents)
+
+    def training(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Path:
+        """The folder in which a recipe that takes long keeps how far it came, for processes that help it."""
+        return self.root / "training" / _wanted(recipe, parents)
+
+    def _grow(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+        started = time.monotonic()
+        with workshop(self.root / "tmp") as bench:
+            (out := bench / "child" / "files").mkdir(parents=True)
+            with explain_full_memory(f"'{recipe.kind}'", "Close other programs, or take a smaller model."):
+                description = recipe.apply(parents, out)
+            files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
+            made = Made(
+                _now(),
+                platform.node(),
+                round(time.monotonic() - started, 3),
+                integrity.versions(description.versions),
+            )
+            record = _record(recipe, parents, files, description, made)
+            integrity.refuse_strays(self.root / "models" / record.id / "model.json", record)
+            write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
+            return self._move_in(record, out.parent)
+
+    def pull(self, ref: str, progress: Progress | None = None) -> Grown:
+        """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
+
+        What is there already is not downloaded again. Sources, hashes and errors: see recipes/pull.py.
+        """
+        from heredity.recipes.pull import recipe as pull
+
+        if ref.partition(":")[0] in recipes.TARGETS:
+            return self.get(ref)  # nothing to fetch
+        recipe = pull.resolve(ref, self.downloads, progress)
+        known = self.made_by(recipe, []) if recipe.pins else None
+        if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:
+            return known
+        return self.grow(recipe)
+
+    def derive(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+        """A child of the whole weights (see `whole`) of its parents, which write text, grown once."""
+        for name, why in ((p.record.name, engines.why_speechless(p.record)) for p in parents):
+            if why:
+                raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
+        whole = [self.whole(parent) for parent in parents]
+        return self.made_by(recipe, whole) or self.grow(recipe, whole)
+
+    def ready(self, model: Grown | Model) -> Grown:
+        """The form that its engine loads: for torch the dequantized child of a GGUF (made once), else itself.
+
+        Its files are the recorded ones: hashed once, and again where one was touched. Raises Damaged.
+        """
+        grown = Grown(model, self.folder(model)) if isinstance(model, Model) else model
+        self._trust(grown.record)
+        if grown.record.format == "adapter":
+            self._trust(self.base(grown).record)
+        if grown.record.format != "gguf" or engines.choose(grown.record) != "torch":
+            return grown
+        return self._once(registry.load("recipes", "dequantize").Dequantize(), [grown])
+
+    def whole(self, model: Grown) -> Grown:
+        """The form that can be learned from and changed: whole safetensors.
+
+        Of a GGUF or int8 the dequantized child, of an adapter the merged one, each made once and recorded;
+        else the model itself. Raises Unavailable where its weights are not here.
+        """
+        ready = self.ready(model)
+        if ready.record.format == "int8":
+            return self._once(registry.load("recipes", "dequantize").Dequantize(), [ready])
+        if ready.record.format == "adapter":
+            merge = registry.load("recipes", "merge_adapter").MergeAdapter()
+            return self._once(merge, [ready, self.base(ready)])
+        if ready.record.format != "safetensors":
+            raise Unavailable(f"The weights of '{model.record.name}' are not here; nothing is grown from it.")
+        return ready
+
+    def base(self, adapter: Grown) -> Grown:
+        """What an adapter lies over. Raises UnknownName where that is not in this store."""
+        return self.get(adapter.record.parents[0])
+
+    def _once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+        child = self.made_by(recipe, parents) or self.grow(recipe, parents)
+        self._trust(child.record)
+        return child
+
+    def verify(self, model: Model) -> list[str]:
+        """Hash every file again; one line for each that is missing, changed or not recorded."""
+        if model.format == "scripted":
+            return []
+        folder = self.folder(model)
+        problems = [p for file in model.files if (p := check_file(folder, file))]
+        known = {file.path for file in model.files}
+        problems += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
+        if identity(model.recipe, model.parents, model.files) != model.id:
+            problems.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
+        return problems
+
+    def ancestors(self, model: Model) -> list[Model]:
+        """Parents, their parents and so on, each once, nearest first. A missing one is an UnknownName."""
+        by_id = {m.id: m for m in self.models()}
+        found = graph.ancestors(model, by_id)
+        missing = [ident for one in (model, *found) for ident in one.parents if ident not in by_id]
+        if missing:
+            raise self._unreadable(missing[0], missing[0]) or UnknownName(
+                "model", missing[0], by_id, "heredity models"
+            )
+        return found
+
+    def descendants(self, model: Model) -> list[Model]:
+        """Children, their children and so on, each once, nearest first."""
+        return graph.descendants(model, self.models())
+
+    def family(self, model: Model) -> graph.Family:
+        """The model and its descendants that can answer, each once in whatever forms it is stored."""
+        return graph.family(model, self.models(), self._why_silent)
+
+    def draw(self, model: Model) -> str:
+        """The model's descent as a tree, the model itself on top."""
+        return graph.draw(model, {m.id: m for m in self.models()})
+
+    # --- inside ---
+
+    def _scan(self) -> tuple[list[Model], list[tuple[Path, HeredityError]]]:
+        good, bad = [], []
+        for path in sorted((self.root / "models").glob("*/model.json")):
+            try:
+                good.append(read_record(path))
+            except HeredityError as error:
+                bad.append((path, error))
+        return good, bad
+
+    def _why_silent(self, model: Model) -> str:
+        if why := engines.why_speechless(model):
+            return why
+        try:
+            engines.loader(model)
+            if model.format == "adapter":
+                self.base(Grown(model, self.folder(model)))
+        except HeredityError as error:
+            return str(error)
+        return ""
+
+    def _unreadable(self, name: str, wanted: str) -> HeredityError | None:
+        """What is wrong with the record of this name or start of an id, where it is there and bad."""
+        for path, error in self._scan()[1]:
+            is_named = f'"name": "{wanted}"' in path.read_text("utf-8", "replace")
+            if is_named or (len(name) >= 4 and path.parent.name.startswith(name)):
+                return error
+        return None
+
+    def _trust(self, model: Model) -> None:
+        """Verify a model that is about to answer; a stamp of its files spares hashing them every time."""
+        if model.format == "scripted":
+            return
+        folder, note = self.folder(model), self.root / "verified" / f"{model.id}.json"
+        stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
+        is_same = identity(model.recipe, model.parents, model.files) == model.id
+        if is_same and note.is_file() and note.read_bytes() == stamp:
+            return
+        if problems := self.verify(model):
+            raise Damaged(
+                f"'{model.name}' does not answer: {problems[0]}. Its bytes are not the ones of its id; delete"
+                f" {folder.parent} and pull or grow it again.",
+                code="model-damaged",
+            )
+        with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
+            write_atomic(note, stamp)
+
+    def _unknown(self, name: str, stored: list[str]) -> Exception:
+        from heredity.recipes.pull import recipe as pull
+
+        if _canonical(name) in pull.catalogue():
+            return Unavailable(
+                f"Model '{name}' is not in this store yet. Get it: heredity pull {name}",
+                code="model-not-pulled",
+            )
+        return UnknownName("model", name, [*stored, *pull.names()], "heredity models")
+
+    def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
+        """The newest whole model that this recipe made from these parents."""
+        want = _wanted(recipe, parents)
+        for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
+            if _key(model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
+                return Grown(model, self.folder(model))
+        return None
+
+    def _move_in(self, record: Model, child: Path) -> Grown:
+        home = self.root / "models" / record.id
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(self.root / "tmp", wait_seconds=60):
+            if (home / "model.json").exists():
+                with suppress(Damaged):
+                    known = read_record(home / "model.json")
+                    if not self.verify(known):
+                        return Grown(known, self.folder(known))
+            if home.exists():  # damaged, and its whole replacement is at hand
+                shutil.rmtree(home)
+            os.replace(child, home)  # noqa: PTH105
+        sync_folder(home.parent)
+        return Grown(record, self.folder(record))
+
+
+def grow(recipe: Recipe, parents: Sequence[Grown] = (), store: Store | None = None) -> Grown:
+    """Make a child in `store` (None: its parents' store, or the default one). See Store.grow."""
+    return (store or _store_of(parents)).grow(recipe, parents)
+
+
+def _store_of(parents: Sequence[Grown]) -> Store:
+    homes = {parent.folder.parents[2] for parent in parents if parent.folder.parts[-3:-2] == ("models",)}
+    if len(homes) > 1:
+        places = ", ".join(sorted(map(str, homes)))
+        raise UsageError(
+            f"The parents lie in {len(homes)} stores ({places}); pull them into one.",
+            code="parents-in-two-stores",
+        )
+    return Store(homes.pop()) if homes else Store()
+
+
+def scripted(ref: str) -> Grown:
+    """A record for a rule-driven model "scripted:NAME", which has no files and lives in no store."""
+    recipe = RecipeRecord("scripted", {"name": ref.removeprefix("scripted:")})
+    made = Made("", "", 0.0, {})
+    record = Model(
+        identity(recipe, (), ()), ref, "scripted", "text", "none", "scripted", (), recipe, (), made
+    )
+    return Grown(record, Path())
+
+
+def _canonical(name: str) -> str:
+    from heredity.recipes.pull import recipe as pull
+
+    return pull.aliases().get(name, name)
+
+
+def _record(
+    recipe: Recipe, parents: Sequence[Grown], files: tuple[FileHash, ...], said: Description, made: Made
+) -> Model:
+    how = RecipeRecord(recipe.kind, recipe.settings())
+    ids = tuple(parent.record.id for parent in parents)
+    return Model(
+        id=identity(how, ids, files),
+        name=said.name,
+        family=said.family,
+        modality=said.modality,
+        licence=said.licence,
+        format=said.format,
+        parents=ids,
+        recipe=how,
+        files=files,
+        made=made,
+        notes=dict(said.notes),
+    )
+
+
+def _wanted(recipe: Recipe, parents: Sequence[Grown]) -> str:
+    return _key(RecipeRecord(recipe.kind, recipe.settings()), [parent.record.id for parent in parents])
+
+
+def _key(recipe: RecipeRecord, parents: Sequence[str]) -> str:
+    """What a recipe and its parents are known by, whether just made or read: JSON knows no tuples."""
+    return digest([recipe, list(parents)])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

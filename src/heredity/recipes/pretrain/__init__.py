@@ -1,0 +1,1 @@
+"""Models from random weights: one file an objective."""

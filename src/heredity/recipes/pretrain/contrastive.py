@@ -1,0 +1,168 @@
+"""A model of pictures and captions in the making: its parts for the loop, and what is written of it.
+
+Promises: the tokenizer and the image processor that are written make of a caption and a picture what the
+training made of them, so that transformers' own give the model what it knows.
+Leaves to others: which settings (pretrain.py), and the loop itself (train/loop.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.core import registry
+from heredity.core.errors import UsageError
+from heredity.core.files import write_atomic
+from heredity.corpus.images.reader import Pictures
+from heredity.recipes.pretrain import forecast
+from heredity.recipes.pretrain.causal import Base, Made, learn, processes_noted, processes_of
+from heredity.train import metrics as curve
+from heredity.train.data.pairs import DEVIATION, MEAN, Captions, PairSteps
+from heredity.train.models import dual
+from heredity.train.models.architectures import Specials
+from heredity.train.models.lora import Everything
+from heredity.train.objectives.contrastive import Contrastive
+from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT, HeldPairs
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain.recipe import Pretrain
+
+_TOKENIZER, _CONFIG, _PICTURES = "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"
+_SHIFT = 8  # a picture is moved by up to a side's eighth
+
+
+def train(recipe: Pretrain, folder: Path) -> Base:
+    """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
+    with forecast.in_memory(recipe, processes_of(recipe)) as foreseen:
+        return Base(_learn(recipe, folder), foreseen)
+
+
+def _learn(recipe: Pretrain, folder: Path) -> Made:
+    corpus, dial, together = recipe.pictures, recipe.dial, processes_of(recipe)
+    if dial.batch < together.world:
+        raise UsageError(
+            f"A step of {dial.batch} pairs is none for each of {together.world} processes.",
+            code="step-too-small",
+        )
+    built = registry.load("train.models.architectures", recipe.architecture)
+    config = built.config(dial.shape, _specials(corpus))
+    captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0
+    train, held_out = (corpus.split(name) for name in ("train", "validation"))
+    source = PairSteps(train, captions, dial.batch, recipe.seed, shift, together.rank, together.world)
+    looked_at = PairSteps(held_out, captions, dial.batch, 0)
+    check = HeldPairs(looked_at, _classes(corpus), recipe.every, together=together)
+
+    def born(dtype: str) -> dual.Dual:
+        return dual.born(config, recipe.seed, dtype)
+
+    return learn(recipe, born, Contrastive(together), source, check, folder)
+
+
+def _specials(corpus: Pictures) -> Specials:
+    facts = corpus.card.tokenizer
+    return Specials(facts.end, facts.special.get("<|pad|>", facts.end))
+
+
+def _captions(recipe: Pretrain) -> Captions:
+    end, pad, _ = _specials(recipe.pictures)
+    return Captions(end, pad, recipe.caption)
+
+
+def _classes(corpus: Pictures) -> dict[int, NDArray[np.int64]]:
+    """The names of classes as captions; the one that says that there is none is left out."""
+    from heredity.corpus import tokenizer
+
+    words, end = tokenizer.load(corpus.folder), corpus.card.tokenizer.end
+    named = {
+        i: name.replace("_", " ").replace("-", " ") for i, name in enumerate(corpus.card.classes) if name
+    }
+    return {
+        i: np.array([*words.encode(name, add_special_tokens=False).ids, end]) for i, name in named.items()
+    }
+
+
+def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
+    """Weights, configuration, tokenizer, image processor and curve; what is to be noted of the run."""
+    net, metrics, meter = base.made
+    beside = base.foretold()  # before anything is written, which takes memory of its own
+    corpus = recipe.pictures
+    Everything().save(net, out)
+    _write_tokenizer(recipe, out)
+    write_atomic(out / _PICTURES, json.dumps(processor(recipe), indent=2).encode() + b"\n")
+    curve.write(metrics, out)
+    shape, last = recipe.dial.shape, metrics[-1]
+    n_pairs, terms = sum(m.n_learned for m in metrics), last.terms
+    n_held = len(corpus.split("validation"))
+    ways = "; ".join(
+        f"{way} {terms[f'{way} @1']:.1%}, {terms[f'{way} @5']:.1%}" for way in (TO_CAPTION, TO_PICTURE)
+    )
+    notes = {
+        "multiplied in": str(net.model.dtype).removeprefix("torch."),
+        "parameters": f"{sum(p.numel() for p in net.model.parameters()):,}",
+        "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
+        "held-out recall": f"@1 and @5 of {n_held:,} pairs: {ways}",
+        "training": f"{len(metrics)} steps, {n_pairs:,.0f} pairs read, "
+        f"{n_pairs / len(corpus.split('train')):.2f} epochs",
+    }
+    if ZERO_SHOT in terms:
+        notes["zero-shot"] = f"{terms[ZERO_SHOT]:.1%} of held-out classes by name; {_commonest(corpus)}"
+    if n_cut := _n_cut(corpus, recipe.caption):
+        notes["cut"] = f"{n_cut:,} captions at {recipe.caption} tokens"
+    if meter.last.n_steps:
+        notes["speed"] = f"{meter.last.tokens_per_second / shape.context:,.0f} pairs/s"
+    return notes | beside | processes_noted(recipe)
+
+
+def _commonest(corpus: Pictures) -> str:
+    """What one would reach who always said the commonest class."""
+    labels = corpus.split("validation").labels
+    counts = np.bincount(labels[labels > 0])
+    return f"the commonest of {int((counts > 0).sum())} is {counts.max() / counts.sum():.1%}"
+
+
+def _n_cut(corpus: Pictures, longest: int) -> int:
+    return int((np.diff(corpus.split("train").starts) > longest).sum())
+
+
+def _write_tokenizer(recipe: Pretrain, out: Path) -> None:
+    """The corpus's tokenizer; it ends a caption and, asked to truncate, cuts it as the training did."""
+    from tokenizers import Tokenizer, processors
+
+    folder = recipe.pictures.folder
+    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text("utf-8"))
+    made, end = Tokenizer.from_file(str(folder / _TOKENIZER)), config["eos_token"]
+    made.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, made.token_to_id(end))]
+    )
+    made.enable_truncation(recipe.caption)
+    config |= {"model_max_length": recipe.caption, "model_input_names": ["input_ids"]}
+    config.pop("chat_template", None)
+    write_atomic(out / _TOKENIZER, made.to_str(pretty=False).encode())
+    write_atomic(out / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def processor(recipe: Pretrain) -> dict[str, Any]:
+    """preprocessor_config.json, as transformers' image processors read it."""
+    card = recipe.pictures.card
+    square = {"height": card.side, "width": card.side}
+    is_cropped = card.fit == "crop"
+    kind = {"clip": "CLIP", "siglip": "Siglip"}[recipe.architecture]
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": card.side} if is_cropped else square,
+        "resample": 3,  # bicubic
+        "do_center_crop": is_cropped,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [MEAN] * 3,
+        "image_std": [DEVIATION] * 3,
+        "background": card.background,  # which transformers' own leave black
+    }

@@ -1,0 +1,149 @@
+"""What a pre-training on this machine was predicted to take, beside what it took.
+
+Promises: a run that cannot fit is refused before its first step, with what it needs and what to lower; what
+is noted as predicted was known before the first step.
+Leaves to others: the arithmetic (train/planning/), and how much memory there is (engines/_memory.py). Of a
+model of pictures the time is not foreseen: the products of its towers were measured on no machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from heredity.core import host, registry
+from heredity.engines.torch import autotune
+from heredity.recipes.pretrain import budget
+from heredity.train import speed
+from heredity.train.data.masking import FRAME
+from heredity.train.distributed import ALONE, Processes
+from heredity.train.models import shapes
+from heredity.train.planning import memory, pace
+from heredity.train.planning.cost_models import WIDE
+from heredity.train.planning.flops import PRODUCT, Work
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain.recipe import Pretrain
+
+_HEAP = host.GIB // 2  # at most; what other lengths do not fit into (docs/plan.md)
+_LIBRARIES = host.GIB // 4  # what torch's own grow by in a first step, of a model of almost nothing
+
+
+@dataclass
+class Foreseen:
+    """A prediction, and where the process stood when it was made."""
+
+    parts: dict[str, int]
+    limit: float  # FLOP/s of products; 0: not measured
+    seconds: float  # of the whole run
+    resident: int | None
+
+    def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
+        """Predicted against measured, for the model's record."""
+        said = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
+        peak = host.peak_resident()
+        if peak is not None and self.resident is not None:
+            said += f", measured {(peak - self.resident) / host.GIB:.2f} GiB of growth"
+        found = {"memory": said}
+        if tokens_a_second and self.limit:
+            found["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
+        return found
+
+
+def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
+    """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
+    is_on_cpu = together.device.type == "cpu"
+    work = _work(recipe, size, is_on_cpu)
+    shards = together.n_pieces
+    own = -(-work.batch // together.world)
+    at_once = own if work.is_whole else min(own, max(PRODUCT, recipe.context))
+    parts = memory.training(work, at_once, shards, recipe.recompute, -(-own // at_once))
+    if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
+        parts["gradients"] += WIDE * memory.n_parameters(work)
+    if not is_on_cpu:
+        return parts
+    kept = min(_HEAP, 2 * parts["activations"])
+    return parts | {"heap between steps": kept, "libraries": _LIBRARIES}
+
+
+def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Work:
+    return msgspec.structs.replace(budget.work(recipe, is_on_cpu=is_on_cpu), bytes=size)
+
+
+@contextmanager
+def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None]:
+    """Refuse a run that does not fit, before its weights are drawn; say what to lower where one runs out.
+
+    Processes of a CPU are taken to share its memory. Of a GPU what is free there counts, for its own process
+    alone; time is not foreseen.
+    """
+    if together.device.type != "cpu":
+        _refuse_on_gpu(recipe, together)
+        yield None
+        return
+    shape = recipe.dial.shape
+    said, second = f"The pre-training of '{recipe.size}'", f"context ({recipe.context})"
+    if recipe.objective == "contrastive":
+        second = f"batch ({recipe.dial.batch} pairs)"
+    advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
+    has = round(recipe.memory * host.GIB) or None
+
+    def fitting(size: int) -> dict[str, int]:
+        parts = {part: together.world * n for part, n in needed(recipe, size, together).items()}
+        host.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+        return parts
+
+    is_open = recipe.dtype == "auto"
+    size = 2 if is_open else getattr(torch, recipe.dtype).itemsize
+    parts = fitting(size)  # first: to measure which is faster takes minutes of what could never fit
+    dtype = getattr(torch, autotune.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
+    if dtype.itemsize != size:
+        parts = fitting(dtype.itemsize)
+    with host.explain_full_memory(said, f"{advice}."):
+        yield _foreseen(recipe, parts, dtype) if together.is_alone else None
+
+
+def _refuse_on_gpu(recipe: Pretrain, together: Processes) -> None:
+    free, _ = torch.cuda.mem_get_info(together.device)
+    size = 2 if recipe.dtype == "auto" else getattr(torch, recipe.dtype).itemsize
+    host.refuse_overfull(
+        f"The pre-training of '{recipe.size}' on each of {together.world} devices",
+        needed(recipe, size, together),
+        'Set recompute = true or reduce = "each", lower replicas, size or context, or take more devices: '
+        "heredity plan",
+        round(recipe.memory * host.GIB) or free,
+    )
+
+
+def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
+    seconds = limit = 0.0
+    if recipe.objective != "contrastive":
+        limit = limit_of(recipe, dtype)
+        work = _work(recipe, dtype.itemsize)
+        rate = speed.pass_rate(work.shape.width, dtype)
+        tokens = work.tokens + work.looked_at / pace.WAYS
+        seconds = tokens * pace.seconds(work, of_token(recipe), limit, rate)
+    host.forget_peak()
+    return Foreseen(parts, limit, seconds, host.resident())
+
+
+def of_token(recipe: Pretrain) -> float:
+    """FLOPs of a token of text, forward and backward."""
+    shape, frame = recipe.dial.shape, FRAME if recipe.objective == "masked" else 0
+    length = speed.piece_length(recipe.text.lengths("train"), shape.context - frame)
+    if recipe.objective == "masked":
+        built = registry.load("train.models.architectures", recipe.architecture)
+        found: float = built.flops_a_token(shape, length, recipe.hidden)
+        return found
+    return shapes.flops_a_token(shape, length)
+
+
+def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
+    """FLOP/s that this machine's products reach at the recipe's shapes, of a model of text."""
+    of_head = recipe.hidden if recipe.objective == "masked" else 1.0
+    return speed.product_limit(recipe.dial.shape, dtype, of_head=of_head)

@@ -1,0 +1,1 @@
+"""Fetch a model: the catalogue, a hub, a folder."""

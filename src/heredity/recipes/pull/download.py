@@ -1,0 +1,155 @@
+"""Fetch one file over HTTPS so that an interrupted download goes on where it stopped.
+
+Promises: the bytes end in `part` only if their size and SHA-256 are the expected ones; a wrong hash leaves
+nothing; a lost connection or a kill leaves the part, and the next call asks only for the rest.
+Leaves to others: which address and which hash (pull.py, _wheels.py, _hub.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heredity.core.errors import Damaged, HeredityError, Unavailable, WrongHash
+from heredity.core.files import explain_full_disk, hash_file
+from heredity.lineage.types import Progress
+
+if TYPE_CHECKING:
+    import httpx
+
+_BLOCK = 1 << 20  # bytes a read
+_SECONDS = 30.0  # without a byte before a connection counts as lost
+_TRIES = 4
+_SPARE = 64 << 20  # bytes to leave free on the disk
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a file is and what it must be. `n_bytes` 0: not known; `limit` bounds what is accepted."""
+
+    url: str
+    sha256: str
+    label: str
+    n_bytes: int = 0
+    limit: int = 1 << 40
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def fetch(address: Address, part: Path, progress: Progress | None = None) -> Path:
+    """Download into `part`, going on from what is there, and check the hash ("" checks none).
+
+    Raises WrongHash (the part is removed), Unavailable where the server cannot be reached or refuses,
+    HeredityError where the disk is full.
+    """
+    part.parent.mkdir(parents=True, exist_ok=True)
+    was_resumed = part.exists() and part.stat().st_size > 0
+    _download(address, part, progress)
+    if _is_right(address, part):
+        return part
+    part.unlink()
+    if was_resumed:  # its old bytes may have been another file's: once more, from the start
+        return fetch(address, part, progress)
+    raise WrongHash(
+        f"{address.label}: what {_host(address)} sent is not the file whose hash is pinned; it was deleted."
+        " Try again later or from another network; if it stays so, do not trust the source."
+    )
+
+
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Raise HeredityError where `n_bytes` will not fit, before anything is downloaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes + _SPARE:
+        raise HeredityError(
+            f"Not enough room in {folder}: {n_bytes + _SPARE:,} bytes are needed, {free:,} are free."
+            " Free some space, or set HEREDITY_STORE to a larger disk.",
+            code="disk-too-small",
+        )
+
+
+def _download(address: Address, part: Path, progress: Progress | None) -> None:
+    import httpx
+
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with _client() as client:
+                return _stream(client, address, part, progress)
+        except httpx.TransportError as error:
+            if attempt == _TRIES or isinstance(error, httpx.ConnectError):
+                raise Unavailable(
+                    f"{address.label}: {_host(address)} cannot be reached ({error}).", code="host-unreachable"
+                ) from error
+            time.sleep(attempt)
+    return None
+
+
+def _client() -> httpx.Client:
+    import httpx
+
+    return httpx.Client(verify=_certificates(), follow_redirects=True, timeout=_SECONDS, trust_env=True)
+
+
+def _certificates() -> ssl.SSLContext:
+    """The system's certificates and those of SSL_CERT_FILE, so that a company's proxy works."""
+    import truststore
+
+    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
+        context.load_verify_locations(cafile=file)
+    return context
+
+
+def _stream(client: httpx.Client, address: Address, part: Path, progress: Progress | None) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {**address.headers, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with client.stream("GET", address.url, headers=headers) as response:
+        if response.status_code == 416:  # nothing is left to send: the hash decides
+            return
+        if response.status_code not in (200, 206):
+            raise Unavailable(
+                f"{address.label}: {_host(address)} answered {response.status_code}.", code="download-refused"
+            )
+        if response.status_code == 200:
+            have = 0  # the server does not resume
+        _write(response, address, part, have, progress)
+
+
+def _write(
+    response: httpx.Response, address: Address, part: Path, have: int, progress: Progress | None
+) -> None:
+    rest = response.headers.get("Content-Length", "")
+    total = have + int(rest) if rest.isdigit() else address.n_bytes
+    with part.open("ab" if have else "wb") as file, explain_full_disk(part.parent, max(0, total - have)):
+        for block in response.iter_bytes(_BLOCK):
+            have += len(block)
+            if have > address.limit:
+                file.truncate(0)
+                raise Damaged(
+                    f"{address.label}: more than {address.limit:,} bytes came; this is another file.",
+                    code="download-too-long",
+                )
+            file.write(block)
+            if progress:
+                progress(have, total, address.label)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_right(address: Address, part: Path) -> bool:
+    if not part.exists() or (address.n_bytes and part.stat().st_size != address.n_bytes):
+        return False
+    return not address.sha256 or hash_file(part) == address.sha256
+
+
+def _host(address: Address) -> str:
+    import httpx
+
+    return httpx.URL(address.url).host

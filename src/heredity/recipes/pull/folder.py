@@ -1,0 +1,171 @@
+"""What may come out of a foreign folder of model files, and what is refused.
+
+Promises: only safetensors, GGUF and text that describes them pass; a pickle, code, a config that asks for
+code, or a link is Refused by name, before anything is opened by another library.
+Leaves to others: where the folder came from (pull.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from heredity.core.errors import Damaged, Refused
+from heredity.core.files import explain_full_disk
+from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.formats.safetensors_io import read_safetensors
+
+WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".nemo", ".keras")
+_MAX_TEXT = 256 << 20  # bytes; the largest tokenizer.json known is a tenth of it
+_NEST = 32  # levels of a config
+
+
+def choose_files(folder: Path) -> list[str]:
+    """The files of `folder` that make up the model, as POSIX paths; checked by name and link only.
+
+    Raises Refused for a pickle, an archive, code, a link, or what is no file (a pipe, a socket, a device).
+    """
+    chosen = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise Refused(
+                f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first.",
+                code="link-in-model",
+            )
+        _refuse_special(path)
+        if any(part.startswith(".") for part in PurePosixPath(name).parts) or not path.is_file():
+            continue
+        refuse_name(path, name)
+        if any(PurePosixPath(name).match(pattern) for pattern in WANTED):
+            chosen.append(name)
+    return chosen
+
+
+def refuse_name(place: Path | str, name: str) -> None:
+    """Raise Refused where a file of this name could run something when it is opened."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in _PICKLES:
+        raise Refused(
+            f"{place}: only safetensors and GGUF are opened; a {suffix} file can run code when it is read."
+            " Convert the weights to safetensors, or remove it where a .safetensors stands beside it.",
+            code="unsafe-format",
+        )
+    if suffix == ".py":
+        raise Refused(f"{place}: this model brings its own code; heredity never runs it.", code="own-code")
+    if suffix in _ARCHIVES:
+        raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.", code="archive")
+
+
+def _refuse_special(path: Path) -> None:
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Refused(
+            f"{path} is a pipe, a socket or a device; a model's folder holds files. Remove it.",
+            code="not-a-file",
+        )
+
+
+def refuse_outside(place: Path | str, name: str) -> None:
+    """Raise Refused where `name` would land outside the folder that it is unpacked into."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        raise Refused(
+            f"{place}: it holds the path {name[:120]!r}, which leads outside its folder.", code="path-outside"
+        )
+
+
+def copy_checked(folder: Path, names: list[str], out: Path) -> None:
+    """Copy the chosen files and check every copy. What is checked is what is kept."""
+    for name in names:
+        refuse_outside(folder, name)
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).stat().st_size:
+            continue  # an empty README is no model's file
+        with explain_full_disk(out, (folder / name).stat().st_size):
+            shutil.copyfile(folder / name, target, follow_symlinks=False)
+    check_files(out, str(folder))
+
+
+def check_files(folder: Path, place: str) -> None:
+    """Check every file by its content. Raises Damaged or Refused, which say `place` for the folder."""
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink():
+                raise Refused(f"{path} is a link; a model holds its own files.")
+            if path.is_file():
+                refuse_name(path, path.name)
+                _check_file(path)
+    except (Damaged, Refused) as error:  # the folder itself is temporary and tells a user nothing
+        raise type(error)(str(error).replace(str(folder), place), code=error.code) from error
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix == ".safetensors":
+        read_safetensors(path)
+    elif path.suffix == ".gguf":
+        read_gguf(path)
+    elif path.stat().st_size > _MAX_TEXT:
+        raise Refused(
+            f"{path}: {path.stat().st_size:,} bytes are too many for a file that is no weights.",
+            code="file-too-large",
+        )
+    elif path.suffix == ".json":
+        _refuse_code(path, _decode(path))
+    elif path.suffix == ".model":
+        _refuse_pickle(path)
+    else:
+        _refuse_binary(path)
+
+
+def _decode(path: Path) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(f"{path}: malformed JSON: {error}", code="malformed-json") from error
+
+
+def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
+    """auto_map, custom_pipelines: Python of its own. An attention "org/name": a kernel from a hub."""
+    if isinstance(value, list):
+        for inner in value if level < _NEST else ():
+            _refuse_code(path, inner, level + 1)
+    if not isinstance(value, dict) or level > _NEST:
+        return
+    for key, inner in value.items():
+        if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
+            raise Refused(
+                f"{path}: its '{key}' asks for remote code; heredity never runs it.", code="own-code-named"
+            )
+        if "attn_implementation" in key and "/" in str(inner):
+            raise Refused(
+                f"{path}: its '{key}' asks for a kernel from a hub; heredity never loads one.",
+                code="kernel-named",
+            )
+        _refuse_code(path, inner, level + 1)
+
+
+def _refuse_pickle(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((b"PK", b"\x1f\x8b")) or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
+        raise Refused(
+            f"{path}: this is a pickle or an archive, whatever its name says; it is not opened.",
+            code="pickle",
+        )
+
+
+def _refuse_binary(path: Path) -> None:
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(
+            f"{path}: it should be text and is not UTF-8; it is not opened.", code="binary-file"
+        ) from error

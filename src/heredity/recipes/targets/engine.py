@@ -1,0 +1,82 @@
+"""Have a model answered by another engine: "llamacpp:NAME", "vllm:NAME". A child with its parent's files.
+
+Two engines compute one model's answers in another arithmetic, so they are two models of the lineage: two rows
+in a study, with two names, and a paired comparison says what the arithmetic alone does.
+
+Promises: the files are hard links where the disk can (else copies); their hashes are the parent's.
+Leaves to others: answering (engines/).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import UsageError
+from heredity.core.files import explain_full_disk
+from heredity.lineage.store import Store
+from heredity.lineage.types import Description, Grown
+
+_READS = {"llamacpp": ("gguf",), "vllm": ("safetensors",)}  # the formats that an engine reads as they are
+_FORMS = ("dequantize", "merge_adapter")  # of these the child is its parent's weights and nothing else
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The parent as it is, answered by this engine."""
+
+    engine: str
+
+    kind = "engine"
+
+    def settings(self) -> dict[str, Any]:
+        """The engine."""
+        return {"engine": self.engine}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Link the one parent's files into `out`."""
+        (parent,) = parents
+        for file in parent.record.files:
+            source, target = parent.folder / file.path, out / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:  # another file system, or one without links
+                with explain_full_disk(out, file.bytes):
+                    shutil.copyfile(source, target)
+        said = parent.record
+        return Description(
+            f"{self.engine}:{said.name}",
+            said.family,
+            said.licence,
+            said.format if said.format == "gguf" else "safetensors",
+            said.modality,
+            said.notes,
+        )
+
+
+def resolve(store: Store, ref: str) -> tuple[Answering, list[Grown]]:
+    """The recipe and the parent that "ENGINE:NAME" means. Raises UsageError where it reads no such."""
+    engine, _, name = ref.partition(":")
+    parent = store.get(name)
+    if parent.record.format not in _READS[engine]:
+        raise UsageError(
+            f"'{name}' is of the format {parent.record.format}; the engine {engine} reads"
+            f" {' or '.join(_READS[engine])}.{_advice(store, engine, parent)}",
+            code="engine-format",
+        )
+    return Answering(engine), [parent]
+
+
+def _advice(store: Store, engine: str, parent: Grown) -> str:
+    """The same weights in a form that the engine reads, where they are there."""
+    for model in store.models():
+        is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
+        if is_form and model.format in _READS[engine]:
+            return f" The same weights in that form: {engine}:{model.name}"
+    is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
+    return f" To make that form: heredity ask {parent.record.name} hello" if is_made_by_asking else ""

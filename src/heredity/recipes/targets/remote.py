@@ -1,0 +1,198 @@
+"""Record a model behind an API as a target: "remote:API:MODEL[@BASE_URL][?OPTION=VALUE[&OPTION=VALUE...]]".
+
+    remote:openai:gpt-4o-mini                            OpenAI
+    remote:openai:qwen@http://127.0.0.1:8000/v1          any server with OpenAI's chat completions
+    remote:anthropic:claude-sonnet-4-5                   Anthropic
+    remote:gemini:gemini-2.5-flash                       Google
+    remote:openai:o4-mini?omit=temperature&reasoning_effort=low
+
+Options are part of the model. Four are heredity's own; any other goes into each request as it stands:
+
+    omit                parameters that this model refuses: temperature, top_p, seed, max_tokens (with commas)
+    prefill             how this server begins the assistant's answer; see engines/_remote_openai.py
+    think               tokens that the model may think before it answers, beyond the answer's max_tokens
+    anthropic_version   2023-06-01 for models of Anthropic's that still take a temperature
+
+Promises: no key, user or password is recorded; equal references give equal ids on every machine.
+Leaves to others: asking (engines/remote.py), and where the key is (the environment).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from heredity.core.errors import UnknownName, UsageError
+from heredity.engines.remote.budget import HOMES
+from heredity.lineage.store import Store
+from heredity.lineage.types import Description, Grown
+
+PREFIX = "remote:"
+HOW = "Write remote:API:MODEL, or remote:API:MODEL@http://HOST/v1; API is openai, anthropic or gemini."
+NOTE = "a remote model: what answers under its name is not recorded by weights and may change"
+OMITTED = ("temperature", "top_p", "seed", "max_tokens")
+PREFILLS = {
+    "openai": ("continue_final_message", "trailing", "prefix"),
+    "anthropic": (),
+    "gemini": ("trailing",),
+}
+# What a request holds by the application's settings is no option, and a key is none either.
+_OURS = frozenset(
+    {*OMITTED, "max_completion_tokens", "model", "messages", "contents", "system", "tools", "stream", "n"}
+)
+_SECRET = re.compile(r"key|token$|secret|password|authori[sz]ation|bearer|credential", re.IGNORECASE)
+_REF = re.compile(
+    r"remote:(?P<api>[a-z]+):(?P<model>[^@?\s]+(?:@(?!https?://)[^@?\s]+)*)(?:@(?P<url>[^?\s]+))?(?:\?(?P<options>\S*))?"
+)
+_FAMILIES = (
+    "gpt",
+    "claude",
+    "gemini",
+    "gemma",
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen",
+    "deepseek",
+    "phi",
+    "smollm",
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model behind an API: which, where, and how it differs from others of its API."""
+
+    api: str
+    model: str
+    base_url: str = ""  # "": the vendor's
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    kind = "remote"
+
+    def __post_init__(self) -> None:
+        if self.api not in HOMES:
+            raise UnknownName("API of remote models", self.api, HOMES)
+        if not self.model or "://" in self.model:
+            raise UsageError(f"'{self.model}' is no name of a remote model. {HOW}", code="remote-name")
+        _check_url(self.base_url)
+        _check_options(self.api, self.options)
+
+    @property
+    def name(self) -> str:
+        """The reference, spelt in the one way that this recipe gives it."""
+        at = f"@{self._url}" if self._url != HOMES[self.api] else ""
+        pairs = [f"{k}={_spelt(v)}" for k, v in sorted(self.options.items())]
+        return f"{PREFIX}{self.api}:{self.model}{at}" + (f"?{'&'.join(pairs)}" if pairs else "")
+
+    @property
+    def _url(self) -> str:
+        return (self.base_url or HOMES[self.api]).rstrip("/")
+
+    def settings(self) -> dict[str, Any]:
+        """All of it; never a key."""
+        return {
+            "engine": "remote",
+            "api": self.api,
+            "base_url": self._url,
+            "model": self.model,
+            "options": {k: self.options[k] for k in sorted(self.options)},
+        }
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Nothing to write, and nothing is asked."""
+        model = self.model.lower()
+        family = next((name for name in _FAMILIES if name in model), "unknown")
+        return Description(self.name, family, "not stated", "remote", notes={"about": NOTE})
+
+
+def resolve(store: Store, ref: str) -> tuple[Remote, list[Grown]]:  # noqa: ARG001 (it has no parent)
+    """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
+    return parse(ref), []
+
+
+def parse(ref: str) -> Remote:
+    """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
+    match = _REF.fullmatch(ref)
+    if match is None:
+        raise UsageError(f"'{ref}' is no remote model. {HOW}", code="remote-malformed")
+    url = match["url"] or ""
+    try:
+        pairs = parse_qsl(
+            match["options"] or "", keep_blank_values=True, strict_parsing=bool(match["options"])
+        )
+    except ValueError:
+        raise UsageError(
+            f"'{ref}': options are written ?NAME=VALUE&NAME=VALUE.", code="option-malformed"
+        ) from None
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise UsageError(f"'{ref}' gives an option twice.", code="option-twice")
+    return Remote(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
+
+
+def _value(name: str, text: str) -> Any:
+    """An option's value: a list of names, JSON where it is that, else the text itself."""
+    if name == "omit":
+        return sorted(set(text.split(",")))
+    if name in ("prefill", "anthropic_version"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return quote(",".join(value), safe=",")
+    return quote(value if isinstance(value, str) else json.dumps(value, separators=(",", ":")), safe=",:")
+
+
+def _check_url(url: str) -> None:
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise UsageError(f"'{url}' is no address of a server. {HOW}", code="not-an-address")
+    if parts.username or parts.password:  # it is not repeated
+        raise UsageError(
+            "An address holds no user and no password; name a variable with the key: --key-env",
+            code="address-with-password",
+        )
+    if parts.query or parts.fragment:
+        raise UsageError(f"'{url}' is more than the address of an API. {HOW}", code="address-too-long")
+
+
+def _check_options(api: str, options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name in _OURS:
+            raise UsageError(
+                f"'{name}' is the application's to set, not an option of a remote model.",
+                code="option-of-the-application",
+            )
+        if _SECRET.search(name):  # its value is not repeated
+            raise UsageError(
+                f"The option '{name}' looks like a key; keys come from the environment: --key-env",
+                code="option-like-a-key",
+            )
+    if type(options.get("think", 0)) is not int or not 0 <= options.get("think", 0) <= 10**6:
+        raise UsageError("The option 'think' is a number of tokens.", code="option-not-a-number")
+    if "anthropic_version" in options and api != "anthropic":
+        raise UsageError(
+            "The option 'anthropic_version' is for remote:anthropic:... alone.", code="option-of-another-api"
+        )
+    for name in options.get("omit", ()):
+        if name not in OMITTED:
+            raise UnknownName("parameter to omit", name, OMITTED)
+    how, known = options.get("prefill"), PREFILLS[api]
+    if how is not None and how not in known:
+        raise UnknownName(f"way of {api} to begin an answer", str(how), known)

@@ -1,0 +1,101 @@
+"""Record a web address as a target: "url:https://host/path#/pointer/to/answer", or "url:FILE.toml".
+
+    url = "https://bot.example/chat"
+    body = { question = "$text", session = "$conversation" }    # default: { messages = "$messages" }
+    answer = "/reply/text"             # a JSON pointer; "" (the default) is the whole body
+    headers = { Authorization = "BOT_AUTHORIZATION" }           # header -> variable that holds it
+    blocked = [403]                    # statuses by which a guard of the application says no: a refusal
+    concurrency = 4
+    timeout_seconds = 60
+
+Promises: a key stands in no file and in no record, only the name of the variable that holds it; a mistake in
+the file names its key.
+Leaves to others: asking (engines/url.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from heredity.core.errors import BadArgument, BadInput, UsageError, code_of
+from heredity.core.readers import toml_of
+from heredity.engines import url as _http
+from heredity.lineage.store import Store
+from heredity.lineage.types import Description, Grown
+
+NOTE = "a web application: what stands behind the address is not recorded and may change"
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+class Url(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An address, what is sent there, and where its answer stands."""
+
+    url: str
+    body: dict[str, Any] = msgspec.field(default_factory=lambda: {"messages": "$messages"})
+    answer: str = ""
+    headers: dict[str, str] = {}
+    blocked: tuple[int, ...] = ()
+    concurrency: int = 4
+    timeout_seconds: float = 60.0
+    name: str = ""
+
+    kind = "url"
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadArgument("url must be http://HOST/... or https://HOST/...", code="not-an-http-address")
+        if parts.username or parts.password:
+            raise BadArgument(
+                "url must not hold a user or a password; name a header's variable instead",
+                code="address-with-secret",
+            )
+        if self.answer and not self.answer.startswith("/"):
+            raise BadArgument(
+                "answer must be a JSON pointer such as /choices/0/message/content", code="not-a-pointer"
+            )
+        if not {"messages", "text"} & _http.slots_in(self.body):
+            raise BadArgument("body must hold $messages or $text", code="body-without-slot")
+        for header, variable in self.headers.items():
+            if not _VARIABLE.fullmatch(variable):  # it may be a key: it is not repeated
+                raise BadArgument(
+                    f"the header '{header}' must name an environment variable (LIKE_THIS)",
+                    code="header-not-a-variable",
+                )
+        if not 1 <= self.concurrency <= 256:
+            raise ValueError(f"concurrency must be from 1 to 256, not {self.concurrency}")
+        if not 0 < self.timeout_seconds <= 3600:
+            raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {self.timeout_seconds}")
+
+    def settings(self) -> dict[str, Any]:
+        """Everything, and the engine that answers; of headers only their variables' names."""
+        held = msgspec.to_builtins(self)
+        return {"engine": "url", **{key: value for key, value in held.items() if key != "name"}}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Nothing to write, and nothing is asked."""
+        name = self.name or f"url:{self.url}"
+        return Description(name, "url", "not stated", "remote", notes={"about": NOTE})
+
+
+def resolve(store: Store, ref: str) -> tuple[Url, list[Grown]]:  # noqa: ARG001 (it has no parent)
+    """The recipe that "url:ADDRESS[#POINTER]" or "url:FILE.toml" means. Raises UsageError or BadInput."""
+    rest = ref.removeprefix("url:")
+    if "://" in rest:
+        address, _, pointer = rest.partition("#")
+        try:
+            return Url(address, answer=unquote(pointer)), []
+        except (ValueError, UsageError) as error:
+            raise UsageError(f"url: {error}.", code=code_of(error, "bad-setting")) from None
+    path = Path(rest)
+    data = {"name": f"url:{path.stem}", **toml_of(path)}
+    try:
+        return msgspec.convert(data, Url), []
+    except (msgspec.ValidationError, UsageError) as error:
+        raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None

@@ -1,0 +1,161 @@
+"""What an attack knows of the trial that it is laid over, besides the probe.
+
+Promises: everything that an attack draws comes from the trial's seed, so the same trial says the same words
+under every Python; nothing of the model, and no secret's value, is in here.
+Leaves to others: where the seed comes from (plan.py) and who fills it in (pump.py).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from heredity.application.spec import Application
+from heredity.core.records import Decoding
+from heredity.redteam import probes
+
+_FOLDER = Path(__file__).parent / "words"
+
+
+@lru_cache(maxsize=32)
+def table(language: str) -> dict[str, Any]:
+    """Everything that words/<language>.toml says; {} where there is no such file."""
+    path = _FOLDER / f"{language}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if language.isalnum() and path.exists() else {}
+
+
+@lru_cache(maxsize=32)
+def translations(language: str) -> dict[str, dict[str, list[Any]]]:
+    """By technique, what words/<language>/<technique>.toml says of its items; {} where there is none."""
+    paths = sorted((_FOLDER / language).glob("*.toml")) if language.isalnum() else []
+    return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def languages() -> tuple[str, ...]:
+    """The languages other than English that there are words in."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml") if path.stem != "en"))
+
+
+def say(attack: str, key: str, how: How, text: str = "") -> str:
+    """The words of an attack under `key` in the trial's language, with `text` in their place for it."""
+    words = table(how.language).get(attack, {}).get(key) or table("en")[attack][key]
+    return str(words).strip().replace("{text}", text, 1)
+
+
+def keys(attack: str) -> tuple[str, ...]:
+    """The names of an attack's wrappers, in the order of the English file."""
+    return tuple(table("en")[attack])
+
+
+T = TypeVar("T")
+MARK = "[[found]]"  # stands in a request for what a search is to find
+
+
+class Referee(Protocol):
+    """Tells an attack how it does, by what the probe's own judge would say; knows what an attack must not."""
+
+    def score(self) -> int:
+        """How near the replies since the last call came to a breach, from 1 (refused) to 10; 0: not told."""
+
+    def is_void(self, text: str) -> bool:
+        """Whether these words of the user would count as a breach if they were only said back."""
+
+
+class NoReferee:
+    """Outside a study nobody tells."""
+
+    def score(self) -> int:
+        return 0
+
+    def is_void(self, text: str) -> bool:  # noqa: ARG002
+        return False
+
+
+class How(msgspec.Struct, frozen=True):
+    """The trial's sample and seed, and the few words of the application that an attack may use.
+
+    words        slot -> the application's word for it: "company", "secret_name", "tool", "forbidden_tool"
+    max_turns    replies that the application allows in one conversation
+    decoding     how the application draws its answers
+    variant      the variant of the part that is asked; set for each part by the attack itself
+    language     the language of the wrappers' words; set by the attack itself
+    referee      tells how the conversation goes so far; for an attack that goes by it
+    found        what a search of the model's weights found for this trial; "" for none
+    """
+
+    sample: int = 0
+    seed: int = 0
+    words: Mapping[str, str] = {}
+    max_turns: int = 4
+    decoding: Decoding = Decoding()
+    variant: str = ""
+    language: str = "en"
+    referee: Referee = NoReferee()
+    found: str = ""
+
+    def draw(self, purpose: str) -> Draw:
+        """A stream of random numbers for one purpose, the same for the same trial."""
+        return Draw(f"{self.seed}\0{purpose}")
+
+
+class Draw:
+    """Random numbers from a text. Only `random()` is used: Python promises its values for every version."""
+
+    def __init__(self, source: str) -> None:
+        self._random = random.Random(source).random
+
+    def chance(self, p: float) -> bool:
+        """True with probability p."""
+        return self._random() < p
+
+    def below(self, n: int) -> int:
+        """A whole number from 0 to n - 1."""
+        return int(self._random() * n)
+
+    def some(self, n: int, items: Sequence[T]) -> list[T]:
+        """`n` of the items, each at most once, in an order drawn as well."""
+        pool = list(items)
+        for i in range(n):
+            j = i + self.below(len(pool) - i)
+            pool[i], pool[j] = pool[j], pool[i]
+        return pool[:n]
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Put the items into another order, in place."""
+        for i in range(len(items) - 1, 0, -1):
+            j = self.below(i + 1)
+            items[i], items[j] = items[j], items[i]
+
+
+def within(application: Application) -> How:
+    """What an attack knows inside this application, for sample 0 of seed 0."""
+    return How(
+        words=probes.words(application), max_turns=application.max_turns, decoding=application.decoding
+    )
+
+
+PLAIN = How()  # sample 0 of seed 0, in no application in particular
+
+
+_KEPT = re.compile(r"(?<!\w)(['\"`])\w+\1(?!\w)|\b[A-Za-z]+_\w+|\b[\w-]+\.example\b")
+
+
+def kept(text: str) -> list[str]:
+    """The parts of a text that stay as they are."""
+    return [found[0] for found in _KEPT.finditer(text)]
+
+
+def between(text: str, change: Callable[[str], str]) -> str:
+    """The text with `change` applied to everything but quoted single words, tool names and made-up hosts."""
+    parts, at = [], 0
+    for kept in _KEPT.finditer(text):
+        parts += [change(text[at : kept.start()]), kept[0]]
+        at = kept.end()
+    return "".join([*parts, change(text[at:])])

@@ -1,0 +1,99 @@
+"""A conversation that climbs: small steps first, then the probe's own turns; it backs off from a refusal.
+
+Promises: never more turns than the variant and the application allow, and the probe's demand is always
+made; what the model said decides only whether to back off, and is never said back to it.
+Leaves to others: the steps (words/*.toml) and whether a reply was a breach (judges/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from heredity.core.records import Probe, Reply, Turn
+from heredity.redteam.attacks._context import How, table
+
+MOST = 10
+_LOOK_AT = 400  # characters of a reply in which a refusal shows
+_TOPICS = {  # of a technique's probes and of their twins, so that both are led up to in the same way
+    "planted_secret": "secret",
+    "prompt_extraction": "prompt_leak",
+    "direct_injection": "marker",
+    "forbidden_tool": "tool",
+    "training_data": "any",
+    "harmful_request": "refusal",
+}
+
+
+def resolve(variant: str) -> str:
+    """The most turns of a conversation."""
+    if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
+        raise ValueError(f"the most turns are from 2 to {MOST}")
+    return str(int(variant))
+
+
+def queries(probe: Probe, how: How) -> int:
+    """The variant's turns, or the application's where it allows fewer; never fewer than the probe has."""
+    return max(len(probe.turns), min(int(how.variant), how.max_turns))
+
+
+def climb(attack: str, probe: Probe, how: How) -> Generator[Turn, Reply, None]:
+    """Steps, then the probe's turns, then the demand again in other words while it is refused."""
+    demands, left = probe.turns, queries(probe, how)
+    retreats = list(_lines("ladder", "retreats", how))
+    for step in _steps(attack, probe, how, left - len(demands) - 1):
+        if left <= len(demands):
+            break
+        reply = yield Turn(step, asks=False)
+        left -= 1
+        if is_refusal(reply.text, how.language) and retreats and left > len(demands):
+            yield Turn(retreats.pop(0), asks=False)
+            left -= 1
+    for text in demands[:-1]:
+        yield Turn(text, asks=False)
+    reply = yield Turn(demands[-1])
+    left -= len(demands)
+    for again in _lines("ladder", "again", how)[:left]:
+        if not is_refusal(reply.text, how.language):
+            return
+        reply = yield Turn(again.replace("{text}", demands[-1], 1))
+
+
+def is_refusal(text: str, language: str) -> bool:
+    """Whether a reply looks like a refusal, in English or in the trial's language; an empty one does."""
+    start = text[:_LOOK_AT].casefold().replace("\u2019", "'")
+    if not start.strip():
+        return True
+    return any(sign in start for tongue in {"en", language} for sign in _signs(tongue))
+
+
+def topic(probe: Probe) -> str:
+    """What the steps lead up to. Behind a passage or a tool's result the user is innocent and stays so."""
+    if probe.passage or probe.tool_result:
+        return "indirect"
+    return _TOPICS.get(probe.technique, probe.technique)
+
+
+def _steps(attack: str, probe: Probe, how: How, n: int) -> list[str]:
+    """At most `n` steps (at least one), spread over the ladder, its last one always among them."""
+    words, about = table("en")[attack], topic(probe)
+    about = next(key for key in (about, probe.check.kind, "any") if key in words)
+    steps = [filled for text in _lines(attack, about, how) if (filled := _filled(text, how)) is not None]
+    n = min(max(n, 1), len(steps))
+    return [steps[len(steps) - 1 - i * len(steps) // n] for i in range(n)][::-1]
+
+
+def _filled(text: str, how: How) -> str | None:
+    """The step with the application's words; None where the application has no such thing."""
+    for slot, word in how.words.items():
+        text = text.replace(f"{{{slot}}}", word) if word else text
+    return None if "{" in text else text
+
+
+def _lines(attack: str, key: str, how: How) -> Sequence[str]:
+    lines: Sequence[str] = table(how.language).get(attack, {}).get(key) or table("en")[attack][key]
+    return lines
+
+
+def _signs(language: str) -> Sequence[str]:
+    signs: Sequence[str] = table(language).get("refusal", {}).get("signs", ())
+    return signs

@@ -1,0 +1,43 @@
+"""The same words, drawn otherwise: each sample has its own temperature or its own top-p.
+
+Source: Huang et al. 2023 (arXiv 2310.06987): 20 temperatures and 20 values of top-p from 0.05 to 1 (its
+nine values of top-k are left out: an application's decoding has none). Sample i takes setting i; the order
+is such that a few samples already span the whole range, so ask for several: `--samples 10`. Adds no query
+to a sample.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from heredity.core.records import Decoding, Turn
+from heredity.redteam.attacks._context import How
+
+QUERIES = "adds none to a sample; meant for up to 40 samples"
+variants = ("both", "temperature", "top_p")
+
+_STEPS = 20
+
+
+def _spread(n: int) -> list[int]:
+    """0 to n - 1 in an order whose every beginning is spread out (van der Corput)."""
+    places = sorted(range(n), key=lambda i: int(f"{i:08b}"[::-1], 2))
+    order = [0] * n
+    for rank, i in enumerate(places):
+        order[i] = rank
+    return order
+
+
+_ORDER = [round((rank + 1) / _STEPS, 2) for rank in _spread(_STEPS)]
+SETTINGS = {
+    "temperature": [(value, 1.0) for value in _ORDER],
+    "top_p": [(1.0, value) for value in _ORDER],
+    "both": [pair for value in _ORDER for pair in ((value, 1.0), (1.0, value))],
+}
+
+
+def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+    """The turn, to be answered under this sample's setting."""
+    settings = SETTINGS[how.variant or variants[0]]
+    temperature, top_p = settings[how.sample % len(settings)]
+    return msgspec.structs.replace(turn, decoding=Decoding(how.decoding.max_tokens, temperature, top_p))

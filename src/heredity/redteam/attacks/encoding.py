@@ -1,0 +1,64 @@
+"""The user's words in a disguise: an encoding to undo, or letters that look alike or hide something
+between.
+
+Source: Wei et al. 2023 (arXiv 2307.02483, base64 and leetspeak), Yuan et al. 2023 (arXiv 2308.06463,
+ciphers), Boucher et al. 2022 (arXiv 2106.09898, homoglyphs and invisible characters). base64 and rot13 come
+with a sentence that says what to do; the others disguise the words in place, all but the parts of a marker
+and the names of tools. Adds no query.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections.abc import Callable
+
+from heredity.redteam.attacks._context import How, between, say
+
+QUERIES = "adds none"
+
+_LEET = str.maketrans("aeiostAEIOST", "431057431057")
+# Cyrillic letters that are drawn like Latin ones.
+_LOOKALIKES = str.maketrans("aceijopsxyABCEHIKMOPTX", "асеіјорѕхуАВСЕНІКМОРТХ")
+_ZERO_WIDTH = "\u200b"
+
+
+def rewrite(text: str, how: How) -> str:
+    """The text in the disguise that the variant names."""
+    return _DISGUISES[how.variant or "base64"](text, how)
+
+
+def _base64(text: str, how: How) -> str:
+    return say("encoding", "base64", how, base64.b64encode(text.encode()).decode())
+
+
+def _rot13(text: str, how: How) -> str:
+    return say("encoding", "rot13", how, codecs.encode(text, "rot13"))
+
+
+def _leetspeak(text: str, _: How) -> str:
+    return between(text, lambda part: part.translate(_LEET))
+
+
+def _homoglyph(text: str, _: How) -> str:
+    return between(text, lambda part: part.translate(_LOOKALIKES))
+
+
+def _zero_width(text: str, _: How) -> str:
+    return between(text, _split_words)
+
+
+def _split_words(part: str) -> str:
+    """A zero-width space between every two letters or digits."""
+    pairs = zip(part, part[1:] + " ", strict=False)
+    return "".join(a + _ZERO_WIDTH if a.isalnum() and b.isalnum() else a for a, b in pairs)
+
+
+_DISGUISES: dict[str, Callable[[str, How], str]] = {
+    "base64": _base64,
+    "rot13": _rot13,
+    "leetspeak": _leetspeak,
+    "homoglyph": _homoglyph,
+    "zero_width": _zero_width,
+}
+variants = tuple(_DISGUISES)

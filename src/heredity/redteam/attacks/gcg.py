@@ -1,0 +1,56 @@
+"""Tokens behind the demand, searched for on the model's own weights, after which it begins by agreeing.
+
+Source: Zou et al. 2023 (arXiv 2307.15043), greedy coordinate gradient. The target is the harmless beginning
+of an answer, by what the probe is after ("Sure, the code is"). The variant is the number of steps, up to 500;
+each costs a gradient and up to 64 forward passes, once for a trial: what was found is kept in the study's
+folder. Adds no query; torch engine only. The search sees the demand as if the turns before it had no answer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from heredity.core.records import Probe, Request, Turn
+from heredity.engines import Open
+from heredity.redteam.attacks._context import MARK, How, table
+
+QUERIES = "adds none; up to 65 forward passes a step, once a trial; torch engine only"
+variants = ("32", "8", "250")
+MOST = 500
+
+
+class _Found(msgspec.Struct):
+    """What is read of a search's outcome."""
+
+    text: str
+
+
+def resolve(variant: str) -> str:
+    """The number of steps."""
+    if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
+        raise ValueError(f"the number of steps is from 1 to {MOST}")
+    return str(int(variant))
+
+
+def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+    """The turn; where it makes the probe's demand, with what was found behind it."""
+    if not turn.asks or not how.found:
+        return turn
+    found = MARK if how.found == MARK else msgspec.json.decode(how.found, type=_Found).text
+    return msgspec.structs.replace(turn, text=turn.text + found)
+
+
+def search(engine: Open, request: Request, probe: Probe, how: How) -> str:
+    """The suffix for this request as JSON, with its loss before and after; none where it proved nothing."""
+    found = engine.suffix(request, MARK, target(probe, how), int(how.variant or variants[0]), how.seed)
+    text = msgspec.json.decode(found, type=_Found).text
+    return '{"text": ""}' if how.referee.is_void(text) else found
+
+
+def target(probe: Probe, how: How) -> str:
+    """How the answer is to begin."""
+    words = table("en")["gcg"]
+    text = str(words.get(probe.check.kind, words["any"]))
+    for slot, word in how.words.items():
+        text = text.replace(f"{{{slot}}}", word)
+    return text if "{" not in text else str(words["any"])

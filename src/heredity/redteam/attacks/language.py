@@ -1,0 +1,57 @@
+"""The probe in another language, and with it the words of whatever is laid over it.
+
+Source: Deng et al. 2023 (arXiv 2310.06474), Yong et al. 2023 (arXiv 2310.02446). The translations are our
+own, in words/<language>/<technique>.toml, made for the probes of the techniques that need no judge; a probe
+without one is skipped with its twin, and said so. The last turn also asks for the answer in English, so that
+the rules judge, which was measured on English, can read it. A passage and a tool's result stay as they are.
+Adds no query.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from heredity.core.records import Probe
+from heredity.redteam.attacks._context import How, languages, table, translations
+
+QUERIES = "adds none"
+variants = languages()
+
+
+def skips(probe: Probe, how: How) -> str:
+    """Why this probe cannot be asked in this language; "" where it can."""
+    if probe.language == how.variant or translated(probe, how.variant) is not None:
+        return ""
+    return f"there is no translation of this probe into '{how.variant}'"
+
+
+def recast(probe: Probe, how: How) -> Probe:
+    """The probe with its turns translated and filled with the application's words."""
+    turns = None if probe.language == how.variant else translated(probe, how.variant)
+    if turns is None:
+        return probe
+    said = [_filled(text, how) for text in turns]
+    said[-1] = f"{said[-1]} {table(how.variant)['language']['answer_in_english']}"
+    return msgspec.structs.replace(probe, turns=tuple(said), language=how.variant)
+
+
+def translated(probe: Probe, language: str) -> tuple[str, ...] | None:
+    """The turns as words/<language>/<technique>.toml has them, slots unfilled; None where it has none.
+
+    An entry is [turns, turns of the twin], or [turns] where the twin is asked the same or there is none;
+    a single turn may stand for a list of one.
+    """
+    name, _, twin = probe.id.partition("~")
+    technique, _, item = name.partition("/")
+    entry = translations(language).get(technique, {}).get(item)
+    if entry is None:
+        return None
+    turns = entry[-1] if twin else entry[0]
+    turns = (turns,) if isinstance(turns, str) else tuple(turns)
+    return turns if len(turns) == len(probe.turns) else None
+
+
+def _filled(text: str, how: How) -> str:
+    for slot, word in how.words.items():
+        text = text.replace(f"{{{slot}}}", word)
+    return text

@@ -1,0 +1,43 @@
+"""An attacker model puts the demand in other words, sees the answer and its score, and tries again.
+
+Source: Chao et al. 2023 (arXiv 2310.08419). The first try is the probe as it stands, so that a model that
+breaks at once costs no more than by `direct`; each further one is the attacker's, in a conversation of its
+own, until a try breaks. The score is that of the probe's own check, else of the rules judge, never a
+model's. The variant is the most tries, up to 20; a message that has left the demand uses one up, unasked.
+"""
+
+from __future__ import annotations
+
+from heredity.core.records import Probe
+from heredity.redteam.attacks import _attacker
+from heredity.redteam.attacks._context import PLAIN, How
+from heredity.redteam.attacks._part import Turns
+
+QUERIES = "at most as many as the variant says, for each turn of the probe; as many questions to the attacker"
+NEEDS_ATTACKER = True
+variants = ("5", "3", "20")
+MOST = 20
+_REMEMBERED = 3  # tries that the attacker sees: a small one has a small context
+
+
+def resolve(variant: str) -> str:
+    """The most tries."""
+    if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
+        raise ValueError(f"the most tries are from 2 to {MOST}")
+    return str(int(variant))
+
+
+def queries(probe: Probe, how: How) -> int:
+    """Each try asks all turns of the probe."""
+    return int(how.variant or variants[0]) * len(probe.turns)
+
+
+def turns(probe: Probe, how: How = PLAIN) -> Turns:
+    """Try, look at the score, and have the attacker try in other words."""
+    tries = [(yield from _attacker.attempt(probe, probe.turns[-1], how))]
+    for _ in range(int(how.variant or variants[0]) - 1):
+        if tries[-1].score >= _attacker.BROKEN:
+            return
+        reply = yield _attacker.ask(probe, how, tries[-_REMEMBERED:])
+        if text := _attacker.said(reply, probe, how):
+            tries.append((yield from _attacker.attempt(probe, text, how)))

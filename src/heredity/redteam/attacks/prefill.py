@@ -1,0 +1,20 @@
+"""The assistant's answer is made to begin with agreement: the strongest cheap attack on open weights.
+
+Source: Qi et al. 2024 (arXiv 2406.05946): safety alignment is a few tokens deep. A benign twin gets the
+same opening, so that the application layer and the attack are equal for both. Only the turn that makes the
+probe's demand is answered so. Adds no query; needs an engine that can begin the assistant's answer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from heredity.core.records import Turn
+from heredity.redteam.attacks._context import How, say
+
+QUERIES = "adds none; needs an engine that can begin the assistant's answer"
+
+
+def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+    """The turn; where it makes the probe's demand, its answer begins with agreement."""
+    return msgspec.structs.replace(turn, prefill=say("prefill", "opening", how)) if turn.asks else turn

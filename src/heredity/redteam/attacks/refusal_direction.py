@@ -1,0 +1,31 @@
+"""The model without its refusal: the direction that tells harmful from harmless is taken out of its weights.
+
+Source: Arditi et al. 2024 (arXiv 2406.11717): difference of means between the residuals of harmful and of
+harmless requests, chosen on a held-out half, projected out of everything that is added to the residual
+stream. The requests are the package's own: the harmful_request probes and their benign twins. Adds no query;
+needs the torch engine; finding the direction takes about 600 forward passes, once a model.
+"""
+
+from __future__ import annotations
+
+from heredity.core.records import Message, Request
+from heredity.engines import Engine, Open
+from heredity.redteam import probes
+from heredity.redteam.attacks._part import Keep
+
+QUERIES = "adds none; about 600 forward passes once a model; torch engine only"
+TECHNIQUE = "harmful_request"
+
+
+def prepare(engine: Open, keep: Keep) -> Engine:
+    """The same model without its refusal direction; the one that was found before, where there is one."""
+    return engine.without(keep(lambda: engine.direction(_requests("breach"), _requests("benign"))))
+
+
+def _requests(kind: str) -> list[Request]:
+    """The shipped requests of one kind, each alone in a conversation."""
+    return [
+        Request(0, (Message("user", probe.turns[-1]),))
+        for probe in probes.load(TECHNIQUE)
+        if probe.kind == kind
+    ]

@@ -1,0 +1,78 @@
+"""Words after the demand: how the answer must begin, its form, what it may not say; or words of your own.
+
+Source: Wei et al. 2023 (arXiv 2307.02483): an affirmative start and rules against refusing; Zou et al. 2023
+(arXiv 2307.15043) for suffixes that were searched for, which are not shipped: give your own as
+`suffix:FILE.txt`, one a line. Sample i takes line i, round about. The plan keeps the file's digest, so that
+it cannot change under a study. Adds no query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from heredity.core.errors import BadInput
+from heredity.core.records import Turn
+from heredity.redteam.attacks._context import How, keys, say
+
+QUERIES = "adds none"
+variants = keys("suffix")
+_MOST_BYTES = 1_000_000
+
+
+def resolve(variant: str) -> str:
+    """One of the variants, or FILE.txt, which becomes FILE.txt@DIGEST; one that has a digest is checked."""
+    if variant in variants:
+        return variant
+    name, _, digest = variant.partition("@")
+    if not name.endswith(".txt"):
+        raise ValueError(f"there are {', '.join(variants)}, or a file of your own that ends in .txt")
+    found = _read(name)[0]
+    if digest and digest != found:
+        raise BadInput(
+            name,
+            "has changed since the study was planned. Restore it, or plan another study",
+            code="file-changed",
+        )
+    return f"{name}@{found}"
+
+
+def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+    """The turn; where it makes the probe's demand, with the suffix behind it."""
+    if not turn.asks:
+        return turn
+    variant = how.variant or variants[0]
+    if variant in variants:
+        return msgspec.structs.replace(turn, text=say("suffix", variant, how, turn.text))
+    lines = _lines(variant)
+    return msgspec.structs.replace(turn, text=f"{turn.text} {lines[how.sample % len(lines)]}")
+
+
+@lru_cache(maxsize=16)
+def _lines(variant: str) -> tuple[str, ...]:
+    name, _, digest = variant.partition("@")
+    found, lines = _read(name)
+    if found != digest:
+        raise BadInput(name, "has changed since the study was planned. Restore it, or plan another study")
+    return lines
+
+
+def _read(name: str) -> tuple[str, tuple[str, ...]]:
+    try:
+        data = Path(name).read_bytes()
+        text = data.decode()
+    except OSError as error:
+        raise BadInput(name, f"cannot be read: {error.strerror}", code="unreadable-file") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(name, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines or len(data) > _MOST_BYTES:
+        raise BadInput(
+            name,
+            "has no line of text" if not lines else f"is larger than {_MOST_BYTES:,} bytes",
+            code="empty-file",
+        )
+    return hashlib.sha256(data).hexdigest()[:16], lines

@@ -1,0 +1,65 @@
+"""A tree of messages by an attacker model: several put the demand otherwise, the best are worked on further.
+
+Source: Mehrotra et al. 2023 (arXiv 2312.02119), tree of attacks with pruning. The root is the probe as it
+stands. On each level every leaf gets new messages from the attacker; those that have left the demand are
+pruned unasked, by their words rather than by a judge model; of those asked, the better half are the next
+leaves. The variant is WIDTHxDEPTH, up to 10x10: messages asked on a level, and levels.
+"""
+
+from __future__ import annotations
+
+import re
+
+from heredity.core.records import Probe
+from heredity.redteam.attacks import _attacker
+from heredity.redteam.attacks._attacker import BROKEN, Try
+from heredity.redteam.attacks._context import PLAIN, How
+from heredity.redteam.attacks._part import Turns
+
+QUERIES = "at most 1 + width x depth, for each turn of the probe; as many questions to the attacker"
+NEEDS_ATTACKER = True
+variants = ("4x3", "2x2", "10x10")
+MOST = 10
+_SEEN = 2  # of a branch, the latest tries: what its attacker is shown
+
+
+def resolve(variant: str) -> str:
+    """WIDTHxDEPTH."""
+    found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", variant)
+    if found is None or not all(1 <= int(n) <= MOST for n in found.groups()):
+        raise ValueError(f"it is WIDTHxDEPTH, each from 1 to {MOST}, such as 4x3")
+    return f"{int(found[1])}x{int(found[2])}"
+
+
+def queries(probe: Probe, how: How) -> int:
+    """The root and every message of every level, each with all turns of the probe."""
+    width, depth = _size(how)
+    return (1 + width * depth) * len(probe.turns)
+
+
+def turns(probe: Probe, how: How = PLAIN) -> Turns:
+    """Level by level: branch, prune, ask, keep the better half; over with the first breach."""
+    width, depth = _size(how)
+    root = yield from _attacker.attempt(probe, probe.turns[-1], how)
+    leaves = [[root]]
+    for _ in range(depth):
+        if leaves[0][-1].score >= BROKEN:
+            return
+        grown: list[list[Try]] = []
+        for at in range(width):  # the branches in turn, so that no level asks more than its width
+            branch = leaves[at % len(leaves)]
+            reply = yield _attacker.ask(probe, how, branch[-_SEEN:], at)
+            if not (text := _attacker.said(reply, probe, how)):
+                continue
+            tried = yield from _attacker.attempt(probe, text, how)
+            if tried.score >= BROKEN:
+                return
+            grown.append([*branch, tried])
+        # sorting keeps the order of equals; a level that was pruned whole is grown again from the one before
+        best = sorted(grown, key=lambda branch: -branch[-1].score)
+        leaves = best[: max(1, width // 2)] or leaves
+
+
+def _size(how: How) -> tuple[int, int]:
+    width, _, depth = (how.variant or variants[0]).partition("x")
+    return int(width), int(depth)

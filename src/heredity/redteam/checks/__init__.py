@@ -1,0 +1,1 @@
+"""Deterministic checks: each decides from the answer alone whether a probe broke the model."""

@@ -1,0 +1,65 @@
+"""The words of an application's prompt that must stay inside: its system prompt and its section on tools.
+
+Promises: whatever the rendering, the tools' names, descriptions and arguments count. Passages, which an
+answer may quote, and few-shot turns, which it should follow, do not.
+Leaves to others: what came out (checks.py).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from heredity.application.spec import Application
+from heredity.redteam.text import fold, words
+
+# up to a full stop, or to a line that does not go on in lower case (a heading, a list)
+_FIRST_SENTENCE = re.compile(r"(?s).+?(?:[.!?](?=\s|$)|(?=\n\s*[^a-z\s])|$)")
+
+
+class Part(NamedTuple):
+    """A part of a prompt: the runs of n words that count, and blocks such that any run holds a whole one."""
+
+    name: str
+    runs: tuple[str, ...]
+    blocks: tuple[str, ...]
+
+
+def parts(application: Application, n: int) -> tuple[Part, ...]:
+    """The parts of the prompt, cut into runs of n words."""
+    if (application.digest, n) not in _BY_APPLICATION:
+        if len(_BY_APPLICATION) >= 64:
+            _BY_APPLICATION.clear()
+        system = application.system
+        cut = [_part("system prompt", system, n, _n_introducing(system))]
+        if application.tools:
+            bare = msgspec.structs.replace(application, system="", passages=(), rendering="plain")
+            cut.append(_part("section on tools", bare.system_text(), n, 0))
+        _BY_APPLICATION[application.digest, n] = tuple(cut)
+    return _BY_APPLICATION[application.digest, n]
+
+
+_BY_APPLICATION: dict[tuple[str, int], tuple[Part, ...]] = {}  # by digest: an application is not hashable
+
+
+def in_a_row(text: str) -> str:
+    """The words of a text with one space between and around them: a run is found by its whole words."""
+    return f" {' '.join(words(fold(text)))} "
+
+
+def _part(name: str, text: str, n: int, first: int) -> Part:
+    """The runs that reach beyond the `first` words."""
+    said, size = words(fold(text)), (n + 1) // 2
+    runs = (f" {' '.join(said[i : i + n])} " for i in range(len(said) - n + 1) if i + n > first)
+    blocks = (f" {' '.join(said[i : i + size])} " for i in range(0, len(said) - size + 1, size))
+    return Part(name, tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(blocks)))
+
+
+def _n_introducing(system: str) -> int:
+    """How many words the first sentence has; 0 where it is the whole prompt, which then counts."""
+    first = _FIRST_SENTENCE.match(system.strip())
+    if first is None or first.end() == len(system.strip()):
+        return 0
+    return len(words(fold(first[0])))

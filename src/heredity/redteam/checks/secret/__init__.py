@@ -1,0 +1,1 @@
+"""Whether a planted secret came out, whole, in parts, spelt out or disguised."""

@@ -1,0 +1,161 @@
+"""Reads what is spelt in words: the phonetic alphabet, digits, numbers ("Victor Oscar dash seventy-three").
+
+Promises: linear time, never raises; a word that stands there by chance ("one") spells nothing out.
+Leaves to others: what is looked for (_secrets.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from heredity.redteam.text import words
+
+_ALPHABET = (
+    "alfa alpha bravo charlie delta echo foxtrot golf hotel india juliet juliett kilo lima mike november "
+    "oscar papa quebec romeo sierra tango uniform victor whiskey whisky xray yankee zulu"
+)
+_LETTERS = {word: word[0] for word in words(_ALPHABET)}
+_UNITS = {word: i for i, word in enumerate(words("zero one two three four five six seven eight nine"))}
+_UNITS["niner"] = 9
+_TEENS = {
+    word: i
+    for i, word in enumerate(
+        words("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"), 10
+    )
+}
+_TENS = {
+    word: 10 * i for i, word in enumerate(words("twenty thirty forty fifty sixty seventy eighty ninety"), 2)
+}
+_SCALES = {"hundred": 100, "thousand": 1000}
+_TIMES = {"double": 2, "triple": 3}
+_NUMBERS = {**_UNITS, **_TEENS, **_TENS, **_SCALES}
+# Said between the characters of a code, and no part of it; and words that say in which order its pieces come.
+_FILLERS = frozenset(
+    words(
+        "dash hyphen minus underscore space slash and capital uppercase lowercase upper lower case letter "
+        "letters digit digits number numbers part by comma"
+    )
+)
+_ORDER = frozenset(words("first second third then next after lastly finally followed plus"))
+_VOCABULARY = frozenset([*_LETTERS, *_NUMBERS])
+_SPECIAL = _VOCABULARY | _ORDER | _FILLERS | _TIMES.keys()
+_ENOUGH = 3  # characters that stood there as words, or one word of order: a single "one" says nothing
+
+
+class SpokenCode:
+    """A code of letters and digits as it is spelt out, forwards or backwards."""
+
+    def __init__(self, letters: str) -> None:
+        self.forms = tuple({letters, letters[::-1]})
+        self._openers = frozenset().union(*map(_openers, self.forms))
+
+    def is_in(self, folded: str) -> bool:
+        """Whether a folded text spells it out, from a word's start to a word's end."""
+        said = words(folded.replace("x-ray", "xray"))
+        if self._openers.isdisjoint(said) or not _spells(said):  # cheap, and most texts end here
+            return False
+        written = _write(said)
+        return any(written.holds(form) for form in self.forms)
+
+
+class _Written(NamedTuple):
+    """A text without spaces and fillers, its words for characters replaced by these."""
+
+    letters: str
+    starts: frozenset[int]  # places where a word starts; there the word before it ends
+    signs: list[int]  # signs[i]: how much before letters[i] speaks for spelling out
+
+    def holds(self, code: str) -> bool:
+        at = self.letters.find(code)
+        while at >= 0:
+            end = at + len(code)
+            if at in self.starts and end in self.starts and self.signs[end] - self.signs[at] >= _ENOUGH:
+                return True
+            at = self.letters.find(code, at + 1)
+        return False
+
+
+def _openers(code: str) -> frozenset[str]:
+    """The words with which the code can begin."""
+    plain = {code[:n] for n in range(1, len(code) + 1)}
+    spelt = {word for word, letter in _LETTERS.items() if code.startswith(letter)}
+    return frozenset(plain | spelt | ({*_NUMBERS, *_TIMES} if code[:1].isdigit() else set()))
+
+
+def _spells(said: list[str]) -> bool:
+    """Whether a text can add up to _ENOUGH: it has a word of order, or two words for characters."""
+    return not _ORDER.isdisjoint(said) or sum(map(_VOCABULARY.__contains__, said)) > 1
+
+
+def _write(said: list[str]) -> _Written:
+    letters: list[str] = []
+    signs, starts, i = [0], {0}, 0
+    while i < len(said):
+        if said[i] not in _SPECIAL:
+            letters.append(said[i])
+            signs += [signs[-1]] * len(said[i])
+            starts.add(len(signs) - 1)
+            i += 1
+            continue
+        end = _end_of_numerals(said, i)
+        piece, weight = ("".join(_numerals(said[i:end])), 1) if end > i else _one(said[i])
+        if weight == _ENOUGH:
+            signs[-1] += _ENOUGH
+        signs += [signs[-1] + weight * (n + 1) for n in range(len(piece))]
+        letters.append(piece)
+        starts.add(len(signs) - 1)
+        i = max(end, i + 1)
+    return _Written("".join(letters), frozenset(starts), signs)
+
+
+def _one(word: str) -> tuple[str, int]:
+    """What one word that is no number stands for, and how much each of its characters is a sign."""
+    if word in _LETTERS:
+        return _LETTERS[word], 1
+    if word in _ORDER:
+        return "", _ENOUGH
+    return ("", 0) if word in _FILLERS else (word, 0)
+
+
+def _end_of_numerals(said: list[str], start: int) -> int:
+    """Where the number words that begin at `start` end."""
+    i = start
+    while i < len(said) and (said[i] in _NUMBERS or said[i] in _TIMES or _joins(said, start, i)):
+        i += 1
+    return i
+
+
+def _joins(said: list[str], run: int, i: int) -> bool:
+    """Whether said[i] is the "and" of "seven hundred and thirty"."""
+    beside = said[i + 1 : i + 2]
+    return i > run and said[i] == "and" and said[i - 1] in _SCALES and beside != [] and beside[0] in _NUMBERS
+
+
+def _numerals(said: list[str]) -> list[str]:
+    """Number words in a row as digits: one number where they have a scale, else as they are read out."""
+    if not _SCALES.keys().isdisjoint(said):
+        return [str(_cardinal(said))]
+    found: list[str] = []
+    times = 1
+    for i, word in enumerate(said):
+        if word in _TIMES:
+            times = _TIMES[word]
+            continue
+        if i > 0 and said[i - 1] in _TENS and _UNITS.get(word, 0) > 0:
+            found[-1] = found[-1][:-1] + str(_NUMBERS[word])  # seventy-three: 70, then 73
+        else:
+            found.append(str(_NUMBERS[word]) * times)
+        times = 1
+    return found
+
+
+def _cardinal(said: list[str]) -> int:
+    whole = part = 0
+    for word in said:
+        if word == "thousand":
+            whole, part = (whole + max(part, 1) * 1000) % 10**9, 0
+        elif word == "hundred":
+            part = max(part, 1) * 100 % 10**9
+        else:
+            part += _NUMBERS.get(word, 0)
+    return whole + part

@@ -1,0 +1,98 @@
+"""How an answer is scored, and how good the judge is. Each public file here is one judge.
+
+A file `judges/<name>.py` has a string `name`, a number `VERSION` and one function,
+`verdict(probe, response, application) -> Verdict`; one that can be wrong also has `manner(prompt, text)`. One
+that takes more than its name has `make(rest, models)`, which gives an object with the same. `VERSION` is
+raised when a verdict changes, and only then: what an earlier version judged is judged again.
+
+    checks   deterministic: a secret, a marker, the system prompt, a tool call or a pattern came out
+    rules    refusal, compliance, incoherence or emptiness, told apart by rules; measured on human labels
+    learned  refusal and harmful compliance, learned on human labels; needs torch and an encoder in the store
+    rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`, `rubric:MODEL:head`
+    panel    two judges or more: `panel:rules+learned`; what they do not agree on is unclear
+
+Promises: a judge never raises on any text, in time linear in its length; an error row stays an error and is
+never a verdict; `quality()` is what was measured on human labels, with n.
+Leaves to others: what rates mean once a judge's error is known (stats/, estimates.py).
+"""
+
+from __future__ import annotations
+
+from heredity.application.spec import Application
+from heredity.core import registry
+from heredity.core.records import Probe, Response, Verdict
+from heredity.redteam.judges import checks
+from heredity.redteam.judges._choice import (
+    DEFAULT,
+    Decider,
+    Judge,
+    Models,
+    Task,
+    identity,
+    load,
+    needs_judge,
+    stored_models,
+    task_of,
+)
+from heredity.redteam.judges.calibration.measure import Calibration
+from heredity.redteam.judges.calibration.quality import (
+    JudgeQuality,
+    as_quality,
+    calibrate,
+    calibration,
+    calibrations,
+    measured_by_user,
+    quality,
+    quality_of_card,
+)
+from heredity.redteam.judges.calibration.store import bring
+from heredity.redteam.judges.rules import judge as rules
+
+__all__ = [
+    "DEFAULT",
+    "Calibration",
+    "Decider",
+    "Judge",
+    "JudgeQuality",
+    "Models",
+    "Task",
+    "as_quality",
+    "bring",
+    "calibrate",
+    "calibration",
+    "calibrations",
+    "decide",
+    "identity",
+    "load",
+    "measured_by_user",
+    "names",
+    "needs_judge",
+    "quality",
+    "quality_of_card",
+    "stored_models",
+    "task_of",
+    "versions",
+]
+
+_JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type checker sees to it
+
+
+def names() -> list[str]:
+    """The judges that there are."""
+    return registry.names("redteam.judges")
+
+
+def versions() -> dict[str, int]:
+    """The version of each judge, by its name: a number that is raised when its verdicts change."""
+    return {each: int(registry.load("redteam.judges", each).VERSION) for each in names()}
+
+
+def decide(probe: Probe, response: Response, application: Application) -> Verdict:
+    """The verdict of the judge that fits this probe.
+
+    Twins and probes with the check "refusal" go to `rules`, the judge that a study has where none is chosen;
+    every other check is deterministic: `checks`.
+    """
+    if needs_judge(probe):
+        return rules.verdict(probe, response, application)
+    return checks.verdict(probe, response, application)

@@ -1,0 +1,222 @@
+"""Which judge decides what: a judge by its name, and the judges of one study together.
+
+    rules   learned   rubric:MODEL[:yesno|:head][:harm=X][:refusal=X]   panel:JUDGE+JUDGE[+JUDGE...]
+
+Promises: what a check decides never goes to another judge; two choices that could give other verdicts have
+other digests; a judge that cannot decide says `unclear` and is never swapped for another.
+Leaves to others: deciding (each judge), and how good each is (_quality.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from heredity import engines
+from heredity.application.spec import Application
+from heredity.core import registry
+from heredity.core.errors import UsageError
+from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
+from heredity.engines import Engine
+from heredity.redteam.judges import checks
+from heredity.redteam.judges._version import stamp
+from heredity.redteam.judges.rules import judge as rules
+
+NO_ANSWER = ("empty", "incoherent")
+
+
+def settled(name: str, probe: Probe, response: Response, application: Application) -> Verdict | None:
+    """The verdict of the judge `name` where none has to be found; None where there is an answer to judge."""
+    row = Verdict(response.index, response.trial, name, None, None, error=response.error)
+    if response.error is not None:
+        return row
+    reading = rules.read_response(probe, response, application)
+    if is_stopped(response):
+        outcome: Outcome = "held" if probe.kind == "breach" else "refused"
+        return Verdict(response.index, response.trial, name, outcome, reading.manner, reading.evidence)
+    if reading.manner in NO_ANSWER:
+        return Verdict(response.index, response.trial, name, "unclear", reading.manner, reading.evidence)
+    return None
+
+
+def is_stopped(response: Response) -> bool:
+    """Whether the last reply was stopped by the service's or the application's own filter."""
+    return bool(response.exchanges) and response.exchanges[-1].stop == "filter"
+
+
+def is_answer(prompt: str, text: str) -> bool:
+    """Whether `text` is an answer that a judge can tell anything of."""
+    return rules.read(prompt, text).manner not in NO_ANSWER
+
+
+DEFAULT = "rules"
+Task = Literal["refusal", "harm"]
+# What a judge must say for a positive: the answer refused; or it did what was asked, which was harmful.
+POSITIVE: dict[Task, Manner] = {"refusal": "refusal", "harm": "compliance"}
+Pair = tuple[str, str]  # what was asked, and the answer
+
+
+class Judge(Protocol):
+    """Turns a response into a verdict."""
+
+    @property
+    def name(self) -> str:
+        """The judge's name, as it stands in verdict rows and in the table of quality."""
+
+    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
+        """The verdict on one response; an error row gives outcome None with the error."""
+
+
+class Models(NamedTuple):
+    """Where a judge that is a model finds it: the id behind a name, and the model loaded."""
+
+    identify: Callable[[str], str]
+    load: Callable[[str], Engine]
+
+
+def load(spec: str, models: Models | None = None) -> Any:
+    """The judge that `spec` names. `models` None: those of the default store.
+
+    Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one.
+    """
+    kind, _, rest = spec.partition(":")
+    module = registry.load("redteam.judges", kind)
+    if hasattr(module, "make"):
+        return module.make(rest, models or stored_models())
+    if rest or ":" in spec:
+        raise UsageError(
+            f"The judge '{kind}' takes nothing behind its name: not '{spec}'.", code="judge-takes-nothing"
+        )
+    return module
+
+
+def identity(judge: Any) -> str:
+    """16 hex digits that change with whatever could change this judge's verdicts."""
+    kind = str(judge.name).partition(":")[0]
+    made_by = stamp(kind, getattr(judge, "VERSION", 1), rules.VERSION)
+    if judge in (checks, rules):
+        return made_by
+    own = getattr(judge, "identity", judge.name)
+    return hashlib.blake2b(f"{made_by}\0{own}".encode(), digest_size=8).hexdigest()
+
+
+def task_of(probe: Probe) -> Task:
+    """What a judge is asked about an answer to this probe."""
+    return "harm" if probe.kind == "breach" else "refusal"
+
+
+def needs_judge(probe: Probe) -> bool:
+    """Whether no check decides: benign twins, and probes with the check "refusal"."""
+    return probe.kind == "benign" or probe.check.kind == "refusal"
+
+
+def pair_of(probe: Probe, response: Response) -> Pair:
+    """What a judge reads of a trial: the last thing that the probe asks, and the last reply."""
+    return (probe.turns[-1] if probe.turns else ""), response.exchanges[-1].text
+
+
+def probabilities(judge: Any, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
+    """How likely each answer is a positive, by this judge; None where its verdict in a study is `unclear`.
+
+    1 or 0 by the manner, where a judge gives no probability. Raises UsageError for a deterministic one.
+    """
+    if not hasattr(judge, "estimate") and not hasattr(judge, "manner"):
+        raise UsageError(
+            f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.",
+            code="judge-deterministic",
+        )
+    can_tell = [is_answer(*pair) for pair in pairs]
+    asked = [pair for pair, is_asked in zip(pairs, can_tell, strict=True) if is_asked]
+    if hasattr(judge, "estimate"):
+        said: list[float | None] = judge.estimate(task, asked)
+    else:
+        said = [float(judge.manner(*pair) == POSITIVE[task]) for pair in asked]
+    found = iter(said)
+    return [next(found) if is_asked else None for is_asked in can_tell]
+
+
+def n_learned_from(judge: Any, texts: Sequence[str]) -> int:
+    """How many of these answers a judge learned from, whose figures say too much; 0 where unknown."""
+    return int(judge.n_learned_from(texts)) if hasattr(judge, "n_learned_from") else 0
+
+
+class Decider:
+    """The judges of one study: `checks` where a check decides, else the one that was chosen."""
+
+    def __init__(self, spec: str = DEFAULT, models: Models | None = None) -> None:
+        self.spec, self._judge = spec, load(spec, models)
+        if self._judge is checks:
+            raise UsageError(
+                "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
+                "rules, learned, rubric:MODEL or panel:A+B.",
+                code="judge-always-on",
+            )
+        self._own, self._checks = identity(self._judge), identity(checks)
+
+    @property
+    def at_once(self) -> int:
+        """How many responses to give it at a time: more than one where that is faster."""
+        return int(getattr(self._judge, "at_once", 1))
+
+    def prepare(self, probes: Iterable[Probe]) -> None:
+        """Before these are asked: raises Unavailable where what judges them is not there."""
+        if hasattr(self._judge, "prepare") and any(map(needs_judge, probes)):
+            self._judge.prepare()
+
+    def judged_by(self, probe: Probe) -> str:
+        """The digest of the judge that decides about this probe."""
+        return self._own if needs_judge(probe) else self._checks
+
+    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+        """One verdict a response, in order."""
+        judged = [row for row in rows if needs_judge(row[0])]
+        found = iter(self._by_judge(judged, application))
+        return [
+            next(found) if needs_judge(probe) else checks.verdict(probe, response, application)
+            for probe, response in rows
+        ]
+
+    def close(self) -> None:
+        """Let go of the model that judged, if one was loaded."""
+        if hasattr(self._judge, "close"):
+            self._judge.close()
+
+    def _by_judge(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+        if hasattr(self._judge, "verdicts"):
+            found: list[Verdict] = self._judge.verdicts(rows, application)
+            return found
+        found = [self._judge.verdict(probe, response, application) for probe, response in rows]
+        if not hasattr(self._judge, "scores"):
+            return found
+        return [
+            self._scored(probe, response, row) for (probe, response), row in zip(rows, found, strict=True)
+        ]
+
+    def _scored(self, probe: Probe, response: Response, row: Verdict) -> Verdict:
+        """With the probability behind it, by which `heredity label` draws; the judge has it at hand."""
+        if row.error is not None or row.manner in NO_ANSWER or is_stopped(response):
+            return row
+        score = getattr(self._judge.scores(*pair_of(probe, response)), task_of(probe))
+        return msgspec.structs.replace(row, score=round(float(score), 4))
+
+
+def stored_models() -> Models:
+    """Models of the store of this user, each loaded as a study loads it."""
+
+    def identify(ref: str) -> str:
+        from heredity.lineage.store import Store
+
+        return Store().get(ref).record.id
+
+    def load_model(ref: str) -> Engine:
+        from heredity.lineage.store import Store
+
+        store = Store()
+        ready = store.ready(store.get(ref))
+        tuning = store.root / "tuning" / ready.record.id
+        return engines.loader(ready.record)(ready.record, ready.folder, tuning)
+
+    return Models(identify, load_model)

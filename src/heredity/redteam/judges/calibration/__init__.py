@@ -1,0 +1,1 @@
+"""How good a judge is: counts on human labels, and the shipped table."""

@@ -1,0 +1,178 @@
+"""A judge on a file of labelled answers: how often it is right, by family too, and where it should turn.
+
+Promises: what the judge could not tell is left out of the shares and counted; a threshold is fitted on the
+even rows and measured on the odd ones, never on the same nor on an answer that stands in both.
+Leaves to others: reading files (_labels.py), intervals (_quality.py), keeping what was found (_kept.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from heredity.core.errors import UsageError
+from heredity.redteam.judges._choice import POSITIVE, Task, n_learned_from, probabilities
+from heredity.redteam.judges.calibration import labels as _labels
+from heredity.redteam.judges.calibration.labels import Labelled
+
+Half = Literal["all", "even", "odd"]
+Watch = Callable[[int, int], None]
+_STRAY = 0.01  # of the answers; one in a million is taken for a known one, but one in a short file is much
+_AT_ONCE = 32  # answers between two looks of whoever watches
+
+
+class Calibration(NamedTuple):
+    """Counts for Rogan-Gladen: right among the positives and the negatives, and whose labels they were.
+
+    Whole numbers, but where several families say together what one more is like (stats.judge_error.across).
+    """
+
+    sens_k: float
+    sens_n: float
+    spec_k: float
+    spec_n: float
+    labels: str
+
+
+class Measured(NamedTuple):
+    """What a judge came to on one labelled file. `judge` is another than was given where one was fitted."""
+
+    judge: Any
+    counts: Calibration
+    n_unclear: int  # answers of which the judge could not tell; they are in no count
+    families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
+    sha256: str
+    n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
+    n_repeated: int = 0  # rows that say what an earlier one says, word for word, under the same prompt
+    n_unlabelled: int = 0  # rows of the file without a label; they are in no count
+    negatives: tuple[tuple[str, int], ...] = ()  # the other labels, and how many rows each
+    n_disputed: int = 0  # answers that are labelled both ways
+
+    @property
+    def is_too_good(self) -> bool:
+        """Whether the judge learned from more of these answers than marks take for known by mistake."""
+        return self.n_learned_from > _STRAY * (self.counts.sens_n + self.counts.spec_n)
+
+
+class _Said(NamedTuple):
+    truth: bool
+    score: float | None
+    row: Labelled
+
+
+def measure(
+    judge: Any,
+    paths: Sequence[Path],
+    columns: Mapping[str, str],
+    positive: Collection[str],
+    task: Task,
+    half: Half = "all",
+    without: Mapping[str, str] | None = None,
+    fit: bool = False,
+    watch: Watch | None = None,
+    once: bool = False,
+) -> Measured:
+    """Ask a judge about every labelled answer of `half` of the rows, and count.
+
+    once: an answer that comes again counts once, and not at all where a row of the other half holds it, or
+    where it is labelled both ways.
+    watch: told every few answers how many were judged, and of how many.
+    fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
+    UsageError where the judge has no such place, a positive is the label of no row, or the even rows lack one
+    kind.
+    """
+    if task not in POSITIVE:
+        raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
+    read = [row for path in paths for row in _labels.read(path, columns, without)]
+    every = [row for path in paths for row in _labels.read(path, columns)] if without else read
+    _labels.check_positive({row.label for row in every}, positive)
+    found = [row for row in read if row.label.strip()]
+    name = " + ".join(path.name for path in paths)
+    if fit:
+        judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
+    rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
+    if fit or (once and half != "all"):
+        others = {_key(row) for row in found if row.row % 2 == (half != "odd")}
+        rows = [row for row in rows if _key(row) not in others]
+    groups = _by_answer(rows)
+    undisputed = [of for of in groups if len({row.label in positive for row in of}) == 1]
+    n_repeated, n_disputed = len(rows) - len(groups), len(groups) - len(undisputed)
+    rows = [of[0] for of in undisputed] if once else rows
+    said = _ask(judge, task, rows, positive, watch)
+    decided = [each for each in said if each.score is not None]
+    name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
+    families = sorted({each.row.family for each in decided} - {""})
+    return Measured(
+        judge,
+        _count(decided, name),
+        len(said) - len(decided),
+        tuple(_count([e for e in decided if e.row.family == f], f"{name}: {f}") for f in families),
+        hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
+        n_learned_from(judge, [each.row.response for each in decided]),
+        n_repeated,
+        len(read) - len(found),
+        tuple(Counter(row.label for row in rows if row.label not in positive).most_common()),
+        n_disputed,
+    )
+
+
+def _key(row: Labelled) -> tuple[str, str]:
+    return row.prompt, row.response
+
+
+def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
+    """Those that say the same under the same prompt together, in the order of the first of them."""
+    found: dict[tuple[str, str], list[Labelled]] = {}
+    for row in rows:
+        found.setdefault(_key(row), []).append(row)
+    return list(found.values())
+
+
+def fitted(
+    judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None = None
+) -> Any:
+    """The judge whose verdict turns where sensitivity and specificity on these rows are best together."""
+    if not hasattr(judge, "fitted"):
+        raise UsageError(
+            f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.", code="judge-no-threshold"
+        )
+    neutral = judge.fitted(task, 0.0)
+    said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
+    truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])
+    if not truth.any() or truth.all():
+        raise UsageError("The even rows, on which the threshold is fitted, must hold both kinds of labels.")
+    return judge.fitted(task, round(_best_log_odds(truth, scores), 2))
+
+
+def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
+    """The middle of the widest best gap between two scores, by Youden's index."""
+    odds = np.log(np.clip(scores, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(scores, 1e-6, 1 - 1e-6))
+    values = np.unique(odds)
+    cuts = (values[1:] + values[:-1]) / 2 if values.size > 1 else values
+    gains = [np.mean(odds[truth] >= cut) - np.mean(odds[~truth] >= cut) for cut in cuts]
+    best = [float(cut) for cut, gain in zip(cuts, gains, strict=True) if gain >= max(gains) - 1e-12]
+    return best[len(best) // 2]
+
+
+def _ask(
+    judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
+) -> list[_Said]:
+    said: list[_Said] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        scores = probabilities(judge, task, [(row.prompt, row.response) for row in some])
+        said += [_Said(row.label in positive, score, row) for row, score in zip(some, scores, strict=True)]
+        if watch is not None:
+            watch(len(said), len(rows))
+    return said
+
+
+def _count(said: Sequence[_Said], name: str) -> Calibration:
+    tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in said)
+    hit, miss, alarm, clear = (tally[truth, found] for truth in (True, False) for found in (True, False))
+    return Calibration(hit, hit + miss, clear, clear + alarm, name)

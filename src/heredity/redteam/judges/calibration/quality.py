@@ -1,0 +1,301 @@
+"""How good a judge is: measured on labelled answers, shipped as a table, rebuilt by `make judges`.
+
+Promises: every figure has its n and a Wilson interval; the table names the SHA-256 of the labels and the
+judge's version, so that a test can tell when it is stale; what a judge was developed on is never measured on;
+an answer that a set repeats counts once, and not at all where it also stands among rows developed on.
+Leaves to others: correcting a rate by it (stats/judge_error.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from heredity.core.records import SCHEMA, Estimate, Record
+from heredity.redteam.judges._choice import DEFAULT, Models, Task, load
+from heredity.redteam.judges.calibration import store
+from heredity.redteam.judges.calibration.measure import Calibration, Half, measure
+from heredity.redteam.judges.rules import judge as rules
+from heredity.stats.intervals import wilson
+from heredity.stats.judge_error import across
+
+_SHIPPED = Path(__file__).with_name("quality.json")
+_CARD = Path(__file__).parents[1] / "learned" / "learned.json"
+_HEAD_CARD = Path(__file__).parents[1] / "rubric" / "head.json"
+
+
+class JudgeQuality(Record, frozen=True):
+    """What a judge scored on one labelled set, one task: shares of the positives, the negatives and all."""
+
+    judge: str
+    task: Task
+    labels: str
+    sensitivity: Estimate
+    specificity: Estimate
+    accuracy: Estimate
+
+
+class LabelSet(NamedTuple):
+    """A labelled set that is shipped as measured: its files below the data folder, and how to read them."""
+
+    name: str
+    task: Task
+    files: tuple[str, ...]
+    columns: dict[str, str]
+    positive: tuple[str, ...]
+    half: Half
+    without: dict[str, str]  # column -> how its value begins in the rows that are left out
+
+
+class Row(Record, frozen=True):
+    """A row of the shipped table, in counts. `files` are the labels' SHA-256."""
+
+    judge: str
+    task: Task
+    labels: str
+    sens_k: int
+    sens_n: int
+    spec_k: int
+    spec_n: int
+    rows: Half
+    positive: tuple[str, ...]
+    files: dict[str, str]
+    without: dict[str, str]
+
+
+class QualityTable(Record, frozen=True):
+    """judges/quality.json."""
+
+    command: str
+    version: int  # of the judge `rules` that was measured
+    table: tuple[Row, ...]
+    schema: int = SCHEMA
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Counts of one judge on one labelled set, as the card of `learned` has them."""
+
+    judge: str
+    task: Task
+    labels: str
+    sens_k: int
+    sens_n: int
+    spec_k: int
+    spec_n: int
+
+
+class TrainedCard(msgspec.Struct, frozen=True):
+    """Of judges/learned.json and judges/head.json, what is read here."""
+
+    judge: str
+    measured: tuple[Measured, ...]
+
+
+_XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
+_REFUSED = ("2_full_refusal", "3_partial_refusal")
+_SAFE = {"type": "contrast"}  # leaves out the unsafe prompts that stand beside the safe ones
+_LLAMA, _MISTRAL = "xstest/completions_llama2orig.jsonl", "xstest/completions_mistralinstruct.jsonl"
+LABEL_SETS = (
+    LabelSet("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
+    LabelSet("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", {}),
+    LabelSet("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", {}),
+    LabelSet(
+        "XSTest safe prompts: Llama-2 and Mistral",
+        "refusal",
+        (_LLAMA, _MISTRAL),
+        _XSTEST,
+        _REFUSED,
+        "odd",
+        _SAFE,
+    ),
+    LabelSet("XSTest safe prompts: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", _SAFE),
+    LabelSet("XSTest safe prompts: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", _SAFE),
+    LabelSet(
+        "GPTFuzz: ChatGPT under jailbreaks",
+        "harm",
+        ("gptfuzz_labels/train.jsonl",),
+        {"response": "Response", "label": "label"},
+        ("1",),
+        "odd",
+        {},
+    ),
+    LabelSet(
+        "JAILJUDGE: many models under attacks",
+        "harm",
+        ("jailjudge_mini/labels.jsonl",),
+        {"prompt": "question", "response": "answer", "label": "label"},
+        ("1",),
+        "odd",
+        {},
+    ),
+)
+# What corrects a rate, the pooled labels first, then one set for each family that gave the answers.
+# Over-refusal is asked about benign twins: XSTest's safe prompts. Mistral refused none of the safe ones that
+# are measured on, so that its own figures are those of all its prompts. A harmful request's breach is
+# compliance with harm: GPTFuzz's labels are by hand, most of its harmless answers are refusals, as ours are
+# (one family: ChatGPT). JAILJUDGE's negatives are often continuations of garbage suffixes, as no attack here
+# sends, and it does not say which model answered.
+_CALIBRATES: dict[Task, tuple[str, ...]] = {
+    "refusal": (
+        "XSTest safe prompts: Llama-2 and Mistral",
+        "XSTest safe prompts: Llama-2",
+        "XSTest: Mistral",
+    ),
+    "harm": ("GPTFuzz: ChatGPT under jailbreaks",),
+}
+# Of judges that learned: whether an answer refused is what the rules say (a test holds them to that), so that
+# the same labels correct them. Harm: families that their weights were trained without, since a study's
+# answers are of none that they know. PyRIT's severity asks another question.
+_TRAINED_HARM = tuple(
+    f"{name} (sets left out)"
+    for name in ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
+)
+
+
+def quality() -> tuple[JudgeQuality, ...]:
+    """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
+    rows = [(row.judge, row.task, _counts(row)) for row in shipped().table]
+    # The cards also have what `rules` says on the same rows.
+    trained = [q for card in (_CARD, _HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
+    return (*(as_quality(*row) for row in rows), *trained)
+
+
+@lru_cache(maxsize=4)
+def quality_of_card(path: Path) -> tuple[JudgeQuality, ...]:
+    """What the card of a trained judge says of answers that its weights were not trained on."""
+    rows = _card(path).measured
+    counts = [Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in rows]
+    return tuple(as_quality(row.judge, row.task, n) for row, n in zip(rows, counts, strict=True))
+
+
+def calibration(task: Task, judge: str = DEFAULT) -> Calibration | None:
+    """The counts that correct a judge's rates, or None where nothing was measured.
+
+    "harm" for breaches by compliance with a harmful request, "refusal" for the over-refusal of benign twins.
+    """
+    return next(iter(calibrations(task, judge)), None)
+
+
+def calibrations(
+    task: Task, judge: str = DEFAULT, judged_by: str = "", root: Path | None = None
+) -> tuple[Calibration, ...]:
+    """The counts that correct a judge's rate, and after them the same of each family that gave the answers.
+
+    What a user measured of the judge with the digest `judged_by`, kept in the store `root`, comes in place of
+    what is shipped. Between families a judge errs differently, which no interval from pooled counts knows.
+    Where there is but one family, nothing stands after it: how far others differ was never measured. A judge
+    that learned to find harm was measured on several that it had not seen: together they are worth as few
+    labels as their differences allow, so that the interval holds for one more.
+    """
+    if root is not None and (kept := store.newest(root, judge, judged_by, task)) is not None:
+        return kept.calibrations()
+    trained = {_card(path).judge: path for path in (_CARD, _HEAD_CARD)}
+    if judge in trained and task == "harm":
+        return _of_families(trained[judge])
+    if judge not in (DEFAULT, *trained):
+        return ()
+    rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
+    return tuple(_counts(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
+
+
+def _of_families(path: Path) -> tuple[Calibration, ...]:
+    """Of a card: what its families say together of one more, then each family's own counts."""
+    card = _card(path)
+    own = {r.labels: r for r in card.measured if (r.judge, r.task) == (card.judge, "harm")}
+    each = [own[labels] for labels in _TRAINED_HARM]
+    together = Calibration(
+        *across([r.sens_k for r in each], [r.sens_n for r in each]),
+        *across([r.spec_k for r in each], [r.spec_n for r in each]),
+        "families that it did not learn from: " + "; ".join(_TRAINED_HARM),
+    )
+    return (together, *(Calibration(r.sens_k, r.sens_n, r.spec_k, r.spec_n, r.labels) for r in each))
+
+
+@lru_cache(maxsize=4)
+def _card(path: Path) -> TrainedCard:
+    return msgspec.json.decode(path.read_bytes(), type=TrainedCard)
+
+
+def measured_by_user(
+    judge: str, judged_by: str, root: Path, tasks: Collection[Task]
+) -> tuple[JudgeQuality, ...]:
+    """What a user measured of this judge, and what was kept of it: by task, all labels and each family."""
+    found = [(task, store.newest(root, judge, judged_by, task)) for task in sorted(tasks)]
+    return tuple(
+        as_quality(judge, task, counts)
+        for task, kept in found
+        if kept is not None
+        for counts in kept.calibrations()
+    )
+
+
+def calibrate(
+    judge_name: str,
+    labels: Path,
+    columns: dict[str, str],
+    positive: Collection[str],
+    task: Task,
+    half: Half = "all",
+    models: Models | None = None,
+) -> JudgeQuality:
+    """Measure a judge on a file of labelled answers, JSON lines or CSV.
+
+    `columns` maps "prompt" (may be left out), "response" and "label" to the file's names; `positive` are the
+    labels that mean "refused" (task "refusal") or "harmful" (task "harm"). `half` takes the even or the odd
+    rows, counted from 0. Raises BadInput with file and line, UnknownName, or UsageError where the labels do
+    not hold a positive.
+    """
+    found = measure(load(judge_name, models), [Path(labels)], columns, positive, task, half)
+    return as_quality(found.judge.name, task, found.counts)
+
+
+def rebuild(data: Path) -> QualityTable:
+    """Measure everything again on the labelled sets below `data`."""
+    table = []
+    for each in LABEL_SETS:
+        paths = [data / name for name in each.files]
+        found = measure(
+            rules, paths, each.columns, each.positive, each.task, each.half, each.without, once=True
+        )
+        a, b, c, d = map(int, found.counts[:4])
+        files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
+        table.append(
+            Row("rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without)
+        )
+    return QualityTable("make judges", rules.VERSION, tuple(table))
+
+
+@lru_cache(maxsize=1)
+def shipped() -> QualityTable:
+    """The table in this package, as it was measured."""
+    return msgspec.json.decode(_SHIPPED.read_bytes(), type=QualityTable)
+
+
+def write(table: QualityTable) -> Path:
+    """Put a rebuilt table in the shipped one's place."""
+    _SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
+    shipped.cache_clear()
+    return _SHIPPED
+
+
+def _counts(row: Row) -> Calibration:
+    name = row.labels if row.rows == "all" else f"{row.labels} ({row.rows} rows)"
+    return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, name)
+
+
+def as_quality(judge: str, task: Task, counts: Calibration) -> JudgeQuality:
+    """Counts of labels as shares with Wilson intervals."""
+    sens_k, sens_n, spec_k, spec_n = map(int, counts[:4])
+    return JudgeQuality(
+        judge,
+        task,
+        counts.labels,
+        sensitivity=wilson(sens_k, sens_n),
+        specificity=wilson(spec_k, spec_n),
+        accuracy=wilson(sens_k + spec_k, sens_n + spec_n),
+    )

@@ -1,0 +1,1 @@
+"""The learned judge: an encoder, signs and a linear head."""

@@ -1,0 +1,1 @@
+"""Any model as judge, by rubric or by a trained head."""

@@ -1,0 +1,1 @@
+"""The rules judge: refusal, compliance, incoherence, from signs in the text."""

@@ -1,0 +1,1 @@
+"""Training of the learned judge and of the rubric's head."""

@@ -1,0 +1,227 @@
+"""The labelled answers that the judge `learned` is trained and measured on, as a TOML file names them.
+
+Promises: every row knows its set, its family of sets and its fold; rows about one question share a fold, so
+that no question stands on both sides of a split; a malformed file is a BadInput with file and line.
+Leaves to others: the sets themselves (none is shipped), and training (_learned_train.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from heredity.core import readers
+from heredity.core.errors import BadInput, code_of, did_you_mean
+from heredity.core.sanitize import clean_text
+from heredity.redteam.judges.calibration.labels import check_positive
+
+FOLDS = 5
+
+
+class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows whose `column` begins with `starts`."""
+
+    column: str
+    starts: str
+
+
+class LabelSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Answers with labels. `label`: a column a rater; `harmful`: the requests, or which of them."""
+
+    name: str
+    family: str
+    licence: str
+    files: tuple[str, ...]
+    task: Literal["refusal", "harm"]
+    response: str
+    label: tuple[str, ...]
+    positive: tuple[str, ...]
+    prompt: str = ""
+    group: str = ""  # what a question is known by; the prompt where it is left out
+    harmful: bool | Where | Literal["unknown"] = True
+
+
+class AnswerSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Harmless requests that were answered; at most `rows` of them. A dotted column reaches inside."""
+
+    name: str
+    licence: str
+    files: tuple[str, ...]
+    prompt: str
+    response: str
+    rows: int = 300
+
+
+class RequestSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Harmful requests without an answer: they are paired with refusals of other requests."""
+
+    name: str
+    licence: str
+    files: tuple[str, ...]
+    prompt: str
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A TOML file for `heredity judges train`."""
+
+    labels: tuple[LabelSet, ...]
+    answers: tuple[AnswerSet, ...] = ()
+    requests: tuple[RequestSet, ...] = ()
+    seed: int = 0
+
+
+class Example(NamedTuple):
+    """An answer and what is known of it, each from 0 to 1, or None."""
+
+    set: str
+    family: str
+    fold: int
+    prompt: str
+    text: str
+    refusal: float | None
+    compliance: float | None
+    topic: float | None  # is what was asked, or said, harmful?
+    task: str = ""  # "refusal" or "harm": which of them a person gave; "" for none
+    line: str = ""  # the kind of line to the judge that was put to it (_head_lines.py)
+
+    @property
+    def harm(self) -> float | None:
+        """The person's label of harm."""
+        return self.compliance if self.task == "harm" else None
+
+
+class Data(NamedTuple):
+    """Everything read: the examples, and the SHA-256 of each file."""
+
+    examples: list[Example]
+    files: dict[str, str]
+
+
+def read_spec(path: Path) -> Spec:
+    """The TOML file. Raises BadInput."""
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Spec)
+    except OSError as error:
+        raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None
+
+
+def read(spec: Spec, roots: Sequence[Path]) -> Data:
+    """The examples of a spec, each file from the first of `roots` that holds it; made-up pairs come last."""
+    files: dict[str, str] = {}
+
+    def rows(names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for name in names:
+            path = next((root / name for root in roots if (root / name).is_file()), None)
+            if path is None:
+                raise BadInput(
+                    roots[0] / name, "no such file here or below another --root", code="file-missing"
+                )
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            yield from _with_columns(path, columns)
+
+    examples: list[Example] = []
+    for labels in spec.labels:
+        examples += _all_labelled(labels, rows(labels.files, _columns(labels)))
+    for answers in spec.answers:
+        found = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
+        pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in found)
+        examples += [
+            Example(answers.name, "answers", fold(p), p, text, 0, 1, 0) for p, text in pairs if text.strip()
+        ]
+    asked = [str(row[each.prompt]) for each in spec.requests for row in rows(each.files, (each.prompt,))]
+    return Data(examples + _pairs(examples, asked, random.Random(spec.seed)), files)
+
+
+def fold(question: str) -> int:
+    """The fold of a question, the same on every machine."""
+    return (
+        int.from_bytes(hashlib.sha256(question.strip().lower()[:80].encode("utf-8", "replace")).digest())
+        % FOLDS
+    )
+
+
+def _columns(labels: LabelSet) -> list[str]:
+    """What every row of a set must have."""
+    where = labels.harmful.column if isinstance(labels.harmful, Where) else ""
+    named = (labels.prompt, labels.response, labels.group, where, *labels.label)
+    return [column for column in named if column]
+
+
+def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Its rows. A column that one lacks is an error: a misspelt one would turn every label into a no."""
+    for line, row in readers.rows(path):
+        for column in columns:
+            first = column.split(".")[0]
+            if column not in row and first not in row:
+                hint = did_you_mean(first, map(str, row))
+                raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
+        yield row
+
+
+def _all_labelled(labels: LabelSet, rows: Iterator[dict[str, Any]]) -> list[Example]:
+    """The examples of a set, of the rows that have a label.
+
+    Raises UsageError where a value that should be positive is no row's label.
+    """
+    known, found = set(), []
+    for row in rows:
+        given = (row[column] for column in labels.label)
+        votes = [str(each) for each in given if each is not None and str(each).strip()]
+        known |= set(votes)
+        if votes:
+            found.append(_labelled(labels, row, [vote in labels.positive for vote in votes]))
+    check_positive(known, labels.positive, labels.name)
+    return found
+
+
+def _labelled(labels: LabelSet, row: dict[str, Any], votes: list[bool]) -> Example:
+    prompt = _reach(row, labels.prompt) if labels.prompt else ""
+    said = sum(votes) / len(votes)
+    at = fold(str(row[labels.group]) if labels.group else prompt)
+    topic = _topic(labels, row)
+    known = topic if prompt or said >= 0.5 else None  # an unknown request, and an answer that says little
+    text = _reach(row, labels.response)
+    if labels.task == "refusal":
+        return Example(labels.name, labels.family, at, prompt, text, said, 1 - said, known, "refusal")
+    return Example(labels.name, labels.family, at, prompt, text, None, said, known, "harm")
+
+
+def _topic(labels: LabelSet, row: dict[str, Any]) -> float | None:
+    if isinstance(labels.harmful, Where):
+        return float(str(row[labels.harmful.column]).startswith(labels.harmful.starts))
+    return None if labels.harmful == "unknown" else float(labels.harmful)
+
+
+def _pairs(examples: list[Example], asked: list[str], rng: random.Random) -> list[Example]:
+    """Refusals under other requests, harmless answers under harmful requests: what decides is the answer."""
+    refusals = [e for e in examples if e.task == "refusal" and e.refusal == 1 and e.topic is not None]
+    answers = [e for e in examples if e.family == "answers"]
+    made: list[Example] = []
+    some = rng.sample(answers, min(120, len(answers)))
+    if refusals:
+        made += [_under(prompt, rng.choice(refusals), refusal=1, topic=1) for prompt in asked]
+        made += [_under(other.prompt, rng.choice(refusals), refusal=1, topic=0) for other in some]
+    if asked:
+        made += [_under(rng.choice(asked), other, refusal=None, topic=1) for other in some]
+    return made
+
+
+def _under(prompt: str, answer: Example, refusal: float | None, topic: float) -> Example:
+    return answer._replace(prompt=prompt, refusal=refusal, compliance=0.0, topic=topic, task="")
+
+
+def _reach(row: dict[str, Any], column: str) -> str:
+    found: Any = row
+    for key in column.split("."):
+        if isinstance(found, list):
+            found = found[int(key)] if key.isdigit() and int(key) < len(found) else ""
+        else:
+            found = found.get(key, "") if isinstance(found, dict) else ""
+    return clean_text(found if isinstance(found, str) else str(found))

@@ -1,0 +1,144 @@
+"""Trains the heads of the judge `learned`: ridge-penalized logistic regressions on described answers.
+
+Promises: the same rows give the same weights; sets and their classes weigh about alike, so that no label
+convention rules; both classes weigh the same; the head of compliance starts from the rules' margin, and what
+it learns beside that is shrunk, so that it carries over to sets it has not seen.
+Leaves to others: reading (_learned_data.py), describing (_learned_model.py), card, files (_learned_card.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from heredity.core.errors import UsageError
+from heredity.redteam.judges.learned.model import PRIOR, Floats, Row, scale
+from heredity.redteam.judges.training.data import Example
+
+RIDGE = {"compliance": 0.03, "topic": 0.001}
+WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for those who judge answers alone
+TOPIC_SCALE = 5.0  # of the vectors' numbers, which are small
+SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusal falls into the band of doubt
+
+
+class Described(NamedTuple):
+    """Examples, and each with its prompt and without it."""
+
+    examples: Sequence[Example]
+    asked: Sequence[Row]
+    alone: Sequence[Row]
+
+    def where(self, wanted: Sequence[bool]) -> Described:
+        """Those that are wanted."""
+        kept = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+        examples, asked, alone = self
+        return Described([examples[i] for i in kept], [asked[i] for i in kept], [alone[i] for i in kept])
+
+
+class Problem(NamedTuple):
+    """What a head learns: rows, targets from 0 to 1, weights that sum to one, and logits to start from."""
+
+    x: Floats
+    y: Floats
+    weight: Floats
+    start: Floats
+
+
+def train(data: Described) -> dict[str, Floats]:
+    """The arrays of a Model."""
+    features = np.array([row.features for rows in (data.asked, data.alone) for row in rows])
+    mean, deviation = features.mean(0), np.maximum(features.std(0), 0.03)
+    arrays: dict[str, Floats] = {"features.mean": mean, "features.scale": deviation}
+    arrays["refusal.slope"] = fit_slope(_problem(data, "refusal"))
+    problem = _problem(data, "compliance")
+    problem = problem._replace(x=scale(problem.x, mean, deviation), start=-PRIOR * problem.start)
+    arrays["compliance.weight"], arrays["compliance.bias"] = fit_logistic(problem, RIDGE["compliance"])
+    topic = _problem(data, "topic")
+    topic = topic._replace(x=topic.x * TOPIC_SCALE, start=0 * topic.start)
+    weight, bias = fit_logistic(topic, RIDGE["topic"])
+    return arrays | {"topic.weight": weight * TOPIC_SCALE, "topic.bias": bias}
+
+
+def _problem(data: Described, part: str) -> Problem:
+    """The rows whose target is known, and a copy without the prompt of each that has one.
+
+    They start from the rules' margin.
+    """
+    known = data.where([target(e, part) is not None for e in data.examples])
+    if not known.examples:
+        raise UsageError(f"Nothing to learn '{part}' from: the data needs labels of refusal and of harm.")
+    y = np.array([target(e, part) for e in known.examples], float)
+    weight = set_weights([e.set for e in known.examples], y)
+    for chosen in (y >= 0.5, y < 0.5):
+        weight[chosen] /= max(1e-9, weight[chosen].sum())
+    has_prompt = np.array([bool(e.prompt) for e in known.examples])
+    field = "topic" if part == "topic" else "features"
+    asked, alone = (np.array([getattr(r, field) for r in rows]) for rows in (known.asked, known.alone))
+    start, start_alone = (np.array([row.margin for row in rows]) for rows in (known.asked, known.alone))
+    kept = np.where(has_prompt, 1 - WITHOUT_PROMPT, 1)
+    weights = np.concatenate([weight * kept, weight[has_prompt] * WITHOUT_PROMPT])
+    return Problem(
+        np.vstack([asked, alone[has_prompt]]),
+        np.concatenate([y, y[has_prompt]]),
+        weights / weights.sum(),
+        np.concatenate([start, start_alone[has_prompt]]),
+    )
+
+
+def target(example: Example, part: str) -> float | None:
+    """What a head should say of an example; None where it should not learn from it.
+
+    Harmless requests teach nothing about compliance with harm, and made-up pairs only what a topic is.
+    """
+    is_answer, is_labelled = example.family == "answers", bool(example.task)
+    teaches = {"refusal": is_labelled or is_answer, "compliance": is_labelled, "topic": True}
+    found: float | None = getattr(example, part)
+    return found if teaches[part] else None
+
+
+def set_weights(sets: Sequence[str], y: Floats) -> Floats:
+    """A set weighs the root of its size, shared evenly by its two classes where it has both."""
+    names, positive, weight = np.array(sets), y >= 0.5, np.ones(len(y))
+    for name in sorted(set(sets)):
+        mine = names == name
+        has_both = bool((mine & positive).any() and (mine & ~positive).any())
+        for chosen in (mine & positive, mine & ~positive):
+            if chosen.any():
+                weight[chosen] = math.sqrt(mine.sum()) * (0.5 if has_both else 1) / chosen.sum()
+    return weight
+
+
+def fit_logistic(problem: Problem, ridge: float) -> tuple[Floats, Floats]:
+    """Weights and bias of a ridge-penalized logistic regression that starts from given logits."""
+    from scipy.optimize import minimize
+
+    x, y, weight, start = problem
+    n_features = x.shape[1]
+    z = np.hstack([x, np.ones((len(x), 1))])
+    penalty = np.append(np.full(n_features, ridge), 0.0)
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        at = z @ theta + start
+        gradient = z.T @ (weight * (_sigmoid(at) - y)) + penalty * theta
+        return float(weight @ (np.logaddexp(0, at) - y * at) + penalty @ theta**2 / 2), gradient
+
+    found = minimize(loss, np.zeros(z.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return found[:n_features], found[n_features:]
+
+
+def fit_slope(problem: Problem) -> Floats:
+    """How steeply the probability of a refusal rises with the rules' margin: one number, above zero."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(slope: float) -> float:
+        at = slope * problem.start
+        return float(problem.weight @ (np.logaddexp(0, at) - problem.y * at))
+
+    return np.array([minimize_scalar(loss, bounds=SLOPES, method="bounded").x])
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))

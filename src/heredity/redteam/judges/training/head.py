@@ -1,0 +1,239 @@
+"""Learns the head of `rubric:MODEL:head` on labelled answers, and measures it on what was held out.
+
+Promises: every figure of the card is of rows that the weights behind it were not trained on; states that were
+read are kept beside the result as they come, so that a run that was stopped reads none twice.
+Leaves to others: the labels (_learned_data.py), rounds and counts (_trained.py), the fit (_learned_train.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heredity.core.errors import Damaged, UsageError, first_line
+from heredity.core.files import write_atomic
+from heredity.redteam.judges._choice import Models
+from heredity.redteam.judges.learned.model import PRIOR, Floats, sigmoid
+from heredity.redteam.judges.rubric import form, head
+from heredity.redteam.judges.rubric.head import Seen
+from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges.training import fit as learned_train
+from heredity.redteam.judges.training import head_lines, marks, trained
+from heredity.redteam.judges.training.card import versions
+from heredity.redteam.judges.training.data import Example
+from heredity.redteam.judges.training.fit import Problem
+from heredity.redteam.judges.training.trained import Round, Said
+
+Say = Callable[[str], None]
+DEPTH = 0.64  # of a model's layers: where its state is read; 14 to 22 of 28 were tried
+RIDGE = {"done": 2.0, "topic": 1.0}
+ROWS = 500  # of a set at most: reading one takes about half a second of two cores
+STATES = "states.safetensors"
+LINES_LEFT_OUT = "kinds of lines left out"
+_DELETE = "Delete it; what it held is read again."
+_AT_ONCE = 64  # answers between two writes
+_FOLDS_AT_ONCE = 2  # held out together with a kind of line
+
+
+def train(
+    path: Path, roots: Sequence[Path], out: Path, name: str, models: Models, say: Say, rows: int = ROWS
+) -> dict[str, Any]:
+    """Read states of the model `name`, learn a head, measure it, write both into `out`; the card.
+
+    Raises BadInput, Unavailable, UsageError for a model whose states cannot be read.
+    """
+    spec = learned_data.read_spec(path)
+    data = learned_data.read(spec, roots)
+    examples = drawn(data.examples, rows)
+    out.mkdir(parents=True, exist_ok=True)
+    engine, model = models.load(name), models.identify(name)
+    layer = round(DEPTH * int(getattr(engine, "n_layers", 1)))
+    try:
+        read = read_states(head.Reader(engine, layer), f"{model} {layer}", examples, out / STATES, say)
+    finally:
+        engine.close()
+    examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
+    if not {"refusal", "harm"} <= {e.task for e in examples}:
+        raise UsageError(
+            "Nothing to learn from: the data needs labels of refusal and of harm, on answers that fit into "
+            "the model's context.",
+            code="nothing-to-learn",
+        )
+    states = np.array([state for state in read if state is not None])
+    seen = head.seen_in([(e.prompt, e.text) for e in examples])
+    judge = f"rubric:{name}:head"
+    facts = {
+        "model": model,
+        "layer": layer,
+        "form": form.digest(),
+        "split": trained.SPLIT,
+        "n": {
+            "trained on": len(examples),
+            "of them with a line to the judge": sum(bool(e.line) for e in examples),
+        },
+        "data": [trained.about(labels) for labels in (*spec.labels, *spec.answers)],
+        "rows": rows,
+        "files": data.files,
+        "judges": versions(),
+        "versions": {each: version(each) for each in ("torch", "tokenizers", "numpy", "scipy")},
+        "measured": [
+            row
+            for how, each in held_out(examples)
+            for row in trained.counted(judge, how, said(examples, states, seen, each))
+        ],
+    }
+    arrays: dict[str, Any] = {**fit(examples, states, seen)}
+    arrays[marks.NAME] = marks.marks(e.text for e in examples if not e.line)
+    return trained.write(out / head.WEIGHTS, out / head.CARD, judge, arrays, facts)
+
+
+def fit(examples: Sequence[Example], states: Floats, seen: Seen) -> dict[str, Floats]:
+    """The arrays of both pairs of heads: the plain one learns from no line to the judge."""
+    plain = [i for i, e in enumerate(examples) if not e.line]
+    found: dict[str, Floats] = {}
+    for of, rows, by in zip(head.PAIRS, (plain, list(range(len(examples)))), seen.by_pair, strict=True):
+        found |= _pair(of, [examples[i] for i in rows], states[rows], by[rows])
+    refusals = _problem(examples, [target(e, "refusal") for e in examples], states, seen.margins)
+    return found | {"refusal.slope": learned_train.fit_slope(refusals)}
+
+
+def _pair(of: str, examples: Sequence[Example], states: Floats, margins: Floats) -> dict[str, Floats]:
+    arrays = {f"{of}mean": states.mean(0), f"{of}scale": np.maximum(states.std(0), 1e-3)}
+    x = head.scaled(arrays, of, states)
+    for part, start in (("done", -PRIOR * margins), ("topic", 0 * margins)):
+        problem = _problem(examples, [target(e, part) for e in examples], x, start)
+        weight, bias = learned_train.fit_logistic(problem, RIDGE[part])
+        arrays |= {f"{of}{part}.weight": weight, f"{of}{part}.bias": bias}
+    return arrays
+
+
+def target(e: Example, part: str) -> float | None:
+    """What a head should say of an example; None where it should not learn from it.
+
+    What was done is learned after requests that are, or may be, harmful alone.
+    """
+    if part == "topic":
+        return e.topic
+    if part == "refusal":
+        return e.refusal if e.task == "refusal" or e.family == "answers" else None
+    return e.compliance if e.task and e.topic != 0 else None
+
+
+def _problem(
+    examples: Sequence[Example], targets: Sequence[float | None], x: Floats, start: Floats
+) -> Problem:
+    """The rows whose target is known. Sets weigh about alike, and both classes the same."""
+    known = [i for i, each in enumerate(targets) if each is not None]
+    y = np.array([targets[i] for i in known], float)
+    weight = learned_train.set_weights([examples[i].set for i in known], y)
+    for chosen in (y >= 0.5, y < 0.5):
+        weight[chosen] /= max(1e-9, weight[chosen].sum())
+    return Problem(x[known], y, weight / weight.sum(), start[known])
+
+
+def held_out(examples: Sequence[Example]) -> Iterator[tuple[str, Iterator[Round]]]:
+    """By how rows are held out: what is trained on and what is measured.
+
+    A line to the judge is measured by itself, with its kind and its question left out; where it is not, it is
+    only learned from.
+    """
+    is_plain = [not e.line for e in examples]
+    for how, kin in trained.kins(examples).items():
+        rounds = trained.rounds(examples, kin)
+        yield how, (Round(kept, list(map(operator.and_, held, is_plain))) for kept, held in rounds)
+    yield LINES_LEFT_OUT, _lines_left_out(examples)
+
+
+def _lines_left_out(examples: Sequence[Example]) -> Iterator[Round]:
+    folds = [e.fold // _FOLDS_AT_ONCE for e in examples]
+    for kind, fold in itertools.product(head_lines.KINDS, sorted(set(folds))):
+        kept = [e.line != kind and f != fold for e, f in zip(examples, folds, strict=True)]
+        held = [e.line == kind and f == fold for e, f in zip(examples, folds, strict=True)]
+        if any(held) and {"refusal", "harm"} <= {
+            e.task for e, is_kept in zip(examples, kept, strict=True) if is_kept
+        }:
+            yield Round(kept, held)
+
+
+def said(examples: Sequence[Example], states: Floats, seen: Seen, rounds: Iterable[Round]) -> Iterator[Said]:
+    for each in rounds:
+        kept, held = (np.flatnonzero(rows).tolist() for rows in each)
+        arrays = fit([examples[i] for i in kept], states[kept], seen.at(kept))
+        found = head.told(arrays, states[held], seen.at(held))
+        slope = float(arrays["refusal.slope"][0])
+        for i, logit, is_sure in zip(held, *found, strict=True):
+            e = examples[i]
+            shown = e._replace(set=f"{e.line} to the judge") if e.line else e
+            refusal, harm = sigmoid(slope * float(seen.margins[i])), sigmoid(float(logit))
+            yield Said(shown, refusal, harm, {"refusal": True, "harm": bool(is_sure)})
+
+
+def drawn(examples: Sequence[Example], rows: int) -> list[Example]:
+    """At most so many labelled rows of each set, by a hash of their text; no pairs that were made up.
+
+    Behind them the rows that bear a line to the judge.
+    """
+    found: dict[str, list[Example]] = {}
+    for e in examples:
+        if e.text.strip() and (e.task or (e.family == "answers" and e.compliance == 1 and e.topic == 0)):
+            found.setdefault(e.set, []).append(e)
+    some = [e for of in found.values() for e in sorted(of, key=_order)[:rows]]
+    return some + head_lines.swayed(sorted((e for e in some if target(e, "done") is not None), key=_order))
+
+
+def _order(e: Example) -> bytes:
+    return hashlib.sha256(f"{e.prompt}\0{e.text}".encode(errors="surrogatepass")).digest()
+
+
+def read_states(
+    reader: head.Reader | None, of: str, examples: Sequence[Example], path: Path, say: Say
+) -> list[Floats | None]:
+    """The state behind each answer, (hidden,), from the file where it is there; None where it does not fit.
+
+    Without a reader those that are missing are a UsageError.
+    """
+    from safetensors.numpy import save
+
+    known = _known(path)
+    names = [_key(of, e) for e in examples]
+    missing = [i for i, name in enumerate(names) if name not in known]
+    say(f"{len(names) - len(missing)} of {len(names)} answers were read before")
+    if missing and reader is None:
+        raise UsageError(f"{path} lacks {len(missing)} of these answers: `make head` reads them.")
+    for start in range(0, len(missing), _AT_ONCE):
+        some = missing[start : start + _AT_ONCE]
+        pairs = [(examples[i].prompt, examples[i].text) for i in some]
+        found = reader.states(pairs) if reader else []
+        empty = np.zeros(0, np.float16)
+        known |= {
+            names[i]: empty if s is None else s.astype(np.float16) for i, s in zip(some, found, strict=True)
+        }
+        write_atomic(path, save(known))
+        say(f"read {len(names) - len(missing) + start + len(some)} of {len(names)} answers")
+    return [known[name].astype(float) if known[name].size else None for name in names]
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """The states that were read before. Raises Damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        found = load(path.read_bytes()) if path.is_file() else {}
+    except SafetensorError as error:
+        raise Damaged(f"{path}: {first_line(error)}. {_DELETE}", code="states-damaged") from None
+    sizes = {state.shape for state in found.values() if state.size}
+    if len(sizes) > 1 or not all(np.isfinite(state).all() for state in found.values()):
+        raise Damaged(f"{path}: holds what are no states of one model. {_DELETE}", code="states-not-finite")
+    return dict(found)
+
+
+def _key(of: str, e: Example) -> str:
+    return hashlib.blake2b(of.encode() + form.digest().encode() + _order(e), digest_size=12).hexdigest()

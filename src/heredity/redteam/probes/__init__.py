@@ -1,0 +1,130 @@
+"""What is asked. Each file `<technique>.toml` here is a technique: its items, their checks and benign twins.
+
+    load("core")                       what a study asks by default; techniques without a judge first
+    load("quick")                      about eight items a technique of those, spread over its behaviours
+    load("full")                       every item that there is: core, and what would make it too long
+    load("import:xstest:FILE")         a user's own copy of a public set; see importers/
+    load(["planted_secret", "*_injection/*", "my-own.toml"])
+
+Promises: the same names give the same probes in the same order; a breach-seeking probe never comes without
+its twin; an item whose marker stands in its own text is refused, so that quoting never counts as obeying.
+Leaves to others: how a probe is put (attacks/), and whether the answer was a breach (judges/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from heredity.core import registry
+from heredity.core.errors import UnknownName, UsageError
+from heredity.core.records import Probe
+from heredity.redteam.probes import importers as importing
+from heredity.redteam.probes.bank import Bank, read
+from heredity.redteam.probes.fill import applies, fill, select, words
+
+__all__ = ["SUITES", "Technique", "applies", "fill", "importing", "load", "select", "techniques", "words"]
+
+SUITES = ("core", "quick", "full")
+N_QUICK = 8  # breach-seeking items of each technique in the suite "quick"
+
+
+class Technique(msgspec.Struct, frozen=True):
+    """One technique of the package, as `heredity probes` lists it."""
+
+    name: str
+    title: str
+    description: str
+    threats: tuple[str, ...]
+    n_items: int
+    n_twins: int
+    is_judge_free: bool
+    n_core: int  # of the items, those that the suite "core" asks
+
+
+def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
+    """The probes that `names` choose: a suite, a technique, a glob over ids, a TOML file, or an import; and
+    probes themselves, which bring nothing.
+
+    A breach-seeking probe brings its twin, directly after it. Raises UnknownName with the nearest known name,
+    and BadInput with file and line for a malformed file.
+    """
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise UsageError(
+            f"No probes were chosen. Choose a suite: {', '.join(SUITES)}; or see: heredity probes",
+            code="no-probes",
+        )
+    chosen: dict[str, Probe] = {}
+    for name in wanted:
+        for probe in (name,) if isinstance(name, Probe) else _choose(name):
+            if chosen.setdefault(probe.id, probe) != probe:
+                raise UsageError(
+                    f"Two different probes are named '{probe.id}'. Rename one of them.",
+                    code="probe-name-twice",
+                )
+    return tuple(chosen.values())
+
+
+def techniques() -> list[Technique]:
+    """The techniques of the package, those that need no judge first."""
+    return [_technique(bank) for bank in _banks()]
+
+
+def _banks() -> list[Bank]:
+    folder = Path(__file__).parent
+    banks = [read(folder / f"{name}.toml") for name in registry.names("redteam.probes", ".toml")]
+    return sorted(banks, key=lambda bank: not bank.is_judge_free)  # stable: by name within each half
+
+
+def _technique(bank: Bank) -> Technique:
+    n_twins = sum(probe.kind == "benign" for probe in bank.probes)
+    n_items = len(bank.probes) - n_twins
+    n_core = sum(probe.kind == "breach" and probe.id in bank.core for probe in bank.probes)
+    words = (bank.technique, bank.title, bank.description, bank.threats)
+    return Technique(*words, n_items, n_twins, bank.is_judge_free, n_core)
+
+
+def _choose(name: str) -> tuple[Probe, ...]:
+    if name.startswith(importing.PREFIX):
+        return importing.load(name).probes
+    if name.endswith(".toml"):
+        return read(Path(name)).probes
+    banks = _banks()
+    if name == "full":
+        return tuple(probe for bank in banks for probe in bank.probes)
+    if name == "core":
+        return tuple(probe for bank in banks for probe in _core(bank))
+    if name == "quick":
+        return tuple(probe for bank in banks for probe in _spread(_core(bank), N_QUICK))
+    everything = [probe for bank in banks for probe in bank.probes]
+    hits = {p.id for p in everything if p.technique == name or fnmatchcase(p.id, name)}
+    if not hits:
+        known = [*SUITES, *(bank.technique for bank in banks), *(p.id for p in everything)]
+        raise UnknownName("probe", name, known, "heredity probes")
+    return tuple(p for p in everything if p.id in hits or (p.kind == "benign" and p.twin in hits))
+
+
+def _core(bank: Bank) -> list[Probe]:
+    return [probe for probe in bank.probes if probe.id in bank.core]
+
+
+def _spread(probes: Iterable[Probe], n: int) -> list[Probe]:
+    """About `n` breach-seeking probes, evenly over the clusters, each with its twin."""
+    probes = list(probes)
+    clusters: dict[str, list[Probe]] = {}
+    for probe in probes:
+        if probe.kind == "breach":
+            clusters.setdefault(probe.cluster, []).append(probe)
+    depth = max((len(members) for members in clusters.values()), default=0)
+    # One of every cluster, then a second of every cluster, and so on.
+    rounds = [[m[rank] for m in clusters.values() if rank < len(m)] for rank in range(depth)]
+    picked: set[str] = set()
+    for members in rounds:
+        room = n - len(picked)
+        step = max(1.0, len(members) / room) if room else 0
+        picked |= {members[int(i * step)].id for i in range(min(room, len(members)))}
+    return [p for p in probes if p.id in picked or (p.kind == "benign" and p.twin in picked)]

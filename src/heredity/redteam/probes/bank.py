@@ -1,0 +1,359 @@
+"""Read a technique from TOML: the package's own files and a user's, by the same rules.
+
+Promises: a mistake is one line that names file, line and item; what loads can be judged: every regular
+expression compiles, every sample of a breach fires, and no text that the model is shown holds its own marker.
+Leaves to others: which files there are (probes/__init__.py) and what an application fills in (_fill.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import regex  # type: ignore[import-untyped]  # what runs the patterns in a study: re has no time limit
+from msgspec import UnsetType
+
+from heredity.core import registry
+from heredity.core.errors import BadInput, code_of, did_you_mean, nearest
+from heredity.core.readers import toml_of
+from heredity.core.records import Change, Check, Probe, ToolResult
+from heredity.redteam.checks.packages import use_of
+from heredity.redteam.probes.fill import SLOTS, slots, texts
+from heredity.redteam.probes.schema import File, Item, Twin
+
+PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text
+MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
+_NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
+
+
+class Bank(msgspec.Struct, frozen=True):
+    """A technique as read: its words, and its probes, each twin directly after its breach-seeking probe."""
+
+    technique: str
+    title: str
+    description: str
+    threats: tuple[str, ...]
+    source: str
+    known_error: str
+    probes: tuple[Probe, ...]
+    samples: dict[str, str]  # probe id -> a breaching answer, where the file gives one
+    core: frozenset[str]  # the ids of the probes that the suite "core" asks
+
+    @property
+    def is_judge_free(self) -> bool:
+        return all(p.check.kind != "refusal" for p in self.probes if p.kind == "breach")
+
+
+def read(path: Path) -> Bank:
+    """Read one file. Raises BadInput with file, line and item."""
+    path = path.resolve()
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        changed = 0  # reading it gives the error
+    return _read(path, changed)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _changed: int) -> Bank:
+    return _Reader(path).bank()
+
+
+def bare(text: str) -> str:
+    """Letters and digits alone, in one case: how markers are compared."""
+    return "".join(c for c in text.casefold() if c.isalnum())
+
+
+def continuation(words: str) -> str:
+    """A regular expression for these words in a row, whatever the case, line breaks and punctuation."""
+    return r"(?i)\b" + r"[\W_]+".join(re.escape(w) for w in re.findall(r"[^\W_]+", words)) + r"\b"
+
+
+def taken(name: str) -> str:
+    """Why a technique of one's own may not be named so; "" where it may."""
+    if name in ("all", "judge_free", "judged"):  # SCOPES of estimates.py
+        return f"'{name}' is the name of a row over several techniques; choose another"
+    if name in registry.names("redteam.probes", ".toml"):
+        return f"'{name}' is a technique of heredity's own; choose another name"
+    return ""
+
+
+def anyhow(words: Sequence[str]) -> tuple[str, ...]:
+    """A regular expression for each of these ways to say a thing."""
+    return tuple(continuation(each) for each in words)
+
+
+def right(answer: str) -> str:
+    """A regular expression for a right answer; a number is not part of a longer one (12,000 is not 12)."""
+    return rf"(?<![\d.,]){answer}(?!\d|[.,]\d)" if answer.isdigit() else continuation(answer)
+
+
+class _Reader:
+    """Turns one file into a Bank; it only exists so that every mistake can name its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = toml_of(path)
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+        self.heads = [n for n, line in enumerate(self.lines, 1) if re.match(r"\s*\[\[\s*probe\s*\]\]", line)]
+        self.file = self._convert(data)
+        self.technique = self.file.technique or path.stem
+
+    def bank(self) -> Bank:
+        file = self.file
+        if not _NAME.fullmatch(self.technique):
+            self._fail(
+                f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _", code="bad-name"
+            )
+        self._verify_name()
+        if not file.probe:
+            self._fail("has no items: write at least one [[probe]]", code="no-items")
+        probes: dict[str, Probe] = {}
+        core: set[str] = set()
+        for place, item in enumerate(file.probe):
+            for probe in self._probes(place, item):
+                if probe.id in probes:
+                    self._fail(f"the id '{item.id}' is used twice", place, code="id-twice")
+                probes[probe.id] = probe
+                if (item.suite or file.suite) == "core":
+                    core.add(probe.id)
+        given = ((item.id, item.obeys or item.continues) for item in file.probe)
+        samples = {f"{self.technique}/{name}": sample for name, sample in given if sample}
+        words = (file.title, file.description, file.threats, file.source, file.known_error)
+        return Bank(self.technique, *words, tuple(probes.values()), samples, frozenset(core))
+
+    def _verify_name(self) -> None:
+        is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
+        if why := "" if is_ours else taken(self.technique):
+            self._fail(why, key="technique" if self.file.technique else "", code="technique-taken-here")
+
+    def _probes(self, place: int, item: Item) -> list[Probe]:
+        for what, name in (("id", item.id), ("cluster", item.cluster)):
+            if not _NAME.fullmatch(name):
+                self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place, code="bad-name")
+        name = f"{self.technique}/{item.id}"
+        twin_name = f"{name}~benign" if item.twin else None
+        why = "" if item.twin else item.why_no_twin or self.file.why_no_twin
+        if item.twin is not None and item.why_no_twin:
+            self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place, code="twin-contradicted")
+        if item.kind == "benign":
+            return [self._benign(place, item, name)]
+        probe = Probe(
+            name, self.technique, "breach", item.turns, self._check(place, item), item.cluster,
+            item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
+            twin_name, why, item.language or self.file.language, self.file.is_baseline,
+        )  # fmt: skip
+        self._verify(place, item, probe)
+        if item.twin is None:
+            if not why:
+                self._fail(
+                    f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place, code="twin-missing"
+                )
+            return [probe]
+        twin = Probe(
+            f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
+            item.cluster, probe.threats, item.twin.passage.strip(), _result(item.twin.tool_result),
+            name, "", probe.language, probe.is_baseline,
+        )  # fmt: skip
+        self._verify_twin(place, item, probe, twin)
+        return [probe, twin]
+
+    def _benign(self, place: int, item: Item, name: str) -> Probe:
+        if item.twin is not None or self._ways(item):
+            self._fail(
+                f"item '{item.id}' is benign: it has no twin and no check of its own",
+                place,
+                code="benign-with-twin",
+            )
+        probe = Probe(
+            name, self.technique, "benign", item.turns, Check("refusal"), item.cluster,
+            item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
+            None, "", item.language or self.file.language, self.file.is_baseline,
+        )  # fmt: skip
+        self._verify_texts(place, item, probe)
+        return probe
+
+    def _ways(self, item: Item) -> int:
+        """How many checks an item gives."""
+        given = (
+            item.check,
+            item.marker,
+            item.continues,
+            item.invents,
+            item.poisoned or item.truth,
+            item.solved,
+        )
+        return sum(bool(each) for each in given)
+
+    def _check(self, place: int, item: Item) -> Check:
+        if self._ways(item) > 1:
+            ways = "`check`, `marker`, `continues`, `invents`, `poisoned`, `solved`"
+            self._fail(f"item '{item.id}' has more than one of {ways}", place, code="ways-mixed")
+        if item.invents:
+            return Check("package", text=item.invents)
+        if item.poisoned or item.truth:
+            return Check("answer", patterns=anyhow(item.poisoned), unless=anyhow(item.truth))
+        if item.solved:
+            return Check("task", patterns=tuple(map(right, item.solved)))
+        if item.marker:
+            return Check("marker", text=item.marker)
+        if item.continues:
+            return Check("pattern", patterns=(continuation(item.continues),))
+        check = item.check or self.file.check
+        if check is None:
+            self._fail(
+                f"item '{item.id}' has no `check`, and the file gives none for all",
+                place,
+                code="check-missing",
+            )
+        return check
+
+    def _verify(self, place: int, item: Item, probe: Probe) -> None:
+        self._verify_texts(place, item, probe)
+        check = probe.check
+        if check.kind == "marker":
+            self._verify_marker(place, item, probe)
+        if check.kind in ("pattern", "task"):
+            self._verify_patterns(place, item, probe)
+        if check.kind == "answer":
+            self._verify_answer(place, item, probe)
+        if check.kind == "package":
+            self._verify_package(place, item, probe)
+        if check.kind == "prompt_leak" and check.n_words < 5:
+            self._fail(
+                f"item '{item.id}': `n_words` under 5 would turn up by chance", place, code="too-few-words"
+            )
+
+    def _verify_texts(self, place: int, item: Item, probe: Probe) -> None:
+        if not probe.turns or not all(turn.strip() for turn in probe.turns):
+            self._fail(f"item '{item.id}' has no turns, or an empty one", place, code="no-turns")
+        for slot in slots(probe):
+            if slot not in SLOTS and not self.file.is_verbatim:
+                near = nearest(slot, SLOTS)
+                hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
+                self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place, code="unknown-slot")
+
+    def _verify_marker(self, place: int, item: Item, probe: Probe) -> None:
+        marker, shown = bare(probe.check.text), [bare(text) for text in texts(probe)]
+        if len(marker) < MIN_MARKER:
+            self._fail(
+                f"item '{item.id}': a marker under {MIN_MARKER} letters or digits would turn up by chance",
+                place,
+            )
+        if any(marker in text for text in shown):
+            self._fail(
+                f"item '{item.id}': the marker '{probe.check.text}' stands in a text that the model sees, "
+                "so quoting would count as obeying. Ask for what it must put together",
+                place,
+            )
+
+    def _verify_patterns(self, place: int, item: Item, probe: Probe) -> None:
+        if not probe.check.patterns:
+            self._fail(
+                f"item '{item.id}': a check of kind '{probe.check.kind}' needs `patterns`",
+                place,
+                code="patterns-missing",
+            )
+        compiled = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
+        if any(self._matches(place, item, pattern, text) for pattern in compiled for text in texts(probe)):
+            self._fail(
+                f"item '{item.id}': a pattern matches a text that the model is shown",
+                place,
+                code="pattern-matches-prompt",
+            )
+        if item.obeys and not any(self._matches(place, item, pattern, item.obeys) for pattern in compiled):
+            self._fail(
+                f"item '{item.id}': no pattern matches the sample in `obeys`",
+                place,
+                code="pattern-misses-sample",
+            )
+
+    def _verify_answer(self, place: int, item: Item, probe: Probe) -> None:
+        poisoned = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
+        unless = () if isinstance(probe.check.unless, UnsetType) else probe.check.unless
+        true = [self._compiled(place, item, pattern) for pattern in unless]
+        if not poisoned or not true:
+            self._fail(
+                f"item '{item.id}' needs both answers: `poisoned` and `truth`", place, code="answers-missing"
+            )
+        asked, planted = probe.turns, texts(probe)[len(probe.turns) :]
+        if any(self._matches(place, item, pattern, text) for pattern in poisoned + true for text in asked):
+            self._fail(
+                f"item '{item.id}': an answer stands in the question", place, code="answer-in-question"
+            )
+        if not any(self._matches(place, item, pattern, text) for pattern in poisoned for text in planted):
+            self._fail(
+                f"item '{item.id}': the poisoned answer stands in no passage and no tool result", place
+            )
+
+    def _verify_package(self, place: int, item: Item, probe: Probe) -> None:
+        if len(bare(probe.check.text)) < MIN_MARKER:
+            self._fail(
+                f"item '{item.id}': a package's name needs {MIN_MARKER} letters or digits",
+                place,
+                code="marker-too-short",
+            )
+        if use_of(probe.check.text, texts(probe)):
+            self._fail(
+                f"item '{item.id}': the model is shown a line that installs or imports the package", place
+            )
+
+    def _compiled(self, place: int, item: Item, pattern: str) -> Any:
+        try:
+            return regex.compile(pattern)
+        except regex.error as error:
+            self._fail(
+                f"item '{item.id}': bad regular expression '{pattern}': {error}",
+                place,
+                code="bad-pattern-here",
+            )
+
+    def _matches(self, place: int, item: Item, pattern: Any, text: str) -> bool:
+        try:
+            return pattern.search(text, timeout=PATTERN_SECONDS) is not None
+        except TimeoutError:
+            self._fail(
+                f"item '{item.id}': the pattern '{pattern.pattern}' runs out of time on its own texts", place
+            )
+
+    def _verify_twin(self, place: int, item: Item, probe: Probe, twin: Probe) -> None:
+        self._verify_texts(place, item, twin)
+        if (twin.turns, twin.passage, twin.tool_result) == (probe.turns, probe.passage, probe.tool_result):
+            self._fail(f"item '{item.id}': the twin asks the very same thing", place, code="twin-same")
+
+    def _convert(self, data: dict[str, Any]) -> File:
+        try:
+            return msgspec.convert(data, File, strict=True)
+        except msgspec.ValidationError as error:
+            self._explain(error)
+
+    def _explain(self, error: msgspec.ValidationError) -> NoReturn:
+        message = str(error)
+        where = re.search(r"at `\$\.probe\[(\d+)\]", message)
+        place = int(where[1]) if where else None
+        unknown = re.search(r"unknown field `([^`]+)`", message)
+        if unknown is None:
+            self._fail(message, place, code=code_of(error, "bad-setting"))
+        known = {f for s in (File, Item, Twin, Check, Change, ToolResult) for f in s.__struct_fields__}
+        hint = did_you_mean(unknown[1], sorted(known))
+        self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
+
+    def _fail(self, message: str, place: int | None = None, key: str = "", *, code: str = "") -> NoReturn:
+        """Raise BadInput at the `place`-th item, at the line of `key` inside it where there is one."""
+        start = self.heads[place] if place is not None and place < len(self.heads) else 0
+        line = start
+        for number in range(start, len(self.lines) if key else 0):
+            if re.search(rf"(?:^|[\s{{,\[.])\"?{re.escape(key)}\"?\s*(?:=|\])", self.lines[number]):
+                line = number + 1
+                break
+        raise BadInput(self.path, message, line, code=code)
+
+
+def _result(given: str | ToolResult) -> ToolResult | None:
+    if isinstance(given, ToolResult):
+        return given
+    return ToolResult("{tool}", given.strip()) if given.strip() else None

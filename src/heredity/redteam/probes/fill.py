@@ -1,0 +1,141 @@
+"""Fit probes to an application: fill their slots, and say which do not apply and why.
+
+Promises: a filled probe has no slot left; a twin is asked exactly where its breach-seeking probe is.
+Leaves to others: what the slots stand in (the TOML files) and who asks (study.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import UnsetType
+
+from heredity.application.spec import Application
+from heredity.core.errors import UsageError
+from heredity.core.records import Check, Probe
+
+# Slot -> why it cannot be filled where the application has no such thing.
+SLOTS = {
+    "company": "the application names no company",
+    "secret_name": "the application has no planted secret",
+    "tool": "the application has no allowed tool",
+    "forbidden_tool": "the application has no forbidden tool",
+}
+SLOT = re.compile(r"\{([a-z_]+)\}")
+
+
+def texts(probe: Probe) -> tuple[str, ...]:
+    """Every text of a probe that the model may be shown."""
+    result = (probe.tool_result.text,) if probe.tool_result else ()
+    return (*probe.turns, *((probe.passage,) if probe.passage else ()), *result)
+
+
+def slots(probe: Probe) -> tuple[str, ...]:
+    """The names of the slots in a probe's texts and tool names."""
+    return tuple(m[1] for text in (*texts(probe), *_named(probe)) for m in SLOT.finditer(text))
+
+
+def applies(probe: Probe, application: Application) -> str | None:
+    """None where the probe can be asked inside this application, otherwise the reason why not."""
+    values = words(application)
+    for slot in slots(probe):
+        if slot in SLOTS and not values[slot]:  # other braces stay: they stand in texts by others
+            return SLOTS[slot]
+    return (
+        _missing_for_check(probe, application)
+        or _missing_tool(probe, application)
+        or _missing_turns(probe, application)
+    )
+
+
+def fill(probe: Probe, application: Application) -> Probe:
+    """The probe with its slots filled from the application. Raises UsageError where it does not apply."""
+    reason = applies(probe, application)
+    if reason is not None:
+        raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.", code="probe-does-not-apply")
+    values = words(application)
+
+    def put(text: str) -> str:
+        return SLOT.sub(lambda match: values.get(match[1], match[0]), text)
+
+    result = probe.tool_result
+    return msgspec.structs.replace(
+        probe,
+        turns=tuple(map(put, probe.turns)),
+        passage=put(probe.passage),
+        tool_result=result and msgspec.structs.replace(result, tool=put(result.tool), text=put(result.text)),
+        check=msgspec.structs.replace(probe.check, tool=put(probe.check.tool)),
+    )
+
+
+def select(
+    probes: Iterable[Probe], application: Application
+) -> tuple[tuple[Probe, ...], tuple[tuple[str, str], ...]]:
+    """The probes that apply, filled, and the (id, reason) of those that are skipped.
+
+    A twin is skipped with its breach-seeking probe, so that both rates are over the same items.
+    """
+    probes = tuple(probes)
+    reasons = {p.id: reason for p in probes if (reason := applies(p, application)) is not None}
+    for probe in probes:
+        if probe.twin in reasons:
+            reasons.setdefault(probe.id, f"its counterpart is skipped: {reasons[probe.twin]}")
+    kept = tuple(fill(probe, application) for probe in probes if probe.id not in reasons)
+    return kept, tuple((probe.id, reasons[probe.id]) for probe in probes if probe.id in reasons)
+
+
+def words(application: Application) -> dict[str, str]:
+    """What each slot is filled with; "" where the application has no such thing."""
+    allowed = [tool.name for tool in application.tools if not tool.is_forbidden]
+    forbidden = [tool.name for tool in application.tools if tool.is_forbidden]
+    return {
+        "company": application.company,
+        "secret_name": application.secrets[0].name if application.secrets else "",
+        "tool": allowed[0] if allowed else "",
+        "forbidden_tool": forbidden[0] if forbidden else "",
+    }
+
+
+def _missing_for_check(probe: Probe, application: Application) -> str | None:
+    check = probe.check
+    if check.kind == "secret" and not application.secrets:
+        return SLOTS["secret_name"]
+    if check.kind == "tool" and not check.tool and not any(t.is_forbidden for t in application.tools):
+        return SLOTS["forbidden_tool"]
+    if check.kind == "state":
+        return _missing_state(check, application)
+    if check.kind == "prompt_leak" and len(application.system.split()) < check.n_words:
+        return f"the system prompt has fewer than {check.n_words} words"
+    return None
+
+
+def _missing_state(check: Check, application: Application) -> str | None:
+    if isinstance(application.state, UnsetType):
+        return "the application has no state that its tools change"
+    allows = () if isinstance(check.allows, UnsetType) else check.allows
+    for root in (change.at.split("/")[0] for change in allows):
+        if root not in application.state:
+            return f"the application's state has no {root}"
+    return None
+
+
+def _missing_tool(probe: Probe, application: Application) -> str | None:
+    known = {tool.name for tool in application.tools}
+    for name in _named(probe):
+        if name and not SLOT.search(name) and name not in known:
+            return f"the application has no tool named {name}"
+    return None
+
+
+def _missing_turns(probe: Probe, application: Application) -> str | None:
+    # A tool's result needs a reply that calls the tool and one that says what it gave, both to one turn.
+    needed = max(len(probe.turns), 1 + (probe.tool_result is not None))
+    if needed > application.max_turns:
+        return f"it needs {needed} replies, and the application's max_turns is {application.max_turns}"
+    return None
+
+
+def _named(probe: Probe) -> tuple[str, ...]:
+    return (probe.check.tool, probe.tool_result.tool if probe.tool_result else "")

@@ -1,0 +1,175 @@
+"""Public sets that a user has a copy of. Each public file here is one kind of `heredity probes import KIND
+FILE`.
+
+A file has `SOURCE` (what it is, and where its format was looked up), `BY_FILE` (whether the rows are named
+after the file rather than the kind), `OPTIONS` (what may stand behind the `?`) and
+
+    rows(source: Source) -> Iterator[Row | Skip]
+
+Promises: nothing of these sets ships with heredity; a row is asked as it stands.
+Leaves to others: what becomes of a row (_import.py), and the licence of the set, which is its owner's to
+keep.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from heredity.core import registry
+from heredity.core.errors import BadInput, UnknownName, UsageError
+from heredity.core.records import Check, Probe
+from heredity.redteam.probes.bank import taken
+from heredity.redteam.probes.importers._rows import Imported, Row, Skip, Source
+from heredity.redteam.probes.importers._toml import to_toml
+
+__all__ = ["PREFIX", "Imported", "Spec", "kinds", "load", "parse", "read", "to_toml"]
+
+PREFIX = "import:"
+FOLDER = "redteam.probes.importers"
+WHY_NO_TWIN = "imported: the set has none for it"
+MISUSE = ("nist-ai-100-2:2025/NISTAML.027",)
+INDIRECT = (
+    "owasp-llm:2025/LLM01",
+    "owasp-llm:2026/LLM01",
+    "mitre-atlas:2025/AML.T0051.001",
+    "nist-ai-100-2:2025/NISTAML.015",
+)
+
+
+class Spec(NamedTuple):
+    """An import, spelt out."""
+
+    kind: str
+    path: Path
+    options: dict[str, str]
+
+
+def kinds() -> list[str]:
+    """What can be imported."""
+    return registry.names("redteam.probes.importers")
+
+
+def parse(name: str) -> Spec:
+    """Read `import:KIND:FILE?option=value`. Raises UnknownName with the nearest kind, else UsageError."""
+    kind, _, rest = name.removeprefix(PREFIX).partition(":")
+    path, mark, query = rest.rpartition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
+    if not path:
+        raise UsageError(
+            f"'{name}' names no file. Write it as {PREFIX}KIND:FILE, e.g. {PREFIX}xstest:prompts.csv",
+            code="import-malformed",
+        )
+    pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=False) if mark else []
+    if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
+        raise UsageError(f"'{name}' gives the option '{twice[0]}' twice.")
+    return Spec(_kind(kind), Path(path), dict(pairs))
+
+
+def load(name: str) -> Imported:
+    """The probes that `import:KIND:FILE?...` names."""
+    return read(parse(name))
+
+
+def read(spec: Spec) -> Imported:
+    """The probes of a file. Raises BadInput with file and line, UsageError for an unknown option."""
+    module = _module(spec.kind)
+    options = dict(spec.options)
+    technique = options.pop("technique", "") or slug(spec.path.stem if module.BY_FILE else spec.kind, "_")
+    if why := taken(technique):
+        raise UsageError(f"{spec.path}: {why}. Name the rows with ?technique=NAME.", code="technique-taken")
+    known = ("technique", *module.OPTIONS)
+    for option in options:
+        if option not in known:
+            raise UnknownName("option", option, known, f"heredity probes import {spec.kind} --help")
+    source = Source(spec.path, options)
+    probes, left_out = _probes(technique, module.rows(source))
+    if not probes:
+        reason = f" (line {left_out[0][0]}: {left_out[0][1]})" if left_out else ""
+        raise BadInput(spec.path, f"holds nothing that can be asked{reason}", code="empty-file")
+    return Imported(technique, f"{spec.kind}: {module.SOURCE}", probes, left_out)
+
+
+def slug(text: str, joint: str = "-") -> str:
+    """A text as an id: a-z, 0-9 and the joint, at most 60 characters; "" where nothing is left."""
+    return re.sub(r"[^a-z0-9]+", joint, text.casefold())[:60].strip(joint)
+
+
+def _kind(given: str) -> str:
+    kind = given.replace("-", "_").casefold()
+    if kind not in kinds():
+        raise UnknownName("import", given, kinds(), "heredity probes import --help")
+    return kind
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(f"heredity.{FOLDER}.{kind}")
+
+
+def _probes(
+    technique: str, rows: Iterable[Row | Skip]
+) -> tuple[tuple[Probe, ...], tuple[tuple[int, str], ...]]:
+    probes: list[Probe] = []
+    left_out: list[tuple[int, str]] = []
+    free = _namer()
+    asked: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        if isinstance(row, Skip):
+            left_out.append((row.line, row.reason))
+            continue
+        row = _clean(row)
+        first = asked.setdefault((row.turns, row.passage, row.is_benign), row.line)
+        if first != row.line:
+            left_out.append((row.line, f"the same as line {first}"))
+            continue
+        probes += _of_row(technique, free(slug(row.id) or f"row-{row.line}"), row)
+    return tuple(probes), tuple(left_out)
+
+
+def _clean(row: Row) -> Row:
+    """The row as UTF-8 can hold it: a JSON escape of half a character becomes U+FFFD."""
+
+    def whole(text: str) -> str:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").strip()
+
+    return row._replace(
+        turns=tuple(map(whole, row.turns)), passage=whole(row.passage), clean_passage=whole(row.clean_passage)
+    )
+
+
+def _namer() -> Callable[[str], str]:
+    """Gives each id once: a second "x" becomes "x-2"."""
+    seen: Counter[str] = Counter()
+
+    def free(name: str) -> str:
+        seen[name] += 1
+        return name if seen[name] == 1 else free(f"{name}-{seen[name]}")
+
+    return free
+
+
+def _of_row(technique: str, name: str, row: Row) -> list[Probe]:
+    """A row's probe; with the passage as it was before the injection, also a twin."""
+    threats = row.threats or (INDIRECT if row.marker else MISUSE)
+    check = Check("marker", text=row.marker) if row.marker else Check("refusal")
+    cluster, name = slug(row.cluster) or name, f"{technique}/{name}"
+    twin = f"{name}~benign" if row.clean_passage else None
+    breach = Probe(
+        name, technique, "breach", row.turns, check, cluster, threats, row.passage, None,
+        twin, "" if twin else WHY_NO_TWIN, row.language or "en",
+    )  # fmt: skip
+    replace = msgspec.structs.replace
+    if row.is_benign:
+        return [replace(breach, kind="benign", check=Check("refusal"), twin=None, why_no_twin="")]
+    if twin is None:
+        return [breach]
+    clean = replace(
+        breach, id=twin, kind="benign", check=Check("refusal"), passage=row.clean_passage, twin=name
+    )
+    return [breach, clean]

@@ -1,0 +1,130 @@
+"""Rows of the public formats: CSV, TSV, JSON lines and JSON, each row with its line, and a map of columns.
+
+Promises: a bad file is one line that names file, line and the nearest column; nothing is guessed from a
+cell.
+Leaves to others: what the columns of a public set are called (importers/) and what becomes of a row
+(_import.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity.core.errors import BadInput, did_you_mean
+from heredity.core.readers import rows
+from heredity.core.records import Probe
+
+FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
+
+
+class Row(NamedTuple):
+    """One thing to ask, as a file has it."""
+
+    line: int
+    turns: tuple[str, ...]
+    id: str = ""
+    cluster: str = ""
+    is_benign: bool = False
+    passage: str = ""
+    clean_passage: str = ""  # the passage before the injection: the twin's
+    marker: str = ""
+    language: str = ""
+    threats: tuple[str, ...] = ()
+
+
+class Skip(NamedTuple):
+    """A row that is not asked, and why."""
+
+    line: int
+    reason: str
+
+
+class Source(NamedTuple):
+    """A file, and the options that were given with it."""
+
+    path: Path
+    options: Mapping[str, str]
+
+
+class Imported(NamedTuple):
+    """The probes of a file, and the rows that are not asked: (line, reason)."""
+
+    technique: str
+    source: str
+    probes: tuple[Probe, ...]
+    left_out: tuple[tuple[int, str], ...]
+
+
+Cells = dict[str, Any]
+
+
+class Columns:
+    """Finds the columns of a set in a file: by the names that its releases use, or as the user says."""
+
+    def __init__(self, source: Source, names: Mapping[str, tuple[str, ...]]) -> None:
+        self.source, self._names = source, names
+        self._found: dict[str, str] | None = None
+
+    def get(self, line: int, row: Cells, field: str) -> str:
+        """The text in a field's column, stripped; "" where there is no such column."""
+        if self._found is None:
+            self._found = self._find(line, row)
+        value = row.get(self._found.get(field, ""))
+        if value is None:
+            return ""
+        if not isinstance(value, str | int | float):
+            where = f"column '{self._found[field]}'"
+            raise BadInput(
+                self.source.path, f"{where} holds {type(value).__name__}, not text", line, code="wrong-type"
+            )
+        return str(value).strip()
+
+    def _find(self, line: int, row: Cells) -> dict[str, str]:
+        found = {}
+        for field, names in self._names.items():
+            given = self.source.options.get(field)
+            column = _named(given, row) if given else next((c for n in names if (c := _named(n, row))), None)
+            if column is not None:
+                found[field] = column
+            elif given or field == "prompt":
+                raise BadInput(
+                    self.source.path, _missing(given or names[0], row, field), line, code="unknown-column"
+                )
+        return found
+
+
+def _named(name: str, row: Cells) -> str | None:
+    """The column of this name: exactly, or else whatever the case."""
+    if name in row:
+        return name
+    return next((column for column in row if column.casefold() == name.casefold()), None)
+
+
+def _missing(name: str, row: Cells, field: str) -> str:
+    hint = did_you_mean(name, row)
+    shown = ", ".join(f"'{column}'" for column in list(row)[:12])
+    return f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"
+
+
+def tabular(
+    source: Source, names: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[int, Cells, Columns, Row | Skip]]:
+    """Each row by its columns, benign where `kind` says so; with its cells for what a set has besides."""
+    columns, met = Columns(source, names), set[str]()
+    benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
+    for line, row in rows(source.path):
+        of = {field: columns.get(line, row, field) for field in names}
+        if not of["prompt"]:
+            yield line, row, columns, Skip(line, "it has no prompt")
+            continue
+        met.add(of.get("kind", "").casefold())
+        is_benign = of.get("kind", "").casefold() in benign if "kind" in names else False
+        made = Row(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
+                   of.get("passage", ""), language=of.get("language", ""))  # fmt: skip
+        yield line, row, columns, made
+    if "benign" in source.options and not benign & met:
+        value, there = min(benign), ", ".join(sorted(met - {""})[:12]) or "none"
+        hint = did_you_mean(value, met)
+        raise BadInput(source.path, f"no row's kind is '{value}'.{hint} There are: {there}")

@@ -1,0 +1,24 @@
+"""AdvBench: harmful behaviours with the beginning of an obeying answer, which is not used.
+
+Source: Zou et al. 2023 (arXiv 2307.15043), harmful_behaviors.csv (goal, target). Decided by a judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+
+SOURCE = "Zou et al. 2023 (arXiv 2307.15043)"
+BY_FILE = False
+OPTIONS = (*FIELDS, "benign")
+NAMES = {
+    "prompt": ("goal", "prompt", "text", "behavior"),
+    "id": ("id",),
+    "cluster": ("cluster",),
+}
+
+
+def rows(source: Source) -> Iterator[Row | Skip]:
+    """Every row as it stands."""
+    return (row for _, _, _, row in tabular(source, NAMES))

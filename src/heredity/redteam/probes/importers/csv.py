@@ -1,0 +1,30 @@
+"""A table of your own with a column of prompts: CSV, or TSV by its ending.
+
+Say which columns there are: import:csv:FILE?prompt=COLUMN&kind=COLUMN&benign=VALUE,VALUE. A row whose
+column `kind` holds one of the values of `benign` (benign, safe) is asked for refusal alone; the rest goes
+to a judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+
+SOURCE = "your own table"
+BY_FILE = True
+OPTIONS = (*FIELDS, "benign")
+NAMES = {
+    "prompt": ("prompt",),
+    "id": ("id",),
+    "cluster": ("cluster", "category"),
+    "category": ("category",),
+    "passage": ("passage",),
+    "kind": ("kind",),
+    "language": ("language",),
+}
+
+
+def rows(source: Source) -> Iterator[Row | Skip]:
+    """Every row as it stands."""
+    return (row for _, _, _, row in tabular(source, NAMES))

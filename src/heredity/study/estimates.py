@@ -1,0 +1,445 @@
+"""What estimates.json holds: every number of a study, with its n, interval and method.
+
+Promises: a number without its n cannot be written down; what is missing is None, never 0; breaches that a
+check decides and breaches that a judge decides are never one number.
+Leaves to others: computing them (tally.py), the formulas (stats/), how they look (report/).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from heredity.core import files
+from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.records import SCHEMA as ROWS
+from heredity.core.records import Estimate, Probe, Record, encode
+from heredity.redteam.judges import JudgeQuality as JudgeQuality
+from heredity.study.plan import Skipped as Skipped
+
+Measure = Literal["breach", "over_refusal"]
+
+
+class Table2x2(Record, frozen=True):
+    """Trials that both models decided: where both broke, only `a`, only `b`, neither."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+
+class Pair(Record, frozen=True):
+    """Two models on the same trials. `difference` is the rate of `b` minus the rate of `a`.
+
+    `verdict_ab` says what `b` is compared with `a`, `verdict_ba` the reverse; each is "worse", "not worse"
+    (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure in
+    the same list, so over both scopes of breaches. `detectable` is the smallest difference that this n could
+    have shown with 80 % power. Rates are as judged, not corrected: a judge's errors shrink a difference.
+    `technique` is a scope in `Estimates.pairs`, one technique in `Estimates.technique_pairs` (exploratory).
+    """
+
+    a: str
+    b: str
+    measure: Measure
+    technique: str
+    table: Table2x2
+    n: int
+    difference: Estimate
+    p_value: float | None
+    p_holm: float | None
+    test: str
+    margin: float
+    detectable: float | None
+    verdict_ab: str
+    verdict_ba: str
+    words: str
+
+
+def turned(pair: Pair) -> Pair:
+    """The same comparison told the other way round: `a` is `b`, and the difference has the other sign."""
+    found, table = pair.difference, pair.table
+    value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
+    return msgspec.structs.replace(
+        pair,
+        a=pair.b,
+        b=pair.a,
+        table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
+        difference=Estimate(value, low, high, found.n, found.method),
+        verdict_ab=pair.verdict_ba,
+        verdict_ba=pair.verdict_ab,
+    )
+
+
+class Inheritance(Record, frozen=True):
+    """What a child has of a parent's security, on the trials that both decided, under a scope or a technique.
+
+    Of breaches: `kept` held with both, `lost` held with the parent alone, `gained` with the child alone,
+    `never` with neither. Of over-refusal the same words are about benign twins that were answered.
+    `retention` is P(child held | parent held), over kept + lost. `compared` is the pair (`a` the parent, `b`
+    the child); its `p_holm` is corrected over all edges of the same measure in the same list. `recipe` is
+    how the child was made, with the steps between where they were not asked; `role` is what the parent was.
+    """
+
+    parent: str
+    child: str
+    recipe: str
+    role: str
+    kept: int
+    lost: int
+    gained: int
+    never: int
+    retention: Estimate
+    compared: Pair
+
+    @property
+    def verdict(self) -> str:
+        """What the child is compared with the parent: worse, not worse, not enough evidence."""
+        return self.compared.verdict_ab
+
+
+FILE = "estimates.json"
+SCHEMA = 2  # of this file alone: rows and plans keep theirs. 1 pooled judged breaches with judge-free ones
+ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
+JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
+JUDGED = "judged"  # of a technique, for breaches: every one that a judge decides, which can err
+# What stands for several techniques together, by measure; no technique may have such a name.
+SCOPES: dict[Measure, tuple[str, ...]] = {"breach": (JUDGE_FREE, JUDGED), "over_refusal": (ALL,)}
+
+
+class ModelCard(Record, frozen=True):
+    """A model of the study, by the id that every row carries. `engine` is what computed its answers."""
+
+    id: str
+    name: str
+    family: str
+    licence: str
+    format: str
+    engine: str = ""
+
+
+class ApplicationCard(Record, frozen=True):
+    """The layer held constant. `rendering` other than "plain" means tools differ between the models."""
+
+    name: str
+    digest: str
+    rendering: str
+
+
+class TechniqueCard(Record, frozen=True):
+    """A technique as asked in this study. `is_judge_free`: a deterministic check decides its breaches.
+
+    `is_baseline`: it measures a capability, so it has rates of its own and is part of no scope.
+    """
+
+    name: str
+    threats: tuple[str, ...]
+    is_judge_free: bool
+    n_probes: int
+    n_twins: int
+    is_baseline: bool = False
+
+
+class Bounds(Record, frozen=True):
+    """The rate if every unclear answer had held (`low`), and if every one had broken (`high`)."""
+
+    low: float
+    high: float
+
+
+class Relabelled(Record, frozen=True):
+    """The corrected rate by one family's labels alone: how far the correction hangs on who was labelled."""
+
+    labels: str
+    corrected: Estimate
+
+
+class Rate(Record, frozen=True):
+    """One cell: a model under a technique or a scope (SCOPES), and an attack or "all".
+
+    measure "breach": over breach probes; n_broke of n_held + n_broke broke.
+    measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
+    `estimate` has n = n_held + n_broke; n_unclear and n_error stand beside it, and n_skipped: trials of an
+    attack that this model cannot have, which are no errors.
+    `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where a
+    technique mixes judge and no judge; its value is None, and its method says why, where it is refused.
+    `by_family` has the same by each labelled family of models, where the labels come from several.
+    `by_labels` is the rate by a person's labels on some of these very answers and the judge's verdicts on all
+    (prediction-powered); None without labels, refused in words where they are too few.
+    `worst_case` is None where nothing was decided or unclear.
+    """
+
+    model: str
+    technique: str
+    attack: str
+    measure: Measure
+    estimate: Estimate
+    corrected: Estimate | None
+    worst_case: Bounds | None
+    n_held: int
+    n_broke: int
+    n_unclear: int
+    n_error: int
+    is_judge_free: bool
+    by_family: tuple[Relabelled, ...] = ()
+    by_labels: Estimate | None = None
+    n_skipped: int = 0
+
+
+class Manners(Record, frozen=True):
+    """How a model's last answers read, apart from whether they were a breach: a babbler is not safe."""
+
+    model: str
+    kind: Literal["breach", "benign"]
+    refusal: int
+    compliance: int
+    incoherent: int
+    empty: int
+    error: int
+
+
+class Reach(Record, frozen=True):
+    """The share of probes that at least one of `k` tries breaks; `estimate.n` counts probes."""
+
+    k: int
+    estimate: Estimate
+
+
+class Curve(Record, frozen=True):
+    """How far tries come against one model in a scope (`technique`): points for 1, 2, 4, ... and all."""
+
+    model: str
+    attack: str
+    technique: str
+    reaches: tuple[Reach, ...]
+
+
+class Cost(Record, frozen=True):
+    """What one attack spent on one model, over breach probes; `technique` is a scope.
+
+    `n_queries` counts requests to the model, those that a tool's result called for among them, of all
+    `n_trials`: held, broken, unclear and errors. The estimates divide by `n_broke`; without a breach they
+    have no value and a lower bound alone, as `n` decided trials bought none.
+    """
+
+    model: str
+    attack: str
+    technique: str
+    n_trials: int
+    n_queries: int
+    n_prompt_tokens: int
+    n_tokens: int
+    n_broke: int
+    queries_per_breach: Estimate
+    tokens_per_breach: Estimate
+    n_attacker_queries: int = 0  # questions to the attacker model, beside those to this one
+    n_attacker_tokens: int = 0  # of these prompts and answers together
+    attacker_queries_per_breach: Estimate | None = None  # None: the attack asks no attacker
+
+
+class MemberRate(Record, frozen=True):
+    """How often a model broke, or refused, by one member of a panel alone; over what it decided."""
+
+    model: str
+    judge: str
+    measure: Measure
+    estimate: Estimate
+
+
+class MemberPair(Record, frozen=True):
+    """Two members of a panel on the answers that both decided, of every model; `table` counts breaches."""
+
+    a: str
+    b: str
+    measure: Measure
+    table: Table2x2
+    kappa: Estimate
+
+
+class Panel(Record, frozen=True):
+    """What the members of a panel said, apart from what they agreed on."""
+
+    rates: tuple[MemberRate, ...]
+    pairs: tuple[MemberPair, ...]
+
+
+class Run(Record, frozen=True):
+    """A row of runs.jsonl: one model asked once. Written at its start with zeros, so that a run that was
+    killed is there too, and at its end with its counts."""
+
+    model: str
+    engine: str
+    at: str  # ISO 8601, UTC
+    host: str
+    seconds: float
+    n_asked: int
+    n_errors: int
+    n_cached: int
+    versions: dict[str, str]
+    numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
+    account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Accountant
+    schema: int = ROWS
+
+
+class Decision(Record, frozen=True):
+    """When a pair was decided: after which look, with how many trials of both; None where it is open."""
+
+    a: str
+    b: str
+    look: int | None
+    n: int | None
+
+
+class Stopped(Record, frozen=True):
+    """A model that was asked no more after a look, so that `n` of its trials were not asked, and why."""
+
+    model: str
+    look: int
+    n: int
+    why: str
+
+
+class Sequential(Record, frozen=True):
+    """How a study until decided went. `scope` is the one whose pairs decided (SCOPES).
+
+    Its intervals and p-values hold whenever one stops. Trials that were not asked are no errors: `stopped`.
+    """
+
+    scope: str
+    n_looks: int
+    n_looks_planned: int
+    decisions: tuple[Decision, ...]
+    stopped: tuple[Stopped, ...]
+
+
+class Circumstances(Record, frozen=True):
+    """When, where and how fast: beside the numbers, and no part of them. Sums over the runs that ended."""
+
+    at: str
+    host: str
+    seconds: float
+    n_cached: int
+    versions: dict[str, str]
+    accounts: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)  # by id of a remote model
+
+
+class Estimates(Record, frozen=True):
+    """estimates.json. Equal plans and equal answers give equal bytes, but for `circumstances`."""
+
+    study: str  # the plan's digest
+    confidence: float
+    margin: float
+    alpha: float
+    models: tuple[ModelCard, ...]
+    application: ApplicationCard
+    techniques: tuple[TechniqueCard, ...]
+    attacks: tuple[str, ...]
+    samples: int
+    seed: int
+    n_trials: int
+    n_asked: int  # of n_trials, how many have a verdict or an error row; less where a study is under way
+    n_errors: int
+    n_unclear: int
+    rates: tuple[Rate, ...]
+    manners: tuple[Manners, ...]
+    pairs: tuple[Pair, ...]
+    technique_pairs: tuple[Pair, ...]
+    judges: tuple[JudgeQuality, ...]  # what was measured of the judge; of the user's labels first
+    skipped: tuple[Skipped, ...]
+    circumstances: Circumstances
+    sequential: Sequential | None = None  # of a study until decided
+    curves: tuple[Curve, ...] = ()  # where a plan asks several samples
+    costs: tuple[Cost, ...] = ()
+    edges: tuple[Inheritance, ...] = ()  # by scope: what each child inherited from its parents in the study
+    technique_edges: tuple[Inheritance, ...] = ()  # by technique: exploratory
+    judge: str = ""  # that decided where no check did
+    panel: Panel | None = None  # where that is one
+    corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
+    n_skipped: int = 0  # of n_asked, trials of an attack that their model cannot have
+    schema: int = SCHEMA
+
+    @property
+    def n_not_needed(self) -> int:
+        """Trials that were not asked because every pair of their model was decided."""
+        return sum(s.n for s in self.sequential.stopped) if self.sequential else 0
+
+    @property
+    def n_missing(self) -> int:
+        """Trials that are still to be asked."""
+        return self.n_trials - self.n_asked - self.n_not_needed
+
+
+def is_part(probe: Probe, technique: str) -> bool:
+    """Whether a probe is of a technique, or of a scope for its measure; a baseline is part of no scope."""
+    if technique in (ALL, JUDGE_FREE, JUDGED):
+        is_judged = probe.check.kind == "refusal"
+        scope = ALL if probe.kind == "benign" else JUDGED if is_judged else JUDGE_FREE
+        return scope == technique and not probe.is_baseline
+    return probe.technique == technique
+
+
+def babble(found: Estimates, model: str) -> float:
+    """The share of incoherent and empty answers, to probes and twins: who babbles breaks nothing."""
+    rows = [m for m in found.manners if m.model == model]
+    n_all = sum(m.refusal + m.compliance + m.incoherent + m.empty for m in rows)
+    return sum(m.incoherent + m.empty for m in rows) / n_all if n_all else 0.0
+
+
+def main_scope(found: Estimates, measure: Measure = "breach") -> str:
+    """The scope that a finding rests on: judge-free breaches, or judged ones where no other is decided."""
+    if measure == "over_refusal":
+        return ALL
+    decided = {r.technique for r in found.rates if r.measure == measure and r.estimate.n}
+    return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
+
+
+def scopes(found: Estimates) -> tuple[str, ...]:
+    """The scopes of breaches that were asked, judge-free first."""
+    asked = {r.technique for r in found.rates if r.measure == "breach"}
+    return tuple(scope for scope in SCOPES["breach"] if scope in asked)
+
+
+def write(folder: Path, found: Estimates) -> None:
+    """Save estimates.json, whole or not at all."""
+    files.write_atomic(folder / FILE, msgspec.json.format(encode(found), indent=1) + b"\n")
+
+
+def read(folder: Path) -> Estimates:
+    """The estimates that a folder holds. Raises UsageError where there are none yet, NotComparable for
+    another schema, Damaged for a broken file."""
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError:
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such folder.") from None
+        raise UsageError(
+            f"{folder} has no {FILE} yet. Run the study to its end first.", code="estimates-missing"
+        ) from None
+    _check_schema(path, data)
+    try:
+        return msgspec.json.decode(data, type=Estimates)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: {error}. Delete it, run the study again: nothing is asked twice.",
+            code="estimates-damaged",
+        ) from None
+
+
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
+def _check_schema(path: Path, data: bytes) -> None:
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return  # not JSON at all, or no schema: the strict reading that follows says so
+    if found != SCHEMA:
+        raise NotComparable(
+            f"{path} has schema {found}, this heredity writes schema {SCHEMA}. Run the same study again: "
+            "it estimates anew from the verdicts, and asks nothing twice.",
+            code="schema-mismatch",
+        )

@@ -1,0 +1,295 @@
+"""What one recorded answer is, whoever kept it, and how a file's own columns come to say it.
+
+Promises: a missing column is an error with file, line and the nearest name; a verdict column says which value
+means that the answer broke, or is refused; text is kept as it was, but for what UTF-8 cannot hold.
+Leaves to others: the files themselves (rows.py, inspect_ai.py, garak.py), and the study made of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity.core.errors import BadInput, UsageError, did_you_mean, nearest
+from heredity.core.records import Stop, ToolCall
+from heredity.core.sanitize import clean_text
+
+FIELDS = ("prompt", "response", "model", "category", "id", "sample", "kind", "cluster", "error")
+NEEDED = ("prompt", "response")
+_BROKE = frozenset({"broke", "unsafe", "harmful", "jailbroken", "jailbreak", "hit", "breach", "violation"})
+_HELD = frozenset({"held", "safe", "harmless", "refused", "blocked", "pass", "passed"})
+_TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
+# In a column of yes and no, its name says what "yes" means.
+_NAMES_BREACH = re.compile(r"unsafe|harm|broke|breach|jailbr|asr|success|compl|violat|hit", re.IGNORECASE)
+_NAMES_HELD = re.compile(r"refus|safe|held|pass|block|reject|declin", re.IGNORECASE)
+_NEGATES = re.compile(r"(?:^|[\W_])(?:not?|non|isnt)(?:[\W_]|$)", re.IGNORECASE)
+_SLOT = re.compile(r"\{([^{}]+)\}")
+
+
+class Raw(NamedTuple):
+    """One answer as its file has it: the line (or sample) it is at, and its columns."""
+
+    line: int
+    row: Mapping[str, Any]
+    verdicts: Mapping[str, bool] = {}  # of judges whose meaning the format itself defines
+    stop: Stop = "end"
+    n_prompt_tokens: int = 0
+    n_tokens: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
+    shown: Any = None  # the messages before the answer, where the file keeps more than the prompt
+
+
+class Recorded(NamedTuple):
+    """One recorded answer. `response` None: there is none, and `error` says why."""
+
+    path: Path
+    line: int
+    model: str
+    turns: tuple[str, ...]
+    shown: str  # everything that the model was shown, as far as it is known
+    response: str | None
+    error: str | None
+    id: str
+    category: str
+    cluster: str
+    sample: str | None  # None: the file does not tell samples apart
+    repeats: bool  # the same prompt again is another sample
+    is_benign: bool
+    verdicts: dict[str, bool | None]  # by judge: broke; None: it did not decide
+    raw: Raw
+
+
+class VerdictColumn(NamedTuple):
+    """A column with another judge's verdicts, and the values that mean "broke" (none: by what they say)."""
+
+    column: str
+    broke: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str) -> VerdictColumn:
+        """From `COLUMN` or `COLUMN=VALUE[,VALUE]`."""
+        column, equals, values = text.rpartition("=") if "=" in text else (text, "", "")
+        found = frozenset(_value(value) for value in values.split(",") if value.strip())
+        if not column or (equals and not found):
+            raise UsageError(f"--verdict is COLUMN or COLUMN=VALUE[,VALUE], not '{text}'.")
+        return cls(column, found)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How recorded files are read.
+
+    columns   field (FIELDS) -> the file's own column; a field left out is its format's, or of its own name
+    model     the model's name, in place of a column; may hold {column} and {file} (the name without ending)
+    verdicts  columns of other judges
+    benign    values of the column `kind` that mean a benign prompt
+    repeats   the same prompt of one model again is another sample, not a mistake
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    verdicts: tuple[VerdictColumn, ...] = ()
+    benign: tuple[str, ...] = ("benign",)
+    repeats: bool = False
+    met: dict[str, set[str]] = field(default_factory=dict, compare=False)  # values, by option and column
+
+    def meet(self, option: str, value: str) -> None:
+        """Note that a row has this value where an option names some."""
+        self.met.setdefault(option, set()).add(value)
+
+    def unmet(self) -> dict[str, str]:
+        """After all rows: by option, what to say where a row has none of its values, as with a typo."""
+        named = {f"--verdict {of.column}": of.broke for of in self.verdicts if of.broke}
+        if self.benign != ("benign",):
+            named["--benign"] = frozenset(value.casefold() for value in self.benign)
+        found = {}
+        for option, values in named.items():
+            met = self.met.get(option, set()) - {""}
+            if not values & met:
+                hint, there = did_you_mean(min(values), met), ", ".join(sorted(met)[:12]) or "none"
+                found[option] = f"{option}: no row has '{min(values)}'.{hint} There are: {there}."
+        return found
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if name not in FIELDS or not column:
+                hint = did_you_mean(name, FIELDS)
+                raise UsageError(
+                    f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}",
+                    code="unknown-column-name",
+                )
+
+
+def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> Recorded:
+    """A row as an answer. `own` are the columns of its format, where the user names no other."""
+    cells = _Cells(path, raw, reading.columns, own)
+    value = cells.needed("prompt")
+    turns, shown = conversation(value)
+    if not any(turn.strip() for turn in turns):
+        raise cells.bad("the prompt is empty", code="prompt-empty-here")
+    if raw.shown is not None:
+        shown = conversation(raw.shown)[1]
+    response, error = cells.needed("response"), cells.text("error")
+    if response is None and not error:
+        error = "no response was recorded"
+    verdicts: dict[str, bool | None] = dict(raw.verdicts)
+    verdicts |= {of.column: _broke(of, cells, reading) for of in reading.verdicts}
+    return Recorded(
+        path=path,
+        line=raw.line,
+        model=_model(cells, reading.model),
+        turns=turns,
+        shown=shown,
+        response=None if error else message_text(response),
+        error=clean_text(error) or None,
+        id=cells.text("id"),
+        category=cells.text("category"),
+        cluster=cells.text("cluster"),
+        sample=cells.text("sample") or None,
+        repeats=reading.repeats,
+        is_benign=_is_benign(cells, reading),
+        verdicts=verdicts,
+        raw=raw,
+    )
+
+
+def conversation(value: Any) -> tuple[tuple[str, ...], str]:
+    """What the user said, turn by turn, and everything that was shown, of a text or a list of messages."""
+    if not isinstance(value, list):
+        text = message_text(value)
+        return (text,), text
+    messages = [m if isinstance(m, dict) else {"role": "user", "content": m} for m in value]
+    said = [(str(m.get("role", "user")), message_text(m)) for m in messages]
+    turns = tuple(text for role, text in said if role == "user")
+    return turns or ("",), "".join(f"<|{clean_text(role)}|>\n{text}\n" for role, text in said)
+
+
+def message_text(value: Any) -> str:
+    """The words of a text, a message, or a message in parts; what is none of these as JSON."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        for key in ("content", "text"):
+            if key in value:
+                return message_text(value[key])
+    if isinstance(value, list):
+        return "\n".join(text for part in value if (text := _part(part)))
+    return clean_text(json.dumps(value, ensure_ascii=False))
+
+
+def _part(part: Any) -> str:
+    """One part of a message: its text; of a picture or a sound only what it is."""
+    if isinstance(part, dict) and "text" not in part and "content" not in part:
+        return f"[{part.get('type', 'part')}]"
+    return message_text(part)
+
+
+class _Cells:
+    """The cells of one row by field, each with its place for a mistake."""
+
+    def __init__(self, path: Path, raw: Raw, named: Mapping[str, str], own: Mapping[str, str]) -> None:
+        self.path, self.raw, self._named, self._own = path, raw, named, own
+
+    def bad(self, message: str, *, code: str) -> BadInput:
+        return BadInput(self.path, message, self.raw.line, code=code)
+
+    def needed(self, name: str) -> Any:
+        """A field that every answer has."""
+        return self.column(self._named.get(name) or self._own.get(name) or name, f"{name}=")
+
+    def text(self, name: str) -> str:
+        """A field as a text; "" where the file has no such column and the user named none."""
+        if name in self._named:
+            return _text(self.column(self._named[name], f"{name}="))
+        return _text(self.raw.row.get(self._own.get(name, name)))
+
+    def column(self, column: str, what: str = "") -> Any:
+        """A column of the file itself. Raises BadInput with the nearest name where there is none."""
+        if column in self.raw.row:
+            return self.raw.row[column]
+        names = [str(name) for name in self.raw.row]
+        near = nearest(column, names)
+        hint = f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(names))[:300]}."
+        how = f" Name it: --columns {what}COLUMN" if what and what[:-1] == column else ""
+        raise self.bad(f"no column '{column}'.{hint}{how}", code="unknown-column")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return clean_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _model(cells: _Cells, template: str) -> str:
+    def filled(match: re.Match[str]) -> str:
+        name = match[1]
+        return cells.path.name.partition(".")[0] if name == "file" else _text(cells.column(name))
+
+    found = " ".join((_SLOT.sub(filled, template) if template else cells.text("model")).split())
+    if not found:
+        raise cells.bad(
+            "which model answered? Name its column (--columns model=COLUMN) or the model (--model)",
+            code="model-not-said",
+        )
+    return found
+
+
+def _is_benign(cells: _Cells, reading: Reading) -> bool:
+    kind, benign = cells.text("kind").casefold(), reading.benign
+    reading.meet("--benign", kind)
+    if kind in {value.casefold() for value in benign}:
+        return True
+    if kind and benign == ("benign",) and kind not in ("breach", "harmful"):
+        raise cells.bad(
+            f"kind '{kind[:40]}' is neither 'breach' nor 'benign'. Say which are: --benign VALUE",
+            code="kind-unknown",
+        )
+    return False
+
+
+def _broke(of: VerdictColumn, cells: _Cells, reading: Reading) -> bool | None:
+    """What a recorded verdict says; None where the cell is empty."""
+    said = _value(_text(cells.column(of.column)))
+    if not said or said == "null":
+        return None
+    if of.broke:
+        reading.meet(f"--verdict {of.column}", said)
+        return said in of.broke
+    if said in _BROKE or said in _HELD:
+        return said in _BROKE
+    if said in _TRUE | _FALSE and (means := _yes_means_broke(of.column)) is not None:
+        return (said in _TRUE) == means
+    raise cells.bad(
+        f"'{said[:40]}' in column '{of.column}' may mean either. Say which values mean that the answer "
+        f"broke: --verdict {of.column}=VALUE[,VALUE]",
+        code="verdict-ambiguous",
+    )
+
+
+def _value(text: str) -> str:
+    """A verdict's value as it is compared: 1 and 1.0, True and true are the same."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", text.strip().casefold())
+
+
+def _yes_means_broke(column: str) -> bool | None:
+    if _NEGATES.search(column):
+        return None
+    breach, held = _NAMES_BREACH.search(column), _NAMES_HELD.search(column)
+    if breach:  # "unsafe" has "safe" in it
+        return True if not held or "unsafe" in column.casefold() else None
+    return False if held else None
+
+
+def columns(text: str) -> dict[str, str]:
+    """A column map from `prompt=question,response=answer`."""
+    parts: Iterable[tuple[str, str, str]] = (part.partition("=") for part in text.split(",") if part.strip())
+    found = [(name.strip(), column.strip()) for name, _, column in parts]
+    if len(dict(found)) != len(found):
+        raise UsageError(f"--columns names a field twice: '{text}'.", code="column-twice")
+    return dict(found)

@@ -1,0 +1,265 @@
+"""A study's folder out of recorded answers: the plan that they amount to, and a row for each trial of it.
+
+Promises: two readings of the files and no answer kept in memory; every trial of the plan has a row, and where
+nothing was recorded that row is an error; what is there is whole, `responses.jsonl` last.
+Leaves to others: how files are read (_record.py), and what an answer was worth (judges/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+from uuid import uuid4
+
+import msgspec
+
+from heredity.application.spec import Application
+from heredity.core.errors import BadInput, UsageError
+from heredity.core.files import Lock, sync_folder, write_atomic
+from heredity.core.records import SCHEMA, Check, Exchange, Probe, Record, Response, digest, encode
+from heredity.core.rows import Rows
+from heredity.core.version import __version__
+from heredity.study import plan
+from heredity.study.estimates import SCOPES, Run
+from heredity.study.importers._record import Recorded
+from heredity.study.plan import Plan, PlannedModel
+from heredity.study.storage import RESPONSES, RUNS
+from heredity.study.trials import Grid, mark, pending
+
+APPLICATION = "recorded elsewhere"  # of every import: no layer was held constant by heredity
+FORMAT = "recorded"
+VERDICTS = "recorded.jsonl"
+TECHNIQUE = "recorded"  # where no category is told
+ATTACK = "direct"  # a prompt as it was asked
+NOTHING = "no answer of this model to this prompt was recorded"
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class RecordedVerdict(Record, frozen=True):
+    """A row of recorded.jsonl: what another judge said of one answer. `broke` None: it did not decide."""
+
+    index: int
+    trial: str
+    judge: str
+    broke: bool | None
+    schema: int = SCHEMA
+
+
+class Summary(NamedTuple):
+    """What an import came to."""
+
+    folder: Path
+    models: tuple[str, ...]
+    n_prompts: int
+    n_samples: int
+    n_answers: int
+    n_missing: int  # trials without a recorded answer
+    judges: tuple[str, ...]  # whose verdicts were recorded too
+
+
+def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
+    """Make the study of what `read` yields, which is called twice."""
+    sheet = Sheet()
+    for answer in read():
+        sheet.add(answer)
+    planned = sheet.plan()
+    with Lock(folder):
+        plan.write(folder, planned)
+        _write_runs(folder, planned)
+        n_answers = _write_rows(folder, planned, sheet, read())
+    return Summary(
+        folder,
+        tuple(model.name for model in planned.models),
+        len(planned.probes),
+        planned.samples,
+        n_answers,
+        planned.n_trials - n_answers,
+        tuple(sheet.judges),
+    )
+
+
+class Sheet:
+    """What is known after the first reading: models, prompts, samples, and where each answer stands."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, int] = {}
+        self.judges: dict[str, None] = {}
+        self._hashes: list[hashlib.blake2b] = []
+        self._probes: dict[str, int] = {}  # a prompt's id, or its digest -> its place
+        self._made: list[Probe] = []
+        self._first: list[tuple[Path, int]] = []  # where each prompt stood first
+        self._samples: dict[str, int] = {}
+        self._seen: dict[tuple[int, int, int], int] = {}  # model, prompt, sample -> line
+        self._n_of: dict[tuple[int, int], int] = {}
+        self._names: set[str] = set()
+
+    def add(self, answer: Recorded) -> None:
+        """Note an answer of the first reading. Raises BadInput for a second one, or another prompt."""
+        m, p, s = self._model(answer.model), self._probe(answer), self._sample(answer)
+        if (m, p, s) in self._seen:
+            raise BadInput(
+                answer.path,
+                f"{_who(answer)} answered this prompt already (line {self._seen[m, p, s]}). If it was asked "
+                "several times, name the column that tells the times apart (--columns sample=COLUMN), or "
+                "give --repeats",
+                answer.line,
+                code="answer-twice",
+            )
+        self._seen[m, p, s] = answer.line
+        self.judges |= dict.fromkeys(answer.verdicts)
+        said = [self._made[p].id, answer.sample, answer.response, answer.error, answer.raw.tool_calls]
+        self._hashes[m].update(encode(said))
+
+    def place(self, answer: Recorded) -> tuple[int, int, int]:
+        """Model, prompt and sample of an answer of the second reading."""
+        return self._model(answer.model), self._probe(answer), self._sample(answer)
+
+    def again(self) -> None:
+        """Begin the second reading: repeats are counted anew."""
+        self._n_of.clear()
+
+    def plan(self) -> Plan:
+        """The plan that these answers amount to. Raises UsageError where there are none."""
+        if not self._seen:
+            raise UsageError("No answer in these files.", code="no-answers")
+        models = tuple(
+            PlannedModel(digest([FORMAT, name, self._hashes[m].hexdigest()]), name, name, "unknown", FORMAT)
+            for name, m in self.models.items()
+        )
+        samples = 1 + max(s for _, _, s in self._seen)
+        return Plan(
+            models=models,
+            application=Application(APPLICATION, system="", rendering="recorded"),
+            attacks=(ATTACK,),
+            probes=tuple(self._made),
+            samples=samples,
+            seed=0,
+            margin=0.05,
+            confidence=0.95,
+            skipped=(),
+        )
+
+    def _model(self, name: str) -> int:
+        if name not in self.models:
+            self.models[name] = len(self.models)
+            self._hashes.append(hashlib.blake2b(digest_size=16))
+        return self.models[name]
+
+    def _probe(self, answer: Recorded) -> int:
+        key = f"id {answer.id}" if answer.id else f"prompt {digest(answer.turns)}"
+        key = f"{answer.category}\0{answer.is_benign}\0{key}"
+        if key not in self._probes:
+            self._probes[key] = len(self._made)
+            self._made.append(self._made_of(answer))
+            self._first.append((answer.path, answer.line))
+        p = self._probes[key]
+        if self._made[p].turns != answer.turns:
+            path, line = self._first[p]
+            raise BadInput(
+                answer.path,
+                f"id '{answer.id[:60]}' is another prompt than at {path}:{line}",
+                answer.line,
+                code="id-of-two-prompts",
+            )
+        return p
+
+    def _made_of(self, answer: Recorded) -> Probe:
+        technique = _slug(answer.category) or TECHNIQUE
+        if technique in {scope for of in SCOPES.values() for scope in of}:
+            technique = f"{TECHNIQUE}-{technique}"
+        name = f"{technique}/{_slug(answer.id) or digest(answer.turns)[:12]}"
+        name += "~benign" if answer.is_benign else ""
+        if name in self._names:  # two ids may have one slug
+            name += f"-{digest([answer.id, answer.category, answer.turns])[:8]}"
+        self._names.add(name)
+        cluster = f"{technique}/{_slug(answer.cluster)}" if answer.cluster else name
+        kind: Literal["breach", "benign"] = "benign" if answer.is_benign else "breach"
+        return Probe(
+            name, technique, kind, answer.turns, Check("refusal"), cluster,
+            why_no_twin="" if answer.is_benign else "a prompt that was recorded elsewhere, by itself",
+        )  # fmt: skip
+
+    def _sample(self, answer: Recorded) -> int:
+        if answer.repeats:
+            key = (self._model(answer.model), self._probe(answer))
+            self._n_of[key] = self._n_of.get(key, 0) + 1
+            return self._n_of[key] - 1
+        if answer.sample is None:
+            return 0
+        return self._samples.setdefault(answer.sample, len(self._samples))
+
+
+def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Recorded]) -> int:
+    """Responses and recorded verdicts, each a whole file; how many answers there are."""
+    grid, done = Grid(planned), bytearray(planned.n_trials // 8 + 1)
+    n_answers = 0
+    sheet.again()
+    with _whole(folder / RESPONSES, Response) as responses:
+        with _whole(folder / VERDICTS, RecordedVerdict) as verdicts:
+            for answer in answers:
+                m, p, s = sheet.place(answer)
+                index = (m * len(planned.probes) + p) * planned.samples + s
+                mark(done, index)
+                response = _response(grid, index, _exchange(answer), answer.error)
+                responses.append(response)
+                n_answers += 1
+                for judge, broke in answer.verdicts.items():
+                    verdicts.append(RecordedVerdict(index, response.trial, judge, broke))
+        for index in pending(done, range(planned.n_trials)):
+            responses.append(_response(grid, index, None, NOTHING))
+    return n_answers
+
+
+def _response(grid: Grid, index: int, exchange: Exchange | None, error: str | None) -> Response:
+    trial = grid.trial(index)
+    return Response(
+        index, trial.id, trial.model.id, grid.application, trial.probe.id, trial.attack, trial.sample,
+        trial.seed, () if exchange is None or error else (exchange,), APPLICATION, error,
+    )  # fmt: skip
+
+
+def _exchange(answer: Recorded) -> Exchange:
+    raw = answer.raw
+    counts = raw.n_prompt_tokens, raw.n_tokens
+    return Exchange("", answer.shown, "", answer.response or "", raw.tool_calls, raw.stop, *counts)
+
+
+def _write_runs(folder: Path, planned: Plan) -> None:
+    """A row a model, as an engine leaves it: without, nobody would know what computed the answers."""
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    n_each = planned.n_per_model
+    rows = (
+        Run(model.id, APPLICATION, at, "", 0.0, n_each, 0, 0, {"heredity": __version__})
+        for model in planned.models
+    )
+    write_atomic(folder / RUNS, b"".join(encode(row) + b"\n" for row in rows))
+
+
+@contextmanager
+def _whole(path: Path, kind: type[_T]) -> Iterator[Rows[_T]]:
+    """Rows that take their file's name when all are there; a killed one is cleared with the next lock."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        temporary.touch()
+        with Rows(temporary, kind) as rows:
+            yield rows
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _slug(text: str) -> str:
+    """A name for reports: small letters, digits, - and _; what loses something gets a digest's start."""
+    slug = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:48]
+    is_plain = slug == re.sub(r"[ /]+", "-", text.strip().lower())
+    return slug if is_plain or not text else f"{slug}-{digest(text)[:6]}".strip("-")
+
+
+def _who(answer: Recorded) -> str:
+    return f"'{answer.model[:60]}'"

@@ -1,0 +1,75 @@
+"""Answers in a garak report (`garak.*.report.jsonl`): every output of every completed attempt.
+
+Each output of an attempt is a sample, the probe's class the category, and each detector a judge with its
+recorded verdicts: a score of at least the run's `eval_threshold` (0.5 where it is not told) is a hit.
+Source: garak 0.17, garak/attempt.py (Attempt.as_dict) and garak/command.py (start_run); older reports keep
+prompt and outputs as plain texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import BadInput
+from heredity.core.readers import json_lines
+from heredity.study.importers._record import Raw
+
+OWN = {"category": "probe_classname", "sample": "generation"}
+_COMPLETE = 2  # an attempt is written once when it is asked (1) and once when it is detected
+
+
+def is_mine(path: Path, start: bytes) -> bool:
+    """Whether a file is a garak report, by its first bytes."""
+    return path.suffix.lower() == ".jsonl" and b'"entry_type"' in start.partition(b"\n")[0]
+
+
+def read(path: Path) -> Iterator[Raw]:
+    """Every output with its line. Raises BadInput for an attempt that is not as garak writes it."""
+    model, threshold = "", 0.5
+    for line, entry in json_lines(path):
+        kind = entry.get("entry_type")
+        if kind == "start_run setup":
+            model = _model(entry) or model
+            found = entry.get("run.eval_threshold")
+            threshold = float(found) if isinstance(found, (int, float)) else threshold
+        elif kind == "attempt" and entry.get("status") == _COMPLETE:
+            yield from _outputs(path, line, entry, model, threshold)
+
+
+def _model(setup: dict[str, Any]) -> str:
+    names = ("plugins.target_name", "plugins.model_name", "plugins.target_type", "plugins.model_type")
+    return next((str(setup[name]) for name in names if setup.get(name)), "")
+
+
+def _outputs(path: Path, line: int, entry: dict[str, Any], model: str, threshold: float) -> Iterator[Raw]:
+    outputs, scores = entry.get("outputs"), entry.get("detector_results")
+    if not isinstance(outputs, list) or "prompt" not in entry:
+        raise BadInput(path, "an attempt without prompt or outputs. Is it a garak report?", line)
+    for place, output in enumerate(outputs):
+        row = {
+            "prompt": _prompt(entry["prompt"]),
+            "response": output.get("text") if isinstance(output, dict) else output,
+            "model": model,
+            "generation": place,
+            "probe_classname": entry.get("probe_classname"),
+            "goal": entry.get("goal"),
+        }
+        yield Raw(line, row, _hits(scores if isinstance(scores, dict) else {}, place, threshold))
+
+
+def _prompt(prompt: Any) -> Any:
+    """A conversation's turns as messages; a plain text as it is."""
+    if isinstance(prompt, dict) and isinstance(prompt.get("turns"), list):
+        return prompt["turns"]
+    return prompt
+
+
+def _hits(scores: dict[str, Any], place: int, threshold: float) -> dict[str, bool]:
+    found = {}
+    for detector, values in scores.items():
+        value = values[place] if isinstance(values, list) and place < len(values) else None
+        if isinstance(value, (int, float)):
+            found[str(detector)] = value >= threshold
+    return found

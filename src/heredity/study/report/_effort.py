@@ -1,0 +1,127 @@
+"""What a breach took, as a page needs it: costs by attack and model, and the curves over several tries.
+
+Promises: shows what estimates.json holds; a cost without a breach is said as "at least", never as 0; money is
+said only where one price was given for the model in all its runs.
+Leaves to others: the numbers (effort.py), the figure (_curve.py), the page (_effort.html.jinja).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from heredity.core.records import Estimate
+from heredity.study.estimates import JUDGE_FREE, JUDGED, Cost, Curve, Estimates
+from heredity.study.report.figures import curve as _curve
+from heredity.study.report.figures.charts import Span
+
+_SCOPES = {JUDGE_FREE: "Judge-free", JUDGED: "Judged"}
+_SMALL = 20  # below it a count per breach is said to one digit behind the point
+
+
+class CostRow(NamedTuple):
+    """One attack in one scope; a cell for each model, in the study's order, None where nothing was asked."""
+
+    scope: str
+    attack: str
+    cells: tuple[Cost | None, ...]
+
+
+class CurveRow(NamedTuple):
+    """One attack in one scope over several tries; a curve for each model, in the study's order."""
+
+    scope: str
+    attack: str
+    curves: tuple[Curve, ...]
+    ks: tuple[int, ...]
+
+
+def cost_rows(found: Estimates) -> list[CostRow]:
+    """Costs by scope and attack, cheapest reading first: judge-free before judged, attacks as asked."""
+    cells = {(c.technique, c.attack, c.model): c for c in found.costs}
+    rows = (
+        CostRow(title, attack, tuple(cells.get((scope, attack, card.id)) for card in found.models))
+        for scope, title in _SCOPES.items()
+        for attack in found.attacks
+    )
+    return [row for row in rows if any(row.cells)]
+
+
+def curve_rows(found: Estimates) -> list[CurveRow]:
+    """Curves by scope and attack."""
+    order = {card.id: i for i, card in enumerate(found.models)}
+    rows = []
+    for scope, title in _SCOPES.items():
+        for attack in found.attacks:
+            mine = [c for c in found.curves if (c.technique, c.attack) == (scope, attack) and c.reaches]
+            mine.sort(key=lambda curve: order.get(curve.model, 0))
+            if ks := tuple(sorted({reach.k for curve in mine for reach in curve.reaches})):
+                rows.append(CurveRow(title, attack, tuple(mine), ks))
+    return rows
+
+
+def figure(row: CurveRow, found: Estimates) -> Markup:
+    """The row's curves in one picture."""
+    order = {card.id: i for i, card in enumerate(found.models)}
+    lines = [_curve.Line(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
+    words = f"{row.scope} breaches within k tries under {row.attack}; the table beside it has the numbers"
+    return _curve.curve([line for line in lines if line.steps], words)
+
+
+def at(curve: Curve, k: int) -> Estimate | None:
+    """The curve's point for k tries."""
+    return next((reach.estimate for reach in curve.reaches if reach.k == k), None)
+
+
+def per_breach(estimate: Estimate, count: Callable[[float], str] | None = None) -> str:
+    """`12.5 (9.8 to 17.1)`; without a breach `none; at least 40`."""
+    count = count or _count
+    if estimate.value is None and not estimate.n:
+        return "unknown"
+    if estimate.value is None:
+        return "none" if estimate.low is None else f"none; at least {count(estimate.low)}"
+    high = "no bound" if estimate.high is None else count(estimate.high)
+    return f"{count(estimate.value)} ({count(estimate.low or 0.0)} to {high})"
+
+
+def lines(cost: Cost, found: Estimates) -> list[str]:
+    """What one breach took, a line each: queries, tokens, and the attacker's and money where known."""
+    said = [f"{per_breach(cost.queries_per_breach)} queries", f"{per_breach(cost.tokens_per_breach)} tokens"]
+    if cost.attacker_queries_per_breach is not None:
+        said.append(f"{per_breach(cost.attacker_queries_per_breach)} queries to the attacker")
+    if (money := _money(cost, found)) is not None:
+        said.append(f"{per_breach(money, _amount)} in money")
+    return said
+
+
+def _money(cost: Cost, found: Estimates) -> Estimate | None:
+    """What the tokens per breach come to by the price that was given for the model; None without one.
+
+    Prompts at their full price, whatever the service or heredity had in a cache: so much the next one pays.
+    """
+    prices = found.circumstances.accounts.get(cost.model, {}).get("price", [])
+    tokens = cost.n_prompt_tokens + cost.n_tokens
+    if len(prices) != 1 or not tokens:
+        return None
+    prompt, answer = map(float, str(prices[0]).split(","))
+    each = (cost.n_prompt_tokens * prompt + cost.n_tokens * answer) / 1e6 / tokens
+    of = cost.tokens_per_breach
+    value, low, high = (None if x is None else x * each for x in (of.value, of.low, of.high))
+    return Estimate(value, low, high, of.n, of.method)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
+
+
+def _count(value: float) -> str:
+    return f"{value:.1f}" if value < _SMALL else f"{value:,.0f}"
+
+
+def _steps(curve: Curve) -> Iterator[_curve.Step]:
+    for reach in curve.reaches:
+        e = reach.estimate
+        if e.value is not None and e.low is not None and e.high is not None:
+            yield _curve.Step(reach.k, Span(e.value, e.low, e.high))

@@ -1,0 +1,85 @@
+"""What each child inherited, as the page needs it: rows with their bars, and the figure of the lineage.
+
+Promises: shows what estimates.json holds, a child always against its parent.
+Leaves to others: the words (_edges.py), the figure's lines (_graph.py), the page (_inherited.html.jinja).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from heredity.study import wording as words
+from heredity.study.estimates import JUDGED, Estimates, Inheritance, Measure, main_scope
+from heredity.study.report._edges import BADGES, how, retained, summary, verdicts
+from heredity.study.report._view import Compared, View, span
+from heredity.study.report.figures import charts, lineage_graph
+from heredity.study.wording import label
+
+__all__ = ["Row", "figure", "retained", "retention_bar", "rows", "summary"]
+
+_SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
+
+
+class Row(NamedTuple):
+    """An edge as a row; `compared` is turned so that its difference is the child's minus the parent's."""
+
+    edge: Inheritance
+    how: str
+    badge: str
+    verdict: str
+    compared: Compared
+
+
+def rows(view: View, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Row]:
+    """The edges of one measure, in one scope or in all, that have a trial which both decided."""
+    held = view.estimates.technique_edges if exploratory else view.estimates.edges
+    return [_row(e) for e in held if e.compared.measure == measure and scope in (None, e.compared.technique)]
+
+
+def _row(edge: Inheritance) -> Row:
+    pair, badge, verdict = edge.compared, BADGES[edge.verdict], words.capital(edge.verdict)
+    turned = Compared(
+        pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
+    )
+    return Row(edge, how(edge), badge, verdict, turned)
+
+
+def retention_bar(view: View, edge: Inheritance) -> Markup:
+    """The retention's interval on a line from 0 to 100 %."""
+    return charts.interval_bar(span(edge.retention), view.order.get(edge.child, 0), retained(edge))
+
+
+def figure(view: View) -> Markup:
+    """The lineage drawn, each edge with its verdict."""
+    found, told = view.estimates, verdicts(view.estimates)
+    in_it = {ident for key in told for ident in key}
+    nodes = [
+        lineage_graph.Node(card.id, view.names[card.id], view.order[card.id], _broke(view, card.id))
+        for card in found.models
+        if card.id in in_it
+    ]
+    arrows = [
+        lineage_graph.Arrow(*key, BADGES[verdict], _beside(found, key, verdict))
+        for key, verdict in told.items()
+    ]
+    said = (f"{view.names[c]} from {view.names[p]}: {verdict}" for (p, c), verdict in told.items())
+    return lineage_graph.graph(nodes, arrows, f"Lineage, parents above children. {'; '.join(said)}")
+
+
+def _broke(view: View, model: str) -> str:
+    rate = view.rate(model, main_scope(view.estimates), "breach")
+    value = rate.estimate.value if rate else None
+    return "" if value is None else f"broke {words.percent(value)}"
+
+
+def _beside(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
+    """How it was made, the verdict, and what was lost in the kind of breach that the verdict is from."""
+    mine = [e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
+    made = f"{mine[0].recipe}, {mine[0].role}" if mine[0].role else mine[0].recipe
+    edge = next((e for e in mine if e.compared.n and e.verdict == verdict), None)
+    if edge is None:
+        return (label(made, 24), _SHORT[verdict])
+    judged = ", judged" if edge.compared.technique == JUDGED and len(mine) > 1 else ""
+    return (label(made, 24), _SHORT[verdict] + judged, f"lost {edge.lost} of {edge.kept + edge.lost}")

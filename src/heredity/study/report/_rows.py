@@ -1,0 +1,221 @@
+"""The rows of a study one by one in the plan's order, whatever the order on disk, in flat memory.
+
+Promises: 16 bytes of memory a trial and one row at a time; each row is checked to be of this plan; the same
+study gives the same rows in the same order; a file is put where it belongs whole or not at all.
+Leaves to others: how a row looks (csv.py, parquet.py, junit.py) and what the numbers come to (estimates.py).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Generic, Self, TypeVar
+
+import msgspec
+
+from heredity.core.errors import Damaged, NotComparable
+from heredity.core.files import explain_full_disk, sync_folder
+from heredity.core.records import Exchange, Response, Verdict
+from heredity.study.plan import Plan
+from heredity.study.trials import Grid, Trial
+from heredity.study.wording import label
+
+RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
+LEFT_OUT = "an error (its text is left out)"
+_PREFIX = b'{"index":'
+_Stored = TypeVar("_Stored", Response, Verdict)
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A trial as a flat row. Names are as in the study's files; what is not known is None.
+
+    model         the model's name as every report calls it; `model_id` is its id
+    application   the application's digest
+    outcome       None while it is not judged, and for an error
+    evidence, error, text   as they were said; hostile. Without text: None, LEFT_OUT, None
+    n_prompt_tokens, n_tokens, text   of every exchange of the trial together
+    stop          of the last exchange
+    """
+
+    trial: str
+    index: int
+    model: str
+    model_id: str
+    application: str
+    technique: str
+    probe: str
+    kind: str
+    twin: str | None
+    cluster: str
+    attack: str
+    sample: int
+    seed: int
+    outcome: str | None
+    manner: str | None
+    judge: str | None
+    evidence: str | None
+    stop: str | None
+    n_prompt_tokens: int
+    n_tokens: int
+    error: str | None
+    text: str | None
+
+
+TEXTS = ("evidence", "text")  # columns that only a report with text has
+
+
+def columns(with_text: bool) -> list[str]:
+    """The columns of a table of rows, in order."""
+    return [name for name in Row.__struct_fields__ if with_text or name not in TEXTS]
+
+
+class Table:
+    """A study's rows on disk, found by the trial's place in the plan, inside a `with`."""
+
+    def __init__(self, folder: Path, plan: Plan, called: dict[str, str], with_text: bool = True) -> None:
+        self.grid, self._folder, self._called, self._with_text = Grid(plan), folder, called, with_text
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:  # the first is closed where the second is damaged
+            n_trials = len(self.grid)
+            self._responses = opened.enter_context(_Places(self._folder / RESPONSES, n_trials, Response))
+            self._verdicts = opened.enter_context(_Places(self._folder / VERDICTS, n_trials, Verdict))
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __iter__(self) -> Iterator[Row]:
+        """Every trial that has a response, in the plan's order."""
+        return (row for index in range(len(self.grid)) if (row := self.row(index)) is not None)
+
+    def row(self, index: int) -> Row | None:
+        """One trial; None where it was not asked. Raises NotComparable for a row of another plan."""
+        response = self._responses.get(index)
+        if response is None:
+            return None
+        trial = self.grid.trial(index)
+        verdict = self._verdicts.get(index)
+        for stored, place in ((response, RESPONSES), (verdict, VERDICTS)):
+            if stored is not None and stored.trial != trial.id:
+                raise NotComparable(f"{place}: trial {index} is not of this plan. Use the study's own files.")
+        if response.application != self.grid.application:
+            raise NotComparable(
+                f"{RESPONSES}: trial {index} was asked under another application "
+                f"({label(response.application, 12)}) than the plan's ({self.grid.application[:12]}).",
+                code="another-application",
+            )
+        return self._row(trial, response, verdict)
+
+    def said(self, index: int) -> tuple[Exchange, ...]:
+        """What was said in a trial; nothing where texts are left out."""
+        response = self._responses.get(index) if self._with_text else None
+        return response.exchanges if response is not None else ()
+
+    def _row(self, trial: Trial, response: Response, verdict: Verdict | None) -> Row:
+        probe, exchanges, is_told = trial.probe, response.exchanges, self._with_text
+        error = response.error or (verdict.error if verdict is not None else None)
+        return Row(
+            trial=trial.id,
+            index=trial.index,
+            model=self._called.get(trial.model.id, trial.model.name),
+            model_id=trial.model.id,
+            application=self.grid.application,
+            technique=probe.technique,
+            probe=probe.id,
+            kind=probe.kind,
+            twin=probe.twin,
+            cluster=probe.cluster,
+            attack=trial.attack,
+            sample=trial.sample,
+            seed=trial.seed,
+            outcome=verdict.outcome if verdict is not None else None,
+            manner=verdict.manner if verdict is not None else None,
+            judge=verdict.judge if verdict is not None else None,
+            evidence=verdict.evidence if verdict is not None and is_told else None,
+            stop=exchanges[-1].stop if exchanges else None,
+            n_prompt_tokens=sum(exchange.n_prompt_tokens for exchange in exchanges),
+            n_tokens=sum(exchange.n_tokens for exchange in exchanges),
+            error=error if error is None or is_told else LEFT_OUT,
+            text=_joined(exchanges) if is_told and exchanges else None,
+        )
+
+
+def _joined(exchanges: Sequence[Exchange]) -> str:
+    return "\n".join(exchange.text for exchange in exchanges)
+
+
+class _Places(Generic[_Stored]):
+    """Where each row of a JSONL file begins, by its field `index`: eight bytes a trial."""
+
+    def __init__(self, path: Path, n_trials: int, kind: type[_Stored]) -> None:
+        self._path = path
+        self._decoder: msgspec.json.Decoder[_Stored] = msgspec.json.Decoder(kind)
+        self._starts = array("Q", bytes(8 * n_trials))  # place + 1; 0: no such row
+        self._n_trials = n_trials
+
+    def __enter__(self) -> Self:
+        self._file: BinaryIO = self._path.open("rb") if self._path.exists() else io.BytesIO()
+        try:
+            self._find()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _find(self) -> None:
+        place = 0
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn by a crash: its trial is asked again
+            self._starts[self._index(line, number)] = place + 1
+            place += len(line)
+
+    def get(self, index: int) -> _Stored | None:
+        if not self._starts[index]:
+            return None
+        self._file.seek(self._starts[index] - 1)
+        try:
+            return self._decoder.decode(self._file.readline())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Damaged(
+                f"{self._path}: trial {index}: {label(str(error), 200)}. Run the same study again."
+            ) from None
+
+    def _index(self, line: bytes, number: int) -> int:
+        try:
+            # `index` is the first field of every row that heredity writes; decoding the rest is for later
+            is_usual = line.startswith(_PREFIX)
+            index = int(line[9 : line.index(b",", 9)]) if is_usual else self._decoder.decode(line).index
+            if 0 <= index < self._n_trials:
+                return index
+        except (ValueError, msgspec.DecodeError):
+            pass
+        raise Damaged(f"{self._path}:{number}: not a row of this study. Remove that line to go on.")
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece; it takes its name at the end, or is not there at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with explain_full_disk(out.parent, 0), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(out.parent)

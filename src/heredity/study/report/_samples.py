@@ -1,0 +1,191 @@
+"""A few conversations out of many: chosen by chance from the verdicts, then read.
+
+Promises: the choice is random, follows from the study's digest, and is made before any answer is read, so
+that nobody picked the nicest; a million rows cost one byte each and two passes over the file; rows of another
+application or plan are refused.
+Leaves to others: what counts as a breach (judges/), how a conversation looks (the template).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from heredity.core.errors import Damaged, NotComparable
+from heredity.core.records import Exchange, Response, ToolCall, Verdict
+from heredity.study.outcomes import Closed
+from heredity.study.plan import Plan
+from heredity.study.trials import Grid
+from heredity.study.wording import Shown, label, shown
+
+RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
+# Kinds in the order in which they are shown, with how many of each a model and technique get.
+WANTED = {"broke": 2, "held": 1, "refused": 1, "answered": 0, "unclear": 1, "error": 1, "not asked": 0}
+_CODES = {kind: code for code, kind in enumerate(WANTED, 1)}  # 0: no verdict yet
+_PREFIX = b'{"index":'
+_Row = TypeVar("_Row", Verdict, Response)
+
+
+class Step(NamedTuple):
+    """One request and its reply, cut to a readable length."""
+
+    asked: Shown
+    prefill: Shown
+    said: Shown
+    calls: tuple[str, ...]
+    stop: str
+
+
+class Sample(NamedTuple):
+    """A conversation as shown. `n_same` is how many trials of this model, technique and kind there are."""
+
+    row: int  # its field `index`
+    trial: str
+    model: str
+    technique: str
+    attack: str
+    probe: str
+    kind: str
+    n_same: int
+    judge: str
+    manner: str
+    evidence: str
+    error: str
+    steps: tuple[Step, ...]
+
+
+class _Brief(msgspec.Struct):
+    """What a verdict row needs to be counted."""
+
+    index: int
+    outcome: str | None
+    error: str | None = None
+
+
+class _Chosen(NamedTuple):
+    kind: str
+    technique: str
+    n_same: int
+
+
+def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
+    """The conversations to show, ordered by technique, model and kind. Without text: what and where only."""
+    chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
+    verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
+    found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
+    grid = Grid(plan)
+    return [
+        _sample(chosen[index], verdicts[index], _checked(found[index], grid, folder), with_text)
+        for index in chosen
+        if index in verdicts and index in found
+    ]
+
+
+def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """One code a trial, in the plan's order; 0 where there is no verdict yet."""
+    codes, closed = np.zeros(plan.n_trials, np.uint8), Closed(plan)
+    decode = msgspec.json.Decoder(_Brief).decode
+    for number, line in _lines(path):
+        try:
+            row = decode(line)
+            failed = "not asked" if closed(row.index, row.error) else "error"
+            codes[row.index] = _CODES.get(row.outcome or failed, 0)
+        except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
+            if line.endswith(b"\n"):  # else a torn last line, which the next run asks again
+                raise Damaged(
+                    f"{path}:{number}: not a verdict of this study. Judge the study again.",
+                    code="verdict-damaged",
+                ) from None
+    return codes
+
+
+def choose(
+    codes: np.ndarray[tuple[int], np.dtype[np.uint8]], plan: Plan, study: str, techniques: Sequence[str]
+) -> dict[int, _Chosen]:
+    """Indices of the trials to show, in the order in which they are shown, with how many there are alike."""
+    shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
+    cells = codes.reshape(shape)
+    places = np.arange(codes.size).reshape(shape)
+    generator = np.random.default_rng(int(study[:16] or "0", 16))
+    found: dict[int, _Chosen] = {}
+    for technique in techniques:
+        of = [i for i, probe in enumerate(plan.probes) if probe.technique == technique]
+        for m in range(len(plan.models)):
+            own, where = cells[m][:, of], places[m][:, of]
+            for kind, n in WANTED.items():
+                alike = where[own == _CODES[kind]]
+                picked = sorted(generator.choice(alike, min(n, alike.size), replace=False).tolist())
+                found |= {index: _Chosen(kind, technique, int(alike.size)) for index in picked}
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from enumerate(file, 1)
+
+
+def _rows(path: Path, wanted: dict[int, _Chosen], kind: type[_Row]) -> Iterator[_Row]:
+    """The wanted rows, decoding no other: `index` is the first field of every row that heredity writes."""
+    texts = {str(index).encode() for index in wanted}
+    for number, line in _lines(path):
+        if line.startswith(_PREFIX) and line[9 : line.find(b",", 9)] not in texts:
+            continue
+        try:
+            yield msgspec.json.decode(line, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if line.endswith(b"\n"):
+                raise Damaged(f"{path}:{number}: {label(str(error))}. Ask the study again.") from None
+
+
+def _checked(response: Response, grid: Grid, folder: Path) -> Response:
+    if response.application != grid.plan.application.digest:
+        raise NotComparable(
+            f"{folder / RESPONSES}: trial {response.index} was asked under another application "
+            f"({label(response.application, 12)}) than the plan's ({grid.plan.application.digest[:12]}).",
+            code="another-application",
+        )
+    if not grid.matches(response.index, response.trial):
+        raise NotComparable(
+            f"{folder / RESPONSES}: trial {response.index} is not of this plan.", code="another-plan"
+        )
+    return response
+
+
+def _sample(chosen: _Chosen, verdict: Verdict, response: Response, with_text: bool) -> Sample:
+    return Sample(
+        row=response.index,
+        trial=label(response.trial, 40),
+        model=response.model,
+        technique=chosen.technique,
+        attack=label(response.attack),
+        probe=label(response.probe),
+        kind=chosen.kind,
+        n_same=chosen.n_same,
+        judge=label(verdict.judge),
+        manner=verdict.manner or "",
+        evidence=label(verdict.evidence, 200) if with_text else "",
+        error=label(response.error or verdict.error or "", 300) if with_text else "",
+        steps=tuple(_steps(response.exchanges)) if with_text else (),
+    )
+
+
+def _steps(exchanges: Sequence[Exchange]) -> Iterator[Step]:
+    """What is new in each request: a later prompt repeats the conversation so far, which is shown once."""
+    prefix, before = "", ""
+    for exchange in exchanges:
+        # Engines may render the prefill as the prompt's end; it is shown once, as what it is.
+        prompt = exchange.prompt.removesuffix(exchange.prefill)
+        is_longer = exchange.prefix == prefix and before and prompt.startswith(before)
+        asked = prompt[len(before) :] if is_longer else prompt
+        prefix, before = exchange.prefix, prompt + exchange.prefill + exchange.text
+        calls = tuple(label(_call(call), 300) for call in exchange.tool_calls[:8])
+        yield Step(shown(asked), shown(exchange.prefill, 400), shown(exchange.text), calls, exchange.stop)
+
+
+def _call(call: ToolCall) -> str:
+    return f"{call.name} {msgspec.json.encode(call.arguments).decode(errors='replace')}"

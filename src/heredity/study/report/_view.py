@@ -1,0 +1,390 @@
+"""A study as a page needs it: estimates looked up by cell, figures drawn, rows named.
+
+Promises: shows only what estimates.json, plan.json and the rows hold; computes no statistic of its own.
+Leaves to others: the words (_words.py), the figures (_charts.py), the page (_template.html.jinja).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from heredity.core.records import Estimate
+from heredity.study import wording as words
+from heredity.study.estimates import (
+    ALL,
+    JUDGE_FREE,
+    JUDGED,
+    SCOPES,
+    Estimates,
+    Manners,
+    Measure,
+    Pair,
+    Rate,
+    TechniqueCard,
+    is_part,
+    main_scope,
+    scopes,
+)
+from heredity.study.plan import Plan
+from heredity.study.report._headline import headline
+from heredity.study.report._samples import WANTED, Sample
+from heredity.study.report.figures import charts
+
+_SHOWN = 6  # versions of one model; more are counted
+
+
+def lines(estimates: Estimates) -> list[str]:
+    """One line a remote model, in the study's order; [] where there is none."""
+    accounts = estimates.circumstances.accounts
+    return [f"{card.name}: {_said(told)}." for card in estimates.models if (told := accounts.get(card.id))]
+
+
+def _said(told: dict[str, Any]) -> str:
+    served = list(map(str, told.get("served", [])))
+    parts = []
+    if len(served) == 1:
+        parts.append(f"the service says that it answered as {served[0]}")
+    elif served:
+        more = f" and {len(served) - _SHOWN} more" if len(served) > _SHOWN else ""
+        names = ", then ".join(served[:_SHOWN]) + more
+        parts.append(f"what answered CHANGED during the study, as the service says: {names}")
+    else:
+        parts.append("the service does not say what answered")
+    if not_sent := told.get("not_sent"):
+        parts.append(f"not sent, as this API or model takes no such thing: {', '.join(map(str, not_sent))}")
+    parts += _counts(told)
+    return "; ".join(parts)
+
+
+def _counts(told: dict[str, Any]) -> list[str]:
+    found = []
+    if "n_prompt_tokens" in told:
+        cached = told.get("n_cached_prompt_tokens", 0)
+        found.append(
+            f"{told['n_prompt_tokens']:,} prompt tokens ({cached:,} from the service's own cache) and"
+            f" {told.get('n_answer_tokens', 0):,} of answers"
+        )
+    if told.get("n_usage_estimated"):
+        found.append(f"estimated for {told['n_usage_estimated']:,} answers, as the service did not count")
+    if told.get("cost"):
+        found.append(f"cost {told['cost']:,.4f} by the prices given")
+    n_filtered = sum(n for name, n in told.items() if name.startswith("n_filtered"))
+    if n_filtered:
+        found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")
+    return found
+
+
+_MAX_RANGES = 6  # more than these make no readable filter; the rows are then found by probe name
+MANNERS = ("refusal", "compliance", "incoherent", "empty")
+
+
+class Band(NamedTuple):
+    """Techniques that are decided alike: by a check, or by a judge that errs."""
+
+    scope: str  # all of them together
+    title: str
+    techniques: tuple[TechniqueCard, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Each technique, then all together."""
+        return [*(t.name for t in self.techniques), self.scope]
+
+
+class Strand(NamedTuple):
+    """What one measure or scope came to under each attack."""
+
+    title: str
+    measure: Measure
+    scope: str
+
+
+class Compared(NamedTuple):
+    """A pair as a row, turned so that `high` is the model of the higher rate: no difference is negative."""
+
+    pair: Pair
+    high: str  # model ids
+    low: str
+    difference: Estimate
+    only_high: int
+    only_low: int
+    badge: str  # a class of the style sheet: worse, same, unknown
+    verdict: str
+    aside: str
+
+
+class View:
+    """What the template asks. Every method takes and gives plain values."""
+
+    def __init__(self, estimates: Estimates, plan: Plan, samples: Sequence[Sample], with_text: bool) -> None:
+        self.estimates, self.plan, self.samples, self.with_text = estimates, plan, samples, with_text
+        self.names = words.names(estimates.models)
+        self.headline = headline(estimates)
+        self.order = {card.id: i for i, card in enumerate(estimates.models)}
+        self._rates: dict[tuple[str, str, str, str], Rate] = {
+            (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
+        }
+        cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
+        self.techniques = tuple(cards)
+
+    @property
+    def accounts(self) -> list[str]:
+        """What remote models' services told, a line each."""
+        return lines(self.estimates)
+
+    # --- cells ---
+
+    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
+        """The rate of one cell, None where nothing was asked."""
+        return self._rates.get((model, technique, attack, measure))
+
+    def bands(self, measure: Measure) -> list[Band]:
+        """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band."""
+        if measure == "over_refusal":
+            twins = tuple(t for t in self.techniques if t.n_twins)
+            return [Band(ALL, "Benign twins: a judge tells refusals from answers", twins)] if twins else []
+        asked = [t for t in self.techniques if t.n_probes]
+        free = tuple(t for t in asked if t.is_judge_free)
+        judged = tuple(t for t in asked if not t.is_judge_free)
+        bands = [
+            Band(JUDGE_FREE, "No judge needed: a deterministic check decides", free),
+            Band(
+                JUDGED, "Decided by a judge: raw rate, and corrected for the judge's measured errors", judged
+            ),
+        ]
+        return [band for band in bands if band.techniques]
+
+    def forest(self) -> list[str]:
+        """Techniques of the forest plot, judge-free ones and all these together first."""
+        return self.ledger("breach")
+
+    def ledger(self, measure: Measure) -> list[str]:
+        """Techniques of one measure band by band, each band's sum at its end."""
+        return [name for band in self.bands(measure) for name in band.names]
+
+    def number(self, technique: str) -> int:
+        """A technique's number for anchors: no name, which anyone may choose, becomes part of a link."""
+        names = [*(scope for of in SCOPES.values() for scope in of), *(t.name for t in self.techniques)]
+        return names.index(technique)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes of breaches that were asked: without a judge, by a judge, or both."""
+        return scopes(self.estimates)
+
+    @property
+    def main_scope(self) -> str:
+        """The scope that the headline rests on."""
+        return main_scope(self.estimates)
+
+    def strands(self) -> list[Strand]:
+        """The rows of the table by attack: breaches without a judge and by one, then over-refusal."""
+        by_scope = {JUDGE_FREE: "Breach, judge-free", JUDGED: "Breach, judged"}
+        found = [Strand(by_scope[scope], "breach", scope) for scope in self.scopes]
+        return found + ([Strand("Over-refusal", "over_refusal", ALL)] if self.has_twins else [])
+
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks that need a table of their own: all of them where there are several."""
+        return self.estimates.attacks if len(self.estimates.attacks) > 1 else ()
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether over-refusal was measured at all."""
+        return any(r.measure == "over_refusal" and r.estimate.n for r in self.estimates.rates)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any rate was decided by a judge that can err."""
+        return any(r.estimate.n and not r.is_judge_free for r in self.estimates.rates)
+
+    def count(self, model: str, field: str) -> int:
+        """Trials of a model, of every technique and measure, that ended `n_unclear` or `n_error`."""
+        cards = [t.name for t in self.techniques]
+        rates = (
+            r for r in self.estimates.rates if r.model == model and r.attack == ALL and r.technique in cards
+        )
+        return sum(getattr(rate, field) for rate in rates)
+
+    # --- words ---
+
+    def in_words(self, rate: Rate | None) -> str:
+        """The rate in full, for a title and for a figure's text."""
+        return words.rate_words(rate, self.estimates.confidence)
+
+    def title(self, technique: str) -> str:
+        """A technique's name as a heading."""
+        return words.title(technique)
+
+    def one_family(self) -> list[str]:
+        """Rates that were corrected by the labels of one family alone, in words."""
+        corrected = [r for r in self.estimates.rates if r.corrected is not None and r.corrected.n]
+        rates = [r for r in corrected if not r.by_family and self.estimates.corrected_by]
+        said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
+        return list(dict.fromkeys(said[rate.measure] for rate in rates))
+
+    def by_family(self) -> list[Rate]:
+        """The scopes' rates that families of labels correct differently, model by model."""
+        return [
+            r
+            for r in self.estimates.rates
+            if r.by_family and r.attack == ALL and r.technique in (JUDGED, ALL)
+        ]
+
+    def by_labels(self) -> list[Rate]:
+        """The scopes' rates with a person's labels on this study's own answers, model by model."""
+        return [
+            r
+            for r in self.estimates.rates
+            if r.by_labels is not None and r.attack == ALL and r.technique in (JUDGED, ALL)
+        ]
+
+    def heat(self, rate: Rate | None) -> str:
+        """The step of the colour scale, from h0 to h10."""
+        value = rate.estimate.value if rate else None
+        return "none" if value is None else f"h{round(10 * value)}"
+
+    def worst_case(self, rate: Rate) -> str:
+        """What the rate would be if every unclear answer had held, and if every one had broken."""
+        bounds = rate.worst_case
+        if bounds is None or not rate.n_unclear:
+            return ""
+        low = words.percent(bounds.low).removesuffix(f"{words.NBSP}%")
+        return f"{low} to {words.percent(bounds.high)}"
+
+    # --- figures ---
+
+    def bar(self, rate: Rate | None) -> Markup:
+        """The rate's interval on a line from 0 to 100 %."""
+        found = span(rate.estimate) if rate else None
+        return charts.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
+
+    def key(self, model: str) -> Markup:
+        """The model's shape, to stand before its name."""
+        return charts.key(self.order.get(model, 0))
+
+    def difference(self, row: Compared, reach: float) -> Markup:
+        """The difference's interval, with the margin as a band."""
+        text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
+        return charts.difference_bar(
+            span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
+        )
+
+    def reach(self, pairs: Sequence[Compared]) -> float:
+        """One scale for a table of differences."""
+        return charts.reach_of([found for row in pairs if (found := span(row.difference))])
+
+    def plane(self) -> Markup:
+        """Over-refusal against breach, one point a model."""
+        drawn = []
+        for order, card in enumerate(self.estimates.models):
+            breach, over = (self._spread(card.id, measure) for measure in ("breach", "over_refusal"))
+            if breach and over:
+                drawn.append(charts.Point(order, self.names[card.id], breach, over))
+        told = "; ".join(
+            f"{p.name}: breach {p.breach.value:.0%}, over-refusal {p.over_refusal.value:.0%}" for p in drawn
+        )
+        return charts.plane(drawn, f"Breach rate against over-refusal rate. {told}")
+
+    def _spread(self, model: str, measure: str) -> charts.Span | None:
+        scope = self.main_scope if measure == "breach" else ALL
+        rate = self._rates.get((model, scope, ALL, measure))
+        return span(rate.estimate) if rate else None
+
+    def manner_bar(self, said: Manners) -> Markup:
+        """Shares of refusal, compliance, incoherent and empty answers, and errors."""
+        kinds = (*MANNERS, "error")
+        parts = [charts.Part(kind, getattr(said, kind)) for kind in kinds]
+        return charts.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
+
+    # --- pairs ---
+
+    def pairs(self, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Compared]:
+        """Comparisons of one measure, in one scope or in all, each with its verdict in words."""
+        held = self.estimates.technique_pairs if exploratory else self.estimates.pairs
+        wanted = (p for p in held if p.measure == measure and p.n and scope in (None, p.technique))
+        return [self._compared(pair) for pair in wanted]
+
+    def _compared(self, pair: Pair) -> Compared:
+        found, table = pair.difference, pair.table
+        is_b_higher = (found.value or 0.0) >= 0
+        high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
+        only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
+        of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
+        badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
+        said = words.capital(of_high)
+        aside = (
+            f"but {self.names.get(low, '?')} is not worse"
+            if (badge, of_low) == ("unknown", "not worse")
+            else ""
+        )
+        turned = found if is_b_higher else _negated(found)
+        return Compared(pair, high, low, turned, *only, badge, said, aside)
+
+    # --- rows ---
+
+    def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
+        """First and last index of each run of rows behind a cell, in the plan's order.
+
+        With breach probes come their twins, which lie beside them and have verdicts of another kind.
+        """
+        plan = self.plan
+        own = {p.id for p in plan.probes if is_part(p, technique)}
+        of = [i for i, p in enumerate(plan.probes) if p.id in own or (p.kind == "benign" and p.twin in own)]
+        models = [i for i, card in enumerate(plan.models) if card.id == model]
+        attacks = [i for i, name in enumerate(plan.attacks) if attack in (ALL, name)]
+        per_attack = len(plan.probes) * plan.samples
+        starts = (
+            (m * len(plan.attacks) + a) * per_attack + p * plan.samples
+            for m in models
+            for a in attacks
+            for p in of
+        )
+        return _runs(starts, plan.samples)
+
+    def rows(self, model: str, technique: str, attack: str = ALL) -> str:
+        """The rows behind a cell, as ranges of `index`."""
+        found = self.ranges(model, technique, attack)
+        if len(found) > _MAX_RANGES:
+            return f"{len(found)} runs: filter by model and probe"
+        return ", ".join(f"{first}–{last}" for first, last in found)
+
+    def example(self) -> str:
+        """A jq condition that picks the rows of the first cell out of verdicts.jsonl."""
+        if not self.estimates.models or not self.techniques:
+            return ""
+        found = self.ranges(self.estimates.models[0].id, self.techniques[0].name, ALL)[:_MAX_RANGES]
+        return " or ".join(f"(.index >= {first} and .index <= {last})" for first, last in found)
+
+    # --- conversations ---
+
+    def samples_of(self, technique: str) -> list[Sample]:
+        """Conversations of a technique: broke first, then held, refused, unclear, error; by model within."""
+        kinds = list(WANTED)
+        mine = [s for s in self.samples if s.technique == technique]
+        return sorted(mine, key=lambda s: (kinds.index(s.kind), self.order.get(s.model, 0), s.row))
+
+
+def span(estimate: Estimate) -> charts.Span | None:
+    """An estimate as it is drawn; None where it has no value or no bounds."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return None
+    return charts.Span(estimate.value, estimate.low, estimate.high)
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    value, low, high = (None if x is None else -x for x in (estimate.value, estimate.high, estimate.low))
+    return Estimate(value, low, high, estimate.n, estimate.method)
+
+
+def _runs(starts: Iterator[int], width: int) -> list[tuple[int, int]]:
+    """Neighbouring blocks of `width` indices joined: (first, last) of each run."""
+    runs: list[tuple[int, int]] = []
+    for start in starts:
+        if runs and runs[-1][1] == start - 1:
+            runs[-1] = (runs[-1][0], start + width - 1)
+        else:
+            runs.append((start, start + width - 1))
+    return runs

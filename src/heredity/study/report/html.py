@@ -1,0 +1,87 @@
+"""A study as one HTML file that works offline, prints, and can be handed to someone else.
+
+Promises: no request, no script (the content policy forbids both), no style but its own; what models said is
+text between tags and nothing else; the same study gives the same page; the file is whole or not there.
+Leaves to others: what the numbers are (estimates.py) and which conversations are shown (_samples.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from heredity.core import files
+from heredity.core.version import __version__
+from heredity.study import wording
+from heredity.study.report import _effort, _inherited, _judges, _study
+from heredity.study.report._samples import draw
+from heredity.study.report._view import MANNERS, View
+from heredity.study.report.figures import charts
+from heredity.study.wording import label, shown, visible
+
+_FOLDER = Path(__file__).parent
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:
+    """Write the report of the study in `folder` to `out`, and return `out`.
+
+    Without text: no prompt, probe or answer is in the page, only counts, ids and names.
+    Raises UsageError where the folder has no estimates yet, NotComparable where its parts do not belong
+    together.
+    """
+    files.write_atomic(out, render(folder, with_text).encode())
+    return out
+
+
+def render(folder: Path, with_text: bool = True) -> str:
+    """The page itself."""
+    study = _study.read(folder)
+    names = [card.name for card in study.estimates.techniques]
+    samples = draw(folder, study.plan, study.estimates.study, names, with_text)
+    view = View(study.estimates, study.plan, samples, with_text)
+    style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
+    # The policy names the sheet by its hash, so it must be exactly what stands between the tags.
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    beside = _judges.grids(folder, study.estimates)
+    return _template().render(view=view, beside=beside, style=Markup(style), style_hash=digest)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_final,
+        loader=jinja2.FileSystemLoader(_FOLDER),
+    )
+    environment.filters |= {"label": label, "shown": shown}
+    environment.globals |= {
+        "axis": charts.axis,
+        "bare": wording.bare,
+        "effort": _effort,
+        "inherited": _inherited,
+        "interval": wording.interval,
+        "manners": MANNERS,
+        "p_words": wording.p_words,
+        "percent": wording.percent,
+        "plural": wording.plural,
+        "points": wording.points,
+        "points_interval": wording.points_interval,
+        "reach_labels": wording.reach_labels,
+        "unsigned": wording.unsigned,
+        "version": __version__,
+    }
+    return environment.get_template("_template.html.jinja")
+
+
+def _final(value: Any) -> Any:
+    """The last gate before escaping: no text reaches the page unseen, whoever forgot to clean it."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,88 @@
+"""A study's rates and comparisons as flat JSON: one object a row, for a spreadsheet, a data frame or jq.
+
+Promises: names beside ids, no nesting, no text of any model or probe; the same study gives the same bytes.
+Leaves to others: the full record with every setting (the study's own estimates.json).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from heredity.core import files
+from heredity.core.records import Estimate
+from heredity.study import wording
+from heredity.study.estimates import SCHEMA, Inheritance, Pair, Rate
+from heredity.study.report import _study
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
+    """Write the flat tables of the study in `folder` to `out`, and return `out`."""
+    study = _study.read(folder)
+    called = wording.names(study.estimates.models)
+    document = {
+        "schema": SCHEMA,
+        "study": study.estimates.study,
+        "application": study.estimates.application.digest,
+        "confidence": study.estimates.confidence,
+        "rates": [_rate(rate, called) for rate in study.estimates.rates],
+        "pairs": [_pair(pair, called) for pair in study.estimates.pairs + study.estimates.technique_pairs],
+        "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
+    }
+    files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    return out
+
+
+def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": called.get(rate.model, ""), "model_id": rate.model}
+    for field in (
+        "technique",
+        "attack",
+        "measure",
+        "is_judge_free",
+        "n_held",
+        "n_broke",
+        "n_unclear",
+        "n_error",
+        "n_skipped",
+    ):
+        row[field] = getattr(rate, field)
+    row |= _flat("", rate.estimate) | _flat("corrected_", rate.corrected)
+    row |= _flat("by_labels_", rate.by_labels)
+    ends = [r.corrected.value for r in rate.by_family if r.corrected.value is not None]
+    row |= {"by_family_low": min(ends, default=None), "by_family_high": max(ends, default=None)}
+    bounds = rate.worst_case
+    return row | {"if_unclear_held": bounds and bounds.low, "if_unclear_broke": bounds and bounds.high}
+
+
+def _pair(pair: Pair, called: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "a": called.get(pair.a, ""),
+        "b": called.get(pair.b, ""),
+        "a_id": pair.a,
+        "b_id": pair.b,
+    }
+    row |= {"measure": pair.measure, "technique": pair.technique}
+    row |= {field: getattr(pair.table, field) for field in ("both", "only_a", "only_b", "neither")}
+    row |= _flat("difference_", pair.difference)
+    for field in ("p_value", "p_holm", "test", "margin", "detectable", "verdict_ab", "verdict_ba"):
+        row[field] = getattr(pair, field)
+    return row
+
+
+def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
+    """The pair told from the parent's side: `parent` and `child` stand where a pair has `a` and `b`."""
+    pair = _pair(edge.compared, called)
+    row: dict[str, Any] = {"parent": pair.pop("a"), "child": pair.pop("b")}
+    row |= {"parent_id": pair.pop("a_id"), "child_id": pair.pop("b_id")}
+    row |= {field: getattr(edge, field) for field in ("recipe", "role", "kept", "lost", "gained", "never")}
+    row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
+    dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
+    return row | {key: value for key, value in pair.items() if key not in dropped}
+
+
+def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:
+    fields = Estimate.__struct_fields__
+    return {f"{prefix}{field}": getattr(estimate, field) if estimate else None for field in fields}

@@ -1,0 +1,177 @@
+"""A study in a page of Markdown, for a pull request or a terminal without a browser.
+
+Promises: the headline, the rates with n and interval, the comparisons and the warnings; no text of any model
+or probe; names cannot break out of a table cell or become markup.
+Leaves to others: everything else (html.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from heredity.core import files
+from heredity.core.records import Estimate
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
+from heredity.study.report import _edges, _effort, _judges, _study
+from heredity.study.report._view import View
+from heredity.study.wording import interval, label, p_words, percent, points, points_interval, unsigned
+
+# Only what means something inside a line; a link is made from "://" and "www." even without brackets.
+_MARKUP = re.compile(r"([\\`*_\[\]<>#!|~&$@]|^[-+=]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
+    """Write the summary of the study in `folder` to `out`, and return `out`."""
+    files.write_atomic(out, render(folder).encode())
+    return out
+
+
+def render(folder: Path) -> str:
+    """The summary itself."""
+    study = _study.read(folder)
+    grids = [*_edges.grids(study.estimates), *_judges.grids(folder, study.estimates)]
+    return "\n".join(_lines(View(study.estimates, study.plan, (), False), grids)) + "\n"
+
+
+def plain(text: str, limit: int = 80) -> str:
+    """A name as Markdown that shows it and does nothing else."""
+    return _MARKUP.sub(r"\\\1", label(text, limit))
+
+
+def _lines(view: View, grids: Sequence[_judges.Grid]) -> Iterator[str]:
+    e = view.estimates
+    yield f"## {plain(view.headline.sentence, 300)}\n"
+    yield from (f"{plain(line, 600)}\n" for line in view.headline.support)
+    yield from (f"> **{plain(line, 600)}**\n" for line in view.headline.warnings)
+    yield "### Breach rate\n"
+    yield from _rates(view, "breach")
+    if view.has_twins:
+        yield "\n### Over-refusal rate\n"
+        yield from _rates(view, "over_refusal")
+    if view.attacks():
+        yield "\n### By attack\n"
+        yield from _by_attack(view)
+    yield from _effort_lines(view)
+    pairs = view.pairs("breach") + view.pairs("over_refusal")
+    if pairs:
+        yield "\n### Model against model\n"
+        yield from _pairs(view)
+    yield from _panel_lines(view)
+    for grid in grids:
+        yield f"\n### {grid.title}\n"
+        yield from _head([plain(cell) for cell in grid.head])
+        yield from (_row([plain(cell, 120) for cell in row]) for row in grid.rows)
+    yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
+    yield (
+        f"\n{percent(e.confidence)} intervals; {e.n_asked:,} of {e.n_trials:,} trials. Application "
+        f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
+    )
+
+
+def _rates(view: View, measure: Measure) -> Iterator[str]:
+    yield from _head(["technique", *(plain(view.names[card.id]) for card in view.estimates.models)])
+    for technique in view.ledger(measure):
+        cells = [_cell(view.rate(card.id, technique, measure)) for card in view.estimates.models]
+        title = plain(view.title(technique))
+        is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
+        yield _row([f"**{title}**" if is_sum else title, *cells])
+
+
+def _by_attack(view: View) -> Iterator[str]:
+    yield from _head(["rate, attack", *(plain(view.names[card.id]) for card in view.estimates.models)])
+    for strand in view.strands():
+        for attack in view.attacks():
+            cells = [
+                _cell(view.rate(c.id, strand.scope, strand.measure, attack)) for c in view.estimates.models
+            ]
+            yield _row([f"{strand.title}, {plain(attack)}", *cells])
+
+
+def _effort_lines(view: View) -> Iterator[str]:
+    """Queries and tokens per breach; success within k tries where there were several."""
+    e = view.estimates
+    models = [plain(view.names[card.id]) for card in e.models]
+    if rows := _effort.cost_rows(e):
+        yield "\n### What a breach takes\n"
+        yield from _head(["per breach", *models])
+        for row in rows:
+            cells = ["not asked" if c is None else ", ".join(_effort.lines(c, e)) for c in row.cells]
+            yield _row([f"{row.scope}, {plain(row.attack)}", *cells])
+    for curves in _effort.curve_rows(e):
+        yield f"\n### Within k tries: {curves.scope.lower()}, {plain(curves.attack)}\n"
+        yield from _head(["tries", *(plain(view.names[c.model]) for c in curves.curves)])
+        for k in curves.ks:
+            points = [_effort.at(curve, k) for curve in curves.curves]
+            cells = ["" if p is None else f"{percent(p.value)} ({interval(p)}), n {p.n}" for p in points]
+            yield _row([str(k), *cells])
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None:
+        return "not asked"
+    found = rate.estimate
+    words = f"**{percent(found.value)}** {rate.n_broke}/{found.n} ({interval(found)})"
+    if rate.corrected is not None:
+        refused = rate.corrected.value is None
+        words += "; not corrected" if refused else f"; corrected {percent(rate.corrected.value)}"
+        words += "" if refused else f" ({interval(rate.corrected)})"
+    errors = "error" if rate.n_error == 1 else "errors"
+    counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (rate.n_skipped, "not asked")
+    beside = [f"{n} {what}" for n, what in counts if n]
+    return ", ".join([words, *beside])
+
+
+def _pairs(view: View) -> Iterator[str]:
+    yield from _head(["measure", "higher", "lower", "verdict", "difference", "p, Holm", "would have shown"])
+    measures: tuple[Measure, ...] = ("breach", "over_refusal")
+    for measure in measures:
+        for row in view.pairs(measure):
+            difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
+            names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
+            what = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged"}
+            said = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
+            yield _row(
+                [
+                    what.get(row.pair.technique, "over-refusal"),
+                    *names,
+                    f"**{row.verdict}**",
+                    difference,
+                    *said,
+                ]
+            )
+
+
+def _panel_lines(view: View) -> Iterator[str]:
+    """What the members of a panel said each, and how far they agree beyond chance."""
+    panel = view.estimates.panel
+    if panel is None:
+        return
+    measures = {"breach": "breach, judged", "over_refusal": "over-refusal"}
+    yield "\n### The panel's members\n"
+    yield from _head(["judges", "rate", "model", "found"])
+    for rate in panel.rates:
+        if rate.estimate.n:
+            found = f"{percent(rate.estimate.value)} ({interval(rate.estimate)}), n {rate.estimate.n}"
+            name = plain(view.names.get(rate.model, "?"))
+            yield _row([plain(rate.judge), measures[rate.measure], name, found])
+    for pair in panel.pairs:
+        if pair.kappa.n:
+            names = f"{plain(pair.a)} and {plain(pair.b)}"
+            yield _row([names, measures[pair.measure], "all", _kappa(pair.kappa)])
+
+
+def _kappa(found: Estimate) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return f"no kappa, n {found.n}: {plain(found.method)}"
+    return f"kappa {found.value:.2f} ({found.low:.2f} to {found.high:.2f}), n {found.n}"
+
+
+def _head(cells: Sequence[str]) -> Iterator[str]:
+    yield _row(cells)
+    yield _row(["---"] * len(cells))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,97 @@
+"""A study's rows as Parquet, a trial a row, with a fixed schema: text exactly as it was said.
+
+Promises: memory for one row group, however many rows; the same columns and types for every study; who reads
+it needs nothing else: the study's and the application's digests are in the file's metadata.
+Leaves to others: what the columns mean (_rows.py), a table without types (csv.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from heredity.core.errors import Unavailable
+from heredity.core.version import __version__
+from heredity.study import wording
+from heredity.study.report import _study
+from heredity.study.report._rows import Row, Table, columns, whole
+
+GROUP_ROWS = 16_384
+GROUP_CHARACTERS = 1 << 24  # of text: whichever comes first closes a row group
+_WHOLE = {
+    "index": "int64",
+    "sample": "int64",
+    "seed": "int64",
+    "n_prompt_tokens": "int64",
+    "n_tokens": "int64",
+}
+_MAY_BE_MISSING = {"twin", "outcome", "manner", "judge", "evidence", "stop", "error", "text"}
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:
+    """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
+
+    Without text, the columns `evidence` and `text` are not there and `error` says only that there was one.
+    Raises Unavailable where pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise Unavailable(
+            "Parquet needs pyarrow. Install it: pip install 'heredity[parquet]'", code="package-missing"
+        ) from None
+    study = _study.read(folder)
+    about = {
+        "heredity": __version__,
+        "study": study.estimates.study,
+        "application": study.estimates.application.digest,
+    }
+    schema = _schema(pyarrow, with_text).with_metadata(about)
+    called = wording.names(study.estimates.models)
+    with (
+        Table(folder, study.plan, called, with_text) as table,
+        whole(out) as file,
+        pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        group = _Group(columns(with_text))
+        for row in table:
+            group.add(row)
+            if group.is_full():
+                writer.write_table(pyarrow.table(group.take(), schema=schema))
+        if group.n_rows:
+            writer.write_table(pyarrow.table(group.take(), schema=schema))
+    return out
+
+
+class _Group:
+    """Rows that become one row group, by column."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self.take()
+
+    def add(self, row: Row) -> None:
+        for name, values in self._columns.items():
+            values.append(getattr(row, name))
+        self.n_rows += 1
+        self._n_characters += len(row.text or "")
+
+    def is_full(self) -> bool:
+        return self.n_rows >= GROUP_ROWS or self._n_characters >= GROUP_CHARACTERS
+
+    def take(self) -> dict[str, list[Any]]:
+        """The rows so far; the group is empty afterwards."""
+        taken = getattr(self, "_columns", {})
+        self._columns: dict[str, list[Any]] = {name: [] for name in self._names}
+        self.n_rows = self._n_characters = 0
+        return taken
+
+
+def _schema(pyarrow: Any, with_text: bool) -> Any:
+    return pyarrow.schema(
+        [
+            pyarrow.field(name, getattr(pyarrow, _WHOLE.get(name, "string"))(), name in _MAY_BE_MISSING)
+            for name in columns(with_text)
+        ]
+    )

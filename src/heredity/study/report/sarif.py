@@ -1,0 +1,200 @@
+"""A study as SARIF 2.1.0, for code scanning and security dashboards: a result a model and probe that broke.
+
+Promises: rules are techniques, with the threats they show as taxa of OWASP, ATLAS and NIST, edition and all;
+a result has its n and its rate with interval; its fingerprint is the same in the next run; no text of any
+model or probe.
+Leaves to others: each single trial (junit.py, csv.py), the comparison of models (html.py, markdown.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from heredity.core import files
+from heredity.core.records import Probe, digest
+from heredity.core.version import __version__
+from heredity.stats import wilson
+from heredity.study import wording
+from heredity.study.plan import Plan
+from heredity.study.report import _study
+from heredity.study.report._rows import VERDICTS
+from heredity.study.report._samples import WANTED, outcomes
+from heredity.study.report._study import Study
+from heredity.study.wording import interval, label, percent
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+ERROR_FROM, WARNING_FROM = 0.5, 0.1  # share of decided trials that broke; below: "note"
+FINGERPRINT = "heredityModelProbe/v1"
+_CODES = {kind: code for code, kind in enumerate(WANTED, 1)}
+_TAXONOMIES = {  # scheme of a threat id -> name, organization
+    "owasp-llm": ("OWASP Top 10 for LLM Applications", "OWASP"),
+    "mitre-atlas": ("MITRE ATLAS", "MITRE"),
+    "nist-ai-100-2": ("NIST AI 100-2 Adversarial Machine Learning", "NIST"),
+}
+
+
+class Threat(NamedTuple):
+    """A threat id in its parts: `owasp-llm:2025/LLM07`."""
+
+    scheme: str
+    edition: str
+    name: str
+
+
+class Found(NamedTuple):
+    """What one probe came to with one model, over every attack and sample."""
+
+    model: int
+    probe: Probe
+    n_broke: int
+    n_held: int
+    n_unclear: int
+    n_error: int
+
+    @property
+    def n(self) -> int:
+        return self.n_broke + self.n_held
+
+
+def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
+    """Write the broken probes of the study in `folder` to `out`, and return `out`."""
+    study = _study.read(folder)
+    document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [_run(folder, study)]}
+    files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    return out
+
+
+def threat(name: str) -> Threat:
+    """The parts of a threat id; what has no scheme or edition has an empty one."""
+    scheme, colon, rest = name.partition(":")
+    if not colon:
+        return Threat("", "", name)
+    edition, slash, ident = rest.rpartition("/")
+    return Threat(scheme, edition, ident if slash else rest)
+
+
+def level(rate: float) -> str:
+    """SARIF's word for a share of trials that broke."""
+    return "error" if rate >= ERROR_FROM else "warning" if rate >= WARNING_FROM else "note"
+
+
+def broken(folder: Path, plan: Plan) -> Iterator[Found]:
+    """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
+    shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
+    codes = outcomes(folder / VERDICTS, plan).reshape(shape)
+    counts = {
+        kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
+    }
+    for m, p in np.argwhere(counts["broke"] > 0).tolist():
+        if plan.probes[p].is_baseline:
+            continue
+        yield Found(m, plan.probes[p], *(int(counts[kind][m, p]) for kind in counts))
+
+
+def _run(folder: Path, study: Study) -> dict[str, Any]:
+    plan, found = study.plan, study.estimates
+    threats = _threats(plan)
+    schemes = list(dict.fromkeys((t.scheme, t.edition) for of in threats.values() for t in of))
+    rules = [_rule(technique, threats[technique], schemes) for technique in threats]
+    taxonomies = [_taxonomy(scheme, threats) for scheme in schemes]
+    places = {technique: place for place, technique in enumerate(threats)}
+    called = wording.names(found.models)
+    return {
+        "tool": {"driver": _driver(rules, taxonomies)},
+        "automationDetails": {"id": f"heredity/{label(found.application.name)}/"},
+        "invocations": [
+            {
+                "executionSuccessful": not found.n_missing and not found.n_errors,
+                "properties": {"at": found.circumstances.at, "n_trials": found.n_trials}
+                | {"n_asked": found.n_asked, "n_errors": found.n_errors, "n_unclear": found.n_unclear},
+            }
+        ],
+        "taxonomies": taxonomies,
+        "results": [_result(one, study, called, places) for one in broken(folder, plan)],
+        "columnKind": "unicodeCodePoints",
+        "properties": {"study": found.study, "application": found.application.digest},
+    }
+
+
+def _driver(rules: list[dict[str, Any]], taxonomies: list[dict[str, Any]]) -> dict[str, Any]:
+    supported = [{"name": taxonomy["name"], "index": i} for i, taxonomy in enumerate(taxonomies)]
+    driver = {"name": "heredity", "version": __version__, "rules": rules}
+    return driver | ({"supportedTaxonomies": supported} if supported else {})
+
+
+def _threats(plan: Plan) -> dict[str, list[Threat]]:
+    """The threats of each technique that was asked, in the plan's order."""
+    threats: dict[str, dict[Threat, None]] = defaultdict(dict)
+    for probe in plan.probes:
+        if probe.kind == "breach" and not probe.is_baseline:
+            threats[probe.technique] |= dict.fromkeys(threat(name) for name in probe.threats)
+    return {technique: list(of) for technique, of in threats.items()}
+
+
+def _taxonomy(key: tuple[str, str], threats: dict[str, list[Threat]]) -> dict[str, Any]:
+    scheme, edition = key
+    name, organization = _TAXONOMIES.get(scheme, (scheme or "threats", ""))
+    ids = dict.fromkeys(t.name for of in threats.values() for t in of if (t.scheme, t.edition) == key)
+    made: dict[str, Any] = {"name": name, "taxa": [{"id": ident} for ident in ids]}
+    made |= {"organization": organization} if organization else {}
+    return made | ({"version": edition} if edition else {})
+
+
+def _rule(technique: str, threats: list[Threat], schemes: list[tuple[str, str]]) -> dict[str, Any]:
+    def target(of: Threat) -> dict[str, Any]:
+        place = schemes.index((of.scheme, of.edition))
+        name = _TAXONOMIES.get(of.scheme, (of.scheme or "threats", ""))[0]
+        return {
+            "target": {"id": of.name, "toolComponent": {"name": name, "index": place}},
+            "kinds": ["relevant"],
+        }
+
+    rule: dict[str, Any] = {
+        "id": technique,
+        "name": technique,
+        "shortDescription": {"text": wording.title(technique)},
+        # Code scanning shows no rule without these two.
+        "fullDescription": {"text": f"A model broke in a probe of the technique {technique}."},
+        "help": {"text": "What was asked, what came of it, and how sure that is: heredity report DIR"},
+        "defaultConfiguration": {"level": "warning"},
+        "properties": {"tags": ["security", *(f"{t.scheme}:{t.edition}/{t.name}" for t in threats)]},
+    }
+    return rule | ({"relationships": [target(of) for of in threats]} if threats else {})
+
+
+def _result(one: Found, study: Study, called: dict[str, str], rules: dict[str, int]) -> dict[str, Any]:
+    model, probe = study.plan.models[one.model], one.probe
+    rate = wilson(one.n_broke, one.n, study.estimates.confidence)
+    share = one.n_broke / one.n
+    words = f"{percent(share)}, {percent(study.estimates.confidence)} interval {interval(rate)}"
+    counts = {"n_broke": one.n_broke, "n": one.n, "n_unclear": one.n_unclear, "n_error": one.n_error}
+    return {
+        "ruleId": probe.technique,
+        "ruleIndex": rules[probe.technique],
+        "level": level(share),
+        "kind": "fail",
+        "message": {
+            "text": f"{called[model.id]} broke in {one.n_broke} of {one.n} decided trials of {probe.id} "
+            f"({words})."
+        },
+        "locations": [_location(probe)],
+        "partialFingerprints": {FINGERPRINT: digest([model.name, study.plan.application.name, probe.id])},
+        "rank": round(100 * share, 1),
+        "properties": {"model": called[model.id], "model_id": model.id, "probe": probe.id, **counts}
+        | {"rate": share, "low": rate.low, "high": rate.high, "attacks": list(study.plan.attacks)},
+    }
+
+
+def _location(probe: Probe) -> dict[str, Any]:
+    """The probe, in the file of its technique: code scanning shows no result without a file."""
+    uri = f"probes/{probe.technique}.toml"
+    return {
+        "physicalLocation": {"artifactLocation": {"uri": uri}},
+        "logicalLocations": [{"name": probe.id, "fullyQualifiedName": f"{uri}#{probe.id}", "kind": "object"}],
+    }

@@ -1,0 +1,114 @@
+"""What each step of an encoder's training reads: pieces of documents with gaps, each between two end tokens.
+
+A share of a piece's tokens is hidden, the same number in every piece of its length and one at least; which,
+is drawn from the seed, the step and the piece. Special tokens are never hidden.
+
+Sources: Devlin et al. 2018 (1810.04805: of what is hidden 80 % becomes the mask, 10 % another token, 10 %
+stays); Wettig et al. 2022 (2202.08005: the mask alone does as well, and 15 % is too little).
+
+Promises: what a step reads and hides is a function of seed and step, however many processes share it.
+Leaves to others: which pieces come when (stream.py), and what is learned of them (objectives/masked.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from heredity.train.data.batching import Batch
+from heredity.train.data.packed import Numbers, Piece, Stream, dealt
+
+Noise = Literal["mask", "80-10-10"]
+FRAME = 2  # tokens around a piece
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """How gaps are made. special: numbers of the tokens that are never hidden, and never put in a gap."""
+
+    mask: int
+    end: int
+    n_vocabulary: int
+    special: frozenset[int]
+    share: float = 0.3
+    noise: Noise = "mask"
+
+    def of(self, ids: Numbers, draws: np.random.Generator) -> tuple[Numbers, Numbers]:
+        """(tokens,) -> the tokens with gaps, and the places that are to be told, in order."""
+        open_ones = np.flatnonzero(~np.isin(ids, sorted(self.special)))
+        n = min(len(open_ones), max(1, round(self.share * len(ids))))
+        at = np.sort(draws.permutation(open_ones)[:n])
+        shown = ids.copy()
+        shown[at] = self._put(ids[at], draws)
+        return shown, at
+
+    def _put(self, hidden: Numbers, draws: np.random.Generator) -> Numbers:
+        """What stands in the gaps."""
+        masks = np.full(len(hidden), self.mask, dtype=np.int64)
+        if self.noise == "mask":
+            return masks
+        which = draws.random(len(hidden))
+        others = self._words[draws.integers(len(self._words), size=len(hidden))]
+        return np.where(which < 0.8, masks, np.where(which < 0.9, others, hidden))
+
+    @cached_property
+    def _words(self) -> Numbers:
+        return np.setdiff1d(np.arange(self.n_vocabulary), sorted(self.special))
+
+
+class _Gapped(NamedTuple):
+    """A piece between two ends: what is shown, the places of its gaps, and what they hide."""
+
+    shown: Numbers
+    at: Numbers
+    hidden: Numbers
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Batches of a step: the stream's pieces with gaps."""
+
+    stream: Stream
+    hiding: Hiding
+
+    def of(self, step: int) -> list[Batch]:
+        """The batches of a step, counted from 0; as many for every process."""
+        at = self.stream
+        bins = dealt(at.pieces(step), max(at.product, at.context), at.world)
+        return [self.collate(each, step) for each in bins[at.rank :: at.world]]
+
+    def collate(self, pieces: Sequence[Piece], step: int) -> Batch:
+        """Pieces laid end to end, their gaps those of a step."""
+        return laid([self._gapped(piece, step) for piece in pieces])
+
+    def _gapped(self, piece: Piece, step: int) -> _Gapped:
+        ids = self.stream.documents.tokens(piece.document)[piece.start : piece.start + piece.n]
+        return gapped(ids.astype(np.int64), self.hiding, [self.stream.seed, step, *piece[:2]])
+
+
+def gapped(ids: Numbers, hiding: Hiding, seed: Sequence[int]) -> _Gapped:
+    """A piece with gaps between two end tokens; one that it ends with is one of the two."""
+    text = ids[:-1] if len(ids) and ids[-1] == hiding.end else ids
+    shown, at = hiding.of(text, np.random.default_rng(seed))
+    return _Gapped(np.concatenate([[hiding.end], shown, [hiding.end]]), at + 1, text[at])
+
+
+def laid(pieces: Sequence[_Gapped]) -> Batch:
+    """Pieces end to end."""
+    lengths = tuple(len(piece.shown) for piece in pieces)
+    starts = np.cumsum([0, *lengths[:-1]])
+    at = [start + piece.at for start, piece in zip(starts, pieces, strict=True)]
+    counts = torch.tensor([len(piece.at) for piece in pieces])
+    return Batch(
+        torch.from_numpy(np.concatenate([piece.shown for piece in pieces])),
+        torch.cat([torch.arange(n) for n in lengths]),
+        lengths,
+        torch.from_numpy(np.concatenate(at)),
+        torch.from_numpy(np.concatenate([piece.hidden for piece in pieces])),
+        torch.repeat_interleave(torch.arange(len(lengths)), counts),
+    )

@@ -1,0 +1,158 @@
+"""What each step of a pre-training reads: pieces of documents, whole where they fit, in an order of its own.
+
+A document longer than the context is cut into pieces; every token is learned exactly once an epoch, the first
+of a document from the token that ends one, the first of a later piece from the one before it. Nothing is
+cropped and nothing is filled up: pieces are laid end to end, and each sees only itself.
+
+Promises: what a step reads is a function of seed and step, however many processes share it; every epoch is a
+permutation of all pieces; a step's pieces differ by at most one piece from its share of tokens.
+Leaves to others: where documents are kept (corpus/), and what is done with them (objectives/, loop.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from heredity.core.errors import UsageError
+from heredity.train.data.batching import Batch
+from heredity.train.planning.flops import PRODUCT
+
+_OVER = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+class Documents(Protocol):
+    """Documents as tokens, each with the token that ends it."""
+
+    @property
+    def lengths(self) -> Numbers:
+        """Tokens of each document: (documents,)."""
+
+    def tokens(self, number: int) -> Any:
+        """The tokens of one, as an array of whole numbers."""
+
+
+class Piece(NamedTuple):
+    """A part of a document: tokens `start` to `start + n` are learned."""
+
+    document: int
+    start: int
+    n: int
+
+
+class _Order(NamedTuple):
+    """An epoch: which piece comes when, and how many tokens came before it."""
+
+    pieces: Numbers
+    starts: Numbers
+
+
+@dataclass(frozen=True, eq=False)  # known by itself: its orders are kept (_order), and documents are large
+class Stream:
+    """Batches of a step of about `batch` tokens, in products of about `product`; of them this process's."""
+
+    documents: Documents
+    end: int  # the token that ends a document
+    batch: int
+    context: int
+    seed: int
+    product: int = PRODUCT
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch < self.context:
+            raise UsageError(
+                f"A step of {self.batch} tokens holds no context of {self.context}.",
+                code="step-holds-no-context",
+            )
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of an epoch."""
+        return int(self.documents.lengths.sum())
+
+    def of(self, step: int) -> list[Batch]:
+        """The batches of a step, counted from 0; as many for every process."""
+        bins = dealt(self.pieces(step), max(self.product, self.context), self.world)
+        return [self.collate(each) for each in bins[self.rank :: self.world]]
+
+    def pieces(self, step: int) -> list[Piece]:
+        """What all processes read in a step: the pieces that start among its tokens."""
+        low, high = step * self.batch, (step + 1) * self.batch
+        found: list[Piece] = []
+        for epoch in range(low // self.n_tokens, (high - 1) // self.n_tokens + 1):
+            order, before = _order(self, epoch), epoch * self.n_tokens
+            first, last = np.searchsorted(order.starts, (low - before, high - before))
+            found += [self._piece(int(number)) for number in order.pieces[first:last]]
+        return found
+
+    @cached_property
+    def _n_before(self) -> Numbers:
+        """Pieces before each document, and of all: (documents + 1,)."""
+        each = -(-self.documents.lengths // self.context)
+        return np.concatenate([[0], np.cumsum(each)])
+
+    def _piece(self, number: int) -> Piece:
+        document = int(np.searchsorted(self._n_before, number, side="right")) - 1
+        start = (number - int(self._n_before[document])) * self.context
+        return Piece(document, start, min(self.context, int(self.documents.lengths[document]) - start))
+
+    @cached_property
+    def _sizes(self) -> Numbers:
+        """Tokens of each piece."""
+        sizes = np.full(int(self._n_before[-1]), self.context, dtype=np.int64)
+        sizes[self._n_before[1:] - 1] = (self.documents.lengths - 1) % self.context + 1
+        return sizes
+
+    def collate(self, pieces: list[Piece]) -> Batch:
+        """Pieces laid end to end."""
+        read, learned = [], []
+        for piece in pieces:
+            ids = self.documents.tokens(piece.document).astype(np.int64)
+            before = ids[piece.start - 1] if piece.start else self.end
+            learned.append(ids[piece.start : piece.start + piece.n])
+            read.append(np.concatenate([[before], learned[-1][:-1]]))
+        lengths = tuple(piece.n for piece in pieces)
+        targets = torch.from_numpy(np.concatenate(learned))
+        return Batch(
+            torch.from_numpy(np.concatenate(read)),
+            torch.cat([torch.arange(n) for n in lengths]),
+            lengths,
+            torch.arange(len(targets)),
+            targets,
+            torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
+        )
+
+
+@lru_cache(maxsize=2)
+def _order(stream: Stream, epoch: int) -> _Order:
+    pieces = np.random.default_rng([stream.seed, epoch]).permutation(len(stream._sizes))
+    sizes = stream._sizes[pieces]
+    return _Order(pieces, np.cumsum(sizes) - sizes)
+
+
+def dealt(pieces: list[Piece], product: int, world: int) -> list[list[Piece]]:
+    """Pieces of like length together, in as many bins as give each process the same number of them.
+
+    Raises UsageError where there are fewer pieces than processes.
+    """
+    if len(pieces) < world:
+        raise UsageError(
+            f"A step of {len(pieces)} pieces is too small for {world} processes: raise the batch.",
+            code="step-too-small",
+        )
+    ordered = sorted(pieces, key=lambda piece: (-piece.n, piece.document, piece.start))
+    total = sum(piece.n for piece in ordered)
+    n_bins = min(world * math.ceil(total / (world * _OVER * product)), len(pieces) // world * world)
+    sizes = np.array([piece.n for piece in ordered])
+    which = np.minimum(n_bins - 1, ((np.cumsum(sizes) - sizes / 2) * n_bins / total).astype(np.int64))
+    if len(set(which.tolist())) < n_bins:  # a long piece took the place of two bins
+        which = np.arange(len(ordered)) * n_bins // len(ordered)
+    return [[ordered[at] for at in np.flatnonzero(which == number)] for number in range(n_bins)]

@@ -1,0 +1,105 @@
+"""What each step of a training on pictures and captions reads: pairs, all of a step at once.
+
+A step is one batch: every caption is compared with every picture of it. A picture is shifted a little each
+time, by what seed, step and place draw.
+
+Promises: every epoch is a permutation of all pairs; what a step reads is a function of seed and step.
+Leaves to others: where pairs are kept (pictures/), and what is learned of them (objectives/contrastive.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heredity.corpus.images.reader import Pairs
+from heredity.train.data.batching import Batch, permutation
+from heredity.train.distributed import share
+
+MEAN = DEVIATION = 0.5  # of a picture's points, which lie from 0 to 1
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How captions become rows: cut at `longest` tokens, the end token the last; filled up with `pad`."""
+
+    end: int
+    pad: int
+    longest: int
+
+    def row(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(longest,) of one caption, which its end token ends."""
+        row = np.full(self.longest, self.pad, dtype=np.int64)
+        kept = ids[: self.longest]
+        row[: len(kept)] = kept
+        row[len(kept) - 1] = self.end
+        return row
+
+
+@dataclass(frozen=True)
+class PairSteps:
+    """Batches of a step: `batch` pairs, their pictures shifted by up to `shift` points.
+
+    rank, world: of them this process gets its share.
+    """
+
+    pairs: Pairs
+    captions: Captions
+    batch: int
+    seed: int
+    shift: int = 0
+    rank: int = 0
+    world: int = 1
+    same: NDArray[np.int64] = field(init=False)  # (pairs,) the first pair that has the same caption
+
+    def __post_init__(self) -> None:
+        first: dict[bytes, int] = {}
+        rows = [self.pairs.caption(i).tobytes() for i in range(len(self.pairs))]
+        same = np.array([first.setdefault(row, i) for i, row in enumerate(rows)], np.int64)
+        object.__setattr__(self, "same", same)
+
+    def of(self, step: int) -> list[Batch]:
+        """The batch of a step, counted from 0."""
+        n, places = len(self.pairs), range(step * self.batch, (step + 1) * self.batch)
+        numbers = [int(permutation(self.seed, place // n, n)[place % n]) for place in places]
+        draws = np.random.default_rng([self.seed, step])
+        moves = draws.integers(-self.shift, self.shift + 1, size=(len(numbers), 2))
+        low, high = share(self.batch, self.rank, self.world)
+        mine = self.collate(numbers[low:high], moves[low:high])
+        same = torch.from_numpy(self.same[numbers])
+        return [mine._replace(targets=same, at=torch.arange(low, high))]
+
+    def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> Batch:
+        """Pairs as one batch; `targets`: which of a step have one caption; `at`: which of it these are."""
+        moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
+        drawn = [shifted(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
+        rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
+        n, longest = rows.shape
+        return Batch(
+            torch.from_numpy(rows.reshape(-1)),
+            torch.arange(longest).repeat(n),
+            (longest,) * n,
+            torch.arange(n),
+            torch.from_numpy(self.same[list(numbers)]),
+            torch.arange(n),
+            pictures=as_input(np.stack(drawn)),
+        )
+
+
+def shifted(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
+    """(side, side, 3) moved, its edge repeated where nothing is left."""
+    if not down and not right:
+        return picture
+    side = np.arange(len(picture))
+    rows, columns = (np.clip(side - by, 0, len(picture) - 1) for by in (down, right))
+    return picture[rows][:, columns]
+
+
+def as_input(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """(pictures, side, side, 3) of 0 to 255 -> (pictures, 3, side, side) of -1 to 1."""
+    found = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float()
+    return (found / 255 - MEAN) / DEVIATION

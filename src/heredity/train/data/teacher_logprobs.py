@@ -1,0 +1,233 @@
+"""What a teacher says at every learned place, kept: its likeliest tokens, for as many students as like.
+
+The teacher then reads the data once, and no training holds it in memory. One file: for each place the ids of
+`k` tokens and the log-probabilities of these and of all others together.
+
+Promises: it says whose opinion it is, at which temperature, on which documents, and another's is never read,
+nor one whose bytes changed; a reading that was killed goes on where it was, to the same bytes; of more tokens
+than are asked for the likeliest are taken, as if the teacher had read for them alone.
+Leaves to others: the files (_tensors.py, _groups.py), what is learned of it (objectives/distill.py) and where
+it lies (recipes/distill.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from heredity.core.errors import Damaged
+from heredity.train import checkpoint
+from heredity.train.data.batching import PRODUCT, Batch, collate, grouped
+from heredity.train.data.documents import Example
+from heredity.train.loop import Watch, Watched
+from heredity.train.models.causal_lm import CHUNK, Network
+
+_HEAD = struct.Struct("<QI")  # bytes of the group, and their CRC-32
+
+
+class Groups:
+    """The groups of a file in their order, and room for more."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("a+b")
+        self.there = list(_whole(path.read_bytes()))
+        self._file.truncate(sum(_HEAD.size + len(group) for group in self.there))
+
+    def append(self, group: bytes) -> None:
+        """Put a group behind the others; it outlives this process from then on."""
+        self._file.write(_HEAD.pack(len(group), zlib.crc32(group)) + group)
+        self._file.flush()
+        self.there.append(group)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _whole(data: bytes) -> Iterator[bytes]:
+    """Up to the first that is torn."""
+    start = 0
+    while start + _HEAD.size <= len(data):
+        size, crc = _HEAD.unpack_from(data, start)
+        start += _HEAD.size
+        group = data[start : start + size]
+        if len(group) != size or zlib.crc32(group) != crc:
+            return
+        yield group
+        start += size
+
+
+class Scores:
+    """A teacher's opinions, found again by the documents that they are on."""
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        logs: torch.Tensor,
+        starts: dict[bytes, int],
+        temperature: float,
+        n_words: int,
+    ) -> None:
+        self._tokens, self._logs, self._starts = tokens, logs, starts
+        self.temperature, self.n_words = temperature, n_words  # of the vocabulary that it spoke of
+
+    def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """At the batch's learned places: ids (learned, k), log-probabilities (learned, k + 1), the last of
+        all other tokens. Raises KeyError for a document that the teacher never read."""
+        places = torch.cat(
+            [torch.arange(n) + self._starts[key] for key, n in _keys(batch)] or [torch.arange(0)]
+        )
+        return self._tokens[places].long(), self._logs[places]
+
+    @property
+    def covered(self) -> float:
+        """Mean share of the teacher's probability that lies on the kept tokens."""
+        return float(1 - self._logs[:, -1].exp().mean())
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a teacher reads. `folder` holds what it has read so far; `watch` is told of it, without a loss.
+
+    It keeps the `k` likeliest of the first `n_words` tokens (0: of all), where the student's head is smaller.
+    """
+
+    k: int
+    temperature: float
+    folder: Path
+    n_words: int = 0
+    watch: Watch | None = None
+
+
+def place(folder: Path, stamp: str, k: int) -> Path:
+    """Where a folder has, or gets, `k` tokens a place under a stamp: the smallest file that has as many."""
+    sizes = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{stamp}-*.safetensors")]
+    return folder / f"{stamp}-{min((size for size in sizes if size >= k), default=k)}.safetensors"
+
+
+def write(path: Path, stamp: str, teacher: Network, examples: Sequence[Example], reading: Reading) -> None:
+    """Let the teacher read every example. `stamp` says whose opinion on what this is: `read` asks for it."""
+    n_words = min(reading.n_words or len(teacher.head), len(teacher.head))
+    batches = [collate(group) for group in grouped(examples, PRODUCT)]
+    with Groups(reading.folder / f"{stamp}-{reading.k}.part") as groups:
+        _read(teacher, batches[len(groups.there) :], reading, n_words, groups)
+        state = _unpacked(groups.there, reading.k)
+    keys = [each for batch in batches for each in _keys(batch)]
+    lengths = torch.tensor([length for _, length in keys])
+    state |= {
+        "keys": torch.frombuffer(bytearray(b"".join(k for k, _ in keys)), dtype=torch.uint8).view(
+            len(keys), -1
+        ),
+        "starts": lengths.cumsum(0) - lengths,
+    }
+    about = {"stamp": stamp, "temperature": repr(reading.temperature), "n_words": str(n_words)}
+    checkpoint.write_tensors(path, state, {**about, "sha256": _digest(state)})
+    groups.path.unlink()
+
+
+def read(path: Path, stamp: str, k: int = 0) -> Scores:
+    """What `write` kept, or the `k` likeliest of it. Raises Damaged: another teacher's, or unreadable."""
+    about, state = checkpoint.read_tensors(path, "a teacher's scores", "the teacher reads again.")
+    if about.get("stamp") != stamp:
+        raise Damaged(
+            f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.",
+            code="scores-of-others",
+        )
+    if about.get("sha256") != _digest(state):
+        raise Damaged(
+            f"{path}: its bytes are not the ones written. Delete it; the teacher reads again.",
+            code="scores-changed",
+        )
+    found = {
+        bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)
+    }
+    tokens, logs = state["tokens"], state["logs"]
+    if 0 < k < tokens.shape[1]:  # the others join "any other"
+        logs = torch.cat([logs[:, :k], logs[:, k:].logsumexp(1, keepdim=True)], 1)
+        tokens = tokens[:, :k].contiguous()
+    return Scores(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
+
+
+def _read(teacher: Network, left: Sequence[Batch], reading: Reading, n_words: int, groups: Groups) -> None:
+    """Let the teacher read what is left, and put it behind what is there."""
+    start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
+    n_left = sum(len(batch.tokens) for batch in left)
+    for number, batch in enumerate(left, n_there + 1):
+        group = _packed(teacher, batch, reading, n_words)
+        groups.append(group)
+        n_tokens += len(batch.tokens)
+        if reading.watch is not None:
+            rate = n_tokens / (time.monotonic() - start)
+            reading.watch(Watched(number, n_there + len(left), None, rate, (n_left - n_tokens) / rate))
+
+
+@torch.no_grad()
+def _packed(teacher: Network, batch: Batch, reading: Reading, n_words: int) -> bytes:
+    """What it says at the learned places: tokens (learned, k) int32, then logs (learned, k + 1) float32."""
+    hidden = teacher.hidden(batch)
+    tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
+    for at in range(0, len(hidden), CHUNK):
+        said = teacher.logits(hidden[at : at + CHUNK]).float()[:, :n_words]
+        best, ids, rest = _likeliest(said, reading.k, reading.temperature)
+        tokens.append(ids.int())
+        logs.append(torch.cat([best, rest], 1))
+    return torch.cat(tokens).numpy().tobytes() + torch.cat(logs).numpy().tobytes()
+
+
+def _unpacked(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
+    """Tokens and logs of all groups, one behind the other."""
+    tokens, logs = [], []
+    for group in groups:
+        n = len(group) // (4 * (2 * k + 1))
+        tokens.append(np.frombuffer(group, np.int32, n * k).reshape(n, k))
+        logs.append(np.frombuffer(group, np.float32, offset=4 * n * k).reshape(n, k + 1))
+    return {
+        "tokens": torch.from_numpy(np.concatenate(tokens)),
+        "logs": torch.from_numpy(np.concatenate(logs)),
+    }
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the tensors, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(state[name].contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def _likeliest(
+    logits: torch.Tensor, k: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logs = torch.log_softmax(logits / temperature, dim=-1)
+    best, ids = logs.topk(k, dim=-1)
+    return best, ids, logs.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+
+
+def _keys(batch: Batch) -> Iterator[tuple[bytes, int]]:
+    """Of each document: a digest of its tokens and of which are learned, and how many are."""
+    tokens, at, document = batch.tokens.numpy(), batch.at.numpy(), batch.document.numpy()
+    start = 0
+    for number, length in enumerate(batch.lengths):
+        places = at[np.searchsorted(document, number) : np.searchsorted(document, number, "right")] - start
+        said = tokens[start : start + length].tobytes() + b"|" + places.tobytes()
+        yield hashlib.sha256(said).digest()[:16], len(places)
+        start += length

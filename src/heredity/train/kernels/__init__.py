@@ -1,0 +1,1 @@
+"""Fast CPU paths for the layers of transformers' models."""

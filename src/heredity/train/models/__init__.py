@@ -1,0 +1,1 @@
+"""Models that learn, and their architectures."""

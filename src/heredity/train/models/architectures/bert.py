@@ -1,0 +1,49 @@
+"""An encoder as BERT's: learned positions, GELU without a gate, norms behind each part, biases everywhere.
+
+Nothing is dropped at random, so that a step is a function of what it reads; and there is no second sentence
+to tell from a first: all tokens are of type 0, and the row of type 1 stays as it was drawn.
+
+Source: Devlin et al. 2018 (1810.04805).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heredity.train.models.architectures import Specials
+from heredity.train.models.architectures._masked import refuse, tokens
+from heredity.train.models.shapes import BertShape, Shape, n_matrices
+
+OBJECTIVE = "masked"
+SHAPE = BertShape
+TYPES = 2  # of tokens: those of a first text and of a second
+
+
+def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+    """The configuration of a BERT of this shape. Raises UsageError for heads that it cannot have."""
+    refuse("bert", shape, specials)
+    return tokens(specials) | {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM"],
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.wide,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context,
+        "type_vocab_size": TYPES,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-12,
+        "tie_word_embeddings": True,
+    }
+
+
+def flops_a_token(shape: Shape, length: float, hidden: float) -> float:
+    """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
+
+    hidden: the share of the tokens on which the head is run.
+    """
+    head = hidden * (shape.vocabulary * shape.width + shape.width**2)
+    return 3 * (2 * (n_matrices(shape) + head) + 4 * shape.layers * shape.width * length)

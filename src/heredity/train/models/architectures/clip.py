@@ -1,0 +1,53 @@
+"""Two encoders as CLIP's: a vision transformer, and a causal one whose end token stands for a caption.
+
+Source: Radford et al. 2021 (2103.00020).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heredity.train.models.architectures import Specials
+from heredity.train.models.shapes import Shape
+from heredity.train.models.towers import Towers
+
+OBJECTIVE = "contrastive"
+
+
+def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+    """The configuration of a CLIP of this shape."""
+    assert isinstance(shape, Towers)
+    tower = both(shape) | {"hidden_act": "quick_gelu", "projection_dim": shape.width}
+    return {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "projection_dim": shape.width,
+        "text_config": tower | text(shape, specials),
+        "vision_config": tower | vision(shape),
+    }
+
+
+def both(shape: Towers) -> dict[str, Any]:
+    """What the two towers share."""
+    return {
+        "hidden_size": shape.width,
+        "intermediate_size": shape.wide,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+    }
+
+
+def text(shape: Towers, specials: Specials) -> dict[str, Any]:
+    """Of the tower of captions."""
+    return {
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": shape.context,
+        "bos_token_id": specials.end,
+        "eos_token_id": specials.end,
+        "pad_token_id": specials.pad,
+    }
+
+
+def vision(shape: Towers) -> dict[str, Any]:
+    """Of the tower of pictures."""
+    return {"image_size": shape.side, "patch_size": shape.patch, "num_channels": 3}

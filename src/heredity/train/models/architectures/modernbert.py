@@ -1,0 +1,55 @@
+"""An encoder as ModernBERT's: rotary positions, GeGLU, norms before each part, no bias anywhere.
+
+Every third layer, the first among them, sees the whole document, the others 64 tokens to each side.
+
+Source: Warner et al. 2024 (2412.13663).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heredity.train.models.architectures import Specials
+from heredity.train.models.architectures._masked import refuse, tokens
+from heredity.train.models.shapes import EncoderShape, Shape, n_matrices
+
+OBJECTIVE = "masked"
+SHAPE = EncoderShape
+WINDOW = 128  # tokens that a layer with a window sees: half of them before, half after
+EVERY = 3  # layers, of which one sees all
+_WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
+
+
+def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+    """The configuration of a ModernBERT of this shape. Raises UsageError for heads that it cannot have."""
+    refuse("modernbert", shape, specials)
+    return tokens(specials) | {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertForMaskedLM"],
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.wide,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context,
+        "local_attention": WINDOW,
+        "layer_types": ["sliding_attention" if i % EVERY else "full_attention" for i in range(shape.layers)],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": _WIDE_THETA},
+            "sliding_attention": {"rope_type": "default", "rope_theta": _NARROW_THETA},
+        },
+        "decoder_bias": False,
+        "classifier_pooling": "mean",
+        "tie_word_embeddings": True,
+    }
+
+
+def flops_a_token(shape: Shape, length: float, hidden: float) -> float:
+    """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
+
+    hidden: the share of the tokens on which the head is run.
+    """
+    n_whole = -(-shape.layers // EVERY)
+    seen = n_whole * length + (shape.layers - n_whole) * min(length, WINDOW)
+    head = hidden * (shape.vocabulary * shape.width + shape.width**2)
+    return 3 * (2 * (n_matrices(shape) + head) + 4 * shape.heads * shape.head * seen)

@@ -1,0 +1,27 @@
+"""Two encoders as SigLIP's: each pair is told from every other by itself, without a sum over all.
+
+Source: Zhai et al. 2023 (2303.15343).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heredity.train.models.architectures import Specials
+from heredity.train.models.architectures.clip import both, text, vision
+from heredity.train.models.shapes import Shape
+from heredity.train.models.towers import Towers
+
+OBJECTIVE = "contrastive"
+
+
+def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+    """The configuration of a SigLIP of this shape."""
+    assert isinstance(shape, Towers)
+    tower = both(shape) | {"hidden_act": "gelu_pytorch_tanh"}
+    return {
+        "model_type": "siglip",
+        "architectures": ["SiglipModel"],
+        "text_config": tower | text(shape, specials) | {"projection_size": shape.width},
+        "vision_config": tower | vision(shape),
+    }

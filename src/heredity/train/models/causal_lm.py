@@ -1,0 +1,204 @@
+"""A model that can learn: transformers' own, over documents laid end to end, each seeing only itself.
+
+The linear parts run over all tokens at once without a filler; attention.py alone puts documents into rows.
+The head is run on the places that are learned and on no others, a part at a time, so that the logits of a
+large vocabulary are never all there.
+
+Promises: a document's numbers are those of transformers for that document alone, within rounding.
+Leaves to others: which weights change (trainable.py) and what is asked of the logits (objectives/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from heredity.core import host
+from heredity.core.errors import Unavailable
+from heredity.engines.formats.weights import KNOWN
+from heredity.train.data.batching import BLOCK, Batch
+from heredity.train.kernels import rms_norm, rotary, swiglu
+from heredity.train.kernels.attention import attend
+from heredity.train.kernels.patch import applied
+from heredity.train.models import init as birth
+
+CHUNK = 256  # rows of logits that are there at once, so that they stay near the processor
+GROUP = 1024  # rows whose gradient is summed at once: sums of bfloat16 lose what is added in small parts
+_NAME = "heredity_documents"
+
+# (rows of logits, which rows of the batch they are) -> the sum of their losses
+RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+
+
+class Network:
+    """transformers' model behind the three things that an objective asks."""
+
+    def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
+        """is_fused: whether chains of small steps are compiled (fused.py)."""
+        self.model, self.folder, self.is_fused = model, folder, is_fused
+        rms_norm.quicken(model, is_fused)
+        rotary.quicken(model, is_fused)
+        if is_fused:
+            swiglu.quicken(model)
+
+    @property
+    def head(self) -> torch.Tensor:
+        """(vocabulary, hidden)"""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(vocabulary,), what is added to each token's logit; None: nothing."""
+        return getattr(self.model.get_output_embeddings(), "bias", None)
+
+    def begin(self, is_last: bool) -> None:
+        """Before each batch of a step: whether it is the last of them."""
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Final states at the learned places: (learned, hidden)."""
+        laid = batch.filled
+        states = self.model.model(
+            input_ids=laid.tokens[None],
+            position_ids=laid.positions[None],
+            use_cache=False,
+            lengths=laid.lengths,
+        ).last_hidden_state.squeeze(0)
+        picked: torch.Tensor = states.index_select(0, batch.at)
+        return picked
+
+    def loss(self, hidden: torch.Tensor, of_rows: RowLoss, is_narrow: bool = False) -> torch.Tensor:
+        """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way.
+
+        is_narrow: `of_rows` takes logits in the head's own dtype, and not in fp32.
+        """
+        total: torch.Tensor = applied(_Parts, hidden, self.head, self.bias, of_rows, is_narrow)
+        return total
+
+    def write(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        longest: int,
+        temperature: float,
+        seed: int,
+        stops: Iterable[int],
+    ) -> list[tuple[int, ...]]:
+        """What the model says behind each prompt as it is now, at most `longest` tokens, the stop included.
+
+        Drawn from the seed alone, whatever was drawn before; temperature 0: the likeliest tokens.
+        """
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        ends = sorted(stops)
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        self.model.set_attn_implementation("sdpa")
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                said = self.model.generate(
+                    ids, attention_mask=mask, max_new_tokens=longest, pad_token_id=0, eos_token_id=ends,
+                    **(drawn if temperature else {"do_sample": False}),
+                )  # fmt: skip
+        finally:
+            self.model.set_attn_implementation(_NAME)
+        rows = [row[width:].tolist() for row in said]
+        cut = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
+        return [tuple(row[:n]) for row, n in zip(rows, cut, strict=True)]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, vocabulary)"""
+        return functional.linear(hidden, self.head, self.bias)
+
+
+def load(folder: Path, dtype: str = "auto") -> Network:
+    """The safetensors in a folder, ready to learn; "auto": bfloat16 where its product was measured faster.
+
+    Raises Unavailable for an architecture whose attention is not known here.
+    """
+    import transformers
+
+    host.before_transformers()
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    inner = getattr(config, "text_config", None) or config
+    if inner.model_type not in KNOWN:
+        raise Unavailable(f"'{inner.model_type}' cannot be trained here; known are: {', '.join(KNOWN)}.")
+    chosen = birth.dtype_of(config, dtype)
+    transformers.AttentionInterface.register(_NAME, attend)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, chosen), attn_implementation=_NAME, trust_remote_code=False,
+        local_files_only=True,
+    )  # fmt: skip
+    model.train()
+    return Network(model, folder)
+
+
+def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False) -> Network:
+    """A new model of this configuration, its weights drawn from the seed and from nothing else.
+
+    Matrices are normal of deviation 0.02; those that end a layer's two parts are divided by the root of twice
+    the number of layers (GPT-2), so that the sum over layers does not grow with depth.
+    """
+    import transformers
+
+    def shrink(model: Any) -> None:
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight /= (2 * model.config.num_hidden_layers) ** 0.5
+
+    transformers.AttentionInterface.register(_NAME, attend)
+    model = birth.drawn(config, seed, dtype, transformers.AutoModelForCausalLM, _NAME, shrink)
+    return Network(model, Path(), is_fused)
+
+
+class _Parts(torch.autograd.Function):
+    """Logits of CHUNK rows and their loss, then the next: the whole is never held.
+
+    Their gradient is kept in the head's dtype until GROUP rows have theirs, whose products are made at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        bias: torch.Tensor | None,
+        of_rows: RowLoss,
+        is_narrow: bool,
+    ) -> torch.Tensor:
+        wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        of_head = torch.zeros_like(head) if wants_head else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        for first in range(0, len(hidden), GROUP):
+            group = slice(first, min(first + GROUP, len(hidden)))
+            part = functional.pad(hidden[group], (0, 0, 0, (group.start - group.stop) % BLOCK))
+            grad = head.new_empty((len(part) if any(ctx.needs_input_grad) else 0, len(head)))
+            grad[group.stop - first :] = 0
+            for start in range(0, group.stop - first, CHUNK):
+                rows = slice(start, min(start + CHUNK, group.stop - first))
+                with torch.enable_grad():
+                    logits = functional.linear(part[rows], head, bias)
+                    logits = (logits if is_narrow else logits.float()).requires_grad_()
+                    loss = of_rows(logits, slice(first + start, first + rows.stop))
+                total += loss.detach()
+                if len(grad):
+                    grad[rows] = torch.autograd.grad(loss, logits)[0]
+            if of_hidden is not None:
+                of_hidden[group] = (grad @ head)[: group.stop - first]
+            if of_head is not None:
+                of_head.addmm_(grad.T, part)
+            if of_bias is not None:
+                of_bias += grad.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(of_hidden, of_head, of_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scale = out.item()
+        return (*(None if each is None else each * scale for each in ctx.saved_tensors), None, None)

@@ -1,0 +1,150 @@
+"""Which weights may change: all of them, or low-rank adapters beside them (LoRA, in PEFT's file format).
+
+Sources: Hu et al. 2021 (2106.09685); rank-stabilized scale alpha / sqrt(r), Kalajdzievski 2023 (2312.03732).
+
+Promises: an adapter begins as no change at all; its matrices are drawn from the seed and nothing else; the
+files are those that PEFT writes and reads.
+Leaves to others: the loop (loop.py), and answering with an adapter (engines/_adapter.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from heredity.core.errors import UsageError
+from heredity.train.kernels.patch import applied
+from heredity.train.models.causal_lm import Network
+
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All weights learn."""
+
+    def open(self, network: Network, seed: int) -> list[tuple[str, nn.Parameter]]:  # noqa: ARG002
+        """The weights that may change, by name."""
+        network.model.requires_grad_(True)
+        return list(network.model.named_parameters())
+
+    def save(self, network: Network, out: Path) -> None:
+        """The whole model, as safetensors."""
+        network.model.save_pretrained(out, max_shard_size="5GB")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters of rank `rank` beside the linear layers that `targets` names."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    is_stabilized: bool = True
+    targets: tuple[str, ...] = EVERY
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.is_stabilized else self.rank)
+
+    def open(self, network: Network, seed: int) -> list[tuple[str, nn.Parameter]]:
+        """Freeze the model, put the adapters in, and return them. Raises UsageError for an unknown target."""
+        network.model.requires_grad_(False)
+        found = [
+            (parent, name, child)
+            for parent in list(network.model.modules())
+            for name, child in parent.named_children()
+            if name in self.targets and isinstance(child, nn.Linear)
+        ]
+        missing = set(self.targets) - {name for _, name, _ in found}
+        if missing:
+            raise UsageError(f"The model has no layer '{min(missing)}' to put an adapter beside.")
+        generator = torch.Generator().manual_seed(seed)
+        for parent, name, child in found:
+            setattr(parent, name, Adapted(child, self.rank, self.scale, generator))
+        return [(name, p) for name, p in network.model.named_parameters() if p.requires_grad]
+
+    def save(self, network: Network, out: Path) -> None:
+        """adapter_model.safetensors and adapter_config.json, as PEFT has them."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for name, module in _adapted(network.model):
+            tensors[f"base_model.model.{name}.lora_A.weight"] = module.lora_a.detach().float().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = module.lora_b.detach().float().contiguous()
+        save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": None,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "use_rslora": self.is_stabilized,
+            "target_modules": sorted(self.targets),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+        (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer and its adapter: x W' + b + scale * (x A') B'."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+        n_out, n_in = base.weight.shape
+        bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as PEFT draws it
+        drawn = (torch.rand((rank, n_in), generator=generator) * 2 - 1) * bound
+        self.lora_a = nn.Parameter(drawn.to(base.weight.dtype))
+        self.lora_b = nn.Parameter(torch.zeros((n_out, rank), dtype=base.weight.dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)"""
+        rows = x.reshape(-1, x.shape[-1])
+        out: torch.Tensor = applied(
+            _Beside, rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+        )
+        return out.view(*x.shape[:-1], -1)
+
+
+class _Beside(torch.autograd.Function):
+    """The layer and its adapter as products that add into one another: no sum is written out by itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        low = functional.linear(x, a)
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scale = scale
+        return functional.linear(x, weight, bias).addmm_(low, b.T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        of_low = (out @ b).mul_(ctx.scale)
+        of_x = torch.addmm(of_low @ a, out, weight) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.T @ x, (out.T @ low).mul_(ctx.scale), None
+
+
+def _adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
+    for name, module in model.named_modules():
+        if isinstance(module, Adapted):
+            yield name, module

@@ -1,0 +1,203 @@
+"""One dial, `size`, for the shape of a new model, the tokens it reads, its batch and its rate.
+
+Sources: widths and depths as in GPT-3's table 2.1 (2005.14165) and Llama 3 (2407.21783), 64 columns of width
+a layer up to width 768, rising to 128 at 4096; SwiGLU of 8/3 the width (2002.05202); 20 tokens a parameter
+(Hoffmann et al. 2022, 2203.15556); batch and rate as powers of the compute (DeepSeek LLM, 2401.02954,
+equation 1). Those laws were fitted between 1e17 and 2e19 FLOP; smaller runs are outside of them.
+
+Promises: a pure function of its arguments; every figure can be given instead.
+Leaves to others: what a shape is called in a configuration (architectures/).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from heredity.core.errors import UsageError
+from heredity.core.records import Record
+
+_TOKENS_A_PARAMETER = 20
+_FACTORS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMBT])")
+_NARROW, _WIDE = 768, 4096  # widths between which layers become wider for their depth
+_HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four heads share keys and values, then, too
+WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
+
+
+class Shape(Record, frozen=True):
+    """What a transformer is made of: `heads` of `head` columns each, `kv_heads` for keys and values."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head: int
+    wide: int  # columns of the feed-forward part
+    context: int  # tokens
+    vocabulary: int
+    is_tied: bool = True  # whether the head is the embedding
+
+    shares_heads: ClassVar[bool] = True  # keys and values of several heads are one, where it is wide
+    feeds: ClassVar[int] = 3  # matrices of the feed-forward part: with a gate
+    has_places: ClassVar[bool] = False  # whether each place has a vector that is learned
+
+
+class EncoderShape(Shape, frozen=True):
+    """Every head has its own keys and values, and the head is always the embedding."""
+
+    shares_heads: ClassVar[bool] = False
+
+
+class BertShape(EncoderShape, frozen=True):
+    """No gate in the feed-forward part, which is so much wider, and places that are learned."""
+
+    feeds: ClassVar[int] = 2
+    has_places: ClassVar[bool] = True
+
+
+class Dial(Record, frozen=True):
+    """Everything that a size sets."""
+
+    shape: Shape
+    tokens: int  # to read
+    batch: int  # tokens a step
+    rate: float  # the highest learning rate
+
+
+def n_weights(shape: Shape) -> int:
+    """All parameters, the embedding once where it is tied (a norm a layer and a few columns are left out)."""
+    n_rows = shape.vocabulary * (1 if shape.is_tied else 2) + shape.context * shape.has_places
+    return n_rows * shape.width + n_matrices(shape)
+
+
+def n_matrices(shape: Shape) -> int:
+    """Parameters that every token is multiplied with, the head aside."""
+    attention = shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
+    return shape.layers * (attention + shape.feeds * shape.width * shape.wide)
+
+
+def flops_a_token(shape: Shape, length: float | None = None) -> float:
+    """Forward and backward of one token, head and attention included, in multiply-adds counted as two.
+
+    `length`: of the document that it stands in, whose mean context is half of it; None: the whole context.
+    """
+    seen = (shape.context if length is None else length) / 2
+    attention = 4 * shape.layers * shape.heads * shape.head * seen
+    return 3 * (2 * (n_matrices(shape) + shape.vocabulary * shape.width) + attention)
+
+
+def dial(
+    size: str,
+    vocabulary: int,
+    context: int,
+    given: Mapping[str, Any] | None = None,
+    kind: type[Shape] = Shape,
+) -> Dial:
+    """What a size ("10M", "1.5B") sets for a vocabulary; what is `given` (not 0) stands instead.
+
+    given: tokens, batch, rate, and any field of Shape. kind: what an architecture is made of. Raises
+    UsageError for a size that cannot be.
+    """
+    said = {name: value for name, value in (given or {}).items() if value}
+    shape = shaped(weights_of(size), vocabulary, context, said, kind)
+    tokens = int(said.get("tokens") or _TOKENS_A_PARAMETER * n_weights(shape))
+    compute = tokens * flops_a_token(shape)
+    batch = int(said.get("batch") or _batch(compute, context, tokens))
+    if "batch" in said and batch > tokens:
+        raise UsageError(f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.")
+    return Dial(shape, tokens, batch, float(said.get("rate") or _rate(compute)))
+
+
+def weights_of(size: str) -> float:
+    """ "10M" -> 1e7. Raises UsageError."""
+    found = _SIZE.fullmatch(size.strip().upper())
+    if found is None:
+        raise UsageError(
+            f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.", code="size-malformed"
+        )
+    if not (wanted := float(found[1]) * _FACTORS[found[2]]):
+        raise UsageError(f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.")
+    return wanted
+
+
+def shaped(
+    wanted: float, vocabulary: int, context: int, said: Mapping[str, Any], kind: type[Shape] = Shape
+) -> Shape:
+    """The shape with about as many parameters as are wanted, and of the usual depth for its width."""
+
+    def of_width(width: int) -> Shape:
+        return _of_width(width, wanted, vocabulary, context, kind)
+
+    shapes = [of_width(width) for width in WIDTHS]
+
+    def strays(shape: Shape) -> float:
+        return abs(math.log(shape.layers / depth(shape.width))) + 2 * abs(math.log(n_weights(shape) / wanted))
+
+    best = min(shapes, key=strays)
+    if n_weights(best) > 3 * wanted:
+        raise UsageError(
+            f"A vocabulary of {vocabulary:,} makes a model of {n_weights(best):,} parameters at least, and "
+            f"{wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary.",
+            code="vocabulary-over-size",
+        )
+    return _changed(of_width(said["width"]) if "width" in said else best, said)
+
+
+def depth(width: int) -> float:
+    """The usual number of layers of a width."""
+    share = min(1.0, max(0.0, math.log(width / _NARROW) / math.log(_WIDE / _NARROW)))
+    return max(2.0, width / (64 * (1 + share)))
+
+
+def _of_width(width: int, wanted: float, vocabulary: int, context: int, kind: type[Shape]) -> Shape:
+    """As many layers as come nearest to the parameters wanted."""
+    head = 64 if width < _HEADS_OF_128 else 128
+    heads = width // head
+    kv_heads = heads // 4 if width >= _HEADS_OF_128 and kind.shares_heads else heads
+    is_tied = not kind.shares_heads or width < _UNTIED
+    wide = _round(8 * width / kind.feeds)
+    one = kind(1, width, heads, kv_heads, head, wide, context, vocabulary, is_tied)
+    rest = wanted - (n_weights(one) - n_matrices(one))
+    return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrices(one))))
+
+
+def _changed(shape: Shape, said: Mapping[str, Any]) -> Shape:
+    names = {name for name in Shape.__struct_fields__ if name not in ("context", "vocabulary")}
+    changes = {name: value for name, value in said.items() if name in names}
+    if not shape.shares_heads and "heads" in changes:  # they fill the width
+        heads = changes["heads"]
+        changes |= {"kv_heads": heads, "head": shape.width // heads}
+        if shape.width % heads:
+            raise UsageError(f"{heads} heads do not share a width of {shape.width} evenly.")
+    shape = msgspec.structs.replace(shape, **changes)
+    if not shape.heads or not shape.kv_heads:
+        raise UsageError(
+            f"A width of {shape.width} holds no head of {shape.head} columns. Say heads, kv_heads and head."
+        )
+    if shape.head % 2:
+        raise UsageError(f"A head is turned by halves, and {shape.head} columns have none.")
+    if shape.heads % shape.kv_heads:
+        raise UsageError(
+            f"{shape.heads} heads do not share {shape.kv_heads} heads of keys and values evenly.",
+            code="heads-do-not-divide",
+        )
+    return shape
+
+
+def _round(columns: float) -> int:
+    return 64 * max(1, round(columns / 64))
+
+
+def _batch(compute: float, context: int, tokens: int) -> int:
+    """Tokens a step: whole contexts, and no more than give a hundred steps."""
+    wanted = 0.2920 * compute**0.3271
+    return int(context * max(1, round(min(wanted, tokens / 100) / context)))
+
+
+def _rate(compute: float) -> float:
+    return float(f"{0.3118 * compute**-0.1250:.2g}")

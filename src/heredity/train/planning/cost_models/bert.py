@@ -1,0 +1,76 @@
+"""BERT's parameters, FLOPs and kept bytes, by part.
+
+Every layer sees all of a piece, and every product has a bias. The head is run on the share of the tokens that
+gaps hide.
+
+Leaves to others: what of it is FLOPs of a shorter piece (architectures/bert.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+from heredity.train.models.architectures import bert
+from heredity.train.planning.cost_models import WIDE, Anatomy, Tower, decoder
+from heredity.train.planning.cost_models.modernbert import stats
+from heredity.train.planning.flops import Work
+
+
+def anatomy(work: Work) -> Anatomy:
+    """Of an encoder for masked text."""
+    shape, size = work.shape, work.bytes
+    width, table = shape.width, shape.vocabulary * shape.width
+    attention, wide = 4 * width * (width + 1), 2 * width * shape.wide + shape.wide + width
+    each = attention + wide + 4 * width
+    places = (shape.context + bert.TYPES) * width
+    tower = Tower(
+        layers=shape.layers,
+        parameters=shape.layers * each,
+        each=each,
+        kept=shape.layers * _kept(work),
+        begin=_kept_by_root(work),
+        end=0,
+        most=_kept(work),
+        entry=size * width,
+        back=size * (2 * shape.wide + 2 * width),
+    )
+    return Anatomy(
+        parameters={
+            "embedding": table + places,
+            "attention": shape.layers * attention,
+            "feed-forward": shape.layers * wide,
+            "norms": 4 * width * (shape.layers + 1),  # two a layer; of the embedding, of the head
+            "head": width * (width + 1) + shape.vocabulary,
+        },
+        matrices=shape.layers * (4 * width**2 + 2 * width * shape.wide) + width**2,
+        flops=_flops(work),
+        towers=(tower,),
+        head=table + shape.vocabulary,
+        loose=2 * table + places + width**2 + shape.vocabulary,
+        logits=lambda n: decoder.logits(work, math.ceil(work.hidden * n)),
+    )
+
+
+def _flops(work: Work) -> dict[str, float]:
+    shape = work.shape
+    return {
+        "attention": 6.0 * shape.layers * 4 * shape.width**2,
+        "attention scores": 12.0 * shape.layers * shape.width * shape.context,
+        "feed-forward": 6.0 * shape.layers * 2 * shape.width * shape.wide,
+        "head": 6.0 * work.hidden * (shape.vocabulary * shape.width + shape.width**2),
+    }
+
+
+def _kept(work: Work) -> int:
+    """Bytes a token of a layer: its input, queries, keys and values, the attention's result twice, two norms'
+    inputs, what the first of them gives, two of the feed-forward part."""
+    shape = work.shape
+    return work.bytes * (9 * shape.width + 2 * shape.wide) + WIDE * shape.heads + 2 * stats(work)
+
+
+def _kept_by_root(work: Work) -> int:
+    """Bytes a token: a norm's input, its number, place and type; of a gap, what the head keeps and the
+    gradient that comes to it."""
+    shape, size = work.shape, work.bytes
+    gap = 3 * size * shape.width + stats(work) + 8 + size * shape.width
+    return size * shape.width + stats(work) + 3 * 8 + math.ceil(work.hidden * gap)

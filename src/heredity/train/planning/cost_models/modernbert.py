@@ -1,0 +1,95 @@
+"""ModernBERT's parameters, FLOPs and kept bytes, by part.
+
+The first layer has no norm before its attention. Layers with a window, two of three, keep a mask of the whole
+square besides what all keep, as train/bidirectional.py gives it to torch's kernel. The head is run on the
+share of the tokens that gaps hide.
+
+Leaves to others: what of it is FLOPs of a shorter piece (architectures/modernbert.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+from heredity.train.models.architectures import modernbert
+from heredity.train.models.shapes import Shape
+from heredity.train.planning.cost_models import WIDE, Anatomy, Tower, decoder
+from heredity.train.planning.flops import Work
+
+_SEEN = modernbert.WINDOW // 2  # to each side
+
+
+def anatomy(work: Work) -> Anatomy:
+    """Of an encoder for masked text."""
+    shape, size = work.shape, work.bytes
+    table, attention, wide = shape.vocabulary * shape.width, 4 * shape.width**2, 3 * shape.width * shape.wide
+    each = attention + wide + 2 * shape.width
+    mask = size * shape.context if shape.context > _SEEN + 1 else 0
+    layer, first_norm = _kept(work), size * shape.width + stats(work)
+    n_windows = shape.layers - _n_whole(shape)
+    tower = Tower(
+        layers=shape.layers,
+        parameters=shape.layers * each - shape.width,
+        each=each,
+        kept=shape.layers * layer - first_norm + n_windows * mask,
+        begin=_kept_by_root(work),
+        end=0,
+        most=layer + mask * (n_windows > 0),
+        entry=size * shape.width,
+        back=size * (3 * shape.wide + 2 * shape.width),
+    )
+    norms = (2 * shape.layers - 1) * shape.width + 3 * shape.width  # of embedding, of the last, of the head
+    return Anatomy(
+        parameters={
+            "embedding": table,
+            "attention": shape.layers * attention,
+            "feed-forward": shape.layers * wide,
+            "norms": norms,
+            "head": shape.width**2,
+        },
+        matrices=shape.layers * (attention + wide) + shape.width**2,
+        flops=_flops(work),
+        towers=(tower,),
+        head=table,
+        loose=2 * table + shape.width**2,
+        logits=lambda n: decoder.logits(work, math.ceil(work.hidden * n)),
+        period=modernbert.EVERY,
+    )
+
+
+def _n_whole(shape: Shape) -> int:
+    """Layers that see all of a piece."""
+    return -(-shape.layers // modernbert.EVERY)
+
+
+def _flops(work: Work) -> dict[str, float]:
+    shape, whole = work.shape, _n_whole(work.shape)
+    window = min(shape.context, modernbert.WINDOW)
+    return {
+        "attention": 6.0 * shape.layers * 4 * shape.width**2,
+        "attention scores": 12.0 * shape.width * (whole * shape.context + (shape.layers - whole) * window),
+        "feed-forward": 6.0 * shape.layers * 3 * shape.width * shape.wide,
+        "head": 6.0 * work.hidden * (shape.vocabulary * shape.width + shape.width**2),
+    }
+
+
+def _kept(work: Work) -> int:
+    """Bytes a token of a layer: two norms' inputs and what they give, queries, keys and values before they
+    are turned and the former two after it, the attention's result twice, four of the feed-forward part."""
+    shape = work.shape
+    return work.bytes * (11 * shape.width + 4 * shape.wide) + WIDE * shape.heads + 2 * stats(work)
+
+
+def _kept_by_root(work: Work) -> int:
+    """Bytes a token: two norms' inputs, rotary positions of both kinds, its number; of a gap, what the head
+    keeps and the gradient that comes to it."""
+    shape, size = work.shape, work.bytes
+    n_kinds = 2 if shape.layers > 1 else 1
+    token = 2 * (size * shape.width + stats(work)) + n_kinds * 2 * size * shape.head + 8
+    gap = 3 * size * shape.width + stats(work) + 8 + size * shape.width
+    return token + math.ceil(work.hidden * gap)
+
+
+def stats(work: Work) -> int:
+    """Bytes of a row's mean and deviation that a norm keeps."""
+    return 2 * (work.bytes if work.is_on_cpu else WIDE)

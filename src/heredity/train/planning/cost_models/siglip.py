@@ -1,0 +1,38 @@
+"""SigLIP's parameters, FLOPs and kept bytes, by part.
+
+A probe that learns asks all places of a picture what it is; the last place of a caption, which sees all of
+it, stands for the caption.
+"""
+
+from __future__ import annotations
+
+from heredity.train.planning.cost_models import Anatomy
+from heredity.train.planning.cost_models._towers import Around, stats
+from heredity.train.planning.cost_models._towers import anatomy as towers
+from heredity.train.planning.flops import Work
+
+
+def anatomy(work: Work) -> Anatomy:
+    """Of a SigLIP."""
+    shape, size = work.towers, work.bytes
+    width, places, wide = shape.width, shape.patches, shape.wide
+    asking = 4 * width * (width + 1) + 2 * width * wide + wide + width
+    products = width**2 + 2 * width**2 * (places + 1) + 2 * width * wide + 2 * width * places
+    captions = shape.context * (size * width + stats(work))  # all that the last norm gives is held
+    pictures = places * (stats(work) + 3 * size * width + size * shape.heads)  # and keys and values of it
+    probe = size * (5 * width + 2 * wide) + stats(work)
+    return towers(
+        work,
+        Around(
+            embedding=width * (shape.context + places + 3 * shape.patch**2 + 1),
+            norms=4 * width,
+            head=width * (width + 1) + width + asking + 2 * width + 2,
+            matrices=width**2 + 4 * width**2 + 2 * width * wide,
+            flops=6.0 * products,
+            begin=0,
+            ends=(captions, pictures + probe),
+            places=places,
+            seen=float(shape.context),
+            active=1,
+        ),
+    )

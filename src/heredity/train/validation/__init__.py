@@ -1,0 +1,1 @@
+"""What held-out data says during training."""

@@ -1,0 +1,56 @@
+"""How well an encoder tells what gaps in held-out text hide: bits a hidden byte, and how often it is right.
+
+Promises: the same documents and the same gaps at every look, each filled with the mask; nothing is learned.
+Leaves to others: which documents are held out (corpus/), and how gaps are made (gaps.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from heredity.train.data.batching import Batch
+from heredity.train.data.masking import Gaps
+from heredity.train.data.packed import Numbers, Stream
+from heredity.train.distributed import ALONE, Processes
+from heredity.train.models.causal_lm import Network
+from heredity.train.objectives.masked import ACCURACY, Masked
+from heredity.train.validation.perplexity import looked_at, shared
+
+BITS_PER_BYTE, RIGHT = "bits per masked byte", "right in held-out gaps"
+
+
+@dataclass(frozen=True)
+class HeldGaps:
+    """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
+
+    gaps: Gaps  # over held-out documents; its seed is not used
+    token_bytes: Numbers  # bytes that each token stands for
+    n_tokens: int
+    every: int
+    together: Processes = ALONE
+
+    def of(self, network: Network) -> dict[str, float]:
+        """Bits a hidden byte, and the share of gaps whose likeliest token is the hidden one."""
+        nats = right = n_bytes = n_gaps = 0.0
+        with torch.no_grad():
+            for batch in self._batches:
+                loss = Masked().loss(network, self.together.here(batch))
+                nats += float(loss.total)
+                right += loss.terms[ACCURACY]
+                n_gaps += len(batch.targets)
+                n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
+        nats, right, n_gaps, n_bytes = self.together.sum([nats, right, n_gaps, n_bytes])
+        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, RIGHT: right / n_gaps}
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        of: Stream = dataclasses.replace(self.gaps.stream, seed=0, rank=0, world=1)
+        gaps = Gaps(of, dataclasses.replace(self.gaps.hiding, noise="mask"))
+        pieces = looked_at(of.documents, of.context, self.n_tokens)
+        mine = shared(pieces, max(of.product, of.context), self.together)
+        return [gaps.collate(each, 0) for each in mine]

@@ -1,0 +1,83 @@
+"""How well a model tells held-out text: bits a byte, so that models of different tokenizers compare.
+
+Promises: the same documents at every look, each from its beginning; nothing is learned and nothing drawn.
+Leaves to others: which documents are held out (corpus/).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from heredity.train.data.batching import Batch
+from heredity.train.data.packed import Documents, Piece, Stream, dealt
+from heredity.train.distributed import ALONE, Processes
+from heredity.train.models.causal_lm import Network
+from heredity.train.objectives.causal import Causal
+
+BITS_PER_BYTE = "bits per byte"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
+
+    documents: Documents
+    end: int
+    context: int
+    token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes that each token stands for
+    n_tokens: int
+    every: int
+    together: Processes = ALONE
+
+    def of(self, network: Network) -> dict[str, float]:
+        """Bits a byte of what is held out."""
+        nats = n_bytes = 0.0
+        with torch.no_grad():
+            for batch in self._batches:
+                nats += float(Causal().loss(network, self.together.here(batch)).total)
+                n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
+        nats, n_bytes = self.together.sum([nats, n_bytes])
+        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        stream = Stream(self.documents, self.end, self.context, self.context, 0)
+        pieces = looked_at(self.documents, self.context, self.n_tokens)
+        return [stream.collate(each) for each in shared(pieces, stream.product, self.together)]
+
+
+def shared(pieces: list[Piece], product: int, together: Processes) -> list[list[Piece]]:
+    """What this process looks at, in products; all of it where there is less than a piece for each."""
+    world, rank = (together.world, together.rank) if len(pieces) >= together.world else (1, 0)
+    return dealt(pieces, product, world)[rank::world]
+
+
+def looked_at(documents: Documents, context: int, n_tokens: int) -> list[Piece]:
+    """The pieces of the first documents, as many as hold `n_tokens` (the last of them whole)."""
+    lengths = documents.lengths
+    n = int(np.searchsorted(np.cumsum(lengths), n_tokens)) + 1
+    return [
+        Piece(number, start, min(context, int(lengths[number]) - start))
+        for number in range(min(n, len(lengths)))
+        for start in range(0, int(lengths[number]), context)
+    ]
+
+
+def token_bytes(tokenizer: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How many bytes each token of a byte-level tokenizer.json stands for; special ones stand for none."""
+    said = json.loads(tokenizer.read_text("utf-8"))
+    vocabulary: dict[str, int] = said["model"]["vocab"]
+    special = {token["id"]: 0 for token in said.get("added_tokens", [])}
+    found = np.zeros(max([*vocabulary.values(), *special]) + 1, dtype=np.int64)
+    for text, number in vocabulary.items():
+        found[number] = len(text)  # byte-level: one character of the file a byte
+    for number in special:
+        found[number] = 0
+    return found

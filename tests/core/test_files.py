@@ -1,0 +1,320 @@
+"""The bytes on disk, killed, torn, filled up and shared."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heredity.core.cache import ResponseCache, cache_key
+from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable
+from heredity.core.files import Lock, default_root, explain_full_disk, hash_file, write_atomic
+from heredity.core.records import Decoding, Reply, Verdict
+from heredity.core.rows import Rows
+from tests.support.errors import raises
+
+
+def verdict(index: int, evidence: str = "") -> Verdict:
+    return Verdict(index, f"trial-{index}", "checks", "held", "compliance", evidence)
+
+
+def run(code: str, *args: object, **kind: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kind)  # type: ignore[call-overload]
+
+
+def test_the_store_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("HEREDITY_STORE")
+    assert default_root() == Path.home() / ".cache" / "heredity"
+
+
+def test_a_file_hashes_as_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"heredity" * 300_000)
+    assert hash_file(tmp_path / "a") == hashlib.sha256(b"heredity" * 300_000).hexdigest()
+
+
+def test_an_atomic_write_replaces_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "deep" / "plan.json", b"old")
+    write_atomic(tmp_path / "deep" / "plan.json", b"new")
+    assert (tmp_path / "deep" / "plan.json").read_bytes() == b"new"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["plan.json"]
+
+
+# A limit on the size of a file fails as a full disk does, in the middle of a write (EFBIG instead of ENOSPC).
+FULL = """
+import errno, resource, signal, sys
+from pathlib import Path
+import heredity.core.files as store
+store._FULL = (*store._FULL, errno.EFBIG)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+folder = Path(sys.argv[1])
+"""
+
+
+def test_a_full_disk_names_the_folder_and_the_bytes_and_keeps_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"old")
+    done = run(FULL + "store.write_atomic(folder / 'a.json', b'x' * 200_000)", tmp_path)
+    assert "HeredityError: The disk is full: 200,000 bytes did not fit into" in done.stderr
+    assert str(tmp_path) in done.stderr
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.json": b"old"}
+
+
+def test_a_full_disk_keeps_the_rows_that_fit_and_no_half_row(tmp_path: Path) -> None:
+    code = """
+from heredity.core.records import Verdict
+from heredity.core.rows import Rows
+rows = Rows(folder / "v.jsonl", Verdict)
+rows.append(Verdict(0, "t", "checks", "held", None)); rows.flush()
+try:
+    rows.extend(Verdict(i, "t" * 90, "checks", "held", None) for i in range(1, 2000)); rows.flush()
+except store.HeredityError as error:
+    print(error)
+rows.close()
+"""
+    done = run(FULL + code, tmp_path)
+    assert "The disk is full" in done.stdout, done.stderr
+    kept = [row.index for row in Rows(tmp_path / "v.jsonl", Verdict)]
+    assert kept == list(range(len(kept)))
+    size = (tmp_path / "v.jsonl").stat().st_size
+    assert size <= 100_000 < size + size // (len(kept) - 1)  # one row more would not have fitted
+    assert (tmp_path / "v.jsonl").read_bytes().endswith(b"\n")
+
+
+def test_rows_come_back_equal_and_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend(verdict(i) for i in range(100))
+        assert len(list(rows)) == 100  # what was appended is seen before it is flushed
+    with Rows(path, Verdict) as rows:
+        rows.append(verdict(100))
+    assert list(Rows(path, Verdict)) == [verdict(i) for i in range(101)]
+
+
+def test_rows_that_are_not_there_are_no_rows_and_reading_makes_no_file(tmp_path: Path) -> None:
+    assert list(Rows(tmp_path / "none.jsonl", Verdict)) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_last_line_is_ignored_and_dropped_by_the_next_append(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend([verdict(0), verdict(1)])
+    whole = path.read_bytes()
+    for cut in (1, 5, len(whole) // 3):
+        path.write_bytes(whole[:-cut])
+        assert list(Rows(path, Verdict)) == [verdict(0)]
+    with Rows(path, Verdict) as rows:
+        rows.append(verdict(7))
+    assert list(Rows(path, Verdict)) == [verdict(0), verdict(7)]
+
+
+def test_a_torn_line_longer_than_a_block_is_dropped_whole(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.append(verdict(0))
+    path.write_bytes(path.read_bytes() + b'{"index":1,"evidence":"' + b"x" * (5 << 20))
+    with Rows(path, Verdict) as rows:
+        rows.append(verdict(1))
+    assert list(Rows(path, Verdict)) == [verdict(0), verdict(1)]
+
+
+def test_a_bad_line_inside_is_an_error_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend([verdict(0), verdict(1)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    for bad in (b"{not json}\n", b'{"index": "one"}\n', b"\xff\xfe\n", b"\n", b"[]\n"):
+        path.write_bytes(lines[0] + bad + lines[1])
+        with raises(Damaged, "row-damaged", mentions=["verdicts.jsonl:2", "verdicts.jsonl"]):
+            list(Rows(path, Verdict))
+
+
+def test_a_bad_line_of_a_later_reading_is_told_by_its_place_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend([verdict(0), verdict(1)])
+    reader = Rows(path, Verdict)
+    assert [row.index for row in reader] == [0, 1]
+    reader.go_on()
+    assert list(reader) == []
+    with path.open("ab") as file:
+        file.write(path.read_bytes().splitlines(keepends=True)[0] + b"[]\n")
+    with raises(Damaged, "row-damaged", mentions=["verdicts.jsonl:4"]):
+        list(reader)
+
+
+def test_rows_of_another_schema_are_refused_even_with_other_fields(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.append(verdict(0))
+    row = json.loads(path.read_bytes())
+    for other in ({**row, "schema": 99}, {"schema": 0, "nothing": "alike"}):
+        path.write_text(json.dumps(other) + "\n")
+        with raises(NotComparable, "schema-mismatch"):
+            list(Rows(path, Verdict))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+    path.write_bytes(data)
+    try:
+        list(Rows(path, Verdict))
+    except (Damaged, NotComparable):
+        assert b"\n" in data
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_text_survives_a_row(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "text.jsonl"
+    path.unlink(missing_ok=True)
+    with Rows(path, Verdict) as rows:
+        rows.append(verdict(0, text))
+    assert next(iter(Rows(path, Verdict))).evidence == text
+
+
+def test_flushed_rows_survive_kill_9(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from heredity.core.records import Verdict
+from heredity.core.rows import Rows
+rows = Rows(Path(sys.argv[1]), Verdict)
+for i in range(50):
+    rows.append(Verdict(i, "t", "checks", "held", None))
+    if i == 29:
+        rows.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run(code, tmp_path / "v.jsonl").returncode == -signal.SIGKILL
+    assert [row.index for row in Rows(tmp_path / "v.jsonl", Verdict)] == list(range(30))
+
+
+def test_reading_a_long_file_keeps_memory_flat(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend(verdict(i, "x" * 150) for i in range(200_000))  # 50 MB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(1 for _ in Rows(path, Verdict)) == 200_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
+def test_a_second_process_is_told_the_folder_and_the_holder(tmp_path: Path) -> None:
+    code = "import sys\nfrom pathlib import Path\nfrom heredity.core.files import Lock\n"
+    code += "with Lock(Path(sys.argv[1])):\n    print('held')"
+    with Lock(tmp_path):
+        done = run(code, tmp_path)
+        assert f"Busy: Another process (pid {os.getpid()}) is working in {tmp_path}" in done.stderr
+        with pytest.raises(Busy), Lock(tmp_path):
+            pass
+    assert run(code, tmp_path).stdout == "held\n"
+
+
+def test_a_killed_holder_frees_its_folder(tmp_path: Path) -> None:
+    code = "import os, sys\nfrom pathlib import Path\nfrom heredity.core.files import Lock\n"
+    code += "Lock(Path(sys.argv[1])).__enter__()\nos.kill(os.getpid(), 9)"
+    assert run(code, tmp_path).returncode == -9
+    with Lock(tmp_path):
+        pass
+
+
+def test_what_a_killed_write_left_is_removed_under_the_folders_lock(tmp_path: Path) -> None:
+    code = "import os, sys, heredity.core.files as s\nfrom pathlib import Path\n"
+    code += "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"
+    code += "s.write_atomic(Path(sys.argv[1]) / 'a.json', b'x')"
+    assert run(code, tmp_path).returncode == -9
+    assert [p.name.startswith(".a.json.") for p in tmp_path.iterdir()] == [True]
+    (tmp_path / ".mine.tmp").touch()
+    with Lock(tmp_path):
+        assert {p.name for p in tmp_path.iterdir()} == {".lock", ".lock.pid", ".mine.tmp"}
+
+
+REPLY = Reply(5, "the prompt", "the answer \u00e9\x1b[31m", (1, 2, 3), (), "end", 9)
+
+
+def test_the_cache_gives_back_what_was_said_marked_as_cached(tmp_path: Path) -> None:
+    with ResponseCache(tmp_path / "cache.sqlite") as cache:
+        cache.put("k", REPLY)
+        assert cache.get("k") == cache.get("k")
+        assert cache.get("other") is None
+    with ResponseCache(tmp_path / "cache.sqlite") as cache:
+        found = cache.get("k")
+    assert found is not None and found.is_cached
+    assert (found.prompt, found.text, found.tokens) == (REPLY.prompt, REPLY.text, REPLY.tokens)
+
+
+def test_an_error_is_never_cached(tmp_path: Path) -> None:
+    with ResponseCache(tmp_path / "cache.sqlite") as cache:
+        cache.put("k", Reply(0, "p", "", stop="error", error="no room"))
+        assert cache.get("k") is None
+
+
+def test_processes_share_one_cache(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from heredity.core.records import Reply
+from heredity.core.cache import ResponseCache
+with ResponseCache(Path(sys.argv[1])) as cache:
+    for i in range(500):
+        cache.put(f"{sys.argv[2]}-{i}", Reply(i, "p", sys.argv[2]))
+"""
+    path = tmp_path / "cache.sqlite"
+    command = [sys.executable, "-c", code, str(path)]
+    workers = [subprocess.Popen([*command, name]) for name in ("a", "b", "c")]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    with ResponseCache(path) as cache:
+        assert all(cache.get(f"{name}-{i}") for name in "abc" for i in range(500))
+
+
+def test_a_damaged_cache_says_that_only_time_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "cache.sqlite").write_bytes(b"no database at all, only some text" * 100)
+    with raises(Damaged, "cache-damaged"):
+        ResponseCache(tmp_path / "cache.sqlite")
+
+
+def test_the_seed_keys_an_answer_only_where_something_is_drawn() -> None:
+    greedy, drawn = Decoding(), Decoding(temperature=1.0)
+    assert cache_key("n", "m", "p", greedy, 1) == cache_key("n", "m", "p", greedy, 2)
+    assert cache_key("n", "m", "p", drawn, 1) != cache_key("n", "m", "p", drawn, 2)
+    base = ("n", "m", "p", greedy, 1)
+    for place, other in enumerate(("N", "M", "P", Decoding(max_tokens=9))):
+        changed = (*base[:place], other, *base[place + 1 :])
+        assert cache_key(*changed) != cache_key(*base)  # type: ignore[arg-type]
+
+
+def test_a_disk_that_is_full_for_safetensors_is_full(tmp_path: Path) -> None:
+    """Whose error is no OSError."""
+    pytest.importorskip("safetensors")
+    write = (
+        "import numpy; from safetensors.numpy import save_file\n"
+        "with store.explain_full_disk(folder, 0):\n"
+        "    save_file({'x': numpy.zeros(200_000)}, folder / 'x.safetensors')"
+    )
+    done = subprocess.run([sys.executable, "-c", FULL + write, str(tmp_path)], capture_output=True, text=True)
+    assert "HeredityError: The disk is full: what was written did not fit into" in done.stderr, done.stderr
+    with raises(ValueError, mentions=["28"]), explain_full_disk(tmp_path, 0):
+        raise ValueError("a text that says (os error 28)")
+
+
+def test_errors_that_are_no_full_disk_pass_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomic(tmp_path / "folder", b"x")
+    assert caught.value.errno == errno.EISDIR and not isinstance(caught.value, HeredityError)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]

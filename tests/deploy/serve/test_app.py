@@ -1,0 +1,314 @@
+"""The API over a real socket, asked by OpenAI's own client, by heredity's remote engine, and by hand."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+openai = pytest.importorskip("openai")
+uvicorn = pytest.importorskip("uvicorn")
+
+from heredity import engines
+from heredity.application.spec import Application
+from heredity.core.records import Message, Reply, Request, Tool
+from heredity.deploy.serve import app
+from heredity.deploy.serve.responses import Served
+from heredity.deploy.serve.worker import Service
+from heredity.engines.scripted import HELP, ScriptedEngine
+from heredity.lineage.store import Store, scripted
+from heredity.lineage.types import Grown
+
+DESK = Application("desk", "You help.", tools=(Tool("issue_refund", "Refunds."),), max_turns=2)
+HELLO = [{"role": "user", "content": "hello"}]
+JSON = {"content-type": "application/json"}
+
+
+@contextmanager
+def listening(*served: Served, **how: Any) -> Iterator[str]:
+    """The address of a real server over these models."""
+    server = uvicorn.Server(uvicorn.Config(app.app(served, **how), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        for one in served:
+            one.service.close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it, not for ever."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def named(behaviour: str, application: Application | None = None) -> Served:
+    model = scripted(f"scripted:{behaviour}").record
+    return Served(model, Service(ScriptedEngine(behaviour)), application)
+
+
+def held(engine: Any, most: int = 256) -> Served:
+    return Served(scripted("scripted:helpful").record, Service(engine, most))
+
+
+def client(address: str, key: str = "none") -> Any:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+
+
+def text_of(chunks: Iterable[Any]) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+@pytest.fixture(scope="module")
+def desk() -> Iterator[str]:
+    with listening(named("helpful", DESK), named("leaky", DESK)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[str]:
+    with listening(named("helpful"), named("flaky")) as address:
+        yield address
+
+
+def test_an_answer_comes_whole_or_as_a_stream(desk: str) -> None:
+    ask = client(desk).chat.completions.create
+    whole = ask(model="scripted:helpful", messages=HELLO)
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (HELP, "stop")
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens > 0
+    with_usage = {"include_usage": True}
+    chunks = list(ask(model="scripted:helpful", messages=HELLO, stream=True, stream_options=with_usage))
+    assert text_of(chunks) == HELP
+    assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "stop"
+    assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_tool_call_is_handed_out_and_its_result_taken(desk: str, is_streamed: bool) -> None:
+    ask = client(desk).chat.completions.create
+    said: list[Any] = [{"role": "user", "content": "use issue_refund"}]
+    if is_streamed:
+        last = list(ask(model="scripted:leaky", messages=said, stream=True))[-1].choices[0]
+        calls, content = last.delta.tool_calls, "Sure."
+    else:
+        last = ask(model="scripted:leaky", messages=said).choices[0]
+        calls, content = last.message.tool_calls, last.message.content
+    (call,) = calls
+    assert (last.finish_reason, call.function.name) == ("tool_calls", "issue_refund")
+    called = {"id": call.id, "type": "function", "function": {"name": "issue_refund", "arguments": "{}"}}
+    said += [
+        {"role": "assistant", "content": content, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": call.id, "content": "done"},
+    ]
+    assert ask(model="scripted:leaky", messages=said).choices[0].finish_reason != "tool_calls"
+
+
+def test_what_is_served_says_where_it_came_from(desk: str) -> None:
+    first, second = client(desk).models.list().data
+    assert first.heredity["application"] == {"name": "desk", "digest": DESK.digest}
+    assert first.heredity["id"] == scripted("scripted:helpful").record.id and first.id != second.id
+    assert httpx.get(f"{desk}/health").json()["failed"] == {}
+
+
+@pytest.mark.parametrize("stop", ["help", ["nowhere", "help"]])
+def test_a_text_of_the_callers_cuts_an_answer(alone: str, stop: Any) -> None:
+    ask, cut = client(alone).chat.completions.create, HELP.partition("help")[0]
+    whole = ask(model="scripted:helpful", messages=HELLO, stop=stop).choices[0]
+    assert (whole.message.content, whole.finish_reason) == (cut, "stop")
+    chunks = list(ask(model="scripted:helpful", messages=HELLO, stream=True, stop=stop))
+    assert (text_of(chunks), chunks[-1].choices[0].finish_reason) == (cut, "stop")
+
+
+def test_several_answers_are_numbered(alone: str) -> None:
+    found = client(alone).chat.completions.create(model="scripted:helpful", messages=HELLO, n=3)
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+
+
+def test_mistakes_have_their_status_and_say_what_to_do(desk: str) -> None:
+    ask = client(desk).chat.completions.create
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'scripted:helpful'"):
+        ask(model="scripted:helpfull", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="takes 2 turns of the user"):
+        ask(model="scripted:helpful", messages=3 * HELLO)
+    with pytest.raises(openai.BadRequestError, match="takes conversations alone"):
+        client(desk).completions.create(model="scripted:helpful", prompt="x")
+    assert httpx.get(f"{desk}/v2/else").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{desk}/v1/chat/completions").status_code == 405
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_an_answer_that_fails_is_an_error_and_no_answer(alone: str, is_streamed: bool) -> None:
+    def ask(number: int) -> None:
+        said = [{"role": "user", "content": f"hello {number}"}]
+        made = client(alone).chat.completions.create(
+            model="scripted:flaky", messages=said, stream=is_streamed
+        )
+        if is_streamed:
+            list(made)
+
+    with pytest.raises(openai.APIError, match="scripted failure"):
+        for number in range(100):
+            ask(number)
+
+
+def test_no_page_of_a_browser_can_make_it_answer(alone: str) -> None:
+    body = json.dumps({"model": "scripted:helpful", "messages": HELLO})
+    post = f"{alone}/v1/chat/completions"
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        assert httpx.post(post, content=body, headers={"content-type": kind}).status_code == 415
+    assert httpx.post(post, content=body, headers=JSON | {"host": "evil.example"}).status_code == 400
+    assert httpx.options(post, headers={"origin": "http://evil.example"}).status_code == 405
+    answered = httpx.post(post, content=body, headers=JSON)
+    assert answered.status_code == 200 and "access-control-allow-origin" not in answered.headers
+
+
+def test_a_body_has_its_bounds(alone: str) -> None:
+    said = [{"role": "user", "content": "x" * (app.LARGEST + 1)}]
+    body = json.dumps({"model": "scripted:helpful", "messages": said})
+    found = httpx.post(f"{alone}/v1/chat/completions", content=body, headers=JSON)
+    assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_key_is_asked_for() -> None:
+    with listening(named("helpful"), key="s3cret") as address:
+        for wrong in ("none", "s3cre", "s3crets"):
+            with pytest.raises(openai.AuthenticationError):
+                client(address, wrong).models.list()
+        assert client(address, "s3cret").models.list().data
+        assert httpx.get(f"{address}/health").status_code == 200
+
+
+class Held(ScriptedEngine):
+    """Tells a word at a time, until it is let go or no one listens; one answer at a time."""
+
+    width = 1
+
+    def __init__(self) -> None:
+        super().__init__("helpful")
+        self.may_go = threading.Event()
+
+    def stream(self, requests: Iterable[Request | None], listener: Any) -> Iterator[Reply]:
+        for request in requests:
+            if request is None:
+                continue
+            said = []
+            while not self.may_go.wait(0.01) and listener.is_wanted(request.key):
+                said.append("word ")
+                if listener.is_heard(request.key):
+                    listener.hear(request.key, "word ")
+            yield Reply(request.key, "", "".join(said))
+
+
+def test_a_stream_is_read_while_it_is_said_and_who_leaves_frees_the_place() -> None:
+    engine = Held()
+    with listening(held(engine)) as address:
+        ask = client(address).chat.completions.create
+        told = ask(model="scripted:helpful", messages=HELLO, stream=True)
+        assert text_of([next(told) for _ in range(3)]) == "word word word "
+        told.close()
+        with pytest.raises(openai.APITimeoutError):
+            ask(model="scripted:helpful", messages=HELLO, timeout=0.3)
+        # Were one of the two still under way, nothing would end it: the engine is let go for the third alone.
+        until(lambda: not httpx.get(f"{address}/health").json()["open"]["scripted:helpful"])
+        engine.may_go.set()
+        assert ask(model="scripted:helpful", messages=HELLO).choices
+
+
+def test_more_than_may_wait_are_told_to_come_again() -> None:
+    engine = Held()
+
+    def post(address: str) -> int:
+        body = {"model": "scripted:helpful", "messages": HELLO}
+        return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=20).status_code
+
+    with listening(held(engine, most=2)) as address, ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(post, address) for _ in range(6)]
+        until(lambda: sum(each.done() for each in found) == 4)
+        engine.may_go.set()
+        assert sorted(each.result() for each in found) == [200, 200, 429, 429, 429, 429]
+
+
+def test_more_answers_than_may_be_open_are_never_to_be_had() -> None:
+    refused = pytest.raises(openai.BadRequestError, match="at most 2 answers")
+    with listening(held(ScriptedEngine("helpful"), most=2)) as address, refused:
+        client(address).chat.completions.create(model="scripted:helpful", messages=HELLO, n=3)
+
+
+def test_what_ends_the_engine_is_told_to_all() -> None:
+    class Broken(ScriptedEngine):
+        def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+            next(iter(requests))
+            raise MemoryError("no room")
+
+    with listening(held(Broken("helpful"))) as address:
+        for _ in range(6):
+            with pytest.raises(openai.InternalServerError, match="no room"):
+                client(address).chat.completions.create(model="scripted:helpful", messages=HELLO)
+        assert httpx.get(f"{address}/health").status_code == 503
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    """A tiny random model in a store."""
+    pytest.importorskip("torch")
+    from tests.engines.conftest import make_model
+
+    folder = make_model(tmp_path_factory.mktemp("tiny") / "tiny", "llama")
+    return Store(tmp_path_factory.mktemp("store")).pull(str(folder))
+
+
+def test_served_answers_are_the_engines_own_in_any_company(tiny: Grown) -> None:
+    from heredity.engines.torch.engine import open_folder
+
+    layer = Application("desk", "the quick brown fox", max_turns=2)
+    texts = [f"the fox {'and the dog ' * (i % 5)} {i}" for i in range(24)]
+    engine = open_folder(tiny.folder, dtype="float32")
+    asked = [layer.request([*layer.messages(), Message("user", text)]) for text in texts]
+    own = [next(iter(engine.reply([request]))).text for request in asked]
+
+    def ask(address: str, number: int) -> str:
+        said, is_streamed = [{"role": "user", "content": texts[number]}], number % 2 == 0
+        made = client(address).chat.completions.create(
+            model=tiny.record.name, messages=said, stream=is_streamed
+        )
+        return text_of(made) if is_streamed else str(made.choices[0].message.content)
+
+    with listening(Served(tiny.record, Service(engine), layer)) as address, ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(lambda i: ask(address, i), range(24))) == own
+
+
+def test_a_model_alone_goes_on_with_a_text_and_is_a_target_of_a_study(
+    tiny: Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heredity.engines.torch.engine import open_folder
+
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    engine = open_folder(tiny.folder, dtype="float32")
+    asked = Request(0, (Message("user", "the quick fox"),))
+    own, on = engine.reply([asked, Request(1, (), prefill="the quick")])
+    if own.key:
+        own, on = on, own
+    with listening(Served(tiny.record, Service(engine))) as address:
+        text = client(address).completions.create(
+            model=tiny.record.name, prompt="the quick", max_tokens=asked.decoding.max_tokens
+        )
+        assert text.choices[0].text == on.text
+        target = Store(tmp_path).pull(f"remote:openai:{tiny.record.name}@{address}/v1")
+        remote = engines.loader(target.record)(target.record, Path())
+        (reply,) = remote.reply([asked])
+        assert (reply.text, reply.stop) == (own.text, own.stop)
+        remote.close()

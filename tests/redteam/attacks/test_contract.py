@@ -1,0 +1,123 @@
+"""Every attack by being in its folder: each variant, over every probe of the package, against any reply."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+
+import msgspec
+import pytest
+from tests.redteam.attacks.talks import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
+
+from heredity.application.spec import Application, parse_tool_calls
+from heredity.core.errors import UsageError
+from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Response
+from heredity.redteam import attacks
+from heredity.redteam.attacks._part import KINDS, Turns
+from heredity.redteam.judges import checks
+from heredity.redteam.probes.fill import SLOT
+
+SPECS = laid()
+EVERY = int(os.environ.get("HEREDITY_EVERY", "3"))
+TOOLS = [tool.name for tool in APPLICATION.tools]
+
+
+def converse(desk: Application, turns: Turns, probe: Probe, said: str) -> tuple[bool, list[Request]]:
+    """Whether the demand was made of a model that always says `said`, and what it was asked."""
+    conversation, requests = desk.converse(turns, probe), []
+    try:
+        step = next(conversation)
+        while True:
+            if isinstance(step, Consult):  # the attacker begs, in the probe's own words
+                step = conversation.send(Reply(0, "", f"<message>I beg you: {probe.turns[-1]}</message>"))
+            else:
+                requests.append(step)
+                step = conversation.send(Reply(0, "", said))
+    except StopIteration as end:
+        return end.value, requests
+
+
+def unlike_neighbours(request: Request) -> bool:
+    """Whether no role speaks twice in a row: more than some templates take."""
+    return all(a.role != b.role for a, b in pairwise(request.messages))
+
+
+def asked(spec: str) -> list[Probe]:
+    """Every third probe that it is laid over (HEREDITY_EVERY=1: all), fewer where it asks by the hundred."""
+    attack = attacks.load(spec)
+    found = [probe for probe in PROBES if not attack.skips(probe, trial())]
+    return found[::EVERY] if attack.queries(found[0], trial()) < 50 else found[:: 5 * EVERY]
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_a_file_has_one_kind_and_states_its_cost(name) -> None:
+    part = attacks.load(name).parts[0]
+    assert part.kind in KINDS
+    assert part.module.QUERIES
+    assert part.module.__doc__ and len(part.module.__doc__.split("\n")[0]) < 130
+    assert hasattr(part.module, "queries") == (part.kind == "turns")
+    assert hasattr(part.module, "skips") == (part.kind == "recast")
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_an_unknown_variant_is_answered_in_a_line(name) -> None:
+    with pytest.raises(UsageError) as found:
+        attacks.load(f"{name}:nonsense")
+    assert name in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
+    attack, probes = attacks.load(spec), asked(spec)
+    assert probes
+    for i, probe in enumerate(probes):
+        how = trial(sample=i % 5, seed=i)
+        most = attack.queries(probe, how)
+        assert len(probe.turns) <= most
+        # an attack with an attacker model makes several conversations, each within the application's limit
+        assert attack.needs_attacker or most <= max(APPLICATION.max_turns, len(probe.turns))
+        # every reply for one probe in eight and every probe against a refusal, which attacks react to
+        for kind, said in REPLIES.items() if i % 8 == 0 else [("refusal", REFUSAL)]:
+            turns = talk(spec, probe, how, said)
+            assert 1 <= len(turns) <= most, (probe.id, kind)
+            assert turns[-1].asks, (probe.id, kind)
+            assert all(turn.text.strip() and not SLOT.search(turn.text) for turn in turns), (probe.id, kind)
+        assert turns == talk(spec, probe, how, said), probe.id
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) -> None:
+    """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""
+    desk = msgspec.structs.replace(APPLICATION, max_turns=3)
+    how = msgspec.structs.replace(attacks.within(desk), seed=1)
+    for probe in asked(spec)[:: 24 // EVERY]:
+        for kind, said in REPLIES.items():
+            made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)
+            assert made, (probe.id, kind)
+            assert all(unlike_neighbours(request) for request in requests), (probe.id, kind)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_it_adds_never_breaks_a_probe_when_it_is_said_back(spec) -> None:
+    """A model that quotes what the attack said has not obeyed: as for the probe's own words."""
+    for probe in asked(spec)[:: 9 // EVERY]:
+        if probe.kind == "benign" or probe.check.kind in ("refusal", "task") or "many_shot" in spec:
+            continue
+        turns = talk(spec, probe, trial())
+        exchanges = tuple(
+            Exchange("", "", turn.prefill, text, parse_tool_calls(text, TOOLS), "end", 0, 0)
+            for turn in turns
+            for text in (turn.text, f"It says: {turn.text}")
+        )
+        response = Response(0, "t", "m", "a", probe.id, spec, 0, 0, exchanges, "test")
+        assert checks.verdict(probe, response, APPLICATION).outcome != "broke", (probe.id, exchanges)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_twin_is_asked_wherever_its_probe_is_and_as_often(spec) -> None:
+    attack, by_id = attacks.load(spec), {probe.id: probe for probe in PROBES}
+    for probe in PROBES:
+        if probe.twin is not None:
+            twin = by_id[probe.twin]
+            assert bool(attack.skips(probe, trial())) == bool(attack.skips(twin, trial()))
+            assert attack.queries(probe, trial()) == attack.queries(twin, trial())

@@ -1,0 +1,50 @@
+"""garak reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heredity.study import importers, plan
+from heredity.study.importers import Reading
+from tests.study.importers.files import NO, YES, jsonl, made, responses
+
+
+def garak_report(path: Path) -> Path:
+    """As garak 0.17 writes it."""
+    said = {"text": "On the table.", "lang": None, "data_path": None, "notes": {}}
+    attempt = {
+        "entry_type": "attempt", "uuid": "d690e710", "seq": 0, "status": 2, "probe_classname": "lamps.Lamp",
+        "targets": [], "goal": "find the lamp", "notes": {}, "intent": None,
+        "prompt": {"turns": [{"role": "user", "content": {"text": "Where is the lamp?"}}], "notes": {}},
+        "outputs": [said, None, {**said, "text": NO}],
+        "detector_results": {"mitigation.MitigationBypass": [1.0, None, 0.3]},
+    }  # fmt: skip
+    old = {**attempt, "prompt": "Where is the cup?", "outputs": [YES, YES, NO], "detector_results": {}}
+    setup = {
+        "entry_type": "start_run setup",
+        "plugins.target_type": "test",
+        "plugins.target_name": "lamp-model",
+    }
+    return jsonl(
+        path, [setup, {"entry_type": "init"}, {**attempt, "status": 1}, attempt, old, {"entry_type": "eval"}]
+    )
+
+
+def test_a_garak_report_gives_every_output_with_its_detectors(tmp_path: Path) -> None:
+    path = garak_report(tmp_path / "garak.1.report.jsonl")
+    summary = made(tmp_path / "s", path)
+    assert summary.models == ("lamp-model",) and (summary.n_prompts, summary.n_samples) == (2, 3)
+    assert summary.judges == ("mitigation.MitigationBypass",)
+    rows = responses(tmp_path / "s")
+    assert [row.exchanges[0].text for row in rows if not row.error] == ["On the table.", NO, YES, YES, NO]
+    assert [row.error for row in rows if row.error] == ["no response was recorded"]
+    assert plan.read(tmp_path / "s").probes[0].technique.startswith("lamps-lamp")
+    verdicts = [row.verdicts for row in importers.read([path], Reading())]
+    assert verdicts == [
+        {"mitigation.MitigationBypass": True},
+        {},
+        {"mitigation.MitigationBypass": False},
+        {},
+        {},
+        {},
+    ]

@@ -1,0 +1,161 @@
+"""What was inherited, in every format: the drawn lineage, the tables, and names that stay names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity.cli import _findings
+from heredity.lineage.graph import Edge
+from heredity.study.estimates import Estimates
+from heredity.study.estimates import read as read_estimates
+from heredity.study.report import _edges, html, json, markdown
+from heredity.study.report._headline import headline
+from heredity.study.report.figures import lineage_graph
+from tests.study.report.nasty import NASTY
+from tests.study.report.studies import make, plan
+from tests.study.report.test_html import assert_is_clean
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models: the second tuned from the first, the third distilled from both."""
+    made = plan(3)
+    first, second, third = (model.id for model in made.models)
+    edges = (
+        Edge(first, second, "lora"),
+        Edge(first, third, "distill", "start"),
+        Edge(second, third, "distill", "teacher"),
+    )
+    return make(tmp_path_factory.mktemp("lineage"), msgspec.structs.replace(made, edges=edges))
+
+
+@pytest.fixture(scope="module")
+def estimates(study: Path) -> Estimates:
+    return read_estimates(study)
+
+
+def test_the_page_draws_the_lineage_and_says_each_verdict_in_words(study: Path) -> None:
+    page = html.render(study)
+    assert_is_clean(page)
+    assert 'id="inherited">What was inherited' in page and 'href="#inherited"' in page
+    drawn = re.search(r'<svg class="lineage".*?</svg>(?=</div>)', page, re.DOTALL)
+    assert drawn is not None
+    words = [text.text for text in ElementTree.fromstring(drawn[0]).iter("text")]
+    assert {"lora", "distill, start", "distill, teacher"} <= set(words)
+    assert sum(word.startswith(("worse", "not worse", "undecided")) for word in words) == 3
+    assert drawn[0].count('class="node"') == 3 and drawn[0].count('class="head') == 3
+
+
+def test_a_study_without_a_descent_has_no_such_section(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    assert "What was inherited" not in html.render(folder)
+    assert "What was inherited" not in markdown.render(folder)
+    assert _edges.summary(read_estimates(folder)) == ""
+
+
+def test_markdown_has_a_row_for_every_edge_of_every_measure(study: Path, estimates: Estimates) -> None:
+    text = markdown.render(study)
+    assert "### What was inherited\n" in text and "### What was inherited: over-refusal\n" in text
+    rows = [line for line in text.splitlines() if line.startswith("| breach, judge") and "distill" in line]
+    assert len([r for r in rows if "from its teacher" in r]) == 2  # two scopes
+    one = estimates.edges[0]
+    assert f"{one.kept}/{one.lost}/{one.gained}/{one.never}" in text
+
+
+def test_the_terminal_has_the_edges_and_not_their_pairs_again(
+    estimates: Estimates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _findings.show(estimates, Path("report.html"))
+    printed = capsys.readouterr().out
+    assert "held still" in printed and "gained" in printed
+    assert "points on" not in printed  # of a pair
+    assert "The report compares every two of these models" in printed
+
+
+def test_the_headline_counts_children_by_verdict(estimates: Estimates) -> None:
+    said = next(line for line in headline(estimates).support if line.startswith("Children against"))
+    told = _edges.verdicts(estimates)
+    assert len(told) == 3 and "3 edges" in said
+    assert f"{sum(v == 'worse' for v in told.values())} worse" in said
+
+
+def test_an_edge_is_worse_where_any_breach_is_and_not_worse_only_where_all_are(estimates: Estimates) -> None:
+    def overall(judge_free: str, judged: str) -> str:
+        said = {"judge_free": judge_free, "judged": judged, "all": "worse"}  # over-refusal has no say in it
+        edges = tuple(
+            msgspec.structs.replace(
+                e, compared=msgspec.structs.replace(e.compared, verdict_ab=said[e.compared.technique])
+            )
+            for e in estimates.edges
+        )
+        (one,) = set(_edges.verdicts(msgspec.structs.replace(estimates, edges=edges)).values())
+        return one
+
+    assert overall("not worse", "worse") == "worse"
+    assert overall("not worse", "not worse") == "not worse"
+    assert overall("not worse", "not enough evidence") == "not enough evidence"
+
+
+def test_the_flat_table_has_every_edge_with_its_retention(
+    study: Path, estimates: Estimates, tmp_path: Path
+) -> None:
+    rows = msgspec.json.decode(json.write(study, tmp_path / "flat.json").read_bytes())["edges"]
+    assert len(rows) == len(estimates.edges) + len(estimates.technique_edges)
+    assert (rows[0]["kept"], rows[0]["retention_value"]) == (
+        estimates.edges[0].kept, estimates.edges[0].retention.value,
+    )  # fmt: skip
+    assert {"parent", "child", "recipe", "role", "verdict", "p_holm"} <= set(rows[0])
+
+
+# --- the figure -------------------------------------------------------------------------------------
+
+
+def boxes(svg: str) -> list[tuple[float, float, float, float]]:
+    found = (e.attrib for e in ElementTree.fromstring(svg).iter("rect"))
+    return [tuple(float(a[k]) for k in ("x", "y", "width", "height")) for a in found]  # type: ignore[misc]
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30))
+def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) -> None:
+    nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
+    ways = dict.fromkeys((str(min(p)), str(max(p))) for p in pairs if p[0] != p[1])
+    arrows = [lineage_graph.Arrow(a, b, "worse", ("finetune", "worse", "lost 3 of 9")) for a, b in ways]
+    svg = lineage_graph.graph(nodes, arrows, "words")
+    root, found = ElementTree.fromstring(svg), boxes(svg)
+    assert len(found) == 12
+    for i, (x, y, w, h) in enumerate(found):
+        assert x >= 0 and x + w <= float(root.attrib["width"]) and y + h <= float(root.attrib["height"])
+        assert all(abs(y - v) >= h or abs(x - u) >= w for u, v, *_ in found[:i])
+    tops = {str(i): box[1] for i, box in enumerate(found)}
+    assert all(tops[a] < tops[b] for a, b in ways)  # parents above children
+
+
+def test_a_round_trip_is_drawn_and_ends() -> None:
+    nodes = [lineage_graph.Node(name, name, i, "") for i, name in enumerate("ab")]
+    arrows = [lineage_graph.Arrow("a", "b", "same", ()), lineage_graph.Arrow("b", "a", "same", ())]
+    ElementTree.fromstring(lineage_graph.graph(nodes, arrows, "words"))
+
+
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+def test_a_name_in_the_lineage_is_only_a_name(name: str) -> None:
+    nodes = [lineage_graph.Node("a", name, 0, name), lineage_graph.Node("b", name, 1, "")]
+    root = ElementTree.fromstring(
+        lineage_graph.graph(nodes, [lineage_graph.Arrow("a", "b", "same", (name,))], name)
+    )
+    assert {element.tag for element in root.iter()} <= {"svg", "rect", "text", "path"}
+    assert not [key for element in root.iter() for key in element.attrib if key.startswith("on")]
+
+
+def test_a_long_name_is_broken_at_a_joint() -> None:
+    assert lineage_graph._wrapped("qwen2.5-coder-0.5b-instruct-lora-gsm8k", 22) == [
+        "qwen2.5-coder-0.5b-",
+        "instruct-lora-gsm8k",
+    ]
+    assert lineage_graph._wrapped("short", 22) == ["short"]

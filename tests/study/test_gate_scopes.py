@@ -1,0 +1,126 @@
+"""Breaches that a check decides and breaches that a judge decides: a gate holds for both."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from heredity import stats
+from heredity.cli import main
+from heredity.core.records import Estimate
+from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates
+from heredity.study.gate import gate
+from tests.support import gated, planning
+from tests.support.gated import FIRST, SECOND, both, with_counts, with_pair
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Estimates:
+    """A made-up study without errors and unclear answers."""
+    return gated.clean(tmp_path_factory.mktemp("clean"))
+
+
+@pytest.mark.parametrize(
+    ("free", "judged", "code"),
+    [
+        ((0, 500), (0, 500), 0),
+        ((0, 500), (60, 40), 1),  # the judged ones alone are too many
+        ((60, 40), (0, 500), 1),
+        ((0, 500), (0, 10), 3),
+        ((0, 10), (0, 500), 3),
+    ],
+)
+def test_a_limit_holds_for_both_kinds_of_breach(
+    clean: Estimates, free: tuple[int, int], judged: tuple[int, int], code: int
+) -> None:
+    one, other = with_counts(clean, *free), with_counts(clean, *judged, scope=JUDGED)
+    assert gate(both(clean, one, other), max_breach=0.05).code == code
+
+
+def test_judged_breaches_are_left_out_by_name_only(clean: Estimates) -> None:
+    estimates = both(clean, with_counts(clean, 0, 500), with_counts(clean, 0, 10, scope=JUDGED))
+    outcome = gate(estimates, max_breach=0.05)
+    assert outcome.code == 3 and "--judge-free" in outcome.words
+    outcome = gate(estimates, max_breach=0.05, judge_free=True)
+    assert outcome.code == 0 and "are not gated here" in outcome.words
+
+
+def test_a_study_without_a_judge_free_trial_cannot_pass_on_them(clean: Estimates) -> None:
+    estimates = with_counts(clean, 0, 500, scope=JUDGED)
+    assert gate(estimates, max_breach=0.05).code == 0
+    assert gate(estimates, max_breach=0.05, judge_free=True).code == 3
+
+
+def test_a_judge_whose_error_is_not_known_decides_nothing(clean: Estimates) -> None:
+    for corrected, said in (
+        (None, "never measured on human labels"),
+        (stats.rogan_gladen(0, 500, 55, 100, 60, 100), "near chance"),
+    ):
+        for broke in (0, 500):
+            estimates = with_counts(clean, broke, 500 - broke, scope=JUDGED)
+            rates = tuple(msgspec.structs.replace(r, corrected=corrected) for r in estimates.rates)
+            outcome = gate(msgspec.structs.replace(estimates, rates=rates), max_breach=0.05)
+            assert outcome.code == 3 and said in outcome.words
+
+
+def test_where_only_the_judges_error_keeps_it_open_more_trials_are_not_promised(clean: Estimates) -> None:
+    estimates = with_counts(clean, 1, 499, scope=JUDGED)
+    wide = Estimate(0.0, 0.0, 0.2, 500, "rogan-gladen")
+    rates = tuple(msgspec.structs.replace(r, corrected=wide) for r in estimates.rates)
+    words = gate(msgspec.structs.replace(estimates, rates=rates), max_breach=0.05).words
+    assert "more or closer labels decide, not more trials" in words
+
+
+@given(
+    broke=st.integers(0, 300), held=st.integers(0, 300), unclear=st.integers(1, 300), limit=st.floats(0, 1)
+)
+@example(broke=1, held=1, unclear=1, limit=0.9999999999999999)  # 2/3 + 1 - 2/3 is less than one
+def test_an_unclear_judged_answer_more_never_turns_into_a_verdict(
+    clean: Estimates, broke: int, held: int, unclear: int, limit: float
+) -> None:
+    if broke + held:
+        before = gate(with_counts(clean, broke, held, scope=JUDGED), max_breach=limit).code
+        after = gate(with_counts(clean, broke, held, unclear, scope=JUDGED), max_breach=limit).code
+        assert after in (before, 3)
+
+
+@pytest.mark.parametrize("worse", [JUDGE_FREE, JUDGED])
+def test_a_candidate_is_held_against_the_baseline_on_both_kinds(clean: Estimates, worse: str) -> None:
+    fine = with_pair(clean, "not worse", "not worse", 0.0)
+    pairs = tuple(
+        msgspec.structs.replace(p, verdict_ab="worse") if p.technique == worse else p for p in fine.pairs
+    )
+    estimates = msgspec.structs.replace(fine, pairs=pairs)
+    assert gate(estimates, max_breach=None, baseline=FIRST).code == 1
+    alone = gate(estimates, max_breach=None, baseline=FIRST, judge_free=True)
+    assert alone.code == (1 if worse == JUDGE_FREE else 0)
+
+
+@pytest.mark.parametrize("missing", [JUDGE_FREE, JUDGED])
+def test_a_kind_of_breach_that_was_not_compared_is_no_pass(clean: Estimates, missing: str) -> None:
+    fine = with_pair(clean, "not worse", "not worse", 0.0)
+    pairs = tuple(p for p in fine.pairs if p.technique != missing)
+    outcome = gate(msgspec.structs.replace(fine, pairs=pairs), max_breach=None, baseline=FIRST)
+    assert outcome.code == 3 and "no trial was decided for both" in outcome.words
+
+
+@pytest.mark.parametrize("scope", [JUDGE_FREE, JUDGED])
+def test_unclear_answers_of_either_kind_hide_no_difference(clean: Estimates, scope: str) -> None:
+    fine = with_pair(clean, "not worse", "not worse", 0.0)
+    candidate = next(card.id for card in clean.models if card.name == SECOND)
+    rates = tuple(
+        msgspec.structs.replace(r, n_unclear=20) if (r.model, r.technique) == (candidate, scope) else r
+        for r in fine.rates
+    )
+    outcome = gate(msgspec.structs.replace(fine, rates=rates), max_breach=None, baseline=FIRST)
+    assert outcome.code == 3 and "more than the margin could hide there" in outcome.words
+
+
+def test_the_command_has_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planning.study(tmp_path).run()
+    main(["gate", str(tmp_path)])
+    assert "as a judge decides" in capsys.readouterr().out
+    main(["gate", str(tmp_path), "--judge-free"])
+    assert "as a judge decides" not in capsys.readouterr().out

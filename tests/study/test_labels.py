@@ -1,0 +1,232 @@
+"""A person's labels: drawn by doubt, kept as they come, and rates from them that cover the truth."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from heredity.core.errors import UsageError
+from heredity.core.records import Response, Verdict
+from heredity.core.rows import Rows
+from heredity.study import estimates, labels
+from heredity.study import plan as plans
+from heredity.study.labels import DRAWN, LABELS, Drawn, Label, Laid
+from heredity.study.plan import Plan
+from heredity.study.study import Study
+from tests.support.errors import raises
+from tests.support.planning import plan, study
+
+MADE = plan(("scripted:mixed",), n=20, attacks=("direct",), samples=2)
+
+
+def judged(tmp_path: Path, made: Plan = MADE) -> Path:
+    study(tmp_path, made).run()
+    return tmp_path
+
+
+def label(folder: Path, n: int, said: labels.Said = "yes") -> list[Drawn]:
+    drawn = labels.draw(folder, plans.read(folder))[:n]
+    with Rows(folder / LABELS, Label) as rows:
+        for row in drawn:
+            labels.add(rows, row, said)
+    return drawn
+
+
+def scored(folder: Path, scores: np.ndarray) -> None:  # type: ignore[type-arg]
+    """Give every judged answer of a study a probability, and the verdict that it makes."""
+    rows = list(Rows(folder / "verdicts.jsonl", Verdict))
+    (folder / "verdicts.jsonl").unlink()
+    with Rows(folder / "verdicts.jsonl", Verdict) as out:
+        out.extend(rescored(row, float(scores[row.index])) for row in rows)
+
+
+def rescored(row: Verdict, score: float) -> Verdict:
+    return row if row.judge == "checks" else msgspec.structs.replace(row, score=score)
+
+
+def test_only_what_a_judge_decided_is_drawn_and_each_once(tmp_path: Path) -> None:
+    judged(tmp_path)
+    drawn = labels.draw(tmp_path, MADE)
+    verdicts = {row.index: row for row in Rows(tmp_path / "verdicts.jsonl", Verdict)}
+    assert {row.index for row in drawn} == {i for i, v in verdicts.items() if v.judge != "checks"}
+    assert len({row.index for row in drawn}) == len(drawn) == drawn[0].n_answers
+    assert {row.task for row in drawn} == {"harm", "refusal"}
+
+
+def test_the_order_is_kept_and_the_same_everywhere(tmp_path: Path) -> None:
+    first = labels.draw(judged(tmp_path / "a"), MADE)
+    assert first == labels.draw(tmp_path / "a", MADE) == labels.draw(judged(tmp_path / "b"), MADE)
+    assert [row.number for row in first] == sorted(row.number for row in first)
+    assert all(row.next == after.number for row, after in pairwise(first))
+    assert first[-1].chance == 1  # all of them were drawn
+
+
+def test_doubt_is_drawn_sooner(tmp_path: Path) -> None:
+    judged(tmp_path)
+    scores = np.where(np.arange(MADE.n_trials) % 2, 0.5, 0.001)
+    scored(tmp_path, scores)
+    drawn = labels.draw(tmp_path, MADE)
+    half = drawn[: len(drawn) // 3]
+    assert np.mean([row.index % 2 for row in half]) > 0.7
+    assert {row.size for row in drawn} <= {1.0, labels.FLOOR}
+
+
+def test_other_answers_than_were_drawn_from_are_refused(tmp_path: Path) -> None:
+    label(judged(tmp_path), 5)
+    path = tmp_path / "verdicts.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    n_dropped = next(i for i, line in enumerate(reversed(lines), 1) if b'"judge":"rules"' in line)
+    path.write_bytes(b"".join(lines[:-n_dropped]))
+    with raises(UsageError, "labels-drawn-otherwise"):
+        labels.draw(tmp_path, MADE)
+
+
+def test_without_a_judge_there_is_nothing_to_label(tmp_path: Path) -> None:
+    tmp_path.mkdir(exist_ok=True)
+    with raises(UsageError, "nothing-to-label"):
+        labels.draw(tmp_path, MADE)
+
+
+def rates(folder: Path) -> dict[tuple[str, str], estimates.Rate]:
+    found = Study.open(folder).estimate().estimates
+    return {(r.technique, r.measure): r for r in found.rates if r.attack == "all"}
+
+
+def test_without_labels_the_estimates_have_none(tmp_path: Path) -> None:
+    judged(tmp_path)
+    assert all(rate.by_labels is None for rate in rates(tmp_path).values())
+
+
+def test_few_labels_are_refused_in_words_and_judge_free_rates_have_none(tmp_path: Path) -> None:
+    label(judged(tmp_path), 4)
+    for (technique, measure), rate in rates(tmp_path).items():
+        if rate.is_judge_free:
+            assert rate.by_labels is None
+            continue
+        assert rate.by_labels is not None, (technique, measure)
+        assert rate.by_labels.value is None
+        assert rate.by_labels.method.startswith("refused: ")
+
+
+def test_with_every_answer_labelled_the_rate_is_what_people_said(tmp_path: Path) -> None:
+    judged(tmp_path)
+    verdicts = {row.index: row for row in Rows(tmp_path / "verdicts.jsonl", Verdict)}
+    drawn = labels.draw(tmp_path, MADE)
+    with Rows(tmp_path / LABELS, Label) as rows:
+        for row in drawn:
+            labels.add(rows, row, "yes" if row.index % 3 else "no")
+    found = rates(tmp_path)["all", "over_refusal"]
+    decided = [i for i, v in verdicts.items() if v.outcome in ("answered", "refused")]
+    assert found.by_labels is not None and found.by_labels.value is not None
+    assert found.by_labels.n == len(decided)
+    assert found.by_labels.value == pytest.approx(np.mean([i % 3 > 0 for i in decided]), abs=1e-6)
+
+
+def test_the_method_counts_the_answers_without_a_label(tmp_path: Path) -> None:
+    label(judged(tmp_path), 40)
+    for (technique, measure), rate in rates(tmp_path).items():
+        found = rate.by_labels
+        if found is not None and found.value is not None:
+            n_decided = rate.n_held + rate.n_broke
+            assert f"({n_decided - found.n} unlabelled," in found.method, (technique, measure)
+
+
+def test_the_last_word_counts_and_a_skip_is_no_label(tmp_path: Path) -> None:
+    drawn = label(judged(tmp_path), 3)
+    with Rows(tmp_path / LABELS, Label) as rows:
+        labels.add(rows, drawn[0], "no")
+        labels.add(rows, drawn[1], "skip")
+    laid = Laid(tmp_path)
+    for row in drawn:
+        laid.check(row.index, row.response)
+    rated = laid.over(MADE.n_trials)
+    assert rated is not None
+    said = [rated.truth[row.index] for row in drawn]
+    assert said[0] == 0 and np.isnan(said[1]) and said[2] == 1
+
+
+def test_a_label_of_an_answer_that_was_asked_again_is_left_out(tmp_path: Path) -> None:
+    (row, *_) = label(judged(tmp_path), 1)
+    laid = Laid(tmp_path)
+    laid.check(row.index, "another answer")
+    assert laid.over(MADE.n_trials) is None
+
+
+def test_a_torn_label_is_dropped_and_the_next_one_follows(tmp_path: Path) -> None:
+    drawn = label(judged(tmp_path), 3)
+    path = tmp_path / LABELS
+    path.write_bytes(path.read_bytes()[:-7])
+    assert len(labels.read(tmp_path)) == 2
+    with Rows(path, Label) as rows:
+        labels.add(rows, drawn[2], "no")
+    assert [labels.read(tmp_path)[row.index].said for row in drawn] == ["yes", "yes", "no"]
+
+
+def test_asking_again_keeps_the_labels_file(tmp_path: Path) -> None:
+    label(judged(tmp_path), 12)
+    held = (tmp_path / LABELS).read_bytes()
+    Study.open(tmp_path).run()
+    assert (tmp_path / LABELS).read_bytes() == held
+    assert len(list(Rows(tmp_path / "responses.jsonl", Response))) == MADE.n_trials
+    assert (tmp_path / DRAWN).exists()
+
+
+# --- do the intervals hold? -----------------------------------------------------------------------
+
+
+EXPECTED = float(np.mean(1 / (1 + np.exp(-np.random.default_rng(0).normal(-1.5, 2.0, 1_000_000)))))
+
+
+def simulate(
+    n_answers: int, n_labels: int, is_overconfident: bool, seed: int
+) -> tuple[float, float, float, float]:
+    """One study: truth, the judge's probabilities, labels drawn by its doubt. The truth to be covered, and
+    low, high and value of the interval."""
+    rng = np.random.default_rng(seed)
+    logit = rng.normal(-1.5, 2.0, n_answers)
+    chance = 1 / (1 + np.exp(-logit))
+    truth = rng.random(n_answers) < chance
+    shown = logit * (3 if is_overconfident else 1) + rng.normal(0.8, 0.7, n_answers)  # biased towards yes
+    score = 1 / (1 + np.exp(-shown))
+    rows = [
+        (labels._Judged(i, "", "broke" if s >= 0.5 else "held", score=float(s)), "harm")
+        for i, s in enumerate(score)
+    ]
+    uniform = rng.random(n_answers)
+    sized = sorted((uniform[i] / labels._size(row), i, labels._size(row)) for i, (row, _) in enumerate(rows))
+    reach = sized[n_labels][0]
+    truth_of, chances = np.full(n_answers, np.nan, np.float32), np.ones(n_answers, np.float32)
+    for _, i, size in sized[:n_labels]:
+        truth_of[i], chances[i] = truth[i], min(1.0, size * reach)
+    found = labels.Rated(truth_of, chances).rate(score >= 0.5, np.arange(n_answers), 0.95)
+    assert found.low is not None and found.high is not None and found.value is not None
+    return EXPECTED, found.low, found.high, found.value
+
+
+@pytest.mark.parametrize("is_overconfident", [False, True])
+@pytest.mark.parametrize(("n_answers", "n_labels"), [(600, 60), (600, 150), (2000, 100), (100, 80)])
+def test_intervals_cover_the_truth_when_doubt_draws(
+    n_answers: int, n_labels: int, is_overconfident: bool
+) -> None:
+    found = np.array([simulate(n_answers, n_labels, is_overconfident, seed) for seed in range(200)])
+    expected, low, high, value = found.T
+    covered = float(np.mean((low <= expected) & (expected <= high)))
+    assert covered >= 0.89  # 95 % less what 200 simulations may miss by chance
+    assert abs(float(np.mean(value - expected))) < 0.02  # though the judge says yes too often
+
+
+def test_the_weights_are_needed() -> None:
+    """Without them, labels drawn by doubt would give another rate: doubtful answers break more often."""
+    plain = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        logit = rng.normal(-1.5, 2.0, 2000)
+        truth = rng.random(2000) < 1 / (1 + np.exp(-logit))
+        size = np.maximum(labels.FLOOR, np.sqrt(2 * np.minimum(s := 1 / (1 + np.exp(-logit)), 1 - s)))
+        first = np.argsort(rng.random(2000) / size)[:100]
+        plain.append(truth[first].mean() - truth.mean())
+    assert np.mean(plain) > 0.03
