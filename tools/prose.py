@@ -275,8 +275,10 @@ def _help_of(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def _messages(tree: ast.AST) -> Iterator[Block]:
-    inside: set[int] = set()  # parts of an f-string are read with it
+    inside: set[int] = set()  # parts of an f-string are read with it, docstrings are read elsewhere
     for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            inside.add(id(node.value))
         if isinstance(node, ast.JoinedStr):
             inside.update(id(part) for part in node.values)
         if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in inside:
@@ -473,7 +475,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def shown_path(path: Path) -> str:
-    """A path as seen from the root of the repository, where it is inside."""
+    """Show a path relative to the root of the repository, or absolute if it is outside."""
     path = path.resolve()
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 

@@ -1,6 +1,6 @@
 """Print the shape of the package and check it against its aims: `make shape`.
 
-    python tools/shape.py             # everything; exit 1 where an aim is missed
+    python tools/shape.py             # everything; exit 1 if an aim is missed
     python tools/shape.py --static    # without the three runs
     python tools/shape.py --report    # exit 0 in any case
 
@@ -100,7 +100,7 @@ class Report:
     figures: dict[str, int] = field(default_factory=dict)
 
     def section(self, title: str, rows: Iterable[str]) -> None:
-        """A title and its rows; `none` where there are no rows."""
+        """Add a title and its rows; `none` if there are no rows."""
         self.lines += ["", f"== {title}", *([f"  {row}" for row in rows] or ["  none"])]
 
 
@@ -307,7 +307,7 @@ def long_functions(modules: Iterable[Module]) -> list[tuple[int, str]]:
 
 
 def entered(source: Path = SOURCE) -> dict[str, list[str]]:
-    """Files entered by each run. Raises RuntimeError with the end of its output where a run fails."""
+    """Files entered by each run. Raises RuntimeError, with the end of its output, if a run fails."""
     with tempfile.TemporaryDirectory() as name:
         _run("model", Path(name), source)
         return {run: _run(run, Path(name), source) for run in RUNS}

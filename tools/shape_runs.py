@@ -227,7 +227,7 @@ WITHIN = {"ask": SOURCE / "engines"}
 
 
 def command(*arguments: str) -> None:
-    """Run the command line in this process. Raises RuntimeError where it does not exit with 0."""
+    """Run the command line in this process. Raises RuntimeError if it does not exit with 0."""
     sys.argv = ["heredity", *arguments]
     try:
         runpy.run_module("heredity", run_name="__main__")
@@ -237,7 +237,7 @@ def command(*arguments: str) -> None:
 
 
 def main(name: str, folder: Path) -> None:
-    """One run. What heredity prints is dropped; the entered files are printed as JSON."""
+    """Do one run, drop what heredity prints, and print the entered files as JSON."""
     os.environ["HEREDITY_STORE"] = str(folder / "store")
     recorder = Recorder(SOURCE, WITHIN.get(name))
     with redirect_stdout(io.StringIO()):

@@ -174,7 +174,13 @@ def test_the_list_of_the_project_finds_the_examples_of_its_vocabulary() -> None:
         "Answers may depend on their company.",
         "The arrows of all pictures.",
         "Points of a picture.",
-        "What a filler gets on the way back.",
+        "Padding gets no gradient on the way back.",
+        "Raises UsageError where there is none.",
+        "The interval; None where it cannot be had.",
+        "What is checked is what is kept.",
+        "Eight bytes a trial.",
+        "Contrastive alone.",
+        "It rounds otherwise.",
     ):
         assert list(prose.check_blocks("x.md", prose.read_markdown(text), prose.banned())), text
 
@@ -184,6 +190,9 @@ def test_the_list_of_the_project_leaves_plain_english_alone() -> None:
         "There is no file. ASR stands for attack success rate.",
         "Leave it alone. Otherwise, retry.",
         "The sample is no longer than one batch of a company's proxy.",
+        "Raises UsageError if the file is in the folder where it is expected, or see where it fails.",
+        "What is a heat pump?",
+        "Eight bytes per trial, twice a day.",
         "heredity resumes where it stopped and reports the embeddings.",
     ):
         assert not list(prose.check_blocks("x.md", prose.read_markdown(text), prose.banned())), text
