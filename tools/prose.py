@@ -12,9 +12,12 @@ The rules:
     line       a line has at most 120 characters in Markdown and 110 in code
     banned     no word or phrase of banned_words.txt is used
 
-README, CONTRIBUTING, SECURITY, the newest section of CHANGELOG and every page of docs are checked. In code,
-every docstring is checked, every string passed as `help`, `short_help` or `epilog`, and the text given with
-a field's default.
+README, CONTRIBUTING, SECURITY, the newest section of CHANGELOG and every page of docs are checked. In code:
+
+- every docstring
+- every string passed as `help`, `short_help` or `epilog`
+- the text given with a field's default
+- each sentence in a dictionary at the top of a module
 
 Code blocks, doctests and link targets are not prose. In a table, only banned words are looked for. Inline
 code counts as one word and no number. It is never banned: write an old name as code if you must mention it.
@@ -264,10 +267,19 @@ def literal(node: ast.AST) -> str | None:
     return None
 
 
-def _help_of(node: ast.AST) -> Iterator[ast.expr]:
-    """The help texts of a call, and the text given with the default of a class's field."""
+def _is_sentence(text: str | None) -> bool:
+    return text is not None and text.endswith(".") and len(text.split()) > 2
+
+
+def _help_of(node: ast.AST) -> Iterator[ast.AST]:
+    """The help texts of a call, the text given with a field's default, the sentences of a module's table."""
     if isinstance(node, ast.Call):
         yield from (keyword.value for keyword in node.keywords if keyword.arg in _HELP)
+    if isinstance(node, ast.Module):
+        tables = (each.value for each in node.body if isinstance(each, ast.Assign | ast.AnnAssign))
+        for table in tables:
+            if isinstance(table, ast.Dict):
+                yield from (each for each in ast.walk(table) if _is_sentence(literal(each)))
     if isinstance(node, ast.ClassDef):
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):

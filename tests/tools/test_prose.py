@@ -191,7 +191,7 @@ def test_the_list_of_the_project_leaves_plain_english_alone() -> None:
         "Leave it alone. Otherwise, retry.",
         "The sample is no longer than one batch of a company's proxy.",
         "Raises UsageError if the file is in the folder where it is expected, or see where it fails.",
-        "What is a heat pump?",
+        "What is a heat pump? The default is None.",
         "Eight bytes per trial, twice a day.",
         "heredity resumes where it stopped and reports the embeddings.",
     ):
@@ -272,6 +272,11 @@ def test_help_texts_and_texts_of_fields_are_read() -> None:
         (8, "The learning rate."),
         (10, "Documented beneath."),
     ]
+
+
+def test_sentences_of_a_table_at_the_top_of_a_module_are_read() -> None:
+    source = 'VERBS: dict = {"Grow": {"pull": "Bring a model.", "x": "not one", "y": "a.b."}}'
+    assert in_code(source) == [(1, "Bring a model.")]
 
 
 def test_what_an_f_string_inserts_is_one_word() -> None:
