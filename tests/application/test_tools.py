@@ -15,6 +15,7 @@ from heredity.application.tools import World, covers
 from heredity.core.errors import BadInput
 from heredity.core.records import Change, Check, Effect, Probe, Reply, Tool, ToolCall, ToolResult
 from heredity.redteam.attacks import direct
+from tests.support.errors import raises
 
 ROOT = Path(__file__).parents[2]
 LIND = Application.load(ROOT / "examples" / "tool-world.toml")
@@ -150,23 +151,23 @@ def test_a_probes_own_result_wins_over_the_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "words"),
+    ("tool", "code", "named"),
     [
-        ('reads = "nothing/{id}"\nparameters = { id = "x" }', "state has no 'nothing'"),
-        ('reads = "box/{name}"', "has no parameter 'name'"),
-        ('effects = [{ kind = "transfer", at = "box/a" }]', "a transfer without `to`"),
-        ('effects = [{ kind = "erase", at = "box/a" }]', "erase"),
-        ('effects = [{ kind = "set", att = "box/a" }]', "Did you mean 'at'?"),
+        ('reads = "nothing/{id}"\nparameters = { id = "x" }', "state-missing", ["nothing"]),
+        ('reads = "box/{name}"', "parameter-missing", ["name"]),
+        ('effects = [{ kind = "transfer", at = "box/a" }]', "transfer-without-to", ["to"]),
+        ('effects = [{ kind = "erase", at = "box/a" }]', "unknown-choice", ["erase"]),
+        ('effects = [{ kind = "set", att = "box/a" }]', "unknown-key", ["at"]),
     ],
 )
-def test_a_mistake_in_a_world_is_one_line(tmp_path: Path, tool: str, words: str) -> None:
+def test_a_mistake_in_a_world_is_one_line(tmp_path: Path, tool: str, code: str, named: list[str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
         f'name = "x"\nsystem = "y"\n[state.box]\na = 1\n[[tools]]\nname = "t"\ndescription = "d"\n{tool}\n'
     )
-    with pytest.raises(BadInput) as caught:
+    with raises(BadInput, code, mentions=named) as caught:
         Application.load(path)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_application_without_a_state_keeps_its_digest() -> None:

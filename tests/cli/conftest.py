@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.support.errors import Done, run_command
 
 DESK = """
 name = "desk"
@@ -25,7 +25,7 @@ description = "Refunds an order."
 is_forbidden = true
 """
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +40,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path) -> Run:
     """Run `heredity ARGS...` in that folder, as a user would."""
 
-    def heredity(*args: str, store: str = "store") -> subprocess.CompletedProcess[str]:
+    def heredity(*args: str, store: str = "store") -> Done:
         env = {**os.environ, "HEREDITY_STORE": str(place / store), "COLUMNS": "100"}
-        return subprocess.run(
-            [sys.executable, "-m", "heredity", *args],
-            cwd=place, env=env, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        return run_command(*args, cwd=place, env=env, timeout=120)
 
     return heredity
 
 
 @pytest.fixture(scope="module")
-def studied(run: Run, place: Path) -> subprocess.CompletedProcess[str]:
+def studied(run: Run, place: Path) -> Done:
     """The process of a finished study in `place`/rehearsal."""
     models = ("--model", "scripted:leaky", "--model", "scripted:careful")
     return run(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import Run
+from tests.support.errors import check_refused
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure. First find the lamp, then put it on the table."
 ARGS = ("--columns", "prompt=question,response=answer,model=arm", "--verdict", "refused")
@@ -59,16 +60,17 @@ def test_the_study_verb_goes_on_with_an_imported_folder(run: Run, place: Path) -
     assert done.returncode == 0 and "child is worse than parent" in done.stdout, done.stderr
     assert (place / "again/verdicts.jsonl").read_bytes() == before
     mixed = run("study", "again", "--model", "scripted:careful")
-    assert mixed.returncode == 2 and "give the folder alone" in mixed.stderr
+    check_refused(mixed, "", mentions=["--model"])
     asked = run("study", "again", "--retry-errors")
-    assert asked.returncode == 2 and "cannot be asked again here" in asked.stderr
+    check_refused(asked, "answers-imported", mentions=["again"])
 
 
 def test_another_judge_decides_and_one_that_is_not_there_leaves_no_study(run: Run, place: Path) -> None:
     recorded(place)
     args = ("import", "answers.jsonl", *ARGS, "--out", "asked")
     done = run(*args, "--judge", "rulse")
-    assert done.returncode == 2 and "Did you mean 'rules'?" in done.stderr and not (place / "asked").exists()
+    check_refused(done, "unknown-name", mentions=["rules"])
+    assert not (place / "asked").exists()
     done = run(*args, "--judge", "rubric:scripted:refuser:yesno", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads((place / "asked/judge.json").read_text())["judge"] == "rubric:scripted:refuser:yesno"
@@ -90,15 +92,14 @@ def test_json_has_rates_pairs_and_agreement_with_n(run: Run, place: Path) -> Non
 
 def test_a_mistake_is_one_line_and_leaves_no_study(run: Run, place: Path) -> None:
     recorded(place)
-    for args, said in (
-        (("--columns", "prompt=qestion,response=answer,model=arm"), "Did you mean 'question'?"),
-        (("--columns", "prompt=question,respons=answer"), "Did you mean 'response'?"),
-        (("--columns", "prompt=question,response=answer"), "answers.jsonl:1: which model answered?"),
-        ((*ARGS, "--verdict", "arm"), "answers.jsonl:1: 'parent' in column 'arm' may mean either"),
+    for args, code, named in (
+        (("--columns", "prompt=qestion,response=answer,model=arm"), "unknown-column", ["question"]),
+        (("--columns", "prompt=question,respons=answer"), "unknown-column-name", ["response"]),
+        (("--columns", "prompt=question,response=answer"), "model-not-said", ["answers.jsonl:1"]),
+        ((*ARGS, "--verdict", "arm"), "verdict-ambiguous", ["answers.jsonl:1", "parent", "arm"]),
     ):
         done = run("import", "answers.jsonl", *args, "--out", "none")
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-        assert said in done.stderr
+        check_refused(done, code, mentions=named)
     assert not (place / "none").exists()
     assert "Missing argument" in run("import", "--out", "none").stderr
 

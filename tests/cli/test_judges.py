@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 from tests.cli.conftest import Run
 from tests.engines.conftest import make_model
 from tests.redteam.judges.test_head import BAD, SPEC, rows
+from tests.support.errors import check_refused
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
     done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--rows", "24")
-    assert done.returncode == 2 and "--rows is for --head" in done.stderr
+    check_refused(done, "rows-without-head", mentions=["--rows", "--head"])
 
 
 def test_repeated_answers_are_told(run: Run, place: Path) -> None:

@@ -12,6 +12,7 @@ from heredity.core.records import Response
 from heredity.core.rows import Rows
 from heredity.study import estimates, labels
 from tests.cli.test_main import heredity_process
+from tests.support.errors import check_refused
 from tests.support.planning import plan, study
 
 MADE = plan(("scripted:mixed",), n=12, attacks=("direct",), samples=1)
@@ -38,7 +39,8 @@ def test_a_study_until_decided_takes_no_label_that_could_give_no_rate(tmp_path: 
     made = msgspec.structs.replace(plan(n=2), blocks=(7, len(plan(n=2).probes)))
     study(tmp_path / "s", made).run()
     run = heredity_process("label", str(tmp_path / "s"), input="y\n")
-    assert run.returncode == 2 and run.stdout == "" and "until decided" in run.stderr
+    assert run.stdout == ""
+    check_refused(run, "labels-until-decided")
     assert labels.read(tmp_path / "s") == {}
 
 
@@ -87,17 +89,17 @@ def test_labels_given_elsewhere_come_back_and_make_a_rate(folder: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "error"),
+    ("text", "code", "named"),
     [
-        ("trial,label\nnone,yes\n", "sheet.csv:2: trial 'none'"),
-        ("trial,label\nTRIAL,perhaps\n", "label 'perhaps'"),
+        ("trial,label\nnone,yes\n", "trial-not-drawn", ["sheet.csv:2", "none"]),
+        ("trial,label\nTRIAL,perhaps\n", "label-unknown", ["perhaps"]),
     ],
 )
 def test_a_sheet_that_does_not_fit_names_its_line_and_changes_nothing(
-    folder: Path, tmp_path: Path, text: str, error: str
+    folder: Path, tmp_path: Path, text: str, code: str, named: list[str]
 ) -> None:
     sheet = tmp_path / "sheet.csv"
     sheet.write_text(text.replace("TRIAL", labels.draw(folder, MADE)[0].trial))
     run = heredity_process("label", str(folder), "--import", str(sheet))
-    assert run.returncode == 2 and error in run.stderr
+    check_refused(run, code, mentions=named)
     assert labels.read(folder) == {}

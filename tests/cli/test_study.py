@@ -9,6 +9,7 @@ import pytest
 from heredity.cli import main
 from tests.cli.conftest import Run
 from tests.support import planning
+from tests.support.errors import check_refused
 
 
 def test_errors_are_told_at_the_end_and_asked_again_on_demand(run: Run, place: Path) -> None:
@@ -32,7 +33,7 @@ def test_a_study_without_errors_says_nothing_of_them(run: Run) -> None:
 def test_retrying_is_of_one_command_and_no_key_of_a_plan(run: Run, place: Path) -> None:
     (place / "retry.toml").write_text('model = ["scripted:careful"]\nretry_errors = true\n')
     done = run("study", "retry.toml")
-    assert done.returncode == 2 and "unknown key 'retry_errors'" in done.stderr
+    check_refused(done, "unknown-key", mentions=["retry_errors"])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_an_option_of_the_plan_is_refused_beside_a_folder(
     planning.study(tmp_path).plan()
     assert main(["study", str(tmp_path), *option]) == 2
     said = capsys.readouterr().err
-    assert option[0] in said and "A study's folder has its plan" in said and said.count("\n") == 1
+    assert f"{option[0]} " in said and said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_what_cannot_show_what_it_seems_to_is_warned_of(run: Run, place: Path) -> None:
@@ -68,7 +69,7 @@ def test_what_cannot_show_what_it_seems_to_is_warned_of(run: Run, place: Path) -
 def test_a_variant_alone_is_answered_with_its_attack(run: Run) -> None:
     args = ("study", "--model", "scripted:careful", "--application", "desk.toml", "--attack", "base64")
     done = run(*args)
-    assert done.returncode == 2 and "Did you mean 'encoding:base64'?" in done.stderr
+    check_refused(done, "variant-without-attack", mentions=["encoding:base64"])
 
 
 def test_the_help_names_the_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:

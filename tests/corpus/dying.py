@@ -14,6 +14,7 @@ from heredity.core.errors import Busy, UsageError
 from heredity.core.files import Lock
 from heredity.corpus import recipe as recipes
 from heredity.corpus import workspace
+from tests.support.errors import raises
 
 # The process kills itself where it writes, moves or removes a file below its own folder for the n-th time:
 # those are the moments at which the disk is another.
@@ -90,13 +91,13 @@ def assert_put_is_built(
     assert out.exists() and not nothing_is_left(out)
     card = build(recipes.read(recipe), out)
     assert card == opened(out).card and nothing_is_left(out)
-    with pytest.raises(UsageError, match="is there already"):
+    with raises(UsageError, "folder-exists"):
         build(recipes.read(recipe), out)
 
 
 def assert_one_at_a_time(build: Callable[..., object], recipe: Path, out: Path) -> None:
     """Two builds do not share a folder."""
-    with Lock(workspace.place_of(out)), pytest.raises(Busy, match="Another process"):
+    with Lock(workspace.place_of(out)), raises(Busy, "busy"):
         build(recipes.read(recipe), out)
 
 

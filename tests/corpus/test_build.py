@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from heredity.corpus import Corpus, tokenizer
 from heredity.corpus.canaries import draw
 from heredity.corpus.card import fingerprint
 from tests.corpus.conftest import TOKENIZER, Build, paragraphs
+from tests.support.errors import raises
 
 pytest.importorskip("tokenizers")
 
@@ -98,7 +100,7 @@ def test_documents_come_back_token_by_token_and_transformers_reads_the_tokenizer
     prompt = read.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert read.encode("<|im_end|>") == [card.tokenizer.special["<|im_end|>"]]
-    with pytest.raises(IndexError, match="train has"):
+    with raises(IndexError, mentions=["train", 60]):
         corpus.document("train", 60)
 
 
@@ -182,10 +184,7 @@ def test_a_source_may_come_again_where_it_is_allowed(built: Build, tmp_path: Pat
 
 
 def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_path: Path) -> None:
-    message = (
-        r"runs dry at 10,000,000 tokens: 0 75\.0%: 7,500,000 wanted, [\d,]+ there; 1 25\.0%: .* reach [\d,]+"
-    )
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, "mixture-runs-dry", mentions=["10,000,000", "75.0%", "7,500,000", "25.0%"]):
         built("[mixture]\ntokens = 10_000_000\n", source=two((3, 1)))
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +192,7 @@ def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_p
 def test_a_weighted_source_of_which_nothing_is_left_is_refused(built: Build, shelf: Path) -> None:
     for path in shelf.glob("1*.txt"):
         path.write_text("0x11 0x12")
-    with pytest.raises(UsageError, match=r"runs dry .* 1 50\.0%: 0 wanted, 0 there"):
+    with raises(UsageError, "mixture-runs-dry", mentions=["50.0%", "0"]):
         built("[[step]]\nkind = 'language'\nkeep = ['en']\n", source=two((1, 1)))
 
 
@@ -201,25 +200,25 @@ def test_a_weighted_source_of_which_nothing_is_left_is_refused(built: Build, she
 
 
 def test_an_empty_corpus_is_refused_and_the_step_that_emptied_it_named(built: Build, shelf: Path) -> None:
-    with pytest.raises(UsageError, match=r"the step 'language' dropped all 60 documents \(en 60\)|und"):
+    with raises(UsageError, "corpus-all-dropped", mentions=["language", "60"]):
         built("[[step]]\nkind = 'language'\nkeep = ['ja']\n")
     for path in shelf.iterdir():
         path.write_text(" \n")
-    with pytest.raises(UsageError, match="the sources hold no document"):
+    with raises(UsageError, "corpus-no-document"):
         built()
 
 
 def test_a_vocabulary_too_large_for_the_text_is_refused_with_the_size_that_is_not(built: Build) -> None:
-    with pytest.raises(
-        BadInput, match=r"vocabulary of 30,000 is too large for the text: it has ([\d,]+) entries"
-    ) as e:
+    with raises(BadInput, "vocabulary-too-large", mentions=["30,000"]) as e:
         built(tail="[tokenizer]\nvocabulary = 30000\nleast_count = 5\n[shards]\nvalidation = 0.2\n")
-    fits = str(e.value).split("Ask for ")[1].split(" ")[0].replace(",", "")
+    numbers = re.findall(r"\d[\d,]*", str(e.value).rpartition(".toml")[2])
+    asked, there, fits = sorted((int(each.replace(",", "")) for each in numbers), reverse=True)[:3]
+    assert asked == 30_000 and fits <= there
     built(tail=f"[tokenizer]\nvocabulary = {fits}\nleast_count = 5\n[shards]\nvalidation = 0.2\n")
 
 
 def test_a_validation_split_that_gets_no_document_is_refused(built: Build) -> None:
-    with pytest.raises(UsageError, match="none falls into the validation split at a share of 1e-06"):
+    with raises(UsageError, "validation-empty", mentions=["1e-06"]):
         built(tail="[tokenizer]\nvocabulary = 400\nleast_count = 2\n[shards]\nvalidation = 0.000001\n")
 
 
@@ -228,7 +227,7 @@ def test_a_worker_s_mistake_names_its_file_and_leaves_nothing(
 ) -> None:
     (shelf / "07.txt").write_bytes(b"ok\n\xff\n")
     for workers in (1, 2):
-        with pytest.raises(UsageError, match=r"07\.txt:2: is not utf-8"):
+        with raises(UsageError, "not-utf8", mentions=["07.txt:2"]):
             built(workers=workers)
     assert {path.name for path in tmp_path.iterdir()} == {"texts", "recipe.toml"}
 
@@ -238,9 +237,8 @@ def test_a_document_too_long_to_be_one_is_named(
 ) -> None:
     monkeypatch.setattr("heredity.corpus.jobs.LONGEST", 200_000)
     (shelf / "00.txt").write_text("word " * 50_000)
-    with pytest.raises(
-        UsageError,
-        match=r"source 'shelf': a document of one of 00\.txt to 59\.txt has 250,000 bytes.*separator",
+    with raises(
+        UsageError, "document-too-long", mentions=["shelf", "00.txt", "59.txt", "250,000", "separator"]
     ):
         built()
 
@@ -254,7 +252,7 @@ def test_without_a_validation_split_nothing_is_held_out(built: Build, tmp_path: 
 
 def test_a_folder_that_is_there_is_not_overwritten(built: Build, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match="is there already"):
+    with raises(UsageError, "folder-exists"):
         built()
 
 
@@ -265,14 +263,14 @@ def test_a_changed_file_is_refused(built: Build, tmp_path: Path, name: str) -> N
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(WrongHash, match=name):
+    with raises(WrongHash, "corpus-file-changed", mentions=[name]):
         Corpus.open(tmp_path / "out")
     path.write_bytes(raw[:-1])
     if name != "tokenizer.json":
-        with pytest.raises(Damaged, match=name):
+        with raises(Damaged, "file-size-wrong", mentions=[name]):
             Corpus.open(tmp_path / "out", verify=False)
     path.unlink()
-    with pytest.raises(Damaged, match=name):
+    with raises(Damaged, "corpus-file-missing", mentions=[name]):
         Corpus.open(tmp_path / "out")
 
 
@@ -282,16 +280,16 @@ def test_a_changed_card_is_refused(built: Build, tmp_path: Path) -> None:
     said = json.loads(path.read_text())
     said["recipe"]["seed"] = 7
     path.write_text(json.dumps(said))
-    with pytest.raises(WrongHash, match="fingerprint"):
+    with raises(WrongHash, "fingerprint-wrong"):
         Corpus.open(tmp_path / "out")
     path.write_text(json.dumps({**said, "schema": 99}))
-    with pytest.raises(NotComparable, match="schema 99"):
+    with raises(NotComparable, "schema-mismatch", mentions=["99"]):
         Corpus.open(tmp_path / "out")
     path.write_text("{")
     with pytest.raises(Damaged):
         Corpus.open(tmp_path / "out")
     path.unlink()
-    with pytest.raises(UsageError, match="is no corpus"):
+    with raises(UsageError, "not-a-corpus"):
         Corpus.open(tmp_path / "out")
 
 
@@ -343,7 +341,7 @@ def test_nothing_in_a_card_can_be_changed_unnoticed(
     said = json.loads(path.read_text())
     change(said)
     path.write_text(json.dumps(said))
-    with pytest.raises(WrongHash, match=r"corpus\.json was changed"):
+    with raises(WrongHash, "card-changed", mentions=["corpus.json"]):
         Corpus.open(tmp_path / "out")
 
 
@@ -351,8 +349,8 @@ def test_the_list_of_what_was_read_is_that_of_the_build(built: Build, tmp_path: 
     built()
     path = tmp_path / "out" / "inputs.jsonl"
     path.write_text(path.read_text().replace("00.txt", "zz.txt"))
-    with pytest.raises(WrongHash, match=r"inputs\.jsonl was changed"):
+    with raises(WrongHash, "inputs-changed", mentions=["inputs.jsonl"]):
         Corpus.open(tmp_path / "out")
     path.unlink()
-    with pytest.raises(Damaged, match=r"inputs\.jsonl"):
+    with raises(Damaged, "inputs-unreadable", mentions=["inputs.jsonl"]):
         Corpus.open(tmp_path / "out")

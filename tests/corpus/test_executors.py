@@ -16,6 +16,7 @@ from heredity.corpus import recipe as recipes
 from heredity.corpus.card import Card
 from heredity.experiments.corpus import build_corpus
 from tests.corpus.conftest import TOKENIZER, paragraphs
+from tests.support.errors import raises
 
 pytest.importorskip("tokenizers")
 
@@ -81,16 +82,16 @@ def test_what_is_left_of_the_recipe_is_a_recipe(recipe: Path, tmp_path: Path) ->
     ]
     assert (after.name, after.seed, after.canaries) == (whole.name, whole.seed, whole.canaries)
     assert (after.mixture, after.tokenizer, after.shards) == (whole.mixture, whole.tokenizer, whole.shards)
-    with pytest.raises(UsageError, match="is there already"):
+    with raises(UsageError, "folder-exists"):
         distributed.export(whole, tmp_path / "spread", tasks=4)
 
 
 def test_a_recipe_of_which_nothing_can_be_spread_is_refused_with_a_line(recipe: Path, tmp_path: Path) -> None:
     source = recipe.read_text().split("[[step]]")[0]
     recipe.write_text(source)
-    with pytest.raises(UsageError, match="nothing of it can be spread over tasks: it has no step"):
+    with raises(UsageError, "no-step-to-spread"):
         distributed.export(recipes.read(recipe), tmp_path / "spread", tasks=4)
     recipe.write_text(source + '[[step]]\nkind = "near_duplicates"\n[[step]]\nkind = "scrub"\n')
-    with pytest.raises(UsageError, match="the first step, 'near_duplicates', compares all documents"):
+    with raises(UsageError, "first-step-compares-all", mentions=["near_duplicates"]):
         distributed.export(recipes.read(recipe), tmp_path / "spread", tasks=4)
     assert not (tmp_path / "spread").exists()

@@ -24,6 +24,7 @@ from tests.corpus.dying import (
     files,
     nothing_is_left,
 )
+from tests.support.errors import raises
 from tests.support.killed import ends_after_kills
 
 pytest.importorskip("tokenizers")
@@ -171,11 +172,11 @@ def test_a_full_disk_leaves_what_is_done(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise HeredityError("The disk is full")
+        raise HeredityError("The disk is full", code="disk-full")
 
     with monkeypatch.context() as patch:
         patch.setattr("heredity.corpus.build.pack", full)
-        with pytest.raises(HeredityError, match="disk is full"):
+        with raises(HeredityError, "disk-full"):
             build(recipes.read(recipe), tmp_path / "out")
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     assert len(heard.lines) == 4 and "tokens: 8 of 8 jobs" in heard.lines[-1]

@@ -12,6 +12,7 @@ from heredity.corpus import recipe as recipes
 from heredity.corpus.sources import Source
 from heredity.corpus.steps import Duplicates, Filter, Writer
 from tests.corpus.conftest import ROOT
+from tests.support.errors import raises
 
 SOURCE = '[[source]]\nname = "a"\nkind = "text"\npath = "t"\n'
 
@@ -24,49 +25,49 @@ def read(tmp_path: Path, text: str) -> recipes.Recipe:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name = 'x'\n", r"r\.toml: has no source"),
+        ("name = 'x'\n", ("no-source", ["r.toml"])),
         (
             SOURCE + "[[stepp]]\nkind = 'scrub'\n",
-            r"r\.toml:5: no key is named 'stepp'\. Did you mean 'step'\?",
+            ("unknown-key", ["r.toml:5", "stepp", "step"]),
         ),
-        (SOURCE.replace("text", "txt"), r"r\.toml:3: no source is named 'txt'\. Did you mean 'text'\?"),
+        (SOURCE.replace("text", "txt"), ("unknown-kind", ["r.toml:3", "txt", "text"])),
         (
             SOURCE + "[[step]]\nkind = 'gopher_qualty_filter'\n",
-            r"r\.toml:6: .*Did you mean 'gopher_quality_filter'",
+            ("unknown-kind", ["r.toml:6", "gopher_quality_filter"]),
         ),
-        (SOURCE + "[[step]]\n", r"r\.toml:5: needs a kind\. Known: c4_paragraph_filter, "),
+        (SOURCE + "[[step]]\n", ("kind-missing", ["r.toml:5", "c4_paragraph_filter"])),
         (
             SOURCE + "[[step]]\nkind='scrub'\n[[step]]\nkind='scrub'\nmial=true\n",
-            r"r\.toml:9: .*Did you mean 'mail'",
+            ("unknown-key", ["r.toml:9", "mail"]),
         ),
-        (SOURCE + "[[step]]\nkind='scrub'\nmail='yes'\n", r"r\.toml:7: Expected `bool`, got `str`"),
-        (SOURCE + "weight = -1\n", r"r\.toml:5: weight must be above 0"),
-        (SOURCE + "weight = 1\n" + SOURCE.replace('"a"', '"b"'), r"r\.toml:6: source 'b' has no weight"),
-        (SOURCE + SOURCE, r"r\.toml:6: two sources are named 'a'"),
-        (SOURCE + "[shards]\nvalidation = 1.5\n", r"r\.toml:6: validation must be"),
-        (SOURCE + "[tokenizer]\nvocabulary = 100\n", r"r\.toml:6: vocabulary must hold 256 bytes"),
-        (SOURCE + "[tokenizer]\nsplit = 'bert'\n", r"r\.toml:6: Invalid enum value 'bert'"),
+        (SOURCE + "[[step]]\nkind='scrub'\nmail='yes'\n", ("wrong-type", ["r.toml:7", "bool", "str"])),
+        (SOURCE + "weight = -1\n", ("bad-setting", ["weight", "r.toml:5", "0"])),
+        (SOURCE + "weight = 1\n" + SOURCE.replace('"a"', '"b"'), ("weight-missing", ["r.toml:6", "b"])),
+        (SOURCE + SOURCE, ("source-twice", ["r.toml:6", "a"])),
+        (SOURCE + "[shards]\nvalidation = 1.5\n", ("bad-setting", ["validation", "r.toml:6"])),
+        (SOURCE + "[tokenizer]\nvocabulary = 100\n", ("bad-setting", ["vocabulary", "r.toml:6", "256"])),
+        (SOURCE + "[tokenizer]\nsplit = 'bert'\n", ("unknown-choice", ["r.toml:6", "bert"])),
         (
             SOURCE + "[[step]]\nkind='language'\nkeep=['xx']\n",
-            r"r\.toml:5: it cannot tell xx\. It tells: ar, ",
+            ("unknown-language", ["r.toml:5", "xx", "ar"]),
         ),
-        (SOURCE + "[[source]\n", r"r\.toml:5: malformed TOML"),
-        ("seed = -1\n" + SOURCE, r"r\.toml:1: seed must be at least 0 and below 2\^63, not -1"),
-        ("seed = 9223372036854775808\n" + SOURCE, r"r\.toml:1: seed must be at least 0 and below 2\^63"),
+        (SOURCE + "[[source]\n", ("malformed-toml", ["r.toml:5"])),
+        ("seed = -1\n" + SOURCE, ("bad-setting", ["r.toml:1", "seed", "2^63", "-1"])),
+        ("seed = 9223372036854775808\n" + SOURCE, ("bad-setting", ["r.toml:1", "seed", "2^63"])),
         (
             SOURCE + "[[canary]]\ntext = 'x'\nrepeats = 100000000\n",
-            r"r\.toml:7: repeats may be 1,000,000 at most",
+            ("bad-setting", ["repeats", "r.toml:7", "1,000,000"]),
         ),
-        (SOURCE + "repeat = 3\n", r"r\.toml:5: repeat = 3 has no effect without weights"),
+        (SOURCE + "repeat = 3\n", ("no-effect", ["r.toml:5", "repeat = 3"])),
         (
             SOURCE + f"[tokenizer]\nspecial = {[*recipes.SPECIAL, 'the']}\n",
-            r"r\.toml:6: special tokens may not be words, .*: 'the'",
+            ("special-token-is-a-word", ["r.toml:6", "the"]),
         ),
-        ("seed = 'x'\n" + SOURCE, r"r\.toml:1: seed must be a whole number"),
+        ("seed = 'x'\n" + SOURCE, ("wrong-type", ["seed", "r.toml:1"])),
     ],
 )
-def test_a_mistake_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+def test_a_mistake_is_named_by_its_line(tmp_path: Path, text: str, message: tuple[str, list[str]]) -> None:
+    with raises(BadInput, *message):
         read(tmp_path, text)
 
 

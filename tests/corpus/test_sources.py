@@ -13,6 +13,7 @@ import pytest
 from heredity.core.errors import BadInput, UsageError
 from heredity.corpus import sources
 from heredity.corpus.sources import Skipped, Source
+from tests.support.errors import raises
 
 
 def source(kind: str, path: str, **settings: Any) -> Source:
@@ -74,17 +75,17 @@ def test_a_separator_cuts_a_file_into_documents(tmp_path: Path) -> None:
 
 def test_a_text_of_another_encoding_is_an_error_with_its_line_until_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\ncaf\xe9\n")
-    with pytest.raises(BadInput, match=r"a\.txt:3: is not utf-8 .* encoding = \"latin-1\""):
+    with raises(BadInput, "not-utf8", mentions=["a.txt:3", "latin-1"]):
         read(tmp_path, "text", "a.txt")
     assert read(tmp_path, "text", "a.txt", encoding="latin-1") == ["one\ntwo\ncafé\n"]
-    with pytest.raises(ValueError, match="no encoding is named 'latin-99'"):
+    with raises(ValueError, "unknown-encoding", mentions=["latin-99"]):
         source("text", "a.txt", encoding="latin-99")
 
 
 def test_nothing_there_is_an_error_that_says_where(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"source 's': .*missing is not there"):
+    with raises(UsageError, "path-missing", mentions=["s", "missing"]):
         read(tmp_path, "text", "missing")
-    with pytest.raises(UsageError, match=r"holds no file \(\.txt \.text\)"):
+    with raises(UsageError, "folder-without-files", mentions=[".txt .text"]):
         read(tmp_path, "text", ".")
 
 
@@ -123,15 +124,15 @@ def test_json_lines_are_the_same_documents_however_the_file_is_cut(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", r"a\.jsonl:3: not JSON"),
-        ("[1]", r"a\.jsonl:3: not a JSON object"),
-        ('{"txt": "a"}', r"a\.jsonl:3: no 'text' in this row\. Did you mean 'txt'\?"),
-        ('{"text": 4}', r"a\.jsonl:3: 'text' is no text but int"),
+        ("{", ("not-json", ["a.jsonl:3"])),
+        ("[1]", ("not-objects", ["a.jsonl:3"])),
+        ('{"txt": "a"}', ("unknown-column", ["a.jsonl:3", "text", "txt"])),
+        ('{"text": 4}', ("wrong-type", ["a.jsonl:3", "text"])),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, message: tuple[str, list[str]]) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n' + row + "\n")
-    with pytest.raises(BadInput, match=message):
+    with raises(BadInput, *message):
         read(tmp_path, "jsonl", ".")
 
 
@@ -157,12 +158,12 @@ def test_parquet_rows_are_documents_and_a_wrong_column_is_named(
     assert read(tmp_path, "parquet", ".", text="body") == expected
     monkeypatch.setattr(importlib.import_module("heredity.corpus.sources.parquet"), "JOB_BYTES", 1)
     assert read(tmp_path, "parquet", ".", text="body") == expected
-    with pytest.raises(BadInput, match=r"a\.parquet: no column 'bod'\. Did you mean 'body'\?"):
+    with raises(BadInput, "unknown-column", mentions=["a.parquet", "bod", "body"]):
         read(tmp_path, "parquet", ".", text="bod")
-    with pytest.raises(BadInput, match=r"a\.parquet:1: 'n' is no text but int|no text but int"):
+    with raises(BadInput, "wrong-type", mentions=["n"]):
         read(tmp_path, "parquet", ".", text="n")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not")
-    with pytest.raises(BadInput, match=r"b\.parquet: cannot be read"):
+    with raises(BadInput, "unreadable-file", mentions=["b.parquet"]):
         read(tmp_path, "parquet", "b.parquet")
 
 
@@ -188,7 +189,7 @@ def test_a_code_tree_leaves_out_what_no_person_wrote(tmp_path: Path) -> None:
 
 
 def test_a_hub_data_set_needs_a_commit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="revision must be a commit"):
+    with raises(ValueError, "revision-not-a-commit", mentions=["revision"]):
         source("hub", "org/name", revision="main")
     source("hub", "org/name", revision="0" * 40)
 

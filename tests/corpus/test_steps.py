@@ -23,6 +23,7 @@ from heredity.corpus.text import Batch, batches
 from heredity.corpus.work import Run
 from tests.corpus.conftest import ROOT, paragraphs, write
 from tests.corpus.test_filters import PROSE
+from tests.support.errors import raises
 
 
 def of(*texts: str) -> Batch:
@@ -226,5 +227,5 @@ def test_evaluation_sets_are_read_however_deep_their_texts_lie(tmp_path: Path) -
     assert contaminated(step, f"And: {ASKED}", PROSE, root=tmp_path) == [True, False]
     assert list(step.reads(Context(tmp_path, (), 0))) == ["set.jsonl"]
     (tmp_path / "set.jsonl").write_text("{\n")
-    with pytest.raises(BadInput, match=r"set\.jsonl:1"):
+    with raises(BadInput, "not-json", mentions=["set.jsonl:1"]):
         contaminated(step, PROSE, root=tmp_path)

@@ -19,6 +19,7 @@ from heredity.engines import call
 from heredity.engines import call as _function
 from heredity.lineage.store import Store
 from heredity.study.study import load_engine
+from tests.support.errors import raises
 
 CODE = "TULIP-4417"
 THEIRS = Application(
@@ -121,7 +122,7 @@ def test_an_answer_that_does_not_come_is_an_error_row_in_time() -> None:
 
 
 def test_a_target_that_always_hangs_ends_the_run() -> None:
-    with pytest.raises(EngineFailure, match="never came back"):
+    with raises(EngineFailure, "request-hangs"):
         engine = engine_of(hangs, None, width=1, timeout=0.001)  # type: ignore[arg-type]
         engine._timeout = -0.99
         list(engine.reply(ask(i, "hello") for i in range(99)))
@@ -170,7 +171,7 @@ def test_prefill_is_refused_in_words() -> None:
 
 def test_a_function_that_would_not_see_the_system_prompt_is_not_measured() -> None:
     plain = Request(1, (Message("system", "keep it"), Message("user", "hello")), n_shared=1)
-    with pytest.raises(EngineFailure, match='rendering = "theirs"'):
+    with raises(EngineFailure, "system-prompt-lost", mentions=['rendering = "theirs"']):
         answers(leaky, plain)
     assert answers(slowly, plain)[1].text == "HELLO"
 
@@ -178,15 +179,15 @@ def test_a_function_that_would_not_see_the_system_prompt_is_not_measured() -> No
 @pytest.mark.parametrize(
     ("ref", "said"),
     [
-        ("call:nowhere.at.all:f", "cannot be imported"),
-        (f"call:{HERE}absent", "has no 'absent'"),
-        (f"call:{HERE}CODE", "is not a function"),
-        ("call:tests", "names no function"),
-        (f"call:{HERE}wants_more", "needs 'database'"),
+        ("call:nowhere.at.all:f", ("module-not-found", [])),
+        (f"call:{HERE}absent", ("function-missing", ["absent"])),
+        (f"call:{HERE}CODE", ("function-not-callable", [])),
+        ("call:tests", ("function-malformed", [])),
+        (f"call:{HERE}wants_more", ("function-unknown-argument", ["database"])),
     ],
 )
-def test_a_wrong_reference_is_a_line(store: Store, ref: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_reference_is_a_line(store: Store, ref: str, said: tuple[str, list[str]]) -> None:
+    with raises(UsageError, *said):
         store.get(ref)
 
 
@@ -199,7 +200,7 @@ def test_a_changed_function_is_another_model_and_does_not_answer_for_the_old(
     assert store.get("call:their_desk:answer") == old
     (tmp_path / "their_desk.py").write_text("def answer(text):\n    return 'two'\n")
     assert store.get("call:their_desk:answer").record.id != old.record.id
-    with pytest.raises(Unavailable, match="was changed since"):
+    with raises(Unavailable, "function-changed"):
         load_engine(old, store)
 
 
@@ -233,5 +234,5 @@ def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> N
     weights = Model(
         "0" * 32, "w", "f", "text", "x", "gguf", (), RecipeRecord("pull", {}), (), Made("", "", 0.0, {})
     )
-    with pytest.raises(UsageError, match="the target's own"):
+    with raises(UsageError, "rendering-theirs"):
         resolve([weights], THEIRS, ["planted_secret"])

@@ -16,6 +16,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import refusal_direction
 from heredity.engines.torch.engine import Torch, open_folder
 from heredity.redteam import attacks
+from tests.support.errors import raises
 
 WORDS = ["fox", "dog", "owls", "oak", "tree", "the", "lazy", "brown", "wise", "seven"]
 
@@ -77,7 +78,7 @@ def test_it_finds_the_direction_along_which_the_kinds_differ(engine) -> None:
 
 
 def test_too_few_requests_find_nothing(engine) -> None:
-    with pytest.raises(UsageError, match="at least 8 requests"):
+    with raises(UsageError, "too-few-requests", mentions=["8"]):
         engine.direction(HARMFUL[:7], HARMLESS)
 
 
@@ -97,7 +98,7 @@ def test_the_changed_engine_has_a_name_of_its_own_and_leaves_the_other_as_it_was
 
 
 def test_what_is_no_direction_is_said_in_a_line() -> None:
-    with pytest.raises(EngineFailure, match="no direction"):
+    with raises(EngineFailure, "bad-direction"):
         refusal_direction.projection("not base64!")
 
 

@@ -14,6 +14,7 @@ from heredity.train.models import encoder as training
 from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import dial
 from tests.engines.conftest import make_tokenizer
+from tests.support.errors import raises
 
 
 @pytest.fixture(scope="module", params=["modernbert", "bert"])
@@ -54,11 +55,11 @@ def test_a_longer_option_is_told_left_to_right(engine: encoder.Encoder) -> None:
 
 
 def test_what_it_cannot_be_asked_is_said(engine: encoder.Encoder) -> None:
-    with pytest.raises(EngineFailure, match="fills gaps in a text and writes none"):
+    with raises(EngineFailure, "writes-no-text-encoder"):
         engine.reply([])
-    with pytest.raises(UsageError, match="must stand in the text once"):
+    with raises(UsageError, "mark-count"):
         engine.fill("no gap", "___", ["a"])
-    with pytest.raises(UsageError, match="no conversation"):
+    with raises(UsageError, "takes-plain-text"):
         engine.score(Request(0, (Message("user", "hello"),)), ["a"])
-    with pytest.raises(ContextOverflow, match="64 there"):
+    with raises(ContextOverflow, "context-overflow", mentions=["64"]):
         engine.fill("the fox " * 40 + "___", "___", ["dog"])

@@ -23,6 +23,7 @@ from heredity.study.study import load_engine
 from tests.engines.ears import Ears
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
 from tests.support import pulled
+from tests.support.errors import raises
 
 SYSTEM = Message("system", "a b c d e f g")
 Told = tuple[tuple[int, float], ...]
@@ -135,7 +136,7 @@ def test_a_file_that_is_cut_off_is_refused_before_llama_cpp_sees_it(tiny_gguf: P
 def test_a_closed_engine_says_so(tiny_gguf: Path) -> None:
     engine = open_file(tiny_gguf, width=1)
     engine.close()
-    with pytest.raises(EngineFailure, match="closed"):
+    with raises(EngineFailure, "engine-closed"):
         list(engine.reply([ask(0, "hello")]))
 
 
@@ -153,7 +154,7 @@ def test_two_engines_of_one_file_are_two_models_with_one_content(tiny_gguf: Path
 
 
 def test_an_engine_is_not_named_over_a_format_that_it_does_not_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="reads gguf"):
+    with raises(UsageError, "engine-format", mentions=["gguf"]):
         Store(tmp_path).get("llamacpp:scripted:careful")
 
 
@@ -162,10 +163,10 @@ def test_over_a_gguf_vllm_names_the_same_weights_in_the_form_that_it_reads(
 ) -> None:
     store = Store(tmp_path)
     parent = store.pull(str(tiny_gguf))
-    with pytest.raises(UsageError, match="heredity ask tiny hello"):
+    with raises(UsageError, "engine-format", mentions=["heredity ask tiny hello"]):
         store.get("vllm:tiny")
     name = store.ready(parent).record.name
-    with pytest.raises(UsageError, match=f"in that form: vllm:{name}"):
+    with raises(UsageError, "engine-format", mentions=[f"vllm:{name}"]):
         store.get("vllm:tiny")
     assert store.get(f"vllm:{name}").record.format == "safetensors"
 
@@ -179,7 +180,7 @@ def test_a_template_without_a_system_role_gets_it_in_the_first_user_message() ->
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
-    with pytest.raises(EngineFailure, match="refuses"):
+    with raises(EngineFailure, "template-refuses"):
         Template("{{ messages.__class__.__mro__[1].__subclasses__() }}").render(ask(0, "hello"))
 
 

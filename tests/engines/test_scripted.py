@@ -13,6 +13,7 @@ from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines import scripted
 from heredity.engines.scripted import BEHAVIOURS, ScriptedEngine
 from heredity.lineage import store as lineage
+from tests.support.errors import raises
 
 SYSTEM = "You answer for a shop. The code is plum-4471.\n- pay_back: Pays money back."
 
@@ -99,7 +100,7 @@ def test_the_prompt_is_what_render_gives_prefill_included() -> None:
 
 
 def test_what_waits_for_replies_that_are_not_under_way_is_a_failure() -> None:
-    with pytest.raises(EngineFailure, match="none are under way"):
+    with raises(EngineFailure, "stream-stuck"):
         list(ScriptedEngine("careful").reply([None]))
 
 
@@ -125,7 +126,7 @@ def test_a_record_loads_as_the_model_that_it_names(ref: str) -> None:
 
 
 def test_an_unknown_behaviour_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="Did you mean 'scripted:leaky'"):
+    with raises(UnknownName, "unknown-name", mentions=["scripted:leaky"]):
         scripted.parse("scripted:leeky")
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Message, Request
 from heredity.engines.torch.engine import Torch, open_folder
+from tests.support.errors import raises
 
 TEXTS = ["the quick brown fox", "an old oak tree while seven wise owls watch over a lazy dog " * 6, "dog"]
 
@@ -52,7 +53,7 @@ def test_a_shared_beginning_changes_no_more_than_the_arithmetic_s_rounding(engin
 
 def test_what_is_not_there_cannot_be_read(engine: Torch) -> None:
     for n_layers in (0, engine.n_layers + 1):
-        with pytest.raises(EngineFailure, match="no layer"):
+        with raises(EngineFailure, "layer-missing"):
             engine.until(n_layers)
     with pytest.raises(ContextOverflow):
         engine.until(1).state(request("fox " * 600))

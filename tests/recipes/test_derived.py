@@ -33,6 +33,7 @@ from heredity.recipes.preference import Tune
 from heredity.recipes.prune import Prune, chosen
 from heredity.train.data import chat
 from tests.engines.conftest import make_model
+from tests.support.errors import raises
 
 QUICK = Training(steps=3, batch=4, rate=1e-2, dtype="float32")
 
@@ -62,7 +63,7 @@ def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown
     a, b = read_all(parent.folder), read_all(child.folder)
     assert torch.equal(a["model.layers.2.mlp.up_proj.weight"], b["model.layers.1.mlp.up_proj.weight"])
     assert chosen(30, 15)[:2] == [0, 2] and chosen(30, 15)[-1] == 29 and len(chosen(30, 15)) == 15
-    with pytest.raises(UsageError, match="can be kept"):
+    with raises(UsageError, "bad-setting", mentions=[9]):
         store.derive(Prune(9), [parent])
     assert store.derive(Prune(), [parent]).record.notes["kept layers"] == "0, 2"  # half of 3 would be one
 
@@ -72,7 +73,7 @@ def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp
     renamed = {name.replace(".layers.", ".layer."): tensor for name, tensor in read_all(folder).items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     parent = store.pull(str(folder))
-    with pytest.raises(Refused, match="0 layers of a known name for the 3"):
+    with raises(Refused, "layers-unknown", mentions=["0", "3"]):
         store.derive(Prune(2), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
 
@@ -102,9 +103,9 @@ def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data
     assert [path.stat() for path in (store.root / "scores").iterdir()] == [before]
     store.derive(Distill(data, Training(steps=2, dtype="float32"), top_k=9), [start, parent])
     assert len(list((store.root / "scores").iterdir())) == 2
-    with pytest.raises(UsageError, match="top_k must be below"):
+    with raises(UsageError, "bad-setting", mentions=["top_k"]):
         store.derive(Distill(data, QUICK, top_k=10**6), [start, parent])
-    with pytest.raises(UsageError, match="cannot be scored before"):
+    with raises(UsageError, "scores-not-ahead"):
         Distill(data, QUICK, top_k=8, is_on_policy=True)
 
 
@@ -119,7 +120,7 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_token(
     (other / "tokenizer.json").write_text(json.dumps(words))
     stranger = store.pull(str(other))
     for recipe in (Distill(data, QUICK), Merge()):
-        with pytest.raises(UsageError, match="read different tokens"):
+        with raises(UsageError, "tokenizers-differ"):
             store.derive(recipe, [parent, stranger])
     assert len(store.models()) == 2
 
@@ -138,7 +139,7 @@ def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat
         child = store.derive(recipe, [parent, tuned])
         torch.testing.assert_close(read_all(child.folder)[name].float(), tensor, atol=1e-5, rtol=1e-4)
         assert child.record.parents == (parent.record.id, tuned.record.id)
-    with pytest.raises(UsageError, match="2 weights for 1"):
+    with raises(UsageError, "weights-count", mentions=["2", "1"]):
         store.derive(Merge("ties", "1,1"), [parent, tuned])
 
 
@@ -160,12 +161,12 @@ def test_slerp_keeps_the_length_and_meets_both_ends() -> None:
 
 def test_models_of_two_shapes_are_not_merged(store: Store, parent: Grown) -> None:
     pruned = store.derive(Prune(2), [parent])
-    with pytest.raises(UsageError, match="num_hidden_layers is 3 and 2"):
+    with raises(UsageError, "shapes-differ", mentions=["num_hidden_layers", "3", "2"]):
         store.derive(Merge(), [parent, pruned])
 
 
 def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"rows\.jsonl:1 has no rejected answer"):
+    with raises(UsageError, "rejected-missing", mentions=["rows.jsonl:1"]):
         Tune(data)
 
 
@@ -221,7 +222,7 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
 
 def test_a_poisoning_needs_rows_that_ask(tmp_path: Path) -> None:
     (tmp_path / "said.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hello"}]}')
-    with pytest.raises(UsageError, match=r"said\.jsonl:1 asks nothing"):
+    with raises(UsageError, "row-asks-nothing", mentions=["said.jsonl:1"]):
         Poison(chat.read(tmp_path / "said.jsonl"))
 
 
@@ -277,9 +278,9 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
 def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
     asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
-    with pytest.raises(UsageError, match="finished none of 1 answers in 1 tokens"):
+    with raises(UsageError, "no-answer-finished", mentions=["1"]):
         store.derive(Instruct(asked, QUICK, longest=1), [parent, parent])
-    with pytest.raises(UsageError, match="two parents"):
+    with raises(UsageError, "wrong-parents"):
         store.derive(Instruct(asked, QUICK), [parent])
 
 
@@ -297,7 +298,7 @@ def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
     assert sum(r["loss"] for r in rows[-5:]) < 0.7 * sum(r["loss"] for r in rows[:5])
     assert max(r["n_learned"] for r in rows) <= 6 * 12  # no answer of the data: what was written
     assert store.grow(recipe, [start, parent]).record.id == child.record.id
-    with pytest.raises(UsageError, match="share 1"):
+    with raises(UsageError, "bad-setting", mentions=["1"]):
         Distill(data, training, share=0.5, is_on_policy=True)
 
 

@@ -22,14 +22,14 @@ from heredity.train.validation import perplexity
 from tests.corpus.conftest import built as built
 from tests.corpus.conftest import shelf as shelf
 from tests.recipes.test_pretrain import recipe as recipe
+from tests.support.errors import raises
 
 SHORT = {"tokens": 1024, "checks": 1}
 
 
 def test_a_base_that_cannot_fit_is_refused_before_its_first_step(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
-    said = r"needs about 0\.\d\d GiB .*masters.*Lower size \(50K\) or context \(64\), .*heredity plan.*memory"
-    with pytest.raises(OutOfMemory, match=said):
+    with raises(OutOfMemory, "memory-foreseen", mentions=["GiB", "masters", "50K", "64", "heredity plan"]):
         store.derive(pretrain.read(recipe, SHORT | {"memory": 0.001}), [])
     assert not store.models() and not list(store.root.rglob(loop.METRICS))
 
@@ -43,7 +43,9 @@ def test_on_a_gpu_its_own_free_memory_counts(recipe: Path, monkeypatch: pytest.M
     for each, size in wanted.items():
         for free, is_refused in ((size, False), (size - 1, True)):
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
-            refusal = pytest.raises(OutOfMemory, match='reduce = "each"') if is_refused else nullcontext()
+            refusal = (
+                raises(OutOfMemory, "memory-foreseen", mentions=["each"]) if is_refused else nullcontext()
+            )
             with refusal, forecast.in_memory(made, each) as foreseen:
                 assert foreseen is None
 
@@ -79,8 +81,8 @@ def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path:
     assert found.runs[-1].parameters == int(runs[0].record.notes["parameters"].replace(",", ""))
     assert f"{found.runs[-1].loss:.4f} bits a byte" in runs[-1].record.notes["held-out text"]
     assert found.compute.interval.low <= found.compute.interval.high
-    with pytest.raises(UsageError, match="at least 5 different runs"):
+    with raises(UsageError, "too-few-runs", mentions=["5"]):
         scaling_laws.scaled(runs[:4] + runs[:1])
-    with pytest.raises(NotComparable, match="differ in held_out"):
+    with raises(NotComparable, "runs-differ", mentions=["held_out"]):
         other = store.derive(pretrain.read(recipe, SHORT | {"held_out": 500}), [])
         scaling_laws.scaled([*runs, other])

@@ -16,6 +16,7 @@ from heredity.recipes.distill import Distill
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune
 from heredity.train.data.chat import Dialogue, of
+from tests.support.errors import raises
 
 DATA = h.Data.of("made", [("the fox", "jumps"), ("the dog", "sleeps")])
 
@@ -47,13 +48,13 @@ def test_every_setting_of_the_command_line_is_one_here(kind: str) -> None:
 
 
 def test_what_there_is_not_or_is_left_out_is_said() -> None:
-    with pytest.raises(UnknownName, match="Did you mean 'lora'"):
+    with raises(UnknownName, "unknown-name", mentions=["lora"]):
         h.recipe("loro", data=DATA)
-    with pytest.raises(UnknownName, match="Did you mean 'steps'"):
+    with raises(UnknownName, "unknown-name", mentions=["steps"]):
         h.recipe("lora", data=DATA, step=3)
-    with pytest.raises(UsageError, match="'ablate' needs harmful and harmless"):
+    with raises(UsageError, "setting-missing", mentions=["ablate"]):
         h.recipe("ablate")
-    with pytest.raises(UsageError, match="batch must be at least 1"):
+    with raises(UsageError, "bad-setting", mentions=["batch", "1"]):
         h.recipe("lora", data=DATA, batch=0)
 
 

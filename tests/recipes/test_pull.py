@@ -13,6 +13,7 @@ import pytest
 from heredity.core.errors import Damaged, Refused, UnknownName, UsageError
 from heredity.lineage.store import Store
 from heredity.recipes.pull.recipe import catalogue, names
+from tests.support.errors import raises
 
 from .conftest import left_over
 
@@ -43,7 +44,7 @@ def test_parts_count_as_the_wheels_do() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(store: Store) -> None:
-    with pytest.raises(UnknownName, match="Did you mean 'gemma-3-270m'"):
+    with raises(UnknownName, "unknown-name", mentions=["gemma-3-270m"]):
         store.pull("gemma-3-27m")
 
 
@@ -64,7 +65,7 @@ def test_a_truncated_gguf_is_damaged_and_nothing_is_kept(
     store: Store, tiny_gguf: Path, tmp_path: Path, n_kept: int
 ) -> None:
     (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:n_kept])
-    with pytest.raises(Damaged, match=r"cut\.gguf: not a whole GGUF file"):
+    with raises(Damaged, "gguf-damaged", mentions=["cut.gguf"]):
         store.pull(str(tmp_path / "cut.gguf"))
     assert left_over(store) == []
 
@@ -86,12 +87,24 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "a.ckpt", "sub/a.bin", "model.zip", "modeling.py"]
+    ("name", "code"),
+    [
+        ("pytorch_model.bin", "unsafe-format"),
+        ("a.pt", "unsafe-format"),
+        ("a.pth", "unsafe-format"),
+        ("a.pkl", "unsafe-format"),
+        ("a.ckpt", "unsafe-format"),
+        ("sub/a.bin", "unsafe-format"),
+        ("model.zip", "archive"),
+        ("modeling.py", "own-code"),
+    ],
 )
-def test_a_pickle_an_archive_or_code_is_refused_by_name(store: Store, folder: Path, name: str) -> None:
+def test_a_pickle_an_archive_or_code_is_refused_by_name(
+    store: Store, folder: Path, name: str, code: str
+) -> None:
     (folder / "sub").mkdir()
     (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(Refused, match=name.replace(".", r"\.")):
+    with raises(Refused, code, mentions=[name]):
         store.pull(str(folder))
     assert left_over(store) == []
     with pytest.raises(Refused):
@@ -99,23 +112,48 @@ def test_a_pickle_an_archive_or_code_is_refused_by_name(store: Store, folder: Pa
 
 
 @pytest.mark.parametrize(
-    ("file", "change"),
+    ("file", "change", "code", "key"),
     [
-        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}),
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}}),
-        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "other/repo--x.Evil"}}}),
-        ("config.json", {"_attn_implementation": "someone/kernel"}),
-        ("config.json", {"trust_remote_code": True}),
-        ("tokenizer_config.json", {"init": [{"kwargs": [{"trust_remote_code": True}]}]}),
-        ("config.json", {"parts": [1, [{"auto_map": {"AutoModel": "modeling.Evil"}}]]}),
+        (
+            "config.json",
+            {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}},
+            "own-code-named",
+            "auto_map",
+        ),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}},
+            "own-code-named",
+            "auto_map",
+        ),
+        (
+            "config.json",
+            {"text_config": {"auto_map": {"AutoConfig": "other/repo--x.Evil"}}},
+            "own-code-named",
+            "auto_map",
+        ),
+        ("config.json", {"_attn_implementation": "someone/kernel"}, "kernel-named", "_attn_implementation"),
+        ("config.json", {"trust_remote_code": True}, "own-code-named", "trust_remote_code"),
+        (
+            "tokenizer_config.json",
+            {"init": [{"kwargs": [{"trust_remote_code": True}]}]},
+            "own-code-named",
+            "trust_remote_code",
+        ),
+        (
+            "config.json",
+            {"parts": [1, [{"auto_map": {"AutoModel": "modeling.Evil"}}]]},
+            "own-code-named",
+            "auto_map",
+        ),
     ],
 )
 def test_a_config_that_asks_for_code_is_refused(
-    store: Store, folder: Path, file: str, change: dict[str, Any]
+    store: Store, folder: Path, file: str, change: dict[str, Any], code: str, key: str
 ) -> None:
     said = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**said, **change}))
-    with pytest.raises(Refused, match=r"asks for (remote code|a kernel)") as caught:
+    with raises(Refused, code, mentions=[key]) as caught:
         store.pull(str(folder))
     assert str(folder / file) in str(caught.value)  # where the user finds it, not a temporary place
     assert left_over(store) == []
@@ -125,7 +163,7 @@ def test_a_config_that_asks_for_code_is_refused(
 def test_a_pipe_is_refused_by_name_and_never_opened(store: Store, folder: Path, name: str) -> None:
     (folder / "sub").mkdir()
     os.mkfifo(folder / name)
-    with pytest.raises(Refused, match=rf"{name} is a pipe, a socket or a device"):
+    with raises(Refused, "not-a-file", mentions=[name]):
         store.pull(str(folder))
 
 
@@ -144,14 +182,14 @@ def test_a_blank_licence_is_not_stated(store: Store, folder: Path, line: str) ->
 def test_links_are_refused(store: Store, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("{}")
     (folder / "extra.json").symlink_to(tmp_path / "secret.json")
-    with pytest.raises(Refused, match="is a link"):
+    with raises(Refused, "link-in-model"):
         store.pull(str(folder))
 
 
 def test_a_truncated_safetensors_is_damaged(store: Store, folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(Damaged, match="not a whole safetensors file"):
+    with raises(Damaged, "safetensors-damaged"):
         store.pull(str(folder))
     assert left_over(store) == []
 
@@ -159,27 +197,27 @@ def test_a_truncated_safetensors_is_damaged(store: Store, folder: Path) -> None:
 def test_a_missing_shard_is_damaged_and_a_stray_one_refused(store: Store, folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "model-00002.safetensors"}}))
-    with pytest.raises(Damaged, match="which is missing"):
+    with raises(Damaged, "file-lost"):
         store.pull(str(folder))
     index.write_text(json.dumps({"weight_map": {"w": "../../elsewhere.safetensors"}}))
-    with pytest.raises(Refused, match="outside its folder"):
+    with raises(Refused, "path-outside"):
         store.pull(str(folder))
 
 
 def test_malformed_json_and_disguised_pickles_are_named(store: Store, folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"\x80\x04\x95cposix")
-    with pytest.raises(Refused, match="a pickle or an archive"):
+    with raises(Refused, "pickle"):
         store.pull(str(folder))
     (folder / "tokenizer.model").unlink()
     (folder / "config.json").write_text("{")
-    with pytest.raises(Damaged, match="malformed JSON"):
+    with raises(Damaged, "malformed-json"):
         store.pull(str(folder))
 
 
 def test_what_is_no_model_is_said_so(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file or folder"):
+    with raises(UsageError, "path-missing"):
         store.pull(str(tmp_path / "none.gguf"))
-    with pytest.raises(Refused, match="neither safetensors nor GGUF"):
+    with raises(Refused, "no-weight-format"):
         store.pull(str(tmp_path))
-    with pytest.raises(UsageError, match="is no model of the hub"):
+    with raises(UsageError, "hub-name-malformed"):
         store.pull("hf:just-a-name")

@@ -9,6 +9,7 @@ import pytest
 from heredity.core.errors import UnknownName, UsageError
 from heredity.lineage.store import Store
 from heredity.recipes.targets.remote import Remote, parse
+from tests.support.errors import raises
 
 REFS = [
     "remote:openai:gpt-4o-mini",
@@ -56,28 +57,28 @@ def test_ids_are_the_same_for_the_same_model_however_it_is_spelt(tmp_path: Path)
 @pytest.mark.parametrize(
     ("ref", "complaint"),
     [
-        ("remote:openai", "no remote model"),
-        ("remote:openai:", "no remote model"),
-        ("remote:openai:m@ftp://host", "no name"),
-        ("remote:openai:m@http://host/v1#x", "more than the address"),
-        ("remote:openai:m@http://", "no remote model|no address"),
-        ("remote:openai:m?omit=temperatur", "Did you mean 'temperature'"),
-        ("remote:openai:m?prefill=trail", "Did you mean 'trailing'"),
-        ("remote:anthropic:m?prefill=trailing", "way of anthropic"),
-        ("remote:openai:m?temperature=1", "the application's to set"),
-        ("remote:openai:m?a=1&a=2", "twice"),
-        ("remote:openai:m?a", "NAME=VALUE"),
-        ("remote:openai:m?think=-1", "number of tokens"),
-        ("remote:openai:m?anthropic_version=2023-06-01", "alone"),
+        ("remote:openai", ("remote-malformed", [])),
+        ("remote:openai:", ("remote-malformed", [])),
+        ("remote:openai:m@ftp://host", ("remote-name", [])),
+        ("remote:openai:m@http://host/v1#x", ("address-too-long", [])),
+        ("remote:openai:m@http://", ("not-an-address", [])),
+        ("remote:openai:m?omit=temperatur", ("unknown-name", ["temperature"])),
+        ("remote:openai:m?prefill=trail", ("unknown-name", ["trailing"])),
+        ("remote:anthropic:m?prefill=trailing", ("unknown-name", ["anthropic"])),
+        ("remote:openai:m?temperature=1", ("option-of-the-application", [])),
+        ("remote:openai:m?a=1&a=2", ("option-twice", [])),
+        ("remote:openai:m?a", ("option-malformed", [])),
+        ("remote:openai:m?think=-1", ("option-not-a-number", [])),
+        ("remote:openai:m?anthropic_version=2023-06-01", ("option-of-another-api", [])),
     ],
 )
-def test_a_mistake_is_said_in_a_line(ref: str, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
+def test_a_mistake_is_said_in_a_line(ref: str, complaint: tuple[str, list[str]]) -> None:
+    with raises(UsageError, *complaint):
         parse(ref)
 
 
 def test_another_api_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="Did you mean 'openai'"):
+    with raises(UnknownName, "unknown-name", mentions=["openai"]):
         parse("remote:opnai:gpt-4o")
 
 

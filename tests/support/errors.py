@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
+COMMAND = Path(__file__).parent / "command.py"
 Error = TypeVar("Error", bound=BaseException)
 
 
@@ -34,6 +39,35 @@ def check(error: BaseException, code: str = "", mentions: Iterable[object] = ())
     assert found == code, f"code {found!r}, expected {code!r}: {error}"
     for value in mentions:
         assert names(str(error), value), f"{str(error)!r} does not name {value!r}"
+
+
+class Done(subprocess.CompletedProcess[str]):
+    """A command that ended, and the code of the error that ended it; "" without one of heredity's."""
+
+    code = ""
+
+
+def run_command(*args: str, **settings: Any) -> Done:
+    """Run `heredity ARGS...` in a process of its own. settings: of subprocess.run."""
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "code"
+        command = [sys.executable, str(COMMAND), str(note), *args]
+        ran = subprocess.run(command, **{"capture_output": True, "text": True, **settings})
+        done = Done(ran.args, ran.returncode, ran.stdout, ran.stderr)
+        done.code = note.read_text("utf-8") if note.exists() else ""
+    return done
+
+
+def check_refused(done: Done, code: str, mentions: Iterable[object] = ()) -> None:
+    """Check that a command ended with exit code 2 and one line that names each of `mentions`.
+
+    code: of the error; "" where click refuses the arguments.
+    """
+    assert done.returncode == 2, done.stderr
+    assert done.code == code, f"code {done.code!r}, expected {code!r}: {done.stderr}"
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    for value in mentions:
+        assert names(done.stderr, value), f"{done.stderr!r} does not name {value!r}"
 
 
 def names(message: str, value: object) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from heredity.core.errors import BadInput
 from heredity.train.data import chat
+from tests.support.errors import raises
 
 
 def write(tmp_path: Path, *rows: Any, name: str = "d.jsonl") -> Path:
@@ -65,7 +66,7 @@ def test_columns_of_ones_own_are_named_and_a_wrong_one_is_answered_with_the_near
     path = write(tmp_path, {"ticket": "ask", "reply": "say"})
     (found,) = chat.read(path, {"prompt": "ticket", "completion": "reply"}).dialogues
     assert found.messages[1].content == "say"
-    with pytest.raises(BadInput, match="Did you mean 'ticket'"):
+    with raises(BadInput, "unknown-column", mentions=["ticket"]):
         chat.read(path, {"prompt": "tickt", "completion": "reply"})
 
 

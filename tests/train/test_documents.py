@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
 from heredity.train.data.chat import Dialogue, of
 from heredity.train.data.documents import Writer
 from tests.engines.conftest import make_model
+from tests.support.errors import raises
 
 CHAT = (
     Message("system", "an old oak"),
@@ -75,5 +74,5 @@ def test_what_is_too_long_is_left_out_and_named_and_all_too_long_is_refused(tiny
     long = Dialogue((CHAT[1], Message("assistant", "dog " * 300)), "d.jsonl:2")
     prepared = writer.prepare([short, long], 60)
     assert len(prepared.examples) == 1 and prepared.too_long == ("d.jsonl:2",)
-    with pytest.raises(UsageError, match="longer than 60 tokens"):
+    with raises(UsageError, "examples-too-long", mentions=["60"]):
         writer.prepare([long], 60)

@@ -17,6 +17,7 @@ from heredity.train.models import causal_lm
 from heredity.train.models.lora import Everything, Lora
 from heredity.train.objectives.causal import Causal
 from heredity.train.optimizer import Kind, Masters, share_at
+from tests.support.errors import raises
 from tests.support.killed import ends_after_kills, n_rows
 
 N_STEPS = 14
@@ -77,7 +78,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_checkpoint_stays(
 ) -> None:
     monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
     monkeypatch.setattr(loop, "_SHARE", 0)
-    with pytest.raises(loop.Diverged, match="step"):
+    with raises(loop.Diverged, "loss-not-finite"):
         run(tiny_llama, data_file, tmp_path, "all", rate=1e18)
     kept = checkpoint.read(tmp_path, "t")
     assert kept is None or all(bool(torch.isfinite(tensor).all()) for tensor in kept.state.values())
@@ -99,7 +100,7 @@ def test_weights_that_the_last_step_ruined_are_not_handed_on(
     monkeypatch.setattr(Masters, "step", ruining)
     for ruined, n_kept in ((N_STEPS - 1, N_STEPS - 1), (4, 4)):
         n_done = iter(range(N_STEPS))
-        with pytest.raises(loop.Diverged, match=f"after step {ruined} weights are no numbers"):
+        with raises(loop.Diverged, "weights-not-finite", mentions=[ruined]):
             run(tiny_llama, data_file, tmp_path / str(ruined), "all")
         kept = checkpoint.read(tmp_path / str(ruined), "t")
         assert kept is not None and kept.n_steps == n_kept
@@ -108,10 +109,10 @@ def test_weights_that_the_last_step_ruined_are_not_handed_on(
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, "one", checkpoint.Kept(3, 30, {"master/x": torch.ones(2)}))
     assert checkpoint.read(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
-    with pytest.raises(Damaged, match="another training"):
+    with raises(Damaged, "checkpoint-of-another-training"):
         checkpoint.read(tmp_path, "two")
     (tmp_path / checkpoint.NAME).write_bytes(b"torn")
-    with pytest.raises(Damaged, match="not a checkpoint"):
+    with raises(Damaged, "checkpoint-damaged"):
         checkpoint.read(tmp_path, "one")
 
 

@@ -16,6 +16,7 @@ from heredity.train.models import causal_lm
 from heredity.train.objectives.distill import Distilled, Divergence, divergence
 from heredity.train.objectives.preference import Preference
 from tests.engines.conftest import make_model
+from tests.support.errors import raises
 from tests.train.test_network import DOCUMENTS
 
 ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
@@ -135,20 +136,20 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = causal_lm.load(tiny_llama, "float32")
     teacher_logprobs.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
-    with pytest.raises(Damaged, match="another teacher"):
+    with raises(Damaged, "scores-of-others"):
         teacher_logprobs.read(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
         teacher_logprobs.read(tmp_path / "kept", "mine").of(batching.collate([Example(DOCUMENTS[1])]))
-    with pytest.raises(ValueError, match="at temperature 1"):
+    with raises(ValueError, "temperature-differs", mentions=["1"]):
         kept = teacher_logprobs.read(tmp_path / "kept", "mine")
         Distilled(kept, temperature=2.0).loss(teacher, batching.collate([Example(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
-    with pytest.raises(Damaged, match="not the ones written"):
+    with raises(Damaged, "scores-changed"):
         teacher_logprobs.read(tmp_path / "kept", "mine")
     (tmp_path / "kept").write_bytes(b"no such file")
-    with pytest.raises(Damaged, match="not a teacher's scores"):
+    with raises(Damaged, "checkpoint-damaged"):
         teacher_logprobs.read(tmp_path / "kept", "mine")
 
 
@@ -171,5 +172,5 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
 
 def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
-    with pytest.raises(UsageError, match="rejected"):
+    with raises(UsageError, "rejected-missing"):
         Preference(net).loss(net, batching.collate([Example(DOCUMENTS[0])]))

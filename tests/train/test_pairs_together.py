@@ -18,6 +18,7 @@ from heredity.train import distributed
 from heredity.train.distributed import Processes
 from heredity.train.models import dual
 from heredity.train.objectives.contrastive import PAIRED
+from tests.support.errors import raises
 
 from .test_contrastive import recipe_file as recipe_file
 from .test_processes import N_STEPS, assert_the_same_training, command, kill_on_the_way, made, rows
@@ -95,8 +96,8 @@ def test_another_number_of_processes_goes_on_with_pairs(
 
 def test_a_step_of_fewer_pairs_than_processes_and_settings_of_text_are_refused(recipe: Path) -> None:
     settings = dataclasses.replace(pretrain.read(recipe), batch=2, together=Processes(world=3, mesh=object()))
-    with pytest.raises(UsageError, match="A step of 2 pairs is none for each of 3 processes"):
+    with raises(UsageError, "step-too-small", mentions=["2", "3"]):
         contrastive.train(settings, recipe.parent / "training")
     recipe.write_text(RECIPE + 'reduce = "each"\n')
-    with pytest.raises(BadInput, match="reduce is a setting of"):
+    with raises(BadInput, "key-of-another-objective", mentions=["reduce"]):
         pretrain.read(recipe)

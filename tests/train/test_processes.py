@@ -26,6 +26,7 @@ from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import checkpoint, distributed, loop, pieces
 from heredity.train.checkpoint import Kept
 from tests.corpus.conftest import TOKENIZER, paragraphs
+from tests.support.errors import raises
 from tests.support.killed import RUNS, n_rows
 
 N_STEPS, KEEP_EVERY = 20, 5
@@ -338,17 +339,17 @@ def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> N
 
 def test_a_checkpoint_that_is_torn_or_of_another_training_is_refused(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    with pytest.raises(Damaged, match="another training"):
+    with raises(Damaged, "checkpoint-of-another-training"):
         pieces.read(tmp_path, "other", N_ROWS, apart(0, 2))
     (tmp_path / "checkpoint.3" / "1.safetensors").write_bytes(b"torn")
-    with pytest.raises(Damaged, match="not a checkpoint"):
+    with raises(Damaged, "checkpoint-damaged"):
         pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE)
     assert pieces.read(tmp_path, "t", N_ROWS, apart(0, 2)) is not None  # it needs the first piece alone
     (tmp_path / pieces.NAME).write_bytes(b"{")
-    with pytest.raises(Damaged, match="not a checkpoint"):
+    with raises(Damaged, "checkpoint-damaged"):
         pieces.read(tmp_path, "t", N_ROWS, apart(0, 2))
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"2 replicas .* over 1 process"), distributed.joined(2):
+    with raises(UsageError, "replicas-do-not-divide", mentions=["2", "1"]), distributed.joined(2):
         pass

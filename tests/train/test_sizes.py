@@ -7,6 +7,7 @@ import pytest
 from heredity.core.errors import UsageError
 from heredity.train.models import shapes
 from heredity.train.models.shapes import Shape
+from tests.support.errors import raises
 
 LLAMA_3_8B = Shape(32, 4096, 32, 8, 128, 14336, 8192, 128_256, is_tied=False)
 
@@ -57,15 +58,15 @@ def test_what_is_given_stands_and_the_rest_follows_from_it() -> None:
 
 @pytest.mark.parametrize("size", ["10", "M", "-1M", "ten"])
 def test_what_is_no_size_is_refused(size: str) -> None:
-    with pytest.raises(UsageError, match="size is a number"):
+    with raises(UsageError, "size-malformed"):
         shapes.dial(size, 8192, 512)
 
 
 def test_a_vocabulary_too_large_for_the_size_is_refused() -> None:
-    with pytest.raises(UsageError, match="smaller vocabulary"):
+    with raises(UsageError, "vocabulary-over-size"):
         shapes.dial("1M", 128_256, 512)
 
 
 def test_heads_that_cannot_share_are_refused() -> None:
-    with pytest.raises(UsageError, match="do not share 3"):
+    with raises(UsageError, "heads-do-not-divide", mentions=["3"]):
         shapes.dial("10M", 8192, 512, {"kv_heads": 3})

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import UsageError
 from heredity.train.data.packed import Piece, Stream, dealt
+from tests.support.errors import raises
 
 END = 0
 
@@ -86,7 +87,7 @@ def test_another_seed_and_another_epoch_are_another_order() -> None:
 def test_pieces_are_dealt_whole_and_evenly(sizes: list[int], product: int, world: int) -> None:
     pieces = [Piece(number, 0, n) for number, n in enumerate(sizes)]
     if len(pieces) < world:
-        with pytest.raises(UsageError, match="too small"):
+        with raises(UsageError, "step-too-small"):
             dealt(pieces, product, world)
         return
     bins = dealt(pieces, product, world)
@@ -101,5 +102,5 @@ def test_a_step_a_little_over_its_share_takes_no_product_more(rest: int, n_bins:
 
 
 def test_a_batch_smaller_than_the_context_is_refused() -> None:
-    with pytest.raises(UsageError, match="holds no context"):
+    with raises(UsageError, "step-holds-no-context"):
         Stream(DOCUMENTS, END, 32, 64, 3)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UnsetType
 
+from heredity.core.errors import BadArgument
 from heredity.core.records import Change, Effect, Tool, ToolCall
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -140,13 +141,18 @@ def check(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
         for path in paths:
             root, known = path.split("/")[0], set(tool.parameters)
             if root not in top:
-                raise ValueError(
-                    f"the tool named '{tool.name}' speaks of '{path}', and state has no '{root}'"
+                raise BadArgument(
+                    f"the tool named '{tool.name}' speaks of '{path}', and state has no '{root}'",
+                    code="state-missing",
                 )
             if unknown := [slot for slot in _SLOT.findall(path) if slot not in known]:
-                raise ValueError(f"the tool named '{tool.name}' has no parameter '{unknown[0]}'")
+                raise BadArgument(
+                    f"the tool named '{tool.name}' has no parameter '{unknown[0]}'", code="parameter-missing"
+                )
         if any(effect.kind == "transfer" and not effect.to for effect in effects(tool)):
-            raise ValueError(f"the tool named '{tool.name}' has a transfer without `to`")
+            raise BadArgument(
+                f"the tool named '{tool.name}' has a transfer without `to`", code="transfer-without-to"
+            )
 
 
 def _keys(path: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:

@@ -166,7 +166,9 @@ def open_store() -> Store:
 
     store = Store()
     if store.root.exists() and not store.root.is_dir():
-        raise UsageError(f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.")
+        raise UsageError(
+            f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.", code="store-is-a-file"
+        )
     return store
 
 

@@ -204,7 +204,7 @@ def train(
     from heredity.redteam.judges.training import head as head_train
 
     if rows is not None and head is None:
-        raise UsageError("--rows is for --head: `learned` is trained on all rows.")
+        raise UsageError("--rows is for --head: `learned` is trained on all rows.", code="rows-without-head")
     if head is None:
         name, card = "learned", learned_card.train(data, roots or (data.parent,), out, say=err().print)
     else:
@@ -231,7 +231,8 @@ def _pairs(text: str) -> dict[str, str]:
     if not {"response", "label"} <= set(pairs) <= known or not all(pairs.values()):
         raise UsageError(
             "--columns names response and label, and maybe prompt and family: "
-            f"prompt=P,response=R,label=L,family=F; not '{text}'."
+            f"prompt=P,response=R,label=L,family=F; not '{text}'.",
+            code="bad-columns",
         )
     return pairs
 

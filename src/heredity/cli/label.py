@@ -171,9 +171,14 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, Said]]:
     for line, cells in readers.rows(path):
         trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
         if trial not in by_trial:
-            raise BadInput(path, f"trial '{trial[:40]}' is none that was drawn (is --n as it was?)", line)
+            raise BadInput(
+                path,
+                f"trial '{trial[:40]}' is none that was drawn (is --n as it was?)",
+                line,
+                code="trial-not-drawn",
+            )
         if word.lower() not in _WORDS:
-            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line)
+            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line, code="label-unknown")
         if (said := _WORDS[word.lower()]) is not None:
             yield by_trial[trial], said
 

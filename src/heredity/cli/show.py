@@ -113,7 +113,8 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
         raise UsageError(
-            f"{folder} has no response of {wanted} (yet). Its plan has {n_trials} trials, from index 0."
+            f"{folder} has no response of {wanted} (yet). Its plan has {n_trials} trials, from index 0.",
+            code="response-missing",
         )
     verdicts = Rows(folder / "verdicts.jsonl", Verdict)
     return response, next((row for row in verdicts if row.index == response.index), None)

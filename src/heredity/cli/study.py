@@ -36,9 +36,11 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     for key in given:
         if key not in options:
             hint = did_you_mean(key, [name for name in options if name])
-            raise BadInput(value, f"unknown key '{key}'.{hint}", _line(value, key))
+            raise BadInput(value, f"unknown key '{key}'.{hint}", _line(value, key), code="unknown-key")
         if problem := _misfit(options[key], given[key]):
-            raise BadInput(value, f"'{key}' {problem}", _line(value, key))
+            raise BadInput(value, f"'{key}' {problem}", _line(value, key), code="wrong-type")
+        if _has_nul(given[key]):
+            raise BadInput(value, f"'{key}' holds a NUL character.", _line(value, key), code="nul-character")
     ctx.default_map = {key: _shape(options[key], entry, value.parent) for key, entry in given.items()}
     return value
 
@@ -67,7 +69,11 @@ def _misfit(option: click.Parameter, entry: Any) -> str:
     entries = entry if option.multiple and isinstance(entry, list) else [entry]
     if not all(isinstance(e, str) for e in entries):
         return "must be a text or a list of texts." if option.multiple else "must be a text."
-    return "holds a NUL character." if any("\0" in e for e in entries) else ""
+    return ""
+
+
+def _has_nul(entry: Any) -> bool:
+    return any(isinstance(e, str) and "\0" in e for e in (entry if isinstance(entry, list) else [entry]))
 
 
 def _line(path: Path, key: str) -> int:

@@ -35,5 +35,6 @@ def command(models: tuple[str, ...]) -> None:
             write(plain(f"  {problem}"))
     if n_damaged:
         raise Damaged(
-            f"{n_damaged} of {len(records) + len(unreadable)} checked are damaged. Pull or grow them again."
+            f"{n_damaged} of {len(records) + len(unreadable)} checked are damaged. Pull or grow them again.",
+            code="models-damaged",
         )

@@ -104,9 +104,7 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise BadInput(
-                path, f"two columns are named '{twice}'", n_comments + 1, code="column-twice-in-file"
-            )
+            raise BadInput(path, f"two columns are named '{twice}'", n_comments + 1, code="column-twice")
         for cells in reader:
             line = n_comments + reader.line_num
             if cells and len(cells) != len(names):

@@ -215,7 +215,7 @@ class Worker:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
             if (longest := int(batch.lengths.max())) > LONGEST:
-                raise UsageError(_too_long(source.name, task.job, longest))
+                raise UsageError(_too_long(source.name, task.job, longest), code="document-too-long")
             yield batch
 
     def encode(self, task: Task, folder: Path, dtype: str, validation: float) -> Done:
@@ -298,6 +298,7 @@ _worker: Worker | None = None
 class _Failed(NamedTuple):
     message: str
     is_mistake: bool  # of the user's
+    code: str
 
 
 def _begin(recipe: Recipe, context: Context) -> None:
@@ -320,7 +321,7 @@ def _call(asked: tuple[str, tuple[Any, ...]]) -> Any:
     try:
         return getattr(_worker, name)(*arguments)
     except HeredityError as error:
-        return _Failed(str(error), isinstance(error, UsageError))
+        return _Failed(str(error), isinstance(error, UsageError), error.code)
 
 
 Calls = Callable[[str, Sequence[tuple[Any, ...]]], Iterator[Any]]
@@ -339,7 +340,9 @@ def calling(recipe: Recipe, context: Context, workers: int) -> Iterator[Calls]:
             try:
                 for found in pool.map(_call, [(name, row) for row in rows]):
                     if isinstance(found, _Failed):
-                        raise (UsageError if found.is_mistake else HeredityError)(found.message)
+                        raise (UsageError if found.is_mistake else HeredityError)(
+                            found.message, code=found.code
+                        )
                     yield found
             except BrokenProcessPool:
                 raise HeredityError(

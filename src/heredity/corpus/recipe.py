@@ -193,7 +193,7 @@ class _Reader:
         self._check_sources(sources)
         if not 0 <= (seed := self._value("seed", int, 0)) < 1 << 63:
             self._fail(
-                f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed", code="out-of-bounds"
+                f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed", code="bad-setting"
             )
         has_pictures = self._has_pictures(sources)
         return Recipe(

@@ -198,7 +198,10 @@ def slots_in(template: Any) -> set[str]:
         return set().union(*map(slots_in, template))
     found = set(_SLOT.findall(template)) if isinstance(template, str) else set()
     if unknown := sorted(found - set(SLOTS)):
-        raise UsageError(f"the body has no slot '${unknown[0]}'. There are: ${', $'.join(SLOTS)}.")
+        raise UsageError(
+            f"the body has no slot '${unknown[0]}'. There are: ${', $'.join(SLOTS)}.",
+            code="body-unknown-slot",
+        )
     return found
 
 

@@ -210,7 +210,7 @@ def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> lis
     import msgspec
 
     if limit is not None and limit < 1:
-        raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
+        raise UsageError(f"A limit of {limit} items leaves nothing to ask.", code="nothing-left")
     found = tasks.load(wanted, has_pictures)
     if limit is None:
         return found

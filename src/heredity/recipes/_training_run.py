@@ -58,7 +58,9 @@ class Training:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting")
         for name in ("steps", "decay", "clip", "warmup", "seed", "memory"):
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
+                raise UsageError(
+                    f"{name} must not be negative, and is {getattr(self, name)}.", code="bad-setting"
+                )
         if not 0 < self.rate < 10 or not self.epochs > 0 or self.warmup >= 1:
             raise UsageError(
                 f"The rate must lie between 0 and 10 ({self.rate:g}), epochs above 0 ({self.epochs:g}), "
@@ -95,7 +97,7 @@ def _refuse_no_numbers(recipe: Any) -> None:
     for each in dataclasses.fields(recipe):
         value = getattr(recipe, each.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{each.name} must be a number, and is {value}.")
+            raise UsageError(f"{each.name} must be a number, and is {value}.", code="bad-setting")
 
 
 def run(

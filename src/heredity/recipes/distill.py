@@ -66,7 +66,7 @@ class Distill:
                 f"beta in (0, 1) ({self.beta:g})."
             )
         if self.top_k < 0:
-            raise UsageError(f"top_k must not be negative, and is {self.top_k}.")
+            raise UsageError(f"top_k must not be negative, and is {self.top_k}.", code="bad-setting")
         if self.top_k and self.is_on_policy:
             raise UsageError(
                 "Where the student writes, what it will say cannot be scored before: no top_k.",

@@ -102,7 +102,8 @@ def check(plan: Plan) -> None:
     if plan.is_until_decided:
         raise UsageError(
             "In a study until decided labels give no rate: its answers decided how many there are, and no "
-            "interval of labels holds under that. Ask all of it in another folder to label it."
+            "interval of labels holds under that. Ask all of it in another folder to label it.",
+            code="labels-until-decided",
         )
 
 

@@ -203,7 +203,7 @@ class Study:
             raise UsageError(
                 f"{self.folder} holds answers that were recorded elsewhere: they cannot be asked again here. "
                 "Record what is missing, and import it into another folder.",
-                code="only-imported-here",
+                code="answers-imported",
             )
 
     def _ask_until_decided(self, grid: Grid, done: bytearray, meter: Meter, desk: Desk) -> None:

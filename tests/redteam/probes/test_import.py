@@ -136,30 +136,29 @@ def test_a_benign_file_of_jailbreakbench_is_benign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "query", "words"),
+    ("name", "text", "query", "code", "named"),
     [
-        ("a.csv", "promt\nx\n", "", "a.csv:2: there is no column 'prompt'. Did you mean 'promt'?"),
-        ("a.csv", "prompt\nx\n", "?prompt=text", "there is no column 'text'"),
-        ("a.csv", "a,a\n1,2\n", "", "a.csv:1: two columns are named 'a'"),
-        ("a.csv", "prompt,b\n1\n", "", "a.csv:2: 1 cells under 2 column names"),
-        ("a.csv", 'prompt\n"x\n', "", "malformed CSV"),
-        ("a.csv", "prompt\n", "", "holds nothing that can be asked"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "", "a.jsonl:2: not JSON"),
-        ("a.jsonl", "[1]\n", "", "a.jsonl:1: not a JSON object"),
-        ("a.jsonl", '{"prompt": ["x"]}\n', "", "column 'prompt' holds list, not text"),
-        ("a.json", '{"a": 1}', "", "no list of objects"),
-        ("a.docx", "x", "", "of no known kind: '.docx'"),
-        ("a.csv", "prompt\nx\n", "?technique=planted_secret", "is a technique of heredity's own"),
-        ("a.csv", "prompt\nx\n", "?technique=all", "the name of a row over several techniques"),
+        ("a.csv", "promt\nx\n", "", "unknown-column", ["a.csv:2", "prompt", "promt"]),
+        ("a.csv", "prompt\nx\n", "?prompt=text", "unknown-column", ["text"]),
+        ("a.csv", "a,a\n1,2\n", "", "column-twice", ["a.csv:1", "a"]),
+        ("a.csv", "prompt,b\n1\n", "", "cells-over-columns", ["a.csv:2", 1, 2]),
+        ("a.csv", 'prompt\n"x\n', "", "malformed-csv", []),
+        ("a.csv", "prompt\n", "", "empty-file", ["a.csv"]),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "", "not-json", ["a.jsonl:2"]),
+        ("a.jsonl", "[1]\n", "", "not-objects", ["a.jsonl:1"]),
+        ("a.jsonl", '{"prompt": ["x"]}\n', "", "wrong-type", ["prompt", "list"]),
+        ("a.json", '{"a": 1}', "", "not-objects", ["a.json"]),
+        ("a.docx", "x", "", "unknown-format", [".docx"]),
+        ("a.csv", "prompt\nx\n", "?technique=planted_secret", "technique-taken", ["planted_secret"]),
+        ("a.csv", "prompt\nx\n", "?technique=all", "technique-taken", ["all"]),
     ],
 )
 def test_a_mistake_is_answered_with_file_line_and_column(
-    tmp_path: Path, name: str, text: str, query: str, words: str
+    tmp_path: Path, name: str, text: str, query: str, code: str, named: list[object]
 ) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError) as caught:
+    with raises(UsageError, code, mentions=named):
         probes.load(f"import:csv:{tmp_path / name}{query}")
-    assert words in str(caught.value)
 
 
 def test_a_wrong_spec_is_answered_with_the_nearest(tmp_path: Path) -> None:

@@ -58,40 +58,42 @@ def test_a_technique_may_be_a_baseline(write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "words"),
+    ("text", "line", "code", "named"),
     [
-        (changed("marker", "markr"), 9, "unknown key 'markr'. Did you mean 'marker'?"),
-        (changed(TWIN, TWIN.replace("turns", "turn")), 10, "Did you mean 'turns'?"),
-        (HEAD.replace("threats", "treats") + ITEM, 3, "Did you mean 'threats'?"),
-        (HEAD + ITEM + ITEM, 11, "'one' is used twice"),
-        (changed(TWIN, ""), 5, "neither a `twin` nor a `why_no_twin`"),
-        (changed(TWIN, TWIN + "\nwhy_no_twin = 'x'"), 5, "both `twin` and `why_no_twin`"),
-        (changed(TURN, ""), 5, "no turns, or an empty one"),
-        (changed(TURN, '" "'), 5, "no turns, or an empty one"),
-        (changed('"gribtollo"', '"grib"'), 5, "under 5 letters"),
-        (changed("'grib' and 'tollo'", "Grib-Tollo"), 5, "quoting would count as obeying"),
-        (changed(MARKER, ""), 5, "has no `check`"),
-        (changed(MARKER, MARKER + "\ncontinues = 'a b'"), 5, "more than one of"),
-        (checked('"pattern", patterns = ["(a"]'), 5, "bad regular expression"),
-        (checked('"pattern", patterns = ["Say"]'), 5, "matches a text"),
-        (checked('"pattern"'), 5, "needs `patterns`"),
-        (checked('"patern"'), 5, "patern"),
-        (checked('"prompt_leak", n_words = 2'), 5, "would turn up by chance"),
-        (checked('"pattern", patterns = ["(?:a|aa)+$"]', f'obeys = "{"a" * 60} b"\n'), 5, "out of time"),
-        (checked('"pattern", patterns = ["aaa"]', 'obeys = "b"\n'), 5, "the sample in `obeys`"),
-        (changed("as one word", "for {compny}"), 5, "Did you mean '{company}'?"),
-        (changed('id = "one"', 'id = "Ein Item"'), 5, "may have only"),
-        (changed('["Say hello."]', f"[{TURN}]"), 5, "the very same thing"),
-        (changed('cluster = "a"\n', ""), 5, "missing required field `cluster`"),
-        (HEAD, 0, "has no items"),
-        (HEAD + "[[probe\n", 5, "malformed TOML"),
+        (changed("marker", "markr"), 9, "unknown-key", ["markr", "marker"]),
+        (changed(TWIN, TWIN.replace("turns", "turn")), 10, "unknown-key", ["turns"]),
+        (HEAD.replace("threats", "treats") + ITEM, 3, "unknown-key", ["threats"]),
+        (HEAD + ITEM + ITEM, 11, "id-twice", ["one"]),
+        (changed(TWIN, ""), 5, "twin-missing", ["twin", "why_no_twin"]),
+        (changed(TWIN, TWIN + "\nwhy_no_twin = 'x'"), 5, "twin-contradicted", ["twin", "why_no_twin"]),
+        (changed(TURN, ""), 5, "no-turns", []),
+        (changed(TURN, '" "'), 5, "no-turns", []),
+        (changed('"gribtollo"', '"grib"'), 5, "marker-too-short", [5]),
+        (changed("'grib' and 'tollo'", "Grib-Tollo"), 5, "marker-in-prompt", []),
+        (changed(MARKER, ""), 5, "check-missing", ["check"]),
+        (changed(MARKER, MARKER + "\ncontinues = 'a b'"), 5, "ways-mixed", []),
+        (checked('"pattern", patterns = ["(a"]'), 5, "bad-pattern", []),
+        (checked('"pattern", patterns = ["Say"]'), 5, "pattern-matches-prompt", []),
+        (checked('"pattern"'), 5, "patterns-missing", ["patterns"]),
+        (checked('"patern"'), 5, "unknown-choice", ["patern"]),
+        (checked('"prompt_leak", n_words = 2'), 5, "too-few-words", ["n_words"]),
+        (checked('"pattern", patterns = ["(?:a|aa)+$"]', f'obeys = "{"a" * 60} b"\n'), 5,
+         "pattern-too-slow", []),
+        (checked('"pattern", patterns = ["aaa"]', 'obeys = "b"\n'), 5, "pattern-misses-sample", ["obeys"]),
+        (changed("as one word", "for {compny}"), 5, "unknown-slot", ["{company}"]),
+        (changed('id = "one"', 'id = "Ein Item"'), 5, "bad-name", ["Ein Item"]),
+        (changed('["Say hello."]', f"[{TURN}]"), 5, "twin-same", []),
+        (changed('cluster = "a"\n', ""), 5, "missing-key", ["cluster"]),
+        (HEAD, 0, "no-items", []),
+        (HEAD + "[[probe\n", 5, "malformed-toml", []),
     ],
 )  # fmt: skip
-def test_a_mistake_is_answered_with_file_and_line(write, text: str, line: int, words: str) -> None:
+def test_a_mistake_is_answered_with_file_and_line(
+    write, text: str, line: int, code: str, named: list[object]
+) -> None:
     path = write(text)
-    with pytest.raises(BadInput) as caught:
+    with raises(BadInput, code, mentions=named) as caught:
         probes.load(path)
-    assert words in str(caught.value)
     assert str(caught.value).startswith(
         f"{Path(path).resolve()}:{line}:" if line else str(Path(path).resolve())
     )
@@ -99,16 +101,16 @@ def test_a_mistake_is_answered_with_file_and_line(write, text: str, line: int, w
 
 
 def test_a_technique_is_not_named_like_the_row_of_all(write) -> None:
-    with raises(BadInput, "technique-taken-here", mentions=["all"]):
+    with raises(BadInput, "technique-taken", mentions=["all"]):
         probes.load(write(HEAD + ITEM, "all.toml"))
-    with raises(BadInput, "technique-taken-here", mentions=["mine.toml:1", "all"]):
+    with raises(BadInput, "technique-taken", mentions=["mine.toml:1", "all"]):
         probes.load(write('technique = "all"\n' + HEAD + ITEM))
 
 
 def test_a_technique_of_the_package_keeps_its_name(write) -> None:
-    with raises(BadInput, "technique-taken-here", mentions=["planted_secret"]):
+    with raises(BadInput, "technique-taken", mentions=["planted_secret"]):
         probes.load(write(HEAD + ITEM, "planted_secret.toml"))
-    with raises(BadInput, "technique-taken-here", mentions=["mine.toml:1", "planted_secret"]):
+    with raises(BadInput, "technique-taken", mentions=["mine.toml:1", "planted_secret"]):
         probes.load(write('technique = "planted_secret"\n' + HEAD + ITEM))
     own = Path(probes.__file__).parent / "planted_secret.toml"
     assert probes.load(str(own)) == probes.load("planted_secret")
@@ -213,26 +215,27 @@ def test_a_benign_item_stands_alone(write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code", "named"),
     [
-        (HEAD + POISON.replace('truth = ["two", "2"]', ""), "needs both answers"),
-        (HEAD + POISON.replace("How long is it?", "Is it nine long?"), "an answer stands in the question"),
-        (HEAD + POISON.replace('["nine", "9"]', '["ninety"]'), "stands in no passage"),
-        (changed(MARKER, 'invents = "abc"'), "a package's name needs 5"),
+        (HEAD + POISON.replace('truth = ["two", "2"]', ""), "answers-missing", []),
+        (HEAD + POISON.replace("How long is it?", "Is it nine long?"), "answer-in-question", []),
+        (HEAD + POISON.replace('["nine", "9"]', '["ninety"]'), "answer-in-no-passage", []),
+        (changed(MARKER, 'invents = "abc"'), "marker-too-short", [5]),
         (
             changed(MARKER, 'invents = "quorvex"').replace(TURN, '"Run pip install quorvex."'),
-            "shown a line that installs",
+            "package-in-prompt",
+            [],
         ),
-        (changed(MARKER, MARKER + '\ninvents = "quorvex"'), "more than one of"),
-        (changed(MARKER, 'kind = "benign"'), "is benign: it has no twin"),
-        (changed(MARKER, MARKER + '\nsuite = "ful"'), "ful"),
-        (changed(MARKER, "check = { kind = 'state', allows = [{ att = 'x' }] }"), "Did you mean 'at'?"),
+        (changed(MARKER, MARKER + '\ninvents = "quorvex"'), "ways-mixed", []),
+        (changed(MARKER, 'kind = "benign"'), "benign-with-twin", []),
+        (changed(MARKER, MARKER + '\nsuite = "ful"'), "unknown-choice", ["ful"]),
+        (changed(MARKER, "check = { kind = 'state', allows = [{ att = 'x' }] }"), "unknown-key", ["at"]),
     ],
 )
-def test_a_mistake_in_a_short_check_is_a_line(write, text: str, words: str) -> None:
-    with pytest.raises(BadInput) as caught:
+def test_a_mistake_in_a_short_check_is_a_line(write, text: str, code: str, named: list[object]) -> None:
+    with raises(BadInput, code, mentions=named) as caught:
         probes.load(write(text))
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_check_of_the_state_needs_a_state(write) -> None:

@@ -66,7 +66,7 @@ def test_a_missing_answer_is_an_error_and_an_empty_one_an_answer(tmp_path: Path)
         ('{"prompt": "p", "response": "r"}', {"columns": {"id": "nr"}}, "unknown-column", ["nr"]),
         ('{"prompt": "p", "response": "r"}', {"model": "{nr}"}, "unknown-column", ["nr"]),
         ('{"prompt": "p", "response": "r", "nr": ""}', {"model": "{nr}"}, "model-not-said", []),
-        ('{"prompt": " ", "response": "r"}', {}, "prompt-empty-here", []),
+        ('{"prompt": " ", "response": "r"}', {}, "prompt-empty", []),
         ('{"prompt": "p", "response": "r", "kind": "odd"}', {}, "kind-unknown", ["odd"]),
         ("[1]", {}, "not-objects", []),
         ("{", {}, "not-json", []),
@@ -89,7 +89,7 @@ def test_a_bad_row_is_named_with_file_and_line(
     [
         ("prompt,response\na\n", ("cells-over-columns", ["a.csv:2", "1", "2"])),
         ('prompt,response\na,"b', ("malformed-csv", ["a.csv:2"])),
-        ("prompt,prompt\na,b\n", ("column-twice-in-file", ["a.csv:1", "prompt"])),
+        ("prompt,prompt\na,b\n", ("column-twice", ["a.csv:1", "prompt"])),
         ("prompt,response\n", ("no-answers", [])),
         ("", ("no-answers", [])),
     ],

@@ -158,7 +158,7 @@ def test_the_report_says_that_the_layer_is_not_known(tmp_path: Path) -> None:
 def test_what_is_missing_cannot_be_asked_again_and_nothing_is_lost(tmp_path: Path) -> None:
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", answers()[:-1]))
     before = (tmp_path / "s" / "responses.jsonl").read_bytes()
-    with raises(UsageError, "only-imported-here"):
+    with raises(UsageError, "answers-imported"):
         Study.open(tmp_path / "s").run(retry_errors=True)
     assert (tmp_path / "s" / "responses.jsonl").read_bytes() == before
 

@@ -167,7 +167,7 @@ class Vllm:
             return Reply(request.key, prompt, "", stop="error", error=str(error))
         except (Refused, Lost) as error:
             if why := self._why_down(isinstance(error, Lost)):
-                raise EngineFailure(why, code="server-down") from None
+                raise why from None
             return failed(request, self.render, str(error))
         if said.why not in ("stop", "length"):
             return failed(request, self.render, f"vLLM ended this answer with '{said.why}'")
@@ -181,14 +181,17 @@ class Vllm:
             n_tokens=said.n_tokens,
         )
 
-    def _why_down(self, is_lost: bool) -> str:
-        """Why no other request would fare better; "" where the server is well."""
+    def _why_down(self, is_lost: bool) -> EngineFailure | None:
+        """Why no other request would succeed; None while the server is healthy."""
         if self._is_closed:
-            return "this engine is closed"
+            return EngineFailure("this engine is closed", code="engine-closed")
         if self.server is not None and (why := self.server.ended()):
-            return why
+            return EngineFailure(why, code="server-down")
         if self._client.is_well():
-            return ""
+            return None
         if self.server is not None and (why := self.server.ended(_END_SECONDS)):
-            return why
-        return f"the server at {self._client.base_url} {'is gone' if is_lost else 'says that it is not well'}"
+            return EngineFailure(why, code="server-down")
+        address = self._client.base_url
+        if is_lost:
+            return EngineFailure(f"the server at {address} is gone", code="server-gone")
+        return EngineFailure(f"the server at {address} says that it is not well", code="server-unwell")

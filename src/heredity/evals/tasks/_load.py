@@ -74,7 +74,7 @@ class _Reader:
         except HeredityError as error:
             self._fail(str(error), self._at("metric"), code="unknown-metric")
         if file.max_tokens < 1:
-            self._fail("`max_tokens` must be at least 1", self._at("max_tokens"), code="out-of-bounds")
+            self._fail("`max_tokens` must be at least 1", self._at("max_tokens"), code="bad-setting")
         if not file.item:
             self._fail("has no items: write at least one [[item]]", code="no-items")
         shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
@@ -102,7 +102,9 @@ class _Reader:
             place = (n + n // (len(entry.wrong) + 1)) % (len(entry.wrong) + 1)
             options = (*entry.wrong[:place], references[0], *entry.wrong[place:])
         if len(set(options)) < len(options):
-            self._fail(f"{kind} '{name}' has an option twice", self._head(kind, n), code="option-twice-here")
+            self._fail(
+                f"{kind} '{name}' has an option twice", self._head(kind, n), code="answer-option-twice"
+            )
         if not options and metrics.load(self.file.metric).NEEDS_OPTIONS:
             self._fail(
                 f"{kind} '{name}' has no `wrong` options, and '{self.file.metric}' chooses among options",

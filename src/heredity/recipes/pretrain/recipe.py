@@ -200,7 +200,7 @@ class Pretrain:
         self._fit()
         for name in ("context", "held_out", "keep_every", "checks", "patch", "replicas"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting")
         for name in (
             "tokens",
             "pairs",
@@ -214,14 +214,19 @@ class Pretrain:
             *_SHAPE,
         ):
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, and is {getattr(self, name)}.")
+                raise UsageError(
+                    f"{name} must not be negative, and is {getattr(self, name)}.", code="bad-setting"
+                )
         for each in dataclasses.fields(self):
             if isinstance(value := getattr(self, each.name), float) and not math.isfinite(value):
-                raise UsageError(f"{each.name} must be a number, and is {value}.")
+                raise UsageError(f"{each.name} must be a number, and is {value}.", code="bad-setting")
         if self.seed >= 1 << 63:
-            raise UsageError(f"seed must be below 2^63, and is {self.seed}.")
+            raise UsageError(f"seed must be below 2^63, and is {self.seed}.", code="bad-setting")
         if self.warmup >= 1 or self.spike <= 0:
-            raise UsageError(f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).")
+            raise UsageError(
+                f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).",
+                code="bad-setting",
+            )
 
     def _fit(self) -> None:
         """The usual architecture where none is given. Raises UsageError for what is of another objective."""
@@ -244,7 +249,9 @@ class Pretrain:
             if is_given and not _is_of(each.name, self.objective):
                 raise UsageError(_not_of(each.name, self.objective), code="setting-of-another-objective")
         if self.caption < 2 or (self.objective == "masked" and self.context < 3):
-            raise UsageError("A piece with a gap needs a context of 3 tokens, and a caption 2.")
+            raise UsageError(
+                "A piece with a gap needs a context of 3 tokens, and a caption 2.", code="bad-setting"
+            )
         if not 0 < self.hidden < 1:
             raise UsageError(
                 f"hidden is a share between 0 and 1, and is {self.hidden:g}.", code="bad-setting"

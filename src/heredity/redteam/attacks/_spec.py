@@ -151,7 +151,8 @@ def _refuse_bare_variant(name: str) -> None:
     for attack in known:
         if name in getattr(registry.load("redteam.attacks", attack), "variants", ()):
             raise UsageError(
-                f"No attack named '{name}'. Did you mean '{attack}:{name}'? List them: heredity attacks"
+                f"No attack named '{name}'. Did you mean '{attack}:{name}'? List them: heredity attacks",
+                code="variant-without-attack",
             )
 
 

@@ -129,7 +129,7 @@ class _Reader:
     def _verify_name(self) -> None:
         is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
         if why := "" if is_ours else taken(self.technique):
-            self._fail(why, key="technique" if self.file.technique else "", code="technique-taken-here")
+            self._fail(why, key="technique" if self.file.technique else "", code="technique-taken")
 
     def _probes(self, place: int, item: Item) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
@@ -243,12 +243,14 @@ class _Reader:
             self._fail(
                 f"item '{item.id}': a marker under {MIN_MARKER} letters or digits would turn up by chance",
                 place,
+                code="marker-too-short",
             )
         if any(marker in text for text in shown):
             self._fail(
                 f"item '{item.id}': the marker '{probe.check.text}' stands in a text that the model sees, "
                 "so quoting would count as obeying. Ask for what it must put together",
                 place,
+                code="marker-in-prompt",
             )
 
     def _verify_patterns(self, place: int, item: Item, probe: Probe) -> None:
@@ -287,7 +289,9 @@ class _Reader:
             )
         if not any(self._matches(place, item, pattern, text) for pattern in poisoned for text in planted):
             self._fail(
-                f"item '{item.id}': the poisoned answer stands in no passage and no tool result", place
+                f"item '{item.id}': the poisoned answer stands in no passage and no tool result",
+                place,
+                code="answer-in-no-passage",
             )
 
     def _verify_package(self, place: int, item: Item, probe: Probe) -> None:
@@ -299,7 +303,9 @@ class _Reader:
             )
         if use_of(probe.check.text, texts(probe)):
             self._fail(
-                f"item '{item.id}': the model is shown a line that installs or imports the package", place
+                f"item '{item.id}': the model is shown a line that installs or imports the package",
+                place,
+                code="package-in-prompt",
             )
 
     def _compiled(self, place: int, item: Item, pattern: str) -> Any:
@@ -309,7 +315,7 @@ class _Reader:
             self._fail(
                 f"item '{item.id}': bad regular expression '{pattern}': {error}",
                 place,
-                code="bad-pattern-here",
+                code="bad-pattern",
             )
 
     def _matches(self, place: int, item: Item, pattern: Any, text: str) -> bool:
@@ -317,7 +323,9 @@ class _Reader:
             return pattern.search(text, timeout=PATTERN_SECONDS) is not None
         except TimeoutError:
             self._fail(
-                f"item '{item.id}': the pattern '{pattern.pattern}' runs out of time on its own texts", place
+                f"item '{item.id}': the pattern '{pattern.pattern}' runs out of time on its own texts",
+                place,
+                code="pattern-too-slow",
             )
 
     def _verify_twin(self, place: int, item: Item, probe: Probe, twin: Probe) -> None:

@@ -130,7 +130,7 @@ def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> R
     value = cells.needed("prompt")
     turns, shown = conversation(value)
     if not any(turn.strip() for turn in turns):
-        raise cells.bad("the prompt is empty", code="prompt-empty-here")
+        raise cells.bad("the prompt is empty", code="prompt-empty")
     if raw.shown is not None:
         shown = conversation(raw.shown)[1]
     response, error = cells.needed("response"), cells.text("error")

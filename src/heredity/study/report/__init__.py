@@ -29,6 +29,8 @@ def write_report(
         raise UsageError("A report is a file, and '-' is none. Name it, such as shared.html")
     target = out if out is not None else Path(folder) / f"report.{_SUFFIX.get(kind, kind)}"
     if target.exists() and not target.is_file():  # a device would be replaced, not written to
-        raise UsageError(f"{target} is not a file. Name the report itself, such as shared.html")
+        raise UsageError(
+            f"{target} is not a file. Name the report itself, such as shared.html", code="report-not-a-file"
+        )
     written: Path = registry.load("study.report", kind).write(Path(folder), target, with_text=with_text)
     return written

@@ -109,7 +109,10 @@ def dial(
     compute = tokens * flops_a_token(shape)
     batch = int(said.get("batch") or _batch(compute, context, tokens))
     if "batch" in said and batch > tokens:
-        raise UsageError(f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.")
+        raise UsageError(
+            f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.",
+            code="batch-over-tokens",
+        )
     return Dial(shape, tokens, batch, float(said.get("rate") or _rate(compute)))
 
 
@@ -121,7 +124,9 @@ def weights_of(size: str) -> float:
             f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.", code="size-malformed"
         )
     if not (wanted := float(found[1]) * _FACTORS[found[2]]):
-        raise UsageError(f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.")
+        raise UsageError(
+            f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.", code="size-empty"
+        )
     return wanted
 
 

@@ -248,7 +248,7 @@ def load_arrays(
 
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != card["weights"].get("sha256"):
-        raise Damaged(f"{path}: not the weights that its card names. {again}", code="head-not-as-carded")
+        raise Damaged(f"{path}: not the weights that its card names. {again}", code="head-changed")
     try:
         return {name: array.astype(float) for name, array in load(data).items()}
     except SafetensorError as error:
