@@ -126,6 +126,8 @@ def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
     given.cache_ram_mib = 0
     given.special = True  # the control tokens that a model writes are part of what it said
     given.fit_params = given.ui = given.warmup = given.endpoint_slots = False
+    # The prompt is rendered here. llama.cpp would try the file's own template, without limits, as it loads.
+    given.use_jinja, given.chat_template = False, "chatml"
     given.offline, given.verbosity = True, 0
     return given
 

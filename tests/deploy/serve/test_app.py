@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +188,53 @@ def test_a_body_has_its_bounds(alone: str) -> None:
     assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
 
 
+def test_a_body_that_never_ends_is_refused_while_others_are_answered() -> None:
+    head = "POST {} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{}\r\n\r\n"
+    with listening(named("helpful"), body_seconds=1.0) as address:
+        place = address.removeprefix("http://")
+        slow, begun = [], {"content-length: 100": b"{", "transfer-encoding: chunked": b"1\r\n{\r\n"}
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            for length, first in begun.items():
+                slow.append(opened(place))
+                slow[-1].sendall(head.format(path, length).encode() + first)
+        assert client(address).chat.completions.create(model="scripted:helpful", messages=HELLO).choices
+        for line in slow:
+            with line:
+                answered = everything(line)
+            assert b" 408 " in answered and b'"too_slow"' in answered and b"connection: close" in answered
+
+
+def test_a_chunked_body_without_end_is_refused_and_its_connection_closed() -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    head += b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    piece = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    with listening(named("helpful")) as address, opened(address.removeprefix("http://")) as line:
+        n_sent, reader = 0, ThreadPoolExecutor(1)
+        found = reader.submit(everything, line)
+        with suppress(OSError):  # the server closes
+            line.sendall(head)
+            while n_sent < 20 * app.LARGEST and not found.done():
+                line.sendall(piece)
+                n_sent += 0x10000
+        assert b" 413 " in found.result(30) and n_sent < 20 * app.LARGEST
+        reader.shutdown()
+        assert httpx.get(f"{address}/health").status_code == 200
+
+
+def opened(place: str) -> socket.socket:
+    host, _, port = place.partition(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def everything(line: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = bytearray()
+    with suppress(ConnectionResetError):
+        while more := line.recv(4096):
+            found += more
+    return bytes(found)
+
+
 def test_a_key_is_asked_for() -> None:
     with listening(named("helpful"), key="s3cret") as address:
         for wrong in ("none", "s3cre", "s3crets"):
@@ -226,6 +278,110 @@ def test_a_stream_is_read_while_it_is_said_and_who_leaves_frees_the_place() -> N
         until(lambda: not httpx.get(f"{address}/health").json()["open"]["scripted:helpful"])
         engine.may_go.set()
         assert ask(model="scripted:helpful", messages=HELLO).choices
+
+
+class Spinning(ScriptedEngine):
+    """Holds the interpreter lock between words, as an engine whose work is in Python does."""
+
+    width = 8
+
+    def stream(self, requests: Iterable[Request | None], listener: Any) -> Iterator[Reply]:
+        live: dict[int, int] = {}
+        for request in requests:
+            if request is not None:
+                live[request.key] = 0
+                if len(live) < self.width:
+                    continue
+            ended: list[int] = []
+            while live and not ended:
+                spin(0.01)
+                for key in live:
+                    listener.hear(key, "word ")
+                    live[key] += 1
+                ended = [key for key, n in live.items() if n >= 200 or not listener.is_wanted(key)]
+            for key in ended[:1]:
+                yield Reply(key, "", "word " * live.pop(key))
+
+
+def spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        sum(range(100))
+
+
+async def leave(port: int, number: int, gate: asyncio.Semaphore) -> None:
+    """Ask for a stream, and go away before it ends."""
+    body = json.dumps({"model": "scripted:helpful", "messages": HELLO, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n"
+    async with gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05 * (number % 8)):
+                await reader.read(4096)
+        writer.transport.abort()
+
+
+def storm(n: int, caplog: pytest.LogCaptureFixture) -> list[float]:
+    """How long /health took, each time, while n streams were asked for and left."""
+    seconds, is_over = list[float](), threading.Event()
+
+    def watch(address: str) -> None:
+        while not is_over.wait(0.02):
+            started = time.monotonic()
+            assert httpx.get(f"{address}/health", timeout=120).status_code == 200
+            seconds.append(time.monotonic() - started)
+
+    with listening(held(Spinning("helpful"), most=4096)) as address, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, address)
+        # In a process of their own: callers do not hold the server's interpreter lock.
+        code = (
+            f"from tests.deploy.serve.test_app import all_leave; all_leave({address.rpartition(':')[2]}, {n})"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=120)
+        until(lambda: not httpx.get(f"{address}/health").json()["open"]["scripted:helpful"])
+        is_over.set()
+        watching.result(120)
+    gc.collect()  # where asyncio tells of errors that no one took
+    assert [each.getMessage() for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []
+    return seconds
+
+
+def all_leave(port: int, n: int) -> None:
+    """Ask for n streams, at most 400 at once, and leave all of them."""
+
+    async def run() -> None:
+        gate = asyncio.Semaphore(400)
+        await asyncio.gather(*(leave(port, number, gate) for number in range(n)))
+
+    asyncio.run(run())
+
+
+def test_health_is_told_while_many_streams_are_left_and_nothing_is_logged_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert max(storm(300, caplog)) < 5  # seconds, on a machine that runs other tests beside
+
+
+@pytest.mark.proof
+def test_a_storm_of_three_thousand_left_streams_stalls_no_one(caplog: pytest.LogCaptureFixture) -> None:
+    found = sorted(storm(3000, caplog))
+    assert found[len(found) // 2] < 0.5 and found[-1] < 5  # the first burst, on a busy machine
+
+
+def test_a_caller_who_waits_and_leaves_frees_its_place_at_once() -> None:
+    engine = Held()
+    with listening(held(engine, most=2)) as address:
+        ask = client(address).chat.completions.create
+        told = ask(model="scripted:helpful", messages=HELLO, stream=True)
+        next(told)
+        for _ in range(3):
+            with pytest.raises(openai.APITimeoutError):
+                ask(model="scripted:helpful", messages=HELLO, timeout=0.3)
+            until(lambda: httpx.get(f"{address}/health").json()["open"]["scripted:helpful"] == 1)
+        assert next(told)
+        engine.may_go.set()
+        told.close()
 
 
 def test_more_than_may_wait_are_told_to_come_again() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from heredity.core.errors import Refused
+from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, Reading, Source
-from heredity.engines.chat.template import DAY, Template, merged
+from heredity.engines.chat.sandbox import DAY
+from heredity.engines.chat.template import Template, merged
 from heredity.train.data.documents import Writer
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
@@ -100,13 +101,15 @@ def _model(out: Path, bench: Path) -> Any:
 
 def _rendered(tokenizer: Any, talk: tuple[Message, ...]) -> str:
     """By transformers, on the engine's day; without a system role where the template has none."""
-    has_system = Template(tokenizer.get_chat_template()).has_system
+    template = Template(tokenizer.get_chat_template(), specials=dict(tokenizer.special_tokens_map))
+    has_system = template.has_system
     said = [{"role": each.role, "content": each.content} for each in (talk if has_system else merged(talk))]
     try:
+        template.render(Request(0, talk))  # first, since transformers sets no limit
         found: str = tokenizer.apply_chat_template(
             said, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
         )
-    except TemplateError as error:
+    except (TemplateError, EngineFailure) as error:
         raise Refused(f"Not exported: transformers cannot render a conversation: {error}.") from error
     return found
 

@@ -11,18 +11,21 @@ study: what was measured is what answers. A call of a tool is handed to the call
 Promises: served answers are the engine's own, bit for bit those of a study on this machine; nothing that a
 model writes is executed; no page in a browser can make it answer (JSON alone is taken, and of a loopback
 address only its own names).
-Leaves to others: one engine for many (service.py), the bodies (wire.py), and sending them (replying.py).
+Leaves to others: one engine for many (service.py), the bodies (schema.py), and sending them (responses.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,6 +33,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.core.errors import UsageError, did_you_mean
 from heredity.core.records import Reply, encode
@@ -38,18 +42,26 @@ from heredity.deploy.serve.responses import Answer, Served
 from heredity.deploy.serve.schema import Refusal
 
 LARGEST = 4 << 20  # bytes of a body
+BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
+_DISCARDED = 2 * LARGEST  # bytes of a body that is too large, read so that its caller can read the answer
+_AT_ONCE = 4  # requests begun or given up in one pass of the event loop: the others wait, /health does not
+_SWITCH = 0.0005  # seconds that the loop waits for a busy engine thread, after each system call
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 T = TypeVar("T")
 
 
-def app(served: Sequence[Served], key: str = "", is_local: bool = True) -> Starlette:
+def app(
+    served: Sequence[Served], key: str = "", is_local: bool = True, body_seconds: float = BODY_SECONDS
+) -> Starlette:
     """The API over these models, as an ASGI application.
 
     key: what callers must send as `Authorization: Bearer KEY`; "" for none. is_local: whether only callers
-    that name a loopback address are answered.
+    that name a loopback address are answered. body_seconds: how long a body may take to arrive.
     """
     desk = _Desk(tuple(served), key)
-    guard = [Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK))] if is_local else []
+    guard = [Middleware(_BoundedBody, seconds=body_seconds)]
+    if is_local:
+        guard.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)))
     routes = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
@@ -57,7 +69,120 @@ def app(served: Sequence[Served], key: str = "", is_local: bool = True) -> Starl
         Route("/health", desk.health, methods=["GET"]),
     ]
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
-    return Starlette(routes=routes, middleware=guard, exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=guard, exception_handlers=handlers, lifespan=_short_switches)
+
+
+@asynccontextmanager
+async def _short_switches(_: Starlette) -> AsyncIterator[None]:
+    """While the server runs, a busy engine thread gives up the interpreter lock sooner."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _SWITCH))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+class _BoundedBody:
+    """ASGI middleware: a body of any route is counted and timed from its first byte.
+
+    A connection whose body was not read to its end is closed after the response.
+    """
+
+    def __init__(self, inner: ASGIApp, seconds: float) -> None:
+        self._inner, self._seconds = inner, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, its body bounded."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        body = _Body(scope, receive, send, self._seconds)
+        await self._inner(scope, body.receive, body.send)
+
+
+class _Body:
+    """The body of one request."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
+        self._receive, self._send, self._seconds = receive, send, seconds
+        self._end = asyncio.get_running_loop().time() + seconds
+        given = Headers(scope=scope)
+        self._stated = given.get("content-length", "0")
+        self._is_whole = "transfer-encoding" not in given and self._stated == "0"
+        self._n_bytes = 0
+
+    async def receive(self) -> Message:
+        """The next message. Raises Refusal: 413 for too many bytes, 408 for too slow ones."""
+        if self._is_whole:
+            return await self._receive()
+        message = await self._timed()
+        if self._n_bytes > LARGEST or (self._stated.isdecimal() and int(self._stated[:12]) > LARGEST):
+            while not self._is_whole and self._n_bytes <= LARGEST + _DISCARDED:
+                await self._timed()
+            raise Refusal(413, f"a body has at most {LARGEST:,} bytes", "too_large")
+        return message
+
+    async def _timed(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._end):
+                message = await self._receive()
+        except TimeoutError:
+            said = f"the body did not arrive within {self._seconds:g} s"
+            raise Refusal(408, said, "too_slow") from None
+        self._n_bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send on; a caller whose body is not whole is told that the connection closes."""
+        if message["type"] == "http.response.start" and not self._is_whole:
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await self._send(message)
+
+
+class _Events(StreamingResponse):
+    """Server-sent events. A caller who leaves ends them, a few callers in each pass of the event loop."""
+
+    def __init__(
+        self, shape: responses.Chat, answers: Sequence[Answer], with_usage: bool, gate: _Gate
+    ) -> None:
+        super().__init__(responses.events(shape, answers, with_usage), media_type="text/event-stream")
+        self._answers, self._gate = answers, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the events until the last, or until the caller leaves."""
+        sending = asyncio.ensure_future(self.stream_response(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                _drop(self._answers)
+                async with self._gate:
+                    sending.cancel()
+        finally:
+            for each in (sending, gone):
+                responses.forget(each)
+
+
+class _Gate:
+    """Lets few of those that wait go on in each pass of the event loop, so that others have their turn."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+        try:
+            await asyncio.sleep(0)
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
 
 
 @dataclass(frozen=True)
@@ -66,22 +191,31 @@ class _Desk:
 
     served: tuple[Served, ...]
     key: str
+    gate: _Gate = field(default_factory=_Gate)
 
     async def chat(self, call: Call) -> Response:
         """An answer to a conversation."""
-        body = await self._body(call)
-        one = self._named(body["model"])
-        asked = _understood(lambda: schema.chat(body, one.application, one.may_draw))
-        return await _answered(call, one, asked, responses.Chat(one))
+        raw = await self._body(call)
+        async with self.gate:
+            await _refuse_gone(call)
+            body = _understood(lambda: schema.opened(raw))
+            one = self._named(body["model"])
+            asked = _understood(lambda: schema.chat(body, one.application, one.may_draw))
+            answers = _asked(one, asked)
+        return await self._answered(call, answers, asked, responses.Chat(one))
 
     async def text(self, call: Call) -> Response:
         """What goes on from a text."""
-        body = await self._body(call)
-        one = self._named(body["model"])
-        if not hasattr(one.service.engine, "is_base"):
-            raise Refusal(400, f"'{one.model.name}' takes conversations alone", "not_supported")
-        asked = _understood(lambda: schema.text(body, one.application is None))
-        return await _answered(call, one, asked, responses.Text(one))
+        raw = await self._body(call)
+        async with self.gate:
+            await _refuse_gone(call)
+            body = _understood(lambda: schema.opened(raw))
+            one = self._named(body["model"])
+            if not hasattr(one.service.engine, "is_base"):
+                raise Refusal(400, f"'{one.model.name}' takes conversations alone", "not_supported")
+            asked = _understood(lambda: schema.text(body, one.application is None))
+            answers = _asked(one, asked)
+        return await self._answered(call, answers, asked, responses.Text(one))
 
     async def models(self, call: Call) -> Response:
         """What is served, and where it came from."""
@@ -100,16 +234,25 @@ class _Desk:
         if self.key and not (is_right and scheme.lower() == "bearer"):
             raise Refusal(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key")
 
-    async def _body(self, call: Call) -> dict[str, Any]:
+    async def _body(self, call: Call) -> bytes:
         self._admit(call)
         if call.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "send JSON, with content-type: application/json", "not_json")
-        raw = bytearray()
-        async for piece in call.stream():
-            raw += piece
-            if len(raw) > LARGEST:
-                raise Refusal(413, f"a body has at most {LARGEST:,} bytes", "too_large")
-        return _understood(lambda: schema.opened(bytes(raw)))
+        return b"".join([piece async for piece in call.stream()])
+
+    async def _answered(
+        self, call: Call, answers: list[Answer], asked: schema.Asked, shape: responses.Chat
+    ) -> Response:
+        if asked.is_streamed:
+            return _Events(shape, answers, asked.with_usage, self.gate)
+        try:
+            return _json(shape.whole(answers, await _unless_gone(call, answers)))
+        except asyncio.CancelledError:  # the server has waited long enough for this answer, and closes
+            _drop(answers)
+            raise Refusal(503, "the server closes", "closing") from None
+        except BaseException:
+            _drop(answers)
+            raise
 
     def _named(self, name: str) -> Served:
         names = [one.model.name for one in self.served]
@@ -122,23 +265,18 @@ class _Desk:
         raise Refusal(404, f"no model is called '{name[:200]}' here.{hint}", "model_not_found")
 
 
-async def _answered(call: Call, one: Served, asked: schema.Asked, shape: responses.Chat) -> Response:
+def _asked(one: Served, asked: schema.Asked) -> list[Answer]:
+    """The answers of a request, each put to the engine. Raises Refusal where one is not taken."""
     answers = [Answer(one, asked, i) for i in range(len(asked.requests))]
     if len(answers) > one.service.most:
         raise Refusal(400, f"at most {one.service.most} answers may be open here", "invalid_request")
     try:
         for answer in answers:
             answer.ask()
-        if asked.is_streamed:
-            told = responses.events(shape, answers, asked.with_usage)
-            return StreamingResponse(told, media_type="text/event-stream")
-        return _json(shape.whole(answers, await _unless_gone(call, answers)))
-    except asyncio.CancelledError:  # the server has waited long enough for this answer, and closes
-        _drop(answers)
-        raise Refusal(503, "the server closes", "closing") from None
     except BaseException:
         _drop(answers)
         raise
+    return answers
 
 
 def _drop(answers: Sequence[Answer]) -> None:
@@ -148,7 +286,7 @@ def _drop(answers: Sequence[Answer]) -> None:
 
 async def _unless_gone(call: Call, answers: Sequence[Answer]) -> list[Reply]:
     """The replies. Raises ClientDisconnect where the caller goes away first."""
-    gone = asyncio.ensure_future(_gone(call))
+    gone = asyncio.ensure_future(_gone(call.receive))
     replies = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
         for reply in replies:
@@ -162,9 +300,15 @@ async def _unless_gone(call: Call, answers: Sequence[Answer]) -> list[Reply]:
             responses.forget(each)
 
 
-async def _gone(call: Call) -> None:
-    while (await call.receive())["type"] != "http.disconnect":
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _refuse_gone(call: Call) -> None:
+    """Raise ClientDisconnect where the caller left while the request waited for its turn."""
+    if await call.is_disconnected():
+        raise ClientDisconnect
 
 
 def _about(one: Served) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -51,9 +52,11 @@ class Answer:
         self._one, self._asked, self.number = one, asked, number
         self._ends = Ends(asked.stops)
         self._loop = asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[str] = asyncio.Queue()
         self._ticket: Ticket | None = None
         self._told = ""
+        self._untaken: deque[str] = deque()  # written by the engine's thread, read by the loop
+        self._is_waking = self._is_dropped = False
+        self.news = asyncio.Event()
 
     def ask(self) -> None:
         """Put it to the engine. Raises Refusal."""
@@ -66,23 +69,48 @@ class Answer:
 
     def drop(self) -> None:
         """No one waits any more."""
+        self._is_dropped = True
+        self._end()
+
+    def take(self) -> str:
+        """The text that the engine produced since the last call."""
+        taken = ""
+        while self._untaken:
+            taken += self._untaken.popleft()
+        return taken
+
+    def _end(self) -> None:
         if self._ticket is not None:
             self._ticket.drop()
 
     def _hear(self, more: str) -> None:
-        """In the engine's thread: what was said more, as far as it is known to be of the answer."""
+        """In the engine's thread: what was said more, as far as it is known to be of the answer.
+
+        At most one wake-up of the loop is pending: a fast engine must not fill the loop's queue.
+        """
         told = self._ends.feed(more)
         if self._ends.is_over:
-            self.drop()
+            self._end()
         self._told += told
-        with suppress(RuntimeError):  # the loop is closed, and with it the caller's line
-            self._loop.call_soon_threadsafe(self.pieces.put_nowait, told)
+        if self._is_dropped or not told:
+            return
+        self._untaken.append(told)
+        if not self._is_waking:
+            self._is_waking = True
+            with suppress(RuntimeError):  # the loop is closed, and with it the caller's line
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False  # before the text is taken: what comes later wakes the loop again
+        self.news.set()
 
     async def reply(self) -> Reply:
         """The engine's reply. Raises Refusal where it failed."""
         assert self._ticket is not None
+        engine_reply = asyncio.wrap_future(self._ticket.reply)
+        engine_reply.add_done_callback(_ignore)  # a caller who left retrieves no error
         try:
-            reply = await asyncio.shield(asyncio.wrap_future(self._ticket.reply))
+            reply = await asyncio.shield(engine_reply)
         except HeredityError as error:
             raise _refusal(error) from None
         if reply.stop == "error":
@@ -209,21 +237,27 @@ async def events(shape: Chat, answers: Sequence[Answer], with_usage: bool) -> As
 def forget(future: asyncio.Future[Any]) -> None:
     """Let go of what no one waits for any more, whatever comes of it."""
     future.cancel()
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    future.add_done_callback(_ignore)
+
+
+def _ignore(done: asyncio.Future[Any]) -> None:
+    """Mark an error as seen, so that asyncio does not log it."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def _pieces(answer: Answer, whole: asyncio.Future[Reply]) -> AsyncIterator[str]:
     """What is told before the reply is there, and what was told by then."""
-    while not (whole.done() and answer.pieces.empty()):
-        waiting = asyncio.ensure_future(answer.pieces.get())
-        try:
-            both: set[asyncio.Future[Any]] = {whole, waiting}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not waiting.done():
-                waiting.cancel()
-        if not waiting.cancelled() and waiting.done() and (more := waiting.result()):
+    whole.add_done_callback(lambda _: answer.news.set())
+    while True:
+        answer.news.clear()
+        is_done = whole.done()  # read before the text: all of an answer's text comes before its reply
+        if more := answer.take():
             yield more
+        elif is_done:
+            return
+        else:
+            await answer.news.wait()
 
 
 def sent(what: Any) -> bytes:

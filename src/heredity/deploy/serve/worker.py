@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,10 +47,14 @@ class Ticket:
     hears: Hears | None = None
     reply: Future[Reply] = field(default_factory=Future)
     is_wanted: bool = True
+    is_settled: bool = False
+    left: Callable[[Ticket], None] | None = None
 
     def drop(self) -> None:
-        """Say that no one waits for it any more."""
+        """Give up the request. One that still waits for the engine frees its place at once."""
         self.is_wanted = False
+        if self.left is not None:
+            self.left(self)
 
 
 class Service:
@@ -84,7 +88,7 @@ class Service:
                 )
             self._n_open += 1
             self._n_asked += 1
-            ticket = Ticket(msgspec.structs.replace(request, key=self._n_asked), hears)
+            ticket = Ticket(msgspec.structs.replace(request, key=self._n_asked), hears, left=self._leave)
             self._asked.put(ticket)
         return ticket
 
@@ -150,15 +154,25 @@ class Service:
             self._has_ended = True
         elif self._is_closing:
             self._settle(ticket, EngineFailure(_CLOSED, code="service-closed"))
-        elif not ticket.is_wanted:
-            self._settle(ticket, EngineFailure("no one waits for it"))
         else:
-            self._under_way[ticket.request.key] = ticket
-            return ticket
+            with self._lock:  # a caller who leaves now is either settled already or under way
+                if not ticket.is_settled:
+                    self._under_way[ticket.request.key] = ticket
+                    return ticket
         return None
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Free the place of a request that the engine has not begun. Called by the caller's thread."""
+        with self._lock:
+            is_begun = ticket.request.key in self._under_way
+        if not is_begun:
+            self._settle(ticket, EngineFailure("the caller left", code="caller-left"))
 
     def _settle(self, ticket: Ticket, outcome: Reply | HeredityError) -> None:
         with self._lock:
+            if ticket.is_settled:
+                return
+            ticket.is_settled = True
             self._n_open -= 1
         with suppress(InvalidStateError):  # whoever waited has gone away
             if isinstance(outcome, HeredityError):

@@ -1,26 +1,29 @@
 """A chat template, rendered here rather than by transformers or llama.cpp; a plain one for a base model.
 
 Promises: the text is what transformers gives for the same template (trimmed blocks, loop controls, `tojson`
-without escapes, `raise_exception`), in a sandbox, with the assistant's prefill at its end; `strftime_now`
-gives one fixed day, for a prompt must not change with the calendar; a template that has no system role gets
-the system message at the head of the first user message.
-Leaves to others: tokens.
+without escapes, `raise_exception`), with the assistant's prefill at its end. A template renders in a sandbox,
+within a number of steps that grows with the conversation. `strftime_now` gives one fixed day: a prompt must
+not change with the calendar. `random`, `lipsum` and memory addresses are refused. A template without a system
+role gets the system message at the head of the first user message.
+Leaves to others: tokens; the sandbox and its steps (sandbox.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from heredity.core.errors import EngineFailure
+from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request, Tool
+from heredity.engines.chat import sandbox as bounded
+from heredity.engines.chat.sandbox import Forbidden, TooManySteps, Unsteady
 
 PLAIN_STOP = "\nUser:"  # where a base model begins to speak for the user
-DAY = datetime(2026, 1, 1)
+# Steps that a rendering may take. A known template takes about 200 for a message, and 2 for 16 characters.
+_STEPS, _STEPS_A_VALUE, _STEPS_A_CHARACTER, _MOST_STEPS = 250_000, 300, 4, 20_000_000
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool: no text
 
 
@@ -50,6 +53,9 @@ class Template:
         messages = request.messages if self.has_system else merged(request.messages)
         try:
             return self._apply(messages, request.tools) + request.prefill
+        except _STOPPED as error:
+            said = f"the model's chat template was stopped: {error}"
+            raise EngineFailure(said, code="template-stopped") from None
         except Exception as error:  # a template is a program of the model's author
             raise EngineFailure(
                 f"the model's chat template refuses these messages: {error}", code="template-refuses"
@@ -66,28 +72,65 @@ class Template:
             return False
 
     def _apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
-        return str(
-            self._compiled.render(
-                messages=[_as_dict(message) for message in messages],
-                tools=[_schema(tool) for tool in tools] or None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._specials,
-            )
-        )
+        given = {
+            "messages": [_as_dict(message) for message in messages],
+            "tools": [_schema(tool) for tool in tools] or None,
+        }
+        others = {"documents": None, "add_generation_prompt": True, **self._specials}
+        return bounded.metered(_allowance(given), lambda: str(self._compiled.render(**given, **others)))
 
     @cached_property
     def _compiled(self) -> Any:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
+        environment = bounded.environment()
+        environment.filters["tojson"] = bounded.pay_for_filter("tojson", _to_json)
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = DAY.strftime
         return environment.from_string(_GENERATION.sub("", self._source))
+
+
+_STOPPED = (TooManySteps, Unsteady, Forbidden)
+_PROBES = (
+    (Message("user", "hi"),),
+    (
+        Message("system", "be brief"),
+        Message("user", "hi"),
+        Message("assistant", "yes"),
+        Message("user", "so?"),
+    ),
+)
+
+
+def check(source: str, place: str) -> None:
+    """Render a template on short conversations, before its model is recorded.
+
+    Raises Refused where it is stopped: it takes too many steps, or its text could differ from run to run.
+    What a template refuses by its own rules, such as a system message, is no fault.
+    """
+    for messages in _PROBES:
+        for tools in ((), (Tool("pay", "Pays.", {"to": "who"}),)):
+            try:
+                Template(source)._apply(messages, tools)
+            except _STOPPED as error:
+                said = f"{place}: its chat template was stopped: {error}. Replace the template."
+                raise Refused(said, code="template-unsafe") from None
+            except Exception:  # as in render: found again when the model is asked
+                continue
+
+
+def _allowance(value: Any) -> int:
+    """The steps that a template may take for these messages and tools."""
+    n_values = n_characters = 0
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        n_values += 1
+        if isinstance(each, str):
+            n_characters += len(each)
+        elif isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+    steps = _STEPS + _STEPS_A_VALUE * n_values + _STEPS_A_CHARACTER * n_characters
+    return min(steps, _MOST_STEPS)
 
 
 def source(folder: Path, name: str = "default") -> str:
@@ -96,7 +139,8 @@ def source(folder: Path, name: str = "default") -> str:
     if (folder / place).is_file():
         return (folder / place).read_text("utf-8")
     path = folder / "tokenizer_config.json"
-    found: Any = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
+    said: Any = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    found = said.get("chat_template") if isinstance(said, dict) else None
     if isinstance(found, list):
         named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
         found = named[0].get("template") if named else None

@@ -16,6 +16,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
+from heredity.engines.chat.template import check, source
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
 
@@ -105,13 +106,23 @@ def check_files(folder: Path, place: str) -> None:
                 _check_file(path)
     except (Damaged, Refused) as error:  # the folder itself is temporary and tells a user nothing
         raise type(error)(str(error).replace(str(folder), place), code=error.code) from error
+    _check_templates(folder, place)
+
+
+def _check_templates(folder: Path, place: str) -> None:
+    """Raise Refused where a chat template of the folder does too much, or differs from run to run."""
+    for each in dict.fromkeys((source(folder), source(folder, "tool_use"))):
+        if each:
+            check(each, place)
 
 
 def _check_file(path: Path) -> None:
     if path.suffix == ".safetensors":
         read_safetensors(path)
     elif path.suffix == ".gguf":
-        read_gguf(path)
+        template = read_gguf(path).metadata.get("tokenizer.chat_template")
+        if isinstance(template, str) and template:
+            check(template, str(path))
     elif path.stat().st_size > _MAX_TEXT:
         raise Refused(
             f"{path}: {path.stat().st_size:,} bytes are too many for a file that is no weights.",
