@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import shutil
 import sys
@@ -149,13 +150,26 @@ def test_what_changed_since_is_said_and_begun_anew(
         path.write_text(path.read_text().replace("e", "i"))
         expected = "the files of source 's3'"
     else:
-        monkeypatch.setattr(workspace, "versions", lambda: "another")
+        monkeypatch.setattr(workspace, "TEXT_VERSION", workspace.TEXT_VERSION + 1)
         expected = "heredity or a library"
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     (line,) = heard.lines
     assert f"{expected} changed since that build was stopped; it begins anew" in line
     build(recipes.read(recipe), tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("scrub", False), ("c4_quality_filter", True)])
+def test_a_step_of_another_version_begins_anew_only_the_builds_that_have_it(
+    recipe: Path, tmp_path: Path, kind: str, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(recipe, tmp_path / "out", 5)
+    step = importlib.import_module(f"heredity.train.corpus.steps.{kind}").STEP
+    monkeypatch.setattr(step, "VERSION", step.VERSION + 1, raising=False)
+    build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
+    (line,) = heard.lines
+    assert ("5 of 8 jobs are taken from before" in line) == is_kept
+    assert ("begins anew" in line) != is_kept
 
 
 def test_a_build_killed_once_the_corpus_was_in_its_place_is_a_built_one(

@@ -150,8 +150,8 @@ class Recipe(NamedTuple):
         return {
             "name": self.name,
             "seed": self.seed,
-            "sources": [{**_without_path(s), "kind": _kind(s)} for s in self.sources],
-            "steps": [{**named(s), "kind": _kind(s)} for s in self.steps],
+            "sources": [{**_without_path(s), "kind": kind_of(s)} for s in self.sources],
+            "steps": [{**named(s), "kind": kind_of(s)} for s in self.steps],
             "mixture": named(self.mixture),
             "canaries": named(self.canaries),
             "tokenizer": {k: v for k, v in named(self.tokenizer).items() if k != "folder"},
@@ -164,7 +164,8 @@ def read(path: Path) -> Recipe:
     return _Reader(path).recipe()
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Source | Step) -> str:
+    """The name of the file that a source or a step is of: its kind in a recipe."""
     return type(value).__module__.rpartition(".")[2]
 
 
@@ -211,7 +212,7 @@ class _Reader:
 
     def _has_pictures(self, sources: tuple[Source, ...]) -> bool:
         """Whether it is a corpus of pictures with captions, and has nothing that is of a text's alone."""
-        kinds = [_kind(source) for source in sources]
+        kinds = [kind_of(source) for source in sources]
         if "images" not in kinds:
             if "picture" in self.data:
                 self._fail('picture is for sources of kind = "images", and there is none', "picture", 0)

@@ -22,14 +22,18 @@ from typing import Protocol
 import msgspec
 
 from heredity.core.errors import UsageError
-from heredity.core.files import Lock, hash_file, write_atomic
+from heredity.core.files import Lock, write_atomic
 from heredity.core.records import digest, encode
 from heredity.corpus import integrity, tokenizer
-from heredity.corpus.recipe import Recipe
+from heredity.corpus.recipe import Recipe, kind_of
 
-_LIBRARIES = ("heredity", "numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
+_LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
 _PLAN = "plan.json"
-VERSION = "heredity or a library"
+CODE = "heredity or a library"
+# Of what every corpus of text, or of images, goes through: batches, splits, tokenizer, mixture, shards.
+# Raise one when its bytes change (tests/train/corpus/golden.py). Sources and steps have a VERSION each.
+TEXT_VERSION = 1
+IMAGES_VERSION = 1
 RECIPE = "the recipe"
 
 
@@ -97,7 +101,7 @@ def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
 
 
 def plan(recipe: Recipe, inputs: Iterable[object]) -> dict[str, str]:
-    """A hash over each thing that a job's outcome hangs on, by what a user calls it. inputs: of each source
+    """A hash over each thing that a job's outcome depends on, by what a user calls it. inputs: of each source
     its files as they are."""
     files = {
         f"the files of source '{source.name}'": digest(each)
@@ -107,7 +111,7 @@ def plan(recipe: Recipe, inputs: Iterable[object]) -> dict[str, str]:
     return files | {
         RECIPE: digest(recipe.settings()),
         "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
-        VERSION: versions(),
+        CODE: digest([versions(recipe), platform.python_version(), _libraries()]),
     }
 
 
@@ -125,15 +129,15 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def versions() -> str:
-    """A hash over what computes: the code of corpora, Python and libraries."""
-    paths = sorted(path for name in _FOLDERS for path in (_CODE / name).rglob("*.py"))
-    code = {path.relative_to(_CODE).as_posix(): hash_file(path) for path in paths}
-    return digest([code, platform.python_version(), {name: _version(name) for name in _LIBRARIES}])
+def versions(recipe: Recipe) -> dict[str, int]:
+    """The version of each part of our own code that a recipe's corpus depends on, by its name."""
+    whole = {"text": TEXT_VERSION} if recipe.picture is None else {"images": IMAGES_VERSION}
+    sources = {f"source {kind_of(each)}": each.VERSION for each in recipe.sources}
+    return whole | sources | {f"step {kind_of(each)}": each.VERSION for each in recipe.steps}
 
 
-_CODE = Path(__file__).parents[1]
-_FOLDERS = ("corpus", "pictures")
+def _libraries() -> dict[str, str]:
+    return {name: _version(name) for name in _LIBRARIES}
 
 
 def _version(name: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -52,6 +52,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight: its share of the mixture; where one source has a weight, all must. repeat: how often a document
     may come in a mixture, at most.
     """
+
+    VERSION: ClassVar[int] = 1  # raise it in the kind's own class when the documents that it reads change
 
     name: str
     path: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -45,6 +45,8 @@ class Judged(NamedTuple):
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is done to documents; its fields are its settings in the recipe."""
+
+    VERSION: ClassVar[int] = 1  # raise it in the kind's own class when what it does to a document changes
 
     def check(self) -> None:
         """Raises ValueError for settings that make no sense."""
