@@ -31,7 +31,7 @@ from heredity.experiments.corpus import build_corpus
 
 FACTS = Path(__file__).with_name("golden.json")
 COMMAND = "python -m tests.corpus.golden"
-FOLDER = "train.corpus"
+FOLDER = "corpus"
 # What a library has a hand in is held to these bytes only while the library is the same.
 LIBRARIES = {
     "source html": ("trafilatura",),

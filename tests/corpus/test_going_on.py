@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import shutil
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from heredity.core import registry
 from heredity.core.errors import HeredityError
 from heredity.corpus import Corpus, workspace
 from heredity.corpus import recipe as recipes
@@ -164,7 +164,7 @@ def test_a_step_of_another_version_begins_anew_only_the_builds_that_have_it(
     recipe: Path, tmp_path: Path, kind: str, is_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(recipe, tmp_path / "out", 5)
-    step = importlib.import_module(f"heredity.train.corpus.steps.{kind}").STEP
+    step = registry.load("corpus.steps", kind).STEP
     monkeypatch.setattr(step, "VERSION", step.VERSION + 1, raising=False)
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     (line,) = heard.lines

@@ -31,7 +31,7 @@ _LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
 _PLAN = "plan.json"
 CODE = "heredity or a library"
 # Of what every corpus of text, or of images, goes through: batches, splits, tokenizer, mixture, shards.
-# Raise one when its bytes change (tests/train/corpus/golden.py). Sources and steps have a VERSION each.
+# Raise one when its bytes change (tests/corpus/golden.py). Sources and steps have a VERSION each.
 TEXT_VERSION = 1
 IMAGES_VERSION = 1
 RECIPE = "the recipe"

@@ -2,8 +2,8 @@
 
 Promises: a reworded docstring or a moved file changes no stamp. A raised number changes the stamp of its
 judge; that of `rules` changes every stamp, since every judge reads an answer's manner by the rules.
-Leaves to others: noticing that a verdict changed (tests/judges/golden.py holds a verdict for each of many
-answers), and how good a judge is (_quality.py).
+Leaves to others: noticing that a verdict changed (tests/redteam/judges/golden.py holds many), and how good a
+judge is (calibration/quality.py).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence
 
 name = "checks"
-VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
+VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 PATTERN_LIMIT = 20_000  # characters of a reply that a probe's regular expressions see
 TASK_LIMIT = 100  # characters of the last reply in which a task's answer has to stand

@@ -24,7 +24,7 @@ from heredity.redteam.judges._choice import Models, Pair, Task, identity, load, 
 from heredity.redteam.text import evidence
 
 name = "panel"
-VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
+VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 
 def make(rest: str, models: Models) -> Panel:

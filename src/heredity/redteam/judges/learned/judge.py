@@ -23,7 +23,7 @@ from heredity.redteam.judges.training import marks
 from heredity.redteam.text import evidence
 
 name = "learned"
-VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
+VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 BAND = 0.02  # a probability nearer to one half than this decides nothing
 

@@ -32,7 +32,7 @@ from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence, without_thought
 
 name = "rubric"
-VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
+VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
 AT_ONCE = 64  # responses between two writes of their verdicts
 _LEAST = 1e-6
 

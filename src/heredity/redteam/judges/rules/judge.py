@@ -23,7 +23,7 @@ from heredity.redteam.judges.rules.signs import THRESHOLD
 from heredity.redteam.text import evidence, fold, squeeze, without_thought, words
 
 name = "rules"
-VERSION = 1  # raise it when a verdict changes: tests/judges/golden.py
+VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 READ = 4000  # characters of a reply that are read
 LOOP_WORDS = 24  # shorter answers may repeat themselves
