@@ -10,6 +10,8 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -332,3 +334,120 @@ def test_errors_that_are_no_full_disk_pass_unchanged(tmp_path: Path) -> None:
         write_atomic(tmp_path / "folder", b"x")
     assert caught.value.errno == errno.EISDIR and not isinstance(caught.value, HeredityError)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+# --- temporary files of processes that were killed -------------------------------------------------------
+
+# Writes a file whole, and stands still before it takes its place, until it is killed or told to go on.
+HALF = """
+import os, sys, time
+from pathlib import Path
+from heredity.core import files as store
+real = os.fsync
+def still(handle):
+    (Path(sys.argv[1]).parent / "at-work").touch()
+    while not (Path(sys.argv[1]).parent / "go").exists():
+        time.sleep(0.005)
+    real(handle)
+os.fsync = still
+store.write_atomic(Path(sys.argv[1]), sys.argv[2].encode())
+"""
+
+
+def half_written(target: Path, text: str = "half") -> subprocess.Popen[bytes]:
+    """A process in the middle of writing `target`."""
+    process = subprocess.Popen([sys.executable, "-c", HALF, str(target), text])
+    deadline = time.monotonic() + 60
+    while not (target.parent / "at-work").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    (target.parent / "at-work").unlink()
+    return process
+
+
+def kill(process: subprocess.Popen[bytes], sign: signal.Signals = signal.SIGKILL) -> None:
+    process.send_signal(sign)
+    process.wait(60)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_the_next_process_removes_what_a_killed_one_left(sign: signal.Signals, tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    kill(half_written(target), sign)
+    assert [path.name for path in tmp_path.iterdir()] != []  # something was left, or this shows nothing
+    code = "import sys; from pathlib import Path; from heredity.core import files as store;"
+    done = run(code + "store.write_atomic(Path(sys.argv[1]), b'whole')", target)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"report.html": b"whole"}
+
+
+def test_what_is_left_of_another_file_is_no_ones_to_remove(tmp_path: Path) -> None:
+    kill(half_written(tmp_path / "report.html"))
+    (tmp_path / ".report.html.notours.tmp").write_text("theirs")
+    (tmp_path / ".report.html.deadbeef.tmp").mkdir()
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / ".report.html.0badcafe.tmp").symlink_to(tmp_path / "elsewhere")
+    before = {path.name for path in tmp_path.iterdir()}
+    write_atomic(tmp_path / "report.htm", b"whole")
+    write_atomic(tmp_path / "html", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == before | {"report.htm", "html"}
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+
+
+def test_two_processes_that_write_one_file_leave_each_others_alone(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    first = half_written(target, "first")
+    code = "import sys; from pathlib import Path; from heredity.core import files as store;"
+    assert run(code + "store.write_atomic(Path(sys.argv[1]), b'second')", target).returncode == 0
+    assert target.read_bytes() == b"second"
+    with Lock(tmp_path):  # neither does the folder's lock take it from it
+        pass
+    (tmp_path / "go").touch()
+    assert first.wait(60) == 0
+    assert target.read_bytes() == b"first" and not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("kind", ["html", "csv"])
+def test_a_killed_report_leaves_nothing_behind_the_next_one(kind: str, tmp_path: Path) -> None:
+    from tests.support.planning import plan, study
+
+    study(tmp_path / "s", plan(n=1)).run()
+    out = tmp_path / "shared" / f"report.{kind}"
+    out.parent.mkdir()
+    arguments = ["report", str(tmp_path / "s"), "--format", kind, "--out", str(out)]
+    call = (
+        HALF.rpartition("store.write_atomic")[0]
+        + "from heredity.cli import main\nsys.exit(main(sys.argv[2:]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", call, str(out), *arguments])
+    while not (out.parent / "at-work").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    kill(process, signal.SIGTERM)
+    (out.parent / "at-work").unlink()
+    assert len(list(out.parent.iterdir())) == 1 and not out.exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "heredity", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_is_listed_once_however_many_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[Path] = []
+    real = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        listed.append(self)
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    for number in range(50):
+        write_atomic(tmp_path / f"{number}.json", b"{}")
+    assert listed.count(tmp_path) == 1

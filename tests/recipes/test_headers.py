@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -175,5 +176,49 @@ def test_a_deeply_nested_header_is_damage(tmp_path: Path) -> None:
     text = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     path = tmp_path / "nested.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text)
-    with raises(Damaged, "header-unreadable"):
+    with raises(Damaged, "header-unreadable", [path]):
         read_safetensors(path)
+
+
+def header_of(path: Path, shape: str, n_data: int = 0) -> Path:
+    """A safetensors file of one tensor whose shape is spelt like this."""
+    said = f'{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{n_data}]}}}}'.encode()
+    path.write_bytes(len(said).to_bytes(8, "little") + said + bytes(n_data))
+    return path
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        f"[{','.join(['9223372036854775807'] * 33_600)}]",  # 672 kB: their product has two million bits
+        f"[{','.join(['1'] * 17)}]",
+        f"[{2**63}]",
+        f"[0,{2**63}]",
+        f"[{'9' * 600_000}]",
+        f"[{'9' * 600_000}e0]",
+        "[-1]",
+        "[1.0]",
+    ],
+)
+def test_axes_are_few_and_small_or_it_is_damage_at_once(shape: str, tmp_path: Path) -> None:
+    path = header_of(tmp_path / "axes.safetensors", shape)
+    began = time.process_time()
+    with raises(Damaged, "header-unreadable", [path]):
+        read_safetensors(path)
+    assert time.process_time() - began < 1
+
+
+def test_a_long_header_takes_time_by_its_length(tmp_path: Path) -> None:
+    largest = f"[{','.join(['9223372036854775807'] * 15)},0]"
+    entry = f'{{"dtype":"F32","shape":{largest},"data_offsets":[0,0]}}'
+    said = ("{" + ",".join(f'"{i}":{entry}' for i in range(20_000)) + "}").encode()  # 7.6 MB
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(len(said).to_bytes(8, "little") + said)
+    began = time.process_time()
+    assert len(read_safetensors(path)) == 20_000
+    assert time.process_time() - began < 3
+
+
+def test_sixteen_axes_are_read(tmp_path: Path) -> None:
+    path = header_of(tmp_path / "axes.safetensors", f"[{','.join(['1'] * 15)},2]", 8)
+    assert read_safetensors(path)["a"].shape == [1] * 15 + [2]

@@ -228,7 +228,7 @@ def _warn(study: Study) -> None:
     from heredity.redteam import attacks
 
     made = study.plan()
-    laid = [attacks.load(spec) for spec in made.attacks]
+    laid = [attacks.planned(spec) for spec in made.attacks]
     if made.application.rendering != "recorded":
         for line in attacks.doubts(laid, made.probes, made.application, made.samples):
             note(f"warning: {line}")

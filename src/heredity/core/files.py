@@ -11,6 +11,8 @@ import errno
 import hashlib
 import os
 import re
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +24,12 @@ from filelock import FileLock, Timeout
 
 from heredity.core.errors import Busy, HeredityError
 
+if sys.platform != "win32":
+    import fcntl
+
 _BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
-_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _temporary gives
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _held_temporary gives
+_OLD = 86_400.0  # seconds after which a temporary file is no one's, where no lock can tell
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -66,18 +72,31 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises HeredityError where the disk is full. A failure leaves the old file, if any, and nothing else.
     """
+    with replacing(path) as temporary, explain_full_disk(path.parent, len(data)):
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, to be written to, which takes its place at the end of the block.
+
+    A failure leaves the old file, if any. A killed process leaves its temporary file, which the next process
+    that writes into the folder removes; those of living processes stay.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    _clear_abandoned(path)
+    temporary, handle = _held_temporary(path)
     try:
-        with explain_full_disk(path.parent, len(data)):
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
+        yield temporary
+        with explain_full_disk(path.parent, 0):
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink()
+        if handle is not None:
+            os.close(handle)
     sync_folder(path.parent)
 
 
@@ -92,8 +111,54 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # as _TORN
+def _held_temporary(path: Path) -> tuple[Path, int | None]:
+    """A new temporary file, and the handle by whose lock others see that its writer lives (POSIX)."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # as _TORN
+        with explain_full_disk(path.parent, 0):
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if sys.platform == "win32":  # no open file can be replaced, nor removed by others
+            os.close(handle)
+            return temporary, None
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():  # else someone removed it between the two calls
+            return temporary, handle
+        os.close(handle)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether no living process holds this temporary file or folder."""
+    with suppress(OSError):
+        if sys.platform == "win32":
+            return time.time() - path.lstat().st_mtime > _OLD
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            return False
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        finally:
+            os.close(handle)
+    return False
+
+
+_torn_in: dict[Path, list[str]] = {}  # by folder: what lay there when this process first wrote there
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Remove what killed processes left of this file. A folder is listed once a process: it may be long."""
+    folder = path.parent.absolute()
+    if folder not in _torn_in:
+        _torn_in[folder] = [each.name for each in folder.iterdir() if _TORN.fullmatch(each.name)]
+    if not (names := _torn_in[folder]):
+        return
+    mine = [name for name in names if name[1 : -len(".01234567.tmp")] == path.name]
+    for name in mine:
+        if is_abandoned(folder / name):
+            with suppress(OSError):
+                (folder / name).unlink()
+    _torn_in[folder] = [name for name in names if name not in mine]
 
 
 class Lock:
@@ -135,8 +200,8 @@ class Lock:
 
 
 def _clear_torn(folder: Path) -> None:
-    """Remove what a killed write left; only the holder of the folder's lock writes there."""
+    """Remove what killed processes left in a folder that this process has locked."""
     for path in folder.glob(".*.tmp"):
-        if _TORN.fullmatch(path.name):
+        if _TORN.fullmatch(path.name) and is_abandoned(path):
             with suppress(OSError):
                 path.unlink()

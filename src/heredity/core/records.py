@@ -36,6 +36,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:32]
 
 
+def is_digest(text: str) -> bool:
+    """Whether a text is spelt as a digest: 32 lower-case hex digits, as every model's id is."""
+    return len(text) == 32 and set(text) <= set("0123456789abcdef")
+
+
 # --- the lineage ---------------------------------------------------------------------------------
 
 

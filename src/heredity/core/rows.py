@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -12,7 +11,7 @@ from typing import Generic, Self, TypeVar
 import msgspec
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.files import _BLOCK, _temporary, explain_full_disk, sync_folder
+from heredity.core.files import _BLOCK, explain_full_disk, replacing, sync_folder
 from heredity.core.records import SCHEMA
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -145,16 +144,8 @@ class Rows(_Closed, Generic[T]):
 
 def rewrite(path: Path, type: type[T], keep: Callable[[T], bool]) -> None:
     """Leave out the rows that `keep` refuses. At any moment the file is the old one or the new one, whole."""
-    temporary = _temporary(path)
-    try:
-        temporary.touch()
-        with Rows(temporary, type) as kept:
-            kept.extend(filter(keep, Rows(path, type)))
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    sync_folder(path.parent)
+    with replacing(path) as temporary, Rows(temporary, type) as kept:
+        kept.extend(filter(keep, Rows(path, type)))
 
 
 def _end_of_whole_lines(handle: int) -> int:

@@ -43,6 +43,7 @@ def build(
     """
     work = workspace.place_of(out)
     workspace.refuse_other(out, work.exists())
+    tokenizer.library()  # what is missing is said before hours of reading
     with workspace.held(work), naming(recipe.path):
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:

@@ -23,6 +23,24 @@ from heredity.core.errors import Busy, Damaged, NotComparable, Refused
 from heredity.core.files import Lock, hash_file
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest
 
+_REDIRECTION = "adapter_config.json"
+
+
+def refuse_redirection(model: Model, folder: Path) -> None:
+    """Raise Refused where whole weights come with an adapter's config.
+
+    transformers would load the base that the config names, any folder or repository, in place of the files
+    that are recorded.
+    """
+    if model.format == "adapter":
+        return
+    if any(PurePosixPath(file.path).name == _REDIRECTION for file in model.files):
+        raise Refused(
+            f"'{model.name}' holds an {_REDIRECTION}, which names other weights than its own. "
+            f"Delete {folder.parent}, take that file out of the source, and pull it again.",
+            code="adapter-config",
+        )
+
 
 def refuse_strays(path: Path, model: Model) -> None:
     """Nothing outside a model's own folder is read or hashed in its name."""

@@ -25,13 +25,14 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
 from heredity.core.host import explain_full_memory
-from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode
+from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
 from heredity.lineage import graph, integrity
 from heredity.lineage.integrity import (
     check_file,
     hash_files,
     identity,
     read_record,
+    refuse_redirection,
     sizes_fit,
     walk,
     workshop,
@@ -82,6 +83,35 @@ class Store:
             )
         if not found:
             raise self._unreadable(name, wanted) or self._unknown(name, [model.name for model in models])
+        return Grown(found[0], self.folder(found[0]))
+
+    def by_id(self, ident: str) -> Grown:
+        """The model with exactly this id. For ids that a file holds: nothing else is looked up.
+
+        Raises UnknownName where the store has no such model, and what is wrong with a record that it has.
+        """
+        path = self.root / "models" / ident / "model.json"
+        if not is_digest(ident) or not path.is_file():
+            raise UnknownName("model", ident[:80], (), "heredity models")
+        record = read_record(path)
+        return Grown(record, self.folder(record))
+
+    def named(self, name: str) -> Grown:
+        """The one model with exactly this name, catalogue alias or id. For names that a file holds.
+
+        Unlike `get`, it resolves no target ("call:...", "url:...", "remote:...") and no start of an id, so
+        that a file can neither import code nor choose a server. Raises UnknownName, and UsageError where
+        several models have the name.
+        """
+        if is_digest(name):
+            return self.by_id(name)
+        models = self.models()
+        found = [model for model in models if model.name == _canonical(name)]
+        if len(found) > 1:
+            ids = ", ".join(model.id[:12] for model in found)
+            raise UsageError(f"{len(found)} models are named '{name}': {ids}.", code="name-ambiguous")
+        if not found:
+            raise UnknownName("model", name, [model.name for model in models], "heredity models")
         return Grown(found[0], self.folder(found[0]))
 
     def folder(self, model: Model) -> Path:
@@ -186,7 +216,13 @@ class Store:
 
     def base(self, adapter: Grown) -> Grown:
         """What an adapter lies over. Raises UnknownName where that is not in this store."""
-        return self.get(adapter.record.parents[0])
+        parents = adapter.record.parents
+        if not parents:
+            raise Damaged(
+                f"'{adapter.record.name}' is an adapter, and its record names no base.",
+                code="adapter-without-base",
+            )
+        return self.by_id(parents[0])
 
     def _once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
         child = self.made_by(recipe, parents) or self.grow(recipe, parents)
@@ -262,6 +298,7 @@ class Store:
         """Verify a model that is about to answer; a stamp of its files spares hashing them every time."""
         if model.format == "scripted":
             return
+        refuse_redirection(model, self.folder(model))
         folder, note = self.folder(model), self.root / "verified" / f"{model.id}.json"
         stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
         is_same = identity(model.recipe, model.parents, model.files) == model.id

@@ -78,7 +78,7 @@ class _Loaded:
         self._place, self._model, self._prefix, self._cache = place, model, prefix, cache
         self._stack = stack
         self._made = {"": (engine, self._keeper(engine))}  # by what changes the model; "" for nothing
-        laid = [attacks.load(spec) for spec in place.grid.plan.attacks]
+        laid = [attacks.planned(spec) for spec in place.grid.plan.attacks]
         self._changes = ["+".join(part.spec for part in attack.changes) for attack in laid]
         self._laid = dict(zip(self._changes, laid, strict=True))
 

@@ -79,7 +79,7 @@ class Pump:
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
         self._cache = cache if engine.numerics else None
-        self._attacks = {spec: attacks.load(spec) for spec in grid.plan.attacks}
+        self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
         self._how = attacks.within(self._application)
         self._engine_name, self._kit = engine.name, kit or Kit()
         self._asides: dict[int, Talk] = {}  # they wait for the attacker

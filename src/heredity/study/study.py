@@ -18,7 +18,7 @@ import msgspec
 from heredity import engines
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache
-from heredity.core.errors import UsageError
+from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root
 from heredity.core.progress import Meter, Progress
 from heredity.core.records import Model, Probe, Response, digest
@@ -38,6 +38,7 @@ from heredity.study.result import Result
 from heredity.study.runner import Place, asking
 from heredity.study.scheduler import Desk
 from heredity.study.storage import (
+    JUDGE,
     RESPONSES,
     Judging,
     Prefixes,
@@ -257,11 +258,13 @@ class Study:
 
     @cached_property
     def _decider(self) -> Decider:
+        find = self._find if self._judge_name else self._find_for_judge
+
         def load(name: str) -> Engine:
-            grown = self._find(name)
+            grown = find(name)
             return self._loader(grown) if self._loader else load_engine(grown, self._open_store)
 
-        models = Models(lambda name: self._find(name).record.id, load)
+        models = Models(lambda name: find(name).record.id, load)
         return Decider(self._judge_name or chosen_judge(self.folder), models)
 
     def _estimate(self, watch: Watch | None) -> Result:
@@ -294,6 +297,42 @@ class Study:
             return scripted_model(model)
         return self._open_store().get(model)
 
+    def _find_for_judge(self, name: str) -> Grown:
+        """The model of a judge that judge.json names. A folder may come from anyone, so its words are looked
+        up in the store alone; only a user's own words are resolved as a target."""
+        if name.startswith(scripted.PREFIX):
+            return self._find(name)
+        try:
+            return self._open_store().named(name)
+        except UsageError as error:
+            raise UsageError(
+                f"{self.folder / JUDGE} chooses the judge '{chosen_judge(self.folder)}'. {error} Pull its "
+                "model, or name the judge yourself: --judge.",
+                code="judge-not-in-store",
+            ) from None
+
+    def _planned(self, model: PlannedModel) -> Grown:
+        """A model of plan.json, by its whole id. A folder may come from anyone: see `_find_for_judge`."""
+        if model.id in self._grown:
+            return self._grown[model.id]
+        if model.format == "scripted":
+            scripted.parse(model.name)
+            grown = scripted_model(model.name)
+            if grown.record.id != model.id:
+                raise Damaged(
+                    f"{self.folder / plan.FILE}: '{model.name}' has not the id {model.id[:32]!r}.",
+                    code="id-of-another-model",
+                )
+            return grown
+        try:
+            return self._open_store().by_id(model.id)
+        except UnknownName as error:
+            raise Unavailable(
+                f"Model '{model.name}' of {self.folder / plan.FILE} is not in this store "
+                f"({model.id[:32]!r}). Pull it, or name it yourself: the study's whole command, with --out.",
+                code="model-not-in-store",
+            ) from error
+
     def _open_store(self) -> Store:
         if self._store is None:
             self._store = Store()
@@ -302,8 +341,7 @@ class Study:
     @contextmanager
     def _engine(self, model: PlannedModel) -> Iterator[Engine]:
         """The model, loaded; one at a time, closed before the next."""
-        is_scripted = model.format == "scripted"
-        grown = self._grown.get(model.id) or self._find(model.name if is_scripted else model.id)
+        grown = self._planned(model)
         engine = self._loader(grown) if self._loader is not None else load_engine(grown, self._open_store)
         try:
             yield engine

@@ -6,7 +6,6 @@ Leaves to others: the file (_tensors.py), what the state is (optimizer.py) and w
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from heredity.core.errors import Damaged
-from heredity.core.files import sync_folder
+from heredity.core.files import replacing
 
 
 class Stored(NamedTuple):
@@ -27,16 +26,8 @@ class Stored(NamedTuple):
 
 def write_tensors(path: Path, state: dict[str, torch.Tensor], about: dict[str, str]) -> None:
     """Put tensors into a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file(state, temporary, metadata=about)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def read_tensors(path: Path, what: str, then: str) -> Stored:

@@ -168,6 +168,7 @@ def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = Non
     work = workspace.place_of(out)
     workspace.refuse_other(out, work.exists())
     images.library()
+    tokenizer.library()
     assert recipe.picture is not None
     with workspace.held(work), naming(recipe.path):
         parts = Parts(recipe, recipe.picture, workers, watch or Nobody())

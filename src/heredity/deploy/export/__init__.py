@@ -12,8 +12,10 @@ Leaves to others: making models (recipes/), and what a model's safety is (study.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +35,9 @@ from heredity.lineage.types import Grown
 from heredity.study.estimates import read
 
 __all__ = ["Exported", "Parity", "export", "names"]
+
+
+_OLD = 86_400.0  # seconds after which no export is still copying
 
 
 class Exported(NamedTuple):
@@ -137,12 +142,20 @@ def _move(made: Path, out: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        near = out.with_name(f".{uuid.uuid4().hex}.export")
+        near = _neighbour(out)
         try:
             shutil.copytree(made, near)
             os.replace(near, out)  # noqa: PTH105
         finally:
             shutil.rmtree(near, ignore_errors=True)
+
+
+def _neighbour(out: Path) -> Path:
+    """A name for the copy; what a killed export left under such a name is removed after a day."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.export"):
+        if time.time() - left.lstat().st_mtime > _OLD and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+    return out.with_name(f".{out.name}.{uuid.uuid4().hex}.export")
 
 
 def copy(paths: Iterable[Path], out: Path) -> None:

@@ -30,14 +30,16 @@ _BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
 }
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_MOST_AXES = 16
+# Both limits keep the work linear in the header: a product of many large numbers is not.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class SafeTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor of the header: dtype, shape, and its bytes within the data."""
 
     dtype: str
-    shape: list[_Count]
+    shape: Annotated[list[_Count], msgspec.Meta(max_length=_MOST_AXES)]
     data_offsets: tuple[_Count, _Count]
 
 

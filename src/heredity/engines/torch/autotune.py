@@ -13,7 +13,6 @@ turned out to follow the prefix's length and, since bfloat16 hides most differen
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
+from heredity.core.files import write_atomic
 from heredity.core.records import Record
 from heredity.engines.torch.decoder import CELL, Decoder, Prefix, Slots, round_up
 
@@ -132,10 +132,7 @@ def tuned(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS)
         return kept
     new = probe(decoder, widths)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(new)))
-        temporary.replace(path)
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(new)))
     return new
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, EngineFailure
-from heredity.core.records import Model, Reply, Request, encode
+from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
+from heredity.core.records import Model, Reply, Request, encode, is_digest
 from heredity.engines import UNPROVEN, Listener, Scored, altered
 from heredity.engines.chat.codec import Chat
 from heredity.engines.chat.streaming import Spoken
@@ -39,6 +39,11 @@ _EMPTY = Prefix((), [], [])
 def load(model: Model, folder: Path, tuning: Path | None = None) -> Torch:
     """The engine of a recorded model; an adapter's lies over its base, which is held once for all of them."""
     if model.format == "adapter":
+        if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
+            raise Damaged(
+                f"The record of '{model.name}', an adapter, names no model as its base.",
+                code="adapter-without-base",
+            )
         return open_folder(folder.parents[1] / model.parents[0] / folder.name, tuning, adapter=folder)
     return open_folder(folder, tuning)
 

@@ -117,6 +117,12 @@ def _check_templates(folder: Path, place: str) -> None:
 
 
 def _check_file(path: Path) -> None:
+    if path.name == "adapter_config.json":
+        raise Refused(
+            f"{path}: an adapter's config names other weights, which would be loaded in place of these. "
+            "Merge the adapter into its base, or take the file out.",
+            code="adapter-config",
+        )
     if path.suffix == ".safetensors":
         read_safetensors(path)
     elif path.suffix == ".gguf":

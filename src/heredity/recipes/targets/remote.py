@@ -28,9 +28,11 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from heredity.core.errors import UnknownName, UsageError
+from heredity.core.records import is_digest
 from heredity.engines.remote.budget import HOMES
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
+from heredity.recipes.targets._keys import has_known_prefix, looks_like_key
 
 PREFIX = "remote:"
 HOW = "Write remote:API:MODEL, or remote:API:MODEL@http://HOST/v1; API is openai, anthropic or gemini."
@@ -76,6 +78,7 @@ class Remote:
     kind = "remote"
 
     def __post_init__(self) -> None:
+        _refuse_key(self)
         if self.api not in HOMES:
             raise UnknownName("API of remote models", self.api, HOMES)
         if not self.model or "://" in self.model:
@@ -120,7 +123,9 @@ def parse(ref: str) -> Remote:
     """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
     match = _REF.fullmatch(ref)
     if match is None:
+        _refuse(looks_like_key(ref))  # before the reference is repeated
         raise UsageError(f"'{ref}' is no remote model. {HOW}", code="remote-malformed")
+    _refuse(has_known_prefix(ref))
     url = match["url"] or ""
     try:
         pairs = parse_qsl(
@@ -133,6 +138,29 @@ def parse(ref: str) -> Remote:
     if len({name for name, _ in pairs}) < len(pairs):
         raise UsageError(f"'{ref}' gives an option twice.", code="option-twice")
     return Remote(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
+
+
+def _refuse_key(remote: Remote) -> None:
+    """Raise UsageError where a key stands in a reference, without repeating it."""
+    is_random = looks_like_key(remote.model) and not _is_served_here(remote)
+    beside = json.dumps([remote.api, remote.base_url, dict(remote.options)], default=str)
+    _refuse(is_random or has_known_prefix(beside))
+
+
+def _is_served_here(remote: Remote) -> bool:
+    """Whether the name is an id of heredity's own, as `heredity serve` takes it on this machine."""
+    host = urlsplit(remote.base_url).hostname or ""
+    return is_digest(remote.model) and host in ("127.0.0.1", "localhost", "::1")
+
+
+def _refuse(is_key: bool) -> None:
+    if is_key:
+        raise UsageError(
+            "The reference to a remote model holds what looks like a secret key, which would be recorded and "
+            "sent as a name. Write the model's name there, and put the key into an environment variable: "
+            "--key-env NAME. If others may have seen the key, revoke it.",
+            code="key-in-reference",
+        )
 
 
 def _value(name: str, text: str) -> Any:

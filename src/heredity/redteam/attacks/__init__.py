@@ -31,6 +31,7 @@ Leaves to others: the application around it (application.py) and the verdict (ju
 from __future__ import annotations
 
 from heredity.core import registry
+from heredity.core.errors import Damaged
 from heredity.redteam.attacks._context import MARK, How, within
 from heredity.redteam.attacks._needs import check_attacker, closed, doubts, why_closed
 from heredity.redteam.attacks._spec import Attack, parse
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "names",
     "parse",
+    "planned",
     "why_closed",
     "within",
 ]
@@ -58,3 +60,19 @@ def names() -> list[str]:
 def load(spec: str) -> Attack:
     """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
     return parse(spec)
+
+
+def planned(spec: str) -> Attack:
+    """The attack of a saved plan, whose spec is written out in full.
+
+    Raises Damaged where it is not: a plan may come from anyone, and `suffix:FILE.txt` without the digest that
+    planning puts behind it would send lines of any file to the models.
+    """
+    attack = parse(spec)
+    if attack.spec != spec:
+        raise Damaged(
+            f"The plan has the attack '{spec}', which no planning writes: its variant is not written out. "
+            "Plan the study again, in another folder.",
+            code="attack-not-written-out",
+        )
+    return attack

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
-from uuid import uuid4
 
 import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError
-from heredity.core.files import Lock, sync_folder, write_atomic
+from heredity.core.files import Lock, replacing, write_atomic
 from heredity.core.records import SCHEMA, Check, Exchange, Probe, Record, Response, digest, encode
 from heredity.core.rows import Rows
 from heredity.core.version import __version__
@@ -243,15 +242,8 @@ def _write_runs(folder: Path, planned: Plan) -> None:
 @contextmanager
 def _whole(path: Path, kind: type[_T]) -> Iterator[Rows[_T]]:
     """Rows that take their file's name when all are there; a killed one is cleared with the next lock."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        temporary.touch()
-        with Rows(temporary, kind) as rows:
-            yield rows
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with replacing(path) as temporary, Rows(temporary, kind) as rows:
+        yield rows
 
 
 def _slug(text: str) -> str:

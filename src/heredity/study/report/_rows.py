@@ -8,18 +8,16 @@ Leaves to others: how a row looks (csv.py, parquet.py, junit.py) and what the nu
 from __future__ import annotations
 
 import io
-import os
-import uuid
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Generic, Self, TypeVar
 
 import msgspec
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.files import explain_full_disk, sync_folder
+from heredity.core.files import explain_full_disk, replacing
 from heredity.core.records import Exchange, Response, Verdict
 from heredity.study.plan import Plan
 from heredity.study.trials import Grid, Trial
@@ -207,15 +205,5 @@ class _Places(Generic[_Stored]):
 @contextmanager
 def whole(out: Path) -> Iterator[BinaryIO]:
     """A file to write piece by piece; it takes its name at the end, or is not there at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with explain_full_disk(out.parent, 0), temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    sync_folder(out.parent)
+    with replacing(out) as temporary, explain_full_disk(out.parent, 0), temporary.open("wb") as file:
+        yield file

@@ -1,0 +1,276 @@
+"""A study's folder, or a store's record, from someone else: its words run nothing and reach no server."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from heredity import cli
+from heredity.application.spec import Application
+from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
+from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
+from heredity.engines.torch import engine as torch_engine
+from heredity.lineage.integrity import identity
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.redteam import attacks
+from heredity.study import plan as plans
+from heredity.study.plan import PlannedModel
+from heredity.study.storage import JUDGE, Chosen
+from heredity.study.study import Study, load_engine
+from tests.support.errors import raises
+from tests.support.planning import plan, study
+
+HARMFUL_REFERENCES = [
+    "call:trap_module:answer",
+    "url:http://127.0.0.1:9/chat",
+    "remote:openai:gpt-4o@http://127.0.0.1:9/v1",
+    "llamacpp:call:trap_module:answer",
+    "vllm:call:trap_module:answer",
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that leaves a file when anyone imports it, and the place of that file."""
+    (tmp_path / "lib").mkdir()
+    sprung = tmp_path / "sprung"
+    (tmp_path / "lib" / "trap_module.py").write_text(
+        f"import pathlib\npathlib.Path({str(sprung)!r}).touch()\ndef answer(text):\n    return text\n"
+        "def judge(messages):\n    return 'no'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    monkeypatch.delitem(sys.modules, "trap_module", raising=False)
+    return sprung
+
+
+def planned(ident: str, name: str = "smollm2", format: str = "safetensors") -> PlannedModel:
+    return PlannedModel(ident, name, "llama", "MIT", format)
+
+
+def of_models(folder: Path, *models: PlannedModel, attacker: PlannedModel | None = None) -> None:
+    """A folder with a plan of these models, whose digest is right."""
+    made = msgspec.structs.replace(plan(n=1), models=models)
+    if attacker is not None:
+        made = msgspec.structs.replace(made, attacker=attacker, attacks=("pair:2",))
+    plans.write(folder, made)
+
+
+def is_untouched(store: Store, trap: Path) -> bool:
+    return not trap.exists() and store.models() == []
+
+
+@pytest.mark.parametrize("ident", [*HARMFUL_REFERENCES, "smollm2", "scripted:leaky", "../x", "", "a" * 31])
+def test_a_plans_model_is_an_exact_id_of_the_store(
+    ident: str, store: Store, trap: Path, tmp_path: Path
+) -> None:
+    of_models(tmp_path / "s", planned(ident))
+    with raises(Unavailable, "model-not-in-store", ["plan.json"]):
+        Study.open(tmp_path / "s", store=store).run()
+    assert is_untouched(store, trap)
+
+
+@pytest.mark.parametrize("name", [*HARMFUL_REFERENCES, "scripted:call:trap_module:answer"])
+def test_a_plans_scripted_model_is_scripted(name: str, store: Store, trap: Path, tmp_path: Path) -> None:
+    of_models(tmp_path / "s", planned("0" * 32, name, "scripted"))
+    with raises(UnknownName, "unknown-name", ["scripted"]):
+        Study.open(tmp_path / "s", store=store).run()
+    assert is_untouched(store, trap)
+
+
+def test_a_plans_scripted_model_has_the_id_of_its_name(store: Store, tmp_path: Path) -> None:
+    of_models(tmp_path / "s", planned("0" * 32, "scripted:careful", "scripted"))
+    with raises(Damaged, "id-of-another-model", ["0" * 32]):
+        Study.open(tmp_path / "s", store=store).run()
+
+
+@pytest.mark.parametrize("ident", HARMFUL_REFERENCES)
+def test_a_plans_attacker_is_an_exact_id_of_the_store(
+    ident: str, store: Store, trap: Path, tmp_path: Path
+) -> None:
+    of_models(tmp_path / "s", *plan(n=1).models, attacker=planned(ident))
+    with raises(Unavailable, "model-not-in-store", ["plan.json"]):
+        Study.open(tmp_path / "s", store=store).run()
+    assert is_untouched(store, trap)
+
+
+def test_the_command_line_does_not_resolve_a_folders_ids(
+    trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    of_models(tmp_path / "s", planned("call:trap_module:answer"))
+    assert cli.main(["study", str(tmp_path / "s")]) == 2
+    assert "call:trap_module:answer" in capsys.readouterr().err
+    assert is_untouched(Store(tmp_path / "store"), trap)
+
+
+def judged_by(folder: Path, spec: str) -> Path:
+    """A finished study whose judge.json says this."""
+    study(folder, plan(n=1)).run()
+    (folder / JUDGE).write_bytes(encode(Chosen(spec)))
+    return folder
+
+
+@pytest.mark.parametrize("reference", HARMFUL_REFERENCES)
+@pytest.mark.parametrize(
+    "spec", ["rubric:{}", "rubric:{}:yesno", "panel:rules+rubric:{}", "panel:rules+ rubric:{}:harm=1"]
+)
+def test_a_folders_judge_is_looked_up_in_the_store_alone(
+    spec: str, reference: str, store: Store, trap: Path, tmp_path: Path
+) -> None:
+    folder = judged_by(tmp_path / "s", spec.format(reference))
+    with raises(UsageError, "judge-not-in-store", ["judge.json", reference, "--judge"]):
+        Study.open(folder, store=store).run()
+    with raises(UsageError, "judge-not-in-store", ["judge.json", reference, "--judge"]):
+        Study.open(folder, store=store).judge()
+    assert is_untouched(store, trap)
+
+
+def test_a_judge_that_the_user_names_is_resolved_and_resumes_from_the_store(
+    store: Store, trap: Path, tmp_path: Path
+) -> None:
+    folder = judged_by(tmp_path / "s", "rules")
+    spec = "rubric:call:trap_module:judge:yesno"
+    Study.open(folder, store=store, judge=spec).run()
+    assert trap.exists() and [model.name for model in store.models()] == ["call:trap_module:judge"]
+    Study.open(folder, store=store).run()
+    with raises(UsageError, "judge-not-in-store", ["--judge"]):
+        Study.open(folder, store=Store(tmp_path / "other")).run()
+
+
+def test_two_records_of_one_judges_name_ask_for_the_users_word(
+    store: Store, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.get("call:trap_module:answer")
+    (tmp_path / "lib" / "trap_module.py").write_text("def answer(text):\n    return 'another'\n")
+    monkeypatch.delitem(sys.modules, "trap_module")
+    store.get("call:trap_module:answer")
+    folder = judged_by(tmp_path / "s", "rubric:call:trap_module:answer:yesno")
+    with raises(UsageError, "judge-not-in-store", [2, "--judge"]):
+        Study.open(folder, store=store).run()
+
+
+def test_a_study_of_a_function_resumes_by_the_record_in_the_store(
+    store: Store, trap: Path, tmp_path: Path
+) -> None:
+    desk = Application("theirs", system="", rendering="theirs")
+    settings: dict[str, Any] = {"store": store, "out": tmp_path / "s"}
+    Study(["call:trap_module:answer"], desk, ["harmful_request/*"], **settings).plan()
+    found = Study.open(tmp_path / "s", store=store).run().estimates
+    assert found.n_asked == found.n_trials and not found.n_errors
+
+
+def test_a_study_of_a_function_resumes_where_the_user_names_it_again(
+    store: Store, trap: Path, tmp_path: Path
+) -> None:
+    desk = Application("theirs", system="", rendering="theirs")
+    settings: dict[str, Any] = {"probes": ["harmful_request/*"], "out": tmp_path / "s"}
+    Study(["call:trap_module:answer"], desk, store=store, **settings).plan()
+    other = Store(tmp_path / "other")
+    with raises(Unavailable, "model-not-in-store", ["--out"]):
+        Study.open(tmp_path / "s", store=other).run()
+    found = Study(["call:trap_module:answer"], desk, store=other, **settings).run().estimates
+    assert found.n_asked == found.n_trials and not found.n_errors
+
+
+def test_a_plan_sends_no_file_that_planning_did_not_pin(store: Store, tmp_path: Path) -> None:
+    private = tmp_path / "private.txt"
+    private.write_text("hunter2\n")
+    for spec in (f"suffix:{private}", f"direct+suffix:{private}", f"suffix:{private}@"):
+        folder = tmp_path / str(len(spec))
+        plans.write(folder, msgspec.structs.replace(plan(n=1), attacks=(spec,)))
+        with raises(Damaged, "attack-not-written-out", [spec]):
+            Study.open(folder, store=store).run()
+        assert (
+            not (folder / "responses.jsonl").exists()
+            or b"hunter2" not in (folder / "responses.jsonl").read_bytes()
+        )
+    spec = attacks.load(f"suffix:{private}").spec
+    plans.write(tmp_path / "own", msgspec.structs.replace(plan(n=1), attacks=(spec,)))
+    assert Study.open(tmp_path / "own", store=store).run().estimates.n_errors == 0
+
+
+def recorded(store: Store, files: dict[str, bytes], **fields: Any) -> Grown:
+    """A record that anyone could write into a store: its id is right for what it says."""
+    recipe, parents = RecipeRecord("lora", {}), fields.pop("parents", ())
+    hashes = tuple(
+        FileHash(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()
+    )
+    ident = identity(recipe, parents, hashes)
+    made = Made("", "", 0.0, {})
+    settings: dict[str, Any] = {"name": "handed-over", "format": "adapter", "modality": "text"} | fields
+    model = Model(
+        id=ident, family="llama", licence="MIT", parents=parents, recipe=recipe, files=hashes, made=made,
+        **settings,
+    )  # fmt: skip
+    home = store.root / "models" / ident
+    for path, data in files.items():
+        (home / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / "files" / path).write_bytes(data)
+    (home / "model.json").write_bytes(encode(model))
+    return Grown(model, home / "files")
+
+
+@pytest.mark.parametrize(
+    "parent", [*HARMFUL_REFERENCES, "scripted:careful", "smollm2", "..", "/etc", "../../elsewhere", ""]
+)
+def test_an_adapters_parent_is_an_exact_id_of_the_store(parent: str, store: Store, trap: Path) -> None:
+    adapter = recorded(store, {"adapter_model.safetensors": b"0"}, parents=(parent,))
+    for look in (store.base, store.ready, store.whole):
+        with raises(UnknownName, "unknown-name", [parent]):
+            look(adapter)
+    with raises(UnknownName, "unknown-name", [parent]):
+        load_engine(store.get("handed-over"), store)
+    with raises(Damaged, "adapter-without-base", ["handed-over"]):
+        torch_engine.load(adapter.record, adapter.folder)
+    assert store.family(adapter.record).asked == [adapter.record]
+    assert not trap.exists() and [model.id for model in store.models()] == [adapter.record.id]
+
+
+def test_an_adapter_without_a_parent_is_damaged(store: Store) -> None:
+    adapter = recorded(store, {"adapter_model.safetensors": b"0"})
+    with raises(Damaged, "adapter-without-base", ["handed-over"]):
+        store.ready(adapter)
+
+
+def test_whole_weights_with_an_adapters_config_are_not_loaded(store: Store) -> None:
+    files = {"model.safetensors": b"0", "adapter_config.json": b'{"base_model_name_or_path": "/elsewhere"}'}
+    model = recorded(store, files, format="safetensors")
+    with raises(Refused, "adapter-config", ["adapter_config.json"]):
+        store.ready(model)
+
+
+def test_a_folder_with_an_adapters_config_is_not_pulled(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "handed-over"
+    (source / "deep").mkdir(parents=True)
+    save_file({"a": np.zeros(2, np.float32)}, source / "model.safetensors")
+    (source / "config.json").write_text('{"model_type": "llama"}')
+    (source / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with raises(Refused, "adapter-config", ["adapter_config.json"]):
+        store.pull(str(source))
+    assert store.models() == []
+
+
+def test_exact_lookups_resolve_nothing(store: Store, trap: Path) -> None:
+    kept = store.get("remote:openai:gpt-4o")
+    assert store.by_id(kept.record.id) == store.named(kept.record.id) == store.named(kept.record.name) == kept
+    for name in (kept.record.id[:8], kept.record.id.upper(), f" {kept.record.id}", f"{kept.record.id}\n",
+                 "remote:openai:gpt-4o\n", " remote:openai:gpt-4o", "remote:openai:gpt-4O",
+                 "\uff52emote:openai:gpt-4o", *HARMFUL_REFERENCES):  # fmt: skip
+        with raises(UnknownName, "unknown-name"):
+            store.named(name)
+        with raises(UnknownName, "unknown-name"):
+            store.by_id(name)
+    assert not trap.exists() and store.models() == [kept.record]
