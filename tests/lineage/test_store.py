@@ -30,7 +30,7 @@ from heredity.core.errors import (
 from heredity.core.records import Model, digest
 from heredity.lineage.store import Store, grow, scripted
 from heredity.lineage.types import Description, Grown
-from tests.support.errors import raises
+from tests.support.errors import names, raises
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def test_a_bad_record_is_named_and_does_not_block_the_others(store: Store) -> No
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "schema": 99, "new": 1}))
     assert store.models() == [other.record]
-    assert [(p, "schema 99" in why) for p, why in store.damaged()] == [(path, True)]
+    assert [(p, names(why, 99)) for p, why in store.damaged()] == [(path, True)]
     for name in ("toy", child.record.id[:6]):
         with raises(NotComparable, "schema-mismatch", mentions=["99"]):
             store.get(name)

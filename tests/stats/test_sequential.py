@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused() -> None:
         rate_sequence(3, 2)
     with raises(ValueError, "mean-out-of-range"):
         Bets(1.0)
-    with raises(ValueError, "values-out-of-range", mentions=["each"]):
+    with raises(ValueError, "values-out-of-range", mentions=[0.5, 1.5]):
         log_e([0.5, 1.5], 0.0)
     with raises(ValueError, "not-paired"):
         difference_sequence([True], [])

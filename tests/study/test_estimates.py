@@ -270,7 +270,7 @@ def test_estimates_of_another_schema_are_refused_with_the_way_out(tmp_path: Path
     estimates.write(tmp_path, judged(tmp_path, plan(TWO), by_number({})))
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
-    with raises(NotComparable, "schema-mismatch", mentions=["1", "heredity writes schema", "2"]):
+    with raises(NotComparable, "schema-mismatch", mentions=[1, 2]):
         estimates.read(tmp_path)
 
 

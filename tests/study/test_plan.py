@@ -113,7 +113,7 @@ def test_a_plan_of_an_older_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     text = path.read_text().replace('"schema":1}\n', '"schema":0}\n')
     path.write_text(text)
-    with raises(NotComparable, "schema-mismatch", mentions=["plan.json", "0", "heredity writes schema", "1"]):
+    with raises(NotComparable, "schema-mismatch", mentions=["plan.json", 0, 1]):
         plans.read(tmp_path)
 
 

@@ -31,6 +31,7 @@ from heredity.deploy.serve.worker import Service
 from heredity.engines.scripted import HELP, ScriptedEngine
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
+from tests.support.errors import raises
 
 DESK = Application("desk", "You help.", tools=(Tool("issue_refund", "Refunds."),), max_turns=2)
 HELLO = [{"role": "user", "content": "hello"}]
@@ -145,11 +146,12 @@ def test_several_answers_are_numbered(alone: str) -> None:
 
 def test_mistakes_have_their_status_and_say_what_to_do(desk: str) -> None:
     ask = client(desk).chat.completions.create
-    with pytest.raises(openai.NotFoundError, match="Did you mean 'scripted:helpful'"):
+    with raises(openai.NotFoundError, "model_not_found", mentions=["scripted:helpful"]):
         ask(model="scripted:helpfull", messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match="takes 2 turns of the user"):
+    with raises(openai.BadRequestError, "invalid_request", mentions=[2]) as refused:
         ask(model="scripted:helpful", messages=3 * HELLO)
-    with pytest.raises(openai.BadRequestError, match="takes conversations alone"):
+    assert refused.value.body["reason"] == "too-many-turns"
+    with raises(openai.BadRequestError, "not_supported", mentions=["scripted:helpful"]):
         client(desk).completions.create(model="scripted:helpful", prompt="x")
     assert httpx.get(f"{desk}/v2/else").json()["error"]["code"] == "not_found"
     assert httpx.get(f"{desk}/v1/chat/completions").status_code == 405
@@ -165,7 +167,7 @@ def test_an_answer_that_fails_is_an_error_and_no_answer(alone: str, is_streamed:
         if is_streamed:
             list(made)
 
-    with pytest.raises(openai.APIError, match="scripted failure"):
+    with raises(openai.APIError, "engine_error", mentions=["scripted failure"]):
         for number in range(100):
             ask(number)
 
@@ -399,9 +401,10 @@ def test_more_than_may_wait_are_told_to_come_again() -> None:
 
 
 def test_more_answers_than_may_be_open_are_never_to_be_had() -> None:
-    refused = pytest.raises(openai.BadRequestError, match="at most 2 answers")
-    with listening(held(ScriptedEngine("helpful"), most=2)) as address, refused:
+    refused = raises(openai.BadRequestError, "invalid_request", mentions=[2])
+    with listening(held(ScriptedEngine("helpful"), most=2)) as address, refused as caught:
         client(address).chat.completions.create(model="scripted:helpful", messages=HELLO, n=3)
+    assert caught.value.body["reason"] == "too-many-answers"
 
 
 def test_what_ends_the_engine_is_told_to_all() -> None:
@@ -412,7 +415,7 @@ def test_what_ends_the_engine_is_told_to_all() -> None:
 
     with listening(held(Broken("helpful"))) as address:
         for _ in range(6):
-            with pytest.raises(openai.InternalServerError, match="no room"):
+            with raises(openai.InternalServerError, "engine_error", mentions=["no room"]):
                 client(address).chat.completions.create(model="scripted:helpful", messages=HELLO)
         assert httpx.get(f"{address}/health").status_code == 503
 

@@ -269,7 +269,9 @@ def _asked(one: Served, asked: schema.Asked) -> list[Answer]:
     """The answers of a request, each put to the engine. Raises Refusal where one is not taken."""
     answers = [Answer(one, asked, i) for i in range(len(asked.requests))]
     if len(answers) > one.service.most:
-        raise Refusal(400, f"at most {one.service.most} answers may be open here", "invalid_request")
+        raise Refusal(
+            400, f"at most {one.service.most} answers may be open here", "invalid_request", "too-many-answers"
+        )
     try:
         for answer in answers:
             answer.ask()
@@ -337,7 +339,7 @@ def _understood(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except UsageError as error:
-        raise Refusal(400, f"{error}.", "invalid_request") from None
+        raise Refusal(400, f"{error}.", "invalid_request", error.code) from None
 
 
 async def _refused(call: Call, error: Refusal) -> Response:  # noqa: ARG001

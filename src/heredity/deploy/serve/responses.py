@@ -267,5 +267,6 @@ def sent(what: Any) -> bytes:
 
 def _refusal(error: HeredityError) -> Refusal:
     if isinstance(error, Busy):
-        return Refusal(429, str(error), "too_many_requests")
-    return Refusal(503 if isinstance(error, EngineFailure) else 500, str(error), "engine_error")
+        return Refusal(429, str(error), "too_many_requests", error.code)
+    status = 503 if isinstance(error, EngineFailure) else 500
+    return Refusal(status, str(error), "engine_error", error.code)

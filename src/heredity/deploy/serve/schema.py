@@ -38,15 +38,16 @@ _NEUTRAL: dict[str, Sequence[Any]] = {  # what changes an answer, and the values
 class Refusal(Exception):
     """What is answered instead: a status, a message, and a code that programs can read."""
 
-    def __init__(self, status: int, message: str, code: str) -> None:
+    def __init__(self, status: int, message: str, code: str, reason: str = "") -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.reason = status, code, reason
 
     @property
     def body(self) -> dict[str, Any]:
         """As callers of such an API expect it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": None, "code": self.code}}
+        said = {"message": str(self), "type": kind, "param": None, "code": self.code}
+        return {"error": {**said, "reason": self.reason} if self.reason else said}
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
