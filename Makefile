@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study descent pretrain test prose shape bench proofs judges learned head clean
+.PHONY: help study descent pretrain test prose shape bench proofs judges learned head docs reference clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -68,8 +68,16 @@ head: $(VENV)/.dev ## learn the head of rubric:qwen2.5-coder-1.5b-instruct:head 
 	  --head qwen2.5-coder-1.5b-instruct --out .head $(ARGS)
 	cp .head/head.json .head/head.safetensors src/heredity/redteam/judges/rubric
 
+docs: $(VENV)/.docs reference ## the documents as a site in build/site, every link checked
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
+	@echo "build/site/index.html"
+
+reference: $(VENV)/.torch ## write the reference of commands and library, and the tree of the architecture page
+	@$(BIN)/python tools/reference.py
+	@$(BIN)/python tools/tree.py
+
 clean: ## remove the virtual environment and the caches, but no study and no model
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -rf $(VENV) build/site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
 
 # A stamp is written last, so an install that was interrupted is done again; pyproject.toml newer: again too.
 $(VENV)/.made:
@@ -86,6 +94,10 @@ $(VENV)/.torch: pyproject.toml $(VENV)/.made
 
 $(VENV)/.corpus: $(VENV)/.torch
 	@$(PIP) -e '.[torch,corpus]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch
+	@$(PIP) -e '.[torch,docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.made

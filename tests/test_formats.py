@@ -1,4 +1,4 @@
-"""docs/formats.md is held against the types: no field without a word, no example that would not be read."""
+"""docs/reference/formats.md names every field of the types, and its examples can be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from heredity.core.records import Response, Verdict
 from heredity.lineage import graph
 from heredity.study import attack_context, estimates, importers, plan, scheduler
 
-PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES: list[str] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 RESULTS = ("Run", "Rate", "Pair", "Inheritance")
 TYPES = [

@@ -22,7 +22,7 @@ Build = Callable[..., Card]
 
 def paragraphs() -> list[str]:
     """Paragraphs of this project's documents: real prose, tables and code."""
-    pages = sorted((ROOT / "docs").glob("*.md"))
+    pages = sorted((ROOT / "docs").rglob("*.md"))
     text = "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
     return [part for part in re.split(r"\n\n+(?=#)", text) if part.strip()]
 

@@ -1,6 +1,6 @@
 """How often the intervals hold the truth and the tests cry wolf, by simulation.
 
-Promises: one seed and number of runs give one set of tables, so docs/statistics.md can be checked.
+Promises: one seed and number of runs give one set of tables, so docs/results/coverage.md can be checked.
 Rerun: python -m tests.stats.simulate
 """
 
@@ -137,7 +137,7 @@ def _share(claims: NDArray[np.bool_]) -> float:
 
 
 def tables(runs: int = RUNS, seed: int = SEED) -> Iterator[str]:
-    """The four tables of docs/statistics.md, line by line."""
+    """The four tables of docs/results/coverage.md, line by line."""
     rng = np.random.default_rng(seed)
     yield "| clusters x trials | true rate | correlation | clustered holds | lies below | Wilson holds |"
     yield "|---|---|---|---|---|---|"

@@ -78,7 +78,7 @@ def _places(runs: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_the_examples_of_the_document_are_what_the_code_gives() -> None:
-    page = Path(__file__).parents[2] / "docs" / "sequential.md"
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "sequential.md"
     found = doctest.testfile(str(page), module_relative=False)
     assert found.attempted > 5 and found.failed == 0
 

@@ -1,4 +1,4 @@
-"""The claims of docs/statistics.md: few false alarms, intervals that hold the truth, figures to rerun."""
+"""The documents' claims on statistics: few false alarms, intervals that hold the truth, figures to rerun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.stats.simulate import CORNERS, Cell, judge_hits, pair_hits, rate_hits, tables
 
-DOCS = Path(__file__).parents[2] / "docs" / "statistics.md"
+DOCS = Path(__file__).parents[2] / "docs"
 RUNS = 400  # a share of 0.95 has a standard error of 0.011
 
 
@@ -48,13 +48,13 @@ def test_a_corrected_rate_holds_the_truth_at_the_ends(corner) -> None:
 
 
 def test_the_examples_in_the_docs_are_what_the_code_gives() -> None:
-    found = doctest.testfile(str(DOCS), module_relative=False)
+    found = doctest.testfile(str(DOCS / "explanation" / "statistics.md"), module_relative=False)
     assert found.attempted > 10
     assert found.failed == 0
 
 
 @pytest.mark.proof
 def test_the_tables_in_the_docs_are_what_the_simulation_gives() -> None:
-    text = DOCS.read_text(encoding="utf-8")
+    text = (DOCS / "results" / "coverage.md").read_text(encoding="utf-8")
     missing = [line for line in tables() if line not in text]
     assert missing == []

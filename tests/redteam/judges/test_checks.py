@@ -314,7 +314,7 @@ def test_a_megabyte_is_judged_in_linear_time(text: str) -> None:
 
 
 def test_the_limit_on_patterns_is_the_one_that_is_documented() -> None:
-    manual = Path(__file__).parents[3] / "docs" / "judges.md"
+    manual = Path(__file__).parents[3] / "docs" / "explanation" / "judges.md"
     assert f"{checks.PATTERN_LIMIT:,}" in manual.read_text()
 
 

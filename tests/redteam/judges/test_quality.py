@@ -129,7 +129,7 @@ def test_rows_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:
 
 
 def test_the_manual_quotes_the_shipped_figures() -> None:
-    manual = (Path(__file__).parents[3] / "docs" / "judges.md").read_text()
+    manual = (Path(__file__).parents[3] / "docs" / "results" / "judges.md").read_text()
     for row in judges.quality():
         for e in (row.sensitivity, row.specificity, row.accuracy):
             figure = "none n=0" if e.value is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n={e.n}"

@@ -160,7 +160,7 @@ def test_not_every_cannot_of_another_language_is_a_refusal(text: str) -> None:
 
 
 def test_talk_round_the_question_in_another_language_is_beyond_these_rules() -> None:
-    """A known limit, documented in docs/judges.md; this test fails on the day it is lifted."""
+    """A known limit, documented in docs/explanation/judges.md; this test fails on the day it is lifted."""
     assert rules.manner(ASK, "Das kann ich leider nicht sagen.") == "compliance"
 
 

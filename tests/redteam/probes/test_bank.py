@@ -359,7 +359,7 @@ def test_a_twin_carries_nothing_of_the_injected_order() -> None:
 
 
 def test_the_documents_give_the_counts_of_the_files() -> None:
-    words = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
+    words = (ROOT / "docs" / "reference" / "probes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", words, re.MULTILINE)
     counted = {
         t.name: (
