@@ -3,7 +3,7 @@
     python tools/tree.py            write it
     python tools/tree.py --check    exit 1 if the page is stale
 
-Promises: every package is there with its public files, and a description in the page is kept. A new package or
+Promises: every package is there with its public files. A description in the page is kept; a new package or
 root file gets the first sentence of its docstring.
 Leaves to others: what the descriptions say. Edit them in the page.
 """
