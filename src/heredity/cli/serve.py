@@ -129,10 +129,9 @@ def _bound(host: str, port: int) -> socket.socket:
 def _listen(served: list[Served], listening: socket.socket, host: str, key: str, is_local: bool) -> None:
     import signal
 
-    import uvicorn
-
     from heredity.cli._terminal import note
     from heredity.deploy.serve import app
+    from heredity.deploy.serve.server import server
 
     listening.listen(2048)
     shown = f"[{host}]" if ":" in host else host
@@ -140,11 +139,11 @@ def _listen(served: list[Served], listening: socket.socket, host: str, key: str,
     layer = served[0].application
     where = "" if layer is None else f" in the application '{layer.name}' ({layer.digest[:8]})"
     note(f"serving {', '.join(one.model.name for one in served)}{where} at {address}")
-    config = uvicorn.Config(
+    api = server(
         app.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=60,
     )  # fmt: skip
     # uvicorn raises the signal again once all is answered: then models are let go, and it ends well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        api.run(sockets=[listening])
