@@ -64,7 +64,6 @@ _FAMILIES = (
     "phi",
     "smollm",
 )
-WRAPS_MODEL = False
 
 
 @dataclass(frozen=True)
