@@ -229,7 +229,7 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
 
 def _say(line: str, code: int) -> int:
     """A name or path in an error may come from a hostile file, so it is made plain like everything else."""
-    from heredity.cli._plain import plain
+    from heredity.cli._terminal import plain
 
     with contextlib.suppress(OSError):
         print(plain(line), file=sys.stderr, flush=True)  # noqa: T201

@@ -12,8 +12,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from heredity.cli._plain import plain
-from heredity.cli._terminal import out
+from heredity.cli._terminal import out, plain
 from heredity.core.records import Estimate
 from heredity.study import wording as words
 from heredity.study.estimates import (

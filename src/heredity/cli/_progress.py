@@ -17,8 +17,7 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextCo
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from heredity.cli._plain import shorten
-from heredity.cli._terminal import clock, err, size
+from heredity.cli._terminal import clock, err, shorten, size
 from heredity.core.progress import Progress
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ Leaves to others: getting the bytes and checking them (recipes/pull.py).
 from __future__ import annotations
 
 from heredity import engines
-from heredity.cli._plain import plain
 from heredity.cli._progress import Bytes, Display
-from heredity.cli._terminal import err, note, size
+from heredity.cli._terminal import err, note, plain, size
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 

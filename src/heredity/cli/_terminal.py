@@ -6,17 +6,33 @@ Leaves to others: making foreign text harmless (_plain.py), and what is printed.
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from heredity.cli._plain import plain
+from heredity.core import registry
 from heredity.core.records import Estimate, encode
+from heredity.study.wording import visible
+
+
+def plain(text: str, lines: bool = False) -> str:
+    """`text` with everything a terminal would obey made visible; on one line unless `lines`."""
+    shown = visible(text)
+    return shown if lines else shown.replace("\n", "\u240a").replace("\t", " ")
+
+
+def shorten(text: str, width: int) -> str:
+    """`plain` text on one line, cut to `width` characters with an ellipsis."""
+    text = plain(" ".join(text[: 8 * width].split()))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
 
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _MIN_WIDTH = 60  # below it a table would lose words; the terminal may break its lines instead
@@ -109,3 +125,25 @@ def clock(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def purposes(folder: str) -> dict[str, str]:
+    """Map each plug-in of an open folder to the first paragraph of its docstring."""
+    return {name: _first_line(registry.source(folder, name)) for name in registry.names(folder)}
+
+
+def show_plugins(folder: str, as_json: bool) -> None:
+    """Print the plug-ins of an open folder as a table or as JSON."""
+    found = purposes(folder)
+    if as_json:
+        write_json(found)
+        return
+    grid = table("name", "what it is", whole=["name"])
+    for name, purpose in found.items():
+        grid.add_row(cell(name, "bold"), cell(purpose))
+    out().print(grid)
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())

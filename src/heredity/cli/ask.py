@@ -118,8 +118,7 @@ def _answers(
 
 
 def _show(said: list[tuple[Request, Reply]], engine: str, as_json: bool) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import note, write, write_json
+    from heredity.cli._terminal import note, plain, write, write_json
 
     if as_json:
         write_json({"engine": engine, "replies": [reply for _, reply in said]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Verb, _listing
+from heredity.cli import Verb
 
 
 @click.command("attacks", cls=Verb, example="heredity attacks --json")
@@ -18,7 +18,7 @@ def command(as_json: bool) -> None:
     from heredity.cli import _terminal
     from heredity.redteam import attacks
 
-    purposes = _listing.purposes("redteam.attacks")
+    purposes = _terminal.purposes("redteam.attacks")
     parts = {name: attacks.load(name).parts[0] for name in attacks.names()}
     if as_json:
         _terminal.write_json(

@@ -16,6 +16,35 @@ if TYPE_CHECKING:
     from heredity.corpus.images.card import PictureCard
 
 
+def picture_tables(card: PictureCard) -> list[Table]:
+    """Sources, and splits."""
+    return [_picture_sources(card), _picture_splits(card)]
+
+
+def _picture_sources(card: PictureCard) -> Table:
+    from heredity.cli._terminal import cell, size, table
+
+    right = ("files", "read", "pairs")
+    grid = table("source", "kind", *right, "left out", right=right, whole=["source"])
+    for row in card.sources:
+        out = ", ".join(f"{name} {n:,}" for name, n in row.skipped.items())
+        figures = (f"{row.files:,}", size(row.bytes), f"{row.pairs:,}")
+        grid.add_row(cell(row.name, "bold"), cell(row.kind), *figures, cell(out))
+    return grid
+
+
+def _picture_splits(card: PictureCard) -> Table:
+    from heredity.cli._terminal import cell, table
+
+    right = ("pairs", "different captions", "tokens", "picture", "classes")
+    grid = table("split", *right, right=right)
+    n_classes = sum(1 for name in card.classes if name)
+    for row in card.splits:
+        shown = (f"{row.pairs:,}", f"{row.captions:,}", f"{row.tokens:,}")
+        grid.add_row(cell(row.split, "bold"), *shown, f"{card.side} x {card.side}", f"{n_classes}")
+    return grid
+
+
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
 @click.pass_context
 def command(ctx: click.Context) -> None:
@@ -103,7 +132,7 @@ class _Shown:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        from heredity.cli._plain import plain
+        from heredity.cli._terminal import plain
 
         self._progress.console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
@@ -119,23 +148,23 @@ class _Shown:
 
 
 def _say(line: str) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write
+    from heredity.cli._terminal import plain, write
 
     write(plain(line))
+
+
+def _text_tables(card: Card) -> list[Table]:
+    """Sources, steps and splits."""
+    return [_sources(card), _steps(card), _splits(card)]
 
 
 def _show(card: Card | PictureCard) -> None:
     from heredity.cli._terminal import out
 
     screen = out()
-    if card.kind == "images":
-        from heredity.cli import _pictures
+    from heredity.corpus.images.card import PictureCard
 
-        grids = _pictures.grids(card)
-    else:
-        grids = [_sources(card), _steps(card), _splits(card)]
-    for grid in grids:
+    for grid in picture_tables(card) if isinstance(card, PictureCard) else _text_tables(card):
         screen.print(grid)
         screen.print()
     facts = card.tokenizer

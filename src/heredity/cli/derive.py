@@ -59,8 +59,8 @@ def command(ctx: click.Context) -> None:
 
 def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any) -> None:
     from heredity.cli import _names, _settings, _terminal
-    from heredity.cli._plain import plain
     from heredity.cli._progress import Display
+    from heredity.cli._terminal import plain
     from heredity.core.errors import UsageError
 
     store, module = open_store(), registry.load("recipes", kind)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Verb, _listing
+from heredity.cli import Verb
 
 
 @click.command("engines", cls=Verb, example="heredity engines --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the engines that can load a model and answer."""
-    _listing.show("engines", as_json)
+    from heredity.cli import _terminal
+
+    _terminal.show_plugins("engines", as_json)

@@ -22,7 +22,7 @@ def command(model: str, folder: Path, form: str, study: Path | None) -> None:
     or begins or ends a text with another token refuses the export.
     """
     from heredity.cli import _terminal
-    from heredity.cli._plain import plain
+    from heredity.cli._terminal import plain
     from heredity.deploy import export
 
     store = open_store()

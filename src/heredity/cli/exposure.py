@@ -32,8 +32,8 @@ def command(
     where it is the likeliest.
     """
     from heredity.cli import _pulling, _terminal
-    from heredity.cli._plain import plain
     from heredity.cli._progress import Display
+    from heredity.cli._terminal import plain
     from heredity.core.errors import UsageError
     from heredity.experiments.exposure import expose
 

@@ -51,8 +51,7 @@ def command(
     decides and where a judge does, its errors counted in. Exit codes: 0 pass; 1 worse; 2 a mistake in the
     command or the folder; 3 not enough evidence, with how many more trials would decide; 4 errors in the run.
     """
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write, write_json
+    from heredity.cli._terminal import plain, write, write_json
     from heredity.study.gate import gate
     from heredity.study.report import _study
 

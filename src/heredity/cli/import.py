@@ -65,8 +65,7 @@ def command(
     recorded stand beside its own. An answer that one model lacks is counted as an error.
     """
     from heredity.cli import _findings, _progress, open_store
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import note, write_json
+    from heredity.cli._terminal import note, plain, write_json
     from heredity.redteam import judges
     from heredity.study import importers
     from heredity.study.report import _judges, html

@@ -76,8 +76,7 @@ def calibrate(
     from typing import cast
 
     from heredity.cli import open_store
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import note, write_json
+    from heredity.cli._terminal import note, plain, write_json
     from heredity.redteam import judges
     from heredity.redteam.judges.calibration import store as kept
     from heredity.redteam.judges.calibration.measure import measure
@@ -238,15 +237,15 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _list(as_json: bool) -> None:
-    from heredity.cli import _listing
+    from heredity.cli import _terminal
     from heredity.cli._terminal import out, write_json
     from heredity.redteam import judges
 
     measured = judges.quality()
     if as_json:
-        write_json({"judges": _listing.purposes("redteam.judges"), "quality": measured})
+        write_json({"judges": _terminal.purposes("redteam.judges"), "quality": measured})
         return
-    _listing.show("redteam.judges", as_json=False)
+    _terminal.show_plugins("redteam.judges", as_json=False)
     out().print()
     _show(measured)
 

@@ -95,8 +95,7 @@ def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
 
 
 def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import out, write
+    from heredity.cli._terminal import out, plain, write
 
     asked, said = _texts(made, row, response)
     screen = out()

@@ -53,8 +53,7 @@ def _show_models(store: Store) -> None:
 
 
 def _show_tree(store: Store) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write
+    from heredity.cli._terminal import plain, write
     from heredity.lineage.graph import forest
 
     if models := store.models():

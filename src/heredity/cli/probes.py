@@ -29,8 +29,7 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(names: tuple[str, ...], as_json: bool) -> None:
     """Every probe that ID names: an id, a technique, a glob, or a TOML file of your own."""
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write, write_json
+    from heredity.cli._terminal import plain, write, write_json
     from heredity.redteam import probes
 
     chosen = probes.load(names)

@@ -54,7 +54,7 @@ def command(
     """
     from heredity.application.spec import Application
     from heredity.cli import _progress, _terminal
-    from heredity.cli._plain import plain
+    from heredity.cli._terminal import plain
     from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()

@@ -26,8 +26,7 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
 
     The study's numbers are those of its estimates.json; they are not computed again.
     """
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write
+    from heredity.cli._terminal import plain, write
     from heredity.study.report import write_report
 
     write(plain(str(write_report(folder, kind, out, with_text=not no_text))))

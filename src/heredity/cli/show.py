@@ -41,8 +41,7 @@ def command(what: str, index: int | None, trial: str | None, as_json: bool) -> N
 
 
 def _show_model(name: str, as_json: bool) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import size, write, write_json
+    from heredity.cli._terminal import plain, size, write, write_json
 
     store = open_store()
     model = store.get(name).record
@@ -121,8 +120,7 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
 
 
 def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write
+    from heredity.cli._terminal import plain, write
     from heredity.study import plan
 
     names = {model.id: model.name for model in plan.read(folder).models}
@@ -148,8 +146,7 @@ def _verdict_words(verdict: Verdict | None) -> str:
 
 
 def _write_exchange(exchange: Exchange, prompt: str) -> None:
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import out, write
+    from heredity.cli._terminal import out, plain, write
 
     screen = out()
     screen.rule("prompt", characters="-", align="left", style="dim")

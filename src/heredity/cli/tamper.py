@@ -57,7 +57,7 @@ def command(
     """
     from heredity.application.spec import Application
     from heredity.cli import _progress, _terminal
-    from heredity.cli._plain import plain
+    from heredity.cli._terminal import plain
     from heredity.core.records import digest
     from heredity.experiments.tamper import in_words, tamper, told
     from heredity.recipes._training_run import Training

@@ -15,8 +15,7 @@ def command(models: tuple[str, ...]) -> None:
     MODEL is a name or the start of an id; without one, every model of the store is checked. Exits 2 where a
     file is missing, changed or not in the record.
     """
-    from heredity.cli._plain import plain
-    from heredity.cli._terminal import write
+    from heredity.cli._terminal import plain, write
     from heredity.core.errors import Damaged
 
     store = open_store()
