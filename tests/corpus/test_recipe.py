@@ -76,7 +76,7 @@ def test_the_recipe_in_the_documents_is_one_and_every_kind_is_explained(tmp_path
     found = read(tmp_path, page.split("```toml\n")[1].split("```")[0])
     assert len(found.sources) == 2 and len(found.steps) == 7 and found.mixture.tokens == 10_000_000
     for folder in ("sources", "steps"):
-        assert all(f"`{name}`" in page for name in registry.names(f"train/corpus/{folder}"))
+        assert all(f"`{name}`" in page for name in registry.names(f"corpus.{folder}"))
 
 
 def test_settings_name_no_place(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_settings_name_no_place(tmp_path: Path) -> None:
 def test_every_file_of_the_open_folders_has_what_the_folder_promises() -> None:
     from importlib import import_module
 
-    for name in registry.names("train/corpus/sources"):
+    for name in registry.names("corpus.sources"):
         assert issubclass(import_module(f"heredity.corpus.sources.{name}").SOURCE, Source), name
-    for name in registry.names("train/corpus/steps"):
+    for name in registry.names("corpus.steps"):
         step = import_module(f"heredity.corpus.steps.{name}").STEP
         assert issubclass(step, (Filter, Writer, Duplicates)), name
         step().check()

@@ -17,8 +17,7 @@ from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Message, Reply, Request
 from heredity.engines import call
 from heredity.engines import call as _function
-from heredity.lineage.store import Store
-from heredity.study.study import load_engine
+from heredity.lineage.store import Store, load_engine
 from tests.support.errors import raises
 
 CODE = "TULIP-4417"

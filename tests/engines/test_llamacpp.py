@@ -18,8 +18,7 @@ from heredity.engines import llamacpp
 from heredity.engines._workers import Crew
 from heredity.engines.chat.template import Template
 from heredity.engines.llamacpp import LlamaCpp, open_file
-from heredity.lineage.store import Store
-from heredity.study.study import load_engine
+from heredity.lineage.store import Store, load_engine
 from tests.engines.ears import Ears
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
 from tests.support import pulled

@@ -21,9 +21,8 @@ from heredity.core.records import Message, Reply, Request, Verdict
 from heredity.core.rows import Rows
 from heredity.engines import url
 from heredity.engines import url as _http
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.recipes.targets.url import Url
-from heredity.study.study import load_engine
 from tests.support import pulled
 from tests.support.errors import raises
 

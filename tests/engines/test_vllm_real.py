@@ -14,7 +14,7 @@ import heredity as h
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.vllm import engine as vllm
-from heredity.study.study import load_engine
+from heredity.lineage.store import load_engine
 from tests.support import pulled
 
 from .test_vllm import gone

@@ -17,9 +17,9 @@ from heredity import engines
 from heredity.core.errors import Damaged, EngineFailure, Unavailable
 from heredity.core.records import Reply, Request
 from heredity.engines import scripted
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Description, Grown
-from heredity.study.study import Study, load_engine
+from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.planning import APPLICATION, by_index, plan, responses, study
 

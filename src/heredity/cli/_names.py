@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Model
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, target_prefixes
 from heredity.lineage.types import Grown, Recipe
-from heredity.recipes import TARGETS
 from heredity.study.wording import label
 
 LONGEST = 120  # characters: a table of models has room for no more
@@ -23,7 +22,7 @@ def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grow
     if label(name, LONGEST) != name:
         said = f"A name is at most {LONGEST} characters that can be seen, without spaces around it"
         raise UsageError(f"{said}: {name[:60]!r}.")
-    if (prefix := name.partition(":")[0]) in {*TARGETS, "scripted", "hf"} and prefix != name:
+    if (prefix := name.partition(":")[0]) in {*target_prefixes(), "scripted", "hf"} and prefix != name:
         raise UsageError(f"'{name}' names a target of the kind '{prefix}:', so that no model is found by it.")
     try:
         held = store.get(name).record

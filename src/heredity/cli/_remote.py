@@ -80,7 +80,7 @@ def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grow
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
-        from heredity.study.study import load_engine
+        from heredity.lineage.store import load_engine
 
         if grown.record.format == "remote" and engines.choose(grown.record) == "remote":
             from heredity.engines.remote import engine as remote

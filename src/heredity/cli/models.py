@@ -62,10 +62,10 @@ def _show_tree(store: Store) -> None:
 
 def _show_catalog(store: Store, as_json: bool) -> None:
     from heredity.cli._terminal import cell, out, size, table, write_json
-    from heredity.recipes.pull import recipe as pull
+    from heredity.lineage import catalog
 
     held = {model.name for model in store.models()}
-    missing = {name: entry for name, entry in pull.catalogue().items() if name not in held}
+    missing = {name: entry for name, entry in catalog.catalogue().items() if name not in held}
     if as_json:
         write_json(missing)
         return

@@ -279,12 +279,13 @@ def _with_families(
 
 
 def _stored(store: Store, ref: str, yes: bool) -> Grown:
-    from heredity import recipes
     from heredity.cli import _pulling
     from heredity.core.errors import Unavailable
+    from heredity.lineage.store import target_of
 
     engine, _, inner = ref.partition(":")
-    if recipes.TARGETS.get(engine) == "engine" and inner:  # another engine for a model, which comes first
+    target = target_of(ref)
+    if target is not None and target.WRAPS_MODEL and inner:  # the model that this one answers for comes first
         return store.get(f"{engine}:{_stored(store, inner, yes).record.name}")
     if ref.startswith("hf:") or Path(ref).exists():
         return _pulling.pull(store, ref)
@@ -302,9 +303,9 @@ def _ask_first(ref: str, yes: bool) -> None:
 
     from heredity.cli._terminal import note, size
     from heredity.core.errors import UsageError
-    from heredity.recipes.pull import recipe as pull
+    from heredity.lineage import catalog
 
-    entry = pull.catalogue()[pull.aliases().get(ref, ref)]
+    entry = catalog.catalogue()[catalog.aliases().get(ref, ref)]
     offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
     has_person = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_person and entry.licence not in _FREE:

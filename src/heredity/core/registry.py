@@ -1,7 +1,8 @@
-"""A name to a file in an open folder: to add a probe, an attack, a judge or an engine, add one file.
+"""Find a plug-in by its name: to add a probe, an attack, a judge or an engine, add one file to its folder.
 
-Promises: listing a folder imports nothing; an unknown name is answered with the nearest known one.
-Leaves to others: what a file must hold (the folder's own __init__ says so).
+Promises: listing a folder imports nothing; an unknown name is answered with the nearest known one; a plug-in
+that lacks what its folder asks for is refused by name.
+Leaves to others: what a plug-in must define (the folder's __init__ or protocols.py).
 """
 
 from __future__ import annotations
@@ -9,27 +10,31 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
-from heredity.core.errors import UnknownName
+from heredity.core.errors import Unavailable, UnknownName
 
 _ROOT = Path(__file__).parents[1]
+_RESERVED = frozenset({"protocols"})  # a module that says what the folder's plug-ins are
+
+T = TypeVar("T")
 
 
 def names(folder: str, suffix: str = ".py") -> list[str]:
     """The plug-ins of an open folder ("engines", "redteam.attacks"), sorted.
 
     A plug-in is a file `NAME.py`, or a package `NAME/` with a file of the folder's kind
-    (`engines/torch/engine.py`). Names with a leading underscore are private.
+    (`engines/torch/engine.py`). Names with a leading underscore are private; `protocols.py` is reserved.
     """
-    root = _ROOT.joinpath(*folder.split("."))
+    root = _folder(folder)
     found = {p.stem for p in root.glob(f"*{suffix}")}
     if suffix == ".py":
         found |= {p.parent.name for p in root.glob(f"*/{_kind(folder)}.py")}
-    return sorted(name for name in found if not name.startswith("_"))
+    return sorted(name for name in found - _RESERVED if not name.startswith("_"))
 
 
 def load(folder: str, name: str) -> ModuleType:
-    """The module of a plug-in. Raises UnknownName with the nearest known name where there is none."""
+    """The module of a plug-in. Raises UnknownName with the nearest known name if there is none."""
     known = names(folder)
     if name not in known:
         last = folder.rpartition(".")[2]
@@ -37,10 +42,39 @@ def load(folder: str, name: str) -> ModuleType:
     return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
 
 
+def load_as(protocol: type[T], folder: str, name: str) -> T:
+    """The module of a plug-in as the runtime-checkable protocol that its folder's plug-ins follow.
+
+    Raises UnknownName as `load` does, and Unavailable if the module lacks a member of the protocol.
+    """
+    module = load(folder, name)
+    if not isinstance(module, protocol):
+        missing = [member for member in _members(protocol) if not hasattr(module, member)]
+        raise Unavailable(
+            f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.",
+            code="plugin-incomplete",
+        )
+    return module
+
+
 def source(folder: str, name: str) -> Path:
-    """The file of a plug-in, which need not be imported to be read."""
-    root = _ROOT.joinpath(*folder.split("."))
+    """The file of a plug-in, which can be read without importing it."""
+    root = _folder(folder)
     return root / name / f"{_kind(folder)}.py" if _inside(folder, name) else root / f"{name}.py"
+
+
+def _members(protocol: type) -> list[str]:
+    """What a protocol asks for, by name."""
+    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    found = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def _folder(folder: str) -> Path:
+    root = _ROOT.joinpath(*folder.split("."))
+    if not root.is_dir():
+        raise ValueError(f"heredity has no folder {folder!r}")
+    return root
 
 
 def _kind(folder: str) -> str:
@@ -48,5 +82,5 @@ def _kind(folder: str) -> str:
 
 
 def _inside(folder: str, name: str) -> str:
-    is_package = _ROOT.joinpath(*folder.split("."), name, f"{_kind(folder)}.py").is_file()
+    is_package = _folder(folder).joinpath(name, f"{_kind(folder)}.py").is_file()
     return f".{_kind(folder)}" if is_package else ""

@@ -28,9 +28,8 @@ from heredity.evals.prompting import WAYS, Asked, Form, put
 from heredity.evals.scoring import Cell, Grades, Row
 from heredity.evals.tasks import Item, Task
 from heredity.lineage import graph
-from heredity.lineage.store import Store
-from heredity.lineage.types import Grown
-from heredity.study.study import EngineLoader, load_engine
+from heredity.lineage.store import Store, load_engine
+from heredity.lineage.types import EngineLoader, Grown
 
 ANSWERS, GRADES = "answers.jsonl", "grades.json"
 Watch = Callable[[str, int, int], None]  # the model's name, answers that are there, answers in all

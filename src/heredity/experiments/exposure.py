@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
 from heredity.engines import Scorer
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
-from heredity.study.study import load_engine
 
 N_CANDIDATES = 1023
 _BATCH = 64

@@ -8,14 +8,35 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from heredity.core.errors import BadInput
-from heredity.recipes.pull.wheels import Member, Pinned
 
 _PATH = Path(__file__).with_name("catalog.toml")
+
+
+class Member(NamedTuple):
+    """One file inside one wheel."""
+
+    package: str
+    version: str
+    path: str
+
+    @property
+    def wheel(self) -> str:
+        """The wheel's name for people and for files."""
+        return f"{self.package}-{self.version}"
+
+
+class Pinned(NamedTuple):
+    """A file of the catalogue: the members that make it up in order, and what it must be."""
+
+    path: str
+    n_bytes: int
+    sha256: str
+    members: tuple[Member, ...]
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

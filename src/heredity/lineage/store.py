@@ -19,14 +19,15 @@ from typing import Any
 
 import msgspec
 
-from heredity import engines, recipes
+from heredity import engines
 from heredity.core import registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
 from heredity.core.host import explain_full_memory
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
-from heredity.lineage import graph, integrity
+from heredity.engines import Engine
+from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
     check_file,
     hash_files,
@@ -37,7 +38,18 @@ from heredity.lineage.integrity import (
     walk,
     workshop,
 )
-from heredity.lineage.types import Description, Grown, Progress, Recipe, Resuming
+from heredity.lineage.types import (
+    AdapterMerger,
+    Dequantizer,
+    Description,
+    FunctionTarget,
+    Grown,
+    Progress,
+    Puller,
+    Recipe,
+    Resuming,
+    Target,
+)
 
 
 class Store:
@@ -58,18 +70,18 @@ class Store:
     def get(self, name: str | Callable[..., Any]) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
 
-        A target that needs no download (recipes.TARGETS: "call:...", "url:...", "remote:...",
+        A target that needs no download (recipes/targets: "call:...", "url:...", "remote:...",
         "llamacpp:NAME", "vllm:NAME") is recorded where it is not yet; so is a function given as a value.
 
         Raises UnknownName with the nearest name, Unavailable where it is in the catalogue but not yet pulled,
         and where its record cannot be read, what is wrong with it.
         """
         if callable(name):
-            name = str(registry.load("recipes.targets", "call").keep(name))
+            name = registry.load_as(FunctionTarget, "recipes.targets", "call").keep(name)
         if name.startswith("scripted:"):
             return scripted(name)
-        if (prefix := name.partition(":")[0]) in recipes.TARGETS and name != prefix:
-            recipe, parents = registry.load("recipes.targets", recipes.TARGETS[prefix]).resolve(self, name)
+        if (target := target_of(name)) is not None:
+            recipe, parents = target.resolve(self, name)
             return self.made_by(recipe, parents) or self.grow(recipe, parents)
         models = self.models()
         wanted = _canonical(name)
@@ -167,11 +179,9 @@ class Store:
 
         What is there already is not downloaded again. Sources, hashes and errors: see recipes/pull.py.
         """
-        from heredity.recipes.pull import recipe as pull
-
-        if ref.partition(":")[0] in recipes.TARGETS:
+        if ref.partition(":")[0] in target_prefixes():
             return self.get(ref)  # nothing to fetch
-        recipe = pull.resolve(ref, self.downloads, progress)
+        recipe = registry.load_as(Puller, "recipes", "pull").resolve(ref, self.downloads, progress)
         known = self.made_by(recipe, []) if recipe.pins else None
         if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:
             return known
@@ -196,7 +206,7 @@ class Store:
             self._trust(self.base(grown).record)
         if grown.record.format != "gguf" or engines.choose(grown.record) != "torch":
             return grown
-        return self._once(registry.load("recipes", "dequantize").Dequantize(), [grown])
+        return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [grown])
 
     def whole(self, model: Grown) -> Grown:
         """The form that can be learned from and changed: whole safetensors.
@@ -206,9 +216,9 @@ class Store:
         """
         ready = self.ready(model)
         if ready.record.format == "int8":
-            return self._once(registry.load("recipes", "dequantize").Dequantize(), [ready])
+            return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [ready])
         if ready.record.format == "adapter":
-            merge = registry.load("recipes", "merge_adapter").MergeAdapter()
+            merge = registry.load_as(AdapterMerger, "recipes", "merge_adapter").MergeAdapter()
             return self._once(merge, [ready, self.base(ready)])
         if ready.record.format != "safetensors":
             raise Unavailable(f"The weights of '{model.record.name}' are not here; nothing is grown from it.")
@@ -314,14 +324,12 @@ class Store:
             write_atomic(note, stamp)
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
-        from heredity.recipes.pull import recipe as pull
-
-        if _canonical(name) in pull.catalogue():
+        if _canonical(name) in catalog.catalogue():
             return Unavailable(
                 f"Model '{name}' is not in this store yet. Get it: heredity pull {name}",
                 code="model-not-pulled",
             )
-        return UnknownName("model", name, [*stored, *pull.names()], "heredity models")
+        return UnknownName("model", name, [*stored, *catalog.names()], "heredity models")
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
@@ -363,6 +371,34 @@ def _store_of(parents: Sequence[Grown]) -> Store:
     return Store(homes.pop()) if homes else Store()
 
 
+def load_engine(grown: Grown, store: Store | Callable[[], Store], is_to_write: bool = True) -> Engine:
+    """The engine of a model (engines.choose); the caller closes it.
+
+    store: where the model's form is looked up and made; a function is called only if it is needed.
+    is_to_write: False for an engine that only scores texts.
+    Raises Unavailable if that engine, or what it is made of, is not on this machine.
+    """
+    load = engines.loader(grown.record, is_to_write)
+    if grown.record.format == "scripted":
+        return load(grown.record, grown.folder)
+    store = store if isinstance(store, Store) else store()
+    ready = store.ready(grown)
+    return load(ready.record, ready.folder, store.root / "tuning" / ready.record.id)
+
+
+def target_prefixes() -> list[str]:
+    """The words before the colon that name a model which needs no download: "call", "url", ..."""
+    return registry.names("recipes.targets")
+
+
+def target_of(ref: str) -> Target | None:
+    """The target that a reference "PREFIX:..." names; None for the name of a model."""
+    prefix = ref.partition(":")[0]
+    if prefix == ref or prefix not in target_prefixes():
+        return None
+    return registry.load_as(Target, "recipes.targets", prefix)
+
+
 def scripted(ref: str) -> Grown:
     """A record for a rule-driven model "scripted:NAME", which has no files and lives in no store."""
     recipe = RecipeRecord("scripted", {"name": ref.removeprefix("scripted:")})
@@ -374,9 +410,7 @@ def scripted(ref: str) -> Grown:
 
 
 def _canonical(name: str) -> str:
-    from heredity.recipes.pull import recipe as pull
-
-    return pull.aliases().get(name, name)
+    return catalog.aliases().get(name, name)
 
 
 def _record(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from heredity.core.records import Model
+
+if TYPE_CHECKING:
+    from heredity.engines import Engine
+    from heredity.lineage.store import Store
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all (0: not known), what
 
@@ -53,3 +57,54 @@ class Resuming(Protocol):
 
     def at(self, folder: Path) -> Recipe:
         """This recipe, going on from what the folder holds. It is deleted once the child is recorded."""
+
+
+class Pull(Recipe, Protocol):
+    """A recipe without parents that fetches a model."""
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """Path -> SHA-256 of each file that it must give; {} if none is pinned."""
+
+
+@runtime_checkable
+class Puller(Protocol):
+    """The plug-in `recipes/pull`."""
+
+    def resolve(self, ref: str, downloads: Path, progress: Progress | None = None) -> Pull:
+        """The recipe that fetches `ref`. Raises UnknownName with the nearest name, UsageError or Refused."""
+
+
+@runtime_checkable
+class Dequantizer(Protocol):
+    """The plug-in `recipes/dequantize`."""
+
+    def Dequantize(self) -> Recipe: ...
+
+
+@runtime_checkable
+class AdapterMerger(Protocol):
+    """The plug-in `recipes/merge_adapter`."""
+
+    def MergeAdapter(self) -> Recipe: ...
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A plug-in of `recipes/targets`: models named as "PREFIX:...", which need no download."""
+
+    WRAPS_MODEL: bool
+
+    def resolve(self, store: Store, ref: str) -> tuple[Recipe, list[Grown]]:
+        """The recipe that records the model that `ref` means, and its parents."""
+
+
+@runtime_checkable
+class FunctionTarget(Target, Protocol):
+    """The target `call`, which also names a function that is given as a value."""
+
+    def keep(self, function: Callable[..., Any]) -> str:
+        """A reference to the function, which this process can resolve from now on."""
+
+
+EngineLoader = Callable[[Grown], "Engine"]

@@ -19,10 +19,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heredity.lineage.types import Recipe
 
-# "PREFIX:..." -> the recipe's file, whose `resolve(store, ref)` gives the recipe and its parents. Naming such
-# a target is enough to have it: nothing is downloaded.
-TARGETS = {"call": "call", "url": "url", "remote": "remote", "llamacpp": "engine", "vllm": "engine"}
-
 
 def derivable() -> list[str]:
     """The recipes that `heredity derive` offers; none is imported."""

@@ -25,9 +25,9 @@ from heredity.core.records import Model, Probe, Response, digest
 from heredity.core.rows import Rows
 from heredity.engines import Engine, scripted
 from heredity.lineage import graph
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.store import scripted as scripted_model
-from heredity.lineage.types import Grown
+from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, importers, plan, sequential
 from heredity.study import estimates as numbers
@@ -52,9 +52,8 @@ from heredity.study.storage import (
 )
 from heredity.study.trials import Grid, pending
 
-__all__ = ["Prefixes", "Progress", "Result", "Study", "load_engine"]
+__all__ = ["Prefixes", "Progress", "Result", "Study"]
 
-EngineLoader = Callable[[Grown], Engine]
 Watch = Callable[[Progress], None]
 
 
@@ -364,20 +363,6 @@ class Study:
             return
         with self._open_store().cache() as cache:
             yield cache
-
-
-def load_engine(grown: Grown, store: Store | Callable[[], Store], is_to_write: bool = True) -> Engine:
-    """The engine of a model (engines.choose), for one who closes it. A function in place of `store` is called
-    if needed. is_to_write: False for one that is to score texts alone.
-
-    Raises Unavailable where that engine, or what it is made of, is not here.
-    """
-    load = engines.loader(grown.record, is_to_write)
-    if grown.record.format == "scripted":
-        return load(grown.record, grown.folder)
-    store = store if isinstance(store, Store) else store()
-    ready = store.ready(grown)
-    return load(ready.record, ready.folder, store.root / "tuning" / ready.record.id)
 
 
 def _file_name(name: str) -> str:

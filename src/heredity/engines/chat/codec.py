@@ -16,6 +16,8 @@ from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request
 from heredity.engines.chat.template import Template
 
+_MARK = "\x02answer\x03"
+
 
 class Chat:
     """A tokenizer with its chat template."""
@@ -110,6 +112,16 @@ class Chat:
             n = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
             self._shared[key] = first[:n]
         return self._shared[key]
+
+    def answer_end(self, folder: Path) -> int:
+        """The token behind an answer: the one that the template writes there if it stops an answer, else the
+        tokenizer's end of text."""
+        if not self.is_base:
+            turns = (Message("user", "a"), Message("assistant", _MARK), Message("user", "b"))
+            after = self.render(Request(0, turns)).partition(_MARK)[2]
+            if after and (first := self.continuation(after)[0]) in self.stops(folder):
+                return first
+        return self.end
 
     def stops(self, folder: Path) -> frozenset[int]:
         """The tokens that end an answer: by the model's files and by its template."""

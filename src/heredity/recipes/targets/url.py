@@ -31,6 +31,7 @@ from heredity.lineage.types import Description, Grown
 
 NOTE = "a web application: what stands behind the address is not recorded and may change"
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+WRAPS_MODEL = False
 
 
 class Url(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

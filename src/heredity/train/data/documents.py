@@ -16,8 +16,6 @@ from heredity.core.records import Message, Request
 from heredity.engines.chat.codec import Chat
 from heredity.train.data.chat import Dialogue
 
-_MARK = "\x02answer\x03"
-
 
 class Document(NamedTuple):
     """Tokens, and for each whether it is learned (from those before it)."""
@@ -54,7 +52,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.chat = Chat(folder)
         self._stops = self.chat.stops(folder)
-        self._end = self._find_end()
+        self._end = self.chat.answer_end(folder)
 
     def prepare(self, dialogues: Iterable[Dialogue], max_tokens: int) -> Prepared:
         """Every example of at most `max_tokens`. Raises UsageError where none is left."""
@@ -133,12 +131,3 @@ class Writer:
 
     def _prompt(self, messages: Sequence[Message]) -> str:
         return self.chat.render(Request(0, tuple(messages)))
-
-    def _find_end(self) -> int:
-        """The token that the template puts behind an answer, where it stops one; else the model's own."""
-        if not self.chat.is_base:
-            turns = (Message("user", "a"), Message("assistant", _MARK), Message("user", "b"))
-            after = self._prompt(turns).partition(_MARK)[2]
-            if after and (first := self.chat.continuation(after)[0]) in self._stops:
-                return first
-        return self.chat.end

@@ -21,7 +21,6 @@ from heredity.core.files import explain_full_disk
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 
-_READS = {"llamacpp": ("gguf",), "vllm": ("safetensors",)}  # the formats that an engine reads as they are
 _FORMS = ("dequantize", "merge_adapter")  # of these the child is its parent's weights and nothing else
 
 
@@ -59,24 +58,24 @@ class Answering:
         )
 
 
-def resolve(store: Store, ref: str) -> tuple[Answering, list[Grown]]:
-    """The recipe and the parent that "ENGINE:NAME" means. Raises UsageError where it reads no such."""
-    engine, _, name = ref.partition(":")
+def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[Answering, list[Grown]]:
+    """The recipe and the parent that "ENGINE:NAME" means. Raises UsageError unless its format is `reads`."""
+    name = ref.removeprefix(f"{engine}:")
     parent = store.get(name)
-    if parent.record.format not in _READS[engine]:
+    if parent.record.format != reads:
         raise UsageError(
             f"'{name}' is of the format {parent.record.format}; the engine {engine} reads"
-            f" {' or '.join(_READS[engine])}.{_advice(store, engine, parent)}",
+            f" {reads}.{_advice(store, engine, reads, parent)}",
             code="engine-format",
         )
     return Answering(engine), [parent]
 
 
-def _advice(store: Store, engine: str, parent: Grown) -> str:
+def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
     """The same weights in a form that the engine reads, where they are there."""
     for model in store.models():
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
-        if is_form and model.format in _READS[engine]:
+        if is_form and model.format == reads:
             return f" The same weights in that form: {engine}:{model.name}"
     is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
     return f" To make that form: heredity ask {parent.record.name} hello" if is_made_by_asking else ""

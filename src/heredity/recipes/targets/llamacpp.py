@@ -1,0 +1,14 @@
+"""Have a model answered by llama.cpp: "llamacpp:NAME"."""
+
+from __future__ import annotations
+
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes.targets._answering import Answering, answered_by
+
+WRAPS_MODEL = True
+
+
+def resolve(store: Store, ref: str) -> tuple[Answering, list[Grown]]:
+    """The recipe and the parent that "llamacpp:NAME" means. Its format must be gguf."""
+    return answered_by("llamacpp", "gguf", store, ref)
