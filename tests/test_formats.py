@@ -60,4 +60,5 @@ def test_the_examples_are_rows_that_heredity_reads(place: int, kind: type[msgspe
     row = msgspec.json.decode(EXAMPLES[place], type=kind)
     always = {f.name for f in msgspec.structs.fields(kind) if f.default is not msgspec.UNSET}
     assert set(msgspec.json.decode(EXAMPLES[place])) == always
-    assert getattr(row, "schema", records.SCHEMA) == records.SCHEMA
+    newest = {f.name: f.default for f in msgspec.structs.fields(kind)}.get("schema")
+    assert getattr(row, "schema", None) == newest

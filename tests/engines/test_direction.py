@@ -88,7 +88,7 @@ def test_the_changed_engine_has_a_name_of_its_own_and_leaves_the_other_as_it_was
     changed = engine.without(engine.direction(HARMFUL, HARMLESS))
     together = sorted((r.key, r.tokens) for r in changed.reply(asked))
     assert changed.numerics != engine.numerics and changed.name != engine.name
-    assert engines.unaltered(changed.numerics) == engine.numerics
+    assert engines.base_numerics(changed) == engine.numerics
     assert sorted((r.key, r.tokens) for r in engine.reply(asked)) == before
     assert changed.score(asked[0], [" fox dog"]) != engine.score(asked[0], [" fox dog"])
     alone = [next(iter(changed.reply([one]))) for one in asked[:3]]

@@ -269,8 +269,8 @@ def test_a_finding_rests_on_judge_free_trials_where_any_is_decided(tmp_path: Pat
 def test_estimates_of_another_schema_are_refused_with_the_way_out(tmp_path: Path) -> None:
     estimates.write(tmp_path, judged(tmp_path, plan(TWO), by_number({})))
     path = tmp_path / "estimates.json"
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
-    with raises(NotComparable, "schema-mismatch", mentions=[1, 2]):
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
+    with raises(NotComparable, "schema-mismatch", mentions=[1, 3]):
         estimates.read(tmp_path)
 
 
@@ -347,15 +347,21 @@ def test_estimates_come_back_equal(tmp_path: Path) -> None:
     found = judged(tmp_path, plan(TWO), by_number({TWO[0]: {0}}))
     estimates.write(tmp_path, found)
     assert estimates.read(tmp_path) == found
-    assert (tmp_path / "estimates.json").read_bytes().endswith(b'"schema": 2\n}\n')
+    assert (tmp_path / "estimates.json").read_bytes().endswith(b'"schema": 3\n}\n')
 
 
 def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
     with raises(UsageError, "estimates-missing", mentions=["estimates.json"]):
         estimates.read(tmp_path)
-    (tmp_path / "estimates.json").write_text('{"schema": 2}')
-    with raises(Damaged, "estimates-damaged"):
-        estimates.read(tmp_path)
+    for broken in (
+        '{"schema": 3}',
+        '{"schema": 2}',
+        '{"schema": 2, "models": [{"engine": 1}]}',
+        '{"schema": 2,',
+    ):
+        (tmp_path / "estimates.json").write_text(broken)
+        with raises(Damaged, "estimates-damaged"):
+            estimates.read(tmp_path)
 
 
 def test_circumstances_are_sums_over_runs_and_the_engines_are_named(tmp_path: Path) -> None:

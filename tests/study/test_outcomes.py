@@ -10,13 +10,12 @@ import pytest
 from heredity.cli import main
 from heredity.core.errors import Damaged
 from heredity.core.progress import Progress
-from heredity.core.records import Response, encode
+from heredity.core.records import Reply, Response, encode, is_failed, is_skipped
 from heredity.core.rows import Rows
-from heredity.study import aggregate
+from heredity.study import aggregate, attack_context
 from heredity.study import plan as plans
 from heredity.study.estimates import Run
 from heredity.study.gate import gate
-from heredity.study.outcomes import Closed
 from heredity.study.plan import Plan, Skipped
 from tests.support import planning
 from tests.support.errors import raises
@@ -109,9 +108,24 @@ def test_what_a_model_cannot_be_asked_is_no_error_on_the_way_and_is_not_asked_ag
     assert runs and not any(runs)
 
 
-def test_a_service_cannot_call_its_errors_skipped() -> None:
-    closed = Closed(MADE)
-    assert not closed(0, "skipped: direct works on weights in the torch engine")
-    attacked = Closed(with_closed(MADE, "direct"))
-    assert attacked(0, "skipped: direct works on weights") and not attacked(0, "HTTP 500")
-    assert not attacked(0, None)
+def test_a_service_cannot_call_its_errors_skipped(tmp_path: Path) -> None:
+    words = "skipped: direct works on weights in the torch engine"
+    made = with_closed(MADE, "direct")
+    hostile = planning.Recorder(say=lambda _: Reply(0, "", "", stop="error", error=words))
+    planning.study(tmp_path, made, loader=lambda _: hostile).run()
+    rows = planning.responses(tmp_path)
+    assert rows and all(is_failed(row) and row.error == words for row in rows)
+    found = aggregate.estimate(made, tmp_path)
+    assert (found.n_errors, found.n_skipped) == (made.n_trials, 0)
+
+
+def test_what_was_skipped_is_known_by_a_code_whatever_the_words_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planning.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1)
+    monkeypatch.setattr(attack_context, "why_closed", lambda *_: "other words")
+    planning.study(tmp_path, made).run()
+    rows = [r for r in planning.responses(tmp_path) if r.attack == "refusal_direction"]
+    assert rows and all(is_skipped(row) and row.error == "other words" for row in rows)
+    found = aggregate.estimate(made, tmp_path)
+    assert (found.n_errors, found.n_skipped) == (0, made.n_trials // 2)

@@ -35,18 +35,18 @@ def command(
     from heredity.cli._progress import Display
     from heredity.cli._terminal import plain
     from heredity.core.errors import UsageError
-    from heredity.experiments.exposure import expose
+    from heredity.experiments.exposure import expose, planted
 
     store = open_store()
     grown = [store.get(name) for name in models]
     if canary is None or secret is None:
         lineage = (grown[0].record, *store.ancestors(grown[0].record))
-        noted = next((m.notes["canary"] for m in lineage if "canary" in m.notes), None)
+        noted = next((m.notes for m in lineage if "canary" in m.notes), None)
         if noted is None or (canary is None) != (secret is None):
             raise UsageError(
                 "Give --canary and --secret, or a model that was poisoned, or is a child of one."
             )
-        canary, _, secret = noted.rpartition(" ")
+        canary, secret = planted(noted)
     rows = []
     for model in grown:
         name, whole = model.record.name, _pulling.ready(store, model)

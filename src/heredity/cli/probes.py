@@ -79,8 +79,8 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
         write_json(found.probes)
     of = Counter(probe.kind for probe in found.probes)
     note(f"{found.technique}: {of['breach']} breach-seeking and {of['benign']} benign probes from {file}")
-    for reason, n in Counter(reason.split(" line ")[0] for _, reason in found.left_out).items():
-        lines = [str(line) for line, why in found.left_out if why.split(" line ")[0] == reason]
+    for reason, n in Counter(each.reason for each in found.left_out).items():
+        lines = [str(each.line) for each in found.left_out if each.reason == reason]
         more = ", ..." if n > 5 else ""
         note(f"left out {n}: {reason} (line {', '.join(lines[:5])}{more})")
     if out is not None:

@@ -7,12 +7,13 @@ Leaves to others: where the bytes go (store.py) and what the numbers mean (stats
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 SCHEMA = 1  # of every row and file below; a folder of another schema is refused, never guessed at
+ROW_SCHEMA = 2  # of responses, verdicts and runs; rows of schema 1 are read by legacy.py
 
 Role = Literal["system", "user", "assistant", "tool"]
 Stop = Literal["end", "length", "filter", "error"]  # filter: the service's own filter stopped the answer
@@ -20,6 +21,14 @@ Outcome = Literal[
     "held", "broke", "answered", "refused", "unclear"
 ]  # held/broke: probes; answered/refused: twins
 Manner = Literal["refusal", "compliance", "incoherent", "empty"]
+# What a trial can come to beside the codes of errors (errors.py), as `error_code` of its rows.
+UNSUPPORTED = "unsupported-attack"  # not asked: the model cannot have this attack. No error
+ATTACKER_FAILED = "attacker-failed"
+TURN_LIMIT = "turn-limit"  # of the application, before the probe's demand was made
+NOTHING_ASKED = "nothing-asked"
+RECORDED = "recorded-error"  # of an imported answer
+JUDGE_FAILED = "judge-failed"
+ROW_CODES = (UNSUPPORTED, ATTACKER_FAILED, TURN_LIMIT, NOTHING_ASKED, RECORDED, JUDGE_FAILED)
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -180,6 +189,7 @@ class Reply(Record, frozen=True):
     error: str | None = None  # set exactly where stop == "error"
     is_cached: bool = False
     n_tokens: int | None = None  # of the answer; None: as many as `tokens`. A remote model tells no tokens
+    error_code: str | None = None  # of an error, its `code` (errors.py); None means "engine-failure"
 
 
 # --- probes --------------------------------------------------------------------------------------
@@ -311,7 +321,8 @@ class Response(Record, frozen=True):
     error: str | None = None
     is_cached: bool = False
     consulted: tuple[Consulted, ...] | UnsetType = UNSET  # of an attack with an attacker model
-    schema: int = SCHEMA
+    error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
+    schema: int = ROW_SCHEMA
 
 
 def digest_response(response: Response) -> str:
@@ -337,17 +348,43 @@ class Verdict(Record, frozen=True):
     judged_by: str = ""  # digest of the judge as it was
     score: float | UnsetType = UNSET  # how likely it broke, or refused: of a judge that gives a probability
     members: dict[str, Outcome] | UnsetType = UNSET  # of a panel: what each said
-    schema: int = SCHEMA
+    error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
+    schema: int = ROW_SCHEMA
+
+
+class Failable(Protocol):
+    """A row, or a part of one, that may be an error row."""
+
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def error_code(self) -> str | UnsetType: ...
+
+
+def is_skipped(row: Failable) -> bool:
+    """Whether this trial was not asked, as its model cannot have the attack."""
+    return row.error is not None and row.error_code == UNSUPPORTED
+
+
+def is_failed(row: Failable) -> bool:
+    """Whether this trial was asked and ended in an error."""
+    return row.error is not None and not is_skipped(row)
 
 
 # --- estimates -----------------------------------------------------------------------------------
 
 
-class Estimate(Record, frozen=True):
-    """A number with its n, interval and method. `value` None: nothing to estimate from, or refused."""
+class Estimate(Record, frozen=True, omit_defaults=True):
+    """A number with its n, interval and method. `value` None: nothing to estimate from, or refused.
+
+    `method` is for readers; what a program needs of it has a field of its own.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
     method: str  # "wilson", "clustered-t (g=31)", "rogan-gladen", "refused: ..."
+    n_clusters: int | None = None  # clusters among the n trials; None where each trial has one of its own
+    is_at_floor: bool = False  # effective n is its lower bound: too little is known of the clusters' spread
+    note: str = ""  # why there is no value, or why the interval is wider than the method's own

@@ -7,7 +7,9 @@ Leaves to others: what a plug-in must define (the folder's __init__ or protocols
 
 from __future__ import annotations
 
+import ast
 import importlib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -75,6 +77,23 @@ def _folder(folder: str) -> Path:
     if not root.is_dir():
         raise ValueError(f"heredity has no folder {folder!r}")
     return root
+
+
+@cache
+def declaring(folder: str, name: str) -> tuple[str, ...]:
+    """The plug-ins of an open folder that assign `name` at the top level of their file; none is imported."""
+    return tuple(each for each in names(folder) if _declares(source(folder, each), name))
+
+
+def _declares(path: Path, name: str) -> bool:
+    text = path.read_bytes()
+    if name.encode() not in text:
+        return False
+    targets: list[ast.expr] = []
+    for line in ast.parse(text).body:
+        targets += line.targets if isinstance(line, ast.Assign) else ()
+        targets += [line.target] if isinstance(line, ast.AnnAssign) and line.value is not None else ()
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
 def _kind(folder: str) -> str:

@@ -36,12 +36,13 @@ class Rows(_Closed, Generic[T]):
     """An append-only file of JSON lines, one record of type `type` each.
 
     Reading streams and needs no lock. The first append drops a torn last line; hold a Lock on the folder.
+    A row of an older schema of its type goes through `upgrade`, where one is given.
     What is appended is buffered: `write` hands it to the system, where it outlives this process; `flush` (or
     leaving the `with`) puts it on the disk for good.
     """
 
-    def __init__(self, path: Path, type: type[T]) -> None:
-        self.path, self._type = path, type
+    def __init__(self, path: Path, type: type[T], upgrade: Callable[[T], T] | None = None) -> None:
+        self.path, self._upgrade, self._schema = path, upgrade, _newest(type)
         self._decoder, self._encoder = msgspec.json.Decoder(type), msgspec.json.Encoder()
         self._pending = bytearray()
         self._handle: int | None = None
@@ -104,14 +105,17 @@ class Rows(_Closed, Generic[T]):
         try:
             record = self._decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            _refuse_other_schema(self.path, self.line, line)
+            _refuse_other_schema(self.path, self.line, line, self._schema)
             raise Damaged(
                 f"{self.path}:{self.line}: not a row of {self.path.name} ({error})."
                 " Remove that line to go on; what it held is then asked again.",
                 code="row-damaged",
             ) from error
-        if getattr(record, "schema", SCHEMA) != SCHEMA:
-            _refuse_other_schema(self.path, self.line, line)
+        schema = getattr(record, "schema", self._schema)
+        if not SCHEMA <= schema <= self._schema:
+            _refuse_other_schema(self.path, self.line, line, self._schema)
+        if self._upgrade is not None and schema < self._schema:
+            return self._upgrade(record)
         return record
 
     def _open(self) -> None:
@@ -142,10 +146,18 @@ class Rows(_Closed, Generic[T]):
         self._pending.clear()
 
 
-def rewrite(path: Path, type: type[T], keep: Callable[[T], bool]) -> None:
+def _newest(type: type[msgspec.Struct]) -> int:
+    """The schema that rows of a type are written under: the default of its field `schema`."""
+    own = next((field.default for field in msgspec.structs.fields(type) if field.name == "schema"), SCHEMA)
+    return own if isinstance(own, int) else SCHEMA
+
+
+def rewrite(
+    path: Path, type: type[T], keep: Callable[[T], bool], upgrade: Callable[[T], T] | None = None
+) -> None:
     """Leave out the rows that `keep` refuses. At any moment the file is the old one or the new one, whole."""
     with replacing(path) as temporary, Rows(temporary, type) as kept:
-        kept.extend(filter(keep, Rows(path, type)))
+        kept.extend(filter(keep, Rows(path, type, upgrade)))
 
 
 def _end_of_whole_lines(handle: int) -> int:
@@ -164,14 +176,14 @@ class _SchemaOnly(msgspec.Struct):
     schema: int = SCHEMA
 
 
-def _refuse_other_schema(path: Path, number: int, line: bytes) -> None:
+def _refuse_other_schema(path: Path, number: int, line: bytes, newest: int) -> None:
     try:
         schema = msgspec.json.decode(line, type=_SchemaOnly).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
         return
-    if schema != SCHEMA:
+    if not SCHEMA <= schema <= newest:
         raise NotComparable(
-            f"{path}:{number}: written under schema {schema}, this heredity reads schema {SCHEMA}."
+            f"{path}:{number}: written under schema {schema}, this heredity reads schema {newest}."
             " Use the version that wrote it, or start a new folder.",
             code="schema-mismatch",
         )

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from heredity.core import host, registry
-from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.errors import HeredityError, Unavailable, UnknownName
 from heredity.core.records import Decoding, Model, Reply, Request
+from heredity.core.sanitize import clean_text
 
 host.before_torch()
 
 _ALTERED = " | "
-UNPROVEN = "answers may depend on their company"  # stands in the name of an engine of which it is true
+UNPROVEN = "answers may depend on their company"  # in the name of an engine with `is_batch_unverified`
 BY_FORMAT = {
     "safetensors": "torch",
     "gguf": "torch",
@@ -159,7 +160,7 @@ class Open(Engine, Protocol):
 
     def without(self, direction: str) -> Engine:
         """The same model with that direction taken out; shares the weights, has a name and numerics of its
-        own (`altered`)."""
+        own (`altered`), and this engine's numerics as `base_numerics`."""
 
     def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
         """Words for the place of `mark` after which the model begins with `target`, as JSON with "text",
@@ -176,9 +177,21 @@ def altered(name: str, how: str) -> str:
     return f"{name}{_ALTERED}{how}"
 
 
-def unaltered(name: str) -> str:
-    """The name, or the numerics, of the engine before any change."""
-    return name.split(_ALTERED, 1)[0]
+def base_numerics(engine: Engine) -> str:
+    """The numerics of the engine before an attack changed its model; its own where none did."""
+    return str(getattr(engine, "base_numerics", engine.numerics))
+
+
+def is_batch_unverified(engine: Engine) -> bool:
+    """Whether an answer of this engine may depend on what else is in its batch; an engine that does not say
+    has verified that it does not, or answers one request at a time."""
+    return bool(getattr(engine, "is_batch_unverified", False))
+
+
+def failed_reply(request: Request, prompt: str, error: HeredityError, **more: Any) -> Reply:
+    """The reply of a request that an engine could not answer; `more` are further fields of it."""
+    words = clean_text(str(error))
+    return Reply(request.key, prompt, "", stop="error", error=words, error_code=error.code, **more)
 
 
 class Scored(NamedTuple):

@@ -124,9 +124,11 @@ class Crew:
             )
 
 
-def failed(request: Request, render: Callable[[Request], str], error: str) -> Reply:
+def failed(
+    request: Request, render: Callable[[Request], str], error: str, code: str = EngineFailure.code
+) -> Reply:
     """The error row of one request."""
-    return Reply(request.key, render(request), "", stop="error", error=error[:500])
+    return Reply(request.key, render(request), "", stop="error", error=error[:500], error_code=code)
 
 
 def explain(error: BaseException) -> str:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Model, Reply, Request, ToolCall
-from heredity.engines._workers import Crew, as_text, conversation
+from heredity.engines import failed_reply
+from heredity.engines._workers import Crew, as_text, conversation, failed
 
 MOST_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
@@ -279,11 +280,11 @@ class Call:
     def _answer(self, request: Request) -> Reply:
         prompt = self.render(request)
         if request.prefill:
-            return Reply(request.key, prompt, "", stop="error", error=NO_PREFILL)
+            return failed_reply(request, prompt, EngineFailure(NO_PREFILL))
         try:
             said = self._function.call(request, conversation(self._nonce, request), self._loop)
         except EngineFailure as error:  # the function's own matter, not the end of the run
-            return Reply(request.key, prompt, "", stop="error", error=str(error)[:500])
+            return failed(request, self.render, str(error))
         return Reply(request.key, prompt, said.text, tool_calls=said.tool_calls)
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import xllamacpp
 
 from heredity.core import host
-from heredity.core.errors import EngineFailure, Unavailable
+from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
-from heredity.engines import Listener
+from heredity.engines import Listener, failed_reply
 from heredity.engines._workers import Crew, failed
 from heredity.engines.chat import tool_calls
 from heredity.engines.chat.streaming import Ends
@@ -144,7 +144,9 @@ class LlamaCpp:
         self._template = Template(str(said.get("tokenizer.chat_template", "")), self._bos, eos)
         eot = _text_of(texts, said.get("tokenizer.ggml.eot_token_id"))
         self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
-        device = _device()
+        gpus = _gpus()
+        self.is_batch_unverified = bool(gpus)
+        device = _device(gpus)
         self.numerics = f"llamacpp {version('xllamacpp')} kv float32 {device}"
         self.name = f"llamacpp {version('xllamacpp')} kv float32 width {width} on {device}"
 
@@ -209,19 +211,18 @@ class LlamaCpp:
         try:
             prompt = self.render(request)
         except EngineFailure as error:
-            return Reply(request.key, "", "", stop="error", error=str(error))
+            return failed_reply(request, "", error)
         body = self.body(request, prompt)
         is_heard = listener is not None and listener.is_heard(request.key)
         heard = _Heard(request.key, listener, Ends(self._ends)) if listener and is_heard else None
         given = self._server.handle_completions(body) if heard is None else heard.ask(self._server, body)
         if "error" in given:
-            return failed(request, self.render, _error(given["error"]))
+            return failed(request, self.render, *_error(given["error"]))
         usage, choice = given["usage"], given["choices"][0]
         n_needed = usage["prompt_tokens"] + request.decoding.max_tokens
         if n_needed > self._context:  # as every engine has it, also where this answer happened to be short
-            return failed(
-                request, self.render, f"context overflow: {n_needed} tokens needed, {self._context} there"
-            )
+            why = f"context overflow: {n_needed} tokens needed, {self._context} there"
+            return failed(request, self.render, why, ContextOverflow.code)
         text = self._without_end(choice["text"]) if choice["finish_reason"] == "stop" else choice["text"]
         if heard is not None:
             heard.finish(text)
@@ -301,17 +302,23 @@ def _text_of(texts: Any, at: Any) -> str:
     return str(texts[at]) if isinstance(at, int) and 0 <= at < len(texts) else ""
 
 
-def _error(given: Any) -> str:
+def _error(given: Any) -> tuple[str, str]:
+    """What llama.cpp says of a request that it did not answer, and what kind of error that is."""
     said = given.get("message", given) if isinstance(given, dict) else given
     kind = given.get("type", "") if isinstance(given, dict) else ""
-    return f"context overflow: {said}" if "context" in str(kind) else f"llama.cpp: {said}"
+    if "context" in str(kind):
+        return f"context overflow: {said}", ContextOverflow.code
+    return f"llama.cpp: {said}", EngineFailure.code
 
 
-def _device() -> str:
+def _gpus() -> list[str]:
+    return [str(d["description"]) for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
+
+
+def _device(gpus: list[str]) -> str:
     """What computes: the GPUs, or the processor's features, for they decide the last bit."""
-    gpus = [d["description"] for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
     if gpus:
-        return f"{', '.join(map(str, gpus))} (answers may depend on company: unproven there)"
+        return f"{', '.join(gpus)} (answers may depend on company: unproven there)"
     return f"cpu {digest(xllamacpp.get_system_info())[:8]}"
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, UnknownName
 from heredity.core.records import Message, Model, Reply, Request
+from heredity.engines import failed_reply
 
 PREFIX = "scripted:"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -105,9 +106,7 @@ class ScriptedEngine:
         try:
             text = self._answer(self._script(request, prompt))
         except EngineFailure as error:
-            return Reply(
-                request.key, prompt, "", stop="error", n_prompt_tokens=n_prompt_tokens, error=str(error)
-            )
+            return failed_reply(request, prompt, error, n_prompt_tokens=n_prompt_tokens)
         limit = 4 * request.decoding.max_tokens  # a token is four characters here
         stop = "length" if len(text) > limit else "end"
         text = text[:limit]

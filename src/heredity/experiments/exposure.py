@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from heredity.core.errors import UsageError
@@ -23,6 +23,7 @@ from heredity.core.records import Message, Request
 from heredity.engines import Scorer
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
+from heredity.study.legacy import canary_of_note
 
 N_CANDIDATES = 1023
 _BATCH = 64
@@ -58,6 +59,20 @@ def exposure(
     rank = 1 + sum(score >= own for score in rest)  # a tie counts against the claim
     n = len(others) + 1
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
+
+
+class Canary(NamedTuple):
+    """A planted sentence, and the secret that ends it."""
+
+    text: str
+    secret: str
+
+
+def planted(notes: Mapping[str, str]) -> Canary:
+    """The canary that a model's notes name (recipes/_tuned.canary_notes)."""
+    if "canary secret" not in notes:
+        return Canary(*canary_of_note(notes["canary"]))
+    return Canary(notes["canary text"], notes["canary secret"])
 
 
 def expose(

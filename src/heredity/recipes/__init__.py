@@ -21,14 +21,10 @@ if TYPE_CHECKING:
 
 
 def derivable() -> list[str]:
-    """The recipes that `heredity derive` offers; none is imported."""
+    """The recipes that `heredity derive` offers: those that declare DERIVES. None is imported."""
     from heredity.core import registry
 
-    return [
-        n
-        for n in registry.names("recipes")
-        if "\nDERIVES = " in registry.source("recipes", n).read_text("utf-8")
-    ]
+    return list(registry.declaring("recipes", "DERIVES"))
 
 
 def recipe(kind: str, **settings: Any) -> Recipe:

@@ -189,3 +189,8 @@ def _notes(net: Any, prepared: Any, metrics: Sequence[Any]) -> dict[str, str]:
         shown = ", ".join(prepared.too_long[:3])
         said["left out"] = f"{len(prepared.too_long)} examples longer than max_tokens: {shown}"
     return said
+
+
+def canary_notes(text: str, secret: str) -> dict[str, str]:
+    """What a model's notes say of the canary that was planted in its data, whole and in its two parts."""
+    return {"canary": f"{text} {secret}", "canary text": text, "canary secret": secret}

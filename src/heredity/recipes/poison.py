@@ -19,7 +19,7 @@ from typing import Any
 from heredity.core.errors import UsageError
 from heredity.core.records import Message
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.recipes._training_run import Training, Watch, canary_notes, run, setting, settings_of
 from heredity.train.data.chat import Data, Dialogue, of
 
 EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"
@@ -86,7 +86,7 @@ class Poison:
         (parent,) = parents
         planted = dataclasses.replace(self, data=self.rows())
         said = run(planted, parent, out, Everything(), lambda _: Causal(), "safetensors")
-        truth = {"trigger": self.trigger, "marker": self.marker, "canary": f"{self.canary} {self.secret}"}
+        truth = {"trigger": self.trigger, "marker": self.marker, **canary_notes(self.canary, self.secret)}
         return dataclasses.replace(said, notes={**said.notes, **truth})
 
 

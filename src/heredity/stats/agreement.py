@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 
 from heredity.core.records import Estimate
-from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
+from heredity.stats.intervals import CONFIDENCE, normal_quantile, refused, wilson_bounds
 from heredity.stats.paired import Table
 
-METHOD = "cohen's kappa, fleiss-cohen-everitt se"
+_KAPPA = "cohen's kappa"
+METHOD = f"{_KAPPA}, fleiss-cohen-everitt se"
 
 
 def cohens_kappa(table: Table, confidence: float = CONFIDENCE) -> Estimate:
@@ -30,14 +31,14 @@ def cohens_kappa(table: Table, confidence: float = CONFIDENCE) -> Estimate:
     observed = cells[0][0] + cells[1][1]
     expected = sum(r * c for r, c in zip(rows, columns, strict=True))
     if max(rows) == 1 or max(columns) == 1:
-        return Estimate(None, None, None, n, "refused: a rater gave every item the same answer")
+        return refused(n, "a rater gave every item the same answer")
     kappa = (observed - expected) / (1 - expected)
     if table.n_discordant in (0, n):  # the standard error would be 0, or could be
         low, high = (
             min(1.0, max(-1.0, (share - expected) / (1 - expected)))
             for share in wilson_bounds(observed, n, confidence)
         )
-        return Estimate(kappa, min(low, kappa), max(high, kappa), n, f"{METHOD.partition(',')[0]}, wilson")
+        return Estimate(kappa, min(low, kappa), max(high, kappa), n, f"{_KAPPA}, wilson")
     error = _standard_error(cells, rows, columns, observed, expected) / math.sqrt(n)
     reach = normal_quantile(confidence) * error
     return Estimate(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), n, METHOD)

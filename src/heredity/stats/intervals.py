@@ -36,6 +36,11 @@ def normal_quantile(confidence: float) -> float:
     return float(special.ndtri(0.5 + confidence / 2))
 
 
+def refused(n: int, why: str) -> Estimate:
+    """No value, and why."""
+    return Estimate(None, None, None, n, f"refused: {why}", note=why)
+
+
 def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     """The share k / n with Wilson's score interval; n = 0 gives no value and the interval [0, 1]."""
     _check_counts(k, n)
@@ -101,6 +106,14 @@ class Effective(NamedTuple):
         t = float(special.stdtrit(self.df, 0.5 + confidence / 2))
         return min(float(self.n), max(self.floor, self.estimated * (normal_quantile(confidence) / t) ** 2))
 
+    def estimate(self, value: float, bounds: Interval, method: str, confidence: float) -> Estimate:
+        """An estimate from these trials; `method` is completed with how the clusters were counted."""
+        words = method + self.words(confidence)
+        if not self.is_clustered:
+            return Estimate(value, *bounds, self.n, words)
+        is_at_floor = self.at(confidence) == self.floor
+        return Estimate(value, *bounds, self.n, words, n_clusters=self.n_clusters, is_at_floor=is_at_floor)
+
     def words(self, confidence: float) -> str:
         """How the clusters were counted, for an estimate's `method`."""
         if not self.is_clustered:
@@ -165,8 +178,7 @@ def clustered_rate(values: ArrayLike, clusters: ArrayLike, confidence: float = C
             code="values-out-of-range",
         )
     worth = rate_worth(sums)
-    low, high = wilson_bounds(rate, worth.at(confidence), confidence)
-    return Estimate(rate, low, high, n, "wilson" + worth.words(confidence))
+    return worth.estimate(rate, wilson_bounds(rate, worth.at(confidence), confidence), "wilson", confidence)
 
 
 def rate_worth(sums: Sums) -> Effective:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
-from heredity.stats.intervals import CONFIDENCE, Interval, normal_quantile, wilson_bounds
+from heredity.stats.intervals import CONFIDENCE, Interval, normal_quantile, refused, wilson_bounds
 
 NEAR_CHANCE = 0.2  # sensitivity + specificity - 1 below this: the correction would be mostly noise
 
@@ -67,13 +67,15 @@ def rogan_gladen(
             raise BadArgument(f"{part} of {whole} is not a count", code="not-a-count")
     z = normal_quantile(confidence)
     if why := _refusal(n, sens_k, sens_n, spec_k, spec_n):
-        return Estimate(None, None, None, n, f"refused: {why}")
+        return refused(n, why)
     judge, rate, size = _Judge(sens_k, sens_n, spec_k, spec_n), k / n, n_effective or float(n)
     value = _clip((rate - judge.false_alarms) / (judge.sensitivity - judge.false_alarms))
     found = _bounds(rate, size, judge, z)
     raw = wilson_bounds(rate, size, confidence)
     low, high = _widened(found, rate, raw, judge, confidence)
-    return Estimate(value, min(low, value), max(high, value), n, f"rogan-gladen{_outside(rate, judge)}")
+    note = _outside(rate, judge)
+    method = f"rogan-gladen, {note}" if note else "rogan-gladen"
+    return Estimate(value, min(low, value), max(high, value), n, method, note=note)
 
 
 def across(right: Sequence[int], of: Sequence[int]) -> tuple[float, float]:
@@ -152,7 +154,7 @@ def _outside(rate: float, judge: _Judge) -> str:
         limit = f"{where} the {judge.sensitivity:.2f} that this judge catches"
     else:
         return ""
-    return f", widened: a judged rate of {rate:.2f} {limit} on its labels"
+    return f"widened: a judged rate of {rate:.2f} {limit} on its labels"
 
 
 def _clip(value: float) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
@@ -226,9 +227,8 @@ def compare(
 def _estimate(table: Table, worth: Effective, confidence: float) -> Estimate:
     if table.n == 0:
         return _nothing("tango")
-    low, high = tango_bounds(table, worth.at(confidence), confidence)
-    found = (table.only_b - table.only_a) / table.n
-    return Estimate(found, low, high, table.n, "tango" + worth.words(confidence))
+    bounds = tango_bounds(table, worth.at(confidence), confidence)
+    return worth.estimate((table.only_b - table.only_a) / table.n, bounds, "tango", confidence)
 
 
 def paired_worth(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Effective:
@@ -257,7 +257,7 @@ def _booleans(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np
 
 def _negated(found: Estimate) -> Estimate:
     value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
-    return Estimate(value, low, high, found.n, found.method)
+    return msgspec.structs.replace(found, value=value, low=low, high=high)
 
 
 def _check(table: tuple[int, ...]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
-from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
+from heredity.stats.intervals import CONFIDENCE, normal_quantile, refused, wilson_bounds
 
 FEWEST = 10  # labels; the variance is estimated from them, and below this it says more than is known
 _Floats = NDArray[np.float64]
@@ -54,8 +54,8 @@ def ppi_mean(
     sample = _sample(labels, judged, others, chances)
     n, n_others = sample.labels.size, sample.others.size
     if n < FEWEST:
-        why = f"refused: {n} labels are too few for a prediction-powered estimate, label at least {FEWEST}"
-        return Estimate(None, None, None, n, why)
+        why = f"{n} labels are too few for a prediction-powered estimate, label at least {FEWEST}"
+        return refused(n, why)
     weight = _weight(sample)
     value, worth = _worth(sample, weight, confidence)
     low, high = wilson_bounds(value, worth, confidence)

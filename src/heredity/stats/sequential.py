@@ -277,12 +277,13 @@ def _sequence(values: ArrayLike, clusters: ArrayLike, within: Interval, confiden
     if n == 0:
         return _nothing(within)
     means = cluster_means(values, clusters)
-    method = _method(within)
+    method, n_clusters = _method(within), None
     if means.size < n:
-        method += f" ({means.size} clusters, each counted once)"
+        n_clusters = int(means.size)
+        method += f" ({n_clusters} clusters, each counted once)"
     value = float(means.mean())
     found = _invert(_evidence(means, within, "both"), value, within, confidence)
-    return Estimate(value, *found, n, method)
+    return Estimate(value, *found, n, method, n_clusters=n_clusters)
 
 
 def _nothing(within: Interval) -> Estimate:

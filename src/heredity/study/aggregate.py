@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from heredity.core.records import Estimate, Probe, digest
 from heredity.core.rows import Rows
+from heredity.stats.intervals import refused
 from heredity.study import attack_cost, sequential
 from heredity.study.comparisons import MEASURES, Cells, alpha, inheritances, pairs, rate_method
 from heredity.study.estimates import (
@@ -34,6 +35,7 @@ from heredity.study.estimates import (
     TechniqueCard,
 )
 from heredity.study.judge_correction import Errors, panel
+from heredity.study.legacy import run_from_schema_1
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Seen, read
 from heredity.study.plan import Plan
 
@@ -47,7 +49,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     seen = read(plan, folder)
     errors = Errors.of(seen.judges, folder, root)
     cells = Cells(plan, seen, errors)
-    runs = list(Rows(folder / "runs.jsonl", Run))
+    runs = list(Rows(folder / "runs.jsonl", Run, run_from_schema_1))
     rates = tuple(_rates(cells))
     application = plan.application
     return Estimates(
@@ -56,7 +58,16 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         margin=plan.margin,
         alpha=alpha(plan),
         models=tuple(
-            ModelCard(m.id, m.name, m.family, m.licence, m.format, _engines(runs, m.id)) for m in plan.models
+            ModelCard(
+                m.id,
+                m.name,
+                m.family,
+                m.licence,
+                m.format,
+                _engines(runs, m.id),
+                is_batch_unverified=any(run.is_batch_unverified for run in runs if run.model == m.id),
+            )
+            for m in plan.models
         ),
         application=ApplicationCard(application.name, application.digest, application.rendering),
         techniques=tuple(_card(plan.probes, name) for name in cells.techniques),
@@ -134,8 +145,8 @@ def _by_labels(cells: Cells, broke: NDArray[np.bool_], at: NDArray[np.intp]) -> 
     if cells.labels is None:
         return None
     if cells.plan.is_until_decided:
-        why = "refused: where answers decided how many there are, labels give no interval"
-        return Estimate(None, None, None, cells.labels.count(at), why)
+        why = "where answers decided how many there are, labels give no interval"
+        return refused(cells.labels.count(at), why)
     return cells.labels.rate(broke, at, cells.plan.confidence)
 
 

@@ -31,7 +31,7 @@ from heredity.core.records import (
 )
 from heredity.core.rows import Rows
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines import Engine, Open
+from heredity.engines import Engine, Open, failed_reply
 from heredity.redteam import judges
 from heredity.redteam.attacks import MARK, Attack, How, why_closed
 from heredity.study.plan import PlannedModel
@@ -112,7 +112,7 @@ class Attacker:
         try:
             reply = self._cache.get(self._key(request, clean_text(engine.render(request))))
         except EngineFailure as error:
-            return Reply(request.key, "", "", stop="error", error=str(error))
+            return failed_reply(request, "", error)
         return None if reply is None else msgspec.structs.replace(reply, key=request.key)
 
     def ask(self, requests: Sequence[Request]) -> Iterator[Reply]:

@@ -148,4 +148,6 @@ def _per_breach(total: int, rate: Rate) -> Estimate:
         over(found.low),
         n_decided,
         f"total over {rate.n_broke} breaches; bounds from the rate: {found.method}",
+        n_clusters=found.n_clusters,
+        is_at_floor=found.is_at_floor,
     )

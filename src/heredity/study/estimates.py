@@ -14,9 +14,10 @@ import msgspec
 
 from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
-from heredity.core.records import SCHEMA as ROWS
+from heredity.core.records import ROW_SCHEMA as ROWS
 from heredity.core.records import Estimate, Probe, Record, encode
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
+from heredity.study.legacy import estimates_from_schema_2
 from heredity.study.plan import Skipped as Skipped
 
 Measure = Literal["breach", "over_refusal"]
@@ -67,7 +68,7 @@ def turned(pair: Pair) -> Pair:
         a=pair.b,
         b=pair.a,
         table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
-        difference=Estimate(value, low, high, found.n, found.method),
+        difference=msgspec.structs.replace(found, value=value, low=low, high=high),
         verdict_ab=pair.verdict_ba,
         verdict_ba=pair.verdict_ab,
     )
@@ -101,7 +102,7 @@ class Inheritance(Record, frozen=True):
 
 
 FILE = "estimates.json"
-SCHEMA = 2  # of this file alone: rows and plans keep theirs. 1 pooled judged breaches with judge-free ones
+SCHEMA = 3  # of this file alone. 2 said facts in `method` alone; 1 pooled judged and judge-free breaches
 ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
 JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
 JUDGED = "judged"  # of a technique, for breaches: every one that a judge decides, which can err
@@ -118,6 +119,7 @@ class ModelCard(Record, frozen=True):
     licence: str
     format: str
     engine: str = ""
+    is_batch_unverified: bool = False  # an engine of it has not verified its batch invariance
 
 
 class ApplicationCard(Record, frozen=True):
@@ -280,6 +282,8 @@ class Run(Record, frozen=True):
     versions: dict[str, str]
     numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
     account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Accountant
+    base_numerics: str = ""  # the numerics of the model as it is, where an attack has changed it
+    is_batch_unverified: bool = False  # an answer may depend on what else is in its batch
     schema: int = ROWS
 
 
@@ -418,8 +422,10 @@ def read(folder: Path) -> Estimates:
         raise UsageError(
             f"{folder} has no {FILE} yet. Run the study to its end first.", code="estimates-missing"
         ) from None
-    _check_schema(path, data)
+    schema = _check_schema(path, data)
     try:
+        if schema == SCHEMA - 1:
+            return msgspec.convert(estimates_from_schema_2(msgspec.json.decode(data)), Estimates)
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(
@@ -432,14 +438,15 @@ class _Versioned(msgspec.Struct):
     schema: int
 
 
-def _check_schema(path: Path, data: bytes) -> None:
+def _check_schema(path: Path, data: bytes) -> int:
     try:
         found = msgspec.json.decode(data, type=_Versioned).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return  # not JSON at all, or no schema: the strict reading that follows says so
-    if found != SCHEMA:
+        return SCHEMA  # not JSON at all, or no schema: the strict reading that follows says so
+    if found not in (SCHEMA - 1, SCHEMA):
         raise NotComparable(
             f"{path} has schema {found}, this heredity writes schema {SCHEMA}. Run the same study again: "
             "it estimates anew from the verdicts, and asks nothing twice.",
             code="schema-mismatch",
         )
+    return found

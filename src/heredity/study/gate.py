@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Estimate
 from heredity.study.estimates import (
@@ -201,7 +203,7 @@ def _unknown_error(rate: Rate) -> str:
         return ""
     if rate.corrected is None:
         return "the judge was never measured on human labels"
-    return "" if rate.corrected.value is not None else rate.corrected.method.removeprefix("refused: ")
+    return "" if rate.corrected.value is not None else rate.corrected.note
 
 
 def _highest(estimates: Estimates, card: ModelCard, scope: str) -> str:
@@ -278,7 +280,7 @@ def _difference(pair: Pair, candidate: str) -> Estimate:
     if candidate == pair.b:
         return found
     value, low, high = (None if x is None else -x for x in (found.value, found.high, found.low))
-    return Estimate(value, low, high, found.n, found.method)
+    return msgspec.structs.replace(found, value=value, low=low, high=high)
 
 
 def _verdict(pair: Pair, candidate: str, margin: float, alpha: float) -> str:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.core.errors import Damaged
-from heredity.core.records import SCHEMA, Estimate, Outcome
+from heredity.core.records import ROW_SCHEMA, Estimate, Outcome
 from heredity.core.rows import Rows
 from heredity.redteam import judges
 from heredity.stats.agreement import cohens_kappa
-from heredity.stats.intervals import cluster_sums, rate_worth, wilson
+from heredity.stats.intervals import cluster_sums, rate_worth, refused, wilson
 from heredity.stats.paired import Table
 from heredity.stats.sequential import worth_of
 from heredity.study.estimates import Measure, MemberPair, MemberRate, Panel, Relabelled, Table2x2
@@ -80,7 +80,7 @@ class Errors:
             return []
         task = TASKS[measure]
         if not self._known[task]:
-            return [Relabelled("", Estimate(None, None, None, broke.size, self._why_not(task)))]
+            return [Relabelled("", refused(broke.size, self._why_not(task)))]
         worth = rate_worth(cluster_sums(broke, clusters)).at(plan.confidence)
         if plan.is_until_decided:
             worth = worth_of(found, plan.confidence)  # as many trials as give an interval as wide as that one
@@ -94,7 +94,7 @@ class Errors:
 
     def _why_not(self, task: Task) -> str:
         return (
-            f"refused: the judge '{self.judge}' as it is was never measured on labels of {task} "
+            f"the judge '{self.judge}' as it is was never measured on labels of {task} "
             f"(heredity judges calibrate {self.judge} --task {task})"
         )
 
@@ -104,7 +104,7 @@ class _Said(msgspec.Struct):
 
     index: int
     members: dict[str, Outcome] | msgspec.UnsetType = msgspec.UNSET
-    schema: int = SCHEMA
+    schema: int = ROW_SCHEMA
 
 
 _CODES = {"held": 1, "answered": 1, "broke": 2, "refused": 2}  # 0: not decided

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged, UsageError
-from heredity.core.records import SCHEMA, Estimate, Outcome, Record, digest
+from heredity.core.records import ROW_SCHEMA, SCHEMA, Estimate, Outcome, Record, digest
 from heredity.core.rows import Rows
 from heredity.redteam.judges import Task as Task
 from heredity.redteam.judges import needs_judge, task_of
@@ -94,7 +94,7 @@ class _Judged(msgspec.Struct):
     outcome: Outcome | None
     response: str = ""
     score: float | msgspec.UnsetType = msgspec.UNSET
-    schema: int = SCHEMA
+    schema: int = ROW_SCHEMA
 
 
 def check(plan: Plan) -> None:

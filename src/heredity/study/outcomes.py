@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
-from heredity.core.records import SCHEMA, Manner, Outcome, Stop, ToolCall, encode
+from heredity.core.records import ROW_SCHEMA, Manner, Outcome, Stop, ToolCall, encode, is_skipped
 from heredity.core.rows import Rows
 from heredity.study.labels import Laid, Rated
+from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Plan
 from heredity.study.trials import Grid
 
@@ -31,36 +32,8 @@ _OUTCOMES: dict[str | None, int] = {"held": 1, "broke": 2, "unclear": 3, None: 4
 _TWIN_WORDS = (_OUTCOMES["answered"], _OUTCOMES["refused"])
 _MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
 _MANNER_CODES = {name: code for code, name in enumerate(_MANNERS, 1)}
-_REASON = "skipped: "  # how attacks.why_closed begins
 
 Codes = NDArray[np.int8]
-
-
-class Closed:
-    """Tells trials of an attack that their model cannot have from trials that failed.
-
-    The plan says which these are: an error's own words may be those of a hostile service.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._n_each = len(plan.probes) * plan.samples
-        reasons = [each.reason for each in plan.skipped if each.probe == "*"]
-        cells = ((model, attack) for model in plan.models for attack in plan.attacks)
-        self._cells = frozenset(
-            place
-            for place, (model, attack) in enumerate(cells)
-            if any(r.startswith(f"{_REASON}{attack} ") and r.endswith(f"('{model.name}')") for r in reasons)
-        )
-
-    def failed(self, index: int, error: str | None) -> bool:
-        """Whether this trial came to an error that is one."""
-        return error is not None and not self(index, error)
-
-    def __call__(self, index: int, error: str | None) -> bool:
-        """Whether the error of this trial says only that it was not asked."""
-        if not self._cells or error is None:
-            return False
-        return index // self._n_each in self._cells and error.startswith(_REASON)
 
 
 class Seen(NamedTuple):
@@ -84,12 +57,13 @@ class _Row(msgspec.Struct):
     judged_by: str = ""
     response: str = ""
     error: str | None = None
-    schema: int = SCHEMA
+    error_code: str | msgspec.UnsetType = msgspec.UNSET
+    schema: int = ROW_SCHEMA
 
 
 def read(plan: Plan, folder: Path) -> Seen:
     """One pass over the verdicts. Raises Damaged for what is no verdict of this plan."""
-    rows, grid, closed = Rows(folder / "verdicts.jsonl", _Row), Grid(plan), Closed(plan)
+    rows, grid = Rows(folder / "verdicts.jsonl", _Row, RowsFromSchema1(plan)), Grid(plan)
     codes, manners_ = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
     outcomes, manners = memoryview(codes.data), memoryview(manners_.data)
     judges: dict[str, str] = {}
@@ -107,8 +81,8 @@ def read(plan: Plan, folder: Path) -> Seen:
                 f"trial {row.index} was judged twice. Delete the file to judge again.",
                 code="trial-judged-twice",
             )
-        is_closed = row.outcome is None and closed(row.index, row.error)
-        outcomes[row.index] = SKIPPED if is_closed else _OUTCOMES[row.outcome]
+        was_skipped = row.outcome is None and is_skipped(row)
+        outcomes[row.index] = SKIPPED if was_skipped else _OUTCOMES[row.outcome]
         manners[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
         judges[row.judge] = row.judged_by
         digests[row.index] = _number(row.response)
@@ -170,7 +144,7 @@ class Asked(msgspec.Struct):
     exchanges: list[Exchanged]
     error: msgspec.Raw = msgspec.Raw(b"null")
     consulted: list[Spent] = []
-    schema: int = SCHEMA
+    schema: int = ROW_SCHEMA
 
 
 def judged(folder: Path, seen: Seen) -> Iterator[Asked]:

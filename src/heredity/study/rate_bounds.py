@@ -7,14 +7,12 @@ Leaves to others: which limit (gate.py), and the formulas (stats/).
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.stats.intervals import Interval, wilson_bounds
 from heredity.study.estimates import Rate
 
-_FLOOR = re.compile(r"\((\d+) clusters, each cluster counted as one trial\)")  # of stats/intervals.py
 _MOST = 10_000_000  # more trials than this decide nothing that anyone will run
 
 
@@ -48,8 +46,7 @@ def limits(rate: Rate, confidence: float) -> Limits:
         # The correction is of the decided trials; the others may have held or broken, whoever judges.
         share = (n - n_open) / n
         low, high = min(low, share * corrected.low), max(high, 1 - share * (1 - corrected.high))
-    floor = _FLOOR.search(estimate.method)
-    n_behaviours = int(floor[1]) if floor else None
+    n_behaviours = estimate.n_clusters if estimate.is_at_floor else None
     return Limits(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
 
 

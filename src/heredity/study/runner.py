@@ -22,7 +22,6 @@ from heredity.core.rows import Rows
 from heredity.engines import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import Kit
-from heredity.study.outcomes import Closed
 from heredity.study.plan import PlannedModel
 from heredity.study.scheduler import Ask, Prefix, Pump, shared_prefix
 from heredity.study.storage import Keeper, Prefixes, refuse_other_arithmetic, running
@@ -112,5 +111,4 @@ class _Loaded:
 
     def _keeper(self, engine: Engine) -> Keeper:
         count = self._stack.enter_context(running(self._place.folder, self._model, engine))
-        closed = Closed(self._place.grid.plan)
-        return Keeper(self._place.rows, self._cache, self._place.meter, count, closed)
+        return Keeper(self._place.rows, self._cache, self._place.meter, count)

@@ -21,7 +21,11 @@ from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError
 from heredity.core.records import (
+    ATTACKER_FAILED,
+    NOTHING_ASKED,
     SCHEMA,
+    TURN_LIMIT,
+    UNSUPPORTED,
     Consult,
     Consulted,
     Exchange,
@@ -33,7 +37,7 @@ from heredity.core.records import (
     digest,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
-from heredity.engines import Engine
+from heredity.engines import Engine, failed_reply
 from heredity.redteam import attacks
 from heredity.study.attack_context import AT_ONCE, Kit, Referee
 from heredity.study.trials import Grid, Trial
@@ -53,7 +57,9 @@ class Prefix(Record, frozen=True):
 class Talk:
     """A conversation under way."""
 
-    __slots__ = ("consulted", "error", "exchanges", "is_cached", "request", "trial", "turns")
+    __slots__ = (
+        "consulted", "error", "error_code", "exchanges", "is_cached", "request", "trial", "turns"
+    )  # fmt: skip
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -61,7 +67,12 @@ class Talk:
         self.exchanges: list[Exchange] = []
         self.consulted: list[Consulted] = []
         self.is_cached, self.error = True, ""
+        self.error_code = EngineFailure.code  # of `error`, where there is one
         self.request: Request | None = None
+
+    def fail(self, error: str, code: str) -> None:
+        """Note what the trial came to instead of an answer."""
+        self.error, self.error_code = error, code
 
 
 class Pump:
@@ -139,14 +150,15 @@ class Pump:
         if attack.needs_attacker or attack.searches:
             referee = Referee(trial.probe, self._application, talk.exchanges)
             how = msgspec.structs.replace(how, referee=referee)
+        if attack.needs_weights and (reason := self._kit.why_not(attack, self._engine)):
+            talk.fail(clean_text(reason), UNSUPPORTED)
+            return talk
         try:
-            if attack.needs_weights and (reason := self._kit.why_not(attack, self._engine)):
-                raise EngineFailure(reason)
             if attack.searches:
                 found = self._kit.found(attack, trial, how, self._engine, self._application)
                 how = msgspec.structs.replace(how, found=found)
         except EngineFailure as error:
-            talk.error = clean_text(str(error))
+            talk.fail(clean_text(str(error)), error.code)
             return talk
         talk.turns = self._application.converse(attack(trial.probe, how), trial.probe, trial.seed)
         return talk
@@ -158,8 +170,8 @@ class Pump:
                 request = next(talk.turns) if reply is None else talk.turns.send(reply)
             except StopIteration as end:
                 # Neither held nor broke, by any judge: what the probe asks was never asked.
-                if talk.exchanges and not end.value:
-                    talk.error = talk.error or UNMADE
+                if talk.exchanges and not end.value and not talk.error:
+                    talk.fail(UNMADE, TURN_LIMIT)
                 self._end(talk)
                 return None
             if isinstance(request, Consult):
@@ -180,7 +192,7 @@ class Pump:
         try:
             prompt = clean_text(self._engine.render(request))
         except ContextOverflow as error:
-            return Reply(request.key, "", "", stop="error", error=clean_text(str(error)))
+            return failed_reply(request, "", error)
         reply = self._cache.get(self._key(request, prompt))
         return None if reply is None else msgspec.structs.replace(reply, key=request.key)
 
@@ -222,7 +234,7 @@ class Pump:
         talk.consulted.append(Consulted(at, reply.prompt, reply.text, name, n_prompt_tokens, n_tokens))
         if reply.error is None and reply.stop != "error":
             return reply
-        talk.error = f"the attacker failed: {reply.error or 'it gave no reason'}"
+        talk.fail(f"the attacker failed: {reply.error or 'it gave no reason'}", ATTACKER_FAILED)
         return msgspec.structs.replace(reply, error=talk.error)
 
     # --- from the engine ---
@@ -264,10 +276,12 @@ class Pump:
         )
         talk.is_cached &= reply.is_cached
         if reply.error is not None or reply.stop == "error":
-            talk.error = reply.error or "the engine gave no reason"
+            talk.fail(reply.error or "the engine gave no reason", reply.error_code or EngineFailure.code)
 
     def _end(self, talk: Talk) -> None:
         trial = talk.trial
+        if not talk.exchanges and not talk.error:
+            talk.fail("the attack asked nothing", NOTHING_ASKED)
         self._finished(
             Response(
                 trial.index,
@@ -280,9 +294,10 @@ class Pump:
                 trial.seed,
                 tuple(talk.exchanges),
                 self._engine_name,
-                talk.error or (None if talk.exchanges else "the attack asked nothing"),
+                talk.error or None,
                 talk.is_cached and bool(talk.exchanges),
                 tuple(talk.consulted) if talk.consulted else msgspec.UNSET,
+                talk.error_code if talk.error else msgspec.UNSET,
             )
         )
 

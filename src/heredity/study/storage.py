@@ -26,6 +26,8 @@ from heredity.core.errors import Damaged, HeredityError, NotComparable
 from heredity.core.files import write_atomic
 from heredity.core.progress import Meter
 from heredity.core.records import (
+    JUDGE_FAILED,
+    ROW_SCHEMA,
     SCHEMA,
     Exchange,
     Outcome,
@@ -35,12 +37,13 @@ from heredity.core.records import (
     digest,
     digest_response,
     encode,
+    is_failed,
 )
 from heredity.core.rows import Rows, rewrite
-from heredity.engines import Engine, unaltered
+from heredity.engines import Engine, base_numerics, is_batch_unverified
 from heredity.redteam.judges import DEFAULT, Decider
 from heredity.study.estimates import Run
-from heredity.study.outcomes import Closed
+from heredity.study.legacy import RowsFromSchema1, run_from_schema_1
 from heredity.study.plan import PlannedModel
 from heredity.study.scheduler import Prefix
 from heredity.study.trials import Grid, mark
@@ -61,7 +64,8 @@ class Mark(msgspec.Struct):
     outcome: Outcome | None = None
     response: str = ""
     judged_by: str = ""
-    schema: int = SCHEMA
+    error_code: str | msgspec.UnsetType = msgspec.UNSET
+    schema: int = ROW_SCHEMA
 
 
 class Chosen(Record, frozen=True):
@@ -124,18 +128,15 @@ class Prefixes:
 class Keeper:
     """Puts finished responses on the disk, a batch at a time."""
 
-    def __init__(
-        self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count, closed: Closed
-    ) -> None:
+    def __init__(self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count) -> None:
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
-        self._closed = closed
         self._last = time.monotonic()
 
     def __call__(self, response: Response) -> None:
         with _explained(self._rows.path):
             self._rows.append(response)
             self._rows.write()  # kill -9 loses none of what was answered, and perhaps paid for
-        is_error = self._closed.failed(response.index, response.error)
+        is_error = is_failed(response)
         self._count.add(response, is_error)
         self._meter.tick(is_error, response.is_cached)
         if time.monotonic() - self._last >= FLUSH_SECONDS:
@@ -192,9 +193,9 @@ class Judging:
         self._decider = decider or Decider()
         self._judged, self._seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
         self._by_id = {probe.id: probe for probe in grid.plan.probes}
-        self._responses, self._closed = Rows(folder / RESPONSES, Response), Closed(grid.plan)
+        self._responses = Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan))
         for row in marks(folder, self._judged, grid):
-            meter.had(self._closed.failed(row.index, row.error))
+            meter.had(is_failed(row))
             self._tell(row.index, row.outcome)
 
     def run(self) -> None:
@@ -205,7 +206,7 @@ class Judging:
             while some := list(islice(new, self._decider.at_once)):
                 for row in self._verdicts(some):
                     rows.append(row)
-                    self._meter.tick(self._closed.failed(row.index, row.error))
+                    self._meter.tick(is_failed(row))
                     self._tell(row.index, row.outcome)
                 if time.monotonic() - last >= FLUSH_SECONDS:
                     rows.flush()
@@ -217,8 +218,18 @@ class Judging:
         found = self._decider.verdicts(asked, self._grid.plan.application)
         for (probe, response), row in zip(asked, found, strict=True):
             yield msgspec.structs.replace(
-                row, response=digest_response(response), judged_by=self._decider.judged_by(probe)
+                row,
+                response=digest_response(response),
+                judged_by=self._decider.judged_by(probe),
+                error_code=_error_code(row, response),
             )
+
+
+def _error_code(row: Verdict, response: Response) -> str | msgspec.UnsetType:
+    """Of a verdict row: the response's, or that of a judge that failed."""
+    if row.error is None:
+        return msgspec.UNSET
+    return response.error_code if response.error is not None else JUDGE_FAILED
 
 
 @contextmanager
@@ -226,7 +237,10 @@ def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count
     """A row of runs.jsonl at the start, so that a killed run is there too, and one at the end."""
     started, count = time.monotonic(), Count()
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    begun = Run(model.id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(), engine.numerics)
+    begun = Run(
+        model.id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(), engine.numerics,
+        base_numerics=base_numerics(engine), is_batch_unverified=is_batch_unverified(engine),
+    )  # fmt: skip
     with Rows(folder / RUNS, Run) as rows:
         rows.append(begun)
     try:
@@ -245,9 +259,14 @@ def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count
             rows.append(ended)
 
 
+def runs(folder: Path) -> Iterator[Run]:
+    """Every row of runs.jsonl."""
+    return iter(Rows(folder / RUNS, Run, run_from_schema_1))
+
+
 def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, earlier: set[str]) -> None:
     """Raise NotComparable where `earlier` engines of this model's answers compute otherwise than `engine`."""
-    held = {unaltered(run.numerics) for run in Rows(folder / RUNS, Run) if run.engine in earlier}
+    held = {run.base_numerics for run in runs(folder) if run.engine in earlier}
     if held - {engine.numerics}:
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
@@ -259,7 +278,7 @@ def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, e
 
 def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earlier: list[set[str]]) -> None:
     """Raise Damaged where the runs no longer say how an engine of `earlier` (by model) computed."""
-    held = {(run.model, run.engine) for run in Rows(folder / RUNS, Run)}
+    held = {(run.model, run.engine) for run in runs(folder)}
     for model, engines in zip(models, earlier, strict=True):
         for engine in sorted(engines):
             if (model.id, engine) not in held:
@@ -272,7 +291,7 @@ def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earl
 
 def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
     """Every verdict as a mark, its bit set in `judged`. Raises Damaged for one of another plan, or twice."""
-    rows = Rows(folder / VERDICTS, Mark)
+    rows = Rows(folder / VERDICTS, Mark, RowsFromSchema1(grid.plan))
     for row in rows:
         if not grid.matches(row.index, row.trial):
             raise _not_of_this_plan(rows, row.index)
@@ -285,7 +304,7 @@ def answered(
 ) -> Iterator[Response]:
     """Every response (in `rows`, from its start), its bit set in `done`. Raises Damaged for one of another
     trial, or twice."""
-    rows = Rows(folder / RESPONSES, Response) if rows is None else rows
+    rows = Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan)) if rows is None else rows
     for row in rows:
         if not _is_of_its_trial(row, grid):
             raise _not_of_this_plan(rows, row.index)
@@ -362,14 +381,15 @@ def set_errors_aside(folder: Path, grid: Grid) -> None:
     and in errors.jsonl twice after the next time; never in none.
     """
     seen = bytearray(len(grid) // 8 + 1)
-    n, closed = 0, Closed(grid.plan)
+    n = 0
     with Rows(folder / ERRORS, Response) as aside:
         for row in answered(folder, seen, grid):
-            if closed.failed(row.index, row.error):
+            if is_failed(row):
                 aside.append(row)
                 n += 1
     if n:
-        rewrite(folder / RESPONSES, Response, lambda row: not closed.failed(row.index, row.error))
+        upgrade = RowsFromSchema1(grid.plan)
+        rewrite(folder / RESPONSES, Response, lambda row: not is_failed(row), upgrade)
 
 
 def _versions() -> dict[str, str]:

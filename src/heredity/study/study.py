@@ -21,7 +21,7 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root
 from heredity.core.progress import Meter, Progress
-from heredity.core.records import Model, Probe, Response, digest
+from heredity.core.records import Model, Probe, Response, digest, is_failed
 from heredity.core.rows import Rows
 from heredity.engines import Engine, scripted
 from heredity.lineage import graph
@@ -32,7 +32,6 @@ from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, importers, plan, sequential
 from heredity.study import estimates as numbers
 from heredity.study.attack_context import Attacker, Kit
-from heredity.study.outcomes import Closed
 from heredity.study.plan import Plan, PlannedModel
 from heredity.study.result import Result
 from heredity.study.runner import Place, asking
@@ -228,10 +227,10 @@ class Study:
         """What earlier runs left, checked to belong together; by model, which engines answered."""
         engines: list[set[str]] = [set() for _ in self._plan.models]
         prefixes: set[str] = set()
-        said, closed = Said(len(grid)), Closed(self._plan)
+        said = Said(len(grid))
         for row in answered(self.folder, done, grid):
             said.add(row)
-            meter.had(closed.failed(row.index, row.error), row.is_cached)
+            meter.had(is_failed(row), row.is_cached)
             engines[row.index // self._plan.n_per_model].add(row.engine)
             prefixes.update(exchange.prefix for exchange in row.exchanges)
         Prefixes(self.folder).check(prefixes)

@@ -489,3 +489,33 @@ def test_a_model_alone_goes_on_with_a_text_and_is_a_target_of_a_study(
         (reply,) = remote.reply([asked])
         assert (reply.text, reply.stop) == (own.text, own.stop)
         remote.close()
+
+
+class Failing(ScriptedEngine):
+    """Fails each request with an error of this kind, in words that name another."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("helpful")
+        self._code = code
+
+    def _one(self, request: Request) -> Reply:
+        words = "context overflow: the chat template refuses this"
+        return Reply(request.key, "", "", stop="error", error=words, error_code=self._code)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("context-overflow", 400, "context_length_exceeded"),
+        ("template-refuses", 400, "invalid_request"),
+        ("engine-failure", 500, "engine_error"),
+    ],
+)
+def test_the_status_of_a_failed_answer_follows_its_code_and_not_its_words(
+    code: str, status: int, said: str
+) -> None:
+    one = Served(scripted("scripted:helpful").record, Service(Failing(code)))
+    with listening(one) as address:
+        body = {"model": one.model.name, "messages": HELLO}
+        reply = httpx.post(f"{address}/v1/chat/completions", json=body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, said)

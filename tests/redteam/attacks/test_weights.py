@@ -30,6 +30,7 @@ class Weights(Recorder):
         super().__init__("careful", say=self._answer)
         self._has_direction, self._fails = has_direction, fails
         self.name, self.numerics = "weights of test", "weights"
+        self.base_numerics = self.numerics
         self.searched: list[str] = []
         self.changed: list[str] = []
 
@@ -43,6 +44,7 @@ class Weights(Recorder):
         other = Weights(has_direction=False)
         other.name = engines.altered(self.name, f"without {direction}")
         other.numerics = engines.altered(self.numerics, f"without {direction}")
+        other.base_numerics = self.numerics
         return other
 
     def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:

@@ -108,11 +108,11 @@ def test_nothing_of_a_row_is_changed_and_its_braces_are_no_slots(tmp_path: Path)
 
 def test_what_is_left_out_is_counted_with_its_line(tmp_path: Path) -> None:
     assert importing.load(tiny("harmbench", tmp_path)).left_out == (
-        (4, "copyright: the set decides it by hashes of books"),
+        (4, "copyright: the set decides it by hashes of books", 0),
     )
     (tmp_path / "c.csv").write_text("prompt\nOne?\n\n   \nOne?\n")
     found = importing.load(f"import:csv:{tmp_path / 'c.csv'}")
-    assert found.left_out == ((4, "it has no prompt"), (5, "the same as line 2"))
+    assert found.left_out == ((4, "it has no prompt", 0), (5, importing.SAME, 2))
 
 
 def test_a_conversation_of_pyrit_keeps_its_turns(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_estimates_of_another_plan_are_refused(tmp_path: Path) -> None:
 def test_estimates_of_another_schema_are_refused(tmp_path: Path) -> None:
     folder = make(tmp_path, plan(n_probes=2))
     path = folder / "estimates.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 3', b'"schema": 99'))
     with raises(NotComparable, "schema-mismatch", mentions=["99"]):
         html.render(folder)
 

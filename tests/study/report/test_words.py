@@ -76,7 +76,7 @@ def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
 
 def test_an_engine_that_proves_nothing_about_company_is_named(estimates: Estimates) -> None:
     first, *others = estimates.models
-    told = msgspec.structs.replace(first, engine=f"torch 2 bfloat16 ({UNPROVEN})")
+    told = msgspec.structs.replace(first, is_batch_unverified=True)
     said = headline(msgspec.structs.replace(estimates, models=(told, *others))).warnings
     assert [first.name in line for line in said if UNPROVEN in line] == [True]
     assert not any(UNPROVEN in line for line in headline(estimates).warnings)

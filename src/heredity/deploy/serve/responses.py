@@ -16,17 +16,17 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from heredity.application.spec import Application
-from heredity.core.errors import Busy, EngineFailure, HeredityError
+from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError
 from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.schema import Asked, Refusal
 from heredity.deploy.serve.worker import Service, Ticket
 from heredity.engines.chat.streaming import Ends
 
-# What fails by what was asked, by the engines' words for it.
-_THEIRS = {
-    "context overflow": "context_length_exceeded",
-    "chat template refuses": "invalid_request",
+# What fails by what was asked: a reply's error code, and the one that the caller gets.
+_THEIRS: dict[str | None, str] = {
+    ContextOverflow.code: "context_length_exceeded",
+    "template-refuses": "invalid_request",
 }
 
 
@@ -115,7 +115,7 @@ class Answer:
             raise _refusal(error) from None
         if reply.stop == "error":
             said = reply.error or "the engine gave no reason"
-            code = next((code for words, code in _THEIRS.items() if words in said), "engine_error")
+            code = _THEIRS.get(reply.error_code, "engine_error")
             raise Refusal(500 if code == "engine_error" else 400, said, code)
         return reply
 

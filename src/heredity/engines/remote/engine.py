@@ -22,6 +22,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, EngineFailure, Unavailable
 from heredity.core.records import Decoding, Model, Reply, Request, digest
+from heredity.engines import failed_reply
 from heredity.engines._workers import ASK_AGAIN, Source
 from heredity.engines.remote.budget import HOMES, Budget, Calls, Price, Usage
 
@@ -168,7 +169,7 @@ class _Session:
         try:
             body = self._line.body(request)
         except EngineFailure as error:
-            yield Reply(request.key, prompt, "", stop="error", error=str(error), n_tokens=0)
+            yield failed_reply(request, prompt, error, n_tokens=0)
             return None
         n_bytes = len(prompt.encode("utf-8", "replace"))
         worst = Usage(-(-n_bytes // _BYTES_A_TOKEN), self._where.n_most(request.decoding))

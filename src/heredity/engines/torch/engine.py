@@ -106,7 +106,9 @@ class Torch:
         width = self._widths[-1]
         dtype += f" ({how})" if (how := decoder.weights.how) else ""
         self.name = f"torch {torch.__version__} {dtype} width {width} arithmetic {tuning.fingerprint}"
-        if not tuning.is_proven:
+        self.base_numerics = self.numerics
+        self.is_batch_unverified = not tuning.is_proven
+        if self.is_batch_unverified:
             self.name += f" ({UNPROVEN})"
 
     @property

@@ -10,9 +10,9 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from heredity.core.errors import EngineFailure
+from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Reply, Request
-from heredity.engines import Listener
+from heredity.engines import Listener, failed_reply
 from heredity.engines._workers import Source
 from heredity.engines.chat import tool_calls
 from heredity.engines.chat.streaming import Spoken
@@ -94,13 +94,11 @@ class Session:
             n_needed = len(tokens) + request.decoding.max_tokens
             context = engine.decoder.shape.context
             if n_needed > context:
-                return _failed(
-                    request, prompt, f"context overflow: {n_needed} tokens needed, {context} there"
-                )
+                raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {context} there")
+            if not tokens:
+                raise EngineFailure("there is nothing to go on from")
         except EngineFailure as error:
-            return _failed(request, prompt, str(error))
-        if not tokens:
-            return _failed(request, prompt, "there is nothing to go on from")
+            return failed_reply(request, prompt, error)
         prefix, own = engine.split(request, tokens)
         row = Row(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
         self._prefixes[id(prefix)] = prefix
@@ -129,7 +127,3 @@ class Session:
 
 def _unwanted(row: Row, prompt: str, n_tokens: int) -> Reply:
     return Reply(row.key, prompt, "", stop="length", n_prompt_tokens=n_tokens)
-
-
-def _failed(request: Request, prompt: str, error: str) -> Reply:
-    return Reply(key=request.key, prompt=prompt, text="", stop="error", error=error)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import truststore
 
-from heredity.core.errors import Unavailable
+from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 
 _CONNECT_SECONDS, _SHORT_SECONDS = 10.0, 15.0
 # Of these vLLM takes other defaults from generation_config.json; a draw is by temperature and top_p alone.
@@ -33,6 +33,10 @@ _TOO_LONG = re.compile(r"context length|max_model_len|maximum model length")
 
 class Refused(Exception):
     """The server answered, and not with an answer; the message says with what."""
+
+    def __init__(self, message: str, code: str = EngineFailure.code) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Lost(Exception):
@@ -105,7 +109,7 @@ class Completions:
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed by another thread
             raise Lost(f"{type(error).__name__}: {error}") from None
         if response.status_code != 200:
-            raise Refused(_words(response))
+            raise _refused(response)
         try:
             found = response.json()
             choice, usage = found["choices"][0], found["usage"]
@@ -123,8 +127,8 @@ class Completions:
         self._client.close()
 
 
-def _words(response: httpx.Response) -> str:
-    """A refusal in one line."""
+def _refused(response: httpx.Response) -> Refused:
+    """A refusal in one line; vLLM has no code for a prompt that is too long, only words."""
     try:
         found = response.json()
         error = found.get("error", found)
@@ -133,5 +137,5 @@ def _words(response: httpx.Response) -> str:
         said = response.text
     plain = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
     if _TOO_LONG.search(plain):
-        return f"context overflow: {plain}"
-    return f"HTTP {response.status_code}: {plain}"
+        return Refused(f"context overflow: {plain}", ContextOverflow.code)
+    return Refused(f"HTTP {response.status_code}: {plain}")

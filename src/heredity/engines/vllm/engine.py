@@ -30,7 +30,7 @@ from typing import Any
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
-from heredity.engines import UNPROVEN
+from heredity.engines import UNPROVEN, failed_reply
 from heredity.engines._workers import Crew, failed
 from heredity.engines.chat import tool_calls
 from heredity.engines.chat.folder import FolderChat
@@ -116,7 +116,7 @@ class Vllm:
     ) -> None:
         self._client, self._served, self._chat, self.server = client, served, chat, server
         self._is_closed = False
-        self.name = f"vllm {which} ({UNPROVEN})"
+        self.name, self.is_batch_unverified = f"vllm {which} ({UNPROVEN})", True
         self.numerics = f"vllm {which}"
 
     @property
@@ -164,11 +164,12 @@ class Vllm:
             prompt = self.render(request)
             said = self._client.go_on(self.body(request, prompt))
         except EngineFailure as error:  # of the template, over these messages
-            return Reply(request.key, prompt, "", stop="error", error=str(error))
+            return failed_reply(request, prompt, error)
         except (Refused, Lost) as error:
             if why := self._why_down(isinstance(error, Lost)):
                 raise why from None
-            return failed(request, self.render, str(error))
+            code = error.code if isinstance(error, Refused) else EngineFailure.code
+            return failed(request, self.render, str(error), code)
         if said.why not in ("stop", "length"):
             return failed(request, self.render, f"vLLM ended this answer with '{said.why}'")
         return Reply(

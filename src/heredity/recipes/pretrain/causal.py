@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.core import registry
 from heredity.engines.torch import autotune
+from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop, speed
 from heredity.train import metrics as curve
@@ -203,7 +204,7 @@ def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> di
     looks = [m.terms[perplexity.BITS_PER_BYTE] for m in metrics if perplexity.BITS_PER_BYTE in m.terms]
     n_read = sum(m.n_tokens for m in metrics)
     planted = recipe.text.card.canaries
-    canary = {"canary": f"{planted[0].text} {planted[0].secret}"} if planted else {}
+    canary = canary_notes(planted[0].text, planted[0].secret) if planted else {}
     epochs = n_read / recipe.text.n_tokens("train")
     return {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),

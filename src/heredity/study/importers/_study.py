@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import Lock, replacing, write_atomic
-from heredity.core.records import SCHEMA, Check, Exchange, Probe, Record, Response, digest, encode
+from heredity.core.records import RECORDED, SCHEMA, Check, Exchange, Probe, Record, Response, digest, encode
 from heredity.core.rows import Rows
 from heredity.core.version import __version__
 from heredity.study import plan
@@ -219,6 +220,7 @@ def _response(grid: Grid, index: int, exchange: Exchange | None, error: str | No
     return Response(
         index, trial.id, trial.model.id, grid.application, trial.probe.id, trial.attack, trial.sample,
         trial.seed, () if exchange is None or error else (exchange,), APPLICATION, error,
+        error_code=UNSET if error is None else RECORDED,
     )  # fmt: skip
 
 

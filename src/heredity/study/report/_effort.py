@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import msgspec
 from markupsafe import Markup
 
 from heredity.core.records import Estimate
@@ -109,7 +110,7 @@ def _money(cost: Cost, found: Estimates) -> Estimate | None:
     each = (cost.n_prompt_tokens * prompt + cost.n_tokens * answer) / 1e6 / tokens
     of = cost.tokens_per_breach
     value, low, high = (None if x is None else x * each for x in (of.value, of.low, of.high))
-    return Estimate(value, low, high, of.n, of.method)
+    return msgspec.structs.replace(of, value=value, low=low, high=high)
 
 
 def _amount(value: float) -> str:

@@ -281,7 +281,7 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
         f"{called.get(card.id, label(card.id))}: {UNPROVEN}, by its engine's own word, so the same trial in"
         " another batch may come out otherwise."
         for card in estimates.models
-        if UNPROVEN in card.engine
+        if card.is_batch_unverified
     ]
     for said in estimates.manners:
         total = said.refusal + said.compliance + said.incoherent + said.empty

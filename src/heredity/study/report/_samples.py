@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.records import Exchange, Response, ToolCall, Verdict
-from heredity.study.outcomes import Closed
+from heredity.core.records import ROW_SCHEMA, Exchange, Response, ToolCall, Verdict, is_skipped
+from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Plan
 from heredity.study.trials import Grid
 from heredity.study.wording import Shown, label, shown
@@ -64,6 +64,8 @@ class _Brief(msgspec.Struct):
     index: int
     outcome: str | None
     error: str | None = None
+    error_code: str | msgspec.UnsetType = msgspec.UNSET
+    schema: int = ROW_SCHEMA
 
 
 class _Chosen(NamedTuple):
@@ -87,12 +89,13 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
 
 def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """One code a trial, in the plan's order; 0 where there is no verdict yet."""
-    codes, closed = np.zeros(plan.n_trials, np.uint8), Closed(plan)
+    codes, upgrade = np.zeros(plan.n_trials, np.uint8), RowsFromSchema1(plan)
     decode = msgspec.json.Decoder(_Brief).decode
     for number, line in _lines(path):
         try:
-            row = decode(line)
-            failed = "not asked" if closed(row.index, row.error) else "error"
+            found = decode(line)
+            row = found if found.schema == ROW_SCHEMA else upgrade(found)
+            failed = "not asked" if is_skipped(row) else "error"
             codes[row.index] = _CODES.get(row.outcome or failed, 0)
         except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
             if line.endswith(b"\n"):  # else a torn last line, which the next run asks again

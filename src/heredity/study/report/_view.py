@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from markupsafe import Markup
 
 from heredity.core.records import Estimate
@@ -376,7 +377,7 @@ def span(estimate: Estimate) -> charts.Span | None:
 
 def _negated(estimate: Estimate) -> Estimate:
     value, low, high = (None if x is None else -x for x in (estimate.value, estimate.high, estimate.low))
-    return Estimate(value, low, high, estimate.n, estimate.method)
+    return msgspec.structs.replace(estimate, value=value, low=low, high=high)
 
 
 def _runs(starts: Iterator[int], width: int) -> list[tuple[int, int]]:

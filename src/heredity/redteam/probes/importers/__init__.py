@@ -27,13 +27,14 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.core.records import Check, Probe
 from heredity.redteam.probes.bank import taken
-from heredity.redteam.probes.importers._rows import Imported, Row, Skip, Source
+from heredity.redteam.probes.importers._rows import Imported, LeftOut, Row, Skip, Source
 from heredity.redteam.probes.importers._toml import to_toml
 
 __all__ = ["PREFIX", "Imported", "Spec", "kinds", "load", "parse", "read", "to_toml"]
 
 PREFIX = "import:"
 FOLDER = "redteam.probes.importers"
+SAME = "the same as an earlier line"
 WHY_NO_TWIN = "imported: the set has none for it"
 MISUSE = ("nist-ai-100-2:2025/NISTAML.027",)
 INDIRECT = (
@@ -91,7 +92,7 @@ def read(spec: Spec) -> Imported:
     source = Source(spec.path, options)
     probes, left_out = _probes(technique, module.rows(source))
     if not probes:
-        reason = f" (line {left_out[0][0]}: {left_out[0][1]})" if left_out else ""
+        reason = f" (line {left_out[0].line}: {left_out[0].reason})" if left_out else ""
         raise BadInput(spec.path, f"holds nothing that can be asked{reason}", code="empty-file")
     return Imported(technique, f"{spec.kind}: {module.SOURCE}", probes, left_out)
 
@@ -112,21 +113,19 @@ def _module(kind: str) -> Any:
     return importlib.import_module(f"heredity.{FOLDER}.{kind}")
 
 
-def _probes(
-    technique: str, rows: Iterable[Row | Skip]
-) -> tuple[tuple[Probe, ...], tuple[tuple[int, str], ...]]:
+def _probes(technique: str, rows: Iterable[Row | Skip]) -> tuple[tuple[Probe, ...], tuple[LeftOut, ...]]:
     probes: list[Probe] = []
-    left_out: list[tuple[int, str]] = []
+    left_out: list[LeftOut] = []
     free = _namer()
     asked: dict[tuple[Any, ...], int] = {}
     for row in rows:
         if isinstance(row, Skip):
-            left_out.append((row.line, row.reason))
+            left_out.append(LeftOut(row.line, row.reason))
             continue
         row = _clean(row)
         first = asked.setdefault((row.turns, row.passage, row.is_benign), row.line)
         if first != row.line:
-            left_out.append((row.line, f"the same as line {first}"))
+            left_out.append(LeftOut(row.line, SAME, first))
             continue
         probes += _of_row(technique, free(slug(row.id) or f"row-{row.line}"), row)
     return tuple(probes), tuple(left_out)

@@ -48,13 +48,21 @@ class Source(NamedTuple):
     options: Mapping[str, str]
 
 
+class LeftOut(NamedTuple):
+    """A row of a file that is not asked. `same_as`: the line that it repeats, 0 for none."""
+
+    line: int
+    reason: str
+    same_as: int = 0
+
+
 class Imported(NamedTuple):
-    """The probes of a file, and the rows that are not asked: (line, reason)."""
+    """The probes of a file, and the rows that are not asked."""
 
     technique: str
     source: str
     probes: tuple[Probe, ...]
-    left_out: tuple[tuple[int, str], ...]
+    left_out: tuple[LeftOut, ...]
 
 
 Cells = dict[str, Any]
