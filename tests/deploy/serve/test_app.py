@@ -35,6 +35,7 @@ from tests.support.errors import raises
 
 DESK = Application("desk", "You help.", tools=(Tool("issue_refund", "Refunds."),), max_turns=2)
 HELLO = [{"role": "user", "content": "hello"}]
+CLIENTS: list[Any] = []  # closed with the server that they ask
 JSON = {"content-type": "application/json"}
 
 
@@ -52,6 +53,8 @@ def listening(*served: Served, header_seconds: float = server.HEADER_SECONDS, **
         finally:
             running.should_exit = True
             thread.join()
+            while CLIENTS:
+                CLIENTS.pop().close()
             for one in served:
                 one.service.close()
 
@@ -74,7 +77,8 @@ def held(engine: Any, most: int = 256) -> Served:
 
 
 def client(address: str, key: str = "none") -> Any:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+    CLIENTS.append(openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0))
+    return CLIENTS[-1]
 
 
 def text_of(chunks: Iterable[Any]) -> str:
