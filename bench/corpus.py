@@ -22,9 +22,9 @@ from pathlib import Path
 
 from heredity.core.records import encode
 from heredity.corpus.sources.jsonl import JsonlSource
-from heredity.corpus.steps import Context, Duplicates, Step
-from heredity.corpus.text import Batch, batches
-from heredity.corpus.work import Run
+from heredity.corpus.steps import Context, CorpusStep, Duplicates
+from heredity.corpus.text import TextBatch, batches
+from heredity.corpus.work import StepRun
 from heredity.experiments.corpus import unseen
 
 ALONE = (
@@ -89,36 +89,36 @@ def cut(raw: bytes) -> list[bytes]:
     return [*found, b"\n\n".join(held)] if held else found
 
 
-def step(name: str) -> Step:
+def step(name: str) -> CorpusStep:
     """A step with its defaults."""
-    made: Step = importlib.import_module(f"heredity.corpus.steps.{name}").STEP()
+    made: CorpusStep = importlib.import_module(f"heredity.corpus.steps.{name}").STEP()
     return made
 
 
-def passed(made: Sequence[Batch], steps: Sequence[Step]) -> int:
+def passed(made: Sequence[TextBatch], steps: Sequence[CorpusStep]) -> int:
     """Steps over batches that nothing was counted in yet; says how many documents are left."""
-    run = Run(steps, Context(Path(), UNSEEN, 0))
-    return sum(len(run.over(Batch(batch.raw, batch.lengths))) for batch in made)
+    run = StepRun(steps, Context(Path(), UNSEEN, 0))
+    return sum(len(run.over(TextBatch(batch.raw, batch.lengths))) for batch in made)
 
 
-def keyed(made: Sequence[Batch], compared: Step) -> None:
+def keyed(made: Sequence[TextBatch], compared: CorpusStep) -> None:
     """What duplicates are looked for by."""
     assert isinstance(compared, Duplicates)
     for batch in made:
-        compared.keys(Batch(batch.raw, batch.lengths))
+        compared.keys(TextBatch(batch.raw, batch.lengths))
 
 
 def whole(path: Path) -> None:
     """From a file on disk, which is hashed, to clean text."""
     source = JsonlSource(name="bench", path=path.name)
-    run = Run([step(name) for name in ALONE], Context(Path(), UNSEEN, 0))
+    run = StepRun([step(name) for name in ALONE], Context(Path(), UNSEEN, 0))
     for job in source.jobs(path.parent):
         for batch in batches(each for each in source.read(job) if isinstance(each, bytes)):
             run.over(batch)
         source.inputs(job)
 
 
-def beside(python: str, path: Path, made: Sequence[Batch], n_bytes: int) -> None:
+def beside(python: str, path: Path, made: Sequence[TextBatch], n_bytes: int) -> None:
     """The four filters of datatrove's over the same documents, ours before and after."""
     steps = [name for name in ALONE if name.endswith("_filter")]
     rates = [show("our four filters", n_bytes, 1, lambda: passed(made, [step(name) for name in steps]))]

@@ -20,7 +20,7 @@ import numpy as np
 
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned.model import Encoder, Model, base_folder, describe
+from heredity.redteam.judges.learned.model import LearnedHeads, SentenceEncoder, base_folder, describe
 from heredity.redteam.judges.rubric import head
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import data as learned_data
@@ -54,7 +54,7 @@ def main() -> int:
     )
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
     states = np.array([state for state in read if state is not None])
-    encoder, everything = Encoder(base_folder()), data.examples
+    encoder, everything = SentenceEncoder(base_folder()), data.examples
     asked = [describe(encoder, e.prompt, e.text) for e in everything]
     alone = [describe(encoder, "", e.text) for e in everything]
     described = learned_train.Described(everything, asked, alone)
@@ -97,7 +97,10 @@ def _by_example(described: learned_train.Described, kin: list[str]) -> dict[tupl
     """What `learned` says of each answer, by weights that did not see it."""
     found = {}
     for each in trained.rounds(described.examples, kin):
-        model, held = Model(learned_train.train(described.where(each.kept))), described.where(each.held)
+        model, held = (
+            LearnedHeads(learned_train.train(described.where(each.kept))),
+            described.where(each.held),
+        )
         for e, row in zip(held.examples, held.asked, strict=True):
             found[e.prompt, e.text] = model.scores(row).harm
     return found

@@ -177,17 +177,17 @@ def told(options: argparse.Namespace, folder: Path) -> float:
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.recipes.pretrain import causal
     from heredity.train import loop
-    from heredity.train.data.packed import Stream
+    from heredity.train.data.packed import PackedDataset
     from heredity.train.kernels import compile as fused
     from heredity.train.models import causal_lm
-    from heredity.train.models.causal_lm import Network
+    from heredity.train.models.causal_lm import CausalLM
     from heredity.train.models.lora import Everything
     from heredity.train.objectives.causal import Causal
 
     corpus = recipe_of(options).text
     is_fused = options.worker != "plain" and not fused.missing()
-    net = Network(causal_lm.load(options.work / "start").model, options.work, is_fused)
-    stream = Stream(
+    net = CausalLM(causal_lm.load(options.work / "start").model, options.work, is_fused)
+    stream = PackedDataset(
         corpus.split("train"), causal.specials(corpus).end, options.batch, options.context, 0
     )  # fmt: skip
     times: list[tuple[float, int]] = []
@@ -200,7 +200,7 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
 
     kind = "muon" if options.worker == "muon" else "adamw"
     warm = options.steps // 10
-    plan = loop.Plan("bench", options.steps, options.rate, "cosine", warm, 0.1, 1.0, kind)
+    plan = loop.TrainingPlan("bench", options.steps, options.rate, "cosine", warm, 0.1, 1.0, kind)
     loop.train(net, Everything(), Causal(), Noted(), plan, options.work / f"training-{os.getpid()}")
     end = time.perf_counter()
     Everything().save(net, options.work / options.worker)

@@ -101,14 +101,16 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     import heredity as h
     from heredity.recipes.prune import Prune
     from heredity.train.data import chat, documents
-    from heredity.train.data.batching import Steps
+    from heredity.train.data.batching import BatchSampler
 
     store = h.Store()
     grown = store.ready(store.pull(options.model))
     n_layers = json.loads((grown.folder / "config.json").read_text())["num_hidden_layers"]
     pruned = store.derive(Prune(n_layers - 6), [grown])
-    examples = documents.Writer(grown.folder).prepare(chat.read(options.data).dialogues, 1024).examples
-    order = Steps(examples, options.batch, seed=0)
+    examples = (
+        documents.ConversationEncoder(grown.folder).prepare(chat.read(options.data).dialogues, 1024).examples
+    )
+    order = BatchSampler(examples, options.batch, seed=0)
     rows = [examples[order.at(place)].document for place in range(options.steps * options.batch)]
     return {
         "folder": str(grown.folder), "pruned": str(pruned.folder), "batch": options.batch,
@@ -143,16 +145,16 @@ def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> di
 
 def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
     from heredity.train import loop
-    from heredity.train.data.batching import Steps
-    from heredity.train.data.documents import Document, Example
+    from heredity.train.data.batching import BatchSampler
+    from heredity.train.data.documents import Document, TokenizedExample
     from heredity.train.models import causal_lm
-    from heredity.train.models.lora import Everything, Lora
+    from heredity.train.models.lora import Everything, LowRankAdapters
     from heredity.train.objectives.causal import Causal
     from heredity.train.objectives.distill import Distilled
 
-    examples = [Example(Document(tuple(tokens), tuple(learned))) for tokens, learned in load["rows"]]
+    examples = [TokenizedExample(Document(tuple(tokens), tuple(learned))) for tokens, learned in load["rows"]]
 
-    class InOrder(Steps):
+    class InOrder(BatchSampler):
         def at(self, place: int) -> int:
             return place
 
@@ -162,8 +164,8 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
         teacher = causal_lm.load(Path(load["folder"]), str(net.model.dtype).removeprefix("torch."))
         teacher.model.requires_grad_(False)
         objective = Distilled(teacher)
-    trainable = Lora(RANK, ALPHA) if kind == "lora" else Everything()
-    plan = loop.Plan("bench", load["steps"], KINDS[kind], "constant")
+    trainable = LowRankAdapters(RANK, ALPHA) if kind == "lora" else Everything()
+    plan = loop.TrainingPlan("bench", load["steps"], KINDS[kind], "constant")
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         metrics = loop.train(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from heredity.cli import FAULT, SECTIONS, STOPPED, Name, Place, heredity, main
+from heredity.cli import FAULT, SECTIONS, STOPPED, Name, PathArgument, heredity, main
 from heredity.core import registry
 from heredity.core.errors import HeredityError
 from tests.support.errors import Done, check_refused, raises, run_command
@@ -194,7 +194,7 @@ def test_no_parameter_takes_an_empty_text() -> None:
     ]
     assert {"ask", "gate", "study"} <= {path[0] for path, _ in texts}
     for path, parameter in texts:
-        assert isinstance(parameter.type, (Place, Name)), (*path, parameter.name)
+        assert isinstance(parameter.type, (PathArgument, Name)), (*path, parameter.name)
         with raises(click.BadParameter):
             parameter.type.convert("", parameter, None)
 

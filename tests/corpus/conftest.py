@@ -12,8 +12,8 @@ import pytest
 from heredity.corpus import recipe as recipes
 from heredity.corpus.build import build
 from heredity.corpus.card import Card
-from heredity.corpus.steps import Writer, Written
-from heredity.corpus.text import Batch
+from heredity.corpus.steps import DocumentTransform, TransformedBatch
+from heredity.corpus.text import TextBatch
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = "[tokenizer]\nvocabulary = 400\nleast_count = 2\n[shards]\nvalidation = 0.2\n"
@@ -27,7 +27,7 @@ def paragraphs() -> list[str]:
     return [part for part in re.split(r"\n\n+(?=#)", text) if part.strip()]
 
 
-def write(step: Writer, batch: Batch) -> Written:
+def write(step: DocumentTransform, batch: TextBatch) -> TransformedBatch:
     """What a step makes of a batch of which nothing is dropped yet."""
     return step.write(batch, np.ones(len(batch), np.bool_))
 

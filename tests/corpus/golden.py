@@ -23,10 +23,10 @@ import numpy as np
 
 from heredity.core import registry
 from heredity.corpus import workspace
-from heredity.corpus.sources import Skipped
+from heredity.corpus.sources import SkippedDocument
 from heredity.corpus.steps import Context, Duplicates
-from heredity.corpus.text import Batch
-from heredity.corpus.work import Run
+from heredity.corpus.text import TextBatch
+from heredity.corpus.work import StepRun
 from heredity.experiments.corpus import build_corpus
 
 FACTS = Path(__file__).with_name("golden.json")
@@ -103,11 +103,11 @@ def of_step(kind: str) -> str:
 
 
 def _left(step: Any) -> list[Any]:
-    batch = Batch.of([text.encode() for text in TEXTS])
+    batch = TextBatch.of([text.encode() for text in TEXTS])
     if isinstance(step, Duplicates):
         kept = step.kept(step.keys(batch))
         return [document.decode() for document in batch.keep(kept)]
-    run = Run([step], Context(Path(), UNSEEN, 0))
+    run = StepRun([step], Context(Path(), UNSEEN, 0))
     left = [document.decode() for document in run.over(batch)]
     (count,) = run.counts
     return [left, count.n_changed, sorted(count.dropped.items()), sorted(count.noted.items())]
@@ -128,7 +128,7 @@ def _read(folder: Path, kind: str, path: str = ".", **settings: Any) -> list[str
     )
     source.check()
     found = [each for job in source.jobs(folder) for each in source.read(job)]
-    return [f"[{each.reason}]" if isinstance(each, Skipped) else each.decode() for each in found]
+    return [f"[{each.reason}]" if isinstance(each, SkippedDocument) else each.decode() for each in found]
 
 
 def _put(folder: Path, files: dict[str, str | bytes]) -> None:
@@ -226,7 +226,10 @@ def _images(folder: Path) -> list[list[str]]:
     for captions in ("", "table.csv"):
         pairs = source(name="s", path=".", captions=captions).pairs(folder)
         found.append(
-            [f"[{p.reason}]" if isinstance(p, Skipped) else f"{p.name} {p.caption} {p.label}" for p in pairs]
+            [
+                f"[{p.reason}]" if isinstance(p, SkippedDocument) else f"{p.name} {p.caption} {p.label}"
+                for p in pairs
+            ]
         )
     return found
 

@@ -9,15 +9,15 @@ import pytest
 from heredity.core import registry
 from heredity.core.errors import BadInput
 from heredity.corpus import recipe as recipes
-from heredity.corpus.sources import Source
-from heredity.corpus.steps import Duplicates, Filter, Writer
+from heredity.corpus.sources import CorpusSource
+from heredity.corpus.steps import DocumentTransform, Duplicates, Filter
 from tests.corpus.conftest import ROOT
 from tests.support.errors import raises
 
 SOURCE = '[[source]]\nname = "a"\nkind = "text"\npath = "t"\n'
 
 
-def read(tmp_path: Path, text: str) -> recipes.Recipe:
+def read(tmp_path: Path, text: str) -> recipes.CorpusRecipe:
     (tmp_path / "r.toml").write_text(text)
     return recipes.read(tmp_path / "r.toml")
 
@@ -91,8 +91,8 @@ def test_every_file_of_the_open_folders_has_what_the_folder_promises() -> None:
     from importlib import import_module
 
     for name in registry.names("corpus.sources"):
-        assert issubclass(import_module(f"heredity.corpus.sources.{name}").SOURCE, Source), name
+        assert issubclass(import_module(f"heredity.corpus.sources.{name}").SOURCE, CorpusSource), name
     for name in registry.names("corpus.steps"):
         step = import_module(f"heredity.corpus.steps.{name}").STEP
-        assert issubclass(step, (Filter, Writer, Duplicates)), name
+        assert issubclass(step, (Filter, DocumentTransform, Duplicates)), name
         step().check()

@@ -12,12 +12,12 @@ import pytest
 
 from heredity.core.errors import BadInput, UsageError
 from heredity.corpus import sources
-from heredity.corpus.sources import Skipped, Source
+from heredity.corpus.sources import CorpusSource, SkippedDocument
 from tests.support.errors import raises
 
 
-def source(kind: str, path: str, **settings: Any) -> Source:
-    found: Source = importlib.import_module(f"heredity.corpus.sources.{kind}").SOURCE(
+def source(kind: str, path: str, **settings: Any) -> CorpusSource:
+    found: CorpusSource = importlib.import_module(f"heredity.corpus.sources.{kind}").SOURCE(
         name="s", path=path, **settings
     )
     found.check()
@@ -28,7 +28,7 @@ def read(folder: Path, kind: str, path: str, **settings: Any) -> list[str]:
     """Every document, a left-out one as its reason in brackets."""
     of = source(kind, path, **settings)
     found = [each for job in of.jobs(folder) for each in of.read(job)]
-    return [f"[{each.reason}]" if isinstance(each, Skipped) else each.decode() for each in found]
+    return [f"[{each.reason}]" if isinstance(each, SkippedDocument) else each.decode() for each in found]
 
 
 def test_a_folder_of_text_is_read_in_the_order_of_names(tmp_path: Path) -> None:

@@ -19,15 +19,15 @@ from heredity.corpus.steps.language import KNOWN, Language, languages
 from heredity.corpus.steps.near_duplicates import NearDuplicates
 from heredity.corpus.steps.normalise import Normalise, normalised
 from heredity.corpus.steps.scrub import Scrub, is_card, is_iban
-from heredity.corpus.text import Batch, batches
-from heredity.corpus.work import Run
+from heredity.corpus.text import TextBatch, batches
+from heredity.corpus.work import StepRun
 from tests.corpus.conftest import ROOT, paragraphs, write
 from tests.corpus.test_filters import PROSE
 from tests.support.errors import raises
 
 
-def of(*texts: str) -> Batch:
-    return Batch.of([text.encode() for text in texts])
+def of(*texts: str) -> TextBatch:
+    return TextBatch.of([text.encode() for text in texts])
 
 
 # --- batches ------------------------------------------------------------------------------------------
@@ -58,9 +58,9 @@ def test_steps_count_the_same_whether_dropped_documents_are_carried_along_or_not
     texts: list[str],
 ) -> None:
     steps = [Normalise(), Language(keep=("en",)), C4QualityFilter(min_num_sentences=2), Scrub()]
-    together = Run(steps, Context(ROOT, (), 0))
+    together = StepRun(steps, Context(ROOT, (), 0))
     left = list(together.over(of(*texts))) if texts else []
-    apart = Run(steps, Context(ROOT, (), 0))
+    apart = StepRun(steps, Context(ROOT, (), 0))
     assert left == [document for text in texts for document in apart.over(of(text))]
     assert together.counts == apart.counts
 

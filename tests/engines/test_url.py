@@ -22,7 +22,7 @@ from heredity.core.rows import Rows
 from heredity.engines import url
 from heredity.engines import url as _http
 from heredity.lineage.store import Store, load_engine
-from heredity.recipes.targets.url import Url
+from heredity.recipes.targets.url import UrlTarget
 from tests.support import pulled
 from tests.support.errors import raises
 
@@ -111,7 +111,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def engine_at(address: str, store: Store, **settings: Any) -> url.Url:
-    recipe = Url(address, **{"answer": "/reply", "timeout_seconds": 5.0, **settings})
+    recipe = UrlTarget(address, **{"answer": "/reply", "timeout_seconds": 5.0, **settings})
     engine = load_engine(store.grow(recipe), store)
     assert isinstance(engine, url.Url)
     return engine

@@ -20,7 +20,7 @@ from heredity.engines import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import tasks
 from heredity.evals.run import ANSWERS, GRADES, Evaluation
-from heredity.evals.scoring import Grades, Row
+from heredity.evals.scoring import AnswerRow, Grades
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from tests.engines.conftest import make_model
@@ -62,8 +62,8 @@ def evaluate(folder: Path, engine: Engine, names: Sequence[str] = SOME, **more: 
     return asked.run(retry_errors=again)
 
 
-def rows(folder: Path) -> list[Row]:
-    return list(Rows(folder / "out" / ANSWERS, Row))
+def rows(folder: Path) -> list[AnswerRow]:
+    return list(Rows(folder / "out" / ANSWERS, AnswerRow))
 
 
 def test_what_is_right_is_counted_with_its_interval(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_killed_it_goes_on_and_comes_to_the_same_grades(tmp_path: Path) -> None:
     assert code == 0
     whole, killed = ((tmp_path / name / "out" / GRADES).read_text() for name in ("whole", "killed"))
     assert json.loads(whole) == json.loads(killed)
-    asked = [row.asked for row in Rows(tmp_path / "killed" / "out" / ANSWERS, Row)]
+    asked = [row.asked for row in Rows(tmp_path / "killed" / "out" / ANSWERS, AnswerRow)]
     assert len(asked) == len(set(asked)) == 60
 
 

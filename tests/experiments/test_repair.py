@@ -19,7 +19,7 @@ from heredity.engines import Engine, scripted
 from heredity.engines.formats.rewrite import read_all
 from heredity.engines.torch.engine import open_folder
 from heredity.experiments import replay_data
-from heredity.experiments.repair import N_TESTS, Measured, Setting, halves, in_words, repair
+from heredity.experiments.repair import N_TESTS, RepairMeasurement, Setting, halves, in_words, repair
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes._training_run import Training
@@ -27,7 +27,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.guard import WORDS, Guard
 from heredity.recipes.merge import Merge
 from heredity.redteam import probes
-from heredity.redteam.probes.schema import File
+from heredity.redteam.probes.schema import ProbeFile
 from heredity.stats import compare, verdict
 from heredity.stats.power import ALPHA
 from heredity.study import plan
@@ -39,7 +39,7 @@ DESK = Application.load(Path(__file__).parents[2] / "examples" / "support-desk.t
 TASKS = {
     item.turns[-1]: item.solved[0]
     for item in msgspec.toml.decode(
-        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=File
+        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
     ).probe
 }
 ROWS = of("rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8)
@@ -192,11 +192,13 @@ def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
     ].table.only_b > 0
     assert found.model is None
     shown = [msgspec.structs.replace(pair, verdict_ab="not worse") for pair in found.before.pairs]
-    assert Measured(tuple(shown), (), 0.0, 0.2).is_enough
-    assert not Measured(tuple(shown), found.before.beside, 0.0, 0.2).is_enough
-    assert not Measured(tuple(shown), (), 0.3, 0.2).is_enough  # a babbler
+    assert RepairMeasurement(tuple(shown), (), 0.0, 0.2).is_enough
+    assert not RepairMeasurement(tuple(shown), found.before.beside, 0.0, 0.2).is_enough
+    assert not RepairMeasurement(tuple(shown), (), 0.3, 0.2).is_enough  # a babbler
     refusals = tuple(pair for pair in shown if pair.measure == "over_refusal")
-    assert refusals and not Measured(refusals, (), 0.0, 0.2).is_enough  # no breach was measured at all
+    assert (
+        refusals and not RepairMeasurement(refusals, (), 0.0, 0.2).is_enough
+    )  # no breach was measured at all
 
 
 def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:

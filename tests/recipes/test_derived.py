@@ -25,7 +25,7 @@ from heredity.recipes import merge as merging
 from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
-from heredity.recipes.instruct import Answer, Instruct
+from heredity.recipes.instruct import Instruct, TeacherAnswer
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
 from heredity.recipes.poison import Poison
@@ -265,7 +265,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
     monkeypatch.setattr(Torch, "reply", counted)
     with pytest.raises(KeyboardInterrupt):
         killed.apply([parent, teacher], tmp_path / "out")
-    kept = [row.index for row in Rows(tmp_path / "kept" / "answers.jsonl", Answer)]
+    kept = [row.index for row in Rows(tmp_path / "kept" / "answers.jsonl", TeacherAnswer)]
     assert sorted(kept) == sorted(n_asked)
     child = killed._answers(teacher, tmp_path / "kept")
     assert [row.index for row in child] == list(range(10)) and len(n_asked) == 10
@@ -303,10 +303,10 @@ def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
 
 
 def test_what_a_network_writes_is_what_the_engine_says(parent: Grown) -> None:
-    from heredity.train.data.documents import Writer
+    from heredity.train.data.documents import ConversationEncoder
     from heredity.train.models import causal_lm
 
-    net, writer = causal_lm.load(parent.folder, "float32"), Writer(parent.folder)
+    net, writer = causal_lm.load(parent.folder, "float32"), ConversationEncoder(parent.folder)
     texts = ["the fox", "seven wise owls watch from an old oak tree"]
     asked = [writer.prompt((Message("user", text),)) for text in texts]
     engine = open_folder(parent.folder, dtype="float32")

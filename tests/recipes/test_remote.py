@@ -10,7 +10,7 @@ import pytest
 from heredity.core.errors import UnknownName, UsageError
 from heredity.lineage.store import Store
 from heredity.recipes.targets._keys import looks_like_key
-from heredity.recipes.targets.remote import Remote, parse
+from heredity.recipes.targets.remote import RemoteTarget, parse
 from tests.support.errors import raises
 
 REFS = [
@@ -50,7 +50,7 @@ def test_ids_are_the_same_for_the_same_model_however_it_is_spelt(tmp_path: Path)
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
     first = one.get("remote:openai:gpt-4o-mini").record.id
     assert first == two.get("remote:openai:gpt-4o-mini@https://api.openai.com/v1/").record.id
-    assert first == two.grow(Remote("openai", "gpt-4o-mini")).record.id
+    assert first == two.grow(RemoteTarget("openai", "gpt-4o-mini")).record.id
     assert one.get("remote:openai:m?a=1&b=2").record.id == two.get("remote:openai:m?b=2&a=1").record.id
     assert len({one.get(ref).record.id for ref in REFS} | {first}) == len(REFS)
     assert first == one.pull("remote:openai:gpt-4o-mini").record.id
@@ -176,7 +176,7 @@ def test_a_key_in_an_option_or_an_address_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", KEYS[:4])
 def test_a_recipe_refuses_a_key_by_itself(key: str) -> None:
     with raises(UsageError, "key-in-reference"):
-        Remote("openai", key)
+        RemoteTarget("openai", key)
 
 
 @pytest.mark.parametrize("name", NAMES)

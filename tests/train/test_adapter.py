@@ -34,7 +34,7 @@ def test_an_adapter_that_has_learned_nothing_changes_nothing(tiny_llama: Path) -
     net = causal_lm.load(tiny_llama, "float32")
     batch = batching.collate([Example(d) for d in DOCUMENTS])
     before = net.logits(net.hidden(batch)).detach()
-    lora.Lora(rank=4).open(net, 0)
+    lora.LowRankAdapters(rank=4).open(net, 0)
     assert torch.equal(net.logits(net.hidden(batch)).detach(), before)
 
 

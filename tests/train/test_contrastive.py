@@ -212,7 +212,7 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
     assert record.modality == "image-text" and record.name == f"{architecture}-150k"
     assert record.recipe.settings["corpus"] == Pictures.open(pictures).fingerprint
     assert "context" not in record.recipe.settings and "tokens" not in record.recipe.settings
-    rows = list(loop.Rows(folder / "training.jsonl", loop.Metric))
+    rows = list(loop.Rows(folder / "training.jsonl", loop.StepMetrics))
     looks = [row.terms for row in rows if f"{TO_CAPTION} @1" in row.terms]
     chance = math.log(24) if architecture == "clip" else rows[0].loss
     assert rows[0].loss == pytest.approx(chance, abs=0.6) and rows[-1].loss < 0.8 * rows[0].loss

@@ -18,7 +18,7 @@ from heredity.train.data import batching
 from heredity.train.kernels import compile as fused
 from heredity.train.kernels import rms_norm, rotary, swiglu
 from heredity.train.models import causal_lm
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal, told
 from tests.support.errors import raises
 
@@ -79,7 +79,7 @@ def test_a_turn() -> None:
     x = torch.randn(1, 37, 3, 16)
     cos, sin = torch.randn(2, 1, 37, 1, 16)  # halves that differ, so that none stands for the other
     found = []
-    for way in (rotary._Turned, rotary._Compiled):
+    for way in (rotary._Turned, rotary._CompiledRotary):
         given = x.clone().requires_grad_()
         out: Any = way.apply(given, cos, sin)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out))
@@ -103,7 +103,7 @@ def test_a_loss_and_its_gradient_are_torchs(share: float, dtype: torch.dtype) ->
     near((two.grad,), (one.grad.to(dtype),), dtype)
 
 
-def gradients(net: Network, batch: batching.Batch) -> list[torch.Tensor]:
+def gradients(net: CausalLM, batch: batching.PackedBatch) -> list[torch.Tensor]:
     net.model.zero_grad()
     (Causal(1e-4).loss(net, batch).total / len(batch.targets)).backward()
     return [p.grad.clone() for p in net.model.parameters()]
@@ -113,23 +113,25 @@ def test_a_network_has_the_gradients_of_the_steps_one_by_one(
     any_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(causal_lm, "CHUNK", 7)  # so that the last part is a short one
-    from heredity.train.data.documents import Example
+    from heredity.train.data.documents import TokenizedExample
 
     usual = causal_lm.load(any_model, "float32")
-    batch = batching.collate([Example(d) for d in DOCUMENTS])
+    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
     wanted = gradients(usual, batch)
-    found = gradients(Network(usual.model, any_model, is_fused=True), batch)
+    found = gradients(CausalLM(usual.model, any_model, is_fused=True), batch)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_its_bits_hang_on_no_size_that_came_before(tiny_llama: Path) -> None:
     """A run that goes on after a stop compiles anew, and for another batch first."""
-    from heredity.train.data.documents import Document, Example
+    from heredity.train.data.documents import Document, TokenizedExample
 
-    net = Network(causal_lm.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)
+    net = CausalLM(causal_lm.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)
     batches = [
-        batching.collate([Example(Document(tuple(range(5, 5 + n)), (False, *[True] * (n - 1))))] * times)
+        batching.collate(
+            [TokenizedExample(Document(tuple(range(5, 5 + n)), (False, *[True] * (n - 1))))] * times
+        )
         for n, times in ((300, 9), (2, 1), (40, 3))
     ]
 

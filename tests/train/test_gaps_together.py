@@ -65,7 +65,7 @@ def test_several_processes_fill_the_gaps_that_one_fills(
     assert last[BITS_PER_BYTE] == pytest.approx(terms[BITS_PER_BYTE], rel=1e-6)
 
 
-def assert_the_same_counts(a: list[loop.Metric], b: list[loop.Metric]) -> None:
+def assert_the_same_counts(a: list[loop.StepMetrics], b: list[loop.StepMetrics]) -> None:
     """Of right answers, but for a few steps with a tie."""
     found = [[round(row.terms[ACCURACY] * row.n_learned, 3) for row in each] for each in (a, b)]
     assert sum(found[0]) > N_STEPS  # there is something to count

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from heredity.train import loop
-from heredity.train.data.batching import Batch
-from heredity.train.data.packed import Stream
+from heredity.train.data.batching import PackedBatch
+from heredity.train.data.packed import PackedDataset
 from heredity.train.models import causal_lm
 from heredity.train.models.lora import Everything
 from heredity.train.objectives import Loss
@@ -28,18 +28,18 @@ class Spoilt:
     token: int
     loss_of_it: float
 
-    def loss(self, net: causal_lm.Network, batch: Batch) -> Loss:
+    def loss(self, net: causal_lm.CausalLM, batch: PackedBatch) -> Loss:
         told = Causal().loss(net, batch)
         if not (batch.targets == self.token).any():
             return told
         return Loss(told.total * 0 + self.loss_of_it * len(batch.targets), {})
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         return Causal().weight(batch)
 
 
 @pytest.fixture
-def tiny() -> causal_lm.Network:
+def tiny() -> causal_lm.CausalLM:
     config = {
         "model_type": "qwen3", "vocab_size": SIZE, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
@@ -49,33 +49,33 @@ def tiny() -> causal_lm.Network:
 
 
 def run(
-    net: causal_lm.Network, objective: object, folder: Path, guard: loop.Guard | None
-) -> tuple[list[loop.Metric], list[int]]:
+    net: causal_lm.CausalLM, objective: object, folder: Path, guard: loop.DivergenceGuard | None
+) -> tuple[list[loop.StepMetrics], list[int]]:
     """The rows, and which steps of data were read for them."""
-    stream, read = Stream(DOCUMENTS, END, 64, 64, 1), []
+    stream, read = PackedDataset(DOCUMENTS, END, 64, 64, 1), []
 
     class Noted:
-        def of(self, step: int) -> list[Batch]:
+        def of(self, step: int) -> list[PackedBatch]:
             read.append(step)
             return stream.of(step)
 
-    plan = loop.Plan("t", N_STEPS, 1e-3, "constant")
+    plan = loop.TrainingPlan("t", N_STEPS, 1e-3, "constant")
     rows = loop.train(net, Everything(), objective, Noted(), plan, folder, None, None, guard)  # type: ignore[arg-type]
     return rows, read
 
 
 def bad_token(step: int) -> int:
     """A token that this step of data has, and no other of the first ones."""
-    stream = Stream(DOCUMENTS, END, 64, 64, 1)
+    stream = PackedDataset(DOCUMENTS, END, 64, 64, 1)
     others = {t for s in range(N_STEPS + 8) if s != step for b in stream.of(s) for t in b.targets.tolist()}
     return next(t for b in stream.of(step) for t in b.targets.tolist() if t not in others)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), 50.0])
 def test_a_guard_goes_back_to_its_checkpoint_and_leaves_out_the_data_since(
-    tiny: causal_lm.Network, tmp_path: Path, loss: float
+    tiny: causal_lm.CausalLM, tmp_path: Path, loss: float
 ) -> None:
-    guard = loop.Guard(keep_every=4, spike=5.0, window=3)
+    guard = loop.DivergenceGuard(keep_every=4, spike=5.0, window=3)
     rows, read = run(tiny, Spoilt(bad_token(6), loss), tmp_path, guard)
     assert read == [
         0,
@@ -91,19 +91,19 @@ def test_a_guard_goes_back_to_its_checkpoint_and_leaves_out_the_data_since(
     assert all(row.loss < 10 for row in rows)
 
 
-def test_without_a_guard_it_stops_and_says_the_step(tiny: causal_lm.Network, tmp_path: Path) -> None:
+def test_without_a_guard_it_stops_and_says_the_step(tiny: causal_lm.CausalLM, tmp_path: Path) -> None:
     with raises(loop.Diverged, "loss-not-finite", mentions=["6"]):
         run(tiny, Spoilt(bad_token(6), float("nan")), tmp_path, None)
 
 
-def test_a_guard_gives_up_after_its_tries(tiny: causal_lm.Network, tmp_path: Path) -> None:
+def test_a_guard_gives_up_after_its_tries(tiny: causal_lm.CausalLM, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Never(Spoilt):
-        def loss(self, net: causal_lm.Network, batch: Batch) -> Loss:
+        def loss(self, net: causal_lm.CausalLM, batch: PackedBatch) -> Loss:
             return Loss(Causal().loss(net, batch).total * float("nan"), {})
 
     with pytest.raises(loop.Diverged):
-        run(tiny, Never(0, 0.0), tmp_path, loop.Guard(keep_every=4, tries=2))
+        run(tiny, Never(0, 0.0), tmp_path, loop.DivergenceGuard(keep_every=4, tries=2))
 
 
 def test_a_new_model_is_drawn_from_its_seed_alone_and_leaves_torchs_own_draws_as_they_were() -> None:

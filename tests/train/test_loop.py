@@ -12,9 +12,9 @@ import torch
 from heredity.core.errors import Damaged
 from heredity.train import checkpoint, loop
 from heredity.train.data import chat, documents
-from heredity.train.data.batching import Steps
+from heredity.train.data.batching import BatchSampler
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import Everything, Lora
+from heredity.train.models.lora import Everything, LowRankAdapters
 from heredity.train.objectives.causal import Causal
 from heredity.train.optimizer import Kind, Masters, share_at
 from tests.support.errors import raises
@@ -26,10 +26,10 @@ N_STEPS = 14
 def run(folder: Path, data: Path, work: Path, kind: str, optimizer: str = "adamw", rate: float = 3e-3) -> str:
     """Train and return a digest of every weight."""
     net = causal_lm.load(folder, "float32")
-    prepared = documents.Writer(folder).prepare(chat.read(data).dialogues, 512)
-    trainable = Everything() if kind == "all" else Lora(rank=4)
-    plan = loop.Plan("t", N_STEPS, rate, "wsd", 2, 0.01, 1.0, optimizer)  # type: ignore[arg-type]
-    loop.train(net, trainable, Causal(), Steps(prepared.examples, 4, 1, 128), plan, work)
+    prepared = documents.ConversationEncoder(folder).prepare(chat.read(data).dialogues, 512)
+    trainable = Everything() if kind == "all" else LowRankAdapters(rank=4)
+    plan = loop.TrainingPlan("t", N_STEPS, rate, "wsd", 2, 0.01, 1.0, optimizer)  # type: ignore[arg-type]
+    loop.train(net, trainable, Causal(), BatchSampler(prepared.examples, 4, 1, 128), plan, work)
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(net.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 
@@ -41,7 +41,7 @@ def test_the_loss_falls_and_two_runs_give_the_same_bits(
     one = run(tiny_llama, data_file, tmp_path / "a", kind)
     two = run(tiny_llama, data_file, tmp_path / "b", kind)
     assert one == two
-    rows = list(loop.Rows(tmp_path / "a" / loop.METRICS, loop.Metric))
+    rows = list(loop.Rows(tmp_path / "a" / loop.METRICS, loop.StepMetrics))
     assert len(rows) == N_STEPS and rows[-1].loss < 0.9 * rows[0].loss
 
 
@@ -69,7 +69,7 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
     metrics = tmp_path / "killed" / loop.METRICS
     last = ends_after_kills(command, lambda: n_rows([metrics]), (2, 6, 11))
     assert last.stdout.strip() == whole
-    steps_done = [row.step for row in loop.Rows(metrics, loop.Metric)]
+    steps_done = [row.step for row in loop.Rows(metrics, loop.StepMetrics)]
     assert steps_done == list(range(N_STEPS))
 
 
@@ -107,7 +107,7 @@ def test_weights_that_the_last_step_ruined_are_not_handed_on(
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, "one", checkpoint.Kept(3, 30, {"master/x": torch.ones(2)}))
+    checkpoint.write(tmp_path, "one", checkpoint.CheckpointState(3, 30, {"master/x": torch.ones(2)}))
     assert checkpoint.read(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
     with raises(Damaged, "checkpoint-of-another-training"):
         checkpoint.read(tmp_path, "two")

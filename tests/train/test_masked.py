@@ -27,9 +27,9 @@ from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
 from heredity.study.study import Study
 from heredity.train import loop
-from heredity.train.data.batching import Batch
-from heredity.train.data.masking import Gaps, Hiding, gapped, laid
-from heredity.train.data.packed import Stream
+from heredity.train.data.batching import PackedBatch
+from heredity.train.data.masking import Gaps, TokenMasking, gapped, laid
+from heredity.train.data.packed import PackedDataset
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials, bert, modernbert
 from heredity.train.models.shapes import BertShape, EncoderShape, dial, n_weights
@@ -42,11 +42,11 @@ from tests.support.errors import raises
 from tests.support.killed import ends_after_kills, n_rows
 from tests.support.planning import APPLICATION
 
-HIDING = Hiding(mask=4, end=0, n_vocabulary=400, special=frozenset(range(5)))
+HIDING = TokenMasking(mask=4, end=0, n_vocabulary=400, special=frozenset(range(5)))
 BOTH = pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 
 
-def born(architecture: str, context: int = 256, dtype: str = "float32") -> encoder.Encoder:
+def born(architecture: str, context: int = 256, dtype: str = "float32") -> encoder.MaskedLM:
     """Of four layers, all that begins as zero made to count."""
     built = registry.load("train.models.architectures", architecture)
     shape = dial("300K", 400, context, {"layers": 4}, built.SHAPE).shape
@@ -82,7 +82,7 @@ def test_gaps_are_a_share_of_every_piece_and_never_a_special_token() -> None:
 
 def test_of_bert_s_gaps_eight_of_ten_are_masks_and_one_stays() -> None:
     ids = np.full(20_000, 77, dtype=np.int64)
-    how = Hiding(4, 0, 400, frozenset(range(5)), 0.5, "80-10-10")
+    how = TokenMasking(4, 0, 400, frozenset(range(5)), 0.5, "80-10-10")
     shown, at = how.of(ids, np.random.default_rng(2))
     kinds = [(shown[at] == value).mean() for value in (4, 77)]
     assert kinds == [pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.02)]
@@ -91,10 +91,12 @@ def test_of_bert_s_gaps_eight_of_ten_are_masks_and_one_stays() -> None:
 
 def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
     text = Corpus.open(corpus)
-    stream = Stream(text.split("train"), 0, 512, 62, 1)
+    stream = PackedDataset(text.split("train"), 0, 512, 62, 1)
     one, again = (Gaps(stream, HIDING).of(3) for _ in range(2))
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, again, strict=True))
-    shared = [Gaps(Stream(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING) for i in range(2)]
+    shared = [
+        Gaps(PackedDataset(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING) for i in range(2)
+    ]
     hidden = sorted(t for gaps in shared for batch in gaps.of(3) for t in batch.targets.tolist())
     assert hidden == sorted(t for batch in one for t in batch.targets.tolist())
     piece = stream.pieces(3)[0]
@@ -202,7 +204,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
     record, folder = grown.record, grown.folder
     assert record.modality == "text" and record.family == record.name == f"{architecture}-150k"
     assert record.recipe.settings["corpus"] == Corpus.open(corpus).fingerprint
-    rows = list(loop.Rows(folder / "training.jsonl", loop.Metric))
+    rows = list(loop.Rows(folder / "training.jsonl", loop.StepMetrics))
     looks = [row.terms for row in rows if BITS_PER_BYTE in row.terms]
     assert rows[0].loss == pytest.approx(math.log(400), abs=0.3) and rows[-1].loss < rows[0].loss - 0.7
     assert len(looks) == 3 and looks[-1][BITS_PER_BYTE] < looks[0][BITS_PER_BYTE]
@@ -217,7 +219,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
     ids = text.input_ids[0]
     at = torch.arange(len(ids))
     with torch.no_grad():
-        logits = ours.logits(ours.hidden(Batch(ids, at, (len(ids),), at, ids, torch.zeros_like(at))))
+        logits = ours.logits(ours.hidden(PackedBatch(ids, at, (len(ids),), at, ids, torch.zeros_like(at))))
         assert torch.allclose(logits, model(**text).logits[0], atol=1e-5)
     assert len(pipeline("fill-mask", model=model, tokenizer=words)("the<|mask|>", top_k=3)) == 3
     with raises(Unavailable, "writes-no-text"):
@@ -261,7 +263,7 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
     metrics = tmp_path / "killed" / loop.METRICS
     last = ends_after_kills(command, lambda: n_rows([metrics]), (6, 10))
     assert last.stdout.strip() == whole
-    assert [row.step for row in loop.Rows(metrics, loop.Metric)] == list(range(14))
+    assert [row.step for row in loop.Rows(metrics, loop.StepMetrics)] == list(range(14))
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])

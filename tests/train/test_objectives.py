@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, UsageError
 from heredity.train.data import batching, teacher_logprobs
-from heredity.train.data.documents import Document, Example
+from heredity.train.data.documents import Document, TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives.distill import Distilled, Divergence, divergence
 from heredity.train.objectives.preference import Preference
@@ -23,8 +23,10 @@ ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
 OTHERS = torch.randn(5, 33, generator=torch.Generator().manual_seed(4)) * 3
 
 
-def reading(folder: Path, k: int, temperature: float = 1.0, n_words: int = 0) -> teacher_logprobs.Reading:
-    return teacher_logprobs.Reading(k, temperature, folder / "reading", n_words)
+def reading(
+    folder: Path, k: int, temperature: float = 1.0, n_words: int = 0
+) -> teacher_logprobs.TeacherConfig:
+    return teacher_logprobs.TeacherConfig(k, temperature, folder / "reading", n_words)
 
 
 def test_forward_and_reverse_are_the_two_kullback_leiblers() -> None:
@@ -64,7 +66,7 @@ def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
 ) -> None:
     monkeypatch.setattr(causal_lm, "CHUNK", 5)
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
-    batch = batching.collate([Example(d) for d in DOCUMENTS])
+    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
     found, wanted = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     Distilled(teacher, "js", 2.0, 0.7, 0.3).loss(found, batch).total.backward()
     logits = wanted.logits(wanted.hidden(batch))
@@ -81,7 +83,7 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
 ) -> None:
     monkeypatch.setattr(causal_lm, "CHUNK", 5)
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
-    examples = [Example(d) for d in DOCUMENTS]
+    examples = [TokenizedExample(d) for d in DOCUMENTS]
     teacher_logprobs.write(
         tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, len(teacher.head) - 1, 2.0)
     )
@@ -102,8 +104,10 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
 def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     net = causal_lm.load(tiny_llama, "float32")
-    batch = batching.collate([Example(DOCUMENTS[0])])
-    teacher_logprobs.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
+    batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
+    teacher_logprobs.write(
+        tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
+    )
     kept = teacher_logprobs.read(tmp_path / "kept", "mine")
     with torch.no_grad():
         p, q = (n.logits(n.hidden(batch)).softmax(-1) for n in (teacher, net))
@@ -120,12 +124,12 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
 def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_path: Path) -> None:
     teacher, net = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     n_words = len(teacher.head) - 5
-    batch = batching.collate([Example(DOCUMENTS[0])])
+    batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
     teacher_logprobs.write(
         tmp_path / "kept",
         "mine",
         teacher,
-        [Example(DOCUMENTS[0])],
+        [TokenizedExample(DOCUMENTS[0])],
         reading(tmp_path, n_words - 1, 1.0, n_words),
     )
     kept = teacher_logprobs.read(tmp_path / "kept", "mine")
@@ -135,14 +139,18 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
 
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = causal_lm.load(tiny_llama, "float32")
-    teacher_logprobs.write(tmp_path / "kept", "mine", teacher, [Example(DOCUMENTS[0])], reading(tmp_path, 3))
+    teacher_logprobs.write(
+        tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
+    )
     with raises(Damaged, "scores-of-others"):
         teacher_logprobs.read(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
-        teacher_logprobs.read(tmp_path / "kept", "mine").of(batching.collate([Example(DOCUMENTS[1])]))
+        teacher_logprobs.read(tmp_path / "kept", "mine").of(
+            batching.collate([TokenizedExample(DOCUMENTS[1])])
+        )
     with raises(ValueError, "temperature-differs", mentions=["1"]):
         kept = teacher_logprobs.read(tmp_path / "kept", "mine")
-        Distilled(kept, temperature=2.0).loss(teacher, batching.collate([Example(DOCUMENTS[0])]))
+        Distilled(kept, temperature=2.0).loss(teacher, batching.collate([TokenizedExample(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
@@ -157,7 +165,7 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
     net, reference = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     better = Document((5, 6, 7, 8), (False, False, True, True))
     worse = Document((5, 6, 9, 11, 12), (False, False, True, True, True))
-    batch = batching.collate([Example(better, worse)])
+    batch = batching.collate([TokenizedExample(better, worse)])
     objective = Preference(reference, 0.5)
     first = objective.loss(net, batch).total
     assert float(first.detach()) == pytest.approx(0.6931, abs=1e-4) and objective.weight(batch) == 1
@@ -173,4 +181,4 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
 def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
     with raises(UsageError, "rejected-missing"):
-        Preference(net).loss(net, batching.collate([Example(DOCUMENTS[0])]))
+        Preference(net).loss(net, batching.collate([TokenizedExample(DOCUMENTS[0])]))

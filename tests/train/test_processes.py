@@ -24,7 +24,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import checkpoint, distributed, loop, pieces
-from heredity.train.checkpoint import Kept
+from heredity.train.checkpoint import CheckpointState
 from tests.corpus.conftest import TOKENIZER, paragraphs
 from tests.support.errors import raises
 from tests.support.killed import RUNS, n_rows
@@ -95,8 +95,8 @@ def made(root: Path, command: Sequence[str]) -> Grown:
     return Grown(model, store.folder(model))
 
 
-def rows(model: Grown) -> list[loop.Metric]:
-    return list(Rows(model.folder / loop.METRICS, loop.Metric))
+def rows(model: Grown) -> list[loop.StepMetrics]:
+    return list(Rows(model.folder / loop.METRICS, loop.StepMetrics))
 
 
 def assert_the_same_training(
@@ -299,7 +299,7 @@ def keep(folder: Path, world: int, n_steps: int, replicas: int = 1) -> None:
     """A checkpoint of as many processes, the first of them last."""
     for rank in reversed(range(world)):
         together = apart(rank, world, replicas)
-        pieces.write(folder, "t", Kept(n_steps, 10, state(together)), N_ROWS, together)
+        pieces.write(folder, "t", CheckpointState(n_steps, 10, state(together)), N_ROWS, together)
 
 
 @pytest.mark.parametrize(("before", "replicas"), [(1, 1), (2, 1), (5, 1), (4, 2)])
@@ -319,7 +319,9 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
 
 def test_the_former_checkpoint_stands_until_the_next_is_whole(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    pieces.write(tmp_path, "t", Kept(6, 20, state(apart(1, 2))), N_ROWS, apart(1, 2))  # and then killed
+    pieces.write(
+        tmp_path, "t", CheckpointState(6, 20, state(apart(1, 2))), N_ROWS, apart(1, 2)
+    )  # and then killed
     assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 3  # type: ignore[union-attr]
     keep(tmp_path, 3, 6)
     assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 6  # type: ignore[union-attr]
@@ -328,10 +330,10 @@ def test_the_former_checkpoint_stands_until_the_next_is_whole(tmp_path: Path) ->
 
 def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    checkpoint.write(tmp_path, "t", Kept(5, 15, WHOLE))  # killed before the pieces were let go
+    checkpoint.write(tmp_path, "t", CheckpointState(5, 15, WHOLE))  # killed before the pieces were let go
     assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 5  # type: ignore[union-attr]
     assert pieces.read(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
-    pieces.write(tmp_path, "t", Kept(7, 20, WHOLE), N_ROWS, distributed.ALONE)
+    pieces.write(tmp_path, "t", CheckpointState(7, 20, WHOLE), N_ROWS, distributed.ALONE)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
     keep(tmp_path, 2, 9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", pieces.NAME]

@@ -21,10 +21,10 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
 from heredity.train import memory
 from heredity.train.data import chat
-from heredity.train.data.documents import Writer
+from heredity.train.data.documents import ConversationEncoder
 from heredity.train.models import causal_lm
 from heredity.train.models.lora import Everything
-from heredity.train.models.lora import Lora as Adapters
+from heredity.train.models.lora import LowRankAdapters as Adapters
 from tests.support.errors import raises
 
 QUICK = {"steps": 2, "batch": 4, "dtype": "float32"}
@@ -57,7 +57,7 @@ def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
     parent: Grown, data_file: Path
 ) -> None:
     net = causal_lm.load(parent.folder, "float32")
-    examples = Writer(parent.folder).prepare(chat.read(data_file).dialogues, 1024).examples
+    examples = ConversationEncoder(parent.folder).prepare(chat.read(data_file).dialogues, 1024).examples
 
     def total(trainable: Any, kept: Sequence[Any], batch: int) -> int:
         return sum(memory.needed(net, trainable, "adamw", kept, batch).values())

@@ -18,8 +18,8 @@ from heredity.recipes.distill import Distill
 from heredity.recipes.prune import Prune
 from heredity.train import checkpoint
 from heredity.train.data import batching, chat, teacher_logprobs
-from heredity.train.data.documents import Example
-from heredity.train.data.teacher_logprobs import Groups, Reading
+from heredity.train.data.documents import TokenizedExample
+from heredity.train.data.teacher_logprobs import Groups, TeacherConfig
 from heredity.train.models import causal_lm
 from tests.engines.conftest import make_model
 from tests.train.test_network import DOCUMENTS
@@ -101,10 +101,10 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     teacher = causal_lm.load(tiny_llama, "float32")
-    examples = [Example(d) for d in DOCUMENTS]
+    examples = [TokenizedExample(d) for d in DOCUMENTS]
     batch = batching.collate(examples)
     for k in (12, 4, 30):
-        reading = Reading(k, 2.0, tmp_path / "reading")
+        reading = TeacherConfig(k, 2.0, tmp_path / "reading")
         teacher_logprobs.write(tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading)
     assert [teacher_logprobs.place(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
         "mine-4", "mine-4", "mine-12", "mine-12", "mine-30", "mine-31",

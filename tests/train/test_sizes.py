@@ -6,10 +6,10 @@ import pytest
 
 from heredity.core.errors import UsageError
 from heredity.train.models import shapes
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from tests.support.errors import raises
 
-LLAMA_3_8B = Shape(32, 4096, 32, 8, 128, 14336, 8192, 128_256, is_tied=False)
+LLAMA_3_8B = TransformerShape(32, 4096, 32, 8, 128, 14336, 8192, 128_256, is_tied=False)
 
 
 def test_parameters_of_a_published_shape_are_the_published_number() -> None:

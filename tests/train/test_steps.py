@@ -7,17 +7,17 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.train.data.batching import BLOCK, Steps, collate
-from heredity.train.data.documents import Document, Example
+from heredity.train.data.batching import BLOCK, BatchSampler, collate
+from heredity.train.data.documents import Document, TokenizedExample
 
 
-def examples(n: int) -> list[Example]:
-    return [Example(Document((i,) * (2 + i % 9), (True,) * (2 + i % 9))) for i in range(n)]
+def examples(n: int) -> list[TokenizedExample]:
+    return [TokenizedExample(Document((i,) * (2 + i % 9), (True,) * (2 + i % 9))) for i in range(n)]
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 99), st.integers(4, 64))
 def test_every_epoch_sees_every_example_once(n: int, batch: int, seed: int, product: int) -> None:
-    order = Steps(examples(n), batch, seed, product)
+    order = BatchSampler(examples(n), batch, seed, product)
     seen = Counter(order.at(place) for place in range(3 * n))
     assert set(seen.values()) == {3}
     assert sorted(order.at(p) for p in range(n)) == list(range(n))
@@ -27,7 +27,10 @@ def test_every_epoch_sees_every_example_once(n: int, batch: int, seed: int, prod
 def test_a_step_is_the_same_whatever_was_asked_before_and_loses_no_token(
     n: int, batch: int, seed: int, product: int
 ) -> None:
-    order, again = Steps(examples(n), batch, seed, product), Steps(examples(n), batch, seed, product)
+    order, again = (
+        BatchSampler(examples(n), batch, seed, product),
+        BatchSampler(examples(n), batch, seed, product),
+    )
     again.of(0)
     one, two = order.of(5), again.of(5)
     assert [b.tokens.tolist() for b in one] == [b.tokens.tolist() for b in two]
@@ -38,7 +41,7 @@ def test_a_step_is_the_same_whatever_was_asked_before_and_loses_no_token(
 
 
 def test_what_is_learned_is_told_by_the_token_before_it() -> None:
-    order = Steps([Example(Document((7, 8, 9, 10), (False, False, True, True)))], 1, 0)
+    order = BatchSampler([TokenizedExample(Document((7, 8, 9, 10), (False, False, True, True)))], 1, 0)
     (batch,) = order.of(0)
     assert batch.at.tolist() == [1, 2] and batch.targets.tolist() == [9, 10]
     assert batch.positions.tolist() == [0, 1, 2, 3]
@@ -46,7 +49,7 @@ def test_what_is_learned_is_told_by_the_token_before_it() -> None:
 
 @given(st.integers(1, 200))
 def test_a_filled_batch_has_whole_blocks_and_learns_nothing_of_them(n: int) -> None:
-    batch = collate([Example(Document((9,) * n, (True,) * n))])
+    batch = collate([TokenizedExample(Document((9,) * n, (True,) * n))])
     filled = batch.filled
     assert len(filled.tokens) == len(filled.positions) == sum(filled.lengths) == -(-n // BLOCK) * BLOCK
     assert filled.lengths[0] == n and filled.tokens[:n].tolist() == batch.tokens.tolist()

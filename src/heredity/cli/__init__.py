@@ -129,7 +129,7 @@ class Name(click.types.StringParamType):
         return found if is_text else self.fail("is not UTF-8.", param, ctx)
 
 
-class Place(click.Path):
+class PathArgument(click.Path):
     """The path of a file or folder; empty, it would quietly be the current folder."""
 
     def __init__(self) -> None:

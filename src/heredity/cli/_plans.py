@@ -11,7 +11,7 @@ from heredity.cli._terminal import cell, out, plain, table, write, write_json
 
 if TYPE_CHECKING:
     from heredity.experiments.scaling_laws import Scaled
-    from heredity.train.planning.forecast import Forecast, Way
+    from heredity.train.planning.forecast import Forecast, LayoutForecast
     from heredity.train.planning.rehearsal import Rehearsed
 
 _GB = 1e9
@@ -103,7 +103,7 @@ def _ways(found: Forecast) -> None:
     out().print(grid)
 
 
-def _numbers(way: Way) -> tuple[str, ...]:
+def _numbers(way: LayoutForecast) -> tuple[str, ...]:
     return (
         f"{way.layout.shards:,}",
         f"{way.layout.replicas:,}",

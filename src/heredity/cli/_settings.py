@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import click
 
-from heredity.cli import Name, Place
+from heredity.cli import Name, PathArgument
 from heredity.train.data.chat import Data
 
 
@@ -115,7 +115,7 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         if not is_needed:
             common["show_default"] = False
         return [
-            click.Option([flag, key], type=Place(), **common),
+            click.Option([flag, key], type=PathArgument(), **common),
             click.Option(["--columns"], type=Name(), help=columns),
         ]
     if kind is bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, Place, Verb, _remote, open_store
+from heredity.cli import Name, PathArgument, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command("ask", cls=Verb, example='heredity ask smollm2-135m-instruct "What is a heat pump?"')
 @click.argument("model", type=Name())
 @click.argument("text", type=Name())
-@click.option("--application", type=Place(), metavar="FILE", help="Ask inside this application.")
+@click.option("--application", type=PathArgument(), metavar="FILE", help="Ask inside this application.")
 @click.option("--prefill", type=Name(), metavar="TEXT", help="What the answer is made to begin with.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Of one reply.  [default: the application's, or 128]"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Lister, Place, Verb
+from heredity.cli import Lister, PathArgument, Verb
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,8 +54,8 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("build", cls=Verb, example="heredity corpus build shelf.toml --out corpora/shelf")
-@click.argument("recipe", metavar="RECIPE.toml", type=Place())
-@click.option("--out", type=Place(), metavar="DIR", help="A new folder.  [default: the recipe's name]")
+@click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
+@click.option("--out", type=PathArgument(), metavar="DIR", help="A new folder.  [default: the recipe's name]")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) -> None:
@@ -78,12 +78,12 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
 @command.command(
     "export", cls=Verb, example="heredity corpus export shelf.toml --to datatrove --out clusters/shelf"
 )
-@click.argument("recipe", metavar="RECIPE.toml", type=Place())
+@click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
 @click.option(
     "--to", type=click.Choice(["datatrove"]), required=True, expose_value=False,
     help="Whose executors are to run it.",
 )  # fmt: skip
-@click.option("--out", type=Place(), required=True, metavar="DIR", help="A new folder.")
+@click.option("--out", type=PathArgument(), required=True, metavar="DIR", help="A new folder.")
 @click.option("--tasks", type=click.IntRange(1), default=8, show_default=True, help="Independent tasks.")
 def export(recipe: Path, out: Path, tasks: int) -> None:
     """Write a script that runs the recipe's steps in many tasks, on this machine or on a cluster.
@@ -99,7 +99,7 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
 
 
 @command.command("show", cls=Verb, example="heredity corpus show corpora/shelf")
-@click.argument("folder", metavar="DIR", type=Place())
+@click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def show(folder: Path, as_json: bool) -> None:
     """Hash a corpus again, and say what is in it."""

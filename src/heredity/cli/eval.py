@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from heredity.cli import Name, Place, Verb, _remote, open_store
+from heredity.cli import Name, PathArgument, Verb, _remote, open_store
 
 
 def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
@@ -38,7 +38,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 @click.option(
     "--limit", type=int, metavar="N", help="N items of each task, always the same, for a quick look."
 )
-@click.option("--out", type=Place(), metavar="DIR", help="Where answers are kept.  [default: evals]")
+@click.option("--out", type=PathArgument(), metavar="DIR", help="Where answers are kept.  [default: evals]")
 @click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the grades as JSON.")
 @_remote.options

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Place, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store
 
 
 @click.command("export", cls=Verb, example="heredity export tickets-lora --to gguf handed-out/")
 @click.argument("model", metavar="MODEL", type=Name())
-@click.argument("folder", metavar="DIR", type=Place())
+@click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option("--to", "form", type=Name(), required=True, help="hf (safetensors), or gguf")
-@click.option("--study", type=Place(), metavar="DIR", help="A study whose rates the model card quotes.")
+@click.option(
+    "--study", type=PathArgument(), metavar="DIR", help="A study whose rates the model card quotes."
+)
 def command(model: str, folder: Path, form: str, study: Path | None) -> None:
     """Write a model into files that others load, checked before.
 

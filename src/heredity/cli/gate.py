@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Place, Verb
+from heredity.cli import Name, PathArgument, Verb
 
 
 @click.command(
     "gate", cls=Verb, example="heredity gate runs/support-desk --baseline qwen --candidate smollm2"
 )
-@click.argument("folder", metavar="DIR", type=Place())
+@click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
     "--max-breach", type=float, default=0.05, show_default=True, help="Highest breach rate that passes."
 )

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, Place, Verb
+from heredity.cli import Name, PathArgument, Verb
 
 if TYPE_CHECKING:
     from heredity.study.importers import Summary
-    from heredity.study.report._judges import Grid
+    from heredity.study.report._judges import JudgeTable
 
 _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=answer,model=arm --out runs/arms"
 
 
 @click.command("import", cls=Verb, example=_EXAMPLE)
-@click.argument("files", metavar="FILE...", type=Place(), nargs=-1, required=True)
-@click.option("--out", type=Place(), metavar="DIR", required=True, help="The study's folder.")
+@click.argument("files", metavar="FILE...", type=PathArgument(), nargs=-1, required=True)
+@click.option("--out", type=PathArgument(), metavar="DIR", required=True, help="The study's folder.")
 @click.option(
     "--columns",
     type=Name(),
@@ -71,7 +71,7 @@ def command(
     from heredity.study.report import _judges, html
     from heredity.study.study import Study
 
-    reading = importers.Reading(
+    reading = importers.ImportOptions(
         columns=importers.columns(columns or ""),
         model=model or "",
         verdicts=tuple(map(importers.VerdictColumn.parse, verdicts)),
@@ -112,7 +112,7 @@ def _told(summary: Summary) -> str:
     return said
 
 
-def _show(grids: list[Grid]) -> None:
+def _show(grids: list[JudgeTable]) -> None:
     """Every judge on the same answers, then each two of them."""
     from heredity.cli._terminal import cell, out, table
 

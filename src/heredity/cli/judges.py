@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Lister, Name, Place, Verb
+from heredity.cli import Lister, Name, PathArgument, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from heredity.redteam.judges import JudgeQuality
-    from heredity.redteam.judges.calibration.measure import Measured
+    from heredity.redteam.judges.calibration.measure import LabelMeasurement
 
 _EXAMPLE = (
     "heredity judges calibrate rules --task refusal --labels answers.jsonl "
@@ -39,7 +39,7 @@ def list_(as_json: bool) -> None:
 
 @command.command("calibrate", cls=Verb, example=_EXAMPLE)
 @click.argument("judge", type=Name())
-@click.option("--labels", required=True, type=Place(), metavar="FILE", help="CSV or JSON lines.")
+@click.option("--labels", required=True, type=PathArgument(), metavar="FILE", help="CSV or JSON lines.")
 @click.option(
     "--columns", type=Name(), required=True, metavar="response=R,label=L[,prompt=P][,family=F]",
     help="Which of its columns hold what; by the values of family it is measured for each, too.",
@@ -146,7 +146,7 @@ def _every(seconds: float) -> Callable[[int, int], None]:
     return say
 
 
-def _told(rows: Sequence[JudgeQuality], found: Measured, judged_by: str) -> dict[str, object]:
+def _told(rows: Sequence[JudgeQuality], found: LabelMeasurement, judged_by: str) -> dict[str, object]:
     """One flat object: each share with value, low, high and n, and n of all rows that were decided."""
     pooled = rows[0]
     start = f"{pooled.labels}: "
@@ -175,12 +175,12 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
 
 
 @command.command("train", cls=Verb, example=_TRAIN)
-@click.option("--data", required=True, type=Place(), metavar="FILE.toml", help="Names the labels.")
+@click.option("--data", required=True, type=PathArgument(), metavar="FILE.toml", help="Names the labels.")
 @click.option(
-    "--root", "roots", multiple=True, type=Place(), metavar="DIR",
+    "--root", "roots", multiple=True, type=PathArgument(), metavar="DIR",
     help="Where the files it names lie; more than one may be given. Its own folder if none is.",
 )  # fmt: skip
-@click.option("--out", required=True, type=Place(), metavar="DIR", help="For the weights.")
+@click.option("--out", required=True, type=PathArgument(), metavar="DIR", help="For the weights.")
 @click.option(
     "--head", type=Name(), metavar="MODEL",
     help="Learn the head of rubric:MODEL:head on this model's states, and not the judge `learned`.",

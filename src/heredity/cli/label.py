@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Place, Verb
+from heredity.cli import PathArgument, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,13 @@ _WORDS: dict[str, Said | None] = {
 
 
 @click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
-@click.argument("folder", metavar="DIR", type=Place())
+@click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option("--n", type=click.IntRange(1), default=100, show_default=True, help="Labels to come to in all.")
-@click.option("--export", type=Place(), metavar="CSV", help="Write them to a file, to be labelled elsewhere.")
 @click.option(
-    "--import", "take", type=Place(), metavar="FILE", help="Read such a file back, CSV or JSON lines."
+    "--export", type=PathArgument(), metavar="CSV", help="Write them to a file, to be labelled elsewhere."
+)
+@click.option(
+    "--import", "take", type=PathArgument(), metavar="FILE", help="Read such a file back, CSV or JSON lines."
 )
 def command(folder: Path, n: int, export: Path | None, take: Path | None) -> None:
     """Label some of a study's answers, so that its rates can be corrected.

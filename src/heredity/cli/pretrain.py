@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from heredity.cli import Name, Place, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store
 
 
 def _options() -> list[click.Option]:
@@ -33,8 +33,8 @@ class _Pretrain(Verb):
 
 
 @click.command("pretrain", cls=_Pretrain, example="heredity pretrain base.toml --size 10M --tokens 10000000")
-@click.argument("recipe", metavar="RECIPE.toml", type=Place())
-@click.option("--corpus", type=Place(), metavar="DIR", help="A corpus; RECIPE.toml may name it.")
+@click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
+@click.option("--corpus", type=PathArgument(), metavar="DIR", help="A corpus; RECIPE.toml may name it.")
 @click.option("--name", type=Name(), help="What the base is called.")
 def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -> None:
     """Train a new model from random weights on a corpus.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Lister, Name, Place, Verb
+from heredity.cli import Lister, Name, PathArgument, Verb
 
 
 @click.group("probes", cls=Lister, example="heredity probes show planted_secret/plain-01")
@@ -42,7 +42,7 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
 
 @command.command("import", cls=Verb, example="heredity probes import xstest prompts.csv --out xstest.toml")
 @click.argument("kind", metavar="KIND", type=Name())
-@click.argument("file", metavar="FILE", type=Place())
+@click.argument("file", metavar="FILE", type=PathArgument())
 @click.option(
     "--option",
     "options",
@@ -51,7 +51,9 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
     metavar="NAME=VALUE",
     help="A column (prompt=text, id=, cluster=, kind=, ...), or what the kind takes; again for each.",
 )
-@click.option("--out", type=Place(), metavar="FILE.toml", help="Write the probes as a file of your own.")
+@click.option(
+    "--out", type=PathArgument(), metavar="FILE.toml", help="Write the probes as a file of your own."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the probes as JSON.")
 def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Read your copy of a public set, and say what is asked of it and what is left out.

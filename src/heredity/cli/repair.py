@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Place, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store
 
 
 @click.command(
@@ -18,7 +18,9 @@ from heredity.cli import Name, Place, Verb, open_store
 @click.option(
     "--from", "parent", type=Name(), required=True, metavar="MODEL", help="The parent it is held to."
 )
-@click.option("--application", type=Place(), required=True, metavar="FILE", help="The layer held constant.")
+@click.option(
+    "--application", type=PathArgument(), required=True, metavar="FILE", help="The layer held constant."
+)
 @click.option("--probes", type=Name(), multiple=True, default=["core", "failed_task"], metavar="NAME",
               help="As for a study; half is learned from.  [default: core, failed_task]")  # fmt: skip
 @click.option("--held-out", type=Name(), multiple=True, default=["prefill"], metavar="ATTACK",
@@ -32,7 +34,9 @@ from heredity.cli import Name, Place, Verb, open_store
     "--twins", type=float, default=3.0, show_default=True, help="Benign examples a refusal, where one tunes."
 )
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
-@click.option("--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: repair/CHILD]")
+@click.option(
+    "--out", type=PathArgument(), metavar="DIR", help="Where the studies lie.  [default: repair/CHILD]"
+)
 def command(
     child: str,
     parent: str,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Place, Verb
+from heredity.cli import Name, PathArgument, Verb
 
 
 @click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
-@click.argument("folder", metavar="DIR", type=Place())
+@click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
     "--format",
     "kind",
@@ -20,7 +20,7 @@ from heredity.cli import Name, Place, Verb
     help="html, markdown, json, csv, parquet, junit or sarif",
 )
 @click.option("--no-text", is_flag=True, help="Leave out what was asked and what the models said.")
-@click.option("--out", type=Place(), metavar="FILE", help="[default: DIR/report.FORMAT]")
+@click.option("--out", type=PathArgument(), metavar="FILE", help="[default: DIR/report.FORMAT]")
 def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     """Write a study's report.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, Place, Verb, _remote, open_store
+from heredity.cli import Name, PathArgument, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +25,9 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     example="heredity serve smollm2-135m-instruct --application examples/support-desk.toml",
 )  # fmt: skip
 @click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
-@click.option("--application", type=Place(), metavar="FILE", help="What stands around every conversation.")
+@click.option(
+    "--application", type=PathArgument(), metavar="FILE", help="What stands around every conversation."
+)
 @click.option("--free-decoding", is_flag=True, help="Let callers draw otherwise than the application does.")
 @click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free.")
@@ -88,7 +90,7 @@ def _served(
     from heredity.cli._terminal import note
     from heredity.core.errors import UsageError
     from heredity.deploy.serve.responses import Served
-    from heredity.deploy.serve.worker import Service
+    from heredity.deploy.serve.worker import EngineWorker
 
     layer = None if application is None else Application.load(application)
     if layer is not None and layer.rendering in ("theirs", "recorded"):
@@ -101,7 +103,7 @@ def _served(
     for one in grown.values():
         ready = one if one.record.format == "scripted" else _pulling.ready(store, one)
         note(f"loading {one.record.name} ...")
-        service = Service(load(ready), most)
+        service = EngineWorker(load(ready), most)
         stack.callback(service.close)
         served.append(Served(one.record, service, layer, may_draw))
     return served

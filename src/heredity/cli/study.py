@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Name, Place, Verb, _remote, open_store
+from heredity.cli import Name, PathArgument, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
@@ -103,7 +103,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 @click.argument(
     "plan",
     metavar="[PLAN.toml|DIR]",
-    type=Place(),
+    type=PathArgument(),
     required=False,
     is_eager=True,
     callback=_read_plan,
@@ -114,7 +114,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
     help="A model and all its descendants in the store that can answer. A mere other form of one that is "
     "asked (dequantized, an adapter folded into its base, another engine) is left out; --model asks it too.",
 )  # fmt: skip
-@click.option("--application", type=Place(), metavar="FILE", help="The layer held constant.")
+@click.option("--application", type=PathArgument(), metavar="FILE", help="The layer held constant.")
 @click.option(
     "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
     help="A suite (core, quick, full), a technique, a glob over ids, a TOML file, or import:KIND:FILE."
@@ -136,7 +136,7 @@ def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of every interval.")
 @click.option(
     "--out",
-    type=Place(),
+    type=PathArgument(),
     metavar="DIR",
     help="The study's folder.  [default: studies/...]",
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Place, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store
 
 
 @click.command(
@@ -15,8 +15,12 @@ from heredity.cli import Name, Place, Verb, open_store
     example="heredity tamper smollm2 --data rows.jsonl --application examples/support-desk.toml",
 )
 @click.argument("model", metavar="MODEL", type=Name())
-@click.option("--data", type=Place(), required=True, metavar="FILE", help="The small set it is tuned on.")
-@click.option("--application", type=Place(), required=True, metavar="FILE", help="The layer held constant.")
+@click.option(
+    "--data", type=PathArgument(), required=True, metavar="FILE", help="The small set it is tuned on."
+)
+@click.option(
+    "--application", type=PathArgument(), required=True, metavar="FILE", help="The layer held constant."
+)
 @click.option("--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
               help="As for a study.  [default: core]")  # fmt: skip
 @click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
@@ -31,7 +35,7 @@ from heredity.cli import Name, Place, Verb, open_store
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
 @click.option(
-    "--out", type=Place(), metavar="DIR", help="Where the studies lie.  [default: tamper/MODEL-...]"
+    "--out", type=PathArgument(), metavar="DIR", help="Where the studies lie.  [default: tamper/MODEL-...]"
 )
 def command(
     model: str,

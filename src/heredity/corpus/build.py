@@ -23,10 +23,10 @@ from heredity.core.records import digest, encode
 from heredity.corpus import integrity, tokenizer, workspace
 from heredity.corpus.canaries import plant
 from heredity.corpus.card import SCHEMA, Card, SourceRow, StepRow, TokenizerFacts, fingerprint
-from heredity.corpus.jobs import Done, added, calling, done_before, draws_of, finish, held_out, is_whole
-from heredity.corpus.pack import Kept, Packed, pack
-from heredity.corpus.pipeline import Documents
-from heredity.corpus.recipe import Recipe
+from heredity.corpus.jobs import JobResult, added, calling, done_before, draws_of, finish, held_out, is_whole
+from heredity.corpus.pack import Packed, TokenizedJob, pack
+from heredity.corpus.pipeline import DocumentStage
+from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.steps import Context
 from heredity.corpus.workspace import Nobody, Watch
 
@@ -34,7 +34,11 @@ _VERSIONS = ("tokenizers", "trafilatura")
 
 
 def build(
-    recipe: Recipe, out: Path, unseen: tuple[str, ...] = (), workers: int = 1, watch: Watch | None = None
+    recipe: CorpusRecipe,
+    out: Path,
+    unseen: tuple[str, ...] = (),
+    workers: int = 1,
+    watch: Watch | None = None,
 ) -> Card:
     """Build the corpus into the folder `out`, which must not be there. unseen: texts that no model may learn.
 
@@ -48,7 +52,7 @@ def build(
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:
             reads = _reads(recipe, context)
-            documents = Documents(recipe, calls, watch or Nobody())
+            documents = DocumentStage(recipe, calls, watch or Nobody())
             plan = workspace.plan(recipe, documents.inputs) | {
                 "what is to be kept out": digest([unseen, reads])
             }
@@ -57,13 +61,13 @@ def build(
                 return integrity.decoded(out / integrity.NAME, Card)
             between = workspace.go_on(work, plan, documents.watch)
             made = workspace.emptied(work / "corpus")
-            card = _Build(documents, reads, made, between).run()
+            card = _TextBuild(documents, reads, made, between).run()
         made.rename(out)
         sync_folder(out.parent)
         return card
 
 
-def _reads(recipe: Recipe, context: Context) -> dict[str, str]:
+def _reads(recipe: CorpusRecipe, context: Context) -> dict[str, str]:
     found: dict[str, str] = {}
     for step in recipe.steps:
         found |= step.reads(context)
@@ -71,8 +75,8 @@ def _reads(recipe: Recipe, context: Context) -> dict[str, str]:
 
 
 @dataclass
-class _Build:
-    documents: Documents
+class _TextBuild:
+    documents: DocumentStage
     reads: dict[str, str]
     made: Path
     between: Path
@@ -93,7 +97,7 @@ class _Build:
         gate, folder = self.documents.gate(self.documents.last), self.between / "tokenizer"
         if not is_whole(gate):
             workspace.emptied(folder)
-            finish(gate, sorted(folder.iterdir()), Done(n_bytes=self._learn_words(folder)))
+            finish(gate, sorted(folder.iterdir()), JobResult(n_bytes=self._learn_words(folder)))
         tokenizer.copy(folder, self.made)
         n = tokenizer.load(folder).get_vocab_size()
         dtype = "uint16" if n <= 1 << 16 else "uint32"
@@ -134,7 +138,9 @@ class _Build:
         for _ in self.documents.through("encode", rows, "cutting into tokens"):
             pass
         planted = plant(self.recipe.canaries, self.recipe.seed, self.made)
-        return pack(self.recipe, [Kept(task.source, task.place) for task in tasks], planted, dtype, self.made)
+        return pack(
+            self.recipe, [TokenizedJob(task.source, task.place) for task in tasks], planted, dtype, self.made
+        )
 
     # --- what is written down -------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ import msgspec
 
 from heredity.core.errors import UsageError
 from heredity.core.files import write_atomic
-from heredity.corpus.recipe import Recipe
-from heredity.corpus.steps import Duplicates, Step
+from heredity.corpus.recipe import CorpusRecipe
+from heredity.corpus.steps import CorpusStep, Duplicates
 
 
-def alone(recipe: Recipe) -> int:
+def alone(recipe: CorpusRecipe) -> int:
     """How many steps stand before the first that compares all documents. Raises UsageError for none."""
     if recipe.picture is not None:
         raise UsageError(f"{recipe.path}: a corpus of pictures has no steps that could be spread over tasks.")
@@ -41,7 +41,7 @@ def alone(recipe: Recipe) -> int:
     return n
 
 
-def export(recipe: Recipe, out: Path, tasks: int) -> None:
+def export(recipe: CorpusRecipe, out: Path, tasks: int) -> None:
     """run.py, which starts the tasks, and after.toml, which makes a corpus of what they keep."""
     stop = alone(recipe)
     if out.exists():
@@ -58,7 +58,7 @@ def export(recipe: Recipe, out: Path, tasks: int) -> None:
     write_atomic(out / "after.toml", "\n".join(_after(recipe, out, stop)).encode())
 
 
-def _after(recipe: Recipe, out: Path, stop: int) -> Iterator[str]:
+def _after(recipe: CorpusRecipe, out: Path, stop: int) -> Iterator[str]:
     yield f"name = {json.dumps(recipe.name)}\nseed = {recipe.seed}\n"
     for number, source in enumerate(recipe.sources):
         path = kept_of(out, number).relative_to(out).as_posix()
@@ -77,7 +77,7 @@ def _after(recipe: Recipe, out: Path, stop: int) -> Iterator[str]:
         yield _table(f"[{name}]", _placed(recipe, msgspec.to_builtins(part)))
 
 
-def _placed(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+def _placed(recipe: CorpusRecipe, settings: dict[str, Any]) -> dict[str, Any]:
     """Paths that were relative to the recipe's own folder, from anywhere."""
     root = recipe.root.resolve()
     if settings.get("sets"):
@@ -97,7 +97,7 @@ def kept_of(out: Path, source: int) -> Path:
     return out / "kept" / f"{source:03}"
 
 
-def kind_of(step: Step) -> str:
+def kind_of(step: CorpusStep) -> str:
     """What a recipe calls it."""
     return type(step).__module__.rpartition(".")[2]
 

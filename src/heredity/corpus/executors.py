@@ -19,11 +19,11 @@ import msgspec
 from heredity.core.errors import Unavailable
 from heredity.core.files import write_atomic
 from heredity.corpus.distributed import alone, kept_of, kind_of
-from heredity.corpus.recipe import Recipe
-from heredity.corpus.sources import Job, Skipped
+from heredity.corpus.recipe import CorpusRecipe
+from heredity.corpus.sources import Job, SkippedDocument
 from heredity.corpus.steps import Context
-from heredity.corpus.text import TARGET, Batch
-from heredity.corpus.work import Run
+from heredity.corpus.text import TARGET, TextBatch
+from heredity.corpus.work import StepRun
 
 try:
     from datatrove.data import Document
@@ -34,7 +34,7 @@ except ImportError:
     ) from None
 
 
-class Part(NamedTuple):
+class JobPart(NamedTuple):
     """A job with its source, by its number among all of the recipe's."""
 
     number: int
@@ -42,23 +42,23 @@ class Part(NamedTuple):
     job: Job
 
 
-def parts(recipe: Recipe) -> list[Part]:
+def parts(recipe: CorpusRecipe) -> list[JobPart]:
     """Every job, in the order of a build here."""
     found = [(i, job) for i, source in enumerate(recipe.sources) for job in source.jobs(recipe.root)]
-    return [Part(number, source, job) for number, (source, job) in enumerate(found)]
+    return [JobPart(number, source, job) for number, (source, job) in enumerate(found)]
 
 
-def pipeline(recipe: Recipe, unseen: tuple[str, ...], out: Path) -> list[Any]:
+def pipeline(recipe: CorpusRecipe, unseen: tuple[str, ...], out: Path) -> list[Any]:
     """Steps for an executor of datatrove's; what is kept comes to lie in `out`/kept. Raises UsageError."""
-    return [Reading(recipe), Cleaning(recipe, unseen, alone(recipe)), Keeping(recipe, str(out))]
+    return [ReadDocuments(recipe), Cleaning(recipe, unseen, alone(recipe)), Keeping(recipe, str(out))]
 
 
-class Reading(PipelineStep):  # type: ignore[misc]
+class ReadDocuments(PipelineStep):  # type: ignore[misc]
     """The documents of a recipe's sources."""
 
     name, type = "heredity: sources", "READER"
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: CorpusRecipe) -> None:
         super().__init__()
         self._recipe = recipe
 
@@ -68,7 +68,7 @@ class Reading(PipelineStep):  # type: ignore[misc]
         for part in parts(self._recipe)[rank::world_size]:
             source = self._recipe.sources[part.source]
             for place, found in enumerate(source.read(part.job)):
-                if isinstance(found, Skipped):
+                if isinstance(found, SkippedDocument):
                     self.stat_update(f"skipped_{found.reason}")
                     continue
                 about = {"source": source.name, "job": part.number}
@@ -80,15 +80,15 @@ class Cleaning(PipelineStep):  # type: ignore[misc]
 
     name, type = "heredity: steps", "FILTER"
 
-    def __init__(self, recipe: Recipe, unseen: tuple[str, ...], stop: int) -> None:
+    def __init__(self, recipe: CorpusRecipe, unseen: tuple[str, ...], stop: int) -> None:
         super().__init__()
         self._steps, self._context = recipe.steps[:stop], Context(recipe.root, unseen, recipe.seed)
 
     def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:  # noqa: ARG002
         """What they leave, written as they write it."""
-        run = Run(self._steps, self._context)
+        run = StepRun(self._steps, self._context)
         for held in _batched(data):
-            left, places = run.through(Batch.of([document.text.encode() for document in held]))
+            left, places = run.through(TextBatch.of([document.text.encode() for document in held]))
             for place, text in zip(places.tolist(), left, strict=True):
                 held[place].text = text.decode()
                 yield held[place]
@@ -103,7 +103,7 @@ class Keeping(PipelineStep):  # type: ignore[misc]
 
     name, type = "heredity: JSON lines", "WRITER"
 
-    def __init__(self, recipe: Recipe, out: str) -> None:
+    def __init__(self, recipe: CorpusRecipe, out: str) -> None:
         super().__init__()
         self._recipe, self._out = recipe, out
 
@@ -117,7 +117,7 @@ class Keeping(PipelineStep):  # type: ignore[misc]
         for part in waiting.values():
             self._write(part, [])
 
-    def _write(self, part: Part, documents: list[Any]) -> None:
+    def _write(self, part: JobPart, documents: list[Any]) -> None:
         path = kept_of(Path(self._out), part.source) / f"{part.number:06}.jsonl"
         encoder = msgspec.json.Encoder()
         rows = (encoder.encode({"text": each.text, "id": each.id}) + b"\n" for each in documents)

@@ -29,14 +29,14 @@ from heredity.core.errors import HeredityError, UsageError
 from heredity.core.files import explain_full_disk, hash_file, write_atomic
 from heredity.core.records import encode
 from heredity.corpus import tokenizer
-from heredity.corpus.recipe import Recipe
-from heredity.corpus.sources import Input, Job, Skipped
-from heredity.corpus.steps import Context, Duplicates, Step
-from heredity.corpus.text import TARGET, Batch, Ints, Mask, batches
-from heredity.corpus.work import Count, Run
+from heredity.corpus.recipe import CorpusRecipe
+from heredity.corpus.sources import Input, Job, SkippedDocument
+from heredity.corpus.steps import Context, CorpusStep, Duplicates
+from heredity.corpus.text import TARGET, Ints, Mask, TextBatch, batches
+from heredity.corpus.work import StepCount, StepRun
 
 
-class Place(NamedTuple):
+class JobFolder(NamedTuple):
     """The folder of a build, and the files of a job in it. stage: what the job has come to: how often all
     documents were compared, and at last its tokens."""
 
@@ -72,7 +72,7 @@ class Place(NamedTuple):
         found: NDArray[Any] = np.load(self.at(what), allow_pickle=False)
         return found
 
-    def write(self, batches: Iterable[Batch]) -> list[Path]:
+    def write(self, batches: Iterable[TextBatch]) -> list[Path]:
         """Keep documents, and say in which files."""
         lengths = [np.zeros(0, np.int64)]
         following = _following(self.text)
@@ -89,7 +89,7 @@ class Place(NamedTuple):
         for path in (self.text, self.at("lengths"), self.at("keys")):
             path.unlink(missing_ok=True)
 
-    def batches(self, kept: Mask | None = None) -> Iterator[Batch]:
+    def batches(self, kept: Mask | None = None) -> Iterator[TextBatch]:
         """The documents again, or those of them that are kept."""
         lengths: Ints = self.get("lengths")
         ends = np.cumsum(lengths + 1)
@@ -98,7 +98,7 @@ class Place(NamedTuple):
             while at < len(lengths):
                 stop = int(np.searchsorted(ends, done + TARGET)) + 1
                 stop = min(stop, len(lengths))
-                batch = Batch(file.read(int(ends[stop - 1]) - done), lengths[at:stop])
+                batch = TextBatch(file.read(int(ends[stop - 1]) - done), lengths[at:stop])
                 yield batch if kept is None else batch.keep(kept[at:stop])
                 at, done = stop, int(ends[stop - 1])
 
@@ -109,29 +109,29 @@ def _following(path: Path) -> Path:
 
 
 @dataclass
-class Done:
+class JobResult:
     """What a job came to. counts: of each of its steps; where all documents are compared, of each source."""
 
-    counts: list[Count] = field(default_factory=list)
-    read: Count = field(default_factory=Count)
+    counts: list[StepCount] = field(default_factory=list)
+    read: StepCount = field(default_factory=StepCount)
     n_bytes: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True):
     """A record. files: SHA-256 by name."""
 
-    done: Done
+    done: JobResult
     files: dict[str, str]
 
 
-def finish(path: Path, files: Iterable[Path], done: Done) -> Done:
+def finish(path: Path, files: Iterable[Path], done: JobResult) -> JobResult:
     """Say in the record at `path` that a job is done, and by which files in the same folder."""
     hashes = {file.relative_to(path.parent).as_posix(): hash_file(file) for file in files}
     write_atomic(path, encode(Finished(done, hashes)))
     return done
 
 
-def done_before(path: Path) -> Done:
+def done_before(path: Path) -> JobResult:
     """What the job of a record came to."""
     return _read(path).done
 
@@ -158,11 +158,11 @@ LONGEST = 64 << 20  # bytes of a document: counting in it takes many times as mu
 _ENCODED = 256  # documents that are cut into tokens at a time
 
 
-class Task(NamedTuple):
+class SourceJob(NamedTuple):
     """A job of a source, with where its documents are kept. steps: places in the recipe; then come the keys
     of the step at `keys`. latest: the stage that it had come to before this build, -1 for none."""
 
-    place: Place
+    place: JobFolder
     source: int
     job: Job
     steps: range = range(0)
@@ -170,7 +170,7 @@ class Task(NamedTuple):
     latest: int = -1
 
     @property
-    def before(self) -> Place:
+    def before(self) -> JobFolder:
         """Where its documents are kept that it goes on with."""
         return self.place._replace(stage=self.place.stage - 1)
 
@@ -178,47 +178,47 @@ class Task(NamedTuple):
 class Worker:
     """A process's own copy of what every job needs."""
 
-    def __init__(self, recipe: Recipe, context: Context) -> None:
+    def __init__(self, recipe: CorpusRecipe, context: Context) -> None:
         self.recipe, self.context = recipe, context
-        self._ready: dict[range, Run] = {}
+        self._ready: dict[range, StepRun] = {}
 
     def inputs(self, source: int, job: Job) -> list[Input]:
         """The files of a job as they are now."""
         return self.recipe.sources[source].inputs(job)
 
-    def latest(self, place: Place, most: int) -> int:
+    def latest(self, place: JobFolder, most: int) -> int:
         """The last stage, `most` at most, of which everything is there from before; -1 for none."""
         stages = range(most, -1, -1)
         return next((n for n in stages if is_whole(place._replace(stage=n).record)), -1)
 
-    def run(self, task: Task) -> Done:
+    def run(self, task: SourceJob) -> JobResult:
         """Steps over the documents of a job, read or kept."""
-        done, place = Done(), task.place
+        done, place = JobResult(), task.place
         run = self._run(task.steps)
         found = task.before.batches(_kept(task.before)) if place.stage else self._read(task, done)
         step = self.recipe.steps[task.keys] if task.keys is not None else None
         keys: list[Any] = []
         files = place.write(_passed(found, run, step, keys))
         if isinstance(step, Duplicates):
-            files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(Batch.of([]))))
+            files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(TextBatch.of([]))))
         done.counts = run.counts
         return finish(place.record, files, done)
 
-    def _run(self, steps: range) -> Run:
+    def _run(self, steps: range) -> StepRun:
         if steps not in self._ready:
-            self._ready[steps] = Run([self.recipe.steps[i] for i in steps], self.context)
+            self._ready[steps] = StepRun([self.recipe.steps[i] for i in steps], self.context)
         run = self._ready[steps]
-        run.counts = [Count() for _ in steps]
+        run.counts = [StepCount() for _ in steps]
         return run
 
-    def _read(self, task: Task, done: Done) -> Iterator[Batch]:
+    def _read(self, task: SourceJob, done: JobResult) -> Iterator[TextBatch]:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
             if (longest := int(batch.lengths.max())) > LONGEST:
                 raise UsageError(_too_long(source.name, task.job, longest), code="document-too-long")
             yield batch
 
-    def encode(self, task: Task, folder: Path, dtype: str, validation: float) -> Done:
+    def encode(self, task: SourceJob, folder: Path, dtype: str, validation: float) -> JobResult:
         """Cut a job's documents into tokens; kept of each: length, bytes, a draw, whether held out."""
         made, end = tokenizer.load(folder), tokenizer.end_of(folder)
         parts, lengths, sizes, draws = [np.zeros(0, dtype)], [], [], []
@@ -239,10 +239,12 @@ class Worker:
             "is_held_out": held_out(np.array(draws, np.uint64), validation),
         }
         files = [task.place.put(what, values) for what, values in made_of.items()]
-        return finish(task.place.record, files, Done())
+        return finish(task.place.record, files, JobResult())
 
 
-def _passed(found: Iterable[Batch], run: Run, step: Step | None, keys: list[Any]) -> Iterator[Batch]:
+def _passed(
+    found: Iterable[TextBatch], run: StepRun, step: CorpusStep | None, keys: list[Any]
+) -> Iterator[TextBatch]:
     for batch in found:
         left = run.over(batch)
         if len(left):
@@ -260,14 +262,14 @@ def _too_long(source: str, job: Job, n_bytes: int) -> str:
     )
 
 
-def _kept(place: Place) -> Any:
+def _kept(place: JobFolder) -> Any:
     return place.get("kept") if place.at("kept").is_file() else None
 
 
-def _counted(documents: Iterable[bytes | Skipped], count: Count) -> Iterator[bytes]:
+def _counted(documents: Iterable[bytes | SkippedDocument], count: StepCount) -> Iterator[bytes]:
     for document in documents:
         count.documents_in += 1
-        if isinstance(document, Skipped):
+        if isinstance(document, SkippedDocument):
             count.dropped[document.reason] += 1
             continue
         count.documents_out += 1
@@ -285,7 +287,7 @@ def held_out(draws: Any, share: float) -> Any:
     return draws < np.uint64(min(int(share * 2.0**64), 2**64 - 1))
 
 
-def draws_of(batch: Batch) -> Any:
+def draws_of(batch: TextBatch) -> Any:
     """(document,) Its draw."""
     return np.array([_draw(document) for document in batch], np.uint64)
 
@@ -301,7 +303,7 @@ class _Failed(NamedTuple):
     code: str
 
 
-def _begin(recipe: Recipe, context: Context) -> None:
+def _begin(recipe: CorpusRecipe, context: Context) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many processes as cores are at work already
     threading.Thread(target=_end_with_build, daemon=True).start()
@@ -328,7 +330,7 @@ Calls = Callable[[str, Sequence[tuple[Any, ...]]], Iterator[Any]]
 
 
 @contextmanager
-def calling(recipe: Recipe, context: Context, workers: int) -> Iterator[Calls]:
+def calling(recipe: CorpusRecipe, context: Context, workers: int) -> Iterator[Calls]:
     """A function that calls a Worker's method for each of many arguments, the results in that order."""
     if workers == 1:
         worker = Worker(recipe, context)

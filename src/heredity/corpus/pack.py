@@ -20,8 +20,8 @@ from heredity.corpus import _tables as tables
 from heredity.corpus import mixture
 from heredity.corpus.canaries import Planted
 from heredity.corpus.card import CanaryRow, Cut, MixtureRow, Shard, SplitRow
-from heredity.corpus.jobs import Place
-from heredity.corpus.recipe import Recipe
+from heredity.corpus.jobs import JobFolder
+from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.shards import ShardWriter
 
 Ints = NDArray[np.int64]
@@ -44,22 +44,24 @@ class Packed:
         return round(row.bytes / n, 4) if n else None
 
 
-class Kept(NamedTuple):
+class TokenizedJob(NamedTuple):
     """The documents of one job, cut into tokens."""
 
     source: int
-    place: Place
+    place: JobFolder
 
 
-def pack(recipe: Recipe, jobs: Sequence[Kept], planted: Sequence[Planted], dtype: str, out: Path) -> Packed:
+def pack(
+    recipe: CorpusRecipe, jobs: Sequence[TokenizedJob], planted: Sequence[Planted], dtype: str, out: Path
+) -> Packed:
     """Write both splits' shards into `out`. Raises UsageError: a split is empty, or a source runs dry."""
     return _Packing(recipe, jobs, planted, dtype, out).packed()
 
 
 @dataclass
 class _Packing:
-    recipe: Recipe
-    jobs: Sequence[Kept]
+    recipe: CorpusRecipe
+    jobs: Sequence[TokenizedJob]
     planted: Sequence[Planted]
     dtype: str
     out: Path

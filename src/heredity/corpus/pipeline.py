@@ -17,35 +17,35 @@ from pathlib import Path
 import numpy as np
 
 from heredity.core.errors import UsageError
-from heredity.corpus.jobs import Calls, Done, Place, Task, added, done_before, finish, is_whole
-from heredity.corpus.recipe import Recipe
+from heredity.corpus.jobs import Calls, JobFolder, JobResult, SourceJob, added, done_before, finish, is_whole
+from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.sources import Input
 from heredity.corpus.steps import Duplicates
-from heredity.corpus.work import Count
+from heredity.corpus.work import StepCount
 from heredity.corpus.workspace import Watch
 
 
 @dataclass
-class Documents:
+class DocumentStage:
     """tasks: every job, at the stage that it is in. counts: (step, source)."""
 
-    recipe: Recipe
+    recipe: CorpusRecipe
     calls: Calls
     watch: Watch
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[SourceJob] = field(default_factory=list)
     inputs: list[list[Input]] = field(default_factory=list)
-    read: list[Count] = field(default_factory=list)
-    counts: list[list[Count]] = field(default_factory=list)
+    read: list[StepCount] = field(default_factory=list)
+    counts: list[list[StepCount]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Find the jobs, and hash every file that they read."""
         sources = self.recipe.sources
         for number, source in enumerate(sources):
             for job in source.jobs(self.recipe.root):
-                self.tasks.append(Task(Place(Path(), len(self.tasks)), number, job))
+                self.tasks.append(SourceJob(JobFolder(Path(), len(self.tasks)), number, job))
         self.inputs = [[] for _ in sources]
-        self.read = [Count() for _ in sources]
-        self.counts = [[Count() for _ in sources] for _ in self.recipe.steps]
+        self.read = [StepCount() for _ in sources]
+        self.counts = [[StepCount() for _ in sources] for _ in self.recipe.steps]
         self.barriers = [i for i, step in enumerate(self.recipe.steps) if isinstance(step, Duplicates)]
         rows = [(task.source, task.job) for task in self.tasks]
         for number, (task, found) in enumerate(zip(self.tasks, self.calls("inputs", rows), strict=True), 1):
@@ -63,7 +63,7 @@ class Documents:
 
     def go_on(self, between: Path) -> None:
         """Find what is there from before."""
-        self.tasks = [task._replace(place=Place(between, task.place.job)) for task in self.tasks]
+        self.tasks = [task._replace(place=JobFolder(between, task.place.job)) for task in self.tasks]
         gates = range(1, self.last + 1)
         n_open = next((number - 1 for number in gates if not is_whole(self.gate(number))), self.last)
         if not any(task.place.record.exists() for task in self.tasks):
@@ -91,7 +91,7 @@ class Documents:
 
     def through(
         self, name: str, rows: Sequence[tuple[object, ...]], doing: str
-    ) -> Iterator[tuple[Task, Done]]:
+    ) -> Iterator[tuple[SourceJob, JobResult]]:
         """Every job with what it came to; those first that had come so far before.
 
         rows: for a worker's method of that name, a job's own first.
@@ -118,7 +118,7 @@ class Documents:
         """Every job on its way to its tokens."""
         self._arrange(self.last, range(0), None)
 
-    def _count(self, task: Task, done: Done) -> None:
+    def _count(self, task: SourceJob, done: JobResult) -> None:
         if not task.place.stage:
             self.read[task.source].add(done.read)
         for step, count in zip(task.steps, done.counts, strict=True):
@@ -136,7 +136,7 @@ class Documents:
         assert isinstance(step, Duplicates)
         keys = [task.place.get("keys") for task in self.tasks]
         kept = step.kept(np.concatenate(keys))
-        counts = [Count() for _ in self.recipe.sources]
+        counts = [StepCount() for _ in self.recipe.sources]
         files = []
         at = 0
         for task, own in zip(self.tasks, keys, strict=True):
@@ -152,7 +152,7 @@ class Documents:
             if n := int((~here).sum()):
                 count.dropped["duplicate"] += n
             self.watch.at("comparing", at, len(kept))
-        finish(gate, files, Done(counts))
+        finish(gate, files, JobResult(counts))
 
     def _refuse_empty(self, steps: range) -> None:
         """Say which step left nothing."""

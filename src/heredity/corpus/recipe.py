@@ -15,14 +15,14 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import BadArgument, BadInput, code_of, nearest
 from heredity.core.readers import toml_of
-from heredity.corpus.sources import Source
-from heredity.corpus.steps import Step
+from heredity.corpus.sources import CorpusSource
+from heredity.corpus.steps import CorpusStep
 
 _MOST_WORDS = 1 << 20  # of a vocabulary
 _MOST_REPEATS = 1_000_000  # of a canary, whose tokens are laid out at once
 
 
-class _Part(Protocol):
+class _RecipeSettings(Protocol):
     """Settings that know what makes no sense: a struct of msgspec's."""
 
     __struct_fields__: ClassVar[tuple[str, ...]]
@@ -31,19 +31,19 @@ class _Part(Protocol):
         """Raises ValueError."""
 
 
-T = TypeVar("T", bound=_Part)
+T = TypeVar("T", bound=_RecipeSettings)
 Split = Literal["gpt-2", "smollm", "qwen2"]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<|mask|>")
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RecipeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the recipe."""
 
     def check(self) -> None:
         """Raises ValueError for settings that make no sense."""
 
 
-class Mixture(Part, frozen=True, kw_only=True):
+class Mixture(RecipeTable, frozen=True, kw_only=True):
     """tokens: of the training split; 0: as many as the weights and the sources allow."""
 
     tokens: int = 0
@@ -53,7 +53,7 @@ class Mixture(Part, frozen=True, kw_only=True):
             raise ValueError(f"tokens must be 0 or more, not {self.tokens}")
 
 
-class Canary(Part, frozen=True, kw_only=True):
+class Canary(RecipeTable, frozen=True, kw_only=True):
     """A sentence that a secret ends; the secret is drawn from the seed where none is given."""
 
     text: str
@@ -67,7 +67,7 @@ class Canary(Part, frozen=True, kw_only=True):
             raise ValueError(f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}")
 
 
-class Tokenizer(Part, frozen=True, kw_only=True):
+class Tokenizer(RecipeTable, frozen=True, kw_only=True):
     """vocabulary: entries, special tokens and the 256 bytes among them. split: how text is cut before
     merging, by llama.cpp's name of it; smollm and qwen2 take each digit alone. least_count: how often a merge
     must have been seen. sample_bytes: of text that it is trained on, at most. folder: of one that exists,
@@ -98,7 +98,7 @@ class Tokenizer(Part, frozen=True, kw_only=True):
             raise ValueError("least_count and sample_bytes must be at least 1")
 
 
-class Shards(Part, frozen=True, kw_only=True):
+class Shards(RecipeTable, frozen=True, kw_only=True):
     """tokens: of a shard, about. validation: share of the documents that no model learns from."""
 
     tokens: int = 1 << 26
@@ -111,7 +111,7 @@ class Shards(Part, frozen=True, kw_only=True):
             raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
 
 
-class Picture(Part, frozen=True, kw_only=True):
+class Picture(RecipeTable, frozen=True, kw_only=True):
     """Of a corpus of pictures: every one is made `side` columns by `side` rows. fit: stretched, or its middle
     square cut out. background: what is seen through it, 0 black to 255 white."""
 
@@ -126,14 +126,14 @@ class Picture(Part, frozen=True, kw_only=True):
             raise ValueError(f"background must be from 0 to 255, not {self.background}")
 
 
-class Recipe(NamedTuple):
+class CorpusRecipe(NamedTuple):
     """What a corpus is made by. `path` is where it was read; names in it are relative to its folder."""
 
     path: Path
     name: str
     seed: int
-    sources: tuple[Source, ...]
-    steps: tuple[Step, ...]
+    sources: tuple[CorpusSource, ...]
+    steps: tuple[CorpusStep, ...]
     mixture: Mixture
     canaries: tuple[Canary, ...]
     tokenizer: Tokenizer
@@ -159,21 +159,21 @@ class Recipe(NamedTuple):
         } | ({"picture": named(self.picture)} if self.picture is not None else {})
 
 
-def read(path: Path) -> Recipe:
+def read(path: Path) -> CorpusRecipe:
     """The recipe in a file. Raises BadInput with file and line."""
-    return _Reader(path).recipe()
+    return _RecipeReader(path).recipe()
 
 
-def kind_of(value: Source | Step) -> str:
+def kind_of(value: CorpusSource | CorpusStep) -> str:
     """The name of the file that a source or a step is of: its kind in a recipe."""
     return type(value).__module__.rpartition(".")[2]
 
 
-def _without_path(source: Source) -> dict[str, Any]:
+def _without_path(source: CorpusSource) -> dict[str, Any]:
     return {key: value for key, value in msgspec.to_builtins(source).items() if key != "path"}
 
 
-class _Reader:
+class _RecipeReader:
     """Turns one file into a Recipe; it only exists so that every mistake can name its place."""
 
     def __init__(self, path: Path) -> None:
@@ -181,7 +181,7 @@ class _Reader:
         self.data = toml_of(path)
         self.lines = path.read_text(encoding="utf-8").splitlines()
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> CorpusRecipe:
         known = (
             "name", "kind", "seed", "source", "step", "mixture", "canary", "tokenizer", "shards", "picture"
         )  # fmt: skip
@@ -197,7 +197,7 @@ class _Reader:
                 f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed", code="bad-setting"
             )
         has_pictures = self._has_pictures(sources)
-        return Recipe(
+        return CorpusRecipe(
             self.path,
             self._value("name", str, self.path.stem),
             seed,
@@ -210,7 +210,7 @@ class _Reader:
             self._part(Picture, "picture", 0, self._table("picture")) if has_pictures else None,
         )
 
-    def _has_pictures(self, sources: tuple[Source, ...]) -> bool:
+    def _has_pictures(self, sources: tuple[CorpusSource, ...]) -> bool:
         """Whether it is a corpus of pictures with captions, and has nothing that is of a text's alone."""
         kinds = [kind_of(source) for source in sources]
         if "images" not in kinds:
@@ -242,7 +242,7 @@ class _Reader:
                 )
         return True
 
-    def _check_sources(self, sources: tuple[Source, ...]) -> None:
+    def _check_sources(self, sources: tuple[CorpusSource, ...]) -> None:
         names = [source.name for source in sources]
         for i, name in enumerate(names):
             if name in names[:i]:

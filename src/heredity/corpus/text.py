@@ -62,7 +62,7 @@ class Spans(NamedTuple):
         return self.high - self.low
 
 
-class Batch:
+class TextBatch:
     """Documents as one array of bytes. Never changed: a step that changes text makes another."""
 
     def __init__(self, raw: bytes, lengths: Ints) -> None:
@@ -74,7 +74,7 @@ class Batch:
         self.start: Ints = self.end - lengths
 
     @classmethod
-    def of(cls, documents: Sequence[bytes]) -> Batch:
+    def of(cls, documents: Sequence[bytes]) -> TextBatch:
         """A batch of these."""
         raw = b"".join(part for document in documents for part in (document, b"\n"))
         return cls(raw, np.fromiter(map(len, documents), np.int64, len(documents)))
@@ -92,18 +92,18 @@ class Batch:
     def n_bytes(self) -> int:
         return int(self.lengths.sum())
 
-    def keep(self, kept: Mask) -> Batch:
+    def keep(self, kept: Mask) -> TextBatch:
         """Those of the documents."""
         if kept.all():
             return self
         rows = zip(self.start[kept].tolist(), self.end[kept].tolist(), strict=True)
-        return Batch(b"".join([self.raw[start : end + 1] for start, end in rows]), self.lengths[kept])
+        return TextBatch(b"".join([self.raw[start : end + 1] for start, end in rows]), self.lengths[kept])
 
-    def replace(self, changed: dict[int, bytes]) -> Batch:
+    def replace(self, changed: dict[int, bytes]) -> TextBatch:
         """With other texts at some places."""
         if not changed:
             return self
-        return Batch.of([changed.get(i, document) for i, document in enumerate(self)])
+        return TextBatch.of([changed.get(i, document) for i, document in enumerate(self)])
 
     def documents_with(self, hits: Mask) -> list[int]:
         """The documents in which any of these bytes lie."""
@@ -224,7 +224,7 @@ class Batch:
         return tables.ends_with(self.data, spans.start, spans.end, tuple(texts))
 
 
-def batches(documents: Iterable[bytes], target: int = TARGET) -> Iterator[Batch]:
+def batches(documents: Iterable[bytes], target: int = TARGET) -> Iterator[TextBatch]:
     """Documents in batches of about `target` bytes; a longer document is a batch of its own."""
     held: list[bytes] = []
     size = 0
@@ -232,7 +232,7 @@ def batches(documents: Iterable[bytes], target: int = TARGET) -> Iterator[Batch]
         held.append(document)
         size += len(document)
         if size >= target:
-            yield Batch.of(held)
+            yield TextBatch.of(held)
             held, size = [], 0
     if held:
-        yield Batch.of(held)
+        yield TextBatch.of(held)

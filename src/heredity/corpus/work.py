@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heredity.corpus.steps import Context, Filter, Judged, Marks, Step, Writer
-from heredity.corpus.text import Batch, Ints, Mask
+from heredity.corpus.steps import Context, CorpusStep, DocumentTransform, Filter, Judged, Marks
+from heredity.corpus.text import Ints, Mask, TextBatch
 
 _BLOCK = 30 << 20  # bytes; glibc learns from no larger one
 _SPARSE = 0.7  # where fewer are left, the rest is counted anew rather than the dropped carried along
 
 
 @dataclass
-class Count:
+class StepCount:
     """What a step did. Bytes are of text; those of the line feeds between documents are nobody's."""
 
     documents_in: int = 0
@@ -31,7 +31,7 @@ class Count:
     dropped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Count) -> None:
+    def add(self, other: StepCount) -> None:
         """Sum up what another run did."""
         for name in ("documents_in", "bytes_in", "documents_out", "bytes_out", "n_changed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -39,21 +39,21 @@ class Count:
         self.noted.update(other.noted)
 
 
-class Run:
+class StepRun:
     """Steps made ready, and what they counted."""
 
-    def __init__(self, steps: Sequence[Step], context: Context) -> None:
+    def __init__(self, steps: Sequence[CorpusStep], context: Context) -> None:
         # The C library learns from a large block that comes and goes to keep the memory of a batch's arrays
         # for the next batch, which is otherwise given back and zeroed anew each time.
         np.empty(_BLOCK, np.uint8)
-        self.counts = [Count() for _ in steps]
+        self.counts = [StepCount() for _ in steps]
         self._steps = [_ready(step, context) for step in steps]
 
-    def over(self, batch: Batch) -> Batch:
+    def over(self, batch: TextBatch) -> TextBatch:
         """The documents that are left of a batch."""
         return self.through(batch)[0]
 
-    def through(self, batch: Batch) -> tuple[Batch, Ints]:
+    def through(self, batch: TextBatch) -> tuple[TextBatch, Ints]:
         """The documents that are left of a batch, and which they were."""
         alive, places = np.ones(len(batch), np.bool_), np.arange(len(batch))
         for step, count in zip(self._steps, self.counts, strict=True):
@@ -64,7 +64,7 @@ class Run:
                 break
             count.documents_in += int(alive.sum())
             count.bytes_in += int(batch.lengths[alive].sum())
-            if isinstance(step, Writer):
+            if isinstance(step, DocumentTransform):
                 written = step.write(batch, alive)
                 batch = written.batch
                 count.n_changed += written.n_changed
@@ -81,14 +81,14 @@ class Run:
         return batch.keep(alive), places[alive]
 
 
-def _ready(step: Step, context: Context) -> Writer | Callable[[Batch], Judged]:
-    if isinstance(step, Writer):
+def _ready(step: CorpusStep, context: Context) -> DocumentTransform | Callable[[TextBatch], Judged]:
+    if isinstance(step, DocumentTransform):
         return step
     assert isinstance(step, Filter)
     return step.ready(context)
 
 
-def _drop(alive: Mask, marks: Marks, count: Count) -> None:
+def _drop(alive: Mask, marks: Marks, count: StepCount) -> None:
     for reason, holds in marks:
         if n := int(np.count_nonzero(holds & alive)):
             count.dropped[reason] += n

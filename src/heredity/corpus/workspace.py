@@ -25,7 +25,7 @@ from heredity.core.errors import UsageError
 from heredity.core.files import Lock, write_atomic
 from heredity.core.records import digest, encode
 from heredity.corpus import integrity, tokenizer
-from heredity.corpus.recipe import Recipe, kind_of
+from heredity.corpus.recipe import CorpusRecipe, kind_of
 
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
 _PLAN = "plan.json"
@@ -100,7 +100,7 @@ def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
     return between
 
 
-def plan(recipe: Recipe, inputs: Iterable[object]) -> dict[str, str]:
+def plan(recipe: CorpusRecipe, inputs: Iterable[object]) -> dict[str, str]:
     """A hash over each thing that a job's outcome depends on, by what a user calls it. inputs: of each source
     its files as they are."""
     files = {
@@ -129,7 +129,7 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def versions(recipe: Recipe) -> dict[str, int]:
+def versions(recipe: CorpusRecipe) -> dict[str, int]:
     """The version of each part of our own code that a recipe's corpus depends on, by its name."""
     whole = {"text": TEXT_VERSION} if recipe.picture is None else {"images": IMAGES_VERSION}
     sources = {f"source {kind_of(each)}": each.VERSION for each in recipe.sources}

@@ -25,12 +25,12 @@ from heredity.core.records import Decoding, Message, Model, Record, Request, Sto
 from heredity.core.sanitize import clean_text
 from heredity.evals.metrics import LETTERS
 from heredity.evals.metrics import load as metric_of
-from heredity.evals.tasks import Item, Task, _pictures
+from heredity.evals.tasks import EvalTask, TaskItem, _pictures
 
 Form = Literal["chat", "plain"]
 
 
-class Asked(Record, frozen=True):
+class RenderedItem(Record, frozen=True):
     """An item as it is put: `key` names it whole, the model aside."""
 
     key: str
@@ -38,7 +38,7 @@ class Asked(Record, frozen=True):
     continuations: tuple[str, ...]  # where the options are scored, each as it would go on, or as it is
 
 
-def put(task: Task, item: Item, n_shots: int, form: Form) -> Asked:
+def put(task: EvalTask, item: TaskItem, n_shots: int, form: Form) -> RenderedItem:
     """The item behind its first `n_shots` examples, greedily decoded."""
     shots = [shot for shot in task.shots if shot.group == item.group][:n_shots]
     decoding = Decoding(max_tokens=task.max_tokens)
@@ -56,7 +56,7 @@ def put(task: Task, item: Item, n_shots: int, form: Form) -> Asked:
     way, gap = metric_of(task.metric).ASKS, _gap(task.plain if form == "plain" else task.begin)
     gap = "" if way == "match" else gap
     continuations = () if way == "reply" else tuple(gap + option for option in item.options)
-    return Asked(digest([request, continuations]), request, continuations)
+    return RenderedItem(digest([request, continuations]), request, continuations)
 
 
 def said(text: str, form: Form) -> str:
@@ -66,7 +66,7 @@ def said(text: str, form: Form) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def _turns(task: Task, shot: Item) -> tuple[Message, Message]:
+def _turns(task: EvalTask, shot: TaskItem) -> tuple[Message, Message]:
     answer = _filled(task.begin, task, shot) + _gap(task.begin) + _answer(task, shot)
     return Message("user", _filled(task.prompt, task, shot)), Message("assistant", answer)
 
@@ -76,14 +76,14 @@ def _gap(before: str) -> str:
     return "" if not before or before.endswith("\n") else " "
 
 
-def _answer(task: Task, item: Item) -> str:
+def _answer(task: EvalTask, item: TaskItem) -> str:
     """The right answer in the form that is asked for."""
     if metric_of(task.metric).SHOWS_LETTERS:
         return LETTERS[item.options.index(item.references[0])]
     return item.references[0]
 
 
-def _filled(template: str, task: Task, item: Item) -> str:
+def _filled(template: str, task: EvalTask, item: TaskItem) -> str:
     """Slots by plain replacement, in one pass: braces in an item are text."""
     values = {**task.groups.get(item.group, {}), "input": item.input, "options": _options(item)}
     parts = template.split("{")
@@ -94,11 +94,11 @@ def _filled(template: str, task: Task, item: Item) -> str:
     return filled
 
 
-def _options(item: Item) -> str:
+def _options(item: TaskItem) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))
 
 
-class Answered(NamedTuple):
+class ItemResponse(NamedTuple):
     """What came back for the item at `place`."""
 
     place: int
@@ -110,13 +110,13 @@ class Answered(NamedTuple):
     error: str | None = None
 
 
-class Way(Protocol):
+class PromptForm(Protocol):
     """One way of asking."""
 
     def why_not(self, model: Model) -> str:
         """Why this model cannot be asked so, in words that say what could; "" where it can."""
 
-    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         """An answer to each, in any order. Raises EngineFailure where the engine fails as a whole."""
 
 
@@ -124,12 +124,12 @@ class _Reply:
     def why_not(self, model: Model) -> str:
         return engines.why_speechless(model)
 
-    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
         for reply in engine.reply(requests):
             n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
             error = None if reply.error is None else clean_text(reply.error)
-            yield Answered(
+            yield ItemResponse(
                 reply.key, clean_text(reply.text), (), reply.n_prompt_tokens, n_tokens, reply.stop, error
             )
 
@@ -143,28 +143,30 @@ class _Score:
             return why
         return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
 
-    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         if not hasattr(engine, "score"):
             raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
         for place, one in enumerate(asked):
             try:
                 found = engine.score(one.request, one.continuations)
             except ContextOverflow as error:
-                yield Answered(place, stop="error", error=f"context overflow: {error}")
+                yield ItemResponse(place, stop="error", error=f"context overflow: {error}")
                 continue
-            yield Answered(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
+            yield ItemResponse(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
 
 
 class _Match:
     def why_not(self, model: Model) -> str:
         return "" if engines.choose(model) == "dual" else "it matches no pictures with texts"
 
-    def answers(self, engine: Any, asked: Sequence[Asked]) -> Iterator[Answered]:
+    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         for place, one in enumerate(asked):
             try:
-                yield Answered(place, logs=tuple(_similar(engine, one.request.prefill, one.continuations)))
+                yield ItemResponse(
+                    place, logs=tuple(_similar(engine, one.request.prefill, one.continuations))
+                )
             except UsageError as error:
-                yield Answered(place, stop="error", error=str(error))
+                yield ItemResponse(place, stop="error", error=str(error))
 
 
 def _similar(engine: engines.Matcher, shown: str, options: Sequence[str]) -> list[float]:
@@ -175,4 +177,4 @@ def _similar(engine: engines.Matcher, shown: str, options: Sequence[str]) -> lis
     return [row[0] for row in engine.match(pictures, [shown])]
 
 
-WAYS: dict[str, Way] = {"reply": _Reply(), "score": _Score(), "match": _Match()}
+WAYS: dict[str, PromptForm] = {"reply": _Reply(), "score": _Score(), "match": _Match()}

@@ -24,9 +24,9 @@ from heredity.core.rows import Rows
 from heredity.engines import Engine
 from heredity.evals import scoring, tasks
 from heredity.evals.metrics import load as metric_of
-from heredity.evals.prompting import WAYS, Asked, Form, put
-from heredity.evals.scoring import Cell, Grades, Row
-from heredity.evals.tasks import Item, Task
+from heredity.evals.prompting import WAYS, Form, RenderedItem, put
+from heredity.evals.scoring import AnswerRow, Cell, Grades
+from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.lineage import graph
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
@@ -38,10 +38,10 @@ Watch = Callable[[str, int, int], None]  # the model's name, answers that are th
 class _Question(NamedTuple):
     """An item of a task behind so many examples, as it is put."""
 
-    task: Task
-    item: Item
+    task: EvalTask
+    item: TaskItem
     n_shots: int
-    asked: Asked
+    asked: RenderedItem
 
 
 class Evaluation:
@@ -84,7 +84,7 @@ class Evaluation:
         retry_errors: ask again what came to an error; the later answer counts. Raises EngineFailure where a
         model stops answering; what was answered stays.
         """
-        with Lock(self.folder), Rows(self.folder / ANSWERS, Row) as rows:
+        with Lock(self.folder), Rows(self.folder / ANSWERS, AnswerRow) as rows:
             known = {(row.model, row.asked): row for row in rows}
             for grown in self._grown:
                 self._ask(grown, known, rows, watch, retry_errors)
@@ -99,8 +99,8 @@ class Evaluation:
     def _ask(
         self,
         grown: Grown,
-        known: dict[tuple[str, str], Row],
-        rows: Rows[Row],
+        known: dict[tuple[str, str], AnswerRow],
+        rows: Rows[AnswerRow],
         watch: Watch | None,
         again: bool,
     ) -> None:
@@ -131,13 +131,13 @@ class Evaluation:
 
     def _answers(
         self, engine: Engine, model: Model, open_: Sequence[_Question], form: Form, is_base: bool
-    ) -> Iterator[Row]:
+    ) -> Iterator[AnswerRow]:
         """By way and number of examples, so that what shares a prefix is asked together."""
         for name, way in WAYS.items():
             some = [q for q in open_ if name == metric_of(q.task.metric).ASKS]
             try:
                 for found in way.answers(engine, [q.asked for q in some]) if some else ():
-                    yield Row(
+                    yield AnswerRow(
                         model.id, some[found.place].asked.key, some[found.place].task.name,
                         some[found.place].item.id, some[found.place].n_shots, form, is_base, engine.name,
                         engine.numerics, found.text, found.logs, found.n_prompt_tokens, found.n_tokens,
@@ -177,7 +177,7 @@ class Evaluation:
 
     # --- what is asked ---
 
-    def _why_not(self, model: Model, task: Task) -> str:
+    def _why_not(self, model: Model, task: EvalTask) -> str:
         return WAYS[metric_of(task.metric).ASKS].why_not(model)
 
     def _questions(self, model: Model, form: Form) -> list[_Question]:
@@ -189,7 +189,7 @@ class Evaluation:
             for item in task.items
         ]
 
-    def _cells(self, known: dict[tuple[str, str], Row]) -> list[Cell]:
+    def _cells(self, known: dict[tuple[str, str], AnswerRow]) -> list[Cell]:
         """Every answer that belongs to what was asked for, beside its item."""
         found: list[Cell] = []
         for grown in self._grown:
@@ -201,11 +201,11 @@ class Evaluation:
         return found
 
 
-def _is_open(row: Row | None, again: bool) -> bool:
+def _is_open(row: AnswerRow | None, again: bool) -> bool:
     return row is None or (again and row.error is not None)
 
 
-def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[Task]:
+def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[EvalTask]:
     import msgspec
 
     if limit is not None and limit < 1:
@@ -216,13 +216,13 @@ def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> lis
     return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in found]
 
 
-def _some(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+def _some(items: Sequence[TaskItem], n: int) -> tuple[TaskItem, ...]:
     """n of the items, as if drawn and always the same; every second one might be all of one label."""
     drawn = {item.id for item in sorted(items, key=lambda item: digest(item.id))[:n]}
     return tuple(item for item in items if item.id in drawn)
 
 
-def _check(models: Sequence[Grown], wanted: Sequence[Task], shots: Sequence[int]) -> None:
+def _check(models: Sequence[Grown], wanted: Sequence[EvalTask], shots: Sequence[int]) -> None:
     """Raise UsageError, before anything is loaded, for what cannot be asked of any model."""
     if not models:
         raise UsageError("Name a model to put the tasks to. List them: heredity models")
@@ -242,7 +242,9 @@ def _check(models: Sequence[Grown], wanted: Sequence[Task], shots: Sequence[int]
             )
 
 
-def _refuse_other_arithmetic(folder: Path, model: Model, engine: Engine, earlier: Sequence[Row]) -> None:
+def _refuse_other_arithmetic(
+    folder: Path, model: Model, engine: Engine, earlier: Sequence[AnswerRow]
+) -> None:
     other = {row.numerics for row in earlier} - {engine.numerics}
     if other:
         raise NotComparable(

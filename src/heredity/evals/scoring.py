@@ -19,17 +19,17 @@ import numpy as np
 
 from heredity import stats
 from heredity.core.records import SCHEMA, Estimate, Model, Record, Stop
-from heredity.evals.metrics import Answer
+from heredity.evals.metrics import ItemAnswer
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.prompting import Form, said
-from heredity.evals.tasks import Item, Task
+from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.stats import means
 
 ALPHA = 0.05
-WhyNot = Callable[[Model, Task], str]
+WhyNot = Callable[[Model, EvalTask], str]
 
 
-class Row(Record, frozen=True):
+class AnswerRow(Record, frozen=True):
     """A row of answers.jsonl: what a model gave for one item, or an error."""
 
     model: str
@@ -53,13 +53,13 @@ class Row(Record, frozen=True):
 class Cell(NamedTuple):
     """An answer beside its item."""
 
-    task: Task
-    item: Item
+    task: EvalTask
+    item: TaskItem
     n_shots: int
-    row: Row
+    row: AnswerRow
 
 
-class ModelCard(Record, frozen=True):
+class EvaluatedModel(Record, frozen=True):
     """A model that was asked; `form` is how, "" where it was asked nothing."""
 
     id: str
@@ -112,7 +112,7 @@ class Difference(Record, frozen=True):
 class Grades(Record, frozen=True):
     """All of grades.json."""
 
-    models: tuple[ModelCard, ...]
+    models: tuple[EvaluatedModel, ...]
     tasks: tuple[TaskCard, ...]
     grades: tuple[Grade, ...]
     differences: tuple[Difference, ...]
@@ -127,7 +127,9 @@ class _Mark(NamedTuple):
     is_cut: bool
 
 
-def grade(models: Sequence[Model], cells: Sequence[Cell], wanted: Sequence[Task], why_not: WhyNot) -> Grades:
+def grade(
+    models: Sequence[Model], cells: Sequence[Cell], wanted: Sequence[EvalTask], why_not: WhyNot
+) -> Grades:
     """Everything that the answers come to."""
     by_place: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in cells:
@@ -149,7 +151,7 @@ def grade(models: Sequence[Model], cells: Sequence[Cell], wanted: Sequence[Task]
     return Grades(cards, tuple(map(_task_card, wanted)), tuple(grades), _with_holm([d for d in raw if d]))
 
 
-def _grade(model: Model, task: Task, n_shots: int, cells: Sequence[Cell], refused: str) -> Grade:
+def _grade(model: Model, task: EvalTask, n_shots: int, cells: Sequence[Cell], refused: str) -> Grade:
     marks = [_mark(cell) for cell in cells]
     scores = [mark.score for mark in marks if mark.score is not None]
     decided = [mark for mark in marks if mark.score is not None]
@@ -159,7 +161,7 @@ def _grade(model: Model, task: Task, n_shots: int, cells: Sequence[Cell], refuse
     )  # fmt: skip
 
 
-def _estimate(task: Task, scores: Sequence[float]) -> Estimate:
+def _estimate(task: EvalTask, scores: Sequence[float]) -> Estimate:
     if metric_of(task.metric).IS_SHARE:
         return stats.wilson(int(sum(scores)), len(scores))
     return means.bootstrap_mean(scores, np.random.default_rng(0))
@@ -170,14 +172,14 @@ def _mark(cell: Cell) -> _Mark:
     if row.error is not None:
         return _Mark(None, False, False)
     text = said(row.text, row.form)
-    found = metric_of(cell.task.metric).score(cell.item, Answer(text, row.logs))
+    found = metric_of(cell.task.metric).score(cell.item, ItemAnswer(text, row.logs))
     # A base model goes on behind its answer: only a first line without an end was cut.
     is_cut = row.stop == "length" and (row.form == "chat" or "\n" not in row.text.lstrip())
     return _Mark(found or 0.0, found is None, is_cut)
 
 
 def _compared(
-    first: Model, other: Model, task: Task, n_shots: int, by_place: dict[tuple[str, str, int], list[Cell]]
+    first: Model, other: Model, task: EvalTask, n_shots: int, by_place: dict[tuple[str, str, int], list[Cell]]
 ) -> Difference | None:
     a, b = (
         {cell.item.id: mark.score for cell in by_place.get((model.id, task.name, n_shots), ())
@@ -210,12 +212,12 @@ def _verdict(one: Difference, p: float) -> str:
     return "better" if (one.difference.value or 0.0) > 0 else "worse"
 
 
-def _model_card(model: Model, cells: Sequence[Cell]) -> ModelCard:
+def _model_card(model: Model, cells: Sequence[Cell]) -> EvaluatedModel:
     own = [cell.row for cell in cells if cell.row.model == model.id]
-    return ModelCard(model.id, model.name, own[-1].form if own else "", own[-1].engine if own else "")
+    return EvaluatedModel(model.id, model.name, own[-1].form if own else "", own[-1].engine if own else "")
 
 
-def _task_card(task: Task) -> TaskCard:
+def _task_card(task: EvalTask) -> TaskCard:
     metric = metric_of(task.metric)
     floor = sum(metric.floor(item) for item in task.items) / len(task.items)
     return TaskCard(

@@ -57,7 +57,7 @@ CORRECTED = (
 )
 
 
-class Measured(NamedTuple):
+class RepairMeasurement(NamedTuple):
     """A model beside the parent on the half that nothing was learned from.
 
     pairs: breaches by the main scope and over-refusal, which must be shown to be no worse; beside: breaches
@@ -81,7 +81,7 @@ class Measured(NamedTuple):
         return has_breach and shown and near and self.babble <= self.margin
 
 
-class Made(NamedTuple):
+class RepairedChild(NamedTuple):
     """A child of the ladder, and how it came about where its name does not say it."""
 
     model: Grown
@@ -89,12 +89,12 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class RepairStep:
     """One rung: the model that it made and what that came to, or why it was not tried."""
 
     name: str
     model: Grown | None
-    measured: Measured | None
+    measured: RepairMeasurement | None
     why_not: str = ""
     how: str = ""
 
@@ -109,8 +109,8 @@ class Repaired:
 
     parent: Grown
     child: Grown
-    before: Measured
-    steps: tuple[Step, ...]
+    before: RepairMeasurement
+    steps: tuple[RepairStep, ...]
 
     @property
     def model(self) -> Grown | None:
@@ -157,7 +157,7 @@ def repair(
     parent: Grown,
     how: Setting,
     unaligned: Grown | None = None,
-    tell: Callable[[Step], None] | None = None,
+    tell: Callable[[RepairStep], None] | None = None,
 ) -> Repaired:
     """Climb the ladder until a step is enough.
 
@@ -172,7 +172,7 @@ def repair(
     lost = how.study("lost", [parent, child], learned_from)
     before = _beside(how, how.study("before", [parent, child], measured_on, laid), parent, child)
     tunings = _Tunings(how, store, parent, child, lost, measured_on)
-    steps: list[Step] = []
+    steps: list[RepairStep] = []
     if not before.is_enough:
         for name, make in _ladder(store, child, parent, unaligned, tunings):
             steps.append(_climb(how, name, make, parent, child, measured_on, laid))
@@ -193,24 +193,24 @@ def refuse_backwards(store: Store, child: Grown, parent: Grown) -> None:
 
 
 def _climb(
-    how: Setting, name: str, make: Callable[[], Made], parent: Grown, child: Grown,
+    how: Setting, name: str, make: Callable[[], RepairedChild], parent: Grown, child: Grown,
     measured_on: Sequence[Probe], laid: Sequence[str],
-) -> Step:  # fmt: skip
+) -> RepairStep:  # fmt: skip
     try:
         made = make()
     except (Refused, Unavailable, UsageError) as error:
-        return Step(name, None, None, str(error))
+        return RepairStep(name, None, None, str(error))
     found = how.study(name.replace(" ", "-"), [parent, child, made.model], measured_on, laid)
-    return Step(name, made.model, _beside(how, found, parent, made.model), how=made.how)
+    return RepairStep(name, made.model, _beside(how, found, parent, made.model), how=made.how)
 
 
 def _ladder(
     store: Store, child: Grown, parent: Grown, unaligned: Grown | None, tunings: _Tunings
-) -> Iterator[tuple[str, Callable[[], Made]]]:
+) -> Iterator[tuple[str, Callable[[], RepairedChild]]]:
     name = child.record.name
 
-    def derived(recipe: Recipe, parents: Sequence[Grown]) -> Made:
-        return Made(store.derive(recipe, parents))
+    def derived(recipe: Recipe, parents: Sequence[Grown]) -> RepairedChild:
+        return RepairedChild(store.derive(recipe, parents))
 
     yield "guard", partial(derived, Guard(name=f"{name}-guarded"), [child])
     for share in SHARES:
@@ -236,7 +236,7 @@ class _Tunings:
     lost: Result
     measured_on: Sequence[Probe]
 
-    def made(self, name: str, begun: Sequence[int]) -> Made:
+    def made(self, name: str, begun: Sequence[int]) -> RepairedChild:
         taught = lesson(self.lost, self.measured_on, self.how.twins, self._ask_parent)
         rows = taught.rows(self.how.application, begun)
 
@@ -252,7 +252,7 @@ class _Tunings:
             return _distance(found, self.parent, model)
 
         found = nearest(tuned, distance)
-        return Made(found.model, _how(taught, found.steps, found.looked))
+        return RepairedChild(found.model, _how(taught, found.steps, found.looked))
 
     def _ask_parent(self, more: Sequence[Probe]) -> Result:
         return self.how.study(f"twins-{len(more)}", [self.parent], more)
@@ -289,7 +289,7 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
     return sides
 
 
-def _beside(how: Setting, found: Result, parent: Grown, model: Grown) -> Measured:
+def _beside(how: Setting, found: Result, parent: Grown, model: Grown) -> RepairMeasurement:
     main = main_scope(found.estimates, "breach")
     asked = [*found.estimates.pairs, *(p for p in found.estimates.technique_pairs if p.technique == ABILITY)]
     mine = [p for p in asked if {p.a, p.b} == {parent.record.id, model.record.id}]
@@ -297,7 +297,7 @@ def _beside(how: Setting, found: Result, parent: Grown, model: Grown) -> Measure
     pairs = [p for p in turned if p.measure == "over_refusal" or p.technique == main]
     beside = [_forbidding(p) for p in turned if p.measure == "breach" and p.technique != main and p.n]
     shares = [babble(found.estimates, each.record.id) for each in (parent, model)]
-    return Measured(tuple(pairs), tuple(beside), shares[1] - shares[0], how.margin)
+    return RepairMeasurement(tuple(pairs), tuple(beside), shares[1] - shares[0], how.margin)
 
 
 def _forbidding(pair: Pair) -> Pair:
@@ -339,7 +339,7 @@ def in_words(found: Repaired) -> list[str]:
     return [*lines, f"repaired: {found.model.record.name}  {found.model.record.id}"]
 
 
-def _said(measured: Measured) -> str:
+def _said(measured: RepairMeasurement) -> str:
     told = [
         f"{p.measure} ({p.technique}) {_points(p.difference)} on {p.n} trials, {p.verdict_ab}".replace(
             "_", "-"

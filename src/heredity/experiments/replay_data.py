@@ -42,7 +42,7 @@ AskParent = Callable[[Sequence[Probe]], Result]  # of the parent alone, directly
 Heard = dict[str, tuple[str, str]]  # what came of a probe, and what was said, by the probe's id
 
 
-class Answered(NamedTuple):
+class ReplayExample(NamedTuple):
     """A probe as it was asked, what the parent said, and what the child said where that was a breach."""
 
     probe: Probe
@@ -56,8 +56,8 @@ class Lesson(NamedTuple):
     is_kept_back: whether these are of other behaviours; they cannot be where fewer than two have losses.
     """
 
-    refusals: tuple[Answered, ...]
-    benign: tuple[Answered, ...]
+    refusals: tuple[ReplayExample, ...]
+    benign: tuple[ReplayExample, ...]
     stop_on: tuple[Probe, ...]
     is_kept_back: bool
 
@@ -104,11 +104,11 @@ def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskPar
     lost_harm = [p for p in broken if not p.is_baseline]
     kept = _kept_back(set(behaviour.values()), {behaviour[p.id] for p in lost_harm})
     taught = {p.id for p in asked if behaviour[p.id] not in kept}
-    refusals = tuple(Answered(p, parent[p.id][1], child[p.id][1]) for p in lost_harm if p.id in taught)
+    refusals = tuple(ReplayExample(p, parent[p.id][1], child[p.id][1]) for p in lost_harm if p.id in taught)
     own = {each.probe.twin for each in refusals}
     mine = [p for p in broken if p.technique == ABILITY]
     mine += sorted((p for p in asked if _is(parent, p, "answered")), key=lambda p: p.id not in own)
-    benign = [Answered(p, parent[p.id][1]) for p in mine if p.id in taught]
+    benign = [ReplayExample(p, parent[p.id][1]) for p in mine if p.id in taught]
     n_wanted = math.ceil(twins * len(refusals))
     if n_wanted > len(benign):
         barred = {*behaviours(measured_on).values(), *kept}
@@ -176,13 +176,13 @@ def _by_turns(chosen: Sequence[Probe]) -> list[Probe]:
     return [p for each in rounds for p in each if p is not None]
 
 
-def _answered(more: Sequence[Probe], ask: AskParent) -> list[Answered]:
+def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
     """Those of them that the parent answers."""
     if not more:
         return []
     found = ask(more)
     heard = _heard(found, found.estimates.models[0].id)
-    return [Answered(p, heard[p.id][1]) for p in more if _is(heard, p, "answered")]
+    return [ReplayExample(p, heard[p.id][1]) for p in more if _is(heard, p, "answered")]
 
 
 def _heard(found: Result, model: str) -> Heard:

@@ -21,7 +21,7 @@ from heredity.core.records import Record
 from heredity.lineage.types import Grown
 from heredity.stats import scaling
 from heredity.train.models import shapes
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning import memory
 from heredity.train.planning.flops import Work
 
@@ -30,7 +30,7 @@ _LOSS = "bits per byte"
 _CURVE = "training.jsonl"
 
 
-class Run(Record, frozen=True):
+class ScalingRun(Record, frozen=True):
     """What was put into a run, and what came out."""
 
     name: str
@@ -43,13 +43,13 @@ class Run(Record, frozen=True):
 class Scaled(Record, frozen=True):
     """The law of compute, told `at` so many FLOPs; `both`: of parameters and tokens, None if too alike."""
 
-    runs: list[Run]
+    runs: list[ScalingRun]
     at: float
     compute: scaling.Told
     both: scaling.Law | None
 
 
-class _Row(msgspec.Struct):
+class _RunRow(msgspec.Struct):
     n_tokens: int
     terms: dict[str, float]
 
@@ -76,7 +76,7 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     return Scaled(runs, at, told, _both(runs, losses))
 
 
-def run_of(model: Grown) -> Run:
+def run_of(model: Grown) -> ScalingRun:
     """What the store knows of a run. Raises UsageError for a model that was not pre-trained here."""
     settings = _settings(model)
     rows = _rows(model.folder / _CURVE)
@@ -85,14 +85,16 @@ def run_of(model: Grown) -> Run:
         raise UsageError(
             f"'{model.record.name}' was never held against held-out text, so it has no loss to fit."
         )
-    shape = msgspec.convert({name: settings[name] for name in Shape.__struct_fields__}, Shape)
+    shape = msgspec.convert(
+        {name: settings[name] for name in TransformerShape.__struct_fields__}, TransformerShape
+    )
     tokens = sum(row.n_tokens for row in rows)
     flops = tokens * shapes.flops_a_token(shape)
     work = Work(shape, tokens, 1, architecture=settings["architecture"])
-    return Run(model.record.name, memory.n_parameters(work), tokens, flops, looks[-1])
+    return ScalingRun(model.record.name, memory.n_parameters(work), tokens, flops, looks[-1])
 
 
-def _both(runs: Sequence[Run], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:
+def _both(runs: Sequence[ScalingRun], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:
     """None where tokens follow parameters, so that no run tells them apart, or where runs are too few."""
     inputs = np.array([[run.parameters for run in runs], [run.tokens for run in runs]], dtype=np.float64)
     if any(len(set(each)) < 3 for each in inputs.tolist()) or abs(np.corrcoef(np.log(inputs))[0, 1]) > 0.95:
@@ -115,7 +117,7 @@ def _refuse_unlike(models: Sequence[Grown]) -> None:
 
 def _settings(model: Grown) -> dict[str, Any]:
     recipe = model.record.recipe
-    if recipe.kind != "pretrain" or not set(Shape.__struct_fields__) <= set(recipe.settings):
+    if recipe.kind != "pretrain" or not set(TransformerShape.__struct_fields__) <= set(recipe.settings):
         raise UsageError(
             f"'{model.record.name}' was made by '{recipe.kind}', and a law is of text models that "
             "`heredity pretrain` made."
@@ -123,8 +125,8 @@ def _settings(model: Grown) -> dict[str, Any]:
     return recipe.settings
 
 
-def _rows(path: Path) -> list[_Row]:
+def _rows(path: Path) -> list[_RunRow]:
     try:
-        return [msgspec.json.decode(line, type=_Row) for line in path.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=_RunRow) for line in path.read_bytes().splitlines()]
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{path}: {error}. Run `heredity verify`.") from None

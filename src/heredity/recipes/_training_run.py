@@ -123,10 +123,10 @@ def run(
 
     training: Training = recipe.training
     net = causal_lm.load(parent.folder, training.dtype)
-    writer = documents.Writer(parent.folder)
+    writer = documents.ConversationEncoder(parent.folder)
     prepared = writer.prepare(recipe.data.dialogues, training.max_tokens)
     n_steps = training.n_steps(len(prepared.examples))
-    plan = loop.Plan(
+    plan = loop.TrainingPlan(
         digest([recipe.kind, settings_of(recipe), parent.record.id]),
         n_steps,
         training.rate,
@@ -137,7 +137,7 @@ def run(
         training.optimizer,
         training.seed,
     )
-    source = steps.Steps(prepared.examples, training.batch, training.seed)
+    source = steps.BatchSampler(prepared.examples, training.batch, training.seed)
     if order is not None:
         source = order(net, writer)
     folder = recipe.folder or out.parent / "training"

@@ -119,10 +119,14 @@ class Distill:
     def _scores(self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path) -> Any:
         """The teacher's scores of the data: from the store, or read now and kept there."""
         from heredity.train.data import teacher_logprobs
-        from heredity.train.data.documents import Writer
+        from heredity.train.data.documents import ConversationEncoder
         from heredity.train.models import causal_lm
 
-        examples = Writer(student.folder).prepare(self.data.dialogues, self.training.max_tokens).examples
+        examples = (
+            ConversationEncoder(student.folder)
+            .prepare(self.data.dialogues, self.training.max_tokens)
+            .examples
+        )
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
         tokenizer = hash_file(teacher.folder / "tokenizer.json")
         stamp = digest([teacher.record.id, tokenizer, shown, dtype, self.temperature, n_words])
@@ -136,17 +140,19 @@ class Distill:
                 raise UsageError(
                     f"top_k must be below the {n_common:,} tokens there are; 0 means all.", code="bad-setting"
                 )
-            reading = teacher_logprobs.Reading(self.top_k, self.temperature, folder, n_common, self.watch)
+            reading = teacher_logprobs.TeacherConfig(
+                self.top_k, self.temperature, folder, n_common, self.watch
+            )
             teacher_logprobs.write(path, stamp, loaded, examples, reading)
         return teacher_logprobs.read(path, stamp, self.top_k)
 
     def _own(self, net: Any, writer: Any) -> Any:
-        from heredity.train.data.on_policy import Written, prompts
+        from heredity.train.data.on_policy import OnPolicyBatches, prompts
 
         training = self.training
         longest = training.max_tokens - self.longest
         asked = prompts(writer, self.data.dialogues, training.batch, training.seed, longest)
-        return Written(net, asked, writer.stops, self.longest, self.warmth)
+        return OnPolicyBatches(net, asked, writer.stops, self.longest, self.warmth)
 
 
 DERIVES = Distill

@@ -26,7 +26,7 @@ EXAMPLE = "heredity derive instruct smollm2-135m-instruct qwen2.5-coder-0.5b-ins
 ANSWERS = "answers.jsonl"
 
 
-class Answer(Record, frozen=True):
+class TeacherAnswer(Record, frozen=True):
     """A row of answers.jsonl: what the teacher said to prompt `index`, and why it stopped."""
 
     index: int
@@ -85,19 +85,19 @@ class Instruct:
         }
         return dataclasses.replace(said, notes={**said.notes, **notes})
 
-    def _answers(self, teacher: Grown, folder: Path) -> list[Answer]:
+    def _answers(self, teacher: Grown, folder: Path) -> list[TeacherAnswer]:
         """What the teacher says to each prompt; answers that are in the folder are not asked for again."""
         from heredity.engines.torch.engine import open_folder
 
         folder.mkdir(parents=True, exist_ok=True)
-        rows = Rows(folder / ANSWERS, Answer)
+        rows = Rows(folder / ANSWERS, TeacherAnswer)
         with rows:
             there = {row.index for row in rows}
             left = [i for i in range(len(self.data.dialogues)) if i not in there]
             if left:
                 engine = open_folder(teacher.folder, _tuning(teacher))
                 for reply in engine.reply(self._request(i) for i in left):
-                    rows.append(Answer(reply.key, reply.text, reply.stop))
+                    rows.append(TeacherAnswer(reply.key, reply.text, reply.stop))
                     rows.write()
                 engine.close()
             rows.flush()
@@ -109,7 +109,7 @@ class Instruct:
         messages = (*system, *self.data.dialogues[index].messages)
         return Request(index, messages, decoding, self.training.seed + index, n_shared=len(system))
 
-    def _examples(self, answers: Sequence[Answer]) -> list[Dialogue]:
+    def _examples(self, answers: Sequence[TeacherAnswer]) -> list[Dialogue]:
         found = [
             Dialogue((*asked.messages, Message("assistant", row.text.strip())), asked.where)
             for row in answers

@@ -52,7 +52,7 @@ class Lora:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune an adapter over the one parent, in PEFT's files."""
-        from heredity.train.models.lora import Lora as Adapter
+        from heredity.train.models.lora import LowRankAdapters as Adapter
         from heredity.train.objectives.causal import Causal
 
         (parent,) = parents

@@ -44,7 +44,7 @@ NAME = "checkpoint.safetensors"
 RANDOM = "random"
 
 
-class Kept(NamedTuple):
+class CheckpointState(NamedTuple):
     """What a checkpoint holds: steps done, tokens seen, the state by name, and steps of data left out."""
 
     n_steps: int
@@ -53,7 +53,7 @@ class Kept(NamedTuple):
     n_skipped: int = 0
 
 
-def write(folder: Path, training: str, kept: Kept) -> None:
+def write(folder: Path, training: str, kept: CheckpointState) -> None:
     """Put the state of a training (its digest) into its folder, with torch's random state."""
     tensors = {name: tensor.contiguous() for name, tensor in kept.state.items()}
     tensors[RANDOM] = torch.get_rng_state()
@@ -62,7 +62,7 @@ def write(folder: Path, training: str, kept: Kept) -> None:
     write_tensors(folder / NAME, tensors, about)
 
 
-def read(folder: Path, training: str) -> Kept | None:
+def read(folder: Path, training: str) -> CheckpointState | None:
     """The state in a folder, torch's random state put back; None where there is none yet.
 
     Raises Damaged where it is of another training or cannot be read.
@@ -80,4 +80,4 @@ def read(folder: Path, training: str) -> Kept | None:
     n_steps, n_tokens, n_skipped = (
         int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
     )
-    return Kept(n_steps, n_tokens, state, n_skipped)
+    return CheckpointState(n_steps, n_tokens, state, n_skipped)

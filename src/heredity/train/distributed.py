@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from heredity.core.errors import HeredityError, Unavailable, UsageError
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.patch import applied
 
 _STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -87,7 +87,7 @@ class Processes:
         """The length of a vector whose piece here has this length."""
         return of_mine if self.is_alone else math.sqrt(self.sum([of_mine**2])[0] / self.replicas)
 
-    def here(self, batch: Batch) -> Batch:
+    def here(self, batch: PackedBatch) -> PackedBatch:
         """A batch where this process computes."""
         if self.device.type == "cpu":
             return batch

@@ -23,11 +23,11 @@ from heredity.core.errors import HeredityError
 from heredity.core.records import Record
 from heredity.core.rows import Rows
 from heredity.train import pieces
-from heredity.train.checkpoint import Kept
-from heredity.train.data.batching import Batch
+from heredity.train.checkpoint import CheckpointState
+from heredity.train.data.batching import PackedBatch
 from heredity.train.distributed import ALONE, Processes
-from heredity.train.models.causal_lm import Network
-from heredity.train.models.lora import Everything, Lora
+from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.lora import Everything, LowRankAdapters
 from heredity.train.objectives import Objective
 from heredity.train.optimizer import Kind, Masters, Schedule, share_at
 
@@ -36,7 +36,7 @@ KEEP_SECONDS = 60.0  # between checkpoints, and never more than a tenth of the t
 _SHARE = 10
 
 
-class Metric(Record, frozen=True):
+class StepMetrics(Record, frozen=True):
     """A row of training.jsonl: one step. `loss` in nats a learned token (or a pair), before the step."""
 
     step: int
@@ -63,7 +63,7 @@ Watch = Callable[[Watched], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How a training goes. `training` is the digest that its checkpoint bears."""
 
     training: str
@@ -77,26 +77,26 @@ class Plan:
     seed: int = 0
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """What each step learns from: Steps, or Written."""
 
-    def of(self, step: int) -> list[Batch]:
+    def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
 
 
-class Check(Protocol):
+class ValidationCheck(Protocol):
     """What is looked at every `every` steps and after the last: sums of the weights as they are then."""
 
     @property
     def every(self) -> int:
         """Steps between two looks."""
 
-    def of(self, network: Network) -> dict[str, float]:
+    def of(self, network: CausalLM) -> dict[str, float]:
         """Terms for the row of the step that was just done."""
 
 
 @dataclass(frozen=True)
-class Guard:
+class DivergenceGuard:
     """Goes back to the last checkpoint where a loss is no number or leaps, and past what was read since.
 
     Source: PaLM (2204.02311, section 5.1). Checkpoints are kept at fixed steps, so that where it goes back to
@@ -121,17 +121,17 @@ class Diverged(HeredityError):
 
 
 def train(
-    network: Network,
-    trainable: Everything | Lora,
+    network: CausalLM,
+    trainable: Everything | LowRankAdapters,
     objective: Objective,
-    steps: Source,
-    plan: Plan,
+    steps: BatchSource,
+    plan: TrainingPlan,
     folder: Path,
     watch: Watch | None = None,
-    check: Check | None = None,
-    guard: Guard | None = None,
+    check: ValidationCheck | None = None,
+    guard: DivergenceGuard | None = None,
     together: Processes = ALONE,
-) -> list[Metric]:
+) -> list[StepMetrics]:
     """Train until the plan's last step; the network has learned then. `folder` keeps checkpoint and metrics.
 
     Together with other processes there is a guard, for its checkpoints hang on no clock; the first keeps the
@@ -176,19 +176,19 @@ class _Run:
 
     def __init__(
         self,
-        network: Network,
+        network: CausalLM,
         objective: Objective,
-        steps: Source,
-        plan: Plan,
+        steps: BatchSource,
+        plan: TrainingPlan,
         folder: Path,
         masters: Masters,
-        guard: Guard | None,
+        guard: DivergenceGuard | None,
     ) -> None:
         self.network, self.objective, self.steps, self.plan = network, objective, steps, plan
         self.folder, self.masters, self.guard, self.together = folder, masters, guard, masters.together
         self.n_done = self.n_tokens = self.n_skipped = self.n_back = 0
         self.losses: list[float] = []
-        self.rows: Rows[Metric] | _Unkept
+        self.rows: Rows[StepMetrics] | _Unkept
 
     def go_on(self) -> None:
         """From the last checkpoint; with a guard there is one from the beginning."""
@@ -201,7 +201,7 @@ class _Run:
         if kept is None and self.guard is not None:
             self.write()
 
-    def step(self) -> Metric | None:
+    def step(self) -> StepMetrics | None:
         """One step; None where the guard went back instead."""
         batches = self.steps.of(self.n_done + self.n_skipped)
         try:
@@ -216,7 +216,7 @@ class _Run:
         self.n_done += 1
         return metric
 
-    def keep(self, metric: Metric) -> None:
+    def keep(self, metric: StepMetrics) -> None:
         """The row of a step that was done."""
         self.n_tokens += metric.n_tokens
         self.losses.append(metric.loss)
@@ -227,7 +227,7 @@ class _Run:
         """A checkpoint, of weights that are numbers: the last good one is not written over."""
         self.refuse_ruined()
         self.rows.flush()
-        kept = Kept(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
+        kept = CheckpointState(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
         pieces.write(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
 
     def refuse_ruined(self) -> None:
@@ -250,14 +250,14 @@ class _Run:
 
 
 def _step(
-    network: Network,
+    network: CausalLM,
     objective: Objective,
-    batches: list[Batch],
+    batches: list[PackedBatch],
     masters: Masters,
-    plan: Plan,
+    plan: TrainingPlan,
     step: int,
     refuses: Callable[[float], bool],
-) -> Metric:
+) -> StepMetrics:
     together = masters.together
     (weight,) = together.sum([sum(objective.weight(batch) for batch in batches)])
     total, terms = 0.0, dict[str, float]()
@@ -284,13 +284,13 @@ def _step(
             f"the gradient of step {step} is {norm}. Lower the rate ({plan.rate:g}).",
             code="gradient-not-finite",
         )
-    return Metric(step, total / weight, plan.rate * share, norm, int(n_tokens), weight, terms)
+    return StepMetrics(step, total / weight, plan.rate * share, norm, int(n_tokens), weight, terms)
 
 
-def _metrics(folder: Path, n_done: int) -> Rows[Metric]:
+def _metrics(folder: Path, n_done: int) -> Rows[StepMetrics]:
     """The rows, without those of steps that will be done again."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = Rows(folder / METRICS, Metric)
+    rows = Rows(folder / METRICS, StepMetrics)
     kept = [row for row in rows if row.step < n_done]
     rows.path.unlink(missing_ok=True)
     rows.extend(kept)
@@ -300,7 +300,7 @@ def _metrics(folder: Path, n_done: int) -> Rows[Metric]:
 class _Unkept:
     """Rows of a process that keeps none: the first does."""
 
-    def append(self, row: Metric) -> None:
+    def append(self, row: StepMetrics) -> None:
         """Nothing, as in the rest."""
 
     def write(self) -> None: ...
@@ -309,19 +309,19 @@ class _Unkept:
 
     def close(self) -> None: ...
 
-    def __iter__(self) -> Iterator[Metric]:
+    def __iter__(self) -> Iterator[StepMetrics]:
         return iter(())
 
 
 class _Clock:
     """Rate, time left, and when a checkpoint is due."""
 
-    def __init__(self, n_done: int, n_steps: int, watch: Watch | None, guard: Guard | None) -> None:
+    def __init__(self, n_done: int, n_steps: int, watch: Watch | None, guard: DivergenceGuard | None) -> None:
         self._first, self._n_steps, self._watch, self._guard = n_done, n_steps, watch, guard
         self._start = self._kept_at = time.monotonic()
         self._n_tokens, self._cost = 0, 0.0
 
-    def tick(self, metric: Metric) -> None:
+    def tick(self, metric: StepMetrics) -> None:
         self._n_tokens += metric.n_tokens
         if self._watch is None:
             return

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from heredity.train.data.batching import PRODUCT
-from heredity.train.data.documents import Example
-from heredity.train.models.causal_lm import Network
-from heredity.train.models.lora import Everything, Lora
-from heredity.train.models.shapes import Shape
+from heredity.train.data.documents import TokenizedExample
+from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.lora import Everything, LowRankAdapters
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.optimizer import Kind
 from heredity.train.planning import memory
 from heredity.train.planning.cost_models import WIDE
@@ -23,7 +23,11 @@ from heredity.train.planning.flops import Work
 
 
 def needed(
-    network: Network, trainable: Everything | Lora, optimizer: Kind, examples: Sequence[Example], batch: int
+    network: CausalLM,
+    trainable: Everything | LowRankAdapters,
+    optimizer: Kind,
+    examples: Sequence[TokenizedExample],
+    batch: int,
 ) -> dict[str, int]:
     """Bytes by part of a training's step, beside the weights that are loaded."""
     n_learned = _n_learned(network, trainable)
@@ -36,13 +40,13 @@ def needed(
     }
 
 
-def largest_product(examples: Sequence[Example], batch: int) -> int:
+def largest_product(examples: Sequence[TokenizedExample], batch: int) -> int:
     """The most tokens that any step multiplies at once: full products, or an example longer than one."""
     longest = sorted((each.n_tokens for each in examples), reverse=True)
     return max(longest[0], min(PRODUCT, sum(longest[:batch])))
 
 
-def _n_learned(network: Network, trainable: Everything | Lora) -> int:
+def _n_learned(network: CausalLM, trainable: Everything | LowRankAdapters) -> int:
     if isinstance(trainable, Everything):
         return sum(each.numel() for each in network.model.parameters())
     found = [
@@ -53,16 +57,16 @@ def _n_learned(network: Network, trainable: Everything | Lora) -> int:
     return sum(trainable.rank * (each.in_features + each.out_features) for each in found)
 
 
-def _kept(network: Network, examples: Sequence[Example], batch: int) -> int:
+def _kept(network: CausalLM, examples: Sequence[TokenizedExample], batch: int) -> int:
     """What a forward keeps of the largest product, and a part of its logits."""
     n_tokens = largest_product(examples, batch)
     return n_tokens * memory.kept(_work(network)) + memory.logits(_work(network), n_tokens)
 
 
-def _work(network: Network) -> Work:
+def _work(network: CausalLM) -> Work:
     config = getattr(network.model.config, "text_config", None) or network.model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = Shape(
+    shape = TransformerShape(
         config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
         head, config.intermediate_size, config.max_position_embeddings, len(network.head),
     )  # fmt: skip

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from heredity.core.records import encode
 
 if TYPE_CHECKING:
-    from heredity.train.loop import Metric
+    from heredity.train.loop import StepMetrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 56, 30
 _MOST = 400  # points of the line
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
-def write(metrics: Sequence[Metric], out: Path) -> None:
+def write(metrics: Sequence[StepMetrics], out: Path) -> None:
     """training.jsonl and training.svg."""
     rows = b"".join(encode(metric) + b"\n" for metric in metrics)
     (out / "training.jsonl").write_bytes(rows)

@@ -27,7 +27,7 @@ from heredity.core.files import write_atomic
 from heredity.core.records import Record, encode
 from heredity.train import checkpoint
 from heredity.train import checkpoint as _tensors
-from heredity.train.checkpoint import Kept
+from heredity.train.checkpoint import CheckpointState
 from heredity.train.distributed import Processes
 
 NAME = "checkpoint.json"
@@ -51,7 +51,9 @@ class _Index(Record, frozen=True):
     schema: int = 1
 
 
-def write(folder: Path, training: str, kept: Kept, n_rows: Mapping[str, int], together: Processes) -> None:
+def write(
+    folder: Path, training: str, kept: CheckpointState, n_rows: Mapping[str, int], together: Processes
+) -> None:
     """Put the state into the training's folder. n_rows: of each whole weight, by name."""
     if together.is_alone:
         checkpoint.write(folder, training, kept)
@@ -70,7 +72,9 @@ def write(folder: Path, training: str, kept: Kept, n_rows: Mapping[str, int], to
         _let_go(folder, place)
 
 
-def read(folder: Path, training: str, n_rows: Mapping[str, int], together: Processes) -> Kept | None:
+def read(
+    folder: Path, training: str, n_rows: Mapping[str, int], together: Processes
+) -> CheckpointState | None:
     """The newest state in a folder, of it what lies in this process, torch's random state put back.
 
     None where there is none yet. Raises Damaged where it is of another training or cannot be read.
@@ -89,7 +93,7 @@ def read(folder: Path, training: str, n_rows: Mapping[str, int], together: Proce
             for name, pieces in index.tensors.items()
         }
     torch.set_rng_state(state.pop(checkpoint.RANDOM))
-    return Kept(index.n_steps, index.n_tokens, state, index.n_skipped)
+    return CheckpointState(index.n_steps, index.n_tokens, state, index.n_skipped)
 
 
 def _place(folder: Path, n_steps: int) -> Path:

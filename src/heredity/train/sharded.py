@@ -20,23 +20,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.distributed import Processes, span
-from heredity.train.models.causal_lm import Network
-from heredity.train.models.dual import Arrows, Dual
+from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.dual import Arrows, DualEncoder
 
 
-class Spread(Network):
+class ShardedModel(CausalLM):
     """A network whose weights lie in pieces. `is_reduced_once`: gradients of a step's batches stay here,
     whole, until the last of them; else they go into pieces after each.
     """
 
-    def __init__(self, net: Network, together: Processes, is_reduced_once: bool = True) -> None:
+    def __init__(self, net: CausalLM, together: Processes, is_reduced_once: bool = True) -> None:
         self.model, self.folder, self.is_fused = net.model, net.folder, net.is_fused
         self._is_reduced_once = is_reduced_once
         self.root = _cut(net, together)
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
         found: torch.Tensor = self.root("hidden", batch)
         return found
 
@@ -44,7 +44,7 @@ class Spread(Network):
         self.root.set_requires_gradient_sync(is_last or not self._is_reduced_once)
 
     @torch.no_grad()
-    def gathered(self, make: Callable[[], Network], is_first: bool) -> Network:
+    def gathered(self, make: Callable[[], CausalLM], is_first: bool) -> CausalLM:
         """In the first process the whole network, laid into one that `make` gives; every process must ask."""
         self.root.reshard()
         net = make() if is_first else self
@@ -56,10 +56,10 @@ class Spread(Network):
         return net
 
 
-class SpreadDual(Spread, Dual):
+class SpreadDual(ShardedModel, DualEncoder):
     """The same of two encoders."""
 
-    def arrows(self, batch: Batch) -> Arrows:
+    def arrows(self, batch: PackedBatch) -> Arrows:
         found: Arrows = self.root("arrows", batch)
         return found
 
@@ -68,15 +68,15 @@ class SpreadDual(Spread, Dual):
         return found
 
 
-def spread(net: Network, together: Processes, is_reduced_once: bool = True) -> Spread:
+def spread(net: CausalLM, together: Processes, is_reduced_once: bool = True) -> ShardedModel:
     """A network, whichever it is, with its weights in pieces."""
-    return (SpreadDual if isinstance(net, Dual) else Spread)(net, together, is_reduced_once)
+    return (SpreadDual if isinstance(net, DualEncoder) else ShardedModel)(net, together, is_reduced_once)
 
 
 class _Root(nn.Module):
     """What FSDP takes for the whole: all weights, asked of a batch what the network is."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: CausalLM) -> None:
         super().__init__()
         self.model, self._net = net.model, net
 
@@ -84,7 +84,7 @@ class _Root(nn.Module):
         return getattr(self._net, what)(given)
 
 
-def _cut(net: Network, together: Processes) -> Any:
+def _cut(net: CausalLM, together: Processes) -> Any:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     net.model.to(together.device)

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from heredity.train.loop import Watch, Watched
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.flops import PRODUCT
 
 _TRIES = 5
 
 
-class Meter:
+class ThroughputMeter:
     """Passes what the loop shows on to a display, and keeps the last of it."""
 
     def __init__(self, watch: Watch | None = None) -> None:
@@ -53,7 +53,9 @@ def piece_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: i
     return float((whole * context**2 + rest**2).sum() / lengths.sum())
 
 
-def product_limit(shape: Shape, dtype: torch.dtype, n_rows: int = PRODUCT, of_head: float = 1.0) -> float:
+def product_limit(
+    shape: TransformerShape, dtype: torch.dtype, n_rows: int = PRODUCT, of_head: float = 1.0
+) -> float:
     """FLOP/s of the model's products, forward and backward: layers, and the head on a share of the rows."""
     columns = shape.head * (shape.heads + 2 * shape.kv_heads)
     layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]

@@ -83,7 +83,7 @@ def test_a_quantized_child_is_the_same_bytes_again_and_near_its_parent(store: St
     wanted = _parity.read_folder(parent.folder, "parent", 0).logs
     far = []
     for child in children:
-        source = _parity.Source(store, child, store.whole(child), tmp_path / child.record.id, "gguf")
+        source = _parity.ExportSource(store, child, store.whole(child), tmp_path / child.record.id, "gguf")
         source.bench.mkdir()
         logs = _parity.reference(source).logs
         far.append(max(abs(a - b) for a, b in zip(wanted, logs, strict=True)))
@@ -129,7 +129,7 @@ def test_a_difference_beside_the_weights_is_refused(
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
     written = hf.write
 
-    def damaged(source: _parity.Source, out: Path) -> None:
+    def damaged(source: _parity.ExportSource, out: Path) -> None:
         written(source, out)
         before = (out / name).read_text("utf-8")
         (out / name).write_text(change(before), "utf-8")
@@ -222,7 +222,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts_with_what_wou
     store: Store, tmp_path: Path
 ) -> None:
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER, num_hidden_layers=6)))
-    source = _parity.Source(store, model, store.whole(model), tmp_path, "gguf")
+    source = _parity.ExportSource(store, model, store.whole(model), tmp_path, "gguf")
     hf, whole = (sum(_room.needed(source, form).values()) for form in ("hf", "gguf"))
     assert hf < whole == sum(p.numel() for p in _network(model).parameters()) * 4
     with raises(OutOfMemory, "memory-foreseen", mentions=["--to hf"]):

@@ -27,7 +27,7 @@ from heredity.application.spec import Application
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.deploy.serve import app, server
 from heredity.deploy.serve.responses import Served
-from heredity.deploy.serve.worker import Service
+from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
@@ -69,11 +69,11 @@ def until(holds: Callable[[], bool]) -> None:
 
 def named(behaviour: str, application: Application | None = None) -> Served:
     model = scripted(f"scripted:{behaviour}").record
-    return Served(model, Service(ScriptedEngine(behaviour)), application)
+    return Served(model, EngineWorker(ScriptedEngine(behaviour)), application)
 
 
 def held(engine: Any, most: int = 256) -> Served:
-    return Served(scripted("scripted:helpful").record, Service(engine, most))
+    return Served(scripted("scripted:helpful").record, EngineWorker(engine, most))
 
 
 def client(address: str, key: str = "none") -> Any:
@@ -468,7 +468,10 @@ def test_served_answers_are_the_engines_own_in_any_company(tiny: Grown) -> None:
         )
         return text_of(made) if is_streamed else str(made.choices[0].message.content)
 
-    with listening(Served(tiny.record, Service(engine), layer)) as address, ThreadPoolExecutor(12) as pool:
+    with (
+        listening(Served(tiny.record, EngineWorker(engine), layer)) as address,
+        ThreadPoolExecutor(12) as pool,
+    ):
         assert list(pool.map(lambda i: ask(address, i), range(24))) == own
 
 
@@ -483,7 +486,7 @@ def test_a_model_alone_goes_on_with_a_text_and_is_a_target_of_a_study(
     own, on = engine.reply([asked, Request(1, (), prefill="the quick")])
     if own.key:
         own, on = on, own
-    with listening(Served(tiny.record, Service(engine))) as address:
+    with listening(Served(tiny.record, EngineWorker(engine))) as address:
         text = client(address).completions.create(
             model=tiny.record.name, prompt="the quick", max_tokens=asked.decoding.max_tokens
         )
@@ -518,7 +521,7 @@ class Failing(ScriptedEngine):
 def test_the_status_of_a_failed_answer_follows_its_code_and_not_its_words(
     code: str, status: int, said: str
 ) -> None:
-    one = Served(scripted("scripted:helpful").record, Service(Failing(code)))
+    one = Served(scripted("scripted:helpful").record, EngineWorker(Failing(code)))
     with listening(one) as address:
         body = {"model": one.model.name, "messages": HELLO}
         reply = httpx.post(f"{address}/v1/chat/completions", json=body)

@@ -27,7 +27,7 @@ DESK = Application(
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def chat(application: Application | None = None, may_draw: bool = False, **body: Any) -> schema.Asked:
+def chat(application: Application | None = None, may_draw: bool = False, **body: Any) -> schema.ParsedRequest:
     raw = json.dumps({"model": "m", "messages": HELLO} | body).encode()
     return schema.chat(schema.opened(raw), application, may_draw)
 

@@ -11,7 +11,7 @@ import pytest
 
 from heredity.core.errors import Busy, EngineFailure
 from heredity.core.records import Message, Reply, Request
-from heredity.deploy.serve.worker import Service
+from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
 from tests.support.errors import raises
 
@@ -65,7 +65,7 @@ class Broken(ScriptedEngine):
 
 def test_each_gets_the_answer_to_what_it_asked() -> None:
     engine = Slow()
-    service = Service(engine)
+    service = EngineWorker(engine)
     tickets = [service.ask(question(f"q{i}")) for i in range(20)]
     engine.may_go.release(20)
     assert [ticket.reply.result(10).text for ticket in tickets] == [f"q{i}" for i in range(20)]
@@ -76,7 +76,7 @@ def test_each_gets_the_answer_to_what_it_asked() -> None:
 
 def test_more_than_may_wait_are_refused_at_once() -> None:
     engine = Slow()
-    service = Service(engine, most=3)
+    service = EngineWorker(engine, most=3)
     tickets = [service.ask(question(f"q{i}")) for i in range(3)]
     with raises(Busy, "queue-full", mentions=["3"]):
         service.ask(question("one too many"))
@@ -89,7 +89,7 @@ def test_more_than_may_wait_are_refused_at_once() -> None:
 
 def test_who_goes_away_while_it_waits_is_never_put_to_the_engine() -> None:
     engine = Slow()
-    service = Service(engine)
+    service = EngineWorker(engine)
     tickets = [service.ask(question(f"q{i}")) for i in range(4)]
     tickets[3].drop()
     engine.may_go.release(9)
@@ -100,7 +100,7 @@ def test_who_goes_away_while_it_waits_is_never_put_to_the_engine() -> None:
 
 
 def test_a_fault_is_told_to_all_that_were_under_way_and_the_next_is_tried_again() -> None:
-    service = Service(Broken("helpful"))
+    service = EngineWorker(Broken("helpful"))
     for _ in range(2):
         first, second = service.ask(question("a")), service.ask(question("b"))
         for ticket in (first, second):
@@ -114,7 +114,7 @@ def test_a_fault_is_told_to_all_that_were_under_way_and_the_next_is_tried_again(
 
 def test_closing_answers_what_is_under_way_and_refuses_what_waits() -> None:
     engine = Slow()
-    service = Service(engine)
+    service = EngineWorker(engine)
     tickets = [service.ask(question(f"q{i}")) for i in range(3)]
     engine.has_two.wait(10)
     closing = threading.Thread(target=service.close)
@@ -131,7 +131,7 @@ def test_closing_answers_what_is_under_way_and_refuses_what_waits() -> None:
 
 
 def test_an_engine_that_tells_no_width_is_given_some_at_once() -> None:
-    service = Service(ScriptedEngine("helpful"))
+    service = EngineWorker(ScriptedEngine("helpful"))
     tickets = [service.ask(question(f"q{i}")) for i in range(50)]
     assert {ticket.reply.result(10).text for ticket in tickets} == {HELP}
     service.close()
@@ -149,7 +149,7 @@ class Tripping(ScriptedEngine):
 
 
 def test_one_question_that_an_engine_falls_over_does_not_end_the_service() -> None:
-    service = Service(Tripping("helpful"))
+    service = EngineWorker(Tripping("helpful"))
     for _ in range(5):
         with raises(EngineFailure, "engine-fault", mentions=["ValueError", "that one"]):
             service.ask(question("trip")).reply.result(10)
@@ -164,7 +164,7 @@ def test_an_engine_that_stops_by_itself_leaves_no_one_waiting() -> None:
             next(iter(requests))
             yield from ()
 
-    service = Service(Lazy("helpful"))
+    service = EngineWorker(Lazy("helpful"))
     for _ in range(3):
         with raises(EngineFailure, "engine-stopped"):
             service.ask(question("a")).reply.result(10)

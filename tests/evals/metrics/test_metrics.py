@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import UnknownName
 from heredity.evals import metrics
-from heredity.evals.metrics import Answer
+from heredity.evals.metrics import ItemAnswer
 from heredity.evals.metrics.chrf import chrf
 from heredity.evals.metrics.rouge_l import rouge_l
-from heredity.evals.tasks import Item
+from heredity.evals.tasks import TaskItem
 from tests.support.errors import raises
 
 # By sacrebleu 2.6.0 (CHRF().sentence_score / 100) and rouge-score 0.1.2 ("rougeL", no stemmer).
@@ -25,15 +25,15 @@ PUBLISHED = [
     ("Je bois du lait", "Il boit du lait.", 0.403498, 0.5),
     ("¿Qué hora es?", "Que hora es", 0.529063, 0.666667),
 ]
-OPTIONS = Item("a", "A question?", ("red",), ("blue", "red", "green"))
+OPTIONS = TaskItem("a", "A question?", ("red",), ("blue", "red", "green"))
 
 
-def item(*references: str, asked: str = "?") -> Item:
-    return Item("a", asked, references)
+def item(*references: str, asked: str = "?") -> TaskItem:
+    return TaskItem("a", asked, references)
 
 
-def score(name: str, it: Item, text: str, logs: tuple[float, ...] = ()) -> float | None:
-    return metrics.load(name).score(it, Answer(text, logs))
+def score(name: str, it: TaskItem, text: str, logs: tuple[float, ...] = ()) -> float | None:
+    return metrics.load(name).score(it, ItemAnswer(text, logs))
 
 
 @pytest.mark.parametrize(("said", "reference", "by_chrf", "by_rouge"), PUBLISHED)

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.errors import BadInput
 from heredity.evals import metrics, tasks
-from heredity.evals.metrics import Answer
+from heredity.evals.metrics import ItemAnswer
 from heredity.evals.prompting import WAYS, put
 from heredity.evals.tasks import _pictures
 from tests.support.errors import raises
@@ -69,9 +69,9 @@ def test_a_matcher_that_knows_all_is_right_in_both_and_one_that_tells_nothing_ap
         asked = [put(task, item, 0, "plain") for item in task.items]
         metric = metrics.load(task.metric)
         found = list(WAYS["match"].answers(Echo(), asked))
-        scores = [metric.score(task.items[f.place], Answer("", f.logs)) for f in found]
+        scores = [metric.score(task.items[f.place], ItemAnswer("", f.logs)) for f in found]
         assert scores == [1.0] * 40
-        assert metric.score(task.items[0], Answer("", (0.5,) * 4)) == 0.0
+        assert metric.score(task.items[0], ItemAnswer("", (0.5,) * 4)) == 0.0
 
 
 def test_a_picture_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from heredity.evals import tasks
 from heredity.evals.prompting import put, said
-from heredity.evals.tasks import Task
+from heredity.evals.tasks import EvalTask
 
 ALL = {task.name: task for task in tasks.load()}
 
@@ -62,7 +62,7 @@ def test_an_example_with_letters_is_answered_by_its_letter() -> None:
 
 
 @pytest.mark.parametrize("task", ALL.values(), ids=lambda task: task.name)
-def test_what_is_put_is_known_by_its_key(task: Task) -> None:
+def test_what_is_put_is_known_by_its_key(task: EvalTask) -> None:
     asked = [put(task, item, n, form) for item in task.items for n in (0, 3) for form in ("chat", "plain")]
     assert len({one.key for one in asked}) == len(asked)
     assert asked[0].key == put(task, task.items[0], 0, "chat").key

@@ -13,9 +13,9 @@ import pytest
 
 from heredity.core.errors import BadInput, UnknownName
 from heredity.evals import metrics, tasks
-from heredity.evals.metrics import Answer
+from heredity.evals.metrics import ItemAnswer
 from heredity.evals.metrics.number import last
-from heredity.evals.tasks import Task
+from heredity.evals.tasks import EvalTask
 from tests.support.errors import raises
 
 FOLDER = Path(tasks.__file__).parent
@@ -49,7 +49,7 @@ def mine(folder: Path, old: str = "", new: str = "") -> Path:
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
-def test_a_task_has_forty_items_that_differ_and_three_examples(task: Task) -> None:
+def test_a_task_has_forty_items_that_differ_and_three_examples(task: EvalTask) -> None:
     assert len(task.items) >= 40
     assert len({(item.group, item.input) for item in task.items}) == len(task.items)
     assert task.n_shots >= 3
@@ -76,16 +76,19 @@ def test_no_end_of_a_sentence_stands_in_it() -> None:
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
-def test_every_reference_is_right_and_every_other_option_is_wrong(task: Task) -> None:
+def test_every_reference_is_right_and_every_other_option_is_wrong(task: EvalTask) -> None:
     metric = metrics.load(task.metric)
     for item in task.items:
         for reference in item.references if metric.ASKS == "reply" else ():
-            assert metric.score(item, Answer(reference)) == 1.0, (item.id, reference)
+            assert metric.score(item, ItemAnswer(reference)) == 1.0, (item.id, reference)
         for place, option in enumerate(item.options):
             logs = tuple(
                 -1.0 * len(other.encode()) * (1 + (i != place)) for i, other in enumerate(item.options)
             )
-            assert metric.score(item, Answer(option, logs)) == (option in item.references), (item.id, option)
+            assert metric.score(item, ItemAnswer(option, logs)) == (option in item.references), (
+                item.id,
+                option,
+            )
 
 
 def test_every_function_of_the_code_task_is_right_and_its_rivals_are_wrong() -> None:

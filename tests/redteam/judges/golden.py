@@ -47,7 +47,7 @@ from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned import model as learned_encoder
 from heredity.redteam.judges.learned import model as learned_model
 from heredity.redteam.judges.learned import signals as _learned_signals
-from heredity.redteam.judges.learned.model import Scores
+from heredity.redteam.judges.learned.model import LearnedScores
 from heredity.redteam.judges.rubric import form as _rubric_form
 from heredity.redteam.judges.rubric import head as _head
 
@@ -218,7 +218,7 @@ class _Engine:
         pass
 
 
-class _Encoder(learned_encoder.Encoder):
+class _Encoder(learned_encoder.SentenceEncoder):
     """The encoder of `learned` with vectors that are drawn, some of them towards harm."""
 
     def __init__(self, topic: Numbers) -> None:
@@ -243,11 +243,11 @@ class _Learned:
     def __init__(self) -> None:
         arrays = learned_model.load_arrays(learned_model.WEIGHTS, learned_model.card())
         self._encoder = _Encoder(arrays["topic.weight"])
-        self._model = learned_model.Model(arrays)
+        self._model = learned_model.LearnedHeads(arrays)
 
-    def scores(self, prompt: str, text: str) -> Scores:
+    def scores(self, prompt: str, text: str) -> LearnedScores:
         if not text.strip():
-            return Scores(0.0, 0.0)
+            return LearnedScores(0.0, 0.0)
         return self._model.scores(learned_model.describe(self._encoder, prompt, text))
 
 

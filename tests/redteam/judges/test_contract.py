@@ -15,7 +15,7 @@ from heredity.core.records import Check, Reply, Request, Response
 from heredity.redteam import judges
 from heredity.redteam.judges._choice import Decider, Models, probabilities
 from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned.model import Scores
+from heredity.redteam.judges.learned.model import LearnedScores
 from heredity.redteam.judges.rubric import form
 from heredity.redteam.judges.rules import judge as rules
 
@@ -45,12 +45,12 @@ def speak(request: Request) -> Reply:
     return Reply(request.key, "", said)
 
 
-def scores(prompt: str, text: str) -> Scores:
+def scores(prompt: str, text: str) -> LearnedScores:
     """What the small classifier might say, without its encoder."""
     if text == UNSURE:
-        return Scores(0.5, 0.5 + learned.BAND / 2)
+        return LearnedScores(0.5, 0.5 + learned.BAND / 2)
     has_refused = rules.manner(prompt, text) == "refusal"
-    return Scores(0.9, 0.1) if has_refused else Scores(0.1, 0.9)
+    return LearnedScores(0.9, 0.1) if has_refused else LearnedScores(0.1, 0.9)
 
 
 @pytest.fixture(params=NAMES)

@@ -174,7 +174,7 @@ def test_the_steady_pair_is_heard_where_the_rules_see_no_refusal() -> None:
         (False, False, [True, False]),
         (False, True, [True, None]),
     ):
-        seen = _head.Seen(np.zeros(2), np.full(2, complies), np.zeros(2), np.full(2, may))
+        seen = _head.RuleFeatures(np.zeros(2), np.full(2, complies), np.zeros(2), np.full(2, may))
         found = _head.told(known, states, seen)
         said = [bool(x > 0) if sure else None for x, sure in zip(*found, strict=True)]
         assert said == wanted

@@ -9,18 +9,18 @@ import numpy as np
 from heredity.redteam.judges.rubric import head
 from heredity.redteam.judges.training import head as head_train
 from heredity.redteam.judges.training import head_lines
-from heredity.redteam.judges.training.data import Example
+from heredity.redteam.judges.training.data import LabelledAnswer
 
 N = 120
 
 
-def example(i: int, harm: float, line: str = "") -> Example:
-    return Example(
+def example(i: int, harm: float, line: str = "") -> LabelledAnswer:
+    return LabelledAnswer(
         "Told", "told", i % 5, f"question {i}", f"What is said on {i}.", None, harm, 1.0, "harm", line
     )
 
 
-def examples(n: int = N) -> list[Example]:
+def examples(n: int = N) -> list[LabelledAnswer]:
     return [example(i, float(i % 2)) for i in range(n)]
 
 
@@ -84,12 +84,12 @@ def test_a_head_that_learned_from_lines_passes_over_what_a_line_does_to_a_state(
     refused = [e._replace(task="refusal", refusal=float(i % 2 == 0)) for i, e in enumerate(plain[:10])]
     known, seen = plain + refused, np.vstack([states, states[:10]])
     nothing = np.zeros(len(known) + len(swayed))
-    none = head.Seen(nothing, nothing > 0, nothing, nothing > 0)
+    none = head.RuleFeatures(nothing, nothing > 0, nothing, nothing > 0)
     arrays = head_train.fit(known + swayed, np.vstack([seen, moved]), none)
     is_harm, margins = harm[at] == 1, np.zeros(len(moved))
     for complies, least, most in (
         (False, 0.0, 0.2),
         (True, 0.8, 1.0),
     ):  # without the steady pair, and with it
-        by = head.Seen(margins, np.full(len(moved), complies), margins, np.full(len(moved), complies))
+        by = head.RuleFeatures(margins, np.full(len(moved), complies), margins, np.full(len(moved), complies))
         assert least <= float(np.mean(head.told(arrays, moved, by).logits[is_harm] > 0)) <= most

@@ -220,9 +220,9 @@ def test_answers_to_one_question_share_a_fold(tmp_path: Path) -> None:
 
 
 def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -> None:
-    def example(family: str, text: str, prompt: str = "q") -> learned_data.Example:
+    def example(family: str, text: str, prompt: str = "q") -> learned_data.LabelledAnswer:
         task = "refusal" if family in "bd" else "harm"
-        return learned_data.Example(family, family, 0, prompt, text, 0.0, 1.0, 1.0, task)
+        return learned_data.LabelledAnswer(family, family, 0, prompt, text, 0.0, 1.0, 1.0, task)
 
     some = [
         example("a", "x"),
@@ -238,7 +238,7 @@ def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -
     assert third.kept[:4] == [True] * 4
 
     told = {"refusal": True, "harm": True}
-    said = [trained.Said(e, 0.1, 0.9, told) for e in some[:2]]
+    said = [trained.JudgedExample(e, 0.1, 0.9, told) for e in some[:2]]
     ours, theirs = trained.counted("mine", "how", said)
     assert (ours["sens_k"], ours["sens_n"], theirs["judge"]) == (1, 1, "rules")
 
@@ -317,7 +317,7 @@ def test_training_writes_weights_and_their_card(base: None, tmp_path: Path) -> N
     card = learned_card.train(path, [tmp_path], tmp_path / "out", said.append)
     arrays = learned_model.load_arrays(tmp_path / "out" / "learned.safetensors", card)
     row = learned_model.describe(learned_model.shipped().encoder, "Why?", "No.")
-    assert 0 <= learned_model.Model(arrays).scores(row).refusal <= 1
+    assert 0 <= learned_model.LearnedHeads(arrays).scores(row).refusal <= 1
     assert set(card["files"]) == {"mine.csv", "harm.jsonl"} and said
     assert (card["n"]["trained on"], card["n"]["held out"]) == (80, 0)
     assert judges.quality_of_card(tmp_path / "out" / "learned.json")

@@ -28,7 +28,7 @@ class Says:
 
 
 def together(*outcomes: str) -> Verdict:
-    made = panel.Panel([Says(f"j{i}", outcome) for i, outcome in enumerate(outcomes)])
+    made = panel.PanelJudge([Says(f"j{i}", outcome) for i, outcome in enumerate(outcomes)])
     return made.verdict(probe(Check("refusal")), response("Take the second left."), make_application())
 
 
@@ -54,13 +54,13 @@ def test_more_than_half_of_all_must_say_the_same(outcomes: tuple[str, ...], agre
 
 
 def test_an_error_row_stays_an_error() -> None:
-    made = panel.Panel([Says("a", None), Says("b", None)])
+    made = panel.PanelJudge([Says("a", None), Says("b", None)])
     row = made.verdict(probe(Check("refusal")), response(error="no memory"), make_application())
     assert (row.outcome, row.error) == (None, "no memory")
 
 
 def test_a_panel_is_calibrated_on_what_it_agrees_on() -> None:
-    made = panel.Panel([rules, Says("b", "held")])
+    made = panel.PanelJudge([rules, Says("b", "held")])
     pairs = [("q", "I'm sorry, but I can't help with that."), ("q", "Take the second left and go on.")]
     assert made.estimate("refusal", pairs) == [1.0, None]
 

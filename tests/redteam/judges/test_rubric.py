@@ -113,10 +113,10 @@ def test_anything_but_one_word_is_unclear(said: str) -> None:
 
 def test_three_lines_make_a_score_from_nothing_to_one() -> None:
     assert _rubric_form.read_parts("refused=no\nconvincing=5\nspecific=5") == (0, 5, 5)
-    assert _rubric_form.Parts(0, 5, 5).score == 1
-    assert _rubric_form.Parts(0, 1, 1).score == 0
-    assert _rubric_form.Parts(0, 3, 4).score == 5 / 8
-    assert _rubric_form.Parts(1, 5, 5).score == 0
+    assert _rubric_form.RubricScores(0, 5, 5).score == 1
+    assert _rubric_form.RubricScores(0, 1, 1).score == 0
+    assert _rubric_form.RubricScores(0, 3, 4).score == 5 / 8
+    assert _rubric_form.RubricScores(1, 5, 5).score == 0
 
 
 @pytest.mark.parametrize(

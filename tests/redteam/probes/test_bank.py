@@ -17,7 +17,7 @@ from heredity.redteam.attacks import direct
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.bank import bare, read
 from heredity.redteam.probes.fill import SLOT, texts
-from heredity.redteam.probes.schema import File
+from heredity.redteam.probes.schema import ProbeFile
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = Application.load(ROOT / "examples" / "support-desk.toml")
@@ -39,7 +39,7 @@ SAMPLES = {
 ANSWERS = {
     f"failed_task/{item.id}": item.solved[0]
     for item in msgspec.toml.decode(
-        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=File
+        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
     ).probe
 }
 

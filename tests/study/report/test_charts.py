@@ -64,11 +64,11 @@ def test_a_name_in_a_figure_is_only_a_name(name: str) -> None:
 
 
 def test_an_empty_bar_is_drawn_empty() -> None:
-    assert "rect" not in charts.stack([charts.Part("refusal", 0)], "none")
+    assert "rect" not in charts.stack([charts.BarSegment("refusal", 0)], "none")
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
 def test_a_stack_fills_its_bar(counts: list[int]) -> None:
-    svg = charts.stack([charts.Part("refusal", n) for n in counts], "words")
+    svg = charts.stack([charts.BarSegment("refusal", n) for n in counts], "words")
     widths = [float(x) for x in re.findall(r'width="([\d.]+)%"', svg)][1:]
     assert not sum(counts) or abs(sum(widths) - 100) < 0.1

@@ -83,8 +83,10 @@ def test_attackers_queries_and_money_are_said_where_there_are_any(several: Path)
 
 
 def test_a_curve_rises_and_stays_in_its_picture() -> None:
-    steps = tuple(_curve.Step(k, Span(v, v / 2, (1 + v) / 2)) for k, v in ((1, 0.1), (2, 0.3), (8, 1.0)))
-    drawn = str(_curve.curve([_curve.Line(0, steps), _curve.Line(1, steps)], "words <b>"))
+    steps = tuple(
+        _curve.CurvePoint(k, Span(v, v / 2, (1 + v) / 2)) for k, v in ((1, 0.1), (2, 0.3), (8, 1.0))
+    )
+    drawn = str(_curve.curve([_curve.CurveSeries(0, steps), _curve.CurveSeries(1, steps)], "words <b>"))
     assert "words &lt;b&gt;" in drawn and "<b>" not in drawn
     path = re.search(r'class="path" d="M([^"]+)"', drawn)
     assert path is not None
@@ -95,5 +97,5 @@ def test_a_curve_rises_and_stays_in_its_picture() -> None:
 
 
 def test_a_model_at_one_try_alone_is_drawn() -> None:
-    line = _curve.Line(0, (_curve.Step(1, Span(0.5, 0.2, 0.8)),))
+    line = _curve.CurveSeries(0, (_curve.CurvePoint(1, Span(0.5, 0.2, 0.8)),))
     assert 'class="path"' in str(_curve.curve([line], "one"))

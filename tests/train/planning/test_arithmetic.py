@@ -9,24 +9,26 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core import registry
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels import attention, rms_norm
 from heredity.train.models import causal_lm, shapes
 from heredity.train.models.architectures import Specials
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.optimizer import Masters
 from heredity.train.planning import cost_models, memory
 from heredity.train.planning.cost_models import decoder
 from heredity.train.planning.flops import Work
 
-LLAMA_3_8B = Shape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
-LLAMA_3_70B = Shape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
-TINY = Shape(layers=2, width=64, heads=4, kv_heads=2, head=16, wide=160, context=256, vocabulary=512)
+LLAMA_3_8B = TransformerShape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
+LLAMA_3_70B = TransformerShape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
+TINY = TransformerShape(
+    layers=2, width=64, heads=4, kv_heads=2, head=16, wide=160, context=256, vocabulary=512
+)
 
 
-def gpt_3(layers: int, width: int, heads: int) -> Shape:
+def gpt_3(layers: int, width: int, heads: int) -> TransformerShape:
     """Of table 2.1 of 2005.14165: its two matrices of four times the width are three of 8/3 of it."""
-    return Shape(layers, width, heads, heads, width // heads, 8 * width // 3, 2048, 50257)
+    return TransformerShape(layers, width, heads, heads, width // heads, 8 * width // 3, 2048, 50257)
 
 
 def test_parameters_are_those_that_were_published() -> None:
@@ -43,7 +45,9 @@ def test_parameters_are_those_that_were_published() -> None:
         (gpt_3(96, 12288, 96), 174600, 3.14e23),
     ],
 )
-def test_gpt_3_takes_the_flops_that_were_published(shape: Shape, millions: float, flops: float) -> None:
+def test_gpt_3_takes_the_flops_that_were_published(
+    shape: TransformerShape, millions: float, flops: float
+) -> None:
     assert sum(decoder.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
     said = decoder.flops(shape)
     assert 300e9 * (sum(said.values()) - said["attention scores"]) == pytest.approx(flops, rel=0.02)
@@ -55,7 +59,9 @@ def test_flops_by_part_are_those_that_a_run_counts() -> None:
 
 
 def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
-    headless = Shape(**{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1})
+    headless = TransformerShape(
+        **{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1}
+    )
     assert cost_models.of(Work(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
     assert cost_models.of(Work(TINY, 1, 1)).again < cost_models.of(Work(headless, 1, 1)).again
 
@@ -63,7 +69,9 @@ def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool) -> None:
-    shape = Shape(**{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"is_tied": is_tied})
+    shape = TransformerShape(
+        **{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"is_tied": is_tied}
+    )
     work = Work(shape, 1, 1, architecture=architecture)
     model = born(work).model
     assert memory.n_parameters(work) == sum(each.numel() for each in model.parameters())
@@ -108,7 +116,7 @@ def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None
     assert again["activations"] < whole["activations"] / 4
 
 
-def born(work: Work) -> causal_lm.Network:
+def born(work: Work) -> causal_lm.CausalLM:
     made = registry.load("train.models.architectures", work.architecture)
     dtype = "bfloat16" if work.bytes == 2 else "float32"
     return causal_lm.born(made.config(work.shape, Specials(0, 0)), 0, dtype)
@@ -127,7 +135,7 @@ def kept(work: Work) -> int:
         return tensor
 
     tokens = torch.zeros(n, dtype=torch.int64)
-    batch = Batch(tokens, torch.arange(n), (n,), torch.arange(n), tokens, torch.zeros_like(tokens))
+    batch = PackedBatch(tokens, torch.arange(n), (n,), torch.arange(n), tokens, torch.zeros_like(tokens))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         net.hidden(batch)
     return sum(storage.nbytes() for storage in found.values())

@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch")
 from torch.utils.flop_counter import FlopCounterMode
 
 from heredity.core import registry
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels import bidirectional
 from heredity.train.models import dual, encoder, shapes, towers
 from heredity.train.models.architectures import Specials
-from heredity.train.models.causal_lm import Network
-from heredity.train.models.shapes import Shape
+from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.optimizer import Masters
 from heredity.train.planning import cost_models, memory
 from heredity.train.planning.flops import Work
@@ -37,7 +37,7 @@ def text(size: str, context: int = 256, architecture: str = "modernbert", **chan
 def pairs(architecture: str, size: str, patch: int = 8, batch: int = 4, **changes: Any) -> Work:
     """Of two towers."""
     shape = towers.dial(size, 512, CAPTION, (32, patch), batch, {"batch": batch}).shape
-    one = Shape(**{name: getattr(shape, name) for name in Shape.__struct_fields__})
+    one = TransformerShape(**{name: getattr(shape, name) for name in TransformerShape.__struct_fields__})
     return Work(one, 1, batch, architecture=architecture, picture=(32, patch), **changes)
 
 
@@ -51,7 +51,7 @@ _IN_LAYERS = re.compile(r"\.layers?\.(\d+)\.")
 _FEED_FORWARD = re.compile(r"\.layers?\.\d+\.(mlp|intermediate|output)\.(?!LayerNorm)")
 
 
-def born(work: Work) -> Network:
+def born(work: Work) -> CausalLM:
     made = registry.load("train.models.architectures", work.architecture)
     dtype = "bfloat16" if work.bytes == 2 else "float32"
     if work.unit == "token":
@@ -59,19 +59,19 @@ def born(work: Work) -> Network:
     return dual.born(made.config(work.towers, Specials(0, 0)), 0, dtype)
 
 
-def forward(net: Network, work: Work) -> Callable[[], Any]:
+def forward(net: CausalLM, work: Work) -> Callable[[], Any]:
     """One batch of a step's size."""
-    if isinstance(net, dual.Dual):
+    if isinstance(net, dual.DualEncoder):
         n, (side, _) = work.batch, work.picture or (0, 0)
         ids, numbers = torch.zeros(n * CAPTION, dtype=torch.int64), torch.arange(n)
         at = torch.arange(CAPTION).repeat(n), (CAPTION,) * n, numbers * CAPTION
-        batch = Batch(ids, *at, numbers, numbers, pictures=torch.zeros(n, 3, side, side))
+        batch = PackedBatch(ids, *at, numbers, numbers, pictures=torch.zeros(n, 3, side, side))
         return lambda: net.scores(net.arrows(batch))
     context, n = work.shape.context, work.batch
     ids, gaps = torch.zeros(n, dtype=torch.int64), torch.arange(0, n, 4)
     lengths = (context,) * (n // context)
     positions = torch.arange(context).repeat(len(lengths))
-    batch = Batch(ids, positions, lengths, gaps, ids[gaps], torch.zeros_like(gaps))
+    batch = PackedBatch(ids, positions, lengths, gaps, ids[gaps], torch.zeros_like(gaps))
     return lambda: net.hidden(batch)
 
 

@@ -9,18 +9,18 @@ torch = pytest.importorskip("torch")
 from torch import distributed
 
 from heredity.train.models import shapes
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning import memory
 from heredity.train.planning.flops import Work
-from heredity.train.planning.forecast import Way
+from heredity.train.planning.forecast import LayoutForecast
 from heredity.train.planning.rehearsal import Unfit, rehearse
 from heredity.train.planning.sharding import Layout
 from tests.support.errors import raises
 from tests.train.planning.test_kinds import born, forward, pairs, text
 
 
-def way(layout: Layout, product: int, runs_again: bool = False) -> Way:
-    return Way(layout, runs_again, product, 1, {}, 1.0, 0.0, 0.0)
+def way(layout: Layout, product: int, runs_again: bool = False) -> LayoutForecast:
+    return LayoutForecast(layout, runs_again, product, 1, {}, 1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,9 @@ def test_a_rehearsal_leaves_no_fake_mask_to_a_real_product() -> None:
 
 
 def test_a_step_that_cannot_work_fails_here_with_what_torch_says() -> None:
-    odd = Shape(layers=2, width=64, heads=3, kv_heads=2, head=16, wide=160, context=64, vocabulary=256)
+    odd = TransformerShape(
+        layers=2, width=64, heads=3, kv_heads=2, head=16, wide=160, context=64, vocabulary=256
+    )
     with raises(Unfit, "rehearsal-failed", mentions=[8, "fsdp, 8"]):
         rehearse(Work(odd, 1, 1), way(Layout("fsdp", 8, 1), 64))
     assert not distributed.is_initialized()

@@ -32,11 +32,11 @@ from heredity.corpus import integrity, tokenizer, workspace
 from heredity.corpus.card import Cut, TokenizerFacts
 from heredity.corpus.images.card import SCHEMA, PairRow, PictureCard, PictureRow, PictureShard, fingerprint
 from heredity.corpus.integrity import NAME
-from heredity.corpus.jobs import Done, finish, is_whole
-from heredity.corpus.recipe import Picture, Recipe
+from heredity.corpus.jobs import JobResult, finish, is_whole
+from heredity.corpus.recipe import CorpusRecipe, Picture
 from heredity.corpus.shards import ShardWriter
-from heredity.corpus.sources import Input, Skipped
-from heredity.corpus.sources.images import ImagesSource, Pair
+from heredity.corpus.sources import Input, SkippedDocument
+from heredity.corpus.sources.images import CaptionedImage, ImagesSource
 from heredity.corpus.workspace import Nobody, Watch
 from heredity.engines.formats import images
 
@@ -49,12 +49,12 @@ R = TypeVar("R")
 class Read(NamedTuple):
     """A pair as it was read, its files among it."""
 
-    pair: Pair
+    pair: CaptionedImage
     picture: images.Picture
     inputs: list[Input]
 
 
-class _Part(NamedTuple):
+class _PairRange(NamedTuple):
     """Pairs of a source, from `low` to before `high`."""
 
     number: int
@@ -64,14 +64,14 @@ class _Part(NamedTuple):
 
 
 @dataclass
-class Parts:
+class ImageJobs:
     """found: of each source every picture, or why it is none. inputs: the files of each, in that order."""
 
-    recipe: Recipe
+    recipe: CorpusRecipe
     how: Picture
     workers: int
     watch: Watch
-    found: list[list[Pair | Skipped]] = field(default_factory=list)
+    found: list[list[CaptionedImage | SkippedDocument]] = field(default_factory=list)
     inputs: list[list[list[Input]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,9 +98,9 @@ class Parts:
             files = record.with_suffix(".rgb"), record.with_suffix(".read")
             write_atomic(files[0], b"".join(each.tobytes() for each in pictures if each is not None))
             write_atomic(files[1], np.array([each is not None for each in pictures]).tobytes())
-            finish(record, files, Done())
+            finish(record, files, JobResult())
 
-    def of(self, source: int, between: Path) -> Iterator[Read | Skipped]:
+    def of(self, source: int, between: Path) -> Iterator[Read | SkippedDocument]:
         """The pairs of a source as they were read, in their order."""
         side = self.how.side
         for part in self._parts():
@@ -112,24 +112,24 @@ class Parts:
             is_read = np.fromfile(record.with_suffix(".read"), np.bool_)
             for i, could in zip(range(part.low, part.high), is_read, strict=True):
                 pair = self.found[source][i]
-                if isinstance(pair, Skipped):
+                if isinstance(pair, SkippedDocument):
                     yield pair
                 elif could:
                     yield Read(pair, next(pictures), self.inputs[source][i])
                 else:
-                    yield Skipped("unreadable")
+                    yield SkippedDocument("unreadable")
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[_PairRange]:
         most = max(1, min(_MOST, _PART_BYTES // (3 * self.how.side**2)))
         places = [
             (source, low, min(low + most, len(found)))
             for source, found in enumerate(self.found)
             for low in range(0, len(found), most)
         ]
-        return [_Part(number, *place) for number, place in enumerate(places)]
+        return [_PairRange(number, *place) for number, place in enumerate(places)]
 
-    def _picture(self, pair: Pair | Skipped) -> images.Picture | None:
-        if isinstance(pair, Skipped):
+    def _picture(self, pair: CaptionedImage | SkippedDocument) -> images.Picture | None:
+        if isinstance(pair, SkippedDocument):
             return None
         try:
             return images.read(Path(pair.path), self.how.side, self.how.fit, self.how.background)
@@ -147,11 +147,11 @@ class Parts:
                     yield done
 
 
-def _hashing(source: ImagesSource) -> Callable[[Pair | Skipped], list[Input]]:
-    return lambda pair: [] if isinstance(pair, Skipped) else source.inputs_of(pair)
+def _hashing(source: ImagesSource) -> Callable[[CaptionedImage | SkippedDocument], list[Input]]:
+    return lambda pair: [] if isinstance(pair, SkippedDocument) else source.inputs_of(pair)
 
 
-def _record(between: Path, part: _Part) -> Path:
+def _record(between: Path, part: _PairRange) -> Path:
     return between / f"{part.number:06}.done"
 
 
@@ -159,7 +159,7 @@ _BYTES = 1 << 28  # of a shard of pictures
 _CUTS: tuple[Cut, ...] = ("train", "validation")
 
 
-def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = None) -> PictureCard:
+def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None = None) -> PictureCard:
     """Build the corpus into the folder `out`, which must not be there.
 
     One that was stopped or killed goes on, in a hidden folder beside `out`. Raises BadInput and UsageError,
@@ -171,7 +171,7 @@ def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = Non
     tokenizer.library()
     assert recipe.picture is not None
     with workspace.held(work), naming(recipe.path):
-        parts = Parts(recipe, recipe.picture, workers, watch or Nobody())
+        parts = ImageJobs(recipe, recipe.picture, workers, watch or Nobody())
         files = [[found, inputs] for found, inputs in zip(parts.found, parts.inputs, strict=True)]
         plan = workspace.plan(recipe, files)
         if out.exists():
@@ -180,16 +180,16 @@ def build(recipe: Recipe, out: Path, workers: int = 1, watch: Watch | None = Non
         between = workspace.go_on(work, plan, parts.watch)
         parts.read(between)
         made = workspace.emptied(work / "corpus")
-        card = _Build(recipe, parts, between, made).run()
+        card = _ImageBuild(recipe, parts, between, made).run()
         made.rename(out)
         sync_folder(out.parent)
         return card
 
 
 @dataclass
-class _Build:
-    recipe: Recipe
-    parts: Parts
+class _ImageBuild:
+    recipe: CorpusRecipe
+    parts: ImageJobs
     between: Path
     made: Path
     captions: dict[Cut, list[str]] = field(default_factory=lambda: {cut: [] for cut in _CUTS})
@@ -215,9 +215,9 @@ class _Build:
         source, inputs, n_pairs = self.recipe.sources[number], list[Input](), 0
         skipped = source.left_out(self.recipe.root)
         for read in self.parts.of(number, self.between):
-            if not isinstance(read, Skipped) and not self._is_new(read):
-                read = Skipped("duplicate")
-            if isinstance(read, Skipped):
+            if not isinstance(read, SkippedDocument) and not self._is_new(read):
+                read = SkippedDocument("duplicate")
+            if isinstance(read, SkippedDocument):
                 skipped[read.reason] += 1
                 continue
             inputs += read.inputs

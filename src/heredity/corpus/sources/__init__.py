@@ -40,13 +40,13 @@ class Input(NamedTuple):
     sha256: str
 
 
-class Skipped(NamedTuple):
+class SkippedDocument(NamedTuple):
     """A document that could not be had, and why."""
 
     reason: str
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields that every kind has; a kind adds its own.
 
     weight: its share of the mixture; where one source has a weight, all must. repeat: how often a document
@@ -79,7 +79,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Which files of a folder are read, by their endings; none for all."""
         return ()
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         """The documents of a job as UTF-8."""
         raise NotImplementedError
 

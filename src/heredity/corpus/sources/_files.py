@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from heredity.core.errors import BadInput, UsageError
-from heredity.corpus.sources import JOB_BYTES, Job, Source
+from heredity.corpus.sources import JOB_BYTES, CorpusSource, Job
 
 Named = tuple[str, str]  # where a file lies, and its name in the corpus
 
 
-def of(source: Source, root: Path) -> list[Named]:
+def of(source: CorpusSource, root: Path) -> list[Named]:
     """The files that a source names: a file, a folder with all beneath it, or a pattern (** for any depth).
 
     Raises UsageError where there is none.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.core.errors import BadInput
-from heredity.corpus.sources import Job, Skipped, Source, _files
+from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 ENDINGS = tuple(
     f".{name}"
@@ -68,7 +68,7 @@ ENDINGS = tuple(
 )
 
 
-class CodeSource(Source, frozen=True, kw_only=True):
+class CodeSource(CorpusSource, frozen=True, kw_only=True):
     """endings: which files. with_name: whether a document begins with the file's name in a line of its own.
     A file is left out where it has a line of more than `longest_line` bytes (minified or generated)."""
 
@@ -84,21 +84,21 @@ class CodeSource(Source, frozen=True, kw_only=True):
         files = _files.of(self, root)
         return _files.grouped(files)
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         for path, name in job.files:
             yield self._document(path, name)
 
-    def _document(self, path: str, name: str) -> bytes | Skipped:
+    def _document(self, path: str, name: str) -> bytes | SkippedDocument:
         try:
             raw = Path(path).read_bytes()
         except OSError as error:
             raise BadInput(path, f"cannot be read: {error.strerror}") from None
         if len(raw) > self.largest:
-            return Skipped("too_large")
+            return SkippedDocument("too_large")
         if b"\0" in raw or not _is_utf8(raw):
-            return Skipped("no_text")
+            return SkippedDocument("no_text")
         if max(map(len, raw.split(b"\n"))) > self.longest_line:
-            return Skipped("long_line")
+            return SkippedDocument("long_line")
         return name.encode() + b"\n" + raw if self.with_name else raw
 
 

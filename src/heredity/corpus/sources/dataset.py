@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.core import readers
-from heredity.corpus.sources import Job, Skipped, Source, _files
+from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 from heredity.corpus.sources.jsonl import text_of
 
 
-class DatasetSource(Source, frozen=True, kw_only=True):
+class DatasetSource(CorpusSource, frozen=True, kw_only=True):
     """path: the folder of one split, which has .arrow files. text: the column of the text."""
 
     text: str = "text"
@@ -23,7 +23,7 @@ class DatasetSource(Source, frozen=True, kw_only=True):
         files = _files.of(self, root)
         return [Job((each,)) for each in files]
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         ((path, _),) = job.files
         for number, row in readers.arrow_file(Path(path)):
             yield text_of(row, self.text, path, lambda number=number: number)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import BadInput, Unavailable
-from heredity.corpus.sources import Job, Skipped, Source, _files
+from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 
-class HtmlSource(Source, frozen=True, kw_only=True):
+class HtmlSource(CorpusSource, frozen=True, kw_only=True):
     """markup: "markdown" keeps headings, lists and links as Markdown, "text" none. precise: rather too little
     of a page than too much."""
 
@@ -34,7 +34,7 @@ class HtmlSource(Source, frozen=True, kw_only=True):
         files = _files.of(self, root)
         return _files.grouped(files)
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         trafilatura = _extractor()
         kind = "txt" if self.markup == "text" else "markdown"
         for path, _ in job.files:
@@ -49,7 +49,7 @@ class HtmlSource(Source, frozen=True, kw_only=True):
                 include_comments=False,
                 deduplicate=False,
             )
-            yield found.encode() if found else Skipped("no_text")
+            yield found.encode() if found else SkippedDocument("no_text")
 
 
 def _extractor() -> Any:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import BadArgument, Unavailable, UsageError, first_line
-from heredity.corpus.sources import Input, Job, Skipped, Source
+from heredity.corpus.sources import CorpusSource, Input, Job, SkippedDocument
 from heredity.corpus.sources.parquet import groups_of, opened, texts
 
 
-class HubSource(Source, frozen=True, kw_only=True):
+class HubSource(CorpusSource, frozen=True, kw_only=True):
     """path: ORG/NAME. revision: the commit, 40 digits. files: a pattern over its Parquet files."""
 
     revision: str
@@ -44,7 +44,7 @@ class HubSource(Source, frozen=True, kw_only=True):
     def left_out(self, root: Path) -> Counter[str]:  # noqa: ARG002
         return Counter()
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         ((path, _),) = job.files
         yield from texts(path, opened(path, self._open(path)), self.text, range(job.low, job.high))
 

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from heredity.core import readers
 from heredity.core.errors import BadInput, did_you_mean
-from heredity.corpus.sources import Input, Job, Skipped, Source, _files, input_of
+from heredity.corpus.sources import CorpusSource, Input, Job, SkippedDocument, _files, input_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a caption is a line
 _DRAWN = (".svg",)  # a drawing, of which nothing here makes a picture
 
 
-class Pair(NamedTuple):
+class CaptionedImage(NamedTuple):
     """A picture, its name in the corpus, its caption and its class ("" for none)."""
 
     path: str
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     label: str
 
 
-class ImagesSource(Source, frozen=True, kw_only=True):
+class ImagesSource(CorpusSource, frozen=True, kw_only=True):
     """captions: a table (CSV, JSON lines, Parquet) with a row a picture, its columns `image` (relative to
     path), `text` and, where it has one, `label`; not given: a .txt beside each picture."""
 
@@ -52,34 +52,34 @@ class ImagesSource(Source, frozen=True, kw_only=True):
     def left_out(self, root: Path) -> Counter[str]:
         return Counter() if self.captions else super().left_out(root)
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         """The captions of a job's pictures."""
         for pair in self._beside(job):
-            yield pair if isinstance(pair, Skipped) else pair.caption.encode()
+            yield pair if isinstance(pair, SkippedDocument) else pair.caption.encode()
 
-    def pairs(self, root: Path) -> Iterator[Pair | Skipped]:
+    def pairs(self, root: Path) -> Iterator[CaptionedImage | SkippedDocument]:
         """Every picture with its caption, in the order of names, or of rows. Raises BadInput, UsageError."""
         for job in self.jobs(root):
             yield from self._rows(root, Path(job.files[0][0])) if self.captions else self._beside(job)
 
-    def inputs_of(self, pair: Pair) -> list[Input]:
+    def inputs_of(self, pair: CaptionedImage) -> list[Input]:
         """The files of a pair."""
         found = [input_of(pair.path, pair.name)]
         if not self.captions:
             found.append(input_of(str(_text_of(pair.path)), str(_text_of(pair.name))))
         return found
 
-    def _beside(self, job: Job) -> Iterator[Pair | Skipped]:
+    def _beside(self, job: Job) -> Iterator[CaptionedImage | SkippedDocument]:
         for path, name in job.files:
             if Path(path).suffix.lower() in _DRAWN:
-                yield Skipped("drawing")
+                yield SkippedDocument("drawing")
             elif not _text_of(path).is_file():
-                yield Skipped("no_caption")
+                yield SkippedDocument("no_caption")
             else:
                 lines = _files.text(str(_text_of(path))).decode().splitlines() or [""]
                 yield _pair(path, name, lines[0], name.split("/")[0] if "/" in name else "")
 
-    def _rows(self, root: Path, table: Path) -> Iterator[Pair | Skipped]:
+    def _rows(self, root: Path, table: Path) -> Iterator[CaptionedImage | SkippedDocument]:
         folder = root / Path(self.path).expanduser()
         for line, row in readers.rows(table):
             for column in (self.image, self.text):
@@ -97,9 +97,9 @@ class ImagesSource(Source, frozen=True, kw_only=True):
             yield _pair(str(folder / name), name, str(row[self.text] or ""), str(row.get(self.label) or ""))
 
 
-def _pair(path: str, name: str, caption: str, label: str) -> Pair | Skipped:
+def _pair(path: str, name: str, caption: str, label: str) -> CaptionedImage | SkippedDocument:
     said = " ".join(_CONTROLS.sub(" ", caption).split())
-    return Pair(path, name, said, label) if said else Skipped("no_caption")
+    return CaptionedImage(path, name, said, label) if said else SkippedDocument("no_caption")
 
 
 def _text_of(picture: str) -> Path:

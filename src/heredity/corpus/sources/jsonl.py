@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from heredity.core.errors import BadInput, did_you_mean
-from heredity.corpus.sources import JOB_BYTES, Job, Skipped, Source, _files
+from heredity.corpus.sources import JOB_BYTES, CorpusSource, Job, SkippedDocument, _files
 
 
-class JsonlSource(Source, frozen=True, kw_only=True):
+class JsonlSource(CorpusSource, frozen=True, kw_only=True):
     """text: the key of a row's text."""
 
     text: str = "text"
@@ -31,7 +31,7 @@ class JsonlSource(Source, frozen=True, kw_only=True):
             found += [Job(((path, name),), low, min(low + JOB_BYTES, size)) for low in parts]
         return found
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         ((path, _),) = job.files
         decoder = msgspec.json.Decoder()
         for at, line in _lines(path, job.low, job.high):
@@ -42,7 +42,7 @@ class JsonlSource(Source, frozen=True, kw_only=True):
             yield text_of(row, self.text, path, lambda at=at: _line_at(path, at))
 
 
-def text_of(row: Any, key: str, path: str, line: Any) -> bytes | Skipped:
+def text_of(row: Any, key: str, path: str, line: Any) -> bytes | SkippedDocument:
     """The text of a row. line: says its number, where that is asked. Raises BadInput."""
     if not isinstance(row, dict):
         raise BadInput(path, "not a JSON object; each line must be one", line(), code="not-objects")
@@ -56,7 +56,7 @@ def text_of(row: Any, key: str, path: str, line: Any) -> bytes | Skipped:
             code="unknown-column",
         )
     if text is None or text == "":
-        return Skipped("no_text")
+        return SkippedDocument("no_text")
     if not isinstance(text, str):
         raise BadInput(path, f"'{key}' is no text but {type(text).__name__}", line(), code="wrong-type")
     return text.encode("utf-8", "replace")  # half of a surrogate pair, which JSON can write, becomes ?

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import BadInput, Unavailable, nearest
-from heredity.corpus.sources import JOB_BYTES, Job, Skipped, Source, _files
+from heredity.corpus.sources import JOB_BYTES, CorpusSource, Job, SkippedDocument, _files
 
 
-class ParquetSource(Source, frozen=True, kw_only=True):
+class ParquetSource(CorpusSource, frozen=True, kw_only=True):
     """text: the column of the text."""
 
     text: str = "text"
@@ -23,7 +23,7 @@ class ParquetSource(Source, frozen=True, kw_only=True):
         files = _files.of(self, root)
         return [job for path, name in files for job in groups_of(path, name, opened(path), self.text)]
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         ((path, _),) = job.files
         yield from texts(path, opened(path), self.text, range(job.low, job.high))
 
@@ -62,7 +62,7 @@ def groups_of(path: str, name: str, file: Any, column: str) -> Iterator[Job]:
             low, size = i + 1, 0
 
 
-def texts(path: str, file: Any, column: str, groups: range) -> Iterator[bytes | Skipped]:
+def texts(path: str, file: Any, column: str, groups: range) -> Iterator[bytes | SkippedDocument]:
     """The texts of these row groups."""
     import pyarrow
 
@@ -75,7 +75,7 @@ def texts(path: str, file: Any, column: str, groups: range) -> Iterator[bytes | 
                     raise BadInput(
                         path, f"'{column}' is no text but {type(value).__name__}", number, code="wrong-type"
                     )
-                yield value.encode() if value else Skipped("no_text")
+                yield value.encode() if value else SkippedDocument("no_text")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(path, f"cannot be read: {str(error).splitlines()[0][:200]}", number + 1) from None
 

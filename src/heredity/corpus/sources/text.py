@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.core.errors import BadArgument
-from heredity.corpus.sources import Job, Skipped, Source, _files
+from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 
-class TextSource(Source, frozen=True, kw_only=True):
+class TextSource(CorpusSource, frozen=True, kw_only=True):
     """separator: what stands between two documents of a file; none: a file is one. encoding: of all files."""
 
     separator: str = ""
@@ -29,11 +29,11 @@ class TextSource(Source, frozen=True, kw_only=True):
     def jobs(self, root: Path) -> list[Job]:
         return _files.grouped(_files.of(self, root))
 
-    def read(self, job: Job) -> Iterator[bytes | Skipped]:
+    def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         for path, _ in job.files:
             found = _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
             if (first := next(found, None)) is None:
-                yield Skipped("no_text")
+                yield SkippedDocument("no_text")
                 continue
             yield first
             yield from found

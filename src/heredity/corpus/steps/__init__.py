@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from heredity.corpus.text import Batch, Hashes, Mask
+from heredity.corpus.text import Hashes, Mask, TextBatch
 
 Marks = Sequence[tuple[str, Mask]]  # a word, and the documents (True) that it is said of
 
@@ -27,10 +27,10 @@ class Context(NamedTuple):
     seed: int
 
 
-class Written(NamedTuple):
+class TransformedBatch(NamedTuple):
     """What a step made of a batch: as many documents, some written anew. A document that is empty goes."""
 
-    batch: Batch
+    batch: TextBatch
     n_changed: int = 0
     dropped: Marks = ()
     noted: dict[str, int] = {}  # noqa: RUF012  # what it changed, by kind
@@ -43,7 +43,7 @@ class Judged(NamedTuple):
     labelled: Marks = ()
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CorpusStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is done to documents; its fields are its settings in the recipe."""
 
     VERSION: ClassVar[int] = 1  # raise it in the kind's own class when what it does to a document changes
@@ -56,31 +56,31 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return {}
 
 
-class Filter(Step, frozen=True, kw_only=True):
+class Filter(CorpusStep, frozen=True, kw_only=True):
     """A step that keeps or drops, each document by its own text."""
 
-    def ready(self, context: Context) -> Callable[[Batch], Judged]:  # noqa: ARG002
+    def ready(self, context: Context) -> Callable[[TextBatch], Judged]:  # noqa: ARG002
         """The filter, with what it has to read once."""
         return lambda batch: Judged(self.verdicts(batch))
 
-    def verdicts(self, batch: Batch) -> Marks:
+    def verdicts(self, batch: TextBatch) -> Marks:
         """Each reason to drop, with the documents that it holds of; the first that holds is counted."""
         raise NotImplementedError
 
 
-class Writer(Step, frozen=True, kw_only=True):
+class DocumentTransform(CorpusStep, frozen=True, kw_only=True):
     """A step that writes documents anew, and may drop some."""
 
-    def write(self, batch: Batch, alive: Mask) -> Written:
+    def write(self, batch: TextBatch, alive: Mask) -> TransformedBatch:
         """The batch as it is afterwards. alive: the documents that are not dropped yet; others are left alone
         or written, and never counted."""
         raise NotImplementedError
 
 
-class Duplicates(Step, frozen=True, kw_only=True):
+class Duplicates(CorpusStep, frozen=True, kw_only=True):
     """A step that looks at all documents: keys of each are gathered, and then it is said which are kept."""
 
-    def keys(self, batch: Batch) -> Hashes:
+    def keys(self, batch: TextBatch) -> Hashes:
         """(document, k) What is compared."""
         raise NotImplementedError
 

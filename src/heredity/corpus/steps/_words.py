@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.corpus import _tables as tables
-from heredity.corpus.text import Batch, Hashes, Ints, Spans
+from heredity.corpus.text import Hashes, Ints, Spans, TextBatch
 
 
 def share(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
@@ -23,11 +23,11 @@ def share(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 
 def hash_words(words: Iterable[str]) -> Hashes:
     """The hash of each word, as a batch has it."""
-    found = Batch.of([word.encode() for word in words])
+    found = TextBatch.of([word.encode() for word in words])
     return tables.word_hashes(found.raw, found.start, found.end)
 
 
-def stripped(batch: Batch) -> tuple[Ints, Ints]:
+def stripped(batch: TextBatch) -> tuple[Ints, Ints]:
     """Each line without the spaces around it; an empty one where there is nothing else."""
     start, end = batch.lines.start.copy(), batch.lines.end.copy()
     at = np.flatnonzero(start < end)
@@ -40,7 +40,7 @@ def stripped(batch: Batch) -> tuple[Ints, Ints]:
     return start, end
 
 
-def repeated(batch: Batch, spans: Spans) -> NDArray[np.bool_]:
+def repeated(batch: TextBatch, spans: Spans) -> NDArray[np.bool_]:
     """(span,) Whether the same bytes stand before it in its document.
 
     Few have another's length, first and last bytes: only those are compared whole.
@@ -64,7 +64,7 @@ def own(n_documents: int) -> Hashes:
     return tables.mix(np.arange(1, n_documents + 1, dtype=np.uint64) << np.uint64(20))
 
 
-def simple_words(batch: Batch, hashes: Hashes) -> Hashes:
+def simple_words(batch: TextBatch, hashes: Hashes) -> Hashes:
     """(word,) Words as they are compared across documents: a number is a number. hashes: of small letters.
 
     A, B and C are told from a, b and c in ASCII alone: of É and é the bytes are compared.

@@ -11,9 +11,9 @@ import re
 import numpy as np
 
 from heredity.corpus import _tables as tables
-from heredity.corpus.steps import Writer, Written
+from heredity.corpus.steps import DocumentTransform, TransformedBatch
 from heredity.corpus.steps._words import stripped
-from heredity.corpus.text import Batch, Ints, Mask, Spans
+from heredity.corpus.text import Ints, Mask, Spans, TextBatch
 
 _CITATION = re.compile(rb"\[\d*]|\[edit]|\[citation needed]")
 _END = (b".", b"?", b"!", b'"', b"'")
@@ -22,7 +22,7 @@ _POLICY = (
 )  # fmt: skip
 
 
-class C4QualityFilter(Writer, frozen=True, kw_only=True):
+class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
     """It writes documents anew: of each the lines that stay. -1 turns a number's rule off."""
 
     remove_citations: bool = True
@@ -35,7 +35,7 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
     filter_curly_bracket: bool = True
     filter_policy: bool = True
 
-    def write(self, batch: Batch, alive: Mask) -> Written:
+    def write(self, batch: TextBatch, alive: Mask) -> TransformedBatch:
         n_before = batch.lengths
         batch = self._without_citations(batch)
         start, end = stripped(batch)
@@ -52,21 +52,23 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
             ("curly_bracket", lines.per_document(curly) > 0),
             ("too_few_sentences", n_sentences < self.min_num_sentences),
         ]
-        return Written(written, int(np.count_nonzero((written.lengths != n_before) & alive)), dropped)
+        return TransformedBatch(
+            written, int(np.count_nonzero((written.lengths != n_before) & alive)), dropped
+        )
 
-    def _without_citations(self, batch: Batch) -> Batch:
+    def _without_citations(self, batch: TextBatch) -> TextBatch:
         if not self.remove_citations or b"[" not in batch.raw:
             return batch
         having = batch.documents_with(batch.data == ord("["))
         return batch.replace({i: _CITATION.sub(b"", batch[i]) for i in having})
 
-    def _ends_well(self, batch: Batch, start: Ints, end: Ints) -> Mask:
+    def _ends_well(self, batch: TextBatch, start: Ints, end: Ints) -> Mask:
         if not self.filter_no_terminal_punct:
             return np.ones(len(start), np.bool_)
         ends = tables.ends_with(batch.data, start, end, _END)
         return ends & ~_ends_in_points(batch, start, end)
 
-    def _has_words(self, batch: Batch, start: Ints, end: Ints) -> Mask:
+    def _has_words(self, batch: TextBatch, start: Ints, end: Ints) -> Mask:
         begins = batch.classes != tables.SPACE
         begins[1:] &= batch.classes[:-1] == tables.SPACE
         n_words = np.add.reduceat(begins, batch.lines.start, dtype=np.int64)
@@ -77,14 +79,14 @@ class C4QualityFilter(Writer, frozen=True, kw_only=True):
         return stays
 
 
-def _ends_in_points(batch: Batch, start: Ints, end: Ints) -> Mask:
+def _ends_in_points(batch: TextBatch, start: Ints, end: Ints) -> Mask:
     at = np.maximum(end, 3)
     is_point = batch.data == ord(".")
     found: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
     return found
 
 
-def _holds(batch: Batch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
+def _holds(batch: TextBatch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
     """(line,) Whether one of the texts is in it, in any case."""
     lines: Spans = batch.lines
     found = np.zeros(len(lines), np.bool_)
@@ -97,13 +99,13 @@ def _holds(batch: Batch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
     return found
 
 
-def _policy(batch: Batch) -> tuple[bytes, ...]:
+def _policy(batch: TextBatch) -> tuple[bytes, ...]:
     """Those of its texts that may be there, by a word of theirs."""
     words = {word: word in batch.lower for word in (b"use", b"policy", b"cookies")}
     return tuple(text for text in _POLICY if all(words.get(word, True) for word in text.split()))
 
 
-def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
+def _n_sentences(batch: TextBatch, start: Ints, end: Ints) -> Ints:
     data = batch.data
     is_stop = (data == 46) | (data == 33) | (data == 63)
     at = np.flatnonzero(is_stop[:-2] & (batch.classes[1:-1] == tables.SPACE))
@@ -114,7 +116,7 @@ def _n_sentences(batch: Batch, start: Ints, end: Ints) -> Ints:
     return (np.searchsorted(at, last) - np.searchsorted(at, start) + 1) * (end > start)
 
 
-def _write(batch: Batch, start: Ints, end: Ints, stays: Mask) -> Batch:
+def _write(batch: TextBatch, start: Ints, end: Ints, stays: Mask) -> TextBatch:
     """The lines that stay, without the spaces around them."""
     n_each = batch.lines.per_document((end - start + 1) * stays)
     # A document without lines is its line feed.
@@ -126,7 +128,7 @@ def _write(batch: Batch, start: Ints, end: Ints, stays: Mask) -> Batch:
     is_cut = low[1:] != high[:-1] + 1
     firsts, lasts = low[np.append(True, is_cut)], high[np.append(is_cut, True)]
     pieces = [batch.raw[a:b] for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
-    return Batch(b"\n".join([*pieces, b""]), np.maximum(n_each - 1, 0))
+    return TextBatch(b"\n".join([*pieces, b""]), np.maximum(n_each - 1, 0))
 
 
 STEP = C4QualityFilter

@@ -20,7 +20,7 @@ from heredity.corpus import _tables as tables
 from heredity.corpus.sources import input_of
 from heredity.corpus.steps import Context, Filter, Judged
 from heredity.corpus.steps._words import simple_words
-from heredity.corpus.text import Batch, Hashes, Ints, Mask, Spans
+from heredity.corpus.text import Hashes, Ints, Mask, Spans, TextBatch
 
 _BITS = 20  # a table of 2^20 marks is asked first: it lies in a core's cache
 _SHIFT = np.uint64(64 - _BITS)
@@ -40,7 +40,7 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
         if not self.probes and not self.sets:
             raise ValueError("name evaluation sets in `sets`, or leave probes = true")
 
-    def ready(self, context: Context) -> Callable[[Batch], Judged]:
+    def ready(self, context: Context) -> Callable[[TextBatch], Judged]:
         index = Index(self.texts(context), self.n_grams, self.least_words)
         return lambda batch: Judged([("contaminated", index.holds(batch))])
 
@@ -81,7 +81,7 @@ class Index:
     """
 
     def __init__(self, texts: Sequence[str], n: int, least: int) -> None:
-        batch = Batch.of([text.encode() for text in texts])
+        batch = TextBatch.of([text.encode() for text in texts])
         words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         size = np.minimum(words.n_each, n)
         self.n_short = int((size < least).sum())
@@ -104,7 +104,7 @@ class Index:
             found = tables.doubled(found, 1 << k)
         return found
 
-    def holds(self, batch: Batch) -> Mask:
+    def holds(self, batch: TextBatch) -> Mask:
         """(document,) Whether one of the n-grams is in it."""
         words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         first = self._first_words(hashes)

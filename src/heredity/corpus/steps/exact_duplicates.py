@@ -11,13 +11,13 @@ import hashlib
 import numpy as np
 
 from heredity.corpus.steps import Duplicates
-from heredity.corpus.text import Batch, Hashes, Mask
+from heredity.corpus.text import Hashes, Mask, TextBatch
 
 
 class ExactDuplicates(Duplicates, frozen=True, kw_only=True):
     """It has no settings."""
 
-    def keys(self, batch: Batch) -> Hashes:
+    def keys(self, batch: TextBatch) -> Hashes:
         raw = b"".join(hashlib.blake2b(document, digest_size=16).digest() for document in batch)
         return np.frombuffer(raw, "<u8").reshape(-1, 2)
 

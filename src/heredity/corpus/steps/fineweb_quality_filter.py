@@ -9,7 +9,7 @@ from __future__ import annotations
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Filter
 from heredity.corpus.steps._words import repeated, share, stripped
-from heredity.corpus.text import Batch, Mask
+from heredity.corpus.text import Mask, TextBatch
 
 _STOPS = ("!", ".", "?", "։", "؟", "۔", "।", "॥", "።", "។", "‼", "⁇", "⁈", "⁉", "。", "．", "！", "？", "｡")
 
@@ -25,7 +25,7 @@ class FineWebQualityFilter(Filter, frozen=True, kw_only=True):
     char_duplicates_ratio: float = 0.01
     new_line_ratio: float = 0.3
 
-    def verdicts(self, batch: Batch) -> list[tuple[str, Mask]]:
+    def verdicts(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         all_lines = batch.lines
         first, last = stripped(batch)
         lines = batch.spans(all_lines.start[last > first], all_lines.end[last > first])

@@ -12,7 +12,7 @@ import numpy as np
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Filter
 from heredity.corpus.steps._words import hash_words, share, stripped
-from heredity.corpus.text import Batch, Hashes, Ints, Mask
+from heredity.corpus.text import Hashes, Ints, Mask, TextBatch
 
 _UPPER = np.uint64(48)
 _ELLIPSIS = (b"...", "…".encode())
@@ -32,7 +32,7 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
     min_stop_words: int = 2
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
 
-    def verdicts(self, batch: Batch) -> list[tuple[str, Mask]]:
+    def verdicts(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         tokens, words = batch.tokens, batch.words
         n_tokens, n_words = tokens.n_each, words.n_each
         length = share(words.per_document(batch.token_lengths.take(batch.word_places)), n_words)
@@ -59,7 +59,7 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
             found.append(("gopher_enough_stop_words", n_stop < self.min_stop_words))
         return found
 
-    def _lines(self, batch: Batch) -> list[tuple[str, Mask]]:
+    def _lines(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         lines = batch.lines
         first, last = stripped(batch)
         starts = np.zeros(len(lines), np.bool_)
@@ -87,7 +87,7 @@ def _places(hashes: Hashes, wanted: Hashes) -> Iterator[Ints]:
     return (at[held == each] for each in wanted)
 
 
-def _n_ellipses(batch: Batch) -> Ints:
+def _n_ellipses(batch: TextBatch) -> Ints:
     """As str.count counts: three points, not overlapping, and the one character."""
     found = np.zeros(len(batch), np.int64)
     if b"..." in batch.raw:
@@ -99,14 +99,14 @@ def _n_ellipses(batch: Batch) -> Ints:
     return found
 
 
-def _triple(batch: Batch) -> Mask:
+def _triple(batch: TextBatch) -> Mask:
     is_point = batch.data == ord(".")
     found = np.zeros(len(batch.data), np.bool_)
     found[2:] = is_point[2:] & is_point[1:-1] & is_point[:-2]
     return found
 
 
-def _has_letter(batch: Batch) -> Mask:
+def _has_letter(batch: TextBatch) -> Mask:
     """(token,) Whether a letter is in it."""
     tokens = batch.tokens
     found: Mask = tables.IS_ALPHA[batch.data[tokens.start]] & batch.is_word

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Filter
 from heredity.corpus.steps._words import own, repeated, share
-from heredity.corpus.text import Batch, Hashes, Ints, Mask, Spans
+from heredity.corpus.text import Hashes, Ints, Mask, Spans, TextBatch
 
 Limits = tuple[tuple[int, float], ...]
 
@@ -35,7 +35,7 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
         if any(n < 2 for n, _ in (*self.top_n_grams, *self.dup_n_grams)):
             raise ValueError("an n-gram has at least 2 words")
 
-    def verdicts(self, batch: Batch) -> list[tuple[str, Mask]]:
+    def verdicts(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         found = _repeats(batch, _paragraphs(batch), "para", self.dup_para_frac, self.dup_para_char_frac)
         found += _repeats(batch, batch.full_lines, "line", self.dup_line_frac, self.dup_line_char_frac)
         if not (sizes := [n for n, _ in (*self.top_n_grams, *self.dup_n_grams)]):
@@ -65,7 +65,7 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
 
 
 def _repeats(
-    batch: Batch, spans: Spans, name: str, most: float, most_characters: float
+    batch: TextBatch, spans: Spans, name: str, most: float, most_characters: float
 ) -> list[tuple[str, Mask]]:
     again = repeated(batch, spans)
     n_characters = spans.per_document(again * batch.n_characters(spans.start, spans.end))
@@ -75,7 +75,7 @@ def _repeats(
     ]
 
 
-def _paragraphs(batch: Batch) -> Spans:
+def _paragraphs(batch: TextBatch) -> Spans:
     """Full lines that follow one another; an empty line or more lies between two."""
     lines = batch.full_lines
     if not len(lines):
@@ -94,7 +94,7 @@ class _Grams:
     """The n-grams of a batch, those that come twice. Each document's words have hashes of its own, so that no
     n-gram of one is equal to one of another, and one that reaches from one into the next is equal to none."""
 
-    def __init__(self, batch: Batch, least: int) -> None:
+    def __init__(self, batch: TextBatch, least: int) -> None:
         self.batch, self.tokens, self._least = batch, batch.tokens, least
         self._hashes = batch.token_hashes ^ np.repeat(own(len(batch)), self.tokens.n_each)
         self._lengths = batch.token_lengths

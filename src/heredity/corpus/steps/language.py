@@ -16,7 +16,7 @@ from heredity.core.errors import BadArgument
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Context, Filter, Judged
 from heredity.corpus.steps._words import hash_words, share
-from heredity.corpus.text import Batch, Hashes, Ints
+from heredity.corpus.text import Hashes, Ints, TextBatch
 
 UNKNOWN = "und"
 COMMON = {
@@ -59,16 +59,16 @@ class Language(Filter, frozen=True, kw_only=True):
                 f"it cannot tell {', '.join(unknown)}. It tells: {', '.join(KNOWN)}", code="unknown-language"
             )
 
-    def ready(self, context: Context) -> Callable[[Batch], Judged]:  # noqa: ARG002
+    def ready(self, context: Context) -> Callable[[TextBatch], Judged]:  # noqa: ARG002
         return self._judged
 
-    def _judged(self, batch: Batch) -> Judged:
+    def _judged(self, batch: TextBatch) -> Judged:
         found = languages(batch, self.least)
         named = [(KNOWN[i], found == i) for i in np.unique(found).tolist()]
         return Judged([each for each in named if self.keep and each[0] not in self.keep], named)
 
 
-def languages(batch: Batch, least: float = 0.1) -> Ints:
+def languages(batch: TextBatch, least: float = 0.1) -> Ints:
     """(document,) The place in KNOWN of its language."""
     # Sums and no product of matrices: the library of those has a thread a core, which wait for it in a loop.
     n_common = np.add.reduceat(_n_common(batch).take(_OF, axis=1), _FIRST, axis=1)
@@ -79,7 +79,7 @@ def languages(batch: Batch, least: float = 0.1) -> Ints:
     return found
 
 
-def _n_common(batch: Batch) -> Ints:
+def _n_common(batch: TextBatch) -> Ints:
     """(document, common word) How often it is there."""
     place = _PLACE.take(((batch.word_hashes * _SPREAD) >> _SHIFT).view(np.int64))
     at = np.flatnonzero(_HASHES.take(place) == batch.word_hashes)
@@ -88,7 +88,7 @@ def _n_common(batch: Batch) -> Ints:
     return count.reshape(len(batch), size)
 
 
-def _by_script(batch: Batch, found: Ints) -> None:
+def _by_script(batch: TextBatch, found: Ints) -> None:
     """Where half of the characters that are no spaces are of a script, it decides; kana before ideographs."""
     if not (8 * batch.count(batch.data >= 0xC2) > batch.lengths).any():
         return  # no document has so many characters that are not ASCII

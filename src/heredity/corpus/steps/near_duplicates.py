@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Duplicates
 from heredity.corpus.steps._words import simple_words
-from heredity.corpus.text import Batch, Hashes, Ints, Mask
+from heredity.corpus.text import Hashes, Ints, Mask, TextBatch
 
 _PART = 1 << 15  # shingles that are hashed at a time: their products stay within a core's cache
 
@@ -36,7 +36,7 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, not {self.seed}")
 
-    def keys(self, batch: Batch) -> Hashes:
+    def keys(self, batch: TextBatch) -> Hashes:
         words, sums = batch.words, tables.prefix(np.frombuffer(batch.lower, np.uint8))
         hashes = simple_words(batch, tables.span_hashes(sums, words.start, words.end))
         shingles = tables.n_grams(hashes, self.n_grams)

@@ -11,17 +11,17 @@ import unicodedata
 
 import numpy as np
 
-from heredity.corpus.steps import Writer, Written
-from heredity.corpus.text import Batch, Mask
+from heredity.corpus.steps import DocumentTransform, TransformedBatch
+from heredity.corpus.text import Mask, TextBatch
 
 _ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef\ufffe\uffff]")
 
 
-class Normalise(Writer, frozen=True, kw_only=True):
+class Normalise(DocumentTransform, frozen=True, kw_only=True):
     """It has no settings."""
 
-    def write(self, batch: Batch, alive: Mask) -> Written:
+    def write(self, batch: TextBatch, alive: Mask) -> TransformedBatch:
         changed = {}
         for i in batch.documents_with(batch.data == 13):
             changed[i] = batch[i].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -37,7 +37,7 @@ class Normalise(Writer, frozen=True, kw_only=True):
                 again[i] = composed.encode()
         for i in _loose(batch):
             again[i] = again.get(i, batch[i]).strip()
-        return Written(batch.replace(again), sum(bool(alive[i]) for i in changed | again))
+        return TransformedBatch(batch.replace(again), sum(bool(alive[i]) for i in changed | again))
 
 
 def normalised(text: str) -> str:
@@ -51,7 +51,7 @@ def _composed(text: str) -> str:
     return (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).strip()
 
 
-def _odd(batch: Batch) -> Mask:
+def _odd(batch: TextBatch) -> Mask:
     """(byte,) Where a character that goes may begin: few documents have one, and only they are searched."""
     data = batch.data
     odd: Mask = ((data < 32) & (data != 9) & (data != 10) & (data != 13)) | (data == 127)
@@ -63,7 +63,7 @@ def _odd(batch: Batch) -> Mask:
     return odd
 
 
-def _uncertain(batch: Batch) -> set[int]:
+def _uncertain(batch: TextBatch) -> set[int]:
     """The documents that may not be NFC, or have a space beyond ASCII around them.
 
     What is below U+0300 is NFC, and so are the dashes, quotes and points of U+2010 to U+2027.
@@ -79,7 +79,7 @@ def _uncertain(batch: Batch) -> set[int]:
     return edges.union(batch.documents_with(hits))
 
 
-def _edges(batch: Batch) -> list[int]:
+def _edges(batch: TextBatch) -> list[int]:
     """The documents that begin or end with a space, or with what is not ASCII."""
     first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
     is_edge = (first <= 32) | (last <= 32) | (first >= 0x80) | (last >= 0x80)
@@ -87,7 +87,7 @@ def _edges(batch: Batch) -> list[int]:
     return found
 
 
-def _loose(batch: Batch) -> list[int]:
+def _loose(batch: TextBatch) -> list[int]:
     """The documents that begin or end with a space."""
     first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
     found: list[int] = np.flatnonzero(((first <= 32) | (last <= 32)) & (batch.lengths > 0)).tolist()

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from heredity.corpus.steps import Writer, Written
-from heredity.corpus.text import Batch, Mask
+from heredity.corpus.steps import DocumentTransform, TransformedBatch
+from heredity.corpus.text import Mask, TextBatch
 
 _MAIL = re.compile(
     rb"(?i)(?<![a-z0-9!#$%&'*+/=?^_`{|}~.-])[a-z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
@@ -30,7 +30,7 @@ _PHONE = re.compile(
 )
 
 
-class Scrub(Writer, frozen=True, kw_only=True):
+class Scrub(DocumentTransform, frozen=True, kw_only=True):
     """Each kind is replaced by an example of it that is nobody's (RFC 2606, RFC 5737, +1-555-0100)."""
 
     mail: bool = True
@@ -39,7 +39,7 @@ class Scrub(Writer, frozen=True, kw_only=True):
     iban: bool = True
     card: bool = True
 
-    def write(self, batch: Batch, alive: Mask) -> Written:
+    def write(self, batch: TextBatch, alive: Mask) -> TransformedBatch:
         with_mail = set(batch.documents_with(batch.data == ord("@"))) if self.mail else set()
         with_numbers = (
             set(batch.documents_with(_dense(batch))) if self.iban or self.card or self.phone else set()
@@ -55,7 +55,7 @@ class Scrub(Writer, frozen=True, kw_only=True):
                 after := self._scrubbed(before, i in with_mail, i in with_ip, i in with_numbers, notes)
             ) != before:
                 changed[i] = after
-        return Written(batch.replace(changed), len(changed), noted=notes)
+        return TransformedBatch(batch.replace(changed), len(changed), noted=notes)
 
     def _scrubbed(
         self, text: bytes, has_mail: bool, has_ip: bool, has_number: bool, notes: dict[str, int]
@@ -114,7 +114,7 @@ def is_phone(text: bytes) -> bool:
     return 8 <= sum(48 <= c <= 57 for c in text) <= 15
 
 
-def _dense(batch: Batch) -> Mask:
+def _dense(batch: TextBatch) -> Mask:
     """Places where 8 digits end within 24 bytes: every kind of number has such a place."""
     found = np.zeros(len(batch.data), np.bool_)
     at = np.flatnonzero((batch.data >= 48) & (batch.data <= 57))
@@ -123,7 +123,7 @@ def _dense(batch: Batch) -> Mask:
     return found
 
 
-def _with_ip(batch: Batch) -> list[int]:
+def _with_ip(batch: TextBatch) -> list[int]:
     is_digit = (batch.data >= 48) & (batch.data <= 57)
     hit = np.zeros(len(batch.data), np.bool_)
     hit[1:-1] = (batch.data[1:-1] == ord(".")) & is_digit[:-2] & is_digit[2:]

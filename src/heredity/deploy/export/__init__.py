@@ -26,7 +26,7 @@ from heredity.core.errors import ContextOverflow, Refused, UsageError
 from heredity.core.host import explain_full_memory
 from heredity.core.records import Model
 from heredity.deploy.export import _bom, _card
-from heredity.deploy.export._parity import Parity, Source, compare, reference
+from heredity.deploy.export._parity import ExportSource, Parity, compare, reference
 from heredity.deploy.export._room import ADVICE, refuse_too_large
 from heredity.engines import why_speechless
 from heredity.lineage.integrity import workshop
@@ -82,7 +82,7 @@ def export(
         )
     said = f"Exporting '{model.record.name}'"
     with workshop(store.root / "tmp") as bench, explain_full_memory(said, ADVICE):
-        source = Source(store, model, store.whole(model), bench, to)
+        source = ExportSource(store, model, store.whole(model), bench, to)
         refuse_too_large(source, said, memory)
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
@@ -106,19 +106,19 @@ def export(
     return Exported(out, parities, form_of)
 
 
-def _is_another(source: Source) -> bool:
+def _is_another(source: ExportSource) -> bool:
     """Whether the files hold the whole weights that were made of the model, and not its own."""
     own, whole = source.model.record, source.whole.record
     return own.id != whole.id and not (source.to == "gguf" and own.format == "gguf")
 
 
-def _descent(source: Source, ancestors: Sequence[Model]) -> list[Model]:
+def _descent(source: ExportSource, ancestors: Sequence[Model]) -> list[Model]:
     """Where the files come from, nearest first: the whole form where that was made of the model, ..."""
     made = [source.whole.record] if _is_another(source) else []
     return [*made, source.model.record, *ancestors]
 
 
-def _form(source: Source) -> str:
+def _form(source: ExportSource) -> str:
     """What the files hold where they are not the recorded ones: of which model, and what that changes."""
     own, whole = source.model.record, source.whole.record
     if not _is_another(source):

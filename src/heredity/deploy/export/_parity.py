@@ -19,7 +19,7 @@ from heredity.engines.chat.codec import Chat
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
-from heredity.train.data.documents import Writer
+from heredity.train.data.documents import ConversationEncoder
 
 ASKED = "Write down what you know about the number 1024, in one paragraph."
 # English, another script, digits, code and odd spacing: each is split into tokens in its own way.
@@ -37,7 +37,7 @@ _REQUEST = Request(0, (Message("user", ASKED),))
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is handed out: the model as it is recorded, and as whole safetensors; a folder to work in."""
 
     store: Store
@@ -59,7 +59,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParityReading:
     """What one reader makes of the files. `logs`: log-probability of each token of TEXT behind ASKED, nats;
     None, with the reason in `left_out`, where the reader was not there to ask."""
 
@@ -88,18 +88,18 @@ class Parity(NamedTuple):
     left_out: str = ""
 
 
-def reference(source: Source, picked: Iterable[tuple[int, int]] = ()) -> Reading:
+def reference(source: ExportSource, picked: Iterable[tuple[int, int]] = ()) -> ParityReading:
     """What the torch engine says, in float32, and of each (place in TEXT, token) in `picked` besides."""
     return read_folder(source.reference, "heredity's torch engine", 0.0, picked)
 
 
 def read_folder(
     folder: Path, reader: str, tolerance: float, picked: Iterable[tuple[int, int]] = ()
-) -> Reading:
+) -> ParityReading:
     """A folder of safetensors as the torch engine reads it, in float32."""
     from heredity.engines.torch import engine as engines
 
-    writer = Writer(folder)
+    writer = ConversationEncoder(folder)
     chat = writer.chat
     said = chat.continuation(TEXT)
     places = [*enumerate(said), *picked]
@@ -111,7 +111,7 @@ def read_folder(
     rendered = None if chat.is_base else chat.render(Request(0, TALK))
     tokens = (*(chat.encode(rendered) if rendered else ()), *said)
     others = dict(zip(places[len(said) :], logs[len(said) :], strict=True))
-    return Reading(
+    return ParityReading(
         reader, tolerance, logs[: len(said)], tokens, rendered, writer.stops, writer.end, chat.start,
         others=others,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return chat.encode(chat.render(_REQUEST)), chat.continuation(TEXT)
 
 
-def compare(expected: Reading, found: Reading) -> Parity:
+def compare(expected: ParityReading, found: ParityReading) -> Parity:
     """Both, side by side; `expected` knows of what `found` has picked."""
     if found.logs is None:
         return Parity(found.reader, 0, 0.0, found.tolerance, left_out=found.left_out)

@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from heredity.core.host import GIB, available, refuse_overfull
-from heredity.deploy.export._parity import Source
+from heredity.deploy.export._parity import ExportSource
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -23,7 +23,7 @@ _WIDTH = {"BF16": 2, "F16": 2}  # bytes of a number that is read back; of any ot
 ADVICE = "Nothing can be set lower here: close other programs, or export on a machine with more."
 
 
-def refuse_too_large(source: Source, said: str, has: int | None) -> None:
+def refuse_too_large(source: ExportSource, said: str, has: int | None) -> None:
     """Raise OutOfMemory, with what would fit, where the export takes more than there is, or than `has`."""
     if (room := available() if has is None else has) is None:
         return
@@ -31,7 +31,7 @@ def refuse_too_large(source: Source, said: str, has: int | None) -> None:
     refuse_overfull(said, parts, _fitting(source, sum(parts.values()), room), room)
 
 
-def needed(source: Source, to: str) -> dict[str, int]:
+def needed(source: ExportSource, to: str) -> dict[str, int]:
     """Bytes at the widest place of writing `to` and reading it back, by part."""
     tensors = _tensors(source.whole.folder)
     sizes = {name: math.prod(each.shape) for name, each in tensors.items()}
@@ -48,7 +48,7 @@ def needed(source: Source, to: str) -> dict[str, int]:
     return {"embedding or head in fp32": 4 * rest, "one layer": 4 * max(layers.values(), default=0)}
 
 
-def _fitting(source: Source, takes: int, room: int) -> str:
+def _fitting(source: ExportSource, takes: int, room: int) -> str:
     """What could be had in `room` bytes instead."""
     from heredity.deploy.export import names
 

@@ -15,7 +15,7 @@ import msgspec
 from heredity.core.files import hash_file
 from heredity.core.host import give_back
 from heredity.core.records import FileHash, Request
-from heredity.deploy.export._parity import TALK, TEXT, Reading, Source, read_folder, tokens_behind
+from heredity.deploy.export._parity import TALK, TEXT, ExportSource, ParityReading, read_folder, tokens_behind
 from heredity.engines.chat.template import Template
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.gguf_write import write as write_gguf
@@ -33,7 +33,7 @@ _EXACT = {"BF16": "bfloat16", "F16": "float16"}
 _SAME = "the GGUF, read back,"
 
 
-def write(source: Source, out: Path) -> None:
+def write(source: ExportSource, out: Path) -> None:
     """`NAME.gguf`."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", source.model.record.name).lstrip("._-")[:100] or "model"
     path = out / f"{name}.gguf"
@@ -44,7 +44,7 @@ def write(source: Source, out: Path) -> None:
         write_gguf(source.whole.folder, path, _FORMS.get(_dtype(source.whole.folder), "f32"), path.stem)
 
 
-def readings(source: Source, out: Path) -> Iterator[Reading]:
+def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
     """What it says when it is read back, and what llama.cpp says, where that is installed."""
     (path,) = out.glob("*.gguf")
     header = read_gguf(path)
@@ -58,11 +58,11 @@ def readings(source: Source, out: Path) -> Iterator[Reading]:
     eot = said.get("tokenizer.ggml.eot_token_id")
     ends = frozenset(each for each in (eos, eot) if isinstance(each, int))
     first_token = bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None
-    yield Reading(_SAME, _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
+    yield ParityReading(_SAME, _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
     yield _llama_cpp(source, path, back, rendered, ends)
 
 
-def _read_back(source: Source, path: Path) -> Reading:
+def _read_back(source: ExportSource, path: Path) -> ParityReading:
     """By transformers, in a precision that holds every number that was written."""
     record = source.model.record
     if record.format == "gguf" and [hash_file(path)] == [file.sha256 for file in record.files]:
@@ -81,12 +81,14 @@ def _read_back(source: Source, path: Path) -> Reading:
 
 
 def _llama_cpp(
-    source: Source, path: Path, back: Reading, rendered: str | None, ends: frozenset[int]
-) -> Reading:
+    source: ExportSource, path: Path, back: ParityReading, rendered: str | None, ends: frozenset[int]
+) -> ParityReading:
     try:
         from heredity.engines import llamacpp
     except ImportError:
-        return Reading("llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not asked")
+        return ParityReading(
+            "llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not asked"
+        )
     kinds = {t.type for t in read_gguf(path).tensors if len(t.shape) > 1}
     import gguf
 
@@ -100,7 +102,7 @@ def _llama_cpp(
     finally:
         engine.close()
     found = {at: each for at, each in said.items() if each is not None}
-    return Reading(
+    return ParityReading(
         "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, bos=back.bos,
         picked={at: token for at, (token, _) in found.items()},
     )  # fmt: skip

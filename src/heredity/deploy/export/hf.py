@@ -11,10 +11,10 @@ from jinja2 import TemplateError
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
-from heredity.deploy.export._parity import ASKED, TALK, TEXT, Reading, Source
+from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, ParityReading
 from heredity.engines.chat.sandbox import DAY
 from heredity.engines.chat.template import Template, merged
-from heredity.train.data.documents import Writer
+from heredity.train.data.documents import ConversationEncoder
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
 _GIVEN = {"trust_remote_code": False, "local_files_only": True}
@@ -22,13 +22,13 @@ _ROWS = 32  # places whose distribution is taken at once
 _TOLERANCE = 2e-3  # nats: both in float32, their sums in another order
 
 
-def write(source: Source, out: Path) -> None:
+def write(source: ExportSource, out: Path) -> None:
     """The whole weights and everything beside them."""
     from heredity.deploy.export import copy
 
     files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in _SKIPPED]
     copy(files, out)
-    writer = Writer(source.whole.folder)
+    writer = ConversationEncoder(source.whole.folder)
     said = _ends(out)
     if said is None or (writer.end is not None and writer.end not in said):
         # The tokenizer, or the chat template, says what ends an answer, and generate asks neither.
@@ -48,12 +48,12 @@ def _ends(folder: Path) -> set[int] | None:
     return None
 
 
-def readings(source: Source, out: Path) -> Iterator[Reading]:
+def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
     """What transformers makes of them."""
     yield read(out, source.bench / "offloaded")
 
 
-def read(out: Path, bench: Path) -> Reading:
+def read(out: Path, bench: Path) -> ParityReading:
     """The folder as transformers reads it, in float32, its layers one at a time; `bench`: a new folder."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -79,7 +79,9 @@ def read(out: Path, bench: Path) -> Reading:
     found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
     del model, rows
     host.give_back()
-    return Reading("transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
+    return ParityReading(
+        "transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id
+    )
 
 
 def _model(out: Path, bench: Path) -> Any:

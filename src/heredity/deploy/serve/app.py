@@ -39,7 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from heredity.core.errors import UsageError, did_you_mean
 from heredity.core.records import Reply, encode
 from heredity.deploy.serve import responses, schema
-from heredity.deploy.serve.responses import Answer, Served
+from heredity.deploy.serve.responses import AnswerStream, Served
 from heredity.deploy.serve.schema import Refusal
 
 LARGEST = 4 << 20  # bytes of a body
@@ -153,7 +153,7 @@ class _Events(StreamingResponse):
     """Server-sent events. A caller who leaves ends them, a few callers in each pass of the event loop."""
 
     def __init__(
-        self, shape: responses.Chat, answers: Sequence[Answer], with_usage: bool, gate: _Gate
+        self, shape: responses.ChatResponse, answers: Sequence[AnswerStream], with_usage: bool, gate: _Gate
     ) -> None:
         super().__init__(responses.events(shape, answers, with_usage), media_type="text/event-stream")
         self._answers, self._gate = answers, gate
@@ -210,7 +210,7 @@ class _Desk:
             one = self._named(body["model"])
             asked = _understood(lambda: schema.chat(body, one.application, one.may_draw))
             answers = _asked(one, asked)
-        return await self._answered(call, answers, asked, responses.Chat(one))
+        return await self._answered(call, answers, asked, responses.ChatResponse(one))
 
     async def text(self, call: Call) -> Response:
         """What goes on from a text."""
@@ -249,7 +249,11 @@ class _Desk:
         return b"".join([piece async for piece in call.stream()])
 
     async def _answered(
-        self, call: Call, answers: list[Answer], asked: schema.Asked, shape: responses.Chat
+        self,
+        call: Call,
+        answers: list[AnswerStream],
+        asked: schema.ParsedRequest,
+        shape: responses.ChatResponse,
     ) -> Response:
         if asked.is_streamed:
             return _Events(shape, answers, asked.with_usage, self.gate)
@@ -273,9 +277,9 @@ class _Desk:
         raise Refusal(404, f"no model is called '{name[:200]}' here.{hint}", "model_not_found")
 
 
-def _asked(one: Served, asked: schema.Asked) -> list[Answer]:
+def _asked(one: Served, asked: schema.ParsedRequest) -> list[AnswerStream]:
     """The answers of a request, each put to the engine. Raises Refusal where one is not taken."""
-    answers = [Answer(one, asked, i) for i in range(len(asked.requests))]
+    answers = [AnswerStream(one, asked, i) for i in range(len(asked.requests))]
     if len(answers) > one.service.most:
         raise Refusal(
             400, f"at most {one.service.most} answers may be open here", "invalid_request", "too-many-answers"
@@ -289,12 +293,12 @@ def _asked(one: Served, asked: schema.Asked) -> list[Answer]:
     return answers
 
 
-def _drop(answers: Sequence[Answer]) -> None:
+def _drop(answers: Sequence[AnswerStream]) -> None:
     for answer in answers:
         answer.drop()
 
 
-async def _unless_gone(call: Call, answers: Sequence[Answer]) -> list[Reply]:
+async def _unless_gone(call: Call, answers: Sequence[AnswerStream]) -> list[Reply]:
     """The replies. Raises ClientDisconnect where the caller goes away first."""
     gone = asyncio.ensure_future(_gone(call.receive))
     replies = [asyncio.ensure_future(answer.reply()) for answer in answers]

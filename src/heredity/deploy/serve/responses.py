@@ -19,8 +19,8 @@ from heredity.application.spec import Application
 from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError
 from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
-from heredity.deploy.serve.schema import Asked, Refusal
-from heredity.deploy.serve.worker import Service, Ticket
+from heredity.deploy.serve.schema import ParsedRequest, Refusal
+from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.streaming import Ends
 
 # What fails by what was asked: a reply's error code, and the one that the caller gets.
@@ -34,7 +34,7 @@ class Served(NamedTuple):
     """A model that answers, in an application or alone."""
 
     model: Model
-    service: Service
+    service: EngineWorker
     application: Application | None = None
     may_draw: bool = False  # whether a caller may say how answers are drawn, other than the application does
 
@@ -45,10 +45,10 @@ class Served(NamedTuple):
         return f"fp_{digest([self.model.id, layer, self.service.engine.numerics])[:16]}"
 
 
-class Answer:
+class AnswerStream:
     """One answer on its way, cut where a text of the caller's stands. Made inside an event loop."""
 
-    def __init__(self, one: Served, asked: Asked, number: int) -> None:
+    def __init__(self, one: Served, asked: ParsedRequest, number: int) -> None:
         self._one, self._asked, self.number = one, asked, number
         self._ends = Ends(asked.stops)
         self._loop = asyncio.get_running_loop()
@@ -119,14 +119,14 @@ class Answer:
             raise Refusal(500 if code == "engine_error" else 400, said, code)
         return reply
 
-    def said(self, reply: Reply) -> Said:
+    def said(self, reply: Reply) -> FinishedAnswer:
         """What is sent of it, with the tools that are called in that."""
         ends = Ends(self._asked.stops)
         text = ends.feed(reply.text) + ends.rest()
         layer, calls = self._one.application, tuple[ToolCall, ...]()
         if layer is not None and layer.tools:
             calls = layer.calls("", Reply(reply.key, "", text, tool_calls=reply.tool_calls))
-        return Said(text, calls, schema.reason(reply, calls, ends.is_over))
+        return FinishedAnswer(text, calls, schema.reason(reply, calls, ends.is_over))
 
     def left(self, text: str) -> str:
         """What a stream has not told of an answer. Raises Refusal where it told another."""
@@ -135,7 +135,7 @@ class Answer:
         return text[len(self._told) :]
 
 
-class Said(NamedTuple):
+class FinishedAnswer(NamedTuple):
     """An answer as it is sent, and why it ended."""
 
     text: str
@@ -143,7 +143,7 @@ class Said(NamedTuple):
     reason: str
 
 
-class Chat:
+class ChatResponse:
     """Answers in the shape of /v1/chat/completions."""
 
     kind, chunk = "chat.completion", "chat.completion.chunk"
@@ -157,7 +157,7 @@ class Chat:
             "system_fingerprint": one.fingerprint,
         }
 
-    def whole(self, answers: Sequence[Answer], replies: Sequence[Reply]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[AnswerStream], replies: Sequence[Reply]) -> dict[str, Any]:
         """All answers in one body."""
         choices = [self._choice(a.number, a.said(r)) for a, r in zip(answers, replies, strict=True)]
         return {"object": self.kind, **self._head, "choices": choices, "usage": schema.usage(replies)}
@@ -171,7 +171,7 @@ class Chat:
         delta = {"role": "assistant", "content": text} if is_first else {"content": text}
         return {"index": number, "delta": delta, "finish_reason": None}
 
-    def last(self, number: int, said: Said) -> dict[str, Any]:
+    def last(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
         """The end of an answer."""
         calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, said))]
         return {
@@ -180,17 +180,17 @@ class Chat:
             "finish_reason": said.reason,
         }
 
-    def _choice(self, number: int, said: Said) -> dict[str, Any]:
+    def _choice(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
         if said.calls:
             message["tool_calls"] = self._calls(number, said)
         return {"index": number, "message": message, "logprobs": None, "finish_reason": said.reason}
 
-    def _calls(self, number: int, said: Said) -> list[dict[str, Any]]:
+    def _calls(self, number: int, said: FinishedAnswer) -> list[dict[str, Any]]:
         return schema.calls_of(f"{self._ident[-8:]}_{number}", said.calls)
 
 
-class Text(Chat):
+class Text(ChatResponse):
     """Answers in the shape of /v1/completions."""
 
     kind = chunk = "text_completion"
@@ -199,15 +199,17 @@ class Text(Chat):
         """What an answer has grown by."""
         return {"index": number, "text": text, "logprobs": None, "finish_reason": None}
 
-    def last(self, number: int, said: Said) -> dict[str, Any]:
+    def last(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
         """The end of an answer."""
         return self._choice(number, said) | {"text": ""}
 
-    def _choice(self, number: int, said: Said) -> dict[str, Any]:
+    def _choice(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
         return {"index": number, "text": said.text, "logprobs": None, "finish_reason": said.reason}
 
 
-async def events(shape: Chat, answers: Sequence[Answer], with_usage: bool) -> AsyncIterator[bytes]:
+async def events(
+    shape: ChatResponse, answers: Sequence[AnswerStream], with_usage: bool
+) -> AsyncIterator[bytes]:
     """Answers as server-sent events, one after another where there are several."""
     replies = []
     wholes = [asyncio.ensure_future(answer.reply()) for answer in answers]
@@ -246,7 +248,7 @@ def _ignore(done: asyncio.Future[Any]) -> None:
         done.exception()
 
 
-async def _pieces(answer: Answer, whole: asyncio.Future[Reply]) -> AsyncIterator[str]:
+async def _pieces(answer: AnswerStream, whole: asyncio.Future[Reply]) -> AsyncIterator[str]:
     """What is told before the reply is there, and what was told by then."""
     whole.add_done_callback(lambda _: answer.news.set())
     while True:

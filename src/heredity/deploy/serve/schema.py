@@ -50,7 +50,7 @@ class Refusal(Exception):
         return {"error": {**said, "reason": self.reason} if self.reason else said}
 
 
-class Part(msgspec.Struct, forbid_unknown_fields=True):
+class MessagePart(msgspec.Struct, forbid_unknown_fields=True):
     """A piece of a message. Only text can be read here."""
 
     type: str
@@ -64,7 +64,7 @@ class Called(msgspec.Struct, forbid_unknown_fields=True):
     arguments: str = "{}"
 
 
-class Call(msgspec.Struct, forbid_unknown_fields=True):
+class AssistantToolCall(msgspec.Struct, forbid_unknown_fields=True):
     """A tool call of the assistant."""
 
     id: str
@@ -73,12 +73,12 @@ class Call(msgspec.Struct, forbid_unknown_fields=True):
     index: int = 0  # as a stream numbers them
 
 
-class Said(msgspec.Struct, forbid_unknown_fields=True):
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A message of the body."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    tool_calls: list[Call] | None = None
+    content: str | list[MessagePart] | None = None
+    tool_calls: list[AssistantToolCall] | None = None
     tool_call_id: str = ""
 
     @property
@@ -118,7 +118,7 @@ class Body(msgspec.Struct, kw_only=True):
 class ChatBody(Body, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: list[Said]
+    messages: list[ChatMessage]
 
 
 class TextBody(Body, kw_only=True):
@@ -127,7 +127,7 @@ class TextBody(Body, kw_only=True):
     prompt: str | list[str]
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     """What came in, understood. `requests`: one an answer."""
 
     requests: list[Request]
@@ -136,7 +136,7 @@ class Asked(NamedTuple):
     with_usage: bool
 
 
-def chat(given: Mapping[str, Any], application: Application | None, may_draw: bool = True) -> Asked:
+def chat(given: Mapping[str, Any], application: Application | None, may_draw: bool = True) -> ParsedRequest:
     """A body of /v1/chat/completions. Raises UsageError.
 
     may_draw: whether the caller may say how an answer is drawn, other than the application does.
@@ -157,7 +157,7 @@ def chat(given: Mapping[str, Any], application: Application | None, may_draw: bo
     return _asked(body, [first])
 
 
-def text(given: Mapping[str, Any], is_free: bool) -> Asked:
+def text(given: Mapping[str, Any], is_free: bool) -> ParsedRequest:
     """A body of /v1/completions. is_free: whether there is no application around the model."""
     body = _read(given, TextBody)
     if not is_free:
@@ -236,7 +236,7 @@ def _decoding(body: Body, application: Application | None, may_draw: bool) -> De
     return found
 
 
-def _asked(body: Body, requests: Sequence[Request]) -> Asked:
+def _asked(body: Body, requests: Sequence[Request]) -> ParsedRequest:
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(requests) <= MOST_ANSWERS:
         raise UsageError(
@@ -255,13 +255,13 @@ def _asked(body: Body, requests: Sequence[Request]) -> Asked:
         msgspec.structs.replace(request, seed=request.seed + i) for request in requests for i in range(n)
     ]
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    return Asked(drawn, stops, body.stream, with_usage)
+    return ParsedRequest(drawn, stops, body.stream, with_usage)
 
 
 # --- conversations ------------------------------------------------------------------------------------
 
 
-def _alone(messages: Sequence[Said]) -> Iterator[Message]:
+def _alone(messages: Sequence[ChatMessage]) -> Iterator[Message]:
     for said in messages:
         if said.role == "tool" or said.tool_calls:
             raise UsageError(
@@ -270,7 +270,7 @@ def _alone(messages: Sequence[Said]) -> Iterator[Message]:
         yield Message("system" if said.role == "developer" else said.role, said.text)
 
 
-def _within(application: Application, messages: Sequence[Said]) -> list[Message]:
+def _within(application: Application, messages: Sequence[ChatMessage]) -> list[Message]:
     """The conversation behind what the application says first, as a study would put it. Raises UsageError."""
     if any(said.role in ("system", "developer") for said in messages):
         raise UsageError(
@@ -311,7 +311,7 @@ def _within(application: Application, messages: Sequence[Said]) -> list[Message]
     return found + application.results(results)
 
 
-def _named(application: Application, calls: Sequence[Call]) -> dict[str, str]:
+def _named(application: Application, calls: Sequence[AssistantToolCall]) -> dict[str, str]:
     """Calls' ids, each with its tool. Raises UsageError for what is no call of the application's."""
     known = [tool.name for tool in application.tools]
     for call in calls:
@@ -326,7 +326,7 @@ def _named(application: Application, calls: Sequence[Call]) -> dict[str, str]:
     return ids
 
 
-def _arguments(call: Call) -> dict[str, Any]:
+def _arguments(call: AssistantToolCall) -> dict[str, Any]:
     try:
         return msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
@@ -335,7 +335,7 @@ def _arguments(call: Call) -> dict[str, Any]:
         ) from None
 
 
-def _answered(application: Application, said: Said) -> Message:
+def _answered(application: Application, said: ChatMessage) -> Message:
     """What the assistant wrote. Its calls stand in it where the caller has kept them, in whatever form."""
     text = said.text
     written = application.calls("", Reply(0, "", text, tool_calls=_tool_calls.parse(text)))

@@ -25,7 +25,7 @@ _LATE = (
 )
 
 
-class Server(uvicorn.Server):
+class UvicornServer(uvicorn.Server):
     """uvicorn over sockets that are bound already."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -35,13 +35,13 @@ class Server(uvicorn.Server):
             each.listen(_WAITING)
 
 
-def server(api: Starlette, header_seconds: float = HEADER_SECONDS, **settings: Any) -> Server:
+def server(api: Starlette, header_seconds: float = HEADER_SECONDS, **settings: Any) -> UvicornServer:
     """A server of this API. settings: as uvicorn.Config takes them."""
 
     class Protocol(_TimedHeaders):
         seconds = header_seconds
 
-    return Server(uvicorn.Config(api, http=Protocol, ws="none", backlog=_ACCEPTED, **settings))
+    return UvicornServer(uvicorn.Config(api, http=Protocol, ws="none", backlog=_ACCEPTED, **settings))
 
 
 class _TimedHeaders(H11Protocol):

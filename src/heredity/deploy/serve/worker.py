@@ -57,7 +57,7 @@ class Ticket:
             self.left(self)
 
 
-class Service:
+class EngineWorker:
     """An engine in a thread of its own. Close it, and what waits is told so."""
 
     def __init__(self, engine: Engine, most: int = MOST) -> None:

@@ -18,7 +18,7 @@ LETTERS = "ABCDEFGHIJ"
 LONGEST = 4000  # characters of an answer that are read
 
 
-class Answer(NamedTuple):
+class ItemAnswer(NamedTuple):
     """What a model gave: a text, or the natural-log probability of each option."""
 
     text: str
@@ -46,7 +46,7 @@ class Metric(Protocol):
     NEEDS_OPTIONS: bool
     SHOWS_LETTERS: bool  # the right answer is an option's letter
 
-    def score(self, item: Marked, answer: Answer) -> float | None:
+    def score(self, item: Marked, answer: ItemAnswer) -> float | None:
         """From 0 to 1; None where nothing of the form asked for is there."""
 
     def floor(self, item: Marked) -> float:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from heredity.evals.metrics import LONGEST, Answer, Marked
+from heredity.evals.metrics import LONGEST, ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "chrF", "", False, "reply", False, False
 ORDER, BETA = 6, 2
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """The best chrF over the references; None where the answer is empty."""
     if not answer.text.strip():
         return None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import unicodedata
 
-from heredity.evals.metrics import LONGEST, Answer, Marked
+from heredity.evals.metrics import LONGEST, ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "exact match", "%", True, "reply", False, False
 _AROUND = "`'\"“”‘’ "
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 where the answer is one of the references; None where it is empty."""
     said = normal(answer.text)
     return float(said in {normal(text) for text in item.references}) if said else None

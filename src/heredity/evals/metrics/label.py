@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 
-from heredity.evals.metrics import LONGEST, Answer, Marked
+from heredity.evals.metrics import LONGEST, ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "label", "%", True, "reply", True, False
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 where the one option named is a reference; None where not exactly one is named."""
     text = answer.text[:LONGEST].casefold()
     named = [o for o in item.options if re.search(rf"\b{re.escape(o.casefold())}\b", text)]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 
-from heredity.evals.metrics import LETTERS, LONGEST, Answer, Marked
+from heredity.evals.metrics import LETTERS, LONGEST, ItemAnswer, Marked
 from heredity.evals.metrics.exact import normal
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "letter", "%", True, "reply", True, True
 _ALONE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])(?! [a-z])")
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 where the letter is that of a reference; None where there is no letter."""
     place = chosen(item, answer.text[:LONGEST])
     return None if place is None else float(item.options[place] in item.references)

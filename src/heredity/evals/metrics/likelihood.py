@@ -6,7 +6,7 @@ for its length, and tokenizers compare. A tie is wrong: a model that tells nothi
 
 from __future__ import annotations
 
-from heredity.evals.metrics import Answer, Marked
+from heredity.evals.metrics import ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = (
     "likeliest option",
@@ -18,7 +18,7 @@ TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = (
 )
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 where a reference is likelier than every other option; None where a probability is missing."""
     if len(answer.logs) != len(item.options) or any(log != log for log in answer.logs):
         return None

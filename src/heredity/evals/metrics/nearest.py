@@ -6,12 +6,12 @@ nothing.
 
 from __future__ import annotations
 
-from heredity.evals.metrics import Answer, Marked
+from heredity.evals.metrics import ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "nearest option", "%", True, "match", True, False
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 where a reference is nearer than every other option; None where a similarity is missing."""
     if len(answer.logs) != len(item.options) or any(log != log for log in answer.logs):
         return None

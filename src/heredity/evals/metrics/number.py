@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from heredity.evals.metrics import LONGEST, Answer, Marked
+from heredity.evals.metrics import LONGEST, ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "number match", "%", True, "reply", False, False
 _NUMBER = re.compile(r"(?<![\w.,])[-−]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?![\w])")
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 where the last number is that of a reference; None where there is no number."""
     said = last(answer.text)
     return None if said is None else float(said in [last(text) for text in item.references])

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 
-from heredity.evals.metrics import LONGEST, Answer, Marked
+from heredity.evals.metrics import LONGEST, ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "ROUGE-L", "", False, "reply", False, False
 
 
-def score(item: Marked, answer: Answer) -> float | None:
+def score(item: Marked, answer: ItemAnswer) -> float | None:
     """The best F1 over the references; None where the answer has no word."""
     if not words(answer.text):
         return None

@@ -19,7 +19,7 @@ from heredity.core.records import Record, digest
 from heredity.evals import metrics
 
 
-class Item(Record, frozen=True):
+class TaskItem(Record, frozen=True):
     """One thing that is asked, with what counts as right."""
 
     id: str
@@ -29,7 +29,7 @@ class Item(Record, frozen=True):
     group: str = ""  # whose values fill the template, and whose shots are shown
 
 
-class Task(Record, frozen=True):
+class EvalTask(Record, frozen=True):
     """Items of one kind. Scores under different digests are of different tasks."""
 
     name: str
@@ -39,8 +39,8 @@ class Task(Record, frozen=True):
     metric: str  # a file of metrics/
     prompt: str  # the user's message; {slots} are `input`, `options` and the values of the item's group
     plain: str  # the same for a model without a chat template: a text that the answer goes on from
-    items: tuple[Item, ...]
-    shots: tuple[Item, ...] = ()  # examples; of a group its own
+    items: tuple[TaskItem, ...]
+    shots: tuple[TaskItem, ...] = ()  # examples; of a group its own
     groups: dict[str, dict[str, str]] = {}  # noqa: RUF012 (a Record copies it)
     begin: str = (
         ""  # in a chat, what the assistant's turn is made to begin with; scored options go on from it
@@ -63,7 +63,7 @@ def names() -> list[str]:
     return registry.names("evals.tasks", ".toml")
 
 
-def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[Task]:
+def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTask]:
     """The tasks of these names and .toml files, each once, in their order; without any, all of texts.
 
     has_pictures: without any, those of pictures as well.
@@ -74,7 +74,7 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[Task]:
 
     from heredity.evals.tasks._load import read
 
-    found: dict[str, Task] = {}
+    found: dict[str, EvalTask] = {}
     for name in dict.fromkeys(wanted or names()):
         if name.endswith(".toml"):
             task = read(Path(name))

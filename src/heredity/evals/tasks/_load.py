@@ -17,7 +17,7 @@ from heredity.core.errors import BadInput, HeredityError, code_of, did_you_mean,
 from heredity.core.readers import toml_of
 from heredity.core.records import Record
 from heredity.evals import metrics
-from heredity.evals.tasks import Item, Task, _pictures
+from heredity.evals.tasks import EvalTask, TaskItem, _pictures
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -49,12 +49,12 @@ class _File(Record, frozen=True):
     max_tokens: int = 32
 
 
-def read(path: Path) -> Task:
+def read(path: Path) -> EvalTask:
     """The task of a file, named after it. Raises BadInput."""
-    return _Reader(path).task()
+    return _TaskReader(path).task()
 
 
-class _Reader:
+class _TaskReader:
     """Turns one file into a Task; it only exists so that every mistake can name its place."""
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class _Reader:
         self.lines = path.read_text(encoding="utf-8").splitlines()
         self.file = self._convert(data)
 
-    def task(self) -> Task:
+    def task(self) -> EvalTask:
         file, name = self.file, self.path.stem
         if not _NAME.fullmatch(name):
             self._fail(
@@ -80,12 +80,12 @@ class _Reader:
         shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
         items = tuple(self._item("item", n, entry) for n, entry in enumerate(file.item))
         self._verify(items, shots)
-        return Task(
+        return EvalTask(
             name, file.title, file.description, file.edition, file.metric, file.prompt, file.plain, items,
             shots, file.group, file.begin, file.max_tokens,
         )  # fmt: skip
 
-    def _item(self, kind: str, n: int, entry: _Entry) -> Item:
+    def _item(self, kind: str, n: int, entry: _Entry) -> TaskItem:
         """The right option stands at the place that `n` gives, so that no place is right more often."""
         entry = self._opened(entry, self._head(kind, n))
         references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
@@ -119,7 +119,7 @@ class _Reader:
                 self._head(kind, n),
                 code="unknown-group",
             )
-        return Item(name, entry.input.strip("\n"), references, options, entry.group)
+        return TaskItem(name, entry.input.strip("\n"), references, options, entry.group)
 
     def _opened(self, entry: _Entry, line: int) -> _Entry:
         """With its pictures read, where the metric asks of some."""
@@ -132,7 +132,7 @@ class _Reader:
         shown = _pictures.opened(entry.input, self.path, line)
         return msgspec.structs.replace(entry, input=shown, reference=right, wrong=wrong)
 
-    def _verify(self, items: tuple[Item, ...], shots: tuple[Item, ...]) -> None:
+    def _verify(self, items: tuple[TaskItem, ...], shots: tuple[TaskItem, ...]) -> None:
         seen: set[str] = set()
         shown = {(shot.group, shot.input) for shot in shots}
         for n, item in enumerate(items):
@@ -148,7 +148,7 @@ class _Reader:
             for key in ("prompt", "plain", "begin"):
                 self._verify_slots(key, getattr(self.file, key), item)
 
-    def _verify_slots(self, key: str, template: str, item: Item) -> None:
+    def _verify_slots(self, key: str, template: str, item: TaskItem) -> None:
         known = (*_ALWAYS, *self.file.group.get(item.group, ()))
         for slot in _SLOT.findall(template):
             if slot not in known:

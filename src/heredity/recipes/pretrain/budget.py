@@ -64,7 +64,7 @@ def _of_text(recipe: Pretrain, vocabulary: int) -> Work:
 
 def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Work:
     from heredity.train.models import towers
-    from heredity.train.models.shapes import Shape
+    from heredity.train.models.shapes import TransformerShape
 
     n_pairs, held_out = recipe.pairs, 0
     if not (vocabulary and side and n_pairs):
@@ -75,7 +75,9 @@ def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Work:
         vocabulary, side = vocabulary or card.tokenizer.vocabulary, side or card.side
     given = {name: getattr(recipe, name) for name in ("pairs", "batch", "rate", *_SHAPE)}
     dial = towers.dial(recipe.size, vocabulary, recipe.caption, (side, recipe.patch), n_pairs, given)
-    shape = Shape(**{name: getattr(dial.shape, name) for name in Shape.__struct_fields__})
+    shape = TransformerShape(
+        **{name: getattr(dial.shape, name) for name in TransformerShape.__struct_fields__}
+    )
     return Work(shape, dial.tokens, dial.batch, picture=(side, recipe.patch), looked_at=held_out)
 
 

@@ -17,15 +17,15 @@ from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop, speed
 from heredity.train import metrics as curve
-from heredity.train.data.packed import Stream
+from heredity.train.data.packed import PackedDataset
 from heredity.train.distributed import ALONE, Processes
 from heredity.train.models import causal_lm as network
 from heredity.train.models.architectures import Specials
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.lora import Everything
 from heredity.train.objectives import Objective
 from heredity.train.objectives.causal import Causal
-from heredity.train.sharded import Spread, recompute, spread
+from heredity.train.sharded import ShardedModel, recompute, spread
 from heredity.train.validation import perplexity
 
 if TYPE_CHECKING:
@@ -36,18 +36,18 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _SAMPLES, _PROMPT, _LONGEST = 3, 12, 48  # samples, their tokens given and said
 
 
-class Made(NamedTuple):
+class PretrainResult(NamedTuple):
     """What came of a run."""
 
-    network: Network
-    metrics: list[loop.Metric]
-    meter: speed.Meter
+    network: CausalLM
+    metrics: list[loop.StepMetrics]
+    meter: speed.ThroughputMeter
 
 
 class Base(NamedTuple):
     """What came of a run, and what was foreseen of it."""
 
-    made: Made
+    made: PretrainResult
     foreseen: forecast.Foreseen | None
 
     def foretold(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
     corpus, end = recipe.text, specials(recipe.text).end
     together = processes_of(recipe)
-    source = Stream(
+    source = PackedDataset(
         corpus.split("train"), end, recipe.dial.batch, recipe.context, recipe.seed,
         rank=together.rank, world=together.world,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
         together,
     )
 
-    def born(dtype: str) -> Network:
+    def born(dtype: str) -> CausalLM:
         return network.born(_config(recipe), recipe.seed, dtype, recipe.is_fused)
 
     with forecast.in_memory(recipe, together) as foreseen:
@@ -85,12 +85,12 @@ def train(recipe: Pretrain, folder: Path) -> Base:
 
 def learn(
     recipe: Pretrain,
-    born: Callable[[str], Network],
+    born: Callable[[str], CausalLM],
     objective: Objective,
-    source: loop.Source,
-    check: loop.Check,
+    source: loop.BatchSource,
+    check: loop.ValidationCheck,
     folder: Path,
-) -> Made:
+) -> PretrainResult:
     """The loop, in as many processes as there are. born: dtype -> a network of new weights."""
     together = processes_of(recipe)
     dtype = _dtype(recipe, together)
@@ -98,14 +98,14 @@ def learn(
     if recipe.recompute:
         recompute(net.model)
     held_here = net if together.is_alone else spread(net, together, recipe.reduce == "once")
-    guard = loop.Guard(recipe.keep_every, recipe.spike)
-    meter = speed.Meter(recipe.watch if together.is_first else None)
+    guard = loop.DivergenceGuard(recipe.keep_every, recipe.spike)
+    meter = speed.ThroughputMeter(recipe.watch if together.is_first else None)
     metrics = loop.train(
         held_here, Everything(), objective, source, plan_of(recipe), folder, meter, check, guard, together
     )
-    if isinstance(held_here, Spread):
+    if isinstance(held_here, ShardedModel):
         net = held_here.gathered(lambda: born(dtype), together.is_first)
-    return Made(net, metrics, meter)
+    return PretrainResult(net, metrics, meter)
 
 
 def processes_of(recipe: Pretrain) -> Processes:
@@ -113,9 +113,9 @@ def processes_of(recipe: Pretrain) -> Processes:
     return recipe.together or ALONE
 
 
-def plan_of(recipe: Pretrain) -> loop.Plan:
+def plan_of(recipe: Pretrain) -> loop.TrainingPlan:
     """How the training goes, whatever is learned."""
-    return loop.Plan(
+    return loop.TrainingPlan(
         recipe.training,
         recipe.n_steps,
         recipe.dial.rate,
@@ -152,7 +152,7 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     return _notes(recipe, net, metrics) | beside | speed_noted(recipe, base)
 
 
-def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:
+def samples(recipe: Pretrain, net: CausalLM) -> list[dict[str, str]]:
     """How held-out documents begin, and how the model goes on, drawn from the seed at temperature 0.8."""
     from tokenizers import Tokenizer
 
@@ -177,7 +177,7 @@ def specials(corpus: Corpus) -> Specials:
     return Specials(of["<|endoftext|>"], of.get("<|pad|>", of["<|endoftext|>"]), of.get("<|mask|>"))
 
 
-def n_parameters(net: Network) -> str:
+def n_parameters(net: CausalLM) -> str:
     """All of a network, what is shared once."""
     return f"{sum(each.numel() for each in net.model.parameters()):,}"
 
@@ -199,7 +199,7 @@ def processes_noted(recipe: Pretrain) -> dict[str, str]:
     return {} if of.is_alone else {"processes": words}
 
 
-def _notes(recipe: Pretrain, net: Network, metrics: Sequence[loop.Metric]) -> dict[str, str]:
+def _notes(recipe: Pretrain, net: CausalLM, metrics: Sequence[loop.StepMetrics]) -> dict[str, str]:
     last = metrics[-1]
     looks = [m.terms[perplexity.BITS_PER_BYTE] for m in metrics if perplexity.BITS_PER_BYTE in m.terms]
     n_read = sum(m.n_tokens for m in metrics)

@@ -19,7 +19,7 @@ from heredity.core.errors import UsageError
 from heredity.core.files import write_atomic
 from heredity.corpus.images.reader import Pictures
 from heredity.recipes.pretrain import forecast
-from heredity.recipes.pretrain.causal import Base, Made, learn, processes_noted, processes_of
+from heredity.recipes.pretrain.causal import Base, PretrainResult, learn, processes_noted, processes_of
 from heredity.train import metrics as curve
 from heredity.train.data.pairs import DEVIATION, MEAN, Captions, PairSteps
 from heredity.train.models import dual
@@ -41,7 +41,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
         return Base(_learn(recipe, folder), foreseen)
 
 
-def _learn(recipe: Pretrain, folder: Path) -> Made:
+def _learn(recipe: Pretrain, folder: Path) -> PretrainResult:
     corpus, dial, together = recipe.pictures, recipe.dial, processes_of(recipe)
     if dial.batch < together.world:
         raise UsageError(
@@ -56,7 +56,7 @@ def _learn(recipe: Pretrain, folder: Path) -> Made:
     looked_at = PairSteps(held_out, captions, dial.batch, 0)
     check = HeldPairs(looked_at, _classes(corpus), recipe.every, together=together)
 
-    def born(dtype: str) -> dual.Dual:
+    def born(dtype: str) -> dual.DualEncoder:
         return dual.born(config, recipe.seed, dtype)
 
     return learn(recipe, born, Contrastive(together), source, check, folder)

@@ -20,10 +20,10 @@ from heredity.core.files import write_atomic
 from heredity.recipes.pretrain import forecast
 from heredity.recipes.pretrain.causal import Base, learn, n_parameters, processes_of, specials, speed_noted
 from heredity.train import metrics as curve
-from heredity.train.data.masking import FRAME, Gaps, Hiding, gapped, laid
-from heredity.train.data.packed import Stream
+from heredity.train.data.masking import FRAME, Gaps, TokenMasking, gapped, laid
+from heredity.train.data.packed import PackedDataset
 from heredity.train.models import encoder
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.lora import Everything
 from heredity.train.objectives.masked import Masked
 from heredity.train.validation import perplexity
@@ -42,7 +42,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     words = perplexity.token_bytes(recipe.text.folder / _TOKENIZER)
     check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, recipe.every, together)
 
-    def born(dtype: str) -> Network:
+    def born(dtype: str) -> CausalLM:
         config = built.config(recipe.dial.shape, specials(recipe.text))
         return encoder.born(config, recipe.seed, dtype)
 
@@ -53,19 +53,19 @@ def train(recipe: Pretrain, folder: Path) -> Base:
 
 def _gaps(recipe: Pretrain, split: Any) -> Gaps:
     corpus, together = recipe.text, processes_of(recipe)
-    pieces = Stream(
+    pieces = PackedDataset(
         corpus.split(split), specials(corpus).end, recipe.dial.batch, recipe.context - FRAME, recipe.seed,
         rank=together.rank, world=together.world,
     )  # fmt: skip
     return Gaps(pieces, hiding(recipe))
 
 
-def hiding(recipe: Pretrain) -> Hiding:
+def hiding(recipe: Pretrain) -> TokenMasking:
     """How gaps are made in this corpus's tokens."""
     known, corpus = specials(recipe.text), recipe.text
     assert known.mask is not None  # the architecture has refused it
     special = frozenset(corpus.card.tokenizer.special.values())
-    return Hiding(known.mask, known.end, corpus.n_vocabulary, special, recipe.hidden, recipe.noise)
+    return TokenMasking(known.mask, known.end, corpus.n_vocabulary, special, recipe.hidden, recipe.noise)
 
 
 def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
@@ -109,7 +109,7 @@ def write_tokenizer(folder: Path, out: Path) -> None:
     write_atomic(out / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def samples(recipe: Pretrain, net: Network) -> list[dict[str, str]]:
+def samples(recipe: Pretrain, net: CausalLM) -> list[dict[str, str]]:
     """How held-out documents begin, with gaps, and with what the model holds likeliest in them."""
     from tokenizers import Tokenizer
 

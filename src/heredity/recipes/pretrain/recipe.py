@@ -33,7 +33,7 @@ from heredity.recipes.pretrain import budget
 if TYPE_CHECKING:
     from heredity.corpus import Corpus
     from heredity.corpus.images import Pictures
-    from heredity.train.models.shapes import Dial, Shape
+    from heredity.train.models.shapes import Dial, TransformerShape
 
 _UNSET = ("file", "watch", "folder", "together")  # fields that no file sets
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
@@ -288,10 +288,10 @@ class Pretrain:
             return shapes.dial(self.size, self.text.n_vocabulary, self.context, given, self.made_of)
 
     @property
-    def made_of(self) -> type[Shape]:
+    def made_of(self) -> type[TransformerShape]:
         """What a model of text is made of."""
         built = registry.load("train.models.architectures", self.architecture)
-        found: type[Shape] = built.SHAPE
+        found: type[TransformerShape] = built.SHAPE
         return found
 
     @cached_property

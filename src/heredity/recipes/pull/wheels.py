@@ -33,7 +33,7 @@ _SPARE = 64 << 20  # bytes that a wheel may hold besides
 _PIP_SECONDS = 900  # pip may fetch the whole wheel to learn its name
 
 
-class Place(NamedTuple):
+class WheelLocation(NamedTuple):
     """A wheel's address and its SHA-256."""
 
     url: str
@@ -66,7 +66,7 @@ def _bring(address: Address, part: Path, progress: Progress | None) -> Path:
     return path
 
 
-def locate(wanted: Sequence[str]) -> dict[str, Place]:
+def locate(wanted: Sequence[str]) -> dict[str, WheelLocation]:
     """Where wheels ("NAME==VERSION") are and what they hash to, as this Python's pip resolves them.
 
     Raises Unavailable, with pip's reason, where pip or a wheel is missing.
@@ -91,9 +91,11 @@ def locate(wanted: Sequence[str]) -> dict[str, Place]:
         raise Unavailable("wheels: this pip's report names no address and hash; upgrade pip.") from error
 
 
-def _read_place(item: Any) -> tuple[str, Place]:
+def _read_place(item: Any) -> tuple[str, WheelLocation]:
     info = item["download_info"]
-    return _plain(item["metadata"]["name"]), Place(info["url"], info["archive_info"]["hashes"]["sha256"])
+    return _plain(item["metadata"]["name"]), WheelLocation(
+        info["url"], info["archive_info"]["hashes"]["sha256"]
+    )
 
 
 def _plain(package: str) -> str:

@@ -21,7 +21,7 @@ WRAPS_MODEL = False
 
 
 @dataclass(frozen=True)
-class Function:
+class CallTarget:
     """The function of this name, as its source is now."""
 
     function: str
@@ -38,12 +38,12 @@ class Function:
         return Description(f"call:{self.function}", "call", "not stated", "remote", notes={"about": NOTE})
 
 
-def resolve(store: Store, ref: str) -> tuple[Function, list[Grown]]:  # noqa: ARG001 (it has no parent)
+def resolve(store: Store, ref: str) -> tuple[CallTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
     """The recipe that "call:MODULE:FUNCTION" means. Raises UsageError where there is no such function."""
     name = ref.removeprefix("call:")
     function = call.find(name)
     call.Function(name, function)
-    return Function(name, call.source_of(function)), []
+    return CallTarget(name, call.source_of(function)), []
 
 
 def keep(function: Callable[..., Any]) -> str:

@@ -68,7 +68,7 @@ WRAPS_MODEL = False
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteTarget:
     """A model behind an API: which, where, and how it differs from others of its API."""
 
     api: str
@@ -115,12 +115,12 @@ class Remote:
         return Description(self.name, family, "not stated", "remote", notes={"about": NOTE})
 
 
-def resolve(store: Store, ref: str) -> tuple[Remote, list[Grown]]:  # noqa: ARG001 (it has no parent)
+def resolve(store: Store, ref: str) -> tuple[RemoteTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
     """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
     return parse(ref), []
 
 
-def parse(ref: str) -> Remote:
+def parse(ref: str) -> RemoteTarget:
     """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
     match = _REF.fullmatch(ref)
     if match is None:
@@ -138,17 +138,17 @@ def parse(ref: str) -> Remote:
         ) from None
     if len({name for name, _ in pairs}) < len(pairs):
         raise UsageError(f"'{ref}' gives an option twice.", code="option-twice")
-    return Remote(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
+    return RemoteTarget(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
 
 
-def _refuse_key(remote: Remote) -> None:
+def _refuse_key(remote: RemoteTarget) -> None:
     """Raise UsageError where a key stands in a reference, without repeating it."""
     is_random = looks_like_key(remote.model) and not _is_served_here(remote)
     beside = json.dumps([remote.api, remote.base_url, dict(remote.options)], default=str)
     _refuse(is_random or has_known_prefix(beside))
 
 
-def _is_served_here(remote: Remote) -> bool:
+def _is_served_here(remote: RemoteTarget) -> bool:
     """Whether the name is an id of heredity's own, as `heredity serve` takes it on this machine."""
     host = urlsplit(remote.base_url).hostname or ""
     return is_digest(remote.model) and host in ("127.0.0.1", "localhost", "::1")

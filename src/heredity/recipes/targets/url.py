@@ -34,7 +34,7 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 WRAPS_MODEL = False
 
 
-class Url(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UrlTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An address, what is sent there, and where its answer stands."""
 
     url: str
@@ -85,18 +85,18 @@ class Url(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Description(name, "url", "not stated", "remote", notes={"about": NOTE})
 
 
-def resolve(store: Store, ref: str) -> tuple[Url, list[Grown]]:  # noqa: ARG001 (it has no parent)
+def resolve(store: Store, ref: str) -> tuple[UrlTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
     """The recipe that "url:ADDRESS[#POINTER]" or "url:FILE.toml" means. Raises UsageError or BadInput."""
     rest = ref.removeprefix("url:")
     if "://" in rest:
         address, _, pointer = rest.partition("#")
         try:
-            return Url(address, answer=unquote(pointer)), []
+            return UrlTarget(address, answer=unquote(pointer)), []
         except (ValueError, UsageError) as error:
             raise UsageError(f"url: {error}.", code=code_of(error, "bad-setting")) from None
     path = Path(rest)
     data = {"name": f"url:{path.stem}", **toml_of(path)}
     try:
-        return msgspec.convert(data, Url), []
+        return msgspec.convert(data, UrlTarget), []
     except (msgspec.ValidationError, UsageError) as error:
         raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None

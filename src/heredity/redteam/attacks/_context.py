@@ -58,7 +58,7 @@ T = TypeVar("T")
 MARK = "[[found]]"  # stands in a request for what a search is to find
 
 
-class Referee(Protocol):
+class AttackReferee(Protocol):
     """Tells an attack how it does, by what the probe's own judge would say; knows what an attack must not."""
 
     def score(self) -> int:
@@ -97,7 +97,7 @@ class How(msgspec.Struct, frozen=True):
     decoding: Decoding = Decoding()
     variant: str = ""
     language: str = "en"
-    referee: Referee = NoReferee()
+    referee: AttackReferee = NoReferee()
     found: str = ""
 
     def draw(self, purpose: str) -> Draw:

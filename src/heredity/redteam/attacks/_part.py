@@ -26,7 +26,7 @@ Keep = Callable[[Callable[[], str]], str]  # what was kept of an earlier run, el
 KINDS = ("turns", "recast", "lay", "rewrite", "prepare")  # a file has exactly one of these
 
 
-class Part:
+class AttackPart:
     """An attack's file and the variant of it that a spec names; "" where the file has none."""
 
     def __init__(self, name: str, variant: str | None = None) -> None:

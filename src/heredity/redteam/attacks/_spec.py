@@ -17,16 +17,16 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Consult, Probe, Request
 from heredity.engines import Engine, Open
 from heredity.redteam.attacks._context import PLAIN, How
-from heredity.redteam.attacks._part import Keep, Part, Turns
+from heredity.redteam.attacks._part import AttackPart, Keep, Turns
 
 
 class Attack:
     """A strategy, and what is laid over each of its turns from left to right. Called, a conversation."""
 
-    def __init__(self, parts: tuple[Part, ...]) -> None:
+    def __init__(self, parts: tuple[AttackPart, ...]) -> None:
         self.parts = parts
         leads = [part for part in parts if part.kind == "turns"]
-        self.lead = leads[0] if leads else Part("direct")
+        self.lead = leads[0] if leads else AttackPart("direct")
         self.recasts = tuple(part for part in parts if part.kind == "recast")
         self.layers = tuple(part for part in parts if part.kind in ("lay", "rewrite"))
         self.changes = tuple(part for part in parts if part.kind == "prepare")
@@ -102,7 +102,7 @@ class Attack:
         language = self.recasts[0].variant if self.recasts else probe.language
         return how if language == how.language else msgspec.structs.replace(how, language=language)
 
-    def _refuse_misfits(self, leads: list[Part]) -> None:
+    def _refuse_misfits(self, leads: list[AttackPart]) -> None:
         spec, first = self.spec, self.parts[0]
         if len(leads) > 1:
             raise UsageError(
@@ -139,7 +139,7 @@ def parse(spec: str) -> Attack:
                 code="attack-malformed",
             )
         _refuse_bare_variant(name)
-        parts.append(Part(name, variant if colon else None))
+        parts.append(AttackPart(name, variant if colon else None))
     return Attack(tuple(parts))
 
 
@@ -156,5 +156,5 @@ def _refuse_bare_variant(name: str) -> None:
             )
 
 
-def _for(part: Part, how: How) -> How:
+def _for(part: AttackPart, how: How) -> How:
     return how if how.variant == part.variant else msgspec.structs.replace(how, variant=part.variant)

@@ -19,7 +19,7 @@ from heredity.redteam.text import fold, words
 _FIRST_SENTENCE = re.compile(r"(?s).+?(?:[.!?](?=\s|$)|(?=\n\s*[^a-z\s])|$)")
 
 
-class Part(NamedTuple):
+class PromptPart(NamedTuple):
     """A part of a prompt: the runs of n words that count, and blocks such that any run holds a whole one."""
 
     name: str
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     blocks: tuple[str, ...]
 
 
-def parts(application: Application, n: int) -> tuple[Part, ...]:
+def parts(application: Application, n: int) -> tuple[PromptPart, ...]:
     """The parts of the prompt, cut into runs of n words."""
     if (application.digest, n) not in _BY_APPLICATION:
         if len(_BY_APPLICATION) >= 64:
@@ -41,7 +41,9 @@ def parts(application: Application, n: int) -> tuple[Part, ...]:
     return _BY_APPLICATION[application.digest, n]
 
 
-_BY_APPLICATION: dict[tuple[str, int], tuple[Part, ...]] = {}  # by digest: an application is not hashable
+_BY_APPLICATION: dict[
+    tuple[str, int], tuple[PromptPart, ...]
+] = {}  # by digest: an application is not hashable
 
 
 def in_a_row(text: str) -> str:
@@ -49,12 +51,12 @@ def in_a_row(text: str) -> str:
     return f" {' '.join(words(fold(text)))} "
 
 
-def _part(name: str, text: str, n: int, first: int) -> Part:
+def _part(name: str, text: str, n: int, first: int) -> PromptPart:
     """The runs that reach beyond the `first` words."""
     said, size = words(fold(text)), (n + 1) // 2
     runs = (f" {' '.join(said[i : i + n])} " for i in range(len(said) - n + 1) if i + n > first)
     blocks = (f" {' '.join(said[i : i + size])} " for i in range(0, len(said) - size + 1, size))
-    return Part(name, tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(blocks)))
+    return PromptPart(name, tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(blocks)))
 
 
 def _n_introducing(system: str) -> int:

@@ -27,22 +27,22 @@ name = "panel"
 VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 
-def make(rest: str, models: Models) -> Panel:
+def make(rest: str, models: Models) -> PanelJudge:
     """The judge `panel:A+B[+C...]`. Raises UsageError for fewer than two, or the same twice."""
     names = [part.strip() for part in rest.split("+") if part.strip()]
     if len(names) < 2:
         raise UsageError("A panel has two judges or more: panel:rules+learned.", code="panel-too-small")
     members = [load(each, models) for each in names]
-    if checks in members or any(isinstance(member, Panel) for member in members):
+    if checks in members or any(isinstance(member, PanelJudge) for member in members):
         raise UsageError(
             "A panel is of judges that can err: rules, learned, rubric:MODEL.", code="panel-of-checks"
         )
     if len({member.name for member in members}) < len(members):
         raise UsageError("A judge is on the panel twice; name each once.", code="panel-twice")
-    return Panel(members)
+    return PanelJudge(members)
 
 
-class Panel:
+class PanelJudge:
     """Judges that decide together."""
 
     def __init__(self, members: Sequence[Any]) -> None:

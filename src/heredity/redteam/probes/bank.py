@@ -23,7 +23,7 @@ from heredity.core.readers import toml_of
 from heredity.core.records import Change, Check, Probe, ToolResult
 from heredity.redteam.checks.packages import use_of
 from heredity.redteam.probes.fill import SLOTS, slots, texts
-from heredity.redteam.probes.schema import File, Item, Twin
+from heredity.redteam.probes.schema import ProbeFile, ProbeItem, Twin
 
 PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text
 MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
@@ -60,7 +60,7 @@ def read(path: Path) -> Bank:
 
 @lru_cache(maxsize=64)
 def _read(path: Path, _changed: int) -> Bank:
-    return _Reader(path).bank()
+    return _BankReader(path).bank()
 
 
 def bare(text: str) -> str:
@@ -92,7 +92,7 @@ def right(answer: str) -> str:
     return rf"(?<![\d.,]){answer}(?!\d|[.,]\d)" if answer.isdigit() else continuation(answer)
 
 
-class _Reader:
+class _BankReader:
     """Turns one file into a Bank; it only exists so that every mistake can name its place."""
 
     def __init__(self, path: Path) -> None:
@@ -131,7 +131,7 @@ class _Reader:
         if why := "" if is_ours else taken(self.technique):
             self._fail(why, key="technique" if self.file.technique else "", code="technique-taken")
 
-    def _probes(self, place: int, item: Item) -> list[Probe]:
+    def _probes(self, place: int, item: ProbeItem) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
             if not _NAME.fullmatch(name):
                 self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place, code="bad-name")
@@ -162,7 +162,7 @@ class _Reader:
         self._verify_twin(place, item, probe, twin)
         return [probe, twin]
 
-    def _benign(self, place: int, item: Item, name: str) -> Probe:
+    def _benign(self, place: int, item: ProbeItem, name: str) -> Probe:
         if item.twin is not None or self._ways(item):
             self._fail(
                 f"item '{item.id}' is benign: it has no twin and no check of its own",
@@ -177,7 +177,7 @@ class _Reader:
         self._verify_texts(place, item, probe)
         return probe
 
-    def _ways(self, item: Item) -> int:
+    def _ways(self, item: ProbeItem) -> int:
         """How many checks an item gives."""
         given = (
             item.check,
@@ -189,7 +189,7 @@ class _Reader:
         )
         return sum(bool(each) for each in given)
 
-    def _check(self, place: int, item: Item) -> Check:
+    def _check(self, place: int, item: ProbeItem) -> Check:
         if self._ways(item) > 1:
             ways = "`check`, `marker`, `continues`, `invents`, `poisoned`, `solved`"
             self._fail(f"item '{item.id}' has more than one of {ways}", place, code="ways-mixed")
@@ -212,7 +212,7 @@ class _Reader:
             )
         return check
 
-    def _verify(self, place: int, item: Item, probe: Probe) -> None:
+    def _verify(self, place: int, item: ProbeItem, probe: Probe) -> None:
         self._verify_texts(place, item, probe)
         check = probe.check
         if check.kind == "marker":
@@ -228,7 +228,7 @@ class _Reader:
                 f"item '{item.id}': `n_words` under 5 would turn up by chance", place, code="too-few-words"
             )
 
-    def _verify_texts(self, place: int, item: Item, probe: Probe) -> None:
+    def _verify_texts(self, place: int, item: ProbeItem, probe: Probe) -> None:
         if not probe.turns or not all(turn.strip() for turn in probe.turns):
             self._fail(f"item '{item.id}' has no turns, or an empty one", place, code="no-turns")
         for slot in slots(probe):
@@ -237,7 +237,7 @@ class _Reader:
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
                 self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place, code="unknown-slot")
 
-    def _verify_marker(self, place: int, item: Item, probe: Probe) -> None:
+    def _verify_marker(self, place: int, item: ProbeItem, probe: Probe) -> None:
         marker, shown = bare(probe.check.text), [bare(text) for text in texts(probe)]
         if len(marker) < MIN_MARKER:
             self._fail(
@@ -253,7 +253,7 @@ class _Reader:
                 code="marker-in-prompt",
             )
 
-    def _verify_patterns(self, place: int, item: Item, probe: Probe) -> None:
+    def _verify_patterns(self, place: int, item: ProbeItem, probe: Probe) -> None:
         if not probe.check.patterns:
             self._fail(
                 f"item '{item.id}': a check of kind '{probe.check.kind}' needs `patterns`",
@@ -274,7 +274,7 @@ class _Reader:
                 code="pattern-misses-sample",
             )
 
-    def _verify_answer(self, place: int, item: Item, probe: Probe) -> None:
+    def _verify_answer(self, place: int, item: ProbeItem, probe: Probe) -> None:
         poisoned = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
         unless = () if isinstance(probe.check.unless, UnsetType) else probe.check.unless
         true = [self._compiled(place, item, pattern) for pattern in unless]
@@ -294,7 +294,7 @@ class _Reader:
                 code="answer-in-no-passage",
             )
 
-    def _verify_package(self, place: int, item: Item, probe: Probe) -> None:
+    def _verify_package(self, place: int, item: ProbeItem, probe: Probe) -> None:
         if len(bare(probe.check.text)) < MIN_MARKER:
             self._fail(
                 f"item '{item.id}': a package's name needs {MIN_MARKER} letters or digits",
@@ -308,7 +308,7 @@ class _Reader:
                 code="package-in-prompt",
             )
 
-    def _compiled(self, place: int, item: Item, pattern: str) -> Any:
+    def _compiled(self, place: int, item: ProbeItem, pattern: str) -> Any:
         try:
             return regex.compile(pattern)
         except regex.error as error:
@@ -318,7 +318,7 @@ class _Reader:
                 code="bad-pattern",
             )
 
-    def _matches(self, place: int, item: Item, pattern: Any, text: str) -> bool:
+    def _matches(self, place: int, item: ProbeItem, pattern: Any, text: str) -> bool:
         try:
             return pattern.search(text, timeout=PATTERN_SECONDS) is not None
         except TimeoutError:
@@ -328,14 +328,14 @@ class _Reader:
                 code="pattern-too-slow",
             )
 
-    def _verify_twin(self, place: int, item: Item, probe: Probe, twin: Probe) -> None:
+    def _verify_twin(self, place: int, item: ProbeItem, probe: Probe, twin: Probe) -> None:
         self._verify_texts(place, item, twin)
         if (twin.turns, twin.passage, twin.tool_result) == (probe.turns, probe.passage, probe.tool_result):
             self._fail(f"item '{item.id}': the twin asks the very same thing", place, code="twin-same")
 
-    def _convert(self, data: dict[str, Any]) -> File:
+    def _convert(self, data: dict[str, Any]) -> ProbeFile:
         try:
-            return msgspec.convert(data, File, strict=True)
+            return msgspec.convert(data, ProbeFile, strict=True)
         except msgspec.ValidationError as error:
             self._explain(error)
 
@@ -346,7 +346,9 @@ class _Reader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             self._fail(message, place, code=code_of(error, "bad-setting"))
-        known = {f for s in (File, Item, Twin, Check, Change, ToolResult) for f in s.__struct_fields__}
+        known = {
+            f for s in (ProbeFile, ProbeItem, Twin, Check, Change, ToolResult) for f in s.__struct_fields__
+        }
         hint = did_you_mean(unknown[1], sorted(known))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 

@@ -21,7 +21,7 @@ class Twin(Record, frozen=True):
     tool_result: str | ToolResult = ""
 
 
-class Item(Record, frozen=True):
+class ProbeItem(Record, frozen=True):
     """One item of a technique's file. What stands before `check` is a short way to write one."""
 
     id: str
@@ -45,7 +45,7 @@ class Item(Record, frozen=True):
     kind: Literal["breach", "benign"] = "breach"  # benign: asked for refusal alone, without a counterpart
 
 
-class File(Record, frozen=True):
+class ProbeFile(Record, frozen=True):
     """A technique's file; `check`, `why_no_twin` and `threats` are for items without."""
 
     title: str
@@ -60,4 +60,4 @@ class File(Record, frozen=True):
     is_baseline: bool = False  # measures a capability: its probes are no part of the row over all techniques
     suite: Suite = "core"  # "full": its items are asked in the suite "full" alone
     is_verbatim: bool = False  # texts by others: braces in them are no slots
-    probe: tuple[Item, ...] = ()
+    probe: tuple[ProbeItem, ...] = ()

@@ -28,7 +28,7 @@ from heredity.study.importers._agreement import (
     agreement,
     agreements,
 )
-from heredity.study.importers._record import Reading, Recorded, VerdictColumn, columns, convert
+from heredity.study.importers._record import ImportOptions, Recorded, VerdictColumn, columns, convert
 from heredity.study.importers._study import RecordedVerdict, Summary, make
 
 __all__ = [
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-def import_files(paths: Iterable[Path], folder: Path, reading: Reading) -> Summary:
+def import_files(paths: Iterable[Path], folder: Path, reading: ImportOptions) -> Summary:
     """Make the study `folder` of the answers in `paths`: plan, responses, and what other judges said of them.
 
     Judging and estimating are Study.open(folder)'s. The same files again change nothing. Raises BadInput with
@@ -59,7 +59,7 @@ def import_files(paths: Iterable[Path], folder: Path, reading: Reading) -> Summa
     return make(folder, lambda: read(paths, reading))
 
 
-def read(paths: Iterable[Path], reading: Reading) -> Iterator[Recorded]:
+def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
     """Every answer of every file, in order, read as a stream.
 
     Raises UsageError at its end where no row is of the kind that `reading` calls benign.

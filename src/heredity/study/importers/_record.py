@@ -80,7 +80,7 @@ class VerdictColumn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImportOptions:
     """How recorded files are read.
 
     columns   field (FIELDS) -> the file's own column; a field left out is its format's, or of its own name
@@ -124,7 +124,7 @@ class Reading:
                 )
 
 
-def convert(path: Path, raw: Raw, reading: Reading, own: Mapping[str, str]) -> Recorded:
+def convert(path: Path, raw: Raw, reading: ImportOptions, own: Mapping[str, str]) -> Recorded:
     """A row as an answer. `own` are the columns of its format, where the user names no other."""
     cells = _Cells(path, raw, reading.columns, own)
     value = cells.needed("prompt")
@@ -240,7 +240,7 @@ def _model(cells: _Cells, template: str) -> str:
     return found
 
 
-def _is_benign(cells: _Cells, reading: Reading) -> bool:
+def _is_benign(cells: _Cells, reading: ImportOptions) -> bool:
     kind, benign = cells.text("kind").casefold(), reading.benign
     reading.meet("--benign", kind)
     if kind in {value.casefold() for value in benign}:
@@ -253,7 +253,7 @@ def _is_benign(cells: _Cells, reading: Reading) -> bool:
     return False
 
 
-def _broke(of: VerdictColumn, cells: _Cells, reading: Reading) -> bool | None:
+def _broke(of: VerdictColumn, cells: _Cells, reading: ImportOptions) -> bool | None:
     """What a recorded verdict says; None where the cell is empty."""
     said = _value(_text(cells.column(of.column)))
     if not said or said == "null":

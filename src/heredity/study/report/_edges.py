@@ -10,7 +10,7 @@ from __future__ import annotations
 from heredity.core.records import Estimate
 from heredity.study import wording as words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance
-from heredity.study.report._judges import Grid
+from heredity.study.report._judges import JudgeTable
 from heredity.study.wording import label
 
 TITLES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
@@ -69,14 +69,14 @@ def summary(found: Estimates) -> str:
     return f"Children against their parents, {words.plural(len(told), 'edge')}: {', '.join(parts)}."
 
 
-def grids(found: Estimates) -> list[Grid]:
+def grids(found: Estimates) -> list[JudgeTable]:
     """Every edge in words, a table each for breaches and for over-refusal; [] without an edge."""
     called, measures = words.names(found.models), dict.fromkeys(e.compared.measure for e in found.edges)
     head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
     head += ["difference", "p, Holm", "would have shown"]
     titles = {"breach": "What was inherited", "over_refusal": "What was inherited: over-refusal"}
     return [
-        Grid(titles[m], head, [_cells(e, called) for e in found.edges if e.compared.measure == m])
+        JudgeTable(titles[m], head, [_cells(e, called) for e in found.edges if e.compared.measure == m])
         for m in measures
     ]
 

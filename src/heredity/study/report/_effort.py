@@ -66,7 +66,7 @@ def curve_rows(found: Estimates) -> list[CurveRow]:
 def figure(row: CurveRow, found: Estimates) -> Markup:
     """The row's curves in one picture."""
     order = {card.id: i for i, card in enumerate(found.models)}
-    lines = [_curve.Line(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
+    lines = [_curve.CurveSeries(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
     words = f"{row.scope} breaches within k tries under {row.attack}; the table beside it has the numbers"
     return _curve.curve([line for line in lines if line.steps], words)
 
@@ -121,8 +121,8 @@ def _count(value: float) -> str:
     return f"{value:.1f}" if value < _SMALL else f"{value:,.0f}"
 
 
-def _steps(curve: Curve) -> Iterator[_curve.Step]:
+def _steps(curve: Curve) -> Iterator[_curve.CurvePoint]:
     for reach in curve.reaches:
         e = reach.estimate
         if e.value is not None and e.low is not None and e.high is not None:
-            yield _curve.Step(reach.k, Span(e.value, e.low, e.high))
+            yield _curve.CurvePoint(reach.k, Span(e.value, e.low, e.high))

@@ -17,12 +17,12 @@ from heredity.study.report._view import Compared, View, span
 from heredity.study.report.figures import charts, lineage_graph
 from heredity.study.wording import label
 
-__all__ = ["Row", "figure", "retained", "retention_bar", "rows", "summary"]
+__all__ = ["EdgeRow", "figure", "retained", "retention_bar", "rows", "summary"]
 
 _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 
 
-class Row(NamedTuple):
+class EdgeRow(NamedTuple):
     """An edge as a row; `compared` is turned so that its difference is the child's minus the parent's."""
 
     edge: Inheritance
@@ -32,18 +32,18 @@ class Row(NamedTuple):
     compared: Compared
 
 
-def rows(view: View, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Row]:
+def rows(view: View, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[EdgeRow]:
     """The edges of one measure, in one scope or in all, that have a trial which both decided."""
     held = view.estimates.technique_edges if exploratory else view.estimates.edges
     return [_row(e) for e in held if e.compared.measure == measure and scope in (None, e.compared.technique)]
 
 
-def _row(edge: Inheritance) -> Row:
+def _row(edge: Inheritance) -> EdgeRow:
     pair, badge, verdict = edge.compared, BADGES[edge.verdict], words.capital(edge.verdict)
     turned = Compared(
         pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
     )
-    return Row(edge, how(edge), badge, verdict, turned)
+    return EdgeRow(edge, how(edge), badge, verdict, turned)
 
 
 def retention_bar(view: View, edge: Inheritance) -> Markup:

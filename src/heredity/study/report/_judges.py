@@ -16,7 +16,7 @@ from heredity.study.importers import Agreements
 from heredity.study.wording import interval, label, p_words, percent, points, points_interval
 
 
-class Grid(NamedTuple):
+class JudgeTable(NamedTuple):
     """A table in words."""
 
     title: str
@@ -24,7 +24,7 @@ class Grid(NamedTuple):
     rows: list[list[str]]
 
 
-def grids(folder: Path, estimates: Estimates) -> list[Grid]:
+def grids(folder: Path, estimates: Estimates) -> list[JudgeTable]:
     """Rates by judge, pairs of models by judge, and each two judges; [] where only one judge judged."""
     if estimates.application.rendering != "recorded":
         return []
@@ -35,16 +35,16 @@ def grids(folder: Path, estimates: Estimates) -> list[Grid]:
     return [_rates(found, names), *([_pairs(found, names)] if found.pairs else []), _agreements(found, names)]
 
 
-def _rates(found: Agreements, names: dict[str, str]) -> Grid:
+def _rates(found: Agreements, names: dict[str, str]) -> JudgeTable:
     rows = []
     for judge in found.judges:
         of = {rate.model: rate.estimate for rate in found.rates if rate.judge == judge}
         cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
         rows.append([label(judge), *cells])
-    return Grid("Breach rate by judge", ["judge", *names.values()], rows)
+    return JudgeTable("Breach rate by judge", ["judge", *names.values()], rows)
 
 
-def _pairs(found: Agreements, names: dict[str, str]) -> Grid:
+def _pairs(found: Agreements, names: dict[str, str]) -> JudgeTable:
     rows = [
         [
             f"{names[pair.a]}, {names[pair.b]}",
@@ -55,12 +55,12 @@ def _pairs(found: Agreements, names: dict[str, str]) -> Grid:
         ]
         for pair in found.pairs
     ]
-    return Grid(
+    return JudgeTable(
         "Model against model by judge", ["a, b", "judge", "both/a/b/neither", "b minus a", "p, raw"], rows
     )
 
 
-def _agreements(found: Agreements, names: dict[str, str]) -> Grid:
+def _agreements(found: Agreements, names: dict[str, str]) -> JudgeTable:
     rows = [
         [
             f"{label(one.a)}, {label(one.b)}",
@@ -73,7 +73,7 @@ def _agreements(found: Agreements, names: dict[str, str]) -> Grid:
         for one in found.agreements
     ]
     head = ["1st, 2nd judge", "answers of", "n", "agreement", "kappa", "both/1st/2nd/neither"]
-    return Grid("Agreement of judges", head, rows)
+    return JudgeTable("Agreement of judges", head, rows)
 
 
 def _counts(of: Table2x2) -> str:

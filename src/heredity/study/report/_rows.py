@@ -29,7 +29,7 @@ _PREFIX = b'{"index":'
 _Stored = TypeVar("_Stored", Response, Verdict)
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     """A trial as a flat row. Names are as in the study's files; what is not known is None.
 
     model         the model's name as every report calls it; `model_id` is its id
@@ -69,10 +69,10 @@ TEXTS = ("evidence", "text")  # columns that only a report with text has
 
 def columns(with_text: bool) -> list[str]:
     """The columns of a table of rows, in order."""
-    return [name for name in Row.__struct_fields__ if with_text or name not in TEXTS]
+    return [name for name in TrialRow.__struct_fields__ if with_text or name not in TEXTS]
 
 
-class Table:
+class TrialTable:
     """A study's rows on disk, found by the trial's place in the plan, inside a `with`."""
 
     def __init__(self, folder: Path, plan: Plan, called: dict[str, str], with_text: bool = True) -> None:
@@ -90,11 +90,11 @@ class Table:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TrialRow]:
         """Every trial that has a response, in the plan's order."""
         return (row for index in range(len(self.grid)) if (row := self.row(index)) is not None)
 
-    def row(self, index: int) -> Row | None:
+    def row(self, index: int) -> TrialRow | None:
         """One trial; None where it was not asked. Raises NotComparable for a row of another plan."""
         response = self._responses.get(index)
         if response is None:
@@ -117,10 +117,10 @@ class Table:
         response = self._responses.get(index) if self._with_text else None
         return response.exchanges if response is not None else ()
 
-    def _row(self, trial: Trial, response: Response, verdict: Verdict | None) -> Row:
+    def _row(self, trial: Trial, response: Response, verdict: Verdict | None) -> TrialRow:
         probe, exchanges, is_told = trial.probe, response.exchanges, self._with_text
         error = response.error or (verdict.error if verdict is not None else None)
-        return Row(
+        return TrialRow(
             trial=trial.id,
             index=trial.index,
             model=self._called.get(trial.model.id, trial.model.name),

@@ -30,7 +30,7 @@ _PREFIX = b'{"index":'
 _Row = TypeVar("_Row", Verdict, Response)
 
 
-class Step(NamedTuple):
+class TranscriptStep(NamedTuple):
     """One request and its reply, cut to a readable length."""
 
     asked: Shown
@@ -55,7 +55,7 @@ class Sample(NamedTuple):
     manner: str
     evidence: str
     error: str
-    steps: tuple[Step, ...]
+    steps: tuple[TranscriptStep, ...]
 
 
 class _Brief(msgspec.Struct):
@@ -177,7 +177,7 @@ def _sample(chosen: _Chosen, verdict: Verdict, response: Response, with_text: bo
     )
 
 
-def _steps(exchanges: Sequence[Exchange]) -> Iterator[Step]:
+def _steps(exchanges: Sequence[Exchange]) -> Iterator[TranscriptStep]:
     """What is new in each request: a later prompt repeats the conversation so far, which is shown once."""
     prefix, before = "", ""
     for exchange in exchanges:
@@ -187,7 +187,9 @@ def _steps(exchanges: Sequence[Exchange]) -> Iterator[Step]:
         asked = prompt[len(before) :] if is_longer else prompt
         prefix, before = exchange.prefix, prompt + exchange.prefill + exchange.text
         calls = tuple(label(_call(call), 300) for call in exchange.tool_calls[:8])
-        yield Step(shown(asked), shown(exchange.prefill, 400), shown(exchange.text), calls, exchange.stop)
+        yield TranscriptStep(
+            shown(asked), shown(exchange.prefill, 400), shown(exchange.text), calls, exchange.stop
+        )
 
 
 def _call(call: ToolCall) -> str:

@@ -21,12 +21,12 @@ from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
 
 
-class Study(NamedTuple):
+class RecordedStudy(NamedTuple):
     plan: Plan
     estimates: Estimates
 
 
-def read(folder: Path) -> Study:
+def read(folder: Path) -> RecordedStudy:
     """Plan and estimates of the study in `folder`.
 
     Raises UsageError where there are none, NotComparable where they are of different studies or schemas,
@@ -77,7 +77,7 @@ def _counted(found: Estimates) -> Estimates:
     )
 
 
-def _together(folder: Path) -> Study:
+def _together(folder: Path) -> RecordedStudy:
     plan, estimates = plans.read(folder), numbers.read(folder)
     if estimates.study != digest(plan):
         raise NotComparable(
@@ -88,4 +88,4 @@ def _together(folder: Path) -> Study:
         raise NotComparable(
             f"{folder / numbers.FILE} is of another application than {plans.FILE} beside it. Estimate again."
         )
-    return Study(plan, estimates)
+    return RecordedStudy(plan, estimates)

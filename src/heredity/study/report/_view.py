@@ -297,7 +297,7 @@ class View:
     def manner_bar(self, said: Manners) -> Markup:
         """Shares of refusal, compliance, incoherent and empty answers, and errors."""
         kinds = (*MANNERS, "error")
-        parts = [charts.Part(kind, getattr(said, kind)) for kind in kinds]
+        parts = [charts.BarSegment(kind, getattr(said, kind)) for kind in kinds]
         return charts.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
 
     # --- pairs ---

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from heredity.study import wording
 from heredity.study.report import _study
-from heredity.study.report._rows import Table, columns, whole
+from heredity.study.report._rows import TrialTable, columns, whole
 
 # What makes a spreadsheet read a cell as a formula, after spaces that it skips; some take full-width signs.
 _FORMULA = re.compile(r"[ \u00a0\u3000]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -29,7 +29,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     study = _study.read(folder)
     called = wording.names(study.estimates.models)
     names = columns(with_text)
-    with Table(folder, study.plan, called, with_text) as table, whole(out) as file:
+    with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:
         lines = csv.writer(codecs.getwriter("utf-8")(file))
         lines.writerow(names)
         for row in table:

@@ -21,7 +21,7 @@ from heredity.study import wording
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
 from heredity.study.report import _study
-from heredity.study.report._rows import VERDICTS, Row, Table, whole
+from heredity.study.report._rows import VERDICTS, TrialRow, TrialTable, whole
 from heredity.study.report._samples import WANTED, outcomes
 from heredity.study.wording import shown
 
@@ -63,7 +63,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     study = _study.read(folder)
     suites = list(_suites(folder, study.plan, study.estimates))
     called = wording.names(study.estimates.models)
-    with Table(folder, study.plan, called, with_text) as table, whole(out) as file:
+    with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:
         for piece in _document(suites, table, study.estimates):
             file.write(piece.encode())
     return out
@@ -93,7 +93,7 @@ def _suites(folder: Path, plan: Plan, estimates: Estimates) -> Iterator[Suite]:
             yield Suite(called[model.id], technique, of, found, all(plan.probes[i].is_baseline for i in own))
 
 
-def _document(suites: list[Suite], table: Table, estimates: Estimates) -> Iterator[str]:
+def _document(suites: list[Suite], table: TrialTable, estimates: Estimates) -> Iterator[str]:
     yield '<?xml version="1.0" encoding="UTF-8"?>\n'
     yield f'<testsuites name="heredity {estimates.study[:13]}" {_counts(suites)}>\n'
     for number, suite in enumerate(suites):
@@ -118,7 +118,7 @@ def _counts(suites: list[Suite]) -> str:
     return " ".join(f'{name}="{n}"' for name, n in counts.items())
 
 
-def _case(suite: Suite, table: Table, place: int, code: int) -> str:
+def _case(suite: Suite, table: TrialTable, place: int, code: int) -> str:
     trial = table.grid.trial(place)
     name = f"{trial.probe.id} [{trial.attack}]" + (f" #{trial.sample}" if table.grid.plan.samples > 1 else "")
     head = (
@@ -130,7 +130,7 @@ def _case(suite: Suite, table: Table, place: int, code: int) -> str:
     return head + inside + _finding(table, place, row, code, suite.is_baseline) + "    </testcase>\n"
 
 
-def _properties(row: Row) -> str:
+def _properties(row: TrialRow) -> str:
     facts = {"trial": row.trial, "kind": row.kind, "outcome": row.outcome, "manner": row.manner}
     facts["judge"] = row.judge
     lines = (
@@ -141,7 +141,7 @@ def _properties(row: Row) -> str:
     return f"      <properties>\n{''.join(lines)}      </properties>\n"
 
 
-def _finding(table: Table, place: int, row: Row | None, code: int, is_baseline: bool) -> str:
+def _finding(table: TrialTable, place: int, row: TrialRow | None, code: int, is_baseline: bool) -> str:
     if row is None or code == _CODES["not asked"]:
         return '      <skipped message="not asked"/>\n'
     if code == _CODES["error"]:
@@ -156,7 +156,7 @@ def _finding(table: Table, place: int, row: Row | None, code: int, is_baseline: 
     return '      <skipped message="not judged yet"/>\n' if code == 0 else ""
 
 
-def _said(table: Table, place: int) -> str:
+def _said(table: TrialTable, place: int) -> str:
     """What was asked and said, each cut to a readable length."""
     steps = (
         f"--- asked\n{shown(step.prompt).text}\n--- said\n{shown(step.text).text}\n"

@@ -40,7 +40,7 @@ def plain(text: str, limit: int = 80) -> str:
     return _MARKUP.sub(r"\\\1", label(text, limit))
 
 
-def _lines(view: View, grids: Sequence[_judges.Grid]) -> Iterator[str]:
+def _lines(view: View, grids: Sequence[_judges.JudgeTable]) -> Iterator[str]:
     e = view.estimates
     yield f"## {plain(view.headline.sentence, 300)}\n"
     yield from (f"{plain(line, 600)}\n" for line in view.headline.support)

@@ -14,7 +14,7 @@ from heredity.core.errors import Unavailable
 from heredity.core.version import __version__
 from heredity.study import wording
 from heredity.study.report import _study
-from heredity.study.report._rows import Row, Table, columns, whole
+from heredity.study.report._rows import TrialRow, TrialTable, columns, whole
 
 GROUP_ROWS = 16_384
 GROUP_CHARACTERS = 1 << 24  # of text: whichever comes first closes a row group
@@ -50,7 +50,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     schema = _schema(pyarrow, with_text).with_metadata(about)
     called = wording.names(study.estimates.models)
     with (
-        Table(folder, study.plan, called, with_text) as table,
+        TrialTable(folder, study.plan, called, with_text) as table,
         whole(out) as file,
         pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
@@ -71,7 +71,7 @@ class _Group:
         self._names = names
         self.take()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TrialRow) -> None:
         for name, values in self._columns.items():
             values.append(getattr(row, name))
         self.n_rows += 1

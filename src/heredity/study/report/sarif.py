@@ -25,7 +25,7 @@ from heredity.study.plan import Plan
 from heredity.study.report import _study
 from heredity.study.report._rows import VERDICTS
 from heredity.study.report._samples import WANTED, outcomes
-from heredity.study.report._study import Study
+from heredity.study.report._study import RecordedStudy
 from heredity.study.wording import interval, label, percent
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -47,7 +47,7 @@ class Threat(NamedTuple):
     name: str
 
 
-class Found(NamedTuple):
+class SarifFinding(NamedTuple):
     """What one probe came to with one model, over every attack and sample."""
 
     model: int
@@ -84,7 +84,7 @@ def level(rate: float) -> str:
     return "error" if rate >= ERROR_FROM else "warning" if rate >= WARNING_FROM else "note"
 
 
-def broken(folder: Path, plan: Plan) -> Iterator[Found]:
+def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
     """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
     shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
     codes = outcomes(folder / VERDICTS, plan).reshape(shape)
@@ -94,10 +94,10 @@ def broken(folder: Path, plan: Plan) -> Iterator[Found]:
     for m, p in np.argwhere(counts["broke"] > 0).tolist():
         if plan.probes[p].is_baseline:
             continue
-        yield Found(m, plan.probes[p], *(int(counts[kind][m, p]) for kind in counts))
+        yield SarifFinding(m, plan.probes[p], *(int(counts[kind][m, p]) for kind in counts))
 
 
-def _run(folder: Path, study: Study) -> dict[str, Any]:
+def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
     plan, found = study.plan, study.estimates
     threats = _threats(plan)
     schemes = list(dict.fromkeys((t.scheme, t.edition) for of in threats.values() for t in of))
@@ -168,7 +168,9 @@ def _rule(technique: str, threats: list[Threat], schemes: list[tuple[str, str]])
     return rule | ({"relationships": [target(of) for of in threats]} if threats else {})
 
 
-def _result(one: Found, study: Study, called: dict[str, str], rules: dict[str, int]) -> dict[str, Any]:
+def _result(
+    one: SarifFinding, study: RecordedStudy, called: dict[str, str], rules: dict[str, int]
+) -> dict[str, Any]:
     model, probe = study.plan.models[one.model], one.probe
     rate = wilson(one.n_broke, one.n, study.estimates.confidence)
     share = one.n_broke / one.n

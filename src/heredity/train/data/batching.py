@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from heredity.train.data.documents import Document, Example
+from heredity.train.data.documents import Document, TokenizedExample
 
 PRODUCT = 2048  # tokens that are multiplied at once
 BLOCK = 32  # tokens; every new size of a product costs the time and the memory of making it ready
 
 
-class Batch(NamedTuple):
+class PackedBatch(NamedTuple):
     """Documents laid end to end, and what is to be told of them.
 
     tokens, positions: (tokens,) int64, a document's positions from 0; lengths: of each document, in order.
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         return len(self.lengths)
 
     @property
-    def filled(self) -> Batch:
+    def filled(self) -> PackedBatch:
         """The same with a document of filler behind it, of which nothing is learned, up to whole BLOCKs."""
         n = -len(self.tokens) % BLOCK
         if not n:
@@ -58,15 +58,15 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Steps:
+class BatchSampler:
     """Batches of a step: `batch` examples, in products of at most `product` tokens; a longer one is alone."""
 
-    examples: Sequence[Example]
+    examples: Sequence[TokenizedExample]
     batch: int
     seed: int
     product: int = PRODUCT
 
-    def of(self, step: int) -> list[Batch]:
+    def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
         picked = [
             self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
@@ -79,9 +79,9 @@ class Steps:
         return int(permutation(self.seed, place // n, n)[place % n])
 
 
-def grouped(examples: Sequence[Example], product: int) -> list[list[Example]]:
+def grouped(examples: Sequence[TokenizedExample], product: int) -> list[list[TokenizedExample]]:
     """Those of like length together, at most `product` tokens a group; a longer one is alone."""
-    groups: list[list[Example]] = []
+    groups: list[list[TokenizedExample]] = []
     n_tokens = 0
     for example in sorted(examples, key=lambda e: -e.n_tokens):
         if groups and n_tokens + example.n_tokens <= product:
@@ -99,7 +99,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtyp
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def collate(examples: Sequence[Example]) -> Batch:
+def collate(examples: Sequence[TokenizedExample]) -> PackedBatch:
     """Lay examples end to end."""
     has_rejected = any(e.rejected is not None for e in examples)
     documents: list[Document] = []
@@ -120,4 +120,4 @@ def collate(examples: Sequence[Example]) -> Batch:
         positions += range(len(ids))
     columns = (tokens, positions, at, targets, document)
     t, p, a, y, d = (torch.tensor(each, dtype=torch.long) for each in columns)
-    return Batch(t, p, tuple(len(ids) for ids, _ in documents), a, y, d, has_rejected)
+    return PackedBatch(t, p, tuple(len(ids) for ids, _ in documents), a, y, d, has_rejected)

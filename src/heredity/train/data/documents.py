@@ -28,7 +28,7 @@ class Document(NamedTuple):
         return sum(self.is_learned[1:])
 
 
-class Example(NamedTuple):
+class TokenizedExample(NamedTuple):
     """One example of the data: a document, and one with a worse answer, where there is one."""
 
     document: Document
@@ -42,11 +42,11 @@ class Example(NamedTuple):
 class Prepared(NamedTuple):
     """Examples that fit, and where those are from that do not."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[TokenizedExample, ...]
     too_long: tuple[str, ...]
 
 
-class Writer:
+class ConversationEncoder:
     """Writes conversations as a model reads them."""
 
     def __init__(self, folder: Path) -> None:
@@ -70,13 +70,13 @@ class Writer:
             )
         return Prepared(tuple(examples), tuple(too_long))
 
-    def example(self, dialogue: Dialogue) -> Example:
+    def example(self, dialogue: Dialogue) -> TokenizedExample:
         """The document of a conversation, and of its rejected answer."""
         rejected = None
         if dialogue.rejected is not None:
             worse = (*dialogue.messages[:-1], Message("assistant", dialogue.rejected))
             rejected = self.document(worse, dialogue.begun)
-        return Example(self.document(dialogue.messages, dialogue.begun), rejected)
+        return TokenizedExample(self.document(dialogue.messages, dialogue.begun), rejected)
 
     def document(self, messages: Sequence[Message], begun: str = "") -> Document:
         """What the assistant says is learned, and the tokens that end it; what others say is not, nor is

@@ -20,15 +20,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from heredity.train.data.batching import Batch
-from heredity.train.data.packed import Numbers, Piece, Stream, dealt
+from heredity.train.data.batching import PackedBatch
+from heredity.train.data.packed import Numbers, PackedChunk, PackedDataset, dealt
 
 Noise = Literal["mask", "80-10-10"]
 FRAME = 2  # tokens around a piece
 
 
 @dataclass(frozen=True)
-class Hiding:
+class TokenMasking:
     """How gaps are made. special: numbers of the tokens that are never hidden, and never put in a gap."""
 
     mask: int
@@ -73,38 +73,38 @@ class _Gapped(NamedTuple):
 class Gaps:
     """Batches of a step: the stream's pieces with gaps."""
 
-    stream: Stream
-    hiding: Hiding
+    stream: PackedDataset
+    hiding: TokenMasking
 
-    def of(self, step: int) -> list[Batch]:
+    def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
         at = self.stream
         bins = dealt(at.pieces(step), max(at.product, at.context), at.world)
         return [self.collate(each, step) for each in bins[at.rank :: at.world]]
 
-    def collate(self, pieces: Sequence[Piece], step: int) -> Batch:
+    def collate(self, pieces: Sequence[PackedChunk], step: int) -> PackedBatch:
         """Pieces laid end to end, their gaps those of a step."""
         return laid([self._gapped(piece, step) for piece in pieces])
 
-    def _gapped(self, piece: Piece, step: int) -> _Gapped:
+    def _gapped(self, piece: PackedChunk, step: int) -> _Gapped:
         ids = self.stream.documents.tokens(piece.document)[piece.start : piece.start + piece.n]
         return gapped(ids.astype(np.int64), self.hiding, [self.stream.seed, step, *piece[:2]])
 
 
-def gapped(ids: Numbers, hiding: Hiding, seed: Sequence[int]) -> _Gapped:
+def gapped(ids: Numbers, hiding: TokenMasking, seed: Sequence[int]) -> _Gapped:
     """A piece with gaps between two end tokens; one that it ends with is one of the two."""
     text = ids[:-1] if len(ids) and ids[-1] == hiding.end else ids
     shown, at = hiding.of(text, np.random.default_rng(seed))
     return _Gapped(np.concatenate([[hiding.end], shown, [hiding.end]]), at + 1, text[at])
 
 
-def laid(pieces: Sequence[_Gapped]) -> Batch:
+def laid(pieces: Sequence[_Gapped]) -> PackedBatch:
     """Pieces end to end."""
     lengths = tuple(len(piece.shown) for piece in pieces)
     starts = np.cumsum([0, *lengths[:-1]])
     at = [start + piece.at for start, piece in zip(starts, pieces, strict=True)]
     counts = torch.tensor([len(piece.at) for piece in pieces])
-    return Batch(
+    return PackedBatch(
         torch.from_numpy(np.concatenate([piece.shown for piece in pieces])),
         torch.cat([torch.arange(n) for n in lengths]),
         lengths,

@@ -13,25 +13,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heredity.core.errors import UsageError
-from heredity.train.data.batching import Batch, Steps
+from heredity.train.data.batching import BatchSampler, PackedBatch
 from heredity.train.data.chat import Dialogue
-from heredity.train.data.documents import Document, Example, Writer
-from heredity.train.models.causal_lm import Network
+from heredity.train.data.documents import ConversationEncoder, Document, TokenizedExample
+from heredity.train.models.causal_lm import CausalLM
 
 _STEPS = 2**20  # of one seed
 
 
 @dataclass(frozen=True)
-class Written:
+class OnPolicyBatches:
     """Batches of a step: the student's answers to `batch` prompts."""
 
-    network: Network
-    prompts: Steps
+    network: CausalLM
+    prompts: BatchSampler
     stops: frozenset[int]
     longest: int
     temperature: float
 
-    def of(self, step: int) -> list[Batch]:
+    def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, written by the student as it is now."""
         asked = [
             self.prompts.examples[self.prompts.at(place)].document.tokens
@@ -43,11 +43,15 @@ class Written:
             Document((*p, *a), (*[False] * len(p), *[True] * len(a)))
             for p, a in zip(asked, said, strict=True)
         ]
-        order = Steps([Example(d) for d in documents], len(documents), 0, self.prompts.product)
+        order = BatchSampler(
+            [TokenizedExample(d) for d in documents], len(documents), 0, self.prompts.product
+        )
         return order.of(0)
 
 
-def prompts(writer: Writer, dialogues: Sequence[Dialogue], batch: int, seed: int, longest: int) -> Steps:
+def prompts(
+    writer: ConversationEncoder, dialogues: Sequence[Dialogue], batch: int, seed: int, longest: int
+) -> BatchSampler:
     """The conversations up to their last answer, as tokens; those longer than `longest` are left out.
 
     Raises UsageError where none is left.
@@ -55,4 +59,6 @@ def prompts(writer: Writer, dialogues: Sequence[Dialogue], batch: int, seed: int
     found = [tokens for each in dialogues if len(tokens := writer.prompt(each.messages)) <= longest]
     if not found:
         raise UsageError(f"Every prompt is longer than {longest} tokens. Raise max_tokens.")
-    return Steps([Example(Document(tokens, (False,) * len(tokens))) for tokens in found], batch, seed)
+    return BatchSampler(
+        [TokenizedExample(Document(tokens, (False,) * len(tokens))) for tokens in found], batch, seed
+    )

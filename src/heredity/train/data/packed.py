@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from heredity.core.errors import UsageError
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.planning.flops import PRODUCT
 
 _OVER = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-class Documents(Protocol):
+class TokenizedDocuments(Protocol):
     """Documents as tokens, each with the token that ends it."""
 
     @property
@@ -38,7 +38,7 @@ class Documents(Protocol):
         """The tokens of one, as an array of whole numbers."""
 
 
-class Piece(NamedTuple):
+class PackedChunk(NamedTuple):
     """A part of a document: tokens `start` to `start + n` are learned."""
 
     document: int
@@ -54,10 +54,10 @@ class _Order(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)  # known by itself: its orders are kept (_order), and documents are large
-class Stream:
+class PackedDataset:
     """Batches of a step of about `batch` tokens, in products of about `product`; of them this process's."""
 
-    documents: Documents
+    documents: TokenizedDocuments
     end: int  # the token that ends a document
     batch: int
     context: int
@@ -78,15 +78,15 @@ class Stream:
         """Tokens of an epoch."""
         return int(self.documents.lengths.sum())
 
-    def of(self, step: int) -> list[Batch]:
+    def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
         bins = dealt(self.pieces(step), max(self.product, self.context), self.world)
         return [self.collate(each) for each in bins[self.rank :: self.world]]
 
-    def pieces(self, step: int) -> list[Piece]:
+    def pieces(self, step: int) -> list[PackedChunk]:
         """What all processes read in a step: the pieces that start among its tokens."""
         low, high = step * self.batch, (step + 1) * self.batch
-        found: list[Piece] = []
+        found: list[PackedChunk] = []
         for epoch in range(low // self.n_tokens, (high - 1) // self.n_tokens + 1):
             order, before = _order(self, epoch), epoch * self.n_tokens
             first, last = np.searchsorted(order.starts, (low - before, high - before))
@@ -99,10 +99,10 @@ class Stream:
         each = -(-self.documents.lengths // self.context)
         return np.concatenate([[0], np.cumsum(each)])
 
-    def _piece(self, number: int) -> Piece:
+    def _piece(self, number: int) -> PackedChunk:
         document = int(np.searchsorted(self._n_before, number, side="right")) - 1
         start = (number - int(self._n_before[document])) * self.context
-        return Piece(document, start, min(self.context, int(self.documents.lengths[document]) - start))
+        return PackedChunk(document, start, min(self.context, int(self.documents.lengths[document]) - start))
 
     @cached_property
     def _sizes(self) -> Numbers:
@@ -111,7 +111,7 @@ class Stream:
         sizes[self._n_before[1:] - 1] = (self.documents.lengths - 1) % self.context + 1
         return sizes
 
-    def collate(self, pieces: list[Piece]) -> Batch:
+    def collate(self, pieces: list[PackedChunk]) -> PackedBatch:
         """Pieces laid end to end."""
         read, learned = [], []
         for piece in pieces:
@@ -121,7 +121,7 @@ class Stream:
             read.append(np.concatenate([[before], learned[-1][:-1]]))
         lengths = tuple(piece.n for piece in pieces)
         targets = torch.from_numpy(np.concatenate(learned))
-        return Batch(
+        return PackedBatch(
             torch.from_numpy(np.concatenate(read)),
             torch.cat([torch.arange(n) for n in lengths]),
             lengths,
@@ -132,13 +132,13 @@ class Stream:
 
 
 @lru_cache(maxsize=2)
-def _order(stream: Stream, epoch: int) -> _Order:
+def _order(stream: PackedDataset, epoch: int) -> _Order:
     pieces = np.random.default_rng([stream.seed, epoch]).permutation(len(stream._sizes))
     sizes = stream._sizes[pieces]
     return _Order(pieces, np.cumsum(sizes) - sizes)
 
 
-def dealt(pieces: list[Piece], product: int, world: int) -> list[list[Piece]]:
+def dealt(pieces: list[PackedChunk], product: int, world: int) -> list[list[PackedChunk]]:
     """Pieces of like length together, in as many bins as give each process the same number of them.
 
     Raises UsageError where there are fewer pieces than processes.

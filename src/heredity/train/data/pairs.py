@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from heredity.corpus.images.reader import Pairs
-from heredity.train.data.batching import Batch, permutation
+from heredity.train.data.batching import PackedBatch, permutation
 from heredity.train.distributed import share
 
 MEAN = DEVIATION = 0.5  # of a picture's points, which lie from 0 to 1
@@ -62,7 +62,7 @@ class PairSteps:
         same = np.array([first.setdefault(row, i) for i, row in enumerate(rows)], np.int64)
         object.__setattr__(self, "same", same)
 
-    def of(self, step: int) -> list[Batch]:
+    def of(self, step: int) -> list[PackedBatch]:
         """The batch of a step, counted from 0."""
         n, places = len(self.pairs), range(step * self.batch, (step + 1) * self.batch)
         numbers = [int(permutation(self.seed, place // n, n)[place % n]) for place in places]
@@ -73,13 +73,13 @@ class PairSteps:
         same = torch.from_numpy(self.same[numbers])
         return [mine._replace(targets=same, at=torch.arange(low, high))]
 
-    def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> Batch:
+    def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> PackedBatch:
         """Pairs as one batch; `targets`: which of a step have one caption; `at`: which of it these are."""
         moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
         drawn = [shifted(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
         rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
         n, longest = rows.shape
-        return Batch(
+        return PackedBatch(
             torch.from_numpy(rows.reshape(-1)),
             torch.arange(longest).repeat(n),
             (longest,) * n,

@@ -27,10 +27,10 @@ import torch
 
 from heredity.core.errors import Damaged
 from heredity.train import checkpoint
-from heredity.train.data.batching import PRODUCT, Batch, collate, grouped
-from heredity.train.data.documents import Example
+from heredity.train.data.batching import PRODUCT, PackedBatch, collate, grouped
+from heredity.train.data.documents import TokenizedExample
 from heredity.train.loop import Watch, Watched
-from heredity.train.models.causal_lm import CHUNK, Network
+from heredity.train.models.causal_lm import CHUNK, CausalLM
 
 _HEAD = struct.Struct("<QI")  # bytes of the group, and their CRC-32
 
@@ -73,7 +73,7 @@ def _whole(data: bytes) -> Iterator[bytes]:
         start += size
 
 
-class Scores:
+class TeacherLogprobs:
     """A teacher's opinions, found again by the documents that they are on."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Scores:
         self._tokens, self._logs, self._starts = tokens, logs, starts
         self.temperature, self.n_words = temperature, n_words  # of the vocabulary that it spoke of
 
-    def of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """At the batch's learned places: ids (learned, k), log-probabilities (learned, k + 1), the last of
         all other tokens. Raises KeyError for a document that the teacher never read."""
         places = torch.cat(
@@ -105,7 +105,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TeacherConfig:
     """How a teacher reads. `folder` holds what it has read so far; `watch` is told of it, without a loss.
 
     It keeps the `k` likeliest of the first `n_words` tokens (0: of all), where the student's head is smaller.
@@ -124,7 +124,9 @@ def place(folder: Path, stamp: str, k: int) -> Path:
     return folder / f"{stamp}-{min((size for size in sizes if size >= k), default=k)}.safetensors"
 
 
-def write(path: Path, stamp: str, teacher: Network, examples: Sequence[Example], reading: Reading) -> None:
+def write(
+    path: Path, stamp: str, teacher: CausalLM, examples: Sequence[TokenizedExample], reading: TeacherConfig
+) -> None:
     """Let the teacher read every example. `stamp` says whose opinion on what this is: `read` asks for it."""
     n_words = min(reading.n_words or len(teacher.head), len(teacher.head))
     batches = [collate(group) for group in grouped(examples, PRODUCT)]
@@ -144,7 +146,7 @@ def write(path: Path, stamp: str, teacher: Network, examples: Sequence[Example],
     groups.path.unlink()
 
 
-def read(path: Path, stamp: str, k: int = 0) -> Scores:
+def read(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
     """What `write` kept, or the `k` likeliest of it. Raises Damaged: another teacher's, or unreadable."""
     about, state = checkpoint.read_tensors(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
@@ -164,10 +166,12 @@ def read(path: Path, stamp: str, k: int = 0) -> Scores:
     if 0 < k < tokens.shape[1]:  # the others join "any other"
         logs = torch.cat([logs[:, :k], logs[:, k:].logsumexp(1, keepdim=True)], 1)
         tokens = tokens[:, :k].contiguous()
-    return Scores(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
+    return TeacherLogprobs(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
 
 
-def _read(teacher: Network, left: Sequence[Batch], reading: Reading, n_words: int, groups: Groups) -> None:
+def _read(
+    teacher: CausalLM, left: Sequence[PackedBatch], reading: TeacherConfig, n_words: int, groups: Groups
+) -> None:
     """Let the teacher read what is left, and put it behind what is there."""
     start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
     n_left = sum(len(batch.tokens) for batch in left)
@@ -181,7 +185,7 @@ def _read(teacher: Network, left: Sequence[Batch], reading: Reading, n_words: in
 
 
 @torch.no_grad()
-def _packed(teacher: Network, batch: Batch, reading: Reading, n_words: int) -> bytes:
+def _packed(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, n_words: int) -> bytes:
     """What it says at the learned places: tokens (learned, k) int32, then logs (learned, k + 1) float32."""
     hidden = teacher.hidden(batch)
     tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
@@ -222,7 +226,7 @@ def _likeliest(
     return best, ids, logs.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
 
 
-def _keys(batch: Batch) -> Iterator[tuple[bytes, int]]:
+def _keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
     """Of each document: a digest of its tokens and of which are learned, and how many are."""
     tokens, at, document = batch.tokens.numpy(), batch.at.numpy(), batch.document.numpy()
     start = 0

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 
-class Quick:
+class KernelPatch:
     """A forward in the place of a module's own, which stays for what it is not made for."""
 
     def __init__(self, module: Any) -> None:

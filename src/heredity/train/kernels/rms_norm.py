@@ -26,15 +26,15 @@ KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 def quicken(model: nn.Module, is_fused: bool = False) -> None:
     """Give every norm of the model whose form is known the faster way, where it is on a CPU."""
-    patch.give(model, KNOWN, lambda module: _Quick(module, is_fused))
+    patch.give(model, KNOWN, lambda module: _PatchedNorm(module, is_fused))
 
 
-class _Quick(patch.Quick):
+class _PatchedNorm(patch.KernelPatch):
     """A norm's forward."""
 
     def __init__(self, module: Any, is_fused: bool) -> None:
         super().__init__(module)
-        self._normed = _Compiled if is_fused else _Normed
+        self._normed = _CompiledNorm if is_fused else _Normed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) -> (..., width)"""
@@ -66,7 +66,7 @@ class _Normed(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-class _Compiled(torch.autograd.Function):
+class _CompiledNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out, factor = compiled(_norm)(x, weight, eps)

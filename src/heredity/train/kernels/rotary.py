@@ -26,15 +26,15 @@ KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention
 
 def quicken(model: nn.Module, is_fused: bool = False) -> None:
     """Give every attention of the model whose form is known the faster way, where it is on a CPU."""
-    patch.give(model, KNOWN, lambda module: _Quick(module, is_fused))
+    patch.give(model, KNOWN, lambda module: _PatchedRotary(module, is_fused))
 
 
-class _Quick(patch.Quick):
+class _PatchedRotary(patch.KernelPatch):
     """An attention's forward."""
 
     def __init__(self, module: Any, is_fused: bool) -> None:
         super().__init__(module)
-        self._turned = _Compiled if is_fused else _Turned
+        self._turned = _CompiledRotary if is_fused else _Turned
 
     def __call__(
         self,
@@ -86,7 +86,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) ->
     return out
 
 
-class _Compiled(torch.autograd.Function):
+class _CompiledRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)

@@ -25,10 +25,10 @@ KNOWN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 
 def quicken(model: nn.Module) -> None:
     """Give every gated part of the model whose form is known the faster way, where it is on a CPU."""
-    patch.give(model, KNOWN, _Quick)
+    patch.give(model, KNOWN, _PatchedSwiglu)
 
 
-class _Quick(patch.Quick):
+class _PatchedSwiglu(patch.KernelPatch):
     """A feed-forward part's forward."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable
 from heredity.engines.formats.weights import KNOWN
-from heredity.train.data.batching import BLOCK, Batch
+from heredity.train.data.batching import BLOCK, PackedBatch
 from heredity.train.kernels import rms_norm, rotary, swiglu
 from heredity.train.kernels.attention import attend
 from heredity.train.kernels.patch import applied
@@ -34,7 +34,7 @@ _NAME = "heredity_documents"
 RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
-class Network:
+class CausalLM:
     """transformers' model behind the three things that an objective asks."""
 
     def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
@@ -59,7 +59,7 @@ class Network:
     def begin(self, is_last: bool) -> None:
         """Before each batch of a step: whether it is the last of them."""
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Final states at the learned places: (learned, hidden)."""
         laid = batch.filled
         states = self.model.model(
@@ -115,7 +115,7 @@ class Network:
         return functional.linear(hidden, self.head, self.bias)
 
 
-def load(folder: Path, dtype: str = "auto") -> Network:
+def load(folder: Path, dtype: str = "auto") -> CausalLM:
     """The safetensors in a folder, ready to learn; "auto": bfloat16 where its product was measured faster.
 
     Raises Unavailable for an architecture whose attention is not known here.
@@ -134,10 +134,10 @@ def load(folder: Path, dtype: str = "auto") -> Network:
         local_files_only=True,
     )  # fmt: skip
     model.train()
-    return Network(model, folder)
+    return CausalLM(model, folder)
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False) -> Network:
+def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False) -> CausalLM:
     """A new model of this configuration, its weights drawn from the seed and from nothing else.
 
     Matrices are normal of deviation 0.02; those that end a layer's two parts are divided by the root of twice
@@ -152,7 +152,7 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bo
 
     transformers.AttentionInterface.register(_NAME, attend)
     model = birth.drawn(config, seed, dtype, transformers.AutoModelForCausalLM, _NAME, shrink)
-    return Network(model, Path(), is_fused)
+    return CausalLM(model, Path(), is_fused)
 
 
 class _Parts(torch.autograd.Function):

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional
 
 from heredity.core import host
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.models import init as birth
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 
 STEEPEST = math.log(100)  # of the scale's logarithm, as CLIP has it
 _SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10), -10.0  # where SigLIP begins, so that most pairs are none
@@ -30,7 +30,7 @@ class Arrows(NamedTuple):
     captions: torch.Tensor
 
 
-class Dual(Network):
+class DualEncoder(CausalLM):
     """transformers' model for pictures and captions."""
 
     @property
@@ -38,7 +38,7 @@ class Dual(Network):
         """Whether it has a bias, and tells each pair by itself."""
         return hasattr(self.model, "logit_bias")
 
-    def arrows(self, batch: Batch) -> Arrows:
+    def arrows(self, batch: PackedBatch) -> Arrows:
         """Of a batch's pictures and captions, in fp32."""
         assert batch.pictures is not None
         rows = batch.tokens.view(batch.n_documents, -1)
@@ -60,7 +60,7 @@ class Dual(Network):
         return found + self.model.logit_bias.float() if self.is_sigmoid else found
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Dual:
+def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> DualEncoder:
     """A new model of this configuration, its weights drawn by transformers' rule from the seed alone."""
     import transformers
 
@@ -69,10 +69,10 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Dual:
         with torch.no_grad():
             model.logit_scale.fill_(_SIGMOID_SCALE)
             model.logit_bias.fill_(_SIGMOID_BIAS)
-    return Dual(model, Path())
+    return DualEncoder(model, Path())
 
 
-def load(folder: Path) -> Dual:
+def load(folder: Path) -> DualEncoder:
     """The model in a folder, in fp32, to be asked."""
     import transformers
 
@@ -80,4 +80,4 @@ def load(folder: Path) -> Dual:
     model = transformers.AutoModel.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
     )
-    return Dual(model.eval(), folder)
+    return DualEncoder(model.eval(), folder)

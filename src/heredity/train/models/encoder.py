@@ -14,19 +14,19 @@ from typing import Any
 import torch
 
 from heredity.core import host
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.attention import Lengths
 from heredity.train.kernels.bidirectional import attend
 from heredity.train.models import init as birth
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 
 _NAME = "heredity_encoder"
 
 
-class Encoder(Network):
+class MaskedLM(CausalLM):
     """transformers' model for masked text behind what an objective asks."""
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """States at the gaps, ready for the product with the head: (gaps, hidden)."""
         laid = batch.filled
         asked = given(self.model, laid.tokens[None], laid.positions[None], laid.lengths)
@@ -51,15 +51,15 @@ def transform(model: Any) -> Any:
     return model.cls.predictions.transform if model.config.model_type == "bert" else model.head
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Encoder:
+def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> MaskedLM:
     """A new encoder of this configuration, its weights drawn by transformers' rule from the seed alone."""
     import transformers
 
     transformers.AttentionInterface.register(_NAME, attend)
-    return Encoder(birth.drawn(config, seed, dtype, transformers.AutoModelForMaskedLM, _NAME), Path())
+    return MaskedLM(birth.drawn(config, seed, dtype, transformers.AutoModelForMaskedLM, _NAME), Path())
 
 
-def load(folder: Path, dtype: str = "float32") -> Encoder:
+def load(folder: Path, dtype: str = "float32") -> MaskedLM:
     """The encoder in a folder, ready to be asked."""
     import transformers
 
@@ -69,4 +69,4 @@ def load(folder: Path, dtype: str = "float32") -> Encoder:
         folder, dtype=getattr(torch, dtype), attn_implementation=_NAME, trust_remote_code=False,
         local_files_only=True,
     )  # fmt: skip
-    return Encoder(model.eval(), folder)
+    return MaskedLM(model.eval(), folder)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from heredity.core.errors import UsageError
 from heredity.train.kernels.patch import applied
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -31,18 +31,18 @@ EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 class Everything:
     """All weights learn."""
 
-    def open(self, network: Network, seed: int) -> list[tuple[str, nn.Parameter]]:  # noqa: ARG002
+    def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:  # noqa: ARG002
         """The weights that may change, by name."""
         network.model.requires_grad_(True)
         return list(network.model.named_parameters())
 
-    def save(self, network: Network, out: Path) -> None:
+    def save(self, network: CausalLM, out: Path) -> None:
         """The whole model, as safetensors."""
         network.model.save_pretrained(out, max_shard_size="5GB")
 
 
 @dataclass(frozen=True)
-class Lora:
+class LowRankAdapters:
     """Adapters of rank `rank` beside the linear layers that `targets` names."""
 
     rank: int = 16
@@ -54,7 +54,7 @@ class Lora:
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.is_stabilized else self.rank)
 
-    def open(self, network: Network, seed: int) -> list[tuple[str, nn.Parameter]]:
+    def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:
         """Freeze the model, put the adapters in, and return them. Raises UsageError for an unknown target."""
         network.model.requires_grad_(False)
         found = [
@@ -71,7 +71,7 @@ class Lora:
             setattr(parent, name, Adapted(child, self.rank, self.scale, generator))
         return [(name, p) for name, p in network.model.named_parameters() if p.requires_grad]
 
-    def save(self, network: Network, out: Path) -> None:
+    def save(self, network: CausalLM, out: Path) -> None:
         """adapter_model.safetensors and adapter_config.json, as PEFT has them."""
         from safetensors.torch import save_file
 

@@ -29,7 +29,7 @@ _HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four heads share ke
 WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
 
 
-class Shape(Record, frozen=True):
+class TransformerShape(Record, frozen=True):
     """What a transformer is made of: `heads` of `head` columns each, `kv_heads` for keys and values."""
 
     layers: int
@@ -47,7 +47,7 @@ class Shape(Record, frozen=True):
     has_places: ClassVar[bool] = False  # whether each place has a vector that is learned
 
 
-class EncoderShape(Shape, frozen=True):
+class EncoderShape(TransformerShape, frozen=True):
     """Every head has its own keys and values, and the head is always the embedding."""
 
     shares_heads: ClassVar[bool] = False
@@ -63,25 +63,25 @@ class BertShape(EncoderShape, frozen=True):
 class Dial(Record, frozen=True):
     """Everything that a size sets."""
 
-    shape: Shape
+    shape: TransformerShape
     tokens: int  # to read
     batch: int  # tokens a step
     rate: float  # the highest learning rate
 
 
-def n_weights(shape: Shape) -> int:
+def n_weights(shape: TransformerShape) -> int:
     """All parameters, the embedding once where it is tied (a norm a layer and a few columns are left out)."""
     n_rows = shape.vocabulary * (1 if shape.is_tied else 2) + shape.context * shape.has_places
     return n_rows * shape.width + n_matrices(shape)
 
 
-def n_matrices(shape: Shape) -> int:
+def n_matrices(shape: TransformerShape) -> int:
     """Parameters that every token is multiplied with, the head aside."""
     attention = shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
     return shape.layers * (attention + shape.feeds * shape.width * shape.wide)
 
 
-def flops_a_token(shape: Shape, length: float | None = None) -> float:
+def flops_a_token(shape: TransformerShape, length: float | None = None) -> float:
     """Forward and backward of one token, head and attention included, in multiply-adds counted as two.
 
     `length`: of the document that it stands in, whose mean context is half of it; None: the whole context.
@@ -96,7 +96,7 @@ def dial(
     vocabulary: int,
     context: int,
     given: Mapping[str, Any] | None = None,
-    kind: type[Shape] = Shape,
+    kind: type[TransformerShape] = TransformerShape,
 ) -> Dial:
     """What a size ("10M", "1.5B") sets for a vocabulary; what is `given` (not 0) stands instead.
 
@@ -131,16 +131,20 @@ def weights_of(size: str) -> float:
 
 
 def shaped(
-    wanted: float, vocabulary: int, context: int, said: Mapping[str, Any], kind: type[Shape] = Shape
-) -> Shape:
+    wanted: float,
+    vocabulary: int,
+    context: int,
+    said: Mapping[str, Any],
+    kind: type[TransformerShape] = TransformerShape,
+) -> TransformerShape:
     """The shape with about as many parameters as are wanted, and of the usual depth for its width."""
 
-    def of_width(width: int) -> Shape:
+    def of_width(width: int) -> TransformerShape:
         return _of_width(width, wanted, vocabulary, context, kind)
 
     shapes = [of_width(width) for width in WIDTHS]
 
-    def strays(shape: Shape) -> float:
+    def strays(shape: TransformerShape) -> float:
         return abs(math.log(shape.layers / depth(shape.width))) + 2 * abs(math.log(n_weights(shape) / wanted))
 
     best = min(shapes, key=strays)
@@ -159,7 +163,9 @@ def depth(width: int) -> float:
     return max(2.0, width / (64 * (1 + share)))
 
 
-def _of_width(width: int, wanted: float, vocabulary: int, context: int, kind: type[Shape]) -> Shape:
+def _of_width(
+    width: int, wanted: float, vocabulary: int, context: int, kind: type[TransformerShape]
+) -> TransformerShape:
     """As many layers as come nearest to the parameters wanted."""
     head = 64 if width < _HEADS_OF_128 else 128
     heads = width // head
@@ -171,8 +177,8 @@ def _of_width(width: int, wanted: float, vocabulary: int, context: int, kind: ty
     return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrices(one))))
 
 
-def _changed(shape: Shape, said: Mapping[str, Any]) -> Shape:
-    names = {name for name in Shape.__struct_fields__ if name not in ("context", "vocabulary")}
+def _changed(shape: TransformerShape, said: Mapping[str, Any]) -> TransformerShape:
+    names = {name for name in TransformerShape.__struct_fields__ if name not in ("context", "vocabulary")}
     changes = {name: value for name, value in said.items() if name in names}
     if not shape.shares_heads and "heads" in changes:  # they fill the width
         heads = changes["heads"]

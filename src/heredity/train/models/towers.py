@@ -15,13 +15,13 @@ from typing import Any
 
 from heredity.core.errors import UsageError
 from heredity.train.models import shapes
-from heredity.train.models.shapes import Dial, Shape
+from heredity.train.models.shapes import Dial, TransformerShape
 
 _PAIRS = 30  # times that each pair is read
 _BATCH, _RATE = 256, 1e-3
 
 
-class Towers(Shape, frozen=True):
+class Towers(TransformerShape, frozen=True):
     """Two transformers of this shape; `context` is a caption's. side and patch: of the picture, in points."""
 
     side: int = 64

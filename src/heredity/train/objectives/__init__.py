@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from heredity.train.data.batching import Batch
-from heredity.train.models.causal_lm import Network
+from heredity.train.data.batching import PackedBatch
+from heredity.train.models.causal_lm import CausalLM
 
 
 class Loss(NamedTuple):
@@ -27,8 +27,8 @@ class Loss(NamedTuple):
 class Objective(Protocol):
     """What a step minimizes."""
 
-    def loss(self, network: Network, batch: Batch) -> Loss:
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """The sum over the batch."""
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         """How much of it there is."""

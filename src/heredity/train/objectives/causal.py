@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.compile import compiled
 from heredity.train.kernels.patch import applied
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 
 
@@ -23,7 +23,7 @@ class Causal:
 
     z_loss: float = 0.0
 
-    def loss(self, network: Network, batch: Batch) -> Loss:
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's learned tokens."""
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -32,7 +32,7 @@ class Causal:
         sums: dict[str, float] = {}
         return Loss(network.loss(network.hidden(batch), of_rows, network.is_fused), sums)
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         """Learned tokens."""
         return float(len(batch.targets))
 
@@ -51,12 +51,12 @@ def told(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float, is_fused: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of logits (rows, vocabulary) and targets (rows,): cross-entropy plus z-loss, and the latter, summed."""
-    way = _Compiled if is_fused else _Told
+    way = _Compiled if is_fused else _LossWithGradient
     found: tuple[torch.Tensor, torch.Tensor] = applied(way, logits, targets, z_loss)
     return found
 
 
-class _Told(torch.autograd.Function):
+class _LossWithGradient(torch.autograd.Function):
     """Both losses from one logarithm of the softmax, which becomes their gradient where it stands."""
 
     @staticmethod

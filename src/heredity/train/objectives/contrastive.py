@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.distributed import ALONE, Processes, gathered
-from heredity.train.models.causal_lm import Network
-from heredity.train.models.dual import Arrows, Dual
+from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.dual import Arrows, DualEncoder
 from heredity.train.objectives import Loss
 
 PAIRED = "paired"
@@ -32,9 +32,9 @@ class Contrastive:
 
     together: Processes = ALONE
 
-    def loss(self, network: Network, batch: Batch) -> Loss:
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's pairs; beside it, how many pictures' likeliest caption is their own."""
-        assert isinstance(network, Dual)
+        assert isinstance(network, DualEncoder)
         own, mine, n = batch.at, network.arrows(batch), len(batch.targets)
         captions = gathered(mine.captions, n, self.together)
         scores = network.scores(Arrows(mine.pictures, captions))
@@ -51,7 +51,7 @@ class Contrastive:
         total = sum(functional.cross_entropy(each, own, reduction="sum") for each in over)
         return Loss(torch.as_tensor(total) / 2, {PAIRED: right})
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         """Pairs."""
         return float(batch.n_documents)
 

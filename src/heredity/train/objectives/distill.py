@@ -18,9 +18,9 @@ import torch
 from torch.nn import functional
 
 from heredity.core.errors import BadArgument
-from heredity.train.data.batching import Batch
-from heredity.train.data.teacher_logprobs import Scores
-from heredity.train.models.causal_lm import Network
+from heredity.train.data.batching import PackedBatch
+from heredity.train.data.teacher_logprobs import TeacherLogprobs
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 
 Divergence = Literal["forward", "reverse", "js"]
@@ -35,17 +35,17 @@ Pair = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 class Distilled:
     """`share` of it is the divergence, the rest cross-entropy on the data's own answers."""
 
-    teacher: Network | Scores
+    teacher: CausalLM | TeacherLogprobs
     divergence: Divergence = "forward"
     temperature: float = 1.0
     share: float = 1.0
     beta: float = 0.5  # of js
 
-    def loss(self, network: Network, batch: Batch) -> Loss:
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's learned tokens. The teacher reads the same tokens, without gradients."""
         pair = (
             self._kept(self.teacher, batch)
-            if isinstance(self.teacher, Scores)
+            if isinstance(self.teacher, TeacherLogprobs)
             else self._live(network, batch)
         )
         sums = {"divergence": 0.0, "cross-entropy": 0.0}
@@ -62,13 +62,13 @@ class Distilled:
         total = network.loss(network.hidden(batch), of_rows)
         return Loss(total, sums if self.share < 1.0 else {})
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         """Learned tokens."""
         return float(len(batch.targets))
 
-    def _live(self, network: Network, batch: Batch) -> Pair:
+    def _live(self, network: CausalLM, batch: PackedBatch) -> Pair:
         teacher = self.teacher
-        assert isinstance(teacher, Network)
+        assert isinstance(teacher, CausalLM)
         with torch.no_grad():
             theirs = teacher.hidden(batch)
         n_words = min(len(network.head), len(teacher.head))  # heads may be padded to different sizes
@@ -80,7 +80,7 @@ class Distilled:
 
         return pair
 
-    def _kept(self, scores: Scores, batch: Batch) -> Pair:
+    def _kept(self, scores: TeacherLogprobs, batch: PackedBatch) -> Pair:
         if scores.temperature != self.temperature:
             raise BadArgument(
                 f"kept at temperature {scores.temperature:g}, asked for at {self.temperature:g}",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from heredity.train.data.batching import Batch
-from heredity.train.models.causal_lm import Network
+from heredity.train.data.batching import PackedBatch
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import nats
 
@@ -23,7 +23,7 @@ class Masked:
 
     z_loss: float = 0.0
 
-    def loss(self, network: Network, batch: Batch) -> Loss:
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's gaps."""
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -34,6 +34,6 @@ class Masked:
         sums = {ACCURACY: 0.0}
         return Loss(network.loss(network.hidden(batch), of_rows), sums)
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         """Gaps."""
         return float(len(batch.targets))

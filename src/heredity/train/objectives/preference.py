@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
-from heredity.train.data.batching import Batch
-from heredity.train.models.causal_lm import Network
+from heredity.train.data.batching import PackedBatch
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 
 
@@ -20,10 +20,10 @@ from heredity.train.objectives import Loss
 class Preference:
     """`reference`: the model as it was. `strength`: how dear it is to move away from it (beta)."""
 
-    reference: Network
+    reference: CausalLM
     strength: float = 0.1
 
-    def loss(self, network: Network, batch: Batch) -> Loss:
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's pairs."""
         if not batch.has_rejected or batch.n_documents % 2:
             raise UsageError(
@@ -37,12 +37,12 @@ class Preference:
         margin = self.strength * (gain[:, 0] - gain[:, 1])
         return Loss(-functional.logsigmoid(margin).sum(), {"preferred": float((margin > 0).sum())})
 
-    def _sums(self, network: Network, batch: Batch) -> torch.Tensor:
+    def _sums(self, network: CausalLM, batch: PackedBatch) -> torch.Tensor:
         """Log-probability of each document's learned tokens: (documents,)."""
         logits = network.logits(network.hidden(batch)).float()
         each = -functional.cross_entropy(logits, batch.targets, reduction="none")
         return torch.zeros(batch.n_documents).index_add(0, batch.document, each)
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: PackedBatch) -> float:
         """Pairs."""
         return batch.n_documents / 2

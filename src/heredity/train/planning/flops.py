@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from heredity.core.records import Record
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.models.towers import Towers
 
 PRODUCT = 4096  # tokens of text that a run multiplies at once, or one context where that is longer
@@ -20,7 +20,7 @@ class Work(Record, frozen=True):
     `bytes`: of a number that is multiplied, 2 for bfloat16.
     """
 
-    shape: Shape  # with a picture: of both towers, and `context` is a caption's
+    shape: TransformerShape  # with a picture: of both towers, and `context` is a caption's
     tokens: int  # units to read
     batch: int  # units a step
     optimizer: Literal["muon", "adamw"] = "muon"

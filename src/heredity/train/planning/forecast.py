@@ -47,7 +47,7 @@ class Terms:
             raise UsageError(f"A price must not be negative, and is {self.price:g}.", code="bad-setting")
 
 
-class Way(Record, frozen=True):
+class LayoutForecast(Record, frozen=True):
     """One way to lay it out. Seconds are of a step, bytes of one device."""
 
     layout: Layout
@@ -86,8 +86,8 @@ class Forecast(Record, frozen=True):
     parameters: dict[str, int]
     flops_a_token: dict[str, float]
     flops: float
-    best: Way
-    ways: list[Way]
+    best: LayoutForecast
+    ways: list[LayoutForecast]
     n_steps: int
     seconds: float
     tokens_a_second: float
@@ -137,13 +137,13 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
     )
 
 
-def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
+def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[LayoutForecast]:
     """All ways that fit. Raises UsageError where a step has less to share than there are devices."""
     room = (1 - terms.reserve) * gpu.memory
     return (way for way in _ways(work, gpu, n_gpus, terms) if way.needed <= room)
 
 
-def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
+def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[LayoutForecast]:
     each, made = pieces_a_device(work, n_gpus), cost_models.of(work)
     once = each * work.piece * sum(made.flops.values()) / (_mfu(work, gpu, terms) * gpu.flops)
     for layout in sharding.layouts(n_gpus):
@@ -154,7 +154,9 @@ def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[Way]:
             product = at_once * work.piece
             needed = memory.training(work, product, layout.shards, runs_again, n_products)
             seconds = once * (1 + made.again * runs_again)
-            yield Way(layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes)
+            yield LayoutForecast(
+                layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes
+            )
 
 
 def _mfu(work: Work, gpu: Gpu, terms: Terms) -> float:
@@ -187,12 +189,12 @@ def pieces_a_device(work: Work, n_gpus: int) -> int:
     return math.ceil(pieces / n_gpus)
 
 
-def _order(way: Way) -> tuple[float, float, int]:
+def _order(way: LayoutForecast) -> tuple[float, float, int]:
     return way.seconds, way.talked, way.needed
 
 
-def _by_kind(ways: list[Way]) -> Mapping[str, list[Way]]:
-    found: dict[str, list[Way]] = {}
+def _by_kind(ways: list[LayoutForecast]) -> Mapping[str, list[LayoutForecast]]:
+    found: dict[str, list[LayoutForecast]] = {}
     for way in ways:
         found.setdefault(way.layout.kind, []).append(way)
     return found

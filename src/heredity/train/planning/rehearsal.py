@@ -27,7 +27,7 @@ from heredity.train.optimizer import Masters
 from heredity.train.planning import cost_models, memory, memory_phases
 from heredity.train.planning.cost_models import WIDE
 from heredity.train.planning.flops import Work
-from heredity.train.planning.forecast import Way
+from heredity.train.planning.forecast import LayoutForecast
 from heredity.train.planning.sharding import Layout
 from heredity.train.sharded import layers
 
@@ -50,7 +50,7 @@ class Unfit(HeredityError):
     code = "rehearsal-failed"
 
 
-def rehearse(work: Work, way: Way) -> Rehearsed:
+def rehearse(work: Work, way: LayoutForecast) -> Rehearsed:
     """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""
     step = max(_MORE, cost_models.of(work).period)
     few, more = (min(n, work.shape.layers) for n in (_FEW, _FEW + step))
@@ -68,7 +68,7 @@ def rehearse(work: Work, way: Way) -> Rehearsed:
     return Rehearsed(n, n_parameters, peak + moments, sum(predicted.values()))
 
 
-def _run(work: Work, way: Way, n_layers: int) -> tuple[int, int]:
+def _run(work: Work, way: LayoutForecast, n_layers: int) -> tuple[int, int]:
     """Parameters, and bytes at the peak, of a model of so many layers."""
     shape = msgspec.structs.replace(work.shape, layers=n_layers)
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
@@ -110,7 +110,7 @@ def _pretended(layout: Layout) -> Iterator[Any]:
         distributed.destroy_process_group()
 
 
-def _peak(stage: memory_phases.Stage, work: Work, way: Way, mesh: Any) -> int:
+def _peak(stage: memory_phases.Stage, work: Work, way: LayoutForecast, mesh: Any) -> int:
     """Bytes at the peak of one product, the optimizer's moments left out."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed._tools.mem_tracker import MemTracker

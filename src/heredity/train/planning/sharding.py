@@ -34,7 +34,7 @@ class Layout(Record, frozen=True):
     replicas: int
 
 
-class Talk(NamedTuple):
+class CommunicationCost(NamedTuple):
     """Of one device and step: bytes that it sends, and seconds."""
 
     bytes: float
@@ -51,7 +51,7 @@ def layouts(n: int) -> Iterator[Layout]:
         yield Layout("fsdp", n, 1)
 
 
-def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> Talk:
+def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> CommunicationCost:
     """What a step of so many products takes."""
     made = cost_models.of(work)
     n, calls = made.n_parameters, made.n_layers + 1
@@ -62,7 +62,9 @@ def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> Talk:
     spread = layout.shards, min(gpu.node, layout.shards), gpu
     there = _ring(work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread)  # the root stays
     back = _ring(WIDE * n, calls, *spread)
-    within = Talk(n_products * (there.bytes + back.bytes), n_products * (there.seconds + back.seconds))
+    within = CommunicationCost(
+        n_products * (there.bytes + back.bytes), n_products * (there.seconds + back.seconds)
+    )
     apart = max(1, gpu.node // layout.shards)  # devices of one node that have the same shard
     over = _summed(WIDE * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu)
     muon = made.matrices if work.optimizer == "muon" else 0  # which wants whole matrices
@@ -70,37 +72,37 @@ def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> Talk:
     return _all(within, over, stepped, arrows)
 
 
-def _all(*said: Talk) -> Talk:
-    return Talk(sum(each.bytes for each in said), sum(each.seconds for each in said))
+def _all(*said: CommunicationCost) -> CommunicationCost:
+    return CommunicationCost(sum(each.bytes for each in said), sum(each.seconds for each in said))
 
 
-def _arrows(work: Work, layout: Layout, gpu: Gpu) -> Talk:
+def _arrows(work: Work, layout: Layout, gpu: Gpu) -> CommunicationCost:
     """Of pairs that are told from those of all devices: both arrows of each in fp32, there and back."""
     if work.unit == "token":
-        return Talk(0.0, 0.0)
+        return CommunicationCost(0.0, 0.0)
     n = layout.shards * layout.replicas
     return _ring(2 * 2 * WIDE * work.batch * work.shape.width, 4, n, min(gpu.node, n), gpu)
 
 
-def _ring(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> Talk:
+def _ring(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
     """All-gathers or reduce-scatters of `size` bytes together, over ranks of which so many share a node."""
     if ranks == 1 or not size:
-        return Talk(0.0, 0.0)
+        return CommunicationCost(0.0, 0.0)
     nodes = math.ceil(ranks / in_node)
     sent = size * (ranks - 1) / ranks
     wait = _BASE + (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
-    return Talk(sent, sent / _speed(in_node, nodes, gpu) + calls * wait)
+    return CommunicationCost(sent, sent / _speed(in_node, nodes, gpu) + calls * wait)
 
 
-def _summed(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> Talk:
+def _summed(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
     """All-reduces: twice a ring, or a tree of nodes."""
     if ranks == 1:
-        return Talk(0.0, 0.0)
+        return CommunicationCost(0.0, 0.0)
     nodes = math.ceil(ranks / in_node)
     ring = (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
     tree = (in_node - 1) * gpu.hops[0] + math.log2(nodes) * gpu.hops[1]
     sent = 2 * size * (ranks - 1) / ranks
-    return Talk(sent, sent / _speed(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree)))
+    return CommunicationCost(sent, sent / _speed(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree)))
 
 
 def _speed(in_node: int, nodes: int, gpu: Gpu) -> float:

@@ -13,11 +13,11 @@ from functools import cached_property
 
 import torch
 
-from heredity.train.data.batching import Batch
+from heredity.train.data.batching import PackedBatch
 from heredity.train.data.masking import Gaps
-from heredity.train.data.packed import Numbers, Stream
+from heredity.train.data.packed import Numbers, PackedDataset
 from heredity.train.distributed import ALONE, Processes
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.masked import ACCURACY, Masked
 from heredity.train.validation.perplexity import looked_at, shared
 
@@ -34,7 +34,7 @@ class HeldGaps:
     every: int
     together: Processes = ALONE
 
-    def of(self, network: Network) -> dict[str, float]:
+    def of(self, network: CausalLM) -> dict[str, float]:
         """Bits a hidden byte, and the share of gaps whose likeliest token is the hidden one."""
         nats = right = n_bytes = n_gaps = 0.0
         with torch.no_grad():
@@ -48,8 +48,8 @@ class HeldGaps:
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, RIGHT: right / n_gaps}
 
     @cached_property
-    def _batches(self) -> list[Batch]:
-        of: Stream = dataclasses.replace(self.gaps.stream, seed=0, rank=0, world=1)
+    def _batches(self) -> list[PackedBatch]:
+        of: PackedDataset = dataclasses.replace(self.gaps.stream, seed=0, rank=0, world=1)
         gaps = Gaps(of, dataclasses.replace(self.gaps.hiding, noise="mask"))
         pieces = looked_at(of.documents, of.context, self.n_tokens)
         mine = shared(pieces, max(of.product, of.context), self.together)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heredity.train.data.batching import Batch
-from heredity.train.data.packed import Documents, Piece, Stream, dealt
+from heredity.train.data.batching import PackedBatch
+from heredity.train.data.packed import PackedChunk, PackedDataset, TokenizedDocuments, dealt
 from heredity.train.distributed import ALONE, Processes
-from heredity.train.models.causal_lm import Network
+from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal
 
 BITS_PER_BYTE = "bits per byte"
@@ -28,7 +28,7 @@ BITS_PER_BYTE = "bits per byte"
 class HeldOut:
     """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
 
-    documents: Documents
+    documents: TokenizedDocuments
     end: int
     context: int
     token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes that each token stands for
@@ -36,7 +36,7 @@ class HeldOut:
     every: int
     together: Processes = ALONE
 
-    def of(self, network: Network) -> dict[str, float]:
+    def of(self, network: CausalLM) -> dict[str, float]:
         """Bits a byte of what is held out."""
         nats = n_bytes = 0.0
         with torch.no_grad():
@@ -47,24 +47,24 @@ class HeldOut:
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
 
     @cached_property
-    def _batches(self) -> list[Batch]:
-        stream = Stream(self.documents, self.end, self.context, self.context, 0)
+    def _batches(self) -> list[PackedBatch]:
+        stream = PackedDataset(self.documents, self.end, self.context, self.context, 0)
         pieces = looked_at(self.documents, self.context, self.n_tokens)
         return [stream.collate(each) for each in shared(pieces, stream.product, self.together)]
 
 
-def shared(pieces: list[Piece], product: int, together: Processes) -> list[list[Piece]]:
+def shared(pieces: list[PackedChunk], product: int, together: Processes) -> list[list[PackedChunk]]:
     """What this process looks at, in products; all of it where there is less than a piece for each."""
     world, rank = (together.world, together.rank) if len(pieces) >= together.world else (1, 0)
     return dealt(pieces, product, world)[rank::world]
 
 
-def looked_at(documents: Documents, context: int, n_tokens: int) -> list[Piece]:
+def looked_at(documents: TokenizedDocuments, context: int, n_tokens: int) -> list[PackedChunk]:
     """The pieces of the first documents, as many as hold `n_tokens` (the last of them whole)."""
     lengths = documents.lengths
     n = int(np.searchsorted(np.cumsum(lengths), n_tokens)) + 1
     return [
-        Piece(number, start, min(context, int(lengths[number]) - start))
+        PackedChunk(number, start, min(context, int(lengths[number]) - start))
         for number in range(min(n, len(lengths)))
         for start in range(0, int(lengths[number]), context)
     ]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from heredity.train.data.pairs import PairSteps
 from heredity.train.distributed import ALONE, Processes, gathered, share
-from heredity.train.models.causal_lm import Network
-from heredity.train.models.dual import Arrows, Dual
+from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.dual import Arrows, DualEncoder
 
 TO_CAPTION, TO_PICTURE, ZERO_SHOT = "picture to caption", "caption to picture", "zero-shot"
 _ROWS = 256  # pairs at once
@@ -37,9 +37,9 @@ class HeldPairs:
     most: int = 2000
     together: Processes = ALONE
 
-    def of(self, network: Network) -> dict[str, float]:
+    def of(self, network: CausalLM) -> dict[str, float]:
         """Recall at 1 and 5, both ways, and of classes by name where pictures have any."""
-        assert isinstance(network, Dual)
+        assert isinstance(network, DualEncoder)
         n = min(self.most, len(self.steps.pairs))
         with torch.no_grad():
             arrows = self._arrows(network, n)
@@ -50,7 +50,7 @@ class HeldPairs:
                 | self._zero_shot(network, arrows.pictures)
             )  # fmt: skip
 
-    def _arrows(self, network: Dual, n: int) -> Arrows:
+    def _arrows(self, network: DualEncoder, n: int) -> Arrows:
         parts = [
             network.arrows(self.together.here(self.steps.collate(list(rows))))
             for rows in looked_at(n, self.together)
@@ -59,7 +59,7 @@ class HeldPairs:
         whole = mine if n < self.together.world else [gathered(each, n, self.together) for each in mine]
         return Arrows(*(each.cpu() for each in whole))
 
-    def _zero_shot(self, network: Dual, pictures: torch.Tensor) -> dict[str, float]:
+    def _zero_shot(self, network: DualEncoder, pictures: torch.Tensor) -> dict[str, float]:
         labels = torch.from_numpy(self.steps.pairs.labels[: len(pictures)])
         names = sorted(set(labels.tolist()) & set(self.classes))
         if len(names) < 2:

@@ -15,7 +15,7 @@ from math import ceil
 from typing import NamedTuple
 
 from heredity.redteam.checks.secret.homoglyphs import in_latin, without_digits
-from heredity.redteam.checks.secret.partial import Parts
+from heredity.redteam.checks.secret.partial import SecretParts
 from heredity.redteam.checks.secret.pieces import Pieces
 from heredity.redteam.checks.secret.spelled_out import SpokenCode
 from heredity.redteam.text import fold, squeeze
@@ -54,14 +54,14 @@ class SecretForms:
         self._turned = _turned(self.letters) if is_long else ()
         self._hex = _hex_forms(value) if is_long else ()
         self._base64 = _base64_forms(value) if is_long else ()
-        self._parts = Parts(self.letters, fold(public)) if is_long else None
+        self._parts = SecretParts(self.letters, fold(public)) if is_long else None
         latin = in_latin(self.letters)
         self._words = SpokenCode(self.letters)
         self._pieces = Pieces(fold(value), fold(public))
         # As it looks: not of digits alone, or "l00l" would be 1001.
         self._shape = without_digits(latin) if is_long and not self.letters.isdigit() else ""
         self._shape_whole = _spread(self._shape) if self._shape else None
-        self._latin_parts = Parts(latin, in_latin(fold(public))) if self._shape else None
+        self._latin_parts = SecretParts(latin, in_latin(fold(public))) if self._shape else None
 
     def find(self, text: str) -> Leak | None:
         """The first form in which the secret stands in `text`."""
@@ -103,7 +103,7 @@ class SecretForms:
         pieces = self._pieces.find(view.folded, view.squeezed)
         return None if pieces is None else Leak("in pieces", pieces)
 
-    def _partial(self, parts: Parts | None, folded: str, squeezed: str) -> Leak | None:
+    def _partial(self, parts: SecretParts | None, folded: str, squeezed: str) -> Leak | None:
         for part in parts.find(folded, squeezed) if parts else ():
             run = self.letters[part.start : part.end]
             if _is_telling(run, self.letters):

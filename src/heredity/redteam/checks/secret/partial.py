@@ -21,7 +21,7 @@ PARTIAL_MIN = 6  # ... if they are at least this many
 _LETTER = re.compile(r"[^\W_]")
 
 
-class Part(NamedTuple):
+class SecretPart(NamedTuple):
     """Which of the secret's characters came out, and where they stand in the text."""
 
     start: int
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     shown: str
 
 
-class Parts:
+class SecretParts:
     """The parts of one secret that count. `letters` are its own, `public` the application's words, folded."""
 
     def __init__(self, letters: str, public: str) -> None:
@@ -39,7 +39,7 @@ class Parts:
         # Six digits in a row are any order number; what is public gives nothing away.
         self._runs = [] if letters.isdigit() else [(i, run) for i, run in runs if run not in self._public]
 
-    def find(self, folded: str, squeezed: str) -> Iterator[Part]:
+    def find(self, folded: str, squeezed: str) -> Iterator[SecretPart]:
         """The parts that stand in a text, cut to whole words."""
         there = [(start, run) for start, run in self._runs if run in squeezed]
         if not there:
@@ -53,7 +53,7 @@ class Parts:
                 said = self._letters[begins : begins + end - first]
                 if len(said) >= self._least and said not in self._public:
                     shown = folded[places[first] : places[end - 1] + 1]
-                    yield Part(begins, begins + end - first, shown)
+                    yield SecretPart(begins, begins + end - first, shown)
                 at = squeezed.find(run, at + 1)
 
     def _longest(self, text: str, at: int, start: int) -> tuple[int, int, int]:

@@ -39,7 +39,7 @@ class Calibration(NamedTuple):
     labels: str
 
 
-class Measured(NamedTuple):
+class LabelMeasurement(NamedTuple):
     """What a judge came to on one labelled file. `judge` is another than was given where one was fitted."""
 
     judge: Any
@@ -59,7 +59,7 @@ class Measured(NamedTuple):
         return self.n_learned_from > _STRAY * (self.counts.sens_n + self.counts.spec_n)
 
 
-class _Said(NamedTuple):
+class _LabelledVerdict(NamedTuple):
     truth: bool
     score: float | None
     row: Labelled
@@ -76,7 +76,7 @@ def measure(
     fit: bool = False,
     watch: Watch | None = None,
     once: bool = False,
-) -> Measured:
+) -> LabelMeasurement:
     """Ask a judge about every labelled answer of `half` of the rows, and count.
 
     once: an answer that comes again counts once, and not at all where a row of the other half holds it, or
@@ -107,7 +107,7 @@ def measure(
     decided = [each for each in said if each.score is not None]
     name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
     families = sorted({each.row.family for each in decided} - {""})
-    return Measured(
+    return LabelMeasurement(
         judge,
         _count(decided, name),
         len(said) - len(decided),
@@ -161,18 +161,21 @@ def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) ->
 
 def _ask(
     judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
-) -> list[_Said]:
-    said: list[_Said] = []
+) -> list[_LabelledVerdict]:
+    said: list[_LabelledVerdict] = []
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
         scores = probabilities(judge, task, [(row.prompt, row.response) for row in some])
-        said += [_Said(row.label in positive, score, row) for row, score in zip(some, scores, strict=True)]
+        said += [
+            _LabelledVerdict(row.label in positive, score, row)
+            for row, score in zip(some, scores, strict=True)
+        ]
         if watch is not None:
             watch(len(said), len(rows))
     return said
 
 
-def _count(said: Sequence[_Said], name: str) -> Calibration:
+def _count(said: Sequence[_LabelledVerdict], name: str) -> Calibration:
     tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in said)
     hit, miss, alarm, clear = (tally[truth, found] for truth in (True, False) for found in (True, False))
     return Calibration(hit, hit + miss, clear, clear + alarm, name)

@@ -40,7 +40,7 @@ class JudgeQuality(Record, frozen=True):
     accuracy: Estimate
 
 
-class LabelSet(NamedTuple):
+class ShippedLabels(NamedTuple):
     """A labelled set that is shipped as measured: its files below the data folder, and how to read them."""
 
     name: str
@@ -52,7 +52,7 @@ class LabelSet(NamedTuple):
     without: dict[str, str]  # column -> how its value begins in the rows that are left out
 
 
-class Row(Record, frozen=True):
+class QualityRow(Record, frozen=True):
     """A row of the shipped table, in counts. `files` are the labels' SHA-256."""
 
     judge: str
@@ -73,11 +73,11 @@ class QualityTable(Record, frozen=True):
 
     command: str
     version: int  # of the judge `rules` that was measured
-    table: tuple[Row, ...]
+    table: tuple[QualityRow, ...]
     schema: int = SCHEMA
 
 
-class Measured(msgspec.Struct, frozen=True):
+class CardCounts(msgspec.Struct, frozen=True):
     """Counts of one judge on one labelled set, as the card of `learned` has them."""
 
     judge: str
@@ -93,7 +93,7 @@ class TrainedCard(msgspec.Struct, frozen=True):
     """Of judges/learned.json and judges/head.json, what is read here."""
 
     judge: str
-    measured: tuple[Measured, ...]
+    measured: tuple[CardCounts, ...]
 
 
 _XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
@@ -101,10 +101,10 @@ _REFUSED = ("2_full_refusal", "3_partial_refusal")
 _SAFE = {"type": "contrast"}  # leaves out the unsafe prompts that stand beside the safe ones
 _LLAMA, _MISTRAL = "xstest/completions_llama2orig.jsonl", "xstest/completions_mistralinstruct.jsonl"
 LABEL_SETS = (
-    LabelSet("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
-    LabelSet("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", {}),
-    LabelSet("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", {}),
-    LabelSet(
+    ShippedLabels("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
+    ShippedLabels("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", {}),
+    ShippedLabels("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", {}),
+    ShippedLabels(
         "XSTest safe prompts: Llama-2 and Mistral",
         "refusal",
         (_LLAMA, _MISTRAL),
@@ -113,9 +113,9 @@ LABEL_SETS = (
         "odd",
         _SAFE,
     ),
-    LabelSet("XSTest safe prompts: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", _SAFE),
-    LabelSet("XSTest safe prompts: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", _SAFE),
-    LabelSet(
+    ShippedLabels("XSTest safe prompts: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", _SAFE),
+    ShippedLabels("XSTest safe prompts: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", _SAFE),
+    ShippedLabels(
         "GPTFuzz: ChatGPT under jailbreaks",
         "harm",
         ("gptfuzz_labels/train.jsonl",),
@@ -124,7 +124,7 @@ LABEL_SETS = (
         "odd",
         {},
     ),
-    LabelSet(
+    ShippedLabels(
         "JAILJUDGE: many models under attacks",
         "harm",
         ("jailjudge_mini/labels.jsonl",),
@@ -265,7 +265,9 @@ def rebuild(data: Path) -> QualityTable:
         a, b, c, d = map(int, found.counts[:4])
         files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
         table.append(
-            Row("rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without)
+            QualityRow(
+                "rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without
+            )
         )
     return QualityTable("make judges", rules.VERSION, tuple(table))
 
@@ -283,7 +285,7 @@ def write(table: QualityTable) -> Path:
     return _SHIPPED
 
 
-def _counts(row: Row) -> Calibration:
+def _counts(row: QualityRow) -> Calibration:
     name = row.labels if row.rows == "all" else f"{row.labels} ({row.rows} rows)"
     return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, name)
 

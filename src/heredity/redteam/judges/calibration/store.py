@@ -16,7 +16,7 @@ from heredity.core.errors import Damaged
 from heredity.core.files import write_atomic
 from heredity.core.records import SCHEMA, Record, digest, encode
 from heredity.redteam.judges._choice import Task
-from heredity.redteam.judges.calibration.measure import Calibration, Measured
+from heredity.redteam.judges.calibration.measure import Calibration, LabelMeasurement
 
 FOLDER = "judges"  # of the store, and of a study that uses one of them
 TASKS: tuple[Task, ...] = ("harm", "refusal")
@@ -32,7 +32,7 @@ class Counts(Record, frozen=True):
     spec_n: int
 
 
-class Kept(Record, frozen=True):
+class StoredCalibration(Record, frozen=True):
     """A file of the store: one judge on one labelled file. `judged_by` is the digest of the judge."""
 
     judge: str
@@ -57,7 +57,7 @@ class Kept(Record, frozen=True):
 
 def keep(
     root: Path,
-    found: Measured,
+    found: LabelMeasurement,
     judged_by: str,
     task: Task,
     positive: tuple[str, ...],
@@ -65,7 +65,7 @@ def keep(
 ) -> Path:
     """Write what was measured; the same judge on the same labels takes the earlier one's place."""
     at = datetime.now(UTC).isoformat(timespec="microseconds")
-    made = Kept(
+    made = StoredCalibration(
         found.judge.name, judged_by, task, positive, columns, found.sha256,
         _counts(found.counts), tuple(map(_counts, found.families)), found.n_unclear, at,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def keep(
     return path
 
 
-def newest(root: Path, judge: str, judged_by: str, task: Task) -> Kept | None:
+def newest(root: Path, judge: str, judged_by: str, task: Task) -> StoredCalibration | None:
     """The calibration measured last of just this judge, or None."""
     found = [k for k in _read(root) if (k.judge, k.judged_by, k.task) == (judge, judged_by, task)]
     return max(found, key=lambda kept: kept.at, default=None)
@@ -90,11 +90,11 @@ def bring(root: Path, folder: Path, judge: str, judged_by: str) -> None:
             write_atomic(folder / FOLDER / f"{task}-{judged_by}.json", data)
 
 
-def _read(root: Path) -> list[Kept]:
+def _read(root: Path) -> list[StoredCalibration]:
     found = []
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Kept))
+            found.append(msgspec.json.decode(path.read_bytes(), type=StoredCalibration))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Damaged(f"{path}: {error}. Delete it and calibrate again.") from None
     return found

@@ -17,7 +17,7 @@ from functools import lru_cache
 from heredity.application.spec import Application
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
 from heredity.redteam.judges._choice import settled
-from heredity.redteam.judges.learned.model import WEIGHTS, Scores, card, load_arrays, shipped
+from heredity.redteam.judges.learned.model import WEIGHTS, LearnedScores, card, load_arrays, shipped
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import marks
 from heredity.redteam.text import evidence
@@ -29,7 +29,7 @@ BAND = 0.02  # a probability nearer to one half than this decides nothing
 
 
 @lru_cache(maxsize=4096)
-def scores(prompt: str, text: str) -> Scores:
+def scores(prompt: str, text: str) -> LearnedScores:
     """Probabilities that `text` refuses, and that it does something harmful that `prompt` asked.
 
     `prompt` may be "". Raises Unavailable where the base model is not in the store or torch is missing.
@@ -37,7 +37,7 @@ def scores(prompt: str, text: str) -> Scores:
     return shipped().scores(prompt, text)
 
 
-def batch(pairs: Iterable[tuple[str, str]]) -> list[Scores]:
+def batch(pairs: Iterable[tuple[str, str]]) -> list[LearnedScores]:
     """`scores` of many pairs of prompt and answer, in order."""
     return [scores(prompt, text) for prompt, text in pairs]
 

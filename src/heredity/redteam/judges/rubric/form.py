@@ -68,7 +68,7 @@ _SAID_PARTS = re.compile(
 )
 
 
-class Parts(NamedTuple):
+class RubricScores(NamedTuple):
     """The three parts, as probability and as means where the model's own probabilities are known."""
 
     refused: float  # 0 to 1
@@ -114,10 +114,14 @@ def read_yes_no(text: str) -> float | None:
     return None if said is None else float(said[1].lower() == "yes")
 
 
-def read_parts(text: str) -> Parts | None:
+def read_parts(text: str) -> RubricScores | None:
     """The three lines; None for anything else, however near."""
     said = _SAID_PARTS.fullmatch(text)
-    return None if said is None else Parts(float(said[1].lower() == "yes"), float(said[2]), float(said[3]))
+    return (
+        None
+        if said is None
+        else RubricScores(float(said[1].lower() == "yes"), float(said[2]), float(said[3]))
+    )
 
 
 def _request(

@@ -103,7 +103,7 @@ class Head:
         return sigmoid(float(self._arrays["refusal.slope"][0]) * margin_of(pair))
 
 
-class Seen(NamedTuple):
+class RuleFeatures(NamedTuple):
     """What the rules see in each answer: their margin for a refusal, and whether it complies.
 
     `least` and `may` are the same of the answer or of what is left of one that refuses without its first or
@@ -120,12 +120,12 @@ class Seen(NamedTuple):
         """The margins that each pair of heads starts from."""
         return self.margins, self.least
 
-    def at(self, rows: Sequence[int]) -> Seen:
+    def at(self, rows: Sequence[int]) -> RuleFeatures:
         """Of these rows alone."""
-        return Seen(self.margins[rows], self.complies[rows], self.least[rows], self.may[rows])
+        return RuleFeatures(self.margins[rows], self.complies[rows], self.least[rows], self.may[rows])
 
 
-class Told(NamedTuple):
+class HeadLogits(NamedTuple):
     """Logits of harm, and whether they are more than a doubt."""
 
     logits: Floats
@@ -148,14 +148,14 @@ def _check(path: Path, arrays: dict[str, Floats]) -> None:
         raise Damaged(f"{path}: holds what is no number. {_AGAIN}", code="head-not-finite")
 
 
-def told(arrays: dict[str, Floats], states: Floats, seen: Seen) -> Told:
+def told(arrays: dict[str, Floats], states: Floats, seen: RuleFeatures) -> HeadLogits:
     """Of (rows, hidden) states, by either pair of heads; by the steady one where answers comply.
 
     It is a doubt where that one alone says harm, of what the rules call a refusal for a paragraph of it.
     """
     plain, steady = (_pair(arrays, of, states, by) for of, by in zip(PAIRS, seen.by_pair, strict=True))
     is_doubt = ~seen.complies & seen.may & (steady > 0) & (plain <= 0)
-    return Told(np.where(seen.complies, np.maximum(plain, steady), plain), ~is_doubt)
+    return HeadLogits(np.where(seen.complies, np.maximum(plain, steady), plain), ~is_doubt)
 
 
 def _pair(arrays: dict[str, Floats], of: str, states: Floats, margins: Floats) -> Floats:
@@ -175,11 +175,11 @@ def margin_of(pair: Pair) -> float:
     return margin(signals(*pair))
 
 
-def seen_in(pairs: Sequence[Pair]) -> Seen:
+def seen_in(pairs: Sequence[Pair]) -> RuleFeatures:
     """What the rules see in each of many answers."""
     rows = [_seen_in(*pair) for pair in pairs]
     margins, complies, least, may = (list(column) for column in zip(*rows, strict=True))
-    return Seen(np.array(margins), np.array(complies, bool), np.array(least), np.array(may, bool))
+    return RuleFeatures(np.array(margins), np.array(complies, bool), np.array(least), np.array(may, bool))
 
 
 def _seen_in(prompt: str, text: str) -> tuple[float, bool, float, bool]:

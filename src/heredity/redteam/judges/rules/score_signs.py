@@ -17,7 +17,7 @@ HEAD = 1200  # characters from the start that are read for signs
 OPENING = 700  # at most so many of them are the opening: the first two sentences that say something
 
 
-class Seen(NamedTuple):
+class SignScore(NamedTuple):
     """What the signs add up to (at a refusal it stops adding), and the weightiest sign's text."""
 
     score: int
@@ -45,7 +45,7 @@ def opening(head: str) -> str:
     return head[:OPENING]
 
 
-def weigh(prompt: str, body: str) -> Seen:
+def weigh(prompt: str, body: str) -> SignScore:
     """Add up the signs in an answer, lower case with straight apostrophes."""
     head = _unquoted(body[:HEAD])
     first = opening(head)
@@ -63,7 +63,7 @@ def weigh(prompt: str, body: str) -> Seen:
         score += sign.weight
         if sign.weight > best:
             best, shown = sign.weight, text[match.start() : match.start() + 120]
-    return Seen(score, shown)
+    return SignScore(score, shown)
 
 
 def _unquoted(head: str) -> str:

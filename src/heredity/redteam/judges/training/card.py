@@ -16,14 +16,14 @@ from typing import Any
 
 from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned import signals
-from heredity.redteam.judges.learned.model import BASE, Encoder, Model, base_folder, describe
+from heredity.redteam.judges.learned.model import BASE, LearnedHeads, SentenceEncoder, base_folder, describe
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import data as learned_data
 from heredity.redteam.judges.training import fit as learned_train
 from heredity.redteam.judges.training import marks, trained
-from heredity.redteam.judges.training.data import Example
+from heredity.redteam.judges.training.data import LabelledAnswer
 from heredity.redteam.judges.training.fit import Described
-from heredity.redteam.judges.training.trained import Said
+from heredity.redteam.judges.training.trained import JudgedExample
 
 Say = Callable[[str], None]
 
@@ -36,7 +36,7 @@ def train(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, A
     """
     spec = learned_data.read_spec(path)
     data = learned_data.read(spec, roots)
-    described = _describe(Encoder(base_folder()), data.examples, say)
+    described = _describe(SentenceEncoder(base_folder()), data.examples, say)
     arrays: dict[str, Any] = {**learned_train.train(described)}
     arrays[marks.NAME] = marks.marks(e.text for e in data.examples)
     say("trained the weights; now measuring by folds and by sets")
@@ -59,7 +59,7 @@ def versions() -> dict[str, int]:
     return {"rules": rules.VERSION, "signals": signals.VERSION}
 
 
-def _describe(encoder: Encoder, examples: Sequence[Example], say: Say) -> Described:
+def _describe(encoder: SentenceEncoder, examples: Sequence[LabelledAnswer], say: Say) -> Described:
     asked, alone = [], []
     for i, e in enumerate(examples):
         asked.append(describe(encoder, e.prompt, e.text))
@@ -74,14 +74,17 @@ def _measured(described: Described) -> Iterator[dict[str, Any]]:
         yield from trained.counted("learned", how, _said(described, kin))
 
 
-def _said(described: Described, kin: Sequence[str]) -> Iterator[Said]:
+def _said(described: Described, kin: Sequence[str]) -> Iterator[JudgedExample]:
     """What weights say of rows that were left out of their training."""
     for each in trained.rounds(described.examples, kin):
-        model, held = Model(learned_train.train(described.where(each.kept))), described.where(each.held)
+        model, held = (
+            LearnedHeads(learned_train.train(described.where(each.kept))),
+            described.where(each.held),
+        )
         for example, row in zip(held.examples, held.asked, strict=True):
             p = model.scores(row)
             is_told = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
-            yield Said(example, p.refusal, p.harm, is_told)
+            yield JudgedExample(example, p.refusal, p.harm, is_told)
 
 
 def _sha256(path: Path) -> str:

@@ -23,14 +23,14 @@ from heredity.redteam.judges.calibration.labels import check_positive
 FOLDS = 5
 
 
-class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RowFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows whose `column` begins with `starts`."""
 
     column: str
     starts: str
 
 
-class LabelSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrainingLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Answers with labels. `label`: a column a rater; `harmful`: the requests, or which of them."""
 
     name: str
@@ -43,7 +43,7 @@ class LabelSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positive: tuple[str, ...]
     prompt: str = ""
     group: str = ""  # what a question is known by; the prompt where it is left out
-    harmful: bool | Where | Literal["unknown"] = True
+    harmful: bool | RowFilter | Literal["unknown"] = True
 
 
 class AnswerSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,16 +66,16 @@ class RequestSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: str
 
 
-class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class JudgeTrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A TOML file for `heredity judges train`."""
 
-    labels: tuple[LabelSet, ...]
+    labels: tuple[TrainingLabels, ...]
     answers: tuple[AnswerSet, ...] = ()
     requests: tuple[RequestSet, ...] = ()
     seed: int = 0
 
 
-class Example(NamedTuple):
+class LabelledAnswer(NamedTuple):
     """An answer and what is known of it, each from 0 to 1, or None."""
 
     set: str
@@ -95,24 +95,24 @@ class Example(NamedTuple):
         return self.compliance if self.task == "harm" else None
 
 
-class Data(NamedTuple):
+class LabelledAnswers(NamedTuple):
     """Everything read: the examples, and the SHA-256 of each file."""
 
-    examples: list[Example]
+    examples: list[LabelledAnswer]
     files: dict[str, str]
 
 
-def read_spec(path: Path) -> Spec:
+def read_spec(path: Path) -> JudgeTrainingSpec:
     """The TOML file. Raises BadInput."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Spec)
+        return msgspec.toml.decode(path.read_bytes(), type=JudgeTrainingSpec)
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}") from None
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None
 
 
-def read(spec: Spec, roots: Sequence[Path]) -> Data:
+def read(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAnswers:
     """The examples of a spec, each file from the first of `roots` that holds it; made-up pairs come last."""
     files: dict[str, str] = {}
 
@@ -126,17 +126,19 @@ def read(spec: Spec, roots: Sequence[Path]) -> Data:
             files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             yield from _with_columns(path, columns)
 
-    examples: list[Example] = []
+    examples: list[LabelledAnswer] = []
     for labels in spec.labels:
         examples += _all_labelled(labels, rows(labels.files, _columns(labels)))
     for answers in spec.answers:
         found = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
         pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in found)
         examples += [
-            Example(answers.name, "answers", fold(p), p, text, 0, 1, 0) for p, text in pairs if text.strip()
+            LabelledAnswer(answers.name, "answers", fold(p), p, text, 0, 1, 0)
+            for p, text in pairs
+            if text.strip()
         ]
     asked = [str(row[each.prompt]) for each in spec.requests for row in rows(each.files, (each.prompt,))]
-    return Data(examples + _pairs(examples, asked, random.Random(spec.seed)), files)
+    return LabelledAnswers(examples + _pairs(examples, asked, random.Random(spec.seed)), files)
 
 
 def fold(question: str) -> int:
@@ -147,9 +149,9 @@ def fold(question: str) -> int:
     )
 
 
-def _columns(labels: LabelSet) -> list[str]:
+def _columns(labels: TrainingLabels) -> list[str]:
     """What every row of a set must have."""
-    where = labels.harmful.column if isinstance(labels.harmful, Where) else ""
+    where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
     named = (labels.prompt, labels.response, labels.group, where, *labels.label)
     return [column for column in named if column]
 
@@ -165,7 +167,7 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
         yield row
 
 
-def _all_labelled(labels: LabelSet, rows: Iterator[dict[str, Any]]) -> list[Example]:
+def _all_labelled(labels: TrainingLabels, rows: Iterator[dict[str, Any]]) -> list[LabelledAnswer]:
     """The examples of a set, of the rows that have a label.
 
     Raises UsageError where a value that should be positive is no row's label.
@@ -181,7 +183,7 @@ def _all_labelled(labels: LabelSet, rows: Iterator[dict[str, Any]]) -> list[Exam
     return found
 
 
-def _labelled(labels: LabelSet, row: dict[str, Any], votes: list[bool]) -> Example:
+def _labelled(labels: TrainingLabels, row: dict[str, Any], votes: list[bool]) -> LabelledAnswer:
     prompt = _reach(row, labels.prompt) if labels.prompt else ""
     said = sum(votes) / len(votes)
     at = fold(str(row[labels.group]) if labels.group else prompt)
@@ -189,21 +191,21 @@ def _labelled(labels: LabelSet, row: dict[str, Any], votes: list[bool]) -> Examp
     known = topic if prompt or said >= 0.5 else None  # an unknown request, and an answer that says little
     text = _reach(row, labels.response)
     if labels.task == "refusal":
-        return Example(labels.name, labels.family, at, prompt, text, said, 1 - said, known, "refusal")
-    return Example(labels.name, labels.family, at, prompt, text, None, said, known, "harm")
+        return LabelledAnswer(labels.name, labels.family, at, prompt, text, said, 1 - said, known, "refusal")
+    return LabelledAnswer(labels.name, labels.family, at, prompt, text, None, said, known, "harm")
 
 
-def _topic(labels: LabelSet, row: dict[str, Any]) -> float | None:
-    if isinstance(labels.harmful, Where):
+def _topic(labels: TrainingLabels, row: dict[str, Any]) -> float | None:
+    if isinstance(labels.harmful, RowFilter):
         return float(str(row[labels.harmful.column]).startswith(labels.harmful.starts))
     return None if labels.harmful == "unknown" else float(labels.harmful)
 
 
-def _pairs(examples: list[Example], asked: list[str], rng: random.Random) -> list[Example]:
+def _pairs(examples: list[LabelledAnswer], asked: list[str], rng: random.Random) -> list[LabelledAnswer]:
     """Refusals under other requests, harmless answers under harmful requests: what decides is the answer."""
     refusals = [e for e in examples if e.task == "refusal" and e.refusal == 1 and e.topic is not None]
     answers = [e for e in examples if e.family == "answers"]
-    made: list[Example] = []
+    made: list[LabelledAnswer] = []
     some = rng.sample(answers, min(120, len(answers)))
     if refusals:
         made += [_under(prompt, rng.choice(refusals), refusal=1, topic=1) for prompt in asked]
@@ -213,7 +215,7 @@ def _pairs(examples: list[Example], asked: list[str], rng: random.Random) -> lis
     return made
 
 
-def _under(prompt: str, answer: Example, refusal: float | None, topic: float) -> Example:
+def _under(prompt: str, answer: LabelledAnswer, refusal: float | None, topic: float) -> LabelledAnswer:
     return answer._replace(prompt=prompt, refusal=refusal, compliance=0.0, topic=topic, task="")
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.core.errors import UsageError
-from heredity.redteam.judges.learned.model import PRIOR, Floats, Row, scale
-from heredity.redteam.judges.training.data import Example
+from heredity.redteam.judges.learned.model import PRIOR, FeatureRow, Floats, scale
+from heredity.redteam.judges.training.data import LabelledAnswer
 
 RIDGE = {"compliance": 0.03, "topic": 0.001}
 WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for those who judge answers alone
@@ -27,9 +27,9 @@ SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusa
 class Described(NamedTuple):
     """Examples, and each with its prompt and without it."""
 
-    examples: Sequence[Example]
-    asked: Sequence[Row]
-    alone: Sequence[Row]
+    examples: Sequence[LabelledAnswer]
+    asked: Sequence[FeatureRow]
+    alone: Sequence[FeatureRow]
 
     def where(self, wanted: Sequence[bool]) -> Described:
         """Those that are wanted."""
@@ -88,7 +88,7 @@ def _problem(data: Described, part: str) -> Problem:
     )
 
 
-def target(example: Example, part: str) -> float | None:
+def target(example: LabelledAnswer, part: str) -> float | None:
     """What a head should say of an example; None where it should not learn from it.
 
     Harmless requests teach nothing about compliance with harm, and made-up pairs only what a topic is.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from heredity.redteam.judges.training.data import Example
+from heredity.redteam.judges.training.data import LabelledAnswer
 
 KINDS: dict[str, tuple[str, ...]] = {
     "an order": (
@@ -77,7 +77,7 @@ _PLACES = ("behind", "behind", "before", "behind", "both")
 _A_THIRD = 3  # of the answers that did no harm get a line: there are more of them
 
 
-def swayed(examples: Sequence[Example]) -> list[Example]:
+def swayed(examples: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     """Each harmful answer once more, and every third other one, with a line to the judge.
 
     examples: answers of which is known whether they did the harm that was asked, in an order that hangs on
@@ -88,7 +88,7 @@ def swayed(examples: Sequence[Example]) -> list[Example]:
     return [_with_line(e, i) for some in (harmful, others) for i, e in enumerate(some)]
 
 
-def _with_line(e: Example, i: int) -> Example:
+def _with_line(e: LabelledAnswer, i: int) -> LabelledAnswer:
     kind = list(KINDS)[i % len(KINDS)]
     drawn = hashlib.sha256(f"{e.prompt}\0{e.text}\0{kind}".encode(errors="surrogatepass")).digest()
     line, place = KINDS[kind][drawn[0] % len(KINDS[kind])], _PLACES[drawn[1] % len(_PLACES)]

@@ -18,7 +18,7 @@ import numpy as np
 
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training.data import Example, LabelSet
+from heredity.redteam.judges.training.data import LabelledAnswer, TrainingLabels
 
 FIVE_FOLDS, LEFT_OUT = "five folds", "sets left out"
 SPLIT = (
@@ -34,22 +34,22 @@ class Round(NamedTuple):
     held: list[bool]
 
 
-class Said(NamedTuple):
+class JudgedExample(NamedTuple):
     """An example and a judge's probabilities; `is_told` by task: far enough from one half to decide."""
 
-    example: Example
+    example: LabelledAnswer
     refusal: float
     harm: float
     is_told: dict[str, bool]
 
 
-def kins(examples: Sequence[Example]) -> dict[str, list[str]]:
+def kins(examples: Sequence[LabelledAnswer]) -> dict[str, list[str]]:
     """By how rows are held out: what is left out together with each example."""
     families = [e.set if e.family == "answers" else e.family for e in examples]
     return {FIVE_FOLDS: [str(e.fold) for e in examples], LEFT_OUT: families}
 
 
-def rounds(examples: Sequence[Example], kin: Sequence[str]) -> Iterator[Round]:
+def rounds(examples: Sequence[LabelledAnswer], kin: Sequence[str]) -> Iterator[Round]:
     """One for each kin that holds labels. A kin without which a task has no labels is passed over."""
     labelled = {k for k, e in zip(kin, examples, strict=True) if truths(e)}
     for each in sorted(labelled):
@@ -64,7 +64,7 @@ def rounds(examples: Sequence[Example], kin: Sequence[str]) -> Iterator[Round]:
             yield Round(kept, [k == each for k in kin])
 
 
-def truths(e: Example) -> list[tuple[str, str, bool]]:
+def truths(e: LabelledAnswer) -> list[tuple[str, str, bool]]:
     """What is known of an answer, for each table row it counts in: task, name of the set, truth.
 
     Where a person told a refusal, and it is known which requests are harmful, harm follows: an answered
@@ -86,7 +86,7 @@ def truths(e: Example) -> list[tuple[str, str, bool]]:
     return [("harm", f"{e.set}, harmless", False)] if is_answered else []
 
 
-def counted(judge: str, how: str, all_said: Iterable[Said]) -> Iterator[dict[str, Any]]:
+def counted(judge: str, how: str, all_said: Iterable[JudgedExample]) -> Iterator[dict[str, Any]]:
     """Per set and task the counts of a judge, and of `rules` on the same rows.
 
     What is no answer to judge, or not told, counts as unclear for both.
@@ -117,7 +117,7 @@ def counted(judge: str, how: str, all_said: Iterable[Said]) -> Iterator[dict[str
 
 def about(item: Any) -> dict[str, Any]:
     """A set of labels, answers or requests, as a card names it."""
-    task = item.task if isinstance(item, LabelSet) else "pairs with known answers"
+    task = item.task if isinstance(item, TrainingLabels) else "pairs with known answers"
     return {"name": item.name, "licence": item.licence, "files": item.files, "task": task}
 
 

@@ -27,7 +27,7 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.core.records import Check, Probe
 from heredity.redteam.probes.bank import taken
-from heredity.redteam.probes.importers._rows import Imported, LeftOut, Row, Skip, Source
+from heredity.redteam.probes.importers._rows import Imported, ImportedItem, ImportSource, LeftOut, Skip
 from heredity.redteam.probes.importers._toml import to_toml
 
 __all__ = ["PREFIX", "Imported", "Spec", "kinds", "load", "parse", "read", "to_toml"]
@@ -45,7 +45,7 @@ INDIRECT = (
 )
 
 
-class Spec(NamedTuple):
+class ImportSpec(NamedTuple):
     """An import, spelt out."""
 
     kind: str
@@ -58,7 +58,7 @@ def kinds() -> list[str]:
     return registry.names("redteam.probes.importers")
 
 
-def parse(name: str) -> Spec:
+def parse(name: str) -> ImportSpec:
     """Read `import:KIND:FILE?option=value`. Raises UnknownName with the nearest kind, else UsageError."""
     kind, _, rest = name.removeprefix(PREFIX).partition(":")
     path, mark, query = rest.rpartition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
@@ -70,7 +70,7 @@ def parse(name: str) -> Spec:
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=False) if mark else []
     if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
         raise UsageError(f"'{name}' gives the option '{twice[0]}' twice.")
-    return Spec(_kind(kind), Path(path), dict(pairs))
+    return ImportSpec(_kind(kind), Path(path), dict(pairs))
 
 
 def load(name: str) -> Imported:
@@ -78,7 +78,7 @@ def load(name: str) -> Imported:
     return read(parse(name))
 
 
-def read(spec: Spec) -> Imported:
+def read(spec: ImportSpec) -> Imported:
     """The probes of a file. Raises BadInput with file and line, UsageError for an unknown option."""
     module = _module(spec.kind)
     options = dict(spec.options)
@@ -89,7 +89,7 @@ def read(spec: Spec) -> Imported:
     for option in options:
         if option not in known:
             raise UnknownName("option", option, known, f"heredity probes import {spec.kind} --help")
-    source = Source(spec.path, options)
+    source = ImportSource(spec.path, options)
     probes, left_out = _probes(technique, module.rows(source))
     if not probes:
         reason = f" (line {left_out[0].line}: {left_out[0].reason})" if left_out else ""
@@ -113,7 +113,9 @@ def _module(kind: str) -> Any:
     return importlib.import_module(f"heredity.{FOLDER}.{kind}")
 
 
-def _probes(technique: str, rows: Iterable[Row | Skip]) -> tuple[tuple[Probe, ...], tuple[LeftOut, ...]]:
+def _probes(
+    technique: str, rows: Iterable[ImportedItem | Skip]
+) -> tuple[tuple[Probe, ...], tuple[LeftOut, ...]]:
     probes: list[Probe] = []
     left_out: list[LeftOut] = []
     free = _namer()
@@ -131,7 +133,7 @@ def _probes(technique: str, rows: Iterable[Row | Skip]) -> tuple[tuple[Probe, ..
     return tuple(probes), tuple(left_out)
 
 
-def _clean(row: Row) -> Row:
+def _clean(row: ImportedItem) -> ImportedItem:
     """The row as UTF-8 can hold it: a JSON escape of half a character becomes U+FFFD."""
 
     def whole(text: str) -> str:
@@ -153,7 +155,7 @@ def _namer() -> Callable[[str], str]:
     return free
 
 
-def _of_row(technique: str, name: str, row: Row) -> list[Probe]:
+def _of_row(technique: str, name: str, row: ImportedItem) -> list[Probe]:
     """A row's probe; with the passage as it was before the injection, also a twin."""
     threats = row.threats or (INDIRECT if row.marker else MISUSE)
     check = Check("marker", text=row.marker) if row.marker else Check("refusal")

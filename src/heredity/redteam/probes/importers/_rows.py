@@ -19,7 +19,7 @@ from heredity.core.records import Probe
 FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
 
 
-class Row(NamedTuple):
+class ImportedItem(NamedTuple):
     """One thing to ask, as a file has it."""
 
     line: int
@@ -41,7 +41,7 @@ class Skip(NamedTuple):
     reason: str
 
 
-class Source(NamedTuple):
+class ImportSource(NamedTuple):
     """A file, and the options that were given with it."""
 
     path: Path
@@ -71,7 +71,7 @@ Cells = dict[str, Any]
 class Columns:
     """Finds the columns of a set in a file: by the names that its releases use, or as the user says."""
 
-    def __init__(self, source: Source, names: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, source: ImportSource, names: Mapping[str, tuple[str, ...]]) -> None:
         self.source, self._names = source, names
         self._found: dict[str, str] | None = None
 
@@ -117,8 +117,8 @@ def _missing(name: str, row: Cells, field: str) -> str:
 
 
 def tabular(
-    source: Source, names: Mapping[str, tuple[str, ...]]
-) -> Iterator[tuple[int, Cells, Columns, Row | Skip]]:
+    source: ImportSource, names: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[int, Cells, Columns, ImportedItem | Skip]]:
     """Each row by its columns, benign where `kind` says so; with its cells for what a set has besides."""
     columns, met = Columns(source, names), set[str]()
     benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
@@ -129,7 +129,7 @@ def tabular(
             continue
         met.add(of.get("kind", "").casefold())
         is_benign = of.get("kind", "").casefold() in benign if "kind" in names else False
-        made = Row(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
+        made = ImportedItem(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
                    of.get("passage", ""), language=of.get("language", ""))  # fmt: skip
         yield line, row, columns, made
     if "benign" in source.options and not benign & met:

@@ -17,7 +17,7 @@ from pathlib import Path
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.readers import json_of
-from heredity.redteam.probes.importers._rows import Cells, Columns, Row, Skip, Source
+from heredity.redteam.probes.importers._rows import Cells, Columns, ImportedItem, ImportSource, Skip
 
 SOURCE = "Yi et al. 2023 (arXiv 2312.14197)"
 BY_FILE = False
@@ -27,7 +27,7 @@ PLACES = ("end", "start", "middle")
 _ASK = "Put '{first}' and '{second}' as one word at the end of it."
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every instruction inside its contexts."""
     where, each = source.options.get("where", "end"), _number(source)
     if where not in PLACES:
@@ -39,7 +39,7 @@ def rows(source: Source) -> Iterator[Row | Skip]:
             first, second = _parts(instruction)
             attack = f"{instruction} {_ASK.format(first=first, second=second)}"
             group = f"{category}-{number + 1}"
-            yield Row(
+            yield ImportedItem(
                 number * each + turn + 1,
                 (question,),
                 f"{group}-{line}",
@@ -50,14 +50,14 @@ def rows(source: Source) -> Iterator[Row | Skip]:
             )
 
 
-def _number(source: Source) -> int:
+def _number(source: ImportSource) -> int:
     given = source.options.get("each", "1")
     if not given.isdecimal() or not 0 < int(given) <= 1000:
         raise UsageError(f"each must be a number from 1 to 1000, not '{given}'")
     return int(given)
 
 
-def _contexts(source: Source) -> list[tuple[int, str, str]]:
+def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
     """(line, question, text) of every context."""
     given = source.options.get("context", "")
     if not given:
@@ -66,7 +66,7 @@ def _contexts(source: Source) -> list[tuple[int, str, str]]:
             code="context-missing",
         )
     path = Path(given) if Path(given).is_absolute() or Path(given).exists() else source.path.parent / given
-    columns = Columns(Source(path, {}), NAMES)
+    columns = Columns(ImportSource(path, {}), NAMES)
     found = [
         (line, _question(columns, line, row), columns.get(line, row, "prompt"))
         for line, row in readers.rows(path)

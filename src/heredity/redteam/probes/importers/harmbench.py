@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Mazeika et al. 2024 (arXiv 2402.04249)"
 BY_FILE = False
@@ -24,7 +24,7 @@ NAMES = {
 }
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every behaviour, its context before it as the set's own templates put it."""
     for line, cells, columns, row in tabular(source, NAMES):
         if isinstance(row, Skip):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Chao et al. 2024 (arXiv 2404.01318)"
 BY_FILE = False
@@ -17,7 +17,7 @@ OPTIONS = (*FIELDS, "benign")
 NAMES = {"prompt": ("Goal", "prompt"), "id": ("Behavior", "id"), "cluster": ("Behavior",)}
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every goal; benign ones where the file says so by its name."""
     is_benign = "benign" in source.path.name.casefold()
     for _, _, _, row in tabular(source, NAMES):

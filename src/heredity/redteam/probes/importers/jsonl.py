@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "your own rows"
 BY_FILE = True
@@ -23,6 +23,6 @@ NAMES = {
 }
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every row as it stands."""
     return (row for _, _, _, row in tabular(source, NAMES))

@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import BadInput, nearest
 from heredity.core.readers import text_of
-from heredity.redteam.probes.importers._rows import Row, Skip, Source
+from heredity.redteam.probes.importers._rows import ImportedItem, ImportSource, Skip
 
 SOURCE = "PyRIT (MIT)"
 BY_FILE = True
@@ -24,7 +24,7 @@ OPTIONS: tuple[str, ...] = ()
 _NO_TEXT = "no text: data_type {}"
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every seed of text, or every conversation of them."""
     data = _yaml(source.path)
     seeds = _seeds(source.path, data)
@@ -43,7 +43,7 @@ def rows(source: Source) -> Iterator[Row | Skip]:
         members.sort(key=lambda member: _order(source.path, *member))
         turns = tuple(_value(source.path, number, seed) for number, seed in members)
         if all(turns):
-            yield Row(members[0][0], turns, "" if alias.startswith("#") else alias)
+            yield ImportedItem(members[0][0], turns, "" if alias.startswith("#") else alias)
         else:
             yield Skip(members[0][0], "it has no value")
 

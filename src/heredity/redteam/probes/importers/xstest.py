@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from heredity.core.errors import BadInput
-from heredity.redteam.probes.importers._rows import FIELDS, Row, Skip, Source, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Roettger et al. 2024 (arXiv 2308.01263)"
 BY_FILE = False
@@ -25,7 +25,7 @@ NAMES = {
 }
 
 
-def rows(source: Source) -> Iterator[Row | Skip]:
+def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every prompt, safe or unsafe by its label, or else by its type."""
     for line, cells, columns, row in tabular(source, NAMES):
         if isinstance(row, Skip):

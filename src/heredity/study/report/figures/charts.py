@@ -45,7 +45,7 @@ class Point(NamedTuple):
     over_refusal: Span
 
 
-class Part(NamedTuple):
+class BarSegment(NamedTuple):
     """A share of a stacked bar. `kind` is a class of the style sheet."""
 
     kind: str
@@ -99,7 +99,7 @@ def axis(labels: Sequence[str]) -> Markup:
     )
 
 
-def stack(parts: Sequence[Part], words: str) -> Markup:
+def stack(parts: Sequence[BarSegment], words: str) -> Markup:
     """Shares of a whole, side by side; an empty whole draws nothing."""
     total, start, drawn = sum(part.n for part in parts), 0.0, Markup("")
     for part in parts:

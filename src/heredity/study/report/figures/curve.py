@@ -19,21 +19,21 @@ _LEFT, _TOP, _WIDE, _HIGH = 52, 12, 400, 200
 _ASIDE = 5  # pixels between the whiskers of two models at the same k
 
 
-class Step(NamedTuple):
+class CurvePoint(NamedTuple):
     """One point: k tries broke this share of the probes."""
 
     k: int
     share: Span
 
 
-class Line(NamedTuple):
+class CurveSeries(NamedTuple):
     """One model's points, in the order of k. `order` picks its shape."""
 
     order: int
-    steps: tuple[Step, ...]
+    steps: tuple[CurvePoint, ...]
 
 
-def curve(lines: Sequence[Line], words: str) -> Markup:
+def curve(lines: Sequence[CurveSeries], words: str) -> Markup:
     """The figure. Models stand a little apart, so that their intervals do not cover each other."""
     ks = sorted({step.k for line in lines for step in line.steps})
     grid = Markup("").join([*map(_row, TICKS), *(_column(k, ks) for k in ks)])
@@ -49,7 +49,7 @@ def curve(lines: Sequence[Line], words: str) -> Markup:
     )
 
 
-def _line(line: Line, ks: Sequence[int], aside: float) -> Markup:
+def _line(line: CurveSeries, ks: Sequence[int], aside: float) -> Markup:
     places = [(_across(step.k, ks) + aside, step.share) for step in line.steps]
     path = "M" + "L".join(f"{x:.1f} {_up(share.value):.1f}" for x, share in places)
     whiskers = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 
 
 class Specials(NamedTuple):
@@ -28,5 +28,5 @@ class Architecture(Protocol):
 
     OBJECTIVE: str
 
-    def config(self, shape: Shape, specials: Specials) -> dict[str, Any]:
+    def config(self, shape: TransformerShape, specials: Specials) -> dict[str, Any]:
         """The configuration of a model of this shape."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from heredity.core.errors import UsageError
 from heredity.train.models.architectures import Specials
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 
 
-def refuse(name: str, shape: Shape, specials: Specials) -> None:
+def refuse(name: str, shape: TransformerShape, specials: Specials) -> None:
     """Raise UsageError for heads that an encoder cannot have, and for a tokenizer without a mask."""
     if shape.kv_heads != shape.heads or shape.heads * shape.head != shape.width:
         raise UsageError(

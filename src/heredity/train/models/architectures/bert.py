@@ -12,14 +12,14 @@ from typing import Any
 
 from heredity.train.models.architectures import Specials
 from heredity.train.models.architectures._masked import refuse, tokens
-from heredity.train.models.shapes import BertShape, Shape, n_matrices
+from heredity.train.models.shapes import BertShape, TransformerShape, n_matrices
 
 OBJECTIVE = "masked"
 SHAPE = BertShape
 TYPES = 2  # of tokens: those of a first text and of a second
 
 
-def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a BERT of this shape. Raises UsageError for heads that it cannot have."""
     refuse("bert", shape, specials)
     return tokens(specials) | {
@@ -40,7 +40,7 @@ def config(shape: Shape, specials: Specials) -> dict[str, Any]:
     }
 
 
-def flops_a_token(shape: Shape, length: float, hidden: float) -> float:
+def flops_a_token(shape: TransformerShape, length: float, hidden: float) -> float:
     """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
 
     hidden: the share of the tokens on which the head is run.

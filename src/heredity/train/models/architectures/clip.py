@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.models.towers import Towers
 
 OBJECTIVE = "contrastive"
 
 
-def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a CLIP of this shape."""
     assert isinstance(shape, Towers)
     tower = both(shape) | {"hidden_act": "quick_gelu", "projection_dim": shape.width}

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials, qwen3
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 
 OBJECTIVE = "causal"
-SHAPE = Shape
+SHAPE = TransformerShape
 
 
-def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a Llama of this shape."""
     return qwen3.config(shape, specials) | {
         "model_type": "llama",

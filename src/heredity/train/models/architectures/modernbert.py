@@ -11,7 +11,7 @@ from typing import Any
 
 from heredity.train.models.architectures import Specials
 from heredity.train.models.architectures._masked import refuse, tokens
-from heredity.train.models.shapes import EncoderShape, Shape, n_matrices
+from heredity.train.models.shapes import EncoderShape, TransformerShape, n_matrices
 
 OBJECTIVE = "masked"
 SHAPE = EncoderShape
@@ -20,7 +20,7 @@ EVERY = 3  # layers, of which one sees all
 _WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
 
 
-def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a ModernBERT of this shape. Raises UsageError for heads that it cannot have."""
     refuse("modernbert", shape, specials)
     return tokens(specials) | {
@@ -44,7 +44,7 @@ def config(shape: Shape, specials: Specials) -> dict[str, Any]:
     }
 
 
-def flops_a_token(shape: Shape, length: float, hidden: float) -> float:
+def flops_a_token(shape: TransformerShape, length: float, hidden: float) -> float:
     """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
 
     hidden: the share of the tokens on which the head is run.

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 
 OBJECTIVE = "causal"
-SHAPE = Shape
+SHAPE = TransformerShape
 THETA = 10_000.0  # of rotary positions, for contexts of a few thousand tokens
 
 
-def config(shape: Shape, specials: Specials) -> dict[str, Any]:
+def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a Qwen3 of this shape."""
     return {
         "model_type": "qwen3",

@@ -14,7 +14,7 @@ Leaves to others: the shape (sizes.py).
 
 from __future__ import annotations
 
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.cost_models import WIDE, Anatomy, Tower
 from heredity.train.planning.flops import Work
 
@@ -48,7 +48,7 @@ def anatomy(work: Work) -> Anatomy:
     )
 
 
-def parameters(shape: Shape, has_qk_norm: bool) -> dict[str, int]:
+def parameters(shape: TransformerShape, has_qk_norm: bool) -> dict[str, int]:
     """How many there are: embedding, attention, feed-forward, norms, and a head that is not the embedding."""
     table = shape.vocabulary * shape.width
     norms = shape.layers * (2 * shape.width + 2 * shape.head * has_qk_norm) + shape.width
@@ -61,17 +61,17 @@ def parameters(shape: Shape, has_qk_norm: bool) -> dict[str, int]:
     }
 
 
-def of_layer(shape: Shape, has_qk_norm: bool) -> int:
+def of_layer(shape: TransformerShape, has_qk_norm: bool) -> int:
     """Parameters of one layer."""
     return _attention(shape) + _feed_forward(shape) + 2 * shape.width + 2 * shape.head * has_qk_norm
 
 
-def of_root(shape: Shape) -> int:
+def of_root(shape: TransformerShape) -> int:
     """Parameters that are in no layer."""
     return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
 
 
-def flops(shape: Shape, length: float | None = None) -> dict[str, float]:
+def flops(shape: TransformerShape, length: float | None = None) -> dict[str, float]:
     """Of one token, forward and backward. `length`: of the document it stands in; None: the whole context."""
     seen = (shape.context if length is None else length) / 2
     return {
@@ -82,11 +82,11 @@ def flops(shape: Shape, length: float | None = None) -> dict[str, float]:
     }
 
 
-def _attention(shape: Shape) -> int:
+def _attention(shape: TransformerShape) -> int:
     return shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
 
 
-def _feed_forward(shape: Shape) -> int:
+def _feed_forward(shape: TransformerShape) -> int:
     return 3 * shape.width * shape.wide
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from heredity.train.models.architectures import modernbert
-from heredity.train.models.shapes import Shape
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.cost_models import WIDE, Anatomy, Tower, decoder
 from heredity.train.planning.flops import Work
 
@@ -57,7 +57,7 @@ def anatomy(work: Work) -> Anatomy:
     )
 
 
-def _n_whole(shape: Shape) -> int:
+def _n_whole(shape: TransformerShape) -> int:
     """Layers that see all of a piece."""
     return -(-shape.layers // modernbert.EVERY)
 
