@@ -34,9 +34,9 @@ from heredity.study.importers._study import RecordedVerdict, Summary, make
 __all__ = [
     "Agreement",
     "Agreements",
+    "ImportOptions",
     "JudgedPair",
     "JudgedRate",
-    "Reading",
     "Recorded",
     "RecordedVerdict",
     "Summary",
