@@ -47,7 +47,9 @@ def _verb(command: click.Command, context: click.Context, level: int) -> Iterato
     usage = " ".join(command.collect_usage_pieces(context))
     yield from ("", f"{'#' * level} {context.command_path}", "", f"    {context.command_path} {usage}", "")
     yield _prose(command.help or "")
-    rows = [_option(param, context) for param in command.params if isinstance(param, click.Option)]
+    rows = [
+        _option(param, context) for param in command.get_params(context) if isinstance(param, click.Option)
+    ]
     if rows := [row for row in rows if row]:
         yield from ("", "| option | what it sets | default |", "|---|---|---|", *rows)
     if example := getattr(command, "example", ""):
