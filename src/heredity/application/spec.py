@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 
 from heredity.application.tools import World
 from heredity.application.tools import check as check_world
-from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean
+from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean, origin_of
 from heredity.core.readers import toml_of
 from heredity.core.records import (
     Consult,
@@ -78,7 +78,9 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
-            raise ValueError(f"max_turns must be from 1 to 64, not {self.max_turns}")
+            raise BadArgument(
+                f"max_turns must be from 1 to 64, not {self.max_turns}", code="bad-setting", key="max_turns"
+            )
         check_decoding(self.decoding)
         _check_tools(self.tools)
         _check_secrets(self.secrets)
@@ -231,7 +233,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         return application
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise BadInput(
-            path, _explain(str(error)), _line_of(path, str(error)), code=code_of(error, "bad-setting")
+            path, _explain(str(error)), _line_of(path, error), code=code_of(error, "bad-setting")
         ) from None
     except RecursionError:
         raise BadInput(path, "its values are nested too deeply", code="nested-too-deeply") from None
@@ -240,17 +242,31 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
 def check_decoding(decoding: Decoding) -> None:
     """Raise ValueError for what nothing can be drawn by."""
     if decoding.max_tokens < 1:
-        raise ValueError(f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}")
+        raise BadArgument(
+            f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}",
+            code="bad-setting",
+            key="decoding.max_tokens",
+        )
     if not 0 <= decoding.temperature < math.inf:  # nan compares false
-        raise ValueError(f"decoding.temperature must be a number of 0 or more, not {decoding.temperature}")
+        raise BadArgument(
+            f"decoding.temperature must be a number of 0 or more, not {decoding.temperature}",
+            code="bad-setting",
+            key="decoding.temperature",
+        )
     if not 0 < decoding.top_p <= 1:
-        raise ValueError(f"decoding.top_p must be above 0 and at most 1, not {decoding.top_p}")
+        raise BadArgument(
+            f"decoding.top_p must be above 0 and at most 1, not {decoding.top_p}",
+            code="bad-setting",
+            key="decoding.top_p",
+        )
 
 
 def _check_tools(tools: Sequence[Tool]) -> None:
     names = [tool.name for tool in tools]
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-        raise BadArgument(f"two tools are named '{twice}'; give each a name of its own", code="name-twice")
+        raise BadArgument(
+            f"two tools are named '{twice}'; give each a name of its own", code="name-twice", table=twice
+        )
 
 
 def _check_secrets(secrets: Sequence[Secret]) -> None:
@@ -260,6 +276,7 @@ def _check_secrets(secrets: Sequence[Secret]) -> None:
             raise BadArgument(
                 f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits",
                 code="secret-too-short",
+                table=secret.name,
             )
 
 
@@ -322,21 +339,24 @@ def _explain(message: str) -> str:
     return f"unknown key '{unknown[1]}'{where}.{did_you_mean(unknown[1], known)}"
 
 
-def _line_of(path: Path | str, message: str) -> int:
-    """The line of the key, or of the name, that a message is about; 0 where it is not found."""
+def _line_of(path: Path | str, error: Exception) -> int:
+    """The line of the key, or of the table, that an error is about; 0 for none."""
     if not Path(path).exists():
         return 0
     lines = Path(path).read_text(errors="replace").splitlines()
-    if named := re.search(r" named '(.*)'", message):
-        pattern = re.compile(rf"[^#]*\bname\s*=\s*[\"']{re.escape(named[1])}[\"']")
+    own = origin_of(error)
+    if own is not None and own.table:
+        pattern = re.compile(rf"[^#]*\bname\s*=\s*[\"']{re.escape(own.table)}[\"']")
         return max((n for n, line in enumerate(lines, 1) if pattern.match(line)), default=0)
-    if checked := re.match(r"(?:(\w+)\.)?(\w+) must ", message):
-        return _line_in(lines, checked[1] or "", checked[2])
+    if own is not None and own.key:
+        table, _, key = own.key.rpartition(".")
+        return _line_in(lines, table, key)
+    message = str(error)
     start = _header(lines, message)
-    key = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
-    if key is None:
+    named = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
+    if named is None:
         return start
-    pattern = re.compile(rf"\s*\"?{re.escape(key[1])}\"?\s*=|\s*\[+{re.escape(key[1])}\]+")
+    pattern = re.compile(rf"\s*\"?{re.escape(named[1])}\"?\s*=|\s*\[+{re.escape(named[1])}\]+")
     return next((n for n, line in enumerate(lines, 1) if n >= start and pattern.match(line)), start)
 
 

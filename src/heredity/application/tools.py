@@ -144,14 +144,19 @@ def check(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
                 raise BadArgument(
                     f"the tool named '{tool.name}' speaks of '{path}', and state has no '{root}'",
                     code="state-missing",
+                    table=tool.name,
                 )
             if unknown := [slot for slot in _SLOT.findall(path) if slot not in known]:
                 raise BadArgument(
-                    f"the tool named '{tool.name}' has no parameter '{unknown[0]}'", code="parameter-missing"
+                    f"the tool named '{tool.name}' has no parameter '{unknown[0]}'",
+                    code="parameter-missing",
+                    table=tool.name,
                 )
         if any(effect.kind == "transfer" and not effect.to for effect in effects(tool)):
             raise BadArgument(
-                f"the tool named '{tool.name}' has a transfer without `to`", code="transfer-without-to"
+                f"the tool named '{tool.name}' has a transfer without `to`",
+                code="transfer-without-to",
+                table=tool.name,
             )
 
 

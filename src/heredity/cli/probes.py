@@ -75,7 +75,7 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     found = importing.read(spec)
     if out is not None:
         if out.exists():
-            raise UsageError(f"{out} is there already. Name another file.")
+            raise UsageError(f"{out} is there already. Name another file.", code="file-exists")
         write_atomic(out, importing.to_toml(found).encode())
     if as_json:
         write_json(found.probes)

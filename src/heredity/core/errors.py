@@ -36,14 +36,17 @@ class HeredityError(Exception):
     """Something that heredity explains in a line instead of a traceback.
 
     code: what happened, in kebab case. It stays the same when the message is reworded.
+    key, table: the setting, and the name of the table, of a TOML file that the error is about; "" for none.
+    From them the reader of the file finds the line.
     """
 
     code = "failure"
 
-    def __init__(self, *args: object, code: str = "") -> None:
+    def __init__(self, *args: object, code: str = "", key: str = "", table: str = "") -> None:
         super().__init__(*args)
         if code:
             self.code = code
+        self.key, self.table = key, table
 
 
 class BadArgument(ValueError):
@@ -51,10 +54,11 @@ class BadArgument(ValueError):
 
     code = "bad-argument"
 
-    def __init__(self, *args: object, code: str = "") -> None:
+    def __init__(self, *args: object, code: str = "", key: str = "", table: str = "") -> None:
         super().__init__(*args)
         if code:
             self.code = code
+        self.key, self.table = key, table
 
 
 class UsageError(HeredityError):
@@ -147,15 +151,20 @@ class ContextOverflow(EngineFailure):
     code = "context-overflow"
 
 
+def origin_of(error: BaseException) -> HeredityError | BadArgument | None:
+    """The error of ours that this is, or that msgspec made this of; None for neither."""
+    found = (each for each in (error, error.__cause__) if isinstance(each, (HeredityError, BadArgument)))
+    return next(found, None)
+
+
 def code_of(error: BaseException, default: str) -> str:
     """The code of an error that is about to become another.
 
     An error of ours has one, as itself or as the cause of msgspec's. Otherwise msgspec's own sentence says
     what does not fit; it is not ours, and there is no field for it. `default` where neither is so.
     """
-    for each in (error, error.__cause__):
-        if isinstance(each, (HeredityError, BadArgument)):
-            return each.code
+    if (own := origin_of(error)) is not None:
+        return own.code
     found = (code for start, code in OF_MSGSPEC.items() if str(error).startswith(start))
     return next(found, default)
 

@@ -189,21 +189,17 @@ def toml_of(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def line_of(path: Path, message: str) -> int:
-    """The line of a TOML file that a message is about: of the setting that it begins with, or of the table
-    whose name it has in quotes; 0 where there is none."""
+def line_of(path: Path, key: str = "", table: str = "") -> int:
+    """The line of a TOML file that sets `key`, or else of the table whose `name` is `table`; 0 for none."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return 0
     patterns = []
-    if key := re.match(r"[a-z_]+", message):
-        patterns.append(rf"\s*\"?{key[0]}\"?\s*=")
-    if quoted := re.search(r"'([^']+)'", message):
-        patterns += [
-            rf"\s*name\s*=\s*[\"']{re.escape(quoted[1])}[\"']",
-            rf"\s*\"?{re.escape(quoted[1])}\"?\s*=",
-        ]
+    if key:
+        patterns.append(rf"\s*\"?{re.escape(key)}\"?\s*=")
+    if table:
+        patterns.append(rf"\s*name\s*=\s*[\"']{re.escape(table)}[\"']")
     found = (n for pattern in patterns for n, line in enumerate(lines, 1) if re.match(pattern, line))
     return next(found, 0)
 
@@ -221,6 +217,6 @@ def naming(path: Path | None) -> Iterator[None]:
         raise BadInput(
             path,
             said,
-            line_of(path, said),
+            line_of(path, error.key, error.table),
             code=error.code if error.code != UsageError.code else BadInput.code,
         ) from None

@@ -215,7 +215,9 @@ class Worker:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
             if (longest := int(batch.lengths.max())) > LONGEST:
-                raise UsageError(_too_long(source.name, task.job, longest), code="document-too-long")
+                raise UsageError(
+                    _too_long(source.name, task.job, longest), code="document-too-long", table=source.name
+                )
             yield batch
 
     def encode(self, task: SourceJob, folder: Path, dtype: str, validation: float) -> JobResult:
@@ -301,6 +303,7 @@ class _Failed(NamedTuple):
     message: str
     is_mistake: bool  # of the user's
     code: str
+    table: str
 
 
 def _begin(recipe: CorpusRecipe, context: Context) -> None:
@@ -323,7 +326,7 @@ def _call(asked: tuple[str, tuple[Any, ...]]) -> Any:
     try:
         return getattr(_worker, name)(*arguments)
     except HeredityError as error:
-        return _Failed(str(error), isinstance(error, UsageError), error.code)
+        return _Failed(str(error), isinstance(error, UsageError), error.code, error.table)
 
 
 Calls = Callable[[str, Sequence[tuple[Any, ...]]], Iterator[Any]]
@@ -343,7 +346,7 @@ def calling(recipe: CorpusRecipe, context: Context, workers: int) -> Iterator[Ca
                 for found in pool.map(_call, [(name, row) for row in rows]):
                     if isinstance(found, _Failed):
                         raise (UsageError if found.is_mistake else HeredityError)(
-                            found.message, code=found.code
+                            found.message, code=found.code, table=found.table
                         )
                     yield found
             except BrokenProcessPool:

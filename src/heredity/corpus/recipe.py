@@ -50,7 +50,9 @@ class Mixture(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if self.tokens < 0:
-            raise ValueError(f"tokens must be 0 or more, not {self.tokens}")
+            raise BadArgument(
+                f"tokens must be 0 or more, not {self.tokens}", code="bad-setting", key="tokens"
+            )
 
 
 class Canary(RecipeTable, frozen=True, kw_only=True):
@@ -62,9 +64,15 @@ class Canary(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if not self.text.strip() or self.repeats < 1:
-            raise ValueError("a canary needs a text, and at least one repeat")
+            raise BadArgument(
+                "a canary needs a text, and at least one repeat", code="bad-setting", key="text"
+            )
         if self.repeats > _MOST_REPEATS:
-            raise ValueError(f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}")
+            raise BadArgument(
+                f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}",
+                code="bad-setting",
+                key="repeats",
+            )
 
 
 class Tokenizer(RecipeTable, frozen=True, kw_only=True):
@@ -82,20 +90,33 @@ class Tokenizer(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if missing := [name for name in SPECIAL[:4] if name not in self.special]:
-            raise ValueError(f"special must have {', '.join(missing)}: text, turns and filler need them")
+            raise BadArgument(
+                f"special must have {', '.join(missing)}: text, turns and filler need them",
+                code="bad-setting",
+                key="special",
+            )
         if word := next((name for name in self.special if name.isalnum() or not name.strip()), None):
             raise BadArgument(
                 f"special tokens may not be words, which stand in any text: '{word}'",
                 code="special-token-is-a-word",
+                key="special",
             )
         if self.vocabulary > _MOST_WORDS:
-            raise ValueError(f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}")
+            raise BadArgument(
+                f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}",
+                code="bad-setting",
+                key="vocabulary",
+            )
         if self.vocabulary < 256 + len(self.special):
-            raise ValueError(
-                f"vocabulary must hold 256 bytes and {len(self.special)} special tokens at least"
+            raise BadArgument(
+                f"vocabulary must hold 256 bytes and {len(self.special)} special tokens at least",
+                code="bad-setting",
+                key="vocabulary",
             )
         if self.least_count < 1 or self.sample_bytes < 1:
-            raise ValueError("least_count and sample_bytes must be at least 1")
+            raise BadArgument(
+                "least_count and sample_bytes must be at least 1", code="bad-setting", key="least_count"
+            )
 
 
 class Shards(RecipeTable, frozen=True, kw_only=True):
@@ -106,9 +127,15 @@ class Shards(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1, not {self.tokens}")
+            raise BadArgument(
+                f"tokens must be at least 1, not {self.tokens}", code="bad-setting", key="tokens"
+            )
         if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
+            raise BadArgument(
+                f"validation must be at least 0 and below 1, not {self.validation}",
+                code="bad-setting",
+                key="validation",
+            )
 
 
 class Picture(RecipeTable, frozen=True, kw_only=True):
@@ -121,9 +148,13 @@ class Picture(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if not 8 <= self.side <= 1024:
-            raise ValueError(f"side must be from 8 to 1024, not {self.side}")
+            raise BadArgument(f"side must be from 8 to 1024, not {self.side}", code="bad-setting", key="side")
         if not 0 <= self.background <= 255:
-            raise ValueError(f"background must be from 0 to 255, not {self.background}")
+            raise BadArgument(
+                f"background must be from 0 to 255, not {self.background}",
+                code="bad-setting",
+                key="background",
+            )
 
 
 class CorpusRecipe(NamedTuple):
@@ -293,7 +324,8 @@ class _RecipeReader:
             place = re.search(r"`\$\.(\w+)", str(error))
             self._fail(str(error), head, index, place[1] if place else "", code=code_of(error, "bad-setting"))
         except ValueError as error:
-            self._fail(str(error), head, index, str(error).split(" ")[0], code=code_of(error, "bad-setting"))
+            key = error.key if isinstance(error, BadArgument) else ""
+            self._fail(str(error), head, index, key, code=code_of(error, "bad-setting"))
         return found
 
     def _value(self, key: str, kind: type, default: Any) -> Any:

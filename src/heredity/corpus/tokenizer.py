@@ -126,7 +126,8 @@ def copy(source: Path, folder: Path) -> None:
             write_atomic(folder / name, (source / name).read_bytes())
         elif name in (_NAME, _CONFIG):
             raise UsageError(
-                f"tokenizer: {source} has no {name}. Name a folder that transformers could load."
+                f"tokenizer: {source} has no {name}. Name a folder that transformers could load.",
+                key="tokenizer",
             )
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.errors import raises
+from tests.support.errors import check, raises
 
 from heredity.application.spec import Application
 from heredity.cli.probes import command
@@ -192,7 +192,8 @@ def test_the_command_writes_a_file_that_can_be_asked_and_overwrites_none(tmp_pat
     assert done.exit_code == 0, done.output
     assert [p.kind for p in probes.load(str(tmp_path / "mine.toml"))] == ["benign", "breach"]
     again = CliRunner().invoke(command, arguments)
-    assert isinstance(again.exception, UsageError) and "is there already" in str(again.exception)
+    assert isinstance(again.exception, UsageError)
+    check(again.exception, "file-exists", mentions=[tmp_path / "mine.toml"])
     shown = CliRunner().invoke(command, ["import", "xstest", str(tmp_path / "x.csv"), "--json"])
     assert len(json.loads(shown.stdout)) == 2
 

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from heredity.core.errors import BadInput
+from heredity.core.errors import BadArgument, BadInput
 from heredity.core.files import hash_file
 from heredity.corpus.sources import _left_out
 
@@ -63,9 +63,11 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def check(self) -> None:
         """Raises ValueError for settings that make no sense."""
         if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight must be above 0, not {self.weight}")
+            raise BadArgument(f"weight must be above 0, not {self.weight}", code="bad-setting", key="weight")
         if self.repeat < 1:
-            raise ValueError(f"repeat must be at least 1, not {self.repeat}")
+            raise BadArgument(
+                f"repeat must be at least 1, not {self.repeat}", code="bad-setting", key="repeat"
+            )
 
     def jobs(self, root: Path) -> list[Job]:
         """What there is to read, in order. Raises UsageError where there is nothing."""

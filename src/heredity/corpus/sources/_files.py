@@ -37,6 +37,7 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
             f"source '{source.name}': {place} {is_there}{kinds}. Name a file, a folder, or a pattern like "
             "texts/*.txt",
             code="folder-without-files" if place.is_dir() else "path-missing",
+            table=source.name,
         )
     return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
 

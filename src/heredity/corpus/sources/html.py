@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from heredity.core.errors import BadInput, Unavailable
+from heredity.core.errors import BadArgument, BadInput, Unavailable
 from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 
@@ -24,7 +24,9 @@ class HtmlSource(CorpusSource, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if self.markup not in ("text", "markdown"):
-            raise ValueError(f'markup is "text" or "markdown", not "{self.markup}"')
+            raise BadArgument(
+                f'markup is "text" or "markdown", not "{self.markup}"', code="bad-setting", key="markup"
+            )
 
     def reads(self) -> tuple[str, ...]:
         return (".html", ".htm", ".xhtml")

@@ -32,6 +32,7 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             raise BadArgument(
                 "revision must be a commit of 40 digits: a branch is another text tomorrow",
                 code="revision-not-a-commit",
+                key="revision",
             )
 
     def jobs(self, root: Path) -> list[Job]:  # noqa: ARG002
@@ -71,7 +72,9 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             raise Unavailable(said) from error
         found = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
         if not found:
-            raise UsageError(f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.")
+            raise UsageError(
+                f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.", table=self.name
+            )
         return found
 
     def _open(self, path: str) -> Any:

@@ -21,7 +21,9 @@ class TextSource(CorpusSource, frozen=True, kw_only=True):
         try:
             codecs.lookup(self.encoding)
         except LookupError:
-            raise BadArgument(f"no encoding is named '{self.encoding}'", code="unknown-encoding") from None
+            raise BadArgument(
+                f"no encoding is named '{self.encoding}'", code="unknown-encoding", key="encoding"
+            ) from None
 
     def reads(self) -> tuple[str, ...]:
         return (".txt", ".text")

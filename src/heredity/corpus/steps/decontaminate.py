@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from heredity.core import readers as rows
+from heredity.core.errors import BadArgument
 from heredity.corpus import _tables as tables
 from heredity.corpus.sources import input_of
 from heredity.corpus.steps import Context, Filter, Judged
@@ -36,9 +37,13 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if not 1 <= self.least_words <= self.n_grams:
-            raise ValueError("least_words must be at least 1 and at most n_grams")
+            raise BadArgument(
+                "least_words must be at least 1 and at most n_grams", code="bad-setting", key="least_words"
+            )
         if not self.probes and not self.sets:
-            raise ValueError("name evaluation sets in `sets`, or leave probes = true")
+            raise BadArgument(
+                "name evaluation sets in `sets`, or leave probes = true", code="bad-setting", key="sets"
+            )
 
     def ready(self, context: Context) -> Callable[[TextBatch], Judged]:
         index = Index(self.texts(context), self.n_grams, self.least_words)

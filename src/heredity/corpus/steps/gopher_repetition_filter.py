@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from heredity.core.errors import BadArgument
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Filter
 from heredity.corpus.steps._words import own, repeated, share
@@ -33,7 +34,7 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if any(n < 2 for n, _ in (*self.top_n_grams, *self.dup_n_grams)):
-            raise ValueError("an n-gram has at least 2 words")
+            raise BadArgument("an n-gram has at least 2 words", code="bad-setting")
 
     def verdicts(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         found = _repeats(batch, _paragraphs(batch), "para", self.dup_para_frac, self.dup_para_char_frac)

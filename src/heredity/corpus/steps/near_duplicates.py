@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from heredity.core.errors import BadArgument
 from heredity.corpus import _tables as tables
 from heredity.corpus.steps import Duplicates
 from heredity.corpus.steps._words import simple_words
@@ -32,9 +33,13 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if min(self.n_grams, self.num_buckets, self.hashes_per_bucket) < 1:
-            raise ValueError("n_grams, num_buckets and hashes_per_bucket must be at least 1")
+            raise BadArgument(
+                "n_grams, num_buckets and hashes_per_bucket must be at least 1",
+                code="bad-setting",
+                key="n_grams",
+            )
         if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, not {self.seed}")
+            raise BadArgument(f"seed must be 0 or more, not {self.seed}", code="bad-setting", key="seed")
 
     def keys(self, batch: TextBatch) -> Hashes:
         words, sums = batch.words, tables.prefix(np.frombuffer(batch.lower, np.uint8))

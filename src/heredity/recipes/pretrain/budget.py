@@ -33,7 +33,10 @@ def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool =
     Raises UsageError.
     """
     if recipe.architecture not in KNOWN:
-        raise UsageError(f"'{recipe.architecture}' cannot be planned yet; these can: {', '.join(KNOWN)}.")
+        raise UsageError(
+            f"'{recipe.architecture}' cannot be planned yet; these can: {', '.join(KNOWN)}.",
+            key="architecture",
+        )
     if side and recipe.objective != "contrastive":
         raise UsageError(
             f'--side is of pictures, and objective = "{recipe.objective}" has none. Leave it out.'

@@ -200,7 +200,9 @@ class Pretrain:
         self._fit()
         for name in ("context", "held_out", "keep_every", "checks", "patch", "replicas"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting")
+                raise UsageError(
+                    f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting", key=name
+                )
         for name in (
             "tokens",
             "pairs",
@@ -215,17 +217,22 @@ class Pretrain:
         ):
             if getattr(self, name) < 0:
                 raise UsageError(
-                    f"{name} must not be negative, and is {getattr(self, name)}.", code="bad-setting"
+                    f"{name} must not be negative, and is {getattr(self, name)}.",
+                    code="bad-setting",
+                    key=name,
                 )
         for each in dataclasses.fields(self):
             if isinstance(value := getattr(self, each.name), float) and not math.isfinite(value):
-                raise UsageError(f"{each.name} must be a number, and is {value}.", code="bad-setting")
+                raise UsageError(
+                    f"{each.name} must be a number, and is {value}.", code="bad-setting", key=each.name
+                )
         if self.seed >= 1 << 63:
-            raise UsageError(f"seed must be below 2^63, and is {self.seed}.", code="bad-setting")
+            raise UsageError(f"seed must be below 2^63, and is {self.seed}.", code="bad-setting", key="seed")
         if self.warmup >= 1 or self.spike <= 0:
             raise UsageError(
                 f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).",
                 code="bad-setting",
+                key="warmup" if self.warmup >= 1 else "spike",
             )
 
     def _fit(self) -> None:
@@ -235,7 +242,9 @@ class Pretrain:
         if self.architecture not in (known := registry.names("train.models.architectures")):
             near = did_you_mean(self.architecture, known) or f" Known: {', '.join(known)}."
             raise UsageError(
-                f"architecture: there is none named '{self.architecture}'.{near}", code="unknown-architecture"
+                f"architecture: there is none named '{self.architecture}'.{near}",
+                code="unknown-architecture",
+                key="architecture",
             )
         of: str = registry.load("train.models.architectures", self.architecture).OBJECTIVE
         if of != self.objective:
@@ -243,18 +252,23 @@ class Pretrain:
                 f"'{self.architecture}' is an architecture of objective = \"{of}\", and this is"
                 f' "{self.objective}", as of {_USUAL[self.objective]}.',
                 code="setting-of-another-objective",
+                key="architecture",
             )
         for each in dataclasses.fields(self):
             is_given = getattr(self, each.name) != each.default
             if is_given and not _is_of(each.name, self.objective):
-                raise UsageError(_not_of(each.name, self.objective), code="setting-of-another-objective")
+                raise UsageError(
+                    _not_of(each.name, self.objective), code="setting-of-another-objective", key=each.name
+                )
         if self.caption < 2 or (self.objective == "masked" and self.context < 3):
             raise UsageError(
                 "A piece with a gap needs a context of 3 tokens, and a caption 2.", code="bad-setting"
             )
         if not 0 < self.hidden < 1:
             raise UsageError(
-                f"hidden is a share between 0 and 1, and is {self.hidden:g}.", code="bad-setting"
+                f"hidden is a share between 0 and 1, and is {self.hidden:g}.",
+                code="bad-setting",
+                key="hidden",
             )
 
     @cached_property

@@ -112,6 +112,7 @@ def dial(
         raise UsageError(
             f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.",
             code="batch-over-tokens",
+            key="batch",
         )
     return Dial(shape, tokens, batch, float(said.get("rate") or _rate(compute)))
 
@@ -121,11 +122,15 @@ def weights_of(size: str) -> float:
     found = _SIZE.fullmatch(size.strip().upper())
     if found is None:
         raise UsageError(
-            f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.", code="size-malformed"
+            f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.",
+            code="size-malformed",
+            key="size",
         )
     if not (wanted := float(found[1]) * _FACTORS[found[2]]):
         raise UsageError(
-            f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.", code="size-empty"
+            f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.",
+            code="size-empty",
+            key="size",
         )
     return wanted
 
