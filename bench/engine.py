@@ -61,7 +61,7 @@ def make_load(model: str, n: int) -> dict[str, Any]:
     import torch
 
     import heredity as h
-    from heredity.engines.torch import autotune
+    from heredity.core import host
     from heredity.redteam import attacks, probes
 
     grown = h.Store().ready(h.Store().pull(model))
@@ -78,7 +78,7 @@ def make_load(model: str, n: int) -> dict[str, Any]:
         requests.append([[m.role, m.content] for m in request.messages])
         n_shared = request.n_shared
     config = json.loads((grown.folder / "config.json").read_text())
-    dtype = autotune.choose_dtype(config["hidden_size"], config["intermediate_size"])
+    dtype = host.choose_dtype(config["hidden_size"], config["intermediate_size"])
     return {"folder": str(grown.folder), "dtype": dtype, "n_shared": n_shared,
             "messages": requests, "threads": torch.get_num_threads()}  # fmt: skip
 
@@ -148,11 +148,11 @@ def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, fl
 def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.core import host
 
-    host.before_torch()
+    host.configure()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    host.keep_large_buffers()
+    host.keep_freed_memory()
     load = json.loads(options.load.read_text())
     tokenizer = AutoTokenizer.from_pretrained(load["folder"], padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(load["folder"], dtype=getattr(torch, load["dtype"])).eval()

@@ -175,6 +175,9 @@ def told(options: argparse.Namespace, folder: Path) -> float:
 
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
+    from heredity.core import host
+
+    host.configure()
     from heredity.recipes.pretrain import causal
     from heredity.train import loop
     from heredity.train.data.packed import PackedDataset

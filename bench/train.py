@@ -144,6 +144,9 @@ def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> di
 
 
 def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, Any]:
+    from heredity.core import host
+
+    host.configure()
     from heredity.train import loop
     from heredity.train.data.batching import BatchSampler
     from heredity.train.data.documents import Document, TokenizedExample

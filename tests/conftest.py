@@ -9,6 +9,10 @@ import os
 
 from hypothesis import settings
 
+from heredity.core import host
+
+host.configure()  # as every entry point does: before any test loads torch
+
 settings.register_profile("desk", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("deep", deadline=None, max_examples=3000)

@@ -78,12 +78,6 @@ def test_the_probe_goes_no_further_where_wider_is_slower(
     assert set(found.tokens_per_second) == {"4", "8", "16"} and found.widths == (4,)
 
 
-def test_the_faster_product_is_found_though_the_machine_is_busy_at_first() -> None:
-    clock = BusyClock(busy_until=1.5)
-    found = autotune.shortest({"slow": lambda: clock.work(0.01), "fast": lambda: clock.work(0.002)}, clock)
-    assert found == pytest.approx({"slow": 0.01, "fast": 0.002})
-
-
 def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
     decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
     path = tmp_path / "tuning.json"
@@ -129,24 +123,3 @@ def test_the_witness_notices_a_width_with_other_bits(
     with torch.inference_mode():
         found = autotune.probe(decoder, widths=(4, 8, 16))
     assert 8 not in found.widths or found.widths == (8,)
-
-
-@pytest.mark.parametrize(
-    ("can", "n_weights", "dtype"),
-    [
-        ((True, True), 576 * 1536, "bfloat16"),
-        ((True, True), 64 * 96, "float32"),
-        ((False, False), 576 * 1536, "float32"),
-        ((False, True), 576 * 1536, None),
-    ],
-)
-def test_a_busy_machine_has_no_say_in_the_dtype_where_the_processor_settles_it(
-    monkeypatch: pytest.MonkeyPatch, can: tuple[bool, bool], n_weights: int, dtype: str | None
-) -> None:
-    monkeypatch.setattr(autotune.platform, "machine", lambda: "x86_64")
-    for name, value in zip(("amx_tile", "avx512_bf16"), can, strict=True):
-        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda value=value: value)
-    monkeypatch.setattr(autotune, "shortest", lambda work: {"float32": 1.0, "bfloat16": 0.5})
-    assert autotune._settled(n_weights) == dtype
-    monkeypatch.setattr(autotune.platform, "machine", lambda: "arm64")
-    assert autotune._settled(n_weights) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.errors import OutOfMemory
-from heredity.core.host import available, explain_full_memory, refuse_overfull
 from heredity.deploy import export
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
@@ -73,19 +71,6 @@ def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
     assert adapters == 4 * sum(p.numel() for _, p in Adapters(rank=2).open(net, 0))
 
 
-def test_an_allocation_that_fails_is_told_in_words_and_other_errors_stay_what_they_are() -> None:
-    with raises(OutOfMemory, "out-of-memory"), _explained():
-        torch.empty(2**52)
-    with raises(OutOfMemory, "out-of-memory", mentions=["MemoryError"]), _explained():
-        raise MemoryError
-    with raises(RuntimeError, mentions=["shapes"]), _explained():
-        torch.ones(2, 3) @ torch.ones(2, 3)
-
-
-def _explained() -> Any:
-    return explain_full_memory("The work", "Lower it.")
-
-
 def test_a_recipe_that_runs_out_records_nothing(store: Store, parent: Grown) -> None:
     class Greedy:
         kind = "greedy"
@@ -108,18 +93,3 @@ def test_an_export_that_does_not_fit_is_refused_and_leaves_nothing(
     with raises(OutOfMemory, "memory-foreseen", mentions=["GiB"]):
         export.export(store, parent, "hf", tmp_path / "out", memory=1000)
     assert not (tmp_path / "out").exists()
-
-
-def test_what_fits_is_not_refused() -> None:
-    refuse_overfull("It", {"a": 60, "b": 40}, "", has=100)
-    with pytest.raises(OutOfMemory):
-        refuse_overfull("It", {"a": 61, "b": 40}, "", has=100)
-    there = available()
-    assert there is None or there > 0
-    assert re.search(r"a 1\.00, b 2\.00", _refused({"a": 2**30, "b": 2**31, "none": 0}))
-
-
-def _refused(parts: dict[str, int]) -> str:
-    with pytest.raises(OutOfMemory) as caught:
-        refuse_overfull("It", parts, "", has=0)
-    return str(caught.value)

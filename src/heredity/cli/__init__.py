@@ -190,6 +190,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Without `args`, the process's own."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
+        from heredity.core import host
+
+        host.configure()
         _open_closed()
         _accept_any_text()
         code = heredity.main(arguments, prog_name="heredity", standalone_mode=False)

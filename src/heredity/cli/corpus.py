@@ -64,10 +64,11 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     The same recipe over the same files gives the same bytes, whatever the number of processes.
     """
     from heredity.cli._terminal import write_json
+    from heredity.core import host
     from heredity.experiments import corpus
 
     with _Shown() as shown:
-        card = corpus.build_corpus(recipe, out, workers or corpus.n_cores(), shown)
+        card = corpus.build_corpus(recipe, out, workers or host.n_cores(), shown)
     if as_json:
         write_json(card)
         return

@@ -1,109 +1,296 @@
-"""What memory there is, and an error in words where it does not suffice.
+"""The machine that this process runs on: devices, threads, memory, and the dtype that is fast on it.
 
-Promises: loads no torch; a container's limit counts as well as the machine's; where neither is told, nothing
-is refused.
-Leaves to others: what a piece of work needs (train/_room.py, export/).
+Promises: importing this loads no torch and changes nothing; `configure` is the only function that writes to
+the environment, and it keeps what the user has set; a container's memory limit counts as well as the
+machine's; nothing is refused if the system does not report its memory.
+Leaves to others: how much memory a piece of work needs (train/memory.py, deploy/export/).
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
+import platform
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
-from heredity.core.errors import OutOfMemory, first_line
+from heredity.core.errors import OutOfMemory, UsageError, first_line
 
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
+_FAILED_ALLOCATION = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cannot allocate memory",
+)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_DEVICE = re.compile(r"(cpu|mps)|cuda(?::(\d+))?")
+_FEW_WEIGHTS = 2**16  # of a matrix; its dtype hardly matters below that
+_REPEATS, _LEAST_REPEATS, _LONG_SECONDS = 40, 16, 4.0  # timings of `shortest`: fewer if they take long
+_TRIES = 5  # timings of a throughput
+
+Clock = Callable[[], float]
+
+# --- before torch is loaded ---
 
 
-def before_torch() -> None:
-    """Let OpenMP threads sleep after a short spin, and oneDNN forget. Counts only before these are loaded,
-    with torch or others: the packages through which they are reached (engines, train) call it before
-    anything else. What the user has set, stays."""
+def configure() -> None:
+    """Let OpenMP's threads sleep after a short spin, and bound oneDNN's cache of primitives.
+
+    Both libraries read their settings once, when torch loads them. Each entry point therefore calls this
+    first: the command line, Store, Study and the loading of an engine. Importing heredity does not. What the
+    user has set in the environment stays.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
-def hush_transformers() -> None:
-    """transformers says nothing and draws no bar: what it says of a model that we checked only alarms."""
+def prepare_transformers() -> None:
+    """Call this before one of transformers' models is loaded or made in order to run it."""
+    keep_freed_memory()
+    quiet_transformers()
+
+
+def quiet_transformers() -> None:
+    """Turn off the warnings and progress bars of transformers: its models are checked here already."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
-def before_transformers() -> None:
-    """What is asked before one of transformers' models is loaded or made, to be run."""
-    keep_large_buffers()
-    hush_transformers()
+# --- devices ---
 
 
-def keep_large_buffers() -> bool:
-    """Tell glibc to serve all memory from a heap that it does not trim. False: there is no glibc."""
-    mallopt = _glibc("mallopt")
-    asked = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 256 << 20))
-    return (
-        all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in asked) if mallopt else False
-    )
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that computes: "cpu", "mps", "cuda" (the current GPU) or "cuda:N".
+
+    Examples:
+        >>> Device.parse("cuda:1")
+        Device(kind='cuda', index=1)
+        >>> str(Device("cuda", 1)), str(Device("cpu"))
+        ('cuda:1', 'cpu')
+    """
+
+    kind: Literal["cpu", "cuda", "mps"] = "cpu"
+    index: int | None = None  # of a GPU; None: the current one
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """The device that a text names. Raises UsageError if it names none."""
+        found = _DEVICE.fullmatch(text.strip().lower())
+        if found is None:
+            raise UsageError(
+                f"'{text}' is not a device. Known: cpu, cuda, cuda:N, mps.", code="device-unknown"
+            )
+        if found[1]:
+            return cls(cast(Literal["cpu", "mps"], found[1]))
+        return cls("cuda", None if found[2] is None else int(found[2]))
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is the processor, whose memory all processes share."""
+        return self.kind == "cpu"
+
+    @property
+    def torch(self) -> torch.device:
+        """The same device for torch."""
+        import torch
+
+        return torch.device(self.kind) if self.index is None else torch.device(self.kind, self.index)
+
+    @property
+    def hardware(self) -> str:
+        """What computes, as far as it can change a result or its speed: "x86_64 AVX512 x2", a GPU's name."""
+        import torch
+
+        if self.kind == "cuda":
+            return str(torch.cuda.get_device_name(self.torch))
+        if self.kind == "mps":
+            return f"{platform.machine()} mps"
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"{platform.machine()} {capability} x{torch.get_num_threads()}"
+
+    def free_memory(self) -> int | None:
+        """Bytes that can be allocated there now; None if the system does not report it."""
+        if self.kind != "cuda":
+            return available_memory()
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(self.torch)
+        return int(free)
 
 
-def give_back() -> None:
-    """Return to the kernel what is free now: after a model was read, and after it was let go."""
-    gc.collect()
-    trim = _glibc("malloc_trim")
-    if trim:
-        trim(ctypes.c_size_t(0))
+CPU = Device()
 
 
-def _glibc(name: str) -> Callable[..., int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
+def choose_device(index: int | None = None) -> Device:
+    """The GPU of this index if torch finds one, else the processor."""
+    import torch
+
+    return Device("cuda", index) if torch.cuda.is_available() else CPU
+
+
+def machine_name() -> str:
+    """This machine's processor and torch, as far as they can change a result or its speed."""
+    import torch
+
+    return f"{CPU.hardware} torch {torch.__version__}"
+
+
+# --- threads ---
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Inside, torch computes in `n` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
     try:
-        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError):
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- dtype and speed ---
+
+
+def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128) -> str:
+    """Return "bfloat16" if its matrix product is clearly faster at the model's shape, else "float32".
+
+    The processor's features decide if they settle it: a clock errs on a busy machine, and the dtype is part
+    of every answer. Otherwise both products are timed.
+    """
+    if (known := _dtype_by_features(hidden_size * ffn_size)) is not None:
+        return known
+    import torch
+
+    def product(name: str) -> Callable[[], object]:
+        dtype = getattr(torch, name)
+        x, w = torch.ones(n_rows, hidden_size, dtype=dtype), torch.ones(ffn_size, hidden_size, dtype=dtype)
+        return lambda: torch.nn.functional.linear(x, w)
+
+    seconds = shortest({name: product(name) for name in ("float32", "bfloat16")})
+    return "bfloat16" if seconds["bfloat16"] < 0.9 * seconds["float32"] else "float32"
+
+
+def _dtype_by_features(n_weights: int) -> str | None:
+    """The dtype that needs no clock. With AMX bfloat16 is 5 to 10 times as fast for a matrix that is not
+    tiny; an x86 processor without a bfloat16 product is many times slower at it."""
+    import torch
+
+    features = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    if platform.machine().lower() not in ("x86_64", "amd64") or None in features:
         return None
-    return function
+    has_amx, has_product = (bool(each()) for each in features if each is not None)
+    if n_weights < _FEW_WEIGHTS or not (has_amx or has_product):
+        return "float32"
+    return "bfloat16" if has_amx else None
 
 
-GIB = 2**30
-_GROUP = Path("/sys/fs/cgroup")
-_SAID = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
+def shortest(work: Mapping[str, Callable[[], object]], clock: Clock = time.perf_counter) -> dict[str, float]:
+    """The least seconds of each piece of work over many tries, taken in turn."""
+    seconds = dict.fromkeys(work, float("inf"))
+    at_first = clock()
+    for n in range(_REPEATS):
+        if n >= _LEAST_REPEATS and clock() - at_first > _LONG_SECONDS:
+            break
+        for name, do in work.items():
+            started = clock()
+            do()
+            seconds[name] = min(seconds[name], clock() - started)
+    return seconds
 
 
-def available() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
+def matmul_flops(products: Iterable[tuple[int, int, int]], dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products (inputs, outputs, rows), each forward and backward, measured now."""
+    all_of_them = list(products)
+    seconds = {size: _fastest(_forward_and_backward(*size, dtype)) for size in set(all_of_them)}
+    return sum(6.0 * a * b * n for a, b, n in all_of_them) / sum(seconds[size] for size in all_of_them)
+
+
+def memory_bandwidth(n_rows: int, width: int, dtype: torch.dtype) -> float:
+    """Bytes/s of numbers that are read, changed and written, measured now."""
+    import torch
+
+    x = torch.ones(n_rows, width, dtype=dtype)
+    y = torch.empty_like(x)
+    return x.numel() * x.element_size() / _fastest(lambda: torch.mul(x, 2, out=y))
+
+
+def _forward_and_backward(n_in: int, n_out: int, n_rows: int, dtype: torch.dtype) -> Callable[[], object]:
+    import torch
+
+    x, w = torch.ones(n_rows, n_in, dtype=dtype), torch.ones(n_out, n_in, dtype=dtype)
+    y = torch.ones(n_rows, n_out, dtype=dtype)
+    return lambda: (x @ w.T, y @ w, y.T @ x)
+
+
+def _fastest(do: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        do()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+# --- memory ---
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None if the system does not report it."""
     found: list[int] = []
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):  # a limit of "max" is none
-        limit, used = (int((_GROUP / f"memory.{each}").read_text("ascii")) for each in ("max", "current"))
+    with suppress(OSError, ValueError):  # "max" means no limit
+        limit, used = (int((_CGROUP / f"memory.{each}").read_text("ascii")) for each in ("max", "current"))
         cached = sum(
             int(line.split()[1])
-            for line in (_GROUP / "memory.stat").read_text("ascii").splitlines()
+            for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines()
             if line.startswith(("inactive_file ", "active_file "))
         )
         found.append(max(0, limit - used + cached))
     return min(found, default=None)
 
 
-def resident() -> int | None:
-    """Bytes of this process that lie in memory; None where the system does not tell."""
+def resident_memory() -> int | None:
+    """Bytes of this process in memory; None if the system does not report it."""
     return _of_process("VmRSS:")
 
 
-def peak_resident() -> int | None:
-    """The most of them since the process began, or since `forget_peak`."""
+def peak_memory() -> int | None:
+    """The most bytes of this process in memory, since it started or since `reset_peak_memory`."""
     return _of_process("VmHWM:")
 
 
-def forget_peak() -> None:
-    """Let the peak begin anew, where the system can."""
+def reset_peak_memory() -> None:
+    """Count the peak from now on, if the system can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
@@ -116,30 +303,63 @@ def _of_process(name: str) -> int | None:
     return None
 
 
-def refuse_overfull(what: str, parts: Mapping[str, int], advice: str, has: int | None = None) -> None:
-    """Raise OutOfMemory where the bytes of all parts together are more than there are.
+def require_memory(what: str, parts: Mapping[str, int], advice: str, limit: int | None = None) -> None:
+    """Raise OutOfMemory if the bytes of all parts together exceed the memory.
 
-    has: bytes that may be used; None: what is available.
+    limit: bytes that may be used; None: what is available.
     """
-    room, needed = available() if has is None else has, sum(parts.values())
+    room, needed = available_memory() if limit is None else limit, sum(parts.values())
     if room is None or needed <= room:
         return
-    said = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     raise OutOfMemory(
-        f"{what} needs about {needed / GIB:.2f} GiB of memory ({said}), and {room / GIB:.2f} GiB are there."
+        f"{what} needs about {needed / GIB:.2f} GiB of memory ({named}), and {room / GIB:.2f} GiB are there."
         f" {advice}",
         code="memory-foreseen",
     )
 
 
 @contextmanager
-def explain_full_memory(what: str, advice: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Turn an allocation that failed, Python's or torch's, into OutOfMemory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in _SAID):
+        words = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(each in words for each in _FAILED_ALLOCATION):
             raise
-        room = available()
-        there = "" if room is None else f"; {room / GIB:.2f} GiB are free now"
-        raise OutOfMemory(f"{what} ran out of memory ({first_line(error)}{there}). {advice}") from error
+        room = available_memory()
+        free = "" if room is None else f"; {room / GIB:.2f} GiB are free now"
+        raise OutOfMemory(f"{what} ran out of memory ({first_line(error)}{free}). {advice}") from error
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to serve all memory from a heap that it does not trim. False: there is no glibc."""
+    import ctypes
+
+    mallopt = _glibc("mallopt")
+    options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 256 << 20))
+    if mallopt is None:
+        return False
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in options)
+
+
+def trim_memory() -> None:
+    """Return free memory to the kernel, after a model was read and after it was closed."""
+    import ctypes
+
+    gc.collect()
+    if trim := _glibc("malloc_trim"):
+        trim(ctypes.c_size_t(0))
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    try:
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
+    return function

@@ -19,8 +19,6 @@ from heredity.core.errors import HeredityError, Unavailable, UnknownName
 from heredity.core.records import Decoding, Model, Reply, Request
 from heredity.core.sanitize import clean_text
 
-host.before_torch()
-
 _ALTERED = " | "
 UNPROVEN = "answers may depend on their company"  # in the name of an engine with `is_batch_unverified`
 BY_FORMAT = {
@@ -52,6 +50,7 @@ def loader(model: Model, is_to_write: bool = True) -> Load:
     if is_to_write and (why := why_speechless(model)):
         raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
     name = choose(model)
+    host.configure()  # the engine's module may load torch
     try:
         load: Load = registry.load("engines", name).load
     except UnknownName as error:

@@ -32,7 +32,7 @@ def open_folder(folder: Path) -> Dual:
     """The dual encoder in a folder. Raises Damaged where it does not say what a picture is made."""
     import transformers
 
-    host.before_transformers()
+    host.prepare_transformers()
     here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         how = json.loads((folder / _PICTURES).read_text("utf-8"))

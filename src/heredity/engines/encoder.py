@@ -32,7 +32,7 @@ def open_folder(folder: Path) -> Encoder:
     """The encoder in a folder. Raises Damaged where its tokenizer has no mask."""
     import transformers
 
-    host.before_transformers()
+    host.prepare_transformers()
     here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     words = transformers.AutoTokenizer.from_pretrained(folder, **here)
     if words.mask_token_id is None:

@@ -76,7 +76,7 @@ def _threads(path: Path) -> int:
     Every token waits hundreds of times until all threads are done: where others hold the cores, each of these
     takes a turn of the scheduler. Two threads on two busy cores were six times slower than one.
     """
-    n_all = _cores()
+    n_all = host.n_cores()
     if n_all == 1 or _load_average() < n_all / 2:
         return n_all
     return min((n_all, 1), key=lambda n: _seconds(path, n))
@@ -205,7 +205,7 @@ class LlamaCpp:
 
     def close(self) -> None:
         self._server = None
-        host.give_back()
+        host.trim_memory()
 
     def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
         try:
@@ -320,13 +320,6 @@ def _device(gpus: list[str]) -> str:
     if gpus:
         return f"{', '.join(gpus)} (answers may depend on company: unproven there)"
     return f"cpu {digest(xllamacpp.get_system_info())[:8]}"
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def _load_average() -> float:

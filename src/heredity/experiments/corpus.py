@@ -9,7 +9,6 @@ Leaves to others: the building (train/corpus/), the probes (probes/) and the tas
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,3 @@ def _probed() -> Iterator[str]:
                 yield probe.passage
             if probe.tool_result is not None:
                 yield probe.tool_result.text
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -20,11 +20,10 @@ from typing import Any
 import msgspec
 
 from heredity import engines
-from heredity.core import registry
+from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
-from heredity.core.host import explain_full_memory
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
 from heredity.engines import Engine
 from heredity.lineage import catalog, graph, integrity
@@ -56,6 +55,7 @@ class Store:
     """A folder of models, downloads and answers. `root` None: HEREDITY_STORE, or ~/.cache/heredity."""
 
     def __init__(self, root: Path | str | None = None) -> None:
+        host.configure()
         self.root = Path(root) if root is not None else default_root()
         self.downloads = self.root / "downloads"
 
@@ -160,7 +160,9 @@ class Store:
         started = time.monotonic()
         with workshop(self.root / "tmp") as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
-            with explain_full_memory(f"'{recipe.kind}'", "Close other programs, or take a smaller model."):
+            with host.explain_out_of_memory(
+                f"'{recipe.kind}'", "Close other programs, or take a smaller model."
+            ):
                 description = recipe.apply(parents, out)
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
             made = Made(

@@ -173,8 +173,8 @@ def _in_memory(recipe: Any, net: Any, trainable: Any, examples: Sequence[Any]) -
     parts = _room.needed(net, trainable, training.optimizer, examples, training.batch)
     has = round(training.memory * host.GIB) or None
     said = f"The training of '{recipe.kind}'"
-    host.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
-    with host.explain_full_memory(said, f"{advice}."):
+    host.require_memory(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+    with host.explain_out_of_memory(said, f"{advice}."):
         yield
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from heredity import engines
 from heredity.application.spec import Application
+from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root
@@ -91,6 +92,7 @@ class Study:
         judge: str | None = None,
         attacker: str | Grown | Model | None = None,
     ) -> None:
+        host.configure()
         self._store, self._loader, self._judge_name = store, engine_loader, judge
         grown = [self._find(model) for model in models]
         aside = None if attacker is None else self._find(attacker)
@@ -116,6 +118,7 @@ class Study:
         judge: str | None = None,
     ) -> Study:
         """The study that a folder holds, with the plan as it was saved. Models are looked up when asked."""
+        host.configure()
         study = cls.__new__(cls)
         study.folder = Path(folder)
         study._plan = plan.read(study.folder)

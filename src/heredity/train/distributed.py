@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from heredity.core import host
 from heredity.core.errors import HeredityError, Unavailable, UsageError
 from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.patch import applied
@@ -168,12 +169,13 @@ def _refuse(replicas: int, world: int) -> None:
 
 
 def _join(replicas: int) -> Processes:
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if has_gpu else torch.device("cpu")
-    if has_gpu:
+    chosen = host.choose_device(int(os.environ["LOCAL_RANK"]))
+    device = chosen.torch
+    if not chosen.is_cpu:
         torch.cuda.set_device(device)
-    bound = device if has_gpu else None
-    torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=_PATIENCE, device_id=bound)
+    bound = None if chosen.is_cpu else device
+    backend = "gloo" if chosen.is_cpu else "nccl"
+    torch.distributed.init_process_group(backend, timeout=_PATIENCE, device_id=bound)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     shape = (replicas, world // replicas)
     mesh = torch.distributed.device_mesh.init_device_mesh(

@@ -9,17 +9,13 @@ Leaves to others: counting a model's FLOPs (sizes.py).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
+from heredity.core import host
 from heredity.train.loop import Watch, Watched
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.flops import PRODUCT
-
-_TRIES = 5
 
 
 class ThroughputMeter:
@@ -62,27 +58,9 @@ def product_limit(
     layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]
     products = [(*size, n_rows) for size in layer * shape.layers]
     products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
-    seconds = {size: _least(_three(*size, dtype)) for size in set(products)}
-    return sum(6.0 * a * b * n for a, b, n in products) / sum(seconds[size] for size in products)
+    return host.matmul_flops(products, dtype)
 
 
 def pass_rate(width: int, dtype: torch.dtype, n_rows: int = PRODUCT) -> float:
-    """Bytes/s of numbers that are read, changed and written: of a step between products."""
-    x = torch.ones(n_rows, width, dtype=dtype)
-    y = torch.empty_like(x)
-    return x.numel() * x.element_size() / _least(lambda: torch.mul(x, 2, out=y))
-
-
-def _three(n_in: int, n_out: int, n_rows: int, dtype: torch.dtype) -> Callable[[], object]:
-    x, w = torch.ones(n_rows, n_in, dtype=dtype), torch.ones(n_out, n_in, dtype=dtype)
-    y = torch.ones(n_rows, n_out, dtype=dtype)
-    return lambda: (x @ w.T, y @ w, y.T @ x)
-
-
-def _least(do: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(_TRIES):
-        began = time.perf_counter()
-        do()
-        best = min(best, time.perf_counter() - began)
-    return best
+    """Bytes/s of the element-wise passes between a step's products."""
+    return host.memory_bandwidth(n_rows, width, dtype)

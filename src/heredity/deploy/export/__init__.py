@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Refused, UsageError
-from heredity.core.host import explain_full_memory
+from heredity.core.host import explain_out_of_memory
 from heredity.core.records import Model
 from heredity.deploy.export import _bom, _card
 from heredity.deploy.export._parity import ExportSource, Parity, compare, reference
@@ -81,7 +81,7 @@ def export(
             code="study-of-another-model",
         )
     said = f"Exporting '{model.record.name}'"
-    with workshop(store.root / "tmp") as bench, explain_full_memory(said, ADVICE):
+    with workshop(store.root / "tmp") as bench, explain_out_of_memory(said, ADVICE):
         source = ExportSource(store, model, store.whole(model), bench, to)
         refuse_too_large(source, said, memory)
         (made := bench / "export").mkdir(parents=True)

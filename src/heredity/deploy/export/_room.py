@@ -14,7 +14,7 @@ import math
 import re
 from pathlib import Path
 
-from heredity.core.host import GIB, available, refuse_overfull
+from heredity.core.host import GIB, available_memory, require_memory
 from heredity.deploy.export._parity import ExportSource
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
@@ -25,10 +25,10 @@ ADVICE = "Nothing can be set lower here: close other programs, or export on a ma
 
 def refuse_too_large(source: ExportSource, said: str, has: int | None) -> None:
     """Raise OutOfMemory, with what would fit, where the export takes more than there is, or than `has`."""
-    if (room := available() if has is None else has) is None:
+    if (room := available_memory() if has is None else has) is None:
         return
     parts = needed(source, source.to)
-    refuse_overfull(said, parts, _fitting(source, sum(parts.values()), room), room)
+    require_memory(said, parts, _fitting(source, sum(parts.values()), room), room)
 
 
 def needed(source: ExportSource, to: str) -> dict[str, int]:

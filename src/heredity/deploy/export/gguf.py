@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from heredity.core.files import hash_file
-from heredity.core.host import give_back
+from heredity.core.host import trim_memory
 from heredity.core.records import FileHash, Request
 from heredity.deploy.export._parity import TALK, TEXT, ExportSource, ParityReading, read_folder, tokens_behind
 from heredity.engines.chat.template import Template
@@ -73,7 +73,7 @@ def _read_back(source: ExportSource, path: Path) -> ParityReading:
     Dequantize(_EXACT.get(_dtype(source.whole.folder), "float32")).apply(
         [Grown(written, path.parent)], folder
     )
-    give_back()
+    trim_memory()
     try:
         return read_folder(folder, _SAME, _BACK)
     finally:

@@ -61,7 +61,7 @@ def read(out: Path, bench: Path) -> ParityReading:
 
     from heredity.core import host
 
-    host.hush_transformers()
+    host.quiet_transformers()
     tokenizer = AutoTokenizer.from_pretrained(out, **_GIVEN)
     model = _model(out, bench)
     is_base = not tokenizer.chat_template
@@ -78,7 +78,7 @@ def read(out: Path, bench: Path) -> ParityReading:
     ends = model.generation_config.eos_token_id
     found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
     del model, rows
-    host.give_back()
+    host.trim_memory()
     return ParityReading(
         "transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id
     )

@@ -13,9 +13,8 @@ turned out to follow the prefix's length and, since bfloat16 hides most differen
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ import msgspec
 import torch
 
 from heredity.core.files import write_atomic
+from heredity.core.host import Clock, machine_name
 from heredity.core.records import Record
 from heredity.engines.torch.decoder import CELL, Decoder, Prefix, Slots, round_up
 
@@ -30,15 +30,6 @@ SCHEMA = 2  # 1 proved rows that were prefilled together, over one prefix only
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 _N_OWN = 2 * CELL - 9
 _N_PREFIX = (448, 603)  # study-shaped: one of whole tiles of a matrix kernel, one that leaves a rest of each
-_REPEATS, _LEAST, _LONG_SECONDS = (
-    40,
-    16,
-    4.0,
-)  # tries of a product: all of them, or fewer where they take long
-
-_TINY = 2**16  # numbers of a matrix below which its dtype hardly matters
-
-Clock = Callable[[], float]
 
 
 class Place(NamedTuple):
@@ -64,60 +55,10 @@ class Tuning(Record, frozen=True):
     is_proven: bool  # False: the bits moved even within one width, so answers may depend on company
 
 
-def machine() -> str:
-    """This machine and torch, as far as they can change a result or its speed."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {capability} x{torch.get_num_threads()} torch {torch.__version__}"
-
-
-def choose_dtype(hidden: int, wide: int, n_rows: int = 128) -> str:
-    """ "bfloat16" where its matrix product is clearly faster at the model's shape, else "float32".
-
-    Told by what the processor can do, where that settles it: a clock errs on a busy machine, and the dtype is
-    part of every answer. Measured in between.
-    """
-    if (known := _settled(hidden * wide)) is not None:
-        return known
-
-    def product(name: str) -> Callable[[], object]:
-        dtype = getattr(torch, name)
-        x, w = torch.ones(n_rows, hidden, dtype=dtype), torch.ones(wide, hidden, dtype=dtype)
-        return lambda: torch.nn.functional.linear(x, w)
-
-    seconds = shortest({name: product(name) for name in ("float32", "bfloat16")})
-    return "bfloat16" if seconds["bfloat16"] < 0.9 * seconds["float32"] else "float32"
-
-
-def _settled(n_weights: int) -> str | None:
-    """The dtype that no clock is needed for: with AMX bfloat16 is 5 to 10 times as fast for a matrix that is
-    not tiny; an x86 processor without any bfloat16 product is many times slower at it."""
-    told = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
-    if platform.machine().lower() not in ("x86_64", "amd64") or None in told:
-        return None
-    has_amx, has_product = (bool(each()) for each in told if each is not None)
-    if n_weights < _TINY or not (has_amx or has_product):
-        return "float32"
-    return "bfloat16" if has_amx else None
-
-
-def shortest(work: Mapping[str, Callable[[], object]], clock: Clock = time.perf_counter) -> dict[str, float]:
-    """The least seconds of each piece of work over many tries, in turn."""
-    seconds = dict.fromkeys(work, float("inf"))
-    at_first = clock()
-    for n in range(_REPEATS):
-        if n >= _LEAST and clock() - at_first > _LONG_SECONDS:
-            break
-        for name, do in work.items():
-            began = clock()
-            do()
-            seconds[name] = min(seconds[name], clock() - began)
-    return seconds
-
-
 def unproven(decoder: Decoder) -> Tuning:
     """The narrowest width without a probe, for who only reads prompts: they go through alone."""
     dtype = str(decoder.dtype).removeprefix("torch.")
-    return Tuning(SCHEMA, dtype, WIDTHS[:1], {}, "unproven", machine(), is_proven=False)
+    return Tuning(SCHEMA, dtype, WIDTHS[:1], {}, "unproven", machine_name(), is_proven=False)
 
 
 def tuned(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
@@ -167,7 +108,7 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
         widths=agreeing if is_proven else (best,),
         tokens_per_second={str(w): round(w / seconds[w], 1) for w in sorted(seconds)},
         fingerprint=_fingerprint(decoder, best),
-        machine=machine(),
+        machine=machine_name(),
         is_proven=is_proven,
     )
 
@@ -242,6 +183,6 @@ def read(path: Path | None) -> Tuning | None:
         return None
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=Tuning)
-        return kept if kept.schema == SCHEMA and kept.machine == machine() else None
+        return kept if kept.schema == SCHEMA and kept.machine == machine_name() else None
     except msgspec.DecodeError:  # a note that can be measured again
         return None

@@ -65,7 +65,7 @@ def open_folder(
     time at every prefill and let go, which takes the memory of one layer. Raises Unavailable for an
     architecture this engine does not have.
     """
-    host.keep_large_buffers()
+    host.keep_freed_memory()
     kept = autotune.read(tuning)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
@@ -73,9 +73,9 @@ def open_folder(
         if adapter is not None:
             weights = peft.laid_over(weights, adapter, chosen)
         decoder = Decoder(weights, chosen)
-        host.give_back()
+        host.trim_memory()
         found = autotune.tuned(decoder, tuning) if is_probed else autotune.unproven(decoder)
-        host.give_back()
+        host.trim_memory()
     engine = Torch(decoder, Chat(folder), folder, found, width)
     engine.is_adapted = adapter is not None
     return engine
@@ -83,7 +83,7 @@ def open_folder(
 
 def _faster_dtype(folder: Path) -> str:
     config = _weights.read_config(folder)
-    return autotune.choose_dtype(config.hidden_size, config.intermediate_size)
+    return host.choose_dtype(config.hidden_size, config.intermediate_size)
 
 
 class Torch:
@@ -266,7 +266,7 @@ class Torch:
     def close(self) -> None:
         self._decoder = self._with_gradients = None
         self._prefixes, self._chunks = {}, Chunks(0)
-        host.give_back()
+        host.trim_memory()
 
     # --- for a session (_session.py) -------------------------------------------------------------------
 

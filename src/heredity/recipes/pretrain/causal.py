@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heredity.core import registry
-from heredity.engines.torch import autotune
+from heredity.core import host, registry
 from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop, speed
@@ -135,7 +134,7 @@ def _dtype(recipe: Pretrain, together: Processes) -> str:
     if together.device.type == "cuda":
         return "bfloat16"
     shape = recipe.dial.shape
-    is_fast = together.is_first and autotune.choose_dtype(shape.width, shape.wide, 1024) == "bfloat16"
+    is_fast = together.is_first and host.choose_dtype(shape.width, shape.wide, 1024) == "bfloat16"
     return "bfloat16" if together.told([float(is_fast)])[0] else "float32"
 
 

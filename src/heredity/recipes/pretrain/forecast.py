@@ -17,7 +17,6 @@ import msgspec
 import torch
 
 from heredity.core import host, registry
-from heredity.engines.torch import autotune
 from heredity.recipes.pretrain import budget
 from heredity.train import speed
 from heredity.train.data.masking import FRAME
@@ -46,7 +45,7 @@ class Foreseen:
     def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
         """Predicted against measured, for the model's record."""
         said = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
-        peak = host.peak_resident()
+        peak = host.peak_memory()
         if peak is not None and self.resident is not None:
             said += f", measured {(peak - self.resident) / host.GIB:.2f} GiB of growth"
         found = {"memory": said}
@@ -95,23 +94,23 @@ def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None
 
     def fitting(size: int) -> dict[str, int]:
         parts = {part: together.world * n for part, n in needed(recipe, size, together).items()}
-        host.refuse_overfull(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+        host.require_memory(said, parts, f"{advice}; or allow more with memory (GiB).", has)
         return parts
 
     is_open = recipe.dtype == "auto"
     size = 2 if is_open else getattr(torch, recipe.dtype).itemsize
     parts = fitting(size)  # first: to measure which is faster takes minutes of what could never fit
-    dtype = getattr(torch, autotune.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
+    dtype = getattr(torch, host.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
     if dtype.itemsize != size:
         parts = fitting(dtype.itemsize)
-    with host.explain_full_memory(said, f"{advice}."):
+    with host.explain_out_of_memory(said, f"{advice}."):
         yield _foreseen(recipe, parts, dtype) if together.is_alone else None
 
 
 def _refuse_on_gpu(recipe: Pretrain, together: Processes) -> None:
-    free, _ = torch.cuda.mem_get_info(together.device)
+    free = host.Device.parse(str(together.device)).free_memory()
     size = 2 if recipe.dtype == "auto" else getattr(torch, recipe.dtype).itemsize
-    host.refuse_overfull(
+    host.require_memory(
         f"The pre-training of '{recipe.size}' on each of {together.world} devices",
         needed(recipe, size, together),
         'Set recompute = true or reduce = "each", lower replicas, size or context, or take more devices: '
@@ -128,8 +127,8 @@ def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Fo
         rate = speed.pass_rate(work.shape.width, dtype)
         tokens = work.tokens + work.looked_at / pace.WAYS
         seconds = tokens * pace.seconds(work, of_token(recipe), limit, rate)
-    host.forget_peak()
-    return Foreseen(parts, limit, seconds, host.resident())
+    host.reset_peak_memory()
+    return Foreseen(parts, limit, seconds, host.resident_memory())
 
 
 def of_token(recipe: Pretrain) -> float:

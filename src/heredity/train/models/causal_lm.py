@@ -122,7 +122,7 @@ def load(folder: Path, dtype: str = "auto") -> CausalLM:
     """
     import transformers
 
-    host.before_transformers()
+    host.prepare_transformers()
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     inner = getattr(config, "text_config", None) or config
     if inner.model_type not in KNOWN:

@@ -76,7 +76,7 @@ def load(folder: Path) -> DualEncoder:
     """The model in a folder, in fp32, to be asked."""
     import transformers
 
-    host.before_transformers()
+    host.prepare_transformers()
     model = transformers.AutoModel.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
     )

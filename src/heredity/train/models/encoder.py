@@ -63,7 +63,7 @@ def load(folder: Path, dtype: str = "float32") -> MaskedLM:
     """The encoder in a folder, ready to be asked."""
     import transformers
 
-    host.before_transformers()
+    host.prepare_transformers()
     transformers.AttentionInterface.register(_NAME, attend)
     model = transformers.AutoModelForMaskedLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=_NAME, trust_remote_code=False,

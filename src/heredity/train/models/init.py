@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from heredity.core import host
-from heredity.engines.torch import autotune
 
 Change = Callable[[Any], None]
 
@@ -26,7 +25,7 @@ def drawn(
     """
     import transformers
 
-    host.before_transformers()
+    host.prepare_transformers()
     told = transformers.AutoConfig.for_model(**config)
     chosen = dtype_of(told, dtype)
     with torch.random.fork_rng():
@@ -44,4 +43,4 @@ def dtype_of(config: Any, dtype: str) -> str:
     if dtype != "auto":
         return dtype
     inner = getattr(config, "text_config", None) or config
-    return autotune.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024)
+    return host.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024)

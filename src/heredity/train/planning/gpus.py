@@ -63,7 +63,7 @@ def _measured(work: Work) -> Gpu:
         raise Unavailable(said) from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
     rate = pass_rate(work.shape.width, dtype)
-    return processor(product_limit(work.shape, dtype), host.available(), rate)
+    return processor(product_limit(work.shape, dtype), host.available_memory(), rate)
 
 
 def processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:

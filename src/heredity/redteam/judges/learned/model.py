@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, UnknownName
 
 if TYPE_CHECKING:
@@ -93,16 +94,12 @@ class SentenceEncoder:
         row = self.torch.tensor([[_CLS, *ids, _SEP]])
         if row.shape[1] == 2:
             return np.zeros(self.config["hidden_size"])
-        n_threads = self.torch.get_num_threads()
-        self.torch.set_num_threads(1)  # a short text gains little by two; a busy machine loses much
-        try:
-            with self.torch.inference_mode():
-                hidden = self._embed(row)
-                for layer in range(self.config["num_hidden_layers"]):
-                    hidden = self._layer(layer, hidden)
-                mean = hidden[0].mean(0).numpy().astype(float)
-        finally:
-            self.torch.set_num_threads(n_threads)
+        # A short text gains little by a second thread; a busy machine loses much.
+        with host.torch_threads(1), self.torch.inference_mode():
+            hidden = self._embed(row)
+            for layer in range(self.config["num_hidden_layers"]):
+                hidden = self._layer(layer, hidden)
+            mean = hidden[0].mean(0).numpy().astype(float)
         return np.asarray(mean / np.linalg.norm(mean))
 
     def _embed(self, ids: Tensor) -> Tensor:

@@ -1,0 +1,240 @@
+"""The machine: what is set before torch loads, devices by name, the dtype, threads and memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heredity.core import host
+from heredity.core.errors import OutOfMemory, UsageError
+from heredity.core.host import CPU, Device
+from tests.support.errors import raises
+
+APPLICATION = str(Path(__file__).parents[2] / "examples" / "support-desk.toml")
+SETTINGS = {"GOMP_SPINCOUNT": "5000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+# Prints both settings at the moment when torch is first looked for.
+WATCH = f"""
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch:", *(os.environ.get(each) for each in {list(SETTINGS)!r}))
+
+sys.meta_path.insert(0, Watch())
+"""
+REACHED = {
+    "engine": "h.Store(); import heredity.engines.torch.engine",
+    "training": "h.Store(); import heredity.train.loop",
+    "pretrain": "h.Store(); import heredity.recipes.pretrain.causal",
+    "loader": "engines.loader(scripted('scripted:leaky').record); import heredity.engines.encoder",
+    "study": f"h.Study(['scripted:leaky'], {APPLICATION!r}); import heredity.engines.torch.engine",
+    "command line": "main(['--version']); import heredity.engines.torch.engine",
+}
+
+
+def run(code: str, **given: str) -> list[str]:
+    """The lines that a fresh process prints; it starts with the settings of `given` and no others."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_", "ONEDNN_"))
+    }
+    kept["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("entry", REACHED)
+def test_every_entry_point_sets_openmp_and_onednn_before_torch_is_loaded(entry: str) -> None:
+    pytest.importorskip("torch")
+    names = """
+import heredity as h
+from heredity import engines
+from heredity.cli import main
+from heredity.lineage.store import scripted
+assert "torch" not in sys.modules
+"""
+    said = [line for line in run(f"{WATCH}{names}{REACHED[entry]}") if line.startswith("torch:")]
+    assert said and said[0].split()[1:] == list(SETTINGS.values())
+
+
+def test_what_the_user_has_set_stays() -> None:
+    code = "import os; from heredity.core import host; host.configure(); "
+    shown = f"print(*(os.environ.get(each) for each in {[*SETTINGS]!r}))"
+    assert run(code + shown, **dict.fromkeys(SETTINGS, "7")) == ["7 7"]
+    assert run(code + shown, OMP_WAIT_POLICY="active") == ["None 128"]
+
+
+def test_importing_any_module_leaves_the_environment_as_it_is() -> None:
+    code = """
+import importlib, os, pkgutil
+before = dict(os.environ)
+import heredity
+for name in heredity.__all__:
+    getattr(heredity, name)
+for found in pkgutil.walk_packages(heredity.__path__, "heredity."):
+    if not found.name.endswith("__main__") and ".torch" not in found.name and ".train" not in found.name:
+        try:
+            importlib.import_module(found.name)
+        except ImportError:
+            pass
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+print("same")
+"""
+    assert run(code)[-1] == "same"
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("cpu", Device()),
+        ("cuda", Device("cuda")),
+        ("cuda:0", Device("cuda", 0)),
+        (" CUDA:12 ", Device("cuda", 12)),
+        ("mps", Device("mps")),
+    ],
+)
+def test_a_device_is_named_as_it_is_parsed(text: str, device: Device) -> None:
+    assert Device.parse(text) == device
+    assert str(device) == text.strip().lower() and Device.parse(str(device)) == device
+    assert device.is_cpu == (text == "cpu")
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "mps:1", "cuda:1:2"])
+def test_what_is_no_device_is_refused_with_those_that_are_known(text: str) -> None:
+    with raises(UsageError, "device-unknown", mentions=["cpu", "cuda:N", "mps"]):
+        Device.parse(text)
+
+
+def test_a_device_is_torchs_and_the_cpu_says_what_it_can() -> None:
+    torch = pytest.importorskip("torch")
+    assert CPU.torch == torch.device("cpu") and Device("cuda", 3).torch == torch.device("cuda", 3)
+    assert f"x{torch.get_num_threads()}" in CPU.hardware
+    assert host.machine_name() == f"{CPU.hardware} torch {torch.__version__}"
+
+
+@pytest.mark.parametrize(("has_gpu", "chosen"), [(True, "cuda:1"), (False, "cpu")])
+def test_a_process_takes_its_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, chosen: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 + device.index, 80))
+    device = host.choose_device(1)
+    assert str(device) == chosen
+    assert device.free_memory() == (8 if has_gpu else host.available_memory()) or not has_gpu
+
+
+class BusyClock:
+    """A clock of a machine that is busy until a moment: work takes 30 times as long there."""
+
+    def __init__(self, busy_until: float) -> None:
+        self.now, self._busy_until = 0.0, busy_until
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds * (30 if self.now < self._busy_until else 1)
+
+
+def test_the_faster_product_is_found_though_the_machine_is_busy_at_first() -> None:
+    clock = BusyClock(busy_until=1.5)
+    found = host.shortest({"slow": lambda: clock.work(0.01), "fast": lambda: clock.work(0.002)}, clock)
+    assert found == pytest.approx({"slow": 0.01, "fast": 0.002})
+
+
+@pytest.mark.parametrize(
+    ("can", "n_weights", "dtype"),
+    [
+        ((True, True), 576 * 1536, "bfloat16"),
+        ((True, True), 64 * 96, "float32"),
+        ((False, False), 576 * 1536, "float32"),
+        ((False, True), 576 * 1536, None),
+    ],
+)
+def test_a_busy_machine_has_no_say_in_the_dtype_where_the_processor_settles_it(
+    monkeypatch: pytest.MonkeyPatch, can: tuple[bool, bool], n_weights: int, dtype: str | None
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(host.platform, "machine", lambda: "x86_64")
+    for name, value in zip(("amx_tile", "avx512_bf16"), can, strict=True):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda value=value: value)
+    monkeypatch.setattr(host, "shortest", lambda work: {"float32": 1.0, "bfloat16": 0.5})
+    assert host._dtype_by_features(n_weights) == dtype
+    monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
+    assert host._dtype_by_features(n_weights) is None
+
+
+@pytest.mark.parametrize(("seconds", "dtype"), [(0.5, "bfloat16"), (0.95, "float32")])
+def test_elsewhere_bfloat16_must_be_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, dtype: str
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(host, "shortest", lambda work: {"float32": 1.0, "bfloat16": seconds})
+    assert host.choose_dtype(8, 16) == dtype
+
+
+def test_torch_has_its_threads_again_after_an_error() -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), host.torch_threads(1):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_throughput_is_measured_above_zero() -> None:
+    torch = pytest.importorskip("torch")
+    assert host.matmul_flops([(8, 16, 4), (16, 8, 4)], torch.float32) > 0
+    assert host.memory_bandwidth(4, 16, torch.bfloat16) > 0
+
+
+def test_an_allocation_that_fails_is_told_in_words_and_other_errors_stay_what_they_are() -> None:
+    torch = pytest.importorskip("torch")
+    with raises(OutOfMemory, "out-of-memory"), _explained():
+        torch.empty(2**52)
+    with raises(OutOfMemory, "out-of-memory", mentions=["MemoryError"]), _explained():
+        raise MemoryError
+    with raises(RuntimeError, mentions=["shapes"]), _explained():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def _explained() -> Any:
+    return host.explain_out_of_memory("The work", "Lower it.")
+
+
+def test_what_fits_is_not_refused() -> None:
+    host.require_memory("It", {"a": 60, "b": 40}, "", limit=100)
+    with pytest.raises(OutOfMemory):
+        host.require_memory("It", {"a": 61, "b": 40}, "", limit=100)
+    room = host.available_memory()
+    assert room is None or room > 0
+    assert re.search(r"a 1\.00, b 2\.00", _refused({"a": 2**30, "b": 2**31, "none": 0}))
+
+
+def _refused(parts: dict[str, int]) -> str:
+    with pytest.raises(OutOfMemory) as caught:
+        host.require_memory("It", parts, "", limit=0)
+    return str(caught.value)
+
+
+def test_the_smaller_of_the_machines_and_the_containers_memory_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    machine = host.available_memory()
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 800\ninactive_file 60\nactive_file 40\n")
+    assert host.available_memory() == 200
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (host.available_memory() is None) == (machine is None)
