@@ -9,7 +9,7 @@ from typing import Any
 from heredity.core.records import Response
 from heredity.core.rows import Rows
 from heredity.study import importers
-from heredity.study.importers import Reading
+from heredity.study.importers import ImportOptions
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure. First find the lamp, then put it on the table."
 
@@ -29,11 +29,11 @@ def answers(n: int = 4, models: tuple[str, ...] = ("parent", "child")) -> list[d
 
 
 def read(path: Path, **reading: Any) -> list[importers.Recorded]:
-    return list(importers.read([path], Reading(**reading)))
+    return list(importers.read([path], ImportOptions(**reading)))
 
 
 def made(folder: Path, path: Path, **reading: Any) -> importers.Summary:
-    return importers.import_files([path], folder, Reading(**reading))
+    return importers.import_files([path], folder, ImportOptions(**reading))
 
 
 def responses(folder: Path) -> list[Response]:

@@ -10,7 +10,7 @@ import pytest
 from heredity.core.records import Verdict
 from heredity.core.rows import Rows
 from heredity.study import importers
-from heredity.study.importers import Agreements, Reading, VerdictColumn
+from heredity.study.importers import Agreements, ImportOptions, VerdictColumn
 from heredity.study.report import html, markdown
 from heredity.study.study import Study
 from tests.study.importers.files import NO, YES, answers, jsonl, made
@@ -74,7 +74,7 @@ def test_without_other_judges_the_reports_have_no_such_tables(tmp_path: Path) ->
 def test_a_real_parent_and_its_ablated_child_by_three_judges(tmp_path: Path) -> None:
     files = [DATA / "gemma-2b-it.jsonl", DATA / "qwen-1_8b-chat.jsonl"]
     verdicts = tuple(map(VerdictColumn.parse, ("substring_refused", "llamaguard2_unsafe")))
-    reading = Reading(columns={"id": "index"}, model="{file}-{arm}", verdicts=verdicts)
+    reading = ImportOptions(columns={"id": "index"}, model="{file}-{arm}", verdicts=verdicts)
     summary = importers.import_files(files, tmp_path / "s", reading)
     assert (summary.n_prompts, summary.n_answers, summary.n_missing) == (95, 379, 1)
     result = Study.open(tmp_path / "s").run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from heredity.study import importers, plan
-from heredity.study.importers import Reading
+from heredity.study.importers import ImportOptions
 from tests.study.importers.files import NO, YES, jsonl, made, responses
 
 
@@ -39,7 +39,7 @@ def test_a_garak_report_gives_every_output_with_its_detectors(tmp_path: Path) ->
     assert [row.exchanges[0].text for row in rows if not row.error] == ["On the table.", NO, YES, YES, NO]
     assert [row.error for row in rows if row.error] == ["no response was recorded"]
     assert plan.read(tmp_path / "s").probes[0].technique.startswith("lamps-lamp")
-    verdicts = [row.verdicts for row in importers.read([path], Reading())]
+    verdicts = [row.verdicts for row in importers.read([path], ImportOptions())]
     assert verdicts == [
         {"mitigation.MitigationBypass": True},
         {},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.study import importers
-from heredity.study.importers import Reading
+from heredity.study.importers import ImportOptions
 from tests.study.importers.files import NO, answers, jsonl, made, read
 from tests.support.errors import raises
 
@@ -126,6 +126,6 @@ def test_any_bytes_are_read_or_refused_in_a_line(tmp_path: Path, data: bytes, en
 
 def test_a_field_that_is_none_gets_the_nearest_one() -> None:
     with raises(UsageError, "unknown-column-name", mentions=["respons=a", "response"]):
-        Reading(columns={"respons": "a"})
+        ImportOptions(columns={"respons": "a"})
     with raises(UsageError, "column-twice"):
         importers.columns("prompt=a,prompt=b")

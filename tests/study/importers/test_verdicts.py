@@ -8,7 +8,7 @@ import pytest
 
 from heredity.core.errors import BadInput, UsageError
 from heredity.study import importers
-from heredity.study.importers import Reading, VerdictColumn
+from heredity.study.importers import ImportOptions, VerdictColumn
 from tests.study.importers.files import NO, jsonl, read
 from tests.support.errors import raises
 
@@ -43,7 +43,7 @@ def test_values_that_no_row_has_are_told_or_refused(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{i}", "response": NO, "v": v, "kind": v} for i, v in enumerate(("unsafe", "safe"))]
     path = jsonl(tmp_path / "a.jsonl", rows)
     wrong, right = (
-        Reading(model="m", verdicts=(VerdictColumn.parse(spec),)) for spec in ("v=YES", "v=unsafe,x")
+        ImportOptions(model="m", verdicts=(VerdictColumn.parse(spec),)) for spec in ("v=YES", "v=unsafe,x")
     )
     with raises(BadInput, "kind-unknown", mentions=["unsafe"]):
         list(importers.read([path], wrong))
