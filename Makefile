@@ -68,11 +68,11 @@ head: $(VENV)/.dev ## learn the head of rubric:qwen2.5-coder-1.5b-instruct:head 
 	  --head qwen2.5-coder-1.5b-instruct --out .head $(ARGS)
 	cp .head/head.json .head/head.safetensors src/heredity/redteam/judges/rubric
 
-docs: $(VENV)/.docs reference ## the documents as a site in build/site, every link checked
+docs: reference ## the documents as a site in build/site, every link checked
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
 	@echo "build/site/index.html"
 
-reference: $(VENV)/.torch ## write the reference of commands and library, and the tree of the architecture page
+reference: $(VENV)/.docs ## write the reference of commands and library, and the tree of the architecture page
 	@$(BIN)/python tools/reference.py
 	@$(BIN)/python tools/tree.py
 
@@ -96,8 +96,8 @@ $(VENV)/.corpus: $(VENV)/.torch
 	@$(PIP) -e '.[torch,corpus]'
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.torch
-	@$(PIP) -e '.[torch,docs]'
+$(VENV)/.docs: pyproject.toml $(VENV)/.made
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.made
