@@ -43,3 +43,11 @@ def test_the_readme_stays_short() -> None:
     assert text.count("\n") <= 170
     assert len(text.split()) <= 1200
     assert len(re.findall(r"\d+(?:[.,]\d+)*", text)) <= 40
+
+
+def test_every_document_that_the_code_names_exists() -> None:
+    files = [path for folder in ("src", "examples", "bench", "tests") for path in (ROOT / folder).rglob("*")]
+    for path in [each for each in files if each.suffix in (".py", ".toml")]:
+        for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text("utf-8")):
+            is_example = path.parent.name == "tools"  # the tests of tools/ name pages that they make up
+            assert is_example or (ROOT / page).exists(), f"{path.relative_to(ROOT)} names {page}"

@@ -142,7 +142,7 @@ def _lines(found: Forecast) -> list[str]:
 
 
 def _settings(found: Forecast) -> str:
-    """The recipe's own settings for a way (docs/pretrain-many.md)."""
+    """The recipe's own settings for a way (docs/how-to/pretrain-distributed.md)."""
     way = found.best
     said = f"replicas = {way.layout.replicas}, recompute = {'true' if way.runs_again else 'false'}"
     return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")

@@ -43,7 +43,7 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
 )
 @click.option(
     "--judge", type=Name(), metavar="JUDGE", default="rules", show_default=True,
-    help="Who decides: rules, learned, rubric:MODEL, panel:A+B; each in docs/judges.md.",
+    help="Who decides: rules, learned, rubric:MODEL, panel:A+B; each in docs/explanation/judges.md.",
 )  # fmt: skip
 @click.option("--repeats", is_flag=True, help="A prompt that one model answered again is another sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")

@@ -41,7 +41,7 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
 
     Every flag may stand in RECIPE.toml under the same name, and a flag wins. Stopped, even by kill -9, the
     same command goes on to the same bits. On many GPUs or machines: torchrun ... -m heredity pretrain
-    RECIPE.toml, see docs/pretrain-many.md.
+    RECIPE.toml, see docs/how-to/pretrain-distributed.md.
     """
     from heredity.cli import _names, _terminal
     from heredity.cli._progress import Display

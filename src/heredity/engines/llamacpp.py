@@ -2,7 +2,7 @@
 
 The binding is xllamacpp, which has wheels. Keys and values are kept in float32 and flash attention is off: so
 set, an answer had the same bits alone and in company, with its prefix computed or reused (on a CPU; see
-docs/targets.md for what was measured). With float16, which is llama.cpp's default, it had not.
+docs/benchmarks.md for what was measured). With float16, which is llama.cpp's default, it had not.
 
 Promises: a slot's prefix is computed once and reused; sampling is by the request's own seed; a prompt that
 does not fit is an error row.

@@ -9,7 +9,7 @@ was not made from.
 Behaviours are split in two: one half shows what was lost and is learned from, asked directly (replay.py);
 the other half measures every step, also under attacks that nothing was learned from. The first child that is
 not worse than its parent, in breaches and in over-refusal, ends the climb. Each test that may end it is held
-to its share of the level, fixed before anything is asked (Bonferroni): see docs/statistics.md.
+to its share of the level, fixed before anything is asked (Bonferroni): see docs/explanation/statistics.md.
 
 Promises: every step is recorded as a model and as a study; what cannot be tried is named with the reason; a
 repair that is not shown to be enough is not called one; the same command goes on.

@@ -12,7 +12,7 @@ Promises: a prompt has the tokens that the torch engine gives it; a server that 
 engine, whatever ends this process; its log is kept. A server that is gone ends the run and leaves no rows of
 that.
 Leaves to others: the wire (_completions.py). Whether an answer depends on its company is vLLM's matter: see
-docs/targets.md.
+docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from heredity.train.planning.flops import PRODUCT, Work
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
 
-_HEAP = host.GIB // 2  # at most; what other lengths do not fit into (docs/plan.md)
+_HEAP = host.GIB // 2  # at most; what other lengths do not fit into (docs/results/plans.md)
 _LIBRARIES = host.GIB // 4  # what torch's own grow by in a first step, of a model of almost nothing
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from heredity.train.planning import cost_models, memory
 from heredity.train.planning.flops import Work
 
-PASSES = 22.0  # so often, as runs of 3M to 150M parameters have it that were left alone (docs/plan.md)
+PASSES = 22.0  # over the activations, fitted to runs of 3M to 150M parameters (docs/results/plans.md)
 WAYS = 3  # a unit that is only looked at goes one of them: forward, and not back to activations and weights
 _MUON = 25.0  # FLOPs of a step of Muon's, by parameter and by width: five rounds of three products
 

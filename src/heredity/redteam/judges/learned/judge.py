@@ -6,7 +6,7 @@ Empty and incoherent answers are told by the rules, too.
 
 Promises: the same text, the same verdict, whatever else is judged; nothing is downloaded: without its base
 model it says `heredity pull NAME`; within BAND of one half a verdict is `unclear`.
-Leaves to others: how often it is right (_quality.py, docs/judges.md), breaches of a fixed shape (checks.py).
+Leaves to others: how often it is right (docs/results/judges.md), breaches of a fixed shape (checks.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Where they see one that is only a paragraph before or behind what complies, its 
 
 Promises: the same model, request and answer give the same numbers; a head is used on no other model than the
 one it was learned on; weights are safetensors, checked against their card.
-Leaves to others: learning (_head_train.py), how often it is right (heads.json, docs/judges.md).
+Leaves to others: learning (_head_train.py), how often it is right (heads.json, docs/results/judges.md).
 
 Source: linear classifiers on a model's inner states (1610.01644).
 """

@@ -8,7 +8,7 @@ the model that it was learned on. X: the log-odds from which a verdict counts as
 
 Promises: a reply that does not parse is `unclear`; no other judge takes this one's place; the answer is
 data between marks. Empty and incoherent answers are told by the rules, before the model is asked.
-Leaves to others: how often it is right, which depends on the model: measure it (docs/judges.md).
+Leaves to others: how often it is right, which depends on the model: measure it (docs/results/judges.md).
 """
 
 from __future__ import annotations
