@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.application.spec import Application, parse_tool_calls
-from heredity.core.errors import BadInput
+from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from heredity.redteam import attacks
 from tests.support.errors import raises
@@ -402,3 +402,17 @@ def test_a_call_is_read_in_the_shapes_that_models_give_it(line: str) -> None:
 def test_prose_about_a_call_is_no_call() -> None:
     text = "CALL pay_back is something I may not do without an approval."
     assert parse_tool_calls(text, ["pay_back"]) == ()
+
+
+def test_the_line_is_found_by_fields_and_not_by_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heredity.application import spec
+
+    def reworded(decoding: object) -> None:
+        words = "'desk' named 'nobody' must have other words"
+        raise BadArgument(words, code="bad-setting", key="decoding.max_tokens")
+
+    monkeypatch.setattr(spec, "check_decoding", reworded)
+    with raises(BadInput, "bad-setting", mentions=["desk.toml:5", "other words"]):
+        load(tmp_path, TOML)

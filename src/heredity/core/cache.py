@@ -92,7 +92,7 @@ class ResponseCache(_Closed):
         try:
             yield
         except (sqlite3.DatabaseError, zlib.error, msgspec.DecodeError) as error:
-            if "full" in str(error):
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise HeredityError(
                     f"The disk is full: no answer fits into {self.path}. Free some space."
                 ) from error

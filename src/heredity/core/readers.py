@@ -210,13 +210,11 @@ def naming(path: Path | None) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        said = str(error)
-        # One that says more says more; and some have the file's name in them.
-        if path is None or type(error) is not UsageError or said.startswith(str(path)):
+        if path is None or type(error) is not UsageError:  # a subclass says more, BadInput the file too
             raise
         raise BadInput(
             path,
-            said,
+            str(error),
             line_of(path, error.key, error.table),
             code=error.code if error.code != UsageError.code else BadInput.code,
         ) from None

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import write_atomic
 from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.steps import CorpusStep, Duplicates
@@ -25,7 +25,7 @@ from heredity.corpus.steps import CorpusStep, Duplicates
 def alone(recipe: CorpusRecipe) -> int:
     """How many steps stand before the first that compares all documents. Raises UsageError for none."""
     if recipe.picture is not None:
-        raise UsageError(f"{recipe.path}: a corpus of pictures has no steps that could be spread over tasks.")
+        raise BadInput(recipe.path, "a corpus of pictures has no steps that could be spread over tasks.")
     compared = (i for i, step in enumerate(recipe.steps) if isinstance(step, Duplicates))
     n = next(compared, len(recipe.steps))
     if not n:
@@ -33,8 +33,9 @@ def alone(recipe: CorpusRecipe) -> int:
         if recipe.steps:
             why = f"the first step, '{kind_of(recipe.steps[0])}', compares all documents"
             code = "first-step-compares-all"
-        raise UsageError(
-            f"{recipe.path}: nothing of it can be spread over tasks: {why}. Put steps that look at one"
+        raise BadInput(
+            recipe.path,
+            f"nothing of it can be spread over tasks: {why}. Put steps that look at one"
             " document at a time before it, or build it here: heredity corpus build",
             code=code,
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import BadInput
 from heredity.corpus import _tables as tables
 from heredity.corpus import mixture
 from heredity.corpus.canaries import Planted
@@ -89,15 +89,17 @@ class _Packing:
         held = np.concatenate([job.place.get("is_held_out") for job in self.jobs])
         share, where = self.recipe.shards.validation, self.recipe.path
         if share and not held.any():
-            raise UsageError(
-                f"{where}: of {len(held):,} documents none falls into the validation split at a share of"
+            raise BadInput(
+                where,
+                f"of {len(held):,} documents none falls into the validation split at a share of"
                 f" {share:g}. Raise validation in [shards], or give more documents.",
                 code="validation-empty",
             )
         if held.all():
-            raise UsageError(
-                f"{where}: all {len(held):,} documents fall into the validation split at a share of"
-                f" {share:g}, none is left to learn. Lower validation in [shards], or give more documents."
+            raise BadInput(
+                where,
+                f"all {len(held):,} documents fall into the validation split at a share of"
+                f" {share:g}, none is left to learn. Lower validation in [shards], or give more documents.",
             )
 
     def _stock(self, number: int) -> mixture.Stock:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import BadInput
 from heredity.corpus.jobs import Calls, JobFolder, JobResult, SourceJob, added, done_before, finish, is_whole
 from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.sources import Input
@@ -159,8 +159,9 @@ class DocumentStage:
         if not sum(count.documents_out for count in self.read):
             why = added(count.dropped for count in self.read)
             said = f" Left out: {_listed(why)}." if why else ""
-            raise UsageError(
-                f"{self.recipe.path}: the sources hold no document.{said} Name others.",
+            raise BadInput(
+                self.recipe.path,
+                f"the sources hold no document.{said} Name others.",
                 code="corpus-no-document",
             )
         for number in steps:
@@ -169,8 +170,9 @@ class DocumentStage:
                 kind = type(self.recipe.steps[number]).__module__.rpartition(".")[2]
                 n = sum(count.documents_in for count in row)
                 reasons = _listed(added(count.dropped for count in row))
-                raise UsageError(
-                    f"{self.recipe.path}: the corpus is empty: the step '{kind}' dropped all {n:,} documents"
+                raise BadInput(
+                    self.recipe.path,
+                    f"the corpus is empty: the step '{kind}' dropped all {n:,} documents"
                     f" ({reasons}). Loosen its settings or leave it out.",
                     code="corpus-all-dropped",
                 )

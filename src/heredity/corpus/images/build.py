@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import BadInput
 from heredity.core.files import hash_file, sync_folder, write_atomic
 from heredity.core.readers import naming
 from heredity.core.records import digest, encode
@@ -237,7 +237,7 @@ class _ImageBuild:
     def _add(self, read: Read) -> None:
         label = self.classes.setdefault(read.pair.label, len(self.classes))
         if label >= 1 << 16:
-            raise UsageError(f"{self.recipe.path}: more than 65,535 classes. Leave the column of them out.")
+            raise BadInput(self.recipe.path, "more than 65,535 classes. Leave the column of them out.")
         cut: Cut = "validation" if _draw(read.pair.caption) < self.recipe.shards.validation else "train"
         self.writers[cut].add(read.picture, label)
         self.captions[cut].append(read.pair.caption)
@@ -248,10 +248,10 @@ class _ImageBuild:
             why.update(row.skipped)
         said = ", ".join(f"{name} {n:,}" for name, n in why.most_common()) or "there was none"
         if not any(self.captions.values()):
-            raise UsageError(f"{self.recipe.path}: no picture has a caption and can be read ({said}).")
+            raise BadInput(self.recipe.path, f"no picture has a caption and can be read ({said}).")
         for cut in _CUTS:
             if not self.captions[cut] and (cut == "train" or self.recipe.shards.validation):
-                raise UsageError(f"{self.recipe.path}: no pair is in the {cut} split. Change validation.")
+                raise BadInput(self.recipe.path, f"no pair is in the {cut} split. Change validation.")
 
     # --- captions -------------------------------------------------------------------------------
 
