@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
 SECTIONS: dict[str, dict[str, str]] = {
+    "Start": {
+        "init": "Write an application, probes, a plan and CI jobs to start from.",
+    },
     "Grow": {
         "pull": "Bring a foundation model into the store.",
         "corpus": "Build the text that a model is pre-trained on.",

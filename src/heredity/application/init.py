@@ -1,0 +1,38 @@
+"""Write the first files of one's own application: application, probes, plan, CI jobs.
+
+Promises: no file is overwritten; either every file is written or none.
+Leaves to others: reading them (application/spec.py, redteam/probes, study/).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heredity.core.errors import UsageError
+from heredity.core.files import write_atomic
+
+_SOURCE = Path(__file__).with_name("starter")
+FILES = {
+    "application.toml": "application.toml",
+    "probes.toml": "probes.toml",
+    "plan.toml": "plan.toml",
+    ".github/workflows/heredity.yml": "github.yml",
+    "heredity.gitlab-ci.yml": "gitlab.yml",
+}
+
+
+def write_starter(folder: Path) -> list[Path]:
+    """Write the starter files into `folder`, which is created if it does not exist, and return their paths.
+
+    Raises UsageError if one of the files exists already; then nothing is written.
+    """
+    targets = {folder / name: _SOURCE / source for name, source in FILES.items()}
+    if existing := [str(path) for path in targets if path.exists()]:
+        raise UsageError(
+            f"{', '.join(existing)}: exists already, and nothing was written. Name another folder.",
+            code="file-exists",
+        )
+    for path, source in targets.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, source.read_bytes())
+    return list(targets)
