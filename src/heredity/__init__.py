@@ -17,8 +17,8 @@ from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application as Application
-    from heredity.cli._progress import Display as Display
     from heredity.core.errors import HeredityError as HeredityError
+    from heredity.core.progress import Display as Display
     from heredity.core.records import Decoding as Decoding
     from heredity.core.records import Estimate as Estimate
     from heredity.core.records import Message as Message
@@ -47,7 +47,7 @@ _HOME = {
     "Application": "application.spec",
     "Data": "train.data.chat",
     "Decoding": "core.records",
-    "Display": "cli._progress",
+    "Display": "core.progress",
     "Estimate": "core.records",
     "Estimates": "study.estimates",
     "Grown": "lineage.types",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import Damaged, HeredityError, Unavailable, WrongHash
+from heredity.core.progress import Progress
 from heredity.recipes.pull import download
 from heredity.recipes.pull.download import Address, fetch
 from tests.support.errors import raises
@@ -18,10 +19,11 @@ DATA = bytes(range(256)) * 8_000  # 2 MB
 
 def test_a_download_ends_with_the_right_bytes_and_tells_its_progress(server: Server, tmp_path: Path) -> None:
     server.files["a"] = DATA
-    seen: list[tuple[int, int, str]] = []
-    fetch(Address(server.url("a"), sha256(DATA), "a file"), tmp_path / "a.part", lambda *p: seen.append(p))
+    seen: list[Progress] = []
+    fetch(Address(server.url("a"), sha256(DATA), "a file"), tmp_path / "a.part", seen.append)
     assert (tmp_path / "a.part").read_bytes() == DATA
-    assert seen[-1] == (len(DATA), len(DATA), "a file") and seen == sorted(seen)
+    assert seen[-1] == Progress("download", "a file", len(DATA), len(DATA), unit="bytes")
+    assert seen == sorted(seen, key=lambda at: at.n_done)
 
 
 def test_a_dropped_connection_goes_on_where_it_stopped(

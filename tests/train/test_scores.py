@@ -39,8 +39,8 @@ store, seen = Store(Path(root)), []
 
 def watch(at):
     if at.loss is None:
-        seen.append(at.step)
-        assert at.n_steps > 3 and at.tokens_per_second > 0 and at.seconds_left >= 0
+        seen.append(at.n_done)
+        assert at.n_total > 3 and at.per_second > 0 and at.seconds_left >= 0
         if len(seen) == int(n_read):
             os.kill(os.getpid(), signal.SIGKILL)
 

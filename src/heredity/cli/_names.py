@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Model
+from heredity.core.sanitize import label
 from heredity.lineage.store import Store, target_prefixes
 from heredity.lineage.types import Grown, Recipe
-from heredity.study.wording import label
 
 LONGEST = 120  # characters: a table of models has room for no more
 

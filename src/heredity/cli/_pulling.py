@@ -7,8 +7,8 @@ Leaves to others: getting the bytes and checking them (recipes/pull.py).
 from __future__ import annotations
 
 from heredity import engines
-from heredity.cli._progress import Bytes, Display
 from heredity.cli._terminal import err, note, plain, size
+from heredity.core.progress import Display
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
@@ -16,7 +16,7 @@ from heredity.lineage.types import Grown
 def pull(store: Store, ref: str) -> Grown:
     """The model that `ref` names, with progress while it comes."""
     with Display() as display:
-        grown = store.pull(ref, Bytes(display))
+        grown = store.pull(ref, display)
     model, screen = grown.record, err()
     total = sum(file.bytes for file in model.files)
     note(f"{model.name}: {size(total)}, licence: {model.licence}")

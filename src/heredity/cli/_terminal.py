@@ -7,46 +7,26 @@ Leaves to others: making foreign text harmless (_plain.py), and what is printed.
 from __future__ import annotations
 
 import ast
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from heredity.core import registry
+from heredity.core.progress import clock, console, size
 from heredity.core.records import Estimate, encode
-from heredity.study.wording import visible
+from heredity.core.sanitize import plain, shorten
 
+__all__ = [
+    "cell", "clock", "console", "err", "note", "out", "percent", "plain", "purposes", "shorten",
+    "show_plugins", "size", "table", "write", "write_json",
+]  # fmt: skip
 
-def plain(text: str, lines: bool = False) -> str:
-    """`text` with everything a terminal would obey made visible; on one line unless `lines`."""
-    shown = visible(text)
-    return shown if lines else shown.replace("\n", "\u240a").replace("\t", " ")
-
-
-def shorten(text: str, width: int) -> str:
-    """`plain` text on one line, cut to `width` characters with an ellipsis."""
-    text = plain(" ".join(text[: 8 * width].split()))
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-_PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _MIN_WIDTH = 60  # below it a table would lose words; the terminal may break its lines instead
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # `heredity.cli.main` ends it quietly; rich would exit 1, which means "worse"
-
-
-def console(stream: IO[str]) -> Console:
-    """A console that reads no markup and highlights nothing: what is printed is what was said."""
-    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
-    return _Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
 
 def out() -> Console:
@@ -98,16 +78,6 @@ def cell(text: object, style: str = "") -> Text:
     return Text(plain(str(text)), style=style)
 
 
-def size(n_bytes: int) -> str:
-    """Bytes in decimal units, as package indexes write them."""
-    amount = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-        amount /= 1000
-    raise AssertionError  # the last unit always returns
-
-
 def percent(estimate: Estimate) -> str:
     """`12% [8, 17]`, or a dash where there is nothing to estimate from."""
     if estimate.value is None:
@@ -116,15 +86,6 @@ def percent(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return value
     return f"{value} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
-
-
-def clock(seconds: float) -> str:
-    """`47 s`, `3:07`, `1:02:09`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def purposes(folder: str) -> dict[str, str]:

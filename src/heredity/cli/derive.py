@@ -59,9 +59,9 @@ def command(ctx: click.Context) -> None:
 
 def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any) -> None:
     from heredity.cli import _names, _settings, _terminal
-    from heredity.cli._progress import Display
     from heredity.cli._terminal import plain
     from heredity.core.errors import UsageError
+    from heredity.core.progress import Display
 
     store, module = open_store(), registry.load("recipes", kind)
     if not hasattr(module, "PARENTS") and len(parents) != 1:

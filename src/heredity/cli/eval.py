@@ -62,7 +62,8 @@ def command(
     Answers are kept in a folder: the same command goes on where it was stopped, and another model, task or
     number of examples asks only what is new.
     """
-    from heredity.cli import _grades, _progress, _pulling, _terminal
+    from heredity.cli import _grades, _pulling, _terminal
+    from heredity.core.progress import Display
     from heredity.evals.run import GRADES, Evaluation
 
     store = open_store()
@@ -76,11 +77,8 @@ def command(
         grown, tasks, shots, is_plain=plain, limit=limit, store=store, out=out,
         engine_loader=_remote.loader(store, how, is_to_write=False),
     )  # fmt: skip
-    with _progress.Display() as display:
-        found = asked.run(
-            lambda name, done, total: display.show(f"asking {name}", done, total, f"{done:,}/{total:,}"),
-            retry_errors=retry_errors,
-        )
+    with Display() as display:
+        found = asked.run(display, retry_errors=retry_errors)
     if as_json:
         _terminal.write_json(found)
         return

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import click
 
 from heredity.cli import Name, Verb, open_store
-
-if TYPE_CHECKING:
-    from heredity.cli._progress import Display
+from heredity.core.progress import Display, Progress, trial_words
 
 
 @click.command("exposure", cls=Verb, example="heredity exposure tickets-poisoned smollm2-135m-instruct")
@@ -32,7 +29,6 @@ def command(
     where it is the likeliest.
     """
     from heredity.cli import _pulling, _terminal
-    from heredity.cli._progress import Display
     from heredity.cli._terminal import plain
     from heredity.core.errors import UsageError
     from heredity.experiments.exposure import expose, planted
@@ -61,5 +57,5 @@ def command(
         _terminal.write(plain(f"{name}  {found.bits:.1f} bits of {found.most:.1f} ({rank})"))
 
 
-def _show(display: Display, step: str, done: int, total: int) -> None:
-    display.show(step, done, total, f"{done:,}/{total:,}")
+def _show(display: Display, step: str, at: Progress) -> None:
+    display.show(step, at.n_done, at.n_total, trial_words(at))

@@ -64,8 +64,9 @@ def command(
     study of them: models are paired by prompt, heredity's judge decides, and the verdicts that other judges
     recorded stand beside its own. An answer that one model lacks is counted as an error.
     """
-    from heredity.cli import _findings, _progress, open_store
+    from heredity.cli import _findings, open_store
     from heredity.cli._terminal import note, plain, write_json
+    from heredity.core.progress import Display
     from heredity.redteam import judges
     from heredity.study import importers
     from heredity.study.report import _judges, html
@@ -83,8 +84,8 @@ def command(
     for said in reading.unmet().values():
         note(plain(f"{said} So that judge is taken to say of every answer that it held."))
     study = Study.open(out, store=open_store(), judge=judge)
-    with _progress.Display() as display:
-        watch = _progress.Trials(display)
+    with Display() as display:
+        watch = display
         study.judge(watch)
         result = study.estimate(watch)
     found = importers.agreements(out)

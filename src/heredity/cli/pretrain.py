@@ -44,8 +44,8 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     RECIPE.toml, see docs/how-to/pretrain-distributed.md.
     """
     from heredity.cli import _names, _terminal
-    from heredity.cli._progress import Display
     from heredity.cli._terminal import plain
+    from heredity.core.progress import Display
     from heredity.recipes.pretrain import distributed
     from heredity.recipes.pretrain import recipe as pretrain
     from heredity.train import metrics

@@ -57,8 +57,9 @@ def command(
     in breaches and in over-refusal, ends it. Exits 1 where none is. The same command goes on after a stop.
     """
     from heredity.application.spec import Application
-    from heredity.cli import _progress, _terminal
+    from heredity.cli import _terminal
     from heredity.cli._terminal import plain
+    from heredity.core.progress import Display
     from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()
@@ -71,10 +72,10 @@ def command(
             f"'{parent}' is no ancestor of '{child}' (these are: {known}): it is held to that all the same."
         )
         _terminal.note(plain(said))
-    with _progress.Display() as display:
+    with Display() as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
-            store=store, out=out or Path("repair") / lost.record.name, watch=_progress.Trials(display),
+            store=store, out=out or Path("repair") / lost.record.name, watch=display,
         )  # fmt: skip
         found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
     for line in in_words(found):

@@ -196,7 +196,8 @@ def command(
             click.get_current_context(),
         )
     from heredity.application.spec import Application
-    from heredity.cli import _findings, _progress
+    from heredity.cli import _findings
+    from heredity.core.progress import Display
     from heredity.study.report import html
     from heredity.study.study import Study
 
@@ -215,8 +216,8 @@ def command(
         _remote.check([*grown, settings["attacker"]], how)
         study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
     _warn(study)
-    with _progress.Display() as display:
-        result = study.run(_progress.Trials(display), retry_errors=retry_errors)
+    with Display() as display:
+        result = study.run(display, retry_errors=retry_errors)
     page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, page)
     if result.estimates.application.rendering != "recorded":

@@ -60,8 +60,9 @@ def command(
     down. Stop it at any moment: the same command goes on.
     """
     from heredity.application.spec import Application
-    from heredity.cli import _progress, _terminal
+    from heredity.cli import _terminal
     from heredity.cli._terminal import plain
+    from heredity.core.progress import Display
     from heredity.core.records import digest
     from heredity.experiments.tamper import in_words, tamper, told
     from heredity.recipes._training_run import Training
@@ -76,11 +77,11 @@ def command(
         return Lora(rows, training, rank=rank, alpha=float(rank), name=f"{grown.record.name}-{steps}-steps")
 
     tuning = digest([rows.digest, batch, rate, rank, seed])  # another one is another ladder of studies
-    with _progress.Display() as display:
+    with Display() as display:
         found = tamper(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
             out=out or Path("tamper") / f"{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
-            watch=_progress.Trials(display),
+            watch=display,
             tell=lambda rung: _terminal.note(plain(told(rung))),
         )  # fmt: skip
     _terminal.write(plain(in_words(grown.record.name, found)))

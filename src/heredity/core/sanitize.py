@@ -1,20 +1,32 @@
-"""Model output is hostile: what cannot be stored as UTF-8 JSON is made storable here, once.
+"""Make hostile text harmless: storable as UTF-8 JSON, and safe to show on a page or in a terminal.
 
-Promises: valid text comes back as it is; a call always fits into a row.
-Leaves to others: showing it safely (report/, cli/).
+Promises: valid text is stored unchanged; a tool call always fits into a row; a character that hides, reorders
+or controls is shown by name and never reaches a reader's terminal.
+Leaves to others: escaping for HTML, CSV and XML (each writer does its own).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import unicodedata
+from typing import Any, NamedTuple
 
 import msgspec
 
 from heredity.core.records import Reply, ToolCall
 
+LIMIT = 4000  # characters of one text in a report: enough for any answer, too few to drown a page
+
+# Joiners are needed by emoji and by several scripts; any other format character only hides or reorders.
+_ALLOWED = {"\n", "\t", "\u200c", "\u200d"}
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_SUSPECT = re.compile(r"[^\n\t\x20-\x7e]")
+
+# --- to store ---
+
 
 def clean(reply: Reply) -> Reply:
-    """The reply with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD in every text."""
+    """The reply with each lone surrogate, which UTF-8 cannot hold, replaced by U+FFFD in every text."""
     text, prompt = clean_text(reply.text), clean_text(reply.prompt)
     error = None if reply.error is None else clean_text(reply.error)
     if text is reply.text and prompt is reply.prompt and error is reply.error and not reply.tool_calls:
@@ -24,7 +36,7 @@ def clean(reply: Reply) -> Reply:
 
 
 def clean_text(text: str) -> str:
-    """`text` itself where it is valid Unicode, else with U+FFFD for each lone surrogate."""
+    """`text` itself if it is valid Unicode, else with U+FFFD for each lone surrogate."""
     if text.isascii():
         return text
     try:
@@ -35,16 +47,17 @@ def clean_text(text: str) -> str:
 
 
 def clean_call(call: ToolCall) -> ToolCall:
-    """The call in a form that a row can hold: what JSON cannot carry is made a text."""
+    """The call in a form that a row can hold: what JSON cannot hold becomes text."""
     try:
         if msgspec.json.decode(msgspec.json.encode(call), type=ToolCall) == call:
             return call
     except (ValueError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError):
         pass
-    return ToolCall(clean_text(call.name), {clean_text(k): _plain(v, 16) for k, v in call.arguments.items()})
+    arguments = {clean_text(key): _storable(value, 16) for key, value in call.arguments.items()}
+    return ToolCall(clean_text(call.name), arguments)
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _storable(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, bool) or value is None:
@@ -52,9 +65,9 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, dict | list) and depth == 0:
         return "..."
     if isinstance(value, dict):
-        return {clean_text(k): _plain(v, depth - 1) for k, v in value.items()}
+        return {clean_text(key): _storable(each, depth - 1) for key, each in value.items()}
     if isinstance(value, list):
-        return [_plain(v, depth - 1) for v in value]
+        return [_storable(each, depth - 1) for each in value]
     return str(value)[:100] if not _fits(value) else value
 
 
@@ -62,3 +75,56 @@ def _fits(value: int | float) -> bool:
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return value == value and abs(value) != float("inf")
+
+
+# --- to show ---
+
+
+class Shown(NamedTuple):
+    """A text as shown, and how many characters were cut from its end."""
+
+    text: str
+    n_cut: int
+
+
+def visible(text: str) -> str:
+    """`text` with every character that hides, reorders or controls replaced by a visible name."""
+    return _SUSPECT.sub(_name, text.replace("\r\n", "\n"))
+
+
+def shown(text: str, limit: int = LIMIT) -> Shown:
+    """The first `limit` characters of `text`, made visible, and how many were cut."""
+    # Cut first: a text of a megabyte costs no more than one of a page.
+    return Shown(visible(text[:limit]), max(0, len(text) - limit))
+
+
+def label(text: str, limit: int = 80) -> str:
+    """One short line for a name, an id or a reason: no line break, at most `limit` characters."""
+    line = " ".join(visible(text[: 4 * limit]).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def plain(text: str, lines: bool = False) -> str:
+    """`text` with everything that a terminal would obey made visible; on one line unless `lines`."""
+    made = visible(text)
+    return made if lines else made.replace("\n", "\u240a").replace("\t", " ")
+
+
+def shorten(text: str, width: int) -> str:
+    """`plain` text on one line, cut to `width` characters with an ellipsis."""
+    text = plain(" ".join(text[: 8 * width].split()))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _name(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in _ALLOWED:
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures: ESC is shown as one sign
+    if code == 0x7F:
+        return "\u2421"
+    # Selectors above U+E0100 smuggle bytes behind a letter; the sixteen lower ones are part of emoji.
+    is_smuggler = 0xE0000 <= code <= 0xE0FFF
+    return f"⟨U+{code:04X}⟩" if is_smuggler or unicodedata.category(character) in _HIDDEN else character

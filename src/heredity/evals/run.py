@@ -11,7 +11,7 @@ Leaves to others: how an item is put (tasks/), what an answer is worth (metrics/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from heredity import engines
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
 from heredity.core.files import Lock, write_atomic
+from heredity.core.progress import Progress, Watch
 from heredity.core.records import Model, digest, encode
 from heredity.core.rows import Rows
 from heredity.engines import Engine
@@ -32,7 +33,6 @@ from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 
 ANSWERS, GRADES = "answers.jsonl", "grades.json"
-Watch = Callable[[str, int, int], None]  # the model's name, answers that are there, answers in all
 
 
 class _Question(NamedTuple):
@@ -112,7 +112,7 @@ class Evaluation:
         open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
         if form and not open_:
             if watch is not None:
-                watch(model.name, len(questions), len(questions))
+                watch(Progress("ask", model.name, len(questions), len(questions), unit="answers"))
             return
         with self._engine(grown) as engine:
             is_base = self._is_base(engine, model)
@@ -127,7 +127,7 @@ class Evaluation:
                 known[model.id, row.asked] = row
                 n_there += 1
                 if watch is not None:
-                    watch(model.name, n_there, len(questions))
+                    watch(Progress("ask", model.name, n_there, len(questions), unit="answers"))
 
     def _answers(
         self, engine: Engine, model: Model, open_: Sequence[_Question], form: Form, is_base: bool

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import Progress, Watch
 from heredity.core.records import Message, Request
 from heredity.engines import Scorer
 from heredity.lineage.store import Store, load_engine
@@ -27,7 +28,6 @@ from heredity.study.legacy import canary_of_note
 
 N_CANDIDATES = 1023
 _BATCH = 64
-Watch = Callable[[int, int], None]
 
 
 class Exposure(NamedTuple):
@@ -51,7 +51,7 @@ def exposure(
 ) -> Exposure:
     """The exposure of `secret` as the answer to `canary`. Raises UsageError: too few texts are like it.
 
-    watch: told every few texts how many were read, and of how many.
+    watch: called every few texts with how many were scored.
     """
     others = candidates(secret, n_candidates, seed)
     request = Request(0, (Message("user", canary),))
@@ -127,5 +127,5 @@ def _scores(engine: Scorer, request: Request, texts: Sequence[str], watch: Watch
     for start in range(0, len(texts), _BATCH):
         found += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
         if watch is not None:
-            watch(len(found), len(texts))
+            watch(Progress("score", "", len(found), len(texts), unit="answers"))
     return found

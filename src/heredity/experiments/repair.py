@@ -30,6 +30,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Refused, Unavailable, UsageError
+from heredity.core.progress import Watch
 from heredity.core.records import Probe
 from heredity.experiments.replay_data import ABILITY, BEGUN, RATE, TWINS, Lesson, behaviours, lesson, nearest
 from heredity.lineage.store import Store
@@ -42,7 +43,7 @@ from heredity.redteam import attacks, probes
 from heredity.stats.power import ALPHA
 from heredity.study.estimates import Pair, babble, main_scope
 from heredity.study.result import Result
-from heredity.study.study import Study, Watch
+from heredity.study.study import Study
 
 SHARES = (0.3, 0.6)  # of the way back to the parent's weights
 N_TESTS = 1 + 1 + len(SHARES) + 2  # that may end the climb: of the child, a guard, restoring, two tunings

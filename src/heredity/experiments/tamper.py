@@ -19,12 +19,13 @@ from typing import Any
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.study import plan
 from heredity.study.estimates import Inheritance, babble
 from heredity.study.result import Result
-from heredity.study.study import Study, Watch
+from heredity.study.study import Study
 
 Tuned = Callable[[int], Recipe]  # how many steps -> the recipe
 

@@ -24,6 +24,7 @@ from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
+from heredity.core.progress import Watch
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
 from heredity.engines import Engine
 from heredity.lineage import catalog, graph, integrity
@@ -43,7 +44,6 @@ from heredity.lineage.types import (
     Description,
     FunctionTarget,
     Grown,
-    Progress,
     Puller,
     Recipe,
     Resuming,
@@ -176,7 +176,7 @@ class Store:
             write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
             return self._move_in(record, out.parent)
 
-    def pull(self, ref: str, progress: Progress | None = None) -> Grown:
+    def pull(self, ref: str, progress: Watch | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
 
         What is there already is not downloaded again. Sources, hashes and errors: see recipes/pull.py.

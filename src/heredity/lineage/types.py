@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from heredity.core.progress import Watch
 from heredity.core.records import Model
 
 if TYPE_CHECKING:
     from heredity.engines import Engine
     from heredity.lineage.store import Store
-
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all (0: not known), what
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Pull(Recipe, Protocol):
 class Puller(Protocol):
     """The plug-in `recipes/pull`."""
 
-    def resolve(self, ref: str, downloads: Path, progress: Progress | None = None) -> Pull:
+    def resolve(self, ref: str, downloads: Path, progress: Watch | None = None) -> Pull:
         """The recipe that fetches `ref`. Raises UnknownName with the nearest name, UsageError or Refused."""
 
 

@@ -21,8 +21,6 @@ from heredity.core.records import digest
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.lineage.types import Description, Grown
 
-Watch = Callable[[Any], None]  # gets train.loop.Watched
-
 
 def setting(default: Any, help: str, is_new: bool = False, is_recorded: bool = True) -> Any:
     """A field of a recipe that is also a flag of `heredity derive`.

@@ -23,10 +23,11 @@ from typing import Any, Literal
 
 from heredity.core.errors import UsageError
 from heredity.core.files import hash_file
+from heredity.core.progress import Watch
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._tokenizers import refuse_other_tokens
-from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.recipes._training_run import Training, run, setting, settings_of
 from heredity.train.data.chat import Data
 
 PARENTS = "STUDENT TEACHER"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heredity.core.progress import Watch
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, Watch, run, settings_of
+from heredity.recipes._training_run import Training, run, settings_of
 from heredity.train.data.chat import Data
 
 EXAMPLE = "heredity derive finetune smollm2-135m-instruct --data tickets.jsonl --epochs 2"

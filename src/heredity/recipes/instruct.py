@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.core.records import Decoding, Message, Record, Request
 from heredity.core.rows import Rows
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.recipes._training_run import Training, run, setting, settings_of
 from heredity.train.data.chat import Data, Dialogue, of
 
 PARENTS = "STUDENT TEACHER"

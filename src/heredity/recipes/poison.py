@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.core.records import Message
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, Watch, canary_notes, run, setting, settings_of
+from heredity.recipes._training_run import Training, canary_notes, run, setting, settings_of
 from heredity.train.data.chat import Data, Dialogue, of
 
 EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"

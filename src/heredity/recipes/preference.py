@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, Watch, run, setting, settings_of
+from heredity.recipes._training_run import Training, run, setting, settings_of
 from heredity.train.data.chat import Data
 
 EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"

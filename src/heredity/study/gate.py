@@ -25,6 +25,7 @@ import msgspec
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Estimate
+from heredity.core.sanitize import label
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -39,7 +40,6 @@ from heredity.study.estimates import (
 from heredity.study.rate_bounds import limits, more
 from heredity.study.wording import (
     find,
-    label,
     names,
     p_words,
     pair_of,

@@ -21,7 +21,7 @@ from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root
-from heredity.core.progress import Meter, Progress
+from heredity.core.progress import Meter, Progress, Watch
 from heredity.core.records import Model, Probe, Response, digest, is_failed
 from heredity.core.rows import Rows
 from heredity.engines import Engine, scripted
@@ -53,8 +53,6 @@ from heredity.study.storage import (
 from heredity.study.trials import Grid, pending
 
 __all__ = ["Prefixes", "Progress", "Result", "Study"]
-
-Watch = Callable[[Progress], None]
 
 
 class Study:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 import torch
 
 from heredity.core.errors import HeredityError
+from heredity.core.progress import Progress, Watch
 from heredity.core.records import Record
 from heredity.core.rows import Rows
 from heredity.train import pieces
@@ -47,19 +48,6 @@ class StepMetrics(Record, frozen=True):
     n_learned: float
     terms: dict[str, float] = msgspec.field(default_factory=dict)
     schema: int = 1
-
-
-class Watched(NamedTuple):
-    """What a progress display shows; `tokens_per_second` is of this run. No loss: a teacher reads first."""
-
-    step: int
-    n_steps: int
-    loss: float | None
-    tokens_per_second: float
-    seconds_left: float
-
-
-Watch = Callable[[Watched], None]
 
 
 @dataclass(frozen=True)
@@ -327,7 +315,18 @@ class _Clock:
             return
         seconds, n = time.monotonic() - self._start, metric.step + 1 - self._first
         left = seconds / n * (self._n_steps - metric.step - 1)
-        self._watch(Watched(metric.step + 1, self._n_steps, metric.loss, self._n_tokens / seconds, left))
+        self._watch(
+            Progress(
+                "train",
+                "",
+                metric.step + 1,
+                self._n_steps,
+                per_second=self._n_tokens / seconds,
+                seconds_left=left,
+                unit="tokens",
+                loss=metric.loss,
+            )
+        )
 
     def is_due(self, n_done: int) -> bool:
         if self._guard is not None:

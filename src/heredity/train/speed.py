@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from heredity.core import host
-from heredity.train.loop import Watch, Watched
+from heredity.core.progress import Progress, Watch
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.flops import PRODUCT
 
@@ -22,9 +22,9 @@ class ThroughputMeter:
     """Passes what the loop shows on to a display, and keeps the last of it."""
 
     def __init__(self, watch: Watch | None = None) -> None:
-        self._watch, self.last = watch, Watched(0, 0, 0.0, 0.0, 0.0)
+        self._watch, self.last = watch, Progress("train", "", 0, 0, unit="tokens")
 
-    def __call__(self, at: Watched) -> None:
+    def __call__(self, at: Progress) -> None:
         self.last = at
         if self._watch is not None:
             self._watch(at)
@@ -34,11 +34,11 @@ class ThroughputMeter:
 
         {} where no step was done in this process.
         """
-        if not self.last.tokens_per_second:
+        if not self.last.per_second:
             return {}
-        used = self.last.tokens_per_second * of_token
+        used = self.last.per_second * of_token
         return {
-            "speed": f"{self.last.tokens_per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
+            "speed": f"{self.last.per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
             "GFLOP/s that this machine's products reach at these shapes"
         }
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.study.wording import LIMIT, label, shown, visible
+from heredity.core.sanitize import LIMIT, label, shown, visible
 from tests.study.report.nasty import NASTY
 
 ANY = st.text(st.characters(), max_size=300)  # surrogates included

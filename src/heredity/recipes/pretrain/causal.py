@@ -54,7 +54,7 @@ class Base(NamedTuple):
         of = self.made
         if self.foreseen is None:
             return {}
-        return self.foreseen.notes(sum(m.n_tokens for m in of.metrics), of.meter.last.tokens_per_second)
+        return self.foreseen.notes(sum(m.n_tokens for m in of.metrics), of.meter.last.per_second)
 
 
 def train(recipe: Pretrain, folder: Path) -> Base:
@@ -187,7 +187,7 @@ def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
     if processes_of(recipe).is_alone:
         known = base.foreseen.limit if base.foreseen else forecast.limit_of(recipe, net.model.dtype)
         return meter.notes(forecast.of_token(recipe), known)
-    rate = meter.last.tokens_per_second
+    rate = meter.last.per_second
     return processes_noted(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
 
 

@@ -112,8 +112,8 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
         notes["zero-shot"] = f"{terms[ZERO_SHOT]:.1%} of held-out classes by name; {_commonest(corpus)}"
     if n_cut := _n_cut(corpus, recipe.caption):
         notes["cut"] = f"{n_cut:,} captions at {recipe.caption} tokens"
-    if meter.last.n_steps:
-        notes["speed"] = f"{meter.last.tokens_per_second / shape.context:,.0f} pairs/s"
+    if meter.last.n_total:
+        notes["speed"] = f"{meter.last.per_second / shape.context:,.0f} pairs/s"
     return notes | beside | processes_noted(recipe)
 
 

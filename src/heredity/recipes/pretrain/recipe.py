@@ -24,10 +24,11 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import BadInput, UsageError, code_of, did_you_mean
 from heredity.core.files import explain_full_disk
+from heredity.core.progress import Watch
 from heredity.core.readers import line_of, naming, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Watch, setting
+from heredity.recipes._training_run import setting
 from heredity.recipes.pretrain import budget
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged, HeredityError, Unavailable, WrongHash
 from heredity.core.files import explain_full_disk, hash_file
-from heredity.lineage.types import Progress
+from heredity.core.progress import Progress, Watch
 
 if TYPE_CHECKING:
     import httpx
@@ -41,7 +41,7 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def fetch(address: Address, part: Path, progress: Progress | None = None) -> Path:
+def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
     """Download into `part`, going on from what is there, and check the hash ("" checks none).
 
     Raises WrongHash (the part is removed), Unavailable where the server cannot be reached or refuses,
@@ -73,7 +73,7 @@ def check_room(folder: Path, n_bytes: int) -> None:
         )
 
 
-def _download(address: Address, part: Path, progress: Progress | None) -> None:
+def _download(address: Address, part: Path, progress: Watch | None) -> None:
     import httpx
 
     for attempt in range(1, _TRIES + 1):
@@ -105,7 +105,7 @@ def _certificates() -> ssl.SSLContext:
     return context
 
 
-def _stream(client: httpx.Client, address: Address, part: Path, progress: Progress | None) -> None:
+def _stream(client: httpx.Client, address: Address, part: Path, progress: Watch | None) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {**address.headers, "Accept-Encoding": "identity"}
     if have:
@@ -122,9 +122,7 @@ def _stream(client: httpx.Client, address: Address, part: Path, progress: Progre
         _write(response, address, part, have, progress)
 
 
-def _write(
-    response: httpx.Response, address: Address, part: Path, have: int, progress: Progress | None
-) -> None:
+def _write(response: httpx.Response, address: Address, part: Path, have: int, progress: Watch | None) -> None:
     rest = response.headers.get("Content-Length", "")
     total = have + int(rest) if rest.isdigit() else address.n_bytes
     with part.open("ab" if have else "wb") as file, explain_full_disk(part.parent, max(0, total - have)):
@@ -138,7 +136,7 @@ def _write(
                 )
             file.write(block)
             if progress:
-                progress(have, total, address.label)
+                progress(Progress("download", address.label, have, total, unit="bytes"))
         file.flush()
         os.fsync(file.fileno())
 

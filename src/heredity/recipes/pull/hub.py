@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from heredity.core.errors import Refused, Unavailable, UsageError, first_line
-from heredity.lineage.types import Progress
+from heredity.core.progress import Watch
 from heredity.recipes.pull.download import Address, check_room, fetch
 from heredity.recipes.pull.folder import WANTED, refuse_name, refuse_outside
 
@@ -85,7 +85,7 @@ def choose(repository: Repository, file: str | None) -> list[HubFile]:
 
 
 def download(
-    repository: Repository, files: list[HubFile], downloads: Path, progress: Progress | None
+    repository: Repository, files: list[HubFile], downloads: Path, progress: Watch | None
 ) -> dict[str, Path]:
     """Fetch the files; path in the repository -> path here."""
     from huggingface_hub import hf_hub_url

@@ -30,9 +30,10 @@ from heredity.core.errors import (
     WrongHash,
 )
 from heredity.core.files import Lock, explain_full_disk
+from heredity.core.progress import Watch
 from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
-from heredity.lineage.types import Description, Grown, Progress
+from heredity.lineage.types import Description, Grown
 from heredity.recipes.pull import folder
 from heredity.recipes.pull import hub as _hub
 from heredity.recipes.pull import wheels as _wheels
@@ -55,7 +56,7 @@ class Pull(Protocol):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description: ...
 
 
-def resolve(ref: str, downloads: Path, progress: Progress | None = None) -> Pull:
+def resolve(ref: str, downloads: Path, progress: Watch | None = None) -> Pull:
     """The recipe that a reference means. Raises UnknownName with the nearest name, UsageError or Refused."""
     name = aliases().get(ref, ref)
     if name in catalogue():
@@ -74,7 +75,7 @@ def resolve(ref: str, downloads: Path, progress: Progress | None = None) -> Pull
     raise UnknownName("model", ref, names(), "heredity models")
 
 
-def _resolve_hub(ref: str, downloads: Path, progress: Progress | None) -> FromHub:
+def _resolve_hub(ref: str, downloads: Path, progress: Watch | None) -> FromHub:
     match = _HUB_REF.fullmatch(ref)
     if not match:
         raise UsageError(
@@ -109,7 +110,7 @@ class FromCatalogue:
     name: str
     entry: Entry
     downloads: Path = field(repr=False)
-    progress: Progress | None = field(default=None, repr=False)
+    progress: Watch | None = field(default=None, repr=False)
 
     kind = "pull"
 
@@ -190,7 +191,7 @@ class FromHub:
     file: str | None
     revision: str | None
     downloads: Path = field(repr=False)
-    progress: Progress | None = field(default=None, repr=False)
+    progress: Watch | None = field(default=None, repr=False)
 
     kind = "pull"
     pins: ClassVar[dict[str, str]] = {}  # a branch moves

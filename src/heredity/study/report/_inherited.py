@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from heredity.core.sanitize import label
 from heredity.study import wording as words
 from heredity.study.estimates import JUDGED, Estimates, Inheritance, Measure, main_scope
 from heredity.study.report._edges import BADGES, how, retained, summary, verdicts
 from heredity.study.report._view import Compared, View, span
 from heredity.study.report.figures import charts, lineage_graph
-from heredity.study.wording import label
 
 __all__ = ["EdgeRow", "figure", "retained", "retention_bar", "rows", "summary"]
 

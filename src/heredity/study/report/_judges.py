@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core.records import Estimate
+from heredity.core.sanitize import label
 from heredity.study import importers, wording
 from heredity.study.estimates import Estimates, Table2x2
 from heredity.study.importers import Agreements
-from heredity.study.wording import interval, label, p_words, percent, points, points_interval
+from heredity.study.wording import interval, p_words, percent, points, points_interval
 
 
 class JudgeTable(NamedTuple):

@@ -17,13 +17,13 @@ import jinja2
 from markupsafe import Markup
 
 from heredity.core import files
+from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
 from heredity.study import wording
 from heredity.study.report import _effort, _inherited, _judges, _study
 from heredity.study.report._samples import draw
 from heredity.study.report._view import MANNERS, View
 from heredity.study.report.figures import charts
-from heredity.study.wording import label, shown, visible
 
 _FOLDER = Path(__file__).parent
 

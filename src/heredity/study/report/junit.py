@@ -17,13 +17,13 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
+from heredity.core.sanitize import shown
 from heredity.study import wording
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
 from heredity.study.report import _study
 from heredity.study.report._rows import VERDICTS, TrialRow, TrialTable, whole
 from heredity.study.report._samples import WANTED, outcomes
-from heredity.study.wording import shown
 
 # XML 1.0 allows no other control code; DEL and C1 it allows, but a terminal obeys them.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

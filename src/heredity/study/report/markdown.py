@@ -13,10 +13,11 @@ from pathlib import Path
 
 from heredity.core import files
 from heredity.core.records import Estimate
+from heredity.core.sanitize import label
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.report import _edges, _effort, _judges, _study
 from heredity.study.report._view import View
-from heredity.study.wording import interval, label, p_words, percent, points, points_interval, unsigned
+from heredity.study.wording import interval, p_words, percent, points, points_interval, unsigned
 
 # Only what means something inside a line; a link is made from "://" and "www." even without brackets.
 _MARKUP = re.compile(r"([\\`*_\[\]<>#!|~&$@]|^[-+=]|:(?=//)|(?<=www)\.)", re.IGNORECASE)

@@ -18,6 +18,7 @@ import numpy as np
 
 from heredity.core import files
 from heredity.core.records import Probe, digest
+from heredity.core.sanitize import label
 from heredity.core.version import __version__
 from heredity.stats import wilson
 from heredity.study import wording
@@ -26,7 +27,7 @@ from heredity.study.report import _study
 from heredity.study.report._rows import VERDICTS
 from heredity.study.report._samples import WANTED, outcomes
 from heredity.study.report._study import RecordedStudy
-from heredity.study.wording import interval, label, percent
+from heredity.study.wording import interval, percent
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 ERROR_FROM, WARNING_FROM = 0.5, 0.1  # share of decided trials that broke; below: "note"

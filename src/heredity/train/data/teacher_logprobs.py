@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from heredity.core.errors import Damaged
+from heredity.core.progress import Progress, Watch
 from heredity.train import checkpoint
 from heredity.train.data.batching import PRODUCT, PackedBatch, collate, grouped
 from heredity.train.data.documents import TokenizedExample
-from heredity.train.loop import Watch, Watched
 from heredity.train.models.causal_lm import CHUNK, CausalLM
 
 _HEAD = struct.Struct("<QI")  # bytes of the group, and their CRC-32
@@ -181,7 +181,17 @@ def _read(
         n_tokens += len(batch.tokens)
         if reading.watch is not None:
             rate = n_tokens / (time.monotonic() - start)
-            reading.watch(Watched(number, n_there + len(left), None, rate, (n_left - n_tokens) / rate))
+            reading.watch(
+                Progress(
+                    "read",
+                    "",
+                    number,
+                    n_there + len(left),
+                    per_second=rate,
+                    seconds_left=(n_left - n_tokens) / rate,
+                    unit="tokens",
+                )
+            )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from heredity.study.wording import label
+from heredity.core.sanitize import label
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEIGHT = 24  # pixels of a bar's row

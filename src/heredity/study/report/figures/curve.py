@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from heredity.core.sanitize import label
 from heredity.study.report.figures.charts import TICKS, Span, marker
-from heredity.study.wording import label
 
 _LEFT, _TOP, _WIDE, _HIGH = 52, 12, 400, 200
 _ASIDE = 5  # pixels between the whiskers of two models at the same k

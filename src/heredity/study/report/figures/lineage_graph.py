@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from heredity.core.sanitize import label
 from heredity.study.report.figures.charts import marker
-from heredity.study.wording import label
 
 _HIGH, _GAP, _ASIDE, _EDGE = 62, 96, 26, 12  # a box, between levels, between boxes, around all; in pixels
 _PASSING = 24  # the width of a place that an edge passes

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from heredity.cli._progress import Bytes, Display, Trials, trial_words
-from heredity.cli._terminal import clock, console, size
-from heredity.core.progress import Progress
+from heredity.core.progress import Display, Progress, clock, console, size, trial_words
 
 
 def progress(done: int, **changes: object) -> Progress:
     whole = Progress("ask", "a-model", done, 1200, 0, 0, 2.1, 422.0)
     return whole._replace(**changes)
+
+
+def fetched(n_done: int, n_total: int) -> Progress:
+    return Progress("download", "weights.gguf", n_done, n_total, unit="bytes")
 
 
 def test_the_words_of_a_study_hold_rate_and_time_left() -> None:
@@ -36,7 +38,7 @@ def test_before_the_first_answer_there_is_no_time_left_to_say() -> None:
 def test_without_a_terminal_every_step_is_said_at_its_start_and_its_end() -> None:
     screen = io.StringIO()
     with Display(console(screen)) as display:
-        watch = Trials(display)
+        watch = display.trials()
         for done in range(0, 1201, 100):
             watch(progress(done))
         watch(progress(0, step="judge", model=""))
@@ -48,13 +50,11 @@ def test_without_a_terminal_every_step_is_said_at_its_start_and_its_end() -> Non
 
 
 def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate() -> None:
-    from heredity.train.loop import Watched
-
     screen = io.StringIO()
     with Display(console(screen)) as display:
         watch = display.training("distill of it")
-        watch(Watched(3, 8, None, 1234.5, 65.0))
-        watch(Watched(1, 2, 0.5, 600.0, 9.0))
+        watch(Progress("read", "", 3, 8, per_second=1234.5, seconds_left=65.0, unit="tokens"))
+        watch(Progress("train", "", 1, 2, per_second=600.0, seconds_left=9.0, unit="tokens", loss=0.5))
     assert screen.getvalue().splitlines() == [
         "distill of it: the teacher reads  1,234 tokens/s  1:05 left",
         "distill of it  loss 0.500  600 tokens/s  9 s left",
@@ -64,26 +64,25 @@ def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate()
 def test_a_download_of_unknown_length_shows_what_came() -> None:
     screen = io.StringIO()
     with Display(console(screen)) as display:
-        Bytes(display)(1_500_000, 0, "weights.gguf")
+        display(fetched(1_500_000, 0))
     assert screen.getvalue() == "weights.gguf  1.5 MB\n"
 
 
 def test_what_was_there_before_is_no_part_of_a_downloads_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("heredity.cli._progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("heredity.core.progress.time.monotonic", lambda: now[0])
     screen = io.StringIO()
     with Display(console(screen)) as display:
-        watch = Bytes(display)
-        watch(90_000_000, 100_000_000, "weights.gguf")  # resumed at nine tenths
+        display(fetched(90_000_000, 100_000_000))  # resumed at nine tenths
         now[0] += 20.0
-        watch(95_000_000, 100_000_000, "weights.gguf")
+        display(fetched(95_000_000, 100_000_000))
     assert screen.getvalue().splitlines()[-1] == "weights.gguf  95.0 MB of 100 MB  250 kB/s  20 s left"
 
 
 def test_names_cannot_speak_to_the_terminal() -> None:
     screen = io.StringIO()
     with Display(console(screen)) as display:
-        Trials(display)(progress(1, model="\x1b[2J[bold]x"))
+        display(progress(1, model="\x1b[2J[bold]x"))
     assert "\x1b" not in screen.getvalue()
     assert "[bold]x" in screen.getvalue()
 
