@@ -30,7 +30,7 @@ from heredity.redteam.probes.bank import taken
 from heredity.redteam.probes.importers._rows import Imported, ImportedItem, ImportSource, LeftOut, Skip
 from heredity.redteam.probes.importers._toml import to_toml
 
-__all__ = ["PREFIX", "Imported", "Spec", "kinds", "load", "parse", "read", "to_toml"]
+__all__ = ["PREFIX", "Imported", "ImportSpec", "kinds", "load", "parse", "read", "to_toml"]
 
 PREFIX = "import:"
 FOLDER = "redteam.probes.importers"
