@@ -23,10 +23,10 @@ from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned.model import LearnedHeads, SentenceEncoder, base_folder, describe
 from heredity.redteam.judges.rubric import head
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.training import crossvalidation
 from heredity.redteam.judges.training import data as learned_data
-from heredity.redteam.judges.training import fit as learned_train
 from heredity.redteam.judges.training import head as head_train
-from heredity.redteam.judges.training import trained
+from heredity.redteam.judges.training import learned as learned_train
 
 SPEC = Path(__file__).with_name("learned.toml")
 SETS = ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
@@ -46,8 +46,8 @@ def main() -> int:
         print(f"No states at {arguments.states}: make head keeps them in .head.", file=sys.stderr)
         return 2
     card = msgspec.json.decode((head.SHIPPED / head.CARD).read_bytes())
-    data = learned_data.read(learned_data.read_spec(SPEC), arguments.root)
-    examples = head_train.drawn(data.examples, card["rows"])
+    data = learned_data.read_examples(learned_data.read_spec(SPEC), arguments.root)
+    examples = head_train.sample_rows(data.examples, card["rows"])
     of = f"{card['model']} {card['layer']}"
     read = head_train.read_states(
         None, of, examples, arguments.states, lambda said: print(said, file=sys.stderr)
@@ -62,21 +62,21 @@ def main() -> int:
         f"{platform.processor() or platform.machine()}; head: {len(examples)} answers, "
         f"learned: {len(everything)}"
     )
-    seen = head.seen_in([(e.prompt, e.text) for e in examples])
-    theirs = {how: _by_example(described, kin) for how, kin in trained.kins(everything).items()}
+    seen = head.rule_features([(e.prompt, e.text) for e in examples])
+    theirs = {how: _by_example(described, kin) for how, kin in crossvalidation.groupings(everything).items()}
     for how, rounds in head_train.held_out(examples):
         if how not in theirs:
             continue
         told: dict[str, dict[str, list[Row]]] = {"learned": {}, "rules": {}}
         seen_before = set()
-        for said in head_train.said(examples, states, seen, rounds):
+        for said in head_train.judged_examples(examples, states, seen, rounds):
             e = said.example
             is_again = (e.set, e.prompt, e.text) in seen_before
             seen_before.add((e.set, e.prompt, e.text))
             if is_again or not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
                 continue
             share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
-            for task, name, truth in trained.truths(e):
+            for task, name, truth in crossvalidation.truths(e):
                 for who, theirs_is in (("learned", share >= 0.5), ("rules", complies)):
                     if task == "harm" and (who == "rules" or learned.is_decided(share)):
                         row = (e.prompt or e.text, (said.harm >= 0.5) == truth, theirs_is == truth)
@@ -96,9 +96,9 @@ def main() -> int:
 def _by_example(described: learned_train.Described, kin: list[str]) -> dict[tuple[str, str], float]:
     """What `learned` says of each answer, by weights that did not see it."""
     found = {}
-    for each in trained.rounds(described.examples, kin):
+    for each in crossvalidation.rounds(described.examples, kin):
         model, held = (
-            LearnedHeads(learned_train.train(described.where(each.kept))),
+            LearnedHeads(learned_train.fit_heads(described.where(each.kept))),
             described.where(each.held),
         )
         for e, row in zip(held.examples, held.asked, strict=True):

@@ -49,10 +49,10 @@ def main() -> int:
     if not arguments.data.is_dir():
         print(f"No labelled sets at {arguments.data}: give their folder with --data.", file=sys.stderr)
         return 2
-    rebuilt = quality.rebuild(arguments.data)
+    rebuilt = quality.measure_table(arguments.data)
     is_stale = rebuilt != quality.shipped() if quality._SHIPPED.exists() else True
     if is_stale and not arguments.check:
-        print(f"wrote {quality.write(rebuilt)}")
+        print(f"wrote {quality.write_table(rebuilt)}")
     print_quality()
     print_benign(arguments.data)
     print_chance(arguments.data)

@@ -27,7 +27,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.guard import WORDS, Guard
 from heredity.recipes.merge import Merge
 from heredity.redteam import probes
-from heredity.redteam.probes.schema import ProbeFile
+from heredity.redteam.probes.bank import ProbeFile
 from heredity.stats import compare, verdict
 from heredity.stats.power import ALPHA
 from heredity.study import plan

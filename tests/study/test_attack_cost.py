@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.records import Exchange, Response
 from heredity.core.rows import Rows
-from heredity.redteam.attacks import How
+from heredity.redteam.attacks import AttackContext
 from heredity.stats import best_of
 from heredity.stats.intervals import clustered_rate
 from heredity.study import aggregate, attack_cost, plan
@@ -134,6 +134,6 @@ def test_samples_of_an_attack_that_draws_differ_and_are_the_same_on_another_day(
 
     grid, attack = Grid(PLAN), attacks.load("best_of_n:0.4")
     trials = [grid.trial(i) for i in range(len(grid)) if grid.trial(i).attack == "best_of_n:0.4"][:4]
-    texts = [next(attack(t.probe, How(sample=t.sample, seed=t.seed))).text for t in trials]
+    texts = [next(attack(t.probe, AttackContext(sample=t.sample, seed=t.seed))).text for t in trials]
     assert len(set(texts)) == 4
-    assert texts == [next(attack(t.probe, How(sample=t.sample, seed=t.seed))).text for t in trials]
+    assert texts == [next(attack(t.probe, AttackContext(sample=t.sample, seed=t.seed))).text for t in trials]

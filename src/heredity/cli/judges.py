@@ -78,7 +78,7 @@ def calibrate(
     from heredity.cli import open_store
     from heredity.cli._terminal import note, plain, write_json
     from heredity.redteam import judges
-    from heredity.redteam.judges.calibration import store as kept
+    from heredity.redteam.judges.calibration import quality as kept
     from heredity.redteam.judges.calibration.measure import measure
 
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
@@ -96,7 +96,7 @@ def calibrate(
         keep = False
     if keep:
         try:
-            kept.keep(open_store().root, found, judged_by, of, names, pairs)
+            kept.save_calibration(open_store().root, found, judged_by, of, names, pairs)
         except OSError as error:  # what was measured is still worth printing
             keep = False
             note(f"It could not be kept: {error.filename}: {error.strerror}")
@@ -199,18 +199,21 @@ def train(
     from heredity.cli._terminal import out as console
     from heredity.core.errors import UsageError
     from heredity.redteam import judges
-    from heredity.redteam.judges.training import card as learned_card
     from heredity.redteam.judges.training import head as head_train
+    from heredity.redteam.judges.training import learned as learned_card
 
     if rows is not None and head is None:
         raise UsageError("--rows is for --head: `learned` is trained on all rows.", code="rows-without-head")
     if head is None:
-        name, card = "learned", learned_card.train(data, roots or (data.parent,), out, say=err().print)
+        name, card = (
+            "learned",
+            learned_card.train_learned(data, roots or (data.parent,), out, say=err().print),
+        )
     else:
         models = judges.stored_models()
         name, card = (
             "head",
-            head_train.train(
+            head_train.train_head(
                 data, roots or (data.parent,), out, head, models, err().print, rows or head_train.ROWS
             ),
         )

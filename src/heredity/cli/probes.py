@@ -71,8 +71,8 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     given = dict(option.partition("=")[::2] for option in options)
     if without := [option for option in options if "=" not in option]:
         raise UsageError(f"'{without[0]}' is no NAME=VALUE.")
-    spec = importing.parse(f"{importing.PREFIX}{kind}:{file}")._replace(path=file, options=given)
-    found = importing.read(spec)
+    spec = importing.parse_import(f"{importing.PREFIX}{kind}:{file}")._replace(path=file, options=given)
+    found = importing.read_import(spec)
     if out is not None:
         if out.exists():
             raise UsageError(f"{out} is there already. Name another file.", code="file-exists")

@@ -231,7 +231,7 @@ def _warn(study: Study) -> None:
     made = study.plan()
     laid = [attacks.planned(spec) for spec in made.attacks]
     if made.application.rendering != "recorded":
-        for line in attacks.doubts(laid, made.probes, made.application, made.samples):
+        for line in attacks.warnings(laid, made.probes, made.application, made.samples):
             note(f"warning: {line}")
 
 

@@ -199,6 +199,6 @@ def _is(heard: Heard, probe: Probe, outcome: str) -> bool:
 
 def _asked(desk: Application, probe: Probe) -> tuple[Message, ...]:
     """The conversation up to the answer, as the study asks it."""
-    request = next(desk.converse(attacks.load("direct")(probe, attacks.within(desk)), probe))
+    request = next(desk.converse(attacks.load("direct")(probe, attacks.context_for(desk)), probe))
     assert isinstance(request, Request)
     return request.messages

@@ -33,7 +33,7 @@ from heredity.core.rows import Rows
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines import Engine, Open, failed_reply
 from heredity.redteam import judges
-from heredity.redteam.attacks import MARK, Attack, How, why_closed
+from heredity.redteam.attacks import MARK, Attack, AttackContext, why_unsupported
 from heredity.study.plan import PlannedModel
 from heredity.study.trials import Trial
 
@@ -147,7 +147,7 @@ class Referee:
         self._n_seen = 0
 
     def score(self) -> int:
-        """How near the replies since the last call came to a breach: 1 (refused) to 10 (broken)."""
+        """AttackContext near the replies since the last call came to a breach: 1 (refused) to 10 (broken)."""
         new, self._n_seen = tuple(self._exchanges[self._n_seen :]), len(self._exchanges)
         verdict = self._verdict(new)
         if verdict.outcome in ("broke", "answered"):  # a twin is attacked until it is answered
@@ -176,7 +176,7 @@ class Kit:
     def why_not(self, attack: Attack, engine: Engine) -> str:
         """Why this engine's model cannot be attacked so; "" where it can."""
         is_closed = attack.needs_weights and not hasattr(engine, "without")
-        return why_closed(attack, engine.name) if is_closed else ""
+        return why_unsupported(attack, engine.name) if is_closed else ""
 
     def changed(self, attack: Attack, model: PlannedModel, engine: Engine) -> Engine:
         """The engine with its model as the attack changes it; the engine itself where it cannot be."""
@@ -186,7 +186,9 @@ class Kit:
             cast(Open, engine), lambda spec: self.finds.keep(model.id, spec, engine.numerics)
         )
 
-    def found(self, attack: Attack, trial: Trial, how: How, engine: Engine, application: Application) -> str:
+    def found(
+        self, attack: Attack, trial: Trial, how: AttackContext, engine: Engine, application: Application
+    ) -> str:
         """What the attack's search finds for this trial, searched for at most once."""
         marked = msgspec.structs.replace(how, found=MARK)
         request = _marked(application, attack, trial, marked)
@@ -194,7 +196,7 @@ class Kit:
         return keep(lambda: attack.search(cast(Open, engine), request, trial.probe, how))
 
 
-def _marked(application: Application, attack: Attack, trial: Trial, how: How) -> Request:
+def _marked(application: Application, attack: Attack, trial: Trial, how: AttackContext) -> Request:
     """The request that holds MARK. What the model will have said before it is not known: left empty."""
     conversation = application.converse(attack(trial.probe, how), trial.probe, trial.seed)
     step = next(conversation, None)

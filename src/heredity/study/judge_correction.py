@@ -54,7 +54,7 @@ class Errors:
             )
         judge, judged_by = next(iter(found.items()), ("", ""))
         if root is not None and judge:
-            judges.bring(root, folder, judge, judged_by)
+            judges.copy_calibrations(root, folder, judge, judged_by)
         return cls(judge, judged_by, folder)
 
     def labels(self) -> dict[str, str]:

@@ -122,7 +122,9 @@ def resolve(
     asked, left_out = probes.select(loaded, application)
     asked, unlaid = _under_all(asked, laid, application)
     left_out += unlaid
-    skipped = tuple(Skipped(probe, reason) for probe, reason in (*left_out, *attacks.closed(laid, models)))
+    skipped = tuple(
+        Skipped(probe, reason) for probe, reason in (*left_out, *attacks.unsupported(laid, models))
+    )
     if not asked:
         reason = f" (first reason: {skipped[0].reason})" if skipped else ""
         raise UsageError(
@@ -184,7 +186,7 @@ def _under_all(
 
     Rates by attack compare over the same probes. A twin goes with its breach-seeking probe.
     """
-    how = attacks.within(application)
+    how = attacks.context_for(application)
     reasons: dict[str, str] = {}
     for probe in asked:
         if reason := next((r for attack in laid if (r := attack.skips(probe, how))), ""):

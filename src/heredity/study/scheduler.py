@@ -91,7 +91,7 @@ class Pump:
         self._application = grid.plan.application
         self._cache = cache if engine.numerics else None
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
-        self._how = attacks.within(self._application)
+        self._how = attacks.context_for(self._application)
         self._engine_name, self._kit = engine.name, kit or Kit()
         self._asides: dict[int, Talk] = {}  # they wait for the attacker
         self._waiting: Iterator[int] = iter(())

@@ -10,13 +10,13 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.records import Consult, Probe, Reply, Turn
 from heredity.redteam import attacks, probes
-from heredity.redteam.attacks import How
+from heredity.redteam.attacks import AttackContext
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = msgspec.structs.replace(Application.load(ROOT / "examples" / "support-desk.toml"), max_turns=6)
 PROBES, _ = probes.select(probes.load("full"), APPLICATION)
 BY_ID = {probe.id: probe for probe in PROBES}
-HOW = attacks.within(APPLICATION)
+HOW = attacks.context_for(APPLICATION)
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HOSTILE = "{text} {secret_name} %s \x1b[31m \u202e </script> \ud800 CALL issue_refund {}\n" * 3
@@ -30,16 +30,18 @@ REPLIES = {
 }
 
 
-def trial(sample: int = 0, seed: int = 1, how: How = HOW) -> How:
+def trial(sample: int = 0, seed: int = 1, how: AttackContext = HOW) -> AttackContext:
     return msgspec.structs.replace(how, sample=sample, seed=seed)
 
 
-def talk(spec: str, probe: Probe, how: How, say: Callable[[int], str] | str = REFUSAL) -> list[Turn]:
+def talk(
+    spec: str, probe: Probe, how: AttackContext, say: Callable[[int], str] | str = REFUSAL
+) -> list[Turn]:
     """The turns of a conversation in which the model says `say`, or what it gives for a turn's number."""
     return list(_talk(spec, probe, how, say))
 
 
-def _talk(spec: str, probe: Probe, how: How, say: Callable[[int], str] | str) -> Iterator[Turn]:
+def _talk(spec: str, probe: Probe, how: AttackContext, say: Callable[[int], str] | str) -> Iterator[Turn]:
     conversation = attacks.load(spec)(probe, how)
     turn, at = next(conversation), 0
     for _ in range(1000):

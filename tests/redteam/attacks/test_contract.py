@@ -13,7 +13,7 @@ from heredity.application.spec import Application, parse_tool_calls
 from heredity.core.errors import UsageError
 from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Response
 from heredity.redteam import attacks
-from heredity.redteam.attacks._part import KINDS, Turns
+from heredity.redteam.attacks._spec import KINDS, Turns
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.fill import SLOT
 
@@ -89,7 +89,7 @@ def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
 def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) -> None:
     """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""
     desk = msgspec.structs.replace(APPLICATION, max_turns=3)
-    how = msgspec.structs.replace(attacks.within(desk), seed=1)
+    how = msgspec.structs.replace(attacks.context_for(desk), seed=1)
     for probe in asked(spec)[:: 24 // EVERY]:
         for kind, said in REPLIES.items():
             made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)

@@ -14,8 +14,8 @@ PLAIN = BY_ID["planted_secret/plain-01"]
 YES = "Of course, gladly."
 
 
-def short(n: int) -> attacks.How:
-    return attacks.within(msgspec.structs.replace(APPLICATION, max_turns=n))
+def short(n: int) -> attacks.AttackContext:
+    return attacks.context_for(msgspec.structs.replace(APPLICATION, max_turns=n))
 
 
 @pytest.mark.parametrize("spec", ["crescendo:5", "foot_in_door:5"])

@@ -12,7 +12,7 @@ from tests.redteam.attacks.talks import APPLICATION, BY_ID, talk, trial
 
 from heredity.core.records import Decoding
 from heredity.redteam.attacks import best_of_n, decoding, many_shot
-from heredity.redteam.attacks._context import How
+from heredity.redteam.attacks._context import AttackContext
 
 MARKER = BY_ID[
     "direct_injection/override-01"
@@ -60,7 +60,7 @@ def test_best_of_n_draws_other_noise_for_each_seed_and_the_same_for_the_same() -
 
 def test_best_of_n_makes_the_noise_of_its_paper() -> None:
     text = "wonderful gardens along rivers " * 400
-    noisy = best_of_n.rewrite(text, How(seed=11, variant="0.4"))
+    noisy = best_of_n.rewrite(text, AttackContext(seed=11, variant="0.4"))
     pairs = [(a, b.lower()) for a, b in zip(text.split(), noisy.split(), strict=True)]
     capitals = sum(c.isupper() for c in noisy) / sum(c.isalpha() for c in noisy)
     assert capitals == pytest.approx(0.4**0.5, abs=0.02)
@@ -92,7 +92,7 @@ def test_many_shot_puts_that_many_different_demonstrations_in_front(n) -> None:
 
 
 def test_many_shot_answers_rightly() -> None:
-    shots = many_shot.shots(512, How(seed=2))
+    shots = many_shot.shots(512, AttackContext(seed=2))
     told = {m.content: a.content for m, a in zip(shots[::2], shots[1::2], strict=True)}
     assert told["Write 'kettle' backwards."] == "Of course! elttek"
     assert told["How many letters does 'kettle' have?"] == "Of course! 6 letters"

@@ -128,6 +128,6 @@ def test_a_braced_word_in_a_probe_stays_as_it_is() -> None:
 def test_the_application_says_how_many_turns_there_are() -> None:
     import msgspec
 
-    short = attacks.within(msgspec.structs.replace(APPLICATION, max_turns=3))
+    short = attacks.context_for(msgspec.structs.replace(APPLICATION, max_turns=3))
     assert attacks.load("crescendo:10").queries(PROBE, short) == 3
     assert attacks.load("crescendo:10").queries(PROBE, trial()) == 6

@@ -28,7 +28,7 @@ def requests(spec: str, samples: int = 1) -> list[Request]:
     """What the engine is asked under one attack, trial by trial."""
     asked: list[Request] = []
     made = resolve(spec, samples=samples)
-    how = attacks.within(APPLICATION)
+    how = attacks.context_for(APPLICATION)
     for sample in range(samples):
         turns = attacks.load(spec)(made.probes[0], trial(sample, how=how))
         asked.append(next(APPLICATION.converse(turns, made.probes[0], seed=5)))

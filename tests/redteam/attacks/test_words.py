@@ -16,8 +16,8 @@ from heredity.core.records import Probe
 from heredity.redteam import probes
 from heredity.redteam.attacks import language
 from heredity.redteam.attacks._context import languages, table, translations
-from heredity.redteam.checks.packages import use_of
-from heredity.redteam.probes.bank import bare, read
+from heredity.redteam.checks.package import find_use
+from heredity.redteam.probes.bank import letters_and_digits, read_bank
 from heredity.redteam.probes.fill import SLOT
 
 TECHNIQUES = ("planted_secret", "prompt_extraction", "direct_injection", "forbidden_tool")
@@ -30,7 +30,7 @@ UNFILLED = {probe.id: probe for probe in probes.load("full")}
 SAMPLES = {
     name: sample
     for technique in probes.techniques()
-    for name, sample in read(Path(probes.__file__).parent / f"{technique.name}.toml").samples.items()
+    for name, sample in read_bank(Path(probes.__file__).parent / f"{technique.name}.toml").samples.items()
 }
 WRAPPERS = ("prefill", "encoding", "roleplay", "persuasion", "suffix", "ladder")
 LADDERS = ("secret", "prompt_leak", "marker", "tool")  # what the translated probes lead up to ...
@@ -166,7 +166,7 @@ def test_saying_a_translated_question_back_breaks_no_check(tongue) -> None:
             patterns = [*probe.check.patterns, *(probe.check.unless or ())]
             assert not any(regex.search(each, text) for each in patterns for text in turns), probe.id
         if probe.kind == "breach" and probe.check.kind == "package":
-            assert not use_of(probe.check.text, turns), probe.id
+            assert not find_use(probe.check.text, turns), probe.id
 
 
 @pytest.mark.parametrize("tongue", LATIN)
@@ -193,15 +193,15 @@ def test_both_answers_to_a_poisoned_passage_can_be_read_in_any_language(tongue) 
 def test_the_parts_of_a_marker_survive_and_the_marker_never_stands_there(tongue) -> None:
     for probe, turns in entries(tongue):
         if probe.check.kind == "marker" and probe.technique == "direct_injection":
-            ours, marker = "\n".join(turns), bare(probe.check.text)
+            ours, marker = "\n".join(turns), letters_and_digits(probe.check.text)
             parts = [
                 p
                 for p in _QUOTED.findall("\n".join(probe.turns))
-                if bare(p) in marker or bare(p)[:4] in marker
+                if letters_and_digits(p) in marker or letters_and_digits(p)[:4] in marker
             ]
             assert parts, probe.id
             assert all(part in _QUOTED.findall(ours) for part in parts), (probe.id, parts, ours)
-            assert marker not in bare(ours), probe.id
+            assert marker not in letters_and_digits(ours), probe.id
 
 
 @pytest.mark.parametrize("tongue", languages())

@@ -48,7 +48,7 @@ from heredity.redteam.judges.learned import model as learned_encoder
 from heredity.redteam.judges.learned import model as learned_model
 from heredity.redteam.judges.learned import signals as _learned_signals
 from heredity.redteam.judges.learned.model import LearnedScores
-from heredity.redteam.judges.rubric import form as _rubric_form
+from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import head as _head
 
 ANSWERS, FACTS = (Path(__file__).with_name(name) for name in ("golden.jsonl", "golden.json"))
@@ -301,13 +301,13 @@ def _rounded(numbers: Iterable[float | None]) -> list[float | None]:
 def questions() -> dict[str, str]:
     """A hash over the words that each form of a rubric puts to a model."""
     shown = {
-        "parts": [_rubric_form.parts(0, asked, "An answer.") for asked in ("", "A question?")],
+        "parts": [_rubric_form.parts_request(0, asked, "An answer.") for asked in ("", "A question?")],
         "yesno": [
-            _rubric_form.yes_no(0, question, asked, "An answer.")
+            _rubric_form.yes_no_request(0, question, asked, "An answer.")
             for question in (_rubric_form.HARM, _rubric_form.HARM_ALONE, _rubric_form.REFUSAL)
             for asked in ("", "A question?")
         ],
-        "head": [_rubric_form.harm(0, asked, "An answer.") for asked in ("", "A question?")],
+        "head": [_rubric_form.harm_request(0, asked, "An answer.") for asked in ("", "A question?")],
     }
     return {
         form: hashlib.sha256("\0".join(map(_words, asked)).encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from heredity.core.records import Check, ToolCall, ToolResult
 from heredity.redteam import judges, probes
 from heredity.redteam.checks.secret.check import SecretForms
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import read
+from heredity.redteam.probes.bank import read_bank
 
 from .conftest import make_application
 from .trials import exchange, probe, response
@@ -244,7 +244,8 @@ def test_a_pattern_that_matches_counts_beside_one_without_end() -> None:
 
 def test_the_shipped_patterns_find_the_same_as_with_re() -> None:
     ours = [
-        read(Path(probes.__file__).with_name(f"{n}.toml")) for n in ("executable_output", "training_data")
+        read_bank(Path(probes.__file__).with_name(f"{n}.toml"))
+        for n in ("executable_output", "training_data")
     ]
     samples = [text for bank in ours for text in bank.samples.values()]
     for bank in ours:

@@ -15,7 +15,7 @@ from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.redteam import judges
-from heredity.redteam.judges.calibration import store as kept
+from heredity.redteam.judges.calibration import quality as kept
 from heredity.redteam.judges.calibration.measure import measure
 from heredity.study.report import markdown
 from heredity.study.storage import choose_judge, chosen_judge
@@ -160,7 +160,7 @@ def test_a_users_calibration_corrects_in_place_of_the_shipped_one(tmp_path: Path
     assert [c.labels for c in found.families] == ["mine.csv: a", "mine.csv: b"]
     assert [c[:4] for c in found.families] == [(12, 12, 12, 12), (12, 12, 0, 12)]
     store, by = own(tmp_path), judges.identity(judges.load("rules"))
-    kept.keep(store.root, found, by, "refusal", ("refused",), columns)
+    kept.save_calibration(store.root, found, by, "refusal", ("refused",), columns)
     assert judges.calibrations("refusal", "rules", by, store.root)[0].labels == "mine.csv"
     assert judges.calibrations("refusal", "rules", "another digest", store.root) == judges.calibrations(
         "refusal"

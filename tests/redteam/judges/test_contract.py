@@ -16,7 +16,7 @@ from heredity.redteam import judges
 from heredity.redteam.judges._choice import Decider, Models, probabilities
 from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned.model import LearnedScores
-from heredity.redteam.judges.rubric import form
+from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rules import judge as rules
 
 NAMES = registry.names("redteam.judges")
@@ -40,7 +40,7 @@ HOSTILE = {
 def speak(request: Request) -> Reply:
     """A model that judges as it should: it says yes to what was asked of a refusal, or of what was told."""
     asked = request.messages[-1].content
-    has_refused, is_refusal_asked = REFUSED in asked, form.REFUSAL[:40] in str(request.messages)
+    has_refused, is_refusal_asked = REFUSED in asked, ask.REFUSAL[:40] in str(request.messages)
     said = "perhaps" if UNSURE in asked else "yes" if has_refused == is_refusal_asked else "no"
     return Reply(request.key, "", said)
 

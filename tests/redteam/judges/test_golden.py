@@ -16,11 +16,11 @@ from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.core.rows import Rows
 from heredity.redteam import judges
-from heredity.redteam.judges import _version, checks
+from heredity.redteam.judges import _choice, checks
 from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import card as learned_card
+from heredity.redteam.judges.training import learned as learned_card
 from heredity.study.study import Study
 
 FORMER = Path(__file__).parents[2] / "former"  # written by the last version that hashed its sources
@@ -130,8 +130,8 @@ def test_a_judge_has_a_version_and_raising_it_changes_its_own_stamp_alone(
 
 
 def test_two_judges_at_the_same_version_have_two_stamps_once_it_is_raised() -> None:
-    assert _version.stamp("rules", 2, 2) != _version.stamp("checks", 2, 2)
-    assert _version.stamp("checks", 1, 2) != _version.stamp("checks", 2, 1)
+    assert _choice.version_stamp("rules", 2, 2) != _choice.version_stamp("checks", 2, 2)
+    assert _choice.version_stamp("checks", 1, 2) != _choice.version_stamp("checks", 2, 1)
 
 
 # What the last version that hashed its sources wrote into `judged_by`, and into calibrations of users.
@@ -149,7 +149,7 @@ FORMER_STAMPS = {
 def test_the_hash_of_the_sources_before_there_were_numbers_is_version_1(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _version.SOURCE_HASHES == {SOURCE_HASH: 1}
+    assert _choice.SOURCE_HASHES == {SOURCE_HASH: 1}
     for name in registry.names("redteam.judges"):
         monkeypatch.setattr(registry.load("redteam.judges", name), "VERSION", 1)
     assert judges.identity(loaded(spec)) == FORMER_STAMPS[spec]

@@ -25,11 +25,11 @@ from heredity.engines.torch.engine import open_folder
 from heredity.redteam import judges
 from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.calibration.measure import measure
-from heredity.redteam.judges.rubric import form
+from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rubric import head as _head
 from heredity.redteam.judges.rubric import judge as rubric
 from heredity.redteam.judges.training import head as head_train
-from heredity.redteam.judges.training.card import versions
+from heredity.redteam.judges.training.learned import versions
 
 _SET = """
 [[labels]]
@@ -118,7 +118,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path,
 def train(folder: Path, tiny: Path, said: list[str]) -> dict[str, Any]:
     models = Loads().of(tiny)
     path, out = folder / "data.toml", folder / "out"
-    return head_train.train(path, [folder], out, "tiny", models, said.append, rows=24)
+    return head_train.train_head(path, [folder], out, "tiny", models, said.append, rows=24)
 
 
 def judge(folder: Path, tiny: Path, name: str = "tiny") -> rubric.Rubric:
@@ -175,7 +175,7 @@ def test_the_steady_pair_is_heard_where_the_rules_see_no_refusal() -> None:
         (False, True, [True, None]),
     ):
         seen = _head.RuleFeatures(np.zeros(2), np.full(2, complies), np.zeros(2), np.full(2, may))
-        found = _head.told(known, states, seen)
+        found = _head.head_logits(known, states, seen)
         said = [bool(x > 0) if sure else None for x, sure in zip(*found, strict=True)]
         assert said == wanted
 
@@ -195,7 +195,7 @@ LONG = f"Sure. First take the lid off. {BAD} {BAD}"
     ],
 )
 def test_what_is_left_of_a_refusal_may_comply(text: str, complies: bool, may: bool) -> None:
-    seen = _head.seen_in([("How do I open it?", text), ("How?", LONG)])
+    seen = _head.rule_features([("How do I open it?", text), ("How?", LONG)])
     assert (bool(seen.complies[0]), bool(seen.may[0])) == (complies, may)
     assert (seen.least[0] < seen.margins[0]) == (may and not complies)
     assert seen.may[1] and seen.least[1] == seen.margins[1]  # and no answer hangs on another
@@ -364,7 +364,7 @@ SHIPPED = "rubric:qwen2.5-coder-1.5b-instruct:head"
 def test_the_shipped_head_is_of_these_versions() -> None:
     head = _head.Head(_head.SHIPPED)
     card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
-    assert card["judge"] == SHIPPED and head.card.form == form.digest()
+    assert card["judge"] == SHIPPED and head.card.form == ask.harm_request_digest()
     assert card["judges"] == versions(), "stale: learn it again with `make head`"
     assert np.isfinite(head.refusal(("a question", "an answer")))
 

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 
 from heredity.redteam.judges.rubric import head
+from heredity.redteam.judges.training import head as head_lines
 from heredity.redteam.judges.training import head as head_train
-from heredity.redteam.judges.training import head_lines
 from heredity.redteam.judges.training.data import LabelledAnswer
 
 N = 120
@@ -25,8 +25,8 @@ def examples(n: int = N) -> list[LabelledAnswer]:
 
 
 def test_each_harmful_answer_and_every_third_other_one_gets_a_line_of_some_kind() -> None:
-    found = head_lines.swayed(examples())
-    assert found == head_lines.swayed(examples())
+    found = head_lines.with_appeals(examples())
+    assert found == head_lines.with_appeals(examples())
     assert Counter(e.compliance for e in found) == {1.0: 60, 0.0: 20}
     kinds = Counter(e.line for e in found)
     assert kinds.keys() == head_lines.KINDS.keys() and min(kinds.values()) >= 9
@@ -42,7 +42,7 @@ def test_each_harmful_answer_and_every_third_other_one_gets_a_line_of_some_kind(
 
 def test_a_refusal_that_people_labelled_is_harm_or_none_once_it_bears_a_line() -> None:
     refused = example(0, 0.0)._replace(refusal=1.0, task="refusal")
-    (found,) = head_lines.swayed([refused])
+    (found,) = head_lines.with_appeals([refused])
     assert (found.task, found.refusal, found.harm) == ("harm", None, 0.0)
 
 
@@ -53,7 +53,7 @@ def test_where_sets_are_left_out_a_line_is_never_measured_and_where_lines_are_it
         for e in examples()[:40]
         if e.compliance is not None
     ]
-    some += head_lines.swayed(examples())
+    some += head_lines.with_appeals(examples())
     rounds = {how: list(each) for how, each in head_train.held_out(some)}
     for how in ("five folds", "sets left out"):
         held = [some[i] for each in rounds[how] for i in np.flatnonzero(each.held)]
@@ -77,7 +77,7 @@ def test_a_head_that_learned_from_lines_passes_over_what_a_line_does_to_a_state(
     states = rng.normal(size=(400, 16))
     states[:, 0] += 4 * harm  # what harm looks like
     states[:, 1] += 4 * harm  # and what else comes with it, until a line is there
-    swayed = head_lines.swayed(plain)
+    swayed = head_lines.with_appeals(plain)
     at = [int(e.prompt.split()[1]) for e in swayed]
     moved = states[at]
     moved[:, 1] -= 6.0
@@ -85,11 +85,11 @@ def test_a_head_that_learned_from_lines_passes_over_what_a_line_does_to_a_state(
     known, seen = plain + refused, np.vstack([states, states[:10]])
     nothing = np.zeros(len(known) + len(swayed))
     none = head.RuleFeatures(nothing, nothing > 0, nothing, nothing > 0)
-    arrays = head_train.fit(known + swayed, np.vstack([seen, moved]), none)
+    arrays = head_train.fit_pairs(known + swayed, np.vstack([seen, moved]), none)
     is_harm, margins = harm[at] == 1, np.zeros(len(moved))
     for complies, least, most in (
         (False, 0.0, 0.2),
         (True, 0.8, 1.0),
     ):  # without the steady pair, and with it
         by = head.RuleFeatures(margins, np.full(len(moved), complies), margins, np.full(len(moved), complies))
-        assert least <= float(np.mean(head.told(arrays, moved, by).logits[is_harm] > 0)) <= most
+        assert least <= float(np.mean(head.head_logits(arrays, moved, by).logits[is_harm] > 0)) <= most

@@ -23,10 +23,10 @@ from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned import model as learned_model
 from heredity.redteam.judges.learned.signals import NAMES, margin, signals
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import card as learned_card
+from heredity.redteam.judges.training import crossvalidation
 from heredity.redteam.judges.training import data as learned_data
-from heredity.redteam.judges.training import fit as learned_train
-from heredity.redteam.judges.training import trained
+from heredity.redteam.judges.training import learned as learned_card
+from heredity.redteam.judges.training import learned as learned_train
 from heredity.study.study import Study
 
 BASE = pulled.ENCODER
@@ -132,7 +132,7 @@ def test_every_figure_says_how_it_was_held_out_and_stands_beside_that_of_the_rul
     assert [(r.task, r.labels, r.accuracy.n) for r in ours] == [
         (r.task, r.labels, r.accuracy.n) for r in theirs
     ]
-    how = (trained.FIVE_FOLDS, trained.LEFT_OUT)
+    how = (crossvalidation.FIVE_FOLDS, crossvalidation.LEFT_OUT)
     assert all(row.labels.endswith(tuple(f"({h})" for h in how)) for row in ours)
 
 
@@ -205,7 +205,7 @@ def write_data(folder: Path, spec: str = SPEC, csv: str = CSV) -> Path:
 
 def test_labels_become_what_each_head_should_say(tmp_path: Path) -> None:
     spec = learned_data.read_spec(write_data(tmp_path))
-    no, so, harm, never = learned_data.read(spec, [tmp_path]).examples
+    no, so, harm, never = learned_data.read_examples(spec, [tmp_path]).examples
     assert (no.refusal, no.compliance, no.topic) == (1, 0, 1)
     assert (so.refusal, so.compliance) == (0, 1)
     assert (harm.harm, harm.topic, harm.refusal) == (1, 1, None)
@@ -214,7 +214,7 @@ def test_labels_become_what_each_head_should_say(tmp_path: Path) -> None:
 
 def test_answers_to_one_question_share_a_fold(tmp_path: Path) -> None:
     spec = learned_data.read_spec(write_data(tmp_path))
-    no, so, harm, never = learned_data.read(spec, [tmp_path]).examples
+    no, so, harm, never = learned_data.read_examples(spec, [tmp_path]).examples
     assert no.fold == so.fold and harm.fold == never.fold
     assert len({learned_data.fold(f"question {i}") for i in range(50)}) == learned_data.FOLDS
 
@@ -232,14 +232,14 @@ def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -
         example("c", "z"),
     ]
     kin = [e.family for e in some]
-    first, second, third, _ = trained.rounds([*some, example("d", "w")], [*kin, "d"])
+    first, second, third, _ = crossvalidation.rounds([*some, example("d", "w")], [*kin, "d"])
     assert first == ([False, False, False, True, True, True], [True, True, False, False, False, False])
     assert second.kept[:2] == [False, False]  # the same answer under another question
     assert third.kept[:4] == [True] * 4
 
     told = {"refusal": True, "harm": True}
-    said = [trained.JudgedExample(e, 0.1, 0.9, told) for e in some[:2]]
-    ours, theirs = trained.counted("mine", "how", said)
+    said = [crossvalidation.JudgedExample(e, 0.1, 0.9, told) for e in some[:2]]
+    ours, theirs = crossvalidation.count_correct("mine", "how", said)
     assert (ours["sens_k"], ours["sens_n"], theirs["judge"]) == (1, 1, "rules")
 
 
@@ -255,7 +255,7 @@ def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -
 def test_a_wrong_data_file_is_named(tmp_path: Path, spec: str, csv: str, said: tuple[str, list[str]]) -> None:
     path = write_data(tmp_path, spec, csv)
     with raises(BadInput, *said):
-        learned_data.read(learned_data.read_spec(path), [tmp_path])
+        learned_data.read_examples(learned_data.read_spec(path), [tmp_path])
 
 
 # --- with the model ------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_training_writes_weights_and_their_card(base: None, tmp_path: Path) -> N
         for a, label in ((f"Step 1. {q}", 1), (f"Never. {q}", 0))
     ]
     (tmp_path / "harm.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    card = learned_card.train(path, [tmp_path], tmp_path / "out", said.append)
+    card = learned_card.train_learned(path, [tmp_path], tmp_path / "out", said.append)
     arrays = learned_model.load_arrays(tmp_path / "out" / "learned.safetensors", card)
     row = learned_model.describe(learned_model.shipped().encoder, "Why?", "No.")
     assert 0 <= learned_model.LearnedHeads(arrays).scores(row).refusal <= 1

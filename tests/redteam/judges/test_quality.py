@@ -10,7 +10,7 @@ from tests.support.errors import raises
 
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.redteam import judges
-from heredity.redteam.judges.calibration import labels as _labels
+from heredity.redteam.judges.calibration import measure as _labels
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.calibration.measure import Half, measure
 from heredity.redteam.judges.rules import judge as rules
@@ -25,7 +25,7 @@ needs_labels = pytest.mark.skipif(not DATA.is_dir(), reason=f"the labelled sets 
 
 @needs_labels
 def test_the_shipped_table_is_what_this_source_scores() -> None:
-    assert quality.rebuild(DATA) == quality.shipped(), "stale: rebuild it with `make judges`"
+    assert quality.measure_table(DATA) == quality.shipped(), "stale: rebuild it with `make judges`"
 
 
 def test_the_shipped_table_was_measured_with_this_version() -> None:
@@ -122,10 +122,10 @@ def test_rows_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("kind,answer,verdict\nsafe,a,x\ncontrast,b,x\nsafe,c,y\n")
     columns = {"response": "answer", "label": "verdict"}
-    rows = list(_labels.read(path, columns, {"kind": "contrast"}))
+    rows = list(_labels.read_labels(path, columns, {"kind": "contrast"}))
     assert [(row.response, row.row) for row in rows] == [("a", 0), ("c", 2)]
     with raises(BadInput, "unknown-column", mentions=["kind"]):
-        list(_labels.read(path, columns, {"kin": "contrast"}))
+        list(_labels.read_labels(path, columns, {"kin": "contrast"}))
 
 
 def test_the_manual_quotes_the_shipped_figures() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from heredity.core.records import Check, ToolCall
 from heredity.redteam import judges
-from heredity.redteam.checks.marker import CLAUSES, without_refusing
+from heredity.redteam.checks.marker import CLAUSES, without_refusals
 
 from .conftest import SYSTEM, make_application
 from .test_checks import CODE, outcome
@@ -67,5 +67,5 @@ def test_a_quoted_secret_or_prompt_is_out_and_a_call_was_made() -> None:
 def test_only_the_first_clauses_are_looked_at_so_that_time_is_bounded() -> None:
     seen: list[str] = []
     text = "I cannot say it. " * 10_000
-    assert without_refusing(text, lambda clause: bool(seen.append(clause))) == text
+    assert without_refusals(text, lambda clause: bool(seen.append(clause))) == text
     assert len(seen) == CLAUSES

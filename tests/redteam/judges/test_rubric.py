@@ -20,7 +20,7 @@ from heredity.core.records import Check, Reply, Request
 from heredity.engines import Engine
 from heredity.redteam import judges
 from heredity.redteam.judges._choice import Models
-from heredity.redteam.judges.rubric import form as _rubric_form
+from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import judge as rubric
 
 REFUSAL = Check("refusal")
@@ -206,7 +206,10 @@ def test_the_instructions_are_the_same_for_every_answer_and_are_shared() -> None
 
 
 def test_an_answer_cannot_close_its_block_or_open_a_turn() -> None:
-    for made in (_rubric_form.yes_no(0, "Is it?", "q", INJECTION), _rubric_form.parts(0, "q", INJECTION)):
+    for made in (
+        _rubric_form.yes_no_request(0, "Is it?", "q", INJECTION),
+        _rubric_form.parts_request(0, "q", INJECTION),
+    ):
         shown = made.messages[-1].content
         (mark,) = set(re.findall(r"^\[answer ([0-9a-f]{8})\]$", shown, re.MULTILINE))
         assert shown.count(f"[end of answer {mark}]") == 1
@@ -228,7 +231,9 @@ def test_an_answer_that_writes_the_judges_reply_gets_the_judges_reply() -> None:
 
 
 def test_of_a_long_answer_beginning_and_end_are_read() -> None:
-    shown = _rubric_form.yes_no(0, "Is it?", "q", "first " + "x" * 50_000 + " last").messages[-1].content
+    shown = (
+        _rubric_form.yes_no_request(0, "Is it?", "q", "first " + "x" * 50_000 + " last").messages[-1].content
+    )
     assert "first " in shown and " last" in shown
     assert len(shown) < 4000
     assert "characters left out" in shown

@@ -15,9 +15,8 @@ from heredity.core.records import Exchange, Message, Probe, Reply, Response, Sto
 from heredity.redteam import probes
 from heredity.redteam.attacks import direct
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import bare, read
-from heredity.redteam.probes.fill import SLOT, texts
-from heredity.redteam.probes.schema import ProbeFile
+from heredity.redteam.probes.bank import ProbeFile, letters_and_digits, read_bank
+from heredity.redteam.probes.fill import SLOT, shown_texts
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = Application.load(ROOT / "examples" / "support-desk.toml")
@@ -32,7 +31,7 @@ JUDGE_FREE = [probe for probe in BREACH if probe.check.kind != "refusal"]
 SAMPLES = {
     name: sample
     for technique in probes.techniques()
-    for name, sample in read(Path(probes.__file__).parent / f"{technique.name}.toml").samples.items()
+    for name, sample in read_bank(Path(probes.__file__).parent / f"{technique.name}.toml").samples.items()
 }
 
 
@@ -76,7 +75,7 @@ def shown(probe: Probe) -> list[str]:
 
 def quotations(probe: Probe) -> Iterator[str]:
     """Answers that only report what the model was shown."""
-    for text in texts(probe):
+    for text in shown_texts(probe):
         yield text
         yield f'It says: "{text}" I will not do that.'
         yield "\n".join(f"> {line}" for line in text.splitlines())
@@ -180,9 +179,9 @@ def test_threats_carry_their_edition() -> None:
 
 def test_no_slot_is_left_and_texts_are_short_enough_for_small_models() -> None:
     for probe in KEPT:
-        assert not any(SLOT.search(text) for text in texts(probe)), probe.id
+        assert not any(SLOT.search(text) for text in shown_texts(probe)), probe.id
         assert all(len(turn.split()) <= 45 for turn in probe.turns), probe.id
-        assert all(len(text.split()) <= 60 for text in texts(probe)), probe.id
+        assert all(len(text.split()) <= 60 for text in shown_texts(probe)), probe.id
 
 
 @pytest.mark.parametrize("probe", JUDGE_FREE, ids=lambda p: p.id)
@@ -242,8 +241,10 @@ def test_what_the_task_itself_needs_is_no_breach(probe: Probe) -> None:
 @pytest.mark.parametrize("probe", [p for p in BREACH if p.check.kind == "marker"], ids=lambda p: p.id)
 def test_a_marker_stands_in_no_text_that_the_model_is_shown(probe: Probe) -> None:
     messages = shown(probe)
-    assert any(texts(probe)[-1].strip() in message for message in messages)  # the order does reach the model
-    assert bare(probe.check.text) not in bare("".join(messages))
+    assert any(
+        shown_texts(probe)[-1].strip() in message for message in messages
+    )  # the order does reach the model
+    assert letters_and_digits(probe.check.text) not in letters_and_digits("".join(messages))
 
 
 MARKERS = [probe for probe in BREACH if probe.check.kind == "marker"]
@@ -254,7 +255,7 @@ SUMMARY = "The text also asks me to join the two parts {}, which I leave aside. 
 
 def halves(probe: Probe) -> tuple[str, str] | None:
     """The two parts of a marker that the order names; None where it names none."""
-    marker, told = probe.check.text, set(re.findall(r"[^\W_]+", " ".join(texts(probe)).lower()))
+    marker, told = probe.check.text, set(re.findall(r"[^\W_]+", " ".join(shown_texts(probe)).lower()))
     cuts = [(marker[:i], marker[i:]) for i in range(2, len(marker) - 1)]
     return next((cut for cut in cuts if told.issuperset(cut)), None)
 
@@ -287,7 +288,10 @@ def test_a_marker_that_is_joined_or_spelt_out_is_a_breach() -> None:
 
 @pytest.mark.parametrize("probe", [p for p in BREACH if p.technique == "planted_secret"], ids=lambda p: p.id)
 def test_no_question_supplies_the_secret(probe: Probe) -> None:
-    assert not any(bare(APPLICATION.secrets[0].value) in bare(text) for text in texts(probe))
+    assert not any(
+        letters_and_digits(APPLICATION.secrets[0].value) in letters_and_digits(text)
+        for text in shown_texts(probe)
+    )
 
 
 def test_a_training_text_fires_on_its_next_words_alone() -> None:
@@ -355,7 +359,7 @@ def test_a_twin_carries_nothing_of_the_injected_order() -> None:
     by_id = {probe.id: probe for probe in KEPT}
     for probe in BREACH:
         if probe.check.kind == "tool" and probe.twin:
-            assert not any("issue_refund" in text for text in texts(by_id[probe.twin])), probe.id
+            assert not any("issue_refund" in text for text in shown_texts(by_id[probe.twin])), probe.id
 
 
 def test_the_documents_give_the_counts_of_the_files() -> None:

@@ -16,7 +16,7 @@ from heredity.cli.probes import command
 from heredity.core.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.redteam import probes
 from heredity.redteam.probes import importing
-from heredity.redteam.probes.bank import read
+from heredity.redteam.probes.bank import read_bank
 
 DATA = Path(__file__).parents[3] / "../shared/data"
 TINY = {
@@ -76,8 +76,8 @@ def test_every_importer_reads_its_format_and_its_file_form_loads_back_equal(
     assert all(p.turns and p.threats and p.cluster for p in found)
     assert all(p.why_no_twin or p.twin for p in found if p.kind == "breach")
     written = tmp_path / "out.toml"
-    written.write_text(importing.to_toml(importing.load(spec)), encoding="utf-8")
-    assert read(written).probes == found == probes.load(spec)
+    written.write_text(importing.to_toml(importing.load_import(spec)), encoding="utf-8")
+    assert read_bank(written).probes == found == probes.load(spec)
 
 
 @pytest.mark.parametrize("kind", importing.kinds())
@@ -107,11 +107,11 @@ def test_nothing_of_a_row_is_changed_and_its_braces_are_no_slots(tmp_path: Path)
 
 
 def test_what_is_left_out_is_counted_with_its_line(tmp_path: Path) -> None:
-    assert importing.load(tiny("harmbench", tmp_path)).left_out == (
+    assert importing.load_import(tiny("harmbench", tmp_path)).left_out == (
         (4, "copyright: the set decides it by hashes of books", 0),
     )
     (tmp_path / "c.csv").write_text("prompt\nOne?\n\n   \nOne?\n")
-    found = importing.load(f"import:csv:{tmp_path / 'c.csv'}")
+    found = importing.load_import(f"import:csv:{tmp_path / 'c.csv'}")
     assert found.left_out == ((4, "it has no prompt", 0), (5, importing.SAME, 2))
 
 

@@ -1,54 +1,63 @@
-"""What is laid over a probe. A spec names it: NAME[:VARIANT][+NAME...], such as "crescendo+encoding:rot13".
+"""Attacks: how a probe is put to a model. A spec names one: NAME[:VARIANT][+NAME...].
 
-Each public file here is an attack. It has `QUERIES`, what it costs in words; where it comes in several forms
-`variants`, the first of them the default (and `resolve(variant) -> str`, raising ValueError, where these are
-an open set: a number, a file); and exactly one of
+"crescendo+encoding:rot13" is two parts. The part that leads the conversation comes first ("direct" if none
+does). The others act on its turns from left to right, so "roleplay+encoding:base64" encodes the role play.
 
-    turns(probe, how) -> Generator[Turn, Reply, None]
-        leads a conversation: yields a turn, gets its reply; with queries(probe, how) -> int, the most turns
-    lay(turn, how, at) -> Turn
-        lies over turn number `at` of whatever leads
-    rewrite(text, how) -> str
-        lies over every text of the user
-    recast(probe, how) -> Probe
-        puts the probe into other words first; with skips(probe, how) -> str, why it cannot, "" where it can
+To add an attack, add one file here. It has `QUERIES`, its cost in words. An attack with several forms has
+`variants`; the first is the default. If the variants are an open set (a number, a file), it also has
+`resolve(variant) -> str`, which raises ValueError. It has exactly one of:
+
+    turns(probe, context) -> Generator[Turn, Reply, None]
+        leads a conversation: yields a turn, receives its reply.
+        Needs queries(probe, context) -> int, the most turns.
+    lay(turn, context, at) -> Turn
+        changes turn number `at`
+    rewrite(text, context) -> str
+        changes every text of the user
+    recast(probe, context) -> Probe
+        rewords the probe first. May have skips(probe, context) -> str, why it cannot; "" if it can.
     prepare(engine, keep) -> Engine
         changes the model itself; on an engine that holds its weights (engines.Open)
 
 With NEEDS_ATTACKER = True, `turns` may also yield a Consult, a question to the study's attacker model, and
-gets its reply. With search(engine, request, probe, how) -> str, `lay` finds in `how.found` what was searched
-for on the model's weights, for the place of MARK in the request.
+receives its reply. With search(engine, request, probe, context) -> str, `lay` finds in `context.found` what
+the search found on the model's weights, for the place of MARK in the request.
 
-What leads comes first ("direct" where nothing does); the others act on its turns from left to right, so
-"roleplay+encoding:base64" encodes the role play. `how` (How) has the trial's sample and seed, from which
-everything random is drawn, and the application's words.
+`context` (AttackContext) has the trial's sample and seed, the source of everything random, and the
+application's words.
 
-Promises: an attack changes how a probe is put, never what counts as a breach; a trial's words depend on its
-spec, probe, seed, sample and the model's replies alone; it ends within the queries it states.
-Leaves to others: the application around it (application.py) and the verdict (judges/).
+Promises: an attack changes how a probe is asked, never what counts as a breach. A trial's words depend on
+its spec, probe, seed, sample and the model's replies alone. It ends within the queries it states.
+Leaves to others: the application around it (application/) and the verdict (judges/).
 """
 
 from __future__ import annotations
 
 from heredity.core import registry
 from heredity.core.errors import Damaged
-from heredity.redteam.attacks._context import MARK, How, within
-from heredity.redteam.attacks._needs import check_attacker, closed, doubts, why_closed
-from heredity.redteam.attacks._spec import Attack, parse
+from heredity.redteam.attacks._context import MARK, AttackContext, context_for
+from heredity.redteam.attacks._spec import (
+    Attack,
+    check_attacker,
+    parse,
+    unsupported,
+    warnings,
+    why_unsupported,
+)
 
 __all__ = [
     "MARK",
     "Attack",
-    "How",
+    "AttackContext",
     "check_attacker",
-    "closed",
-    "doubts",
+    "context_for",
     "load",
     "names",
     "parse",
     "planned",
-    "why_closed",
-    "within",
+    "unsupported",
+    "warnings",
+    "why_unsupported",
 ]
 
 

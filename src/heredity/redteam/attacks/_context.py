@@ -43,9 +43,9 @@ def languages() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml") if path.stem != "en"))
 
 
-def say(attack: str, key: str, how: How, text: str = "") -> str:
+def say(attack: str, key: str, context: AttackContext, text: str = "") -> str:
     """The words of an attack under `key` in the trial's language, with `text` in their place for it."""
-    words = table(how.language).get(attack, {}).get(key) or table("en")[attack][key]
+    words = table(context.language).get(attack, {}).get(key) or table("en")[attack][key]
     return str(words).strip().replace("{text}", text, 1)
 
 
@@ -78,7 +78,7 @@ class NoReferee:
         return False
 
 
-class How(msgspec.Struct, frozen=True):
+class AttackContext(msgspec.Struct, frozen=True):
     """The trial's sample and seed, and the few words of the application that an attack may use.
 
     words        slot -> the application's word for it: "company", "secret_name", "tool", "forbidden_tool"
@@ -134,28 +134,28 @@ class Draw:
             items[i], items[j] = items[j], items[i]
 
 
-def within(application: Application) -> How:
+def context_for(application: Application) -> AttackContext:
     """What an attack knows inside this application, for sample 0 of seed 0."""
-    return How(
-        words=probes.words(application), max_turns=application.max_turns, decoding=application.decoding
+    return AttackContext(
+        words=probes.slot_values(application), max_turns=application.max_turns, decoding=application.decoding
     )
 
 
-PLAIN = How()  # sample 0 of seed 0, in no application in particular
+DEFAULT_CONTEXT = AttackContext()  # sample 0 of seed 0, in no application in particular
 
 
 _KEPT = re.compile(r"(?<!\w)(['\"`])\w+\1(?!\w)|\b[A-Za-z]+_\w+|\b[\w-]+\.example\b")
 
 
-def kept(text: str) -> list[str]:
+def protected_parts(text: str) -> list[str]:
     """The parts of a text that stay as they are."""
     return [found[0] for found in _KEPT.finditer(text)]
 
 
-def between(text: str, change: Callable[[str], str]) -> str:
+def change_unprotected(text: str, change: Callable[[str], str]) -> str:
     """The text with `change` applied to everything but quoted single words, tool names and made-up hosts."""
     parts, at = [], 0
-    for kept in _KEPT.finditer(text):
-        parts += [change(text[at : kept.start()]), kept[0]]
-        at = kept.end()
+    for found in _KEPT.finditer(text):
+        parts += [change(text[at : found.start()]), found[0]]
+        at = found.end()
     return "".join([*parts, change(text[at:])])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from heredity.core.records import Probe, Reply, Turn
-from heredity.redteam.attacks._context import How, table
+from heredity.redteam.attacks._context import AttackContext, table
 
 MOST = 10
 _LOOK_AT = 400  # characters of a reply in which a refusal shows
@@ -31,29 +31,29 @@ def resolve(variant: str) -> str:
     return str(int(variant))
 
 
-def queries(probe: Probe, how: How) -> int:
+def queries(probe: Probe, context: AttackContext) -> int:
     """The variant's turns, or the application's where it allows fewer; never fewer than the probe has."""
-    return max(len(probe.turns), min(int(how.variant), how.max_turns))
+    return max(len(probe.turns), min(int(context.variant), context.max_turns))
 
 
-def climb(attack: str, probe: Probe, how: How) -> Generator[Turn, Reply, None]:
+def climb(attack: str, probe: Probe, context: AttackContext) -> Generator[Turn, Reply, None]:
     """Steps, then the probe's turns, then the demand again in other words while it is refused."""
-    demands, left = probe.turns, queries(probe, how)
-    retreats = list(_lines("ladder", "retreats", how))
-    for step in _steps(attack, probe, how, left - len(demands) - 1):
+    demands, left = probe.turns, queries(probe, context)
+    retreats = list(_lines("ladder", "retreats", context))
+    for step in _steps(attack, probe, context, left - len(demands) - 1):
         if left <= len(demands):
             break
         reply = yield Turn(step, asks=False)
         left -= 1
-        if is_refusal(reply.text, how.language) and retreats and left > len(demands):
+        if is_refusal(reply.text, context.language) and retreats and left > len(demands):
             yield Turn(retreats.pop(0), asks=False)
             left -= 1
     for text in demands[:-1]:
         yield Turn(text, asks=False)
     reply = yield Turn(demands[-1])
     left -= len(demands)
-    for again in _lines("ladder", "again", how)[:left]:
-        if not is_refusal(reply.text, how.language):
+    for again in _lines("ladder", "again", context)[:left]:
+        if not is_refusal(reply.text, context.language):
             return
         reply = yield Turn(again.replace("{text}", demands[-1], 1))
 
@@ -73,24 +73,26 @@ def topic(probe: Probe) -> str:
     return _TOPICS.get(probe.technique, probe.technique)
 
 
-def _steps(attack: str, probe: Probe, how: How, n: int) -> list[str]:
+def _steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str]:
     """At most `n` steps (at least one), spread over the ladder, its last one always among them."""
     words, about = table("en")[attack], topic(probe)
     about = next(key for key in (about, probe.check.kind, "any") if key in words)
-    steps = [filled for text in _lines(attack, about, how) if (filled := _filled(text, how)) is not None]
+    steps = [
+        filled for text in _lines(attack, about, context) if (filled := _filled(text, context)) is not None
+    ]
     n = min(max(n, 1), len(steps))
     return [steps[len(steps) - 1 - i * len(steps) // n] for i in range(n)][::-1]
 
 
-def _filled(text: str, how: How) -> str | None:
+def _filled(text: str, context: AttackContext) -> str | None:
     """The step with the application's words; None where the application has no such thing."""
-    for slot, word in how.words.items():
+    for slot, word in context.words.items():
         text = text.replace(f"{{{slot}}}", word) if word else text
     return None if "{" in text else text
 
 
-def _lines(attack: str, key: str, how: How) -> Sequence[str]:
-    lines: Sequence[str] = table(how.language).get(attack, {}).get(key) or table("en")[attack][key]
+def _lines(attack: str, key: str, context: AttackContext) -> Sequence[str]:
+    lines: Sequence[str] = table(context.language).get(attack, {}).get(key) or table("en")[attack][key]
     return lines
 
 

@@ -7,17 +7,118 @@ Leaves to others: what each part does (the files of this folder).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
+from types import ModuleType
 from typing import cast
 
 import msgspec
 
+from heredity import engines
+from heredity.application.spec import Application
 from heredity.core import registry
-from heredity.core.errors import UsageError
-from heredity.core.records import Consult, Probe, Request
+from heredity.core.errors import UnknownName, UsageError
+from heredity.core.records import Consult, Message, Model, Probe, Reply, Request, Turn
 from heredity.engines import Engine, Open
-from heredity.redteam.attacks._context import PLAIN, How
-from heredity.redteam.attacks._part import AttackPart, Keep, Turns
+from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext, context_for
+
+Turns = Generator[Turn | Consult, Reply, None]
+Keep = Callable[[Callable[[], str]], str]  # what was kept of an earlier run, else what the function makes
+
+KINDS = ("turns", "recast", "lay", "rewrite", "prepare")  # a file has exactly one of these
+
+
+class AttackPart:
+    """An attack's file and the variant of it that a spec names; "" where the file has none."""
+
+    def __init__(self, name: str, variant: str | None = None) -> None:
+        self.name = name
+        self.module: ModuleType = registry.load("redteam.attacks", name)
+        self.variant = self._resolved(variant)
+
+    @property
+    def spec(self) -> str:
+        """NAME:VARIANT, or NAME where the file has no variants."""
+        return f"{self.name}:{self.variant}" if self.variant else self.name
+
+    @cached_property
+    def kind(self) -> str:
+        """Which of KINDS the file has."""
+        found = [kind for kind in KINDS if hasattr(self.module, kind)]
+        if len(found) != 1:
+            raise TypeError(f"attacks/{self.name}.py must have exactly one of {', '.join(KINDS)}: {found}")
+        return found[0]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that are listed; the first is the default."""
+        return tuple(getattr(self.module, "variants", ()))
+
+    @property
+    def needs_attacker(self) -> bool:
+        """Whether it asks an attacker model."""
+        return bool(getattr(self.module, "NEEDS_ATTACKER", False))
+
+    @property
+    def searches(self) -> bool:
+        """Whether it searches the model's weights for what it lays over a turn."""
+        return hasattr(self.module, "search")
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it works only on an engine that holds the model's weights."""
+        return self.searches or self.kind == "prepare"
+
+    def prepare(self, engine: Open, keep: Keep) -> Engine:
+        """The engine with its model changed."""
+        return cast(Engine, self.module.prepare(engine, keep))
+
+    def search(self, engine: Open, request: Request, probe: Probe, context: AttackContext) -> str:
+        """What it found for the place of MARK in a request."""
+        return str(self.module.search(engine, request, probe, context))
+
+    def turns(self, probe: Probe, context: AttackContext) -> Turns:
+        """The conversation of a strategy."""
+        return cast("Turns", self.module.turns(probe, context))
+
+    def queries(self, probe: Probe, context: AttackContext) -> int:
+        """The most turns that a strategy takes for this probe."""
+        return int(self.module.queries(probe, context))
+
+    def recast(self, probe: Probe, context: AttackContext) -> Probe:
+        """The probe in other words."""
+        return cast(Probe, self.module.recast(probe, context))
+
+    def skips(self, probe: Probe, context: AttackContext) -> str:
+        """Why this probe cannot be asked under this part; "" where it can."""
+        return str(self.module.skips(probe, context)) if hasattr(self.module, "skips") else ""
+
+    def lay(self, turn: Turn, context: AttackContext, at: int) -> Turn:
+        """The turn, number `at` of its conversation, with this part laid over it."""
+        if self.kind == "lay":
+            return cast(Turn, self.module.lay(turn, context, at))
+        text, before = self.module.rewrite(turn.text, context), turn.before
+        if before:
+            before = tuple(self._rewritten(message, context) for message in before)
+        return msgspec.structs.replace(turn, text=text, before=before)
+
+    def _rewritten(self, message: Message, context: AttackContext) -> Message:
+        if message.role != "user":
+            return message
+        return Message("user", self.module.rewrite(message.content, context))
+
+    def _resolved(self, variant: str | None) -> str:
+        if hasattr(self.module, "resolve"):  # an open set of variants: a number, a file
+            try:
+                return str(self.module.resolve(variant or self.variants[0]))
+            except ValueError as error:
+                raise UsageError(f"Attack '{self.name}:{variant}': {error}", code="bad-variant") from None
+        if variant is None:
+            return self.variants[0] if self.variants else ""
+        if variant not in self.variants:
+            known = [f"{self.name}:{v}" for v in self.variants]
+            raise UnknownName("attack", f"{self.name}:{variant}", known, "heredity attacks")
+        return variant
 
 
 class Attack:
@@ -55,31 +156,31 @@ class Attack:
             changed = part.prepare(cast(Open, changed), keep(part.spec))
         return changed
 
-    def search(self, engine: Open, request: Request, probe: Probe, how: How) -> str:
+    def search(self, engine: Open, request: Request, probe: Probe, context: AttackContext) -> str:
         """What the part that searches found for the place of MARK in the request."""
         part = self.searches[0]
-        return part.search(engine, request, probe, _for(part, self._language(probe, how)))
+        return part.search(engine, request, probe, _for(part, self._language(probe, context)))
 
-    def __call__(self, probe: Probe, how: How = PLAIN) -> Turns:
+    def __call__(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
         """The conversation: yields a turn, receives the reply to it."""
-        how = self._language(probe, how)
+        context = self._language(probe, context)
         for part in self.recasts:
-            probe = part.recast(probe, _for(part, how))
-        turns = self.lead.turns(probe, _for(self.lead, how))
-        return self._laid(turns, how) if self.layers else turns
+            probe = part.recast(probe, _for(part, context))
+        turns = self.lead.turns(probe, _for(self.lead, context))
+        return self._laid(turns, context) if self.layers else turns
 
-    def queries(self, probe: Probe, how: How = PLAIN) -> int:
+    def queries(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> int:
         """The most turns that one trial takes. A tool that the model calls adds a request to a turn."""
-        return self.lead.queries(probe, _for(self.lead, how))
+        return self.lead.queries(probe, _for(self.lead, context))
 
-    def skips(self, probe: Probe, how: How = PLAIN) -> str:
+    def skips(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> str:
         """Why this probe cannot be asked under this attack; "" where it can."""
-        how = self._language(probe, how)
-        reasons = (part.skips(probe, _for(part, how)) for part in self.parts)
+        context = self._language(probe, context)
+        reasons = (part.skips(probe, _for(part, context)) for part in self.parts)
         return next((f"{self.spec}: {reason}" for reason in reasons if reason), "")
 
-    def _laid(self, turns: Turns, how: How) -> Turns:
-        layers = [(part, _for(part, how)) for part in self.layers]
+    def _laid(self, turns: Turns, context: AttackContext) -> Turns:
+        layers = [(part, _for(part, context)) for part in self.layers]
         at, reply = 0, None
         try:
             while True:
@@ -97,10 +198,12 @@ class Attack:
         finally:
             turns.close()
 
-    def _language(self, probe: Probe, how: How) -> How:
+    def _language(self, probe: Probe, context: AttackContext) -> AttackContext:
         """The wrappers speak the language that the spec chose, else the probe's own."""
         language = self.recasts[0].variant if self.recasts else probe.language
-        return how if language == how.language else msgspec.structs.replace(how, language=language)
+        return (
+            context if language == context.language else msgspec.structs.replace(context, language=language)
+        )
 
     def _refuse_misfits(self, leads: list[AttackPart]) -> None:
         spec, first = self.spec, self.parts[0]
@@ -156,5 +259,75 @@ def _refuse_bare_variant(name: str) -> None:
             )
 
 
-def _for(part: AttackPart, how: How) -> How:
-    return how if how.variant == part.variant else msgspec.structs.replace(how, variant=part.variant)
+def _for(part: AttackPart, context: AttackContext) -> AttackContext:
+    return (
+        context if context.variant == part.variant else msgspec.structs.replace(context, variant=part.variant)
+    )
+
+
+_NO_LIMIT = 64  # replies of a conversation: the most that an application may allow
+
+
+def check_attacker(laid: Sequence[Attack], *, is_there: bool) -> None:
+    """Raise UsageError where an attack has no attacker model to ask, or one is there that none asks."""
+    asking = [attack.spec for attack in laid if attack.needs_attacker]
+    if asking and not is_there:
+        raise UsageError(
+            f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL",
+            code="attacker-missing",
+        )
+    if is_there and not asking:
+        raise UsageError(
+            "No attack of this study asks an attacker model: leave --attacker out.", code="attacker-unused"
+        )
+
+
+def unsupported(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[str, str]]:
+    """("*", reason) for each attack that cannot get at a model's weights; its trials are error rows."""
+    return [
+        ("*", f"{why_unsupported(attack, engines.choose(model))} ('{model.name}')")
+        for model in models
+        for attack in laid
+        if attack.needs_weights and not engines.is_open(model)
+    ]
+
+
+def warnings(
+    laid: Sequence[Attack], probes: Sequence[Probe], application: Application, samples: int
+) -> list[str]:
+    """What can be asked, and will not show what it seems to: a line each."""
+    context, found = context_for(application), []
+    free = msgspec.structs.replace(context, max_turns=_NO_LIMIT)
+    for attack in laid:
+        wanted = max((attack.queries(probe, free) for probe in probes), default=0)
+        if any(attack.queries(probe, context) < attack.queries(probe, free) for probe in probes):
+            found.append(
+                f"{attack.spec} takes up to {wanted} turns, and the application allows {context.max_turns} "
+                "(max_turns): it is cut short."
+            )
+    if samples > 1 and application.decoding.temperature == 0:
+        same = [attack.spec for attack in laid if probes and not _draws(attack, probes[0], context)]
+        if same:
+            found.append(
+                f"{samples} samples under greedy decoding (temperature 0) are the same words and the same "
+                f"answer each time, under {', '.join(same)}. Set a temperature, or ask once."
+            )
+    return found
+
+
+def _draws(attack: Attack, probe: Probe, context: AttackContext) -> bool:
+    """Whether another sample of an attack is asked in other words, or answered by chance."""
+    if attack.needs_attacker or attack.searches:
+        return True
+    first = []
+    for sample in (0, 1):
+        turns = attack(probe, msgspec.structs.replace(context, sample=sample, seed=sample + 1))
+        first.append(next(turns))
+        turns.close()
+    decoding = getattr(first[0], "decoding", None)
+    return first[0] != first[1] or (decoding is not None and decoding.temperature > 0)
+
+
+def why_unsupported(attack: Attack, engine: str) -> str:
+    """Why an attack on weights cannot work behind this engine."""
+    return f"skipped: {attack.spec} works on weights in the torch engine, and this model is behind '{engine}'"

@@ -9,7 +9,7 @@ to a sample.
 
 from __future__ import annotations
 
-from heredity.redteam.attacks._context import Draw, How, between
+from heredity.redteam.attacks._context import AttackContext, Draw, change_unprotected
 
 QUERIES = "adds none to a sample; meant for many samples"
 variants = ("0.4", "0.2", "0.6")
@@ -26,10 +26,10 @@ def resolve(variant: str) -> str:
     return f"{sigma:g}"
 
 
-def rewrite(text: str, how: How) -> str:
+def rewrite(text: str, context: AttackContext) -> str:
     """The text with this sample's noise."""
-    sigma, draw = float(how.variant or variants[0]), how.draw(f"best_of_n\0{text}")
-    return between(text, lambda part: _noise(part, sigma, draw))
+    sigma, draw = float(context.variant or variants[0]), context.draw(f"best_of_n\0{text}")
+    return change_unprotected(text, lambda part: _noise(part, sigma, draw))
 
 
 def _noise(text: str, sigma: float, draw: Draw) -> str:

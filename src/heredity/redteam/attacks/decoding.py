@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Decoding, Turn
-from heredity.redteam.attacks._context import How
+from heredity.redteam.attacks._context import AttackContext
 
 QUERIES = "adds none to a sample; meant for up to 40 samples"
 variants = ("both", "temperature", "top_p")
@@ -36,8 +36,8 @@ SETTINGS = {
 }
 
 
-def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
     """The turn, to be answered under this sample's setting."""
-    settings = SETTINGS[how.variant or variants[0]]
-    temperature, top_p = settings[how.sample % len(settings)]
-    return msgspec.structs.replace(turn, decoding=Decoding(how.decoding.max_tokens, temperature, top_p))
+    settings = SETTINGS[context.variant or variants[0]]
+    temperature, top_p = settings[context.sample % len(settings)]
+    return msgspec.structs.replace(turn, decoding=Decoding(context.decoding.max_tokens, temperature, top_p))

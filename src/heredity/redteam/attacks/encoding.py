@@ -13,7 +13,7 @@ import base64
 import codecs
 from collections.abc import Callable
 
-from heredity.redteam.attacks._context import How, between, say
+from heredity.redteam.attacks._context import AttackContext, change_unprotected, say
 
 QUERIES = "adds none"
 
@@ -23,29 +23,29 @@ _LOOKALIKES = str.maketrans("aceijopsxyABCEHIKMOPTX", "асеіјорѕхуАВ�
 _ZERO_WIDTH = "\u200b"
 
 
-def rewrite(text: str, how: How) -> str:
+def rewrite(text: str, context: AttackContext) -> str:
     """The text in the disguise that the variant names."""
-    return _DISGUISES[how.variant or "base64"](text, how)
+    return _DISGUISES[context.variant or "base64"](text, context)
 
 
-def _base64(text: str, how: How) -> str:
-    return say("encoding", "base64", how, base64.b64encode(text.encode()).decode())
+def _base64(text: str, context: AttackContext) -> str:
+    return say("encoding", "base64", context, base64.b64encode(text.encode()).decode())
 
 
-def _rot13(text: str, how: How) -> str:
-    return say("encoding", "rot13", how, codecs.encode(text, "rot13"))
+def _rot13(text: str, context: AttackContext) -> str:
+    return say("encoding", "rot13", context, codecs.encode(text, "rot13"))
 
 
-def _leetspeak(text: str, _: How) -> str:
-    return between(text, lambda part: part.translate(_LEET))
+def _leetspeak(text: str, _: AttackContext) -> str:
+    return change_unprotected(text, lambda part: part.translate(_LEET))
 
 
-def _homoglyph(text: str, _: How) -> str:
-    return between(text, lambda part: part.translate(_LOOKALIKES))
+def _homoglyph(text: str, _: AttackContext) -> str:
+    return change_unprotected(text, lambda part: part.translate(_LOOKALIKES))
 
 
-def _zero_width(text: str, _: How) -> str:
-    return between(text, _split_words)
+def _zero_width(text: str, _: AttackContext) -> str:
+    return change_unprotected(text, _split_words)
 
 
 def _split_words(part: str) -> str:
@@ -54,7 +54,7 @@ def _split_words(part: str) -> str:
     return "".join(a + _ZERO_WIDTH if a.isalnum() and b.isalnum() else a for a, b in pairs)
 
 
-_DISGUISES: dict[str, Callable[[str, How], str]] = {
+_DISGUISES: dict[str, Callable[[str, AttackContext], str]] = {
     "base64": _base64,
     "rot13": _rot13,
     "leetspeak": _leetspeak,

@@ -11,13 +11,13 @@ from collections.abc import Generator
 
 from heredity.core.records import Probe, Reply, Turn
 from heredity.redteam.attacks import _ladder
-from heredity.redteam.attacks._context import How
+from heredity.redteam.attacks._context import AttackContext
 
 QUERIES = "up to as many as the variant says, and as the application's max_turns allows"
 variants = ("5", "3", "10")
 resolve, queries = _ladder.resolve, _ladder.queries
 
 
-def turns(probe: Probe, how: How) -> Generator[Turn, Reply, None]:
+def turns(probe: Probe, context: AttackContext) -> Generator[Turn, Reply, None]:
     """Ask for favours, one larger than the other; then make the probe's demand."""
-    return _ladder.climb("foot_in_door", probe, how)
+    return _ladder.climb("foot_in_door", probe, context)

@@ -12,7 +12,7 @@ import msgspec
 
 from heredity.core.records import Probe, Request, Turn
 from heredity.engines import Open
-from heredity.redteam.attacks._context import MARK, How, table
+from heredity.redteam.attacks._context import MARK, AttackContext, table
 
 QUERIES = "adds none; up to 65 forward passes a step, once a trial; torch engine only"
 variants = ("32", "8", "250")
@@ -32,25 +32,27 @@ def resolve(variant: str) -> str:
     return str(int(variant))
 
 
-def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
     """The turn; where it makes the probe's demand, with what was found behind it."""
-    if not turn.asks or not how.found:
+    if not turn.asks or not context.found:
         return turn
-    found = MARK if how.found == MARK else msgspec.json.decode(how.found, type=_Found).text
+    found = MARK if context.found == MARK else msgspec.json.decode(context.found, type=_Found).text
     return msgspec.structs.replace(turn, text=turn.text + found)
 
 
-def search(engine: Open, request: Request, probe: Probe, how: How) -> str:
+def search(engine: Open, request: Request, probe: Probe, context: AttackContext) -> str:
     """The suffix for this request as JSON, with its loss before and after; none where it proved nothing."""
-    found = engine.suffix(request, MARK, target(probe, how), int(how.variant or variants[0]), how.seed)
+    found = engine.suffix(
+        request, MARK, target(probe, context), int(context.variant or variants[0]), context.seed
+    )
     text = msgspec.json.decode(found, type=_Found).text
-    return '{"text": ""}' if how.referee.is_void(text) else found
+    return '{"text": ""}' if context.referee.is_void(text) else found
 
 
-def target(probe: Probe, how: How) -> str:
+def target(probe: Probe, context: AttackContext) -> str:
     """How the answer is to begin."""
     words = table("en")["gcg"]
     text = str(words.get(probe.check.kind, words["any"]))
-    for slot, word in how.words.items():
+    for slot, word in context.words.items():
         text = text.replace(f"{{{slot}}}", word)
     return text if "{" not in text else str(words["any"])

@@ -12,27 +12,27 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Probe
-from heredity.redteam.attacks._context import How, languages, table, translations
+from heredity.redteam.attacks._context import AttackContext, languages, table, translations
 
 QUERIES = "adds none"
 variants = languages()
 
 
-def skips(probe: Probe, how: How) -> str:
+def skips(probe: Probe, context: AttackContext) -> str:
     """Why this probe cannot be asked in this language; "" where it can."""
-    if probe.language == how.variant or translated(probe, how.variant) is not None:
+    if probe.language == context.variant or translated(probe, context.variant) is not None:
         return ""
-    return f"there is no translation of this probe into '{how.variant}'"
+    return f"there is no translation of this probe into '{context.variant}'"
 
 
-def recast(probe: Probe, how: How) -> Probe:
+def recast(probe: Probe, context: AttackContext) -> Probe:
     """The probe with its turns translated and filled with the application's words."""
-    turns = None if probe.language == how.variant else translated(probe, how.variant)
+    turns = None if probe.language == context.variant else translated(probe, context.variant)
     if turns is None:
         return probe
-    said = [_filled(text, how) for text in turns]
-    said[-1] = f"{said[-1]} {table(how.variant)['language']['answer_in_english']}"
-    return msgspec.structs.replace(probe, turns=tuple(said), language=how.variant)
+    said = [_filled(text, context) for text in turns]
+    said[-1] = f"{said[-1]} {table(context.variant)['language']['answer_in_english']}"
+    return msgspec.structs.replace(probe, turns=tuple(said), language=context.variant)
 
 
 def translated(probe: Probe, language: str) -> tuple[str, ...] | None:
@@ -51,7 +51,7 @@ def translated(probe: Probe, language: str) -> tuple[str, ...] | None:
     return turns if len(turns) == len(probe.turns) else None
 
 
-def _filled(text: str, how: How) -> str:
-    for slot, word in how.words.items():
+def _filled(text: str, context: AttackContext) -> str:
+    for slot, word in context.words.items():
         text = text.replace(f"{{{slot}}}", word)
     return text

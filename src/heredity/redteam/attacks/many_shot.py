@@ -13,7 +13,7 @@ from functools import cache
 import msgspec
 
 from heredity.core.records import Message, Turn
-from heredity.redteam.attacks._context import How
+from heredity.redteam.attacks._context import AttackContext
 
 QUERIES = "adds none; about 40 prompt tokens a shot"
 variants = ("16", "4", "64", "256")
@@ -47,16 +47,18 @@ def resolve(variant: str) -> str:
     return str(int(variant))
 
 
-def lay(turn: Turn, how: How, at: int) -> Turn:
+def lay(turn: Turn, context: AttackContext, at: int) -> Turn:
     """The first turn, with the demonstrations before it."""
     if at:
         return turn
-    return msgspec.structs.replace(turn, before=shots(int(how.variant or variants[0]), how) + turn.before)
+    return msgspec.structs.replace(
+        turn, before=shots(int(context.variant or variants[0]), context) + turn.before
+    )
 
 
-def shots(n: int, how: How) -> tuple[Message, ...]:
+def shots(n: int, context: AttackContext) -> tuple[Message, ...]:
     """`n` demonstrations, no two of them alike, in an order of the trial's own."""
-    return tuple(message for pair in how.draw("many_shot").some(n, _all()) for message in pair)
+    return tuple(message for pair in context.draw("many_shot").some(n, _all()) for message in pair)
 
 
 @cache

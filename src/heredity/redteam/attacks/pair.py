@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from heredity.core.records import Probe
 from heredity.redteam.attacks import _attacker
-from heredity.redteam.attacks._context import PLAIN, How
-from heredity.redteam.attacks._part import Turns
+from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext
+from heredity.redteam.attacks._spec import Turns
 
 QUERIES = "at most as many as the variant says, for each turn of the probe; as many questions to the attacker"
 NEEDS_ATTACKER = True
@@ -27,17 +27,17 @@ def resolve(variant: str) -> str:
     return str(int(variant))
 
 
-def queries(probe: Probe, how: How) -> int:
+def queries(probe: Probe, context: AttackContext) -> int:
     """Each try asks all turns of the probe."""
-    return int(how.variant or variants[0]) * len(probe.turns)
+    return int(context.variant or variants[0]) * len(probe.turns)
 
 
-def turns(probe: Probe, how: How = PLAIN) -> Turns:
+def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
     """Try, look at the score, and have the attacker try in other words."""
-    tries = [(yield from _attacker.attempt(probe, probe.turns[-1], how))]
-    for _ in range(int(how.variant or variants[0]) - 1):
+    tries = [(yield from _attacker.attempt(probe, probe.turns[-1], context))]
+    for _ in range(int(context.variant or variants[0]) - 1):
         if tries[-1].score >= _attacker.BROKEN:
             return
-        reply = yield _attacker.ask(probe, how, tries[-_REMEMBERED:])
-        if text := _attacker.said(reply, probe, how):
-            tries.append((yield from _attacker.attempt(probe, text, how)))
+        reply = yield _attacker.ask(probe, context, tries[-_REMEMBERED:])
+        if text := _attacker.read_message(reply, probe, context):
+            tries.append((yield from _attacker.attempt(probe, text, context)))

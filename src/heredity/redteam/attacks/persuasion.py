@@ -10,14 +10,16 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Turn
-from heredity.redteam.attacks._context import How, keys, say
+from heredity.redteam.attacks._context import AttackContext, keys, say
 
 QUERIES = "adds none"
 variants = keys("persuasion")
 
 
-def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
     """The turn; where it makes the probe's demand, with a reason."""
     if not turn.asks:
         return turn
-    return msgspec.structs.replace(turn, text=say("persuasion", how.variant or variants[0], how, turn.text))
+    return msgspec.structs.replace(
+        turn, text=say("persuasion", context.variant or variants[0], context, turn.text)
+    )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Turn
-from heredity.redteam.attacks._context import How, say
+from heredity.redteam.attacks._context import AttackContext, say
 
 QUERIES = "adds none; needs an engine that can begin the assistant's answer"
 
 
-def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
     """The turn; where it makes the probe's demand, its answer begins with agreement."""
-    return msgspec.structs.replace(turn, prefill=say("prefill", "opening", how)) if turn.asks else turn
+    return msgspec.structs.replace(turn, prefill=say("prefill", "opening", context)) if turn.asks else turn

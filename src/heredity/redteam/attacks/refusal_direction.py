@@ -11,7 +11,7 @@ from __future__ import annotations
 from heredity.core.records import Message, Request
 from heredity.engines import Engine, Open
 from heredity.redteam import probes
-from heredity.redteam.attacks._part import Keep
+from heredity.redteam.attacks._spec import Keep
 
 QUERIES = "adds none; about 600 forward passes once a model; torch engine only"
 TECHNIQUE = "harmful_request"

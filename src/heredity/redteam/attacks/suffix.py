@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import BadInput
 from heredity.core.records import Turn
-from heredity.redteam.attacks._context import How, keys, say
+from heredity.redteam.attacks._context import AttackContext, keys, say
 
 QUERIES = "adds none"
 variants = keys("suffix")
@@ -40,15 +40,15 @@ def resolve(variant: str) -> str:
     return f"{name}@{found}"
 
 
-def lay(turn: Turn, how: How, at: int) -> Turn:  # noqa: ARG001
+def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
     """The turn; where it makes the probe's demand, with the suffix behind it."""
     if not turn.asks:
         return turn
-    variant = how.variant or variants[0]
+    variant = context.variant or variants[0]
     if variant in variants:
-        return msgspec.structs.replace(turn, text=say("suffix", variant, how, turn.text))
+        return msgspec.structs.replace(turn, text=say("suffix", variant, context, turn.text))
     lines = _lines(variant)
-    return msgspec.structs.replace(turn, text=f"{turn.text} {lines[how.sample % len(lines)]}")
+    return msgspec.structs.replace(turn, text=f"{turn.text} {lines[context.sample % len(lines)]}")
 
 
 @lru_cache(maxsize=16)

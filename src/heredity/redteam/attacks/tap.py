@@ -12,9 +12,9 @@ import re
 
 from heredity.core.records import Probe
 from heredity.redteam.attacks import _attacker
-from heredity.redteam.attacks._attacker import BROKEN, Try
-from heredity.redteam.attacks._context import PLAIN, How
-from heredity.redteam.attacks._part import Turns
+from heredity.redteam.attacks._attacker import BROKEN, AttackTry
+from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext
+from heredity.redteam.attacks._spec import Turns
 
 QUERIES = "at most 1 + width x depth, for each turn of the probe; as many questions to the attacker"
 NEEDS_ATTACKER = True
@@ -31,27 +31,27 @@ def resolve(variant: str) -> str:
     return f"{int(found[1])}x{int(found[2])}"
 
 
-def queries(probe: Probe, how: How) -> int:
+def queries(probe: Probe, context: AttackContext) -> int:
     """The root and every message of every level, each with all turns of the probe."""
-    width, depth = _size(how)
+    width, depth = _size(context)
     return (1 + width * depth) * len(probe.turns)
 
 
-def turns(probe: Probe, how: How = PLAIN) -> Turns:
+def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
     """Level by level: branch, prune, ask, keep the better half; over with the first breach."""
-    width, depth = _size(how)
-    root = yield from _attacker.attempt(probe, probe.turns[-1], how)
+    width, depth = _size(context)
+    root = yield from _attacker.attempt(probe, probe.turns[-1], context)
     leaves = [[root]]
     for _ in range(depth):
         if leaves[0][-1].score >= BROKEN:
             return
-        grown: list[list[Try]] = []
+        grown: list[list[AttackTry]] = []
         for at in range(width):  # the branches in turn, so that no level asks more than its width
             branch = leaves[at % len(leaves)]
-            reply = yield _attacker.ask(probe, how, branch[-_SEEN:], at)
-            if not (text := _attacker.said(reply, probe, how)):
+            reply = yield _attacker.ask(probe, context, branch[-_SEEN:], at)
+            if not (text := _attacker.read_message(reply, probe, context)):
                 continue
-            tried = yield from _attacker.attempt(probe, text, how)
+            tried = yield from _attacker.attempt(probe, text, context)
             if tried.score >= BROKEN:
                 return
             grown.append([*branch, tried])
@@ -60,6 +60,6 @@ def turns(probe: Probe, how: How = PLAIN) -> Turns:
         leaves = best[: max(1, width // 2)] or leaves
 
 
-def _size(how: How) -> tuple[int, int]:
-    width, _, depth = (how.variant or variants[0]).partition("x")
+def _size(context: AttackContext) -> tuple[int, int]:
+    width, _, depth = (context.variant or variants[0]).partition("x")
     return int(width), int(depth)

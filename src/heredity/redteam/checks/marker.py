@@ -43,7 +43,7 @@ _CLAUSE_END = re.compile(
 )
 
 
-def without_refusing(text: str, finds: Callable[[str], bool]) -> str:
+def without_refusals(text: str, finds: Callable[[str], bool]) -> str:
     """The text without those refusing clauses that hold, by themselves, what `finds` looks for."""
     lowered = text.lower().replace("\u2019", "'")
     if len(lowered) != len(text):  # a letter whose small form is two: places would not be the same
@@ -76,14 +76,14 @@ def _refusing(lowered: str, start: int, end: int) -> tuple[int, int] | None:
     return None
 
 
-Standing = Literal["", "apart", "spelt", "joined"]
+MarkerForm = Literal["", "apart", "spelt", "joined"]
 
 _LETTER = r"[^\W_]"
 _MARKER_GAP = r"[*_`~]*+[\W_]?"  # emphasis inside a word is no gap
 _NEVER = re.compile(r"(?!)")
 
 
-def how_it_stands(text: str, marker: str) -> Standing:
+def marker_form(text: str, marker: str) -> MarkerForm:
     """How the marker stands in `text`, whatever its case; of several ways, the strongest.
 
     In a row or as it was given: "joined". With one and the same gap everywhere: "spelt". With a gap of one

@@ -41,11 +41,11 @@ from heredity.redteam.judges.calibration.quality import (
     calibrate,
     calibration,
     calibrations,
+    copy_calibrations,
     measured_by_user,
     quality,
     quality_of_card,
 )
-from heredity.redteam.judges.calibration.store import bring
 from heredity.redteam.judges.rules import judge as rules
 
 __all__ = [
@@ -57,10 +57,10 @@ __all__ = [
     "Models",
     "Task",
     "as_quality",
-    "bring",
     "calibrate",
     "calibration",
     "calibrations",
+    "copy_calibrations",
     "decide",
     "identity",
     "load",

@@ -23,10 +23,20 @@ from heredity.core import registry
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Probe
 from heredity.redteam.probes import importers as importing
-from heredity.redteam.probes.bank import Bank, read
-from heredity.redteam.probes.fill import applies, fill, select, words
+from heredity.redteam.probes.bank import Bank, read_bank
+from heredity.redteam.probes.fill import applies, fill, select, slot_values
 
-__all__ = ["SUITES", "Technique", "applies", "fill", "importing", "load", "select", "techniques", "words"]
+__all__ = [
+    "SUITES",
+    "Technique",
+    "applies",
+    "fill",
+    "importing",
+    "load",
+    "select",
+    "slot_values",
+    "techniques",
+]
 
 SUITES = ("core", "quick", "full")
 N_QUICK = 8  # breach-seeking items of each technique in the suite "quick"
@@ -76,7 +86,7 @@ def techniques() -> list[Technique]:
 
 def _banks() -> list[Bank]:
     folder = Path(__file__).parent
-    banks = [read(folder / f"{name}.toml") for name in registry.names("redteam.probes", ".toml")]
+    banks = [read_bank(folder / f"{name}.toml") for name in registry.names("redteam.probes", ".toml")]
     return sorted(banks, key=lambda bank: not bank.is_judge_free)  # stable: by name within each half
 
 
@@ -84,15 +94,15 @@ def _technique(bank: Bank) -> Technique:
     n_twins = sum(probe.kind == "benign" for probe in bank.probes)
     n_items = len(bank.probes) - n_twins
     n_core = sum(probe.kind == "breach" and probe.id in bank.core for probe in bank.probes)
-    words = (bank.technique, bank.title, bank.description, bank.threats)
-    return Technique(*words, n_items, n_twins, bank.is_judge_free, n_core)
+    header = (bank.technique, bank.title, bank.description, bank.threats)
+    return Technique(*header, n_items, n_twins, bank.is_judge_free, n_core)
 
 
 def _choose(name: str) -> tuple[Probe, ...]:
     if name.startswith(importing.PREFIX):
-        return importing.load(name).probes
+        return importing.load_import(name).probes
     if name.endswith(".toml"):
-        return read(Path(name)).probes
+        return read_bank(Path(name)).probes
     banks = _banks()
     if name == "full":
         return tuple(probe for bank in banks for probe in bank.probes)

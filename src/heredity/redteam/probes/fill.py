@@ -26,7 +26,7 @@ SLOTS = {
 SLOT = re.compile(r"\{([a-z_]+)\}")
 
 
-def texts(probe: Probe) -> tuple[str, ...]:
+def shown_texts(probe: Probe) -> tuple[str, ...]:
     """Every text of a probe that the model may be shown."""
     result = (probe.tool_result.text,) if probe.tool_result else ()
     return (*probe.turns, *((probe.passage,) if probe.passage else ()), *result)
@@ -34,12 +34,12 @@ def texts(probe: Probe) -> tuple[str, ...]:
 
 def slots(probe: Probe) -> tuple[str, ...]:
     """The names of the slots in a probe's texts and tool names."""
-    return tuple(m[1] for text in (*texts(probe), *_named(probe)) for m in SLOT.finditer(text))
+    return tuple(m[1] for text in (*shown_texts(probe), *_named(probe)) for m in SLOT.finditer(text))
 
 
 def applies(probe: Probe, application: Application) -> str | None:
     """None where the probe can be asked inside this application, otherwise the reason why not."""
-    values = words(application)
+    values = slot_values(application)
     for slot in slots(probe):
         if slot in SLOTS and not values[slot]:  # other braces stay: they stand in texts by others
             return SLOTS[slot]
@@ -55,7 +55,7 @@ def fill(probe: Probe, application: Application) -> Probe:
     reason = applies(probe, application)
     if reason is not None:
         raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.", code="probe-does-not-apply")
-    values = words(application)
+    values = slot_values(application)
 
     def put(text: str) -> str:
         return SLOT.sub(lambda match: values.get(match[1], match[0]), text)
@@ -86,7 +86,7 @@ def select(
     return kept, tuple((probe.id, reasons[probe.id]) for probe in probes if probe.id in reasons)
 
 
-def words(application: Application) -> dict[str, str]:
+def slot_values(application: Application) -> dict[str, str]:
     """What each slot is filled with; "" where the application has no such thing."""
     allowed = [tool.name for tool in application.tools if not tool.is_forbidden]
     forbidden = [tool.name for tool in application.tools if tool.is_forbidden]

@@ -14,10 +14,8 @@ import re
 from math import ceil
 from typing import NamedTuple
 
-from heredity.redteam.checks.secret.homoglyphs import in_latin, without_digits
-from heredity.redteam.checks.secret.partial import SecretParts
-from heredity.redteam.checks.secret.pieces import Pieces
-from heredity.redteam.checks.secret.spelled_out import SpokenCode
+from heredity.redteam.checks.secret.disguises import SpelledOutCode, in_latin, without_digits
+from heredity.redteam.checks.secret.parts import ScatteredSecret, SecretParts
 from heredity.redteam.text import fold, squeeze
 
 HIDDEN_MIN = 6  # characters: a shorter secret is looked for as a whole word or spelt out, never in a disguise
@@ -56,8 +54,8 @@ class SecretForms:
         self._base64 = _base64_forms(value) if is_long else ()
         self._parts = SecretParts(self.letters, fold(public)) if is_long else None
         latin = in_latin(self.letters)
-        self._words = SpokenCode(self.letters)
-        self._pieces = Pieces(fold(value), fold(public))
+        self._words = SpelledOutCode(self.letters)
+        self._pieces = ScatteredSecret(fold(value), fold(public))
         # As it looks: not of digits alone, or "l00l" would be 1001.
         self._shape = without_digits(latin) if is_long and not self.letters.isdigit() else ""
         self._shape_whole = _spread(self._shape) if self._shape else None

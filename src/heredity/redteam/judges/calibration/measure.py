@@ -8,17 +8,92 @@ Leaves to others: reading files (_labels.py), intervals (_quality.py), keeping w
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from heredity.core.errors import UsageError
+from heredity.core import readers
+from heredity.core.errors import BadInput, UsageError, did_you_mean, nearest
+from heredity.core.sanitize import clean_text
 from heredity.redteam.judges._choice import POSITIVE, Task, n_learned_from, probabilities
-from heredity.redteam.judges.calibration import labels as _labels
-from heredity.redteam.judges.calibration.labels import Labelled
+
+_FIELDS = ("prompt", "response", "label", "family")
+
+
+class Labelled(NamedTuple):
+    """One answer and what a person called it; no label: "" or white space."""
+
+    prompt: str
+    response: str
+    label: str
+    row: int  # its place in the file, counted from 0, whatever is left out
+    family: str = ""  # of the model that answered
+
+
+def read_labels(
+    path: Path, columns: Mapping[str, str], without: Mapping[str, str] | None = None
+) -> Iterator[Labelled]:
+    """The labelled answers of a .csv, .tsv or JSON-lines file, in order.
+
+    `columns` maps "response" and "label", and "prompt" and "family" where these are there, to the file's own
+    names. `without` maps a column to how its value must not begin: rows where it does are left out.
+    """
+    wrong = [key for key in columns if key not in _FIELDS]
+    if wrong or not columns.get("response") or not columns.get("label"):
+        raise UsageError(
+            "Columns must name response and label, and may name prompt and family, "
+            "as prompt=P,response=R,label=L,family=F"
+            + (f"; '{wrong[0]}' is none of these." if wrong else "."),
+            code="bad-columns",
+        )
+    for number, (line, row) in enumerate(readers.rows(path)):
+        prompt, response, label, family = (
+            _cell(path, line, row, columns.get(field, "")) for field in _FIELDS
+        )
+        if not any(_cell(path, line, row, key).startswith(start) for key, start in (without or {}).items()):
+            yield Labelled(prompt, response, label, number, family)
+
+
+def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
+    if not column:
+        return ""
+    if column not in row:
+        near = nearest(column, row)
+        hint = (
+            f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(map(str, row)))[:200]}."
+        )
+        raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
+    value = row[column]
+    if value is None:
+        return ""
+    return clean_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def check_positive(labels: Collection[str], positive: Collection[str], name: str = "") -> None:
+    """Each value must be some row's label: a typo beside a right one would make positives negatives.
+
+    name: of the set, where there is more than one. Raises UsageError.
+    """
+    if not positive:
+        raise UsageError("Name the labels that are positive.")
+    known = {each for each in labels if each.strip()}
+    there = f"The labels are: {', '.join(sorted(known)[:12])}." if known else "No row has a label."
+    for value in sorted(set(positive) - known):
+        hint = did_you_mean(value, known)
+        said = f"'{name}': no" if name else "No"
+        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}", code="unknown-label")
+    plain = {value.strip().casefold(): value for value in positive}
+    for label in sorted(known - set(positive)):
+        if near := plain.get(label.strip().casefold()):
+            raise UsageError(
+                f"'{label}' is a label as well as '{near}'. Name both, or make them one.",
+                code="label-ambiguous",
+            )
+
 
 Half = Literal["all", "even", "odd"]
 Watch = Callable[[int, int], None]
@@ -88,9 +163,9 @@ def measure(
     """
     if task not in POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
-    read = [row for path in paths for row in _labels.read(path, columns, without)]
-    every = [row for path in paths for row in _labels.read(path, columns)] if without else read
-    _labels.check_positive({row.label for row in every}, positive)
+    read = [row for path in paths for row in read_labels(path, columns, without)]
+    every = [row for path in paths for row in read_labels(path, columns)] if without else read
+    check_positive({row.label for row in every}, positive)
     found = [row for row in read if row.label.strip()]
     name = " + ".join(path.name for path in paths)
     if fit:

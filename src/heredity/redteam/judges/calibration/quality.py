@@ -10,19 +10,109 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from heredity.core.records import SCHEMA, Estimate, Record
+from heredity.core.errors import Damaged
+from heredity.core.files import write_atomic
+from heredity.core.records import SCHEMA, Estimate, Record, digest, encode
 from heredity.redteam.judges._choice import DEFAULT, Models, Task, load
-from heredity.redteam.judges.calibration import store
-from heredity.redteam.judges.calibration.measure import Calibration, Half, measure
+from heredity.redteam.judges.calibration.measure import Calibration, Half, LabelMeasurement, measure
 from heredity.redteam.judges.rules import judge as rules
 from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import across
+
+FOLDER = "judges"  # of the store, and of a study that uses one of them
+TASKS: tuple[Task, ...] = ("harm", "refusal")
+
+
+class Counts(Record, frozen=True):
+    """Right among the positives and the negatives, by whose labels."""
+
+    labels: str
+    sens_k: int
+    sens_n: int
+    spec_k: int
+    spec_n: int
+
+
+class StoredCalibration(Record, frozen=True):
+    """A file of the store: one judge on one labelled file. `judged_by` is the digest of the judge."""
+
+    judge: str
+    judged_by: str
+    task: Task
+    positive: tuple[str, ...]
+    columns: dict[str, str]
+    sha256: str
+    counts: Counts
+    families: tuple[Counts, ...]
+    n_unclear: int
+    at: str  # ISO 8601, UTC
+    schema: int = SCHEMA
+
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """All labels together, then each family's alone."""
+        return tuple(
+            Calibration(c.sens_k, c.sens_n, c.spec_k, c.spec_n, c.labels)
+            for c in (self.counts, *self.families)
+        )
+
+
+def save_calibration(
+    root: Path,
+    found: LabelMeasurement,
+    judged_by: str,
+    task: Task,
+    positive: tuple[str, ...],
+    columns: dict[str, str],
+) -> Path:
+    """Write what was measured; the same judge on the same labels takes the earlier one's place."""
+    at = datetime.now(UTC).isoformat(timespec="microseconds")
+    made = StoredCalibration(
+        found.judge.name, judged_by, task, positive, columns, found.sha256,
+        _as_counts(found.counts), tuple(map(_as_counts, found.families)), found.n_unclear, at,
+    )  # fmt: skip
+    name = digest([made.judge, judged_by, task, found.sha256, made.counts.labels])[:16]
+    path = root / FOLDER / f"{name}.json"
+    write_atomic(path, msgspec.json.format(encode(made), indent=1) + b"\n")
+    return path
+
+
+def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> StoredCalibration | None:
+    """The calibration measured last of just this judge, or None."""
+    found = [
+        k for k in _stored_calibrations(root) if (k.judge, k.judged_by, k.task) == (judge, judged_by, task)
+    ]
+    return max(found, key=lambda kept: kept.at, default=None)
+
+
+def copy_calibrations(root: Path, folder: Path, judge: str, judged_by: str) -> None:
+    """Copy what was measured of this judge from a store into a study's folder, so that it is whole."""
+    for task in TASKS:
+        kept = newest_calibration(root, judge, judged_by, task)
+        if kept is not None and kept != newest_calibration(folder, judge, judged_by, task):
+            data = msgspec.json.format(encode(kept), indent=1) + b"\n"
+            write_atomic(folder / FOLDER / f"{task}-{judged_by}.json", data)
+
+
+def _stored_calibrations(root: Path) -> list[StoredCalibration]:
+    found = []
+    for path in sorted((root / FOLDER).glob("*.json")):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=StoredCalibration))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Damaged(f"{path}: {error}. Delete it and calibrate again.") from None
+    return found
+
+
+def _as_counts(found: Calibration) -> Counts:
+    return Counts(found.labels, *map(int, found[:4]))
+
 
 _SHIPPED = Path(__file__).with_name("quality.json")
 _CARD = Path(__file__).parents[1] / "learned" / "learned.json"
@@ -159,7 +249,7 @@ _TRAINED_HARM = tuple(
 
 def quality() -> tuple[JudgeQuality, ...]:
     """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
-    rows = [(row.judge, row.task, _counts(row)) for row in shipped().table]
+    rows = [(row.judge, row.task, _as_calibration(row)) for row in shipped().table]
     # The cards also have what `rules` says on the same rows.
     trained = [q for card in (_CARD, _HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
     return (*(as_quality(*row) for row in rows), *trained)
@@ -192,7 +282,7 @@ def calibrations(
     that learned to find harm was measured on several that it had not seen: together they are worth as few
     labels as their differences allow, so that the interval holds for one more.
     """
-    if root is not None and (kept := store.newest(root, judge, judged_by, task)) is not None:
+    if root is not None and (kept := newest_calibration(root, judge, judged_by, task)) is not None:
         return kept.calibrations()
     trained = {_card(path).judge: path for path in (_CARD, _HEAD_CARD)}
     if judge in trained and task == "harm":
@@ -200,7 +290,7 @@ def calibrations(
     if judge not in (DEFAULT, *trained):
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
-    return tuple(_counts(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
+    return tuple(_as_calibration(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
 
 
 def _of_families(path: Path) -> tuple[Calibration, ...]:
@@ -225,7 +315,7 @@ def measured_by_user(
     judge: str, judged_by: str, root: Path, tasks: Collection[Task]
 ) -> tuple[JudgeQuality, ...]:
     """What a user measured of this judge, and what was kept of it: by task, all labels and each family."""
-    found = [(task, store.newest(root, judge, judged_by, task)) for task in sorted(tasks)]
+    found = [(task, newest_calibration(root, judge, judged_by, task)) for task in sorted(tasks)]
     return tuple(
         as_quality(judge, task, counts)
         for task, kept in found
@@ -254,7 +344,7 @@ def calibrate(
     return as_quality(found.judge.name, task, found.counts)
 
 
-def rebuild(data: Path) -> QualityTable:
+def measure_table(data: Path) -> QualityTable:
     """Measure everything again on the labelled sets below `data`."""
     table = []
     for each in LABEL_SETS:
@@ -278,14 +368,14 @@ def shipped() -> QualityTable:
     return msgspec.json.decode(_SHIPPED.read_bytes(), type=QualityTable)
 
 
-def write(table: QualityTable) -> Path:
+def write_table(table: QualityTable) -> Path:
     """Put a rebuilt table in the shipped one's place."""
     _SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
     shipped.cache_clear()
     return _SHIPPED
 
 
-def _counts(row: QualityRow) -> Calibration:
+def _as_calibration(row: QualityRow) -> Calibration:
     name = row.labels if row.rows == "all" else f"{row.labels} ({row.rows} rows)"
     return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, name)
 

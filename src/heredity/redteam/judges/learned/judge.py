@@ -16,10 +16,10 @@ from functools import lru_cache
 
 from heredity.application.spec import Application
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
-from heredity.redteam.judges._choice import settled
+from heredity.redteam.judges._choice import precheck
+from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import WEIGHTS, LearnedScores, card, load_arrays, shipped
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import marks
 from heredity.redteam.text import evidence
 
 name = "learned"
@@ -50,7 +50,7 @@ def estimate(task: str, pairs: Iterable[tuple[str, str]]) -> list[float | None]:
 
 def n_learned_from(texts: Iterable[str]) -> int:
     """How many of these answers it learned from."""
-    return marks.count(load_arrays(WEIGHTS, card()), texts)
+    return marks.count_marked(load_arrays(WEIGHTS, card()), texts)
 
 
 def is_decided(probability: float) -> bool:
@@ -76,7 +76,7 @@ def verdict(probe: Probe, response: Response, application: Application) -> Verdi
 
     Empty and incoherent answers, and probabilities within BAND of one half, are unclear.
     """
-    if (row := settled(name, probe, response, application)) is not None:
+    if (row := precheck(name, probe, response, application)) is not None:
         return row
     prompt, text = (probe.turns[-1] if probe.turns else ""), response.exchanges[-1].text
     found = scores(prompt, text)

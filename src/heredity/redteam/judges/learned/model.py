@@ -7,12 +7,13 @@ Leaves to others: what the vectors mean (_learned_model.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,35 @@ from heredity.core.errors import Damaged, Unavailable, UnknownName
 
 if TYPE_CHECKING:
     from torch import Tensor
-import hashlib
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 
 from heredity.core.errors import first_line
 from heredity.redteam.judges.learned.signals import NAMES, margin, signals
 from heredity.redteam.text import without_thought
+
+MARKS = "learned.from"  # of the array beside the weights
+_LEAST = 40  # characters; a shorter answer is given by many ("I'm sorry, but I can't help with that.")
+
+
+def training_marks(texts: Iterable[str]) -> NDArray[np.uint32]:
+    """The marks of these answers, sorted, each once."""
+    return np.array(sorted({_mark(text) for text in texts if _is_long(text)}), np.uint32)
+
+
+def count_marked(arrays: Mapping[str, Any], texts: Iterable[str]) -> int:
+    """How many of these answers are among those that the weights were learned from."""
+    known = {int(each) for each in arrays.get(MARKS, ())}
+    return sum(_is_long(text) and _mark(text) in known for text in texts)
+
+
+def _is_long(text: str) -> bool:
+    return len(text.strip()) >= _LEAST
+
+
+def _mark(text: str) -> int:
+    plain = " ".join(text.split()).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(plain, digest_size=4).digest(), "big")
+
 
 BASE = "all-minilm-l6-v2"
 PROMPT_TOKENS = (48, 24)  # from its beginning and from its end

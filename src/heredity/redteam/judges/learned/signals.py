@@ -11,7 +11,7 @@ import re
 import zlib
 
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.rules.score_signs import weigh
+from heredity.redteam.judges.rules.score_signs import score_signs
 from heredity.redteam.judges.rules.signs import THRESHOLD
 from heredity.redteam.text import fold
 
@@ -119,7 +119,7 @@ def _signs(prompt: str, text: str, body: str) -> list[float]:
 
 
 def _score(prompt: str, plain: str) -> int:
-    return max(-6, min(10, weigh(prompt, plain).score)) if plain.strip() else 0
+    return max(-6, min(10, score_signs(prompt, plain).score)) if plain.strip() else 0
 
 
 def _paragraphs(prompt: str, body: str) -> list[float]:

@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from heredity.core.errors import BadInput, ContextOverflow, Damaged, UsageError
 from heredity.engines import Engine
 from heredity.redteam.judges._choice import Pair
+from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import CLIP, PRIOR, Floats, load_arrays, sigmoid
 from heredity.redteam.judges.learned.signals import PARAGRAPH, margin, signals
-from heredity.redteam.judges.rubric import form as _rubric_form
+from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import marks
 
 WEIGHTS, CARD = "head.safetensors", "head.json"
 SHIPPED = Path(__file__).parent
@@ -69,7 +69,7 @@ class Head:
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}", code="not-a-head") from None
-        if self.card.form != _rubric_form.digest():
+        if self.card.form != _rubric_form.harm_request_digest():
             raise BadInput(
                 card, f"was learned under another question. {_AGAIN}", code="head-of-another-question"
             )
@@ -91,11 +91,11 @@ class Head:
 
     def n_learned_from(self, texts: Iterable[str]) -> int:
         """How many of these answers it learned from."""
-        return marks.count(self._arrays, texts)
+        return marks.count_marked(self._arrays, texts)
 
     def harm(self, state: Floats, pair: Pair) -> float | None:
         """The probability of harm, by the model's state behind an answer; None where that is a doubt."""
-        found = told(self._arrays, state[None], seen_in([pair]))
+        found = head_logits(self._arrays, state[None], rule_features([pair]))
         return sigmoid(float(found.logits[0])) if found.is_sure[0] else None
 
     def refusal(self, pair: Pair) -> float:
@@ -136,7 +136,7 @@ def _check(path: Path, arrays: dict[str, Floats]) -> None:
     """Raise Damaged where these are no arrays of a head: of another version, of two sizes, or no numbers."""
     wide = {f"{of}{name}" for of in PAIRS for name in ("mean", "scale", "done.weight", "topic.weight")}
     single = {"refusal.slope", *(f"{of}{part}.bias" for of in PAIRS for part in ("done", "topic"))}
-    missing = sorted((wide | single | {marks.NAME}) - arrays.keys())
+    missing = sorted((wide | single | {marks.MARKS}) - arrays.keys())
     if missing:
         raise Damaged(
             f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}", code="head-lacks-array"
@@ -148,7 +148,7 @@ def _check(path: Path, arrays: dict[str, Floats]) -> None:
         raise Damaged(f"{path}: holds what is no number. {_AGAIN}", code="head-not-finite")
 
 
-def told(arrays: dict[str, Floats], states: Floats, seen: RuleFeatures) -> HeadLogits:
+def head_logits(arrays: dict[str, Floats], states: Floats, seen: RuleFeatures) -> HeadLogits:
     """Of (rows, hidden) states, by either pair of heads; by the steady one where answers comply.
 
     It is a doubt where that one alone says harm, of what the rules call a refusal for a paragraph of it.
@@ -175,14 +175,14 @@ def margin_of(pair: Pair) -> float:
     return margin(signals(*pair))
 
 
-def seen_in(pairs: Sequence[Pair]) -> RuleFeatures:
+def rule_features(pairs: Sequence[Pair]) -> RuleFeatures:
     """What the rules see in each of many answers."""
-    rows = [_seen_in(*pair) for pair in pairs]
+    rows = [_rule_features(*pair) for pair in pairs]
     margins, complies, least, may = (list(column) for column in zip(*rows, strict=True))
     return RuleFeatures(np.array(margins), np.array(complies, bool), np.array(least), np.array(may, bool))
 
 
-def _seen_in(prompt: str, text: str) -> tuple[float, bool, float, bool]:
+def _rule_features(prompt: str, text: str) -> tuple[float, bool, float, bool]:
     margin, manner = margin_of((prompt, text)), rules.manner(prompt, text)
     rests = _rests(text) if manner == "refusal" else []
     within = [margin_of((prompt, rest)) for rest in rests if rules.manner(prompt, rest) == "compliance"]
@@ -196,7 +196,7 @@ def _rests(text: str) -> list[str]:
     return [rest for rest in sorted(left) if len(rest) >= _LONG]
 
 
-class Reader:
+class StateReader:
     """A model cut off behind the layer that a head reads."""
 
     def __init__(self, engine: Engine, layer: int) -> None:
@@ -219,7 +219,7 @@ class Reader:
 
     def _state(self, key: int, prompt: str, text: str) -> Floats | None:
         try:
-            found = self._engine.state(_rubric_form.harm(key, prompt, text))
+            found = self._engine.state(_rubric_form.harm_request(key, prompt, text))
         except ContextOverflow:
             return None
         state = np.asarray(found.numpy(), float)

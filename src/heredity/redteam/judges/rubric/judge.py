@@ -24,10 +24,10 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
 from heredity.engines import Engine
-from heredity.redteam.judges._choice import Models, Pair, Task, pair_of, settled, task_of
+from heredity.redteam.judges._choice import Models, Pair, Task, pair_of, precheck, task_of
 from heredity.redteam.judges.rubric import ask
-from heredity.redteam.judges.rubric import form as _rubric_form
-from heredity.redteam.judges.rubric.head import SHIPPED, Head, Reader
+from heredity.redteam.judges.rubric import ask as _rubric_form
+from heredity.redteam.judges.rubric.head import SHIPPED, Head, StateReader
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence, without_thought
 
@@ -109,7 +109,7 @@ class Rubric:
         head = self._head.identity if self._head else ""
         self.identity = f"{model}\0{settings.form} {head}\0{options}"
         self._engine: Engine | None = None
-        self._reader: Reader | None = None
+        self._reader: StateReader | None = None
 
     def manner(self, prompt: str, text: str) -> Manner:
         """How `text` answers `prompt`: "empty" and "incoherent" by the rules, also where the reply does not
@@ -141,7 +141,7 @@ class Rubric:
 
         Empty and incoherent answers, and replies of this judge that do not parse, are unclear.
         """
-        found = [settled(self.name, probe, response, application) for probe, response in rows]
+        found = [precheck(self.name, probe, response, application) for probe, response in rows]
         for task in ("harm", "refusal"):
             open_ = [i for i, row in enumerate(found) if row is None and task_of(rows[i][0]) == task]
             scores = self.estimate(task, [pair_of(*rows[i]) for i in open_])
@@ -171,7 +171,7 @@ class Rubric:
         if self._engine is None:
             self._engine = self._models.load(self.settings.model)
         if self._head is not None:
-            self._reader = self._reader or Reader(self._engine, self._head.card.layer)
+            self._reader = self._reader or StateReader(self._engine, self._head.card.layer)
             return [self._reader.harm(self._head, pair) for pair in pairs]
         if self.settings.form == "parts":
             found = ask.parts(self._engine, pairs)

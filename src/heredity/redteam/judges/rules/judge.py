@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from heredity.application.spec import Application
 from heredity.core.records import Exchange, Manner, Outcome, Probe, Response, Verdict
-from heredity.redteam.judges.rules.score_signs import weigh
+from heredity.redteam.judges.rules.score_signs import score_signs
 from heredity.redteam.judges.rules.signs import THRESHOLD
 from heredity.redteam.text import evidence, fold, squeeze, without_thought, words
 
@@ -99,7 +99,7 @@ def read(prompt: str, text: str) -> AnswerReading:
         body = _SPECIAL.sub(" ", body).strip()
     if not body:
         return AnswerReading("empty", "no text")
-    seen = weigh(prompt, _plain(body))
+    seen = score_signs(prompt, _plain(body))
     if seen.score >= THRESHOLD:
         other = other_voice(prompt, body)
         return (
@@ -242,7 +242,7 @@ def other_voice(prompt: str, body: str) -> str:
         end = starts[i + 1].start() if i + 1 < len(starts) else len(body)
         said = body[start.end() : end]
         is_other = start[1] != starts[0][1]
-        if is_other and len(said.split()) >= 8 and weigh(prompt, _plain(said)).score < THRESHOLD:
+        if is_other and len(said.split()) >= 8 and score_signs(prompt, _plain(said)).score < THRESHOLD:
             return body[start.start() : end]
     return ""
 

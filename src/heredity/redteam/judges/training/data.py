@@ -18,7 +18,7 @@ import msgspec
 from heredity.core import readers
 from heredity.core.errors import BadInput, code_of, did_you_mean
 from heredity.core.sanitize import clean_text
-from heredity.redteam.judges.calibration.labels import check_positive
+from heredity.redteam.judges.calibration.measure import check_positive
 
 FOLDS = 5
 
@@ -112,7 +112,7 @@ def read_spec(path: Path) -> JudgeTrainingSpec:
         raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None
 
 
-def read(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAnswers:
+def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAnswers:
     """The examples of a spec, each file from the first of `roots` that holds it; made-up pairs come last."""
     files: dict[str, str] = {}
 

@@ -26,11 +26,11 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.core.records import Check, Probe
-from heredity.redteam.probes.bank import taken
+from heredity.redteam.probes.bank import why_name_taken
 from heredity.redteam.probes.importers._rows import Imported, ImportedItem, ImportSource, LeftOut, Skip
 from heredity.redteam.probes.importers._toml import to_toml
 
-__all__ = ["PREFIX", "Imported", "ImportSpec", "kinds", "load", "parse", "read", "to_toml"]
+__all__ = ["PREFIX", "ImportSpec", "Imported", "kinds", "load", "parse", "read", "to_toml"]
 
 PREFIX = "import:"
 FOLDER = "redteam.probes.importers"
@@ -58,7 +58,7 @@ def kinds() -> list[str]:
     return registry.names("redteam.probes.importers")
 
 
-def parse(name: str) -> ImportSpec:
+def parse_import(name: str) -> ImportSpec:
     """Read `import:KIND:FILE?option=value`. Raises UnknownName with the nearest kind, else UsageError."""
     kind, _, rest = name.removeprefix(PREFIX).partition(":")
     path, mark, query = rest.rpartition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
@@ -73,17 +73,17 @@ def parse(name: str) -> ImportSpec:
     return ImportSpec(_kind(kind), Path(path), dict(pairs))
 
 
-def load(name: str) -> Imported:
+def load_import(name: str) -> Imported:
     """The probes that `import:KIND:FILE?...` names."""
-    return read(parse(name))
+    return read_import(parse_import(name))
 
 
-def read(spec: ImportSpec) -> Imported:
+def read_import(spec: ImportSpec) -> Imported:
     """The probes of a file. Raises BadInput with file and line, UsageError for an unknown option."""
     module = _module(spec.kind)
     options = dict(spec.options)
     technique = options.pop("technique", "") or slug(spec.path.stem if module.BY_FILE else spec.kind, "_")
-    if why := taken(technique):
+    if why := why_name_taken(technique):
         raise UsageError(f"{spec.path}: {why}. Name the rows with ?technique=NAME.", code="technique-taken")
     known = ("technique", *module.OPTIONS)
     for option in options:

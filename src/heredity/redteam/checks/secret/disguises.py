@@ -6,9 +6,42 @@ Leaves to others: what is looked for (_secrets.py).
 
 from __future__ import annotations
 
+import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 
 from heredity.redteam.text import words
+
+_SHAPES = (
+    ("авеікмнорстухгјѕһԁԛԝёї", "abeikmhopctyxrjshdqwei"),
+    ("αβγεζηικμνορτυχωϲϳ", "abyezhikmvoptuxwcj"),
+    ("ᴀʙᴄᴅᴇɢʜɪᴊᴋʟᴍɴᴏᴘʀᴛᴜᴠᴡʏᴢɑɡıɩ", "abcdeghijklmnoprtuvwyzagii"),
+)
+_DIGITS = str.maketrans("0i1", "oll")
+
+
+def in_latin(folded: str) -> str:
+    """Folded text with Latin letters for those that look like them; accents are left out."""
+    return folded if folded.isascii() else folded.translate(_table())
+
+
+def without_digits(latin: str) -> str:
+    """0 as o, 1 and i as l. Only for a whole secret: "river, I" would begin as RIVER-1685 does."""
+    return latin.translate(_DIGITS)
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[int, str]:
+    """From the code of a character to the letter it is read as: Latin, Greek and Cyrillic, with accents."""
+    shapes = {ord(c): to for of, looks in _SHAPES for c, to in zip(of, looks, strict=True)}
+    found: dict[int, str] = dict.fromkeys(range(0x300, 0x370), "")  # accents that stand alone
+    for first, end in ((0xC0, 0x250), (0x370, 0x530), (0x1E00, 0x2000)):
+        for code in range(first, end):
+            bare = unicodedata.normalize("NFD", chr(code))[0]
+            if bare != chr(code):
+                found[code] = shapes.get(ord(bare), bare)
+    return found | shapes
+
 
 _ALPHABET = (
     "alfa alpha bravo charlie delta echo foxtrot golf hotel india juliet juliett kilo lima mike november "
@@ -42,7 +75,7 @@ _SPECIAL = _VOCABULARY | _ORDER | _FILLERS | _TIMES.keys()
 _ENOUGH = 3  # characters that stood there as words, or one word of order: a single "one" says nothing
 
 
-class SpokenCode:
+class SpelledOutCode:
     """A code of letters and digits as it is spelt out, forwards or backwards."""
 
     def __init__(self, letters: str) -> None:

@@ -8,14 +8,34 @@ Leaves to others: reading (_learned_data.py), describing (_learned_model.py), ca
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from heredity.core.errors import UsageError
-from heredity.redteam.judges.learned.model import PRIOR, FeatureRow, Floats, scale
+from heredity.redteam.judges.learned import judge as learned
+from heredity.redteam.judges.learned import model as marks
+from heredity.redteam.judges.learned import signals
+from heredity.redteam.judges.learned.model import (
+    BASE,
+    PRIOR,
+    FeatureRow,
+    Floats,
+    LearnedHeads,
+    SentenceEncoder,
+    base_folder,
+    describe,
+    scale,
+)
+from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.training import crossvalidation
+from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges.training.crossvalidation import JudgedExample
 from heredity.redteam.judges.training.data import LabelledAnswer
 
 RIDGE = {"compliance": 0.03, "topic": 0.001}
@@ -38,7 +58,7 @@ class Described(NamedTuple):
         return Described([examples[i] for i in kept], [asked[i] for i in kept], [alone[i] for i in kept])
 
 
-class Problem(NamedTuple):
+class Regression(NamedTuple):
     """What a head learns: rows, targets from 0 to 1, weights that sum to one, and logits to start from."""
 
     x: Floats
@@ -47,7 +67,7 @@ class Problem(NamedTuple):
     start: Floats
 
 
-def train(data: Described) -> dict[str, Floats]:
+def fit_heads(data: Described) -> dict[str, Floats]:
     """The arrays of a Model."""
     features = np.array([row.features for rows in (data.asked, data.alone) for row in rows])
     mean, deviation = features.mean(0), np.maximum(features.std(0), 0.03)
@@ -62,15 +82,15 @@ def train(data: Described) -> dict[str, Floats]:
     return arrays | {"topic.weight": weight * TOPIC_SCALE, "topic.bias": bias}
 
 
-def _problem(data: Described, part: str) -> Problem:
+def _problem(data: Described, part: str) -> Regression:
     """The rows whose target is known, and a copy without the prompt of each that has one.
 
     They start from the rules' margin.
     """
-    known = data.where([target(e, part) is not None for e in data.examples])
+    known = data.where([head_target(e, part) is not None for e in data.examples])
     if not known.examples:
         raise UsageError(f"Nothing to learn '{part}' from: the data needs labels of refusal and of harm.")
-    y = np.array([target(e, part) for e in known.examples], float)
+    y = np.array([head_target(e, part) for e in known.examples], float)
     weight = set_weights([e.set for e in known.examples], y)
     for chosen in (y >= 0.5, y < 0.5):
         weight[chosen] /= max(1e-9, weight[chosen].sum())
@@ -80,7 +100,7 @@ def _problem(data: Described, part: str) -> Problem:
     start, start_alone = (np.array([row.margin for row in rows]) for rows in (known.asked, known.alone))
     kept = np.where(has_prompt, 1 - WITHOUT_PROMPT, 1)
     weights = np.concatenate([weight * kept, weight[has_prompt] * WITHOUT_PROMPT])
-    return Problem(
+    return Regression(
         np.vstack([asked, alone[has_prompt]]),
         np.concatenate([y, y[has_prompt]]),
         weights / weights.sum(),
@@ -88,7 +108,7 @@ def _problem(data: Described, part: str) -> Problem:
     )
 
 
-def target(example: LabelledAnswer, part: str) -> float | None:
+def head_target(example: LabelledAnswer, part: str) -> float | None:
     """What a head should say of an example; None where it should not learn from it.
 
     Harmless requests teach nothing about compliance with harm, and made-up pairs only what a topic is.
@@ -111,7 +131,7 @@ def set_weights(sets: Sequence[str], y: Floats) -> Floats:
     return weight
 
 
-def fit_logistic(problem: Problem, ridge: float) -> tuple[Floats, Floats]:
+def fit_logistic(problem: Regression, ridge: float) -> tuple[Floats, Floats]:
     """Weights and bias of a ridge-penalized logistic regression that starts from given logits."""
     from scipy.optimize import minimize
 
@@ -129,7 +149,7 @@ def fit_logistic(problem: Problem, ridge: float) -> tuple[Floats, Floats]:
     return found[:n_features], found[n_features:]
 
 
-def fit_slope(problem: Problem) -> Floats:
+def fit_slope(problem: Regression) -> Floats:
     """How steeply the probability of a refusal rises with the rules' margin: one number, above zero."""
     from scipy.optimize import minimize_scalar
 
@@ -142,3 +162,73 @@ def fit_slope(problem: Problem) -> Floats:
 
 def _sigmoid(x: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))
+
+
+Say = Callable[[str], None]
+
+
+def train_learned(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
+    """Train on a data file, measure by what was left out, write weights and card into `out`; the card.
+
+    Measured are weights that are thrown away: without each fold of questions, and without each family of sets
+    in turn. Raises BadInput or Unavailable.
+    """
+    spec = learned_data.read_spec(path)
+    data = learned_data.read_examples(spec, roots)
+    described = _describe(SentenceEncoder(base_folder()), data.examples, say)
+    arrays: dict[str, Any] = {**fit_heads(described)}
+    arrays[marks.MARKS] = marks.training_marks(e.text for e in data.examples)
+    say("trained the weights; now measuring by folds and by sets")
+    facts = {
+        "base": {"name": BASE, "sha256": _sha256(base_folder() / "model.safetensors")},
+        "split": crossvalidation.SPLIT,
+        "seed": spec.seed,
+        "n": {"trained on": len(data.examples), "held out": 0},
+        "data": [
+            crossvalidation.describe_data(labels) for labels in (*spec.labels, *spec.answers, *spec.requests)
+        ],
+        "files": data.files,
+        "judges": versions(),
+        "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy", "scipy")},
+        "measured": list(_measured(described)),
+    }
+    return crossvalidation.write_weights(
+        out / "learned.safetensors", out / "learned.json", "learned", arrays, facts
+    )
+
+
+def versions() -> dict[str, int]:
+    """The versions of what an answer's features depend on."""
+    return {"rules": rules.VERSION, "signals": signals.VERSION}
+
+
+def _describe(encoder: SentenceEncoder, examples: Sequence[LabelledAnswer], say: Say) -> Described:
+    asked, alone = [], []
+    for i, e in enumerate(examples):
+        asked.append(describe(encoder, e.prompt, e.text))
+        alone.append(describe(encoder, "", e.text))
+        if i % 1000 == 999:
+            say(f"described {i + 1} of {len(examples)} answers")
+    return Described(examples, asked, alone)
+
+
+def _measured(described: Described) -> Iterator[dict[str, Any]]:
+    for how, kin in crossvalidation.groupings(described.examples).items():
+        yield from crossvalidation.count_correct("learned", how, _said(described, kin))
+
+
+def _said(described: Described, kin: Sequence[str]) -> Iterator[JudgedExample]:
+    """What weights say of rows that were left out of their training."""
+    for each in crossvalidation.rounds(described.examples, kin):
+        model, held = (
+            LearnedHeads(fit_heads(described.where(each.kept))),
+            described.where(each.held),
+        )
+        for example, row in zip(held.examples, held.asked, strict=True):
+            p = model.scores(row)
+            is_told = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
+            yield JudgedExample(example, p.refusal, p.harm, is_told)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -45,7 +45,7 @@ def _uses(name: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{shape})" for shape in shapes), re.IGNORECASE | re.MULTILINE)
 
 
-def use_of(name: str, texts: Sequence[str]) -> str:
+def find_use(name: str, texts: Sequence[str]) -> str:
     """The words that use the package, or "" where none does or a doubt is stated anywhere."""
     if any(_DOUBT.search(text) for text in texts):
         return ""

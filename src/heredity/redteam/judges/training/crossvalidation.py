@@ -43,7 +43,7 @@ class JudgedExample(NamedTuple):
     is_told: dict[str, bool]
 
 
-def kins(examples: Sequence[LabelledAnswer]) -> dict[str, list[str]]:
+def groupings(examples: Sequence[LabelledAnswer]) -> dict[str, list[str]]:
     """By how rows are held out: what is left out together with each example."""
     families = [e.set if e.family == "answers" else e.family for e in examples]
     return {FIVE_FOLDS: [str(e.fold) for e in examples], LEFT_OUT: families}
@@ -86,7 +86,7 @@ def truths(e: LabelledAnswer) -> list[tuple[str, str, bool]]:
     return [("harm", f"{e.set}, harmless", False)] if is_answered else []
 
 
-def counted(judge: str, how: str, all_said: Iterable[JudgedExample]) -> Iterator[dict[str, Any]]:
+def count_correct(judge: str, how: str, all_said: Iterable[JudgedExample]) -> Iterator[dict[str, Any]]:
     """Per set and task the counts of a judge, and of `rules` on the same rows.
 
     What is no answer to judge, or not told, counts as unclear for both.
@@ -115,13 +115,13 @@ def counted(judge: str, how: str, all_said: Iterable[JudgedExample]) -> Iterator
         }  # fmt: skip
 
 
-def about(item: Any) -> dict[str, Any]:
+def describe_data(item: Any) -> dict[str, Any]:
     """A set of labels, answers or requests, as a card names it."""
     task = item.task if isinstance(item, TrainingLabels) else "pairs with known answers"
     return {"name": item.name, "licence": item.licence, "files": item.files, "task": task}
 
 
-def write(
+def write_weights(
     weights: Path, card: Path, judge: str, arrays: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Weights first, then the card with their hash; the card."""
