@@ -72,8 +72,10 @@ def test_a_code_has_one_meaning_in_all_places() -> None:
 def test_the_page_of_errors_lists_each_code_once() -> None:
     listed = re.findall(r"`([a-z0-9-]+)`", PAGE.read_text("utf-8"))
     assert len(listed) == len(set(listed))
-    assert not set(codes()) - set(listed), "add a row for each of these"
-    assert not set(listed) - set(codes()), "no error has these codes any more: remove their rows"
+    missing = [f"| `{code}` | {' '.join(codes()[code])} |" for code in sorted(set(codes()) - set(listed))]
+    assert not missing, "add to docs/errors.md:\n" + "\n".join(missing)
+    stale = set(listed) - set(codes())
+    assert not stale, f"remove from docs/errors.md: {sorted(stale)}"
 
 
 def test_a_place_may_give_its_own_code_and_the_message_stays() -> None:
