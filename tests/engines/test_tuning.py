@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines import UNPROVEN
+from heredity.engines import NOT_VERIFIED
 from heredity.engines.chat.codec import Chat
 from heredity.engines.formats import weights
 from heredity.engines.torch import autotune
@@ -106,7 +106,7 @@ def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
         moved = autotune.probe(decoder, widths=(4, 8))
     assert proven.is_proven and not moved.is_proven and len(moved.widths) == 1
     told = [Torch(decoder, Chat(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)]
-    assert [UNPROVEN in name for name in told] == [False, True]
+    assert [NOT_VERIFIED in name for name in told] == [False, True]
 
 
 def test_the_witness_notices_a_width_with_other_bits(

@@ -16,7 +16,7 @@ import pytest
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
 from heredity.core.records import RecipeRecord, Reply, Request
 from heredity.core.rows import Rows
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import tasks
 from heredity.evals.run import ANSWERS, GRADES, Evaluation

@@ -15,8 +15,9 @@ from heredity.application.spec import Application
 from heredity.cli.repair import command
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Reply, Request
-from heredity.engines import Engine, scripted
+from heredity.engines import scripted
 from heredity.engines.formats.rewrite import read_all
+from heredity.engines.protocols import Engine
 from heredity.engines.torch.engine import open_folder
 from heredity.experiments import replay_data
 from heredity.experiments.repair import N_TESTS, RepairMeasurement, Setting, halves, in_words, repair

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.core.rows import Rows
-from heredity.engines import UNPROVEN
+from heredity.engines import NOT_VERIFIED
 from heredity.engines.formats.rewrite import read_all
 from heredity.engines.torch.engine import Torch, open_folder
 from heredity.lineage.store import Store
@@ -239,7 +239,7 @@ def test_an_engine_that_is_not_probed_reads_as_one_that_is(parent: Grown) -> Non
     asked = Request(0, (Message("user", "the fox"),))
     probed, bare = (open_folder(parent.folder, dtype="float32", is_probed=p) for p in (True, False))
     assert probed.score(asked, ["jumps over a lazy dog"]) == bare.score(asked, ["jumps over a lazy dog"])
-    assert UNPROVEN in bare.name and UNPROVEN not in probed.name
+    assert NOT_VERIFIED in bare.name and NOT_VERIFIED not in probed.name
 
 
 # --- what a teacher writes --------------------------------------------------------------------------

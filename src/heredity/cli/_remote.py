@@ -15,7 +15,7 @@ import click
 from heredity.cli import Amount, Name
 
 if TYPE_CHECKING:
-    from heredity.engines import Engine
+    from heredity.engines.protocols import Engine
     from heredity.engines.remote.engine import Calls, Price
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown

@@ -13,7 +13,7 @@ from heredity.cli import Name, PathArgument, Verb, _remote, open_store
 if TYPE_CHECKING:
     from heredity.application.spec import Application
     from heredity.core.records import Decoding, Reply, Request
-    from heredity.engines import Engine
+    from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
 
 

@@ -1,26 +1,26 @@
-"""How a model answers. An engine is a model loaded and answering; each file here is one kind.
+"""How a model answers. An engine is a loaded model that answers requests; each file here is one kind.
 
-A file `engines/<name>.py` has one function, `load`, as `Load` below says; which file answers for a model says
-`choose`. A local model comes with its files, a remote one with a record whose recipe says where it is.
+A local model comes with its files. A remote model is a record whose recipe holds its address. To add an
+engine, add a file `engines/NAME.py` with a function `load` (protocols.EngineModule).
 
-Promises (every engine): replies may come in any order, each carries its request's key; an answer depends on
-its request alone, not on company, order or restart; a failed request comes back as a reply with stop "error".
-Leaves to others: what is asked (attacks/, application.py) and whether the answer was bad (judges/).
+Promises: `protocols.Engine` lists what every engine guarantees.
+Leaves to others: the questions (redteam/attacks, application/) and the verdicts (redteam/judges).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from heredity.core import host, registry
-from heredity.core.errors import HeredityError, Unavailable, UnknownName
-from heredity.core.records import Decoding, Model, Reply, Request
+from heredity.core.errors import EngineFailure, HeredityError, Unavailable, UnknownName
+from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
+from heredity.engines.protocols import Alterable, BatchReporter, Engine, EngineModule
 
 _ALTERED = " | "
-UNPROVEN = "answers may depend on their company"  # in the name of an engine with `is_batch_unverified`
+NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
 BY_FORMAT = {
     "safetensors": "torch",
     "gguf": "torch",
@@ -29,30 +29,32 @@ BY_FORMAT = {
     "remote": "remote",
     "scripted": "scripted",
 }
-
-
 _BY_OBJECTIVE = {"masked": "encoder", "contrastive": "dual"}
 
 
 def choose(model: Model) -> str:
-    """The name of the file of the engine that answers for this model.
+    """Return the name of the engine that answers for a model.
 
-    It is what the model's recipe recorded as its setting `engine`, else the usual one of the model's format
-    (a GGUF's is torch, by way of its dequantized child); of a model that writes no text, by what it learned.
+    A model's recipe may record it as the setting `engine`. Otherwise the objective decides for encoders, and
+    the format for other models. A GGUF is answered by `torch`, through its dequantized child.
     """
-    said = model.recipe.settings
-    return str(said.get("engine") or _BY_OBJECTIVE.get(str(said.get("objective"))) or BY_FORMAT[model.format])
+    settings = model.recipe.settings
+    by_objective = _BY_OBJECTIVE.get(str(settings.get("objective")))
+    return str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
 
 
-def loader(model: Model, is_to_write: bool = True) -> Load:
-    """What loads the engine of this model. Raises Unavailable where that engine is not on this machine, and
-    for a model that writes no text, unless none is wanted of it."""
-    if is_to_write and (why := why_speechless(model)):
+def loader(model: Model, is_to_write: bool = True) -> Callable[..., Engine]:
+    """Return the `load` function of a model's engine (protocols.EngineModule).
+
+    is_to_write: refuse a model that cannot generate text.
+    Raises Unavailable if the engine is not installed, or the model is refused.
+    """
+    if is_to_write and (why := why_not_generative(model)):
         raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
     name = choose(model)
-    host.configure()  # the engine's module may load torch
+    host.configure()  # the module of the engine may load torch
     try:
-        load: Load = registry.load("engines", name).load
+        return registry.load_as(EngineModule, "engines", name).load
     except UnknownName as error:
         raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
     except ImportError as error:
@@ -60,171 +62,73 @@ def loader(model: Model, is_to_write: bool = True) -> Load:
             f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
             f"Install it: pip install 'heredity[{name}]'"
         ) from error
-    return load
 
 
-def why_speechless(model: Model) -> str:
-    """Why a model writes no text, whatever engine it is given; "" for one that does."""
+def why_not_generative(model: Model) -> str:
+    """Return the reason why a model generates no text in any engine; "" if it does."""
     if model.modality != "text":
-        return f"its modality is {model.modality}: it writes no text"
+        return f"its modality is {model.modality}: it generates no text"
     if model.recipe.settings.get("objective") == "masked":
-        return "it is an encoder, which fills gaps in a text and writes none"
+        return "it is an encoder, which fills masked positions and generates no text"
     return ""
 
 
-class Load(Protocol):
-    """What an engine's file has under the name `load`."""
-
-    def __call__(self, model: Model, folder: Path, tuning: Path | None = None) -> Engine:
-        """The model, loaded. Raises Unavailable, saying what to do, where it cannot be on this machine.
-
-        folder: the model's files, verified; empty for a remote model. tuning: a file of the store, there or
-        not, for what the engine measured about this model on this machine.
-        """
-
-
-class Engine(Protocol):
-    """A model loaded and answering."""
-
-    @property
-    def name(self) -> str:
-        """What computed the answers, in words that go into every row: kind, dtype, width, versions."""
-
-    @property
-    def numerics(self) -> str:
-        """The part of `name` that may change an answer's bits (kind, dtype, device); keys the response cache.
-        Empty: answers are not worth caching (scripted)."""
-
-    def render(self, request: Request) -> str:
-        """The full text the model will see for this request, prefill included; of a remote model, whose
-        template is not known, a text that is the same exactly for the same request. No clock, no network."""
-
-    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        """Answer a stream of requests, as many at a time as is fast.
-
-        `requests` is pulled as room frees up, always by the thread that iterates over the replies: an engine
-        may wait for many answers in threads of its own. None in the stream means "nothing ready now, but
-        replies under way will bring more": the engine goes on with what it has and asks again after its next
-        reply. What fails for one request (a refused key does not) is a reply with stop "error"; what fails
-        for all is raised as EngineFailure and ends the run, which keeps what was answered. Closed early, the
-        iterator gives up what is under way.
-        """
-
-    def close(self) -> None:
-        """Free the memory."""
-
-
-class Listener(Protocol):
-    """Who hears answers while they grow. Called by whatever thread of the engine's has an answer in hand."""
-
-    def is_heard(self, key: int) -> bool:
-        """Whether this request's answer is wanted piece by piece."""
-
-    def hear(self, key: int, more: str) -> None:
-        """What it has grown by: whole characters. All pieces come before its reply."""
-
-    def is_wanted(self, key: int) -> bool:
-        """Whether the rest is still wanted. Where not, its reply comes soon, with stop "length"."""
-
-
-class Streamer(Engine, Protocol):
-    """An engine that is heard while it answers, and can give up an answer."""
-
-    @property
-    def width(self) -> int:
-        """How many requests it answers at once."""
-
-    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """As `reply`, heard by a listener. The stream is asked for requests all the time there is room."""
-
-
-class Accountant(Protocol):
-    """An engine that has more to tell of a run than its name; what it tells goes into the run's row."""
-
-    def account(self) -> dict[str, Any]:
-        """Counts (`n_...`, `cost`) and lists of texts, e.g. `served`, what a service said that it served."""
-
-    def as_sent(self, decoding: Decoding) -> Decoding:
-        """The decoding that the service will really use, by which the response cache tells answers apart."""
-
-
-class Open(Engine, Protocol):
-    """An engine that holds the model's weights and lets an attack at them."""
-
-    def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
-        """The direction in the residual stream that tells the one kind of request from the other, as a text.
-
-        Raises UsageError where there are too few of them.
-        """
-
-    def without(self, direction: str) -> Engine:
-        """The same model with that direction taken out; shares the weights, has a name and numerics of its
-        own (`altered`), and this engine's numerics as `base_numerics`."""
-
-    def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
-        """Words for the place of `mark` after which the model begins with `target`, as JSON with "text",
-        "loss_before", "loss_after" and "n_steps". Raises EngineFailure where none can be searched for."""
-
-
-def is_open(model: Model) -> bool:
-    """Whether the engine of this model holds its weights, so that it is an Open."""
+def holds_weights(model: Model) -> bool:
+    """Return True if the engine of this model is a WhiteBoxEngine."""
     return choose(model) == "torch"
 
 
-def altered(name: str, how: str) -> str:
-    """The name, or the numerics, of an engine whose model an attack has changed."""
-    return f"{name}{_ALTERED}{how}"
+def altered(name: str, change: str) -> str:
+    """Return the name, or the numerics, of an engine whose model an attack has changed."""
+    return f"{name}{_ALTERED}{change}"
 
 
 def base_numerics(engine: Engine) -> str:
-    """The numerics of the engine before an attack changed its model; its own where none did."""
-    return str(getattr(engine, "base_numerics", engine.numerics))
+    """Return the numerics of an engine before an attack changed its model."""
+    return engine.base_numerics if isinstance(engine, Alterable) else engine.numerics
 
 
 def is_batch_unverified(engine: Engine) -> bool:
-    """Whether an answer of this engine may depend on what else is in its batch; an engine that does not say
-    has verified that it does not, or answers one request at a time."""
-    return bool(getattr(engine, "is_batch_unverified", False))
+    """Return True if an answer of this engine may depend on what else is in the batch.
+
+    An engine that does not report it has verified that it does not, or answers one request at a time.
+    """
+    return isinstance(engine, BatchReporter) and engine.is_batch_unverified
 
 
 def failed_reply(request: Request, prompt: str, error: HeredityError, **more: Any) -> Reply:
-    """The reply of a request that an engine could not answer; `more` are further fields of it."""
+    """Return the reply of a request that an engine could not answer; `more` are further fields of it."""
     words = clean_text(str(error))
     return Reply(request.key, prompt, "", stop="error", error=words, error_code=error.code, **more)
 
 
-class Scored(NamedTuple):
-    """A continuation's natural-log probabilities, a token each, and whether each token was the likeliest."""
+class RequestStream:
+    """The requests that an engine pulls. `is_open` is False after the last one."""
 
-    logs: list[float]
-    is_greedy: bool
+    def __init__(self, requests: Iterable[Request | None]) -> None:
+        self._requests = iter(requests)
+        self.is_open = True
 
+    def next(self) -> Request | None:
+        """Return the next request, or None if none is ready now or none is left."""
+        if self.is_open:
+            try:
+                return next(self._requests)
+            except StopIteration:
+                self.is_open = False
+        return None
 
-class Scorer(Protocol):
-    """An engine that gives log-probabilities of given continuations."""
-
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
-        """Natural-log probability of every token of each continuation, given the rendered request."""
-
-
-class Completer(Engine, Protocol):
-    """An engine that also goes on from a plain text: a request without messages, the text as its prefill."""
-
-    @property
-    def is_base(self) -> bool:
-        """Whether the model has no chat template of its own."""
-
-
-class Filler(Protocol):
-    """An encoder that says which tokens a gap may hold: engines/encoder.py."""
-
-    def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
-        """Natural-log probability of each option in the place of `mark`, the rest of `text` given."""
+    def refuse_idle(self) -> None:
+        """Raise EngineFailure if the stream is open, for no request in flight can bring another."""
+        if self.is_open:
+            raise EngineFailure(
+                "the stream of requests has nothing ready and nothing in flight", code="stream-stuck"
+            )
 
 
-class Matcher(Protocol):
-    """A dual encoder that says how well images and texts fit together: engines/dual.py."""
-
-    def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
-        """Similarity of each image (rows) to each text (columns): the texts are the names of classes for
-        zero-shot classification, and captions for retrieval."""
+def cache_budget() -> int:
+    """Return the bytes for keys and values: a quarter of the machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (ValueError, AttributeError):
+        return 4 << 30

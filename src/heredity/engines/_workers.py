@@ -18,31 +18,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Reply, Request
-
-
-class Source:
-    """is_open: whether there may be more."""
-
-    def __init__(self, requests: Iterable[Request | None]) -> None:
-        self._left = iter(requests)
-        self.is_open = True
-
-    def next(self) -> Request | None:
-        """The next request; None where none is ready, or none will come."""
-        if self.is_open:
-            try:
-                return next(self._left)
-            except StopIteration:
-                self.is_open = False
-        return None
-
-    def refuse_idle(self) -> None:
-        """Raise EngineFailure where more is to come, and nothing under way could bring it."""
-        if self.is_open:
-            raise EngineFailure(
-                "the stream of requests has nothing ready and nothing under way", code="stream-stuck"
-            )
-
+from heredity.engines import RequestStream
 
 Answer = Callable[[Request], Reply]
 ASK_AGAIN = 0.02  # seconds: whoever sends requests may have another by then, as a server has
@@ -70,7 +46,7 @@ class Crew:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """The replies, as they come."""
-        source, ticket = Source(requests), 0
+        source, ticket = RequestStream(requests), 0
         while True:
             while len(self._under_way) < self._width and (request := source.next()) is not None:
                 ticket += 1

@@ -24,12 +24,13 @@ import xllamacpp
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
-from heredity.engines import Listener, failed_reply
+from heredity.engines import cache_budget, failed_reply
 from heredity.engines._workers import Crew, failed
 from heredity.engines.chat import tool_calls
 from heredity.engines.chat.streaming import Ends
 from heredity.engines.chat.template import Template
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.engines.protocols import Listener
 
 WIDTH = 8  # slots: on a CPU the gain ends there
 LONGEST = 4096  # tokens of prompt and answer that a slot has room for, where the model has as many
@@ -51,7 +52,7 @@ def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCp
     header = read_gguf(path)
     shape = _Shape(header)
     n_tokens = min(context, shape.context)
-    width = max(1, min(width, _cache_budget() // max(1, shape.cache_bytes * n_tokens)))
+    width = max(1, min(width, cache_budget() // max(1, shape.cache_bytes * n_tokens)))
     key = os.urandom(16).hex()
     return LlamaCpp(_serve(path, width, n_tokens, _threads(path), key), header, width, n_tokens, key)
 
@@ -327,11 +328,3 @@ def _load_average() -> float:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
         return 0.0
-
-
-def _cache_budget() -> int:
-    """Bytes for keys and values: a quarter of the machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (ValueError, AttributeError):
-        return 4 << 30

@@ -22,7 +22,7 @@ from typing import Any
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines import Completer
+from heredity.engines.protocols import Completer, GreedyScorer
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 
@@ -66,7 +66,7 @@ def _class() -> Callable[[Any, str], Any]:
 
         def __init__(self, engine: Any, name: str) -> None:
             super().__init__()
-            if not hasattr(engine, "scored"):
+            if not isinstance(engine, GreedyScorer):
                 raise UsageError(
                     f"'{name}' tells no log-probabilities; the torch engine does.",
                     code="no-log-probabilities",

@@ -23,6 +23,7 @@ from heredity import engines
 from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Decoding, Message, Model, Record, Request, Stop, digest
 from heredity.core.sanitize import clean_text
+from heredity.engines.protocols import Matcher, Scorer
 from heredity.evals.metrics import LETTERS
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.tasks import EvalTask, TaskItem, _pictures
@@ -122,7 +123,7 @@ class PromptForm(Protocol):
 
 class _Reply:
     def why_not(self, model: Model) -> str:
-        return engines.why_speechless(model)
+        return engines.why_not_generative(model)
 
     def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
@@ -139,12 +140,12 @@ class _Score:
         engine = engines.choose(model)
         if engine in ("torch", "encoder"):
             return ""
-        if why := engines.why_speechless(model):
+        if why := engines.why_not_generative(model):
             return why
         return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
 
     def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
-        if not hasattr(engine, "score"):
+        if not isinstance(engine, Scorer):
             raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
         for place, one in enumerate(asked):
             try:
@@ -169,7 +170,7 @@ class _Match:
                 yield ItemResponse(place, stop="error", error=str(error))
 
 
-def _similar(engine: engines.Matcher, shown: str, options: Sequence[str]) -> list[float]:
+def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]:
     """Of a picture to each caption, or of a caption to each picture."""
     if (picture := _pictures.bytes_of(shown)) is not None:
         return engine.match([picture], options)[0]

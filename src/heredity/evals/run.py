@@ -22,7 +22,7 @@ from heredity.core.files import Lock, write_atomic
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Model, digest, encode
 from heredity.core.rows import Rows
-from heredity.engines import Engine
+from heredity.engines.protocols import Completer, Engine
 from heredity.evals import scoring, tasks
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.prompting import WAYS, Form, RenderedItem, put
@@ -162,13 +162,12 @@ class Evaluation:
 
     def _is_base(self, engine: Any, model: Model) -> bool:
         """Whether it goes on with a text, and has learned no conversation."""
-        if self._is_plain and not hasattr(engine, "is_base"):
+        if self._is_plain and not isinstance(engine, Completer):
             raise UsageError(
                 f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out.",
                 code="takes-conversations",
             )
-        has_form = hasattr(engine, "is_base")
-        return has_form and (
+        return isinstance(engine, Completer) and (
             engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
         )
 

@@ -16,12 +16,12 @@ import math
 import random
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from heredity.core.errors import UsageError
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Message, Request
-from heredity.engines import Scorer
+from heredity.engines.protocols import Scorer
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.study.legacy import canary_of_note
@@ -88,9 +88,9 @@ def expose(
 
     Raises UsageError where its engine tells no log-probabilities.
     """
-    engine: Any = load_engine(store.ready(model), store)
+    engine = load_engine(store.ready(model), store)
     try:
-        if not hasattr(engine, "score"):
+        if not isinstance(engine, Scorer):
             raise UsageError(f"'{model.record.name}' tells no log-probabilities; the torch engine does.")
         return exposure(engine, canary, secret, n_candidates, seed, watch)
     finally:

@@ -26,7 +26,7 @@ from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownNam
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
     check_file,
@@ -191,7 +191,7 @@ class Store:
 
     def derive(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
         """A child of the whole weights (see `whole`) of its parents, which write text, grown once."""
-        for name, why in ((p.record.name, engines.why_speechless(p.record)) for p in parents):
+        for name, why in ((p.record.name, engines.why_not_generative(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
         whole = [self.whole(parent) for parent in parents]
@@ -288,7 +288,7 @@ class Store:
         return good, bad
 
     def _why_silent(self, model: Model) -> str:
-        if why := engines.why_speechless(model):
+        if why := engines.why_not_generative(model):
             return why
         try:
             engines.loader(model)

@@ -11,7 +11,7 @@ from heredity.core.progress import Watch
 from heredity.core.records import Model
 
 if TYPE_CHECKING:
-    from heredity.engines import Engine
+    from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
 
 

@@ -31,7 +31,8 @@ from heredity.core.records import (
 )
 from heredity.core.rows import Rows
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines import Engine, Open, failed_reply
+from heredity.engines import failed_reply
+from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, why_unsupported
 from heredity.study.plan import PlannedModel
@@ -175,7 +176,7 @@ class Kit:
 
     def why_not(self, attack: Attack, engine: Engine) -> str:
         """Why this engine's model cannot be attacked so; "" where it can."""
-        is_closed = attack.needs_weights and not hasattr(engine, "without")
+        is_closed = attack.needs_weights and not isinstance(engine, WhiteBoxEngine)
         return why_unsupported(attack, engine.name) if is_closed else ""
 
     def changed(self, attack: Attack, model: PlannedModel, engine: Engine) -> Engine:
@@ -183,7 +184,7 @@ class Kit:
         if self.why_not(attack, engine):
             return engine
         return attack.prepared(
-            cast(Open, engine), lambda spec: self.finds.keep(model.id, spec, engine.numerics)
+            cast(WhiteBoxEngine, engine), lambda spec: self.finds.keep(model.id, spec, engine.numerics)
         )
 
     def found(
@@ -193,7 +194,7 @@ class Kit:
         marked = msgspec.structs.replace(how, found=MARK)
         request = _marked(application, attack, trial, marked)
         keep = self.finds.keep(trial.model.id, attack.spec, engine.render(request), trial.probe.id, how.seed)
-        return keep(lambda: attack.search(cast(Open, engine), request, trial.probe, how))
+        return keep(lambda: attack.search(cast(WhiteBoxEngine, engine), request, trial.probe, how))
 
 
 def _marked(application: Application, attack: Attack, trial: Trial, how: AttackContext) -> Request:

@@ -19,7 +19,7 @@ from heredity.core.errors import BudgetSpent, EngineFailure
 from heredity.core.progress import Meter
 from heredity.core.records import Response
 from heredity.core.rows import Rows
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import Kit
 from heredity.study.plan import PlannedModel

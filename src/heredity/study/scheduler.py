@@ -37,7 +37,8 @@ from heredity.core.records import (
     digest,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
-from heredity.engines import Engine, failed_reply
+from heredity.engines import failed_reply
+from heredity.engines.protocols import DecodingAdapter, Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import AT_ONCE, Kit, Referee
 from heredity.study.trials import Grid, Trial
@@ -199,8 +200,10 @@ class Pump:
     def _key(self, request: Request, prompt: str) -> str:
         model = self._grid.trial(request.key).model.id
         decoding = request.decoding
-        if (as_sent := getattr(self._engine, "as_sent", None)) is not None:
-            decoding = as_sent(decoding)  # a service that takes no temperature draws, whatever was asked
+        if isinstance(self._engine, DecodingAdapter):
+            decoding = self._engine.as_sent(
+                decoding
+            )  # a service that takes no temperature draws, whatever was asked
         return cache_key(self._engine.numerics, model, prompt, decoding, request.seed)
 
     # --- towards the attacker ---

@@ -40,7 +40,8 @@ from heredity.core.records import (
     is_failed,
 )
 from heredity.core.rows import Rows, rewrite
-from heredity.engines import Engine, base_numerics, is_batch_unverified
+from heredity.engines import base_numerics, is_batch_unverified
+from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam.judges import DEFAULT, Decider
 from heredity.study.estimates import Run
 from heredity.study.legacy import RowsFromSchema1, run_from_schema_1
@@ -252,7 +253,7 @@ def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count
             n_asked=count.n_asked,
             n_errors=count.n_errors,
             n_cached=count.n_cached,
-            account=account() if (account := getattr(engine, "account", None)) is not None else {},
+            account=engine.account() if isinstance(engine, Accountant) else {},
         )
         # A full disk has been reported by the rows themselves; this line is only circumstance.
         with suppress(HeredityError, OSError), Rows(folder / RUNS, Run) as rows:

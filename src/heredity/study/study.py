@@ -24,7 +24,8 @@ from heredity.core.files import Lock, default_root
 from heredity.core.progress import Meter, Progress, Watch
 from heredity.core.records import Model, Probe, Response, digest, is_failed
 from heredity.core.rows import Rows
-from heredity.engines import Engine, scripted
+from heredity.engines import scripted
+from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.store import scripted as scripted_model

@@ -13,7 +13,7 @@ from heredity import engines
 from heredity.core.errors import EngineFailure, UsageError
 from heredity.core.records import Reply, Request
 from heredity.core.rows import Rows
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import FOUND, Found
 from heredity.study.study import Study

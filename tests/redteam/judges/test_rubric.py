@@ -17,7 +17,7 @@ from tests.support.planning import Recorder
 
 from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Check, Reply, Request
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine
 from heredity.redteam import judges
 from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.rubric import ask as _rubric_form

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from heredity.core.records import Estimate
-from heredity.engines import UNPROVEN
+from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
 from heredity.study.estimates import Bounds, Estimates, Manners, Pair, Table2x2
 from heredity.study.estimates import read as read_estimates
@@ -78,8 +78,8 @@ def test_an_engine_that_proves_nothing_about_company_is_named(estimates: Estimat
     first, *others = estimates.models
     told = msgspec.structs.replace(first, is_batch_unverified=True)
     said = headline(msgspec.structs.replace(estimates, models=(told, *others))).warnings
-    assert [first.name in line for line in said if UNPROVEN in line] == [True]
-    assert not any(UNPROVEN in line for line in headline(estimates).warnings)
+    assert [first.name in line for line in said if NOT_VERIFIED in line] == [True]
+    assert not any(NOT_VERIFIED in line for line in headline(estimates).warnings)
 
 
 def test_the_headline_does_not_crown_a_model_that_refuses_everything(estimates: Estimates) -> None:

@@ -28,7 +28,7 @@ from heredity.core.records import Model
 from heredity.deploy.export import _bom, _card
 from heredity.deploy.export._parity import ExportSource, Parity, compare, reference
 from heredity.deploy.export._room import ADVICE, refuse_too_large
-from heredity.engines import why_speechless
+from heredity.engines import why_not_generative
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -63,7 +63,7 @@ def export(
     model that writes no text, or is not in the study; Refused where a reader does not agree, OutOfMemory.
     """
     form = registry.load("deploy.export", to)
-    if why := why_speechless(model.record):
+    if why := why_not_generative(model.record):
         raise UsageError(
             f"'{model.record.name}' is not exported: {why}, by which an export is checked. Its files in the"
             f" store are as transformers loads them: {model.folder}",

@@ -25,7 +25,7 @@ import msgspec
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Reply, Request
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines import Engine, Streamer
+from heredity.engines.protocols import Engine, Streamer
 
 WIDTH = 8  # requests that an engine is given at once, where it does not say how many are good
 MOST = 256  # that may wait

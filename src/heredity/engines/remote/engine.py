@@ -22,8 +22,8 @@ import msgspec
 
 from heredity.core.errors import Damaged, EngineFailure, Unavailable
 from heredity.core.records import Decoding, Model, Reply, Request, digest
-from heredity.engines import failed_reply
-from heredity.engines._workers import ASK_AGAIN, Source
+from heredity.engines import RequestStream, failed_reply
+from heredity.engines._workers import ASK_AGAIN
 from heredity.engines.remote.budget import HOMES, Budget, Calls, Price, Usage
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Session:
     """One stream of requests, in the thread of whoever iterates."""
 
     def __init__(self, engine: Remote, requests: Iterable[Request | None]) -> None:
-        self._where, self._line, self._source = engine.where, engine.line, Source(requests)
+        self._where, self._line, self._source = engine.where, engine.line, RequestStream(requests)
         self._line.fatal = ""  # what ended a stream before this one may have passed
         self._budget, self._price = engine.budget, engine.price
         self._n_under_way, self._is_spent = 0, False

@@ -8,7 +8,6 @@ Leaves to others: what is asked, and where replies are kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ import torch
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
 from heredity.core.records import Model, Reply, Request, encode, is_digest
-from heredity.engines import UNPROVEN, Listener, Scored, altered
+from heredity.engines import NOT_VERIFIED, altered, cache_budget
 from heredity.engines.chat.codec import Chat
 from heredity.engines.chat.streaming import Spoken
 from heredity.engines.formats import peft
 from heredity.engines.formats import weights as _weights
+from heredity.engines.protocols import Listener, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import Batch, Row
@@ -99,7 +99,7 @@ class Torch:
         self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
         self._stops = chat.stops(folder)
         self._prefixes: dict[tuple[int, ...], Prefix] = {(): _EMPTY}
-        self._chunks = Chunks(_cache_budget() // _OF_CHUNKS)
+        self._chunks = Chunks(cache_budget() // _OF_CHUNKS)
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The rule by which rows meet stands in it: answers made under another are not taken for these.
         self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
@@ -109,7 +109,7 @@ class Torch:
         self.base_numerics = self.numerics
         self.is_batch_unverified = not tuning.is_proven
         if self.is_batch_unverified:
-            self.name += f" ({UNPROVEN})"
+            self.name += f" ({NOT_VERIFIED})"
 
     @property
     def is_base(self) -> bool:
@@ -146,7 +146,7 @@ class Torch:
         """
         return [one.logs for one in self.scored(request, continuations)]
 
-    def scored(self, request: Request, continuations: Sequence[str]) -> list[Scored]:
+    def scored(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
         """As `score`, and whether greedy decoding would say each continuation."""
         decoder = self.decoder
         with torch.inference_mode():
@@ -155,7 +155,7 @@ class Torch:
             if all(len(one) == 1 for one in said):
                 logs = self._log_probabilities(decoder, prefix, own, ())[0]
                 likeliest = int(logs.argmax())
-                return [Scored([float(logs[token])], token == likeliest) for (token,) in said]
+                return [TokenScores([float(logs[token])], token == likeliest) for (token,) in said]
             return [self._scored(decoder, prefix, own, one) for one in said]
 
     def log_probability(
@@ -180,10 +180,10 @@ class Torch:
 
     def _scored(
         self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
-    ) -> Scored:
+    ) -> TokenScores:
         logs, tokens = self._log_probabilities(decoder, prefix, own, said[:-1]), torch.tensor(said)
         is_greedy = bool((logs.argmax(dim=1) == tokens).all())
-        return Scored(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)
+        return TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)
 
     def _log_probabilities(
         self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
@@ -290,7 +290,7 @@ class Torch:
         return self._prefixes[shared], tokens[len(shared) :]
 
     def batch(self, prefix: Prefix) -> Batch:
-        return Batch(self.decoder, prefix, self._widths, self.is_over, _cache_budget(), self._chunks)
+        return Batch(self.decoder, prefix, self._widths, self.is_over, cache_budget(), self._chunks)
 
     @property
     def lookahead(self) -> int:
@@ -314,11 +314,3 @@ class Torch:
         """What a finished row said, without the token or text that ended it."""
         text = self._chat.decode(self.said(row))
         return text.split(self._chat.stop_text, 1)[0] if self._chat.stop_text else text
-
-
-def _cache_budget() -> int:
-    """Bytes for keys and values: a quarter of the machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (ValueError, AttributeError):
-        return 4 << 30

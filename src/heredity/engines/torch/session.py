@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Reply, Request
-from heredity.engines import Listener, failed_reply
-from heredity.engines._workers import Source
+from heredity.engines import RequestStream, failed_reply
 from heredity.engines.chat import tool_calls
 from heredity.engines.chat.streaming import Spoken
+from heredity.engines.protocols import Listener
 from heredity.engines.torch.batch import Batch, Row
 from heredity.engines.torch.decoder import Prefix
 from heredity.engines.torch.sampling import Sampler
@@ -30,7 +30,7 @@ class Session:
     def __init__(
         self, engine: Torch, requests: Iterable[Request | None], listener: Listener | None = None
     ) -> None:
-        self._engine, self._source, self._listener = engine, Source(requests), listener
+        self._engine, self._source, self._listener = engine, RequestStream(requests), listener
         self._spoken: dict[int, Spoken] = {}
         self._waiting: dict[int, list[tuple[int, int, Row]]] = {}  # by prefix: a heap, longest first
         self._prompts: dict[int, tuple[str, int]] = {}

@@ -30,7 +30,7 @@ from typing import Any
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
-from heredity.engines import UNPROVEN, failed_reply
+from heredity.engines import NOT_VERIFIED, failed_reply
 from heredity.engines._workers import Crew, failed
 from heredity.engines.chat import tool_calls
 from heredity.engines.chat.folder import FolderChat
@@ -116,7 +116,7 @@ class Vllm:
     ) -> None:
         self._client, self._served, self._chat, self.server = client, served, chat, server
         self._is_closed = False
-        self.name, self.is_batch_unverified = f"vllm {which} ({UNPROVEN})", True
+        self.name, self.is_batch_unverified = f"vllm {which} ({NOT_VERIFIED})", True
         self.numerics = f"vllm {which}"
 
     @property

@@ -19,7 +19,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Consult, Message, Model, Probe, Reply, Request, Turn
-from heredity.engines import Engine, Open
+from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext, context_for
 
 Turns = Generator[Turn | Consult, Reply, None]
@@ -69,11 +69,11 @@ class AttackPart:
         """Whether it works only on an engine that holds the model's weights."""
         return self.searches or self.kind == "prepare"
 
-    def prepare(self, engine: Open, keep: Keep) -> Engine:
+    def prepare(self, engine: WhiteBoxEngine, keep: Keep) -> Engine:
         """The engine with its model changed."""
         return cast(Engine, self.module.prepare(engine, keep))
 
-    def search(self, engine: Open, request: Request, probe: Probe, context: AttackContext) -> str:
+    def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
         """What it found for the place of MARK in a request."""
         return str(self.module.search(engine, request, probe, context))
 
@@ -149,14 +149,14 @@ class Attack:
         """Whether it works only on an engine that holds the model's weights."""
         return any(part.needs_weights for part in self.parts)
 
-    def prepared(self, engine: Open, keep: Callable[[str], Keep]) -> Engine:
+    def prepared(self, engine: WhiteBoxEngine, keep: Callable[[str], Keep]) -> Engine:
         """The engine with its model changed by every part that does. `keep` is by the part's spec."""
         changed: Engine = engine
         for part in self.changes:
-            changed = part.prepare(cast(Open, changed), keep(part.spec))
+            changed = part.prepare(cast(WhiteBoxEngine, changed), keep(part.spec))
         return changed
 
-    def search(self, engine: Open, request: Request, probe: Probe, context: AttackContext) -> str:
+    def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
         """What the part that searches found for the place of MARK in the request."""
         part = self.searches[0]
         return part.search(engine, request, probe, _for(part, self._language(probe, context)))
@@ -288,7 +288,7 @@ def unsupported(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[s
         ("*", f"{why_unsupported(attack, engines.choose(model))} ('{model.name}')")
         for model in models
         for attack in laid
-        if attack.needs_weights and not engines.is_open(model)
+        if attack.needs_weights and not engines.holds_weights(model)
     ]
 
 

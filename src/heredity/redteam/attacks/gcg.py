@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Probe, Request, Turn
-from heredity.engines import Open
+from heredity.engines.protocols import WhiteBoxEngine
 from heredity.redteam.attacks._context import MARK, AttackContext, table
 
 QUERIES = "adds none; up to 65 forward passes a step, once a trial; torch engine only"
@@ -40,7 +40,7 @@ def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
     return msgspec.structs.replace(turn, text=turn.text + found)
 
 
-def search(engine: Open, request: Request, probe: Probe, context: AttackContext) -> str:
+def search(engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
     """The suffix for this request as JSON, with its loss before and after; none where it proved nothing."""
     found = engine.suffix(
         request, MARK, target(probe, context), int(context.variant or variants[0]), context.seed

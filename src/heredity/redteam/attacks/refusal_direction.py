@@ -9,7 +9,7 @@ needs the torch engine; finding the direction takes about 600 forward passes, on
 from __future__ import annotations
 
 from heredity.core.records import Message, Request
-from heredity.engines import Engine, Open
+from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import probes
 from heredity.redteam.attacks._spec import Keep
 
@@ -17,7 +17,7 @@ QUERIES = "adds none; about 600 forward passes once a model; torch engine only"
 TECHNIQUE = "harmful_request"
 
 
-def prepare(engine: Open, keep: Keep) -> Engine:
+def prepare(engine: WhiteBoxEngine, keep: Keep) -> Engine:
     """The same model without its refusal direction; the one that was found before, where there is one."""
     return engine.without(keep(lambda: engine.direction(_requests("breach"), _requests("benign"))))
 

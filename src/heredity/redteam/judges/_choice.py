@@ -20,7 +20,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import UsageError
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine
 from heredity.redteam.judges import checks
 from heredity.redteam.judges.rules import judge as rules
 

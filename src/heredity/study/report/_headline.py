@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from heredity.core.sanitize import label
-from heredity.engines import UNPROVEN
+from heredity.engines import NOT_VERIFIED
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Pair, Rate, main_scope
 from heredity.study.report._edges import summary
 from heredity.study.sequential import stopping
@@ -278,8 +278,8 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
             "Tools were rendered in each model's own format: the application is not the same for all."
         )
     found += [
-        f"{called.get(card.id, label(card.id))}: {UNPROVEN}, by its engine's own word, so the same trial in"
-        " another batch may come out otherwise."
+        f"{called.get(card.id, label(card.id))}: {NOT_VERIFIED}. The same trial may get another answer in"
+        " another batch."
         for card in estimates.models
         if card.is_batch_unverified
     ]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from heredity.core.errors import ContextOverflow
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine, Scorer
 
 _READ = ((700, 300), (1500, 700))  # of request and answer: characters from the beginning and from the end
 _READ_SHORT = ((600, 250), (1200, 400))  # where a head reads the model's state
@@ -166,14 +166,14 @@ _LEAST = 1e-6  # a probability nearer to 0 or 1 is no nearer than this
 def yes_no(engine: Engine, question: Callable[[str], str], pairs: Sequence[Pair]) -> list[float | None]:
     """How likely the model says yes to a question about each answer; `question` gives it by the prompt."""
     asked = [yes_no_request(i, question(prompt), prompt, text) for i, (prompt, text) in enumerate(pairs)]
-    if hasattr(engine, "score"):
+    if isinstance(engine, Scorer):
         return [_share_of_yes(engine, request) for request in asked]
     return _read(engine, asked, read_yes_no)
 
 
 def parts(engine: Engine, pairs: Sequence[Pair]) -> list[RubricScores | None]:
     """The three parts of each answer. With probabilities: the mean of each scale."""
-    if hasattr(engine, "score"):
+    if isinstance(engine, Scorer):
         return [_parts(engine, i, *pair) for i, pair in enumerate(pairs)]
     return _read(engine, [parts_request(i, *pair) for i, pair in enumerate(pairs)], read_parts)
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import BadInput, ContextOverflow, Damaged, UsageError
-from heredity.engines import Engine
+from heredity.engines.protocols import Engine, LayerReader
 from heredity.redteam.judges._choice import Pair
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import CLIP, PRIOR, Floats, load_arrays, sigmoid
@@ -200,13 +200,13 @@ class StateReader:
     """A model cut off behind the layer that a head reads."""
 
     def __init__(self, engine: Engine, layer: int) -> None:
-        if not hasattr(engine, "until"):
+        if not isinstance(engine, LayerReader):
             raise UsageError(
                 "A head reads a model's inner states, which only the torch engine shows: "
                 f"not {engine.name}. Leave ':head' out.",
                 code="needs-torch-engine",
             )
-        self._engine: Any = engine.until(layer)
+        self._engine = engine.until(layer)
 
     def states(self, pairs: Iterable[Pair]) -> list[Floats | None]:
         """The state behind each answer, (hidden,); None where it does not fit, or is no numbers."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
+from heredity.engines.protocols import LayerReader
 from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import PRIOR, Floats, sigmoid
@@ -136,7 +137,7 @@ def train_head(
     examples = sample_rows(data.examples, rows)
     out.mkdir(parents=True, exist_ok=True)
     engine, model = models.load(name), models.identify(name)
-    layer = round(DEPTH * int(getattr(engine, "n_layers", 1)))
+    layer = round(DEPTH * (engine.n_layers if isinstance(engine, LayerReader) else 1))
     try:
         read = read_states(head.StateReader(engine, layer), f"{model} {layer}", examples, out / STATES, say)
     finally:

@@ -1,0 +1,232 @@
+"""What an engine can do: one Protocol per capability. Check for one with `isinstance`.
+
+Every engine is an `Engine`. The other protocols are optional: an engine has them or not, whatever its file.
+A file `engines/NAME.py`, or `engines/NAME/engine.py`, is an `EngineModule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from heredity.core.records import Decoding, Model, Reply, Request
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded model that answers requests.
+
+    Replies may come in any order; each carries the key of its request. An answer depends on its request only:
+    not on the batch, the order, or a restart.
+    """
+
+    @property
+    def name(self) -> str:
+        """A description for people, stored with every row: kind, dtype, batch width, versions."""
+
+    @property
+    def numerics(self) -> str:
+        """The part of `name` that can change the bits of an answer; a key of the response cache.
+
+        An empty string means that answers are not worth caching (`scripted`).
+        """
+
+    def render(self, request: Request) -> str:
+        """Return the full prompt of a request, prefill included. Uses no clock and no network.
+
+        The template of a remote model is unknown: its text is equal only for equal requests.
+        """
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        """Answer a stream of requests, as many at a time as is fast.
+
+        The thread that iterates over the replies also pulls `requests`, whenever there is room. None in the
+        stream means "nothing is ready, but replies in flight will bring more". The engine then continues and
+        asks again after its next reply. Closing the iterator early abandons the requests in flight.
+
+        A failure of one request is a reply with stop "error". A failure of all requests raises EngineFailure,
+        and so does a refused key. The run then ends and keeps its answers.
+        """
+
+    def close(self) -> None:
+        """Free the memory."""
+
+
+@runtime_checkable
+class EngineModule(Protocol):
+    """The module of an engine: it defines `load`."""
+
+    def load(self, model: Model, folder: Path, tuning: Path | None = None) -> Engine:
+        """Load a model. Raises Unavailable, with advice, if this machine cannot.
+
+        folder: the verified files of the model; empty for a remote model.
+        tuning: a file for the engine's measurements of this model on this machine; it may not exist yet.
+        """
+
+
+class Listener(Protocol):
+    """Receives answers while they are generated. Any thread of the engine may call it."""
+
+    def is_heard(self, key: int) -> bool:
+        """Return True if the answer of this request is wanted in parts."""
+
+    def hear(self, key: int, more: str) -> None:
+        """Receive the next part: whole characters. All parts come before the reply."""
+
+    def is_wanted(self, key: int) -> bool:
+        """Return False to cancel the rest. The reply then comes soon, with stop "length"."""
+
+
+@runtime_checkable
+class Streamer(Engine, Protocol):
+    """An engine that reports answers while it generates them and can cancel them."""
+
+    @property
+    def width(self) -> int:
+        """The number of requests that it answers at once."""
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """Do the same as `reply` and report to a listener. Pulls requests whenever there is room."""
+
+
+@runtime_checkable
+class Accountant(Protocol):
+    """An engine that reports counts of a run, which are stored in the row of the run."""
+
+    def account(self) -> dict[str, Any]:
+        """Return counts (`n_...`, `cost`) and lists of texts, such as the `served` models of a service."""
+
+
+@runtime_checkable
+class DecodingAdapter(Protocol):
+    """An engine whose service does not use every decoding parameter."""
+
+    def as_sent(self, decoding: Decoding) -> Decoding:
+        """Return the decoding that the service really uses; the response cache is keyed by it."""
+
+
+@runtime_checkable
+class BatchReporter(Protocol):
+    """An engine that reports whether its batch invariance is unverified."""
+
+    @property
+    def is_batch_unverified(self) -> bool:
+        """Whether an answer may depend on what else is in the batch."""
+
+
+@runtime_checkable
+class Alterable(Protocol):
+    """An engine whose model an attack can change."""
+
+    @property
+    def base_numerics(self) -> str:
+        """The numerics before any change."""
+
+
+@runtime_checkable
+class WhiteBoxEngine(Engine, Protocol):
+    """An engine that holds the weights and gives an attack access to them."""
+
+    def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
+        """Find the residual direction that separates two kinds of request, as base64 text.
+
+        Raises UsageError if there are too few requests.
+        """
+
+    def without(self, direction: str) -> Engine:
+        """Return the same model with that direction projected out.
+
+        The weights are shared. Name and numerics differ (`altered`); `base_numerics` stays the same.
+        """
+
+    def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
+        """Search a text to put in place of `mark`, so that the model begins its answer with `target`.
+
+        Returns JSON with "text", "loss_before", "loss_after" and "n_steps". Raises EngineFailure if this
+        model cannot be searched.
+        """
+
+
+@runtime_checkable
+class LayerReader(Protocol):
+    """An engine that shows the residual stream of its model."""
+
+    @property
+    def name(self) -> str:
+        """As of `Engine`."""
+
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+
+    def until(self, n_layers: int) -> LayerReader:
+        """Return an engine of the first layers only. Raises EngineFailure if there are fewer layers."""
+
+    def state(self, request: Request) -> Any:
+        """Return the residual stream after the last layer, at the last prompt token.
+
+        A float32 tensor (hidden size,). Raises ContextOverflow.
+        """
+
+
+class TokenScores(NamedTuple):
+    """Natural-log probability of each token of a text, and whether greedy decoding gives that text."""
+
+    logs: list[float]
+    is_greedy: bool
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An engine that computes log-probabilities of given texts."""
+
+    @property
+    def name(self) -> str:
+        """As of `Engine`."""
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+        """Return the natural-log probability of every token of each continuation of the prompt."""
+
+
+@runtime_checkable
+class GreedyScorer(Engine, Scorer, Protocol):
+    """A scorer that also reports whether greedy decoding would produce a text."""
+
+    def scored(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
+        """Return the scores of each continuation."""
+
+    @property
+    def boundary(self) -> str:
+        """The token between texts, as text: an empty context consists of it."""
+
+    def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tokens of the prompt, and those of a text that follows it."""
+
+
+@runtime_checkable
+class Completer(Engine, Protocol):
+    """An engine that also continues a plain text: a request without messages, the text as its prefill."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the model has no chat template."""
+
+
+@runtime_checkable
+class Filler(Protocol):
+    """An encoder that scores fillings of a masked position: engines/encoder.py."""
+
+    def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
+        """Return the natural-log probability of each option in place of `mark`, given the rest of `text`."""
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    """A dual encoder that compares images with texts: engines/dual.py."""
+
+    def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
+        """Return the similarity of each image (rows) to each text (columns).
+
+        The texts are class names in zero-shot classification and captions in retrieval.
+        """
