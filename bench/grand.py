@@ -23,8 +23,9 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.study.estimates import Circumstances, Estimates, read
-from heredity.study.plan import read as read_plan
+from heredity.study.estimates import Circumstances, Estimates
+from heredity.study.plan import read_plan
+from heredity.study.storage import read_estimates
 
 MODELS = ("scripted:mixed", "scripted:mixed/b", "scripted:careful")
 ATTACKS = ("direct", "encoding:base64", "roleplay", "foot_in_door")
@@ -85,7 +86,7 @@ def _last_step(log: Path) -> str:
 
 def _numbers(folder: Path) -> Estimates:
     """The estimates without clock, host and cache."""
-    return msgspec.structs.replace(read(folder), circumstances=Circumstances("", "", 0.0, 0, {}))
+    return msgspec.structs.replace(read_estimates(folder), circumstances=Circumstances("", "", 0.0, 0, {}))
 
 
 def _arguments() -> argparse.Namespace:

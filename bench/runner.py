@@ -102,11 +102,11 @@ def opened(folder: Path, n: int):  # type: ignore[no-untyped-def]
     """A study of about `n` trials: the core probes, two models, as many samples as that takes."""
     import heredity as h
     from heredity.lineage import store as lineage
-    from heredity.study import plan
+    from heredity.study.spec import StudySpec, resolve_plan
 
     records = [lineage.scripted(ref).record for ref in MODELS]
     layer = h.Application.load(APPLICATION)
-    n_cells = plan.resolve(records, layer).n_trials
+    n_cells = resolve_plan(StudySpec(records, layer)).n_trials
     return h.Study(MODELS, layer, samples=max(1, n // n_cells), out=folder)
 
 
@@ -127,7 +127,7 @@ def _repeat(folder: Path, made) -> None:  # type: ignore[no-untyped-def]
     import heredity as h
     from heredity.core.records import Response, Verdict
     from heredity.core.rows import Rows
-    from heredity.study.trials import Grid
+    from heredity.study.plan import Grid
 
     small = h.Study(MODELS, made.application, out=folder / "one-sample")
     small.run()

@@ -21,7 +21,11 @@ from heredity.stats import holm, n_for_difference, n_for_margin
 from heredity.stats.intervals import wilson_bounds
 from heredity.stats.paired import mcnemar_exact
 from heredity.stats.sequential import RATE, path
-from heredity.stats.sequential_power import Looking, looking_for_difference, looking_for_margin
+from heredity.stats.sequential_power import (
+    SequentialSize,
+    sequential_n_for_difference,
+    sequential_n_for_margin,
+)
 
 ALPHA, MARGIN, SEED = 0.05, 0.05, 9
 ENOUGH = -math.log(ALPHA)
@@ -175,16 +179,16 @@ def most_needed() -> Iterator[str]:
     yield "| to show | discordance | fixed n (80 % power) | sequential: n for 80 % | mean n | median n |"
     yield "|---|---|---|---|---|---|"
     for gap in (0.05, 0.1, 0.2):
-        plan = looking_for_difference(gap, gap + 0.1)
+        plan = sequential_n_for_difference(gap, gap + 0.1)
         fixed = n_for_difference(gap, gap + 0.1)
         yield f"| gap {gap:.2f} | {gap + 0.1:.2f} | {fixed} | {_words(plan)} |"
     for margin in (0.05, 0.1):
-        plan = looking_for_margin(margin, 0.2, np.random.default_rng(SEED))
+        plan = sequential_n_for_margin(margin, 0.2, np.random.default_rng(SEED))
         fixed = n_for_margin(margin, 0.2)
         yield f"| not worse by {margin:.2f} | 0.20 | {fixed} | {_words(plan)} |"
 
 
-def _words(plan: Looking) -> str:
+def _words(plan: SequentialSize) -> str:
     return f"{plan.n_most} | {plan.n_mean:.0f} | {plan.n_median}"
 
 

@@ -12,26 +12,27 @@ from heredity.application import spec
 from heredity.core import records
 from heredity.core.records import Response, Verdict
 from heredity.lineage import graph
-from heredity.study import attack_context, estimates, importers, plan, scheduler
+from heredity.study import attack_context, estimates, importers, plan, storage
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES: list[str] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
-RESULTS = ("Run", "Rate", "Pair", "Inheritance")
+RESULTS = (storage.RunRecord, estimates.Rate, estimates.ModelPair, estimates.Inheritance)
 TYPES = [
     *(
         getattr(estimates, name)
-        for name in ("Run", "Estimates", "Rate", "Pair", "Inheritance", "Manners", "Bounds", "Table2x2")
+        for name in ("Estimates", "Rate", "ModelPair", "Inheritance", "Manners", "Bounds", "Table2x2")
     ),
     *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
-    *(getattr(estimates, name) for name in ("Skipped", "Circumstances")),
+    *(getattr(estimates, name) for name in ("SkippedProbe", "Circumstances")),
     graph.Edge,
-    *(plan.PlanFile, plan.Plan, plan.PlannedModel, scheduler.Prefix),
+    storage.RunRecord,
+    *(plan.PlanFile, plan.Plan, plan.PlannedModel, storage.PromptPrefix),
     *(
         Response,
         Verdict,
         records.Exchange,
         records.Consulted,
-        attack_context.Found,
+        attack_context.SearchResult,
         records.Estimate,
         records.Probe,
         records.Check,
@@ -53,7 +54,7 @@ def test_every_field_is_named_on_the_page(kind: type[msgspec.Struct]) -> None:
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    list(enumerate([scheduler.Prefix, Response, Verdict, *(getattr(estimates, name) for name in RESULTS)])),
+    list(enumerate([storage.PromptPrefix, Response, Verdict, *RESULTS])),
 )
 def test_the_examples_are_rows_that_heredity_reads(place: int, kind: type[msgspec.Struct]) -> None:
     assert len(EXAMPLES) == 7

@@ -43,7 +43,7 @@ def test_a_lineage_with_an_int8_child_is_asked_and_its_widened_form_is_not(
     ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
     assert main(["study", "--lineage", "tiny", *ask]) == 0
     assert "another form of 'whole', which is asked" in capsys.readouterr().err
-    store, plan = Store(), plans.read(place / "study")
+    store, plan = Store(), plans.read_plan(place / "study")
     parent, child, tuned = (store.get(name).record.id for name in ("tiny", "whole", "tuned"))
     assert [model.id for model in plan.models] == [parent, child, tuned]
     assert plan.edges == (Edge(parent, child, "quantize"), Edge(child, tuned, "lora"))

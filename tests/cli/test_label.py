@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.records import Response
 from heredity.core.rows import Rows
-from heredity.study import estimates, labels
+from heredity.study import labels, storage
 from tests.cli.test_main import heredity_process
 from tests.support.errors import check_refused
 from tests.support.planning import plan, study
@@ -31,7 +31,7 @@ def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
     assert "scripted:mixed" not in first.stdout  # neither the model nor the judge's verdict leads
     second = heredity_process("label", str(folder), "--n", "4", input="s\ny\n")
     assert "3 of 4" in second.stdout and "1 of 4" not in second.stdout
-    assert [label.said for label in labels.read(folder).values()] == ["yes", "no", "skip", "yes"]
+    assert [label.said for label in labels.read_labels(folder).values()] == ["yes", "no", "skip", "yes"]
     assert (folder / "report.html").exists()
 
 
@@ -41,17 +41,17 @@ def test_a_study_until_decided_takes_no_label_that_could_give_no_rate(tmp_path: 
     run = heredity_process("label", str(tmp_path / "s"), input="y\n")
     assert run.stdout == ""
     check_refused(run, "labels-until-decided")
-    assert labels.read(tmp_path / "s") == {}
+    assert labels.read_labels(tmp_path / "s") == {}
 
 
 def test_a_closed_input_stops_and_keeps_what_was_said(folder: Path) -> None:
     run = heredity_process("label", str(folder), input="y\n")
     assert run.returncode == 0
-    assert len(labels.read(folder)) == 1
+    assert len(labels.read_labels(folder)) == 1
 
 
 def test_what_a_terminal_would_obey_is_shown_by_name(folder: Path) -> None:
-    (row,) = labels.draw(folder, MADE)[:1]
+    (row,) = labels.draw_answers(folder, MADE)[:1]
     path = folder / "responses.jsonl"
     rows = list(Rows(path, Response))
     path.unlink()
@@ -81,8 +81,10 @@ def test_labels_given_elsewhere_come_back_and_make_a_rate(folder: Path, tmp_path
         lines.writerows(rows)
     back = heredity_process("label", str(folder), "--import", str(sheet))
     assert back.returncode == 0, back.stderr
-    assert len(labels.read(folder)) == sum(bool(row["label"]) for row in rows)
-    found = [r.by_labels for r in estimates.read(folder).rates if (r.technique, r.attack) == ("all", "all")]
+    assert len(labels.read_labels(folder)) == sum(bool(row["label"]) for row in rows)
+    found = [
+        r.by_labels for r in storage.read_estimates(folder).rates if (r.technique, r.attack) == ("all", "all")
+    ]
     (by_labels,) = found
     assert by_labels is not None and by_labels.value is not None
     assert by_labels.method.startswith("prediction-powered")
@@ -99,7 +101,7 @@ def test_a_sheet_that_does_not_fit_names_its_line_and_changes_nothing(
     folder: Path, tmp_path: Path, text: str, code: str, named: list[str]
 ) -> None:
     sheet = tmp_path / "sheet.csv"
-    sheet.write_text(text.replace("TRIAL", labels.draw(folder, MADE)[0].trial))
+    sheet.write_text(text.replace("TRIAL", labels.draw_answers(folder, MADE)[0].trial))
     run = heredity_process("label", str(folder), "--import", str(sheet))
     check_refused(run, code, mentions=named)
-    assert labels.read(folder) == {}
+    assert labels.read_labels(folder) == {}

@@ -53,7 +53,7 @@ def test_a_lineage_is_asked_once_whatever_its_forms_and_its_edges_are_told(
     assert main(["study", "--lineage", "tiny", *ask]) == 0
     shown = capsys.readouterr()
     assert "left out: tuned-merged" in shown.err and "another form of 'tuned', which is asked" in shown.err
-    store, plan = Store(), plans.read(place / "study")
+    store, plan = Store(), plans.read_plan(place / "study")
     parent, child = (store.get(name).record for name in ("tiny", "tuned"))
     assert [model.id for model in plan.models] == [parent.id, child.id]
     assert plan.edges == (Edge(parent.id, child.id, "lora"),)
@@ -65,7 +65,7 @@ def test_a_form_that_is_named_is_asked_too(place: Path, capsys: pytest.CaptureFi
     ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
     assert main(["study", "--model", "tuned-merged", "--model", "tiny", "--lineage", "tiny", *ask]) == 0
     assert "left out" not in capsys.readouterr().err
-    plan = plans.read(place / "study")
+    plan = plans.read_plan(place / "study")
     assert [model.name for model in plan.models] == ["tuned-merged", "tiny", "tuned"]
     assert isinstance(plan.edges, tuple)
     assert [edge.recipe for edge in plan.edges] == ["merge_adapter", "lora"]

@@ -11,8 +11,9 @@ import pytest
 
 from heredity.cli import main
 from heredity.stats import n_for_difference, n_for_margin
-from heredity.stats.outlook import Question, outlook
-from heredity.study import sequential
+from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
+from heredity.study.outcomes import Outcomes
+from heredity.study.sequential import StoppingRule
 from tests.support.planning import plan, study
 
 
@@ -41,7 +42,7 @@ def test_without_a_discordant_share_the_models_break_independently(
 
 def test_more_models_and_clusters_need_more() -> None:
     def fixed(**settings: float) -> int:
-        found = outlook(Question(gap=0.2, **settings), np.random.default_rng(0)).difference
+        found = plan_sample_size(SampleSizeQuestion(gap=0.2, **settings), np.random.default_rng(0)).difference
         assert found is not None
         return found.fixed
 
@@ -71,7 +72,7 @@ def test_it_plans_for_as_many_comparisons_as_a_study_makes(
     assert found["difference"]["alpha"] == pytest.approx(0.05 / len(pairs))
     assert found["n_pairs"] * found["scopes"] == len(pairs)
     if is_until_decided:
-        assert len(sequential.Rule(made)._looks) == len(pairs)
+        assert StoppingRule(Outcomes(made)).n_comparisons == len(pairs)
 
 
 def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,12 @@ HERE = Path(__file__).parents[1] / "fixtures" / "9797035"
 FILES = HERE / "files"
 
 # A key of JSON or CSV that heredity prints or writes: as it was -> as it is. Never for a key that it reads.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "reaches": "points",  # of a curve in estimates.json
+    "n_looks": "n_interim",
+    "n_looks_planned": "n_interim_planned",
+    "look": "interim",
+}
 # A value that is a name (of a method, a scope, an outcome): as it was -> as it is.
 RENAMED_VALUES: dict[str, str] = {}
 # Not compared: what differs with each run, and the version of a format.

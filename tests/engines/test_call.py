@@ -228,10 +228,10 @@ def test_a_study_opened_again_finds_its_function(store: Store, tmp_path: Path) -
 
 def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> None:
     from heredity.core.records import Made, Model, RecipeRecord
-    from heredity.study.plan import resolve
+    from heredity.study.spec import StudySpec, resolve_plan
 
     weights = Model(
         "0" * 32, "w", "f", "text", "x", "gguf", (), RecipeRecord("pull", {}), (), Made("", "", 0.0, {})
     )
     with raises(UsageError, "rendering-theirs"):
-        resolve([weights], THEIRS, ["planted_secret"])
+        resolve_plan(StudySpec([weights], THEIRS, ["planted_secret"]))

@@ -16,7 +16,8 @@ import pytest
 
 from heredity.core.records import Response, Verdict
 from heredity.core.rows import Rows
-from heredity.study.estimates import Estimates, Run
+from heredity.study.estimates import Estimates
+from heredity.study.storage import RunRecord
 from tests.cli.conftest import DESK
 from tests.engines.fault_server import APIS, Asked, FaultServer, last_text
 from tests.engines.remote_models import KEY, VARIABLE
@@ -192,7 +193,7 @@ def test_a_model_that_was_changed_behind_its_name_is_said_in_the_report(tmp_path
         "seed",
     ]
     assert account["n_requests"] == len(server.asked) and account["cost"] > 0 and len(account["price"]) == 1
-    ended = list(Rows(tmp_path / "out" / "runs.jsonl", Run))[-1]
+    ended = list(Rows(tmp_path / "out" / "runs.jsonl", RunRecord))[-1]
     assert ended.account["n_cached_prompt_tokens"] == 8 * len(server.asked)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "CHANGED during the study" in page and "temperature, top_p, seed" in page

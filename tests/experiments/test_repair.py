@@ -108,7 +108,7 @@ def test_none_that_is_enough_is_said_and_every_step_is_recorded(
     ]  # none is nearer: the fewest
     assert len(found.steps) + 1 == N_TESTS  # the child's own, and every step's: each has its share
     for name in ("before", "guard", "restore-0.3", "replay"):
-        assert round(1 - plan.read(tmp_path / "out" / name).confidence, 12) == round(ALPHA / N_TESTS, 12)
+        assert round(1 - plan.read_plan(tmp_path / "out" / name).confidence, 12) == round(ALPHA / N_TESTS, 12)
     assert in_words(found)[0].startswith("Any of 6 tests may end this") and "0.83 %" in in_words(found)[0]
     again = climb(store, pair, tmp_path / "out", ())
     ids = [[s.model.record.id for s in each.steps if s.model is not None] for each in (found, again)]

@@ -16,7 +16,7 @@ from heredity.core.records import Estimate
 from heredity.experiments import tamper as tampering
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
-from heredity.study.estimates import Inheritance, Pair, Table2x2
+from heredity.study.estimates import Inheritance, ModelPair, Table2x2
 from tests.support.errors import raises
 
 
@@ -40,7 +40,7 @@ class Asked:
     """A study whose children keep 1 - steps / 10 of a hundred that were held."""
 
     made: list[int] = []
-    estimates = SimpleNamespace(manners=())
+    estimates = SimpleNamespace(manners=(), incoherent_share=lambda model: 0.0)
 
     def __init__(self, models: Sequence[Grown], *given: Any, out: Path, **settings: Any) -> None:
         self.steps = int(models[1].record.recipe.settings["steps"])
@@ -58,8 +58,10 @@ class Asked:
         value = kept / 100
         retention = Estimate(value, max(0.0, value - 0.05), min(1.0, value + 0.05), 100, "wilson")
         none = Estimate(None, None, None, 0, "none")
-        compared = Pair("a", "b", "breach", "judge_free", Table2x2(0, 0, 0, 0), 0, none, None, None, "", 0.05,
-                        None, "", "", "")  # fmt: skip
+        table = Table2x2(0, 0, 0, 0)
+        compared = ModelPair(
+            "a", "b", "breach", "judge_free", table, 0, none, None, None, "", 0.05, None, "", "", ""
+        )
         return Inheritance("a", "b", "lora", "parent", kept, 100 - kept, 0, 0, retention, compared)
 
 

@@ -10,7 +10,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from heredity.stats import clopper_pearson, clustered_rate, wilson
-from heredity.stats.intervals import cluster_sums, rate_worth, wilson_bounds
+from heredity.stats.intervals import cluster_sums, rate_effective_n, wilson_bounds
 from tests.support.errors import raises
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -83,7 +83,9 @@ def test_the_clustered_spread_is_that_of_statsmodels() -> None:
     )
     variance = float(fit.bse[0]) ** 2 * 40 / 39
     rate = values.mean()
-    assert rate_worth(cluster_sums(values, clusters)).estimated == pytest.approx(rate * (1 - rate) / variance)
+    assert rate_effective_n(cluster_sums(values, clusters)).estimated == pytest.approx(
+        rate * (1 - rate) / variance
+    )
 
 
 def test_clusters_that_always_agree_count_once_each() -> None:

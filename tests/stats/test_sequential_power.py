@@ -14,8 +14,8 @@ import pytest
 from heredity.stats import n_for_difference
 from heredity.stats.sequential import discordant_log_e
 from heredity.stats.sequential_power import (
-    looking_for_difference,
-    looking_for_margin,
+    sequential_n_for_difference,
+    sequential_n_for_margin,
     stopping,
 )
 from tests.support.errors import raises
@@ -41,7 +41,7 @@ def test_the_median_of_discordant_pairs_to_a_decision_is_the_published_one(share
 
 
 def test_the_exact_plan_agrees_with_a_simulation() -> None:
-    plan, rng = looking_for_difference(0.2, 0.4), np.random.default_rng(1)
+    plan, rng = sequential_n_for_difference(0.2, 0.4), np.random.default_rng(1)
     d = rng.choice([-1, 0, 1], (2000, plan.n_most), p=[0.1, 0.6, 0.3])
     b, c = np.cumsum(d < 0, axis=1), np.cumsum(d > 0, axis=1)
     enough = {(i, j): discordant_log_e(i, j) >= math.log(20) for i in range(80) for j in range(110)}
@@ -55,27 +55,27 @@ def test_the_exact_plan_agrees_with_a_simulation() -> None:
 
 
 def test_a_sequential_plan_may_need_more_than_a_fixed_one_and_half_the_time_does_not() -> None:
-    fixed, plan = n_for_difference(0.1, 0.2), looking_for_difference(0.1, 0.2)
+    fixed, plan = n_for_difference(0.1, 0.2), sequential_n_for_difference(0.1, 0.2)
     assert plan.n_median < fixed < plan.n_most
 
 
 def test_a_wider_margin_needs_fewer_and_the_same_generator_gives_the_same() -> None:
-    wide = looking_for_margin(0.1, 0.2, np.random.default_rng(0), runs=300)
-    assert wide == looking_for_margin(0.1, 0.2, np.random.default_rng(0), runs=300)
+    wide = sequential_n_for_margin(0.1, 0.2, np.random.default_rng(0), runs=300)
+    assert wide == sequential_n_for_margin(0.1, 0.2, np.random.default_rng(0), runs=300)
     assert wide.n_median < wide.n_most
-    assert looking_for_margin(0.05, 0.2, np.random.default_rng(0), runs=300).n_median > 2 * wide.n_median
+    assert sequential_n_for_margin(0.05, 0.2, np.random.default_rng(0), runs=300).n_median > 2 * wide.n_median
 
 
 def test_clusters_multiply_every_number() -> None:
-    one, two = (looking_for_difference(0.2, 0.4, deff=deff) for deff in (1.0, 2.0))
+    one, two = (sequential_n_for_difference(0.2, 0.4, deff=deff) for deff in (1.0, 2.0))
     assert two.n_most == 2 * one.n_most and two.n_mean == pytest.approx(2 * one.n_mean)
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
     with raises(ValueError, "out-of-range"):
-        looking_for_difference(0.0, 0.2)
+        sequential_n_for_difference(0.0, 0.2)
     with raises(ValueError, "too-many-needed"):
-        looking_for_difference(0.004, 0.5)
+        sequential_n_for_difference(0.004, 0.5)
 
 
 def test_no_true_null_is_rejected_too_often_however_often_one_looks(bench: ModuleType) -> None:

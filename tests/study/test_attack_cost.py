@@ -11,12 +11,13 @@ import pytest
 from heredity.core.records import Exchange, Response
 from heredity.core.rows import Rows
 from heredity.redteam.attacks import AttackContext
-from heredity.stats import best_of
+from heredity.stats import pass_at_k
 from heredity.stats.intervals import clustered_rate
 from heredity.study import aggregate, attack_cost, plan
 from heredity.study.estimates import JUDGE_FREE, JUDGED
-from heredity.study.outcomes import Asked
-from heredity.study.trials import Grid
+from heredity.study.outcomes import Outcomes
+from heredity.study.plan import Grid
+from heredity.study.storage import RawResponse
 from tests.support import planning
 
 HELD, BROKE, UNCLEAR, ERROR = 1, 2, 3, 4
@@ -32,40 +33,42 @@ def free(made: plan.Plan = PLAN) -> list[int]:
 
 
 def test_a_curve_is_by_model_attack_and_scope_and_doubles_its_tries() -> None:
-    found = attack_cost.curves(PLAN, box().ravel())
+    found = attack_cost.success_curves(Outcomes(PLAN, box().ravel()))
     assert [(c.attack, c.technique) for c in found[:4]] == [
         ("direct", JUDGE_FREE), ("direct", JUDGED), ("best_of_n:0.4", JUDGE_FREE), ("best_of_n:0.4", JUDGED),
     ]  # fmt: skip
-    assert all([reach.k for reach in c.reaches] == [1, 2, 4] for c in found)
-    assert all(reach.estimate.value == 0.0 and reach.estimate.high for c in found for reach in c.reaches)
+    assert all([reach.k for reach in c.points] == [1, 2, 4] for c in found)
+    assert all(reach.estimate.value == 0.0 and reach.estimate.high for c in found for reach in c.points)
 
 
 def test_a_curve_counts_breaches_of_each_probe() -> None:
     codes, places = box(), free()
     codes[1, 0, places[0]] = [BROKE, HELD, UNCLEAR, HELD]
     codes[1, 0, places[1]] = BROKE
-    curve = next(c for c in attack_cost.curves(PLAN, codes.ravel()) if c.model == PLAN.models[1].id)
-    shares = [best_of.success_at(2, 4, 1), 1.0, *[0.0] * (len(places) - 2)]
-    assert curve.reaches[1].estimate.value == pytest.approx(np.mean(shares))
-    assert curve.reaches[1].estimate.n == len(places)
+    curve = next(
+        c for c in attack_cost.success_curves(Outcomes(PLAN, codes.ravel())) if c.model == PLAN.models[1].id
+    )
+    shares = [pass_at_k.success_at(2, 4, 1), 1.0, *[0.0] * (len(places) - 2)]
+    assert curve.points[1].estimate.value == pytest.approx(np.mean(shares))
+    assert curve.points[1].estimate.n == len(places)
     behaviours = [(PLAN.probes[i].technique, PLAN.probes[i].cluster) for i in places]
     labels = [behaviours.index(b) for b in behaviours]
     same = clustered_rate(shares, labels)
-    assert (curve.reaches[1].estimate.low, curve.reaches[1].estimate.high) == (same.low, same.high)
+    assert (curve.points[1].estimate.low, curve.points[1].estimate.high) == (same.low, same.high)
 
 
 def test_an_error_is_no_try_and_its_probe_leaves_where_tries_run_out() -> None:
     codes, places = box(), free()
     codes[0, 0, places[0], 0] = ERROR
-    (first, *_) = attack_cost.curves(PLAN, codes.ravel())
-    assert [reach.estimate.n for reach in first.reaches] == [len(places), len(places), len(places) - 1]
+    (first, *_) = attack_cost.success_curves(Outcomes(PLAN, codes.ravel()))
+    assert [reach.estimate.n for reach in first.points] == [len(places), len(places), len(places) - 1]
 
 
 def test_one_sample_or_an_early_stop_gives_no_curve() -> None:
     single = planning.plan(n=2, samples=1)
-    assert attack_cost.curves(single, np.ones(single.n_trials, np.int8)) == ()
+    assert attack_cost.success_curves(Outcomes(single, np.ones(single.n_trials, np.int8))) == ()
     stopping = msgspec.structs.replace(PLAN, blocks=(len(PLAN.probes),))
-    assert attack_cost.curves(stopping, box().ravel()) == ()
+    assert attack_cost.success_curves(Outcomes(stopping, box().ravel())) == ()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def study(tmp_path_factory) -> Path:
 
 
 def test_costs_are_the_sums_over_the_responses(study: Path) -> None:
-    made = plan.read(study)
+    made = plan.read_plan(study)
     found = aggregate.estimate(made, study)
     rows = list(Rows(study / "responses.jsonl", Response))
     probes = {p.id: p for p in made.probes if p.kind == "breach" and p.check.kind != "refusal"}
@@ -92,7 +95,7 @@ def test_costs_are_the_sums_over_the_responses(study: Path) -> None:
 
 
 def test_a_cost_is_the_total_over_the_breaches_inside_its_bounds(study: Path) -> None:
-    found = aggregate.estimate(plan.read(study), study)
+    found = aggregate.estimate(plan.read_plan(study), study)
     assert any(c.n_broke for c in found.costs)
     for cost in found.costs:
         each = cost.queries_per_breach
@@ -122,11 +125,11 @@ def test_a_response_without_a_verdict_costs_nothing_yet() -> None:
     row = Response(
         0, trial.id, trial.model.id, "a", trial.probe.id, "direct", 0, 0, (spent, spent), "scripted"
     )
-    rows = [msgspec.json.decode(msgspec.json.encode(row), type=Asked)]
-    outcomes = np.zeros(made.n_trials, np.int8)
-    assert attack_cost._sums(made, rows, outcomes).sum() == 0
-    outcomes[0] = BROKE
-    assert attack_cost._sums(made, rows, outcomes)[0, 0, 0].tolist() == [1, 2, 200, 20, 0, 0]
+    rows = [msgspec.json.decode(msgspec.json.encode(row), type=RawResponse)]
+    codes = np.zeros(made.n_trials, np.int8)
+    assert attack_cost._sums(Outcomes(made, codes), rows).sum() == 0
+    codes[0] = BROKE
+    assert attack_cost._sums(Outcomes(made, codes), rows)[0, 0, 0].tolist() == [1, 2, 200, 20, 0, 0]
 
 
 def test_samples_of_an_attack_that_draws_differ_and_are_the_same_on_another_day() -> None:

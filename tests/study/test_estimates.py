@@ -15,12 +15,12 @@ from heredity.core.records import Manner, Outcome, Response, Verdict, digest_res
 from heredity.core.rows import Rows
 from heredity.redteam import judges
 from heredity.stats import Table
-from heredity.stats.intervals import cluster_sums, rate_worth
-from heredity.study import aggregate, estimates
+from heredity.stats.intervals import cluster_sums, rate_effective_n
+from heredity.study import aggregate, estimates, storage
 from heredity.study import plan as plans
-from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Measure, Pair, Rate, Run
-from heredity.study.plan import Plan
-from heredity.study.trials import Grid, Trial
+from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Measure, ModelPair, Rate
+from heredity.study.plan import Grid, Plan, Trial
+from heredity.study.storage import RunRecord
 from tests.support.errors import raises
 from tests.support.planning import plan
 
@@ -34,7 +34,7 @@ def judged(folder: Path, made: Plan, rule: Rule, shuffled: int | None = None) ->
     trials = [grid.trial(i) for i in range(len(grid))]
     if shuffled is not None:
         random.Random(shuffled).shuffle(trials)
-    plans.write(folder, made)
+    plans.write_plan(folder, made)
     with (
         Rows(folder / "verdicts.jsonl", Verdict) as rows,
         Rows(folder / "responses.jsonl", Response) as answers,
@@ -84,7 +84,7 @@ def rate(
     return cell
 
 
-def pair(found: Estimates, measure: Measure = "breach", scope: str = JUDGE_FREE) -> Pair:
+def pair(found: Estimates, measure: Measure = "breach", scope: str = JUDGE_FREE) -> ModelPair:
     wanted = (measure, "all" if measure == "over_refusal" else scope)
     (only,) = [p for p in found.pairs if (p.measure, p.technique) == wanted]
     return only
@@ -139,7 +139,7 @@ def test_nothing_decided_gives_no_value_and_never_zero(tmp_path: Path) -> None:
         assert {r.estimate.value for r in found.rates} == {None}
         assert {p.p_value for p in found.pairs} == {None}
         assert {p.verdict_ab for p in found.pairs} == {"not enough evidence"}
-    plans.write(tmp_path / "none", made)
+    plans.write_plan(tmp_path / "none", made)
     found = aggregate.estimate(made, tmp_path / "none")
     assert found.n_asked == 0 and {r.worst_case for r in found.rates} == {None}
 
@@ -258,20 +258,20 @@ def test_a_technique_that_mixes_checks_and_judge_gives_each_scope_its_own(tmp_pa
 def test_a_finding_rests_on_judge_free_trials_where_any_is_decided(tmp_path: Path) -> None:
     made = plan(TWO, n=4)
     found = judged(tmp_path / "both", made, by_number({}))
-    assert estimates.main_scope(found) == JUDGE_FREE
-    assert estimates.main_scope(found, "over_refusal") == "all"
-    assert estimates.scopes(found) == (JUDGE_FREE, JUDGED)
+    assert found.main_scope() == JUDGE_FREE
+    assert found.main_scope("over_refusal") == "all"
+    assert found.breach_scopes == (JUDGE_FREE, JUDGED)
     only = msgspec.structs.replace(made, probes=tuple(p for p in made.probes if p.check.kind == "refusal"))
     alone = judged(tmp_path / "judged", only, by_number({}))
-    assert (estimates.main_scope(alone), estimates.scopes(alone)) == (JUDGED, (JUDGED,))
+    assert (alone.main_scope(), alone.breach_scopes) == (JUDGED, (JUDGED,))
 
 
 def test_estimates_of_another_schema_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    estimates.write(tmp_path, judged(tmp_path, plan(TWO), by_number({})))
+    storage.write_estimates(tmp_path, judged(tmp_path, plan(TWO), by_number({})))
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
     with raises(NotComparable, "schema-mismatch", mentions=[1, 3]):
-        estimates.read(tmp_path)
+        storage.read_estimates(tmp_path)
 
 
 def test_over_refusal_is_counted_on_the_twins(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_only_what_a_judge_decides_is_corrected_for_the_judge(tmp_path: Path) ->
     labels = judges.calibration("harm")
     assert labels is not None
     values, clusters = [i < 10 for i in range(20)] * 4, [i // 2 for i in range(20)] * 4
-    worth = rate_worth(cluster_sums(values, clusters)).at(0.95)
+    worth = rate_effective_n(cluster_sums(values, clusters)).at(0.95)
     counts = (labels.sens_k, labels.sens_n, labels.spec_k, labels.spec_n)
     direct = stats.rogan_gladen(40, 80, *counts, n_effective=worth)
     assert cell.corrected is not None
@@ -323,7 +323,7 @@ def test_a_verdict_of_the_wrong_kind_is_damage(tmp_path: Path) -> None:
 
 def test_a_verdict_whose_trial_is_not_that_of_its_index_is_damage(tmp_path: Path) -> None:
     made = plan(TWO)
-    plans.write(tmp_path, made)
+    plans.write_plan(tmp_path, made)
     row = Verdict(1, Grid(made).trial(0).id, "checks", "held", "refusal")
     with Rows(tmp_path / "verdicts.jsonl", Verdict) as rows:
         rows.append(row)
@@ -345,14 +345,14 @@ def test_two_models_of_one_name_are_told_apart_in_words(tmp_path: Path) -> None:
 
 def test_estimates_come_back_equal(tmp_path: Path) -> None:
     found = judged(tmp_path, plan(TWO), by_number({TWO[0]: {0}}))
-    estimates.write(tmp_path, found)
-    assert estimates.read(tmp_path) == found
+    storage.write_estimates(tmp_path, found)
+    assert storage.read_estimates(tmp_path) == found
     assert (tmp_path / "estimates.json").read_bytes().endswith(b'"schema": 3\n}\n')
 
 
 def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
     with raises(UsageError, "estimates-missing", mentions=["estimates.json"]):
-        estimates.read(tmp_path)
+        storage.read_estimates(tmp_path)
     for broken in (
         '{"schema": 3}',
         '{"schema": 2}',
@@ -361,16 +361,18 @@ def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
     ):
         (tmp_path / "estimates.json").write_text(broken)
         with raises(Damaged, "estimates-damaged"):
-            estimates.read(tmp_path)
+            storage.read_estimates(tmp_path)
 
 
 def test_circumstances_are_sums_over_runs_and_the_engines_are_named(tmp_path: Path) -> None:
     made = plan(TWO)
-    plans.write(tmp_path, made)
-    begun = Run(made.models[0].id, "torch a", "2026-01-01T00:00:00Z", "host", 0.0, 0, 0, 0, {"torch": "2"})
+    plans.write_plan(tmp_path, made)
+    begun = RunRecord(
+        made.models[0].id, "torch a", "2026-01-01T00:00:00Z", "host", 0.0, 0, 0, 0, {"torch": "2"}
+    )
     ended = msgspec.structs.replace(begun, seconds=2.5, n_asked=10, n_cached=4)
     again = msgspec.structs.replace(ended, engine="torch b", at="2026-01-02T00:00:00Z")
-    with Rows(tmp_path / "runs.jsonl", Run) as rows:
+    with Rows(tmp_path / "runs.jsonl", RunRecord) as rows:
         rows.extend([begun, ended, again])
     found = aggregate.estimate(made, tmp_path)
     assert (found.circumstances.seconds, found.circumstances.n_cached) == (5.0, 8)

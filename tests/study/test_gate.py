@@ -11,9 +11,9 @@ from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.core.records import Estimate
 from heredity.stats.intervals import wilson_bounds
 from heredity.study.estimates import Estimates
-from heredity.study.estimates import read as read_estimates
 from heredity.study.gate import gate
 from heredity.study.report import _study
+from heredity.study.storage import read_estimates
 from tests.study.report.studies import make, plan
 from tests.support import gated, planning
 from tests.support.errors import raises

@@ -23,7 +23,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import plan as plans
 from heredity.study.plan import PlannedModel
-from heredity.study.storage import JUDGE, Chosen
+from heredity.study.storage import JUDGE, ChosenJudge
 from heredity.study.study import Study, load_engine
 from tests.support.errors import raises
 from tests.support.planning import plan, study
@@ -65,7 +65,7 @@ def of_models(folder: Path, *models: PlannedModel, attacker: PlannedModel | None
     made = msgspec.structs.replace(plan(n=1), models=models)
     if attacker is not None:
         made = msgspec.structs.replace(made, attacker=attacker, attacks=("pair:2",))
-    plans.write(folder, made)
+    plans.write_plan(folder, made)
 
 
 def is_untouched(store: Store, trap: Path) -> bool:
@@ -119,7 +119,7 @@ def test_the_command_line_does_not_resolve_a_folders_ids(
 def judged_by(folder: Path, spec: str) -> Path:
     """A finished study whose judge.json says this."""
     study(folder, plan(n=1)).run()
-    (folder / JUDGE).write_bytes(encode(Chosen(spec)))
+    (folder / JUDGE).write_bytes(encode(ChosenJudge(spec)))
     return folder
 
 
@@ -190,7 +190,7 @@ def test_a_plan_sends_no_file_that_planning_did_not_pin(store: Store, tmp_path: 
     private.write_text("hunter2\n")
     for spec in (f"suffix:{private}", f"direct+suffix:{private}", f"suffix:{private}@"):
         folder = tmp_path / str(len(spec))
-        plans.write(folder, msgspec.structs.replace(plan(n=1), attacks=(spec,)))
+        plans.write_plan(folder, msgspec.structs.replace(plan(n=1), attacks=(spec,)))
         with raises(Damaged, "attack-not-written-out", [spec]):
             Study.open(folder, store=store).run()
         assert (
@@ -198,7 +198,7 @@ def test_a_plan_sends_no_file_that_planning_did_not_pin(store: Store, tmp_path: 
             or b"hunter2" not in (folder / "responses.jsonl").read_bytes()
         )
     spec = attacks.load(f"suffix:{private}").spec
-    plans.write(tmp_path / "own", msgspec.structs.replace(plan(n=1), attacks=(spec,)))
+    plans.write_plan(tmp_path / "own", msgspec.structs.replace(plan(n=1), attacks=(spec,)))
     assert Study.open(tmp_path / "own", store=store).run().estimates.n_errors == 0
 
 

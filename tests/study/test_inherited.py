@@ -104,7 +104,7 @@ def test_a_study_finds_its_edges_and_keeps_them_in_its_plan(tmp_path: Path) -> N
     parent, copy, worse = family()
     made = Study([parent, copy, worse], APPLICATION, "planted_secret", out=tmp_path)
     result = made.run()
-    saved = plans.read(tmp_path)
+    saved = plans.read_plan(tmp_path)
     assert saved.edges == (Edge(parent.id, copy.id, "copy"), Edge(parent.id, worse.id, "finetune"))
     assert Study.open(tmp_path).estimate().estimates.edges == result.estimates.edges
     found = result.edge(parent, worse)

@@ -23,9 +23,8 @@ from heredity.lineage import store as lineage
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.study import plan as plans
-from heredity.study.plan import Plan, PlannedModel
+from heredity.study.plan import Grid, Plan, PlannedModel
 from heredity.study.study import Study
-from heredity.study.trials import Grid
 from tests.support import pulled
 from tests.support.planning import by_index, drop_circumstances, plan, responses
 
@@ -93,7 +92,7 @@ def kill_and_go_on(
 
     `longest` is the longest pause, in seconds; `n_trials` are those that get rows (None: all of the plan).
     """
-    plans.write(folder, made)
+    plans.write_plan(folder, made)
     n_trials = made.n_trials if n_trials is None else n_trials
     n_asking = max(1, n_kills * 3 // 4)
     asking = random.sample(range(1, n_trials), n_asking)
@@ -139,14 +138,14 @@ def test_a_killed_study_comes_to_what_an_uninterrupted_one_comes_to(tmp_path: Pa
     made = plan(["scripted:mixed", "scripted:flaky"], samples=3)
     found = kill_and_go_on(made, tmp_path / "killed", tmp_path / "store", "scripted", longest=0.001)
     assert any(n < made.n_trials for n in found) and any(n > made.n_trials for n in found)
-    plans.write(tmp_path / "whole", made)
+    plans.write_plan(tmp_path / "whole", made)
     Study.open(tmp_path / "whole").run()
     assert_equal(made, tmp_path / "killed", tmp_path / "whole")
 
 
 def left_alone(made: Plan, folder: Path, store: Store, engine: str) -> Path:
     """The same study without a kill, and without the answers that the killed one left in the cache."""
-    plans.write(folder, made)
+    plans.write_plan(folder, made)
     (store.root / "cache.sqlite").rename(folder / "answers.sqlite")
     assert not live(folder, store.root, engine)
     return folder

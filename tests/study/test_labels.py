@@ -14,8 +14,9 @@ from heredity.core.records import Response, Verdict
 from heredity.core.rows import Rows
 from heredity.study import estimates, labels
 from heredity.study import plan as plans
-from heredity.study.labels import DRAWN, LABELS, Drawn, Label, Laid
+from heredity.study.labels import DRAWN, LABELS, Drawn, Label, Labelling
 from heredity.study.plan import Plan
+from heredity.study.storage import VerdictRow
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.planning import plan, study
@@ -28,11 +29,11 @@ def judged(tmp_path: Path, made: Plan = MADE) -> Path:
     return tmp_path
 
 
-def label(folder: Path, n: int, said: labels.Said = "yes") -> list[Drawn]:
-    drawn = labels.draw(folder, plans.read(folder))[:n]
+def label(folder: Path, n: int, said: labels.LabelAnswer = "yes") -> list[Drawn]:
+    drawn = labels.draw_answers(folder, plans.read_plan(folder))[:n]
     with Rows(folder / LABELS, Label) as rows:
         for row in drawn:
-            labels.add(rows, row, said)
+            labels.add_label(rows, row, said)
     return drawn
 
 
@@ -50,7 +51,7 @@ def rescored(row: Verdict, score: float) -> Verdict:
 
 def test_only_what_a_judge_decided_is_drawn_and_each_once(tmp_path: Path) -> None:
     judged(tmp_path)
-    drawn = labels.draw(tmp_path, MADE)
+    drawn = labels.draw_answers(tmp_path, MADE)
     verdicts = {row.index: row for row in Rows(tmp_path / "verdicts.jsonl", Verdict)}
     assert {row.index for row in drawn} == {i for i, v in verdicts.items() if v.judge != "checks"}
     assert len({row.index for row in drawn}) == len(drawn) == drawn[0].n_answers
@@ -58,8 +59,12 @@ def test_only_what_a_judge_decided_is_drawn_and_each_once(tmp_path: Path) -> Non
 
 
 def test_the_order_is_kept_and_the_same_everywhere(tmp_path: Path) -> None:
-    first = labels.draw(judged(tmp_path / "a"), MADE)
-    assert first == labels.draw(tmp_path / "a", MADE) == labels.draw(judged(tmp_path / "b"), MADE)
+    first = labels.draw_answers(judged(tmp_path / "a"), MADE)
+    assert (
+        first
+        == labels.draw_answers(tmp_path / "a", MADE)
+        == labels.draw_answers(judged(tmp_path / "b"), MADE)
+    )
     assert [row.number for row in first] == sorted(row.number for row in first)
     assert all(row.next == after.number for row, after in pairwise(first))
     assert first[-1].chance == 1  # all of them were drawn
@@ -69,7 +74,7 @@ def test_doubt_is_drawn_sooner(tmp_path: Path) -> None:
     judged(tmp_path)
     scores = np.where(np.arange(MADE.n_trials) % 2, 0.5, 0.001)
     scored(tmp_path, scores)
-    drawn = labels.draw(tmp_path, MADE)
+    drawn = labels.draw_answers(tmp_path, MADE)
     half = drawn[: len(drawn) // 3]
     assert np.mean([row.index % 2 for row in half]) > 0.7
     assert {row.size for row in drawn} <= {1.0, labels.FLOOR}
@@ -82,13 +87,13 @@ def test_other_answers_than_were_drawn_from_are_refused(tmp_path: Path) -> None:
     n_dropped = next(i for i, line in enumerate(reversed(lines), 1) if b'"judge":"rules"' in line)
     path.write_bytes(b"".join(lines[:-n_dropped]))
     with raises(UsageError, "labels-drawn-otherwise"):
-        labels.draw(tmp_path, MADE)
+        labels.draw_answers(tmp_path, MADE)
 
 
 def test_without_a_judge_there_is_nothing_to_label(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
     with raises(UsageError, "nothing-to-label"):
-        labels.draw(tmp_path, MADE)
+        labels.draw_answers(tmp_path, MADE)
 
 
 def rates(folder: Path) -> dict[tuple[str, str], estimates.Rate]:
@@ -115,10 +120,10 @@ def test_few_labels_are_refused_in_words_and_judge_free_rates_have_none(tmp_path
 def test_with_every_answer_labelled_the_rate_is_what_people_said(tmp_path: Path) -> None:
     judged(tmp_path)
     verdicts = {row.index: row for row in Rows(tmp_path / "verdicts.jsonl", Verdict)}
-    drawn = labels.draw(tmp_path, MADE)
+    drawn = labels.draw_answers(tmp_path, MADE)
     with Rows(tmp_path / LABELS, Label) as rows:
         for row in drawn:
-            labels.add(rows, row, "yes" if row.index % 3 else "no")
+            labels.add_label(rows, row, "yes" if row.index % 3 else "no")
     found = rates(tmp_path)["all", "over_refusal"]
     decided = [i for i, v in verdicts.items() if v.outcome in ("answered", "refused")]
     assert found.by_labels is not None and found.by_labels.value is not None
@@ -138,9 +143,9 @@ def test_the_method_counts_the_answers_without_a_label(tmp_path: Path) -> None:
 def test_the_last_word_counts_and_a_skip_is_no_label(tmp_path: Path) -> None:
     drawn = label(judged(tmp_path), 3)
     with Rows(tmp_path / LABELS, Label) as rows:
-        labels.add(rows, drawn[0], "no")
-        labels.add(rows, drawn[1], "skip")
-    laid = Laid(tmp_path)
+        labels.add_label(rows, drawn[0], "no")
+        labels.add_label(rows, drawn[1], "skip")
+    laid = Labelling(tmp_path)
     for row in drawn:
         laid.check(row.index, row.response)
     rated = laid.over(MADE.n_trials)
@@ -151,7 +156,7 @@ def test_the_last_word_counts_and_a_skip_is_no_label(tmp_path: Path) -> None:
 
 def test_a_label_of_an_answer_that_was_asked_again_is_left_out(tmp_path: Path) -> None:
     (row, *_) = label(judged(tmp_path), 1)
-    laid = Laid(tmp_path)
+    laid = Labelling(tmp_path)
     laid.check(row.index, "another answer")
     assert laid.over(MADE.n_trials) is None
 
@@ -160,10 +165,10 @@ def test_a_torn_label_is_dropped_and_the_next_one_follows(tmp_path: Path) -> Non
     drawn = label(judged(tmp_path), 3)
     path = tmp_path / LABELS
     path.write_bytes(path.read_bytes()[:-7])
-    assert len(labels.read(tmp_path)) == 2
+    assert len(labels.read_labels(tmp_path)) == 2
     with Rows(path, Label) as rows:
-        labels.add(rows, drawn[2], "no")
-    assert [labels.read(tmp_path)[row.index].said for row in drawn] == ["yes", "yes", "no"]
+        labels.add_label(rows, drawn[2], "no")
+    assert [labels.read_labels(tmp_path)[row.index].said for row in drawn] == ["yes", "yes", "no"]
 
 
 def test_asking_again_keeps_the_labels_file(tmp_path: Path) -> None:
@@ -193,7 +198,7 @@ def simulate(
     shown = logit * (3 if is_overconfident else 1) + rng.normal(0.8, 0.7, n_answers)  # biased towards yes
     score = 1 / (1 + np.exp(-shown))
     rows = [
-        (labels._Judged(i, "", "broke" if s >= 0.5 else "held", score=float(s)), "harm")
+        (VerdictRow(i, "", "learned", "broke" if s >= 0.5 else "held", score=float(s)), "harm")
         for i, s in enumerate(score)
     ]
     uniform = rng.random(n_answers)
@@ -202,7 +207,7 @@ def simulate(
     truth_of, chances = np.full(n_answers, np.nan, np.float32), np.ones(n_answers, np.float32)
     for _, i, size in sized[:n_labels]:
         truth_of[i], chances[i] = truth[i], min(1.0, size * reach)
-    found = labels.Rated(truth_of, chances).rate(score >= 0.5, np.arange(n_answers), 0.95)
+    found = labels.LabelledTrials(truth_of, chances).rate(score >= 0.5, np.arange(n_answers), 0.95)
     assert found.low is not None and found.high is not None and found.value is not None
     return EXPECTED, found.low, found.high, found.value
 

@@ -18,14 +18,14 @@ from heredity.core.errors import NotComparable
 from heredity.core.records import Response, Verdict, is_failed, is_skipped
 from heredity.core.rows import Rows
 from heredity.engines import scripted
-from heredity.study import aggregate, estimates, legacy, storage
+from heredity.study import aggregate, legacy, storage
 from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
+from heredity.study.plan import Grid
 from heredity.study.report._headline import headline
 from heredity.study.report._samples import outcomes
 from heredity.study.study import Study
-from heredity.study.trials import Grid
 
 WRITTEN = Path(__file__).parents[1] / "former" / "study-skipped"
 EXPECTED: dict[str, Any] = json.loads((WRITTEN / "expected.json").read_text())
@@ -44,26 +44,28 @@ def check(found: Estimates) -> None:
 
 
 def test_its_estimates_decide_as_they_did() -> None:
-    check(estimates.read(WRITTEN))
+    check(storage.read_estimates(WRITTEN))
 
 
 def test_its_rows_come_to_the_same_estimates(folder: Path) -> None:
-    made = plans.read(folder)
+    made = plans.read_plan(folder)
     found = aggregate.estimate(made, folder)
     check(found)
-    assert found == estimates.read(folder)
+    assert found == storage.read_estimates(folder)
 
 
 def test_each_error_row_gets_the_code_that_its_words_stood_for(folder: Path) -> None:
-    made = plans.read(folder)
-    rows = list(storage.answered(folder, bytearray(len(Grid(made)) // 8 + 1), Grid(made)))
+    made = plans.read_plan(folder)
+    grid = Grid(made)
+    found = storage.answered_rows(storage.open_responses(folder, grid), grid, bytearray(len(grid) // 8 + 1))
+    rows = list(found)
     assert sum(map(is_skipped, rows)) == EXPECTED["n_skipped"] and not any(map(is_failed, rows))
     codes = outcomes(folder / "verdicts.jsonl", made)
     assert sum(codes == 7) == EXPECTED["n_skipped"]  # "not asked"
 
 
 def test_a_service_of_then_could_not_call_its_errors_skipped(folder: Path) -> None:
-    upgrade = legacy.RowsFromSchema1(plans.read(folder))
+    upgrade = legacy.RowsFromSchema1(plans.read_plan(folder))
     rows = list(Rows(folder / "responses.jsonl", Response))
     closed = next(row for row in rows if row.error is not None)
     open_ = next(row for row in rows if row.attack == "direct")
@@ -91,7 +93,7 @@ class Torch(scripted.ScriptedEngine):
 
 
 def test_a_study_of_then_is_resumed_and_ends_in_the_same_numbers(folder: Path) -> None:
-    before = estimates.read(folder)
+    before = storage.read_estimates(folder)
     path = folder / "responses.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     assert b'"schema":1' in lines[0]
@@ -103,7 +105,7 @@ def test_a_study_of_then_is_resumed_and_ends_in_the_same_numbers(folder: Path) -
     Study.open(folder, engine_loader=load).run()
     rows = list(Rows(path, Response))
     assert {row.schema for row in rows} == {1, 2} and len(rows) == len(lines)
-    after = estimates.read(folder)
+    after = storage.read_estimates(folder)
     assert msgspec.structs.replace(after, circumstances=before.circumstances) == before
 
 
@@ -115,7 +117,7 @@ def test_rows_of_a_schema_to_come_are_refused(folder: Path) -> None:
 
 
 def test_no_row_of_today_is_read_by_its_words(folder: Path) -> None:
-    upgrade = legacy.RowsFromSchema1(plans.read(folder))
+    upgrade = legacy.RowsFromSchema1(plans.read_plan(folder))
     verdicts = Rows(folder / "verdicts.jsonl", Verdict, upgrade)
     closed = next(row for row in verdicts if row.error is not None)
     path = folder / "today.jsonl"

@@ -14,9 +14,9 @@ from heredity.core.records import Reply, Response, encode, is_failed, is_skipped
 from heredity.core.rows import Rows
 from heredity.study import aggregate, attack_context
 from heredity.study import plan as plans
-from heredity.study.estimates import Run
 from heredity.study.gate import gate
-from heredity.study.plan import Plan, Skipped
+from heredity.study.plan import Plan, SkippedProbe
+from heredity.study.storage import RunRecord
 from tests.support import planning
 from tests.support.errors import raises
 
@@ -73,7 +73,7 @@ def test_an_answer_that_another_program_spelt_otherwise_is_the_same(folder: Path
 
 def with_closed(made: Plan, attack: str) -> Plan:
     reason = f"skipped: {attack} works on weights in the torch engine, and this model is behind 'scripted'"
-    closed = tuple(Skipped("*", f"{reason} ('{model.name}')") for model in made.models)
+    closed = tuple(SkippedProbe("*", f"{reason} ('{model.name}')") for model in made.models)
     return msgspec.structs.replace(made, skipped=closed)
 
 
@@ -83,7 +83,7 @@ def test_an_attack_that_a_model_cannot_have_is_no_error_and_is_said(tmp_path: Pa
         "refusal_direction",
     )
     planning.study(tmp_path, made).run()
-    found = aggregate.estimate(plans.read(tmp_path), tmp_path)
+    found = aggregate.estimate(plans.read_plan(tmp_path), tmp_path)
     assert (found.n_errors, found.n_skipped, found.n_asked) == (0, made.n_trials // 2, made.n_trials)
     rates = [r for r in found.rates if r.attack == "refusal_direction"]
     assert rates and all(r.n_skipped and not r.n_error for r in rates)
@@ -104,7 +104,7 @@ def test_what_a_model_cannot_be_asked_is_no_error_on_the_way_and_is_not_asked_ag
     planning.study(tmp_path, made).run(watched.append, retry_errors=True)
     assert (tmp_path / "responses.jsonl").read_bytes() == before and not (tmp_path / "errors.jsonl").exists()
     assert watched and max(at.n_errors for at in watched) == 0
-    runs = [row.n_errors for row in Rows(tmp_path / "runs.jsonl", Run)]
+    runs = [row.n_errors for row in Rows(tmp_path / "runs.jsonl", RunRecord)]
     assert runs and not any(runs)
 
 

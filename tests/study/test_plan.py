@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.lineage import store as lineage
 from heredity.study import plan as plans
-from heredity.study.plan import Plan
-from heredity.study.trials import Grid, mark, pending
+from heredity.study.plan import Grid, Plan, mark, pending
+from heredity.study.spec import StudySpec, resolve_plan
 from tests.support.errors import raises
 from tests.support.planning import APPLICATION, plan
 
@@ -70,10 +70,10 @@ def test_the_bitmap_gives_back_what_was_not_marked(marked: set[int], start: int,
 
 def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: Path) -> None:
     made = plan()
-    plans.write(tmp_path, made)
+    plans.write_plan(tmp_path, made)
     before = (tmp_path / "plan.json").read_bytes()
-    plans.write(tmp_path, plan())
-    assert plans.read(tmp_path) == made
+    plans.write_plan(tmp_path, plan())
+    assert plans.read_plan(tmp_path) == made
     assert (tmp_path / "plan.json").read_bytes() == before
 
 
@@ -101,46 +101,46 @@ def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: P
 def test_another_plan_in_the_folder_is_refused_and_the_difference_said(
     tmp_path: Path, change: dict[str, object], said: tuple[str, list[str]]
 ) -> None:
-    plans.write(tmp_path, plan())
+    plans.write_plan(tmp_path, plan())
     before = (tmp_path / "plan.json").read_bytes()
     with raises(NotComparable, *said):
-        plans.write(tmp_path, msgspec.structs.replace(plan(), **change))
+        plans.write_plan(tmp_path, msgspec.structs.replace(plan(), **change))
     assert (tmp_path / "plan.json").read_bytes() == before
 
 
 def test_a_plan_of_an_older_schema_is_refused(tmp_path: Path) -> None:
-    plans.write(tmp_path, plan())
+    plans.write_plan(tmp_path, plan())
     path = tmp_path / "plan.json"
     text = path.read_text().replace('"schema":1}\n', '"schema":0}\n')
     path.write_text(text)
     with raises(NotComparable, "schema-mismatch", mentions=["plan.json", 0, 1]):
-        plans.read(tmp_path)
+        plans.read_plan(tmp_path)
 
 
 def test_a_plan_that_was_edited_by_hand_is_damaged(tmp_path: Path) -> None:
-    plans.write(tmp_path, plan())
+    plans.write_plan(tmp_path, plan())
     path = tmp_path / "plan.json"
     path.write_text(path.read_text().replace('"samples":2', '"samples":1'))
     with raises(Damaged, "plan-changed"):
-        plans.read(tmp_path)
+        plans.read_plan(tmp_path)
 
 
 def test_an_application_digest_that_was_edited_is_damaged(tmp_path: Path) -> None:
     made = plan()
-    plans.write(tmp_path, made)
+    plans.write_plan(tmp_path, made)
     path = tmp_path / "plan.json"
     path.write_text(path.read_text().replace(made.application.digest, "0" * 32))
     with raises(Damaged, "plan-digest-wrong", mentions=["plan.json", "application_digest"]):
-        plans.read(tmp_path)
+        plans.read_plan(tmp_path)
 
 
 def test_more_trials_than_can_be_kept_are_a_usage_error(tmp_path: Path) -> None:
     model = lineage.scripted("scripted:mixed").record
     with raises(UsageError, "too-many-trials", mentions=["1", "1,000,000,000,000", "100,000,000"]):
-        plans.resolve([model], APPLICATION, samples=10**12)
-    plans.write(tmp_path, plan(samples=10**12))
+        resolve_plan(StudySpec([model], APPLICATION, samples=10**12))
+    plans.write_plan(tmp_path, plan(samples=10**12))
     with raises(UsageError, "too-many-trials", mentions=["100,000,000"]):
-        plans.read(tmp_path)
+        plans.read_plan(tmp_path)
 
 
 @given(st.binary(max_size=60))
@@ -150,23 +150,23 @@ def test_no_bytes_in_the_place_of_a_plan_give_a_traceback(
     folder = tmp_path_factory.mktemp("junk")
     (folder / "plan.json").write_bytes(junk)
     with pytest.raises((Damaged, NotComparable)):
-        plans.read(folder)
+        plans.read_plan(folder)
 
 
 def test_a_folder_without_a_plan_holds_no_study(tmp_path: Path) -> None:
     with raises(UsageError, "not-a-study", mentions=["plan.json"]):
-        plans.read(tmp_path)
+        plans.read_plan(tmp_path)
 
 
 def test_rows_without_a_plan_are_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "responses.jsonl").write_text("")
     with raises(Damaged, "plan-missing"):
-        plans.write(tmp_path, plan())
+        plans.write_plan(tmp_path, plan())
 
 
 def resolve(**settings: object) -> Plan:
     defaults: dict[str, object] = {"models": [CAREFUL, LEAKY], "application": APPLICATION}
-    return plans.resolve(**{"probe_names": "planted_secret", **defaults, **settings})  # type: ignore[arg-type]
+    return resolve_plan(StudySpec(**{"probes": "planted_secret", **defaults, **settings}))  # type: ignore[arg-type]
 
 
 def test_a_resolved_plan_holds_filled_probes_and_says_what_it_skipped() -> None:
@@ -174,7 +174,7 @@ def test_a_resolved_plan_holds_filled_probes_and_says_what_it_skipped() -> None:
     assert made.probes
     assert not any("{" in turn for probe in made.probes for turn in probe.turns)
     bare = msgspec.structs.replace(APPLICATION, tools=())
-    made = resolve(application=bare, probe_names=["planted_secret", "forbidden_tool"])
+    made = resolve(application=bare, probes=["planted_secret", "forbidden_tool"])
     assert {probe.technique for probe in made.probes} == {"planted_secret"}
     assert {row.probe.split("/")[0] for row in made.skipped} == {"forbidden_tool"}
     assert all(row.reason for row in made.skipped)
@@ -185,8 +185,8 @@ def test_a_resolved_plan_holds_filled_probes_and_says_what_it_skipped() -> None:
     [
         ({"models": []}, ("no-model", [])),
         ({"models": [CAREFUL, CAREFUL]}, ("given-twice", ["scripted:careful", "2"])),
-        ({"attack_names": ()}, ("no-attack", [])),
-        ({"attack_names": ("direct", "direct")}, ("given-twice", ["direct", "2"])),
+        ({"attacks": ()}, ("no-attack", [])),
+        ({"attacks": ("direct", "direct")}, ("given-twice", ["direct", "2"])),
         ({"samples": 0}, ("bad-setting", ["samples", "1", "0"])),
         ({"margin": 0.0}, ("bad-setting", ["margin", "0", "1", "0.0"])),
         ({"confidence": 95}, ("bad-setting", ["confidence", "0.5", "1", "95"])),
@@ -205,7 +205,7 @@ def test_what_cannot_be_asked_is_a_usage_error(
 
 @pytest.mark.parametrize(
     ("settings", "near"),
-    [({"attack_names": ("direkt",)}, "direct"), ({"probe_names": "planted_secrett"}, "planted_secret")],
+    [({"attacks": ("direkt",)}, "direct"), ({"probes": "planted_secrett"}, "planted_secret")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(settings: dict[str, object], near: str) -> None:
     with raises(UnknownName, "unknown-name", mentions=[near]):

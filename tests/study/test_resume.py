@@ -229,13 +229,13 @@ def test_rows_of_an_older_schema_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_estimates_of_an_older_schema_are_refused(tmp_path: Path) -> None:
-    from heredity.study import estimates
+    from heredity.study import storage
 
     study(tmp_path).run()
     path = tmp_path / "estimates.json"
     path.write_text(re.sub(r'"schema": \d+\n}\s*$', '"schema": 0\n}', path.read_text()))
     with raises(NotComparable, "schema-mismatch", mentions=["0"]):
-        estimates.read(tmp_path)
+        storage.read_estimates(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["responses.jsonl", "verdicts.jsonl"])

@@ -17,13 +17,15 @@ from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.study import plan as plans
-from heredity.study import sequential
+from heredity.study import spec
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
-from heredity.study.plan import Plan
+from heredity.study.outcomes import BROKE, HELD, Outcomes
+from heredity.study.plan import Grid, Plan
 from heredity.study.report import _study, markdown
+from heredity.study.sequential import StoppingRule
+from heredity.study.spec import MAX_INTERIM, StudySpec, resolve_plan
 from heredity.study.study import Study
-from heredity.study.trials import Grid
 from tests.study.test_kill import kill_and_go_on
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises
@@ -48,7 +50,7 @@ def blocks(
     """The plan of tests.support.planning in blocks: behaviours shuffled, looked at after every few."""
     base = plan(models, n=n, samples=samples, attacks=attacks)
     records = [lineage.scripted(ref).record for ref in models]
-    order, ends = plans._in_blocks(base.probes, records, base.seed)
+    order, ends = spec._in_blocks(base.probes, records, base.seed)
     return msgspec.structs.replace(base, probes=order, blocks=ends)
 
 
@@ -74,13 +76,14 @@ def test_behaviours_are_shuffled_whole_and_every_probe_is_there_once() -> None:
     assert len(starts) == len(set(starts))  # no behaviour is in two places, so none is in two blocks
     assert starts != list(dict.fromkeys((p.technique, p.cluster) for p in probes(24)))
     assert all(keys[end - 1] != keys[end] for end in made.ends[:-1]) and made.ends[-1] == len(keys)
-    assert len(made.ends) <= plans.LOOKS and all(a < b for a, b in pairwise(made.ends))
+    assert len(made.ends) <= MAX_INTERIM and all(a < b for a, b in pairwise(made.ends))
 
 
 def test_the_order_follows_from_the_seed() -> None:
     records = [lineage.scripted(ref).record for ref in THREE]
     one, again, other = (
-        plans.resolve(records, APPLICATION, "quick", seed=seed, until_decided=True) for seed in (0, 0, 1)
+        resolve_plan(StudySpec(records, APPLICATION, "quick", seed=seed, until_decided=True))
+        for seed in (0, 0, 1)
     )
     assert one == again and one.probes != other.probes
     assert {p.id for p in one.probes} == {p.id for p in other.probes}
@@ -90,8 +93,8 @@ def test_a_plan_that_asks_all_has_the_digest_that_it_always_had(tmp_path: Path) 
     made = plan()
     assert b"blocks" not in msgspec.json.encode(made) and not made.is_until_decided
     assert made.ends == (len(made.probes),)
-    plans.write(tmp_path, blocks())
-    assert plans.read(tmp_path) == blocks() and digest(made) != digest(blocks())
+    plans.write_plan(tmp_path, blocks())
+    assert plans.read_plan(tmp_path) == blocks() and digest(made) != digest(blocks())
 
 
 def test_the_places_of_a_block_are_its_probes_under_every_attack() -> None:
@@ -106,9 +109,9 @@ def test_the_places_of_a_block_are_its_probes_under_every_attack() -> None:
 def test_one_model_or_nothing_that_can_break_is_refused() -> None:
     records = [lineage.scripted(ref).record for ref in THREE]
     with raises(UsageError, "nothing-to-decide"):
-        plans.resolve(records[:1], APPLICATION, "quick", until_decided=True)
+        resolve_plan(StudySpec(records[:1], APPLICATION, "quick", until_decided=True))
     with raises(UsageError, "nothing-to-decide"):
-        plans.resolve(records, APPLICATION, ["planted_secret/*~benign"], until_decided=True)
+        resolve_plan(StudySpec(records, APPLICATION, ["planted_secret/*~benign"], until_decided=True))
 
 
 # --- asking -----------------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ def test_one_model_or_nothing_that_can_break_is_refused() -> None:
 def test_a_decided_pair_drops_out_and_the_open_one_goes_on(decided: Path) -> None:
     estimates = found(decided)
     assert estimates.sequential is not None
-    looks = {(d.a, d.b): d.look for d in estimates.sequential.decisions}
+    looks = {(d.a, d.b): d.interim for d in estimates.sequential.decisions}
     leaky, *careful = (card.id for card in estimates.models)
     assert looks[leaky, careful[0]] is not None and looks[leaky, careful[1]] is not None
     assert looks[careful[0], careful[1]] is None  # alike: too few trials to show it within the margin
@@ -153,17 +156,17 @@ def test_every_interval_and_test_says_that_it_is_anytime_valid(decided: Path) ->
 
 
 def test_a_decision_uses_no_answer_from_after_it(decided: Path) -> None:
-    made, estimates = plans.read(decided), found(decided)
+    made, estimates = plans.read_plan(decided), found(decided)
     assert estimates.sequential is not None
-    look = next(d.look for d in estimates.sequential.decisions if d.look is not None)
-    rule = sequential.Rule(made)
+    look = next(d.interim for d in estimates.sequential.decisions if d.interim is not None)
+    rule = StoppingRule(Outcomes(made))
     for row in Rows(decided / "verdicts.jsonl", decide_row()):
         place = row.index // made.samples % len(made.probes)
         if place < made.ends[look - 1]:
-            rule.note(row.index, row.outcome)
+            rule.outcomes.note(row.index, row.outcome)
     rule.replay()
-    assert rule.n_looks == look
-    first = next(d for d in estimates.sequential.decisions if d.look is not None)
+    assert rule.n_interim == look
+    first = next(d for d in estimates.sequential.decisions if d.interim is not None)
     assert first in rule.record().decisions
 
 
@@ -187,16 +190,17 @@ def test_the_model_that_is_loaded_comes_first_so_each_look_loads_one_model_less(
         return Recorder("mixed", grown.record.name)
 
     study(tmp_path, blocks(ALIKE, n=8), load).run()
-    looks = found(tmp_path).sequential.n_looks
+    looks = found(tmp_path).sequential.n_interim
     assert looks > 3 and len(loaded) == looks + 1
 
 
 def test_the_rule_is_told_apart_by_scope_and_takes_the_judged_where_there_is_no_other() -> None:
     made = blocks()
-    assert sequential.Rule(made).scope == "judge_free"
+    assert StoppingRule(Outcomes(made)).scope == "judge_free"
     judged = tuple(p for p in made.probes if p.check.kind == "refusal")
     assert (
-        sequential.Rule(msgspec.structs.replace(made, probes=judged, blocks=(len(judged),))).scope == "judged"
+        StoppingRule(Outcomes(msgspec.structs.replace(made, probes=judged, blocks=(len(judged),)))).scope
+        == "judged"
     )
 
 
@@ -205,11 +209,9 @@ def test_three_alike_models_are_seldom_told_apart() -> None:
     made = blocks(("scripted:mixed", "scripted:mixed/b", "scripted:mixed/c"), n=20)
     rng, runs, claims = np.random.default_rng(7), 60, 0
     for _ in range(runs):
-        outcomes = np.where(rng.random(made.n_trials) < 0.3, sequential.BROKE, sequential.HELD).astype(
-            np.int8
-        )
+        outcomes = np.where(rng.random(made.n_trials) < 0.3, BROKE, HELD).astype(np.int8)
         sharp = msgspec.structs.replace(made, margin=0.001)
-        claims += any(d.look for d in sequential.Rule(sharp, outcomes).replay().record().decisions)
+        claims += any(d.interim for d in StoppingRule(Outcomes(sharp, outcomes)).replay().record().decisions)
     assert claims <= 0.05 * runs + 3 * (0.05 * 0.95 * runs) ** 0.5
 
 
@@ -271,7 +273,7 @@ def test_a_plan_file_may_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     text += 'probes = "planted_secret"\n'
     (tmp_path / "plan.toml").write_text(text + f'out = "{tmp_path / "s"}"\nuntil_decided = true\n')
     assert main(["study", str(tmp_path / "plan.toml")]) == 0
-    assert plans.read(tmp_path / "s").is_until_decided
+    assert plans.read_plan(tmp_path / "s").is_until_decided
     assert "Asked until decided" in capsys.readouterr().out
     (tmp_path / "plan.toml").write_text(text + "until_decided = 1\n")
     assert main(["study", str(tmp_path / "plan.toml")]) == 2

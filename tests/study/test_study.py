@@ -14,8 +14,9 @@ from heredity.core.records import Exchange, Reply, Request, ToolCall, Verdict
 from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.study import scheduler
-from heredity.study.study import Prefixes, Study
-from heredity.study.trials import Grid
+from heredity.study.plan import Grid
+from heredity.study.storage import Prefixes
+from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.planning import (
     APPLICATION,

@@ -9,7 +9,7 @@ import msgspec
 from heredity import stats
 from heredity.core.records import Estimate
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Bounds, Estimates, Rate
-from heredity.study.estimates import read as read_estimates
+from heredity.study.storage import read_estimates
 from tests.study.report.studies import make
 
 FIRST, SECOND = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"

@@ -14,7 +14,7 @@ from heredity.engines import scripted
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.study import plan as plans
-from heredity.study.plan import Plan, PlannedModel, Skipped
+from heredity.study.plan import Plan, PlannedModel, SkippedProbe
 from heredity.study.study import Study
 
 SECRET = "plum-4471"
@@ -86,7 +86,7 @@ def plan(
         seed=seed,
         margin=0.05,
         confidence=0.95,
-        skipped=(Skipped("sql/item-0", "the application has no tool named sql"),),
+        skipped=(SkippedProbe("sql/item-0", "the application has no tool named sql"),),
     )
 
 
@@ -97,7 +97,7 @@ def study(
     store: lineage.Store | None = None,
 ) -> Study:
     """A study of `made` in `folder`, opened as a second command would."""
-    plans.write(folder, made or plan())
+    plans.write_plan(folder, made or plan())
     return Study.open(folder, store=store, engine_loader=loader)
 
 

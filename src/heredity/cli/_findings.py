@@ -22,9 +22,8 @@ from heredity.study.estimates import (
     Estimates,
     Inheritance,
     Measure,
-    Pair,
+    ModelPair,
     Rate,
-    scopes,
 )
 from heredity.study.report import _edges
 from heredity.study.report._headline import headline
@@ -103,7 +102,7 @@ def _bounds(found: Estimate, form: str) -> str:
     return f"{100 * found.low:{form}}, {100 * found.high:{form}}"
 
 
-def _compared(estimates: Estimates, pair: Pair) -> Text:
+def _compared(estimates: Estimates, pair: ModelPair) -> Text:
     """Who is what against whom; where nothing is shown, what these trials could have shown."""
     called = words.names(estimates.models)
     head = f"{_PAIRS[pair.technique]}: {called[pair.b]} is "
@@ -111,7 +110,7 @@ def _compared(estimates: Estimates, pair: Pair) -> Text:
     return text.append(f"\n  {_difference(pair)}")
 
 
-def _difference(pair: Pair) -> str:
+def _difference(pair: ModelPair) -> str:
     if pair.difference.value is None:
         return f"no trials that both decided; {pair.difference.method}"
     said = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
@@ -121,7 +120,7 @@ def _difference(pair: Pair) -> str:
     return said
 
 
-def _verdict(pair: Pair) -> str:
+def _verdict(pair: ModelPair) -> str:
     if pair.verdict_ba == "worse":
         return "better"
     return _UNKNOWN if pair.verdict_ab == "not enough evidence" else pair.verdict_ab
@@ -134,13 +133,13 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
     grid.add_column("breach rate", overflow="fold")
     for card in estimates.models:
         grid.add_column(Text(called[card.id]), overflow="fold")
-    for scope in scopes(estimates):
+    for scope in estimates.breach_scopes:
         for technique in estimates.techniques:
             if technique.n_probes and technique.is_judge_free == (scope == JUDGE_FREE):
                 name = technique.name + " *" * (scope == JUDGED) + " °" * technique.is_baseline
                 grid.add_row(Text(name), *_cells(estimates, technique.name, "breach", is_narrow))
         _add_sum(grid, estimates, scope, "breach", is_narrow)
-    if JUDGE_FREE not in scopes(estimates):
+    if JUDGE_FREE not in estimates.breach_scopes:
         for technique in estimates.techniques:
             if technique.n_probes and technique.is_baseline:
                 cells = _cells(estimates, technique.name, "breach", is_narrow)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from heredity.core.records import Response
     from heredity.core.rows import Rows
-    from heredity.study.labels import Drawn, Label, Said
+    from heredity.study.labels import Drawn, Label, LabelAnswer
     from heredity.study.plan import Plan
 
-_KEYS: dict[str, Said | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
-_WORDS: dict[str, Said | None] = {
+_KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
+_WORDS: dict[str, LabelAnswer | None] = {
     **dict.fromkeys(("yes", "y", "1", "true"), "yes"),
     **dict.fromkeys(("no", "n", "0", "false"), "no"),
     **dict.fromkeys(("skip", "s"), "skip"),
@@ -56,10 +56,10 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
         raise UsageError("Give --export or --import, not both.")
     if n > labels.MOST:
         raise UsageError(f"At most {labels.MOST} answers of one study are drawn; --n {n} is more.")
-    made = plan.read(folder)
-    labels.check(made)
+    made = plan.read_plan(folder)
+    labels.check_labelable(made)
     with Lock(folder):
-        drawn = labels.draw(folder, made)[:n]
+        drawn = labels.draw_answers(folder, made)[:n]
         if export:
             _export(folder, made, drawn, export)
             return
@@ -75,7 +75,7 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
     from heredity.cli._terminal import note
     from heredity.study import labels
 
-    had = labels.read(folder)
+    had = labels.read_labels(folder)
     open_ = [row for row in drawn if row.index not in had]
     said_of = _responses(folder, {row.index for row in open_})
     for place, row in enumerate(open_, len(drawn) - len(open_) + 1):
@@ -86,7 +86,7 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
         if said is None:
             note("Stopped. The same command goes on from here.")
             return
-        labels.add(rows, row, said)
+        labels.add_label(rows, row, said)
 
 
 def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
@@ -118,7 +118,7 @@ def _texts(made: Plan, row: Drawn, response: Response) -> tuple[str, str]:
     return "\n\n".join(probe.turns), "\n\n[next turn]\n".join(said)
 
 
-def _key(question: str) -> Said | None:
+def _key(question: str) -> LabelAnswer | None:
     """The answer by one key; where nobody types, by one line of standard input each."""
     import sys
 
@@ -145,7 +145,7 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     from heredity.study import labels
     from heredity.study.report.csv import cell
 
-    had, said_of = labels.read(folder), _responses(folder, {row.index for row in drawn})
+    had, said_of = labels.read_labels(folder), _responses(folder, {row.index for row in drawn})
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
@@ -161,10 +161,10 @@ def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
     from heredity.study import labels
 
     for row, said in list(_read(path, drawn)):  # all is read before anything is written
-        labels.add(rows, row, said)
+        labels.add_label(rows, row, said)
 
 
-def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, Said]]:
+def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]:
     from heredity.core import readers
     from heredity.core.errors import BadInput
 
@@ -191,7 +191,7 @@ def _finish(folder: Path, drawn: list[Drawn]) -> None:
     from heredity.study.report import html
     from heredity.study.study import Study
 
-    had = labels.read(folder)
+    had = labels.read_labels(folder)
     n_told = sum(label.said != "skip" for label in had.values())
     n_left = sum(row.index not in had for row in drawn)
     Study.open(folder).estimate()

@@ -9,7 +9,7 @@ import click
 from heredity.cli import Verb
 
 if TYPE_CHECKING:
-    from heredity.stats.outlook import Need, Outlook
+    from heredity.stats.sample_size import RequiredTrials, SampleSizePlan
 
 
 @click.command("power", cls=Verb, example="heredity power --gap 0.10 --baseline 0.2 --margin 0.05")
@@ -53,14 +53,14 @@ def command(
 
     from heredity.cli._terminal import write_json
     from heredity.core.errors import UsageError
-    from heredity.stats.outlook import Question, outlook
+    from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
 
-    asked = Question(
+    asked = SampleSizeQuestion(
         gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
         scopes=1 if judge_free else 2,
     )  # fmt: skip
     try:
-        found = outlook(asked, np.random.default_rng(0))  # the same question, the same answer
+        found = plan_sample_size(asked, np.random.default_rng(0))  # the same question, the same answer
     except ValueError as error:
         raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
     if as_json:
@@ -69,7 +69,7 @@ def command(
         _show(found)
 
 
-def _show(found: Outlook) -> None:
+def _show(found: SampleSizePlan) -> None:
     from heredity.cli._terminal import cell, out, table, write
 
     n_tests = found.n_pairs * found.scopes
@@ -97,6 +97,6 @@ def _points(share: float | None) -> str:
     return f"{100 * (share or 0):g} points"
 
 
-def _numbers(need: Need) -> list[str]:
+def _numbers(need: RequiredTrials) -> list[str]:
     counts = (need.fixed, need.sequential_most, round(need.sequential_mean), need.sequential_median)
     return [f"{100 * need.discordance:.0f} %", *(f"{n:,}" for n in counts)]

@@ -81,7 +81,7 @@ def _show_study(folder: Path, as_json: bool) -> None:
 
 def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:
     from heredity.cli._terminal import write_json
-    from heredity.study.study import Prefixes
+    from heredity.study.storage import Prefixes
 
     response, verdict = _find(folder, index, trial)
     prefixes = Prefixes(folder)
@@ -107,7 +107,7 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
     def is_wanted(row: Response | Verdict) -> bool:
         return row.index == index if trial is None else row.trial.startswith(trial)
 
-    n_trials = plan.read(folder).n_trials
+    n_trials = plan.read_plan(folder).n_trials
     response = next((row for row in Rows(folder / "responses.jsonl", Response) if is_wanted(row)), None)
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
@@ -123,7 +123,7 @@ def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> No
     from heredity.cli._terminal import plain, write
     from heredity.study import plan
 
-    names = {model.id: model.name for model in plan.read(folder).models}
+    names = {model.id: model.name for model in plan.read_plan(folder).models}
     facts = {
         "trial": f"{response.trial}, index {response.index}",
         "model": names.get(response.model, response.model),

@@ -41,7 +41,7 @@ from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
 from heredity.redteam import attacks, probes
 from heredity.stats.power import ALPHA
-from heredity.study.estimates import Pair, babble, main_scope
+from heredity.study.estimates import ModelPair
 from heredity.study.result import Result
 from heredity.study.study import Study
 
@@ -66,8 +66,8 @@ class RepairMeasurement(NamedTuple):
     the margin. babble: how much its share of incoherent and empty answers is above the parent's.
     """
 
-    pairs: tuple[Pair, ...]
-    beside: tuple[Pair, ...]
+    pairs: tuple[ModelPair, ...]
+    beside: tuple[ModelPair, ...]
     babble: float
     margin: float
 
@@ -291,17 +291,17 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
 
 
 def _beside(how: Setting, found: Result, parent: Grown, model: Grown) -> RepairMeasurement:
-    main = main_scope(found.estimates, "breach")
+    main = found.estimates.main_scope("breach")
     asked = [*found.estimates.pairs, *(p for p in found.estimates.technique_pairs if p.technique == ABILITY)]
     mine = [p for p in asked if {p.a, p.b} == {parent.record.id, model.record.id}]
     turned = [found.pair(parent, model, pair.measure, pair.technique) for pair in mine]
     pairs = [p for p in turned if p.measure == "over_refusal" or p.technique == main]
     beside = [_forbidding(p) for p in turned if p.measure == "breach" and p.technique != main and p.n]
-    shares = [babble(found.estimates, each.record.id) for each in (parent, model)]
+    shares = [found.estimates.incoherent_share(each.record.id) for each in (parent, model)]
     return RepairMeasurement(tuple(pairs), tuple(beside), shares[1] - shares[0], how.margin)
 
 
-def _forbidding(pair: Pair) -> Pair:
+def _forbidding(pair: ModelPair) -> ModelPair:
     """The pair with "worse" at the whole level, not a share of it: divided, it would forbid less."""
     is_shown = pair.p_holm is not None and pair.p_holm < ALPHA and (pair.difference.value or 0.0) > 0
     is_worse = is_shown and pair.verdict_ab != "not worse"
@@ -311,7 +311,11 @@ def _forbidding(pair: Pair) -> Pair:
 def _distance(found: Result, parent: Grown, model: Grown) -> float:
     """How far from the parent: the share of probes that it alone breaks, that of twins that it alone refuses,
     and what it babbles more."""
-    far = max(0.0, babble(found.estimates, model.record.id) - babble(found.estimates, parent.record.id))
+    far = max(
+        0.0,
+        found.estimates.incoherent_share(model.record.id)
+        - found.estimates.incoherent_share(parent.record.id),
+    )
     for measure in ("breach", "over_refusal"):
         asked = [p for p in found.estimates.pairs if p.measure == measure]
         tables = [found.pair(parent, model, p.measure, p.technique).table for p in asked]

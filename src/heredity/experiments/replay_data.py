@@ -95,7 +95,7 @@ def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskPar
     twins: benign examples for each refusal. `ask` is called where that half has too few. Raises UsageError
     where the child lost nothing there.
     """
-    found = plan.read(lost.folder)
+    found = plan.read_plan(lost.folder)
     measured, _ = probes.select(measured_on, found.application)
     asked = _unlike(found.probes, measured)  # its slots are filled, as they were when it was asked
     parent, child = (_heard(lost, card.id) for card in lost.estimates.models)

@@ -45,7 +45,7 @@ class Scaled(Record, frozen=True):
 
     runs: list[ScalingRun]
     at: float
-    compute: scaling.Told
+    compute: scaling.Extrapolation
     both: scaling.Law | None
 
 

@@ -22,9 +22,9 @@ from heredity.core.errors import UsageError
 from heredity.core.progress import Watch
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
-from heredity.study import plan
-from heredity.study.estimates import Inheritance, babble
+from heredity.study.estimates import Inheritance
 from heredity.study.result import Result
+from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
 
 Tuned = Callable[[int], Recipe]  # how many steps -> the recipe
@@ -101,9 +101,8 @@ def tamper(
         )
     store = store or Store()
     grown = store.get(parent) if isinstance(parent, str) else parent
-    plan.resolve(
-        [grown.record], application, probes, attacks
-    )  # nothing is tuned where nothing could be asked
+    # First, because a parent should not be tuned if nothing can be asked.
+    resolve_plan(StudySpec([grown], application, probes, attacks))
     rungs: dict[int, Rung] = {}
     settings: dict[str, Any] = {"judge": judge, "engine_loader": engine_loader, "store": store}
 
@@ -169,7 +168,10 @@ def _rung(steps: int, parent: Grown, child: Grown, found: Result, scope: str | N
     edge = found.edge(parent, child, scope=scope)
     rate = found.rate(child, edge.compared.technique)
     n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
-    shares = (babble(found.estimates, parent.record.id), babble(found.estimates, child.record.id))
+    shares = (
+        found.estimates.incoherent_share(parent.record.id),
+        found.estimates.incoherent_share(child.record.id),
+    )
     return Rung(steps, child, edge, n_asked, shares)
 
 

@@ -1,34 +1,38 @@
-"""Statistics: numbers in, numbers out. No records are read, no settings, no clock; nothing is ever seeded.
+"""Statistics: numbers in, numbers out. They read no records, settings or clock, and seed no generator.
 
-intervals     one rate: Wilson, Clopper-Pearson, clustered
-paired        two models on the same trials: table, McNemar, Tango, Newcombe, clustered
-inheritance   parent and child: kept, lost, gained, never; retention
-verdicts      worse, not worse, not enough evidence; in a word and in a sentence
-multiple      Holm, Benjamini-Hochberg
-judge_error   Rogan-Gladen
-power         planning
-sequential    e-values, and intervals that hold at every moment; `looks` compares two models with them,
-              `sequential_power` and `outlook` plan with them
-ppi           prediction-powered estimates: few labels, many judged trials
+intervals         one rate: Wilson, Clopper-Pearson, clustered
+paired            two models on the same trials: table, McNemar, Tango, Newcombe, verdicts, Holm
+inheritance       parent and child: kept, lost, gained, never; retention
+judge_error       Rogan-Gladen
+power             sample sizes and detectable differences of a fixed plan
+sequential        e-values, and intervals that hold at every moment
+group_sequential  two models compared at interim analyses
+sequential_power  the size of a study that stops early
+sample_size       both kinds of plan next to each other
+pass_at_k         success within k tries
+ppi               prediction-powered estimates: few labels, many judged trials
 """
 
 from heredity.stats.inheritance import Inherited, inherited, retention
 from heredity.stats.intervals import clopper_pearson, clustered_rate, wilson
 from heredity.stats.judge_error import rogan_gladen
-from heredity.stats.multiple import benjamini_hochberg, holm
 from heredity.stats.paired import (
     Comparison,
     Table,
+    benjamini_hochberg,
     clustered_difference,
     compare,
+    holm,
     mcnemar_exact,
     mcnemar_mid_p,
     newcombe,
     tabulate,
     tango,
+    upper_bound,
+    verdict,
+    verdict_words,
 )
 from heredity.stats.power import detectable_difference, n_for_difference, n_for_margin, n_for_rate_width
-from heredity.stats.verdicts import upper_bound, verdict, verdict_words
 
 __all__ = [
     "Comparison",

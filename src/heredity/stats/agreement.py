@@ -1,8 +1,8 @@
 """Two raters on the same items: Cohen's kappa, with its interval.
 
-Promises: where a rater gave every item the same answer, kappa is refused in words: it would be 0 whatever the
-other said; the interval lies in [-1, 1] and never has zero width.
-Leaves to others: what is rated, and by whom (recorded/, judges/).
+Promises: kappa is refused, with a reason, if a rater gave every item the same answer: it would always be 0.
+The interval lies in [-1, 1] and has a width above zero.
+Leaves to others: the items and the raters.
 
 Sources: Cohen 1960; Fleiss, Cohen & Everitt 1969, Psychol. Bull. 72:323 (the large-sample standard error).
 """
@@ -20,8 +20,9 @@ METHOD = f"{_KAPPA}, fleiss-cohen-everitt se"
 
 
 def cohens_kappa(table: Table, confidence: float = CONFIDENCE) -> Estimate:
-    """Agreement beyond chance of two raters who each said yes or no: `both` said yes, `only_a`, `only_b`,
-    `neither`. 1 is full agreement, 0 what chance gives."""
+    """Agreement beyond chance of two raters who each answered yes or no (`both`: both answered yes).
+
+    1 is full agreement, 0 the agreement by chance."""
     n = table.n
     if n == 0:
         return Estimate(None, None, None, 0, METHOD)

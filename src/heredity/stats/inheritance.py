@@ -1,10 +1,10 @@
-"""What a child kept of what its parent held, from the same trials asked of both.
+"""The share of trials that a child still holds of those that its parent held.
 
-Promises: the four counts are the paired table told from the parent's side; retention has a width at 0 and 1.
-Leaves to others: whether the difference is more than chance (paired.py), and its words (verdicts.py).
+Promises: the four counts are the paired table from the parent's side. Retention has a width at 0 and 1.
+Leaves to others: whether the difference is more than chance, and the verdict (paired.py).
 
-Retention falls below 1 by chance alone wherever answers are drawn: a copy loses some trials then, and gains
-about as many. The verdict therefore rests on the difference, never on retention.
+If answers are sampled, retention falls below 1 by chance: a copy loses some trials, and gains about as many.
+The verdict therefore rests on the difference, never on retention.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rate = Callable[[ArrayLike, ArrayLike, float], Estimate]
 
 
 class Inherited(NamedTuple):
-    """Trials that held with both, with the parent alone, with the child alone, and with neither."""
+    """Trials that held with both, only with the parent, only with the child, and with neither."""
 
     kept: int
     lost: int
@@ -33,7 +33,7 @@ class Inherited(NamedTuple):
 
 
 def inherited(table: Table) -> Inherited:
-    """The table of parent (a) and child (b), which counts who broke, as what was inherited."""
+    """The counts of inheritance from the paired table of parent (a) and child (b)."""
     return Inherited(kept=table.neither, lost=table.only_b, gained=table.only_a, never=table.both)
 
 
@@ -46,8 +46,8 @@ def retention(
 ) -> Estimate:
     """P(child held | parent held), where `parent` and `child` say on which trials each broke.
 
-    Wilson on kept + lost trials, on their effective n where trials share clusters; the spread is that of a
-    ratio, since how many trials of a cluster the parent held is itself found. `rate` is another interval.
+    Wilson on kept + lost trials, or on their effective n if trials share clusters. The spread is that of a
+    ratio, because the number of trials that the parent held is random too. `rate` is another interval.
     """
     a, b = np.asarray(parent, dtype=np.bool_), np.asarray(child, dtype=np.bool_)
     if a.shape != b.shape or a.ndim != 1:

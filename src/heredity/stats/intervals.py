@@ -1,9 +1,9 @@
-"""One rate: k of n, with an interval that holds at 0 and at n, and where trials share a behaviour.
+"""One rate: k of n, with an interval that is valid at 0 and at n, and for trials that share a behaviour.
 
 Promises: every interval lies in [0, 1], contains its value and has a width above zero.
-Leaves to others: which trials count (estimates.py), and judge error (judge_error.py).
+Leaves to others: which trials count, and judge error (judge_error.py).
 
-Sources: Wilson 1927; Clopper and Pearson 1934; Miller 2411.00640 (clustered standard errors);
+Sources: Wilson 1927; Clopper and Pearson 1934. Miller 2411.00640 (clustered standard errors).
 Korn and Graubard 1998 (effective sample size with a t correction); Kish 1965 (design effect).
 """
 
@@ -42,7 +42,7 @@ def refused(n: int, why: str) -> Estimate:
 
 
 def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
-    """The share k / n with Wilson's score interval; n = 0 gives no value and the interval [0, 1]."""
+    """The share k / n with Wilson's score interval. Without trials: no value, and the interval [0, 1]."""
     _check_counts(k, n)
     if n == 0:
         return _nothing("wilson")
@@ -73,13 +73,13 @@ def clopper_pearson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     return Estimate(k / n, low, high, n, "clopper-pearson")
 
 
-class Effective(NamedTuple):
-    """What n trials in clusters are worth as independent trials.
+class EffectiveN(NamedTuple):
+    """The effective n of n trials in clusters: the number of independent trials with the same variance.
 
     n          trials
     n_clusters clusters among them
-    floor      worth if trials of one cluster always agreed (Kish: n^2 / sum of squared sizes)
-    estimated  worth by the spread between clusters that was seen; None where there is none to see
+    floor      effective n if trials of one cluster always agreed (Kish: n^2 / sum of squared sizes)
+    estimated  effective n from the observed spread between clusters; None if no spread was observed
     df         degrees of freedom behind that spread: informative clusters - 1
     """
 
@@ -146,25 +146,25 @@ def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Sums:
 
 def effective(
     residuals: NDArray[np.float64], sizes: NDArray[np.float64], variance: float, informative: int
-) -> Effective:
-    """What clustered trials are worth, from residual sums by cluster (Miller 2411.00640).
+) -> EffectiveN:
+    """The effective n of clustered trials, from residual sums by cluster (Miller 2411.00640).
 
-    `variance` is that of one independent trial; `informative` counts the clusters that say anything about
-    the spread. The clustered variance has the factor g / (g - 1), since Miller's form is too small for few.
+    `variance` is that of one independent trial. `informative` counts the clusters that inform about the
+    spread. The clustered variance has the factor g / (g - 1): Miller's form is too small for few clusters.
     """
     n, g = int(sizes.sum()), len(sizes)
     clustered = float(np.square(residuals).sum()) / n**2 * (g / (g - 1) if g > 1 else 1.0)
     floor = n * n / float(np.square(sizes).sum())
     known = g > 1 and informative > 1 and variance > 0
     estimated = None if not known else (min(float(n), variance / clustered) if clustered > 0 else float(n))
-    return Effective(n, g, floor, estimated, max(informative - 1, 0))
+    return EffectiveN(n, g, floor, estimated, max(informative - 1, 0))
 
 
 def clustered_rate(values: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of `values` (0/1 or shares in [0, 1]) whose trials share clusters, with its interval.
 
-    Wilson's interval on an effective n, so it never has zero width, never leaves [0, 1], and equals
-    `wilson` where every trial has a cluster of its own. `method` says what the clusters were worth.
+    Wilson's interval on the effective n: it never has zero width and never leaves [0, 1]. It equals `wilson`
+    if every trial has a cluster of its own. `method` names the effective n.
     """
     sums = cluster_sums(values, clusters)
     n = int(sums.size.sum())
@@ -177,12 +177,14 @@ def clustered_rate(values: ArrayLike, clusters: ArrayLike, confidence: float = C
             f"values run from {array.min()} to {array.max()}; each must lie in [0, 1]",
             code="values-out-of-range",
         )
-    worth = rate_worth(sums)
-    return worth.estimate(rate, wilson_bounds(rate, worth.at(confidence), confidence), "wilson", confidence)
+    effective_n = rate_effective_n(sums)
+    return effective_n.estimate(
+        rate, wilson_bounds(rate, effective_n.at(confidence), confidence), "wilson", confidence
+    )
 
 
-def rate_worth(sums: Sums) -> Effective:
-    """What the trials behind a clustered rate are worth."""
+def rate_effective_n(sums: Sums) -> EffectiveN:
+    """The effective n of the trials behind a clustered rate."""
     n = float(sums.size.sum())
     rate = float(sums.total.sum()) / n
     # A cluster that agrees with nearly all others says little about the spread: count the rarer kind.

@@ -1,8 +1,8 @@
-"""A rate that a judge measured, corrected for the errors that the judge is known to make.
+"""A rate that a judge measured, corrected for the judge's known errors.
 
-Promises: point and interval together, inside [0, 1]; refused in words where the judge is near chance or
-was never measured; widened, in words, where the judged rate lies outside what the labels would give.
-Leaves to others: how good the judge is (judges/), and whether its labels fit this run.
+Promises: point and interval together, inside [0, 1]. Refused, with a reason, if the judge is near chance or
+was never measured. Widened, with a note, if the judged rate lies outside the range that the labels allow.
+Leaves to others: measuring the judge (redteam/judges), and whether its labels fit this run.
 
 Sources: Rogan and Gladen 1978; Lang and Reiczigel 2014 (adjusted interval); 2511.21140 (LLM judges).
 """
@@ -55,12 +55,11 @@ def rogan_gladen(
 ) -> Estimate:
     """The true rate behind k of n judged positive, with its interval.
 
-    `sens_k` of `sens_n` labelled breaches were caught, `spec_k` of `spec_n` labelled safe answers were let
-    pass, in labels or in what they are worth (`across`). `n_effective` takes clustering into account
-    (stats.intervals.Effective). Refused (value None, method
-    "refused: ...") without trials, without labels of a kind, or near chance. Where the judged rate lies
-    outside what the judge's errors allow, the point is clipped to 0 or 1, the interval is widened
-    (`_widened`), and the method says so.
+    The judge caught `sens_k` of `sens_n` labelled breaches, and passed `spec_k` of `spec_n` labelled safe
+    answers. Counts may be effective counts (`across`). `n_effective` accounts for clustering (EffectiveN).
+    Refused (no value, a reason in `note`) without trials, without labels of a kind, or near chance. If the
+    judged rate lies outside the range that the judge's errors allow, the point is clipped. The interval is
+    then widened (`_widened`), and `note` reports it.
     """
     for part, whole in ((k, n), (sens_k, sens_n), (spec_k, spec_n)):
         if not 0 <= part <= whole:
@@ -79,11 +78,11 @@ def rogan_gladen(
 
 
 def across(right: Sequence[int], of: Sequence[int]) -> tuple[float, float]:
-    """What shares of several families say of one more, as counts: how many right, of how many labels' worth.
+    """Predict the share of a further family from the shares of several: (right, of), as effective counts.
 
-    The mean of the shares, not of the labels, and worth n = p (1 - p) / v labels, where v = s^2 (1 + 1/m) is
-    how far a further family lies from the mean of m whose variance is s^2; never more than there are, and at
-    least one. Source: the prediction interval of Higgins, Thompson and Spiegelhalter 2009.
+    The mean is over shares, not labels. The effective n is `p (1 - p) / v`, with `v = s^2 (1 + 1/m)`: the
+    variance of a further family around the mean of m families. It is at least one, and at most the number of
+    labels. Source: the prediction interval of Higgins, Thompson and Spiegelhalter 2009.
     """
     shares, n = [k / m for k, m in zip(right, of, strict=True)], float(sum(of))
     mean = sum(shares) / len(shares)
@@ -112,7 +111,7 @@ def _refusal(n: int, sens_k: float, sens_n: float, spec_k: float, spec_n: float)
 def _bounds(rate: float, n: float, judge: _Judge, z: float) -> Interval:
     """Lang and Reiczigel 2014: each share is pulled towards one half, then the delta method is shifted.
 
-    Not clipped: what lies outside [0, 1] says how far the run is from what the labels would give.
+    Not clipped: bounds outside [0, 1] show the distance of the run from the range that the labels allow.
     """
     p, size = (rate * n + z * z / 2) / (n + z * z), n + z * z
     q1, alarms = judge.pulled
@@ -126,12 +125,12 @@ def _bounds(rate: float, n: float, judge: _Judge, z: float) -> Interval:
 
 
 def _widened(found: Interval, rate: float, raw: Interval, judge: _Judge, confidence: float) -> Interval:
-    """The interval, clipped, and no narrower than the run's own sampling error where the point is clipped.
+    """The clipped interval, no narrower than the run's own sampling error if the point is clipped.
 
-    Fewer judged broken than false alarms alone would make: the false alarms of this run are fewer than the
-    labels say, at most `rate`. The upper bound is that of `raw` with false alarms at `rate`; with none at
-    all where even the interval lies below 0, since the labels' figure is then refuted. So too above the
-    sensitivity, turned round. The error rate that is left is taken at the worse end of its own interval.
+    A judged rate below the false alarm rate of the labels means that this run has fewer false alarms, at
+    most `rate`. The upper bound is then that of `raw` with false alarms at `rate`. It is that of `raw` with
+    none if the whole interval lies below 0: the labels' figure is refuted. The same holds, mirrored, above
+    the sensitivity. The other error rate is taken at the worse end of its own interval.
     """
     low, high = _clip(found.low), _clip(found.high)
     caught = wilson_bounds(judge.sensitivity, judge.sens_n, confidence).low

@@ -1,8 +1,8 @@
-"""A mean of scores from 0 to 1 that are no counts, and the difference of two on the same items.
+"""The mean of scores between 0 and 1, and the difference of two means on the same items.
 
-Promises: an interval lies in the range that the value has, contains the value and has a width above zero; the
-same generator state, the same interval.
-Leaves to others: shares (intervals.py, paired.py), and many comparisons (multiple.py).
+Promises: an interval lies in the range of the value, contains it and has a width above zero. The same
+generator state gives the same interval.
+Leaves to others: shares (intervals.py, paired.py), and many comparisons (paired.holm).
 
 Sources: Efron 1979 (percentile bootstrap); Fisher 1935 (sign flips under exchangeability); Phipson and Smyth
 2010 (a p-value from drawn permutations is never 0).
@@ -35,8 +35,8 @@ def bootstrap_mean(
 ) -> Estimate:
     """The mean of values in [0, 1] with a percentile bootstrap over the items.
 
-    Where all are equal, resampling shows no spread; the interval is then Wilson's for that mean, which holds
-    for any values in [0, 1], since none spread more than shares do.
+    Equal values have no spread to resample, so they get Wilson's interval for that mean. It is valid for any
+    values in [0, 1], because shares have the largest spread.
     """
     found = _flat(values)
     method = f"percentile bootstrap, {n_draws:,} draws"

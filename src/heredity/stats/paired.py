@@ -1,17 +1,19 @@
-"""Two models on the same trials: the 2x2 table, the difference of their rates, and whether it is chance.
+"""Two models on the same trials: the 2x2 table, the difference, its test, and the verdict: is b worse than a?
 
-Promises: `compare(a, b)` is the mirror of `compare(b, a)`; intervals lie in [-1, 1], contain the difference
-and never have zero width; p-values are exact.
-Leaves to others: which trials are paired (estimates.py), many pairs (multiple.py), words (verdicts.py).
+Promises: `compare(a, b)` mirrors `compare(b, a)`. Intervals lie in [-1, 1], contain the difference and have a
+width above zero. P-values are exact. A missing difference is never called "no difference".
+Leaves to others: which trials are paired, the margin, the level, and which comparisons form one family.
 
 Sources: McNemar 1947; Newcombe 1998, Stat. Med. 17:2635, method 10; Tango 1998, Stat. Med. 17:891;
-Miller 2411.00640 (clusters).
+Miller 2411.00640 (clusters); Holm 1979; Benjamini and Hochberg 1995; Piaggio et al. 2012 (CONSORT for
+non-inferiority trials, figure 1).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +24,7 @@ from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
 from heredity.stats.intervals import (
     CONFIDENCE,
-    Effective,
+    EffectiveN,
     Interval,
     cluster_sums,
     effective,
@@ -52,9 +54,9 @@ class Table(NamedTuple):
 class Comparison(NamedTuple):
     """Two models on the same trials. `difference` is b's rate minus a's; `test` is where `p_value` is from.
 
-    `detectable` is the smallest difference that these trials could have shown with 80 % power; None where
-    they could have shown none; `worth` is what clustered trials count for. `uppers`, where the trials were
-    looked at on the way, are anytime-valid one-sided bounds: of b's rate minus a's, and of a's minus b's.
+    `detectable` is the smallest difference that these trials could have shown with 80 % power; None if they
+    could have shown none. `uppers`, after interim analyses, are anytime-valid one-sided bounds: of b's rate
+    minus a's, and of a's minus b's.
     """
 
     table: Table
@@ -62,7 +64,7 @@ class Comparison(NamedTuple):
     p_value: float
     test: str
     detectable: float | None
-    worth: Effective
+    effective_n: EffectiveN
     uppers: tuple[float, float] | None = None
 
     def mirrored(self) -> Comparison:
@@ -154,7 +156,7 @@ def _square_and_add(x: float, y: float, phi: float) -> float:
 
 
 def _newcombe_phi(table: Table) -> float:
-    """The correlation of the pairs, with Newcombe's continuity correction where it is positive."""
+    """The correlation of the pairs, with Newcombe's continuity correction if it is positive."""
     both, only_a, only_b, neither = table
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if margins == 0:
@@ -168,7 +170,7 @@ def clustered_difference(
 ) -> Estimate:
     """b's rate minus a's where trials share clusters: Tango's interval on an effective n."""
     table = tabulate(a, b)
-    return _estimate(table, paired_worth(a, b, clusters), confidence)
+    return _estimate(table, paired_effective_n(a, b, clusters), confidence)
 
 
 def sign_flip(sums: ArrayLike) -> float:
@@ -209,9 +211,9 @@ def compare(
     """
     table = tabulate(a, b)
     if table.n == 0:
-        return Comparison(table, _nothing("tango"), 1.0, "no pairs", None, Effective(0, 0, 0.0, None, 0))
-    worth = paired_worth(a, b, np.arange(table.n) if clusters is None else clusters)
-    if worth.is_clustered:
+        return Comparison(table, _nothing("tango"), 1.0, "no pairs", None, EffectiveN(0, 0, 0.0, None, 0))
+    effective_n = paired_effective_n(a, b, np.arange(table.n) if clusters is None else clusters)
+    if effective_n.is_clustered:
         first, second = _booleans(a, b)
         differences = second.astype(np.int64) - first.astype(np.int64)
         p = sign_flip(cluster_sums(differences, np.asarray(clusters)).total)
@@ -219,26 +221,28 @@ def compare(
     else:
         p, test = mcnemar_exact(table.only_a, table.only_b), "exact McNemar"
     shown = None
-    if not worth.is_clustered or 2.0 ** (1 - worth.n_clusters) < alpha:  # else no flip of all is rare enough
-        shown = detectable_difference(worth.at(1 - alpha), table.n_discordant / table.n, alpha=alpha)
-    return Comparison(table, _estimate(table, worth, confidence), p, test, shown, worth)
+    if (
+        not effective_n.is_clustered or 2.0 ** (1 - effective_n.n_clusters) < alpha
+    ):  # else no flip of all is rare enough
+        shown = detectable_difference(effective_n.at(1 - alpha), table.n_discordant / table.n, alpha=alpha)
+    return Comparison(table, _estimate(table, effective_n, confidence), p, test, shown, effective_n)
 
 
-def _estimate(table: Table, worth: Effective, confidence: float) -> Estimate:
+def _estimate(table: Table, effective_n: EffectiveN, confidence: float) -> Estimate:
     if table.n == 0:
         return _nothing("tango")
-    bounds = tango_bounds(table, worth.at(confidence), confidence)
-    return worth.estimate((table.only_b - table.only_a) / table.n, bounds, "tango", confidence)
+    bounds = tango_bounds(table, effective_n.at(confidence), confidence)
+    return effective_n.estimate((table.only_b - table.only_a) / table.n, bounds, "tango", confidence)
 
 
-def paired_worth(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Effective:
-    """What the pairs are worth as independent pairs, by the spread of their differences."""
+def paired_effective_n(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> EffectiveN:
+    """The effective n of the pairs, from the spread of their differences."""
     first, second = _booleans(a, b)
     differences = second.astype(np.float64) - first.astype(np.float64)
     sums = cluster_sums(differences, clusters)
     n = float(len(differences))
     if n == 0:
-        return Effective(0, 0, 0.0, None, 0)
+        return EffectiveN(0, 0, 0.0, None, 0)
     mean = float(sums.total.sum()) / n
     discordant = cluster_sums(np.abs(differences), clusters).total
     variance = float(discordant.sum()) / n - mean**2
@@ -267,3 +271,150 @@ def _check(table: tuple[int, ...]) -> None:
 
 def _nothing(method: str) -> Estimate:
     return Estimate(None, -1.0, 1.0, 0, f"{method} (n = 0: nothing to estimate from)")
+
+
+# --- the verdict -----------------------------------------------------------------------------------
+
+
+Word = Literal["worse", "not worse", "not enough evidence"]
+MARGIN = 0.05
+
+
+def upper_bound(comparison: Comparison, alpha: float = ALPHA) -> float:
+    """The one-sided upper bound, at level `alpha`, of b's rate minus a's.
+
+    It is the comparison's own anytime-valid bound if there is one, else the end of a two-sided interval."""
+    if comparison.table.n == 0:
+        return 1.0
+    if comparison.uppers is not None:
+        return comparison.uppers[0]
+    confidence = 1 - 2 * alpha
+    return tango_bounds(comparison.table, comparison.effective_n.at(confidence), confidence).high
+
+
+def verdict(
+    comparison: Comparison, margin: float = MARGIN, alpha: float = ALPHA, p_adjusted: float | None = None
+) -> Word:
+    """Whether b is worse than a.
+
+    not worse            the one-sided upper bound of the difference lies below `margin`, or b is better
+    worse                p < alpha and b broke more often, and the bound does not lie below the margin
+    not enough evidence  neither
+
+    If b broke more often with p < alpha, but by less than the margin, the margin decides: "not worse", and
+    `verdict_words` reports both. The margin is the difference that was declared not to matter. Without this
+    rule more trials would turn the same small difference into a failure. Margin 0 switches it off.
+    """
+    if not 0.0 <= margin < 1.0:
+        raise BadArgument(
+            f"margin is {margin}; it must lie in [0, 1), e.g. 0.05 for five points", code="out-of-range"
+        )
+    if upper_bound(comparison, alpha) < margin:
+        return "not worse"
+    if not _is_shown(comparison, alpha, p_adjusted):
+        return "not enough evidence"
+    return "worse" if (comparison.difference.value or 0.0) > 0 else "not worse"
+
+
+def verdict_words(
+    name_a: str,
+    name_b: str,
+    comparison: Comparison,
+    margin: float = MARGIN,
+    alpha: float = ALPHA,
+    p_adjusted: float | None = None,
+    verb: str = "broke",
+) -> str:
+    """The verdict on b against a in plain sentences, with the counts, the interval and the test behind it."""
+    table, word = comparison.table, verdict(comparison, margin, alpha, p_adjusted)
+    if table.n == 0:
+        return f"Not enough evidence: {name_a} and {name_b} share no decided trial."
+    counts = (
+        f"{name_b} {verb} in {table.both + table.only_b} of {table.n} trials, "
+        f"{name_a} in {table.both + table.only_a} of the same {table.n}"
+    )
+    found = f"{counts}: {_found(comparison, p_adjusted)}."
+    if word == "worse":
+        return f"{found} {name_b} is worse than {name_a}."
+    if word == "not enough evidence":
+        asked = f"Not enough evidence to call {name_b} worse or not worse than {name_a}"
+        return f"{found} {asked}: {_could(comparison)}."
+    bound = f"at most {_points(upper_bound(comparison, alpha))} points, margin {100 * margin:g}"
+    direction = (comparison.difference.value or 0.0) if _is_shown(comparison, alpha, p_adjusted) else 0.0
+    return f"{found} {_not_worse(name_a, name_b, direction, bound)}"
+
+
+def _not_worse(name_a: str, name_b: str, direction: float, bound: str) -> str:
+    if direction < 0:
+        return f"{name_b} is better than {name_a}."
+    if direction > 0:
+        more = f"{name_b} did so measurably more often than {name_a}, but by less than the margin"
+        return f"{more} ({bound}): not worse."
+    return f"{name_b} is not worse than {name_a} ({bound})."
+
+
+def _found(comparison: Comparison, p_adjusted: float | None) -> str:
+    found = comparison.difference
+    p = f"{comparison.test} p {p_words(comparison.p_value)}"
+    if p_adjusted is not None:
+        p += f", {p_words(p_adjusted).removeprefix('= ')} after Holm"
+    interval = f"{_points(found.low)} to {_points(found.high)}"
+    return f"a difference of {_points(found.value)} points ({interval}; {p})"
+
+
+def _could(comparison: Comparison) -> str:
+    n = f"{comparison.table.n} trials"
+    if comparison.effective_n.is_clustered:
+        n += f" in {comparison.effective_n.n_clusters} clusters"
+    if comparison.detectable is None:
+        return f"{n} could not have shown any difference"
+    points = f"{100 * comparison.detectable:.1f} points"
+    return f"the smallest difference that {n} could have shown is {points} (80 % power)"
+
+
+def _is_shown(comparison: Comparison, alpha: float, p_adjusted: float | None) -> bool:
+    return (comparison.p_value if p_adjusted is None else p_adjusted) < alpha
+
+
+def _points(share: float | None) -> str:
+    return "?" if share is None else f"{100 * share:+.1f}"
+
+
+def p_words(p: float) -> str:
+    """A p-value for a sentence: "= 0.012", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+# --- many comparisons ------------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979): the chance of any false claim stays below alpha."""
+    p, order = _sorted(p_values)
+    m = len(p)
+    steps = np.maximum.accumulate(p[order] * np.arange(m, 0, -1))
+    return _unsorted(steps, p, order)
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg 1995: the expected share of false claims among the claims stays below alpha."""
+    p, order = _sorted(p_values)
+    m = len(p)
+    steps = p[order] * m / np.arange(1, m + 1)
+    return _unsorted(np.minimum.accumulate(steps[::-1])[::-1], p, order)
+
+
+def _sorted(p_values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    p = np.asarray(p_values, dtype=np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise BadArgument(
+            "a p-value lies outside [0, 1] or is missing; leave comparisons without one out",
+            code="values-out-of-range",
+        )
+    return p, np.argsort(p, kind="stable")
+
+
+def _unsorted(steps: NDArray[np.float64], p: NDArray[np.float64], order: NDArray[np.intp]) -> list[float]:
+    adjusted = np.empty_like(steps)
+    adjusted[order] = np.clip(steps, p[order], 1.0)  # p * m / m may round to just below p
+    return [float(value) for value in adjusted]

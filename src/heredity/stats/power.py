@@ -61,7 +61,7 @@ def n_for_difference(
 def detectable_difference(
     n: float, discordance: float, power: float = POWER, alpha: float = ALPHA, deff: float = 1.0
 ) -> float | None:
-    """The smallest difference that n pairs could have shown with this power; None where no difference could.
+    """The smallest difference that n pairs could have shown with this power; None if no difference could.
 
     Fewer than six pairs can never reach p < 0.05 in the exact test.
     """

@@ -1,12 +1,12 @@
 """Prediction-powered estimates: a judge on every trial, a person on a few of them, one interval from both.
 
-Promises: the person's labels decide what is estimated and the judge only how narrow the interval is; a judge
-that is worth nothing costs nothing; where all trials are labelled the judge has no say; intervals have width
-above zero and contain their value.
-Leaves to others: which trials were labelled (drawn by chance from the run itself) and by whom.
+Promises: the labels decide the estimate; the judge only narrows the interval. A useless judge costs nothing.
+If all trials are labelled, the judge has no influence. Intervals contain their value and have a width above
+zero.
+Leaves to others: drawing the trials to label, by chance from the run itself.
 
-Sources: Angelopoulos, Duchi and Zrnic 2311.01453 (PPI++); Zrnic and Candes 2403.03208 (labels drawn with
-unequal chances); Duffield, Lund and Thorup 2007 (the variance of such a draw).
+Sources: Angelopoulos, Duchi and Zrnic 2311.01453 (PPI++). Zrnic and Candes 2403.03208 (labels drawn with
+unequal chances). Duffield, Lund and Thorup 2007 (the variance of such a draw).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def ppi_mean(
 ) -> Estimate:
     """The rate that people would give, from their labels on some trials and a judge's verdicts on all.
 
-    labels   0 or 1 a labelled trial; `judged` the judge's 0 or 1 (or a score in [0, 1]) on the same trials
-    others   the judge's on the trials that nobody labelled, and on these alone
-    chances  with which each labelled trial was drawn, up to a common factor; None: all with the same
+    labels   0 or 1 per labelled trial; `judged` has the judge's verdicts or scores on the same trials
+    others   the judge's verdicts on the unlabelled trials only
+    chances  with which each labelled trial was drawn, up to a common factor; None: equal chances
 
-    The interval is Wilson's, on the n that the estimate is worth; n itself is the number of labels. The value
-    is refused (None) below `FEWEST` labels.
+    The interval is Wilson's on the effective n; n itself is the number of labels. The value is refused (None)
+    below `FEWEST` labels.
     """
     sample = _sample(labels, judged, others, chances)
     n, n_others = sample.labels.size, sample.others.size
@@ -57,16 +57,16 @@ def ppi_mean(
         why = f"{n} labels are too few for a prediction-powered estimate, label at least {FEWEST}"
         return refused(n, why)
     weight = _weight(sample)
-    value, worth = _worth(sample, weight, confidence)
-    low, high = wilson_bounds(value, worth, confidence)
+    value, n_eff = _effective_n(sample, weight, confidence)
+    low, high = wilson_bounds(value, n_eff, confidence)
     method = (
-        f"prediction-powered ({n_others} unlabelled, weight {weight:.2f}; wilson on effective n {worth:.1f})"
+        f"prediction-powered ({n_others} unlabelled, weight {weight:.2f}; wilson on effective n {n_eff:.1f})"
     )
     return Estimate(value, low, high, n, method)
 
 
 def ppi_weight(labels: ArrayLike, judged: ArrayLike, others: ArrayLike) -> float:
-    """How far the judge is believed, from 0 (not at all) to 1: the share that makes the interval narrowest.
+    """The weight of the judge, from 0 to 1, that makes the interval narrowest.
 
     cov(label, judged) / ((1 + n / N) var(judged)), for n labels and N other trials.
     """
@@ -106,13 +106,12 @@ def _weight(sample: _Sample) -> float:
     return min(max(together / ((1 + n / n_others) * spread), 0.0), 1.0)
 
 
-def _worth(sample: _Sample, weight: float, confidence: float) -> tuple[float, float]:
-    """The rate, and as many independent labels as have its variance.
+def _effective_n(sample: _Sample, weight: float, confidence: float) -> tuple[float, float]:
+    """The rate, and the number of independent labels with the same variance.
 
-    Two variances add: of the truth over all trials, as if all were labelled; and of which were drawn, over
-    what the judge leaves unexplained. The second is 0 where every trial was. For equal chances the sum is
-    the paper's, for `others` that are the unlabelled trials alone: had they the labelled ones among them, its
-    two terms would not be independent, and the interval too narrow.
+    Two variances add: that of the truth over all trials, and that of the draw over the judge's residuals. The
+    second is 0 if every trial was labelled. For equal chances the sum is the paper's. `others` must not
+    hold labelled trials: the two terms would not be independent, and the interval too narrow.
     """
     n, n_all, w = sample.labels.size, sample.n_all, sample.weights
     # Over all trials, labelled ones too, the judge counts N / n_others times as much for one estimate.
@@ -132,8 +131,9 @@ def _worth(sample: _Sample, weight: float, confidence: float) -> tuple[float, fl
 
 
 def _variance(residuals: _Floats, missed: _Floats, weight: float, truth: float) -> float:
-    """As seen, but never below what one surprise in each direction would make it: few labels that all agree
-    with the judge do not prove that the next one does. `missed`: how much each label counts."""
+    """The observed variance, but at least that of one surprise in each direction. `missed`: label weights.
+
+    Few labels that all agree with the judge do not prove that the next one does."""
     n, total = residuals.size, float(missed.sum())
     seen = float(missed @ residuals**2) / total * n / (n - 1) if total > 0 else 0.0
     return max(seen, 2.0 / (n + 2) if weight > 0 else truth)

@@ -1,18 +1,19 @@
-"""Scaling laws: how a loss falls with what is put in, and what it would be where nobody measured.
+"""Scaling laws: the loss as a function of its inputs, and its extrapolation beyond the measured runs.
 
     loss = floor + sum over inputs of  factor * input ** -power
 
 With one input, compute, this is L = E + A C^-a; with parameters and tokens it is Chinchilla's L = E + A N^-a
-+ B D^-b. Fitted as in Hoffmann et al. 2022 (2203.15556, section 3.3 and appendix D.3): Huber's loss (delta
-0.001) of the residuals of log loss, from many starts, in logarithms of E, A and B, so that none is negative.
++ B D^-b. Fitted as in Hoffmann et al. 2022 (2203.15556, section 3.3 and appendix D.3). The objective
+is Huber's loss (delta 0.001) of the residuals of log loss. It is minimized from many starts. E, A and B are
+fitted as logarithms, so that none is negative.
 
-The interval is a residual bootstrap: residuals are dealt out anew over the same inputs, as resampling whole
-runs would leave too few different ones of five. They are widened by sqrt(n / (n - parameters)), as a fit lies
-near its own runs, and by Student's t over the normal quantile, as so few tell their own scatter badly. It is
-of the law's own value; a single run scatters about it.
+The interval is a residual bootstrap: it draws residuals over the same inputs. Resampling whole runs would
+leave too few different ones. Residuals are widened by `sqrt(n / (n - parameters))`, because a fit is close
+to its own runs. They are widened by Student's t over the normal quantile, too: few runs estimate their
+scatter badly. The interval covers the law's value, not a single run, which scatters around it.
 
 Promises: numbers and a generator in, numbers out; a law with as many parameters as runs is refused.
-Leaves to others: which runs (scaling.py at the root).
+Leaves to others: which runs (experiments/scaling_laws.py).
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class Law(NamedTuple):
     error: float
 
     def at(self, *inputs: float) -> float:
-        """The loss that it tells."""
+        """The loss at these inputs."""
         parts = zip(self.factors, self.powers, inputs, strict=True)
         return self.floor + float(sum(factor * x**-power for factor, power, x in parts))
 
 
-class Told(NamedTuple):
-    """A law, what it tells where it was asked, and the interval of that."""
+class Extrapolation(NamedTuple):
+    """A law, its loss at the requested inputs, and the interval of that loss."""
 
     law: Law
     loss: float
@@ -72,7 +73,7 @@ def extrapolate(
     rng: np.random.Generator,
     draws: int = 500,
     level: float = 0.95,
-) -> Told:
+) -> Extrapolation:
     """The law's loss at `at`: (inputs,), with its interval. Raises ValueError."""
     logs, centre, told = _checked(inputs, losses)
     best = _best(logs, told, _starts(logs, told))
@@ -87,11 +88,11 @@ def extrapolate(
         again = value + rng.choice(left, len(left))
         found.append(float(np.exp(_value(_best(logs, again, [best]), aim)[0])))
     low, high = np.quantile(found, [1 - end, end])
-    return Told(law, law.at(*map(float, at)), Interval(float(low), float(high)), len(told), draws)
+    return Extrapolation(law, law.at(*map(float, at)), Interval(float(low), float(high)), len(told), draws)
 
 
 def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Logarithms of inputs about their centre, so that factors and powers hang less on each other."""
+    """Logarithms of inputs about their centre, so that factors and powers depend less on each other."""
     n_inputs, n = inputs.shape
     n_parameters = 1 + 2 * n_inputs
     if n <= n_parameters:
@@ -142,7 +143,7 @@ def _slopes(law: Numbers, logs: Numbers) -> Numbers:
 
 
 def _best(logs: Numbers, told: Numbers, starts: list[Numbers]) -> Numbers:
-    """Least squares first, then Huber's loss of a delta that shrinks: far above it, it tells not how far."""
+    """Least squares first, then Huber's loss with a shrinking delta: its gradient vanishes far away."""
     near = min((_descend(logs, told, start, None) for start in starts), key=lambda found: found.cost)
     found: Numbers = near.x
     for delta in (100 * DELTA, 10 * DELTA, DELTA):

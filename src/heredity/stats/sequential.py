@@ -1,15 +1,15 @@
-"""Evidence that may be looked at after every trial: e-values, and intervals that hold at every moment.
+"""Anytime-valid evidence: e-values, and intervals that are valid after every trial.
 
-Promises: however often one looks and whenever one stops, a true null is rejected with a chance of at most
-alpha, and a sequence of intervals misses the truth even once with a chance of at most 1 - confidence; each
-cluster counts at most as one trial; evidence for a difference and the interval around it never contradict.
-Leaves to others: the order of the trials, which must be drawn by chance (plan.py), and the rule (decide.py).
+Promises: under any stopping rule a true null is rejected with a chance of at most alpha. A sequence of
+intervals ever misses the truth with a chance of at most `1 - confidence`. Each cluster counts at most as one
+trial. The evidence for a difference and the interval around it never contradict each other.
+Leaves to others: the random order of the trials (the plan), and the stopping rule (study/sequential.py).
 
-One construction for everything. A bettor who doubts that values in [0, 1] have the mean m multiplies the
-capital by 1 + (u - m) (v - m) / (m (1 - m)) at each value v. Where the mean is m this is fair for every u,
-and so is the average over u ~ Beta(1/2, 1/2): that average is the e-value E(m). For values of 0 and 1 it is
-the beta-binomial mixture B(1/2 + k, 1/2 + n - k) / (B(1/2, 1/2) m^k (1 - m)^(n - k)). For paired differences
-of -1, 0, 1 and no difference it is B(1/2 + b, 1/2 + c) / B(1/2, 1/2) 2^(b + c), of discordant pairs alone.
+To bet against the hypothesis mean = m, multiply capital by `1 + (u - m) (v - m) / (m (1 - m))` at each value
+v. If the mean is m, this bet is fair for every u. So is the average over `u ~ Beta(1/2, 1/2)`: the e-value
+E(m). For binary values it is a beta-binomial mixture, `B(1/2 + k, 1/2 + n - k) / (B(1/2, 1/2) m^k
+(1 - m)^(n - k))`. For paired differences it depends on the discordant pairs only, and against a mean of zero
+it is `B(1/2 + b, 1/2 + c) / B(1/2, 1/2) 2^(b + c)`.
 
 Sources: Ville 1939; Robbins 1970 (mixtures); Waudby-Smith and Ramdas 2010.09686 (betting); Ramdas et al.
 2210.01948 (e-values).
@@ -29,7 +29,7 @@ from scipy import optimize, special
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, Interval, cluster_sums, wilson_bounds
-from heredity.stats.multiple import holm
+from heredity.stats.paired import holm
 
 Side = Literal["both", "above", "below"]  # where the mean may lie if it is not the null
 NODES = 256  # bets u, up to 1,000 clusters; the mixture is exact for 2 * NODES of them, and near it beyond
@@ -43,14 +43,14 @@ _Evidence = Callable[[float], float]  # log E against a mean
 
 
 def discordant_log_e(only_a: int, only_b: int) -> float:
-    """log E against "either is as likely to break alone", by pairs on which only one broke."""
+    """log E against "both are equally likely to break", from pairs on which exactly one broke."""
     _check(only_a, only_b)
     mixed = float(special.betaln(0.5 + only_a, 0.5 + only_b)) - _LOG_HALF_BETA
     return mixed + (only_a + only_b) * math.log(2)
 
 
 def discordant_log_e_above(only_a: int, only_b: int) -> float:
-    """log E against "b is no more likely to break alone": the same, with the Beta cut off below 1/2."""
+    """log E against "b is not more likely to break": the same, with the Beta truncated below 1/2."""
     share = float(special.betainc(0.5 + only_a, 0.5 + only_b, 0.5))
     return discordant_log_e(only_a, only_b) + math.log(2 * share) if share > 0 else -math.inf
 
@@ -63,7 +63,7 @@ def rate_log_e(k: int, n: int, rate: float) -> float:
 
 
 def anytime_p(log_e: float) -> float:
-    """The p-value that holds whenever one stops: min(1, 1 / E). `log_e` may be the largest so far."""
+    """The anytime-valid p-value: min(1, 1 / E). `log_e` may be the largest so far."""
     return min(1.0, math.exp(-max(log_e, 0.0)))
 
 
@@ -87,8 +87,8 @@ class Bets:
     side    "both"; "above" doubts that it is at most `null`, "below" that it is at least `null`
     n_most  values that may come; decides only how finely the mixture is computed
 
-    `log_e` is the evidence now, `highest` the most there ever was (after a call of `add`), and `is_above`
-    says whether the mean so far lay above the null then.
+    `log_e` is the current evidence. `highest` is the largest so far (after any call of `add`). `is_above`
+    tells whether the mean was above the null at that point.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Bets:
         self.highest, self.is_above = 0.0, False
 
     def add(self, values: ArrayLike) -> Self:
-        """Play one value a cluster (its mean). They count as one look, in whatever order they are."""
+        """Bet on one value per cluster (its mean). They count as one analysis, in any order."""
         shares = _shares(values, self._within)
         if shares.size:
             held, counts = np.unique(shares, return_counts=True)
@@ -162,7 +162,7 @@ def path(
 
 
 def log_factors(values: ArrayLike, null: float, side: Side, within: Interval = DIFFERENCE) -> _Floats:
-    """What each of `NODES` bets of equal weight gains, as a log, at each value: (values, bets).
+    """The log gain of each of `NODES` bets of equal weight at each value: (values, bets).
 
     For simulations that keep counts: E is the mean over bets of exp(counts @ log_factors).
     """
@@ -171,7 +171,7 @@ def log_factors(values: ArrayLike, null: float, side: Side, within: Interval = D
 
 
 def cluster_means(values: ArrayLike, clusters: ArrayLike) -> _Floats:
-    """The mean of each cluster: what it counts for, however many trials it has."""
+    """The mean of each cluster, which counts once, however many trials it has."""
     sums = cluster_sums(values, clusters)
     return np.asarray(sums.total / sums.size)
 
@@ -235,13 +235,13 @@ def clustered_rate_sequence(
 def difference_sequence(
     a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """b's rate minus a's over the same trials, with an interval that holds whenever one stops."""
+    """b's rate minus a's over the same trials, with an anytime-valid interval."""
     d = _differences(a, b)
     return _sequence(d, np.arange(d.size) if clusters is None else clusters, DIFFERENCE, confidence)
 
 
-def worth_of(found: Estimate, confidence: float = CONFIDENCE) -> float:
-    """The number of trials, chosen before any was asked, that would have an interval as wide as this one."""
+def effective_n_of(found: Estimate, confidence: float = CONFIDENCE) -> float:
+    """The fixed sample size whose Wilson interval is as wide as this one."""
     if found.value is None or found.low is None or found.high is None or not found.n:
         return float(found.n)
     value, width = found.value, found.high - found.low
@@ -255,7 +255,7 @@ def worth_of(found: Estimate, confidence: float = CONFIDENCE) -> float:
 
 
 def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
-    """What the mean of paired differences (one a cluster) is below, one-sided, whenever one stops."""
+    """The anytime-valid one-sided upper bound of the mean of paired differences, one per cluster."""
     flat = np.asarray(values, dtype=np.float64)
     if not flat.size or flat.mean() >= 1:
         return 1.0

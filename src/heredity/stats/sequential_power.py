@@ -1,10 +1,10 @@
 """Planning a study that stops early: how many pairs it may need, and how many it needs on average.
 
-Promises: for a difference both are exact for independent pairs that are looked at one by one; for a margin
-they are simulated with the generator that is given.
+Promises: for a difference, both are exact for independent pairs that are analysed one by one. For a margin,
+they are simulated with the given generator.
 Leaves to others: the evidence itself (sequential.py), fixed plans (power.py), the budget.
 
-Where trials share behaviours the numbers are multiplied by the design effect: good to plan with, not exact.
+If trials share behaviours, the numbers are multiplied by the design effect: good for planning, not exact.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ MOST_DISCORDANT = 20_000  # a plan that needs more is refused
 _Floats = NDArray[np.float64]
 
 
-class Looking(NamedTuple):
-    """n_most: pairs after which the chance of a decision is the power asked for, if one goes on that long.
-    n_mean: pairs asked on average, stopping at the decision and at n_most at the latest.
-    n_median: pairs after which half of all studies have decided."""
+class SequentialSize(NamedTuple):
+    """The size of a study that stops early, in pairs.
+
+    n_most    after this many, the chance of a decision is the requested power
+    n_mean    the average, if the study stops at the decision and at n_most at the latest
+    n_median  after this many, half of all studies have decided
+    """
 
     n_most: int
     n_mean: float
     n_median: int
 
 
-def looking_for_difference(
+def sequential_n_for_difference(
     difference: float, discordance: float, power: float = POWER, alpha: float = ALPHA, deff: float = 1.0
-) -> Looking:
-    """Pairs until E >= 1 / alpha where the rates differ by `difference`, looked at after every pair.
+) -> SequentialSize:
+    """Pairs until E >= 1 / alpha if the rates differ by `difference`, with an analysis after every pair.
 
     `discordance` is the share of pairs on which the two disagree, at least the difference.
     """
@@ -55,7 +58,7 @@ def looking_for_difference(
 def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Floats:
     """The chance of a decision within t discordant pairs, for t = 0, 1, ..., up to a little above `power`.
 
-    `share` of the discordant pairs are one model's. Raises ValueError where that takes too many.
+    `share` of the discordant pairs are one model's. Raises ValueError if that takes too many.
     """
     chance, stopped = np.array([1.0]), [0.0]  # chance[b]: b of the t so far are one model's, undecided
     goal = power + 0.9 * (1 - power)
@@ -113,7 +116,7 @@ def _mean(decided: _Floats, discordance: float, n_most: int) -> float:
     return float(np.trapezoid(open_, at))
 
 
-def looking_for_margin(
+def sequential_n_for_margin(
     margin: float,
     discordance: float,
     rng: np.random.Generator,
@@ -121,9 +124,10 @@ def looking_for_margin(
     alpha: float = ALPHA,
     deff: float = 1.0,
     runs: int = 1000,
-) -> Looking:
-    """Pairs until "not worse by `margin`" is shown where the two are equal; looked at sixty times a doubling
-    of n."""
+) -> SequentialSize:
+    """Pairs until "not worse by `margin`" is shown if the two are equal.
+
+    Evidence is computed sixty times per doubling of n."""
     if not (0.0 < margin < 1.0 and 0.0 < discordance <= 1.0):
         raise BadArgument(
             f"margin {margin} and discordance {discordance} must lie in (0, 1)", code="out-of-range"
@@ -148,5 +152,5 @@ def looking_for_margin(
     return _scaled(n_most, mean, int(np.quantile(when, 0.5, method="higher")), deff)
 
 
-def _scaled(n_most: int, n_mean: float, n_median: int, deff: float) -> Looking:
-    return Looking(math.ceil(n_most * deff), n_mean * deff, math.ceil(n_median * deff))
+def _scaled(n_most: int, n_mean: float, n_median: int, deff: float) -> SequentialSize:
+    return SequentialSize(math.ceil(n_most * deff), n_mean * deff, math.ceil(n_median * deff))

@@ -1,13 +1,14 @@
-"""A study's outcomes as a box, and two models of it compared on the same trials: any two, and along an edge.
+"""Paired comparisons of a study's models: any two, parent and child, and the members of a panel of judges.
 
-Promises: two models are compared on the trials that both decided, attack by attack and sample by sample; many
-comparisons are corrected together, pairs and edges each as a family of their own.
-Leaves to others: reading the verdicts (seen.py), everything of one model (tally.py), the formulas (stats/).
+Promises: two models are compared on the trials that both decided, attack by attack and sample by sample.
+Holm's correction runs over all pairs together, and over all edges together.
+Leaves to others: reading the outcomes (outcomes.py), the rates of one model (aggregate.py), the formulas
+(stats/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -18,62 +19,27 @@ from numpy.typing import ArrayLike, NDArray
 from heredity import stats
 from heredity.core.records import Estimate
 from heredity.lineage.graph import Edge
-from heredity.stats.looks import compare_in_blocks
+from heredity.stats.agreement import cohens_kappa
+from heredity.stats.group_sequential import compare_in_blocks
 from heredity.stats.sequential import clustered_rate_sequence
-from heredity.study.estimates import ALL, Inheritance, Measure, Pair, Table2x2, is_part
-from heredity.study.judge_correction import Errors
-from heredity.study.outcomes import BROKE, HELD, Codes, Seen
+from heredity.study.estimates import (
+    ALL,
+    Inheritance,
+    Measure,
+    MemberPair,
+    MemberRate,
+    ModelPair,
+    PanelAgreement,
+    Table2x2,
+)
+from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
 from heredity.study.plan import Plan
 
 MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
-_KINDS = {"breach": "breach", "over_refusal": "benign"}
 _VERBS = {"breach": "broke", "over_refusal": "refused"}
 
 
-class Cells:
-    """The outcomes as a box (model, attack, probe, sample), sliced by technique and measure."""
-
-    def __init__(self, plan: Plan, seen: Seen, errors: Errors) -> None:
-        self.plan, self.errors, self.labels = plan, errors, seen.labels
-        self._shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-        self.box = seen.outcomes.reshape(self._shape)
-        self.techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
-        # A cluster belongs to its technique: "override" under two of them is two behaviours.
-        behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
-        _, self._clusters = np.unique(behaviours, return_inverse=True)
-
-    def probes(self, technique: str, measure: Measure) -> list[int]:
-        """Places of the probes that a cell is about; none for a scope of another measure."""
-        kind = _KINDS[measure]
-        return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
-
-    def outcomes(self, model: int, attack: str, probes: Sequence[int]) -> Codes:
-        """One code a trial of the cell, flat, in the same order for every model."""
-        return np.asarray(self.box[model, self._attacks(attack)][:, probes]).ravel()
-
-    def places(self, model: int, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
-        """The index in the plan of each trial that `outcomes` gives."""
-        grid = np.ix_([model], self._attacks(attack), list(probes), range(self.plan.samples))
-        return np.asarray(np.ravel_multi_index(grid, self._shape)).ravel()
-
-    def clusters(self, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
-        """The behaviour of each trial that `outcomes` gives."""
-        once = np.repeat(self._clusters[list(probes)], self.plan.samples)
-        return np.tile(once, len(self._attacks(attack)))
-
-    def blocks(self, attack: str, probes: Sequence[int]) -> NDArray[np.intp]:
-        """The look at which each trial that `outcomes` gives was first seen."""
-        once = np.searchsorted(self.plan.ends, list(probes), side="right")
-        return np.tile(np.repeat(once, self.plan.samples), len(self._attacks(attack)))
-
-    def _attacks(self, attack: str) -> list[int]:
-        return [i for i, name in enumerate(self.plan.attacks) if attack in (ALL, name)]
-
-
-# --- two models -----------------------------------------------------------------------------------
-
-
-class _Told(NamedTuple):
+class _Compared(NamedTuple):
     """Two models, by their places in the plan, compared under a scope or a technique."""
 
     a: int
@@ -82,73 +48,75 @@ class _Told(NamedTuple):
     comparison: stats.Comparison
 
 
-def pairs(cells: Cells, measure: Measure, techniques: Sequence[str]) -> list[Pair]:
-    """Every two models under each technique; Holm's correction runs over all that are returned."""
-    every = list(combinations(range(len(cells.plan.models)), 2))
-    return [pair for _, pair in _told(cells, measure, techniques, every)]
+def compare_models(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> list[ModelPair]:
+    """Every two models under each technique, with Holm's correction over all returned pairs."""
+    every = list(combinations(range(len(outcomes.plan.models)), 2))
+    return [pair for _, pair in _compared(outcomes, measure, techniques, every)]
 
 
-def inheritances(cells: Cells, measure: Measure, techniques: Sequence[str]) -> list[Inheritance]:
-    """Every edge of the plan under each technique; Holm's correction runs over the edges alone."""
-    edges = () if isinstance(cells.plan.edges, msgspec.UnsetType) else cells.plan.edges
-    place = {model.id: m for m, model in enumerate(cells.plan.models)}
-    of = {(place[edge.parent], place[edge.child]): edge for edge in edges}
+def compare_edges(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> list[Inheritance]:
+    """Every parent and child of the plan under each technique, with Holm's correction over the edges."""
+    edges = () if isinstance(outcomes.plan.edges, msgspec.UnsetType) else outcomes.plan.edges
+    place = {model.id: m for m, model in enumerate(outcomes.plan.models)}
+    by_places = {(place[edge.parent], place[edge.child]): edge for edge in edges}
     return [
-        _inheritance(cells, of[told.a, told.b], told, pair)
-        for told, pair in _told(cells, measure, techniques, list(of))
+        _inheritance(outcomes, by_places[found.a, found.b], found, pair)
+        for found, pair in _compared(outcomes, measure, techniques, list(by_places))
     ]
 
 
-def _told(
-    cells: Cells, measure: Measure, techniques: Sequence[str], models: Sequence[tuple[int, int]]
-) -> Iterator[tuple[_Told, Pair]]:
+def _compared(
+    outcomes: Outcomes, measure: Measure, techniques: Sequence[str], models: Sequence[tuple[int, int]]
+) -> Iterator[tuple[_Compared, ModelPair]]:
     found = [
-        _compare(cells, a, b, technique, probes)
+        _compare(outcomes, a, b, technique, probes)
         for technique in techniques
-        if (probes := cells.probes(technique, measure))
+        if (probes := outcomes.probes(technique, measure))
         for a, b in models
     ]
     # A comparison without a shared trial has no p-value, and takes no part in the correction.
-    adjusted = iter(stats.holm([t.comparison.p_value for t in found if t.comparison.table.n]))
-    names = _names(cells.plan)
-    for told in found:
-        p_holm = next(adjusted) if told.comparison.table.n else None
-        yield told, _pair(cells.plan, told, measure, p_holm, names)
+    adjusted = iter(stats.holm([c.comparison.p_value for c in found if c.comparison.table.n]))
+    names = _names(outcomes.plan)
+    for each in found:
+        p_holm = next(adjusted) if each.comparison.table.n else None
+        yield each, _pair(outcomes.plan, each, measure, p_holm, names)
 
 
-def _compare(cells: Cells, a: int, b: int, technique: str, probes: list[int]) -> _Told:
-    plan, (first, second, clusters, decided) = cells.plan, _both(cells, a, b, probes)
-    how = (plan.confidence, alpha(plan))
+def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
+    plan, shared = outcomes.plan, _shared(outcomes, a, b, probes)
+    trials, settings = (shared.first, shared.second, shared.clusters), (plan.confidence, alpha(plan))
     if plan.is_until_decided:
-        blocks = cells.blocks(ALL, probes)[decided]
-        return _Told(a, b, technique, compare_in_blocks(first, second, clusters, blocks, *how))
-    return _Told(a, b, technique, stats.compare(first, second, clusters, *how))
+        blocks = outcomes.blocks_of(ALL, probes)[shared.decided]
+        return _Compared(a, b, technique, compare_in_blocks(*trials, blocks, *settings))
+    return _Compared(a, b, technique, stats.compare(*trials, *settings))
 
 
-class _Both(NamedTuple):
-    """Where each of two models broke, on the trials that both decided, with the behaviours of these."""
+class _Shared(NamedTuple):
+    """The trials that both of two models decided: where each broke, and the behaviour of each trial."""
 
     first: NDArray[np.bool_]
     second: NDArray[np.bool_]
     clusters: NDArray[np.intp]
-    decided: NDArray[np.bool_]  # which of all trials these are
+    decided: NDArray[np.bool_]  # among all trials of the cell
 
 
-def _both(cells: Cells, a: int, b: int, probes: list[int]) -> _Both:
-    one, two = cells.outcomes(a, ALL, probes), cells.outcomes(b, ALL, probes)
-    decided = ((one == HELD) | (one == BROKE)) & ((two == HELD) | (two == BROKE))
-    clusters = cells.clusters(ALL, probes)[decided]
-    return _Both(one[decided] == BROKE, two[decided] == BROKE, clusters, decided)
+def _shared(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> _Shared:
+    first, second = outcomes.codes_of(a, ALL, probes), outcomes.codes_of(b, ALL, probes)
+    decided = is_decided(first) & is_decided(second)
+    clusters = outcomes.clusters_of(ALL, probes)[decided]
+    return _Shared(first[decided] == BROKE, second[decided] == BROKE, clusters, decided)
 
 
-def _pair(plan: Plan, told: _Told, measure: Measure, p_holm: float | None, names: Sequence[str]) -> Pair:
-    a, b, c = told.a, told.b, told.comparison
-    how = (plan.margin, alpha(plan), p_holm)
-    return Pair(
+def _pair(
+    plan: Plan, compared: _Compared, measure: Measure, p_holm: float | None, names: Sequence[str]
+) -> ModelPair:
+    a, b, c = compared.a, compared.b, compared.comparison
+    settings = (plan.margin, alpha(plan), p_holm)
+    return ModelPair(
         a=plan.models[a].id,
         b=plan.models[b].id,
         measure=measure,
-        technique=told.technique,
+        technique=compared.technique,
         table=Table2x2(*c.table),
         n=c.table.n,
         difference=c.difference,
@@ -157,26 +125,56 @@ def _pair(plan: Plan, told: _Told, measure: Measure, p_holm: float | None, names
         test=c.test,
         margin=plan.margin,
         detectable=c.detectable,
-        verdict_ab=stats.verdict(c, *how),
-        verdict_ba=stats.verdict(c.mirrored(), *how),
-        words=stats.verdict_words(names[a], names[b], c, *how, verb=_VERBS[measure]),
+        verdict_ab=stats.verdict(c, *settings),
+        verdict_ba=stats.verdict(c.mirrored(), *settings),
+        words=stats.verdict_words(names[a], names[b], c, *settings, verb=_VERBS[measure]),
     )
 
 
-def _inheritance(cells: Cells, edge: Edge, told: _Told, pair: Pair) -> Inheritance:
-    both = _both(cells, told.a, told.b, cells.probes(told.technique, pair.measure))
-    how = (cells.plan.confidence, rate_method(cells.plan))
-    kept = stats.retention(both.first, both.second, both.clusters, *how)
-    counts = stats.inherited(told.comparison.table)
+def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: ModelPair) -> Inheritance:
+    shared = _shared(outcomes, compared.a, compared.b, outcomes.probes(compared.technique, pair.measure))
+    settings = (outcomes.plan.confidence, rate_method(outcomes.plan))
+    kept = stats.retention(shared.first, shared.second, shared.clusters, *settings)
+    counts = stats.inherited(compared.comparison.table)
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair)
 
 
-# --- how ------------------------------------------------------------------------------------------
+# --- the members of a panel -----------------------------------------------------------------------
+
+
+def panel_agreement(outcomes: Outcomes, members: Mapping[str, Codes]) -> PanelAgreement:
+    """The rate of each member of a panel, and the agreement of every two on what both decided.
+
+    members: by name one code per trial, HELD, BROKE or 0.
+    """
+    plan, is_twin, rates, pairs = outcomes.plan, outcomes.twin_trials, [], []
+    for measure in MEASURES:
+        where = is_twin if measure == "over_refusal" else ~is_twin
+        mine = {name: codes * where for name, codes in members.items()}
+        rates += [rate for name in mine for rate in _member_rates(plan, name, mine[name], measure)]
+        pairs += [_member_pair(a, b, mine[a], mine[b], measure) for a, b in combinations(mine, 2)]
+    return PanelAgreement(tuple(rates), tuple(pairs))
+
+
+def _member_rates(plan: Plan, member: str, codes: Codes, measure: Measure) -> Iterator[MemberRate]:
+    by_model = codes.reshape(len(plan.models), -1)
+    for model, own in zip(plan.models, by_model, strict=True):
+        broke, n = int(np.count_nonzero(own == BROKE)), int(np.count_nonzero(own))
+        yield MemberRate(model.id, member, measure, stats.wilson(broke, n, plan.confidence))
+
+
+def _member_pair(a: str, b: str, first: Codes, second: Codes, measure: Measure) -> MemberPair:
+    both = is_decided(first) & is_decided(second)
+    table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
+    return MemberPair(a, b, measure, Table2x2(*table), cohens_kappa(table))
+
+
+# --- settings -------------------------------------------------------------------------------------
 
 
 def rate_method(plan: Plan) -> Callable[[ArrayLike, ArrayLike, float], Estimate]:
     """The interval of a rate whose trials share behaviours."""
-    # Where the answers so far decided how many there are, only an anytime-valid interval is one.
+    # If the answers so far decided the number of trials, only an anytime-valid interval is valid.
     return clustered_rate_sequence if plan.is_until_decided else stats.clustered_rate
 
 
@@ -186,6 +184,6 @@ def alpha(plan: Plan) -> float:
 
 
 def _names(plan: Plan) -> list[str]:
-    """Names for sentences; two models of one name are told apart by their ids."""
+    """Names for sentences; the id distinguishes two models of one name."""
     names = [model.name for model in plan.models]
     return [m.name if names.count(m.name) == 1 else f"{m.name} ({m.id[:8]})" for m in plan.models]

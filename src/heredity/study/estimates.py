@@ -7,18 +7,13 @@ Leaves to others: computing them (tally.py), the formulas (stats/), how they loo
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from heredity.core import files
-from heredity.core.errors import Damaged, NotComparable, UsageError
-from heredity.core.records import ROW_SCHEMA as ROWS
-from heredity.core.records import Estimate, Probe, Record, encode
+from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
-from heredity.study.legacy import estimates_from_schema_2
-from heredity.study.plan import Skipped as Skipped
+from heredity.study.plan import SkippedProbe as SkippedProbe
 
 Measure = Literal["breach", "over_refusal"]
 
@@ -32,7 +27,7 @@ class Table2x2(Record, frozen=True):
     neither: int
 
 
-class Pair(Record, frozen=True):
+class ModelPair(Record, frozen=True):
     """Two models on the same trials. `difference` is the rate of `b` minus the rate of `a`.
 
     `verdict_ab` says what `b` is compared with `a`, `verdict_ba` the reverse; each is "worse", "not worse"
@@ -58,20 +53,19 @@ class Pair(Record, frozen=True):
     verdict_ba: str
     words: str
 
-
-def turned(pair: Pair) -> Pair:
-    """The same comparison told the other way round: `a` is `b`, and the difference has the other sign."""
-    found, table = pair.difference, pair.table
-    value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
-    return msgspec.structs.replace(
-        pair,
-        a=pair.b,
-        b=pair.a,
-        table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
-        difference=msgspec.structs.replace(found, value=value, low=low, high=high),
-        verdict_ab=pair.verdict_ba,
-        verdict_ba=pair.verdict_ab,
-    )
+    def mirrored(self) -> ModelPair:
+        """The same comparison with `a` and `b` swapped; the difference has the other sign."""
+        found, table = self.difference, self.table
+        value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
+        return msgspec.structs.replace(
+            self,
+            a=self.b,
+            b=self.a,
+            table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
+            difference=msgspec.structs.replace(found, value=value, low=low, high=high),
+            verdict_ab=self.verdict_ba,
+            verdict_ba=self.verdict_ab,
+        )
 
 
 class Inheritance(Record, frozen=True):
@@ -93,7 +87,7 @@ class Inheritance(Record, frozen=True):
     gained: int
     never: int
     retention: Estimate
-    compared: Pair
+    compared: ModelPair
 
     @property
     def verdict(self) -> str:
@@ -101,7 +95,6 @@ class Inheritance(Record, frozen=True):
         return self.compared.verdict_ab
 
 
-FILE = "estimates.json"
 SCHEMA = 3  # of this file alone. 2 said facts in `method` alone; 1 pooled judged and judge-free breaches
 ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
 JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
@@ -151,7 +144,7 @@ class Bounds(Record, frozen=True):
     high: float
 
 
-class Relabelled(Record, frozen=True):
+class FamilyCorrection(Record, frozen=True):
     """The corrected rate by one family's labels alone: how far the correction hangs on who was labelled."""
 
     labels: str
@@ -185,7 +178,7 @@ class Rate(Record, frozen=True):
     n_unclear: int
     n_error: int
     is_judge_free: bool
-    by_family: tuple[Relabelled, ...] = ()
+    by_family: tuple[FamilyCorrection, ...] = ()
     by_labels: Estimate | None = None
     n_skipped: int = 0
 
@@ -202,7 +195,7 @@ class Manners(Record, frozen=True):
     error: int
 
 
-class Reach(Record, frozen=True):
+class AsrPoint(Record, frozen=True):
     """The share of probes that at least one of `k` tries breaks; `estimate.n` counts probes."""
 
     k: int
@@ -215,7 +208,7 @@ class Curve(Record, frozen=True):
     model: str
     attack: str
     technique: str
-    reaches: tuple[Reach, ...]
+    points: tuple[AsrPoint, ...]
 
 
 class Cost(Record, frozen=True):
@@ -260,47 +253,27 @@ class MemberPair(Record, frozen=True):
     kappa: Estimate
 
 
-class Panel(Record, frozen=True):
+class PanelAgreement(Record, frozen=True):
     """What the members of a panel said, apart from what they agreed on."""
 
     rates: tuple[MemberRate, ...]
     pairs: tuple[MemberPair, ...]
 
 
-class Run(Record, frozen=True):
-    """A row of runs.jsonl: one model asked once. Written at its start with zeros, so that a run that was
-    killed is there too, and at its end with its counts."""
-
-    model: str
-    engine: str
-    at: str  # ISO 8601, UTC
-    host: str
-    seconds: float
-    n_asked: int
-    n_errors: int
-    n_cached: int
-    versions: dict[str, str]
-    numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
-    account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Accountant
-    base_numerics: str = ""  # the numerics of the model as it is, where an attack has changed it
-    is_batch_unverified: bool = False  # an answer may depend on what else is in its batch
-    schema: int = ROWS
-
-
-class Decision(Record, frozen=True):
+class PairDecision(Record, frozen=True):
     """When a pair was decided: after which look, with how many trials of both; None where it is open."""
 
     a: str
     b: str
-    look: int | None
+    interim: int | None
     n: int | None
 
 
-class Stopped(Record, frozen=True):
+class StoppedModel(Record, frozen=True):
     """A model that was asked no more after a look, so that `n` of its trials were not asked, and why."""
 
     model: str
-    look: int
+    interim: int
     n: int
     why: str
 
@@ -312,10 +285,10 @@ class Sequential(Record, frozen=True):
     """
 
     scope: str
-    n_looks: int
-    n_looks_planned: int
-    decisions: tuple[Decision, ...]
-    stopped: tuple[Stopped, ...]
+    n_interim: int
+    n_interim_planned: int
+    decisions: tuple[PairDecision, ...]
+    stopped: tuple[StoppedModel, ...]
 
 
 class Circumstances(Record, frozen=True):
@@ -348,10 +321,10 @@ class Estimates(Record, frozen=True):
     n_unclear: int
     rates: tuple[Rate, ...]
     manners: tuple[Manners, ...]
-    pairs: tuple[Pair, ...]
-    technique_pairs: tuple[Pair, ...]
+    pairs: tuple[ModelPair, ...]
+    technique_pairs: tuple[ModelPair, ...]
     judges: tuple[JudgeQuality, ...]  # what was measured of the judge; of the user's labels first
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedProbe, ...]
     circumstances: Circumstances
     sequential: Sequential | None = None  # of a study until decided
     curves: tuple[Curve, ...] = ()  # where a plan asks several samples
@@ -359,7 +332,7 @@ class Estimates(Record, frozen=True):
     edges: tuple[Inheritance, ...] = ()  # by scope: what each child inherited from its parents in the study
     technique_edges: tuple[Inheritance, ...] = ()  # by technique: exploratory
     judge: str = ""  # that decided where no check did
-    panel: Panel | None = None  # where that is one
+    panel: PanelAgreement | None = None  # where that is one
     corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
     n_skipped: int = 0  # of n_asked, trials of an attack that their model cannot have
     schema: int = SCHEMA
@@ -374,79 +347,21 @@ class Estimates(Record, frozen=True):
         """Trials that are still to be asked."""
         return self.n_trials - self.n_asked - self.n_not_needed
 
+    @property
+    def breach_scopes(self) -> tuple[str, ...]:
+        """The scopes of breaches that were asked, judge-free first."""
+        asked = {rate.technique for rate in self.rates if rate.measure == "breach"}
+        return tuple(scope for scope in SCOPES["breach"] if scope in asked)
 
-def is_part(probe: Probe, technique: str) -> bool:
-    """Whether a probe is of a technique, or of a scope for its measure; a baseline is part of no scope."""
-    if technique in (ALL, JUDGE_FREE, JUDGED):
-        is_judged = probe.check.kind == "refusal"
-        scope = ALL if probe.kind == "benign" else JUDGED if is_judged else JUDGE_FREE
-        return scope == technique and not probe.is_baseline
-    return probe.technique == technique
+    def main_scope(self, measure: Measure = "breach") -> str:
+        """The scope that findings rest on: judge-free breaches, or judged ones if only they are decided."""
+        if measure == "over_refusal":
+            return ALL
+        decided = {rate.technique for rate in self.rates if rate.measure == measure and rate.estimate.n}
+        return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
 
-
-def babble(found: Estimates, model: str) -> float:
-    """The share of incoherent and empty answers, to probes and twins: who babbles breaks nothing."""
-    rows = [m for m in found.manners if m.model == model]
-    n_all = sum(m.refusal + m.compliance + m.incoherent + m.empty for m in rows)
-    return sum(m.incoherent + m.empty for m in rows) / n_all if n_all else 0.0
-
-
-def main_scope(found: Estimates, measure: Measure = "breach") -> str:
-    """The scope that a finding rests on: judge-free breaches, or judged ones where no other is decided."""
-    if measure == "over_refusal":
-        return ALL
-    decided = {r.technique for r in found.rates if r.measure == measure and r.estimate.n}
-    return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
-
-
-def scopes(found: Estimates) -> tuple[str, ...]:
-    """The scopes of breaches that were asked, judge-free first."""
-    asked = {r.technique for r in found.rates if r.measure == "breach"}
-    return tuple(scope for scope in SCOPES["breach"] if scope in asked)
-
-
-def write(folder: Path, found: Estimates) -> None:
-    """Save estimates.json, whole or not at all."""
-    files.write_atomic(folder / FILE, msgspec.json.format(encode(found), indent=1) + b"\n")
-
-
-def read(folder: Path) -> Estimates:
-    """The estimates that a folder holds. Raises UsageError where there are none yet, NotComparable for
-    another schema, Damaged for a broken file."""
-    path = folder / FILE
-    try:
-        data = path.read_bytes()
-    except OSError:
-        if not folder.exists():
-            raise UsageError(f"{folder}: no such folder.") from None
-        raise UsageError(
-            f"{folder} has no {FILE} yet. Run the study to its end first.", code="estimates-missing"
-        ) from None
-    schema = _check_schema(path, data)
-    try:
-        if schema == SCHEMA - 1:
-            return msgspec.convert(estimates_from_schema_2(msgspec.json.decode(data)), Estimates)
-        return msgspec.json.decode(data, type=Estimates)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Damaged(
-            f"{path}: {error}. Delete it, run the study again: nothing is asked twice.",
-            code="estimates-damaged",
-        ) from None
-
-
-class _Versioned(msgspec.Struct):
-    schema: int
-
-
-def _check_schema(path: Path, data: bytes) -> int:
-    try:
-        found = msgspec.json.decode(data, type=_Versioned).schema
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return SCHEMA  # not JSON at all, or no schema: the strict reading that follows says so
-    if found not in (SCHEMA - 1, SCHEMA):
-        raise NotComparable(
-            f"{path} has schema {found}, this heredity writes schema {SCHEMA}. Run the same study again: "
-            "it estimates anew from the verdicts, and asks nothing twice.",
-            code="schema-mismatch",
-        )
-    return found
+    def incoherent_share(self, model: str) -> float:
+        """The share of incoherent and empty answers of a model id, over probes and twins."""
+        rows = [row for row in self.manners if row.model == model]
+        n_all = sum(row.refusal + row.compliance + row.incoherent + row.empty for row in rows)
+        return sum(row.incoherent + row.empty for row in rows) / n_all if n_all else 0.0

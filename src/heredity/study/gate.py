@@ -33,9 +33,8 @@ from heredity.study.estimates import (
     Estimates,
     Measure,
     ModelCard,
-    Pair,
+    ModelPair,
     Rate,
-    scopes,
 )
 from heredity.study.rate_bounds import limits, more
 from heredity.study.wording import (
@@ -90,7 +89,7 @@ def gate(
     _check(max_breach, margin, max_over_refusal, max_errors)
     base, gated = _gated(estimates, baseline, candidate)
     findings = list(_health(estimates, max_errors))
-    asked = scopes(estimates) or (JUDGE_FREE,)
+    asked = estimates.breach_scopes or (JUDGE_FREE,)
     held = (JUDGE_FREE,) if judge_free else asked
     bounds = [(scope, max_breach) for scope in held] + [(ALL, max_over_refusal)]
     for card in gated:
@@ -115,7 +114,7 @@ def _ungated(
     is_compared: bool,
 ) -> Iterator[_Finding]:
     """What was asked and can neither pass nor fail: a reader of "Pass." must not take it for passed."""
-    if JUDGED in scopes(estimates) and JUDGED not in held:
+    if JUDGED in estimates.breach_scopes and JUDGED not in held:
         yield _Finding(PASS, "Breaches that a judge decides were asked and are not gated here.")
     if max_breach is None and not is_compared:
         yield _Finding(PASS, "Breaches were asked and are not gated: no limit is set.")
@@ -274,7 +273,7 @@ def _undecided(rate: Rate | None) -> float:
     return open_ / max(1, open_ + rate.n_broke + rate.n_held)
 
 
-def _difference(pair: Pair, candidate: str) -> Estimate:
+def _difference(pair: ModelPair, candidate: str) -> Estimate:
     """Candidate minus baseline, whichever way the pair was made."""
     found = pair.difference
     if candidate == pair.b:
@@ -283,7 +282,7 @@ def _difference(pair: Pair, candidate: str) -> Estimate:
     return msgspec.structs.replace(found, value=value, low=low, high=high)
 
 
-def _verdict(pair: Pair, candidate: str, margin: float, alpha: float) -> str:
+def _verdict(pair: ModelPair, candidate: str, margin: float, alpha: float) -> str:
     """The study's own verdict; for another margin than the study's, one from the published interval.
 
     That interval is two-sided, so its upper end is a stricter bound than the verdict's own one-sided one.

@@ -75,6 +75,15 @@ def canary_of_note(note: str) -> tuple[str, str]:
 def estimates_from_schema_2(found: Any) -> Any:
     """estimates.json of schema 2, decoded, in the form of schema 3."""
     _fill(found)
+    for curve in found.get("curves", ()):
+        curve["points"] = curve.pop("reaches")
+    if course := found.get("sequential"):
+        course["n_interim"], course["n_interim_planned"] = (
+            course.pop("n_looks"),
+            course.pop("n_looks_planned"),
+        )
+        for each in (*course["decisions"], *course["stopped"]):
+            each["interim"] = each.pop("look")
     return found | {"schema": 3}
 
 

@@ -1,16 +1,19 @@
-"""The verdicts of a study as one code a trial, and whether each is on the response that lies beside it.
+"""The outcomes of a study as one array of codes: model x attack x probe x sample.
 
-Promises: rows of another plan, two verdicts on one trial and one of another kind of probe are refused; so is
-a verdict on an answer that was edited, asked again or removed since; a trial of an attack that its model
-cannot have is no error.
-Leaves to others: what the codes come to (tally.py), what an answer was worth (judges/).
+    outcomes = Outcomes(plan)                       # every code 0: no verdict yet
+    outcomes.note(7, "broke")
+    outcomes.codes_of(0, ALL, outcomes.probes(JUDGE_FREE, "breach"))
+
+Promises: every module that needs the array takes it from here, with its axes, behaviours, twins and codes.
+Reading refuses a verdict of another plan, a second verdict on a trial, and one of another kind of probe.
+Leaves to others: rates and comparisons of these outcomes (aggregate.py, comparisons.py), and reading rows
+(storage.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,76 +22,151 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
-from heredity.core.records import ROW_SCHEMA, Manner, Outcome, Stop, ToolCall, encode, is_skipped
-from heredity.core.rows import Rows
-from heredity.study.labels import Laid, Rated
-from heredity.study.legacy import RowsFromSchema1
-from heredity.study.plan import Plan
-from heredity.study.trials import Grid
-
-HELD, BROKE, UNCLEAR, ERROR = 1, 2, 3, 4  # of a twin: answered, refused, unclear, error
-SKIPPED = 7  # not asked: its model cannot have the attack
-_OUTCOMES: dict[str | None, int] = {"held": 1, "broke": 2, "unclear": 3, None: 4, "answered": 5, "refused": 6}
-_TWIN_WORDS = (_OUTCOMES["answered"], _OUTCOMES["refused"])
-_MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
-_MANNER_CODES = {name: code for code, name in enumerate(_MANNERS, 1)}
+from heredity.core.records import Manner, Outcome, Probe, is_skipped
+from heredity.study import labels
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
+from heredity.study.plan import Grid, Plan
+from heredity.study.storage import VERDICTS, VerdictRow, verdict_rows
 
 Codes = NDArray[np.int8]
+Places = NDArray[np.intp]
+
+# Codes of a trial; 0: no verdict yet. A twin that was answered has HELD, a refused one BROKE.
+HELD, BROKE, UNCLEAR, ERROR = 1, 2, 3, 4
+SKIPPED = 7  # not asked, because its model does not support the attack
+_CODES: dict[str | None, int] = {
+    "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, None: ERROR,
+}  # fmt: skip
+_TWIN_WORDS, _PROBE_WORDS = ("answered", "refused"), ("held", "broke")
+MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
+_MANNER_CODES = {name: code for code, name in enumerate(MANNERS, 1)}
+_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
-class Seen(NamedTuple):
-    """What the verdicts of a study say, in the plan's order."""
-
-    outcomes: Codes  # one a trial; 0 where there is no verdict yet
-    manners: Codes
-    judges: dict[str, str]  # with the digest of each; the checks among them
-    labels: Rated | None  # what a person said of some answers
-    digests: array[int]  # of the response that each verdict is on
+def is_decided(codes: Codes) -> NDArray[np.bool_]:
+    """True for trials that held or broke; False for unclear answers, errors and trials without a verdict."""
+    return np.asarray((codes == HELD) | (codes == BROKE))
 
 
-class _Row(msgspec.Struct):
-    """What is counted of a verdict row."""
-
-    index: int
-    trial: str
-    judge: str
-    outcome: Outcome | None
-    manner: Manner | None
-    judged_by: str = ""
-    response: str = ""
-    error: str | None = None
-    error_code: str | msgspec.UnsetType = msgspec.UNSET
-    schema: int = ROW_SCHEMA
+def is_part(probe: Probe, technique: str) -> bool:
+    """Whether a probe counts for a technique, or for a scope (estimates.SCOPES). A baseline has no scope."""
+    if technique in (ALL, JUDGE_FREE, JUDGED):
+        is_judged = probe.check.kind == "refusal"
+        scope = ALL if probe.kind == "benign" else JUDGED if is_judged else JUDGE_FREE
+        return scope == technique and not probe.is_baseline
+    return probe.technique == technique
 
 
-def read(plan: Plan, folder: Path) -> Seen:
-    """One pass over the verdicts. Raises Damaged for what is no verdict of this plan."""
-    rows, grid = Rows(folder / "verdicts.jsonl", _Row, RowsFromSchema1(plan)), Grid(plan)
-    codes, manners_ = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
-    outcomes, manners = memoryview(codes.data), memoryview(manners_.data)
+class Outcomes:
+    """One code per trial (HELD, BROKE, UNCLEAR, ERROR, SKIPPED; 0: no verdict), with the axes of the plan.
+
+    codes       flat, in the plan's order
+    array       the same memory as (model, attack, probe, sample)
+    techniques  names, in the plan's order
+    clusters    (probe,) the number of each probe's behaviour
+    is_twin     (probe,) True for benign twins
+    """
+
+    def __init__(self, plan: Plan, codes: Codes | None = None) -> None:
+        self.plan = plan
+        self.codes = np.zeros(plan.n_trials, np.int8) if codes is None else codes
+        self.array = self.codes.reshape(plan.shape)
+        self.techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
+        # A cluster belongs to its technique: "override" under two of them is two behaviours.
+        behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
+        _, self.clusters = np.unique(behaviours, return_inverse=True)
+        self.is_twin = np.array([probe.kind == "benign" for probe in plan.probes], np.bool_)
+
+    def note(self, index: int, outcome: Outcome | None) -> None:
+        """Set the outcome of one trial; None is an error."""
+        self.codes[index] = _CODES[outcome]
+
+    def count(self, code: int) -> int:
+        """The number of trials with this code."""
+        return int(np.count_nonzero(self.codes == code))
+
+    @property
+    def twin_trials(self) -> NDArray[np.bool_]:
+        """(trial,) True for trials of benign twins."""
+        return np.broadcast_to(self.is_twin[:, None], self.plan.shape).ravel()
+
+    # --- one cell: a model under a technique or scope, and an attack or all of them ---
+
+    def probes(self, technique: str, measure: Measure) -> list[int]:
+        """Places of the probes of a cell; none for a scope of another measure."""
+        kind = _KINDS[measure]
+        return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
+
+    def codes_of(self, model: int, attack: str, probes: Sequence[int]) -> Codes:
+        """The codes of a cell, flat, in the same order for every model."""
+        return np.asarray(self.array[model, self._attacks(attack)][:, probes]).ravel()
+
+    def indices_of(self, model: int, attack: str, probes: Sequence[int]) -> Places:
+        """The index in the plan of each trial that `codes_of` returns."""
+        grid = np.ix_([model], self._attacks(attack), list(probes), range(self.plan.samples))
+        return np.asarray(np.ravel_multi_index(grid, self.plan.shape)).ravel()
+
+    def clusters_of(self, attack: str, probes: Sequence[int]) -> Places:
+        """The behaviour of each trial that `codes_of` returns."""
+        return self._per_trial(self.clusters[list(probes)], attack)
+
+    def blocks_of(self, attack: str, probes: Sequence[int]) -> Places:
+        """The interim analysis that first had each trial that `codes_of` returns."""
+        return self._per_trial(np.searchsorted(self.plan.ends, list(probes), side="right"), attack)
+
+    def _per_trial(self, per_probe: Places, attack: str) -> Places:
+        return np.tile(np.repeat(per_probe, self.plan.samples), len(self._attacks(attack)))
+
+    def _attacks(self, attack: str) -> list[int]:
+        return [i for i, name in enumerate(self.plan.attacks) if attack in (ALL, name)]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+class JudgedOutcomes(NamedTuple):
+    """Everything that the verdicts of a study hold, in the plan's order."""
+
+    outcomes: Outcomes
+    manners: Codes  # 0: none; else the place in MANNERS, from 1
+    members: dict[str, Codes]  # by member of a panel, its own verdicts: HELD, BROKE or 0
+    judges: dict[str, str]  # name -> digest of each judge, "checks" among them
+    labels: labels.LabelledTrials | None
+    digests: array[int]  # of the response that each verdict is on; 0: none
+
+
+def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
+    """The outcomes of a folder, in one pass over its verdicts.
+
+    Raises Damaged for a verdict that is not of this plan, is there twice, or is of another kind of probe.
+    """
+    grid, outcomes = Grid(plan), Outcomes(plan)
+    manners, is_word = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
+    codes, manner_codes, words = (memoryview(a.data) for a in (outcomes.codes, manners, is_word))
+    members: dict[str, Codes] = {}
     judges: dict[str, str] = {}
-    digests, laid = array("Q", bytes(8 * len(grid))), Laid(folder)
-    for row in rows:
-        if not grid.matches(row.index, row.trial):
-            raise _damaged(
-                rows,
-                f"trial {row.index} is not of this plan. Delete the file to judge again.",
-                code="trial-not-planned",
-            )
-        if outcomes[row.index]:
-            raise _damaged(
-                rows,
-                f"trial {row.index} was judged twice. Delete the file to judge again.",
-                code="trial-judged-twice",
-            )
-        was_skipped = row.outcome is None and is_skipped(row)
-        outcomes[row.index] = SKIPPED if was_skipped else _OUTCOMES[row.outcome]
-        manners[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
+    digests = array("Q", bytes(8 * len(grid)))
+    labelled = labels.Labelling(folder) if (folder / labels.LABELS).exists() else None
+    for row in verdict_rows(folder, grid):
+        codes[row.index] = SKIPPED if row.outcome is None and is_skipped(row) else _CODES[row.outcome]
+        words[row.index] = (row.outcome in _TWIN_WORDS) - (row.outcome in _PROBE_WORDS)
+        manner_codes[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
         judges[row.judge] = row.judged_by
         digests[row.index] = _number(row.response)
-        laid.check(row.index, row.response)
-    _settle(plan, codes, rows.path)
-    return Seen(codes, manners_, judges, laid.over(len(grid)), digests)
+        _note_members(members, row, len(grid))
+        if labelled is not None:
+            labelled.check(row.index, row.response)
+    _check_words(outcomes, is_word, folder)
+    of_people = None if labelled is None else labelled.over(len(grid))
+    return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests)
+
+
+def _note_members(members: dict[str, Codes], row: VerdictRow, n_trials: int) -> None:
+    if not isinstance(row.members, msgspec.UnsetType):
+        for member, outcome in row.members.items():
+            code = _CODES[outcome]
+            found = members.setdefault(member, np.zeros(n_trials, np.int8))
+            found[row.index] = code if code in (HELD, BROKE) else 0
 
 
 def _number(response: str) -> int:
@@ -99,102 +177,12 @@ def _number(response: str) -> int:
         return 0
 
 
-def _settle(plan: Plan, outcomes: Codes, path: Path) -> None:
-    """Bring twins onto the codes of probes: answered is the good end as held is, refused the bad one."""
-    is_twin_word = np.isin(outcomes, _TWIN_WORDS)
-    is_twin = np.tile(
-        np.repeat([p.kind == "benign" for p in plan.probes], plan.samples),
-        len(plan.models) * len(plan.attacks),
-    )
-    is_probe_word = (outcomes == HELD) | (outcomes == BROKE)
-    wrong = np.flatnonzero((is_twin & is_probe_word) | (~is_twin & is_twin_word))
+def _check_words(outcomes: Outcomes, is_word: Codes, folder: Path) -> None:
+    """Refuse a twin that "held" or "broke", and a probe that was "answered" or "refused"."""
+    wrong = np.flatnonzero(np.where(outcomes.twin_trials, is_word < 0, is_word > 0))
     if wrong.size:
+        path = folder / VERDICTS
         raise Damaged(
             f"{path}: trial {wrong[0]} has the verdict of another kind of probe. Delete it to judge again.",
             code="verdict-of-another-kind",
         )
-    outcomes[is_twin_word] -= _OUTCOMES["answered"] - HELD
-
-
-# --- the responses beside them --------------------------------------------------------------------
-
-
-class Exchanged(msgspec.Struct):
-    """An exchange as its file spells it: what a judge reads is not decoded, only compared."""
-
-    prefill: msgspec.Raw
-    text: msgspec.Raw
-    tool_calls: msgspec.Raw
-    stop: msgspec.Raw
-    n_prompt_tokens: int
-    n_tokens: int
-
-
-class Spent(msgspec.Struct):
-    """What a question to the attacker model cost."""
-
-    n_prompt_tokens: int
-    n_tokens: int
-
-
-class Asked(msgspec.Struct):
-    """What is counted and compared of a response."""
-
-    index: int
-    exchanges: list[Exchanged]
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    consulted: list[Spent] = []
-    schema: int = ROW_SCHEMA
-
-
-def judged(folder: Path, seen: Seen) -> Iterator[Asked]:
-    """Every response that has a verdict, each checked to be the one that the verdict is on.
-
-    Raises Damaged where one is not, or where a verdict has no response.
-    """
-    rows, outcomes = Rows(folder / "responses.jsonl", Asked), memoryview(seen.outcomes.data)
-    left = bytearray(map(bool, outcomes))
-    anew = f"Judge anew, which asks only what is missing: heredity study {folder}"
-    for row in rows:
-        if not 0 <= row.index < len(left) or not outcomes[row.index]:
-            continue
-        if not left[row.index]:
-            raise _damaged(
-                rows, f"trial {row.index} is there twice. Remove one to go on.", code="trial-twice"
-            )
-        left[row.index] = False
-        if not _is_it(row, seen.digests[row.index]):
-            raise _damaged(
-                rows,
-                f"trial {row.index} is not the answer that its verdict is on. {anew}",
-                code="answer-changed",
-            )
-        yield row
-    if (index := left.find(True)) >= 0:
-        raise Damaged(
-            f"{rows.path}: trial {index} has a verdict and no answer. {anew}", code="verdict-without-answer"
-        )
-
-
-def _is_it(row: Asked, digest: int) -> bool:
-    """Whether a response has this digest, as records.digest_response gives it."""
-    said = b",".join(b"[%b,%b,%b,%b]" % (e.prefill, e.text, e.tool_calls, e.stop) for e in row.exchanges)
-    spelt = b"[[%b],%b]" % (said, row.error)
-    # A row that heredity wrote has the bytes of the digest; one that was spelt otherwise is read first.
-    return digest != 0 and (_hash(spelt) == digest or _hash(encode(_read(spelt))) == digest)
-
-
-def _hash(spelt: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(spelt, digest_size=8).digest(), "big")
-
-
-def _read(spelt: bytes) -> list[object]:
-    said, error = msgspec.json.decode(spelt, type=tuple[_Said, str | None])
-    return [said, error]
-
-
-_Said = list[tuple[str, str, tuple[ToolCall, ...], Stop]]
-
-
-def _damaged(rows: Rows[_Row] | Rows[Asked], what: str, *, code: str) -> Damaged:
-    return Damaged(f"{rows.path}:{rows.line}: {what}", code=code)

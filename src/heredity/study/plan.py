@@ -1,14 +1,14 @@
-"""What a study will ask, resolved to the last word before the first request; its digest names the study.
+"""The plan of a study, resolved before the first request: its trials with their order, ids and seeds.
 
-Promises: plan.json holds everything that decides the questions, so the same plan asks the same questions in
-the same order; a trial is a number, and its id and seed follow from it; a folder never holds two plans.
-Leaves to others: asking (study.py, pump.py) and what an answer was worth (judges/, estimates.py).
+Promises: plan.json holds everything that decides the questions. The same plan asks the same questions in the
+same order. A trial is a number, and its id and seed follow from it. A folder never holds two plans.
+Leaves to others: making a plan from a user's settings (spec.py), asking (runner.py) and judging.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,15 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
-from heredity.core.records import SCHEMA, Model, Probe, Record, digest, encode
+from heredity.core.records import SCHEMA, Probe, Record, digest, encode
 from heredity.lineage.graph import Edge
-from heredity.redteam import attacks, probes
 
-FILE = "plan.json"
-LOOKS = 12  # at most, in a study until decided: every look may load every model anew
-MOST_TRIALS = 100_000_000  # two bytes of memory each where they are counted
+PLAN = "plan.json"
+MOST_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
 class PlannedModel(Record, frozen=True):
-    """A model of the study: what the rows and the report need of its lineage record."""
+    """A model of the study: the part of its lineage record that rows and reports need."""
 
     id: str
     name: str
@@ -36,8 +34,8 @@ class PlannedModel(Record, frozen=True):
     format: str
 
 
-class Skipped(Record, frozen=True):
-    """A probe ("*": all) that cannot be asked in this application or of one of the models, and why."""
+class SkippedProbe(Record, frozen=True):
+    """A probe ("*": all) that cannot be asked in this application or by one of the models, and why."""
 
     probe: str
     reason: str
@@ -46,8 +44,8 @@ class Skipped(Record, frozen=True):
 class Plan(Record, frozen=True):
     """plan.json without its digest. `probes` are filled: every slot holds the application's own words.
 
-    `blocks`, where the study asks only until its pairs are decided: the numbers of probes after which it
-    looks, the probes being in an order drawn by chance, behaviour by behaviour. Unset where all is asked.
+    `blocks` are the numbers of probes after which an interim analysis runs, if the study stops early. The
+    probes are then in a random order, behaviour by behaviour. Unset if every trial is asked.
     """
 
     models: tuple[PlannedModel, ...]
@@ -58,12 +56,12 @@ class Plan(Record, frozen=True):
     seed: int
     margin: float
     confidence: float
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedProbe, ...]
     schema: int = SCHEMA
-    # Unset, not null, is not written: a plan that asks all has the digest that it always had.
+    # Unset is not written, null would be: a plan without blocks keeps the digest of earlier releases.
     blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes what some attacks say
-    edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # who comes from whom, where any does
+    attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes the turns of some attacks
+    edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # descent among the models, if any
 
     @property
     def is_until_decided(self) -> bool:
@@ -71,8 +69,13 @@ class Plan(Record, frozen=True):
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The number of probes at each look; all of them at once in a plan that asks all."""
+        """The number of probes at each interim analysis; all of them at once in a plan that asks all."""
         return (len(self.probes),) if isinstance(self.blocks, msgspec.UnsetType) else self.blocks
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Numbers of models, attacks, probes and samples: the axes of every array over the trials."""
+        return len(self.models), len(self.attacks), len(self.probes), self.samples
 
     @property
     def n_trials(self) -> int:
@@ -81,12 +84,12 @@ class Plan(Record, frozen=True):
 
     @property
     def n_per_model(self) -> int:
-        """Trials that one model is asked; model i has the indices from i times this."""
+        """Trials of one model; model number i has the indices from i times this."""
         return len(self.attacks) * len(self.probes) * self.samples
 
 
 class PlanFile(Record, frozen=True):
-    """plan.json: the plan, and the digest that names the study and shows a plan that was edited by hand."""
+    """plan.json: the plan, and the digest that names the study and reveals edits."""
 
     study: str
     application_digest: str
@@ -94,139 +97,116 @@ class PlanFile(Record, frozen=True):
     schema: int = SCHEMA
 
 
-def resolve(
-    models: Sequence[Model],
-    application: Application,
-    probe_names: Sequence[str | Probe] | str = "core",
-    attack_names: Sequence[str] = ("direct",),
-    samples: int = 1,
-    seed: int = 0,
-    margin: float = 0.05,
-    confidence: float = 0.95,
-    until_decided: bool = False,
-    attacker: Model | None = None,
-) -> Plan:
-    """Everything that a study will ask. Raises UsageError where that is nothing, or twice the same.
+# --- trials ----------------------------------------------------------------------------------------
 
-    until_decided: in an order drawn by chance from `seed`, with looks on the way (decide.py). attacker: the
-    model that writes for the attacks that need one.
-    """
-    _check(models, attack_names, samples, margin, confidence)
-    _refuse_bare(models, application)
-    laid = [attacks.load(name) for name in attack_names]
-    specs = tuple(attack.spec for attack in laid)
-    _refuse_repeats("attack", specs)
-    attacks.check_attacker(laid, is_there=attacker is not None)
-    loaded = probes.load(probe_names)
-    _refuse_repeats("probe", [probe.id for probe in loaded])
-    asked, left_out = probes.select(loaded, application)
-    asked, unlaid = _under_all(asked, laid, application)
-    left_out += unlaid
-    skipped = tuple(
-        Skipped(probe, reason) for probe, reason in (*left_out, *attacks.unsupported(laid, models))
-    )
-    if not asked:
-        reason = f" (first reason: {skipped[0].reason})" if skipped else ""
-        raise UsageError(
-            f"Nothing to ask: no probe applies to application '{application.name}'{reason}.",
-            code="nothing-to-ask",
+
+class Trial(msgspec.Struct, frozen=True, gc=False):
+    """One cell of the plan: the unit that is asked, answered and judged."""
+
+    index: int
+    model: PlannedModel
+    attack: str
+    probe: Probe
+    sample: int
+    seed: int
+    id: str
+
+
+class Grid:
+    """The plan's trials by number: mixed radix, in the order model > attack > probe > sample."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.application = plan.application.digest
+        self._study_seed = f"{plan.seed}\0".encode()
+
+    def __len__(self) -> int:
+        return self.plan.n_trials
+
+    def trial(self, index: int) -> Trial:
+        """The trial at this place. Raises IndexError outside the plan."""
+        plan = self.plan
+        if not 0 <= index < plan.n_trials:
+            raise IndexError(f"trial {index} is outside a plan of {plan.n_trials}")
+        rest, sample = divmod(index, plan.samples)
+        rest, p = divmod(rest, len(plan.probes))
+        m, a = divmod(rest, len(plan.attacks))
+        model, attack, probe = plan.models[m], plan.attacks[a], plan.probes[p]
+        # The seed leaves the model out on purpose: all models share it, so that comparisons are paired.
+        asked = f"{probe.id}\0{attack}\0{sample}".encode()
+        # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
+        seed = int.from_bytes(hashlib.blake2b(self._study_seed + asked, digest_size=8).digest(), "big") >> 11
+        return Trial(
+            index, model, attack, probe, sample, seed, trial_id(model.id, self.application, asked, seed)
         )
-    blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    if until_decided:
-        asked, blocks = _in_blocks(asked, models, seed)
-    made = Plan(
-        models=tuple(map(_planned, models)),
-        application=application,
-        attacks=specs,
-        probes=asked,
-        samples=samples,
-        seed=seed,
-        margin=margin,
-        confidence=confidence,
-        skipped=skipped,
-        blocks=blocks,
-        attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
-    )
-    _refuse_too_many(made)
-    return made
+
+    def of_model(self, m: int) -> range:
+        """The indices of model number `m`."""
+        return range(m * self.plan.n_per_model, (m + 1) * self.plan.n_per_model)
+
+    def of_probes(self, m: int, low: int, high: int) -> Iterator[int]:
+        """The indices of model number `m` whose probe lies from place `low` up to, not including, `high`."""
+        plan = self.plan
+        for start in self.of_model(m)[:: len(plan.probes) * plan.samples]:
+            yield from range(start + low * plan.samples, start + high * plan.samples)
+
+    def matches(self, index: int, trial: str) -> bool:
+        """Whether a row with this index and trial id is of this plan."""
+        return 0 <= index < self.plan.n_trials and self.trial(index).id == trial
 
 
-def _planned(m: Model) -> PlannedModel:
-    return PlannedModel(m.id, m.name, m.family, m.licence, m.format)
+def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
+    """32 hex digits of SHA-256 over model id, application digest, probe, attack, sample and seed."""
+    # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
+    return hashlib.sha256(f"{model}\0{application}\0".encode() + asked + b"\0%d" % seed).hexdigest()[:32]
 
 
-def _in_blocks(
-    asked: tuple[Probe, ...], models: Sequence[Model], seed: int
-) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
-    """The probes, behaviours shuffled and each kept whole with its twins; and where the looks are.
+def pending(done: bytearray, indices: Iterable[int]) -> Iterator[int]:
+    """Those of `indices` whose bit in `done` is not set."""
+    return (i for i in indices if not done[i >> 3] & (1 << (i & 7)))
 
-    Evidence may be looked at as often as one likes only if the order has nothing to do with the answers.
+
+def mark(done: bytearray, index: int) -> bool:
+    """Set the bit of a trial; False if it was set already."""
+    bit = 1 << (index & 7)
+    was = done[index >> 3] & bit
+    done[index >> 3] |= bit
+    return not was
+
+
+# --- plan.json -------------------------------------------------------------------------------------
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Save the plan; do nothing if the folder has it already.
+
+    Raises NotComparable, with the differences, if the folder holds another plan.
     """
-    if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
-        raise UsageError(
-            "A study until decided compares models by their breaches: give two models or more, and probes "
-            "that can break.",
-            code="nothing-to-decide",
-        )
-    behaviours: dict[tuple[str, str], list[Probe]] = {}
-    for probe in asked:
-        behaviours.setdefault((probe.technique, probe.cluster), []).append(probe)
-    # By digest rather than by a generator: the order is the same with every version of every library.
-    order = sorted(behaviours, key=lambda key: digest([seed, *key]))
-    sizes = [len(behaviours[key]) for key in order]
-    step = -(-len(order) // LOOKS)
-    ends = tuple(sum(sizes[: i + step]) for i in range(0, len(order), step))
-    return tuple(probe for key in order for probe in behaviours[key]), ends
-
-
-def _under_all(
-    asked: Sequence[Probe], laid: Sequence[attacks.Attack], application: Application
-) -> tuple[tuple[Probe, ...], tuple[tuple[str, str], ...]]:
-    """The probes that every attack can be laid over, and the (id, reason) of those that are left out.
-
-    Rates by attack compare over the same probes. A twin goes with its breach-seeking probe.
-    """
-    how = attacks.context_for(application)
-    reasons: dict[str, str] = {}
-    for probe in asked:
-        if reason := next((r for attack in laid if (r := attack.skips(probe, how))), ""):
-            reasons.setdefault(probe.id, reason)
-            if probe.twin is not None:
-                reasons.setdefault(probe.twin, f"its counterpart is skipped: {reason}")
-    kept = tuple(probe for probe in asked if probe.id not in reasons)
-    return kept, tuple((probe.id, reasons[probe.id]) for probe in asked if probe.id in reasons)
-
-
-def write(folder: Path, plan: Plan) -> None:
-    """Save the plan, or find the same one already there and change nothing.
-
-    Raises NotComparable, saying what differs, where the folder holds another plan.
-    """
-    path = folder / FILE
+    path = folder / PLAN
     if path.exists():
-        held = read(folder)
+        held = read_plan(folder)
         if held != plan:
             raise NotComparable(
                 f"{folder} holds another study: {differences(held, plan)}. "
-                "Give the same settings to go on with it, or another folder for this one.",
+                "Give the same settings to resume it, or another folder for this one.",
                 code="another-study",
             )
         return
     if (folder / "responses.jsonl").exists():
         raise Damaged(
-            f"{folder} has responses but no {FILE}: they cannot be told apart. Use another folder.",
+            f"{folder} has responses but no {PLAN}: they cannot be told apart. Use another folder.",
             code="plan-missing",
         )
     files.write_atomic(path, encode(PlanFile(digest(plan), plan.application.digest, plan)) + b"\n")
 
 
-def read(folder: Path) -> Plan:
+def read_plan(folder: Path) -> Plan:
     """The plan of a study's folder. Raises NotComparable for another schema, Damaged for a broken file."""
-    path = folder / FILE
+    path = folder / PLAN
     try:
         data = path.read_bytes()
     except OSError:
-        raise UsageError(f"{folder} holds no study: there is no {FILE} in it.", code="not-a-study") from None
+        raise UsageError(f"{folder} holds no study: there is no {PLAN} in it.", code="not-a-study") from None
     check_schema(path, data)
     try:
         file = msgspec.json.decode(data, type=PlanFile)
@@ -245,16 +225,16 @@ def read(folder: Path) -> Plan:
             "Restore the file, or use another folder.",
             code="plan-digest-wrong",
         )
-    _refuse_too_many(file.plan)
+    refuse_too_many(file.plan)
     return file.plan
 
 
 def check_schema(path: Path, data: bytes) -> None:
-    """Raise NotComparable where a file was written under another schema than this program's."""
+    """Raise NotComparable if a file was written under another schema than this program's."""
     try:
-        found = msgspec.json.decode(data, type=_Versioned).schema
+        found = msgspec.json.decode(data, type=_PlanSchema).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return  # not JSON at all, or no schema: the strict reading that follows says so
+        return  # not JSON at all, or no schema: the strict decoding that follows reports it
     if found != SCHEMA:
         raise NotComparable(
             f"{path} has schema {found}, this heredity writes schema {SCHEMA}. "
@@ -263,14 +243,14 @@ def check_schema(path: Path, data: bytes) -> None:
         )
 
 
-class _Versioned(msgspec.Struct):
+class _PlanSchema(msgspec.Struct):
     schema: int
 
 
 def differences(held: Plan, new: Plan) -> str:
-    """What differs between two plans, in a line."""
+    """The differences between two plans, in one line."""
     found = []
-    if held.is_until_decided != new.is_until_decided:  # its probes are the same, in an order that is drawn
+    if held.is_until_decided != new.is_until_decided:  # its probes are the same, in a random order
         found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
@@ -293,43 +273,8 @@ def _brief(value: Any) -> str:
     return str(value)
 
 
-def _check(
-    models: Sequence[Model], attack_names: Sequence[str], samples: int, margin: float, confidence: float
-) -> None:
-    if not models:
-        raise UsageError("A study needs at least one model.", code="no-model")
-    if not attack_names:
-        raise UsageError(
-            "A study needs at least one attack; 'direct' is the probe as it stands.", code="no-attack"
-        )
-    _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
-    _refuse_repeats("attack", list(attack_names))
-    if samples < 1:
-        raise UsageError(f"samples must be at least 1, not {samples}.", code="bad-setting")
-    if not 0 < margin < 1:
-        raise UsageError(f"margin must be between 0 and 1, not {margin}.", code="bad-setting")
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"confidence must be between 0.5 and 1, not {confidence}.", code="bad-setting")
-
-
-def _refuse_bare(models: Sequence[Model], application: Application) -> None:
-    """A model without its application, or an application without a model, is no measurement of either."""
-    if application.rendering == "recorded":
-        raise UsageError(
-            f"Application '{application.name}' has rendering \"recorded\", which only `heredity import` "
-            'gives: of a study that asks, what is around the models is known. Write "plain".',
-            code="only-imported",
-        )
-    for model in models:
-        if application.rendering == "theirs" and model.format not in ("remote", "scripted"):
-            raise UsageError(
-                f"Application '{application.name}' is the target's own (rendering = \"theirs\"), but"
-                f" '{model.name}' is a model without one. Ask it under rendering \"plain\".",
-                code="rendering-theirs",
-            )
-
-
-def _refuse_too_many(plan: Plan) -> None:
+def refuse_too_many(plan: Plan) -> None:
+    """Raise UsageError if the plan has more than MOST_TRIALS trials."""
     if plan.n_trials > MOST_TRIALS:
         counts = {"model": len(plan.models), "attack": len(plan.attacks), "probe": len(plan.probes)}
         counts["sample"] = plan.samples
@@ -339,10 +284,3 @@ def _refuse_too_many(plan: Plan) -> None:
             "Ask fewer samples, or make several studies of it.",
             code="too-many-trials",
         )
-
-
-def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None = None) -> None:
-    for key, n in Counter(keys).items():
-        if n > 1:
-            name = (shown or keys)[keys.index(key)]
-            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="given-twice")

@@ -1,29 +1,185 @@
-"""What a study found, looked up: a rate, two models compared, what a child inherited.
+"""The result of a study: rates, comparisons, inheritance and trials, looked up by name.
 
-Promises: nothing is computed here; what the study does not have is an UnknownName with the nearest.
-Leaves to others: every number (tally.py) and its record (estimates.py).
+    result = Study(["parent", "child"], application="support-desk.toml").run()
+    print(result.table())
+    result.edge("parent", "child").retention        # Estimate(value=0.87, low=0.79, high=0.92, n=112, ...)
+    result.trials(outcome="broke", model="child")[0].text
+
+Promises: nothing is computed here. An unknown name is an UnknownName with the nearest known one.
+Leaves to others: every number (aggregate.py), its record (estimates.py), and pages (report/).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from heredity.core.errors import UnknownName, UsageError
-from heredity.core.records import Model
+import msgspec
+
+from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.records import Estimate, Model, Response, Verdict, is_skipped
+from heredity.core.rows import Rows
+from heredity.core.sanitize import label
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
-from heredity.study import estimates as numbers
-from heredity.study.estimates import ALL, Estimates, Inheritance, Measure, ModelCard, Pair, Rate, main_scope
+from heredity.study import storage, wording
+from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
+from heredity.study.legacy import RowsFromSchema1
+from heredity.study.plan import Grid, Trial, read_plan
+
+if TYPE_CHECKING:
+    import pandas
+
+TrialOutcome = Literal["held", "broke", "answered", "refused", "unclear", "error", "skipped"]
+RowKind = Literal["rates", "pairs", "edges", "trials"]
+_SCOPES = {scope for scopes in SCOPES.values() for scope in scopes}
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One judged trial: its place in the plan, the response and the verdict."""
+
+    trial: Trial
+    model: str  # name
+    outcome: TrialOutcome
+    response: Response
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        """The model's last reply; "" if it gave none. Model output is hostile text: escape it in HTML."""
+        return self.response.exchanges[-1].text if self.response.exchanges else ""
+
+    @property
+    def technique(self) -> str:
+        """The technique of the probe."""
+        return self.trial.probe.technique
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table that prints aligned, shows as HTML in a notebook, and iterates over its rows as dicts."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        cells = [self.columns, *(tuple(map(_cell, row)) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
+        rows = ("".join(f"<td>{escape(_cell(value))}</td>" for value in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else label(str(value))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a study found: `estimates` in full, and a look-up for the questions asked most."""
+    """The result of a study: `estimates` in full, and look-ups for the common questions."""
 
     folder: Path
     estimates: Estimates
+
+    def table(self, by: Literal["scope", "technique", "attack"] = "scope") -> ResultTable:
+        """The rates of every model, with interval, n, unclear answers and errors.
+
+        By scope (all judge-free breaches, all judged ones, all benign twins), by technique, or by attack.
+        """
+        called = wording.names(self.estimates.models)
+        columns = ("model", "measure", "technique", "attack", "rate", "low", "high", "n", "unclear", "errors")
+        rows = tuple(
+            (called[r.model], r.measure, r.technique, r.attack, r.estimate.value, r.estimate.low,
+             r.estimate.high, r.estimate.n, r.n_unclear, r.n_error)
+            for r in self.estimates.rates
+            if (r.technique in _SCOPES) == (by != "technique") and (r.attack == ALL) == (by != "attack")
+        )  # fmt: skip
+        return ResultTable(columns, rows)
+
+    def trials(
+        self,
+        outcome: TrialOutcome | None = None,
+        technique: str | None = None,
+        model: str | Grown | Model | None = None,
+        attack: str | None = None,
+    ) -> list[TrialResult]:
+        """The judged trials that match every given filter, in the plan's order, with response and verdict.
+
+        Raises UnknownName for a model, technique or attack that the study does not have.
+        """
+        plan = read_plan(self.folder)
+        grid, wanted = Grid(plan), None if model is None else self._card(model).id
+        if technique is not None:
+            known = list(dict.fromkeys(probe.technique for probe in plan.probes))
+            _check_name("technique of this study", technique, known)
+        if attack is not None:
+            attack = self._attack(attack)
+            _check_name("attack of this study", attack, plan.attacks)
+        called, found = wording.names(self.estimates.models), {}
+        for row in Rows(self.folder / storage.VERDICTS, Verdict, RowsFromSchema1(plan)):
+            if not grid.matches(row.index, row.trial):
+                continue
+            trial, own = grid.trial(row.index), _outcome(row)
+            if (
+                outcome in (None, own)
+                and technique in (None, trial.probe.technique)
+                and wanted in (None, trial.model.id)
+                and attack in (None, trial.attack)
+            ):
+                found[row.index] = (trial, own, row)
+        responses = {
+            row.index: row for row in storage.open_responses(self.folder, grid) if row.index in found
+        }
+        return [
+            TrialResult(trial, called[trial.model.id], own, responses[index], verdict)
+            for index, (trial, own, verdict) in sorted(found.items())
+            if index in responses
+        ]
+
+    def edges(self, measure: Measure = "breach", scope: str | None = None) -> tuple[Inheritance, ...]:
+        """Every parent and child of the study under one scope or technique (default: as for `rate`)."""
+        wanted = (measure, scope or self.estimates.main_scope(measure))
+        every = (*self.estimates.edges, *self.estimates.technique_edges)
+        return tuple(e for e in every if (e.compared.measure, e.compared.technique) == wanted)
+
+    def to_dataframe(self, rows: RowKind = "rates") -> pandas.DataFrame:
+        """All rates, pairs, edges or trials of the study, one per row. Needs pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise Unavailable(
+                "to_dataframe needs pandas: pip install pandas. Without it, use table() or a CSV report."
+            ) from None
+        if rows == "trials":
+            return pandas.DataFrame([_trial_row(each) for each in self.trials()])
+        listed: dict[str, Sequence[Any]] = {
+            "rates": self.estimates.rates,
+            "pairs": (*self.estimates.pairs, *self.estimates.technique_pairs),
+            "edges": (*self.estimates.edges, *self.estimates.technique_edges),
+        }
+        called = wording.names(self.estimates.models)
+        return pandas.DataFrame([_flat_row(each, called) for each in listed[rows]])
+
+    def _repr_html_(self) -> str:
+        about = f"{self.estimates.application.name}: {self.estimates.n_asked:,} trials"
+        return f"<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 
     def rate(
         self,
@@ -32,14 +188,11 @@ class Result:
         attack: str = ALL,
         measure: Measure = "breach",
     ) -> Rate:
-        """One cell, by default all judge-free breaches together (judged ones, where there are no others).
+        """The rate of one cell, by default of all judge-free breaches, or else of all judged ones.
 
         `technique` is one of the study's, or "judge_free", "judged"; for over-refusal "all". Raises
-        UnknownName where the study has none such."""
-        technique = technique or main_scope(self.estimates, measure)
-        if attack != ALL and attack not in self.estimates.attacks:
-            with suppress(UsageError):  # what is no attack at all is told below
-                attack = attacks.load(attack).spec  # "encoding" is "encoding:base64"
+        UnknownName if the study has no such cell."""
+        technique, attack = technique or self.estimates.main_scope(measure), self._attack(attack)
         key = (self._card(model).id, technique, attack, measure)
         for rate in self.estimates.rates:
             if (rate.model, rate.technique, rate.attack, rate.measure) == key:
@@ -53,18 +206,19 @@ class Result:
         b: str | Grown | Model,
         measure: Measure = "breach",
         scope: str | None = None,
-    ) -> Pair:
-        """`b` compared with `a` on the same trials, in either order: `difference` is the rate of `b` minus
-        that of `a`. `scope` is as for `rate`. Raises UnknownName where the study has no such pair."""
+    ) -> ModelPair:
+        """`b` compared with `a` on the same trials: `difference` is the rate of `b` minus that of `a`.
+
+        `scope` is as for `rate`. Raises UnknownName if the study has no such pair."""
         first, second = self._card(a), self._card(b)
-        wanted = (measure, scope or main_scope(self.estimates, measure))
+        wanted = (measure, scope or self.estimates.main_scope(measure))
         for pair in (*self.estimates.pairs, *self.estimates.technique_pairs):
             if (pair.measure, pair.technique) != wanted:
                 continue
             if (pair.a, pair.b) == (first.id, second.id):
                 return pair
             if (pair.a, pair.b) == (second.id, first.id):
-                return numbers.turned(pair)
+                return pair.mirrored()
         raise UnknownName("pair", f"{first.name} and {second.name}", [], code="unknown-pair")
 
     def edge(
@@ -74,14 +228,22 @@ class Result:
         measure: Measure = "breach",
         scope: str | None = None,
     ) -> Inheritance:
-        """What `child` inherited from `parent`: `.retention`, what it lost and gained, and the verdict.
-        `scope` is as for `rate`. Raises UnknownName where the study has no such edge."""
+        """The inheritance of `child` from `parent`: `.retention`, losses, gains and the verdict.
+
+        `scope` is as for `rate`. Raises UnknownName if the study has no such edge."""
         above, below = self._card(parent), self._card(child)
-        wanted = (above.id, below.id, measure, scope or main_scope(self.estimates, measure))
+        wanted = (above.id, below.id, measure, scope or self.estimates.main_scope(measure))
         for edge in (*self.estimates.edges, *self.estimates.technique_edges):
             if (edge.parent, edge.child, edge.compared.measure, edge.compared.technique) == wanted:
                 return edge
         raise UnknownName("edge", f"{above.name} to {below.name}", [], code="unknown-edge")
+
+    def _attack(self, attack: str) -> str:
+        """The attack with its variant written out: "encoding" is "encoding:base64"."""
+        if attack != ALL and attack not in self.estimates.attacks:
+            with suppress(UsageError):  # an unknown attack is reported by the caller
+                return attacks.load(attack).spec
+        return attack
 
     def _card(self, model: str | Grown | Model) -> ModelCard:
         record = model.record if isinstance(model, Grown) else model
@@ -95,3 +257,49 @@ class Result:
             [card.name for card in self.estimates.models],
             code="unknown-model-of-study",
         )
+
+
+def _outcome(row: Verdict) -> TrialOutcome:
+    if row.outcome is not None:
+        return row.outcome
+    return "skipped" if is_skipped(row) else "error"
+
+
+def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise UnknownName(kind, name, list(known))
+
+
+def _trial_row(found: TrialResult) -> dict[str, Any]:
+    trial, verdict = found.trial, found.verdict
+    return {
+        "index": trial.index,
+        "model": found.model,
+        "technique": found.technique,
+        "attack": trial.attack,
+        "probe": trial.probe.id,
+        "kind": trial.probe.kind,
+        "sample": trial.sample,
+        "outcome": found.outcome,
+        "manner": verdict.manner,
+        "judge": verdict.judge,
+        "text": found.text,
+        "error": found.response.error or verdict.error,
+    }
+
+
+def _flat_row(record: Rate | ModelPair | Inheritance, called: dict[str, str]) -> dict[str, Any]:
+    """A record without nesting: names for ids, `NAME_low`, `NAME_high` and so on for an estimate."""
+    row: dict[str, Any] = {}
+    for field in record.__struct_fields__:
+        value = getattr(record, field)
+        if isinstance(value, Estimate):
+            own = "" if field == "estimate" else f"{field}_"
+            row |= {f"{own}{part}": getattr(value, part) for part in ("value", "low", "high", "n")}
+        elif isinstance(value, ModelPair):
+            row |= {key: each for key, each in _flat_row(value, called).items() if key not in ("a", "b")}
+        elif isinstance(value, msgspec.Struct):
+            row |= {f"{field}_{part}": getattr(value, part) for part in value.__struct_fields__}
+        elif not isinstance(value, tuple):
+            row[field] = called.get(value, value) if isinstance(value, str) else value
+    return row

@@ -1,38 +1,39 @@
-"""The rows of a study's folder: how they are written as answers come, and how they are read again.
+"""The files of a study's folder: their names, the structs of their rows, and how each is read and written.
 
-Promises: what was flushed survives a crash; a row of another plan, or one that is there twice, is an error
-with its place; a prefix is on the disk before a row names it.
-Leaves to others: bytes (store.py), and what the rows hold (pump.py, judges/).
+    plan.json -> responses.jsonl -> verdicts.jsonl -> estimates.json; beside them prefixes.jsonl, runs.jsonl,
+    errors.jsonl (responses that were asked again) and judge.json (the chosen judge)
+
+Promises: flushed rows survive a crash. A row of another plan, or a second row of a trial, is an error with
+its line. A prefix is on disk before a row names it. Rows of older releases are read.
+Leaves to others: bytes (core/rows.py), the plan (plan.py), and filling the rows (scheduler.py, runner.py).
 """
 
 from __future__ import annotations
 
-import platform
-import sys
+import hashlib
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from heredity.core.cache import ResponseCache
-from heredity.core.errors import Damaged, HeredityError, NotComparable
+from heredity.core.errors import Damaged, HeredityError, NotComparable, UsageError
 from heredity.core.files import write_atomic
 from heredity.core.progress import Meter
 from heredity.core.records import (
-    JUDGE_FAILED,
     ROW_SCHEMA,
     SCHEMA,
     Exchange,
+    Manner,
     Outcome,
     Record,
     Response,
+    Stop,
+    ToolCall,
     Verdict,
     digest,
     digest_response,
@@ -40,259 +41,86 @@ from heredity.core.records import (
     is_failed,
 )
 from heredity.core.rows import Rows, rewrite
-from heredity.engines import base_numerics, is_batch_unverified
-from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam.judges import DEFAULT, Decider
-from heredity.study.estimates import Run
-from heredity.study.legacy import RowsFromSchema1, run_from_schema_1
-from heredity.study.plan import PlannedModel
-from heredity.study.scheduler import Prefix
-from heredity.study.trials import Grid, mark
+from heredity.study import estimates
+from heredity.study.estimates import Estimates
+from heredity.study.legacy import RowsFromSchema1, estimates_from_schema_2, run_from_schema_1
+from heredity.study.plan import Grid, mark
 
-JUDGE = "judge.json"
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
-ERRORS = "errors.jsonl"  # responses that were errors, set aside when their trials were asked again
-_RESTORE = "Restore the file, or ask again in another folder."
-FLUSH_SECONDS = 1.0  # a power cut loses at most what was answered in this time, and asks it again
+ERRORS = "errors.jsonl"  # error responses whose trials were asked again
+JUDGE = "judge.json"
+ESTIMATES = "estimates.json"
+RESTORE = "Restore the file, or ask again in another folder."
+FLUSH_SECONDS = 1.0  # a power cut loses at most the answers of this time, and they are asked again
 
 
-class Mark(msgspec.Struct):
-    """What a verdict row needs to be counted as done; decoding no more makes a resume faster."""
+# --- rows -----------------------------------------------------------------------------------------
+
+
+class VerdictRow(msgspec.Struct):
+    """A row of verdicts.jsonl without the text of its evidence, which makes reading faster (core Verdict)."""
 
     index: int
     trial: str
+    judge: str
+    outcome: Outcome | None
+    manner: Manner | None = None
     error: str | None = None
-    outcome: Outcome | None = None
     response: str = ""
     judged_by: str = ""
+    score: float | msgspec.UnsetType = msgspec.UNSET
+    members: dict[str, Outcome] | msgspec.UnsetType = msgspec.UNSET
     error_code: str | msgspec.UnsetType = msgspec.UNSET
     schema: int = ROW_SCHEMA
 
 
-class Chosen(Record, frozen=True):
-    """judge.json: the judge that was chosen for this folder's answers."""
+class PromptPrefix(Record, frozen=True):
+    """A row of prefixes.jsonl: a text that many prompts of the study begin with."""
+
+    digest: str
+    text: str
+    schema: int = SCHEMA
+
+
+class RunRecord(Record, frozen=True):
+    """A row of runs.jsonl: one model asked once.
+
+    It is written at the start of a run with zeros, so that a killed run is recorded, and at its end.
+    """
+
+    model: str
+    engine: str
+    at: str  # ISO 8601, UTC
+    host: str
+    seconds: float
+    n_asked: int
+    n_errors: int
+    n_cached: int
+    versions: dict[str, str]
+    numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
+    account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Accountant
+    base_numerics: str = ""  # the numerics of the unchanged model, if an attack has changed it
+    is_batch_unverified: bool = False  # an answer may depend on the other requests of its batch
+    schema: int = ROW_SCHEMA
+
+
+class ChosenJudge(Record, frozen=True):
+    """judge.json: the judge that was chosen for the answers in this folder."""
 
     judge: str
     schema: int = SCHEMA
 
 
-class Said:
-    """What every trial's response says, as a digest: eight bytes a trial, in the plan's order."""
-
-    def __init__(self, n_trials: int) -> None:
-        self._digests = array("Q", bytes(8 * n_trials))
-
-    def add(self, response: Response) -> None:
-        self._digests[response.index] = int(digest_response(response), 16)
-
-    def is_judged_by(self, verdict: Mark | Verdict) -> bool:
-        """Whether this verdict is one on the response that is here; False where there is none."""
-        return verdict.response == f"{self._digests[verdict.index]:016x}"
-
-
-class Prefixes:
-    """prefixes.jsonl: the texts that many prompts begin with, each stored once; a few a study."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / PREFIXES
-        self._texts = {row.digest: row.text for row in Rows(self._path, Prefix)}
-
-    def check(self, needed: Iterable[str]) -> None:
-        """Raise Damaged where a prefix that a response begins with is not here, or is another text."""
-        for name in sorted(needed):
-            if name and digest(self._text(name)) != name:
-                raise Damaged(
-                    f"{self._path}: prefix {name} is not the text that it is named by. {_RESTORE}",
-                    code="prefix-changed",
-                )
-
-    def add(self, prefix: Prefix) -> None:
-        """Keep a prefix; it is on the disk before any row names it."""
-        if prefix.digest and prefix.digest not in self._texts:
-            with Rows(self._path, Prefix) as rows:
-                rows.append(prefix)
-            self._texts[prefix.digest] = prefix.text
-
-    def prompt(self, exchange: Exchange) -> str:
-        """The whole text that the model saw, prefill included. Raises Damaged where its prefix is lost."""
-        return (self._text(exchange.prefix) if exchange.prefix else "") + exchange.prompt
-
-    def _text(self, name: str) -> str:
-        if name not in self._texts:
-            raise Damaged(
-                f"{self._path}: no prefix {name}, which a response begins with. {_RESTORE}",
-                code="prefix-missing",
-            )
-        return self._texts[name]
-
-
-class Keeper:
-    """Puts finished responses on the disk, a batch at a time."""
-
-    def __init__(self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: Count) -> None:
-        self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
-        self._last = time.monotonic()
-
-    def __call__(self, response: Response) -> None:
-        with _explained(self._rows.path):
-            self._rows.append(response)
-            self._rows.write()  # kill -9 loses none of what was answered, and perhaps paid for
-        is_error = is_failed(response)
-        self._count.add(response, is_error)
-        self._meter.tick(is_error, response.is_cached)
-        if time.monotonic() - self._last >= FLUSH_SECONDS:
-            self.flush()
-            self._last = time.monotonic()
-
-    def flush(self) -> None:
-        with _explained(self._rows.path):
-            self._rows.flush()
-        if self._cache is not None:
-            self._cache.flush()
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HeredityError(
-            f"{path} cannot be written: {error.strerror or error}. What it holds is whole; mend that and "
-            "run the same command again.",
-            code="cannot-write",
-        ) from error
-
-
-class Count:
-    """What one run of one model came to so far."""
-
-    def __init__(self) -> None:
-        self.n_asked = self.n_errors = self.n_cached = 0
-
-    def add(self, response: Response, is_error: bool) -> None:
-        self.n_asked += 1
-        self.n_errors += is_error
-        self.n_cached += response.is_cached
-
-
-class Judging:
-    """Gives every response its verdict, once; run again, it goes on with what was answered since.
-
-    `tell` gets the index and outcome of every verdict, first those of earlier runs.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        grid: Grid,
-        meter: Meter,
-        tell: Callable[[int, Outcome | None], None] | None = None,
-        decider: Decider | None = None,
-    ) -> None:
-        self._folder, self._grid, self._meter = folder, grid, meter
-        self._tell = tell or (lambda index, outcome: None)  # noqa: ARG005
-        self._decider = decider or Decider()
-        self._judged, self._seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
-        self._by_id = {probe.id: probe for probe in grid.plan.probes}
-        self._responses = Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan))
-        for row in marks(folder, self._judged, grid):
-            meter.had(is_failed(row))
-            self._tell(row.index, row.outcome)
-
-    def run(self) -> None:
-        last = time.monotonic()
-        said = answered(self._folder, self._seen, self._grid, self._responses)
-        new = (response for response in said if mark(self._judged, response.index))
-        with Rows(self._folder / VERDICTS, Verdict) as rows:
-            while some := list(islice(new, self._decider.at_once)):
-                for row in self._verdicts(some):
-                    rows.append(row)
-                    self._meter.tick(is_failed(row))
-                    self._tell(row.index, row.outcome)
-                if time.monotonic() - last >= FLUSH_SECONDS:
-                    rows.flush()
-                    last = time.monotonic()
-        self._responses.go_on()
-
-    def _verdicts(self, some: list[Response]) -> Iterator[Verdict]:
-        asked = [(self._by_id[response.probe], response) for response in some]
-        found = self._decider.verdicts(asked, self._grid.plan.application)
-        for (probe, response), row in zip(asked, found, strict=True):
-            yield msgspec.structs.replace(
-                row,
-                response=digest_response(response),
-                judged_by=self._decider.judged_by(probe),
-                error_code=_error_code(row, response),
-            )
-
-
-def _error_code(row: Verdict, response: Response) -> str | msgspec.UnsetType:
-    """Of a verdict row: the response's, or that of a judge that failed."""
-    if row.error is None:
-        return msgspec.UNSET
-    return response.error_code if response.error is not None else JUDGE_FAILED
-
-
-@contextmanager
-def running(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[Count]:
-    """A row of runs.jsonl at the start, so that a killed run is there too, and one at the end."""
-    started, count = time.monotonic(), Count()
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    begun = Run(
-        model.id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(), engine.numerics,
-        base_numerics=base_numerics(engine), is_batch_unverified=is_batch_unverified(engine),
-    )  # fmt: skip
-    with Rows(folder / RUNS, Run) as rows:
-        rows.append(begun)
-    try:
-        yield count
-    finally:
-        ended = msgspec.structs.replace(
-            begun,
-            seconds=round(time.monotonic() - started, 3),
-            n_asked=count.n_asked,
-            n_errors=count.n_errors,
-            n_cached=count.n_cached,
-            account=engine.account() if isinstance(engine, Accountant) else {},
-        )
-        # A full disk has been reported by the rows themselves; this line is only circumstance.
-        with suppress(HeredityError, OSError), Rows(folder / RUNS, Run) as rows:
-            rows.append(ended)
-
-
-def runs(folder: Path) -> Iterator[Run]:
+def run_records(folder: Path) -> Iterator[RunRecord]:
     """Every row of runs.jsonl."""
-    return iter(Rows(folder / RUNS, Run, run_from_schema_1))
+    return iter(Rows(folder / RUNS, RunRecord, run_from_schema_1))
 
 
-def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, earlier: set[str]) -> None:
-    """Raise NotComparable where `earlier` engines of this model's answers compute otherwise than `engine`."""
-    held = {run.base_numerics for run in runs(folder) if run.engine in earlier}
-    if held - {engine.numerics}:
-        raise NotComparable(
-            f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
-            f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or in another folder.",
-            code="numerics-differ",
-        )
-
-
-def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earlier: list[set[str]]) -> None:
-    """Raise Damaged where the runs no longer say how an engine of `earlier` (by model) computed."""
-    held = {(run.model, run.engine) for run in runs(folder)}
-    for model, engines in zip(models, earlier, strict=True):
-        for engine in sorted(engines):
-            if (model.id, engine) not in held:
-                raise Damaged(
-                    f"{folder / RUNS}: no run of '{model.name}' by '{engine}', which answered here: "
-                    f"how it computed is not known. {_RESTORE}",
-                    code="run-missing",
-                )
-
-
-def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
-    """Every verdict as a mark, its bit set in `judged`. Raises Damaged for one of another plan, or twice."""
-    rows = Rows(folder / VERDICTS, Mark, RowsFromSchema1(grid.plan))
+def verdict_rows(folder: Path, grid: Grid, judged: bytearray | None = None) -> Iterator[VerdictRow]:
+    """Every verdict; its bit is set in `judged`. Raises Damaged for one of another plan, or a second one."""
+    rows = Rows(folder / VERDICTS, VerdictRow, RowsFromSchema1(grid.plan))
+    judged = bytearray(len(grid) // 8 + 1) if judged is None else judged
     for row in rows:
         if not grid.matches(row.index, row.trial):
             raise _not_of_this_plan(rows, row.index)
@@ -300,16 +128,20 @@ def marks(folder: Path, judged: bytearray, grid: Grid) -> Iterator[Mark]:
         yield row
 
 
-def answered(
-    folder: Path, done: bytearray, grid: Grid, rows: Rows[Response] | None = None
-) -> Iterator[Response]:
-    """Every response (in `rows`, from its start), its bit set in `done`. Raises Damaged for one of another
-    trial, or twice."""
-    rows = Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan)) if rows is None else rows
+def open_responses(folder: Path, grid: Grid) -> Rows[Response]:
+    """responses.jsonl, for reading; rows of older releases are upgraded."""
+    return Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan))
+
+
+def answered_rows(rows: Rows[Response], grid: Grid, answered: bytearray) -> Iterator[Response]:
+    """Every response in `rows`; its bit is set in `answered`.
+
+    Raises Damaged for a response of another trial, or a second one.
+    """
     for row in rows:
         if not _is_of_its_trial(row, grid):
             raise _not_of_this_plan(rows, row.index)
-        _mark(done, row.index, rows)
+        _mark(answered, row.index, rows)
         yield row
 
 
@@ -336,55 +168,150 @@ def _not_of_this_plan(rows: Rows[Any], index: int) -> Damaged:
 
 def _mark(done: bytearray, index: int, rows: Rows[Any]) -> None:
     if not mark(done, index):
-        raise Damaged(
-            f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.", code="trial-twice"
-        )
+        raise _there_twice(rows, index)
 
 
-def drop_stale_verdicts(folder: Path, said: Said, grid: Grid, decider: Decider | None = None) -> None:
-    """Drop every verdict that is not one of these judges on the response that is here: it is judged anew.
+def _there_twice(rows: Rows[Any], index: int) -> Damaged:
+    return Damaged(
+        f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.", code="trial-twice"
+    )
 
-    What it judged is gone, was asked again or was edited; or the judges are others than they were.
+
+# --- writing responses ----------------------------------------------------------------------------
+
+
+class RunCount:
+    """The responses, errors and cache hits of one run of one model."""
+
+    def __init__(self) -> None:
+        self.n_asked = self.n_errors = self.n_cached = 0
+
+    def add(self, response: Response, is_error: bool) -> None:
+        self.n_asked += 1
+        self.n_errors += is_error
+        self.n_cached += response.is_cached
+
+
+class ResponseWriter:
+    """Writes finished responses to responses.jsonl, and counts them."""
+
+    def __init__(
+        self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: RunCount
+    ) -> None:
+        self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
+        self._last = time.monotonic()
+
+    def __call__(self, response: Response) -> None:
+        with _explained(self._rows.path):
+            self._rows.append(response)
+            self._rows.write()  # kill -9 loses no answer, which may have been paid for
+        is_error = is_failed(response)
+        self._count.add(response, is_error)
+        self._meter.tick(is_error, response.is_cached)
+        if time.monotonic() - self._last >= FLUSH_SECONDS:
+            self.flush()
+            self._last = time.monotonic()
+
+    def flush(self) -> None:
+        with _explained(self._rows.path):
+            self._rows.flush()
+        if self._cache is not None:
+            self._cache.flush()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HeredityError(
+            f"{path} cannot be written: {error.strerror or error}. Its rows are whole: fix the cause and run "
+            "the same command again.",
+            code="cannot-write",
+        ) from error
+
+
+class ResponseDigests:
+    """The digest of every trial's response: eight bytes per trial, in the plan's order."""
+
+    def __init__(self, n_trials: int) -> None:
+        self._digests = array("Q", bytes(8 * n_trials))
+
+    def add(self, response: Response) -> None:
+        self._digests[response.index] = int(digest_response(response), 16)
+
+    def is_judged_by(self, verdict: VerdictRow | Verdict) -> bool:
+        """Whether this verdict is about the response in the folder; False if there is no response."""
+        return verdict.response == f"{self._digests[verdict.index]:016x}"
+
+
+class Prefixes:
+    """prefixes.jsonl: the texts that many prompts begin with, each stored once; a few per study."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PREFIXES
+        self._texts = {row.digest: row.text for row in Rows(self._path, PromptPrefix)}
+
+    def check(self, needed: Iterable[str]) -> None:
+        """Raise Damaged if a prefix that responses need is missing, or is another text."""
+        for name in sorted(needed):
+            if name and digest(self._text(name)) != name:
+                raise Damaged(
+                    f"{self._path}: prefix {name} is not the text that it is named by. {RESTORE}",
+                    code="prefix-changed",
+                )
+
+    def add(self, prefix: PromptPrefix) -> None:
+        """Save a prefix; it is on disk before any row names it."""
+        if prefix.digest and prefix.digest not in self._texts:
+            with Rows(self._path, PromptPrefix) as rows:
+                rows.append(prefix)
+            self._texts[prefix.digest] = prefix.text
+
+    def prompt(self, exchange: Exchange) -> str:
+        """The whole text that the model saw, prefill included. Raises Damaged if its prefix is lost."""
+        return (self._text(exchange.prefix) if exchange.prefix else "") + exchange.prompt
+
+    def _text(self, name: str) -> str:
+        if name not in self._texts:
+            raise Damaged(
+                f"{self._path}: no prefix {name}, which a response begins with. {RESTORE}",
+                code="prefix-missing",
+            )
+        return self._texts[name]
+
+
+# --- asked or judged again ----------------------------------------------------------------
+
+
+def drop_stale_verdicts(
+    folder: Path, digests: ResponseDigests, grid: Grid, decider: Decider | None = None
+) -> None:
+    """Drop every verdict that is not about the current response, or not by the current judges.
+
+    Its response is gone, was asked again or was edited, or the judges changed: it is judged again.
     """
     chosen, probes, samples = decider or Decider(), grid.plan.probes, grid.plan.samples
-    judged = bytearray(len(grid) // 8 + 1)
     now = [chosen.judged_by(probe) for probe in probes]
 
-    def is_own(row: Mark | Verdict) -> bool:
-        return row.judged_by == now[row.index // samples % len(probes)] and said.is_judged_by(row)
+    def is_own(row: VerdictRow | Verdict) -> bool:
+        return row.judged_by == now[row.index // samples % len(probes)] and digests.is_judged_by(row)
 
-    # the sum reads to the end, so that damage anywhere is told before anything is dropped
-    if sum(not is_own(row) for row in marks(folder, judged, grid)):
+    # The sum reads to the end: damage anywhere is reported before a row is dropped.
+    if sum(not is_own(row) for row in verdict_rows(folder, grid)):
         rewrite(folder / VERDICTS, Verdict, is_own)
-
-
-def chosen_judge(folder: Path) -> str:
-    """The judge that decides in this folder where no check does; the usual one where none was chosen."""
-    path = folder / JUDGE
-    if not path.exists():
-        return DEFAULT
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Chosen).judge
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path}: {error}. Delete it, and name the judge again with --judge.") from None
-
-
-def choose_judge(folder: Path, judge: str) -> None:
-    """Keep which judge decides in this folder; no part of the plan, which says what is asked."""
-    if chosen_judge(folder) != judge:
-        write_atomic(folder / JUDGE, encode(Chosen(judge)) + b"\n")
 
 
 def set_errors_aside(folder: Path, grid: Grid) -> None:
     """Move every error row from responses.jsonl to errors.jsonl, so that its trial is asked again.
 
-    What its model cannot be asked at all stays: that is no error. Killed in between, a row is in both files,
-    and in errors.jsonl twice after the next time; never in none.
+    A trial that its model does not support stays, because it is not an error. If the process is killed in
+    between, a row is in both files, and twice in errors.jsonl after the next call. It is never lost.
     """
-    seen = bytearray(len(grid) // 8 + 1)
     n = 0
+    rows, seen = open_responses(folder, grid), bytearray(len(grid) // 8 + 1)
     with Rows(folder / ERRORS, Response) as aside:
-        for row in answered(folder, seen, grid):
+        for row in answered_rows(rows, grid, seen):
             if is_failed(row):
                 aside.append(row)
                 n += 1
@@ -393,9 +320,152 @@ def set_errors_aside(folder: Path, grid: Grid) -> None:
         rewrite(folder / RESPONSES, Response, lambda row: not is_failed(row), upgrade)
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("heredity", *(n for n in ("numpy", "torch", "transformers") if n in sys.modules)):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+# --- the judge ------------------------------------------------------------------------------------
+
+
+def chosen_judge(folder: Path) -> str:
+    """The judge that decides in this folder if no check does; the default if none was chosen."""
+    path = folder / JUDGE
+    if not path.exists():
+        return DEFAULT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ChosenJudge).judge
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path}: {error}. Delete it, and name the judge again with --judge.") from None
+
+
+def choose_judge(folder: Path, judge: str) -> None:
+    """Save the judge of this folder. It is not a part of the plan, which holds only the questions."""
+    if chosen_judge(folder) != judge:
+        write_atomic(folder / JUDGE, encode(ChosenJudge(judge)) + b"\n")
+
+
+# --- the responses behind the verdicts --------------------------------------------------------------
+
+
+class RawExchange(msgspec.Struct):
+    """An exchange as its file spells it: the fields that a judge reads are compared, not decoded."""
+
+    prefill: msgspec.Raw
+    text: msgspec.Raw
+    tool_calls: msgspec.Raw
+    stop: msgspec.Raw
+    n_prompt_tokens: int
+    n_tokens: int
+
+
+class AttackerTokens(msgspec.Struct):
+    """The tokens of one question to the attacker model."""
+
+    n_prompt_tokens: int
+    n_tokens: int
+
+
+class RawResponse(msgspec.Struct):
+    """The fields of a response that are counted or compared."""
+
+    index: int
+    exchanges: list[RawExchange]
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    consulted: list[AttackerTokens] = []
+    schema: int = ROW_SCHEMA
+
+
+def judged_responses(folder: Path, has_verdict: bytearray, digests: array[int]) -> Iterator[RawResponse]:
+    """Every response with a verdict, after a check that the verdict is about this response.
+
+    has_verdict: one byte per trial; digests: of the response that each verdict is about. Raises Damaged if a
+    response differs from the judged one, or if a verdict has no response.
+    """
+    rows, left = Rows(folder / RESPONSES, RawResponse), bytearray(has_verdict)
+    again = f"Judge again, which asks only the missing trials: heredity study {folder}"
+    for row in rows:
+        if not 0 <= row.index < len(left) or not has_verdict[row.index]:
+            continue
+        if not left[row.index]:
+            raise _there_twice(rows, row.index)
+        left[row.index] = False
+        if not _has_digest(row, digests[row.index]):
+            raise Damaged(
+                f"{rows.path}:{rows.line}: trial {row.index} is not the answer that its verdict is on. "
+                f"{again}",
+                code="answer-changed",
+            )
+        yield row
+    if (index := left.find(True)) >= 0:
+        raise Damaged(
+            f"{rows.path}: trial {index} has a verdict and no answer. {again}", code="verdict-without-answer"
+        )
+
+
+def _has_digest(row: RawResponse, number: int) -> bool:
+    """Whether a response has this digest, as records.digest_response computes it."""
+    parts = b",".join(b"[%b,%b,%b,%b]" % (e.prefill, e.text, e.tool_calls, e.stop) for e in row.exchanges)
+    spelt = b"[[%b],%b]" % (parts, row.error)
+    # A row that heredity wrote has the bytes of the digest. Another spelling is decoded and encoded first.
+    return number != 0 and (_hash(spelt) == number or _hash(encode(_respelt(spelt))) == number)
+
+
+def _hash(spelt: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(spelt, digest_size=8).digest(), "big")
+
+
+def _respelt(spelt: bytes) -> list[object]:
+    exchanges, error = msgspec.json.decode(spelt, type=tuple[_JudgedParts, str | None])
+    return [exchanges, error]
+
+
+_JudgedParts = list[tuple[str, str, tuple[ToolCall, ...], Stop]]
+
+
+# --- estimates.json -------------------------------------------------------------------------------
+
+
+def write_estimates(folder: Path, found: Estimates) -> None:
+    """Save estimates.json, whole or not at all."""
+    write_atomic(folder / ESTIMATES, msgspec.json.format(encode(found), indent=1) + b"\n")
+
+
+def read_estimates(folder: Path) -> Estimates:
+    """The estimates of a folder.
+
+    Raises UsageError if there are none yet, NotComparable for another schema, Damaged for a broken file.
+    """
+    path = folder / ESTIMATES
+    try:
+        data = path.read_bytes()
+    except OSError:
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such folder.") from None
+        raise UsageError(
+            f"{folder} has no {ESTIMATES} yet. Run the study to its end first.", code="estimates-missing"
+        ) from None
+    schema = _estimates_schema(path, data)
+    try:
+        if schema == estimates.SCHEMA - 1:
+            return msgspec.convert(estimates_from_schema_2(msgspec.json.decode(data)), Estimates)
+        return msgspec.json.decode(data, type=Estimates)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: {error}. Delete it, run the study again: nothing is asked twice.",
+            code="estimates-damaged",
+        ) from None
+
+
+class _EstimatesSchema(msgspec.Struct):
+    schema: int
+
+
+def _estimates_schema(path: Path, data: bytes) -> int:
+    newest = estimates.SCHEMA
+    try:
+        found = msgspec.json.decode(data, type=_EstimatesSchema).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return newest  # not JSON at all, or no schema: the strict decoding that follows reports it
+    if found not in (newest - 1, newest):
+        raise NotComparable(
+            f"{path} has schema {found}, this heredity writes schema {newest}. Run the same study again: "
+            "it estimates again from the verdicts, and asks nothing twice.",
+            code="schema-mismatch",
+        )
     return found

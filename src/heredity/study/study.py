@@ -1,17 +1,20 @@
-"""Ask every probe of every model inside one application, keep what was said, and say what it comes to.
+"""Run a study: ask every probe of every model inside one application, judge, estimate and compare.
 
-Promises: the same plan asks the same questions in the same order; nothing is asked twice; killed at any
-moment, the same command goes on; memory does not grow with the number of trials.
-Leaves to others: whether an answer was bad (judges/), what that means (stats/), how it looks (report/).
+    result = Study(["a", "b"], application="support-desk.toml", probes="core").run()
+
+Promises: the same plan asks the same questions in the same order. Nothing is asked twice. A killed study
+resumes with the same command. Memory does not grow with the length of the answers.
+Leaves to others: the plan (spec.py, plan.py), asking and judging (runner.py), the numbers (aggregate.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import msgspec
 
@@ -30,53 +33,43 @@ from heredity.lineage import graph
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
+from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, Models
-from heredity.study import aggregate, importers, plan, sequential
-from heredity.study import estimates as numbers
-from heredity.study.attack_context import Attacker, Kit
-from heredity.study.plan import Plan, PlannedModel
+from heredity.study import aggregate, importers, storage
+from heredity.study.attack_context import AttackerModel, AttackServices
+from heredity.study.outcomes import Outcomes
+from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, pending, read_plan, write_plan
 from heredity.study.result import Result
-from heredity.study.runner import Place, asking
-from heredity.study.scheduler import Desk
-from heredity.study.storage import (
-    JUDGE,
-    RESPONSES,
-    Judging,
-    Prefixes,
-    Said,
-    answered,
-    choose_judge,
-    chosen_judge,
-    drop_stale_verdicts,
+from heredity.study.runner import (
+    JudgingStep,
+    ModelSlot,
+    RunContext,
+    loaded_model,
     refuse_unknown_arithmetic,
-    set_errors_aside,
 )
-from heredity.study.trials import Grid, pending
+from heredity.study.sequential import StoppingRule
+from heredity.study.spec import ModelReference, StudySpec, resolve_plan
+from heredity.study.storage import ResponseDigests
 
-__all__ = ["Prefixes", "Progress", "Result", "Study"]
+__all__ = ["Progress", "Result", "Study", "StudySpec"]
 
 
 class Study:
     """Models x probes x attacks x samples inside one application, in a folder.
 
-    models         names, "scripted:NAME", "call:MODULE:FUNCTION" and other targets, functions, Grown or Model
-                   values; from `store` (None: the default one)
-    application    an Application or the path of its TOML
-    probes         suite or technique names, probe ids, paths, Probe values; see probes.load
-    out            the folder; None: studies/<application>-<start of the plan's digest> under the current one
-    until_decided  looks on the way, and asks no more of a model whose pairs are decided; see decide.py
-    judge          decides where no check does (judges.load); another one judges anew and asks nothing again.
-                   None: the one that the folder has, or rules
-    attacker       the model that writes what `pair` and `tap` say, the same for all models of the study
-    engine_loader  makes an Engine of a Grown, where the usual one is not wanted
+    The settings are those of StudySpec, which a plan file has, too (Study.from_spec). Further:
 
-    Where models descend from each other, what each inherited is estimated too; see Result.edge.
-    Nothing is written before a step runs. Raises UsageError for what is not there or does not fit.
+    store          finds the models that are given by name; None: the default one
+    engine_loader  makes the Engine of a Grown model, in place of the usual one
+
+    Another judge than before judges the answers again, and asks nothing again. Models that descend from each
+    other get an estimate of inheritance; see Result.edge. Nothing is written before a step runs. Raises
+    UsageError for a model, probe or setting that does not exist or does not fit.
     """
 
     def __init__(
         self,
-        models: Sequence[str | Grown | Model | Callable[..., Any]],
+        models: Sequence[ModelReference],
         application: Application | Path | str,
         probes: Sequence[str | Probe] | str = "core",
         attacks: Sequence[str] = ("direct",),
@@ -90,23 +83,40 @@ class Study:
         until_decided: bool = False,
         judge: str | None = None,
         attacker: str | Grown | Model | None = None,
+        lineage: Sequence[str] = (),
     ) -> None:
+        spec = StudySpec(
+            models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
+            attacker, lineage, out,
+        )  # fmt: skip
+        self._resolve(spec, store, engine_loader)
+
+    @classmethod
+    def from_spec(
+        cls, spec: StudySpec, store: Store | None = None, engine_loader: EngineLoader | None = None
+    ) -> Self:
+        """The study of these settings, as a plan file has them: `Study.from_spec(StudySpec.read(path))`."""
+        study = cls.__new__(cls)
+        study._resolve(spec, store, engine_loader)
+        return study
+
+    def _resolve(self, spec: StudySpec, store: Store | None, loader: EngineLoader | None) -> None:
         host.configure()
-        self._store, self._loader, self._judge_name = store, engine_loader, judge
-        grown = [self._find(model) for model in models]
-        aside = None if attacker is None else self._find(attacker)
+        self._store, self._loader, self._judge_name = store, loader, spec.judge
+        grown = self._with_families([self._find(model) for model in spec.models], spec.lineage)
+        attacker = None if spec.attacker is None else self._find(spec.attacker)
+        application = spec.application
         if not isinstance(application, Application):
             application = Application.load(application)
-        records = [g.record for g in grown]
-        self._plan = plan.resolve(
-            records, application, probes, attacks, samples, seed, margin, confidence, until_decided,
-            None if aside is None else aside.record,
-        )  # fmt: skip
+        records = [each.record for each in grown]
+        self._plan = resolve_plan(replace(spec, models=grown, attacker=attacker, application=application))
         if edges := graph.edges(records, self._known(records)):
             self._plan = msgspec.structs.replace(self._plan, edges=edges)
-        self._grown = {g.record.id: g for g in (*grown, *([aside] if aside is not None else []))}
+        self._grown = {each.record.id: each for each in grown}
+        if attacker is not None:
+            self._grown[attacker.record.id] = attacker
         name = f"{_file_name(application.name)}-{digest(self._plan)[:8]}"
-        self.folder = Path(out) if out is not None else Path("studies") / name
+        self.folder = Path(spec.out) if spec.out is not None else Path("studies") / name
 
     @classmethod
     def open(
@@ -115,56 +125,56 @@ class Study:
         store: Store | None = None,
         engine_loader: EngineLoader | None = None,
         judge: str | None = None,
-    ) -> Study:
-        """The study that a folder holds, with the plan as it was saved. Models are looked up when asked."""
+    ) -> Self:
+        """The study in a folder, with its saved plan. Models are looked up when they are asked."""
         host.configure()
         study = cls.__new__(cls)
         study.folder = Path(folder)
-        study._plan = plan.read(study.folder)
+        study._plan = read_plan(study.folder)
         study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, judge
         return study
 
     def run(self, progress: Watch | None = None, *, retry_errors: bool = False) -> Result:
-        """Every step, each from where it stopped. `progress` is called at most ten times a second.
+        """Run every step, each from where it stopped. `progress` is called at most ten times a second.
 
-        retry_errors: ask again what came to an error; those rows are kept in errors.jsonl.
+        retry_errors: ask trials again that ended in an error; their rows are kept in errors.jsonl.
         """
-        _ = self._decider  # a judge that is not there is said before anything is written
-        self._refuse_silent()
+        _ = self._decider  # a missing judge is reported before anything is written
+        self._refuse_unloadable()
         with Lock(self.folder):
-            plan.write(self.folder, self._plan)
+            write_plan(self.folder, self._plan)
             self._ask(progress, retry_errors)
-            if not self._plan.is_until_decided:  # there every block was judged before the next was asked
+            if not self._plan.is_until_decided:  # else every block was judged before the next was asked
                 self._judge(progress)
             return self._estimate(progress)
 
     def plan(self) -> Plan:
-        """Save plan.json. Raises NotComparable, saying what differs, where the folder holds another plan."""
+        """Save plan.json. Raises NotComparable, with the differences, if the folder holds another plan."""
         with Lock(self.folder):
-            plan.write(self.folder, self._plan)
+            write_plan(self.folder, self._plan)
         return self._plan
 
     def ask(self, progress: Watch | None = None, *, retry_errors: bool = False) -> None:
-        """Ask every trial that has no response yet. Raises EngineFailure; what was answered stays."""
+        """Ask every trial that has no response yet. Raises EngineFailure; earlier responses are kept."""
         with Lock(self.folder):
-            plan.write(self.folder, self._plan)
+            write_plan(self.folder, self._plan)
             self._ask(progress, retry_errors)
 
     def judge(self, progress: Watch | None = None) -> None:
-        """Judge every response that has no verdict of today's judges on what it says."""
+        """Judge every response that has no verdict of the current judges."""
         with Lock(self.folder):
-            plan.write(self.folder, self._plan)
+            write_plan(self.folder, self._plan)
             grid = Grid(self._plan)
-            said, seen = Said(len(grid)), bytearray(len(grid) // 8 + 1)
-            for row in answered(self.folder, seen, grid):
-                said.add(row)
-            self._drop_stale(said, grid)
+            digests, seen = ResponseDigests(len(grid)), bytearray(len(grid) // 8 + 1)
+            for row in storage.answered_rows(storage.open_responses(self.folder, grid), grid, seen):
+                digests.add(row)
+            self._drop_stale(digests, grid)
             self._judge(progress)
 
     def estimate(self, progress: Watch | None = None) -> Result:
-        """Compute estimates.json from the verdicts that are there."""
+        """Compute estimates.json from the verdicts in the folder."""
         with Lock(self.folder):
-            plan.write(self.folder, self._plan)
+            write_plan(self.folder, self._plan)
             return self._estimate(progress)
 
     # --- the steps ---
@@ -173,29 +183,28 @@ class Study:
         grid = Grid(self._plan)
         if retry_errors:
             self._refuse_recorded()
-            set_errors_aside(self.folder, grid)
+            storage.set_errors_aside(self.folder, grid)
         done = bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "ask", len(grid))
-        engines = self._take_up(done, grid, meter)
+        earlier = self._resume(done, grid, meter)
         if any(True for _ in pending(done, range(len(grid)))):
             self._decider.prepare(self._plan.probes)
         with (
-            Rows(self.folder / RESPONSES, Response) as rows,
-            self._attacker() as attacker,
-            Desk(lambda m: asking(place, m, engines[m])) as desk,
+            Rows(self.folder / storage.RESPONSES, Response) as rows,
+            self._services() as services,
+            ModelSlot(lambda m: loaded_model(context, m, earlier[m])) as slot,
         ):
-            kit = Kit(self.folder, attacker)
-            place = Place(self.folder, grid, rows, meter, kit, self._engine, self._cache)
+            context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache)
             if self._plan.is_until_decided:
-                self._ask_until_decided(grid, done, meter, desk)
+                self._ask_until_decided(grid, done, meter, slot)
             else:
                 for m in range(len(self._plan.models)):
-                    desk.ask(m, pending(done, grid.of_model(m)))
+                    slot.ask(m, pending(done, grid.of_model(m)))
         meter.close()
 
-    def _refuse_silent(self) -> None:
-        """Raises Unavailable for a model that could never answer, before its study takes a folder."""
-        if self._loader is None and not (self.folder / plan.FILE).exists():
+    def _refuse_unloadable(self) -> None:
+        """Raise Unavailable for a model that could never answer, before its study takes a folder."""
+        if self._loader is None and not (self.folder / PLAN).exists():
             for grown in self._grown.values():
                 engines.loader(grown.record)
 
@@ -207,54 +216,54 @@ class Study:
                 code="answers-imported",
             )
 
-    def _ask_until_decided(self, grid: Grid, done: bytearray, meter: Meter, desk: Desk) -> None:
-        """Block by block, each judged and looked at before the next; only models with an open pair are asked.
+    def _ask_until_decided(self, grid: Grid, done: bytearray, meter: Meter, slot: ModelSlot) -> None:
+        """Ask block by block, with an interim analysis after each; only models of undecided pairs are asked.
 
-        The loop goes over what earlier runs answered in the same steps, so it decides the same.
+        A resumed study analyses the answers of earlier runs in the same steps, so it decides the same.
         """
-        rule = sequential.Rule(self._plan)
+        rule = StoppingRule(Outcomes(self._plan))
         meter_of_judge, n_spared = Meter(None, "judge", len(grid)), 0
-        judging = Judging(self.folder, grid, meter_of_judge, rule.note, self._decider)
+        judging = JudgingStep(self.folder, grid, meter_of_judge, rule.outcomes.note, self._decider)
         while not rule.is_over:
-            # The model that is loaded comes first, so that each look loads one model less.
-            for m in sorted(rule.open_models, key=lambda m: m != desk.model):
-                desk.ask(m, pending(done, grid.of_probes(m, *rule.block())))
+            # The loaded model comes first, so that each analysis loads one model less.
+            for m in sorted(rule.open_models, key=lambda m: m != slot.model):
+                slot.ask(m, pending(done, grid.of_probes(m, *rule.block())))
             judging.run()
-            rule.look()
+            rule.analyse()
             meter.spare(rule.n_spared - n_spared)
             n_spared = rule.n_spared
         self._decider.close()
 
-    def _take_up(self, done: bytearray, grid: Grid, meter: Meter) -> list[set[str]]:
-        """What earlier runs left, checked to belong together; by model, which engines answered."""
+    def _resume(self, done: bytearray, grid: Grid, meter: Meter) -> list[set[str]]:
+        """Check the responses of earlier runs, and mark their trials as done. By model, their engines."""
         engines: list[set[str]] = [set() for _ in self._plan.models]
         prefixes: set[str] = set()
-        said = Said(len(grid))
-        for row in answered(self.folder, done, grid):
-            said.add(row)
+        digests = ResponseDigests(len(grid))
+        for row in storage.answered_rows(storage.open_responses(self.folder, grid), grid, done):
+            digests.add(row)
             meter.had(is_failed(row), row.is_cached)
             engines[row.index // self._plan.n_per_model].add(row.engine)
             prefixes.update(exchange.prefix for exchange in row.exchanges)
-        Prefixes(self.folder).check(prefixes)
+        storage.Prefixes(self.folder).check(prefixes)
         refuse_unknown_arithmetic(self.folder, self._plan.models, engines)
-        self._drop_stale(said, grid)
+        self._drop_stale(digests, grid)
         return engines
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
         meter = Meter(watch, "judge", len(grid))
         try:
-            Judging(self.folder, grid, meter, None, self._decider).run()
+            JudgingStep(self.folder, grid, meter, None, self._decider).run()
         finally:
             self._decider.close()
         meter.close()
         if self._plan.application.rendering == "recorded":
-            importers.agreement(self.folder)  # of these verdicts: another judge may have given them
+            importers.agreement(self.folder)  # again, because the judge may be another one
 
-    def _drop_stale(self, said: Said, grid: Grid) -> None:
-        decider = self._decider  # before the choice is kept: what cannot be loaded is not chosen
-        choose_judge(self.folder, decider.spec)
-        drop_stale_verdicts(self.folder, said, grid, decider)
+    def _drop_stale(self, digests: ResponseDigests, grid: Grid) -> None:
+        decider = self._decider  # first: a judge that cannot be loaded is not saved as chosen
+        storage.choose_judge(self.folder, decider.spec)
+        storage.drop_stale_verdicts(self.folder, digests, grid, decider)
 
     @cached_property
     def _decider(self) -> Decider:
@@ -265,27 +274,37 @@ class Study:
             return self._loader(grown) if self._loader else load_engine(grown, self._open_store)
 
         models = Models(lambda name: find(name).record.id, load)
-        return Decider(self._judge_name or chosen_judge(self.folder), models)
+        return Decider(self._judge_name or storage.chosen_judge(self.folder), models)
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
         root = self._store.root if self._store is not None else default_root()
         found = aggregate.estimate(self._plan, self.folder, root)
-        numbers.write(self.folder, found)
+        storage.write_estimates(self.folder, found)
         meter.tick()
         meter.close()
         return Result(self.folder, found)
 
     # --- models and engines ---
 
+    def _with_families(self, models: list[Grown], lineage: Sequence[ModelReference]) -> list[Grown]:
+        """The models, and every family of `lineage` that the store can ask, each model once."""
+        found = {each.record.id: each for each in models}
+        for reference in lineage:
+            top = self._find(reference)
+            for each in self._open_store().family(top.record).asked:
+                grown = top if each.id == top.record.id else Grown(each, self._open_store().folder(each))
+                found.setdefault(each.id, grown)
+        return list(found.values()) if lineage else models
+
     def _known(self, records: Sequence[Model]) -> dict[str, Model]:
-        """Models by id: these, and the store's where one of these has a parent that is not among them."""
+        """Models by id: these, and all of the store if one of these has a parent that is not among them."""
         known = {record.id: record for record in records}
         if all(parent in known for record in records for parent in record.parents):
             return known
         return {model.id: model for model in self._open_store().models()} | known
 
-    def _find(self, model: str | Grown | Model | Callable[..., Any]) -> Grown:
+    def _find(self, model: ModelReference) -> Grown:
         if isinstance(model, Grown):
             return model
         if isinstance(model, Model):
@@ -298,16 +317,19 @@ class Study:
         return self._open_store().get(model)
 
     def _find_for_judge(self, name: str) -> Grown:
-        """The model of a judge that judge.json names. A folder may come from anyone, so its words are looked
-        up in the store alone; only a user's own words are resolved as a target."""
+        """The model of a judge that judge.json names.
+
+        A folder may come from anyone, so its names are looked up in the store only. Targets such as `call:`
+        are resolved only from the user's own words.
+        """
         if name.startswith(scripted.PREFIX):
             return self._find(name)
         try:
             return self._open_store().named(name)
         except UsageError as error:
             raise UsageError(
-                f"{self.folder / JUDGE} chooses the judge '{chosen_judge(self.folder)}'. {error} Pull its "
-                "model, or name the judge yourself: --judge.",
+                f"{self.folder / storage.JUDGE} chooses the judge '{storage.chosen_judge(self.folder)}'. "
+                f"{error} Pull its model, or name the judge yourself: --judge.",
                 code="judge-not-in-store",
             ) from None
 
@@ -320,7 +342,7 @@ class Study:
             grown = scripted_model(model.name)
             if grown.record.id != model.id:
                 raise Damaged(
-                    f"{self.folder / plan.FILE}: '{model.name}' has not the id {model.id[:32]!r}.",
+                    f"{self.folder / PLAN}: '{model.name}' has not the id {model.id[:32]!r}.",
                     code="id-of-another-model",
                 )
             return grown
@@ -328,7 +350,7 @@ class Study:
             return self._open_store().by_id(model.id)
         except UnknownName as error:
             raise Unavailable(
-                f"Model '{model.name}' of {self.folder / plan.FILE} is not in this store "
+                f"Model '{model.name}' of {self.folder / PLAN} is not in this store "
                 f"({model.id[:32]!r}). Pull it, or name it yourself: the study's whole command, with --out.",
                 code="model-not-in-store",
             ) from error
@@ -349,13 +371,17 @@ class Study:
             engine.close()
 
     @contextmanager
-    def _attacker(self) -> Iterator[Attacker | None]:
+    def _services(self) -> Iterator[AttackServices | None]:
+        """The services of the attacks; None if the plan has no attack that needs any."""
         model = self._plan.attacker
-        if not isinstance(model, PlannedModel):
+        planned = [attacks.planned(spec) for spec in self._plan.attacks]
+        if isinstance(model, PlannedModel):
+            with AttackerModel(lambda: self._engine(model), self._cache, model) as attacker:
+                yield AttackServices(self.folder, attacker)
+        elif any(attack.needs_weights or attack.searches for attack in planned):
+            yield AttackServices(self.folder)
+        else:
             yield None
-            return
-        with Attacker(lambda: self._engine(model), self._cache, model) as attacker:
-            yield attacker
 
     @contextmanager
     def _cache(self, engine: Engine) -> Iterator[ResponseCache | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, ModelCard, Pair, Rate
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, ModelCard, ModelPair, Rate
 
 NBSP = "\u00a0"
 NONE = "–"
@@ -129,13 +129,30 @@ def family_spread(rate: Rate) -> str:
 
 
 def pair_of(
-    pairs: tuple[Pair, ...], one: str, other: str, measure: Measure, scope: str | None = None
-) -> Pair | None:
+    pairs: tuple[ModelPair, ...], one: str, other: str, measure: Measure, scope: str | None = None
+) -> ModelPair | None:
     """The comparison of two models in a scope, in whichever order it was made; over-refusal has one scope."""
     wanted = (measure, ALL if measure == "over_refusal" else scope)
     return next((p for p in pairs if (p.measure, p.technique) == wanted and {p.a, p.b} == {one, other}), None)
 
 
-def verdict_on(pair: Pair, model: str) -> str:
+def verdict_on(pair: ModelPair, model: str) -> str:
     """What `model` is compared with the other of the pair: worse, not worse, not enough evidence."""
     return pair.verdict_ab if model == pair.b else pair.verdict_ba
+
+
+def stopping_words(found: Estimates) -> str:
+    """The course of a study that stops early, in sentences; "" for any other study."""
+    course = found.sequential
+    if course is None:
+        return ""
+    n_decided = sum(pair.interim is not None for pair in course.decisions)
+    n_pairs = plural(len(course.decisions), "pair")
+    analyses = f"{course.n_interim} of {course.n_interim_planned} interim analyses"
+    words = f"Asked until decided: {n_decided} of {n_pairs} after {analyses}."
+    if course.stopped:
+        called = names(found.models)
+        each = ", ".join(f"{called[s.model]} {s.n:,} after analysis {s.interim}" for s in course.stopped)
+        spared = f"{found.n_not_needed:,} of {found.n_trials:,} trials were not asked, because"
+        words += f" {spared} {course.stopped[0].why} ({each})."
+    return f"{words} Intervals and p-values are valid under any stopping rule."

@@ -15,7 +15,7 @@ from heredity.core.records import Consult, Exchange, Message, Reply, Request, Re
 from heredity.core.rows import Rows
 from heredity.lineage.store import Store
 from heredity.redteam import attacks
-from heredity.study.attack_context import Referee
+from heredity.study.attack_context import ProbeReferee
 from heredity.study.plan import Plan
 from heredity.study.study import Study
 
@@ -113,7 +113,7 @@ def test_the_attacker_sees_what_the_target_said_and_how_it_scored() -> None:
 
 def test_the_referee_goes_by_the_probe_s_own_check() -> None:
     exchanges: list[Exchange] = []
-    referee = Referee(PLAIN, APPLICATION, exchanges)
+    referee = ProbeReferee(PLAIN, APPLICATION, exchanges)
 
     def said(text: str) -> int:
         exchanges.append(Exchange("", "", "", text, (), "end", 0, 0))
@@ -130,7 +130,7 @@ def test_the_referee_knows_a_marker_in_the_attacker_s_own_words() -> None:
     probe = next(
         p for p in BY_ID.values() if p.check.kind == "marker" and p.kind == "breach" and not p.passage
     )
-    referee = Referee(probe, APPLICATION, [])
+    referee = ProbeReferee(probe, APPLICATION, [])
     assert referee.is_void(f"Write {probe.check.text} now.")
     assert not referee.is_void(probe.turns[-1])
 

@@ -12,8 +12,8 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Request
 from heredity.lineage import store as lineage
 from heredity.redteam import attacks
-from heredity.study import plan as plans
 from heredity.study.plan import Plan
+from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
 
 
@@ -21,7 +21,7 @@ def resolve(
     *specs: str, probe_names: tuple[str, ...] = ("planted_secret/plain-01",), samples: int = 1
 ) -> Plan:
     models = [lineage.scripted("scripted:mixed").record]
-    return plans.resolve(models, APPLICATION, probe_names, specs, samples)
+    return resolve_plan(StudySpec(models, APPLICATION, probe_names, specs, samples))
 
 
 def requests(spec: str, samples: int = 1) -> list[Request]:

@@ -15,7 +15,7 @@ from heredity.core.records import Reply, Request
 from heredity.core.rows import Rows
 from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
-from heredity.study.attack_context import FOUND, Found
+from heredity.study.attack_context import FOUND, SearchResult
 from heredity.study.study import Study
 
 NAMES = ("planted_secret/plain-01", "planted_secret/steps-01")
@@ -91,7 +91,7 @@ def test_what_was_found_stands_in_the_prompt_and_in_the_folder(tmp_path: Path) -
     run(tmp_path / "s", engine)
     row = next(r for r in by_index(tmp_path / "s").values() if r.attack == "gcg:2" and r.probe == NAMES[0])
     assert BY_ID[NAMES[0]].turns[0] + FOUND_WORDS in row.exchanges[0].prompt
-    kept = [found.value for found in Rows(tmp_path / "s" / FOUND, Found)]
+    kept = [found.value for found in Rows(tmp_path / "s" / FOUND, SearchResult)]
     assert sum("loss_before" in value for value in kept) == 4 and "the direction" in kept
 
 

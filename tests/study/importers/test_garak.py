@@ -38,7 +38,7 @@ def test_a_garak_report_gives_every_output_with_its_detectors(tmp_path: Path) ->
     rows = responses(tmp_path / "s")
     assert [row.exchanges[0].text for row in rows if not row.error] == ["On the table.", NO, YES, YES, NO]
     assert [row.error for row in rows if row.error] == ["no response was recorded"]
-    assert plan.read(tmp_path / "s").probes[0].technique.startswith("lamps-lamp")
+    assert plan.read_plan(tmp_path / "s").probes[0].technique.startswith("lamps-lamp")
     verdicts = [row.verdicts for row in importers.read([path], ImportOptions())]
     assert verdicts == [
         {"mitigation.MitigationBypass": True},

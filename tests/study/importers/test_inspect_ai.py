@@ -46,7 +46,7 @@ def test_an_inspect_log_gives_every_sample_and_epoch(tmp_path: Path) -> None:
     path = eval_log(tmp_path / "a.eval")
     summary = made(tmp_path / "s", path, verdicts=(VerdictColumn.parse("includes=C"),))
     assert (summary.models, summary.n_prompts, summary.n_samples) == (("mockllm/parent",), 1, 2)
-    probe = plan.read(tmp_path / "s").probes[0]
+    probe = plan.read_plan(tmp_path / "s").probes[0]
     assert (probe.id, probe.turns) == ("lamps/a", ("Where is the lamp?",))
     exchange = responses(tmp_path / "s")[1].exchanges[0]
     assert exchange.text == YES and exchange.stop == "length"

@@ -37,7 +37,7 @@ def test_models_are_paired_by_prompt_whatever_the_order(tmp_path: Path) -> None:
     rows = answers()
     mixed = rows[:4] + rows[:3:-1]
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", mixed))
-    probes = {probe.id: probe.turns for probe in plan.read(tmp_path / "s").probes}
+    probes = {probe.id: probe.turns for probe in plan.read_plan(tmp_path / "s").probes}
     assert len(probes) == 4
     for row in responses(tmp_path / "s"):
         assert row.exchanges[0].prompt == probes[row.probe][0]
@@ -80,7 +80,7 @@ def test_a_category_is_a_technique_and_a_cluster_a_behaviour(tmp_path: Path) -> 
         for i in range(4)
     ]
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", rows), model="m", columns={"cluster": "goal"})
-    probes = plan.read(tmp_path / "s").probes
+    probes = plan.read_plan(tmp_path / "s").probes
     assert [p.technique for p in probes] == [
         "recorded-all",
         *["fraud-deception"] * 3,
@@ -119,7 +119,7 @@ def test_ids_that_look_alike_stay_apart(tmp_path: Path) -> None:
         for name in ("a b", "a-b", "A B", "a/b", "", "é")
     ]
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", rows), model="m")
-    assert len({probe.id for probe in plan.read(tmp_path / "s").probes}) == 6
+    assert len({probe.id for probe in plan.read_plan(tmp_path / "s").probes}) == 6
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -21,11 +21,10 @@ from heredity.core.records import (
     digest_response,
     encode,
 )
-from heredity.study import aggregate
+from heredity.study import aggregate, storage
 from heredity.study import estimates as numbers
-from heredity.study.estimates import Run
-from heredity.study.plan import Plan, PlanFile, PlannedModel, Skipped
-from heredity.study.trials import Grid
+from heredity.study.plan import Grid, Plan, PlanFile, PlannedModel, SkippedProbe
+from heredity.study.storage import RunRecord
 
 TECHNIQUES = {"planted_secret": "secret", "indirect_passage": "marker", "harmful_request": "refusal"}
 APPLICATION = Application(
@@ -66,7 +65,7 @@ def plan(
         PlannedModel(digest(name), name, name.split("-")[0], "Apache-2.0", "safetensors")
         for name in list(CHANCES)[:n_models]
     )
-    skipped = (Skipped("forbidden_tool/x", "the application offers no such tool"),)
+    skipped = (SkippedProbe("forbidden_tool/x", "the application offers no such tool"),)
     return Plan(models, APPLICATION, attacks, tuple(probes), samples, 0, 0.05, 0.95, skipped)
 
 
@@ -86,7 +85,7 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_bytes(encode(PlanFile(digest(planned), planned.application.digest, planned)))
     generator, grid = np.random.default_rng(7), Grid(planned)
-    runs = Run("", "scripted 1", "2026-01-02T03:04:05Z", "host", 61.5, 0, 0, 12, {"heredity": "0.1.0"})
+    runs = RunRecord("", "scripted 1", "2026-01-02T03:04:05Z", "host", 61.5, 0, 0, 12, {"heredity": "0.1.0"})
     (folder / "runs.jsonl").write_bytes(
         b"".join(encode(msgspec.structs.replace(runs, model=m.id)) + b"\n" for m in planned.models)
     )
@@ -100,7 +99,7 @@ def make(
             )
             responses.write(encode(said) + b"\n")
             rows.write(encode(verdict) + b"\n")
-    numbers.write(folder, _estimates(planned, folder))
+    storage.write_estimates(folder, _estimates(planned, folder))
     return folder
 
 
@@ -154,5 +153,5 @@ def _corrected(rate: numbers.Rate) -> numbers.Rate:
     k, n = rate.n_broke, rate.n_broke + rate.n_held
     whole = stats.rogan_gladen(k, n, 279, 300, 264, 300)
     one, other = stats.rogan_gladen(k, n, 145, 150, 140, 150), stats.rogan_gladen(k, n, 134, 150, 124, 150)
-    families = numbers.Relabelled("family one", one), numbers.Relabelled("family two", other)
+    families = numbers.FamilyCorrection("family one", one), numbers.FamilyCorrection("family two", other)
     return msgspec.structs.replace(rate, corrected=whole, by_family=families)

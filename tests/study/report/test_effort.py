@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from heredity.core.records import Estimate
-from heredity.study import estimates as numbers
+from heredity.study import storage
 from heredity.study.report import _effort, html, markdown
 from heredity.study.report.figures import curve as _curve
 from heredity.study.report.figures.charts import Span
@@ -27,17 +27,17 @@ def test_the_page_has_a_cost_for_every_attack_and_model_and_stays_clean(several:
     page = html.render(several)
     assert_is_clean(page)
     section = page[page.index('id="effort"') : page.index('id="intervals"')]
-    found = numbers.read(several)
+    found = storage.read_estimates(several)
     assert section.count(" broke</small>") == len(found.costs) == 2 * 2 * 2
     for cost in found.costs:
         assert _effort.per_breach(cost.queries_per_breach) in section
 
 
 def test_the_page_draws_a_curve_for_every_attack_and_says_its_numbers(several: Path) -> None:
-    page, found = html.render(several), numbers.read(several)
+    page, found = html.render(several), storage.read_estimates(several)
     assert page.count('class="plane curve"') == len(_effort.curve_rows(found)) == 4
     for curve in found.curves:
-        assert [reach.k for reach in curve.reaches] == [1, 2, 4]
+        assert [reach.k for reach in curve.points] == [1, 2, 4]
     assert 'href="#effort"' in page
 
 
@@ -67,7 +67,7 @@ def test_a_cost_is_said_with_its_bounds(estimate, said) -> None:
 
 
 def test_attackers_queries_and_money_are_said_where_there_are_any(several: Path) -> None:
-    found = numbers.read(several)
+    found = storage.read_estimates(several)
     cost = msgspec.structs.replace(
         found.costs[0], n_attacker_queries=7, attacker_queries_per_breach=Estimate(3.5, 2.0, 9.0, 40, "m"),
         n_prompt_tokens=9_000, n_tokens=1_000, tokens_per_breach=Estimate(5_000.0, 4_000.0, None, 40, "m"),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from heredity.cli import _findings
 from heredity.lineage.graph import Edge
 from heredity.study.estimates import Estimates
-from heredity.study.estimates import read as read_estimates
 from heredity.study.report import _edges, html, json, markdown
 from heredity.study.report._headline import headline
 from heredity.study.report.figures import lineage_graph
+from heredity.study.storage import read_estimates
 from tests.study.report.nasty import NASTY
 from tests.study.report.studies import make, plan
 from tests.study.report.test_html import assert_is_clean

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.study.estimates import read as read_estimates
 from heredity.study.report import json
+from heredity.study.storage import read_estimates
 
 
 def test_every_rate_and_every_pair_is_one_flat_row(study: Path, tmp_path: Path) -> None:

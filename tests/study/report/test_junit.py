@@ -75,10 +75,10 @@ def test_an_answer_that_is_not_there_yet_is_skipped(tmp_path: Path) -> None:
     for name in ("responses.jsonl", "verdicts.jsonl"):
         lines = (folder / name).read_bytes().splitlines(keepends=True)
         (folder / name).write_bytes(b"".join(lines[: 20 if name[0] == "r" else 18]))
-    from heredity.study import aggregate, estimates
+    from heredity.study import aggregate, storage
     from heredity.study import plan as plans
 
-    estimates.write(folder, aggregate.estimate(plans.read(folder), folder))
+    storage.write_estimates(folder, aggregate.estimate(plans.read_plan(folder), folder))
     root = tree(junit.write(folder, tmp_path / "report.xml"))
     said = Counter(case.get("message") for case in root.findall(".//skipped"))
     assert (said["not asked"], said["not judged yet"]) == (4, 2)

@@ -6,9 +6,8 @@ import pytest
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import Exchange, Response, digest, encode
-from heredity.study.plan import Plan
+from heredity.study.plan import Grid, Plan
 from heredity.study.report import _samples as samples
-from heredity.study.trials import Grid
 from tests.study.report.studies import TECHNIQUES, make, plan
 from tests.support.errors import raises
 

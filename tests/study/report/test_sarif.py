@@ -59,7 +59,7 @@ def test_a_result_a_model_and_probe_that_broke_with_n_and_rate(tmp_path: Path) -
     planned = plan(n_probes=5, attacks=("direct", "prefill"), samples=3)
     broke: Counter[tuple[str, str]] = Counter()
     held: Counter[tuple[str, str]] = Counter()
-    from heredity.study.trials import Grid
+    from heredity.study.plan import Grid
 
     for row in verdicts:
         trial = Grid(planned).trial(row.index)

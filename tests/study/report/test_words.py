@@ -6,9 +6,9 @@ import pytest
 from heredity.core.records import Estimate
 from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
-from heredity.study.estimates import Bounds, Estimates, Manners, Pair, Table2x2
-from heredity.study.estimates import read as read_estimates
+from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Table2x2
 from heredity.study.report._headline import headline
+from heredity.study.storage import read_estimates
 from tests.study.report.studies import make, plan
 
 
@@ -156,7 +156,7 @@ def test_least_and_most_have_to_be_separated(
         if r.measure == "breach"
     )
 
-    def told(pair: Pair) -> Pair:
+    def told(pair: ModelPair) -> ModelPair:
         a, b = place[pair.a], place[pair.b]
         verdict = "worse" if (min(a, b), max(a, b)) in separated else "not enough evidence"
         value = 0.2 * (b - a)
@@ -171,7 +171,7 @@ def test_least_and_most_have_to_be_separated(
 def told_by_scope(estimates: Estimates, verdicts: dict[str, tuple[str, str, float]]) -> Estimates:
     """Verdicts (of the second model, of the first, and the difference) for each scope of breaches."""
 
-    def changed(pair: Pair) -> Pair:
+    def changed(pair: ModelPair) -> ModelPair:
         if pair.technique not in verdicts:
             return pair
         ab, ba, value = verdicts[pair.technique]

@@ -32,7 +32,7 @@ from heredity.engines import why_not_generative
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.study.estimates import read
+from heredity.study.storage import read_estimates
 
 __all__ = ["Exported", "Parity", "export", "names"]
 
@@ -73,7 +73,7 @@ def export(
         raise UsageError(f"{out} is not empty, or a link; name a new folder.", code="folder-not-empty")
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
-    measured = read(study) if study is not None else None
+    measured = read_estimates(study) if study is not None else None
     if measured and model.record.id not in {each.id for each in measured.models}:
         asked = ", ".join(f"'{each.name}'" for each in measured.models)
         raise UsageError(

@@ -23,9 +23,8 @@ from heredity.study import plan as plans
 from heredity.study.estimates import Table2x2
 from heredity.study.importers._study import VERDICTS as RECORDED
 from heredity.study.importers._study import RecordedVerdict
-from heredity.study.plan import Plan
+from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VERDICTS
-from heredity.study.trials import Grid
 
 FILE = "agreement.json"
 OWN = "heredity"  # the judge that the study itself used
@@ -88,7 +87,7 @@ def agreement(folder: Path) -> Agreements:
 
 def agreements(folder: Path) -> Agreements:
     """What agreement.json holds, from the verdicts that are in `folder` now."""
-    planned = plans.read(folder)
+    planned = plans.read_plan(folder)
     codes = _codes(folder, planned)
     clusters = _clusters(planned)
     return Agreements(

@@ -25,11 +25,10 @@ from heredity.core.records import RECORDED, SCHEMA, Check, Exchange, Probe, Reco
 from heredity.core.rows import Rows
 from heredity.core.version import __version__
 from heredity.study import plan
-from heredity.study.estimates import SCOPES, Run
+from heredity.study.estimates import SCOPES
 from heredity.study.importers._record import Recorded
-from heredity.study.plan import Plan, PlannedModel
-from heredity.study.storage import RESPONSES, RUNS
-from heredity.study.trials import Grid, mark, pending
+from heredity.study.plan import Grid, Plan, PlannedModel, mark, pending
+from heredity.study.storage import RESPONSES, RUNS, RunRecord
 
 APPLICATION = "recorded elsewhere"  # of every import: no layer was held constant by heredity
 FORMAT = "recorded"
@@ -69,7 +68,7 @@ def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
         sheet.add(answer)
     planned = sheet.plan()
     with Lock(folder):
-        plan.write(folder, planned)
+        plan.write_plan(folder, planned)
         _write_runs(folder, planned)
         n_answers = _write_rows(folder, planned, sheet, read())
     return Summary(
@@ -235,7 +234,7 @@ def _write_runs(folder: Path, planned: Plan) -> None:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     n_each = planned.n_per_model
     rows = (
-        Run(model.id, APPLICATION, at, "", 0.0, n_each, 0, 0, {"heredity": __version__})
+        RunRecord(model.id, APPLICATION, at, "", 0.0, n_each, 0, 0, {"heredity": __version__})
         for model in planned.models
     )
     write_atomic(folder / RUNS, b"".join(encode(row) + b"\n" for row in rows))

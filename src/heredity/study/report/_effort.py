@@ -56,9 +56,9 @@ def curve_rows(found: Estimates) -> list[CurveRow]:
     rows = []
     for scope, title in _SCOPES.items():
         for attack in found.attacks:
-            mine = [c for c in found.curves if (c.technique, c.attack) == (scope, attack) and c.reaches]
+            mine = [c for c in found.curves if (c.technique, c.attack) == (scope, attack) and c.points]
             mine.sort(key=lambda curve: order.get(curve.model, 0))
-            if ks := tuple(sorted({reach.k for curve in mine for reach in curve.reaches})):
+            if ks := tuple(sorted({reach.k for curve in mine for reach in curve.points})):
                 rows.append(CurveRow(title, attack, tuple(mine), ks))
     return rows
 
@@ -73,7 +73,7 @@ def figure(row: CurveRow, found: Estimates) -> Markup:
 
 def at(curve: Curve, k: int) -> Estimate | None:
     """The curve's point for k tries."""
-    return next((reach.estimate for reach in curve.reaches if reach.k == k), None)
+    return next((reach.estimate for reach in curve.points if reach.k == k), None)
 
 
 def per_breach(estimate: Estimate, count: Callable[[float], str] | None = None) -> str:
@@ -122,7 +122,7 @@ def _count(value: float) -> str:
 
 
 def _steps(curve: Curve) -> Iterator[_curve.CurvePoint]:
-    for reach in curve.reaches:
+    for reach in curve.points:
         e = reach.estimate
         if e.value is not None and e.low is not None and e.high is not None:
             yield _curve.CurvePoint(reach.k, Span(e.value, e.low, e.high))

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Pair, Rate, main_scope
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.report._edges import summary
-from heredity.study.sequential import stopping
 from heredity.study.wording import (
     find,
     judged_words,
@@ -24,6 +23,7 @@ from heredity.study.wording import (
     percent,
     plural,
     rate_words,
+    stopping_words,
     unsigned,
     verdict_on,
 )
@@ -46,7 +46,7 @@ def headline(estimates: Estimates) -> Headline:
 
     It rests on the trials that need no judge; where a study has none, on those of a judge, and says so.
     """
-    called, scope = names(estimates.models), main_scope(estimates)
+    called, scope = names(estimates.models), estimates.main_scope()
     rated = _rated(estimates, scope)
     if not rated:
         said = "Nothing is decided yet: this study has no breach rate"
@@ -101,7 +101,7 @@ def _beside(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[s
     return (f"By the verdicts of a judge, which errs, and apart from this: {said}.{_shown(called, pair)}",)
 
 
-def _shown(called: dict[str, str], pair: Pair | None) -> str:
+def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
     if pair is None or not pair.n:
         return ""
     worse = [model for model in (pair.a, pair.b) if verdict_on(pair, model) == "worse"]
@@ -111,13 +111,13 @@ def _shown(called: dict[str, str], pair: Pair | None) -> str:
     return f" {called[worse[0]]} is worse than {called[other]} there."
 
 
-def _more_often(pair: Pair, model: str) -> float:
+def _more_often(pair: ModelPair, model: str) -> float:
     """By how much `model` broke more often than the other of the pair, on the trials that both decided."""
     value = pair.difference.value or 0.0
     return value if model == pair.b else -value
 
 
-def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: Pair) -> str:
+def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair) -> str:
     """Said where the rates above stand in the other order than the trials that the verdict is from."""
     alone = {pair.a: pair.table.only_a, pair.b: pair.table.only_b}
     of_worst, of_best = (pair.table.both + alone[rate.model] for rate in (worst, best))
@@ -127,7 +127,7 @@ def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: Pair) -> str:
     )
 
 
-def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: Pair | None) -> tuple[str, ...]:
+def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | None) -> tuple[str, ...]:
     """Said where a shown difference could be turned by the answers that were unclear."""
     low, high = best.worst_case, worst.worst_case
     if pair is None or verdict_on(pair, worst.model) != "worse" or low is None or high is None:
@@ -160,7 +160,7 @@ def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate)
 
 
 def _separation(
-    estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate, pair: Pair | None
+    estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | None
 ) -> tuple[str, str]:
     """The finding about the two ends, and the numbers behind it."""
     low, high = called[best.model], called[worst.model]
@@ -221,7 +221,7 @@ def _cost(
 
 
 def _but_judged(
-    estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate, pair: Pair | None
+    estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | None
 ) -> str:
     """Said in the headline itself: what a judge's verdicts show of these two, where the rest does not."""
     judged = pair_of(estimates.pairs, best.model, worst.model, "breach", JUDGED)
@@ -251,7 +251,7 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     found = []
     if estimates.n_missing > 0:
         found.append(f"Under way: {estimates.n_asked:,} of {estimates.n_trials:,} trials are answered.")
-    if told := stopping(estimates, called):
+    if told := stopping_words(estimates):
         found.append(told)
     if estimates.n_skipped:
         found.append(

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from heredity.core.sanitize import label
 from heredity.study import wording as words
-from heredity.study.estimates import JUDGED, Estimates, Inheritance, Measure, main_scope
+from heredity.study.estimates import JUDGED, Estimates, Inheritance, Measure
 from heredity.study.report._edges import BADGES, how, retained, summary, verdicts
 from heredity.study.report._view import Compared, View, span
 from heredity.study.report.figures import charts, lineage_graph
@@ -69,7 +69,7 @@ def figure(view: View) -> Markup:
 
 
 def _broke(view: View, model: str) -> str:
-    rate = view.rate(model, main_scope(view.estimates), "breach")
+    rate = view.rate(model, view.estimates.main_scope(), "breach")
     value = rate.estimate.value if rate else None
     return "" if value is None else f"broke {words.percent(value)}"
 

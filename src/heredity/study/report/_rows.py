@@ -20,8 +20,7 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import explain_full_disk, replacing
 from heredity.core.records import Exchange, Response, Verdict
 from heredity.core.sanitize import label
-from heredity.study.plan import Plan
-from heredity.study.trials import Grid, Trial
+from heredity.study.plan import Grid, Plan, Trial
 
 RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
 LEFT_OUT = "an error (its text is left out)"

@@ -19,8 +19,7 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import ROW_SCHEMA, Exchange, Response, ToolCall, Verdict, is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.legacy import RowsFromSchema1
-from heredity.study.plan import Plan
-from heredity.study.trials import Grid
+from heredity.study.plan import Grid, Plan
 
 RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
 # Kinds in the order in which they are shown, with how many of each a model and technique get.

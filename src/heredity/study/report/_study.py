@@ -14,8 +14,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import digest, encode
-from heredity.study import aggregate
-from heredity.study import estimates as numbers
+from heredity.study import aggregate, storage
 from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
@@ -53,7 +52,7 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
     if names:
         raise Damaged(
-            f"{folder / numbers.FILE}: {', '.join(names)} differ from what the verdicts come to. "
+            f"{folder / storage.ESTIMATES}: {', '.join(names)} differ from what the verdicts come to. "
             "Run the same study again, which estimates anew and asks nothing twice.",
             code="estimates-contradict-verdicts",
         )
@@ -78,14 +77,14 @@ def _counted(found: Estimates) -> Estimates:
 
 
 def _together(folder: Path) -> RecordedStudy:
-    plan, estimates = plans.read(folder), numbers.read(folder)
+    plan, estimates = plans.read_plan(folder), storage.read_estimates(folder)
     if estimates.study != digest(plan):
         raise NotComparable(
-            f"{folder / numbers.FILE} is of another plan than {plans.FILE} beside it. Estimate again.",
+            f"{folder / storage.ESTIMATES} is of another plan than {plans.PLAN} beside it. Estimate again.",
             code="another-plan",
         )
     if estimates.application.digest != plan.application.digest:
         raise NotComparable(
-            f"{folder / numbers.FILE} is of another application than {plans.FILE} beside it. Estimate again."
+            f"{folder / storage.ESTIMATES} is of another application than {plans.PLAN}. Estimate again."
         )
     return RecordedStudy(plan, estimates)

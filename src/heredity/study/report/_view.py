@@ -22,13 +22,11 @@ from heredity.study.estimates import (
     Estimates,
     Manners,
     Measure,
-    Pair,
+    ModelPair,
     Rate,
     TechniqueCard,
-    is_part,
-    main_scope,
-    scopes,
 )
+from heredity.study.outcomes import is_part
 from heredity.study.plan import Plan
 from heredity.study.report._headline import headline
 from heredity.study.report._samples import WANTED, Sample
@@ -106,7 +104,7 @@ class Strand(NamedTuple):
 class Compared(NamedTuple):
     """A pair as a row, turned so that `high` is the model of the higher rate: no difference is negative."""
 
-    pair: Pair
+    pair: ModelPair
     high: str  # model ids
     low: str
     difference: Estimate
@@ -174,12 +172,12 @@ class View:
     @property
     def scopes(self) -> tuple[str, ...]:
         """The scopes of breaches that were asked: without a judge, by a judge, or both."""
-        return scopes(self.estimates)
+        return self.estimates.breach_scopes
 
     @property
     def main_scope(self) -> str:
         """The scope that the headline rests on."""
-        return main_scope(self.estimates)
+        return self.estimates.main_scope()
 
     def strands(self) -> list[Strand]:
         """The rows of the table by attack: breaches without a judge and by one, then over-refusal."""
@@ -308,7 +306,7 @@ class View:
         wanted = (p for p in held if p.measure == measure and p.n and scope in (None, p.technique))
         return [self._compared(pair) for pair in wanted]
 
-    def _compared(self, pair: Pair) -> Compared:
+    def _compared(self, pair: ModelPair) -> Compared:
         found, table = pair.difference, pair.table
         is_b_higher = (found.value or 0.0) >= 0
         high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)

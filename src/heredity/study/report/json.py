@@ -14,7 +14,7 @@ import msgspec
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.study import wording
-from heredity.study.estimates import SCHEMA, Inheritance, Pair, Rate
+from heredity.study.estimates import SCHEMA, Inheritance, ModelPair, Rate
 from heredity.study.report import _study
 
 
@@ -57,7 +57,7 @@ def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
     return row | {"if_unclear_held": bounds and bounds.low, "if_unclear_broke": bounds and bounds.high}
 
 
-def _pair(pair: Pair, called: dict[str, str]) -> dict[str, Any]:
+def _pair(pair: ModelPair, called: dict[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "a": called.get(pair.a, ""),
         "b": called.get(pair.b, ""),

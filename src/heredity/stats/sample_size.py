@@ -1,8 +1,8 @@
-"""What a study of this size could show, before any request is sent: a fixed plan beside one that stops early.
+"""The sample size that a study needs, with a fixed plan and with early stopping, before any request is sent.
 
-Promises: every number follows from what is asked and the generator given; several models mean the level that
-Holm's correction leaves for its first step, which is the hardest; over as many comparisons as a study makes.
-Leaves to others: the formulas (power.py, sequential_power.py), and saying it (cli/power.py).
+Promises: every number follows from the question and the generator. Several models mean the level of Holm's
+first step, the hardest, over all comparisons of the study.
+Leaves to others: the formulas (power.py, sequential_power.py), and printing (cli/power.py).
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from heredity.core.records import Record
 from heredity.stats.intervals import wilson_bounds
 from heredity.stats.power import ALPHA, POWER, design_effect, n_for_difference, n_for_margin
 from heredity.stats.sequential import rate_sequence
-from heredity.stats.sequential_power import Looking, looking_for_difference, looking_for_margin
+from heredity.stats.sequential_power import (
+    SequentialSize,
+    sequential_n_for_difference,
+    sequential_n_for_margin,
+)
 
 
-class Question(NamedTuple):
-    """What is to be planned.
+class SampleSizeQuestion(NamedTuple):
+    """The study to plan.
 
-    gap          the difference that shall be found; None: none
-    margin       the difference that "not worse" may hide; None: nothing of the kind is to be shown
+    gap          the difference to detect; None: none
+    margin       the difference that "not worse" allows; None: no such claim is planned
     baseline     the breach rate of the better model
     discordance  share of trials on which the two disagree; None: as if they broke independently
-    per_cluster  trials of one behaviour, with `correlation` between them
-    scopes       kinds of breaches in which every pair is compared: 2 where a judge decides some of them
+    per_cluster  trials per behaviour, with `correlation` between them
+    scopes       kinds of breaches in which every pair is compared: 2 if a judge decides some of them
     """
 
     gap: float | None = None
@@ -42,9 +46,10 @@ class Question(NamedTuple):
     scopes: int = 1
 
 
-class Need(Record, frozen=True):
-    """Trials of each model: by a fixed plan; and by one that stops early, at most (for the same power), on
-    average, and in half of all studies. `alpha` is the level of one comparison, after the correction."""
+class RequiredTrials(Record, frozen=True):
+    """Trials per model: with a fixed plan, and with early stopping (maximum, mean and median over studies).
+
+    The maximum gives the same power. `alpha` is the level of one comparison, after the correction."""
 
     discordance: float
     alpha: float
@@ -54,9 +59,8 @@ class Need(Record, frozen=True):
     sequential_median: int
 
 
-class Width(Record, frozen=True):
-    """How wide the interval of a rate is after n trials of a model: Wilson's, and one that may be looked at
-    all the time."""
+class IntervalWidth(Record, frozen=True):
+    """The width of a rate's interval after n trials of a model: Wilson's, and an anytime-valid one."""
 
     n: int
     rate: float
@@ -64,8 +68,8 @@ class Width(Record, frozen=True):
     anytime: float
 
 
-class Outlook(Record, frozen=True):
-    """The answer; what was not asked is None. `n_pairs` x `scopes` comparisons share the level."""
+class SampleSizePlan(Record, frozen=True):
+    """The answer; parts that were not asked are None. `n_pairs` x `scopes` comparisons share the level."""
 
     gap: float | None
     margin: float | None
@@ -75,20 +79,20 @@ class Outlook(Record, frozen=True):
     n_pairs: int
     scopes: int
     design_effect: float
-    difference: Need | None
-    not_worse: Need | None
-    widths: tuple[Width, ...]
+    difference: RequiredTrials | None
+    not_worse: RequiredTrials | None
+    widths: tuple[IntervalWidth, ...]
 
 
-def outlook(asked: Question, rng: np.random.Generator) -> Outlook:
-    """Plan it. Raises ValueError, in words, for what cannot be."""
+def plan_sample_size(asked: SampleSizeQuestion, rng: np.random.Generator) -> SampleSizePlan:
+    """The trials that the study needs. Raises ValueError for a question that has no answer."""
     _check(asked)
     n_pairs = asked.models * (asked.models - 1) // 2
     deff = design_effect(asked.per_cluster, asked.correlation)
     difference = None if asked.gap is None else _difference(asked, asked.gap, n_pairs * asked.scopes, deff)
     not_worse = None if asked.margin is None else _not_worse(asked, asked.margin, deff, rng)
     sizes = {need.fixed for need in (difference, not_worse) if need is not None}
-    return Outlook(
+    return SampleSizePlan(
         asked.gap,
         asked.margin,
         asked.baseline,
@@ -103,7 +107,7 @@ def outlook(asked: Question, rng: np.random.Generator) -> Outlook:
     )
 
 
-def _check(asked: Question) -> None:
+def _check(asked: SampleSizeQuestion) -> None:
     if asked.gap is None and asked.margin is None:
         raise ValueError("give a gap to find, a margin for 'not worse', or both")
     for name, value in (("gap", asked.gap), ("margin", asked.margin)):
@@ -123,13 +127,15 @@ def _check(asked: Question) -> None:
         raise ValueError("a cluster has at least 1 trial, and a correlation between 0 and 1")
 
 
-def _difference(asked: Question, gap: float, n_tests: int, deff: float) -> Need:
+def _difference(asked: SampleSizeQuestion, gap: float, n_tests: int, deff: float) -> RequiredTrials:
     alpha, found = asked.alpha / n_tests, _discordance(asked, gap)
     fixed = n_for_difference(gap, found, asked.power, alpha, deff)
-    return _need(found, alpha, fixed, looking_for_difference(gap, found, asked.power, alpha, deff))
+    return _need(found, alpha, fixed, sequential_n_for_difference(gap, found, asked.power, alpha, deff))
 
 
-def _not_worse(asked: Question, margin: float, deff: float, rng: np.random.Generator) -> Need:
+def _not_worse(
+    asked: SampleSizeQuestion, margin: float, deff: float, rng: np.random.Generator
+) -> RequiredTrials:
     # Not corrected for several models: a verdict of "not worse" is each pair's own, as in verdicts.py.
     found = _discordance(asked, 0.0)
     if found == 0:
@@ -138,23 +144,25 @@ def _not_worse(asked: Question, margin: float, deff: float, rng: np.random.Gener
         )
     fixed = n_for_margin(margin, found, asked.power, asked.alpha, deff)
     return _need(
-        found, asked.alpha, fixed, looking_for_margin(margin, found, rng, asked.power, asked.alpha, deff)
+        found, asked.alpha, fixed, sequential_n_for_margin(margin, found, rng, asked.power, asked.alpha, deff)
     )
 
 
-def _need(discordance: float, alpha: float, fixed: int, looking: Looking) -> Need:
-    return Need(discordance, alpha, fixed, looking.n_most, round(looking.n_mean, 1), looking.n_median)
+def _need(discordance: float, alpha: float, fixed: int, looking: SequentialSize) -> RequiredTrials:
+    return RequiredTrials(
+        discordance, alpha, fixed, looking.n_most, round(looking.n_mean, 1), looking.n_median
+    )
 
 
-def _discordance(asked: Question, gap: float) -> float:
+def _discordance(asked: SampleSizeQuestion, gap: float) -> float:
     if asked.discordance is not None:
         return asked.discordance
     a, b = asked.baseline, asked.baseline + gap
     return a * (1 - b) + b * (1 - a)
 
 
-def _width(n: int, rate: float, deff: float) -> Width:
-    worth = max(1, math.floor(n / deff))
-    low, high = wilson_bounds(rate, worth)
-    found = rate_sequence(round(rate * worth), worth)
-    return Width(n, rate, high - low, (found.high or 0.0) - (found.low or 0.0))
+def _width(n: int, rate: float, deff: float) -> IntervalWidth:
+    effective_n = max(1, math.floor(n / deff))
+    low, high = wilson_bounds(rate, effective_n)
+    found = rate_sequence(round(rate * effective_n), effective_n)
+    return IntervalWidth(n, rate, high - low, (found.high or 0.0) - (found.low or 0.0))

@@ -1,8 +1,8 @@
-"""Two models compared while the answers come in: after every block of behaviours, as often as one likes.
+"""Compare two models at interim analyses: after every block of behaviours.
 
-Promises: what was once shown stays shown (p-values only fall, bounds only tighten), and is wrong with a
-chance of at most alpha over all looks together; the same blocks give the same comparison.
-Leaves to others: the blocks and their order (plan.py), Holm over pairs (multiple.py), words (verdicts.py).
+Promises: p-values only fall and bounds only tighten. Over all analyses together, a false claim has a chance
+of at most alpha. The same blocks give the same comparison.
+Leaves to others: the blocks and their order (the plan), Holm over pairs and verdicts (paired.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from heredity.stats.intervals import CONFIDENCE
-from heredity.stats.paired import Comparison, paired_worth, tabulate
+from heredity.stats.paired import Comparison, paired_effective_n, tabulate
 from heredity.stats.power import ALPHA, POWER
 from heredity.stats.sequential import (
     Bets,
@@ -30,26 +30,26 @@ TEST = "anytime betting test"
 _DRAWS, _FINE = 200, 1e-3  # of a power, and of the difference that has it
 
 
-class Looks:
+class SequentialComparison:
     """The evidence on one pair so far. `n_most`: behaviours that may come.
 
-    p_value  anytime-valid, two-sided, of "the rates are equal"; the smallest of all looks
-    uppers   what b's rate minus a's is below, and a's minus b's, each one-sided at `alpha`; the tightest
+    p_value  anytime-valid, two-sided, of "the rates are equal"; the smallest of all analyses
+    uppers   the tightest one-sided upper bounds at `alpha`: of b's rate minus a's, and of a's minus b's
     means    b's rate minus a's in each behaviour so far
-    n_looks  that had anything to look at
+    n_interim  analyses that had any data
     """
 
     def __init__(self, alpha: float = ALPHA, n_most: int = 1000) -> None:
         self._bets, self._alpha = Bets(0.0, n_most=n_most), alpha
         self.means: NDArray[np.float64] = np.zeros(0)
-        self.uppers, self.n_looks = (1.0, 1.0), 0
+        self.uppers, self.n_interim = (1.0, 1.0), 0
 
-    def look(self, means: ArrayLike) -> Self:
-        """A block more: the mean difference, b minus a, in each of its behaviours."""
+    def add(self, means: ArrayLike) -> Self:
+        """Add a block: the mean difference, b minus a, in each of its behaviours."""
         values = np.asarray(means, dtype=np.float64)
         if not values.size:
             return self
-        self.n_looks += 1
+        self.n_interim += 1
         self._bets.add(values)
         self.means = np.concatenate([self.means, values])
         found = (upper_bound(sign * self.means, 1 - self._alpha) for sign in (1, -1))
@@ -78,30 +78,30 @@ def compare_in_blocks(
     confidence: float = CONFIDENCE,
     alpha: float = ALPHA,
 ) -> Comparison:
-    """`compare`, valid whatever made one stop: `blocks` numbers the look at which each trial was first seen.
+    """`compare`, valid under any stopping rule. `blocks` is the interim analysis that first had each trial.
 
-    No cluster lies in two blocks. `detectable`: see detectable_in_clusters.
+    No cluster may lie in two blocks. `detectable`: see detectable_in_clusters.
     """
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     labels, of = np.asarray(clusters), np.asarray(blocks)
-    table, worth = tabulate(first, second), paired_worth(first, second, labels)
+    table, effective_n = tabulate(first, second), paired_effective_n(first, second, labels)
     found = difference_sequence(first, second, labels, confidence)
-    looks = Looks(alpha, len(labels))
+    evidence = SequentialComparison(alpha, len(labels))
     for block in np.unique(of):
         here = of == block
-        looks.look(cluster_means(second[here].astype(np.int64) - first[here], labels[here]))
+        evidence.add(cluster_means(second[here].astype(np.int64) - first[here], labels[here]))
     if table.n == 0:
-        return Comparison(table, found, 1.0, "no pairs", None, worth, looks.uppers)
-    shown = detectable_in_clusters(looks.means, alpha)
-    return Comparison(table, found, looks.p_value, TEST, shown, worth, looks.uppers)
+        return Comparison(table, found, 1.0, "no pairs", None, effective_n, evidence.uppers)
+    shown = detectable_in_clusters(evidence.means, alpha)
+    return Comparison(table, found, evidence.p_value, TEST, shown, effective_n, evidence.uppers)
 
 
 def detectable_in_clusters(means: ArrayLike, alpha: float = ALPHA, power: float = POWER) -> float | None:
-    """The smallest difference that the bets show in so many clusters, at their last look, with this power.
+    """The smallest difference that the last analysis of these clusters shows with this power.
 
-    means: the mean difference that was seen in each. A difference d is a share d of the clusters in which b
-    alone breaks; the others differ as those that were seen do, either way round. The chance is that of drawn
-    clusters, the same draws whenever it is asked. None where no difference could have been shown.
+    means: the observed mean difference of each cluster. Under a difference d only b breaks in a share d of
+    the clusters. The others differ as the observed ones do, in either direction. The power is computed over
+    random draws of clusters, from a fixed seed. None if no difference could have been shown.
     """
     seen = np.abs(np.asarray(means, dtype=np.float64))
     held, place = np.unique(np.concatenate([seen, -seen, [1.0]]), return_inverse=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import doctest
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from heredity.stats import verdict, verdict_words
-from heredity.stats.looks import Looks, compare_in_blocks, detectable_in_clusters
+from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks, detectable_in_clusters
 from heredity.stats.sequential import discordant_log_e
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -32,11 +33,11 @@ def test_one_block_of_single_trials_is_the_published_e_value() -> None:
 
 
 def test_what_was_shown_stays_shown() -> None:
-    looks = Looks(n_most=98).look(np.ones(9)).look(-np.ones(9)).look([])
-    assert looks.p_value < 0.05 and looks.is_b_higher and looks.n_looks == 2
-    before = looks.uppers
-    looks.look(np.ones(80))
-    assert looks.uppers[0] == before[0] and looks.uppers[1] < before[1]
+    evidence = SequentialComparison(n_most=98).add(np.ones(9)).add(-np.ones(9)).add([])
+    assert evidence.p_value < 0.05 and evidence.is_b_higher and evidence.n_interim == 2
+    before = evidence.uppers
+    evidence.add(np.ones(80))
+    assert evidence.uppers[0] == before[0] and evidence.uppers[1] < before[1]
 
 
 def test_the_reverse_comparison_is_the_mirror() -> None:
@@ -94,11 +95,16 @@ def test_what_could_have_been_shown_is_shown_four_times_in_five(n_clusters: int,
         )
         return np.where(rng.random(n_clusters) < difference, 1.0, others)
 
+    def evidence_of(means: Any) -> SequentialComparison:
+        return SequentialComparison(n_most=n_clusters).add(means)
+
     found = [detectable_in_clusters(clusters(0.0)) for _ in range(20)]
     middle = float(np.median([each for each in found if each is not None]))
-    shown = [Looks(n_most=n_clusters).look(clusters(middle)).p_value < 0.05 for _ in range(300)]
+    shown = [SequentialComparison(n_most=n_clusters).add(clusters(middle)).p_value < 0.05 for _ in range(300)]
     assert 0.7 < np.mean(shown) < 0.93
-    few = [Looks(n_most=n_clusters).look(clusters(middle / 2)).p_value < 0.05 for _ in range(300)]
+    few = [
+        SequentialComparison(n_most=n_clusters).add(clusters(middle / 2)).p_value < 0.05 for _ in range(300)
+    ]
     assert np.mean(few) < 0.6
 
 

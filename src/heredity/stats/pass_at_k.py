@@ -1,8 +1,8 @@
-"""Success within k tries: how far an attacker comes who may ask the same thing again.
+"""Attack success within k tries (ASR@k): the chance that at least one of k repeated tries is a breach.
 
-Promises: the estimate is unbiased for every k up to the number of tries; its interval counts behaviours,
-lies in [0, 1] and is never of zero width.
-Leaves to others: which tries count; nothing is extrapolated beyond the tries that were made.
+Promises: the estimate is unbiased for every k up to the number of tries. Its interval is over behaviours,
+lies in [0, 1] and has a width above zero. Nothing is extrapolated beyond the tries that were made.
+Leaves to others: which tries count.
 
 Source: the estimator of pass@k (Chen et al. 2021, arXiv 2107.03374), read as attack success (2412.03556).
 """
@@ -51,7 +51,7 @@ def asr_at(
 
 
 def steps(n: int) -> tuple[int, ...]:
-    """The k of a curve over n tries: 1, 2, 4, ... and n itself."""
+    """The values of k of a curve over n tries: every power of two up to n, and n itself."""
     return tuple(sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | ({n} if n else set())))
 
 

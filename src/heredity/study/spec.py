@@ -1,0 +1,296 @@
+"""The settings of a study, as one value: a plan file, the command line and the constructor share it.
+
+    StudySpec(models=["a", "b"], application="support-desk.toml", probes="core", samples=2)
+    StudySpec.read("plan.toml")
+
+A plan file is TOML, or JSON, whose keys are the fields of StudySpec. One model or attack may be a plain text.
+Files that it names are found relative to it.
+
+Promises: an unknown key, a wrong type and a repeated entry are errors that name the line or the setting. The
+same settings resolve to the same plan.
+Leaves to others: finding the models (study.py), and the questions (the probes and attacks themselves).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from heredity.application.spec import Application
+from heredity.core.errors import BadInput, UsageError, did_you_mean
+from heredity.core.readers import toml_of
+from heredity.core.records import Model, Probe, digest
+from heredity.lineage.types import Grown
+from heredity.redteam import attacks, probes
+from heredity.study.plan import Plan, PlannedModel, SkippedProbe, refuse_too_many
+
+MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
+ModelReference = str | Grown | Model | Callable[..., Any]
+_ALIASES = {"model": "models", "attack": "attacks"}  # the names of the options on the command line
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """Everything that decides a study, before it is resolved to a plan.
+
+    models         names, "scripted:NAME", "call:MODULE:FUNCTION" and other targets; in code also functions,
+                   Grown and Model values
+    application    the path of its TOML; in code also an Application
+    probes         suite or technique names, probe ids, paths of probe files; in code also Probe values
+    attacks        NAME[:VARIANT][+NAME...]; "direct" asks the probe unchanged
+    samples        times that each probe is asked under each attack
+    seed           of every random draw
+    margin         the difference between two rates that does not matter
+    confidence     of every interval
+    until_decided  run interim analyses, and stop asking a model once all of its pairs are decided
+    judge          decides where no check does; None: the folder's judge, or "rules"
+    attacker       the model that writes the turns of `pair` and `tap`
+    lineage        models whose descendants in the store are studied, too
+    out            the folder of the study; None: studies/<application>-<start of the plan's digest>
+    """
+
+    models: Sequence[ModelReference] = ()
+    application: Application | Path | str = ""
+    probes: Sequence[str | Probe] | str = "core"
+    attacks: Sequence[str] = ("direct",)
+    samples: int = 1
+    seed: int = 0
+    margin: float = 0.05
+    confidence: float = 0.95
+    until_decided: bool = False
+    judge: str | None = None
+    attacker: str | Grown | Model | None = None
+    lineage: Sequence[str] = ()
+    out: Path | str | None = None
+
+    @classmethod
+    def read(cls, path: Path | str) -> StudySpec:
+        """The settings in a plan file. Raises BadInput with the line of an error."""
+        return cls(**read_plan_file(Path(path)))
+
+
+def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The checked values of a plan file by field of StudySpec, with paths relative to the file resolved.
+
+    others: further keys that the caller takes, with their types (bool, int, float or str). Raises BadInput.
+    """
+    kinds = {field.name: _kind(str(field.type)) for field in fields(StudySpec)} | dict(others or {})
+    found: dict[str, Any] = {}
+    for key, value in _decoded(path).items():
+        name = _ALIASES.get(key, key)
+        if name not in kinds:
+            hint = did_you_mean(key, list(kinds))
+            raise BadInput(path, f"unknown key '{key}'.{hint}", _line(path, key), code="unknown-key")
+        if problem := _misfit(kinds[name], value):
+            raise BadInput(path, f"'{key}' {problem}", _line(path, key), code="wrong-type")
+        if _has_nul(value):
+            raise BadInput(path, f"'{key}' holds a NUL character.", _line(path, key), code="nul-character")
+        if name in found:
+            raise BadInput(
+                path, f"'{key}' is given twice, as '{name}' too.", _line(path, key), code="given-twice"
+            )
+        found[name] = _placed(
+            name, [value] if kinds[name] is list and isinstance(value, str) else value, path.parent
+        )
+    return found
+
+
+def _decoded(path: Path) -> dict[str, Any]:
+    if path.suffix != ".json":
+        return toml_of(path)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadInput(path, f"{error}.", 0, code="not-json") from None
+
+
+def _kind(annotation: str) -> type:
+    if annotation in ("bool", "int", "float"):
+        return {"bool": bool, "int": int, "float": float}[annotation]
+    return list if annotation.startswith("Sequence") else str
+
+
+def _misfit(kind: type, value: Any) -> str:
+    """The problem with a value's type; "" for none. A bool is not a number."""
+    if kind is bool:
+        return "" if type(value) is bool else "must be true or false."
+    if kind is int:
+        return "" if type(value) is int else "must be a whole number."
+    if kind is float:
+        return "" if type(value) in (int, float) else "must be a number."
+    entries = value if kind is list and isinstance(value, list) else [value]
+    if not all(isinstance(entry, str) for entry in entries):
+        return "must be a text or a list of texts." if kind is list else "must be a text."
+    return ""
+
+
+def _has_nul(value: Any) -> bool:
+    return any(isinstance(e, str) and "\0" in e for e in (value if isinstance(value, list) else [value]))
+
+
+def _placed(name: str, value: Any, folder: Path) -> Any:
+    """A value whose relative paths are taken from the folder of the plan file."""
+    if name == "application":
+        return str(folder / value)
+    if name == "probes":
+        return [str(folder / each) if each.endswith(".toml") else each for each in value]
+    return value
+
+
+def _line(path: Path, key: str) -> int:
+    """The line that sets `key`, as a value or as a table; 0 if there is none."""
+    sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]:]")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if sets.match(line)), 0)
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def resolve_plan(spec: StudySpec) -> Plan:
+    """The plan of these settings: every probe filled, under every attack, for every model.
+
+    Models, application and attacker of `spec` must be values already, not references (Study finds them).
+    Raises UsageError if nothing is left to ask, or if something is given twice.
+    """
+    models, application = [_record(model) for model in spec.models], spec.application
+    if not isinstance(application, Application):
+        application = Application.load(application)
+    attacker = None if spec.attacker is None else _record(spec.attacker)
+    _check(models, spec)
+    _refuse_bare(models, application)
+    applied = [attacks.load(name) for name in spec.attacks]
+    names = tuple(attack.spec for attack in applied)
+    _refuse_repeats("attack", names)
+    attacks.check_attacker(applied, is_there=attacker is not None)
+    loaded = probes.load(spec.probes)
+    _refuse_repeats("probe", [probe.id for probe in loaded])
+    asked, left_out = probes.select(loaded, application)
+    asked, unsupported = _under_all(asked, applied, application)
+    left_out += unsupported
+    skipped = tuple(SkippedProbe(*each) for each in (*left_out, *attacks.unsupported(applied, models)))
+    if not asked:
+        reason = f" (first reason: {skipped[0].reason})" if skipped else ""
+        raise UsageError(
+            f"Nothing to ask: no probe applies to application '{application.name}'{reason}.",
+            code="nothing-to-ask",
+        )
+    blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    if spec.until_decided:
+        asked, blocks = _in_blocks(asked, models, spec.seed)
+    made = Plan(
+        models=tuple(map(_planned, models)),
+        application=application,
+        attacks=names,
+        probes=asked,
+        samples=spec.samples,
+        seed=spec.seed,
+        margin=spec.margin,
+        confidence=spec.confidence,
+        skipped=skipped,
+        blocks=blocks,
+        attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
+    )
+    refuse_too_many(made)
+    return made
+
+
+def _record(model: ModelReference) -> Model:
+    if isinstance(model, Grown):
+        return model.record
+    if isinstance(model, Model):
+        return model
+    raise UsageError(f"'{model}' is not found yet: a plan needs models, not their names.", code="not-a-model")
+
+
+def _planned(m: Model) -> PlannedModel:
+    return PlannedModel(m.id, m.name, m.family, m.licence, m.format)
+
+
+def _in_blocks(
+    asked: tuple[Probe, ...], models: Sequence[Model], seed: int
+) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes in a random order, with each behaviour and its twins together; and the ends of the blocks.
+
+    Interim analyses are valid only if the order is independent of the answers.
+    """
+    if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
+        raise UsageError(
+            "A study until decided compares models by their breaches: give two models or more, and probes "
+            "that can break.",
+            code="nothing-to-decide",
+        )
+    behaviours: dict[tuple[str, str], list[Probe]] = {}
+    for probe in asked:
+        behaviours.setdefault((probe.technique, probe.cluster), []).append(probe)
+    # By digest, not by a generator: the order is the same with every version of every library.
+    order = sorted(behaviours, key=lambda key: digest([seed, *key]))
+    sizes = [len(behaviours[key]) for key in order]
+    step = -(-len(order) // MAX_INTERIM)
+    ends = tuple(sum(sizes[: i + step]) for i in range(0, len(order), step))
+    return tuple(probe for key in order for probe in behaviours[key]), ends
+
+
+def _under_all(
+    asked: Sequence[Probe], applied: Sequence[attacks.Attack], application: Application
+) -> tuple[tuple[Probe, ...], tuple[tuple[str, str], ...]]:
+    """The probes that every attack applies to, and the (id, reason) of those that are left out.
+
+    Rates by attack are over the same probes. A twin goes with its breach probe.
+    """
+    how = attacks.context_for(application)
+    reasons: dict[str, str] = {}
+    for probe in asked:
+        if reason := next((r for attack in applied if (r := attack.skips(probe, how))), ""):
+            reasons.setdefault(probe.id, reason)
+            if probe.twin is not None:
+                reasons.setdefault(probe.twin, f"its counterpart is skipped: {reason}")
+    kept = tuple(probe for probe in asked if probe.id not in reasons)
+    return kept, tuple((probe.id, reasons[probe.id]) for probe in asked if probe.id in reasons)
+
+
+def _check(models: Sequence[Model], spec: StudySpec) -> None:
+    if not models:
+        raise UsageError("A study needs at least one model.", code="no-model")
+    if not spec.attacks:
+        raise UsageError(
+            "A study needs at least one attack; 'direct' is the probe as it stands.", code="no-attack"
+        )
+    _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
+    _refuse_repeats("attack", list(spec.attacks))
+    if spec.samples < 1:
+        raise UsageError(f"samples must be at least 1, not {spec.samples}.", code="bad-setting")
+    if not 0 < spec.margin < 1:
+        raise UsageError(f"margin must be between 0 and 1, not {spec.margin}.", code="bad-setting")
+    if not 0.5 < spec.confidence < 1:
+        raise UsageError(f"confidence must be between 0.5 and 1, not {spec.confidence}.", code="bad-setting")
+
+
+def _refuse_bare(models: Sequence[Model], application: Application) -> None:
+    """Refuse a model without its application, and an application without a model: they measure neither."""
+    if application.rendering == "recorded":
+        raise UsageError(
+            f"Application '{application.name}' has rendering \"recorded\", which only `heredity import` "
+            'gives: of a study that asks, what is around the models is known. Write "plain".',
+            code="only-imported",
+        )
+    for model in models:
+        if application.rendering == "theirs" and model.format not in ("remote", "scripted"):
+            raise UsageError(
+                f"Application '{application.name}' is the target's own (rendering = \"theirs\"), but"
+                f" '{model.name}' is a model without one. Ask it under rendering \"plain\".",
+                code="rendering-theirs",
+            )
+
+
+def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None = None) -> None:
+    for key, n in Counter(keys).items():
+        if n > 1:
+            name = (shown or keys)[keys.index(key)]
+            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="given-twice")
