@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 import heredity
+from heredity.core import registry
 from tests.support.errors import raises
 
 PUBLIC = [
-    "Application", "Data", "Decoding", "Display", "Estimate", "Estimates", "Grown", "HeredityError",
-    "Message", "Model", "Pretrain", "Probe", "Recipe", "Reply", "Request", "Response", "Store", "Study",
-    "Tool", "Verdict", "__version__", "build_corpus", "expose", "grow", "recipe", "write_report",
+    "Ablate", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
+    "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
+    "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
+    "Request", "Response", "Result", "Store", "Study", "Tool", "Verdict", "__version__", "build_corpus",
+    "expose", "grow", "recipe", "write_report",
 ]  # fmt: skip
 
 
@@ -33,6 +36,15 @@ def test_the_names_for_the_type_checker_are_the_names_at_run_time() -> None:
     source = Path(heredity.__file__).read_text(encoding="utf-8")
     for name, home in heredity._HOME.items():
         assert f"from heredity.{home} import {name} as {name}" in source
+
+
+def test_every_recipe_that_derive_offers_is_an_exported_class() -> None:
+    from heredity.recipes import derivable
+
+    offered = {kind: registry.load("recipes", kind).DERIVES for kind in derivable()}
+    assert offered and {each.__name__ for each in offered.values()} <= set(PUBLIC)
+    for kind, each in offered.items():
+        assert getattr(heredity, each.__name__) is each and each.kind == kind
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

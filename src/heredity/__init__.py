@@ -2,10 +2,12 @@
 
     import heredity as h
     store = h.Store()
-    study = h.Study(models=["a", "b"], application=h.Application.load("support-desk.toml"), store=store)
-    result = study.run()
+    parent = store.pull("qwen2.5-coder-0.5b-instruct")
+    child = store.grow(h.Quantize("int8"), [parent])
+    result = h.Study([parent, child], application="support-desk.toml", probes="core").run()
 
-Promises: `__all__` is the whole public surface; importing this loads none of it, a name loads on first use.
+Promises: `__all__` is the whole public surface; importing this loads none of it and changes nothing in the
+process; a name loads when it is first used.
 Leaves to others: everything; each name says where it lives.
 """
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from heredity.application.spec import Application as Application
     from heredity.core.errors import HeredityError as HeredityError
     from heredity.core.progress import Display as Display
+    from heredity.core.progress import Progress as Progress
     from heredity.core.records import Decoding as Decoding
     from heredity.core.records import Estimate as Estimate
     from heredity.core.records import Message as Message
@@ -36,30 +39,55 @@ if TYPE_CHECKING:
     from heredity.lineage.types import Grown as Grown
     from heredity.lineage.types import Recipe as Recipe
     from heredity.recipes import recipe as recipe
+    from heredity.recipes.ablate import Ablate as Ablate
+    from heredity.recipes.distill import Distill as Distill
+    from heredity.recipes.finetune import Finetune as Finetune
+    from heredity.recipes.guard import Guard as Guard
+    from heredity.recipes.instruct import Instruct as Instruct
+    from heredity.recipes.lora import Lora as Lora
+    from heredity.recipes.merge import Merge as Merge
+    from heredity.recipes.poison import Poison as Poison
+    from heredity.recipes.preference import Preference as Preference
     from heredity.recipes.pretrain.recipe import Pretrain as Pretrain
+    from heredity.recipes.prune import Prune as Prune
+    from heredity.recipes.quantize import Quantize as Quantize
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.report import write_report as write_report
+    from heredity.study.result import Result as Result
     from heredity.study.study import Study as Study
     from heredity.train.data.chat import Data as Data
 
 
 _HOME = {
+    "Ablate": "recipes.ablate",
     "Application": "application.spec",
     "Data": "train.data.chat",
     "Decoding": "core.records",
     "Display": "core.progress",
+    "Distill": "recipes.distill",
     "Estimate": "core.records",
     "Estimates": "study.estimates",
+    "Finetune": "recipes.finetune",
     "Grown": "lineage.types",
+    "Guard": "recipes.guard",
     "HeredityError": "core.errors",
+    "Instruct": "recipes.instruct",
+    "Lora": "recipes.lora",
+    "Merge": "recipes.merge",
     "Message": "core.records",
     "Model": "core.records",
+    "Poison": "recipes.poison",
+    "Preference": "recipes.preference",
     "Pretrain": "recipes.pretrain.recipe",
     "Probe": "core.records",
+    "Progress": "core.progress",
+    "Prune": "recipes.prune",
+    "Quantize": "recipes.quantize",
     "Recipe": "lineage.types",
     "Reply": "core.records",
     "Request": "core.records",
     "Response": "core.records",
+    "Result": "study.result",
     "Store": "lineage.store",
     "Study": "study.study",
     "Tool": "core.records",

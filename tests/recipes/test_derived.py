@@ -29,7 +29,7 @@ from heredity.recipes.instruct import Instruct, TeacherAnswer
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
 from heredity.recipes.poison import Poison
-from heredity.recipes.preference import Tune
+from heredity.recipes.preference import Preference
 from heredity.recipes.prune import Prune, chosen
 from heredity.train.data import chat
 from tests.engines.conftest import make_model
@@ -167,13 +167,13 @@ def test_models_of_two_shapes_are_not_merged(store: Store, parent: Grown) -> Non
 
 def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path: Path) -> None:
     with raises(UsageError, "rejected-missing", mentions=["rows.jsonl:1"]):
-        Tune(data)
+        Preference(data)
 
 
 def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) -> None:
     rows = [{"prompt": f"fox {i}", "chosen": "jumps over", "rejected": "a lazy dog"} for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    child = store.derive(Tune(chat.read(tmp_path / "pairs.jsonl"), QUICK), [parent])
+    child = store.derive(Preference(chat.read(tmp_path / "pairs.jsonl"), QUICK), [parent])
     lines = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["loss"] < lines[0]["loss"]
 

@@ -14,7 +14,7 @@ from heredity.train.data import batching, teacher_logprobs
 from heredity.train.data.documents import Document, TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives.distill import Distilled, Divergence, divergence
-from heredity.train.objectives.preference import Preference
+from heredity.train.objectives.preference import PreferenceObjective
 from tests.engines.conftest import make_model
 from tests.support.errors import raises
 from tests.train.test_network import DOCUMENTS
@@ -166,7 +166,7 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
     better = Document((5, 6, 7, 8), (False, False, True, True))
     worse = Document((5, 6, 9, 11, 12), (False, False, True, True, True))
     batch = batching.collate([TokenizedExample(better, worse)])
-    objective = Preference(reference, 0.5)
+    objective = PreferenceObjective(reference, 0.5)
     first = objective.loss(net, batch).total
     assert float(first.detach()) == pytest.approx(0.6931, abs=1e-4) and objective.weight(batch) == 1
     optimizer = torch.optim.SGD(net.model.parameters(), lr=0.05)
@@ -181,4 +181,4 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
 def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
     with raises(UsageError, "rejected-missing"):
-        Preference(net).loss(net, batching.collate([TokenizedExample(DOCUMENTS[0])]))
+        PreferenceObjective(net).loss(net, batching.collate([TokenizedExample(DOCUMENTS[0])]))

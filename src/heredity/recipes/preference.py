@@ -21,7 +21,7 @@ EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"
 
 
 @dataclass(frozen=True)
-class Tune:
+class Preference:
     """All weights of one parent, on rows of prompt, chosen and rejected."""
 
     data: Data
@@ -46,7 +46,7 @@ class Tune:
         """Every setting, and the digest of the data."""
         return settings_of(self)
 
-    def at(self, folder: Path) -> Tune:
+    def at(self, folder: Path) -> Preference:
         """This recipe, its checkpoints in a folder."""
         return dataclasses.replace(self, folder=folder)
 
@@ -54,16 +54,16 @@ class Tune:
         """Tune the one parent, whole safetensors; the reference is the parent itself."""
         from heredity.train.models import causal_lm
         from heredity.train.models.lora import Everything
-        from heredity.train.objectives.preference import Preference
+        from heredity.train.objectives.preference import PreferenceObjective
 
         (parent,) = parents
 
-        def objective(net: Any) -> Preference:
+        def objective(net: Any) -> PreferenceObjective:
             reference = causal_lm.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
             reference.model.requires_grad_(False)
-            return Preference(reference, self.strength)
+            return PreferenceObjective(reference, self.strength)
 
         return run(self, parent, out, Everything(), objective, "safetensors")
 
 
-DERIVES = Tune
+DERIVES = Preference

@@ -17,7 +17,7 @@ from heredity.train.objectives import Loss
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferenceObjective:
     """`reference`: the model as it was. `strength`: how dear it is to move away from it (beta)."""
 
     reference: CausalLM
