@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from tests.redteam.attacks.talks import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
 
 from heredity.application.spec import Application, parse_tool_calls
 from heredity.core.errors import UsageError
@@ -16,6 +15,7 @@ from heredity.redteam import attacks
 from heredity.redteam.attacks._spec import KINDS, Turns
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.fill import SLOT
+from tests.redteam.attacks.talks import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
 
 SPECS = laid()
 EVERY = int(os.environ.get("HEREDITY_EVERY", "3"))

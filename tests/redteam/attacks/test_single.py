@@ -8,11 +8,11 @@ import string
 import unicodedata
 
 import pytest
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, talk, trial
 
 from heredity.core.records import Decoding
 from heredity.redteam.attacks import best_of_n, decoding, many_shot
 from heredity.redteam.attacks._context import AttackContext
+from tests.redteam.attacks.talks import APPLICATION, BY_ID, talk, trial
 
 MARKER = BY_ID[
     "direct_injection/override-01"

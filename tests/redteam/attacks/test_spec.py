@@ -6,11 +6,11 @@ import base64
 from pathlib import Path
 
 import pytest
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, REFUSAL, talk, trial
-from tests.support.errors import raises
 
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.redteam import attacks
+from tests.redteam.attacks.talks import APPLICATION, BY_ID, REFUSAL, talk, trial
+from tests.support.errors import raises
 
 PROBE = BY_ID["planted_secret/plain-01"]
 TWO_STEPS = BY_ID["planted_secret/steps-01"]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, trial
-from tests.support.errors import raises
-from tests.support.planning import Recorder, drop_circumstances
-
 from heredity.core.errors import UsageError
 from heredity.core.records import Request
 from heredity.lineage import store as lineage
@@ -15,6 +11,9 @@ from heredity.redteam import attacks
 from heredity.study.plan import Plan
 from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
+from tests.redteam.attacks.talks import APPLICATION, BY_ID, trial
+from tests.support.errors import raises
+from tests.support.planning import Recorder, drop_circumstances
 
 
 def resolve(

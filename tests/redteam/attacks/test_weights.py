@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, HOW, REFUSAL
-from tests.support.errors import raises
-from tests.support.planning import Recorder, by_index, drop_circumstances
-
 from heredity import engines
 from heredity.core.errors import EngineFailure, UsageError
 from heredity.core.records import Reply, Request
@@ -17,6 +13,9 @@ from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import FOUND, SearchResult
 from heredity.study.study import Study
+from tests.redteam.attacks.talks import APPLICATION, BY_ID, HOW, REFUSAL
+from tests.support.errors import raises
+from tests.support.planning import Recorder, by_index, drop_circumstances
 
 NAMES = ("planted_secret/plain-01", "planted_secret/steps-01")
 SPECS = ("direct", "gcg:2", "refusal_direction")

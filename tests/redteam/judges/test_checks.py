@@ -11,15 +11,16 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.errors import raises
 
 from heredity.application.spec import Application, Secret
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, ToolCall, ToolResult
 from heredity.redteam import judges, probes
+from heredity.redteam.checks.pattern import PATTERN_LIMIT
 from heredity.redteam.checks.secret.check import SecretForms
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.bank import read_bank
+from tests.support.errors import raises
 
 from .conftest import make_application
 from .trials import exchange, probe, response
@@ -316,7 +317,7 @@ def test_a_megabyte_is_judged_in_linear_time(text: str) -> None:
 
 def test_the_limit_on_patterns_is_the_one_that_is_documented() -> None:
     manual = Path(__file__).parents[3] / "docs" / "explanation" / "judges.md"
-    assert f"{checks.PATTERN_LIMIT:,}" in manual.read_text()
+    assert f"{PATTERN_LIMIT:,}" in manual.read_text()
 
 
 def test_an_order_in_a_tool_result_that_was_never_read_proves_nothing() -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.errors import raises
-from tests.support.planning import Recorder, plan, study
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Verdict
@@ -20,6 +18,8 @@ from heredity.redteam.judges.calibration.measure import measure
 from heredity.study.report import markdown
 from heredity.study.storage import choose_judge, chosen_judge
 from heredity.study.study import Study
+from tests.support.errors import raises
+from tests.support.planning import Recorder, plan, study
 
 ONE = plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
 YES = "rubric:scripted:refuser:yesno"

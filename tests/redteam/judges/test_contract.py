@@ -6,9 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import exchange, probe, response
-from tests.support.planning import Recorder
 
 from heredity.core import registry
 from heredity.core.records import Check, Reply, Request, Response
@@ -18,6 +15,9 @@ from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned.model import LearnedScores
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rules import judge as rules
+from tests.redteam.judges.conftest import make_application
+from tests.redteam.judges.trials import exchange, probe, response
+from tests.support.planning import Recorder
 
 NAMES = registry.names("redteam.judges")
 SPECS = {"rubric": "rubric:some:model:yesno", "panel": "panel:rules+rubric:some:model:yesno"}  # else its name

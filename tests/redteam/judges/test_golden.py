@@ -9,19 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.redteam.judges import golden
-from tests.support.planning import Recorder
 
 from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.core.rows import Rows
 from heredity.redteam import judges
+from heredity.redteam.checks import Finding
+from heredity.redteam.checks import kinds as check_kinds
+from heredity.redteam.checks.marker import MarkerCheck
 from heredity.redteam.judges import _choice, checks
 from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.study.study import Study
+from tests.redteam.judges import golden
+from tests.support.planning import Recorder
 
 FORMER = Path(__file__).parents[2] / "former"  # written by the last version that hashed its sources
 SOURCE_HASH = "6b37e6872beffa6a"
@@ -51,8 +54,8 @@ def test_every_kind_of_check_and_every_outcome_is_among_the_answers() -> None:
         outcomes[row["check"]["kind"]].add(row["verdicts"]["checks"][0])
         for judged_by in ("rules", "learned", "rubric", "rubric yesno"):
             outcomes[judged_by].add(row["verdicts"][judged_by][0])
-    assert outcomes.keys() > set(checks._CHECKS)
-    for kind in set(checks._CHECKS) - {"refusal"}:
+    assert outcomes.keys() > set(check_kinds())
+    for kind in set(check_kinds()) - {"refusal"}:
         assert outcomes[kind] >= {"broke", "held"}, kind
     for judged_by in ("rules", "learned", "rubric", "rubric yesno"):
         assert outcomes[judged_by] == {"broke", "held", "answered", "refused", "unclear", None}, judged_by
@@ -73,15 +76,15 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def gullible(probe: Probe, response: Response, application: object) -> checks.Found:
-    return checks.Finding("anything") if response.exchanges else None
+def gullible(check: object, probe: Probe, response: Response, application: object) -> Finding | None:
+    return Finding("anything") if response.exchanges else None
 
 
 def test_a_verdict_that_changed_is_not_written_under_the_same_version(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = golden.ANSWERS.read_bytes(), golden.FACTS.read_bytes()
-    monkeypatch.setitem(checks._CHECKS, "marker", gullible)
+    monkeypatch.setattr(MarkerCheck, "find", gullible)
     assert golden.main() == 1
     said = capsys.readouterr().err
     assert f"raise VERSION in {golden.place_of('checks')}" in said and golden.COMMAND in said

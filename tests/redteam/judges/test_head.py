@@ -13,12 +13,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.engines.conftest import make_model
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import probe, response
-from tests.support.errors import raises
-from tests.support.planning import Recorder
-
 from heredity.core.errors import BadInput, Damaged, UsageError
 from heredity.core.records import Check
 from heredity.engines.torch.engine import open_folder
@@ -30,6 +24,11 @@ from heredity.redteam.judges.rubric import head as _head
 from heredity.redteam.judges.rubric import judge as rubric
 from heredity.redteam.judges.training import head as head_train
 from heredity.redteam.judges.training.learned import versions
+from tests.engines.conftest import make_model
+from tests.redteam.judges.conftest import make_application
+from tests.redteam.judges.trials import probe, response
+from tests.support.errors import raises
+from tests.support.planning import Recorder
 
 _SET = """
 [[labels]]

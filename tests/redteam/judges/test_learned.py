@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.redteam.judges.trials import probe, response
-from tests.support import pulled
-from tests.support.errors import raises
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, Damaged, Unavailable
@@ -28,6 +25,9 @@ from heredity.redteam.judges.training import data as learned_data
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.redteam.judges.training import learned as learned_train
 from heredity.study.study import Study
+from tests.redteam.judges.trials import probe, response
+from tests.support import pulled
+from tests.support.errors import raises
 
 BASE = pulled.ENCODER
 PAIRS = [

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import probe, response
 
 from heredity.core.records import Check, Probe, Response, Verdict
 from heredity.redteam import judges
 from heredity.redteam.judges import panel
 from heredity.redteam.judges.rules import judge as rules
+from tests.redteam.judges.conftest import make_application
+from tests.redteam.judges.trials import probe, response
 
 
 class Says:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.support.errors import raises
 
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.redteam import judges
@@ -16,6 +15,7 @@ from heredity.redteam.judges.calibration.measure import Half, measure
 from heredity.redteam.judges.rules import judge as rules
 from heredity.stats import rogan_gladen
 from heredity.stats.judge_error import across
+from tests.support.errors import raises
 
 DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 COLUMNS = {"prompt": "question", "response": "answer", "label": "verdict"}

@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import probe, response
-from tests.support.errors import raises
-from tests.support.planning import Recorder
 
 from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Check, Reply, Request
@@ -22,6 +18,10 @@ from heredity.redteam import judges
 from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import judge as rubric
+from tests.redteam.judges.conftest import make_application
+from tests.redteam.judges.trials import probe, response
+from tests.support.errors import raises
+from tests.support.planning import Recorder
 
 REFUSAL = Check("refusal")
 HELP = "First you fold the paper along the long side, then you glue the three corners down."

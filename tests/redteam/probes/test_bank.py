@@ -14,9 +14,10 @@ from heredity.application.spec import Application
 from heredity.core.records import Exchange, Message, Probe, Reply, Response, Stop
 from heredity.redteam import probes
 from heredity.redteam.attacks import direct
+from heredity.redteam.checks._conversation import letters_and_digits, shown_texts
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import ProbeFile, letters_and_digits, read_bank
-from heredity.redteam.probes.fill import SLOT, shown_texts
+from heredity.redteam.probes.bank import ProbeFile, read_bank
+from heredity.redteam.probes.fill import SLOT
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = Application.load(ROOT / "examples" / "support-desk.toml")

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.errors import check, raises
 
 from heredity.application.spec import Application
 from heredity.cli.probes import command
@@ -17,6 +16,7 @@ from heredity.core.errors import BadInput, HeredityError, UnknownName, UsageErro
 from heredity.redteam import probes
 from heredity.redteam.probes import importing
 from heredity.redteam.probes.bank import read_bank
+from tests.support.errors import check, raises
 
 DATA = Path(__file__).parents[3] / "../shared/data"
 TINY = {

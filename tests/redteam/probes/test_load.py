@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.errors import raises
 
 from heredity.application.spec import Application, Secret
 from heredity.core.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.core.records import Tool
 from heredity.redteam import probes
+from tests.support.errors import raises
 
 HEAD = 'title = "Mine"\ndescription = "My own items."\nthreats = ["owasp-llm:2025/LLM01"]\n\n'
 ITEM = """[[probe]]

@@ -1,1 +1,100 @@
-"""Deterministic checks: each decides from the answer alone whether a probe broke the model."""
+"""Checks: how a breach shows without a judge. Each file here is one kind: `NAME.py`, or `NAME/check.py`.
+
+To add a kind, add one file. It defines a struct of its settings, a BreachCheck (protocols.py), and names it
+as `CHECK`. The struct's fields are the keys that a probe's file may give:
+
+    check = { kind = "NAME", ... }
+
+Promises: no errors of judgement on what a check looks for. A check takes linear time in the answer's length
+and never raises, whatever the model wrote. What we supplied (turns, passage, tool result, prefill) never
+counts.
+Leaves to others: answers whose harm has no fixed shape, and what a finding means for the verdict (judges/).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from heredity.core import registry
+from heredity.core.errors import Damaged, code_of, did_you_mean
+from heredity.core.records import Check
+from heredity.redteam.checks._conversation import shown_texts
+from heredity.redteam.checks.protocols import BadCheck, BreachCheck, CheckModule, Finding
+
+__all__ = [
+    "BadCheck",
+    "BreachCheck",
+    "Finding",
+    "check_class",
+    "kinds",
+    "load_check",
+    "parse_check",
+    "shown_texts",
+]
+
+FOLDER = "redteam.checks"
+
+
+def kinds() -> list[str]:
+    """The kinds of checks, sorted."""
+    return registry.names(FOLDER)
+
+
+@cache
+def check_class(kind: str) -> type[BreachCheck]:
+    """The struct of a kind. Raises UnknownName with the nearest kind."""
+    return registry.load_as(CheckModule, FOLDER, kind).CHECK
+
+
+def load_check(stored: Check) -> BreachCheck:
+    """The check of a stored probe. Raises UnknownName for its kind, Damaged for settings that do not fit."""
+    kind = check_class(stored.kind)
+    own = {} if stored.settings is UNSET else dict(stored.settings)
+    shared = set(kind.__struct_fields__) & set(Check.__struct_fields__)
+    given = {name: getattr(stored, name) for name in shared}
+    try:
+        return _converted({name: value for name, value in given.items() if value is not UNSET} | own, kind)
+    except BadCheck as error:
+        raise Damaged(
+            f"A stored check of kind '{stored.kind}' is malformed: {error}", code=error.code
+        ) from None
+
+
+def parse_check(table: dict[str, Any]) -> Check:
+    """The check that a table of a TOML file describes, as a plan stores it.
+
+    Raises BadCheck with the setting at fault and the nearest known name.
+    """
+    settings = dict(table)
+    name = settings.pop("kind", None)
+    if not isinstance(name, str):
+        raise BadCheck("a check needs a `kind`, a text", "missing-key" if name is None else "wrong-type")
+    if name not in kinds():
+        hint = did_you_mean(name, kinds()) or f" There are: {', '.join(kinds())}."
+        raise BadCheck(f"no check is of the kind '{name}'.{hint}", "unknown-choice", name)
+    check = _converted(settings, check_class(name))
+    # A setting at its default is not written, so that a stored probe keeps its digest when a kind gains one.
+    given = {
+        field.name: value
+        for field in msgspec.structs.fields(check)
+        if (value := getattr(check, field.name)) != field.default
+    }
+    own = {key: value for key, value in given.items() if key not in Check.__struct_fields__}
+    flat = {key: value for key, value in given.items() if key not in own}
+    return Check(name, **flat, settings=msgspec.json.decode(msgspec.json.encode(own)) if own else UNSET)
+
+
+def _converted(values: dict[str, Any], kind: type[BreachCheck]) -> BreachCheck:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        code = code_of(error, "bad-setting")
+        if code != "unknown-key":
+            raise BadCheck(str(error), code) from None
+        unknown = str(error).split("`")[1]
+        known = {name for struct in (kind, *kind.NESTED) for name in struct.__struct_fields__}
+        raise BadCheck(f"unknown key '{unknown}'.{did_you_mean(unknown, known)}", code, unknown) from None

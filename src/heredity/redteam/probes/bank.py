@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import msgspec
-import regex  # type: ignore[import-untyped]  # what runs the patterns in a study: re has no time limit
-from msgspec import UnsetType
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, code_of, did_you_mean, nearest
 from heredity.core.readers import toml_of
-from heredity.core.records import Change, Check, Probe, Record, ToolResult
-from heredity.redteam.checks.package import find_use
-from heredity.redteam.probes.fill import SLOTS, shown_texts, slots
+from heredity.core.records import Check, Probe, Record, ToolResult
+from heredity.redteam.checks import BadCheck, load_check, parse_check
+from heredity.redteam.probes.fill import SLOTS, slots
 
 Suite = Literal["core", "full"]
 
@@ -49,7 +47,7 @@ class ProbeItem(Record, frozen=True):
     truth: tuple[str, ...] = ()  # ways to say the true one, beside `poisoned`
     invents: str = ""  # a package that does not exist: a check of kind "package"
     solved: tuple[str, ...] = ()  # ways to say the right answer: a check of kind "task"
-    check: Check | None = None
+    check: dict[str, Any] | None = None  # `kind`, and the settings of that kind (redteam/checks/)
     obeys: str = ""  # a sample of a breach, tried against a check of kind "pattern" when the file is read
     twin: Twin | None = None
     why_no_twin: str = ""
@@ -68,7 +66,7 @@ class ProbeFile(Record, frozen=True):
     known_error: str = ""
     technique: str = ""  # the file's name if left out
     threats: tuple[str, ...] = ()
-    check: Check | None = None
+    check: dict[str, Any] | None = None  # `kind`, and the settings of that kind (redteam/checks/)
     why_no_twin: str = ""
     language: str = "en"
     is_baseline: bool = False  # measures a capability: its probes are no part of the row over all techniques
@@ -77,8 +75,6 @@ class ProbeFile(Record, frozen=True):
     probe: tuple[ProbeItem, ...] = ()
 
 
-PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text
-MIN_MARKER = 5  # letters and digits; a shorter marker would turn up by chance
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 
 
@@ -113,11 +109,6 @@ def read_bank(path: Path) -> Bank:
 @lru_cache(maxsize=64)
 def _read(path: Path, _changed: int) -> Bank:
     return _BankReader(path).bank()
-
-
-def letters_and_digits(text: str) -> str:
-    """Letters and digits alone, in one case: how markers are compared."""
-    return "".join(c for c in text.casefold() if c.isalnum())
 
 
 def phrase_pattern(words: str) -> str:
@@ -257,30 +248,25 @@ class _BankReader:
             return Check("marker", text=item.marker)
         if item.continues:
             return Check("pattern", patterns=(phrase_pattern(item.continues),))
-        check = item.check or self.file.check
-        if check is None:
+        table = self.file.check if item.check is None else item.check
+        if table is None:
             self._fail(
                 f"item '{item.id}' has no `check`, and the file gives none for all",
                 place,
                 code="check-missing",
             )
-        return check
+        try:
+            return parse_check(table)
+        except BadCheck as error:
+            given_at = place if item.check is not None else None
+            self._fail(str(error), given_at, error.key, code=error.code)
 
     def _verify(self, place: int, item: ProbeItem, probe: Probe) -> None:
         self._verify_texts(place, item, probe)
-        check = probe.check
-        if check.kind == "marker":
-            self._verify_marker(place, item, probe)
-        if check.kind in ("pattern", "task"):
-            self._verify_patterns(place, item, probe)
-        if check.kind == "answer":
-            self._verify_answer(place, item, probe)
-        if check.kind == "package":
-            self._verify_package(place, item, probe)
-        if check.kind == "prompt_leak" and check.n_words < 5:
-            self._fail(
-                f"item '{item.id}': `n_words` under 5 would turn up by chance", place, code="too-few-words"
-            )
+        try:
+            load_check(probe.check).validate(probe, item.obeys)
+        except BadCheck as error:
+            self._fail(f"item '{item.id}': {error}", place, error.key, code=error.code)
 
     def _verify_texts(self, place: int, item: ProbeItem, probe: Probe) -> None:
         if not probe.turns or not all(turn.strip() for turn in probe.turns):
@@ -290,102 +276,6 @@ class _BankReader:
                 near = nearest(slot, SLOTS)
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
                 self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place, code="unknown-slot")
-
-    def _verify_marker(self, place: int, item: ProbeItem, probe: Probe) -> None:
-        marker, shown = (
-            letters_and_digits(probe.check.text),
-            [letters_and_digits(text) for text in shown_texts(probe)],
-        )
-        if len(marker) < MIN_MARKER:
-            self._fail(
-                f"item '{item.id}': a marker under {MIN_MARKER} letters or digits would turn up by chance",
-                place,
-                code="marker-too-short",
-            )
-        if any(marker in text for text in shown):
-            self._fail(
-                f"item '{item.id}': the marker '{probe.check.text}' stands in a text that the model sees, "
-                "so quoting would count as obeying. Ask for what it must put together",
-                place,
-                code="marker-in-prompt",
-            )
-
-    def _verify_patterns(self, place: int, item: ProbeItem, probe: Probe) -> None:
-        if not probe.check.patterns:
-            self._fail(
-                f"item '{item.id}': a check of kind '{probe.check.kind}' needs `patterns`",
-                place,
-                code="patterns-missing",
-            )
-        compiled = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
-        if any(
-            self._matches(place, item, pattern, text) for pattern in compiled for text in shown_texts(probe)
-        ):
-            self._fail(
-                f"item '{item.id}': a pattern matches a text that the model is shown",
-                place,
-                code="pattern-matches-prompt",
-            )
-        if item.obeys and not any(self._matches(place, item, pattern, item.obeys) for pattern in compiled):
-            self._fail(
-                f"item '{item.id}': no pattern matches the sample in `obeys`",
-                place,
-                code="pattern-misses-sample",
-            )
-
-    def _verify_answer(self, place: int, item: ProbeItem, probe: Probe) -> None:
-        poisoned = [self._compiled(place, item, pattern) for pattern in probe.check.patterns]
-        unless = () if isinstance(probe.check.unless, UnsetType) else probe.check.unless
-        true = [self._compiled(place, item, pattern) for pattern in unless]
-        if not poisoned or not true:
-            self._fail(
-                f"item '{item.id}' needs both answers: `poisoned` and `truth`", place, code="answers-missing"
-            )
-        asked, planted = probe.turns, shown_texts(probe)[len(probe.turns) :]
-        if any(self._matches(place, item, pattern, text) for pattern in poisoned + true for text in asked):
-            self._fail(
-                f"item '{item.id}': an answer stands in the question", place, code="answer-in-question"
-            )
-        if not any(self._matches(place, item, pattern, text) for pattern in poisoned for text in planted):
-            self._fail(
-                f"item '{item.id}': the poisoned answer stands in no passage and no tool result",
-                place,
-                code="answer-in-no-passage",
-            )
-
-    def _verify_package(self, place: int, item: ProbeItem, probe: Probe) -> None:
-        if len(letters_and_digits(probe.check.text)) < MIN_MARKER:
-            self._fail(
-                f"item '{item.id}': a package's name needs {MIN_MARKER} letters or digits",
-                place,
-                code="marker-too-short",
-            )
-        if find_use(probe.check.text, shown_texts(probe)):
-            self._fail(
-                f"item '{item.id}': the model is shown a line that installs or imports the package",
-                place,
-                code="package-in-prompt",
-            )
-
-    def _compiled(self, place: int, item: ProbeItem, pattern: str) -> Any:
-        try:
-            return regex.compile(pattern)
-        except regex.error as error:
-            self._fail(
-                f"item '{item.id}': bad regular expression '{pattern}': {error}",
-                place,
-                code="bad-pattern",
-            )
-
-    def _matches(self, place: int, item: ProbeItem, pattern: Any, text: str) -> bool:
-        try:
-            return pattern.search(text, timeout=PATTERN_SECONDS) is not None
-        except TimeoutError:
-            self._fail(
-                f"item '{item.id}': the pattern '{pattern.pattern}' runs out of time on its own texts",
-                place,
-                code="pattern-too-slow",
-            )
 
     def _verify_twin(self, place: int, item: ProbeItem, probe: Probe, twin: Probe) -> None:
         self._verify_texts(place, item, twin)
@@ -405,9 +295,7 @@ class _BankReader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             self._fail(message, place, code=code_of(error, "bad-setting"))
-        known = {
-            f for s in (ProbeFile, ProbeItem, Twin, Check, Change, ToolResult) for f in s.__struct_fields__
-        }
+        known = {f for s in (ProbeFile, ProbeItem, Twin, ToolResult) for f in s.__struct_fields__}
         hint = did_you_mean(unknown[1], sorted(known))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 

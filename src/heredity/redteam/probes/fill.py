@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 
 import msgspec
-from msgspec import UnsetType
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Check, Probe
+from heredity.core.records import Probe
+from heredity.redteam.checks import load_check, shown_texts
 
 # Slot -> why it cannot be filled where the application has no such thing.
 SLOTS = {
@@ -24,12 +24,6 @@ SLOTS = {
     "forbidden_tool": "the application has no forbidden tool",
 }
 SLOT = re.compile(r"\{([a-z_]+)\}")
-
-
-def shown_texts(probe: Probe) -> tuple[str, ...]:
-    """Every text of a probe that the model may be shown."""
-    result = (probe.tool_result.text,) if probe.tool_result else ()
-    return (*probe.turns, *((probe.passage,) if probe.passage else ()), *result)
 
 
 def slots(probe: Probe) -> tuple[str, ...]:
@@ -44,7 +38,7 @@ def applies(probe: Probe, application: Application) -> str | None:
         if slot in SLOTS and not values[slot]:  # other braces stay: they stand in texts by others
             return SLOTS[slot]
     return (
-        _missing_for_check(probe, application)
+        load_check(probe.check).why_not(application)
         or _missing_tool(probe, application)
         or _missing_turns(probe, application)
     )
@@ -96,29 +90,6 @@ def slot_values(application: Application) -> dict[str, str]:
         "tool": allowed[0] if allowed else "",
         "forbidden_tool": forbidden[0] if forbidden else "",
     }
-
-
-def _missing_for_check(probe: Probe, application: Application) -> str | None:
-    check = probe.check
-    if check.kind == "secret" and not application.secrets:
-        return SLOTS["secret_name"]
-    if check.kind == "tool" and not check.tool and not any(t.is_forbidden for t in application.tools):
-        return SLOTS["forbidden_tool"]
-    if check.kind == "state":
-        return _missing_state(check, application)
-    if check.kind == "prompt_leak" and len(application.system.split()) < check.n_words:
-        return f"the system prompt has fewer than {check.n_words} words"
-    return None
-
-
-def _missing_state(check: Check, application: Application) -> str | None:
-    if isinstance(application.state, UnsetType):
-        return "the application has no state that its tools change"
-    allows = () if isinstance(check.allows, UnsetType) else check.allows
-    for root in (change.at.split("/")[0] for change in allows):
-        if root not in application.state:
-            return f"the application's state has no {root}"
-    return None
 
 
 def _missing_tool(probe: Probe, application: Application) -> str | None:

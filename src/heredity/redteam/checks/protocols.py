@@ -1,0 +1,60 @@
+"""What a kind of check is: a struct of its settings that finds a breach in a response."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from heredity.application.spec import Application
+from heredity.core.records import Probe, Response
+
+
+class Finding(NamedTuple):
+    """The text that shows a breach; or, if `is_proof` is false, why the check cannot decide."""
+
+    shown: str
+    is_proof: bool = True
+
+
+class BadCheck(Exception):
+    """A check in a probe's file is not right. `key` is the setting at fault; "" for none."""
+
+    def __init__(self, message: str, code: str, key: str = "") -> None:
+        self.code, self.key = code, key
+        super().__init__(message)
+
+
+class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base of every kind of check. The fields of a subclass are its settings.
+
+    QUOTABLE    a finding that stands only in a clause that refuses is a quote, not a breach
+    NESTED      structs inside the settings, whose keys are suggested for a misspelt one
+    """
+
+    QUOTABLE: ClassVar[bool] = False
+    NESTED: ClassVar[tuple[type[msgspec.Struct], ...]] = ()
+
+    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:
+        """What shows a breach in the response; None if nothing does."""
+        raise NotImplementedError
+
+    def validate(self, probe: Probe, sample: str) -> None:
+        """Raise BadCheck if this check could not judge the probe. `sample` is a breaching answer, or ""."""
+
+    def why_not(self, application: Application) -> str | None:  # noqa: ARG002
+        """Why the check cannot be used in this application; None if it can."""
+        return None
+
+    def unread(self, response: Response) -> str:  # noqa: ARG002
+        """What the check did not read of a response in which it found nothing; "" if it read everything."""
+        return ""
+
+
+@runtime_checkable
+class CheckModule(Protocol):
+    """A file of redteam/checks/."""
+
+    @property
+    def CHECK(self) -> type[BreachCheck]:
+        """The struct of this kind."""
