@@ -116,3 +116,10 @@ def test_a_kind_that_does_not_exist_names_the_nearest(tmp_path) -> None:
 def test_stored_settings_that_do_not_fit_are_damage(rhyme: None) -> None:
     with raises(Damaged, "wrong-type"):
         checks.load_check(Check("rhyme", settings={"endings": 3}))
+
+
+def test_a_setting_that_another_kind_reads_is_kept_and_ignored() -> None:
+    """Files of 9797035 have such settings, and their probes' digests have them too."""
+    found = checks.parse_check({"kind": "pattern", "patterns": ["a"], "unless": ["b"]})
+    assert found == Check("pattern", patterns=("a",), unless=("b",))
+    assert checks.load_check(found) == checks.load_check(Check("pattern", patterns=("a",)))

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, json
 
 from heredity.core import registry
 from heredity.core.errors import Damaged, code_of, did_you_mean
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 FOLDER = "redteam.checks"
+_SHARED = frozenset(Check.__struct_fields__) - {"kind", "settings"}
 
 
 def kinds() -> list[str]:
@@ -54,8 +55,7 @@ def load_check(stored: Check) -> BreachCheck:
     """The check of a stored probe. Raises UnknownName for its kind, Damaged for settings that do not fit."""
     kind = check_class(stored.kind)
     own = {} if stored.settings is UNSET else dict(stored.settings)
-    shared = set(kind.__struct_fields__) & set(Check.__struct_fields__)
-    given = {name: getattr(stored, name) for name in shared}
+    given = {name: getattr(stored, name) for name in kind.__struct_fields__ if name in _SHARED}
     try:
         return _converted({name: value for name, value in given.items() if value is not UNSET} | own, kind)
     except BadCheck as error:
@@ -76,16 +76,23 @@ def parse_check(table: dict[str, Any]) -> Check:
     if name not in kinds():
         hint = did_you_mean(name, kinds()) or f" There are: {', '.join(kinds())}."
         raise BadCheck(f"no check is of the kind '{name}'.{hint}", "unknown-choice", name)
-    check = _converted(settings, check_class(name))
-    # A setting at its default is not written, so that a stored probe keeps its digest when a kind gains one.
-    given = {
+    kind = check_class(name)
+    # What another kind reads was always accepted, and is stored: a probe's digest has it.
+    shared = {key: value for key, value in settings.items() if key in _SHARED}
+    check = _converted(
+        {k: v for k, v in settings.items() if k in kind.__struct_fields__ or k not in shared}, kind
+    )
+    # A setting at its default is not stored, so that a probe keeps its digest when a kind gains a setting.
+    own = {
         field.name: value
-        for field in msgspec.structs.fields(check)
-        if (value := getattr(check, field.name)) != field.default
+        for field in msgspec.structs.fields(kind)
+        if field.name not in _SHARED and (value := getattr(check, field.name)) != field.default
     }
-    own = {key: value for key, value in given.items() if key not in Check.__struct_fields__}
-    flat = {key: value for key, value in given.items() if key not in own}
-    return Check(name, **flat, settings=msgspec.json.decode(msgspec.json.encode(own)) if own else UNSET)
+    stored = {"kind": name, **shared} | ({"settings": json.decode(json.encode(own))} if own else {})
+    try:
+        return msgspec.convert(stored, Check)
+    except msgspec.ValidationError as error:
+        raise BadCheck(str(error), code_of(error, "bad-setting")) from None
 
 
 def _converted(values: dict[str, Any], kind: type[BreachCheck]) -> BreachCheck:
