@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError, code_of
-from heredity.core.readers import line_of, naming
+from heredity.core.readers import naming, toml_line, toml_line_of
 
 TEXT = 'size = "1M"\n\n[[source]]\nname = "letters"\n"batch" = 5\n'
 
@@ -33,10 +34,77 @@ def path(tmp_path: Path) -> Path:
 def test_the_line_is_that_of_the_key_or_of_the_named_table(
     path: Path, place: dict[str, str], line: int
 ) -> None:
-    assert line_of(path, **place) == line
     with pytest.raises(BadInput) as caught, naming(path):
         raise UsageError("size and 'letters' are only words here", **place)
     assert (caught.value.line, caught.value.path, caught.value.code) == (line, str(path), "bad-input")
+
+
+TABLES = """
+name = "top"  # 2
+limit = 3
+decoding.seed = 4
+
+[decoding]
+seed = 7
+"max_tokens" = 8
+
+[[tools]]
+name = "look"
+[tools.parameters]
+limit = "of the look"
+
+[[tools]]
+name = "pay"
+[[tools.effects]]
+limit = "of the pay"
+
+[gate]
+limit = 21
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ({"key": "limit"}, 3),
+        ({"key": "decoding"}, 4),
+        ({"key": "decoding.max_tokens"}, 8),
+        ({"key": "decoding.seed"}, 4),
+        ({"key": "gate.limit"}, 21),
+        ({"key": "gate"}, 20),
+        ({"table": "pay"}, 16),
+        ({"head": "tools", "index": 1}, 15),
+        ({"head": "tools", "index": 1, "key": "name"}, 16),
+        ({"head": "tools", "key": "limit"}, 13),
+        ({"head": "tools", "index": 1, "key": "limit"}, 18),
+        ({"head": "tools", "index": 1, "key": "nowhere"}, 15),
+        ({"head": "tools", "index": 9}, 0),
+        ({"key": "nowhere"}, 0),
+        ({"table": "nowhere"}, 0),
+    ],
+)
+def test_a_line_is_found_in_its_own_table(tmp_path: Path, place: dict[str, Any], line: int) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(TABLES)
+    assert toml_line(path, **place) == line
+    assert toml_line(tmp_path / "missing.toml", **place) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (BadArgument("x", code="c", key="decoding.max_tokens"), 8),
+        (BadArgument("x", code="c", table="look"), 11),
+        (ValueError("Object contains unknown field `limit` - at `$.tools[1].effects`"), 18),
+        (ValueError("Expected `int`, got `str` - at `$.decoding.max_tokens`"), 8),
+        (ValueError("Object missing required field `description` - at `$.tools[1]`"), 15),
+        (ValueError("words alone"), 0),
+    ],
+)
+def test_the_place_that_an_error_names_has_a_line(tmp_path: Path, error: Exception, line: int) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(TABLES)
+    assert toml_line_of(path, error) == line
 
 
 def test_the_code_of_the_error_stays(path: Path) -> None:

@@ -1,11 +1,11 @@
-"""A small world of tools: a state as plain data, and what each call does to it.
+"""Tools: a state as plain data with what each call does to it, and the plain format of a call.
 
     state   tables from an application's TOML: {"files": {"todo.txt": "..."}, "accounts": {"main": 500}}
     path    "files/{name}": one key after another; {name} is what the call gave, always one key, never more
 
 Promises: the same calls over the same state give the same results and changes; a call that cannot be done
 changes nothing and says why; nothing outside the state is touched, whatever a model writes.
-Leaves to others: which tools there are (application.py) and which changes are a breach (judges/checks.py).
+Leaves to others: which tools there are (spec.py) and which changes are a breach (judges/checks.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from heredity.core.records import Change, Effect, Tool, ToolCall
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _AMOUNT = re.compile(r"[A-Za-z\u20ac$\u00a3 ]{0,8}(\d{1,12}(?:[.,]\d{1,2})?)[A-Za-z\u20ac$\u00a3 ]{0,8}")
+_CALL = re.compile(
+    r"^(?:[ \t>*+`-]|\d{1,3}[.)])*+CALL[*`]{0,3}(?::[*`]{0,3}[ \t]*+|[ \t]++)"  # "CALL ", "1. **CALL:** "
+    r"[*`]{0,3}([A-Za-z_][\w.-]*+)[*`]{0,3}(?=[ \t]*+(?:[{(:[]|\r?$))",  # more words after the name are prose
+    re.MULTILINE,
+)
 MOST = 4_000  # characters of one argument that are kept, and of one result that is shown
 
 
@@ -132,7 +137,7 @@ def words(change: Change) -> str:
     return f"{change.at}: {_shown(change.value)}" if change.value is not None else f"{change.at}: deleted"
 
 
-def check(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
+def check_world(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
     """Raise ValueError where a tool speaks of a part of the state that is not there."""
     top = {} if isinstance(state, UnsetType) else state
     for tool in tools:
@@ -223,3 +228,41 @@ def _plain(value: object) -> str:
     """Case, outer spaces and a trailing .0 do not count."""
     number = _amount(value)
     return str(number) if number is not None else " ".join(str(value).casefold().split())
+
+
+# --- the plain format of tools and calls ---
+
+
+def plain_tools(tools: Sequence[Tool]) -> str:
+    """How a model is told of its tools in the plain format."""
+    lines = [
+        "Tools: to use one, answer with a line of exactly this form and nothing else:",
+        'CALL tool_name {"argument": "value"}',
+        "The result comes back in the next message. The tools are:",
+    ]
+    for tool in tools:
+        arguments = ", ".join(f'"{name}" ({what})' for name, what in tool.parameters.items())
+        lines.append(
+            f"- {tool.name}: {tool.description}" + (f" Arguments: {arguments}." if arguments else "")
+        )
+    return "\n".join(lines)
+
+
+def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
+    """Calls in the plain format: `CALL name {"argument": "value"}` on a line of its own.
+
+    A call counts even if its arguments are not valid JSON (arguments then are {}): what was called matters.
+    """
+    found = (match for match in _CALL.finditer(text) if match[1] in names)
+    return tuple(ToolCall(match[1], _arguments(text[match.end() :])) for match in found)
+
+
+def _arguments(rest: str) -> dict[str, Any]:
+    start = rest.find("{")
+    if start < 0 or rest[:start].strip(" \t:(`"):
+        return {}
+    try:
+        value, _ = json.JSONDecoder().raw_decode(rest[start:])
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

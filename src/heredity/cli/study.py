@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +28,20 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     if value is None or value.is_dir():
         return value
     from heredity.core.errors import BadInput, did_you_mean
-    from heredity.core.readers import toml_of
+    from heredity.core.readers import toml_line, toml_of
 
     options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
     given = toml_of(value)
     for key in given:
         if key not in options:
             hint = did_you_mean(key, [name for name in options if name])
-            raise BadInput(value, f"unknown key '{key}'.{hint}", _line(value, key), code="unknown-key")
+            raise BadInput(value, f"unknown key '{key}'.{hint}", toml_line(value, key), code="unknown-key")
         if problem := _misfit(options[key], given[key]):
-            raise BadInput(value, f"'{key}' {problem}", _line(value, key), code="wrong-type")
+            raise BadInput(value, f"'{key}' {problem}", toml_line(value, key), code="wrong-type")
         if _has_nul(given[key]):
-            raise BadInput(value, f"'{key}' holds a NUL character.", _line(value, key), code="nul-character")
+            raise BadInput(
+                value, f"'{key}' holds a NUL character.", toml_line(value, key), code="nul-character"
+            )
     ctx.default_map = {key: _shape(options[key], entry, value.parent) for key, entry in given.items()}
     return value
 
@@ -74,13 +75,6 @@ def _misfit(option: click.Parameter, entry: Any) -> str:
 
 def _has_nul(entry: Any) -> bool:
     return any(isinstance(e, str) and "\0" in e for e in (entry if isinstance(entry, list) else [entry]))
-
-
-def _line(path: Path, key: str) -> int:
-    """Where the file sets `key`, as a value or as a table; 0 where that is not found."""
-    sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((number for number, line in enumerate(lines, 1) if sets.match(line)), 0)
 
 
 def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:

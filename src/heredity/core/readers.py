@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heredity.core.errors import BadInput, Unavailable, UsageError
+from heredity.core.errors import BadInput, Unavailable, UsageError, origin_of
 
 Row = dict[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -189,19 +189,77 @@ def toml_of(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def line_of(path: Path, key: str = "", table: str = "") -> int:
-    """The line of a TOML file that sets `key`, or else of the table whose `name` is `table`; 0 for none."""
+def toml_line(path: Path | str, key: str = "", *, table: str = "", head: str = "", index: int = 0) -> int:
+    """The line of a TOML file that an error is about; 0 if it is not found or the file cannot be read.
+
+    key     the setting: as a value, or as the header of a table of its own. "decoding.seed" is the key `seed`
+            of [decoding], also if it is written `decoding.seed` at the top.
+    table   the table whose `name` this is; of several the last, which is the one too many.
+    head    look only in the table of this header, of [[several]] in the one at `index`; without a `key` that
+            is in it, the line of the header.
+    """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = Path(path).read_text("utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
         return 0
-    patterns = []
-    if key:
-        patterns.append(rf"\s*\"?{re.escape(key)}\"?\s*=")
     if table:
-        patterns.append(rf"\s*name\s*=\s*[\"']{re.escape(table)}[\"']")
-    found = (n for pattern in patterns for n, line in enumerate(lines, 1) if re.match(pattern, line))
-    return next(found, 0)
+        named = re.compile(rf"[^#]*\bname\s*=\s*[\"']{re.escape(table)}[\"']")
+        return max((n for n, line in enumerate(lines, 1) if named.match(line)), default=0)
+    if "." in key and not head:
+        head, _, key = key.rpartition(".")
+        return _line_within(lines, head, key)
+    start, stop = _table_span(lines, head, index)
+    if key:
+        sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]:]")
+        found = next((n for n in range(max(start, 1), stop + 1) if sets.match(lines[n - 1])), 0)
+        return found or start
+    return start
+
+
+def toml_line_of(path: Path | str, error: BaseException) -> int:
+    """`toml_line` of an error's own key or table, or of the place that msgspec names (`$.tools[1].name`)."""
+    own = origin_of(error)
+    if own is not None and (own.table or own.key):
+        return toml_line(path, own.key, table=own.table)
+    message = str(error)
+    place = re.search(r"at `\$\.(\w+)\[(\d+)\]", message)
+    named = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
+    key = named[1] if named else ""
+    if place is not None:
+        return toml_line(path, key, head=place[1], index=int(place[2]))
+    return toml_line(path, key) if key else 0
+
+
+def _table_span(lines: list[str], head: str, index: int) -> tuple[int, int]:
+    """First and last line of a table with its sub-tables; (0, all) for no head, or one that is not there."""
+    if not head:
+        return 0, len(lines)
+    opens = re.compile(rf"\s*\[+\s*[\"']?{re.escape(head)}[\"']?\s*\]+")
+    starts = [n for n, line in enumerate(lines, 1) if opens.match(line)]
+    if index >= len(starts):
+        return 0, len(lines)
+    start = starts[index]
+    inner = re.compile(rf"\s*\[+\s*[\"']?{re.escape(head)}[\"']?\s*\.")
+    another = re.compile(r"\s*\[+\s*[\"'\w]")
+    after = (n for n in range(start + 1, len(lines) + 1) if _opens(lines[n - 1], another, inner))
+    return start, next(after, len(lines) + 1) - 1
+
+
+def _opens(line: str, another: re.Pattern[str], inner: re.Pattern[str]) -> bool:
+    is_header = another.match(line) is not None and "=" not in line.split("#")[0]
+    return is_header and not inner.match(line)
+
+
+def _line_within(lines: list[str], table: str, key: str) -> int:
+    """The line of `key` in a table, also as `table.key` above it."""
+    inside = ""
+    for number, line in enumerate(lines, 1):
+        if header := re.match(r"\s*\[+\s*([^\]\s]+)", line):
+            inside = header[1]
+        found = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
+        if found and f"{inside}.{found[1]}".lstrip(".") == f"{table}.{key}".lstrip("."):
+            return number
+    return 0
 
 
 @contextmanager
@@ -215,6 +273,6 @@ def naming(path: Path | None) -> Iterator[None]:
         raise BadInput(
             path,
             str(error),
-            line_of(path, error.key, error.table),
+            toml_line(path, error.key) or toml_line(path, table=error.table),
             code=error.code if error.code != UsageError.code else BadInput.code,
         ) from None

@@ -14,7 +14,7 @@ import msgspec
 
 from heredity.core import registry
 from heredity.core.errors import BadArgument, BadInput, code_of, nearest
-from heredity.core.readers import toml_of
+from heredity.core.readers import toml_line, toml_of
 from heredity.corpus.sources import CorpusSource
 from heredity.corpus.steps import CorpusStep
 
@@ -210,7 +210,6 @@ class _RecipeReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.data = toml_of(path)
-        self.lines = path.read_text(encoding="utf-8").splitlines()
 
     def recipe(self) -> CorpusRecipe:
         known = (
@@ -349,23 +348,7 @@ class _RecipeReader:
         return list(found)
 
     def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> Any:
-        raise BadInput(self.path, message, self._line(head, index, key), code=code)
-
-    def _line(self, head: str, index: int, key: str) -> int:
-        """The line of a key in the index-th table of a head; of the table where the key is not found."""
-        start, end = 0, len(self.lines)
-        if head:
-            heads = [n for n, line in enumerate(self.lines) if re.match(rf"\s*\[+\s*{head}\s*\]+", line)]
-            if index < len(heads):
-                start = heads[index]
-                after = (n for n in range(start + 1, end) if re.match(r"\s*\[+\s*\w", self.lines[n]))
-                end = next(after, end)
-        if key:
-            pattern = re.compile(rf"\s*\[*\"?{re.escape(key)}\"?\s*[\]=]")
-            for n in range(start, end):
-                if pattern.match(self.lines[n]):
-                    return n + 1
-        return start + 1 if head else 0
+        raise BadInput(self.path, message, toml_line(self.path, key, head=head, index=index), code=code)
 
 
 def _unknown(what: str, name: str, known: Any) -> str:

@@ -13,7 +13,6 @@ Leaves to others: finding the models (study.py), and the questions (the probes a
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +23,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError, did_you_mean
-from heredity.core.readers import toml_of
+from heredity.core.readers import toml_line, toml_of
 from heredity.core.records import Model, Probe, digest
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
@@ -86,14 +85,16 @@ def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict
         name = _ALIASES.get(key, key)
         if name not in kinds:
             hint = did_you_mean(key, list(kinds))
-            raise BadInput(path, f"unknown key '{key}'.{hint}", _line(path, key), code="unknown-key")
+            raise BadInput(path, f"unknown key '{key}'.{hint}", toml_line(path, key), code="unknown-key")
         if problem := _misfit(kinds[name], value):
-            raise BadInput(path, f"'{key}' {problem}", _line(path, key), code="wrong-type")
+            raise BadInput(path, f"'{key}' {problem}", toml_line(path, key), code="wrong-type")
         if _has_nul(value):
-            raise BadInput(path, f"'{key}' holds a NUL character.", _line(path, key), code="nul-character")
+            raise BadInput(
+                path, f"'{key}' holds a NUL character.", toml_line(path, key), code="nul-character"
+            )
         if name in found:
             raise BadInput(
-                path, f"'{key}' is given twice, as '{name}' too.", _line(path, key), code="given-twice"
+                path, f"'{key}' is given twice, as '{name}' too.", toml_line(path, key), code="given-twice"
             )
         found[name] = _placed(
             name, [value] if kinds[name] is list and isinstance(value, str) else value, path.parent
@@ -141,13 +142,6 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
     if name == "probes":
         return [str(folder / each) if each.endswith(".toml") else each for each in value]
     return value
-
-
-def _line(path: Path, key: str) -> int:
-    """The line that sets `key`, as a value or as a table; 0 if there is none."""
-    sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]:]")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((number for number, line in enumerate(lines, 1) if sets.match(line)), 0)
 
 
 # --- the plan -------------------------------------------------------------------------------------

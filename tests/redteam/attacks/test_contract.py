@@ -8,7 +8,8 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from heredity.application.spec import Application, parse_tool_calls
+from heredity.application.spec import Application
+from heredity.application.tools import parse_tool_calls
 from heredity.core.errors import UsageError
 from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Response
 from heredity.redteam import attacks

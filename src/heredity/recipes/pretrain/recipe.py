@@ -25,7 +25,7 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, UsageError, code_of, did_you_mean
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch
-from heredity.core.readers import line_of, naming, toml_of
+from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._training_run import setting
@@ -71,13 +71,13 @@ def read(
         if key not in hints:
             hint = did_you_mean(key, hints)
             raise BadInput(
-                path, f"no setting is called '{key}'.{hint}", line_of(path, key), code="unknown-key"
+                path, f"no setting is called '{key}'.{hint}", toml_line(path, key), code="unknown-key"
             )
         try:
             said[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
         except msgspec.ValidationError as error:
             raise BadInput(
-                path, f"{key}: {error}", line_of(path, key), code=code_of(error, "bad-setting")
+                path, f"{key}: {error}", toml_line(path, key), code=code_of(error, "bad-setting")
             ) from None
     if "corpus" in said:
         said["corpus"] = path.parent / said["corpus"]
@@ -86,7 +86,7 @@ def read(
         raise BadInput(
             path,
             _not_of(name, said.get("objective", "causal")),
-            line_of(path, name),
+            toml_line(path, name),
             code="key-of-another-objective",
         )
     if not needs_corpus:

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from heredity.application.spec import Application, parse_tool_calls
+from heredity.application.spec import Application
+from heredity.application.tools import parse_tool_calls
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks._conversation import plain_value
 from heredity.redteam.checks.protocols import BreachCheck, Finding

@@ -17,6 +17,7 @@ import msgspec
 
 from heredity.core import readers
 from heredity.core.errors import BadInput, code_of, did_you_mean
+from heredity.core.readers import toml_line_of, toml_of
 from heredity.core.sanitize import clean_text
 from heredity.redteam.judges.calibration.measure import check_positive
 
@@ -103,13 +104,12 @@ class LabelledAnswers(NamedTuple):
 
 
 def read_spec(path: Path) -> JudgeTrainingSpec:
-    """The TOML file. Raises BadInput."""
+    """The TOML file. Raises BadInput with the line."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=JudgeTrainingSpec)
-    except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}") from None
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None
+        return msgspec.convert(toml_of(path), JudgeTrainingSpec)
+    except msgspec.ValidationError as error:
+        line = toml_line_of(path, error)
+        raise BadInput(path, str(error), line, code=code_of(error, "bad-setting")) from None
 
 
 def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAnswers:
