@@ -26,7 +26,7 @@ from heredity.core.sanitize import clean_text
 from heredity.engines.protocols import Matcher, Scorer
 from heredity.evals.metrics import LETTERS
 from heredity.evals.metrics import load as metric_of
-from heredity.evals.tasks import EvalTask, TaskItem, _pictures
+from heredity.evals.tasks import EvalTask, TaskItem, images
 
 Form = Literal["chat", "plain"]
 
@@ -172,9 +172,9 @@ class _Match:
 
 def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]:
     """Of a picture to each caption, or of a caption to each picture."""
-    if (picture := _pictures.bytes_of(shown)) is not None:
+    if (picture := images.bytes_of(shown)) is not None:
         return engine.match([picture], options)[0]
-    pictures = [found for option in options if (found := _pictures.bytes_of(option)) is not None]
+    pictures = [found for option in options if (found := images.bytes_of(option)) is not None]
     return [row[0] for row in engine.match(pictures, [shown])]
 
 

@@ -12,7 +12,7 @@ from heredity.core.errors import BadInput
 from heredity.evals import metrics, tasks
 from heredity.evals.metrics import ItemAnswer
 from heredity.evals.prompting import WAYS, put
-from heredity.evals.tasks import _pictures
+from heredity.evals.tasks import images as _pictures
 from tests.support.errors import raises
 
 COLOURS = {

@@ -11,12 +11,190 @@ Leaves to others: how an item is put (_put.py, _ways.py), and what an answer is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
 
 from heredity.core import registry
-from heredity.core.errors import BadInput, UnknownName
+from heredity.core.errors import BadInput, HeredityError, UnknownName, code_of, did_you_mean, nearest
+from heredity.core.readers import toml_of
 from heredity.core.records import Record, digest
 from heredity.evals import metrics
+from heredity.evals.tasks import images
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SLOT = re.compile(r"\{(\w+)\}")
+_ALWAYS = ("input", "options")
+
+
+class _Entry(Record, frozen=True):
+    """An item or an example as the file has it."""
+
+    input: str
+    reference: str | tuple[str, ...]
+    id: str = ""
+    wrong: tuple[str, ...] = ()
+    group: str = ""
+    proof: str = ""  # what shows that the reference is right; for the tests, no part of the task
+
+
+class _File(Record, frozen=True):
+    title: str
+    description: str
+    edition: str
+    metric: str
+    prompt: str
+    plain: str
+    item: tuple[_Entry, ...]
+    shot: tuple[_Entry, ...] = ()
+    group: dict[str, dict[str, str]] = {}  # noqa: RUF012 (a Record copies it)
+    begin: str = ""
+    max_tokens: int = 32
+
+
+def read(path: Path) -> EvalTask:
+    """The task of a file, named after it. Raises BadInput."""
+    return _TaskReader(path).task()
+
+
+class _TaskReader:
+    """Turns one file into a Task; it only exists so that every mistake can name its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, data = path, toml_of(path)
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+        self.file = self._convert(data)
+
+    def task(self) -> EvalTask:
+        file, name = self.file, self.path.stem
+        if not _NAME.fullmatch(name):
+            self._fail(
+                f"a task is named after its file, and '{name}' may have only a-z, 0-9, - and _",
+                code="bad-name",
+            )
+        try:
+            metrics.load(file.metric)
+        except HeredityError as error:
+            self._fail(str(error), self._at("metric"), code="unknown-metric")
+        if file.max_tokens < 1:
+            self._fail("`max_tokens` must be at least 1", self._at("max_tokens"), code="bad-setting")
+        if not file.item:
+            self._fail("has no items: write at least one [[item]]", code="no-items")
+        shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
+        items = tuple(self._item("item", n, entry) for n, entry in enumerate(file.item))
+        self._verify(items, shots)
+        return EvalTask(
+            name, file.title, file.description, file.edition, file.metric, file.prompt, file.plain, items,
+            shots, file.group, file.begin, file.max_tokens,
+        )  # fmt: skip
+
+    def _item(self, kind: str, n: int, entry: _Entry) -> TaskItem:
+        """The right option stands at the place that `n` gives, so that no place is right more often."""
+        entry = self._opened(entry, self._head(kind, n))
+        references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
+        name = entry.id or f"{kind}-{n + 1}"
+        if not references or not all(text.strip() for text in references):
+            self._fail(
+                f"{kind} '{name}' has no reference, or an empty one",
+                self._head(kind, n),
+                code="reference-missing",
+            )
+        options: tuple[str, ...] = ()
+        if entry.wrong:
+            # Shifted by one each round: every place is right equally often, also among every second item.
+            place = (n + n // (len(entry.wrong) + 1)) % (len(entry.wrong) + 1)
+            options = (*entry.wrong[:place], references[0], *entry.wrong[place:])
+        if len(set(options)) < len(options):
+            self._fail(
+                f"{kind} '{name}' has an option twice", self._head(kind, n), code="answer-option-twice"
+            )
+        if not options and metrics.load(self.file.metric).NEEDS_OPTIONS:
+            self._fail(
+                f"{kind} '{name}' has no `wrong` options, and '{self.file.metric}' chooses among options",
+                self._head(kind, n),
+                code="options-missing",
+            )
+        if entry.group and entry.group not in self.file.group:
+            near = nearest(entry.group, self.file.group)
+            hint = f" Did you mean '{near}'?" if near else f" Write a table [group.{entry.group}]."
+            self._fail(
+                f"{kind} '{name}': no group named '{entry.group}'.{hint}",
+                self._head(kind, n),
+                code="unknown-group",
+            )
+        return TaskItem(name, entry.input.strip("\n"), references, options, entry.group)
+
+    def _opened(self, entry: _Entry, line: int) -> _Entry:
+        """With its pictures read, where the metric asks of some."""
+        if metrics.load(self.file.metric).ASKS != "match":
+            return entry
+        said = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
+        right, wrong = (
+            tuple(images.opened(text, self.path, line) for text in some) for some in (said, entry.wrong)
+        )
+        shown = images.opened(entry.input, self.path, line)
+        return msgspec.structs.replace(entry, input=shown, reference=right, wrong=wrong)
+
+    def _verify(self, items: tuple[TaskItem, ...], shots: tuple[TaskItem, ...]) -> None:
+        seen: set[str] = set()
+        shown = {(shot.group, shot.input) for shot in shots}
+        for n, item in enumerate(items):
+            head = self._head("item", n)
+            if item.id in seen or not _NAME.fullmatch(item.id):
+                what = "is used twice" if item.id in seen else "may have only a-z, 0-9, - and _"
+                self._fail(
+                    f"the id '{item.id}' {what}", head, code="id-twice" if item.id in seen else "bad-name"
+                )
+            seen.add(item.id)
+            if (item.group, item.input) in shown:
+                self._fail(f"item '{item.id}' is also an example", head, code="item-is-example")
+            for key in ("prompt", "plain", "begin"):
+                self._verify_slots(key, getattr(self.file, key), item)
+
+    def _verify_slots(self, key: str, template: str, item: TaskItem) -> None:
+        known = (*_ALWAYS, *self.file.group.get(item.group, ()))
+        for slot in _SLOT.findall(template):
+            if slot not in known:
+                near = nearest(slot, known)
+                hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(known)}."
+                self._fail(
+                    f"unknown slot '{{{slot}}}' for item '{item.id}'. {hint}",
+                    self._at(key),
+                    code="unknown-slot",
+                )
+        if "{input}" not in template + self.file.begin * (key == "prompt") and key != "begin":
+            self._fail(f"`{key}` lacks the slot {{input}}", self._at(key), code="slot-missing")
+
+    def _convert(self, data: dict[str, Any]) -> _File:
+        try:
+            return msgspec.convert(data, _File, strict=True)
+        except msgspec.ValidationError as error:
+            self._explain(error)
+
+    def _explain(self, error: msgspec.ValidationError) -> NoReturn:
+        message = str(error)
+        where = re.search(r"at `\$\.(item|shot)\[(\d+)\]", message)
+        line = self._head(where[1], int(where[2])) if where else 0
+        unknown = re.search(r"unknown field `([^`]+)`", message)
+        if unknown is None:
+            self._fail(message, line, code=code_of(error, "bad-setting"))
+        hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
+        self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line), code="unknown-key")
+
+    def _head(self, kind: str, n: int) -> int:
+        """The line of the n-th [[item]] or [[shot]]."""
+        heads = [at for at, line in enumerate(self.lines, 1) if line.strip() == f"[[{kind}]]"]
+        return heads[n] if n < len(heads) else 0
+
+    def _at(self, key: str, start: int = 0) -> int:
+        sets = re.compile(rf"\s*\"?{re.escape(key)}\"?\s*=")
+        return next((n for n, line in enumerate(self.lines, 1) if n >= start and sets.match(line)), start)
+
+    def _fail(self, message: str, line: int = 0, *, code: str = "") -> NoReturn:
+        raise BadInput(self.path, message, line, code=code)
 
 
 class TaskItem(Record, frozen=True):
@@ -70,9 +248,6 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTas
 
     Raises UnknownName with the nearest, BadInput with file and line.
     """
-    from pathlib import Path
-
-    from heredity.evals.tasks._load import read
 
     found: dict[str, EvalTask] = {}
     for name in dict.fromkeys(wanted or names()):
