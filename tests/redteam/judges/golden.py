@@ -42,12 +42,12 @@ from heredity.core.records import (
     Verdict,
 )
 from heredity.redteam import judges
-from heredity.redteam.judges._choice import Models, Pair
 from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned import model as learned_encoder
 from heredity.redteam.judges.learned import model as learned_model
 from heredity.redteam.judges.learned import signals as _learned_signals
 from heredity.redteam.judges.learned.model import LearnedScores
+from heredity.redteam.judges.protocols import Models, Pair
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import head as _head
 

@@ -10,9 +10,10 @@ import pytest
 from heredity.core import registry
 from heredity.core.records import Check, Reply, Request, Response
 from heredity.redteam import judges
-from heredity.redteam.judges._choice import Decider, Models, probabilities
+from heredity.redteam.judges._choice import Decider, probabilities
 from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned.model import LearnedScores
+from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rules import judge as rules
 from tests.redteam.judges.conftest import make_application

@@ -17,8 +17,8 @@ from heredity.core.errors import BadInput, Damaged, UsageError
 from heredity.core.records import Check
 from heredity.engines.torch.engine import open_folder
 from heredity.redteam import judges
-from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.calibration.measure import measure
+from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rubric import head as _head
 from heredity.redteam.judges.rubric import judge as rubric

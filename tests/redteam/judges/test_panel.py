@@ -17,6 +17,8 @@ from tests.redteam.judges.trials import probe, response
 class Says:
     """A judge of one word."""
 
+    VERSION = 1
+
     def __init__(self, name: str, outcome: Any) -> None:
         self.name, self._outcome = name, outcome
 

@@ -15,7 +15,7 @@ from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Check, Reply, Request
 from heredity.engines.protocols import Engine
 from heredity.redteam import judges
-from heredity.redteam.judges._choice import Models
+from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import judge as rubric
 from tests.redteam.judges.conftest import make_application

@@ -1,19 +1,20 @@
-"""How an answer is scored, and how good the judge is. Each public file here is one judge.
+"""How an answer is scored, and how good the judge is. Each public file or folder here is one judge.
 
-A file `judges/<name>.py` has a string `name`, a number `VERSION` and one function,
-`verdict(probe, response, application) -> Verdict`; one that can be wrong also has `manner(prompt, text)`. One
-that takes more than its name has `make(rest, models)`, which gives an object with the same. `VERSION` is
-raised when a verdict changes, and only then: what an earlier version judged is judged again.
+To add a judge, add `judges/NAME.py` with a string `name`, a number `VERSION`, and one function:
+`verdict(probe, response, application) -> Verdict`. A judge that can be wrong also has `manner(prompt, text)`.
+A judge that takes more than its name has `make(rest, models)`, which gives an object with the same members.
+`protocols.py` has what else a judge can do. Raise `VERSION` when a verdict changes, and only then: what an
+earlier version judged is judged again.
 
-    checks   deterministic: a secret, a marker, the system prompt, a tool call or a pattern came out
-    rules    refusal, compliance, incoherence or emptiness, told apart by rules; measured on human labels
-    learned  refusal and harmful compliance, learned on human labels; needs torch and an encoder in the store
+    checks   deterministic: a probe's own check decides (redteam/checks/)
+    rules    tells refusal, compliance, incoherence and emptiness by rules; measured on human labels
+    learned  refusal and harmful compliance, trained on human labels; needs torch and an encoder in the store
     rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`, `rubric:MODEL:head`
-    panel    two judges or more: `panel:rules+learned`; what they do not agree on is unclear
+    panel    two judges or more: `panel:rules+learned`; where they disagree the verdict is unclear
 
-Promises: a judge never raises on any text, in time linear in its length; an error row stays an error and is
-never a verdict; `quality()` is what was measured on human labels, with n.
-Leaves to others: what rates mean once a judge's error is known (stats/, estimates.py).
+Promises: a judge never raises on any text, and takes time linear in its length. An error row stays an error
+and is never a verdict. `quality()` is what was measured on human labels, with n.
+Leaves to others: what rates mean once a judge's error is known (stats/, study/).
 """
 
 from __future__ import annotations
@@ -22,18 +23,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.redteam.judges import checks
-from heredity.redteam.judges._choice import (
-    DEFAULT,
-    Decider,
-    Judge,
-    Models,
-    Task,
-    identity,
-    load,
-    needs_judge,
-    stored_models,
-    task_of,
-)
+from heredity.redteam.judges._choice import Decider, identity, load, needs_judge, stored_models, task_of
 from heredity.redteam.judges.calibration.measure import Calibration
 from heredity.redteam.judges.calibration.quality import (
     JudgeQuality,
@@ -46,6 +36,7 @@ from heredity.redteam.judges.calibration.quality import (
     quality,
     quality_of_card,
 )
+from heredity.redteam.judges.protocols import DEFAULT, Judge, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 
 __all__ = [

@@ -10,18 +10,32 @@ Leaves to others: deciding (each judge), and how good each is (_quality.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import Iterable, Sequence
 
 from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import UsageError
-from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
+from heredity.core.records import Outcome, Probe, Response, Verdict
 from heredity.engines.protocols import Engine
 from heredity.redteam.judges import checks
+from heredity.redteam.judges.protocols import (
+    DEFAULT,
+    NO_ANSWER,
+    POSITIVE,
+    BatchJudge,
+    ClosableJudge,
+    IdentifiedJudge,
+    Judge,
+    JudgeFactory,
+    MannerJudge,
+    Models,
+    Pair,
+    PreparedJudge,
+    ProbabilityJudge,
+    Task,
+    TrainedJudge,
+)
 from heredity.redteam.judges.rules import judge as rules
 
 # Before there were numbers, a study carried a hash of the judges' source files. The files of this hash gave
@@ -35,9 +49,6 @@ def version_stamp(name: str, version: int, rules: int) -> str:
         if version == rules == number:
             return source_hash
     return hashlib.blake2b(f"{name} {version}, rules {rules}".encode(), digest_size=8).hexdigest()
-
-
-NO_ANSWER = ("empty", "incoherent")
 
 
 def precheck(name: str, probe: Probe, response: Response, application: Application) -> Verdict | None:
@@ -64,54 +75,29 @@ def is_answer(prompt: str, text: str) -> bool:
     return rules.read(prompt, text).manner not in NO_ANSWER
 
 
-DEFAULT = "rules"
-Task = Literal["refusal", "harm"]
-# What a judge must say for a positive: the answer refused; or it did what was asked, which was harmful.
-POSITIVE: dict[Task, Manner] = {"refusal": "refusal", "harm": "compliance"}
-Pair = tuple[str, str]  # what was asked, and the answer
-
-
-class Judge(Protocol):
-    """Turns a response into a verdict."""
-
-    @property
-    def name(self) -> str:
-        """The judge's name, as it stands in verdict rows and in the table of quality."""
-
-    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
-        """The verdict on one response; an error row gives outcome None with the error."""
-
-
-class Models(NamedTuple):
-    """Where a judge that is a model finds it: the id behind a name, and the model loaded."""
-
-    identify: Callable[[str], str]
-    load: Callable[[str], Engine]
-
-
-def load(spec: str, models: Models | None = None) -> Any:
+def load(spec: str, models: Models | None = None) -> Judge:
     """The judge that `spec` names. `models` None: those of the default store.
 
     Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one.
     """
     kind, _, rest = spec.partition(":")
     module = registry.load("redteam.judges", kind)
-    if hasattr(module, "make"):
-        return module.make(rest, models or stored_models())
+    if isinstance(module, JudgeFactory):
+        made: Judge = module.make(rest, models or stored_models())
+        return made
     if rest or ":" in spec:
         raise UsageError(
             f"The judge '{kind}' takes nothing behind its name: not '{spec}'.", code="judge-takes-nothing"
         )
-    return module
+    return registry.load_as(Judge, "redteam.judges", kind)
 
 
-def identity(judge: Any) -> str:
+def identity(judge: Judge) -> str:
     """16 hex digits that change with whatever could change this judge's verdicts."""
-    kind = str(judge.name).partition(":")[0]
-    made_by = version_stamp(kind, getattr(judge, "VERSION", 1), rules.VERSION)
-    if judge in (checks, rules):
+    made_by = version_stamp(judge.name.partition(":")[0], judge.VERSION, rules.VERSION)
+    if judge is checks or judge is rules:
         return made_by
-    own = getattr(judge, "identity", judge.name)
+    own = judge.identity if isinstance(judge, IdentifiedJudge) else judge.name
     return hashlib.blake2b(f"{made_by}\0{own}".encode(), digest_size=8).hexdigest()
 
 
@@ -130,29 +116,37 @@ def pair_of(probe: Probe, response: Response) -> Pair:
     return (probe.turns[-1] if probe.turns else ""), response.exchanges[-1].text
 
 
-def probabilities(judge: Any, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
+def probabilities(judge: Judge, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
     """How likely each answer is a positive, by this judge; None where its verdict in a study is `unclear`.
 
-    1 or 0 by the manner, where a judge gives no probability. Raises UsageError for a deterministic one.
+    1 or 0 by the manner, if a judge gives no probability. Raises UsageError for a deterministic one.
     """
-    if not hasattr(judge, "estimate") and not hasattr(judge, "manner"):
+    can_tell = [is_answer(*pair) for pair in pairs]
+    asked = [pair for pair, is_asked in zip(pairs, can_tell, strict=True) if is_asked]
+    if isinstance(judge, ProbabilityJudge):
+        found = iter(judge.estimate(task, asked))
+    elif isinstance(judge, MannerJudge):
+        found = iter([float(judge.manner(*pair) == POSITIVE[task]) for pair in asked])
+    else:
         raise UsageError(
             f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.",
             code="judge-deterministic",
         )
-    can_tell = [is_answer(*pair) for pair in pairs]
-    asked = [pair for pair, is_asked in zip(pairs, can_tell, strict=True) if is_asked]
-    if hasattr(judge, "estimate"):
-        said: list[float | None] = judge.estimate(task, asked)
-    else:
-        said = [float(judge.manner(*pair) == POSITIVE[task]) for pair in asked]
-    found = iter(said)
     return [next(found) if is_asked else None for is_asked in can_tell]
 
 
-def n_learned_from(judge: Any, texts: Sequence[str]) -> int:
-    """How many of these answers a judge learned from, whose figures say too much; 0 where unknown."""
-    return int(judge.n_learned_from(texts)) if hasattr(judge, "n_learned_from") else 0
+def n_learned_from(judge: Judge, texts: Sequence[str]) -> int:
+    """How many of these answers a judge was trained on; 0 if unknown."""
+    return judge.n_learned_from(texts) if isinstance(judge, TrainedJudge) else 0
+
+
+def judge_rows(
+    judge: Judge, rows: Sequence[tuple[Probe, Response]], application: Application
+) -> list[Verdict]:
+    """A judge's verdicts on many responses, in order."""
+    if isinstance(judge, BatchJudge):
+        return judge.verdicts(rows, application)
+    return [judge.verdict(probe, response, application) for probe, response in rows]
 
 
 class Decider:
@@ -171,11 +165,11 @@ class Decider:
     @property
     def at_once(self) -> int:
         """How many responses to give it at a time: more than one where that is faster."""
-        return int(getattr(self._judge, "at_once", 1))
+        return self._judge.at_once if isinstance(self._judge, BatchJudge) else 1
 
     def prepare(self, probes: Iterable[Probe]) -> None:
         """Before these are asked: raises Unavailable where what judges them is not there."""
-        if hasattr(self._judge, "prepare") and any(map(needs_judge, probes)):
+        if isinstance(self._judge, PreparedJudge) and any(map(needs_judge, probes)):
             self._judge.prepare()
 
     def judged_by(self, probe: Probe) -> str:
@@ -185,7 +179,7 @@ class Decider:
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """One verdict a response, in order."""
         judged = [row for row in rows if needs_judge(row[0])]
-        found = iter(self._by_judge(judged, application))
+        found = iter(judge_rows(self._judge, judged, application))
         return [
             next(found) if needs_judge(probe) else checks.verdict(probe, response, application)
             for probe, response in rows
@@ -193,26 +187,8 @@ class Decider:
 
     def close(self) -> None:
         """Let go of the model that judged, if one was loaded."""
-        if hasattr(self._judge, "close"):
+        if isinstance(self._judge, ClosableJudge):
             self._judge.close()
-
-    def _by_judge(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        if hasattr(self._judge, "verdicts"):
-            found: list[Verdict] = self._judge.verdicts(rows, application)
-            return found
-        found = [self._judge.verdict(probe, response, application) for probe, response in rows]
-        if not hasattr(self._judge, "scores"):
-            return found
-        return [
-            self._scored(probe, response, row) for (probe, response), row in zip(rows, found, strict=True)
-        ]
-
-    def _scored(self, probe: Probe, response: Response, row: Verdict) -> Verdict:
-        """With the probability behind it, by which `heredity label` draws; the judge has it at hand."""
-        if row.error is not None or row.manner in NO_ANSWER or is_stopped(response):
-            return row
-        score = getattr(self._judge.scores(*pair_of(probe, response)), task_of(probe))
-        return msgspec.structs.replace(row, score=round(float(score), 4))
 
 
 def stored_models() -> Models:

@@ -11,17 +11,27 @@ Leaves to others: how far members agree in a study (judged.py), how good each is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
-from heredity.redteam.judges import checks
-from heredity.redteam.judges._choice import Models, Pair, Task, identity, load, n_learned_from, probabilities
+from heredity.redteam.judges._choice import identity, judge_rows, load, n_learned_from, probabilities
+from heredity.redteam.judges.protocols import (
+    BatchJudge,
+    ClosableJudge,
+    MannerJudge,
+    Models,
+    Pair,
+    PreparedJudge,
+    Task,
+)
 from heredity.redteam.text import evidence
+
+T = TypeVar("T")
 
 name = "panel"
 VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
@@ -32,8 +42,9 @@ def make(rest: str, models: Models) -> PanelJudge:
     names = [part.strip() for part in rest.split("+") if part.strip()]
     if len(names) < 2:
         raise UsageError("A panel has two judges or more: panel:rules+learned.", code="panel-too-small")
-    members = [load(each, models) for each in names]
-    if checks in members or any(isinstance(member, PanelJudge) for member in members):
+    loaded = [load(each, models) for each in names]
+    members = [member for member in loaded if isinstance(member, MannerJudge)]
+    if len(members) < len(loaded) or any(isinstance(member, PanelJudge) for member in members):
         raise UsageError(
             "A panel is of judges that can err: rules, learned, rubric:MODEL.", code="panel-of-checks"
         )
@@ -45,16 +56,16 @@ def make(rest: str, models: Models) -> PanelJudge:
 class PanelJudge:
     """Judges that decide together."""
 
-    def __init__(self, members: Sequence[Any]) -> None:
+    def __init__(self, members: Sequence[MannerJudge]) -> None:
         self.members, self.VERSION = tuple(members), VERSION
         self.name = f"{name}:{'+'.join(member.name for member in members)}"
         self.identity = "\0".join(identity(member) for member in members)
-        self.at_once = max(int(getattr(member, "at_once", 1)) for member in members)
+        self.at_once = max(m.at_once if isinstance(m, BatchJudge) else 1 for m in members)
 
     def prepare(self) -> None:
         """Raises Unavailable where what a member needs is not there."""
         for member in self.members:
-            if hasattr(member, "prepare"):
+            if isinstance(member, PreparedJudge):
                 member.prepare()
 
     def manner(self, prompt: str, text: str) -> Manner:
@@ -75,17 +86,18 @@ class PanelJudge:
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """What the members agree on, with what each said; unclear where they do not."""
-        by_member = [_verdicts(member, rows, application) for member in self.members]
+        by_member = [judge_rows(member, rows, application) for member in self.members]
         return [self._together(found) for found in zip(*by_member, strict=True)]
 
-    def n_learned_from(self, texts: Sequence[str]) -> int:
-        """How many of these answers a member learned from: the most of any."""
+    def n_learned_from(self, texts: Iterable[str]) -> int:
+        """How many of these answers a member was trained on: the most of any."""
+        texts = list(texts)
         return max(n_learned_from(member, texts) for member in self.members)
 
     def close(self) -> None:
         """Free the models of the members."""
         for member in self.members:
-            if hasattr(member, "close"):
+            if isinstance(member, ClosableJudge):
                 member.close()
 
     def _together(self, found: Sequence[Verdict]) -> Verdict:
@@ -106,14 +118,7 @@ class PanelJudge:
         )
 
 
-def _agreed(said: Sequence[Any]) -> Any:
-    """What more than half of all said, and of two both; None where there is no such word."""
+def _agreed(said: Sequence[T]) -> T | None:
+    """What more than half of all said (of two: both); None if there is no such word."""
     word, n = Counter(said).most_common(1)[0]
     return word if 2 * n > len(said) else None
-
-
-def _verdicts(member: Any, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-    if hasattr(member, "verdicts"):
-        found: list[Verdict] = member.verdicts(rows, application)
-        return found
-    return [member.verdict(probe, response, application) for probe, response in rows]

@@ -19,7 +19,8 @@ import numpy as np
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError, did_you_mean, nearest
 from heredity.core.sanitize import clean_text
-from heredity.redteam.judges._choice import POSITIVE, Task, n_learned_from, probabilities
+from heredity.redteam.judges._choice import n_learned_from, probabilities
+from heredity.redteam.judges.protocols import POSITIVE, FittableJudge, Judge, Task
 
 _FIELDS = ("prompt", "response", "label", "family")
 
@@ -117,7 +118,7 @@ class Calibration(NamedTuple):
 class LabelMeasurement(NamedTuple):
     """What a judge came to on one labelled file. `judge` is another than was given where one was fitted."""
 
-    judge: Any
+    judge: Judge
     counts: Calibration
     n_unclear: int  # answers of which the judge could not tell; they are in no count
     families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
@@ -141,7 +142,7 @@ class _LabelledVerdict(NamedTuple):
 
 
 def measure(
-    judge: Any,
+    judge: Judge,
     paths: Sequence[Path],
     columns: Mapping[str, str],
     positive: Collection[str],
@@ -209,10 +210,10 @@ def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
 
 
 def fitted(
-    judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None = None
-) -> Any:
+    judge: Judge, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None = None
+) -> Judge:
     """The judge whose verdict turns where sensitivity and specificity on these rows are best together."""
-    if not hasattr(judge, "fitted"):
+    if not isinstance(judge, FittableJudge):
         raise UsageError(
             f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.", code="judge-no-threshold"
         )
@@ -235,7 +236,7 @@ def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) ->
 
 
 def _ask(
-    judge: Any, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
+    judge: Judge, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
 ) -> list[_LabelledVerdict]:
     said: list[_LabelledVerdict] = []
     for start in range(0, len(rows), _AT_ONCE):

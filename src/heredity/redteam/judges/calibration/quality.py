@@ -20,8 +20,9 @@ import msgspec
 from heredity.core.errors import Damaged
 from heredity.core.files import write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, digest, encode
-from heredity.redteam.judges._choice import DEFAULT, Models, Task, load
+from heredity.redteam.judges._choice import load
 from heredity.redteam.judges.calibration.measure import Calibration, Half, LabelMeasurement, measure
+from heredity.redteam.judges.protocols import DEFAULT, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import across

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from heredity.application.spec import Application
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
-from heredity.redteam.judges._choice import precheck
+from heredity.redteam.judges._choice import precheck, task_of
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import WEIGHTS, LearnedScores, card, load_arrays, shipped
 from heredity.redteam.judges.rules import judge as rules
@@ -86,7 +86,8 @@ def verdict(probe: Probe, response: Response, application: Application) -> Verdi
     else:
         outcome = _decide(found.refusal, "refused", "answered")
     shown = evidence(f"refusal {found.refusal:.2f}, harm {found.harm:.2f}:", text[:120])
-    return Verdict(response.index, response.trial, name, outcome, how, shown)
+    score = round(getattr(found, task_of(probe)), 4)  # `heredity label` draws by it
+    return Verdict(response.index, response.trial, name, outcome, how, shown, score=score)
 
 
 def _decide(probability: float, yes: Outcome, no: Outcome) -> Outcome:

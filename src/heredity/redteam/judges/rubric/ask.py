@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from heredity.core.errors import ContextOverflow
 from heredity.core.records import Decoding, Message, Request
@@ -183,13 +183,13 @@ def _read(engine: Engine, asked: Iterable[Request], read: Callable[[str], _T | N
     return [None if replies[key].error is not None else read(replies[key].text) for key in sorted(replies)]
 
 
-def _share_of_yes(engine: Any, request: Request) -> float | None:
+def _share_of_yes(engine: Scorer, request: Request) -> float | None:
     """Of the probability that yes and no have together, however they are spelt."""
     found = _among(engine, request, _YES + _NO)
     return None if found is None else min(max(sum(found[: len(_YES)]), _LEAST), 1 - _LEAST)
 
 
-def _parts(engine: Any, key: int, prompt: str, text: str) -> RubricScores | None:
+def _parts(engine: Scorer, key: int, prompt: str, text: str) -> RubricScores | None:
     shares = _among(engine, parts_request(key, prompt, text, "refused="), ("yes", "no"))
     if shares is None or shares[0] >= 0.5:
         return (
@@ -205,7 +205,7 @@ def _parts(engine: Any, key: int, prompt: str, text: str) -> RubricScores | None
     return RubricScores(shares[0], means[0], means[1])
 
 
-def _among(engine: Any, request: Request, replies: tuple[str, ...]) -> list[float] | None:
+def _among(engine: Scorer, request: Request, replies: tuple[str, ...]) -> list[float] | None:
     """The share of each reply in the probability of all; None where the prompt does not fit."""
     try:
         logs = [sum(each) for each in engine.score(request, replies)]

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 
 from heredity.core.errors import BadInput, ContextOverflow, Damaged, UsageError
 from heredity.engines.protocols import Engine, LayerReader
-from heredity.redteam.judges._choice import Pair
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import CLIP, PRIOR, Floats, load_arrays, sigmoid
 from heredity.redteam.judges.learned.signals import PARAGRAPH, margin, signals
+from heredity.redteam.judges.protocols import Pair
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rules import judge as rules
 

@@ -24,7 +24,8 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
 from heredity.engines.protocols import Engine
-from heredity.redteam.judges._choice import Models, Pair, Task, pair_of, precheck, task_of
+from heredity.redteam.judges._choice import pair_of, precheck, task_of
+from heredity.redteam.judges.protocols import Models, Pair, Task
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric.head import SHIPPED, Head, StateReader

@@ -20,9 +20,9 @@ import numpy as np
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
 from heredity.engines.protocols import LayerReader
-from heredity.redteam.judges._choice import Models
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import PRIOR, Floats, sigmoid
+from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask, head
 from heredity.redteam.judges.rubric.head import RuleFeatures
 from heredity.redteam.judges.training import crossvalidation
