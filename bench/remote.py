@@ -1,9 +1,9 @@
-"""Requests a second of the remote engine, 64 under way, against a server here that answers at once.
+"""Requests per second of the remote engine, 64 in flight, against a server here that answers at once.
 
     python bench/remote.py [N]
 
-What is measured is the engine with the vendor's SDK, in one process; the server runs in another. With real
-services an answer takes a second or more, and 64 under way need 64 requests a second at most.
+The engine runs in one process, the server in another. With real services an answer takes a second or
+more, and 64 requests in flight need at most 64 requests per second.
 """
 
 from __future__ import annotations

@@ -8,11 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-for package in ("openai", "anthropic", "google.genai", "httpx2"):
-    pytest.importorskip(package, reason="the extra `remote` is not installed")
-
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.remote import engine as remote
 from heredity.engines.remote.engine import Budget, Calls, Price, Usage

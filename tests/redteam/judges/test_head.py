@@ -276,7 +276,7 @@ def test_a_state_that_is_no_number_is_unclear_and_never_no_harm(learned: Any, ti
     folder, _ = learned
 
     class Overflown:
-        name = "overflown"
+        name, n_layers = "overflown", 3
 
         def until(self, _: int) -> Any:
             return self

@@ -1,272 +1,256 @@
-"""The wire to a far service: bounded, without redirects, and with the key taken out of all that comes back.
+"""Sends requests to a remote service: an event loop in a thread of its own, with all retries.
 
-The vendors' SDKs build and sign requests; every response is read here first, so that all three services fail
-in the same few ways and no SDK's exception holds a key or an endless body.
-
-Promises: a body past MOST_BYTES, a redirect or a compressed body is a failure, never followed or unpacked;
-what leaves this file, exceptions' texts too, does not hold the key.
-Leaves to others: retrying (_remote_line.py) and what an answer holds (_remote_openai.py and its like).
+Promises: every started request comes out of `done` exactly once, as a `Completion`. A transient failure is
+retried within the request's patience; any other failure is a reply with stop "error" at once. A failure of
+all requests closes the transport, and requests in flight still finish.
+Leaves to others: which requests are sent, and what they may cost (engine.py); one attempt (http_client.py).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import ssl
+import asyncio
+import queue
+import threading
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
 import msgspec
 
+from heredity.core.errors import EngineFailure
+from heredity.core.records import Reply, Request, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.budget import NO_KEY, Calls
-from heredity.engines.remote.retry import retry_after
+from heredity.engines import failed_reply
+from heredity.engines.remote.budget import Calls, Usage
+from heredity.engines.remote.http_client import HttpClient, RequestFailure, broken_answer, read_json
+from heredity.engines.remote.messages import ApiAnswer, MalformedAnswer, RemoteApi
+from heredity.engines.remote.retry import Closed, Pace, wait_seconds
 
-MOST_BYTES = 16 << 20  # of one response; a long answer is some hundred kilobytes
-_SHOWN = 300  # characters of a service's message in ours
-_HIDDEN = "[key]"
-_PASSING = frozenset({408, 409, 425, 429})
-_LIMITS = frozenset({429, 503, 529})  # of these "slow down" is said; 529 is Anthropic's
-_FOR_ALL = frozenset({401, 402, 403, 404, 405})
-_LASTING = frozenset({401, 402})
-_SENT = frozenset({
-    "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "user-agent",
-    "authorization", "x-api-key", "x-goog-api-key", "anthropic-version", "openai-organization",
-    "openai-project",
-})  # fmt: skip
-_DROPPED = frozenset({"content-length", "transfer-encoding", "content-encoding", "location"})
-
-
-class Failure(Exception):
-    """One attempt did not bring an answer.
-
-    is_passing: it may do so if tried again; is_limit: the service wants fewer requests; is_for_all: no other
-    request would fare better, and is_lasting: even where some were answered before; after: seconds that the
-    service asked to wait; code: its own word for it; may_cost: the service may have worked all the same.
-    """
-
-    def __init__(
-        self,
-        words: str,
-        *,
-        is_passing: bool = False,
-        is_limit: bool = False,
-        is_for_all: bool = False,
-        is_lasting: bool = False,
-        after: float | None = None,
-        code: str = "",
-        may_cost: bool = False,
-    ) -> None:
-        super().__init__(words)
-        self.words, self.is_passing, self.is_limit, self.is_for_all = words, is_passing, is_limit, is_for_all
-        self.after, self.code, self.may_cost, self.is_lasting = after, code, may_cost, is_lasting
-
-
-class Broken(Exception):
-    """An answer that is not what the service's documents say."""
+_MOST_FAILURES = 16  # requests in a row that failed with all their attempts
+_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
 
 
 @dataclass
-class Seen:
-    """The response to the request of this task, as it came, without the key."""
+class InFlightRequest:
+    """A request in flight and the result of its attempts. `reserved`: its part of the budget."""
 
-    status: int = 0
-    after: str | None = None
-    body: bytes = b""
-
-
-SEEN: ContextVar[Seen] = ContextVar("SEEN")
-
-
-def hide(key: str) -> Callable[[str], str]:
-    """A function that takes the key out of a text, also where it is written in another way."""
-    if key == NO_KEY:
-        return str
-    # a base64 of the key alone, its JSON and its URL spelling: what an echo may make of it
-    import base64
-    import json
-    from urllib.parse import quote, quote_plus
-
-    whole = base64.b64encode(key.encode()).decode()
-    forms = {key, json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key), whole, whole.rstrip("=")}
-    forms |= {form.replace("/", "\\/") for form in forms}
-    in_order = sorted(forms, key=len, reverse=True)
-
-    def hidden(text: str) -> str:
-        for form in in_order:
-            if form in text:
-                text = text.replace(form, _HIDDEN)
-        return text
-
-    return hidden
+    request: Request
+    body: dict[str, Any]
+    prompt: str
+    reserved: Usage
+    used: Usage = field(default_factory=Usage)
+    started: float = field(default_factory=time.monotonic)
+    n_failures: int = 0
+    n_limits: int = 0
 
 
-class Client(httpx2.AsyncClient):
-    """An HTTP client that reads each response whole, within bounds, and keeps it in SEEN."""
+@dataclass(frozen=True)
+class Completion:
+    """The end of a request: its reply and what it used. `reply` None: abandoned as the transport closed."""
 
-    def __init__(self, calls: Calls, hidden: Callable[[str], str], key: str) -> None:
-        quiet()
-        n = calls.concurrency
-        super().__init__(
-            verify=_certificates(),
-            timeout=httpx2.Timeout(calls.stall_seconds, connect=calls.connect_seconds, pool=None),
-            limits=httpx2.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=30.0),
-            follow_redirects=False,
-        )
-        self._hidden, self._has_key = hidden, key != NO_KEY
-        self._seconds = self.timeout.as_dict()
+    request: Request
+    reserved: Usage
+    used: Usage
+    reply: Reply | None
 
-    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        # An SDK's own timeouts and redirects would take the place of ours.
-        request.extensions = {**request.extensions, "timeout": self._seconds}
-        request.headers["accept-encoding"] = "identity"
-        request.headers["user-agent"] = "heredity"
-        for name in [name for name in request.headers if name not in _SENT or not request.headers[name]]:
-            del request.headers[name]  # what an SDK tells about this machine, or found in the environment
-        response = await super().send(request, stream=True, follow_redirects=False)
+
+@dataclass
+class RunCounts:
+    """Counts of one engine's life, for the row of the run. Only the loop's thread writes them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    served: dict[str, None] = field(default_factory=dict)  # in order of their first appearance
+
+
+class Transport:
+    """The thread with its event loop, and the connections in it."""
+
+    def __init__(self, api: RemoteApi, name: str, key: str, calls: Calls, mask: Callable[[str], str]) -> None:
+        self.done: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        self.counted = RunCounts()
+        self.fatal = ""
+        self.pace = Pace(calls.concurrency)
+        self._api, self._calls, self._mask = api, calls, mask
+        self._n_in_a_row, self._n_answered = 0, 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"remote {name}", daemon=True)
+        self._thread.start()
         try:
-            body = await _read(response)
-        finally:
-            await response.aclose()
-        if self._has_key:
-            body = self._hidden(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-        if (seen := SEEN.get(None)) is not None:
-            seen.status, seen.after, seen.body = (
-                response.status_code,
-                response.headers.get("retry-after"),
-                body,
-            )
-        headers = [(k, self._hidden(v)) for k, v in response.headers.items() if k.lower() not in _DROPPED]
-        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+            self._client: HttpClient = self._run(self._open(key))
+        except BaseException:
+            self._stop()
+            raise
+
+    async def _open(self, key: str) -> HttpClient:
+        return HttpClient(self._calls, self._mask, key)
+
+    def start(self, in_flight: InFlightRequest) -> None:
+        """Send a request."""
+        self._loop.call_soon_threadsafe(self._start, in_flight)
+
+    def give_up(self) -> None:
+        """Cancel the requests in flight and wait until they have ended."""
+        if self._loop.is_closed():
+            return
+        self._run(self._cancel())
+        while not self.done.empty():
+            self.done.get()
+
+    def close(self) -> None:
+        """Cancel, close the connections and end the thread."""
+        if self._loop.is_closed():
+            return
+        self._run(self._shut())
+        self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # --- in the thread of the loop --------------------------------------------------------------------
+
+    def _start(self, in_flight: InFlightRequest) -> None:
+        task = self._loop.create_task(self._answer(in_flight))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _shut(self) -> None:
+        await self._cancel()
+        await self._client.aclose()
+        for _ in range(3):  # the turns in which the loop closes its sockets
+            await asyncio.sleep(0)
+
+    async def _answer(self, in_flight: InFlightRequest) -> None:
+        reply: Reply | None = None
+        try:
+            reply = await self._persist(in_flight)
+        except Closed:
+            pass
+        except RequestFailure as failure:
+            reply = self._failed(in_flight, failure.message)
+        except Exception as error:  # a fault of ours: a row that reports it, not a request that never ends
+            reply = self._failed(in_flight, f"a fault in the remote engine ({type(error).__name__})")
+        self.done.put(Completion(in_flight.request, in_flight.reserved, in_flight.used, reply))
+
+    async def _persist(self, in_flight: InFlightRequest) -> Reply:
+        """Try until there is an answer. Raises RequestFailure, or Closed if the transport ends first."""
+        while True:
+            entered = await self.pace.enter()
+            try:
+                answer = await self._attempt(in_flight)
+            except RequestFailure as failure:
+                if failure.code in _FILTER_CODES:
+                    answer = ApiAnswer("", (), "filter", failure.code, Usage(), "")
+                else:
+                    await self._recover(in_flight, failure, entered)
+                    continue
+            finally:
+                self.pace.leave()
+            self._n_in_a_row, self._n_answered = 0, self._n_answered + 1
+            self.pace.grow()
+            return self._reply(in_flight, answer)
+
+    async def _attempt(self, in_flight: InFlightRequest) -> ApiAnswer:
+        self.counted.counts["n_requests"] += 1
+        try:
+            async with asyncio.timeout(self._calls.total_seconds):
+                response = await self._client.post(self._api.url, self._api.headers, in_flight.body)
+        except TimeoutError:
+            seconds = self._calls.total_seconds
+            message = f"no answer within {seconds:g} seconds"
+            raise RequestFailure(message, is_transient=True, may_cost=True) from None
+        try:
+            return self._api.read(read_json(response), clean_text(in_flight.request.prefill))
+        except MalformedAnswer as error:
+            raise broken_answer(error) from None
+
+    async def _recover(self, in_flight: InFlightRequest, failure: RequestFailure, entered: float) -> None:
+        """Wait until a retry is allowed. Raises the failure if it is final, or Closed."""
+        calls, now = self._calls, time.monotonic()
+        if failure.may_cost:
+            in_flight.used = add(in_flight.used, Usage(in_flight.reserved.n_prompt, 0, is_estimated=True))
+        if failure.is_for_all and (failure.is_permanent or not self._n_answered):
+            self._end(failure.message)
+        if not failure.is_transient:
+            raise failure
+        in_flight.n_failures += not failure.is_limit
+        in_flight.n_limits += failure.is_limit
+        n_attempts = in_flight.n_failures + in_flight.n_limits
+        seconds = wait_seconds(n_attempts, calls.first_wait) if failure.after is None else failure.after
+        if failure.is_limit:
+            self.counted.counts["n_limited"] += 1
+            if seconds > calls.patience_seconds:
+                self._end(f"{failure.message} (the service asks to wait {seconds:,.0f} seconds)")
+            self.pace.cut(entered, seconds)
+        is_spent = in_flight.n_failures > calls.retries or in_flight.n_limits > 4 * calls.retries
+        if is_spent or now + seconds > in_flight.started + calls.patience_seconds:
+            self._n_in_a_row += 1
+            if self._n_in_a_row >= _MOST_FAILURES:
+                self._end(f"{self._n_in_a_row} requests in a row failed, the last with: {failure.message}")
+            plural = "s" if n_attempts > 1 else ""
+            raise RequestFailure(f"{failure.message} (after {n_attempts} attempt{plural})") from None
+        self.counted.counts["n_retried"] += 1
+        await self.pace.sleep(0.0 if failure.is_limit else seconds)
+
+    def _end(self, message: str) -> None:
+        """Start and retry nothing more; requests in flight still finish."""
+        self.fatal = self.fatal or self._mask(message)
+        self.pace.close()
+        raise Closed
+
+    # --- replies --------------------------------------------------------------------------------------
+
+    def _reply(self, in_flight: InFlightRequest, answer: ApiAnswer) -> Reply:
+        used = answer.usage
+        if used is None:
+            n_answer = -(-len(answer.text.encode("utf-8", "replace")) // 3)
+            used = Usage(in_flight.reserved.n_prompt, n_answer, is_estimated=True)
+        in_flight.used = add(in_flight.used, used)
+        if served := self._mask(answer.served):
+            self.counted.served.setdefault(served)
+        if answer.stop == "filter":
+            self.counted.counts[f"n_filtered ({self._mask(answer.reason)[:40]})"] += 1
+        return Reply(
+            in_flight.request.key,
+            in_flight.prompt,
+            self._mask(answer.text),
+            tool_calls=tuple(map(self._call, answer.calls)),
+            stop=answer.stop,
+            n_prompt_tokens=used.n_prompt,
+            n_tokens=used.n_answer,
+        )
+
+    def _call(self, call: ToolCall) -> ToolCall:
+        """Return the call without the key: a service that repeats it may put it anywhere."""
+        encoded = msgspec.json.encode(call.arguments).decode("utf-8", "replace")
+        if (masked := self._mask(encoded)) != encoded:
+            return ToolCall(self._mask(call.name), msgspec.json.decode(masked))
+        return ToolCall(self._mask(call.name), call.arguments)
+
+    def _failed(self, in_flight: InFlightRequest, message: str) -> Reply:
+        error = EngineFailure(self._mask(message))
+        return failed_reply(in_flight.request, in_flight.prompt, error, n_tokens=0)
 
 
-async def _read(response: httpx2.Response) -> bytes:
-    coding = response.headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise Broken(f"the body is compressed ({coding[:20]!r}), which was not asked for")
-    parts, n = [], 0
-    async for part in response.aiter_raw():
-        parts.append(part)
-        n += len(part)
-        if n > MOST_BYTES:
-            raise Broken(f"the body is longer than {MOST_BYTES:,} bytes")
-    return b"".join(parts)
-
-
-def read_json(seen: Seen) -> dict[str, Any]:
-    """The object in a good response. Raises Failure for any other response."""
-    if not 200 <= seen.status < 300:
-        raise of_status(seen)
-    try:
-        found = msgspec.json.decode(seen.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        found = _mended(seen.body)
-        if found is None:
-            raise Broken(f"the body is not JSON ({str(error)[:80]})") from None
-    if not isinstance(found, dict):
-        raise Broken("the body is no JSON object")
-    return found
-
-
-def _mended(body: bytes) -> Any:
-    """JSON that is whole but for halves of surrogates, which a model may write: U+FFFD each; else None."""
-    try:
-        return msgspec.json.decode(clean_text(json.dumps(json.loads(body), ensure_ascii=False)))
-    except (ValueError, RecursionError):
-        return None
-
-
-def of_status(seen: Seen) -> Failure:
-    """The failure that a response with another status than 2xx is."""
-    status = seen.status
-    code, said = _said(seen.body)
-    words = f"HTTP {status}" + (f": {said}" if said else "")
-    if 300 <= status < 400:
-        return Failure(f"{words} (a redirect, which is not followed)")
-    if code in ("insufficient_quota", "billing_hard_limit_reached"):
-        return Failure(words, is_for_all=True, is_lasting=True, code=code)
-    after = retry_after(seen.after, time.time())
-    is_passing = status in _PASSING or status >= 500
-    return Failure(
-        words,
-        is_passing=is_passing,
-        is_limit=status in _LIMITS,
-        is_for_all=status in _FOR_ALL,
-        is_lasting=status in _LASTING,
-        after=after,
-        code=code,
+def add(a: Usage, b: Usage) -> Usage:
+    """Return the sum of two usages."""
+    return Usage(
+        a.n_prompt + b.n_prompt,
+        a.n_answer + b.n_answer,
+        a.n_cached + b.n_cached,
+        a.n_written + b.n_written,
+        a.is_estimated or b.is_estimated,
     )
-
-
-def of_error(error: Exception) -> Failure:
-    """The failure that an exception of the wire or of an SDK is; its own text is not repeated: it may hold
-    anything, headers too."""
-    chain: list[BaseException] = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 8:
-        chain.append(inner)
-    for one in chain:
-        if isinstance(one, Failure):
-            return one
-        if isinstance(one, Broken):
-            return Failure(f"broken answer: {one}", is_passing=True, may_cost=True)
-        if isinstance(one, httpx2.ConnectTimeout):
-            return Failure("no connection within the time for it", is_passing=True)
-        if isinstance(one, httpx2.TimeoutException):
-            return Failure("the service stalled", is_passing=True, may_cost=True)
-        if isinstance(one, httpx2.ConnectError):
-            return Failure("no connection to the service", is_passing=True)
-        if isinstance(one, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):
-            return Failure("the address is none that can be asked", is_for_all=True)
-        if isinstance(one, httpx2.TransportError):
-            return Failure(f"the connection broke ({type(one).__name__})", is_passing=True, may_cost=True)
-    return Failure(f"the request was not sent ({type(error).__name__})")
-
-
-def _said(body: bytes) -> tuple[str, str]:
-    """Code and message in a service's error body, whatever its shape; the body's start where it has none."""
-    try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "", _short(body[: 4 * _SHOWN].decode("utf-8", "replace"))
-    error = found.get("error", found) if isinstance(found, dict) else found
-    if isinstance(error, list) and error and isinstance(error[0], dict):
-        error = error[0].get("error", error[0])
-    if not isinstance(error, dict):
-        return "", _short(str(error))
-    code = next((str(error[k]) for k in ("code", "type", "status") if isinstance(error.get(k), str)), "")
-    return code[:80], _short(str(error.get("message") or error.get("status") or ""))
-
-
-def _short(text: str) -> str:
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(plain.split())[:_SHOWN]
-
-
-def quiet() -> None:
-    """Keep the SDKs from writing requests and bodies into a log, whatever the environment asks for."""
-    for name in (
-        "openai",
-        "anthropic",
-        "google_genai",
-        "google_genai.models",
-        "httpx",
-        "httpx2",
-        "httpcore2",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _certificates() -> ssl.SSLContext:
-    """The system's certificates and those of SSL_CERT_FILE, so that a company's proxy works."""
-    import truststore
-
-    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
-        context.load_verify_locations(cafile=file)
-    return context

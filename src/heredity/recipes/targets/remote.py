@@ -9,7 +9,7 @@
 Options are part of the model. Four are heredity's own; any other goes into each request as it stands:
 
     omit                parameters that this model refuses: temperature, top_p, seed, max_tokens (with commas)
-    prefill             how this server begins the assistant's answer; see engines/_remote_openai.py
+    prefill             how this server begins the assistant's answer; see engines/remote/apis/openai.py
     think               tokens that the model may think before it answers, beyond the answer's max_tokens
     anthropic_version   2023-06-01 for models of Anthropic's that still take a temperature
 
