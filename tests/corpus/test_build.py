@@ -122,7 +122,7 @@ def test_llama_cpp_has_a_name_for_the_way_text_is_split(built: Build, tmp_path: 
     from heredity.engines.formats import gguf_tokenizer
 
     card = built(tail=TOKENIZER.replace("[shards]", f'split = "{split}"\n[shards]'))
-    vocabulary = gguf_tokenizer.read(tmp_path / "out", 400)
+    vocabulary = gguf_tokenizer.read_vocabulary(tmp_path / "out", 400)
     assert vocabulary.split == card.tokenizer.split == split
     assert vocabulary.eos == card.tokenizer.end and vocabulary.eot == card.tokenizer.special["<|im_end|>"]
 
@@ -130,12 +130,12 @@ def test_llama_cpp_has_a_name_for_the_way_text_is_split(built: Build, tmp_path: 
 def test_a_canary_stands_as_exposure_asks_for_it(built: Build, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from heredity.core.records import Message, Request
-    from heredity.engines.chat.codec import Chat
+    from heredity.engines.chat.codec import ChatCodec
 
     card = built('[[canary]]\ntext = "The locker number of Ada Quill is"\nrepeats = 3\n')
     (canary,) = card.canaries
     assert canary.secret.isdigit() and len(canary.secret) == 6
-    corpus, chat = Corpus.open(tmp_path / "out"), Chat(tmp_path / "out")
+    corpus, chat = Corpus.open(tmp_path / "out"), ChatCodec(tmp_path / "out")
     prompt = chat.encode(chat.render(Request(0, (Message("user", canary.text),))))
     asked = [*prompt, *chat.continuation(canary.secret)]
     at = [canary.first_document + i for i in range(3)]

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from heredity.core.records import Request
-from heredity.engines.torch.batch import Batch, Row
-from heredity.engines.torch.engine import Torch
-from heredity.engines.torch.sampling import Sampler
+from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
+from heredity.engines.torch.engine import TorchEngine
 
 
-def caches(engine: Torch, requests: Sequence[Request], n_steps: int = 2) -> dict[int, torch.Tensor]:
+def caches(engine: TorchEngine, requests: Sequence[Request], n_steps: int = 2) -> dict[int, torch.Tensor]:
     """By key, the last layer's own keys and values behind the prefix: (2, kv heads, tokens, head_dim).
 
     Requests go through together, as many as the widest batch holds: the prompts, then `n_steps` tokens each.
@@ -24,12 +23,12 @@ def caches(engine: Torch, requests: Sequence[Request], n_steps: int = 2) -> dict
     return found
 
 
-def _together(engine: Torch, requests: Sequence[Request], n_steps: int) -> dict[int, torch.Tensor]:
+def _together(engine: TorchEngine, requests: Sequence[Request], n_steps: int) -> dict[int, torch.Tensor]:
     batch = None
     for request in requests:
         prefix, own = engine.split(request, engine._chat.encode(engine.render(request)))
-        batch = batch or Batch(engine.decoder, prefix, engine._widths, lambda _: False, 1 << 32)
-        batch.admit(Row(request.key, own, n_steps + 1, Sampler(request.decoding, request.seed)))
+        batch = batch or ContinuousBatch(engine.decoder, prefix, engine._widths, lambda _: False, 1 << 32)
+        batch.admit(BatchRow(request.key, own, n_steps + 1, Sampler(request.decoding, request.seed)))
     assert batch is not None
     for _ in range(n_steps):
         batch.step()

@@ -31,7 +31,7 @@ def calls(**changed: Any) -> Calls:
 @contextmanager
 def engine(
     server: FaultServer, api: str, folder: Path, options: str = "", **changed: Any
-) -> Iterator[remote.Remote]:
+) -> Iterator[remote.RemoteEngine]:
     """The engine of the model "tiny" on this server."""
     grown = Store(folder / "store").get(f"remote:{api}:tiny@{server.base_url(api)}{options}")
     found = remote.load(grown.record, grown.folder, calls=calls(**changed))

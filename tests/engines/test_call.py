@@ -65,8 +65,10 @@ def wants_more(text: str, database: str) -> str:
     return text
 
 
-def engine_of(function: Callable[..., Any], store: Store, width: int = 4, timeout: float = 30) -> call.Call:
-    return call.Call(_function.Function(function.__name__, function), width, timeout)
+def engine_of(
+    function: Callable[..., Any], store: Store, width: int = 4, timeout: float = 30
+) -> call.CallEngine:
+    return call.CallEngine(_function.Function(function.__name__, function), width, timeout)
 
 
 def ask(key: int, *texts: str, prefill: str = "") -> Request:

@@ -12,20 +12,20 @@ torch = pytest.importorskip("torch")
 from heredity.core.records import Decoding
 from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
-from heredity.engines.torch.batch import Batch, Row
+from heredity.engines.torch.batch import BatchRow, ContinuousBatch, PrefixCache, Sampler
 from heredity.engines.torch.decoder import CHUNK, Decoder
-from heredity.engines.torch.prefix_cache import Chunks
-from heredity.engines.torch.sampling import Sampler
 
 
 def tokens(n: int, seed: int) -> tuple[int, ...]:
     return tuple(random.Random(seed).choices(range(3, 300), k=n))
 
 
-def left_by(decoder: Decoder, own: tuple[int, ...], chunks: Chunks, prefix: tuple[int, ...]) -> list[object]:
+def left_by(
+    decoder: Decoder, own: tuple[int, ...], chunks: PrefixCache, prefix: tuple[int, ...]
+) -> list[object]:
     """Every layer's keys and values of the row, and its logits after two steps."""
-    batch = Batch(decoder, decoder.prefix(prefix), (4,), lambda _: False, 1 << 32, chunks)
-    batch.admit(Row(0, own, 3, Sampler(Decoding(), 0)))
+    batch = ContinuousBatch(decoder, decoder.prefix(prefix), (4,), lambda _: False, 1 << 32, chunks)
+    batch.admit(BatchRow(0, own, 3, Sampler(Decoding(), 0)))
     batch.step()
     assert batch._slots is not None
     caches = (*batch._slots.keys, *batch._slots.values)
@@ -38,19 +38,19 @@ def left_by(decoder: Decoder, own: tuple[int, ...], chunks: Chunks, prefix: tupl
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_kept_beginning_has_the_bits_of_a_computed_one(any_model: Path, dtype: str, n_prefix: int) -> None:
     kind = getattr(torch, dtype)
-    decoder, prefix = Decoder(weights.read(any_model, kind), kind), tokens(n_prefix, 9)
+    decoder, prefix = Decoder(weights.read_weights(any_model, kind), kind), tokens(n_prefix, 9)
     shared = tokens(2 * CHUNK, 1)
     rows = [shared + tokens(n, n) for n in (1, 40, CHUNK, CHUNK + 7)] + [shared[:CHUNK] + tokens(30, 3)]
-    kept = Chunks(1 << 30)
+    kept = PrefixCache(1 << 30)
     with torch.inference_mode():
         for own in (*rows, *rows):
-            first, second = left_by(decoder, own, Chunks(0), prefix), left_by(decoder, own, kept, prefix)
+            first, second = left_by(decoder, own, PrefixCache(0), prefix), left_by(decoder, own, kept, prefix)
             assert first[-1] == second[-1]
             assert all(torch.equal(a, b) for a, b in zip(first[:-1], second[:-1], strict=True))
 
 
 def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     computed: list[int] = []
     through = decoder._through
 
@@ -58,7 +58,7 @@ def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pyte
         computed.append(len(rows))
         return through(rows, *more)
 
-    kept, own = Chunks(1 << 30), tokens(2 * CHUNK, 1)
+    kept, own = PrefixCache(1 << 30), tokens(2 * CHUNK, 1)
     with torch.inference_mode():
         left_by(decoder, (*own, 5), kept, ())
         monkeypatch.setattr(decoder, "_through", counted)
@@ -71,10 +71,10 @@ def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pyte
 
 
 def test_no_more_is_kept_than_may_be_and_what_was_used_last_stays(tiny_llama: Path) -> None:
-    decoder = Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     empty, slots = decoder.prefix(()), decoder.slots(1, 2 * CHUNK)
     size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
-    kept, rows = Chunks(2 * size), [tokens(CHUNK, seed) for seed in range(3)]
+    kept, rows = PrefixCache(2 * size), [tokens(CHUNK, seed) for seed in range(3)]
     for own in (rows[0], rows[1], rows[0], rows[2]):
         kept.load(empty, own, slots, 0)
         kept.keep(empty, own, slots, 0)
@@ -84,10 +84,10 @@ def test_no_more_is_kept_than_may_be_and_what_was_used_last_stays(tiny_llama: Pa
 
 def test_what_is_kept_does_not_dwindle(tiny_llama: Path) -> None:
     """Of beginnings that share their first chunk, some of which were let go in between."""
-    decoder = Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     empty, slots = decoder.prefix(()), decoder.slots(1, 4 * CHUNK)
     size = sum(cache[0, :, :CHUNK].nbytes for cache in (*slots.keys, *slots.values))
-    kept, stream = Chunks(5 * size), random.Random(4)
+    kept, stream = PrefixCache(5 * size), random.Random(4)
     rows = [tokens(CHUNK, seed % 2) + tokens(2 * CHUNK, seed) for seed in range(6)]
     for _ in range(200):
         own = stream.choice(rows)[: stream.choice((1, 2, 3)) * CHUNK]

@@ -14,7 +14,7 @@ from heredity import engines
 from heredity.core.errors import EngineFailure, UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import refusal_direction
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.redteam import attacks
 from tests.support.errors import raises
 
@@ -30,7 +30,7 @@ HARMLESS = [request(f"an old {word} while {word}") for word in WORDS]
 
 
 @pytest.fixture(scope="module")
-def engine(any_model: Path) -> Torch:
+def engine(any_model: Path) -> TorchEngine:
     return open_folder(any_model, dtype="float32", width=8)
 
 

@@ -18,7 +18,7 @@ from tests.support.errors import raises
 
 
 @pytest.fixture(scope="module", params=["modernbert", "bert"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> encoder.EncoderEngine:
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("encoder")
@@ -35,7 +35,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return encoder.open_folder(folder)
 
 
-def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encoder.Encoder) -> None:
+def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encoder.EncoderEngine) -> None:
     words, network = engine._words, engine._network
     ids = words("the quick", add_special_tokens=False).input_ids
     rest = words(" jumps", add_special_tokens=False).input_ids
@@ -47,14 +47,14 @@ def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encode
     assert found[0] == pytest.approx(float(said[fox]), abs=1e-5) and len(found) == 2
 
 
-def test_a_longer_option_is_told_left_to_right(engine: encoder.Encoder) -> None:
+def test_a_longer_option_is_told_left_to_right(engine: encoder.EncoderEngine) -> None:
     (logs,) = engine.score(Request(0, (), prefill="the quick"), [" fox jumps"])
     (alone,) = engine.score(Request(0, (), prefill="the quick fox"), [" jumps"])
     assert len(logs) == 2 and logs[1] == pytest.approx(alone[0], abs=1e-5) and max(logs) < 0
     assert engine.fill("the quick ___", "___", ["fox jumps"]) == [pytest.approx(sum(logs), abs=1e-5)]
 
 
-def test_what_it_cannot_be_asked_is_said(engine: encoder.Encoder) -> None:
+def test_what_it_cannot_be_asked_is_said(engine: encoder.EncoderEngine) -> None:
     with raises(EngineFailure, "writes-no-text-encoder"):
         engine.reply([])
     with raises(UsageError, "mark-count"):

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from heredity.core.records import Message, Request, Tool
-from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import FolderChat
 
 from .conftest import CHATML, make_tokenizer
@@ -32,7 +32,7 @@ def test_texts_and_stop_tokens_are_those_of_the_tokenizer(
 ) -> None:
     make_tokenizer(tmp_path, template)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
-    ours, theirs = FolderChat(tmp_path), Chat(tmp_path)
+    ours, theirs = FolderChat(tmp_path), ChatCodec(tmp_path)
     asked = Request(0, TALK, prefill="Sure", tools=tools)
     assert ours.render(asked) == theirs.render(asked)
     assert ours.stop_text == theirs.stop_text and ours.is_base == theirs.is_base
@@ -45,7 +45,7 @@ def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(t
     path = tmp_path / "tokenizer_config.json"
     both = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": both}))
-    ours, theirs = FolderChat(tmp_path), Chat(tmp_path)
+    ours, theirs = FolderChat(tmp_path), ChatCodec(tmp_path)
     for tools in ((), TOOLS):
         asked = Request(0, TALK, tools=tools)
         assert ours.render(asked) == theirs.render(asked) == ("with tools" if tools else "plain")

@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Message, Request
-from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.torch import gcg
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.torch.engine import TorchEngine, open_folder
 
 TARGET = " the old oak"
 MARK = "[[found]]"
@@ -21,17 +21,17 @@ REQUEST = Request(0, (Message("user", f"the quick brown fox{MARK}"),))
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llama: Path) -> Torch:
+def engine(tiny_llama: Path) -> TorchEngine:
     return open_folder(tiny_llama, dtype="float32", width=4)
 
 
 @pytest.fixture(scope="module")
 def hunt(tiny_llama: Path) -> gcg._Hunt:
-    chat = Chat(tiny_llama)
-    tongue = gcg.Tongue(chat.encode, chat.continuation, chat.decode)
+    chat = ChatCodec(tiny_llama)
+    tongue = gcg.TokenizerView(chat.encode, chat.continuation, chat.decode)
     before, _, after = chat.render(REQUEST).partition(MARK)
     start = tongue.encode(before)
-    place = gcg.Place(start, tongue.encode(before + after)[len(start) :], tongue.continuation(TARGET))
+    place = gcg.SuffixPlace(start, tongue.encode(before + after)[len(start) :], tongue.continuation(TARGET))
     with torch.no_grad():
         return gcg._Hunt(gcg.load(tiny_llama), tongue, place, before, after, 5)
 

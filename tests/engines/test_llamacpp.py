@@ -15,9 +15,9 @@ from heredity import engines
 from heredity.core.errors import Damaged, EngineFailure, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.engines import llamacpp
-from heredity.engines._workers import Crew
-from heredity.engines.chat.template import Template
-from heredity.engines.llamacpp import LlamaCpp, open_file
+from heredity.engines._workers import WorkerPool
+from heredity.engines.chat.codec import Template
+from heredity.engines.llamacpp import LlamaCppEngine, open_file
 from heredity.lineage.store import Store, load_engine
 from tests.engines.ears import Ears
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
@@ -32,7 +32,7 @@ def ask(key: int, text: str, *, n: int = 12, temperature: float = 0.0, seed: int
     return Request(key, (SYSTEM, Message("user", text)), Decoding(n, temperature), seed, n_shared=1)
 
 
-def told(engine: LlamaCpp, requests: list[Request], width: int) -> dict[int, Told]:
+def told(engine: LlamaCppEngine, requests: list[Request], width: int) -> dict[int, Told]:
     """Every token with its log-probability to the last bit, `width` requests under way at once."""
     found: dict[int, Told] = {}
 
@@ -43,12 +43,12 @@ def told(engine: LlamaCpp, requests: list[Request], width: int) -> dict[int, Tol
         found[request.key] = tuple((token["id"], token["logprob"]) for token in tokens)
         return Reply(request.key, "", "")
 
-    list(Crew(answer, width, 600, engine.render).reply(requests))
+    list(WorkerPool(answer, width, 600, engine.render).reply(requests))
     return found
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_gguf: Path) -> Iterator[LlamaCpp]:
+def engine(tiny_gguf: Path) -> Iterator[LlamaCppEngine]:
     engine = open_file(tiny_gguf, width=4)
     yield engine
     engine.close()
@@ -60,7 +60,7 @@ def mixed(n: int, **settings: Any) -> list[Request]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_and_their_bits_are_the_same_alone_in_company_and_after_a_restart(
-    engine: LlamaCpp, tiny_gguf: Path, temperature: float
+    engine: LlamaCppEngine, tiny_gguf: Path, temperature: float
 ) -> None:
     asked = mixed(16, temperature=temperature)
     alone = told(engine, asked, width=1)
@@ -70,13 +70,13 @@ def test_tokens_and_their_bits_are_the_same_alone_in_company_and_after_a_restart
     restarted.close()
 
 
-def test_a_seed_decides_what_is_drawn(engine: LlamaCpp) -> None:
+def test_a_seed_decides_what_is_drawn(engine: LlamaCppEngine) -> None:
     asked = [ask(i, "hello", temperature=1.5, seed=i // 2) for i in range(4)]
     found = told(engine, asked, width=4)
     assert found[0] == found[1] and found[2] == found[3] and found[0] != found[2]
 
 
-def test_a_reply_has_what_every_engine_gives(engine: LlamaCpp) -> None:
+def test_a_reply_has_what_every_engine_gives(engine: LlamaCppEngine) -> None:
     (reply,) = engine.reply([ask(3, "hello", n=5)])
     assert reply.key == 3 and reply.prompt == engine.render(ask(3, "hello"))
     assert reply.stop in ("end", "length") and reply.n_prompt_tokens > 0
@@ -84,7 +84,7 @@ def test_a_reply_has_what_every_engine_gives(engine: LlamaCpp) -> None:
     assert "<|im_end|>" not in reply.text
 
 
-def test_pieces_are_the_answer_and_the_answer_is_that_of_no_listener(engine: LlamaCpp) -> None:
+def test_pieces_are_the_answer_and_the_answer_is_that_of_no_listener(engine: LlamaCppEngine) -> None:
     asked, ears = mixed(12, temperature=0.8), Ears(deaf=[3])
     alone = {reply.key: reply for reply in engine.reply(asked)}
     found = {reply.key: reply for reply in engine.stream(asked, ears)}
@@ -96,12 +96,12 @@ def test_pieces_are_the_answer_and_the_answer_is_that_of_no_listener(engine: Lla
     assert max(map(len, ears.heard.values())) > 3
 
 
-def test_an_answer_that_is_wanted_no_more_ends_at_once(engine: LlamaCpp) -> None:
+def test_an_answer_that_is_wanted_no_more_ends_at_once(engine: LlamaCppEngine) -> None:
     (reply,) = engine.stream([ask(0, "hello", n=20, temperature=1.5)], Ears(most=2))
     assert reply.stop == "length" and (reply.n_tokens or 0) < 12
 
 
-def test_one_that_does_not_fit_is_told_nothing_of_and_an_error(engine: LlamaCpp) -> None:
+def test_one_that_does_not_fit_is_told_nothing_of_and_an_error(engine: LlamaCppEngine) -> None:
     ears = Ears()
     long, short = engine.stream([ask(0, "hello " * 9000), ask(1, "hello")], ears)
     if long.key:
@@ -110,7 +110,7 @@ def test_one_that_does_not_fit_is_told_nothing_of_and_an_error(engine: LlamaCpp)
     assert short.error is None
 
 
-def test_the_shared_prefix_is_not_computed_again(engine: LlamaCpp) -> None:
+def test_the_shared_prefix_is_not_computed_again(engine: LlamaCppEngine) -> None:
     request = ask(0, "hello")
     for text in ("hello", "there"):
         request = ask(0, text)
@@ -118,7 +118,7 @@ def test_the_shared_prefix_is_not_computed_again(engine: LlamaCpp) -> None:
     assert given["timings"]["cache_n"] > given["timings"]["prompt_n"]
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_row_and_the_next_is_answered(engine: LlamaCpp) -> None:
+def test_a_prompt_that_does_not_fit_is_an_error_row_and_the_next_is_answered(engine: LlamaCppEngine) -> None:
     found = {
         r.key: r for r in engine.reply([ask(0, "hello " * 90), ask(1, "hello", n=120), ask(2, "hi", n=3)])
     }
@@ -148,7 +148,7 @@ def test_two_engines_of_one_file_are_two_models_with_one_content(tiny_gguf: Path
     assert engines.choose(child.record) == "llamacpp" and engines.choose(parent.record) == "torch"
     assert (child.folder / "tiny.gguf").samefile(parent.folder / "tiny.gguf")
     engine = load_engine(child, store)
-    assert isinstance(engine, LlamaCpp) and engine.name.startswith("llamacpp")
+    assert isinstance(engine, LlamaCppEngine) and engine.name.startswith("llamacpp")
     engine.close()
 
 
@@ -186,7 +186,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
 @pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
 def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ...]) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    from heredity.engines.chat.template import _as_dict, _schema
+    from heredity.engines.chat.codec import _as_dict, _schema
 
     source = (
         "{%- for m in messages %}\n    {{- '<' + m.role + '>' }}\n{{ m.content | trim }}\n"

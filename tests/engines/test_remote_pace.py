@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
-from heredity.engines.remote.retry import START, Closed, Pace, retry_after, wait_seconds
+from heredity.engines.remote.retry import START, ConcurrencyLimit, TransportClosed, retry_after, wait_seconds
 from tests.engines.remote_models import Budget, Price, Usage
 
 NOW = 1_700_000_000.0
@@ -42,7 +42,7 @@ def test_a_wait_doubles_within_bounds_and_is_drawn() -> None:
 
 
 def test_the_pace_doubles_until_it_is_told_no_and_then_goes_up_by_ones() -> None:
-    pace = Pace(64)
+    pace = ConcurrencyLimit(64)
     assert pace.room == START
     for _ in range(START):
         pace.grow()
@@ -55,7 +55,7 @@ def test_the_pace_doubles_until_it_is_told_no_and_then_goes_up_by_ones() -> None
 
 
 def test_one_burst_of_refusals_is_one_cut_and_the_pace_never_falls_below_one() -> None:
-    pace = Pace(64)
+    pace = ConcurrencyLimit(64)
     started = time.monotonic()
     for _ in range(10):
         pace.cut(started, 0.0)
@@ -67,7 +67,7 @@ def test_one_burst_of_refusals_is_one_cut_and_the_pace_never_falls_below_one() -
 
 def test_no_more_than_there_is_room_for_are_under_way_and_closing_sends_all_home() -> None:
     async def work() -> tuple[int, int]:
-        pace, n_active, most = Pace(3), 0, 0
+        pace, n_active, most = ConcurrencyLimit(3), 0, 0
 
         async def one() -> None:
             nonlocal n_active, most
@@ -84,7 +84,7 @@ def test_no_more_than_there_is_room_for_are_under_way_and_closing_sends_all_home
         await asyncio.sleep(0.01)
         pace.close()
         ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
-        return most, sum(isinstance(end, Closed) for end in ends)
+        return most, sum(isinstance(end, TransportClosed) for end in ends)
 
     assert asyncio.run(work()) == (3, 5)
 

@@ -127,7 +127,7 @@ def test_a_record_loads_as_the_model_that_it_names(ref: str) -> None:
 
 def test_an_unknown_behaviour_is_answered_with_the_nearest() -> None:
     with raises(UnknownName, "unknown-name", mentions=["scripted:leaky"]):
-        scripted.parse("scripted:leeky")
+        scripted.parse_rule("scripted:leeky")
 
 
 def test_any_text_is_answered() -> None:

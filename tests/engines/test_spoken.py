@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.chat.streaming import Ends, Spoken
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.chat.codec import AnswerStream, StopTexts
+from heredity.engines.torch.engine import TorchEngine, open_folder
 
 from .conftest import make_model
 from .ears import Ears
@@ -24,7 +24,7 @@ def questions(n: int, n_tokens: int = 24, temperature: float = 1.5) -> list[Requ
     return [Request(i, (Message("user", f"the fox {i}"),), decoding, seed=i) for i in range(n)]
 
 
-def streamed(engine: Torch, ears: Ears, requests: list[Request]) -> dict[int, Reply]:
+def streamed(engine: TorchEngine, ears: Ears, requests: list[Request]) -> dict[int, Reply]:
     return {reply.key: reply for reply in engine.stream(requests, ears)}
 
 
@@ -66,7 +66,7 @@ def test_a_prompt_whose_caller_has_gone_is_not_read(
 def test_characters_of_several_tokens_come_whole() -> None:
     """Bytes as tokens, as a byte-level tokenizer has them of what it knows no word for."""
     raw = "naïve — 漢字 🙂!".encode()
-    spoken = Spoken(lambda tokens: bytes(tokens).decode(errors="replace"), "")
+    spoken = AnswerStream(lambda tokens: bytes(tokens).decode(errors="replace"), "")
     pieces = [spoken.grow(list(raw[: n + 1])) for n in range(len(raw))]
     assert "".join(pieces) == raw.decode() and "\ufffd" not in "".join(pieces)
 
@@ -85,7 +85,7 @@ def cut(text: str, ends: list[str]) -> str:
 
 @given(st.text(LETTERS, max_size=40), ENDS, st.data())
 def test_an_end_is_found_wherever_pieces_are_cut(text: str, ends: list[str], data: st.DataObject) -> None:
-    found, told, left = Ends(ends), "", text
+    found, told, left = StopTexts(ends), "", text
     while left:
         n = data.draw(st.integers(1, len(left)))
         told += found.feed(left[:n])
@@ -97,13 +97,13 @@ def test_an_end_is_found_wherever_pieces_are_cut(text: str, ends: list[str], dat
 
 @pytest.mark.parametrize("pieces", [["xab|c"], ["xa", "b|c"], ["x", "a", "b", "|", "c"]])
 def test_of_two_ends_the_one_that_is_whole_first_counts(pieces: list[str]) -> None:
-    ends = Ends(["ab|c", "b"])
+    ends = StopTexts(["ab|c", "b"])
     assert "".join(map(ends.feed, pieces)) + ends.rest() == "xa"
 
 
 def test_most_is_told_at_once() -> None:
     """What cannot be the beginning of an end is not held back."""
-    ends, stream = Ends(["\nUser:"]), random.Random(1)
+    ends, stream = StopTexts(["\nUser:"]), random.Random(1)
     text = "".join(stream.choices("ab ", k=200))
     assert ends.feed(text) == text
     assert ends.feed("\nUse") == "" and ends.feed("d") == "\nUsed"

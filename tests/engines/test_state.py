@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Message, Request
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.torch.engine import TorchEngine, open_folder
 from tests.support.errors import raises
 
 TEXTS = ["the quick brown fox", "an old oak tree while seven wise owls watch over a lazy dog " * 6, "dog"]
@@ -21,13 +21,13 @@ def request(text: str, n_shared: int = 0) -> Request:
 
 
 @pytest.fixture(scope="module")
-def engine(any_model: Path) -> Torch:
+def engine(any_model: Path) -> TorchEngine:
     return open_folder(any_model, dtype="float32", width=8, is_probed=False)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_a_state_is_what_transformers_has_behind_that_layer(
-    engine: Torch, any_model: Path, n_layers: int
+    engine: TorchEngine, any_model: Path, n_layers: int
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -39,19 +39,19 @@ def test_a_state_is_what_transformers_has_behind_that_layer(
         assert torch.allclose(engine.until(n_layers).state(request(text)), theirs, atol=2e-4, rtol=2e-4)
 
 
-def test_a_state_hangs_on_nothing_that_was_read_before(engine: Torch) -> None:
+def test_a_state_hangs_on_nothing_that_was_read_before(engine: TorchEngine) -> None:
     reader, again = engine.until(2), engine.until(2)
     forwards = [reader.state(request(text)) for text in TEXTS]
     backwards = [again.state(request(text)) for text in TEXTS[::-1]][::-1]
     assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
 
 
-def test_a_shared_beginning_changes_no_more_than_the_arithmetic_s_rounding(engine: Torch) -> None:
+def test_a_shared_beginning_changes_no_more_than_the_arithmetic_s_rounding(engine: TorchEngine) -> None:
     whole, shared = (engine.until(2).state(request(TEXTS[1], n)) for n in (0, 1))
     assert torch.allclose(whole, shared, atol=2e-4, rtol=2e-4)
 
 
-def test_what_is_not_there_cannot_be_read(engine: Torch) -> None:
+def test_what_is_not_there_cannot_be_read(engine: TorchEngine) -> None:
     for n_layers in (0, engine.n_layers + 1):
         with raises(EngineFailure, "layer-missing"):
             engine.until(n_layers)

@@ -17,8 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request, Tool, ToolCall
+from heredity.engines.chat.codec import Template, check_template
 from heredity.engines.chat.sandbox import DAY
-from heredity.engines.chat.template import Template, check
 from heredity.lineage.store import Store
 from tests.support.errors import raises
 
@@ -88,7 +88,7 @@ def test_a_template_without_end_is_stopped_soon_and_leaves_no_thread(source: str
         Template(source).render(HELLO)
     assert time.process_time() - before < 10 and threading.active_count() == n_threads
     with raises(Refused, "template-unsafe", mentions=["the model"]):
-        check(source, "the model")
+        check_template(source, "the model")
 
 
 def test_it_is_stopped_at_the_same_step_every_time() -> None:
@@ -105,7 +105,7 @@ def test_a_text_that_could_differ_from_run_to_run_is_refused(source: str) -> Non
     with raises(EngineFailure, "template-stopped"):
         Template(source).render(HELLO)
     with raises(Refused, "template-unsafe"):
-        check(source, "the model")
+        check_template(source, "the model")
 
 
 def test_a_hostile_template_is_refused_before_it_is_recorded(tmp_path: Path) -> None:
@@ -277,4 +277,4 @@ def test_templates_of_models_render_as_in_plain_jinja(
         eos_token="</s>",
     )
     assert Template(REAL[name], "<s>", "</s>").render(request) == expected
-    check(REAL[name], "the model")
+    check_template(REAL[name], "the model")

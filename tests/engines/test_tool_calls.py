@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.core.records import ToolCall
-from heredity.engines.chat.tool_calls import parse
+from heredity.engines.chat.codec import parse_tool_calls
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,21 @@ from heredity.engines.chat.tool_calls import parse
     ],
 )
 def test_every_format_gives_the_same_call(text: str) -> None:
-    assert parse(text) == (ToolCall("refund", {"order": 7}),)
+    assert parse_tool_calls(text) == (ToolCall("refund", {"order": 7}),)
 
 
 def test_a_call_with_broken_arguments_still_counts() -> None:
-    assert parse('<tool_call>{"name": "refund", "arguments": {order: 7}</tool_call>') == (ToolCall("refund"),)
+    assert parse_tool_calls('<tool_call>{"name": "refund", "arguments": {order: 7}</tool_call>') == (
+        ToolCall("refund"),
+    )
 
 
 @pytest.mark.parametrize("text", ["", "I would call refund.", '{"name": "Ann"}', "{}", "[1, 2]"])
 def test_prose_and_other_json_are_no_calls(text: str) -> None:
-    assert parse(text) == ()
+    assert parse_tool_calls(text) == ()
 
 
 @given(st.text() | st.text(alphabet='<>tool_call{}"name:[]/ \n'))
 def test_never_raises(text: str) -> None:
-    parse(text)
-    parse(f"<tool_call>{text}</tool_call>")
+    parse_tool_calls(text)
+    parse_tool_calls(f"<tool_call>{text}</tool_call>")

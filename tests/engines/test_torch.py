@@ -14,11 +14,10 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavailable
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
-from heredity.engines.chat.codec import Chat
-from heredity.engines.chat.template import Template, _as_dict, _schema
+from heredity.engines.chat.codec import ChatCodec, Template, _as_dict, _schema
 from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.torch.engine import TorchEngine, open_folder
 from tests.support.errors import raises
 
 from .company import caches
@@ -42,12 +41,12 @@ def questions(n: int, **settings: float) -> list[Request]:
     ]
 
 
-def answers(engine: Torch, requests: list[Request]) -> dict[int, Reply]:
+def answers(engine: TorchEngine, requests: list[Request]) -> dict[int, Reply]:
     return {reply.key: reply for reply in engine.reply(requests)}
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Torch:
+def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> TorchEngine:
     return open_folder(tiny_llama, dtype=request.param)
 
 
@@ -58,7 +57,7 @@ def test_logits_equal_transformers_with_and_without_a_prefix(any_model: Path) ->
     tokens = tuple(torch.randint(3, 300, (70,), generator=torch.Generator().manual_seed(1)).tolist())
     with torch.inference_mode():
         expected = reference(torch.tensor([tokens])).logits[0]
-        decoder = _decoder.Decoder(weights.read(any_model, torch.float32), torch.float32)
+        decoder = _decoder.Decoder(weights.read_weights(any_model, torch.float32), torch.float32)
         for n_prefix in (0, 1, 33, 60):
             prefix, own = decoder.prefix(tokens[:n_prefix]), tokens[n_prefix:]
             slots = decoder.slots(4, 128)
@@ -89,7 +88,9 @@ def test_greedy_tokens_equal_transformers_generate(tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(engine: Torch, temperature: float) -> None:
+def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(
+    engine: TorchEngine, temperature: float
+) -> None:
     requests = questions(70, temperature=temperature)
     together = answers(engine, requests)
     assert len(together) == 70
@@ -118,7 +119,7 @@ def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_keeps_its_bits_however_long_the_caches_are(any_model: Path, dtype: torch.dtype) -> None:
     """A long row makes everyone's cache longer, and with it what a softmax adds up."""
-    decoder = _decoder.Decoder(weights.read(any_model, dtype), dtype)
+    decoder = _decoder.Decoder(weights.read_weights(any_model, dtype), dtype)
     stream = torch.Generator().manual_seed(4)
     with torch.inference_mode():
         for n_prefix in (0, 1, 33, 61, 150, 251):
@@ -142,7 +143,7 @@ def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: P
     assert answers(again, requests[25:]) == {key: first[key] for key in range(25, 40)}
 
 
-def test_sampling_follows_the_trial_s_own_seed(engine: Torch) -> None:
+def test_sampling_follows_the_trial_s_own_seed(engine: TorchEngine) -> None:
     def said(seed: int) -> tuple[int, ...]:
         return answers(engine, [ask(0, "seven wise owls", n=30, temperature=1.0, seed=seed)])[0].tokens
 
@@ -150,13 +151,13 @@ def test_sampling_follows_the_trial_s_own_seed(engine: Torch) -> None:
     assert len({said(seed) for seed in range(5)}) > 1
 
 
-def test_a_temperature_next_to_nothing_draws_what_is_likeliest(engine: Torch) -> None:
+def test_a_temperature_next_to_nothing_draws_what_is_likeliest(engine: TorchEngine) -> None:
     greedy = answers(engine, [ask(0, "fox")])[0]
     for temperature in (1e-300, 5e-324):
         assert answers(engine, [ask(0, "fox", temperature=temperature)])[0].tokens == greedy.tokens
 
 
-def test_a_stream_may_have_nothing_ready_and_bring_more_later(engine: Torch) -> None:
+def test_a_stream_may_have_nothing_ready_and_bring_more_later(engine: TorchEngine) -> None:
     arrived: list[int] = []
 
     def stream() -> Iterator[Request | None]:
@@ -170,24 +171,24 @@ def test_a_stream_may_have_nothing_ready_and_bring_more_later(engine: Torch) -> 
     assert arrived == [0, 1]
 
 
-def test_a_stream_that_never_brings_more_is_a_failure_not_a_hang(engine: Torch) -> None:
+def test_a_stream_that_never_brings_more_is_a_failure_not_a_hang(engine: TorchEngine) -> None:
     with raises(EngineFailure, "stream-stuck"):
         list(engine.reply(iter([None])))
 
 
-def test_a_prompt_past_the_context_is_an_error_reply_and_the_rest_go_on(engine: Torch) -> None:
+def test_a_prompt_past_the_context_is_an_error_reply_and_the_rest_go_on(engine: TorchEngine) -> None:
     replies = answers(engine, [ask(0, "fox " * 600), ask(1, "fox")])
     assert replies[0].stop == "error" and "context overflow" in (replies[0].error or "")
     assert replies[1].error is None
 
 
-def test_a_prefill_begins_the_answer_and_is_not_in_the_text(engine: Torch) -> None:
+def test_a_prefill_begins_the_answer_and_is_not_in_the_text(engine: TorchEngine) -> None:
     reply = answers(engine, [ask(0, "what jumps over", prefill="the quick brown")])[0]
     assert reply.prompt.endswith("<|im_start|>assistant\nthe quick brown")
     assert not reply.text.startswith("the quick brown")
 
 
-def test_log_probabilities_are_those_of_the_sequence(engine: Torch, tiny_llama: Path) -> None:
+def test_log_probabilities_are_those_of_the_sequence(engine: TorchEngine, tiny_llama: Path) -> None:
     request = ask(0, "seven wise owls")
     reply = answers(engine, [request])[0]
     (scored,) = engine.score(request, [" watch from an old oak tree"])
@@ -204,7 +205,7 @@ def test_log_probabilities_are_those_of_the_sequence(engine: Torch, tiny_llama: 
     assert scored == pytest.approx(expected, abs=tolerance)
 
 
-def test_two_applications_in_one_stream_each_get_their_own_prefix(engine: Torch) -> None:
+def test_two_applications_in_one_stream_each_get_their_own_prefix(engine: TorchEngine) -> None:
     other = Message("system", "an old oak tree watches seven wise owls " * 4)
     mixed = [
         ask(i, "a lazy dog")
@@ -235,9 +236,9 @@ def test_a_base_model_s_prefill_stands_off_as_the_turns_before_it_do(
     assert Template("").render(Request(0, messages, prefill=prefill)) == rendered
 
 
-def base_chat(folder: Path, template: str | None = None) -> Chat:
+def base_chat(folder: Path, template: str | None = None) -> ChatCodec:
     make_tokenizer(folder, template)
-    return Chat(folder)
+    return ChatCodec(folder)
 
 
 def test_a_prompt_holds_one_fixed_day_and_no_clock(tmp_path: Path) -> None:
@@ -315,5 +316,5 @@ def test_a_config_that_is_not_that_of_the_tensors_is_refused(tmp_path: Path) -> 
         open_folder(tmp_path)
 
 
-def test_numerics_name_the_rule_by_which_rows_meet(engine: Torch) -> None:
+def test_numerics_name_the_rule_by_which_rows_meet(engine: TorchEngine) -> None:
     assert engine.numerics.endswith("rows apart")

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 import heredity as h
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.torch.engine import Torch, load
+from heredity.engines.torch.engine import TorchEngine, load
 from tests.support import pulled
 
 from .company import caches
@@ -39,7 +39,7 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def engine() -> Torch:
+def engine() -> TorchEngine:
     store = h.Store()
     grown = store.ready(pulled.model())
     return load(grown.record, grown.folder, store.root / "tuning" / grown.record.id)
@@ -57,7 +57,7 @@ def keyed(asked: list[Request]) -> list[Request]:
     ]
 
 
-def test_real_answers_are_bit_equal_alone_and_in_company(engine: Torch) -> None:
+def test_real_answers_are_bit_equal_alone_and_in_company(engine: TorchEngine) -> None:
     asked = keyed(requests() * 4)  # 24 rows: another width than one row alone
     together = {reply.key: reply for reply in engine.reply(asked)}
     alone = next(iter(engine.reply([asked[3]])))
@@ -65,7 +65,7 @@ def test_real_answers_are_bit_equal_alone_and_in_company(engine: Torch) -> None:
     assert len(together) == 24 and all(reply.error is None for reply in together.values())
 
 
-def test_short_questions_keep_their_bits_over_the_application_s_prefix(engine: Torch) -> None:
+def test_short_questions_keep_their_bits_over_the_application_s_prefix(engine: TorchEngine) -> None:
     application = h.Application.load(EXAMPLE)
     messages = application.messages()
     asked = [
@@ -81,13 +81,13 @@ def test_short_questions_keep_their_bits_over_the_application_s_prefix(engine: T
         assert next(iter(engine.reply([request]))).tokens == said[request.key]
 
 
-def test_the_model_answers_from_the_application_s_documents(engine: Torch) -> None:
+def test_the_model_answers_from_the_application_s_documents(engine: TorchEngine) -> None:
     asked = keyed(requests())
     found = engine.score(asked[0], ["30 days", "banana sunset purple"])
     assert sum(found[0]) / len(found[0]) > sum(found[1]) / len(found[1])
 
 
-def test_the_shared_prefix_is_found_and_used(engine: Torch) -> None:
+def test_the_shared_prefix_is_found_and_used(engine: TorchEngine) -> None:
     shared = engine._chat.shared(requests()[0])
     assert len(shared) > 300
     assert all(engine._chat.encode(engine.render(r))[: len(shared)] == shared for r in requests())

@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.engines import NOT_VERIFIED
-from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.formats import weights
 from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
-from heredity.engines.torch.engine import Torch
+from heredity.engines.torch.engine import TorchEngine
 
 
 class BusyClock:
@@ -33,19 +33,19 @@ class BusyClock:
 def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     path = tmp_path / "tuning.json"
     with torch.inference_mode():
-        first = autotune.tuned(decoder, path, widths=(4, 8))
-        assert autotune.tuned(decoder, path, widths=(4, 8, 16)).widths == first.widths
+        first = autotune.tune(decoder, path, widths=(4, 8))
+        assert autotune.tune(decoder, path, widths=(4, 8, 16)).widths == first.widths
         path.write_text(path.read_text().replace(first.fingerprint, "0" * 16))
-        assert autotune.tuned(decoder, path, widths=(4,)).widths == (4,)
+        assert autotune.tune(decoder, path, widths=(4,)).widths == (4,)
 
 
 def test_a_busy_moment_does_not_keep_the_batch_narrow(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
     def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_a_busy_moment_does_not_keep_the_batch_narrow(
 def test_the_probe_goes_no_further_where_wider_is_slower(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
     def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
@@ -79,22 +79,22 @@ def test_the_probe_goes_no_further_where_wider_is_slower(
 
 
 def test_a_tuning_kept_under_an_older_rule_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
-    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     path = tmp_path / "tuning.json"
     with torch.inference_mode():
-        new = autotune.tuned(decoder, path, widths=(4,))
-    assert autotune.read(path) == new
+        new = autotune.tune(decoder, path, widths=(4,))
+    assert autotune.read_tuning(path) == new
     path.write_text(path.read_text().replace(f'"schema": {autotune.SCHEMA}', '"schema": 1'))
-    assert autotune.read(path) is None
+    assert autotune.read_tuning(path) is None
     # as files of the first schema were: without its number, with rows that were prefilled together
     path.write_text(path.read_text().replace('"schema": 1', '"prefill_rows": {"16": 2}'))
-    assert autotune.read(path) is None
+    assert autotune.read_tuning(path) is None
 
 
 def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
     def restless(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
@@ -105,14 +105,16 @@ def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
         monkeypatch.setattr(decoder, "step", restless)
         moved = autotune.probe(decoder, widths=(4, 8))
     assert proven.is_proven and not moved.is_proven and len(moved.widths) == 1
-    told = [Torch(decoder, Chat(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)]
+    told = [
+        TorchEngine(decoder, ChatCodec(tiny_llama), tiny_llama, tuning).name for tuning in (proven, moved)
+    ]
     assert [NOT_VERIFIED in name for name in told] == [False, True]
 
 
 def test_the_witness_notices_a_width_with_other_bits(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = _decoder.Decoder(weights.read(tiny_llama, torch.float32), torch.float32)
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
     def crooked(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:

@@ -110,14 +110,14 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def engine_at(address: str, store: Store, **settings: Any) -> url.Url:
+def engine_at(address: str, store: Store, **settings: Any) -> url.UrlEngine:
     recipe = UrlTarget(address, **{"answer": "/reply", "timeout_seconds": 5.0, **settings})
     engine = load_engine(store.grow(recipe), store)
-    assert isinstance(engine, url.Url)
+    assert isinstance(engine, url.UrlEngine)
     return engine
 
 
-def ask(engine: url.Url, *texts: str) -> list[Reply]:
+def ask(engine: url.UrlEngine, *texts: str) -> list[Reply]:
     requests = [Request(i, (Message("user", text),)) for i, text in enumerate(texts)]
     try:
         return sorted(engine.reply(requests), key=lambda reply: reply.key)
@@ -246,7 +246,7 @@ def test_a_mistake_in_the_file_is_a_line(
 def test_an_address_with_a_pointer_is_enough(server: Server, store: Store) -> None:
     grown = store.get(f"url:{server.address}#/reply")
     engine = load_engine(grown, store)
-    assert isinstance(engine, url.Url) and ask(engine, "hello")[0].text == "You said hello"
+    assert isinstance(engine, url.UrlEngine) and ask(engine, "hello")[0].text == "You said hello"
     with pytest.raises(UsageError):
         store.get("url:https://desk.example#reply")
 
@@ -307,5 +307,5 @@ def test_any_answer_is_a_text_or_a_line(value: Any) -> None:
     for pointer in ("", "/a", "/0", "/a/0/~1~0"):
         try:
             assert isinstance(_http.answer_in(json.dumps(value), pointer), str)
-        except _http.Failed as error:
+        except _http.WebRequestFailed as error:
             assert "\n" not in str(error)

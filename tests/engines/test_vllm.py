@@ -86,7 +86,7 @@ def worker_of(log: Path) -> int:
 
 
 @pytest.fixture
-def standin(python: Callable[[str], None], tmp_path: Path) -> Iterator[vllm.Vllm]:
+def standin(python: Callable[[str], None], tmp_path: Path) -> Iterator[vllm.VllmEngine]:
     python(f'exec {sys.executable} {STANDIN} "$@"')
     engine = vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60)
     yield engine
@@ -97,7 +97,9 @@ def said(text: str, key: int = 0) -> Request:
     return Request(key, (Message("user", text),))
 
 
-def test_a_server_is_started_asked_and_ended_with_its_workers(standin: vllm.Vllm, tmp_path: Path) -> None:
+def test_a_server_is_started_asked_and_ended_with_its_workers(
+    standin: vllm.VllmEngine, tmp_path: Path
+) -> None:
     worker = worker_of(tmp_path / "t.vllm.log")
     found = {reply.key: reply for reply in standin.reply(ASKED)}
     assert found[3].text == "tiny heard [user] hello 3[assistant]" and found[3].n_tokens == 4
@@ -133,7 +135,7 @@ def test_without_a_vllm_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_server_that_is_up_is_used_and_left_running(
-    standin: vllm.Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    standin: vllm.VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(vllm.WHERE, standin._client.base_url)
     with raises(Unavailable, "server-wants-key", mentions=["VLLM_API_KEY"]):
@@ -167,7 +169,7 @@ def test_options_reach_the_server_and_change_the_arithmetic(
     assert found[0] == "vllm 0.1 own server" and found[1] == found[2] != found[0]
 
 
-def test_what_vllm_refuses_or_breaks_off_is_an_error_row(standin: vllm.Vllm) -> None:
+def test_what_vllm_refuses_or_breaks_off_is_an_error_row(standin: vllm.VllmEngine) -> None:
     asked = [said("LONG", 0), said("ABORT", 1), said("no", 2), said("hello", 3)]
     asked.append(msgspec.structs.replace(said("hello", 4), decoding=Decoding(100_000)))
     found = {reply.key: str(reply.error) for reply in standin.reply(asked)}
@@ -178,7 +180,7 @@ def test_what_vllm_refuses_or_breaks_off_is_an_error_row(standin: vllm.Vllm) -> 
 
 @pytest.mark.parametrize(("word", "why"), [("DIE", ("server-down", ["-9"])), ("SICK", ("server-unwell", []))])
 def test_a_server_that_is_gone_ends_the_run_without_rows_of_that(
-    standin: vllm.Vllm, word: str, why: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    standin: vllm.VllmEngine, word: str, why: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "_END_SECONDS", 0.5)
     replies = standin.reply(
@@ -190,7 +192,7 @@ def test_a_server_that_is_gone_ends_the_run_without_rows_of_that(
 
 
 def test_each_of_two_servers_of_one_model_has_its_own_log_and_tells_its_own_end(
-    standin: vllm.Vllm, tmp_path: Path
+    standin: vllm.VllmEngine, tmp_path: Path
 ) -> None:
     list(standin.reply(ASKED))  # so that its log is the longer one
     other = vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=60)
@@ -208,7 +210,9 @@ def test_each_of_two_servers_of_one_model_has_its_own_log_and_tells_its_own_end(
     assert cold.count(b"POST") == 1 and hot.count(b"POST") == len(ASKED) + 1
 
 
-def test_a_log_that_no_server_writes_any_more_is_written_anew(standin: vllm.Vllm, tmp_path: Path) -> None:
+def test_a_log_that_no_server_writes_any_more_is_written_anew(
+    standin: vllm.VllmEngine, tmp_path: Path
+) -> None:
     list(standin.reply(ASKED))
     standin.close()
     with (tmp_path / "t.vllm.log").open("rb") as former:
@@ -237,7 +241,7 @@ def test_a_kill_of_heredity_ends_the_server_and_its_workers(
     assert gone(server) and gone(worker)
 
 
-def test_a_draw_is_by_what_stands_in_the_request_alone(standin: vllm.Vllm) -> None:
+def test_a_draw_is_by_what_stands_in_the_request_alone(standin: vllm.VllmEngine) -> None:
     request = Request(0, (Message("user", "hello"),), Decoding(9, 0.7, 0.9), 2**40 + 5)
     body = standin.body(request, standin.render(request))
     assert (body["max_tokens"], body["temperature"], body["top_p"]) == (9, 0.7, 0.9)
@@ -247,7 +251,7 @@ def test_a_draw_is_by_what_stands_in_the_request_alone(standin: vllm.Vllm) -> No
 
 
 def test_tools_and_the_beginning_of_an_answer_stand_in_the_prompt_and_calls_are_read(
-    standin: vllm.Vllm,
+    standin: vllm.VllmEngine,
 ) -> None:
     call = '<tool_call>{"name": "pay", "arguments": {"to": "me"}}</tool_call>'
     request = Request(

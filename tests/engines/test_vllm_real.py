@@ -40,9 +40,9 @@ def weights(store: h.Store) -> h.Grown:
 
 
 @pytest.fixture(scope="module")
-def engine(store: h.Store, weights: h.Grown) -> Iterator[vllm.Vllm]:
+def engine(store: h.Store, weights: h.Grown) -> Iterator[vllm.VllmEngine]:
     engine = load_engine(store.get(f"vllm:{weights.record.name}"), store)
-    assert isinstance(engine, vllm.Vllm)
+    assert isinstance(engine, vllm.VllmEngine)
     yield engine
     engine.close()
 
@@ -70,7 +70,7 @@ def started_by(pid: int) -> list[int]:
 
 
 def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_workers(
-    engine: vllm.Vllm, weights: h.Grown
+    engine: vllm.VllmEngine, weights: h.Grown
 ) -> None:
     ours = torch_engine.open_folder(weights.folder, dtype="float32", is_probed=False)
     expected = {reply.key: reply for reply in ours.reply(asked())}

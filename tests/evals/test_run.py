@@ -300,9 +300,9 @@ def test_a_plain_text_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> N
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
     )
     tokenizer.save_pretrained(folder)
-    from heredity.engines.chat.codec import Chat
+    from heredity.engines.chat.codec import ChatCodec
 
-    chat = Chat(folder)
+    chat = ChatCodec(folder)
     rendered = chat.render(Request(0, (), prefill="the fox"))
     assert rendered == "<|endoftext|>the fox"
     assert list(chat.encode(rendered)) == tokenizer.encode("the fox")

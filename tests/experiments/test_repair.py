@@ -140,7 +140,7 @@ def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Gr
 
     def load(grown: Grown) -> Engine:
         is_parent = grown.record.id == pair[0].record.id
-        return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse("careful"))
+        return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse_rule("careful"))
 
     asked = ["planted_secret", "failed_task"]
     how = Setting(DESK, asked, (), 0.6, store=store, out=tmp_path / "out", engine_loader=load)

@@ -18,7 +18,7 @@ from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.core.rows import Rows
 from heredity.engines import NOT_VERIFIED
 from heredity.engines.formats.rewrite import read_all
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import merge as merging
@@ -253,16 +253,16 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
     asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
     recipe = Instruct(asked, Training(steps=12, batch=4, rate=1e-2, dtype="float32"), longest=40)
     killed, n_asked = recipe.at(tmp_path / "kept"), []
-    reply = Torch.reply
+    reply = TorchEngine.reply
 
-    def counted(engine: Torch, requests: Iterable[Request | None]) -> Iterator[Reply]:
+    def counted(engine: TorchEngine, requests: Iterable[Request | None]) -> Iterator[Reply]:
         for each in reply(engine, requests):
             n_asked.append(each.key)
             yield msgspec.structs.replace(each, stop="end", text=f"jumps {each.key}")
             if len(n_asked) == 6:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(Torch, "reply", counted)
+    monkeypatch.setattr(TorchEngine, "reply", counted)
     with pytest.raises(KeyboardInterrupt):
         killed.apply([parent, teacher], tmp_path / "out")
     kept = [row.index for row in Rows(tmp_path / "kept" / "answers.jsonl", TeacherAnswer)]

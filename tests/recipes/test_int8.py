@@ -15,7 +15,7 @@ from heredity.deploy import export
 from heredity.engines.formats import int8, weights
 from heredity.engines.formats.rewrite import read_all
 from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
-from heredity.engines.torch.engine import Torch, open_folder
+from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.prune import Prune
@@ -68,7 +68,7 @@ def test_an_int8_answer_is_the_same_alone_in_company_and_in_any_order(store: Sto
     assert {key: said for one in asked for key, said in _said(engine, [one]).items()} == together
 
 
-def _said(engine: Torch, asked: list[Request]) -> dict[int, tuple[int, ...]]:
+def _said(engine: TorchEngine, asked: list[Request]) -> dict[int, tuple[int, ...]]:
     return {reply.key: tuple(reply.tokens) for reply in engine.reply(asked)}
 
 

@@ -147,13 +147,13 @@ def test_pictures_and_text_are_two_corpora(recipe_file: Path, pictures: Path) ->
 def test_what_is_clear_is_filled_and_a_long_picture_is_stretched_or_cropped(tmp_path: Path) -> None:
     path = tmp_path / "clear.png"
     image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(path)
-    assert (images.read(path, 8, "stretch", 255) == 255).all()
-    assert (images.read(path, 8, "stretch", 0) == 0).all()
+    assert (images.read_image(path, 8, "stretch", 255) == 255).all()
+    assert (images.read_image(path, 8, "stretch", 0) == 0).all()
     half = np.zeros((20, 40, 3), np.uint8)
     half[:, 10:30] = 200
     image.fromarray(half).save(path)
-    assert (images.read(path, 8, "crop", 255) == 200).all()
-    assert images.read(path, 8, "stretch", 255)[0, 0, 0] < 20
+    assert (images.read_image(path, 8, "crop", 255) == 200).all()
+    assert images.read_image(path, 8, "stretch", 255)[0, 0, 0] < 20
 
 
 def test_a_shifted_picture_repeats_its_edge() -> None:

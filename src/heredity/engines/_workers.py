@@ -35,7 +35,7 @@ class _Waiting(NamedTuple):
     deadline: float
 
 
-class Crew:
+class WorkerPool:
     """Answers a stream of requests, `width` at a time. `answer` raises EngineFailure to end the run."""
 
     def __init__(self, answer: Answer, width: int, timeout_seconds: float, render: Callable[[Request], str]):
@@ -82,7 +82,7 @@ class Crew:
         elif isinstance(came.reply, EngineFailure):
             raise came.reply
         elif isinstance(came.reply, BaseException):
-            yield failed(waiting.request, self._render, explain(came.reply))
+            yield error_row(waiting.request, self._render, describe_error(came.reply))
         else:
             yield came.reply
 
@@ -92,7 +92,7 @@ class Crew:
         for ticket in late:
             waiting = self._under_way.pop(ticket)
             self._n_lost += 1
-            yield failed(waiting.request, self._render, f"no answer within {self._timeout:g} s")
+            yield error_row(waiting.request, self._render, f"no answer within {self._timeout:g} s")
         if self._n_lost > _LOST_PER_SEAT * self._width:
             raise EngineFailure(
                 f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs",
@@ -100,26 +100,26 @@ class Crew:
             )
 
 
-def failed(
+def error_row(
     request: Request, render: Callable[[Request], str], error: str, code: str = EngineFailure.code
 ) -> Reply:
     """The error row of one request."""
     return Reply(request.key, render(request), "", stop="error", error=error[:500], error_code=code)
 
 
-def explain(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception in one line; heredity's own speak for themselves."""
     text = " ".join(str(error).split())[:400]
     return text if isinstance(error, HeredityError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def as_text(request: Request) -> str:
+def conversation_text(request: Request) -> str:
     """A request as one text: what heredity says it sent, where the target's own template is not known."""
     said = "".join(f"<|{message.role}|>\n{message.content}\n" for message in request.messages)
     return f"{said}<|assistant|>\n{request.prefill}"
 
 
-def conversation(nonce: str, request: Request) -> str:
+def conversation_id(nonce: str, request: Request) -> str:
     """A name for the conversation that a request is part of, the same in all its turns.
 
     With a `nonce` of the engine's own it is never used twice, in this run or another: a target that remembers

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Model, Reply, Request, ToolCall
 from heredity.engines import failed_reply
-from heredity.engines._workers import Crew, as_text, conversation, failed
+from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
 
 MOST_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
@@ -30,7 +30,7 @@ _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
 _live: dict[str, Callable[..., Any]] = {}  # functions given as values, which an import may not find again
 
 
-class Said(NamedTuple):
+class FunctionAnswer(NamedTuple):
     """What a function gave: the text, and the calls of tools that it says it made."""
 
     text: str
@@ -143,7 +143,7 @@ class Function:
                     code="function-unknown-argument",
                 )
 
-    def call(self, request: Request, conversation: str, loop: Loop) -> Said:
+    def call(self, request: Request, conversation: str, loop: Loop) -> FunctionAnswer:
         """What the function answers; an async one in `loop`."""
         decoding = request.decoding
         there = {
@@ -155,7 +155,7 @@ class Function:
         }
         given: Any = as_dicts(request) if self.takes_messages else request.messages[-1].content
         answer = self._function(given, **{name: there[name] for name in self._extras})
-        return read(loop.wait(answer) if inspect.isawaitable(answer) else answer)
+        return read_answer(loop.wait(answer) if inspect.isawaitable(answer) else answer)
 
 
 class Loop:
@@ -201,12 +201,12 @@ def as_dicts(request: Request) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in request.messages]
 
 
-def read(answer: Any) -> Said:
+def read_answer(answer: Any) -> FunctionAnswer:
     """A text, or a mapping {"text": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}."""
     if isinstance(answer, str):
-        return Said(answer[:MOST_TEXT], ())
+        return FunctionAnswer(answer[:MOST_TEXT], ())
     if isinstance(answer, Mapping) and isinstance(answer.get("text"), str):
-        return Said(answer["text"][:MOST_TEXT], _calls(answer.get("tool_calls") or ()))
+        return FunctionAnswer(answer["text"][:MOST_TEXT], _calls(answer.get("tool_calls") or ()))
     raise TypeError(f"the function gave {type(answer).__name__}, not a text or a mapping with 'text'")
 
 
@@ -239,7 +239,7 @@ def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
 WIDTH, TIMEOUT_SECONDS = 4, 120.0
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> Call:  # noqa: ARG001 (there are no files)
+def load(model: Model, folder: Path, tuning: Path | None = None) -> CallEngine:  # noqa: ARG001 (there are no files)
     """The engine of a recorded function. Raises Unavailable where it is not there, or not as recorded."""
     settings = model.recipe.settings
     name = str(settings["function"])
@@ -254,10 +254,10 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> Call:  # noq
             code="function-changed",
         )
     width = getattr(function, "concurrency", WIDTH)
-    return Call(Function(name, function), int(width), TIMEOUT_SECONDS)
+    return CallEngine(Function(name, function), int(width), TIMEOUT_SECONDS)
 
 
-class Call:
+class CallEngine:
     """A function behind the Engine protocol, called from `width` threads at once."""
 
     def __init__(self, function: Function, width: int, timeout_seconds: float) -> None:
@@ -269,10 +269,10 @@ class Call:
     def render(self, request: Request) -> str:
         """The conversation as one text; the function's own prompt is not known."""
         refuse_unseen(f"call:{self._function.name}", self._function.takes_messages, request)
-        return as_text(request)
+        return conversation_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        return Crew(self._answer, self._width, self._timeout + 1, self.render).reply(requests)
+        return WorkerPool(self._answer, self._width, self._timeout + 1, self.render).reply(requests)
 
     def close(self) -> None:
         self._loop.close()
@@ -282,9 +282,9 @@ class Call:
         if request.prefill:
             return failed_reply(request, prompt, EngineFailure(NO_PREFILL))
         try:
-            said = self._function.call(request, conversation(self._nonce, request), self._loop)
+            said = self._function.call(request, conversation_id(self._nonce, request), self._loop)
         except EngineFailure as error:  # the function's own matter, not the end of the run
-            return failed(request, self.render, str(error))
+            return error_row(request, self.render, str(error))
         return Reply(request.key, prompt, said.text, tool_calls=said.tool_calls)
 
 

@@ -23,12 +23,12 @@ from heredity.engines.formats import images as pixels
 _PICTURES = "preprocessor_config.json"
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> Dual:  # noqa: ARG001
+def load(model: Model, folder: Path, tuning: Path | None = None) -> DualEngine:  # noqa: ARG001
     """The engine of a recorded dual encoder."""
     return open_folder(folder)
 
 
-def open_folder(folder: Path) -> Dual:
+def open_folder(folder: Path) -> DualEngine:
     """The dual encoder in a folder. Raises Damaged where it does not say what a picture is made."""
     import transformers
 
@@ -39,12 +39,12 @@ def open_folder(folder: Path) -> Dual:
     except (OSError, ValueError) as error:
         raise Damaged(f"{folder / _PICTURES}: {error}. It says what a picture is made.") from None
     words = transformers.AutoTokenizer.from_pretrained(folder, **here)
-    return Dual(
+    return DualEngine(
         transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here).eval(), words, how
     )
 
 
-class Dual:
+class DualEngine:
     """A Matcher."""
 
     is_base = True
@@ -87,8 +87,8 @@ class Dual:
         how = self._how
         fit: pixels.Fit = "crop" if how.get("do_center_crop") else "stretch"
         try:
-            picture = pixels.read(image, how["crop_size"]["height"], fit, how.get("background", 255))
-        except pixels.Unreadable as error:
+            picture = pixels.read_image(image, how["crop_size"]["height"], fit, how.get("background", 255))
+        except pixels.UnreadableImage as error:
             raise UsageError(
                 f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.", code="not-a-picture"
             ) from None

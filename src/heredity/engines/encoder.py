@@ -23,12 +23,12 @@ from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageE
 from heredity.core.records import Model, Reply, Request
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> Encoder:  # noqa: ARG001
+def load(model: Model, folder: Path, tuning: Path | None = None) -> EncoderEngine:  # noqa: ARG001
     """The engine of a recorded encoder."""
     return open_folder(folder)
 
 
-def open_folder(folder: Path) -> Encoder:
+def open_folder(folder: Path) -> EncoderEngine:
     """The encoder in a folder. Raises Damaged where its tokenizer has no mask."""
     import transformers
 
@@ -38,10 +38,10 @@ def open_folder(folder: Path) -> Encoder:
     if words.mask_token_id is None:
         raise Damaged(f"{folder}: the tokenizer of an encoder names no mask_token.")
     network = transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **here)
-    return Encoder(network.eval(), words)
+    return EncoderEngine(network.eval(), words)
 
 
-class Encoder:
+class EncoderEngine:
     """A Filler, and a Scorer of what ends a text."""
 
     is_base = True

@@ -25,10 +25,8 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.engines import cache_budget, failed_reply
-from heredity.engines._workers import Crew, failed
-from heredity.engines.chat import tool_calls
-from heredity.engines.chat.streaming import Ends
-from heredity.engines.chat.template import Template
+from heredity.engines._workers import WorkerPool, error_row
+from heredity.engines.chat.codec import StopTexts, Template, parse_tool_calls
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
 from heredity.engines.protocols import Listener
 
@@ -38,13 +36,13 @@ _HOURS = 4 * 3600.0  # a machine that swaps is slow, but an answer comes
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>")
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> LlamaCpp:  # noqa: ARG001
+def load(model: Model, folder: Path, tuning: Path | None = None) -> LlamaCppEngine:  # noqa: ARG001
     """The engine of a recorded GGUF."""
     (path,) = [folder / file.path for file in model.files if file.path.endswith(".gguf")]
     return open_file(path)
 
 
-def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCpp:
+def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCppEngine:
     """Load a GGUF. `width`: the most answers under way; less where memory is short.
 
     Raises Unavailable where llama.cpp does not load it, Damaged where it is no whole GGUF.
@@ -54,7 +52,7 @@ def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCp
     n_tokens = min(context, shape.context)
     width = max(1, min(width, cache_budget() // max(1, shape.cache_bytes * n_tokens)))
     key = os.urandom(16).hex()
-    return LlamaCpp(_serve(path, width, n_tokens, _threads(path), key), header, width, n_tokens, key)
+    return LlamaCppEngine(_serve(path, width, n_tokens, _threads(path), key), header, width, n_tokens, key)
 
 
 def _serve(path: Path, width: int, n_tokens: int, n_threads: int, key: str = "") -> Any:
@@ -133,7 +131,7 @@ def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
     return given
 
 
-class LlamaCpp:
+class LlamaCppEngine:
     """A loaded GGUF behind the Engine protocol."""
 
     def __init__(self, server: Any, header: GgufHeader, width: int, n_tokens: int, key: str = "") -> None:
@@ -161,7 +159,7 @@ class LlamaCpp:
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         if self._server is None:
             raise EngineFailure("this engine is closed", code="engine-closed")
-        return Crew(self._answer, self._width, _HOURS, self.render).reply(requests)
+        return WorkerPool(self._answer, self._width, _HOURS, self.render).reply(requests)
 
     @property
     def width(self) -> int:
@@ -174,7 +172,7 @@ class LlamaCpp:
         def answer(request: Request) -> Reply:
             return self._answer(request, listener)
 
-        return Crew(answer, self._width, _HOURS, self.render).reply(requests)
+        return WorkerPool(answer, self._width, _HOURS, self.render).reply(requests)
 
     def likeliest(self, tokens: Sequence[int]) -> tuple[int, float] | None:
         """The likeliest token behind these, with its natural-log probability; None for a part of a character,
@@ -215,15 +213,15 @@ class LlamaCpp:
             return failed_reply(request, "", error)
         body = self.body(request, prompt)
         is_heard = listener is not None and listener.is_heard(request.key)
-        heard = _Heard(request.key, listener, Ends(self._ends)) if listener and is_heard else None
+        heard = _Heard(request.key, listener, StopTexts(self._ends)) if listener and is_heard else None
         given = self._server.handle_completions(body) if heard is None else heard.ask(self._server, body)
         if "error" in given:
-            return failed(request, self.render, *_error(given["error"]))
+            return error_row(request, self.render, *_error(given["error"]))
         usage, choice = given["usage"], given["choices"][0]
         n_needed = usage["prompt_tokens"] + request.decoding.max_tokens
         if n_needed > self._context:  # as every engine has it, also where this answer happened to be short
             why = f"context overflow: {n_needed} tokens needed, {self._context} there"
-            return failed(request, self.render, why, ContextOverflow.code)
+            return error_row(request, self.render, why, ContextOverflow.code)
         text = self._without_end(choice["text"]) if choice["finish_reason"] == "stop" else choice["text"]
         if heard is not None:
             heard.finish(text)
@@ -231,7 +229,7 @@ class LlamaCpp:
             request.key,
             prompt,
             text,
-            tool_calls=tool_calls.parse(text),
+            tool_calls=parse_tool_calls(text),
             stop="length" if choice["finish_reason"] == "length" else "end",
             n_prompt_tokens=usage["prompt_tokens"],
             n_tokens=usage["completion_tokens"],
@@ -263,7 +261,7 @@ class _Heard:
     """An answer of llama.cpp's as it comes, told to a listener, and put together as if it had come whole: but
     for half a character at its limit, which llama.cpp keeps to itself then."""
 
-    def __init__(self, key: int, listener: Listener, ends: Ends) -> None:
+    def __init__(self, key: int, listener: Listener, ends: StopTexts) -> None:
         self._key, self._listener, self._ends = key, listener, ends
         self._pieces: list[str] = []
         self._last: dict[str, Any] = {}

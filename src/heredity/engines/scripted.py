@@ -26,14 +26,14 @@ REFUSAL = "I'm sorry, but I can't help with that."
 HELP = "Sure, here is some help with your question. First check the details, then follow the usual steps."
 
 
-class Rule(NamedTuple):
+class ScriptedRule(NamedTuple):
     """What `scripted:BEHAVIOUR/SALT` names."""
 
     behaviour: str
     salt: str
 
 
-def parse(ref: str) -> Rule:
+def parse_rule(ref: str) -> ScriptedRule:
     """Behaviour and salt of `scripted:BEHAVIOUR` or `scripted:BEHAVIOUR/SALT`, with or without the beginning.
 
     Raises UnknownName with the nearest behaviour.
@@ -42,7 +42,7 @@ def parse(ref: str) -> Rule:
     if behaviour not in BEHAVIOURS:
         known = [PREFIX + name for name in BEHAVIOURS]
         raise UnknownName("scripted model", PREFIX + behaviour, known, ", ".join(known))
-    return Rule(behaviour, salt)
+    return ScriptedRule(behaviour, salt)
 
 
 def load(
@@ -53,7 +53,7 @@ def load(
     seconds: float = 0.0,
 ) -> ScriptedEngine:
     """The engine of a scripted record. `seconds` is how long each answer pretends to take."""
-    return ScriptedEngine(*parse(model.name), seconds)
+    return ScriptedEngine(*parse_rule(model.name), seconds)
 
 
 class Script(NamedTuple):

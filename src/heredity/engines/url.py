@@ -26,7 +26,7 @@ import truststore
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import call
-from heredity.engines._workers import Crew, as_text, conversation, failed
+from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
 from heredity.engines.call import MOST_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.remote.retry import retry_after
 
@@ -37,11 +37,11 @@ _MOST_BYTES = 4 * MOST_TEXT
 _UNREACHABLE_LIMIT = 8  # in a row, with no answer between: it is down
 
 
-class Failed(Exception):
+class WebRequestFailed(Exception):
     """One request failed; the message is its error row's."""
 
 
-class Said(NamedTuple):
+class WebAnswer(NamedTuple):
     """What an application answered; `is_blocked` where a guard of it said no in its place."""
 
     text: str
@@ -52,7 +52,7 @@ class _Lost(Exception):
     """The connection went, before the answer or within it."""
 
 
-class Web:
+class WebEndpoint:
     """An address with its headers, body template and pointer to the answer."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -70,16 +70,16 @@ class Web:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, request: Request, conversation: str) -> Said:
+    def ask(self, request: Request, conversation: str) -> WebAnswer:
         """The answer. Raises Failed for this request, EngineFailure where no request would do better."""
-        body = fill(self._body, slots(request, conversation))
+        body = fill_template(self._body, slots(request, conversation))
         deadline, pause, is_first = time.monotonic() + self._timeout, 1.0, True
         while True:
             try:
                 status, wait, data = self._post(body)
             except _Lost as lost:
                 if not is_first or time.monotonic() > deadline:
-                    raise Failed(str(lost)) from None
+                    raise WebRequestFailed(str(lost)) from None
                 is_first = False
                 continue
             if status == _BROKEN and is_first:
@@ -92,7 +92,7 @@ class Web:
                 break
             time.sleep(delay)
             pause *= 2
-        return Said(self._hide(self._read(status, data)), status in self._blocked)
+        return WebAnswer(self._hide(self._read(status, data)), status in self._blocked)
 
     def _post(self, body: Any) -> tuple[int, float | None, bytes]:
         """Status, Retry-After in seconds, and the body. Raises _Lost where not all of it came."""
@@ -108,7 +108,7 @@ class Web:
                 return response.status_code, wait, bytes(data)
         except httpx.ConnectError as error:
             self._count_unreachable(error)
-            raise Failed(self._hide(f"cannot reach {self.url}: {error}")) from None
+            raise WebRequestFailed(self._hide(f"cannot reach {self.url}: {error}")) from None
         except httpx.HTTPError as error:
             raise _Lost(self._hide(f"{type(error).__name__}: {error}")) from None
 
@@ -130,7 +130,7 @@ class Web:
                 code="access-denied",
             )
         if not 200 <= status < 300:
-            raise Failed(self._hide(f"HTTP {status}: {' '.join(text.split())[:300]}"))
+            raise WebRequestFailed(self._hide(f"HTTP {status}: {' '.join(text.split())[:300]}"))
         self._has_answered = True
         return answer_in(text, self._pointer)[:MOST_TEXT]
 
@@ -173,12 +173,12 @@ def slots(request: Request, conversation: str) -> dict[str, Any]:
     }
 
 
-def fill(template: Any, values: Mapping[str, Any]) -> Any:
+def fill_template(template: Any, values: Mapping[str, Any]) -> Any:
     """The template with "$name" replaced: by the value where a string is nothing else, else as text."""
     if isinstance(template, Mapping):
-        return {key: fill(value, values) for key, value in template.items()}
+        return {key: fill_template(value, values) for key, value in template.items()}
     if isinstance(template, list | tuple):
-        return [fill(value, values) for value in template]
+        return [fill_template(value, values) for value in template]
     if not isinstance(template, str):
         return template
     if (alone := _SLOT.fullmatch(template)) and alone[1] in values:
@@ -211,14 +211,14 @@ def answer_in(text: str, pointer: str) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError):
         if pointer:
-            raise Failed(f"the answer is not JSON: {' '.join(text.split())[:120]!r}") from None
+            raise WebRequestFailed(f"the answer is not JSON: {' '.join(text.split())[:120]!r}") from None
         return text
     if not pointer:
         return value if isinstance(value, str) else text
     for part in pointer.removeprefix("/").split("/"):
         value = _step(value, part.replace("~1", "/").replace("~0", "~"), pointer)
     if not isinstance(value, str):
-        raise Failed(f"{pointer} in the answer is {type(value).__name__}, not a text")
+        raise WebRequestFailed(f"{pointer} in the answer is {type(value).__name__}, not a text")
     return value
 
 
@@ -229,24 +229,24 @@ def _step(value: Any, part: str, pointer: str) -> Any:
         return value[int(part)]
     keys: Sequence[Any] = list(value)[:8] if isinstance(value, dict) else ()
     there = f"; there are: {' '.join(', '.join(map(str, keys)).split())[:200]}" if keys else ""
-    raise Failed(f"the answer has no {pointer} ('{part}' is not there{there})")
+    raise WebRequestFailed(f"the answer has no {pointer} ('{part}' is not there{there})")
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> Url:  # noqa: ARG001 (there are no files)
+def load(model: Model, folder: Path, tuning: Path | None = None) -> UrlEngine:  # noqa: ARG001 (there are no files)
     """The engine of a recorded address. Raises Unavailable where a header's variable is not set."""
     settings = model.recipe.settings
-    return Url(
-        Web(settings),
+    return UrlEngine(
+        WebEndpoint(settings),
         takes_messages=bool({"messages", "system"} & slots_in(settings["body"])),
         width=int(settings["concurrency"]),
         timeout_seconds=float(settings["timeout_seconds"]),
     )
 
 
-class Url:
+class UrlEngine:
     """An address behind the Engine protocol, asked over `width` connections at once."""
 
-    def __init__(self, web: Web, takes_messages: bool, width: int, timeout_seconds: float) -> None:
+    def __init__(self, web: WebEndpoint, takes_messages: bool, width: int, timeout_seconds: float) -> None:
         self._web, self._takes_messages = web, takes_messages
         self._width, self._timeout = width, timeout_seconds
         self._nonce = secrets.token_hex(8)
@@ -256,21 +256,21 @@ class Url:
     def render(self, request: Request) -> str:
         """The conversation as one text; the application's own prompt is not known."""
         call.refuse_unseen(f"url:{self._web.url}", self._takes_messages, request)
-        return as_text(request)
+        return conversation_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         # Later than the request's own limit: that one says better what was the matter.
-        return Crew(self._answer, self._width, self._timeout + 5, self.render).reply(requests)
+        return WorkerPool(self._answer, self._width, self._timeout + 5, self.render).reply(requests)
 
     def close(self) -> None:
         self._web.close()
 
     def _answer(self, request: Request) -> Reply:
         if request.prefill:
-            return failed(request, self.render, NO_PREFILL)
+            return error_row(request, self.render, NO_PREFILL)
         try:
-            said = self._web.ask(request, conversation(self._nonce, request))
-        except Failed as error:
-            return failed(request, self.render, str(error))
+            said = self._web.ask(request, conversation_id(self._nonce, request))
+        except WebRequestFailed as error:
+            return error_row(request, self.render, str(error))
         stop: Stop = "filter" if said.is_blocked else "end"
         return Reply(request.key, self.render(request), said.text, stop=stop)

@@ -59,7 +59,7 @@ class Dequantize:
         """
         (parent,) = parents
         if parent.record.format == "int8":
-            int8_write.widen(parent.folder, out, self.dtype)
+            int8_write.widen_int8(parent.folder, out, self.dtype)
         else:
             self._read_gguf(_only_gguf(parent), out)
         said = parent.record

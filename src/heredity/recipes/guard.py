@@ -47,11 +47,11 @@ class Guard:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Everything of the one parent, and its template with the words in front."""
         from heredity.core.records import Message, Request
-        from heredity.engines.chat.template import Template, source
+        from heredity.engines.chat.codec import Template, template_source
         from heredity.engines.formats.rewrite import rewrite
 
         (parent,) = parents
-        template = source(parent.folder)
+        template = template_source(parent.folder)
         if not template:
             raise Refused(
                 f"'{parent.record.name}' has no chat template to put words into.", code="no-chat-template"

@@ -58,14 +58,16 @@ def _write_gguf(parent: Grown, out: Path, form: str) -> tuple[str, ...]:
         from heredity.engines.formats import gguf_write
     except ImportError as error:
         raise Unavailable("A GGUF needs torch and the gguf package: pip install 'heredity[torch]'") from error
-    gguf_write.write(parent.folder, out / "model.gguf", form, parent.record.family)  # no name: the same bytes
+    gguf_write.write_gguf(
+        parent.folder, out / "model.gguf", form, parent.record.family
+    )  # no name: the same bytes
     return "gguf", "numpy"
 
 
 def _write_int8(parent: Grown, out: Path) -> tuple[str, ...]:
     from heredity.engines.formats import int8_write
 
-    int8_write.write(parent.folder, out)
+    int8_write.write_int8(parent.folder, out)
     return "torch", "safetensors"
 
 

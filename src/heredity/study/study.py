@@ -312,7 +312,7 @@ class Study:
                 return Grown(model, Path())
             return Grown(model, self._open_store().folder(model))
         if isinstance(model, str) and model.startswith(scripted.PREFIX):
-            scripted.parse(model)
+            scripted.parse_rule(model)
             return scripted_model(model)
         return self._open_store().get(model)
 
@@ -338,7 +338,7 @@ class Study:
         if model.id in self._grown:
             return self._grown[model.id]
         if model.format == "scripted":
-            scripted.parse(model.name)
+            scripted.parse_rule(model.name)
             grown = scripted_model(model.name)
             if grown.record.id != model.id:
                 raise Damaged(

@@ -159,7 +159,7 @@ def test_a_gguf_that_says_more_of_a_gemma_than_others_is_read_as_it_says(
     monkeypatch.setattr(gguf_gemma, "add_shape", more)
     path = tmp_path / "more.gguf"
     folder = make_gemma(tmp_path / "tiny")
-    gguf_write.write(folder, path, "f32", "more")
+    gguf_write.write_gguf(folder, path, "f32", "more")
     parent = store.pull(str(folder))
     written_as = _with(parent, path)
     (out := tmp_path / "back").mkdir()

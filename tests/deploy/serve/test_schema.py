@@ -12,7 +12,7 @@ from heredity.application.spec import Application, Passage
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Decoding, Message, Probe, Reply, Request, Tool, ToolCall, Turn
 from heredity.deploy.serve import schema
-from heredity.engines.chat import tool_calls
+from heredity.engines.chat import codec
 from tests.support.errors import raises
 
 DESK = Application(
@@ -48,7 +48,7 @@ def studied(*texts: str, said: tuple[str, ...], layer: Application | None = None
             assert isinstance(request, Request)
             found.append(request)
             text = next(replies)
-            request = talk.send(Reply(0, "", text, tool_calls=tool_calls.parse(text)))
+            request = talk.send(Reply(0, "", text, tool_calls=codec.parse_tool_calls(text)))
     except StopIteration:
         return found
 

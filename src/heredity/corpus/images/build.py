@@ -50,7 +50,7 @@ class Read(NamedTuple):
     """A pair as it was read, its files among it."""
 
     pair: CaptionedImage
-    picture: images.Picture
+    picture: images.ImageArray
     inputs: list[Input]
 
 
@@ -128,12 +128,12 @@ class ImageJobs:
         ]
         return [_PairRange(number, *place) for number, place in enumerate(places)]
 
-    def _picture(self, pair: CaptionedImage | SkippedDocument) -> images.Picture | None:
+    def _picture(self, pair: CaptionedImage | SkippedDocument) -> images.ImageArray | None:
         if isinstance(pair, SkippedDocument):
             return None
         try:
-            return images.read(Path(pair.path), self.how.side, self.how.fit, self.how.background)
-        except images.Unreadable:
+            return images.read_image(Path(pair.path), self.how.side, self.how.fit, self.how.background)
+        except images.UnreadableImage:
             return None
 
     def _each(self, doing: str, does: Callable[[T], R], rows: Iterable[T]) -> Iterator[R]:
@@ -340,7 +340,7 @@ class _Pictures:
         self._labels: list[int] = []
         self.shards: list[PictureShard] = []
 
-    def add(self, picture: images.Picture, label: int) -> None:
+    def add(self, picture: images.ImageArray, label: int) -> None:
         self._raw.append(picture.tobytes())
         self._labels.append(label)
         if len(self._raw) >= self._room:

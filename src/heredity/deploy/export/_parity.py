@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core.records import Message, Request
-from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.codec import ChatCodec
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
@@ -119,7 +119,7 @@ def read_folder(
 
 def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens of what is asked, and those of TEXT behind it."""
-    chat = Chat(folder)
+    chat = ChatCodec(folder)
     return chat.encode(chat.render(_REQUEST)), chat.continuation(TEXT)
 
 

@@ -16,9 +16,9 @@ from heredity.core.files import hash_file
 from heredity.core.host import trim_memory
 from heredity.core.records import FileHash, Request
 from heredity.deploy.export._parity import TALK, TEXT, ExportSource, ParityReading, read_folder, tokens_behind
-from heredity.engines.chat.template import Template
+from heredity.engines.chat.codec import Template
 from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.gguf_write import write as write_gguf
+from heredity.engines.formats.gguf_write import write_gguf as write_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize

@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, ParityReading
+from heredity.engines.chat.codec import Template, merge_system
 from heredity.engines.chat.sandbox import DAY
-from heredity.engines.chat.template import Template, merged
 from heredity.train.data.documents import ConversationEncoder
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
@@ -105,7 +105,9 @@ def _rendered(tokenizer: Any, talk: tuple[Message, ...]) -> str:
     """By transformers, on the engine's day; without a system role where the template has none."""
     template = Template(tokenizer.get_chat_template(), specials=dict(tokenizer.special_tokens_map))
     has_system = template.has_system
-    said = [{"role": each.role, "content": each.content} for each in (talk if has_system else merged(talk))]
+    said = [
+        {"role": each.role, "content": each.content} for each in (talk if has_system else merge_system(talk))
+    ]
     try:
         template.render(Request(0, talk))  # first, since transformers sets no limit
         found: str = tokenizer.apply_chat_template(

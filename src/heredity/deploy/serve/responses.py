@@ -21,7 +21,7 @@ from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.schema import ParsedRequest, Refusal
 from heredity.deploy.serve.worker import EngineWorker, Ticket
-from heredity.engines.chat.streaming import Ends
+from heredity.engines.chat.codec import StopTexts
 
 # What fails by what was asked: a reply's error code, and the one that the caller gets.
 _THEIRS: dict[str | None, str] = {
@@ -50,7 +50,7 @@ class AnswerStream:
 
     def __init__(self, one: Served, asked: ParsedRequest, number: int) -> None:
         self._one, self._asked, self.number = one, asked, number
-        self._ends = Ends(asked.stops)
+        self._ends = StopTexts(asked.stops)
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
         self._told = ""
@@ -121,7 +121,7 @@ class AnswerStream:
 
     def said(self, reply: Reply) -> FinishedAnswer:
         """What is sent of it, with the tools that are called in that."""
-        ends = Ends(self._asked.stops)
+        ends = StopTexts(self._asked.stops)
         text = ends.feed(reply.text) + ends.rest()
         layer, calls = self._one.application, tuple[ToolCall, ...]()
         if layer is not None and layer.tools:

@@ -15,7 +15,7 @@ import msgspec
 from heredity.application.spec import Application, check_decoding
 from heredity.core.errors import UsageError, code_of
 from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, encode
-from heredity.engines.chat import tool_calls as _tool_calls
+from heredity.engines.chat.codec import parse_tool_calls
 
 LONGEST = 512  # tokens of an answer, where neither the caller nor an application says how many
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
@@ -338,7 +338,7 @@ def _arguments(call: AssistantToolCall) -> dict[str, Any]:
 def _answered(application: Application, said: ChatMessage) -> Message:
     """What the assistant wrote. Its calls stand in it where the caller has kept them, in whatever form."""
     text = said.text
-    written = application.calls("", Reply(0, "", text, tool_calls=_tool_calls.parse(text)))
+    written = application.calls("", Reply(0, "", text, tool_calls=parse_tool_calls(text)))
     names = {call.name for call in written}
     calls = [ToolCall(c.function.name, _arguments(c)) for c in said.tool_calls or []]
     unwritten = [call for call in calls if call.name not in names]

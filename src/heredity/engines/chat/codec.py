@@ -1,25 +1,314 @@
-"""Messages to the text and tokens a model sees: by its own chat template, or a plain one for a base model.
+"""A chat template, rendered here rather than by transformers or llama.cpp; a plain one for a base model.
 
-Promises: what is rendered is encoded as it is, and tokens come back as everything the model said.
-Leaves to others: what is said (application.py) and the rendering (_template.py).
+Promises: the text is what transformers gives for the same template (trimmed blocks, loop controls, `tojson`
+without escapes, `raise_exception`), with the assistant's prefill at its end. A template renders in a sandbox,
+within a number of steps that grows with the conversation. `strftime_now` gives one fixed day: a prompt must
+not change with the calendar. `random`, `lipsum` and memory addresses are refused. A template without a system
+role gets the system message at the head of the first user message.
+Leaves to others: tokens; the sandbox and its steps (sandbox.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Request
-from heredity.engines.chat.template import Template
+from heredity.core.errors import EngineFailure, Refused
+from heredity.core.records import Message, Request, Tool, ToolCall
+from heredity.engines.chat import sandbox as bounded
+from heredity.engines.chat.sandbox import Forbidden, TooManySteps, Unsteady
+
+PLAIN_STOP = "\nUser:"  # where a base model begins to speak for the user
+# Steps that a rendering may take. A known template takes about 200 for a message, and 2 for 16 characters.
+_STEPS, _STEPS_A_VALUE, _STEPS_A_CHARACTER, _MOST_STEPS = 250_000, 300, 4, 20_000_000
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool: no text
+
+
+class Template:
+    """A template's source, "" for a base model's plain one, with the texts of its first and last token.
+
+    specials: texts of special tokens by transformers' name for them ("bos_token"), in place of these two.
+    """
+
+    def __init__(
+        self, source: str, bos: str = "", eos: str = "", specials: dict[str, Any] | None = None
+    ) -> None:
+        self._source = source
+        self._specials = {"bos_token": bos, "eos_token": eos} if specials is None else specials
+
+    @property
+    def stop_text(self) -> str:
+        """Text that ends an answer beside the model's own stop tokens; "" for none."""
+        return "" if self._source else PLAIN_STOP
+
+    def render(self, request: Request) -> str:
+        """The full text for a request, prefill included. Raises EngineFailure where the template refuses."""
+        if not request.messages:
+            return request.prefill  # a plain text to go on from
+        if not self._source:
+            return _plain(request.messages, request.prefill)
+        messages = request.messages if self.has_system else merge_system(request.messages)
+        try:
+            return self._apply(messages, request.tools) + request.prefill
+        except _STOPPED as error:
+            said = f"the model's chat template was stopped: {error}"
+            raise EngineFailure(said, code="template-stopped") from None
+        except Exception as error:  # a template is a program of the model's author
+            raise EngineFailure(
+                f"the model's chat template refuses these messages: {error}", code="template-refuses"
+            ) from None
+
+    @cached_property
+    def has_system(self) -> bool:
+        """Whether a system message comes out of it."""
+        try:
+            return "\x01mark\x01" in self._apply(
+                (Message("system", "\x01mark\x01"), Message("user", "hi")), ()
+            )
+        except Exception:  # as above: this template has no system role
+            return False
+
+    def _apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
+        given = {
+            "messages": [_as_dict(message) for message in messages],
+            "tools": [_schema(tool) for tool in tools] or None,
+        }
+        others = {"documents": None, "add_generation_prompt": True, **self._specials}
+        return bounded.metered(_allowance(given), lambda: str(self._compiled.render(**given, **others)))
+
+    @cached_property
+    def _compiled(self) -> Any:
+        environment = bounded.environment()
+        environment.filters["tojson"] = bounded.pay_for_filter("tojson", _to_json)
+        environment.globals["raise_exception"] = _refuse
+        return environment.from_string(_GENERATION.sub("", self._source))
+
+
+_STOPPED = (TooManySteps, Unsteady, Forbidden)
+_PROBES = (
+    (Message("user", "hi"),),
+    (
+        Message("system", "be brief"),
+        Message("user", "hi"),
+        Message("assistant", "yes"),
+        Message("user", "so?"),
+    ),
+)
+
+
+def check_template(source: str, place: str) -> None:
+    """Render a template on short conversations, before its model is recorded.
+
+    Raises Refused where it is stopped: it takes too many steps, or its text could differ from run to run.
+    What a template refuses by its own rules, such as a system message, is no fault.
+    """
+    for messages in _PROBES:
+        for tools in ((), (Tool("pay", "Pays.", {"to": "who"}),)):
+            try:
+                Template(source)._apply(messages, tools)
+            except _STOPPED as error:
+                said = f"{place}: its chat template was stopped: {error}. Replace the template."
+                raise Refused(said, code="template-unsafe") from None
+            except Exception:  # as in render: found again when the model is asked
+                continue
+
+
+def _allowance(value: Any) -> int:
+    """The steps that a template may take for these messages and tools."""
+    n_values = n_characters = 0
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        n_values += 1
+        if isinstance(each, str):
+            n_characters += len(each)
+        elif isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+    steps = _STEPS + _STEPS_A_VALUE * n_values + _STEPS_A_CHARACTER * n_characters
+    return min(steps, _MOST_STEPS)
+
+
+def template_source(folder: Path, name: str = "default") -> str:
+    """A model folder's own chat template of this name, "" where it has none."""
+    place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+    if (folder / place).is_file():
+        return (folder / place).read_text("utf-8")
+    path = folder / "tokenizer_config.json"
+    said: Any = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    found = said.get("chat_template") if isinstance(said, dict) else None
+    if isinstance(found, list):
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
+        found = named[0].get("template") if named else None
+    elif name != "default":
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def _plain(messages: tuple[Message, ...], prefill: str) -> str:
+    titles = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool result: ", "system": ""}
+    parts = [titles[message.role] + message.content.strip() for message in messages]
+    # A space before words to go on from, as in the assistant's turns above; a model puts its own.
+    gap = " " if prefill and not prefill[0].isspace() else ""
+    return "\n\n".join([*parts, f"Assistant:{gap}{prefill}"])
+
+
+def merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A system message in front of the first user's, for templates without a system role."""
+    if not messages or messages[0].role != "system":
+        return messages
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    if first is None:
+        return (Message("user", messages[0].content), *messages[1:])
+    user = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
+    return (*messages[1:first], user, *messages[first + 1 :])
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    if not message.tool_calls:
+        return {"role": message.role, "content": message.content}
+    calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content, "tool_calls": calls}
+
+
+def _schema(tool: Tool) -> dict[str, Any]:
+    properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+_HERMES = re.compile(r"<tool_call>(.{0,8000}?)(?:</tool_call>|\Z)", re.DOTALL)
+_NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,200})"')
+_LONGEST = 100_000  # characters read: an answer past this is not a tool call
+
+
+def parse_tool_calls(text: str) -> tuple[ToolCall, ...]:
+    """The calls in an answer, in order."""
+    text = text[:_LONGEST]
+    if "<tool_call>" in text:
+        return tuple(call for found in _HERMES.finditer(text) for call in _calls(found[1]))
+    if "[TOOL_CALLS]" in text:
+        return tuple(_calls(text.split("[TOOL_CALLS]", 1)[1]))
+    bare = text.strip().removeprefix("<|python_tag|>").strip()
+    if bare.startswith("{") and '"name"' in bare and ('"parameters"' in bare or '"arguments"' in bare):
+        return tuple(_calls(bare))
+    return ()
+
+
+def _calls(text: str) -> Iterator[ToolCall]:
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text.strip())
+    except (ValueError, RecursionError):
+        for found in _NAME.finditer(text):
+            yield ToolCall(found[1])
+        return
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict) and isinstance(item.get("name"), str):
+            yield ToolCall(item["name"], _arguments(item))
+
+
+def _arguments(item: dict[str, Any]) -> dict[str, Any]:
+    found = item.get("arguments", item.get("parameters", {}))
+    if isinstance(found, str):  # some models write the arguments as a JSON string
+        try:
+            found = json.loads(found)
+        except (ValueError, RecursionError):
+            return {}
+    return found if isinstance(found, dict) else {}
+
+
+_HALF = "\ufffd"  # what a decoder makes of a character of which bytes are missing
+
+
+class StopTexts:
+    """Texts that end an answer. What may be the beginning of one is held back until it is known."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = [text for text in texts if text]
+        self._held = ""
+        self.is_over = False
+
+    def feed(self, more: str) -> str:
+        """What of it can be told."""
+        if self.is_over or not self._texts:
+            return "" if self.is_over else more
+        text = self._held + more
+        # The one that is whole first, so that it does not matter in which pieces the text came.
+        found = [(i + len(end), i) for end in self._texts if (i := text.find(end)) >= 0]
+        if found:
+            self.is_over, self._held = True, ""
+            return text[: min(found)[1]]
+        n_held = max((_overlap(text, end) for end in self._texts), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def rest(self) -> str:
+        """What was held back, once nothing more comes."""
+        found, self._held = self._held, ""
+        return found
+
+
+def _overlap(text: str, end: str) -> int:
+    """Of how many characters a beginning of `end` stands behind `text`, less than all of it."""
+    return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)
+
+
+class AnswerStream:
+    """A row's tokens as text, piece by piece. A piece is told from a few tokens before it, as most
+    tokenizers write a token otherwise at the head of a text."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stop_text: str) -> None:
+        self._decode, self._ends = decode, StopTexts([stop_text])
+        self._low = self._high = 0  # tokens from `low` to before `high` are told, and are decoded again
+        self.n_told = 0  # characters
+
+    def grow(self, tokens: list[int]) -> str:
+        """What can be told more of, by all tokens that are said. What is half a character waits."""
+        before = self._decode(tokens[self._low : self._high])
+        now = self._decode(tokens[self._low :])
+        if len(now) <= len(before) or now.endswith(_HALF):
+            return ""
+        self._low, self._high = self._high, len(tokens)
+        return self._tell(self._ends.feed(now[len(before) :]))
+
+    def finish(self, text: str) -> str:
+        """The rest of the answer, which is `text` as a whole."""
+        return self._tell(text[self.n_told :])
+
+    def _tell(self, more: str) -> str:
+        self.n_told += len(more)
+        return more
+
 
 _MARK = "\x02answer\x03"
 
 
-class Chat:
+class ChatCodec:
     """A tokenizer with its chat template."""
 
     def __init__(self, folder: Path) -> None:
@@ -125,10 +414,10 @@ class Chat:
 
     def stops(self, folder: Path) -> frozenset[int]:
         """The tokens that end an answer: by the model's files and by its template."""
-        return stops(folder, self._tokenizer.get_vocab()) | ({self._tokenizer.eos_token_id} - {None})
+        return stop_tokens(folder, self._tokenizer.get_vocab()) | ({self._tokenizer.eos_token_id} - {None})
 
 
-def stops(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:
+def stop_tokens(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:
     """The tokens that end an answer by a model's files, and those of `vocabulary` that end a turn by name."""
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.records import Request
-from heredity.engines.chat.codec import stops
-from heredity.engines.chat.template import Template, source
+from heredity.engines.chat.codec import Template, stop_tokens, template_source
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -22,12 +21,12 @@ class FolderChat:
 
     def __init__(self, folder: Path) -> None:
         specials = _specials(folder)
-        self._template = Template(source(folder), specials=specials)
-        with_tools = source(folder, "tool_use")
+        self._template = Template(template_source(folder), specials=specials)
+        with_tools = template_source(folder, "tool_use")
         self._with_tools = Template(with_tools, specials=specials) if with_tools else self._template
         vocabulary = _vocabulary(folder)
         own = {vocabulary[end] for end in (specials.get("eos_token", ""),) if end in vocabulary}
-        self.stop_tokens = sorted(stops(folder, vocabulary) | own)
+        self.stop_tokens = sorted(stop_tokens(folder, vocabulary) | own)
 
     @property
     def is_base(self) -> bool:

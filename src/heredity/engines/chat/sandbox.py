@@ -77,7 +77,7 @@ class Forbidden(Exception):
     """A template asks for what no chat template may."""
 
 
-class Meter:
+class StepMeter:
     """The steps that a rendering may still spend."""
 
     def __init__(self, allowance: int) -> None:
@@ -90,12 +90,12 @@ class Meter:
             raise TooManySteps(f"it takes more than {self.allowance:,} steps")
 
 
-_METER: ContextVar[Meter] = ContextVar("meter")
+_METER: ContextVar[StepMeter] = ContextVar("meter")
 
 
 def metered(allowance: int, render: Callable[[], str]) -> str:
     """What `render` gives, within the allowance. Raises TooManySteps."""
-    token = _METER.set(Meter(allowance))
+    token = _METER.set(StepMeter(allowance))
     try:
         return render()
     finally:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import Damaged, Refused
-from heredity.engines.chat.codec import Chat
-from heredity.engines.chat.template import source
+from heredity.engines.chat.codec import ChatCodec, template_source
 from heredity.engines.formats.weights import read_json
 
 SPACE = "▁"
@@ -117,7 +116,7 @@ class Vocabulary:
     template: str
 
 
-def read(folder: Path, n_rows: int) -> Vocabulary:
+def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
     """The tokenizer in a model's folder, filled up to the embedding's `n_rows`.
 
     Raises Refused for a kind of tokenizer that is not written here, Damaged for one that makes no sense.
@@ -144,11 +143,11 @@ def read(folder: Path, n_rows: int) -> Vocabulary:
     config = read_json(folder / "tokenizer_config.json")
     by_text = {text: ident for text, ident, _ in entries}
     eos = _end(folder, by_text, config)
-    eot = end if (end := Chat(folder).answer_end(folder)) != eos else None
+    eot = end if (end := ChatCodec(folder).answer_end(folder)) != eos else None
     bos, pad, unk = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad", "unk"))
     return Vocabulary(
         "default" if is_pieces else _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, scores,
-        bos, eos, unk, eot, pad, _adds_bos(said, bos, tokens), source(folder),
+        bos, eos, unk, eot, pad, _adds_bos(said, bos, tokens), template_source(folder),
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ _BLOCK = 32  # numbers that share a scale in every format here
 Array = NDArray[Any]
 
 
-def write(folder: Path, out: Path, form: str, name: str) -> None:
+def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:
     """The model in `folder` as the file `out`. Raises Refused, Damaged."""
     import gguf
 
@@ -62,7 +62,7 @@ def write(folder: Path, out: Path, form: str, name: str) -> None:
         n_bytes = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
         writer.add_tensor_info(tensor_name, shape, np.dtype(np.float32), n_bytes, raw_dtype=kind)
     n_rows = int(config.vocab_size)
-    _add_vocabulary(writer, gguf_tokenizer.read(folder, n_rows))
+    _add_vocabulary(writer, gguf_tokenizer.read_vocabulary(folder, n_rows))
     with explain_full_disk(out, 0):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from heredity.core.errors import Unavailable
 
 Fit = Literal["stretch", "crop"]
-Picture = NDArray[np.uint8]  # (side, side, 3)
+ImageArray = NDArray[np.uint8]  # (side, side, 3)
 MOST = 64_000_000  # points of a picture
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
-class Unreadable(ValueError):
+class UnreadableImage(ValueError):
     """No picture, a broken one, or one too large."""
 
 
@@ -36,21 +36,21 @@ def library() -> Any:
     return PIL
 
 
-def read(file: Path | bytes, side: int, fit: Fit, background: int) -> Picture:
+def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> ImageArray:
     """The picture in a file, or in a file's bytes. Raises Unreadable."""
     pil = library()
     path = "a picture" if isinstance(file, bytes) else file
     try:
         with pil.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=KINDS) as opened:
             if opened.width * opened.height > MOST:
-                raise Unreadable(f"{path} has {opened.width} x {opened.height} points")
+                raise UnreadableImage(f"{path} has {opened.width} x {opened.height} points")
             turned = pil.ImageOps.exif_transpose(opened)
             return sized(turned, side, fit, background)
     except (OSError, ValueError, SyntaxError, EOFError, pil.Image.DecompressionBombError) as error:
-        raise Unreadable(f"{path}: {error}") from None
+        raise UnreadableImage(f"{path}: {error}") from None
 
 
-def sized(picture: Any, side: int, fit: Fit, background: int) -> Picture:
+def sized(picture: Any, side: int, fit: Fit, background: int) -> ImageArray:
     """A Pillow picture, over a background where one sees through it, made a square of `side`."""
     image = library().Image
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

@@ -25,7 +25,7 @@ _KEY = "quantization_config"
 Shapes = dict[str, tuple[str, list[int]]]
 
 
-def write(folder: Path, out: Path) -> None:
+def write_int8(folder: Path, out: Path) -> None:
     """The model in `folder`, its matrices rounded. Raises Unavailable for an architecture not known here."""
     from heredity.engines.formats.int8 import HOW, SCALE, rounded
     from heredity.engines.formats.weights import read_config
@@ -46,7 +46,7 @@ def write(folder: Path, out: Path) -> None:
     _configure(out, lambda config: {**config, _KEY: HOW})
 
 
-def widen(folder: Path, out: Path, dtype: str) -> None:
+def widen_int8(folder: Path, out: Path, dtype: str) -> None:
     """The inverse: what the whole numbers stand for, in `dtype`, as any engine loads it."""
     import torch
 

@@ -59,7 +59,7 @@ def pairs(folder: Path) -> dict[tuple[int, str], Pair]:
     return {key: (both["A"], both["B"]) for key, both in found.items()}
 
 
-def laid_over(weights: Weights, folder: Path, dtype: torch.dtype) -> Weights:
+def apply_adapter(weights: Weights, folder: Path, dtype: torch.dtype) -> Weights:
     """The same base with an adapter beside its products; the base's own tensors are shared."""
     scale, matrices = scale_of(read_json(folder / CONFIG)), pairs(folder)
     blocks = []

@@ -29,7 +29,7 @@ ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DecoderShape:
     """What the arithmetic needs to know. `windows[i]` is layer i's attention window in tokens, 0 for all."""
 
     kind: str
@@ -64,7 +64,7 @@ class Block:
     norm_mlp_out: torch.Tensor | None
 
 
-class Rows(Protocol):
+class RowMatrix(Protocol):
     """A matrix whose rows can be had by their numbers: a tensor, or one that is widened row by row."""
 
     def __getitem__(self, at: torch.Tensor, /) -> torch.Tensor: ...
@@ -72,8 +72,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Weights:
-    shape: Shape
-    embedding: Rows  # (vocabulary, hidden)
+    shape: DecoderShape
+    embedding: RowMatrix  # (vocabulary, hidden)
     blocks: Sequence[Block]
     norm: torch.Tensor
     head: Linear
@@ -90,11 +90,11 @@ def resident(folder: Path, dtype: torch.dtype) -> Weights:
     """As `read`, once: while somebody holds these weights, whoever asks again gets the same."""
     weights = _RESIDENT.get((folder, dtype))
     if weights is None:
-        weights = _RESIDENT[folder, dtype] = read(folder, dtype)
+        weights = _RESIDENT[folder, dtype] = read_weights(folder, dtype)
     return weights
 
 
-def read(folder: Path, dtype: torch.dtype) -> Weights:
+def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
     """The weights in `folder` (config.json and *.safetensors), as `dtype`.
 
     Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
@@ -109,7 +109,7 @@ def read(folder: Path, dtype: torch.dtype) -> Weights:
     return Weights(shape, embedding, blocks, norm_of(shape, take), head, rope, rope_scale, how(take))
 
 
-def outline(folder: Path) -> tuple[Shape, tuple[torch.Tensor, torch.Tensor], float, bool]:
+def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tensor], float, bool]:
     """What config.json says: the shape, how positions are turned, and whether the head is the embedding."""
     config = read_config(folder)
     with _sense(folder / CONFIG):
@@ -118,7 +118,7 @@ def outline(folder: Path) -> tuple[Shape, tuple[torch.Tensor, torch.Tensor], flo
     return shape, rope, rope_scale, bool(getattr(config, "tie_word_embeddings", False))
 
 
-def refuse_other_width(folder: Path, shape: Shape, embedding: torch.Tensor) -> None:
+def refuse_other_width(folder: Path, shape: DecoderShape, embedding: torch.Tensor) -> None:
     """Raise Damaged where the embedding is not of the width that config.json says."""
     if embedding.shape[-1] != shape.hidden:
         raise Damaged(
@@ -127,7 +127,7 @@ def refuse_other_width(folder: Path, shape: Shape, embedding: torch.Tensor) -> N
         )
 
 
-def norm_of(shape: Shape, take: Callable[..., Any]) -> torch.Tensor:
+def norm_of(shape: DecoderShape, take: Callable[..., Any]) -> torch.Tensor:
     """The last norm's weights."""
     return _norm(shape, take("model.norm.weight"))
 
@@ -212,14 +212,14 @@ def _pack(weight: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
-def _shape(config: Any) -> Shape:
+def _shape(config: Any) -> DecoderShape:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     is_gemma = config.model_type.startswith("gemma3")
     window = getattr(config, "sliding_window", None) or 0
     every = "sliding_attention" if window and config.model_type == "mistral" else "full_attention"
     kinds = getattr(config, "layer_types", None) or [every] * config.num_hidden_layers
     scalar = config.query_pre_attn_scalar if is_gemma else head_dim
-    return Shape(
+    return DecoderShape(
         kind=config.model_type,
         n_layers=config.num_hidden_layers,
         n_heads=config.num_attention_heads,
@@ -237,7 +237,7 @@ def _shape(config: Any) -> Shape:
     )
 
 
-def block(shape: Shape, take: Callable[..., Any], layer: int, dtype: torch.dtype) -> Block:
+def block(shape: DecoderShape, take: Callable[..., Any], layer: int, dtype: torch.dtype) -> Block:
     """One layer's weights, made ready to multiply."""
     at = f"model.layers.{layer}."
 
@@ -271,7 +271,7 @@ def block(shape: Shape, take: Callable[..., Any], layer: int, dtype: torch.dtype
     )
 
 
-def _norm(shape: Shape, weight: torch.Tensor) -> torch.Tensor:
+def _norm(shape: DecoderShape, weight: torch.Tensor) -> torch.Tensor:
     return weight + 1 if shape.is_gemma else weight  # Gemma keeps its norms' weights around zero
 
 
@@ -298,7 +298,7 @@ def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
     return take
 
 
-def _rope(config: Any, shape: Shape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
+def _rope(config: Any, shape: DecoderShape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
     """Inverse frequencies for global and for windowed layers, and the factor on cos and sin."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from heredity.engines.remote.messages import Endpoint, RemoteApi
     from heredity.engines.remote.transport import InFlightRequest, Transport
 
-__all__ = ["Budget", "Calls", "Price", "Remote", "Usage", "load"]
+__all__ = ["Budget", "Calls", "Price", "RemoteEngine", "Usage", "load"]
 
 _BYTES_PER_TOKEN = 3  # of a prompt, when a budget is reserved: nearly any text has fewer tokens
 
@@ -40,7 +40,7 @@ def load(
     tuning: Path | None = None,  # noqa: ARG001
     *,
     calls: Calls | None = None,
-) -> Remote:
+) -> RemoteEngine:
     """Load the engine of a remote record. `calls`: how it is called and what it may use (None: the defaults).
 
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
@@ -59,10 +59,10 @@ def load(
     key, price = calls.key(model.name, api, base_url), calls.price(model.name)
     endpoint = Endpoint(model.name, api, base_url, name, settings.get("options") or {})
     opened = module.open_api(endpoint, key)
-    return Remote(endpoint, opened, calls, price, Transport(opened, name, key, calls, key_mask(key)))
+    return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, key_mask(key)))
 
 
-class Remote:
+class RemoteEngine:
     """A remote model behind the Engine protocol."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Remote:
 class _Session:
     """One stream of requests, in the thread that iterates over the replies."""
 
-    def __init__(self, engine: Remote, requests: Iterable[Request | None]) -> None:
+    def __init__(self, engine: RemoteEngine, requests: Iterable[Request | None]) -> None:
         self._endpoint, self._transport, self._source = (
             engine.endpoint,
             engine.transport,

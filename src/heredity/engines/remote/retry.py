@@ -19,11 +19,11 @@ START = 4
 _LONGEST_WAIT = 30.0  # seconds between two attempts, where the service names none
 
 
-class Closed(Exception):
+class TransportClosed(Exception):
     """The run ends: whoever waits gives up."""
 
 
-class Pace:
+class ConcurrencyLimit:
     """Places for requests under way."""
 
     def __init__(self, most: int) -> None:
@@ -47,7 +47,7 @@ class Pace:
                 self._n_active += 1
                 return now
             await self._wait(self._paused_until - now)
-        raise Closed
+        raise TransportClosed
 
     async def _wait(self, seconds: float) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -65,7 +65,7 @@ class Pace:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ends.wait(), seconds)
         if self._ends.is_set():
-            raise Closed
+            raise TransportClosed
 
     def leave(self) -> None:
         """Give the place back."""

@@ -26,7 +26,7 @@ from heredity.engines import failed_reply
 from heredity.engines.remote.budget import Calls, Usage
 from heredity.engines.remote.http_client import HttpClient, RequestFailure, broken_answer, read_json
 from heredity.engines.remote.messages import ApiAnswer, MalformedAnswer, RemoteApi
-from heredity.engines.remote.retry import Closed, Pace, wait_seconds
+from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, wait_seconds
 
 _MOST_FAILURES = 16  # requests in a row that failed with all their attempts
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
@@ -71,7 +71,7 @@ class Transport:
         self.done: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self.counted = RunCounts()
         self.fatal = ""
-        self.pace = Pace(calls.concurrency)
+        self.pace = ConcurrencyLimit(calls.concurrency)
         self._api, self._calls, self._mask = api, calls, mask
         self._n_in_a_row, self._n_answered = 0, 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +137,7 @@ class Transport:
         reply: Reply | None = None
         try:
             reply = await self._persist(in_flight)
-        except Closed:
+        except TransportClosed:
             pass
         except RequestFailure as failure:
             reply = self._failed(in_flight, failure.message)
@@ -209,7 +209,7 @@ class Transport:
         """Start and retry nothing more; requests in flight still finish."""
         self.fatal = self.fatal or self._mask(message)
         self.pace.close()
-        raise Closed
+        raise TransportClosed
 
     # --- replies --------------------------------------------------------------------------------------
 

@@ -24,15 +24,15 @@ import torch
 from heredity.core.files import write_atomic
 from heredity.core.host import Clock, machine_name
 from heredity.core.records import Record
-from heredity.engines.torch.decoder import CELL, Decoder, Prefix, Slots, round_up
+from heredity.engines.torch.decoder import BLOCK, Decoder, KvSlots, SharedPrefix, round_up
 
 SCHEMA = 2  # 1 proved rows that were prefilled together, over one prefix only
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
-_N_OWN = 2 * CELL - 9
+_N_OWN = 2 * BLOCK - 9
 _N_PREFIX = (448, 603)  # study-shaped: one of whole tiles of a matrix kernel, one that leaves a rest of each
 
 
-class Place(NamedTuple):
+class WitnessPlace(NamedTuple):
     """Where the witness sits in a step: over what prefix, which share of the slots in, cells a cache."""
 
     n_prefix: int
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     n_cells: int
 
 
-_PLACES = tuple(Place(n, share, c) for share, c in ((0, 2), (1, 3), (0.5, 4)) for n in _N_PREFIX)
+_PLACES = tuple(WitnessPlace(n, share, c) for share, c in ((0, 2), (1, 3), (0.5, 4)) for n in _N_PREFIX)
 
 
 class Tuning(Record, frozen=True):
@@ -61,9 +61,9 @@ def unproven(decoder: Decoder) -> Tuning:
     return Tuning(SCHEMA, dtype, WIDTHS[:1], {}, "unproven", machine_name(), is_proven=False)
 
 
-def tuned(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
+def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
     """The tuning kept at `path` where it still holds for this machine's arithmetic, else a new probe's."""
-    kept = read(path)
+    kept = read_tuning(path)
     dtype = str(decoder.dtype).removeprefix("torch.")
     if (
         kept is not None
@@ -85,9 +85,9 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
     """
     witnesses = {n: _witness(decoder, n) for n in _N_PREFIX}
     seconds: dict[int, float] = {}
-    seen: dict[int, dict[Place, str]] = {}
+    seen: dict[int, dict[WitnessPlace, str]] = {}
 
-    def measure(width: int, place: Place) -> None:
+    def measure(width: int, place: WitnessPlace) -> None:
         taken, bits = _try(decoder, witnesses[place.n_prefix], width, place, clock)
         seconds[width] = min(seconds.get(width, taken), taken)
         seen.setdefault(width, {})[place] = bits
@@ -126,11 +126,11 @@ def _upwards(widths: tuple[int, ...], seconds: Mapping[int, float]) -> Iterator[
 
 
 def _try(
-    decoder: Decoder, witness: tuple[Prefix, Slots], width: int, place: Place, clock: Clock
+    decoder: Decoder, witness: tuple[SharedPrefix, KvSlots], width: int, place: WitnessPlace, clock: Clock
 ) -> tuple[float, str]:
     """Seconds of a step at this width, and the logits that the witness got."""
     (prefix, lone), slot = witness, int((width - 1) * place.share)
-    slots = _company(decoder, width, place.n_cells * CELL)
+    slots = _company(decoder, width, place.n_cells * BLOCK)
     for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
         at[slot, :, : one.shape[2]] = one[0]
     lengths = torch.full((width,), _N_OWN)
@@ -142,7 +142,7 @@ def _try(
 
 def _fingerprint(decoder: Decoder, width: int) -> str:
     prefix, lone = _witness(decoder, _N_PREFIX[0])
-    slots = decoder.slots(width, 2 * CELL)
+    slots = decoder.slots(width, 2 * BLOCK)
     for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
         at[0] = one[0]
     lengths = torch.zeros(width, dtype=torch.long)
@@ -150,7 +150,7 @@ def _fingerprint(decoder: Decoder, width: int) -> str:
     return _hash(decoder.step(prefix, slots, torch.full((width,), 7), lengths)[0])
 
 
-def _witness(decoder: Decoder, n_prefix: int) -> tuple[Prefix, Slots]:
+def _witness(decoder: Decoder, n_prefix: int) -> tuple[SharedPrefix, KvSlots]:
     """A prefix and one row's cache with fixed contents of plausible size."""
     shape, stream = decoder.shape, torch.Generator().manual_seed(1)
 
@@ -159,13 +159,13 @@ def _witness(decoder: Decoder, n_prefix: int) -> tuple[Prefix, Slots]:
 
     layers = range(shape.n_layers)
     shared = [
-        [make(shape.n_kv_heads, round_up(n_prefix, CELL), shape.head_dim) for _ in layers] for _ in range(2)
+        [make(shape.n_kv_heads, round_up(n_prefix, BLOCK), shape.head_dim) for _ in layers] for _ in range(2)
     ]
-    own = [[make(1, shape.n_kv_heads, 2 * CELL, shape.head_dim) for _ in layers] for _ in range(2)]
-    return Prefix((0,) * n_prefix, shared[0], shared[1]), Slots(own[0], own[1])
+    own = [[make(1, shape.n_kv_heads, 2 * BLOCK, shape.head_dim) for _ in layers] for _ in range(2)]
+    return SharedPrefix((0,) * n_prefix, shared[0], shared[1]), KvSlots(own[0], own[1])
 
 
-def _company(decoder: Decoder, width: int, n_cells: int) -> Slots:
+def _company(decoder: Decoder, width: int, n_cells: int) -> KvSlots:
     slots, stream = decoder.slots(width, n_cells), torch.Generator().manual_seed(width)
     filler = torch.randn(slots.keys[0].shape, generator=stream).to(decoder.dtype)
     for cache in (*slots.keys, *slots.values):
@@ -177,7 +177,7 @@ def _hash(logits: torch.Tensor) -> str:
     return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()[:16]
 
 
-def read(path: Path | None) -> Tuning | None:
+def read_tuning(path: Path | None) -> Tuning | None:
     """What is kept at `path`, where it was measured by these rules, on this machine and torch."""
     if path is None or not path.exists():
         return None

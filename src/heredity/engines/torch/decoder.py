@@ -22,14 +22,14 @@ from heredity.engines.formats.weights import Block, Weights
 
 CHUNK = 256  # tokens a prefill product; longer prompts go in several
 PAD = 16  # prefill lengths are rounded up to this
-CELL = 64  # cache lengths are rounded up to this
+BLOCK = 64  # cache lengths are rounded up to this
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Touch = Callable[[torch.Tensor], torch.Tensor]
+ResidualHook = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
-class Prefix:
+class SharedPrefix:
     """Keys and values of tokens that every row begins with: one (kv heads, n_cells, head_dim) a layer."""
 
     tokens: tuple[int, ...]
@@ -43,11 +43,11 @@ class Prefix:
     @property
     def n_cells(self) -> int:
         """Positions held, whole cells; those from `length` on are finite filler and masked."""
-        return round_up(self.length, CELL)
+        return round_up(self.length, BLOCK)
 
 
 @dataclass(slots=True)
-class Slots:
+class KvSlots:
     """Each row's own keys and values: (width, kv heads, capacity, head_dim) a layer."""
 
     keys: list[torch.Tensor]
@@ -74,13 +74,13 @@ class Decoder:
     MLP, in this order, 1 + 2 layers times a pass; row by row, so that a row stays a thing of its own.
     """
 
-    def __init__(self, weights: Weights, dtype: torch.dtype, touch: Touch | None = None) -> None:
+    def __init__(self, weights: Weights, dtype: torch.dtype, touch: ResidualHook | None = None) -> None:
         self.weights, self.shape, self.dtype, self._touch = weights, weights.shape, dtype, touch
         self._cos: list[torch.Tensor] = []
         self._sin: list[torch.Tensor] = []
         self._has_windows = any(self.shape.windows)
 
-    def touched(self, touch: Touch) -> Decoder:
+    def touched(self, touch: ResidualHook) -> Decoder:
         """The same weights, the residual stream touched on its way."""
         return Decoder(self.weights, self.dtype, touch)
 
@@ -90,7 +90,7 @@ class Decoder:
         weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
         return Decoder(weights, self.dtype, self._touch)
 
-    def slots(self, width: int, capacity: int) -> Slots:
+    def slots(self, width: int, capacity: int) -> KvSlots:
         """Empty slots. Zeroed: what is masked must still be finite."""
         shape = self.shape
         size = (width, shape.n_kv_heads, capacity, shape.head_dim)
@@ -98,19 +98,19 @@ class Decoder:
         def make() -> list[torch.Tensor]:
             return [torch.zeros(size, dtype=self.dtype) for _ in range(shape.n_layers)]
 
-        return Slots(make(), make())
+        return KvSlots(make(), make())
 
-    def prefix(self, tokens: tuple[int, ...]) -> Prefix:
+    def prefix(self, tokens: tuple[int, ...]) -> SharedPrefix:
         """Compute a prefix once, in chunks of fixed size."""
-        slots, empty = self.slots(1, round_up(len(tokens), CHUNK)), Prefix((), [], [])
+        slots, empty = self.slots(1, round_up(len(tokens), CHUNK)), SharedPrefix((), [], [])
         if tokens:
             self.prefill(empty, slots, 0, tokens)
-        n_cells = round_up(len(tokens), CELL)
+        n_cells = round_up(len(tokens), BLOCK)
         cut = [[cache[0, :, :n_cells].contiguous() for cache in side] for side in (slots.keys, slots.values)]
-        return Prefix(tokens, cut[0], cut[1])
+        return SharedPrefix(tokens, cut[0], cut[1])
 
     def prefill(
-        self, prefix: Prefix, slots: Slots, slot: int, own: tuple[int, ...], known: int = 0
+        self, prefix: SharedPrefix, slots: KvSlots, slot: int, own: tuple[int, ...], known: int = 0
     ) -> torch.Tensor:
         """Run a row's own tokens through the model, into its slot; `known` of them, whole chunks and not all,
         lie there already.
@@ -130,7 +130,9 @@ class Decoder:
             )
         return torch.cat(hidden)
 
-    def step(self, prefix: Prefix, slots: Slots, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, prefix: SharedPrefix, slots: KvSlots, tokens: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
         """One token a row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
 
         tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
@@ -178,7 +180,7 @@ class Decoder:
         qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
         return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
-    def _attend_many(self, prefix: Prefix, slots: Slots, slot: int, start: int, n_new: int) -> Attend:
+    def _attend_many(self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int) -> Attend:
         """Many tokens of a row, causal; writes the keys and values of its slot from `start` on."""
         s, end = self.shape, start + n_new
         group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
@@ -209,7 +211,7 @@ class Decoder:
 
         return attend
 
-    def _attend_all(self, prefix: Prefix, slots: Slots, lengths: torch.Tensor) -> Attend:
+    def _attend_all(self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor) -> Attend:
         """Every row, one token each; the prefix as one product, the own caches as one product a row."""
         s = self.shape
         width, group, n_cells = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
@@ -244,7 +246,9 @@ class Decoder:
 
         return attend
 
-    def _window_masks(self, prefix: Prefix, queries: torch.Tensor, n_own: int) -> dict[int, torch.Tensor]:
+    def _window_masks(
+        self, prefix: SharedPrefix, queries: torch.Tensor, n_own: int
+    ) -> dict[int, torch.Tensor]:
         """For each window size in use: (queries, prefix + own), -inf where a key lies before the window."""
         if not self._has_windows:
             return {}
@@ -272,7 +276,7 @@ class Decoder:
         return tuple(turns)
 
 
-def _over_prefix(queries: torch.Tensor, prefix: Prefix, layer: int) -> torch.Tensor:
+def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:
     """Scores (kv heads, queries, n_cells) over the prefix's keys, the filler behind them masked."""
     scores = torch.bmm(queries, prefix.keys[layer].transpose(1, 2))
     scores[..., prefix.length :] = -torch.inf

@@ -18,25 +18,22 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
 from heredity.core.records import Model, Reply, Request, encode, is_digest
 from heredity.engines import NOT_VERIFIED, altered, cache_budget
-from heredity.engines.chat.codec import Chat
-from heredity.engines.chat.streaming import Spoken
+from heredity.engines.chat.codec import AnswerStream, ChatCodec
 from heredity.engines.formats import peft
 from heredity.engines.formats import weights as _weights
 from heredity.engines.protocols import Listener, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
-from heredity.engines.torch.batch import Batch, Row
-from heredity.engines.torch.decoder import CELL, Decoder, Prefix, padded, round_up
-from heredity.engines.torch.prefix_cache import Chunks
-from heredity.engines.torch.session import Session
+from heredity.engines.torch.batch import BatchRow, ContinuousBatch, PrefixCache, Session
+from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
 
 _OF_CHUNKS = 8  # so small a part of what slots may take is for beginnings that are kept
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
 _RULE = "rows apart"  # a prompt is prefilled alone, a softmax adds up whole cells; before, neither
-_EMPTY = Prefix((), [], [])
+_EMPTY = SharedPrefix((), [], [])
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> Torch:
+def load(model: Model, folder: Path, tuning: Path | None = None) -> TorchEngine:
     """The engine of a recorded model; an adapter's lies over its base, which is held once for all of them."""
     if model.format == "adapter":
         if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
@@ -56,7 +53,7 @@ def open_folder(
     adapter: Path | None = None,
     is_probed: bool = True,
     is_streamed: bool = False,
-) -> Torch:
+) -> TorchEngine:
     """Load the safetensors in a folder, and lay over them the adapter of another.
 
     tuning: a file that keeps the probe's result; dtype: "float32" or "bfloat16" instead of the faster one;
@@ -66,17 +63,17 @@ def open_folder(
     architecture this engine does not have.
     """
     host.keep_freed_memory()
-    kept = autotune.read(tuning)
+    kept = autotune.read_tuning(tuning)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
         weights = (layerwise.read if is_streamed else _weights.resident)(folder, chosen)
         if adapter is not None:
-            weights = peft.laid_over(weights, adapter, chosen)
+            weights = peft.apply_adapter(weights, adapter, chosen)
         decoder = Decoder(weights, chosen)
         host.trim_memory()
-        found = autotune.tuned(decoder, tuning) if is_probed else autotune.unproven(decoder)
+        found = autotune.tune(decoder, tuning) if is_probed else autotune.unproven(decoder)
         host.trim_memory()
-    engine = Torch(decoder, Chat(folder), folder, found, width)
+    engine = TorchEngine(decoder, ChatCodec(folder), folder, found, width)
     engine.is_adapted = adapter is not None
     return engine
 
@@ -86,11 +83,11 @@ def _faster_dtype(folder: Path) -> str:
     return host.choose_dtype(config.hidden_size, config.intermediate_size)
 
 
-class Torch:
+class TorchEngine:
     """A decoder, its chat, and the batches that answer."""
 
     def __init__(
-        self, decoder: Decoder, chat: Chat, folder: Path, tuning: Tuning, width: int | None = None
+        self, decoder: Decoder, chat: ChatCodec, folder: Path, tuning: Tuning, width: int | None = None
     ) -> None:
         self._decoder: Decoder | None = decoder
         self._chat, self._tuning, self.folder = chat, tuning, folder
@@ -98,8 +95,8 @@ class Torch:
         self.is_adapted = False
         self._widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
         self._stops = chat.stops(folder)
-        self._prefixes: dict[tuple[int, ...], Prefix] = {(): _EMPTY}
-        self._chunks = Chunks(cache_budget() // _OF_CHUNKS)
+        self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): _EMPTY}
+        self._chunks = PrefixCache(cache_budget() // _OF_CHUNKS)
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The rule by which rows meet stands in it: answers made under another are not taken for these.
         self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
@@ -167,7 +164,7 @@ class Torch:
             logs = self._log_probabilities(self.decoder, prefix, own, tuple(said))
             return [float(logs[place, token]) for place, token in picked]
 
-    def _prompt(self, request: Request, n_more: int) -> tuple[Prefix, tuple[int, ...]]:
+    def _prompt(self, request: Request, n_more: int) -> tuple[SharedPrefix, tuple[int, ...]]:
         """A request, split, with room for `n_more` tokens behind it. Raises ContextOverflow."""
         tokens = self._chat.encode(self.render(request))
         if (n_needed := len(tokens) + n_more) > self.decoder.shape.context:
@@ -179,17 +176,17 @@ class Torch:
         return self._chat.encode(self.render(request)), self._chat.continuation(text)
 
     def _scored(
-        self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
+        self, decoder: Decoder, prefix: SharedPrefix, own: tuple[int, ...], said: tuple[int, ...]
     ) -> TokenScores:
         logs, tokens = self._log_probabilities(decoder, prefix, own, said[:-1]), torch.tensor(said)
         is_greedy = bool((logs.argmax(dim=1) == tokens).all())
         return TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)
 
     def _log_probabilities(
-        self, decoder: Decoder, prefix: Prefix, own: tuple[int, ...], said: tuple[int, ...]
+        self, decoder: Decoder, prefix: SharedPrefix, own: tuple[int, ...], said: tuple[int, ...]
     ) -> torch.Tensor:
         """Of the next token, behind the prompt and behind each token of `said`: (1 + said, vocabulary)."""
-        slots = decoder.slots(1, round_up(padded(own + said), CELL))
+        slots = decoder.slots(1, round_up(padded(own + said), BLOCK))
         hidden = decoder.prefill(prefix, slots, 0, own + said)[len(own) - 1 : len(own) + len(said)]
         return torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
 
@@ -207,10 +204,10 @@ class Torch:
             )
             return refusal_direction.find(self.decoder, prompts(harmful), prompts(harmless), openings)
 
-    def without(self, direction: str) -> Torch:
+    def without(self, direction: str) -> TorchEngine:
         """This engine with a direction projected out of its residual stream wherever something is added."""
         touched = self.decoder.touched(refusal_direction.projection(direction))
-        engine = Torch(touched, self._chat, self.folder, self._tuning, self._widths[-1])
+        engine = TorchEngine(touched, self._chat, self.folder, self._tuning, self._widths[-1])
         how = f"without direction {refusal_direction.digest_of(direction)}"
         engine.name, engine.numerics = altered(engine.name, how), altered(engine.numerics, how)
         return engine
@@ -219,7 +216,7 @@ class Torch:
     def n_layers(self) -> int:
         return self.decoder.shape.n_layers
 
-    def until(self, n_layers: int) -> Torch:
+    def until(self, n_layers: int) -> TorchEngine:
         """The first layers alone, whose `state` can be read; what it would answer means nothing.
 
         Raises EngineFailure for more layers than there are.
@@ -228,7 +225,9 @@ class Torch:
             raise EngineFailure(
                 f"no layer {n_layers}: this model has {self.decoder.shape.n_layers}", code="layer-missing"
             )
-        engine = Torch(self.decoder.until(n_layers), self._chat, self.folder, self._tuning, self._widths[-1])
+        engine = TorchEngine(
+            self.decoder.until(n_layers), self._chat, self.folder, self._tuning, self._widths[-1]
+        )
         how = f"first {n_layers} layers"
         engine.name, engine.numerics = altered(engine.name, how), altered(engine.numerics, how)
         return engine
@@ -241,7 +240,7 @@ class Torch:
             if len(tokens) > self.decoder.shape.context:
                 raise ContextOverflow(f"{len(tokens)} tokens needed, {self.decoder.shape.context} there")
             prefix, own = self.split(request, tokens)
-            slots = self.decoder.slots(1, round_up(padded(own), CELL))
+            slots = self.decoder.slots(1, round_up(padded(own), BLOCK))
             return self.decoder.prefill(prefix, slots, 0, own)[len(own) - 1].float()
 
     def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
@@ -258,14 +257,14 @@ class Torch:
             )
         if self._with_gradients is None:
             self._with_gradients = gcg.load(self.folder)
-        tongue = gcg.Tongue(chat.encode, chat.continuation, chat.decode)
+        tongue = gcg.TokenizerView(chat.encode, chat.continuation, chat.decode)
         before, _, after = self.render(request).partition(mark)
         found = gcg.search(self._with_gradients, tongue, before, after, target, steps, seed)
         return encode(found).decode()
 
     def close(self) -> None:
         self._decoder = self._with_gradients = None
-        self._prefixes, self._chunks = {}, Chunks(0)
+        self._prefixes, self._chunks = {}, PrefixCache(0)
         host.trim_memory()
 
     # --- for a session (_session.py) -------------------------------------------------------------------
@@ -280,7 +279,7 @@ class Torch:
         """Tokens of a rendered text."""
         return self._chat.encode(text)
 
-    def split(self, request: Request, tokens: tuple[int, ...]) -> tuple[Prefix, tuple[int, ...]]:
+    def split(self, request: Request, tokens: tuple[int, ...]) -> tuple[SharedPrefix, tuple[int, ...]]:
         """The application's prefix, computed once, and the request's own tokens behind it (at least one)."""
         shared = self._chat.shared(request)
         if len(tokens) <= len(shared) or tokens[: len(shared)] != shared:
@@ -289,28 +288,28 @@ class Torch:
             self._prefixes[shared] = self.decoder.prefix(shared)
         return self._prefixes[shared], tokens[len(shared) :]
 
-    def batch(self, prefix: Prefix) -> Batch:
-        return Batch(self.decoder, prefix, self._widths, self.is_over, cache_budget(), self._chunks)
+    def batch(self, prefix: SharedPrefix) -> ContinuousBatch:
+        return ContinuousBatch(self.decoder, prefix, self._widths, self.is_over, cache_budget(), self._chunks)
 
     @property
     def lookahead(self) -> int:
         return _LOOKAHEAD * self._widths[-1]
 
-    def is_over(self, row: Row) -> bool:
+    def is_over(self, row: BatchRow) -> bool:
         """Whether the last token ended the answer: a stop token, or a base model that speaks for the user."""
         if row.said[-1] in self._stops:
             return True
         return bool(self._chat.stop_text) and self._chat.stop_text in self._chat.decode(row.said[-8:])
 
-    def spoken(self) -> Spoken:
+    def spoken(self) -> AnswerStream:
         """What tells a row's answer while it grows."""
-        return Spoken(self._chat.decode, self._chat.stop_text)
+        return AnswerStream(self._chat.decode, self._chat.stop_text)
 
-    def said(self, row: Row) -> list[int]:
+    def said(self, row: BatchRow) -> list[int]:
         """A row's tokens without the one that ended it."""
         return row.said[:-1] if row.said[-1] in self._stops else row.said
 
-    def text(self, row: Row) -> str:
+    def text(self, row: BatchRow) -> str:
         """What a finished row said, without the token or text that ended it."""
         text = self._chat.decode(self.said(row))
         return text.split(self._chat.stop_text, 1)[0] if self._chat.stop_text else text

@@ -40,7 +40,7 @@ class Suffix(Record, frozen=True):
     n_steps: int
 
 
-class Place(NamedTuple):
+class SuffixPlace(NamedTuple):
     """Where the suffix stands, as tokens, and what is to come behind it."""
 
     before: tuple[int, ...]
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     target: tuple[int, ...]
 
 
-class Tongue(NamedTuple):
+class TokenizerView(NamedTuple):
     """A tokenizer, as far as it is needed: rendered text to tokens, and tokens to text."""
 
     encode: Callable[[str], tuple[int, ...]]
@@ -69,7 +69,9 @@ def load(folder: Path) -> Any:
         return model.eval().requires_grad_(False)
 
 
-def search(model: Any, tongue: Tongue, before: str, after: str, target: str, steps: int, seed: int) -> Suffix:
+def search(
+    model: Any, tongue: TokenizerView, before: str, after: str, target: str, steps: int, seed: int
+) -> Suffix:
     """The suffix between `before` and `after` that makes `target` likely.
 
     Raises EngineFailure where the tokenizer does not keep the suffix's tokens apart from its neighbours.
@@ -78,7 +80,7 @@ def search(model: Any, tongue: Tongue, before: str, after: str, target: str, ste
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames the argument for its cache
         start = tongue.encode(before)
         tail = tongue.encode(before + after)[len(start) :]
-        place = Place(start, tail, tongue.continuation(target))
+        place = SuffixPlace(start, tail, tongue.continuation(target))
         tokens = list(tongue.continuation(_START)) * N_TOKENS
         hunt = _Hunt(model, tongue, place, before, after, seed)
         if not hunt.is_stable(tokens):
@@ -89,7 +91,9 @@ def search(model: Any, tongue: Tongue, before: str, after: str, target: str, ste
 class _Hunt:
     """One search under way."""
 
-    def __init__(self, model: Any, tongue: Tongue, place: Place, before: str, after: str, seed: int) -> None:
+    def __init__(
+        self, model: Any, tongue: TokenizerView, place: SuffixPlace, before: str, after: str, seed: int
+    ) -> None:
         self._model, self._tongue, self._place = model, tongue, place
         self._before, self._after = before, after
         self._draw = torch.Generator().manual_seed(seed)
@@ -166,7 +170,7 @@ class _Hunt:
         return float(getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0))
 
 
-def _printable(tongue: Tongue, n: int) -> torch.Tensor:
+def _printable(tongue: TokenizerView, n: int) -> torch.Tensor:
     """Which tokens are printable ASCII."""
     allowed = torch.zeros(n, dtype=torch.bool)
     for token in range(n):

@@ -16,7 +16,7 @@ from typing import overload
 import torch
 
 from heredity.engines.formats import weights
-from heredity.engines.formats.weights import Block, Shape, Weights
+from heredity.engines.formats.weights import Block, DecoderShape, Weights
 
 _ROWS = 16_384  # of the head, multiplied at once
 
@@ -37,7 +37,7 @@ def read(folder: Path, dtype: torch.dtype) -> Weights:
 class _Layers(Sequence[Block]):
     """Every layer, each read anew whenever it is asked for."""
 
-    def __init__(self, shape: Shape, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, shape: DecoderShape, folder: Path, dtype: torch.dtype) -> None:
         self._shape, self._folder, self._dtype = shape, folder, dtype
 
     def __len__(self) -> int:

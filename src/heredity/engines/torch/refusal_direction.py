@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import EngineFailure, UsageError
-from heredity.engines.torch.decoder import CELL, Decoder, Prefix, Touch, padded, round_up
+from heredity.engines.torch.decoder import BLOCK, Decoder, ResidualHook, SharedPrefix, padded, round_up
 
 OPENINGS = ("I", "I'm", "Sorry", "As an", "Unfortunately", "No")  # with what a refusal begins, in English
 FEWEST = 8  # of each kind: half to find, half to choose
@@ -64,7 +64,7 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
     return base64.b64encode(best.direction.numpy().astype("<f4").tobytes()).decode()
 
 
-def projection(text: str) -> Touch:
+def projection(text: str) -> ResidualHook:
     """What takes the direction out of every row of the residual stream."""
     return _projected_from(vector(text))
 
@@ -83,7 +83,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _projected_from(direction: torch.Tensor) -> Touch:
+def _projected_from(direction: torch.Tensor) -> ResidualHook:
     def touch(x: torch.Tensor) -> torch.Tensor:
         # A sum a row rather than a product with a vector, whose order of adding may follow the batch.
         along = (x.float() * direction).sum(-1, keepdim=True)
@@ -126,8 +126,8 @@ def _first_tokens(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
 
 
 def _prefilled(decoder: Decoder, prompt: tuple[int, ...]) -> torch.Tensor:
-    slots = decoder.slots(1, round_up(padded(prompt), CELL))
-    return decoder.prefill(Prefix((), [], []), slots, 0, prompt)
+    slots = decoder.slots(1, round_up(padded(prompt), BLOCK))
+    return decoder.prefill(SharedPrefix((), [], []), slots, 0, prompt)
 
 
 def _log_odds(logs: torch.Tensor, openings: Sequence[int]) -> torch.Tensor:

@@ -31,7 +31,7 @@ NEUTRAL = {
 _TOO_LONG = re.compile(r"context length|max_model_len|maximum model length")
 
 
-class Refused(Exception):
+class CompletionRefused(Exception):
     """The server answered, and not with an answer; the message says with what."""
 
     def __init__(self, message: str, code: str = EngineFailure.code) -> None:
@@ -39,11 +39,11 @@ class Refused(Exception):
         self.code = code
 
 
-class Lost(Exception):
+class CompletionLost(Exception):
     """No whole answer came back."""
 
 
-class Said(NamedTuple):
+class VllmCompletion(NamedTuple):
     """What came behind the prompt; `why` is vLLM's word for its end."""
 
     text: str
@@ -102,32 +102,34 @@ class Completions:
         except httpx.HTTPError:
             return False
 
-    def go_on(self, body: Mapping[str, Any]) -> Said:
+    def go_on(self, body: Mapping[str, Any]) -> VllmCompletion:
         """What comes behind `body`'s prompt. Raises Refused or Lost."""
         try:
             response = self._client.post(f"{self._root}/v1/completions", json={**NEUTRAL, **body})
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed by another thread
-            raise Lost(f"{type(error).__name__}: {error}") from None
+            raise CompletionLost(f"{type(error).__name__}: {error}") from None
         if response.status_code != 200:
             raise _refused(response)
         try:
             found = response.json()
             choice, usage = found["choices"][0], found["usage"]
-            return Said(
+            return VllmCompletion(
                 str(choice["text"]),
                 str(choice["finish_reason"]),
                 int(usage["prompt_tokens"]),
                 int(usage.get("completion_tokens") or 0),
             )
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise Refused(f"an answer of another shape than vLLM's ({type(error).__name__})") from None
+            raise CompletionRefused(
+                f"an answer of another shape than vLLM's ({type(error).__name__})"
+            ) from None
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
 
-def _refused(response: httpx.Response) -> Refused:
+def _refused(response: httpx.Response) -> CompletionRefused:
     """A refusal in one line; vLLM has no code for a prompt that is too long, only words."""
     try:
         found = response.json()
@@ -137,5 +139,5 @@ def _refused(response: httpx.Response) -> Refused:
         said = response.text
     plain = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
     if _TOO_LONG.search(plain):
-        return Refused(f"context overflow: {plain}", ContextOverflow.code)
-    return Refused(f"HTTP {response.status_code}: {plain}")
+        return CompletionRefused(f"context overflow: {plain}", ContextOverflow.code)
+    return CompletionRefused(f"HTTP {response.status_code}: {plain}")

@@ -31,11 +31,11 @@ from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
 from heredity.engines import NOT_VERIFIED, failed_reply
-from heredity.engines._workers import Crew, failed
-from heredity.engines.chat import tool_calls
+from heredity.engines._workers import WorkerPool, error_row
+from heredity.engines.chat.codec import parse_tool_calls
 from heredity.engines.chat.folder import FolderChat
-from heredity.engines.vllm.completions import Completions, Lost, Refused
-from heredity.engines.vllm.server import Server, free_port
+from heredity.engines.vllm.completions import CompletionLost, CompletionRefused, Completions
+from heredity.engines.vllm.server import ServerProgram, free_port
 
 WHERE, KEY = "HEREDITY_VLLM", "VLLM_API_KEY"  # the second is vLLM's own
 WIDTH = 64  # requests under way; how many of them are computed at once is the server's choice
@@ -47,7 +47,7 @@ _END_SECONDS = 10.0  # within which a server whose connection broke has ended, i
 
 def load(
     model: Model, folder: Path, tuning: Path | None = None, *, start_seconds: float = START_SECONDS
-) -> Vllm:
+) -> VllmEngine:
     """The engine of recorded weights. Raises Unavailable where no vLLM is there or it does not start."""
     where = os.environ.get(WHERE, "").strip()
     served = model.name.removeprefix("vllm:")
@@ -67,7 +67,7 @@ def load(
     own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     own[KEY] = key  # a new one: the port is open to this whole machine
     own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" where heredity was called is not vLLM
-    server = Server(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
+    server = ServerProgram(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
     try:
         return _opened(served, folder, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
     except BaseException:
@@ -90,7 +90,9 @@ def _whose(options: list[str]) -> str:
     return ", ".join(said)
 
 
-def _opened(served: str, folder: Path, base_url: str, key: str, server: Server | None, whose: str) -> Vllm:
+def _opened(
+    served: str, folder: Path, base_url: str, key: str, server: ServerProgram | None, whose: str
+) -> VllmEngine:
     """The engine over a server that is ready. Raises Unavailable where it does not serve the model."""
     client = Completions(base_url, key, WIDTH, _ANSWER_SECONDS)
     try:
@@ -102,17 +104,17 @@ def _opened(served: str, folder: Path, base_url: str, key: str, server: Server |
                 f" --served-model-name {served}",
                 code="server-serves-another",
             )
-        return Vllm(client, served, FolderChat(folder), server, f"{client.version()} {whose}")
+        return VllmEngine(client, served, FolderChat(folder), server, f"{client.version()} {whose}")
     except BaseException:
         client.close()
         raise
 
 
-class Vllm:
+class VllmEngine:
     """A vLLM server behind the Engine protocol; `server` None: not ours to end."""
 
     def __init__(
-        self, client: Completions, served: str, chat: FolderChat, server: Server | None, which: str
+        self, client: Completions, served: str, chat: FolderChat, server: ServerProgram | None, which: str
     ) -> None:
         self._client, self._served, self._chat, self.server = client, served, chat, server
         self._is_closed = False
@@ -129,7 +131,7 @@ class Vllm:
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         if self._is_closed:
             raise EngineFailure("this engine is closed", code="engine-closed")
-        return Crew(self._answer, WIDTH, _ANSWER_SECONDS, self.render).reply(requests)
+        return WorkerPool(self._answer, WIDTH, _ANSWER_SECONDS, self.render).reply(requests)
 
     def close(self) -> None:
         self._is_closed = True
@@ -165,18 +167,18 @@ class Vllm:
             said = self._client.go_on(self.body(request, prompt))
         except EngineFailure as error:  # of the template, over these messages
             return failed_reply(request, prompt, error)
-        except (Refused, Lost) as error:
-            if why := self._why_down(isinstance(error, Lost)):
+        except (CompletionRefused, CompletionLost) as error:
+            if why := self._why_down(isinstance(error, CompletionLost)):
                 raise why from None
-            code = error.code if isinstance(error, Refused) else EngineFailure.code
-            return failed(request, self.render, str(error), code)
+            code = error.code if isinstance(error, CompletionRefused) else EngineFailure.code
+            return error_row(request, self.render, str(error), code)
         if said.why not in ("stop", "length"):
-            return failed(request, self.render, f"vLLM ended this answer with '{said.why}'")
+            return error_row(request, self.render, f"vLLM ended this answer with '{said.why}'")
         return Reply(
             request.key,
             prompt,
             said.text,
-            tool_calls=tool_calls.parse(said.text),
+            tool_calls=parse_tool_calls(said.text),
             stop="length" if said.why == "length" else "end",
             n_prompt_tokens=said.n_prompt_tokens,
             n_tokens=said.n_tokens,

@@ -39,7 +39,7 @@ _LOGGED = re.compile(r"(?:\([^)]*\) )?(?:([A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
 
 
-class Server:
+class ServerProgram:
     """A started program that answers `health` (an address) with 200 once it is ready.
 
     log: where what it prints goes, or beside that where another program's goes there.

@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
-from heredity.engines.chat.template import check, source
+from heredity.engines.chat.codec import check_template, template_source
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
 
@@ -111,9 +111,9 @@ def check_files(folder: Path, place: str) -> None:
 
 def _check_templates(folder: Path, place: str) -> None:
     """Raise Refused where a chat template of the folder does too much, or differs from run to run."""
-    for each in dict.fromkeys((source(folder), source(folder, "tool_use"))):
+    for each in dict.fromkeys((template_source(folder), template_source(folder, "tool_use"))):
         if each:
-            check(each, place)
+            check_template(each, place)
 
 
 def _check_file(path: Path) -> None:
@@ -128,7 +128,7 @@ def _check_file(path: Path) -> None:
     elif path.suffix == ".gguf":
         template = read_gguf(path).metadata.get("tokenizer.chat_template")
         if isinstance(template, str) and template:
-            check(template, str(path))
+            check_template(template, str(path))
     elif path.stat().st_size > _MAX_TEXT:
         raise Refused(
             f"{path}: {path.stat().st_size:,} bytes are too many for a file that is no weights.",

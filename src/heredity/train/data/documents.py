@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
-from heredity.engines.chat.codec import Chat
+from heredity.engines.chat.codec import ChatCodec
 from heredity.train.data.chat import Dialogue
 
 
@@ -50,7 +50,7 @@ class ConversationEncoder:
     """Writes conversations as a model reads them."""
 
     def __init__(self, folder: Path) -> None:
-        self.chat = Chat(folder)
+        self.chat = ChatCodec(folder)
         self._stops = self.chat.stops(folder)
         self._end = self.chat.answer_end(folder)
 
