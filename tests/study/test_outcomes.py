@@ -123,7 +123,7 @@ def test_what_was_skipped_is_known_by_a_code_whatever_the_words_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = planning.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1)
-    monkeypatch.setattr(attack_context, "why_closed", lambda *_: "other words")
+    monkeypatch.setattr(attack_context, "why_unsupported", lambda *_: "other words")
     planning.study(tmp_path, made).run()
     rows = [r for r in planning.responses(tmp_path) if r.attack == "refusal_direction"]
     assert rows and all(is_skipped(row) and row.error == "other words" for row in rows)

@@ -11,7 +11,7 @@ from heredity.stats.intervals import clustered_rate, refused
 from heredity.stats.judge_error import rogan_gladen
 from heredity.study.estimates import Rate
 from heredity.study.gate import _unknown_error
-from heredity.study.rate_bounds import limits, more
+from heredity.study.rate_bounds import bound_rate, deciding_words
 
 CLUSTERS = np.repeat(np.arange(4), 10)
 
@@ -43,18 +43,20 @@ def reworded(estimate: Estimate) -> Estimate:
 @pytest.mark.parametrize("broke", [np.zeros(40), np.repeat([1, 0, 0, 0], 10), np.tile([1, 0, 0, 0], 10)])
 def test_the_number_of_behaviours_is_a_field(broke: np.ndarray) -> None:
     found = clustered_rate(broke, CLUSTERS)
-    bounds = limits(rate(found), 0.95)
+    bounds = bound_rate(rate(found), 0.95)
     assert found.n_clusters == 4
     assert bounds.n_behaviours == (4 if found.is_at_floor else None)
-    assert limits(rate(reworded(found)), 0.95) == bounds
-    assert more(limits(rate(reworded(found)), 0.95), 0.1, 0.95) == more(bounds, 0.1, 0.95)
+    assert bound_rate(rate(reworded(found)), 0.95) == bounds
+    assert deciding_words(bound_rate(rate(reworded(found)), 0.95), 0.1, 0.95) == deciding_words(
+        bounds, 0.1, 0.95
+    )
 
 
 def test_clusters_that_all_agree_are_at_the_floor_and_trials_of_their_own_have_no_clusters() -> None:
     assert clustered_rate(np.repeat([1, 0, 0, 0], 10), CLUSTERS).is_at_floor
     apart = clustered_rate(np.tile([1, 0], 20), np.arange(40))
     assert (apart.n_clusters, apart.is_at_floor) == (None, False)
-    assert limits(rate(apart), 0.95).n_behaviours is None
+    assert bound_rate(rate(apart), 0.95).n_behaviours is None
 
 
 def test_why_a_correction_was_refused_is_a_field() -> None:

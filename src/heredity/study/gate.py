@@ -36,7 +36,7 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
 )
-from heredity.study.rate_bounds import limits, more
+from heredity.study.rate_bounds import bound_rate, deciding_words
 from heredity.study.wording import (
     find,
     names,
@@ -169,7 +169,7 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
     if why := _unknown_error(rate):
         raw = f"{counts}: {percent(rate.estimate.value, 1)} raw, and no limit is held to that: {why}."
         return _Finding(UNDECIDED, f"{name} {raw}{_LEAVE_OUT if scope == JUDGED else ''}")
-    found = limits(rate, estimates.confidence)
+    found = bound_rate(rate, estimates.confidence)
     if found.low > limit:
         code, said = WORSE, f"at least {percent(found.low, 1)}, above the limit of {percent(limit, 1)}."
     elif found.high <= limit:
@@ -178,7 +178,7 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
         code = UNDECIDED
         said = f"{percent(found.low, 1)} to {percent(found.high, 1)}, "
         said += f"on both sides of the limit of {percent(limit, 1)}. "
-        said += more(found, limit, estimates.confidence)
+        said += deciding_words(found, limit, estimates.confidence)
         said += _LEAVE_OUT if scope == JUDGED else ""
     return _Finding(code, f"{name} {counts}: {said}{_highest(estimates, card, scope)}")
 

@@ -16,7 +16,7 @@ from heredity.study.estimates import Rate
 _MOST = 10_000_000  # more trials than this decide nothing that anyone will run
 
 
-class Limits(NamedTuple):
+class RateBounds(NamedTuple):
     """Bounds of a rate that what is undecided cannot have flattered: each end takes it the other way."""
 
     low: float
@@ -30,7 +30,7 @@ class Limits(NamedTuple):
     has_errors: bool  # among what is undecided
 
 
-def limits(rate: Rate, confidence: float) -> Limits:
+def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     """The interval, wide enough for unclear answers, for errors and, where it is known, for the judge's."""
     estimate, n_open = rate.estimate, rate.n_unclear + rate.n_error
     n = rate.n_broke + rate.n_held + n_open
@@ -47,7 +47,7 @@ def limits(rate: Rate, confidence: float) -> Limits:
         share = (n - n_open) / n
         low, high = min(low, share * corrected.low), max(high, 1 - share * (1 - corrected.high))
     n_behaviours = estimate.n_clusters if estimate.is_at_floor else None
-    return Limits(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
+    return RateBounds(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
 
 
 def _effective(estimate: Estimate, n: int, confidence: float) -> float:
@@ -63,7 +63,7 @@ def _effective(estimate: Estimate, n: int, confidence: float) -> float:
     return n * high
 
 
-def more(found: Limits, limit: float, confidence: float) -> str:
+def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
     """How many more trials would bring the interval to one side, if the rates stay as they are."""
     if found.best <= limit < found.worst:
         n = round((found.worst - found.best) * found.n)
