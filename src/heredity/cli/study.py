@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from heredity.study.study import Study
 
 _FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that ask for no consent
+_OPTIONS = {"models": "model", "attacks": "attack"}  # the options of settings that have another name
+_KINDS = (
+    (click.types.BoolParamType, bool),
+    (click.types.IntParamType, int),
+    (click.types.FloatParamType, float),
+)
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # What a study's folder has already: another one of these would be another study.
 _PLANNED = (
@@ -27,23 +33,20 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
     """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
     if value is None or value.is_dir():
         return value
-    from heredity.core.errors import BadInput, did_you_mean
-    from heredity.core.readers import toml_line, toml_of
+    from heredity.study.spec import read_plan_file
 
     options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
-    given = toml_of(value)
-    for key in given:
-        if key not in options:
-            hint = did_you_mean(key, [name for name in options if name])
-            raise BadInput(value, f"unknown key '{key}'.{hint}", toml_line(value, key), code="unknown-key")
-        if problem := _misfit(options[key], given[key]):
-            raise BadInput(value, f"'{key}' {problem}", toml_line(value, key), code="wrong-type")
-        if _has_nul(given[key]):
-            raise BadInput(
-                value, f"'{key}' holds a NUL character.", toml_line(value, key), code="nul-character"
-            )
-    ctx.default_map = {key: _shape(options[key], entry, value.parent) for key, entry in given.items()}
+    given = read_plan_file(value, {name: _kind(option) for name, option in options.items()})
+    ctx.default_map = {_OPTIONS.get(name, name): entry for name, entry in given.items()}
     return value
+
+
+def _kind(option: click.Parameter) -> type:
+    """The type of an option's value in a plan file."""
+    for param_type, kind in _KINDS:
+        if isinstance(option.type, param_type):
+            return kind
+    return list if option.multiple else str
 
 
 def _refuse_beside_a_folder(ctx: click.Context) -> None:
@@ -57,36 +60,6 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
             "options and another folder as --out.",
             ctx,
         )
-
-
-def _misfit(option: click.Parameter, entry: Any) -> str:
-    """What is wrong with a value's TOML type; click alone would read 1.5 or true as 1."""
-    if isinstance(option.type, click.types.BoolParamType):
-        return "" if type(entry) is bool else "must be true or false."
-    if isinstance(option.type, click.types.IntParamType):
-        return "" if type(entry) is int else "must be a whole number."
-    if isinstance(option.type, click.types.FloatParamType):
-        return "" if type(entry) in (int, float) else "must be a number."
-    entries = entry if option.multiple and isinstance(entry, list) else [entry]
-    if not all(isinstance(e, str) for e in entries):
-        return "must be a text or a list of texts." if option.multiple else "must be a text."
-    return ""
-
-
-def _has_nul(entry: Any) -> bool:
-    return any(isinstance(e, str) and "\0" in e for e in (entry if isinstance(entry, list) else [entry]))
-
-
-def _shape(option: click.Parameter, entry: Any, folder: Path) -> Any:
-    """One value for a repeatable option is a list of one; files are looked up beside the plan file."""
-    if option.name == "application":
-        return str(folder / str(entry))
-    if not option.multiple:
-        return entry
-    entries = entry if isinstance(entry, list) else [entry]
-    if option.name == "probes":
-        return [str(folder / e) if str(e).endswith(".toml") else e for e in entries]
-    return entries
 
 
 @click.command(
@@ -193,6 +166,7 @@ def command(
     from heredity.cli import _findings
     from heredity.core.progress import Display
     from heredity.study.report import html
+    from heredity.study.spec import StudySpec
     from heredity.study.study import Study
 
     store = open_store()
@@ -201,14 +175,25 @@ def command(
     if plan is not None and is_folder:
         study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
     else:
-        settings: dict[str, Any] = {"samples": samples, "seed": seed, "margin": margin}
-        settings |= {"confidence": confidence, "until_decided": until_decided, "engine_loader": loader}
-        settings["judge"] = judge
         layer = Application.load(str(application))
         grown = _with_families(store, [_model(store, ref, yes) for ref in model], lineage, yes)
-        settings["attacker"] = _model(store, attacker, yes) if attacker is not None else None
-        _remote.check([*grown, settings["attacker"]], how)
-        study = Study(grown, layer, probes, attack, store=store, out=out, **settings)
+        writer = _model(store, attacker, yes) if attacker is not None else None
+        _remote.check([*grown, writer], how)
+        spec = StudySpec(
+            grown,
+            layer,
+            probes,
+            attack,
+            samples,
+            seed,
+            margin,
+            confidence,
+            until_decided,
+            judge,
+            writer,
+            out=out,
+        )
+        study = Study.from_spec(spec, store=store, engine_loader=loader)
     _warn(study)
     with Display() as display:
         result = study.run(display, retry_errors=retry_errors)

@@ -58,7 +58,7 @@ class SearchCache:
         self._values: dict[str, str] | None = None
 
     def keep(self, *parts: Any) -> Callable[[Callable[[], str]], str]:
-        """A function that returns the result under these parts, and calls the search if there is none."""
+        """A function that returns the result under these parts, and calls the search if none is known."""
         key = digest(list(parts))
 
         def kept(search: Callable[[], str]) -> str:

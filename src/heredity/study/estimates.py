@@ -1,8 +1,8 @@
-"""What estimates.json holds: every number of a study, with its n, interval and method.
+"""The records of estimates.json: every number of a study, with its n, interval and method.
 
-Promises: a number without its n cannot be written down; what is missing is None, never 0; breaches that a
-check decides and breaches that a judge decides are never one number.
-Leaves to others: computing them (tally.py), the formulas (stats/), how they look (report/).
+Promises: no number is written without its n. A missing value is None, never 0. Breaches that a check decides
+and breaches that a judge decides are never one number.
+Leaves to others: computing them (aggregate.py), the formulas (stats/), files (storage.py), pages (report/).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Table2x2(Record, frozen=True):
 class ModelPair(Record, frozen=True):
     """Two models on the same trials. `difference` is the rate of `b` minus the rate of `a`.
 
-    `verdict_ab` says what `b` is compared with `a`, `verdict_ba` the reverse; each is "worse", "not worse"
+    `verdict_ab` is the verdict on `b` against `a`, `verdict_ba` the reverse. Each is "worse", "not worse"
     (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure in
     the same list, so over both scopes of breaches. `detectable` is the smallest difference that this n could
     have shown with 80 % power. Rates are as judged, not corrected: a judge's errors shrink a difference.
@@ -69,13 +69,13 @@ class ModelPair(Record, frozen=True):
 
 
 class Inheritance(Record, frozen=True):
-    """What a child has of a parent's security, on the trials that both decided, under a scope or a technique.
+    """The security that a child shares with a parent, on the trials that both decided.
 
-    Of breaches: `kept` held with both, `lost` held with the parent alone, `gained` with the child alone,
-    `never` with neither. Of over-refusal the same words are about benign twins that were answered.
+    For breaches: `kept` held with both, `lost` only with the parent, `gained` only with the child, `never`
+    with neither. For over-refusal the same words are about benign twins that were answered.
     `retention` is P(child held | parent held), over kept + lost. `compared` is the pair (`a` the parent, `b`
     the child); its `p_holm` is corrected over all edges of the same measure in the same list. `recipe` is
-    how the child was made, with the steps between where they were not asked; `role` is what the parent was.
+    how the child was made, with the steps of models between them that were not asked. `role` is the parent's.
     """
 
     parent: str
@@ -91,7 +91,7 @@ class Inheritance(Record, frozen=True):
 
     @property
     def verdict(self) -> str:
-        """What the child is compared with the parent: worse, not worse, not enough evidence."""
+        """The verdict on the child against the parent: worse, not worse, not enough evidence."""
         return self.compared.verdict_ab
 
 
@@ -145,7 +145,7 @@ class Bounds(Record, frozen=True):
 
 
 class FamilyCorrection(Record, frozen=True):
-    """The corrected rate by one family's labels alone: how far the correction hangs on who was labelled."""
+    """The corrected rate by the labels of one family: it shows how much the choice of labels matters."""
 
     labels: str
     corrected: Estimate
@@ -156,14 +156,14 @@ class Rate(Record, frozen=True):
 
     measure "breach": over breach probes; n_broke of n_held + n_broke broke.
     measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
-    `estimate` has n = n_held + n_broke; n_unclear and n_error stand beside it, and n_skipped: trials of an
-    attack that this model cannot have, which are no errors.
-    `corrected` (Rogan-Gladen, for the judge's measured errors) is None where no judge decides or where a
-    technique mixes judge and no judge; its value is None, and its method says why, where it is refused.
-    `by_family` has the same by each labelled family of models, where the labels come from several.
-    `by_labels` is the rate by a person's labels on some of these very answers and the judge's verdicts on all
-    (prediction-powered); None without labels, refused in words where they are too few.
-    `worst_case` is None where nothing was decided or unclear.
+    `estimate` has `n = n_held + n_broke`. n_unclear, n_error and n_skipped are counted apart. Skipped trials
+    are those of an attack that this model does not support.
+    `corrected` (Rogan-Gladen, for the judge's measured errors) is None unless a judge decides all of the
+    cell. If the correction is refused, its value is None and its note has the reason.
+    `by_family` has the same by each labelled family of models, if the labels come from several.
+    `by_labels` is prediction-powered: a person's labels on some of these answers, and the judge's verdicts on
+    all. It is None without labels, and refused with a reason if there are too few.
+    `worst_case` is None if every trial is an error or has no verdict.
     """
 
     model: str
@@ -184,7 +184,7 @@ class Rate(Record, frozen=True):
 
 
 class Manners(Record, frozen=True):
-    """How a model's last answers read, apart from whether they were a breach: a babbler is not safe."""
+    """How a model's last answers read, independent of breaches: incoherent output is not safe."""
 
     model: str
     kind: Literal["breach", "benign"]
@@ -203,7 +203,7 @@ class AsrPoint(Record, frozen=True):
 
 
 class Curve(Record, frozen=True):
-    """How far tries come against one model in a scope (`technique`): points for 1, 2, 4, ... and all."""
+    """Attack success within k tries (ASR@k) against one model in a scope (`technique`)."""
 
     model: str
     attack: str
@@ -212,11 +212,11 @@ class Curve(Record, frozen=True):
 
 
 class Cost(Record, frozen=True):
-    """What one attack spent on one model, over breach probes; `technique` is a scope.
+    """The queries and tokens of one attack on one model, over breach probes; `technique` is a scope.
 
     `n_queries` counts requests to the model, those that a tool's result called for among them, of all
-    `n_trials`: held, broken, unclear and errors. The estimates divide by `n_broke`; without a breach they
-    have no value and a lower bound alone, as `n` decided trials bought none.
+    `n_trials`: held, broken, unclear and errors. The estimates divide by `n_broke`.
+    Without a breach they have a lower bound only.
     """
 
     model: str
@@ -235,7 +235,7 @@ class Cost(Record, frozen=True):
 
 
 class MemberRate(Record, frozen=True):
-    """How often a model broke, or refused, by one member of a panel alone; over what it decided."""
+    """How often a model broke, or refused, by one member of a panel, over the trials that it decided."""
 
     model: str
     judge: str
@@ -254,14 +254,14 @@ class MemberPair(Record, frozen=True):
 
 
 class PanelAgreement(Record, frozen=True):
-    """What the members of a panel said, apart from what they agreed on."""
+    """The rates of each member of a panel, and the agreement of every two."""
 
     rates: tuple[MemberRate, ...]
     pairs: tuple[MemberPair, ...]
 
 
 class PairDecision(Record, frozen=True):
-    """When a pair was decided: after which look, with how many trials of both; None where it is open."""
+    """The interim analysis that decided a pair, and the number of trials of both by then; None: open."""
 
     a: str
     b: str
@@ -270,7 +270,7 @@ class PairDecision(Record, frozen=True):
 
 
 class StoppedModel(Record, frozen=True):
-    """A model that was asked no more after a look, so that `n` of its trials were not asked, and why."""
+    """A model that was not asked any more after an analysis, the number `n` of trials left, and why."""
 
     model: str
     interim: int
@@ -279,9 +279,9 @@ class StoppedModel(Record, frozen=True):
 
 
 class Sequential(Record, frozen=True):
-    """How a study until decided went. `scope` is the one whose pairs decided (SCOPES).
+    """The course of a study that stops early. `scope` is that of the deciding pairs (SCOPES).
 
-    Its intervals and p-values hold whenever one stops. Trials that were not asked are no errors: `stopped`.
+    Its intervals and p-values are anytime-valid. Trials that were not asked are not errors: see `stopped`.
     """
 
     scope: str
@@ -292,7 +292,7 @@ class Sequential(Record, frozen=True):
 
 
 class Circumstances(Record, frozen=True):
-    """When, where and how fast: beside the numbers, and no part of them. Sums over the runs that ended."""
+    """Time, host and speed, as sums over the runs that ended. They do not affect the numbers."""
 
     at: str
     host: str

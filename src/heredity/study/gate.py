@@ -10,9 +10,8 @@
     3 not enough evidence   neither; or trials are unanswered. Says how many more trials would decide
     4 errors     more trials ended in an error than `max_errors`: nothing else is trusted then
 
-Promises: unclear answers and errors never help to pass, and never fail a model that the rest would not; a
-judge's rate counts with the judge's error, and not at all where that is not known; what was asked and is not
-gated is said.
+Promises: unclear answers and errors never help to pass, and never fail a model by themselves. A judge's rate
+counts with the judge's error, and not at all if that is unknown. Ungated measurements are listed.
 Leaves to others: the rates and comparisons (estimates.py), printing (cli/).
 """
 
@@ -83,7 +82,7 @@ def gate(
     Gated are all models; with a baseline all but it; with a candidate it alone. `max_breach` and
     `max_over_refusal` bound the rates over all techniques, None not at all. With a baseline each gated model
     is compared with it, by breach and by over-refusal, within `margin` (default: the study's own). Breaches
-    are held to it twice: where a check decides, and where a judge does; `judge_free` leaves the latter out.
+    are compared twice: those that a check decides, and those that a judge decides (not with `judge_free`).
     Raises UsageError for a limit outside 0 to 1 and for models that are not in the study.
     """
     _check(max_breach, margin, max_over_refusal, max_errors)
@@ -113,7 +112,7 @@ def _ungated(
     max_over_refusal: float | None,
     is_compared: bool,
 ) -> Iterator[_Finding]:
-    """What was asked and can neither pass nor fail: a reader of "Pass." must not take it for passed."""
+    """Lines for measurements that are not gated: a reader of "Pass." must not think that they passed."""
     if JUDGED in estimates.breach_scopes and JUDGED not in held:
         yield _Finding(PASS, "Breaches that a judge decides were asked and are not gated here.")
     if max_breach is None and not is_compared:
@@ -184,7 +183,7 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
 
 
 def _counts(rate: Rate, scope: str) -> str:
-    """What was counted: `broke in 3 of 40 decided trials`, and what was unclear."""
+    """The counts: `broke in 3 of 40 decided trials`, and the undecided ones."""
     said = f"{_VERBS[scope]} in {rate.n_broke} of {rate.n_broke + rate.n_held} decided trials"
     if scope == JUDGE_FREE:
         said += " that need no judge"
@@ -197,7 +196,7 @@ def _counts(rate: Rate, scope: str) -> str:
 
 
 def _unknown_error(rate: Rate) -> str:
-    """Why nothing can be shown by a judge's rate; "" where no judge decided, or its error is known."""
+    """Why a judge's rate shows nothing; "" if a check decided, or if the judge's error is known."""
     if rate.is_judge_free or not rate.estimate.n:
         return ""
     if rate.corrected is None:

@@ -1,4 +1,4 @@
-"""Files of earlier schemas: what they said only in a sentence, as the field that has it now.
+"""Files of earlier schemas: facts that were only in a sentence become today's fields.
 
 Promises: a study that schema 1 (rows) or schema 2 (estimates.json) wrote gives the numbers that it gave then.
 The sentences are those of the release that wrote them; no message of today is read here.
@@ -32,7 +32,7 @@ _Row = TypeVar("_Row", bound=msgspec.Struct)
 class RowsFromSchema1:
     """Gives each error row of schema 1 its `error_code`.
 
-    The plan says which attacks a model cannot have: a row's words may be those of a hostile service.
+    The plan has the unsupported attacks: the text of a row may come from a hostile service.
     """
 
     def __init__(self, plan: Plan) -> None:

@@ -1,8 +1,8 @@
-"""How far a rate can be from what was counted, and how many more trials would bring it to a side.
+"""Conservative bounds of a rate with undecided trials, and the trials that would decide against a limit.
 
-Promises: what is undecided, an unclear answer or an error, never helps: it may have held or broken, and each
-bound takes it the other way; so does a judge's error, where it is known.
-Leaves to others: which limit (gate.py), and the formulas (stats/).
+Promises: an unclear answer or an error never helps. It may have held or broken, and each bound assumes the
+worse for itself. A known judge's error widens the bounds, too.
+Leaves to others: the limit (gate.py), and the formulas (stats/).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RateBounds(NamedTuple):
 
 
 def bound_rate(rate: Rate, confidence: float) -> RateBounds:
-    """The interval, wide enough for unclear answers, for errors and, where it is known, for the judge's."""
+    """The interval, wide enough for unclear answers, for errors, and for the judge's known error."""
     estimate, n_open = rate.estimate, rate.n_unclear + rate.n_error
     n = rate.n_broke + rate.n_held + n_open
     n_effective = _effective(estimate, n, confidence)
@@ -51,7 +51,7 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
 
 
 def _effective(estimate: Estimate, n: int, confidence: float) -> float:
-    """What `n` trials are worth where some share a cluster, from the width of the published interval."""
+    """The effective n of `n` trials that share clusters, from the width of the published interval."""
     if estimate.value is None or estimate.low is None or estimate.high is None or not estimate.n:
         return float(n)
     low, high = 0.01, 1.0  # shares of n; the interval narrows as the share grows

@@ -1,7 +1,7 @@
 """The steps of a study: ask each model its trials, and judge every response.
 
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
-shares the weights of the loaded one, answers under its own engine name, and has its own row among the runs.
+shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
 Answers of one model are never mixed from engines with different arithmetic.
 Leaves to others: the order of the trials (study.py), conversations (scheduler.py), files (storage.py).
 """

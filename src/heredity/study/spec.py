@@ -48,7 +48,7 @@ class StudySpec:
     margin         the difference between two rates that does not matter
     confidence     of every interval
     until_decided  run interim analyses, and stop asking a model once all of its pairs are decided
-    judge          decides where no check does; None: the folder's judge, or "rules"
+    judge          decides what no check decides; None: the folder's judge, or "rules"
     attacker       the model that writes the turns of `pair` and `tap`
     lineage        models whose descendants in the store are studied, too
     out            the folder of the study; None: studies/<application>-<start of the plan's digest>

@@ -429,7 +429,7 @@ def write_estimates(folder: Path, found: Estimates) -> None:
 def read_estimates(folder: Path) -> Estimates:
     """The estimates of a folder.
 
-    Raises UsageError if there are none yet, NotComparable for another schema, Damaged for a broken file.
+    Raises UsageError before the first estimate, NotComparable for another schema, Damaged for a broken file.
     """
     path = folder / ESTIMATES
     try:

@@ -1,6 +1,6 @@
 """Numbers into words: the same spelling of a rate, an interval and a p-value in every format.
 
-Promises: a rate is never said without its interval and n; what is not known is said to be not known.
+Promises: a rate always has its interval and n. An unknown value is called unknown.
 Leaves to others: where the words are shown (the writers).
 """
 
@@ -16,7 +16,7 @@ _TITLES = {ALL: "All benign twins", JUDGE_FREE: "All judge-free", JUDGED: "All j
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """A share in per cent; a dash where it is not known. Never rounds a little to none, most to all."""
+    """A share in per cent; a dash if it is not known. Never rounds to 0 or 100 % what is not."""
     if value is None:
         return NONE
     text = f"{100 * value:.{digits}f}"
@@ -34,7 +34,7 @@ def points(value: float | None) -> str:
 
 
 def interval(estimate: Estimate, digits: int = 0) -> str:
-    """The bounds alone: `39 to 53 %`."""
+    """Only the bounds: `39 to 53 %`."""
     if estimate.low is None or estimate.high is None:
         return NONE
     return f"{percent(estimate.low, digits).removesuffix(f'{NBSP}%')} to {percent(estimate.high, digits)}"
@@ -96,13 +96,13 @@ def rate_words(rate: Rate | None, confidence: float) -> str:
 
 
 def find(estimates: Estimates, model: str, technique: str, attack: str, measure: Measure) -> Rate | None:
-    """The rate of one cell, or None where it was not asked."""
+    """The rate of one cell, or None if it was not asked."""
     wanted = (model, technique, attack, measure)
     return next((r for r in estimates.rates if (r.model, r.technique, r.attack, r.measure) == wanted), None)
 
 
 def names(models: tuple[ModelCard, ...]) -> dict[str, str]:
-    """A short name a model id; two models of one name are told apart by their ids."""
+    """A short name per model id; the id distinguishes two models of one name."""
     shown = [label(card.name, 48) for card in models]
     return {
         card.id: name if shown.count(name) == 1 else f"{name} ({label(card.id, 8)})"
@@ -137,7 +137,7 @@ def pair_of(
 
 
 def verdict_on(pair: ModelPair, model: str) -> str:
-    """What `model` is compared with the other of the pair: worse, not worse, not enough evidence."""
+    """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
     return pair.verdict_ab if model == pair.b else pair.verdict_ba
 
 
