@@ -23,7 +23,7 @@ from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.plan import Grid
-from heredity.study.rate_bounds import limits
+from heredity.study.rate_bounds import bound_rate
 from heredity.study.report._headline import headline
 from heredity.study.report._samples import outcomes
 from heredity.study.study import Study
@@ -46,7 +46,7 @@ def check(found: Estimates) -> None:
     assert found.study == EXPECTED["study"]
     rates = {(r.model, r.technique, r.attack, r.measure): r for r in found.rates}
     for *cell, low, high, n_effective, n_behaviours in EXPECTED["bounds"]:
-        bounds = limits(rates[tuple(cell)], 0.95)
+        bounds = bound_rate(rates[tuple(cell)], 0.95)
         assert (bounds.low, bounds.high) == pytest.approx((low, high), rel=1e-9)
         assert bounds.n_effective == pytest.approx(n_effective, rel=1e-6)
         assert bounds.n_behaviours == n_behaviours
