@@ -1,1 +1,1 @@
-"""Tasks and metrics: what a model can do, beside what it can be made to do."""
+"""Tasks and metrics: the capability of a model, measured by prompting."""

@@ -8,10 +8,10 @@
 lm-evaluation-harness is an extra (pip install 'heredity[harness]') and is loaded here, when a model is asked
 for. Its tasks bring their own data, from the model hub, under their own licences.
 
-Promises: greedy decoding; what the harness gives as a text reaches the model as that text; a request that
-does not fit into the context is an error, never one that was cut.
-Leaves to others: the harness's own scores and errors. Its tasks that run what a model wrote stay refused
-unless its own `confirm_run_unsafe_code` is given; heredity never gives it.
+Promises: decoding is greedy; a text of the harness reaches the model unchanged. A request longer than the
+context is an error and is never truncated.
+Leaves to others: the harness's own scores and errors. Its tasks that run
+model output stay refused unless its own `confirm_run_unsafe_code` is given; heredity never gives it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _MOST_TOKENS = 256  # of an answer for which the task names no bound
 def model(name: str | Grown, store: Store | None = None) -> Iterator[Any]:
     """An `lm_eval.api.model.LM` of a model, loaded as long as the block runs.
 
-    Raises Unavailable where lm-evaluation-harness is not installed, UsageError where the model's engine
-    tells no log-probabilities.
+    Raises Unavailable if lm-evaluation-harness is not installed, UsageError if the engine gives no
+    log-probabilities.
     """
     store = store if store is not None else Store()
     grown = name if isinstance(name, Grown) else store.get(name)
@@ -97,7 +97,10 @@ def _class() -> Callable[[Any, str], Any]:
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
-            messages = [Message(one["role"], one["content"]) for one in chat_history]  # type: ignore[arg-type]
+            messages = [
+                Message(one["role"], one["content"])  # type: ignore[arg-type]
+                for one in chat_history
+            ]
             begun = (
                 "" if add_generation_prompt or messages[-1].role != "assistant" else messages.pop().content
             )
@@ -108,7 +111,7 @@ def _class() -> Callable[[Any, str], Any]:
             return sum(found.logs), found.is_greedy
 
         def _request(self, context: str) -> Request:
-            """A plain text. What the engine puts before every text may stand there already, by a template."""
+            """A plain text. A template may have added the engine's own prefix already."""
             opening = self._engine.render(Request(0, ()))
             return Request(0, (), prefill=context.removeprefix(opening) or self._engine.boundary)
 

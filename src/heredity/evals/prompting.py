@@ -1,15 +1,15 @@
-"""The ways in which a task's items are put to an engine. A metric names the one that it needs (`ASKS`).
+"""The forms in which a task's items are sent to an engine. A metric names the one that it needs (`ASKS`).
 
 reply   the model answers in its own words, greedily
-score   the model says how likely each option is, behind the same words
-match   the model says how near each option is, a caption to a picture or a picture to a caption
+score   the log-probability of each option after the same prompt
+match   the similarity of each option, between an image and a caption
 
-An encoder that fills gaps (engines.Filler) scores options as well. A dual encoder that matches images and
-texts (engines.Matcher) is asked in a third way.
+An encoder for masked positions scores options as well. A dual encoder of images and texts is asked by
+`match`.
 
-Promises: a way says of a model, before that is loaded, why it cannot be asked so; what fails for one item is
-an answer with an error.
-Leaves to others: which items, and where their answers go (evaluation.py).
+Promises: a form that a model does not support is refused before the model is loaded. A failed item is an
+answer with an error.
+Leaves to others: the items, and storing their answers (run.py).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def put(task: EvalTask, item: TaskItem, n_shots: int, form: Form) -> RenderedIte
 
 
 def said(text: str, form: Form) -> str:
-    """The answer in what a model said; in a plain text, which goes on, its first line that holds a word."""
+    """The answer in a model's output; in a plain continuation, the first line with a word."""
     if form == "chat":
         return text.strip()
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -100,7 +100,7 @@ def _options(item: TaskItem) -> str:
 
 
 class ItemResponse(NamedTuple):
-    """What came back for the item at `place`."""
+    """The response to the item at `place`."""
 
     place: int
     text: str = ""
@@ -118,7 +118,7 @@ class PromptForm(Protocol):
         """Why this model cannot be asked so, in words that say what could; "" where it can."""
 
     def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
-        """An answer to each, in any order. Raises EngineFailure where the engine fails as a whole."""
+        """An answer to each, in any order. Raises EngineFailure if the engine fails as a whole."""
 
 
 class _Reply:
@@ -171,7 +171,7 @@ class _Match:
 
 
 def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]:
-    """Of a picture to each caption, or of a caption to each picture."""
+    """Similarities of an image to each caption, or of a caption to each image."""
     if (picture := images.bytes_of(shown)) is not None:
         return engine.match([picture], options)[0]
     pictures = [found for option in options if (found := images.bytes_of(option)) is not None]

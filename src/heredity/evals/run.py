@@ -1,12 +1,13 @@
-"""What models can do by prompt alone: tasks put to each, answers kept, grades over them.
+"""Evaluate models on tasks by prompting: ask, store the answers, score them.
 
 A folder holds `answers.jsonl`, which only grows, and `grades.json`, which the last command wrote. An answer
-is known by its model and by all that was put to that; so another model, another task or other examples into
-the same folder ask only what is not there, and an item whose reference was mended is graded, not asked again.
+is keyed by its model and its full prompt. Another model, task or number of examples in the same folder asks
+only the missing items. An item with a corrected reference is scored again, not asked again.
 
-Promises: greedy decoding; nothing is asked twice; killed at any moment, the same command goes on; a model of
-which all is answered is not loaded.
-Leaves to others: how an item is put (tasks/), what an answer is worth (metrics/), the numbers (grading.py).
+Promises: decoding is greedy; nothing is asked twice; a killed run resumes by the same command. A model with
+all answers stored is not loaded.
+Leaves to others: the prompts (prompting.py), the metrics (metrics/), the
+statistics (scoring.py).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ANSWERS, GRADES = "answers.jsonl", "grades.json"
 
 
 class _Question(NamedTuple):
-    """An item of a task behind so many examples, as it is put."""
+    """An item of a task behind `n_shots` examples, as it is asked."""
 
     task: EvalTask
     item: TaskItem
@@ -45,16 +46,16 @@ class _Question(NamedTuple):
 
 
 class Evaluation:
-    """Tasks put to models, in a folder.
+    """An evaluation of models on tasks, in a folder.
 
     models    names, targets or Grown values; from `store` (None: the default one)
-    tasks     names or .toml files; see tasks.load. None: all, those of pictures where a model matches some
+    tasks     names or .toml files; see tasks.load. None: all; image tasks only if a model matches images
     shots     how many examples come first; each number is a column of its own
     is_plain  put items as plain texts also to a model with a chat template, as to a base model
-    limit     so many items of each task, the same ones always, for a quick look
+    limit     at most this many items of each task, always the same ones
     out       the folder; None: evals under the current one
 
-    Raises UsageError for what is not there or does not fit.
+    Raises UsageError for an unknown name or a setting that does not fit.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Evaluation:
     def run(self, watch: Watch | None = None, *, retry_errors: bool = False) -> Grades:
         """Ask what is not answered, and grade. `watch` hears of every answer.
 
-        retry_errors: ask again what came to an error; the later answer counts. Raises EngineFailure where a
-        model stops answering; what was answered stays.
+        retry_errors: ask failed items again; the later answer counts. Raises EngineFailure if a
+        model stops answering; stored answers stay.
         """
         with Lock(self.folder), Rows(self.folder / ANSWERS, AnswerRow) as rows:
             known = {(row.model, row.asked): row for row in rows}
@@ -104,7 +105,7 @@ class Evaluation:
         watch: Watch | None,
         again: bool,
     ) -> None:
-        """Put to one model what it has no answer to yet."""
+        """Ask one model the items that it has not answered yet."""
         model = grown.record
         earlier = [row for row in known.values() if row.model == model.id]
         form = self._form(earlier[-1].is_base) if earlier else None
@@ -161,7 +162,7 @@ class Evaluation:
             engine.close()
 
     def _is_base(self, engine: Any, model: Model) -> bool:
-        """Whether it goes on with a text, and has learned no conversation."""
+        """Whether the model continues a text and has no chat template."""
         if self._is_plain and not isinstance(engine, Completer):
             raise UsageError(
                 f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out.",
@@ -189,7 +190,7 @@ class Evaluation:
         ]
 
     def _cells(self, known: dict[tuple[str, str], AnswerRow]) -> list[Cell]:
-        """Every answer that belongs to what was asked for, beside its item."""
+        """Every answer of the requested tasks, with its item."""
         found: list[Cell] = []
         for grown in self._grown:
             model = grown.record

@@ -1,12 +1,13 @@
-"""Answers into grades: a score with n, interval and method for each model, task and number of examples.
+"""Score answers: a value with n, interval and method for each model, task and number of examples.
 
 A share has Wilson's interval; a mean of chrF or ROUGE-L a percentile bootstrap with a generator seeded 0.
-Models are compared with the first one named, item by item: shares by exact McNemar with Tango's interval,
-means by a bootstrap over pairs and sign flips; p-values of all comparisons are Holm's.
+Each model is compared with the first one, item by item. Shares use the exact McNemar test and Tango's
+interval; means use a bootstrap over pairs and sign flips. All p-values are adjusted by Holm's method.
 
-Promises: an error is in no score and is counted; an unclear answer scores 0 and is counted; an item that one
-of two models has no answer to is in no comparison of these two.
-Leaves to others: asking (evaluation.py), what an answer is worth (metrics/).
+Promises: errors are counted and enter no score; an unclear answer scores 0 and is counted. Two models are
+compared on the items that both answered.
+Leaves to others: asking (run.py), the score of one answer
+(metrics/).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class AnswerRow(Record, frozen=True):
 
 
 class Cell(NamedTuple):
-    """An answer beside its item."""
+    """An answer with its item."""
 
     task: EvalTask
     item: TaskItem
@@ -60,7 +61,7 @@ class Cell(NamedTuple):
 
 
 class EvaluatedModel(Record, frozen=True):
-    """A model that was asked; `form` is how, "" where it was asked nothing."""
+    """An evaluated model; `form` is the prompt form, "" if it was asked nothing."""
 
     id: str
     name: str
@@ -83,7 +84,7 @@ class TaskCard(Record, frozen=True):
 
 
 class Grade(Record, frozen=True):
-    """A model's score in a task. `refused` says why there is none."""
+    """A model's score in a task. `refused` is the reason if there is no score."""
 
     model: str
     task: str
@@ -120,7 +121,7 @@ class Grades(Record, frozen=True):
 
 
 class _Mark(NamedTuple):
-    """One answer's score; None where it is an error."""
+    """One answer's score; None for an error."""
 
     score: float | None
     is_unclear: bool

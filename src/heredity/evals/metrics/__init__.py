@@ -1,7 +1,7 @@
-"""What an answer is worth. Each file here is a metric: deterministic, from 0 to 1, nothing executed.
+"""The score of an answer. Each file here is a metric: deterministic, from 0 to 1, nothing executed.
 
-A file `metrics/<name>.py` has what `Metric` says. An answer in which nothing of the form asked for is found
-is unclear: it counts as 0, and is counted beside.
+A file `metrics/<name>.py` has what `Metric` says. An answer without the requested form is unclear: it
+scores 0 and is counted separately.
 
 Promises: a metric never raises on any text, and takes the best of several references.
 Leaves to others: asking (tasks/), and intervals (stats/).
@@ -19,7 +19,7 @@ LONGEST = 4000  # characters of an answer that are read
 
 
 class ItemAnswer(NamedTuple):
-    """What a model gave: a text, or the natural-log probability of each option."""
+    """The answer of a model: a text, or the natural-log probability of each option."""
 
     text: str
     logs: tuple[float, ...] = ()
@@ -37,7 +37,7 @@ class Marked(Protocol):
 
 
 class Metric(Protocol):
-    """What a metric's file has."""
+    """The interface of a metric's module."""
 
     TITLE: str  # as it is printed
     UNIT: Literal["%", ""]  # of 100 times the mean: a share, or points
@@ -47,10 +47,10 @@ class Metric(Protocol):
     SHOWS_LETTERS: bool  # the right answer is an option's letter
 
     def score(self, item: Marked, answer: ItemAnswer) -> float | None:
-        """From 0 to 1; None where nothing of the form asked for is there."""
+        """From 0 to 1; None if the answer lacks the requested form."""
 
     def floor(self, item: Marked) -> float:
-        """What is expected of an answer that knows nothing."""
+        """The expected score of a random answer."""
 
 
 def names() -> list[str]:

@@ -1,8 +1,8 @@
 """chrF2 of one sentence: the F-score of character n-grams, recall counted four times.
 
-For n = 1 to 6, without whitespace: precision p_n and recall r_n of clipped n-gram counts. With p and r their
-means over the n for which both texts have n-grams, chrF = (1 + 4) p r / (4 p + r). No word n-grams; case
-counts.
+For n = 1 to 6, without whitespace: precision p_n and recall r_n of clipped n-gram counts. p and r are their
+means over the n for which both texts have n-grams. `chrF = (1 + 4) p r / (4 p + r)`. Word n-grams are not
+used; case counts.
 
 Source: Popovic 2015, chrF; as sacrebleu computes it, to which the tests hold it.
 """
@@ -25,7 +25,7 @@ def score(item: Marked, answer: ItemAnswer) -> float | None:
 
 
 def floor(item: Marked) -> float:
-    """What the input itself would score as its translation."""
+    """The score of the input itself, given as its translation."""
     return max(chrf(item.input, text) for text in item.references)
 
 

@@ -1,7 +1,7 @@
 """The answer is the reference, after a stated normalisation.
 
-Read is the first line that holds something and is no fence of a code block; NFKC; runs of spaces are one;
-quotes and backticks around it and one full stop at its end are taken off. Case counts.
+The answer is its first non-empty line that is not the fence of a code block. It is normalised to NFKC, runs
+of spaces become one, and surrounding quotes, backticks and one final full stop are removed. Case counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _AROUND = "`'\"“”‘’ "
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
-    """1 where the answer is one of the references; None where it is empty."""
+    """1 if the answer is one of the references; None if it is empty."""
     said = normal(answer.text)
     return float(said in {normal(text) for text in item.references}) if said else None
 

@@ -1,6 +1,6 @@
 """The answer names one of the options, and it is the right one.
 
-An option is named where it stands as a word of its own, whatever the case. An answer that names none, or
+An option is named if it occurs as a separate word, in any case. An answer that names none, or
 more than one, is unclear.
 """
 
@@ -14,7 +14,7 @@ TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "label", "%", True, 
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
-    """1 where the one option named is a reference; None where not exactly one is named."""
+    """1 if the one option named is a reference; None unless exactly one is named."""
     text = answer.text[:LONGEST].casefold()
     named = [o for o in item.options if re.search(rf"\b{re.escape(o.casefold())}\b", text)]
     return float(named[0] in item.references) if len(named) == 1 else None

@@ -1,8 +1,8 @@
 """The answer is the letter of the right option.
 
-Read is the first letter that stands alone ("B", "(B)", "B.", "Answer: B"), of those that options have; else,
-where the answer is an option's own text, that option's. A small "a" is a word; a capital "A" that a word
-follows is one too ("A dog barks").
+The answer is the first separate letter of an option ("B", "(B)", "B.", "Answer: B"). If there is none and
+the answer is an option's text, it is that option's letter. A small "a" is a word, and so is a capital "A"
+before a word ("A dog barks").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ALONE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])(?! [a-z])")
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
-    """1 where the letter is that of a reference; None where there is no letter."""
+    """1 if the letter is that of a reference; None without a letter."""
     place = chosen(item, answer.text[:LONGEST])
     return None if place is None else float(item.options[place] in item.references)
 

@@ -1,7 +1,7 @@
 """The right option is the likeliest: by log-probability over the option's length in bytes.
 
-The sum over an option's tokens divided by the bytes of its text in UTF-8, so that a long option is not worse
-for its length, and tokenizers compare. A tie is wrong: a model that tells nothing apart has chosen nothing.
+The score is the sum over an option's tokens divided by the bytes of its text in UTF-8. Long options are not
+at a disadvantage, and tokenizers are comparable. A tie is wrong: the model has not chosen an option.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = (
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
-    """1 where a reference is likelier than every other option; None where a probability is missing."""
+    """1 if a reference is likelier than every other option; None if a probability is missing."""
     if len(answer.logs) != len(item.options) or any(log != log for log in answer.logs):
         return None
     each = [log / len(text.encode()) for log, text in zip(answer.logs, item.options, strict=True)]

@@ -1,7 +1,6 @@
-"""The right option is the nearest: of a picture the caption, of a caption the picture.
+"""The right option is the nearest one: the caption of an image, or the image of a caption.
 
-By the similarity that a model gives to each. A tie is wrong: a model that tells nothing apart has chosen
-nothing.
+By the similarity that a model gives to each. A tie is wrong: the model has not chosen an option.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "nearest option", "%
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
-    """1 where a reference is nearer than every other option; None where a similarity is missing."""
+    """1 if a reference is nearer than every other option; None if a similarity is missing."""
     if len(answer.logs) != len(item.options) or any(log != log for log in answer.logs):
         return None
     best = [i for i, one in enumerate(answer.logs) if one == max(answer.logs)]

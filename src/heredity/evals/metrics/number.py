@@ -1,6 +1,6 @@
-"""The last number of the answer is the reference, as a number: 1,200 is 1200 and 3.50 is 3.5.
+"""The last number of the answer equals the reference as a number, so `1,200` equals `1200`.
 
-A comma between three digits groups them; a minus counts unless it stands between two numbers. The last, since
+A comma between three digits groups them; a minus counts unless it is between two numbers. The last, since
 a model that shows its work says the result at the end.
 """
 
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"(?<![\w.,])[-−]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
-    """1 where the last number is that of a reference; None where there is no number."""
+    """1 if the last number equals a reference; None without a number."""
     said = last(answer.text)
     return None if said is None else float(said in [last(text) for text in item.references])
 

@@ -1,7 +1,8 @@
 """ROUGE-L F1: the longest common subsequence of words.
 
-Words are runs of letters and digits in lower case, without stemming. With L the length of the longest common
-subsequence, precision L / words said, recall L / words of the reference, F1 = 2 p r / (p + r).
+Words are runs of letters and digits in lower case, without stemming. L is the length of the longest common
+subsequence. Precision p is L / words of the answer, and recall r is L / words of the reference. `F1 = 2 p r
+/ (p + r)`.
 
 Source: Lin 2004, ROUGE; as the package rouge-score computes "rougeL", to which the tests hold it.
 """
@@ -23,7 +24,7 @@ def score(item: Marked, answer: ItemAnswer) -> float | None:
 
 
 def floor(item: Marked) -> float:
-    """What the input itself would score as its summary."""
+    """The score of the input itself, given as its summary."""
     return max(rouge_l(item.input, text) for text in item.references)
 
 

@@ -1,12 +1,14 @@
-"""What a model can do, asked by prompt alone. Each file `<name>.toml` here is a task: items and a metric.
+"""Tasks that measure a model's capability by prompting. Each file `<name>.toml` here is a task: items and a
+metric.
 
     load()                       every task of heredity's own that is of texts
     load(["arithmetic"])         by name
     load(["mine.toml"])          a file of one's own
 
-Promises: a task has an edition and a digest over all that it asks and counts as right; a mistake in a file
-names its place; the right option of an item is shown at a place that its number in the file decides.
-Leaves to others: how an item is put (_put.py, _ways.py), and what an answer is worth (metrics/).
+Promises: a task has an edition, and a digest over its questions and references. A mistake in a file names
+its place. The position of an item's right option follows from the item's number.
+Leaves to others: how an
+item is put (_put.py, _ways.py), and what an answer is worth (metrics/).
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class _TaskReader:
         )  # fmt: skip
 
     def _item(self, kind: str, n: int, entry: _Entry) -> TaskItem:
-        """The right option stands at the place that `n` gives, so that no place is right more often."""
+        """The position of the right option follows from `n`, so that no position is right more often."""
         entry = self._opened(entry, self._head(kind, n))
         references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
         name = entry.id or f"{kind}-{n + 1}"
@@ -128,7 +130,7 @@ class _TaskReader:
         return TaskItem(name, entry.input.strip("\n"), references, options, entry.group)
 
     def _opened(self, entry: _Entry, line: int) -> _Entry:
-        """With its pictures read, where the metric asks of some."""
+        """The task with its images read, if its metric compares images."""
         if metrics.load(self.file.metric).ASKS != "match":
             return entry
         said = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
@@ -244,7 +246,7 @@ def names() -> list[str]:
 def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTask]:
     """The tasks of these names and .toml files, each once, in their order; without any, all of texts.
 
-    has_pictures: without any, those of pictures as well.
+    has_pictures: include image tasks if no names are given.
 
     Raises UnknownName with the nearest, BadInput with file and line.
     """

@@ -1,7 +1,7 @@
-"""Pictures in a task: `picture:FILE` in its file, beside that file, and the picture itself once it is read.
+"""Images in a task: `picture:FILE`, relative to the task's file, and the image's bytes once it is read.
 
-Promises: a task's digest is over the bytes of its pictures, not over where they lie.
-Leaves to others: what is in a picture (engines/dual.py).
+Promises: a task's digest covers the bytes of its images, not their paths.
+Leaves to others: the content of an image (engines/dual.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FILE, _READ = "picture:", "data:image;base64,"
 
 
 def opened(text: str, task: Path, line: int) -> str:
-    """A text as it is; of `picture:FILE` the file's bytes. Raises BadInput."""
+    """Replace `picture:FILE` by the file's bytes; return any other text unchanged. Raises BadInput."""
     if not text.startswith(_FILE):
         return text
     try:
@@ -28,5 +28,5 @@ def opened(text: str, task: Path, line: int) -> str:
 
 
 def bytes_of(text: str) -> bytes | None:
-    """The picture that a text is; None where it is a text."""
+    """The bytes of an image reference that was read; None for any other text."""
     return base64.b64decode(text.removeprefix(_READ)) if text.startswith(_READ) else None
