@@ -32,9 +32,9 @@ def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
     """Each canary with its secret, in the tokens of the tokenizer in `folder`."""
     if not canaries:
         return []
-    from heredity.train.data.documents import ConversationEncoder
+    from heredity.engines.chat.documents import DocumentEncoder
 
-    writer = ConversationEncoder(folder)
+    writer = DocumentEncoder(folder)
     found = []
     for place, canary in enumerate(canaries):
         secret = canary.secret or draw(seed, place)
