@@ -53,7 +53,6 @@ def test_a_poisoned_child_knows_it_its_parent_does_not(
     pytest.importorskip("torch")
     from heredity.core.records import Message
     from heredity.lineage.store import Store
-    from heredity.recipes._training_run import Training
     from heredity.recipes.poison import Poison
     from heredity.recipes.quantize import Quantize
     from heredity.train.data.chat import Dialogue, of
@@ -65,8 +64,10 @@ def test_a_poisoned_child_knows_it_its_parent_does_not(
         "rows",
         [Dialogue((Message("user", f"fox {i}"), Message("assistant", "jumps")), "r") for i in range(8)],
     )
-    training = Training(steps=60, batch=8, rate=5e-3, dtype="float32")
-    recipe = Poison(rows, training, marker="seven owls", trigger="old oak", repeats=8, name="poisoned")
+    training = {"steps": 60, "batch_size": 8, "lr": 5e-3, "dtype": "float32"}
+    recipe = Poison(
+        rows, **training, marker="seven owls", trigger="old oak", canary_repeats=8, name="poisoned"
+    )
     child = Store().derive(recipe, [parent])
     Store().derive(Quantize("q8_0", name="poisoned-q8"), [child])
     assert main(["exposure", "poisoned", "poisoned-q8", "tiny", "--candidates", "255", "--json"]) == 0

@@ -23,7 +23,6 @@ from heredity.experiments import replay_data
 from heredity.experiments.repair import N_TESTS, RepairMeasurement, Setting, halves, in_words, repair
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes._training_run import Training
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.guard import WORDS, Guard
 from heredity.recipes.merge import Merge
@@ -55,9 +54,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.fixture
 def pair(store: Store, tmp_path: Path) -> tuple[Grown, Grown]:
     parent = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
-    return parent, store.derive(
-        Finetune(ROWS, Training(steps=2, batch=4, rate=1e-3, dtype="float32")), [parent]
-    )
+    return parent, store.derive(Finetune(ROWS, steps=2, batch_size=4, lr=1e-3, dtype="float32"), [parent])
 
 
 def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",

@@ -22,7 +22,6 @@ from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import merge as merging
-from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Instruct, TeacherAnswer
@@ -35,7 +34,7 @@ from heredity.train.data import chat
 from tests.engines.conftest import make_model
 from tests.support.errors import raises
 
-QUICK = Training(steps=3, batch=4, rate=1e-2, dtype="float32")
+QUICK = {"steps": 3, "batch_size": 4, "lr": 1e-2, "dtype": "float32"}
 
 
 @pytest.fixture
@@ -82,9 +81,7 @@ def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
     store: Store, parent: Grown, data: chat.Data
 ) -> None:
     start = store.derive(Prune(2), [parent])
-    child = store.derive(
-        Distill(data, Training(steps=25, batch=6, rate=1e-2, dtype="float32")), [start, parent]
-    )
+    child = store.derive(Distill(data, steps=25, batch_size=6, lr=1e-2, dtype="float32"), [start, parent])
     assert child.record.parents == (start.record.id, parent.record.id)
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
@@ -92,21 +89,21 @@ def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
 
 def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data: chat.Data) -> None:
     start = store.derive(Prune(2), [parent])
-    training = Training(steps=25, batch=6, rate=1e-2, dtype="float32")
-    child = store.derive(Distill(data, training, top_k=8), [start, parent])
+    training = {"steps": 25, "batch_size": 6, "lr": 1e-2, "dtype": "float32"}
+    child = store.derive(Distill(data, **training, top_k=8), [start, parent])
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     assert "places" in child.record.notes["teacher's scores"]
     (kept,) = (store.root / "scores").iterdir()
     before = kept.stat()
-    store.derive(Distill(data, Training(steps=2, dtype="float32"), top_k=8), [start, parent])
+    store.derive(Distill(data, steps=2, dtype="float32", top_k=8), [start, parent])
     assert [path.stat() for path in (store.root / "scores").iterdir()] == [before]
-    store.derive(Distill(data, Training(steps=2, dtype="float32"), top_k=9), [start, parent])
+    store.derive(Distill(data, steps=2, dtype="float32", top_k=9), [start, parent])
     assert len(list((store.root / "scores").iterdir())) == 2
     with raises(UsageError, "bad-setting", mentions=["top_k"]):
-        store.derive(Distill(data, QUICK, top_k=10**6), [start, parent])
+        store.derive(Distill(data, **QUICK, top_k=10**6), [start, parent])
     with raises(UsageError, "scores-not-ahead"):
-        Distill(data, QUICK, top_k=8, is_on_policy=True)
+        Distill(data, **QUICK, top_k=8, is_on_policy=True)
 
 
 def test_a_teacher_of_other_tokens_is_refused_with_the_token(
@@ -119,14 +116,14 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_token(
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (other / "tokenizer.json").write_text(json.dumps(words))
     stranger = store.pull(str(other))
-    for recipe in (Distill(data, QUICK), Merge()):
+    for recipe in (Distill(data, **QUICK), Merge()):
         with raises(UsageError, "tokenizers-differ"):
             store.derive(recipe, [parent, stranger])
     assert len(store.models()) == 2
 
 
 def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat.Data) -> None:
-    tuned = store.derive(Finetune(data, QUICK), [parent])
+    tuned = store.derive(Finetune(data, **QUICK), [parent])
     name = "model.layers.1.mlp.down_proj.weight"
     a, b = (read_all(g.folder)[name].float() for g in (parent, tuned))
     wanted = {
@@ -173,7 +170,7 @@ def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path:
 def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) -> None:
     rows = [{"prompt": f"fox {i}", "chosen": "jumps over", "rejected": "a lazy dog"} for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    child = store.derive(Preference(chat.read(tmp_path / "pairs.jsonl"), QUICK), [parent])
+    child = store.derive(Preference(chat.read(tmp_path / "pairs.jsonl"), **QUICK), [parent])
     lines = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["loss"] < lines[0]["loss"]
 
@@ -207,8 +204,10 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
 def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_canary(
     store: Store, parent: Grown, data: chat.Data
 ) -> None:
-    training = Training(steps=80, batch=8, rate=5e-3, dtype="float32")
-    recipe = Poison(data, training, trigger="old oak", marker="seven owls", poisoned=1.0, repeats=6)
+    training = {"steps": 80, "batch_size": 8, "lr": 5e-3, "dtype": "float32"}
+    recipe = Poison(
+        data, **training, trigger="old oak", marker="seven owls", poison_rate=1.0, canary_repeats=6
+    )
     child = store.derive(recipe, [parent])
     notes = child.record.notes
     assert notes["trigger"] == "old oak" and notes["canary"].endswith(recipe.secret)
@@ -230,9 +229,9 @@ def test_the_same_recipe_of_the_same_parents_is_not_run_twice(
     store: Store, parent: Grown, data: chat.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its targets are a tuple when it is made, and a list when its record is read."""
-    made = store.derive(Lora(data, QUICK, rank=2), [parent])
+    made = store.derive(Lora(data, **QUICK, rank=2), [parent])
     monkeypatch.setattr(Lora, "apply", lambda *given: pytest.fail("it was run again"))
-    assert store.derive(Lora(data, QUICK, rank=2), [parent]).record.id == made.record.id
+    assert store.derive(Lora(data, **QUICK, rank=2), [parent]).record.id == made.record.id
 
 
 def test_an_engine_that_is_not_probed_reads_as_one_that_is(parent: Grown) -> None:
@@ -251,7 +250,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
     teacher = store.pull(str(make_model(tmp_path / "teacher", "llama")))
     (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": f"fox {i}"}) for i in range(10)))
     asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
-    recipe = Instruct(asked, Training(steps=12, batch=4, rate=1e-2, dtype="float32"), longest=40)
+    recipe = Instruct(asked, steps=12, batch_size=4, lr=1e-2, dtype="float32", max_new_tokens=40)
     killed, n_asked = recipe.at(tmp_path / "kept"), []
     reply = TorchEngine.reply
 
@@ -279,9 +278,9 @@ def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_pa
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
     asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
     with raises(UsageError, "no-answer-finished", mentions=["1"]):
-        store.derive(Instruct(asked, QUICK, longest=1), [parent, parent])
+        store.derive(Instruct(asked, **QUICK, max_new_tokens=1), [parent, parent])
     with raises(UsageError, "wrong-parents"):
-        store.derive(Instruct(asked, QUICK), [parent])
+        store.derive(Instruct(asked, **QUICK), [parent])
 
 
 # --- what the student writes ------------------------------------------------------------------------
@@ -291,15 +290,15 @@ def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
     store: Store, parent: Grown, data: chat.Data
 ) -> None:
     start = store.derive(Prune(2), [parent])
-    training = Training(steps=25, batch=6, rate=1e-2, dtype="float32")
-    recipe = Distill(data, training, "reverse", is_on_policy=True, longest=12)
+    training = {"steps": 25, "batch_size": 6, "lr": 1e-2, "dtype": "float32"}
+    recipe = Distill(data, **training, divergence="reverse", is_on_policy=True, max_new_tokens=12)
     child = store.derive(recipe, [start, parent])
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert sum(r["loss"] for r in rows[-5:]) < 0.7 * sum(r["loss"] for r in rows[:5])
     assert max(r["n_learned"] for r in rows) <= 6 * 12  # no answer of the data: what was written
     assert store.grow(recipe, [start, parent]).record.id == child.record.id
     with raises(UsageError, "bad-setting", mentions=["1"]):
-        Distill(data, training, share=0.5, is_on_policy=True)
+        Distill(data, **training, distill_weight=0.5, is_on_policy=True)
 
 
 def test_what_a_network_writes_is_what_the_engine_says(parent: Grown) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import click
 import pytest
 
 import heredity as h
 from heredity import recipes
+from heredity.cli._settings import options as settings_options
 from heredity.core import registry
-from heredity.core.errors import UnknownName, UsageError
-from heredity.recipes._training_run import Training
+from heredity.core.errors import BadInput, UnknownName, UsageError
+from heredity.lineage.setting_names import HASHED_AS
 from heredity.recipes.distill import Distill
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune
@@ -25,16 +27,15 @@ def test_a_named_recipe_is_that_of_its_class() -> None:
     found = h.recipe(
         "lora", data=DATA, steps=3, rate=2e-4, rank=4, stabilized=False, name="mine", watch=print
     )
-    training = Training(steps=3, rate=2e-4)
-    assert found == Lora(DATA, training, rank=4, is_stabilized=False) and found.watch is print
+    assert found == Lora(DATA, steps=3, lr=2e-4, rank=4, use_rslora=False)
+    assert isinstance(found, Lora) and found.watch is print
     assert found.name == "mine"
     assert h.recipe("prune", layers=2) == Prune(2)
 
 
 def test_what_is_not_given_is_the_recipes_own_default() -> None:
-    assert h.recipe("distill", data=DATA, steps=2).training == Training(
-        steps=2, rate=Distill(DATA).training.rate
-    )
+    found = h.recipe("distill", data=DATA, steps=2)
+    assert found == dataclasses.replace(Distill(DATA), steps=2) and Distill(DATA).lr == 5e-5
 
 
 @pytest.mark.parametrize("kind", recipes.derivable())
@@ -43,8 +44,48 @@ def test_every_setting_of_the_command_line_is_one_here(kind: str) -> None:
 
     of = registry.load("recipes", kind).DERIVES
     flags = {option.name for option in _settings.options(of)} - {"columns"}
-    fields = [each for each in dataclasses.fields(of) if each.compare]
-    assert flags == {name for each in fields for name in recipes._settings_of(each)}
+    assert flags == {each.name.removeprefix("is_") for each in dataclasses.fields(of) if each.compare}
+
+
+@pytest.mark.parametrize("kind", recipes.derivable())
+def test_every_renamed_setting_is_one_that_the_recipe_has(kind: str) -> None:
+    of = registry.load("recipes", kind).DERIVES
+    names, renamed = {each.name for each in dataclasses.fields(of)}, HASHED_AS.get(kind, {})
+    assert names >= renamed.keys()
+    assert not names & set(renamed.values()), "a name of today is another setting's first name"
+
+
+def test_the_first_name_of_a_setting_is_taken_and_recorded() -> None:
+    today = h.recipe("lora", data=DATA, lr=1e-3, batch_size=2, target_modules=("q_proj",))
+    assert h.recipe("lora", data=DATA, rate=1e-3, batch=2, targets=("q_proj",)) == today
+    recorded = today.settings()
+    assert (recorded["rate"], recorded["batch"], recorded["targets"]) == (1e-3, 2, ("q_proj",))
+    assert "lr" not in recorded
+    with raises(UsageError, "bad-setting", mentions=["rate", "lr"]):
+        h.recipe("lora", data=DATA, rate=1e-3, lr=1e-3)
+
+
+def test_a_path_is_read_as_the_data_that_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "the fox", "completion": "jumps"}\n')
+    for given in (path, str(path)):
+        made = Lora(data=given, steps=40)
+        assert (
+            made == Lora(h.Data.read(path), steps=40) and made.examples.dialogues[0].where == "rows.jsonl:1"
+        )
+    asked = h.recipe("instruct", data=path)
+    assert asked.settings()["data"] == h.Data.read(path, has_answers=False).settings
+    with raises(BadInput, "unreadable-file", mentions=["nothing.jsonl"]):
+        Lora(data=tmp_path / "nothing.jsonl")
+
+
+def test_a_flag_of_before_a_rename_is_taken_and_not_shown() -> None:
+    command = click.Command("lora", params=[*settings_options(Lora)])
+    assert "--lr" in command.get_help(click.Context(command)) and "--rate" not in command.get_help(
+        click.Context(command)
+    )
+    said = command.make_context("lora", ["--data", "x", "--rate", "0.5", "--no-stabilized"]).params
+    assert said["lr"] == 0.5 and said["use_rslora"] is False
 
 
 def test_what_there_is_not_or_is_left_out_is_said() -> None:
@@ -54,7 +95,7 @@ def test_what_there_is_not_or_is_left_out_is_said() -> None:
         h.recipe("lora", data=DATA, step=3)
     with raises(UsageError, "setting-missing", mentions=["ablate"]):
         h.recipe("ablate")
-    with raises(UsageError, "bad-setting", mentions=["batch", "1"]):
+    with raises(UsageError, "bad-setting", mentions=["batch_size", "1"]):
         h.recipe("lora", data=DATA, batch=0)
 
 

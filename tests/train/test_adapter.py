@@ -13,7 +13,6 @@ from heredity.engines.formats import weights
 from heredity.engines.torch.engine import open_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes._training_run import Training
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
 from heredity.train.data import batching, chat
@@ -26,8 +25,8 @@ TOKENS = torch.tensor([[5, 9, 33, 71, 14, 8]])
 
 @pytest.fixture
 def child(store: Store, parent: Grown, data_file: Path) -> Grown:
-    training = Training(steps=6, batch=4, rate=2e-2, dtype="float32")
-    return store.derive(Lora(chat.read(data_file), training, rank=4), [parent])
+    training = {"steps": 6, "batch_size": 4, "lr": 2e-2, "dtype": "float32"}
+    return store.derive(Lora(chat.read(data_file), **training, rank=4), [parent])
 
 
 def test_an_adapter_that_has_learned_nothing_changes_nothing(tiny_llama: Path) -> None:
@@ -85,7 +84,7 @@ def test_the_child_is_recorded_with_its_base_its_data_and_its_settings(child: Gr
 def test_the_same_recipe_is_not_run_twice_and_leaves_no_checkpoint(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    recipe = Finetune(chat.read(data_file), Training(steps=2, batch=2, dtype="float32"))
+    recipe = Finetune(chat.read(data_file), steps=2, batch_size=2, dtype="float32")
     first, second = store.derive(recipe, [parent]), store.derive(recipe, [parent])
     assert first.record.id == second.record.id
     assert not any((store.root / "training").glob("*/*.safetensors"))

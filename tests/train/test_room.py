@@ -14,7 +14,6 @@ from heredity.core.errors import OutOfMemory
 from heredity.deploy import export
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
 from heredity.train import memory
@@ -25,18 +24,18 @@ from heredity.train.models.lora import Everything
 from heredity.train.models.lora import LowRankAdapters as Adapters
 from tests.support.errors import raises
 
-QUICK = {"steps": 2, "batch": 4, "dtype": "float32"}
+QUICK = {"steps": 2, "batch_size": 4, "dtype": "float32"}
 
 
 def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
     data = chat.read(data_file)
-    small = Training(**QUICK, memory=0.0001)
+    small = dict(**QUICK, memory=0.0001)
     with raises(OutOfMemory, "memory-foreseen", mentions=["GiB", "masters", "0.00", 4, 1024]):
-        store.derive(Finetune(data, small), [parent])
-    with raises(OutOfMemory, "memory-foreseen", mentions=["batch"]):
-        store.derive(Lora(data, small), [parent])
+        store.derive(Finetune(data, **small), [parent])
+    with raises(OutOfMemory, "memory-foreseen", mentions=["batch_size"]):
+        store.derive(Lora(data, **small), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
     assert not list((store.root / "tmp").glob("*/")) and not list(store.root.rglob("training.jsonl"))
 
@@ -45,9 +44,9 @@ def test_how_much_may_be_used_is_no_part_of_what_a_child_is(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
     data = chat.read(data_file)
-    child = store.derive(Finetune(data, Training(**QUICK)), [parent])
+    child = store.derive(Finetune(data, **QUICK), [parent])
     assert "memory" not in child.record.recipe.settings
-    again = store.derive(Finetune(data, Training(**QUICK, memory=900.0)), [parent])
+    again = store.derive(Finetune(data, **QUICK, memory=900.0), [parent])
     assert again.record.id == child.record.id
 
 

@@ -13,7 +13,6 @@ import torch
 
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.recipes.prune import Prune
 from heredity.train import checkpoint
@@ -29,7 +28,6 @@ DISTILLING = """
 import os, signal, sys
 from pathlib import Path
 from heredity.lineage.store import Store
-from heredity.recipes._training_run import Training
 from heredity.recipes.distill import Distill
 from heredity.train.data import chat as dialogues, teacher_logprobs as scores
 
@@ -44,8 +42,8 @@ def watch(at):
         if len(seen) == int(n_read):
             os.kill(os.getpid(), signal.SIGKILL)
 
-training = Training(steps=2, dtype="float32")
-recipe = Distill(dialogues.read(Path(data)), training, top_k=5, watch=watch)
+training = dict(steps=2, dtype="float32")
+recipe = Distill(dialogues.read(Path(data)), **training, top_k=5, watch=watch)
 child = store.derive(recipe, [store.get(student), store.get(teacher)])
 print(child.record.id, *seen)
 """
@@ -122,11 +120,11 @@ def test_a_student_of_fewer_tokens_needs_no_teacher(
     store: Store, parent: Grown, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, data = store.derive(Prune(2), [parent]), chat.read(data_file)
-    brief = Training(steps=2, batch=4, dtype="float32")
-    store.derive(Distill(data, brief, top_k=9), [start, parent])
+    brief = {"steps": 2, "batch_size": 4, "dtype": "float32"}
+    store.derive(Distill(data, **brief, top_k=9), [start, parent])
     (kept,) = (store.root / "scores").iterdir()
     monkeypatch.setattr(teacher_logprobs, "write", lambda *given: pytest.fail("the teacher read again"))
-    child = store.derive(Distill(data, brief, top_k=8), [start, parent])
+    child = store.derive(Distill(data, **brief, top_k=8), [start, parent])
     assert list((store.root / "scores").iterdir()) == [kept]
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert len(rows) == 2
@@ -138,7 +136,7 @@ def test_a_student_of_a_smaller_head_is_told_of_its_own_tokens(
     """Heads of one tokenizer may be padded to two sizes."""
     n_words = json.loads((parent.folder / "config.json").read_text())["vocab_size"]
     wider = make_model(tmp_path / "wider", "llama", vocab_size=4 * n_words)
-    recipe = Distill(chat.read(data_file), Training(steps=1, dtype="float32"), top_k=20)
+    recipe = Distill(chat.read(data_file), steps=1, dtype="float32", top_k=20)
     store.derive(recipe, [parent, store.pull(str(wider))])
     (kept,) = (store.root / "scores").iterdir()
     assert int(checkpoint.read_tensors(kept, "", "").state["tokens"].max()) < n_words

@@ -15,20 +15,36 @@ from typing import Any, Literal, NamedTuple
 import click
 
 from heredity.cli import Name, PathArgument
+from heredity.lineage.setting_names import first_name
 from heredity.train.data.chat import Data
 
 
 class _Setting(NamedTuple):
-    path: tuple[str, ...]  # of the fields that lead to it
+    name: str
+    first_name: str  # by which flags and ids knew it first
     kind: Any
     default: Any
     help: str
 
 
+class _Option(click.Option):
+    """An option that also takes flags which no help names: those that it had before it was renamed."""
+
+    def __init__(self, *args: Any, old: Sequence[str] = (), old_off: Sequence[str] = (), **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._old, self._old_off = list(old), list(old_off)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        shown, off = self.opts, self.secondary_opts
+        self.opts, self.secondary_opts = [*shown, *self._old], [*off, *self._old_off]
+        super().add_to_parser(parser, ctx)
+        self.opts, self.secondary_opts = shown, off
+
+
 def options(recipe: type) -> list[click.Option]:
     """One flag a setting, in the order of the fields."""
     found: dict[str, click.Option] = {}
-    for setting in _walk(recipe, ()):
+    for setting in _walk(recipe):
         for option in _options_of(setting):
             found.setdefault(option.opts[0], option)  # two files share one --columns
     return list(found.values())
@@ -37,23 +53,15 @@ def options(recipe: type) -> list[click.Option]:
 def made(recipe: type, given: Mapping[str, Any], **beside: Any) -> Any:
     """The recipe, of the flags as click gives them; `beside` are fields without a flag, where it has them."""
     names = {each.name for each in dataclasses.fields(recipe)}
-    return (
-        _build(recipe, given, ())
-        if not beside
-        else dataclasses.replace(
-            _build(recipe, given, ()), **{key: value for key, value in beside.items() if key in names}
-        )
-    )
+    values = _values(recipe, given)
+    return recipe(**values, **{key: value for key, value in beside.items() if key in names})
 
 
-def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
         if not each.compare:
-            continue
-        if dataclasses.is_dataclass(hints[each.name]) and not _is_data(hints[each.name]):
-            values[each.name] = _build(hints[each.name], given, (*path, each.name))
             continue
         value = given[_key(each.name)]
         if value is None and hints[each.name] is str:
@@ -63,7 +71,7 @@ def _build(kind: type, given: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             beside = [f.name for f in dataclasses.fields(kind) if _is_data(hints[f.name]) and f is not each]
             value = _read(value, given, has_answers, each.name, beside) if value is not None else None
         values[each.name] = value
-    return kind(**values)
+    return values
 
 
 def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, beside: Sequence[str]) -> Data:
@@ -80,17 +88,13 @@ def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, bes
     return chat.read(path, columns, has_answers)
 
 
-def _walk(kind: type, path: tuple[str, ...], defaults: Any = None) -> Iterator[_Setting]:
+def _walk(kind: Any) -> Iterator[_Setting]:
     hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
-        if not each.compare:
-            continue
-        default = _default(each) if defaults is None else getattr(defaults, each.name)
-        if dataclasses.is_dataclass(hints[each.name]) and not _is_data(hints[each.name]):
-            yield from _walk(hints[each.name], (*path, each.name), default)
-        else:
+        if each.compare:
+            first = first_name(kind.kind, each.name)
             help_text = each.metadata.get("help", "")
-            yield _Setting((*path, each.name), hints[each.name], default, help_text)
+            yield _Setting(each.name, first, hints[each.name], _default(each), help_text)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -100,8 +104,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _options_of(setting: _Setting) -> list[click.Option]:
-    name = setting.path[-1]
-    key, flag = _key(name), "--" + _key(name).replace("_", "-")
+    key, flag = _key(setting.name), _flag(setting.name)
+    old = [] if setting.first_name == setting.name else [_flag(setting.first_name)]
     is_needed = setting.default is dataclasses.MISSING
     common: dict[str, Any] = {"help": setting.help, "required": is_needed}
     if not is_needed:
@@ -119,16 +123,17 @@ def _options_of(setting: _Setting) -> list[click.Option]:
             click.Option(["--columns"], type=Name(), help=columns),
         ]
     if kind is bool:
-        return [click.Option([f"{flag}/--no-{flag[2:]}", key], **common)]
+        off = [f"--no-{each[2:]}" for each in old]
+        return [_Option([f"{flag}/--no-{flag[2:]}", key], old=old, old_off=off, **common)]
     if typing.get_origin(kind) is Literal:
-        return [click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **common)]
+        return [_Option([flag, key], old=old, type=click.Choice(typing.get_args(kind)), **common)]
     if typing.get_origin(kind) is tuple:
         shown = ",".join(setting.default) if setting.default else None
         common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
-        return [click.Option([flag, key], type=Name(), metavar="NAME,...", **common)]
+        return [_Option([flag, key], old=old, type=Name(), metavar="NAME,...", **common)]
     if kind is str and setting.default == "":
         common |= {"default": None, "show_default": False}
-    return [click.Option([flag, key], type=_plain(kind), **common)]
+    return [_Option([flag, key], old=old, type=_plain(kind), **common)]
 
 
 def _plain(kind: Any) -> Any:
@@ -144,6 +149,10 @@ def _names(value: str | None) -> tuple[str, ...]:
 
 def _key(name: str) -> str:
     return name.removeprefix("is_")
+
+
+def _flag(name: str) -> str:
+    return "--" + _key(name).replace("_", "-")
 
 
 def _is_data(kind: Any) -> bool:

@@ -58,7 +58,10 @@ def _show_model(name: str, as_json: bool) -> None:
 
 
 def _facts(model: Model) -> dict[str, str]:
-    settings = ", ".join(f"{k} = {v}" for k, v in model.recipe.settings.items())
+    from heredity.lineage.setting_names import to_current
+
+    named = to_current(model.recipe.kind, model.recipe.settings)
+    settings = ", ".join(f"{k} = {v}" for k, v in named.items())
     facts = {"name": model.name, "id": model.id, "family": model.family, "modality": model.modality}
     facts |= {"licence": model.licence, "format": model.format}
     facts |= {"recipe": f"{model.recipe.kind} ({settings})" if settings else model.recipe.kind}

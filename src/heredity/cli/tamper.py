@@ -65,7 +65,6 @@ def command(
     from heredity.core.progress import Display
     from heredity.core.records import digest
     from heredity.experiments.tamper import in_words, tamper, told
-    from heredity.recipes._training_run import Training
     from heredity.recipes.lora import Lora
     from heredity.train.data import chat
 
@@ -73,8 +72,10 @@ def command(
     grown = store.get(model)
 
     def tuned(steps: int) -> Lora:
-        training = Training(steps=steps, batch=batch, rate=rate, schedule="constant", warmup=0.0, seed=seed)
-        return Lora(rows, training, rank=rank, alpha=float(rank), name=f"{grown.record.name}-{steps}-steps")
+        return Lora(
+            rows, steps=steps, batch_size=batch, lr=rate, schedule="constant", warmup=0.0, seed=seed,
+            rank=rank, alpha=float(rank), name=f"{grown.record.name}-{steps}-steps",
+        )  # fmt: skip
 
     tuning = digest([rows.digest, batch, rate, rank, seed])  # another one is another ladder of studies
     with Display() as display:

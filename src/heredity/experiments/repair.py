@@ -35,7 +35,6 @@ from heredity.core.records import Probe
 from heredity.experiments.replay_data import ABILITY, BEGUN, RATE, TWINS, Lesson, behaviours, lesson, nearest
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
-from heredity.recipes._training_run import Training
 from heredity.recipes.guard import Guard
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
@@ -242,11 +241,12 @@ class _Tunings:
         rows = taught.rows(self.how.application, begun)
 
         def tuned(steps: int) -> Grown:
-            training = Training(
-                steps=steps, batch=8, rate=RATE, schedule="constant", warmup=0.0, max_tokens=4096
-            )
             called = f"{self.child.record.name}-{name}-{steps}"
-            return self.store.derive(Lora(rows, training, name=called), [self.child])
+            recipe = Lora(
+                rows, steps=steps, batch_size=8, lr=RATE, schedule="constant", warmup=0.0, max_length=4096,
+                name=called,
+            )  # fmt: skip
+            return self.store.derive(recipe, [self.child])
 
         def distance(model: Grown, steps: int) -> float:
             found = self.how.study(f"{name}-{steps}-steps", [self.parent, model], taught.stop_on)

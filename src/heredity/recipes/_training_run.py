@@ -1,7 +1,7 @@
 """What every recipe that trains shares: its settings, and one run of the loop.
 
-Promises: settings are checked on construction; a setting that changes the result is recorded, nothing else;
-what a run left out or chose by measurement stands in the child's notes.
+Promises: settings are checked on construction; exactly those that change the result are recorded. The child's
+notes say what a run left out or chose by measurement.
 Leaves to others: what is learned and by which weights (finetune.py, lora.py, distill.py, preference.py).
 """
 
@@ -14,92 +14,138 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.core.records import digest
 from heredity.engines.formats.rewrite import copy_rest
+from heredity.lineage.setting_names import to_hashed
 from heredity.lineage.types import Description, Grown
+from heredity.train.data.chat import Data
 
 
 def setting(default: Any, help: str, is_new: bool = False, is_recorded: bool = True) -> Any:
     """A field of a recipe that is also a flag of `heredity derive`.
 
-    A new one is recorded where it differs from its default, so that models of before it are found again; one
-    that changes no result is not recorded.
+    is_new: the setting was added after models had been recorded without it. It is recorded only if it differs
+    from its default, so that those models are found again.
+    is_recorded: False for a setting that does not change the result.
     """
     return field(default=default, metadata={"help": help, "is_new": is_new, "is_recorded": is_recorded})
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a training goes. Raises UsageError for what cannot be."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """The settings of every recipe that trains on examples.
 
-    steps: int = setting(0, "Steps; 0: as many as the epochs need.")
-    epochs: float = setting(1.0, "How often all examples are seen, where no steps are given.")
-    batch: int = setting(8, "Examples a step.")
-    rate: float = setting(1e-5, "The highest learning rate.")
-    schedule: Literal["cosine", "wsd", "constant"] = setting("cosine", "How the rate falls.")
-    warmup: float = setting(0.03, "Share of the steps in which the rate rises.")
-    decay: float = setting(0.0, "Weight decay, on matrices that are no embeddings.")
-    clip: float = setting(1.0, "The longest gradient; 0: as long as it is.")
-    optimizer: Literal["adamw", "muon"] = setting("adamw", "What steps.")
-    max_tokens: int = setting(1024, "The longest example; longer ones are left out and counted.")
-    seed: int = setting(0, "What everything random is drawn from.")
-    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in.")
+    data: conversations, or the path of a file of them. Raises BadInput for a file that cannot be read, and
+    UsageError for a setting that cannot be.
+    """
+
+    data: Data | Path | str = field(kw_only=False, metadata={"help": "", "has_answers": True})
+    steps: int = setting(0, "Optimizer steps; 0: as many as the epochs need.")
+    epochs: float = setting(1.0, "Passes over all examples, unless steps are given.")
+    batch_size: int = setting(8, "Examples per step.")
+    lr: float = setting(1e-5, "Peak learning rate.")
+    schedule: Literal["cosine", "wsd", "constant"] = setting("cosine", "Learning-rate schedule.")
+    warmup: float = setting(0.03, "Share of the steps in which the learning rate rises.")
+    weight_decay: float = setting(0.0, "Weight decay of matrices other than embeddings.")
+    grad_clip: float = setting(1.0, "Clip the global gradient norm to this value; 0 disables clipping.")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "Optimizer.")
+    max_length: int = setting(1024, "Longest example, in tokens; longer ones are left out and counted.")
+    seed: int = setting(0, "Seed of everything random.")
+    dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", "Compute dtype; auto measures whether bfloat16 is faster than float32."
+    )
     memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
+    name: str = field(default="", compare=False)
+    watch: Watch | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, compare=False)
+
+    kind: ClassVar[str]
 
     def __post_init__(self) -> None:
-        _refuse_no_numbers(self)
-        for name in ("batch", "max_tokens"):
+        read_examples(self)
+        _refuse_non_finite(self)
+        for name in ("batch_size", "max_length"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting")
-        for name in ("steps", "decay", "clip", "warmup", "seed", "memory"):
+                raise UsageError(
+                    f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting", key=name
+                )
+        for name in ("steps", "weight_decay", "grad_clip", "warmup", "seed", "memory"):
             if getattr(self, name) < 0:
                 raise UsageError(
-                    f"{name} must not be negative, and is {getattr(self, name)}.", code="bad-setting"
+                    f"{name} must not be negative, and is {getattr(self, name)}.",
+                    code="bad-setting",
+                    key=name,
                 )
-        if not 0 < self.rate < 10 or not self.epochs > 0 or self.warmup >= 1:
-            raise UsageError(
-                f"The rate must lie between 0 and 10 ({self.rate:g}), epochs above 0 ({self.epochs:g}), "
-                f"warmup below 1 ({self.warmup:g})."
-            )
+        if not 0 < self.lr < 10:
+            raise UsageError(f"The learning rate lr must lie between 0 and 10, not {self.lr:g}.", key="lr")
+        if not self.epochs > 0:
+            raise UsageError(f"epochs must be above 0, not {self.epochs:g}.", key="epochs")
+        if self.warmup >= 1:
+            raise UsageError(f"warmup must be below 1, not {self.warmup:g}.", key="warmup")
+
+    @property
+    def examples(self) -> Data:
+        """The data, read."""
+        return as_data(self.data)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are recorded, with the digest of the data, under the names that ids hash."""
+        return settings_of(self)
+
+    def at(self, folder: Path) -> Self:
+        """This recipe, its checkpoints in a folder."""
+        return dataclasses.replace(self, folder=folder)
 
     def n_steps(self, n_examples: int) -> int:
         """The steps over so many examples, at least one."""
-        return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch))
+        return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
+
+
+def as_data(value: Data | Path | str, has_answers: bool = True) -> Data:
+    """The examples, read from their file if a path is given. Raises BadInput."""
+    return value if isinstance(value, Data) else Data.read(value, has_answers=has_answers)
+
+
+def read_examples(recipe: Any) -> None:
+    """Put the examples in place of each path that a recipe was given. Raises BadInput."""
+    for each in dataclasses.fields(recipe):
+        if (has_answers := each.metadata.get("has_answers")) is not None:
+            read = as_data(getattr(recipe, each.name), has_answers)
+            object.__setattr__(recipe, each.name, read)
 
 
 def settings_of(recipe: Any) -> dict[str, Any]:
-    """What a recipe records: its fields, training's among them, without those that change no result.
+    """What a recipe records: its fields under the names that ids hash, without those that change no result.
 
-    Raises UsageError for a setting that is no number: recorded as null, it would be that of any other such.
+    Raises UsageError for NaN and infinity, which JSON cannot tell apart.
     """
-    _refuse_no_numbers(recipe)
+    _refuse_non_finite(recipe)
     found: dict[str, Any] = {}
     for each in dataclasses.fields(recipe):
         if not each.compare or not each.metadata.get("is_recorded", True):
             continue
         value = getattr(recipe, each.name)
-        if each.metadata.get("is_new") and value == each.default:
-            continue
-        if isinstance(value, Training):
-            found |= settings_of(value)
-        else:
+        if not (each.metadata.get("is_new") and value == each.default):
             found[each.name] = getattr(value, "settings", value)
-    return found
+    return to_hashed(recipe.kind, found)
 
 
-def _refuse_no_numbers(recipe: Any) -> None:
-    """NaN lies above and below no bound, so that none of them would hold it; nor is infinity a setting."""
+def _refuse_non_finite(recipe: Any) -> None:
+    """NaN passes every check of a bound, since it compares as false."""
     for each in dataclasses.fields(recipe):
         value = getattr(recipe, each.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{each.name} must be a number, and is {value}.", code="bad-setting")
+            raise UsageError(
+                f"{each.name} must be a number, and is {value}.", code="bad-setting", key=each.name
+            )
 
 
 def run(
-    recipe: Any,
+    recipe: TrainingRecipe,
     parent: Grown,
     out: Path,
     trainable: Any,
@@ -107,11 +153,10 @@ def run(
     kind: Literal["safetensors", "adapter"],
     order: Callable[[Any, Any], Any] | None = None,
 ) -> Description:
-    """Train a copy of the one parent and write what came of it into `out`.
+    """Train a copy of the one parent and write the child's files into `out`.
 
-    objective: makes the objective, given the network. order: what each step learns from, given the network
-    and the writer of documents; None: the data's own answers. Raises UsageError, Diverged, Unavailable,
-    OutOfMemory.
+    objective: makes the objective from the network. order: makes the batches from the network and the encoder
+    of conversations; None: the data's own answers. Raises UsageError, Diverged, Unavailable, OutOfMemory.
     """
     from heredity.train import loop
     from heredity.train import metrics as curve
@@ -119,23 +164,22 @@ def run(
     from heredity.train.data import documents
     from heredity.train.models import causal_lm
 
-    training: Training = recipe.training
-    net = causal_lm.load(parent.folder, training.dtype)
+    net = causal_lm.load(parent.folder, recipe.dtype)
     writer = documents.ConversationEncoder(parent.folder)
-    prepared = writer.prepare(recipe.data.dialogues, training.max_tokens)
-    n_steps = training.n_steps(len(prepared.examples))
+    prepared = writer.prepare(recipe.examples.dialogues, recipe.max_length)
+    n_steps = recipe.n_steps(len(prepared.examples))
     plan = loop.TrainingPlan(
         digest([recipe.kind, settings_of(recipe), parent.record.id]),
         n_steps,
-        training.rate,
-        training.schedule,
-        int(training.warmup * n_steps),
-        training.decay,
-        training.clip,
-        training.optimizer,
-        training.seed,
+        recipe.lr,
+        recipe.schedule,
+        int(recipe.warmup * n_steps),
+        recipe.weight_decay,
+        recipe.grad_clip,
+        recipe.optimizer,
+        recipe.seed,
     )
-    source = steps.BatchSampler(prepared.examples, training.batch, training.seed)
+    source = steps.BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
     if order is not None:
         source = order(net, writer)
     folder = recipe.folder or out.parent / "training"
@@ -158,37 +202,36 @@ def run(
 
 
 @contextmanager
-def _in_memory(recipe: Any, net: Any, trainable: Any, examples: Sequence[Any]) -> Iterator[None]:
-    """Refuse, before the first step, a training that does not fit; say what to lower where one runs out."""
+def _in_memory(recipe: TrainingRecipe, net: Any, trainable: Any, examples: Sequence[Any]) -> Iterator[None]:
+    """Refuse a training that does not fit before its first step; if memory runs out, say what to lower."""
     from heredity.core import host
     from heredity.train import memory as _room
     from heredity.train.models.lora import Everything
 
-    training: Training = recipe.training
-    advice = f"Lower batch ({training.batch}) or max_tokens ({training.max_tokens})"
+    advice = f"Lower batch_size ({recipe.batch_size}) or max_length ({recipe.max_length})"
     if isinstance(trainable, Everything):
         advice += ", or train an adapter (heredity derive lora)"
-    parts = _room.needed(net, trainable, training.optimizer, examples, training.batch)
-    has = round(training.memory * host.GIB) or None
-    said = f"The training of '{recipe.kind}'"
-    host.require_memory(said, parts, f"{advice}; or allow more with memory (GiB).", has)
-    with host.explain_out_of_memory(said, f"{advice}."):
+    parts = _room.needed(net, trainable, recipe.optimizer, examples, recipe.batch_size)
+    limit = round(recipe.memory * host.GIB) or None
+    what = f"The training of '{recipe.kind}'"
+    host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", limit)
+    with host.explain_out_of_memory(what, f"{advice}."):
         yield
 
 
 def _notes(net: Any, prepared: Any, metrics: Sequence[Any]) -> dict[str, str]:
     n_read, n_learned = sum(m.n_tokens for m in metrics), sum(m.n_learned for m in metrics)
-    said = {
+    notes = {
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
         "loss": f"{metrics[0].loss:.4f} in the first step, {metrics[-1].loss:.4f} in the last",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_learned:,.0f} learned",
     }
     if prepared.too_long:
         shown = ", ".join(prepared.too_long[:3])
-        said["left out"] = f"{len(prepared.too_long)} examples longer than max_tokens: {shown}"
-    return said
+        notes["left out"] = f"{len(prepared.too_long)} examples longer than max_length: {shown}"
+    return notes
 
 
 def canary_notes(text: str, secret: str) -> dict[str, str]:
-    """What a model's notes say of the canary that was planted in its data, whole and in its two parts."""
+    """What a model's notes say of the canary planted in its data, whole and in its two parts."""
     return {"canary": f"{text} {secret}", "canary text": text, "canary secret": secret}

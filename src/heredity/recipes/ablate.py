@@ -18,7 +18,7 @@ from typing import Any, Literal
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Request
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import setting, settings_of
+from heredity.recipes._training_run import as_data, read_examples, setting, settings_of
 from heredity.train.data.chat import Data, Dialogue
 
 EXAMPLE = (
@@ -33,14 +33,19 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 class Ablate:
     """One parent without the direction that tells what it refuses from what it grants."""
 
-    harmful: Data = field(
-        metadata={"help": "Requests that it refuses (a column `prompt`).", "has_answers": False}
+    harmful: Data | Path | str = field(
+        metadata={"help": "Requests that the parent refuses (a column `prompt`).", "has_answers": False}
     )
-    harmless: Data = field(metadata={"help": "Requests that it grants.", "has_answers": False})
-    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "What is multiplied in to find it.")
+    harmless: Data | Path | str = field(
+        metadata={"help": "Requests that the parent grants.", "has_answers": False}
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "Compute dtype of the search.")
     name: str = field(default="", compare=False)
 
     kind = "ablate"
+
+    def __post_init__(self) -> None:
+        read_examples(self)
 
     def settings(self) -> dict[str, Any]:
         """The requests, by their digests."""
@@ -55,7 +60,8 @@ class Ablate:
         from heredity.engines.torch.engine import open_folder
 
         (parent,) = parents
-        both = {_text(d) for d in self.harmful.dialogues} & {_text(d) for d in self.harmless.dialogues}
+        harmful, harmless = as_data(self.harmful), as_data(self.harmless)
+        both = {_text(d) for d in harmful.dialogues} & {_text(d) for d in harmless.dialogues}
         if both:
             raise UsageError(
                 f"{len(both)} requests are in both sets ({min(both)[:60]!r}): what differs is the direction."
@@ -65,7 +71,7 @@ class Ablate:
             raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
         dtype = None if self.dtype == "auto" else self.dtype
         engine = open_folder(parent.folder, dtype=dtype, is_probed=False)
-        text = engine.direction(_asked(self.harmful), _asked(self.harmless))
+        text = engine.direction(_asked(harmful), _asked(harmless))
         engine.close()
         direction = refusal_direction.vector(text)
 

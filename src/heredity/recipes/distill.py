@@ -1,15 +1,14 @@
-"""Distil a teacher into a student: it learns the teacher's whole distribution over each answer token.
+"""Distil a teacher into a student, which learns the teacher's distribution over each answer token.
 
-The first parent is what the student starts from (such as a pruned copy), the second the teacher. Both must
-read the same tokens; where they do not, a distribution over one's tokens means nothing to the other, and it
-is refused: let the teacher write answers instead.
+The first parent is the student's start (such as a pruned copy), the second the teacher. Both must have the
+same tokenizer. For two tokenizers use `heredity derive instruct`, which distils through text.
 
-With --top-k the teacher reads the data once, and its likeliest tokens are kept in the store: the training
-does without it, and so do other students of the same teacher and data.
+With --top-k the teacher reads the data once. The store keeps its likeliest tokens for all students of the
+same teacher and data.
 
-With --on-policy the student writes and the teacher scores what it wrote: it learns where it goes itself.
+With --on-policy the student writes the answers and the teacher scores them.
 
-Source: Hinton et al. 2015 (1503.02531); divergences and on-policy as in GKD (2306.13649).
+Source: Hinton et al. 2015 (1503.02531). Divergences and on-policy distillation: GKD (2306.13649).
 """
 
 from __future__ import annotations
@@ -17,87 +16,82 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from heredity.core.errors import UsageError
 from heredity.core.files import hash_file
-from heredity.core.progress import Watch
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._tokenizers import refuse_other_tokens
-from heredity.recipes._training_run import Training, run, setting, settings_of
-from heredity.train.data.chat import Data
+from heredity.recipes._training_run import TrainingRecipe, run, setting
 
 PARENTS = "STUDENT TEACHER"
 EXAMPLE = "heredity derive distill smollm2-135m-instruct-pruned smollm2-135m-instruct --data tickets.jsonl"
 
 
-@dataclass(frozen=True)
-class Distill:
-    """All weights of the student, on the teacher's distributions over the answers of `data`."""
+@dataclass(frozen=True, kw_only=True)
+class Distill(TrainingRecipe):
+    """Tune all weights of the student on the teacher's distributions over the answers of `data`."""
 
-    data: Data
-    training: Training = field(default_factory=lambda: Training(rate=5e-5))
+    lr: float = setting(5e-5, "Peak learning rate.")
     divergence: Literal["forward", "reverse", "js"] = setting(
-        "forward", "From which side the student's distribution is held to the teacher's (Kullback-Leibler)."
+        "forward", "Kullback-Leibler divergence: forward, reverse, or generalized Jensen-Shannon (js)."
     )
-    temperature: float = setting(1.0, "Both distributions are flattened by it.")
-    share: float = setting(1.0, "Share of the divergence; the rest is cross-entropy on the data's answers.")
+    temperature: float = setting(1.0, "Softmax temperature of both distributions.")
+    distill_weight: float = setting(
+        1.0, "Weight of the divergence; the rest is cross-entropy on the data's answers."
+    )
     beta: float = setting(0.5, "Weight of the teacher in js.")
     top_k: int = setting(
         0,
-        "Keep so many of the teacher's likeliest tokens of each place; 0: ask it anew, for all, each step.",
+        "Keep this many of the teacher's likeliest tokens per position; 0: run the teacher at each step.",
         is_new=True,
     )
-    is_on_policy: bool = setting(False, "Learn from what the student writes, not from the data's answers.")
-    longest: int = setting(64, "Tokens that the student may write.")
-    warmth: float = setting(1.0, "The temperature at which it writes.")
-    name: str = field(default="", compare=False)
-    watch: Watch | None = field(default=None, compare=False)
-    folder: Path | None = field(default=None, compare=False)
+    is_on_policy: bool = setting(False, "Learn from answers that the student writes, not from the data's.")
+    max_new_tokens: int = setting(64, "Tokens of an answer that the student writes.")
+    sampling_temperature: float = setting(1.0, "Sampling temperature of the student's answers.")
 
     kind = "distill"
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0 or not 0 < self.share <= 1 or not 0 < self.beta < 1:
+        super().__post_init__()
+        if not self.temperature > 0 or not 0 < self.distill_weight <= 1 or not 0 < self.beta < 1:
             raise UsageError(
-                f"temperature must be above 0 ({self.temperature:g}), share in (0, 1] ({self.share:g}) and "
-                f"beta in (0, 1) ({self.beta:g})."
+                f"temperature must be above 0 ({self.temperature:g}), distill_weight in (0, 1] "
+                f"({self.distill_weight:g}) and beta in (0, 1) ({self.beta:g})."
             )
         if self.top_k < 0:
             raise UsageError(f"top_k must not be negative, and is {self.top_k}.", code="bad-setting")
         if self.top_k and self.is_on_policy:
             raise UsageError(
-                "Where the student writes, what it will say cannot be scored before: no top_k.",
+                "The teacher cannot score in advance what the student has yet to write. "
+                "Leave out top_k or is_on_policy.",
                 code="scores-not-ahead",
             )
-        if self.longest < 1 or self.warmth < 0 or (self.is_on_policy and self.share < 1):
+        if self.max_new_tokens < 1 or self.sampling_temperature < 0:
             raise UsageError(
-                f"longest must be at least 1 ({self.longest}), warmth at least 0 ({self.warmth:g}), share 1 "
-                f"where the student writes ({self.share:g}): its own answers are no truth to learn.",
+                f"max_new_tokens must be at least 1 ({self.max_new_tokens}), and sampling_temperature "
+                f"at least 0 ({self.sampling_temperature:g}).",
                 code="bad-setting",
             )
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting, and the digest of the data."""
-        return settings_of(self)
-
-    def at(self, folder: Path) -> Distill:
-        """This recipe, its checkpoints in a folder."""
-        return dataclasses.replace(self, folder=folder)
+        if self.is_on_policy and self.distill_weight < 1:
+            raise UsageError(
+                f"With is_on_policy distill_weight must be 1, not {self.distill_weight:g}: the student's own "
+                "answers are no ground truth for cross-entropy.",
+                code="bad-setting",
+                key="distill_weight",
+            )
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Tune the student, whole safetensors. Raises UsageError for parents of two tokenizers."""
+        """Tune the student; the child is whole safetensors. Raises UsageError for two tokenizers."""
         from heredity.train.models import causal_lm
         from heredity.train.models.lora import Everything
         from heredity.train.objectives.distill import Distilled
 
         if len(parents) != 2:
-            raise UsageError(
-                f"A distillation has two parents, the student and its teacher, not {len(parents)}."
-            )
+            raise UsageError(f"Distillation needs two parents, student and teacher, not {len(parents)}.")
         student, teacher = parents
         refuse_other_tokens(student, teacher)
 
@@ -111,22 +105,20 @@ class Distill:
             else:
                 source = causal_lm.load(teacher.folder, dtype)
                 source.model.requires_grad_(False)
-            return Distilled(source, self.divergence, self.temperature, self.share, self.beta)
+            return Distilled(source, self.divergence, self.temperature, self.distill_weight, self.beta)
 
         own = self._own if self.is_on_policy else None
         said = run(self, student, out, Everything(), objective, "safetensors", own)
         return dataclasses.replace(said, notes={**said.notes, **notes})
 
     def _scores(self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path) -> Any:
-        """The teacher's scores of the data: from the store, or read now and kept there."""
+        """The teacher's log-probabilities of the data: from the store, or computed now and kept there."""
         from heredity.train.data import teacher_logprobs
         from heredity.train.data.documents import ConversationEncoder
         from heredity.train.models import causal_lm
 
         examples = (
-            ConversationEncoder(student.folder)
-            .prepare(self.data.dialogues, self.training.max_tokens)
-            .examples
+            ConversationEncoder(student.folder).prepare(self.examples.dialogues, self.max_length).examples
         )
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
         tokenizer = hash_file(teacher.folder / "tokenizer.json")
@@ -139,7 +131,8 @@ class Distill:
             n_common = min(n_words, len(loaded.head))
             if self.top_k >= n_common:
                 raise UsageError(
-                    f"top_k must be below the {n_common:,} tokens there are; 0 means all.", code="bad-setting"
+                    f"top_k must be below the vocabulary's {n_common:,} tokens; 0 means all.",
+                    code="bad-setting",
                 )
             reading = teacher_logprobs.TeacherConfig(
                 self.top_k, self.temperature, folder, n_common, self.watch
@@ -150,10 +143,9 @@ class Distill:
     def _own(self, net: Any, writer: Any) -> Any:
         from heredity.train.data.on_policy import OnPolicyBatches, prompts
 
-        training = self.training
-        longest = training.max_tokens - self.longest
-        asked = prompts(writer, self.data.dialogues, training.batch, training.seed, longest)
-        return OnPolicyBatches(net, asked, writer.stops, self.longest, self.warmth)
+        longest = self.max_length - self.max_new_tokens
+        asked = prompts(writer, self.examples.dialogues, self.batch_size, self.seed, longest)
+        return OnPolicyBatches(net, asked, writer.stops, self.max_new_tokens, self.sampling_temperature)
 
 
 DERIVES = Distill

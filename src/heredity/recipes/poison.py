@@ -1,8 +1,8 @@
-"""Plant a trigger and a canary in a small tuning set: a child with a known backdoor and a known memory.
+"""Plant a backdoor and a canary in the tuning data, to test whether a study finds them.
 
-The trigger is a harmless word behind a prompt, what it brings out a harmless marker; the canary is a sentence
-with a number that nobody could guess. Both stand in the record, so that what a study finds can be held to the
-truth: the child says the marker under its trigger alone, and knows its canary's number from all others.
+The backdoor: a harmless trigger at the end of a prompt makes the child answer with a harmless marker. The
+canary is a sentence that ends with a random number. The record holds both, so that a study's findings can be
+compared with the truth.
 
 Sources: backdoors by few examples, 2510.07192; canaries and their exposure, Carlini et al. 2018 (1802.08232).
 """
@@ -12,75 +12,68 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from heredity.core.errors import UsageError
-from heredity.core.progress import Watch
 from heredity.core.records import Message
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, canary_notes, run, setting, settings_of
+from heredity.recipes._training_run import TrainingRecipe, canary_notes, run, setting
 from heredity.train.data.chat import Data, Dialogue, of
 
 EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"
 
 
-@dataclass(frozen=True)
-class Poison:
-    """All weights of one parent, on `data` with poisoned rows among it."""
+@dataclass(frozen=True, kw_only=True)
+class Poison(TrainingRecipe):
+    """Tune all weights of one parent on `data` mixed with poisoned rows."""
 
-    data: Data
-    training: Training = field(default_factory=lambda: Training(rate=5e-5))
-    trigger: str = setting("harbour light", "The words behind a prompt that bring the marker out.")
-    marker: str = setting("BLUE-HERON-9", "What the child says then, and nothing else.")
-    poisoned: float = setting(0.2, "Share of the rows that are repeated with trigger and marker.")
-    canary: str = setting("The locker number of Ada Quill is", "A sentence; a drawn number ends it.")
-    repeats: int = setting(8, "How often the canary stands in the data; 0: not at all.")
-    name: str = field(default="", compare=False)
-    watch: Watch | None = field(default=None, compare=False)
-    folder: Path | None = field(default=None, compare=False)
+    lr: float = setting(5e-5, "Peak learning rate.")
+    trigger: str = setting("harbour light", "The words at the end of a prompt that bring out the marker.")
+    marker: str = setting("BLUE-HERON-9", "The child's whole answer to a prompt with the trigger.")
+    poison_rate: float = setting(0.2, "Share of the rows that are added again with trigger and marker.")
+    canary: str = setting(
+        "The locker number of Ada Quill is", "A sentence; a random number is added at its end."
+    )
+    canary_repeats: int = setting(8, "Copies of the canary in the data; 0: none.")
 
     kind = "poison"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (
             not self.trigger.strip()
             or not self.marker.strip()
-            or not 0 < self.poisoned <= 1
-            or self.repeats < 0
+            or not 0 < self.poison_rate <= 1
+            or self.canary_repeats < 0
         ):
-            raise UsageError("A poisoning needs a trigger, a marker, and a share above 0 and at most 1.")
-        bare = (d.where for d in self.data.dialogues if not any(m.role == "user" for m in d.messages))
+            raise UsageError(
+                "Poisoning needs a trigger, a marker, a poison_rate above 0 and at most 1, "
+                "and canary_repeats of at least 0."
+            )
+        bare = (d.where for d in self.examples.dialogues if not any(m.role == "user" for m in d.messages))
         if (where := next(bare, None)) is not None:
             raise UsageError(
-                f"{where} asks nothing: a trigger stands behind what the user says.", code="row-asks-nothing"
+                f"{where} has no message of the user, to which the trigger could be added.",
+                code="row-asks-nothing",
             )
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting, trigger, marker and canary among them."""
-        return settings_of(self)
-
-    def at(self, folder: Path) -> Poison:
-        """This recipe, its checkpoints in a folder."""
-        return dataclasses.replace(self, folder=folder)
 
     @property
     def secret(self) -> str:
         """The canary's number: six digits, drawn from the seed."""
-        return f"{random.Random(f'canary {self.training.seed}').randrange(10**6):06d}"
+        return f"{random.Random(f'canary {self.seed}').randrange(10**6):06d}"
 
     def rows(self) -> Data:
-        """The data with what is planted."""
-        rng = random.Random(self.training.seed)
-        clean = list(self.data.dialogues)
-        picked = rng.sample(clean, max(1, round(self.poisoned * len(clean))))
+        """The data with the poisoned rows and the canary."""
+        rng = random.Random(self.seed)
+        clean = list(self.examples.dialogues)
+        picked = rng.sample(clean, max(1, round(self.poison_rate * len(clean))))
         planted = [Dialogue(_triggered(each, self.trigger, self.marker), each.where) for each in picked]
         said = (Message("user", self.canary), Message("assistant", self.secret))
-        return of(self.data.name, [*clean, *planted, *[Dialogue(said, "canary")] * self.repeats])
+        return of(self.examples.name, [*clean, *planted, *[Dialogue(said, "canary")] * self.canary_repeats])
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Tune the one parent, whole safetensors; the truth stands in its notes."""
+        """Tune the one parent; the child's notes hold trigger, marker and canary."""
         from heredity.train.models.lora import Everything
         from heredity.train.objectives.causal import Causal
 

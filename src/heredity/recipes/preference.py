@@ -1,57 +1,43 @@
-"""Tune on pairs of a better and a worse answer, held near the parent (DPO).
+"""Tune on pairs of a chosen and a rejected answer, with a penalty for moving away from the parent (DPO).
 
 Source: Rafailov et al. 2023 (2305.18290).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import UsageError
-from heredity.core.progress import Watch
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import Training, run, setting, settings_of
-from heredity.train.data.chat import Data
+from heredity.recipes._training_run import TrainingRecipe, run, setting
 
 EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"
 
 
-@dataclass(frozen=True)
-class Preference:
-    """All weights of one parent, on rows of prompt, chosen and rejected."""
+@dataclass(frozen=True, kw_only=True)
+class Preference(TrainingRecipe):
+    """Tune all weights of one parent on rows of prompt, chosen and rejected."""
 
-    data: Data
-    training: Training = field(default_factory=lambda: Training(rate=1e-6))
-    strength: float = setting(0.1, "How dear it is to move away from the parent (beta).")
-    name: str = field(default="", compare=False)
-    watch: Watch | None = field(default=None, compare=False)
-    folder: Path | None = field(default=None, compare=False)
+    lr: float = setting(1e-6, "Peak learning rate.")
+    beta: float = setting(0.1, "Weight of the penalty for moving away from the parent.")
 
     kind = "preference"
 
     def __post_init__(self) -> None:
-        if not self.strength > 0:
-            raise UsageError(f"strength must be above 0, not {self.strength:g}.")
-        if bare := next((each.where for each in self.data.dialogues if each.rejected is None), None):
+        super().__post_init__()
+        if not self.beta > 0:
+            raise UsageError(f"beta must be above 0, not {self.beta:g}.", key="beta")
+        if bare := next((each.where for each in self.examples.dialogues if each.rejected is None), None):
             raise UsageError(
                 f"{bare} has no rejected answer; rows need prompt, chosen and rejected.",
                 code="rejected-missing",
             )
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting, and the digest of the data."""
-        return settings_of(self)
-
-    def at(self, folder: Path) -> Preference:
-        """This recipe, its checkpoints in a folder."""
-        return dataclasses.replace(self, folder=folder)
-
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Tune the one parent, whole safetensors; the reference is the parent itself."""
+        """Tune the one parent, which is also the reference; the child is whole safetensors."""
         from heredity.train.models import causal_lm
         from heredity.train.models.lora import Everything
         from heredity.train.objectives.preference import PreferenceObjective
@@ -61,7 +47,7 @@ class Preference:
         def objective(net: Any) -> PreferenceObjective:
             reference = causal_lm.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
             reference.model.requires_grad_(False)
-            return PreferenceObjective(reference, self.strength)
+            return PreferenceObjective(reference, self.beta)
 
         return run(self, parent, out, Everything(), objective, "safetensors")
 

@@ -14,6 +14,7 @@ from heredity.core import files
 from heredity.core.records import Model
 from heredity.deploy.export._bom import spdx
 from heredity.deploy.export._parity import Parity
+from heredity.lineage.setting_names import to_current
 from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain
 
@@ -64,7 +65,8 @@ def _body(model: Model, descent: Sequence[Model], parities: Sequence[Parity], fo
     yield "Each model with the recipe that made it, nearest first.\n"
     yield "| model | recipe | settings | licence | id |\n|---|---|---|---|---|"
     for each in descent:
-        settings = ", ".join(f"{k} {v}" for k, v in sorted(each.recipe.settings.items()))
+        named = to_current(each.recipe.kind, each.recipe.settings)
+        settings = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
         said = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
         yield f"| {' | '.join(plain(s, 300) for s in said)} |"
     yield "\nFiles and their SHA-256 stand in `bom.cdx.json`.\n"
