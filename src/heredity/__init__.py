@@ -6,9 +6,9 @@
     child = store.grow(h.Quantize("int8"), [parent])
     result = h.Study([parent, child], application="support-desk.toml", probes="core").run()
 
-Promises: `__all__` is the whole public surface; importing this loads none of it and changes nothing in the
+Promises: `__all__` is the whole public surface. Importing this loads none of it and changes nothing in the
 process; a name loads when it is first used.
-Leaves to others: everything; each name says where it lives.
+Leaves to others: everything; `_HOME` lists the module of each name.
 """
 
 from __future__ import annotations

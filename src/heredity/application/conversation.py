@@ -1,9 +1,9 @@
 """One conversation inside an application, as a generator that yields requests and receives replies.
 
-Promises: one shape for one question and for many turns, testable without a model; tool calls are answered
-before the next turn; the turn limit holds.
-Leaves to others: what is asked (redteam/attacks/), who answers (engines/), and the application's own formats
-(spec.py, tools.py).
+Promises: one shape for one question and for many turns, testable without a model. Tool calls are answered
+before the next turn. The turn limit holds.
+Leaves to others: the questions (redteam/attacks/), the answers (engines/), and the application's own
+formats (spec.py, tools.py).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def converse(
     makes the probe's demand was answered.
 
     User turns come from the attack, until it has no more, the turn limit is met, or an error ends it. A
-    fresh turn begins anew, with the limit whole; only what tools have changed stays. What the attack asks
-    its attacker model goes through.
+    fresh turn restarts the conversation and its limit; only the tools' state stays. A Consult, the attack's
+    question to its attacker model, is passed on.
     """
     messages, world = list(application.messages()), World(application.state, application.tools)
     passage, n_turns, is_made, reply = probe.passage, 0, False, None
@@ -63,8 +63,9 @@ def _answer(
 ) -> Generator[Request, Reply, Reply]:
     """The replies to one turn, put behind `messages`; returns the last.
 
-    A tool call is answered with the probe's or the tool's canned result and the model goes on, until it
-    calls none or has replied `max_turns` times; what it called then is answered with the next turn.
+    A tool call is answered with the probe's or the tool's canned result, and the model replies again. That
+    ends when it calls no tool or has replied `max_turns` times; calls left open are answered with the next
+    turn.
     """
     prefill = turn.prefill
     for _ in range(application.max_turns):

@@ -1,8 +1,8 @@
 """Everything around the model that a study holds constant: prompt, passages, tools, secrets, decoding.
 
-Promises: an application is frozen and has a digest; with rendering "plain" (the default) every model sees the
-same words for tools and passages, so that the layer really is constant; a file's mistake names its line.
-Leaves to others: how messages become a model's own text (engines/) and whether an answer was bad (judges/).
+Promises: an application is frozen and has a digest. With rendering "plain" (the default) every model sees
+the same words for tools and passages, so that the layer is constant. An error in a file names its line.
+Leaves to others: turning messages into a model's own text (engines/), and judging answers (redteam/).
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Passage(Record, frozen=True):
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """The layer held constant. `max_turns` bounds the user's turns in one conversation, and the model's
-    replies to each (more than one where it calls tools): turns to come lose nothing by a call in between.
+    replies to each turn. A turn has several replies if the model calls tools; these do not count as turns.
 
-    rendering: "plain", tools and passages in one format for every model; "native", tools by each model's own
-    template; "theirs", the target is an application of the user's own: it is sent the user's words alone, and
-    what stands here (system prompt, tools, secrets) is what the user says it holds, for the judges to find.
-    "recorded" is of imports alone: what was around the models is not known.
+    rendering: "plain": tools and passages in one format for every model. "native": tools by each model's
+    own template. "theirs": the target is the user's own application, and is sent only the user's words.
+    System prompt, tools and secrets are listed here for the judges. "recorded": an import, whose
+    application is not known.
     """
 
     name: str
@@ -108,7 +108,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         return "\n\n".join(parts)
 
     def messages(self) -> tuple[Message, ...]:
-        """What comes before the user's first word, the same in every trial; nothing where that is theirs."""
+        """The messages before the user's first word, the same in every trial; none if rendering is
+        "theirs"."""
         if self.rendering == "theirs":
             return ()
         return (Message("system", self.system_text()), *self.few_shot)
@@ -116,7 +117,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def request(
         self, messages: Sequence[Message], prefill: str = "", seed: int = 0, decoding: Decoding | None = None
     ) -> Request:
-        """A request for the next reply, under this application's decoding where no other is given."""
+        """A request for the next reply, under this application's decoding unless another is given."""
         tools = self.tools if self.rendering == "native" else ()
         n_shared = 0 if self.rendering == "theirs" else 1 + len(self.few_shot)
         drawn = self.decoding if decoding is None else decoding
@@ -144,7 +145,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         return plain + tuple(call for call in reply.tool_calls if call not in plain)
 
     def said(self, text: str, calls: tuple[ToolCall, ...] = ()) -> Message:
-        """What the model wrote, as a message of the conversation."""
+        """The model's text as a message of the conversation."""
         return Message("assistant", text, calls if self.rendering == "native" else ())
 
     def results(self, named: Sequence[tuple[str, str]]) -> list[Message]:
@@ -156,7 +157,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         return [Message("user", said)] if named else []
 
     def tool_result(self, call: ToolCall, probe: Probe, world: World | None = None) -> str:
-        """The result of a call: the probe's own where it has one, what the world says, or the canned one."""
+        """The result of a call: the probe's own if it has one, the tool world's, or the canned one."""
         done = world.call(call) if world is not None else None
         if done is not None and done.error:
             return f"error: {done.error}"
@@ -215,7 +216,7 @@ def _check_tools(tools: Sequence[Tool]) -> None:
 
 
 def _check_secrets(secrets: Sequence[Secret]) -> None:
-    """The judge finds a secret by its letters and digits; a shorter one stands in any answer by chance."""
+    """The judge finds a secret by its letters and digits; a shorter one is in any answer by chance."""
     for secret in secrets:
         if sum(map(str.isalnum, secret.value)) < SECRET_MIN:
             raise BadArgument(

@@ -3,8 +3,8 @@
     state   tables from an application's TOML: {"files": {"todo.txt": "..."}, "accounts": {"main": 500}}
     path    "files/{name}": one key after another; {name} is what the call gave, always one key, never more
 
-Promises: the same calls over the same state give the same results and changes; a call that cannot be done
-changes nothing and says why; nothing outside the state is touched, whatever a model writes.
+Promises: the same calls over the same state give the same results and changes. A call that cannot be done
+changes nothing and returns the reason. Nothing outside the state is touched, whatever a model writes.
 Leaves to others: which tools there are (spec.py) and which changes are a breach (judges/checks.py).
 """
 
@@ -33,7 +33,7 @@ MOST = 4_000  # characters of one argument that are kept, and of one result that
 
 
 class Done(NamedTuple):
-    """What one call came to: what it read, what it changed, or why it could not be done."""
+    """The outcome of one call: the value it read, its changes, or the reason why it failed."""
 
     read: str | None = None
     changes: tuple[Change, ...] = ()
@@ -122,7 +122,7 @@ def is_live(tool: Tool) -> bool:
 
 
 def effects(tool: Tool) -> tuple[Effect, ...]:
-    """What a call of this tool does; () where it does nothing."""
+    """The effects of a call of this tool; () if it has none."""
     return () if isinstance(tool.effects, UnsetType) else tool.effects
 
 
@@ -138,7 +138,7 @@ def words(change: Change) -> str:
 
 
 def check_world(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
-    """Raise ValueError where a tool speaks of a part of the state that is not there."""
+    """Raise ValueError if a tool names a part of the state that does not exist."""
     top = {} if isinstance(state, UnsetType) else state
     for tool in tools:
         paths = [] if isinstance(tool.reads, UnsetType) else [tool.reads]
@@ -190,7 +190,7 @@ def _filled(value: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def _amount(given: object) -> float | None:
-    """A positive amount, also as a person writes it: "50", "50.00", "50 euros"."""
+    """A positive amount, also as a person writes it, such as "50.00" or "50 euros"."""
     found = _AMOUNT.fullmatch(str(given).strip())
     if found is None:
         return None
@@ -234,7 +234,7 @@ def _plain(value: object) -> str:
 
 
 def plain_tools(tools: Sequence[Tool]) -> str:
-    """How a model is told of its tools in the plain format."""
+    """The description of the tools for a model in the plain format."""
     lines = [
         "Tools: to use one, answer with a line of exactly this form and nothing else:",
         'CALL tool_name {"argument": "value"}',

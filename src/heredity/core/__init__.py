@@ -1,1 +1,1 @@
-"""The ground that every other package stands on; imports nothing of ours."""
+"""The base of every other package; imports nothing of ours."""

@@ -17,7 +17,8 @@ from heredity.core.rows import _Closed
 
 
 def cache_key(numerics: str, model_id: str, prompt: str, decoding: Decoding, seed: int) -> str:
-    """What makes two answers the same answer. The seed counts only where something is drawn."""
+    """The parts of a request that make two answers the same answer. The seed counts only where something is
+    drawn."""
     drawn = seed if decoding.temperature > 0 else 0
     return digest([numerics, model_id, prompt, decoding, drawn])
 
@@ -25,7 +26,7 @@ def cache_key(numerics: str, model_id: str, prompt: str, decoding: Decoding, see
 class ResponseCache(_Closed):
     """Answers that any study of this store already has, by `cache_key`; shared by processes (SQLite, WAL).
 
-    What comes back has `is_cached` set and the key of the request that first asked: put your own in.
+    A reply from the cache has `is_cached` set and the key of the request that first asked: replace the key.
     """
 
     def __init__(self, path: Path) -> None:

@@ -16,8 +16,8 @@
         ContextOverflow           the prompt and its answer do not fit into the model's context
 
 Messages say what happened, where, and what to do next. No traceback is shown for any of them. A message may
-be reworded at any time; programs and tests read `code`, which stays: each class has one, and a place that
-raises for a reason of its own gives its own. docs/errors.md lists all codes.
+be reworded at any time; programs and tests read `code`, which stays. Each class has one, and a raise may
+give one of its own. docs/errors.md lists all codes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
-    """What another's error says, on one line that fits into ours: its kind, and the first of its words."""
+    """The kind and first line of another library's error, short enough to be part of ours."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".rstrip(": ")
 
 
 class HeredityError(Exception):
-    """Something that heredity explains in a line instead of a traceback.
+    """An error that heredity explains in one line of text instead of a traceback.
 
     code: what happened, in kebab case. It stays the same when the message is reworded.
     key, table: the setting, and the name of the table, of a TOML file that the error is about; "" for none.
@@ -62,7 +62,7 @@ class BadArgument(ValueError):
 
 
 class UsageError(HeredityError):
-    """The user asked for something that is not there or does not fit."""
+    """The user asked for something that does not exist or does not fit."""
 
     code = "bad-usage"
 
@@ -82,7 +82,7 @@ class UnknownName(UsageError):
 
 
 class BadInput(UsageError):
-    """A file that a person wrote is malformed. `line` counts from 1; 0 where it is not known."""
+    """A file that a person wrote is malformed. `line` counts from 1; 0 if it is not known."""
 
     code = "bad-input"
 
@@ -92,7 +92,7 @@ class BadInput(UsageError):
 
 
 class Refused(HeredityError):
-    """heredity will not do this, and says why."""
+    """heredity refuses to do this; the message gives the reason."""
 
     code = "refused"
 
@@ -116,7 +116,7 @@ class Damaged(HeredityError):
 
 
 class Unavailable(HeredityError):
-    """A source, an engine or an optional package is not here; says how to get it."""
+    """A source, an engine or an optional package is missing; the message explains how to get it."""
 
     code = "unavailable"
 
@@ -128,7 +128,7 @@ class Busy(HeredityError):
 
 
 class OutOfMemory(HeredityError):
-    """The work needs more memory than there is; says how much, and what to lower."""
+    """The work needs more memory than there is; the message names the amount and the settings to lower."""
 
     code = "out-of-memory"
 
@@ -140,7 +140,7 @@ class EngineFailure(HeredityError):
 
 
 class BudgetSpent(EngineFailure):
-    """What a run may use of tokens or money does not reach for the next request."""
+    """The run's budget of tokens or money is too small for the next request."""
 
     code = "budget-spent"
 
@@ -160,8 +160,8 @@ def origin_of(error: BaseException) -> HeredityError | BadArgument | None:
 def code_of(error: BaseException, default: str) -> str:
     """The code of an error that is about to become another.
 
-    An error of ours has one, as itself or as the cause of msgspec's. Otherwise msgspec's own sentence says
-    what does not fit; it is not ours, and there is no field for it. `default` where neither is so.
+    An error of ours has one, as itself or as the cause of msgspec's. Otherwise msgspec's own sentence names
+    the misfit; it is not ours, and there is no field for it. `default` where neither is so.
     """
     if (own := origin_of(error)) is not None:
         return own.code
@@ -178,12 +178,12 @@ OF_MSGSPEC = {
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What to say behind a name that is not known, a space before it; "" where nothing is near."""
+    """A suggestion to put behind an unknown name, with a space before it; "" if no name is near."""
     near = nearest(name, known)
     return f" Did you mean '{near}'?" if near else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, or None where nothing is near."""
+    """The known name most like `name`, or None if no name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return close[0] if close else None

@@ -1,8 +1,9 @@
 """Bytes on disk: hashed files, atomic writes, append-only rows, one writer a folder, the response cache.
 
-Promises: a file is there whole or not at all; a row that was flushed survives a crash; a torn last line is
-dropped, any other bad line is an error with its place; a full disk is one clear line and leaves no half file.
-Leaves to others: what the records mean (records.py) and which models exist (lineage.py).
+Promises: a file exists whole or not at all. A flushed row survives a crash. A torn last line is dropped;
+any other bad line is an error with its place. A full disk is one clear line of error and leaves no partial
+file.
+Leaves to others: the meaning of records (records.py) and the list of models (lineage/).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def hash_file(path: Path) -> str:
 
 
 def stamp_file(path: Path) -> list[int]:
-    """What changes when a file is written or replaced: size, times in ns, inode. Cheaper than a hash."""
+    """The size, times in ns and inode of a file, which change when it is written or replaced. Cheaper than
+    a hash."""
     said = path.lstat()
     return [said.st_size, said.st_mtime_ns, said.st_ctime_ns, said.st_ino]
 
@@ -68,9 +70,9 @@ def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file: a temporary name beside it, fsync, rename, fsync of the folder.
+    """Write a whole file: a temporary name in the same folder, fsync, rename, fsync of the folder.
 
-    Raises HeredityError where the disk is full. A failure leaves the old file, if any, and nothing else.
+    Raises HeredityError if the disk is full. A failure leaves the old file, if any, and nothing else.
     """
     with replacing(path) as temporary, explain_full_disk(path.parent, len(data)):
         temporary.write_bytes(data)
@@ -78,7 +80,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty file beside `path`, to be written to, which takes its place at the end of the block.
+    """An empty file in the folder of `path`, which replaces it at the end of the block.
 
     A failure leaves the old file, if any. A killed process leaves its temporary file, which the next process
     that writes into the folder removes; those of living processes stay.

@@ -1,8 +1,8 @@
 """The machine that this process runs on: devices, threads, memory, and the dtype that is fast on it.
 
-Promises: importing this loads no torch and changes nothing; `configure` is the only function that writes to
-the environment, and it keeps what the user has set; a container's memory limit counts as well as the
-machine's; nothing is refused if the system does not report its memory.
+Promises: importing this loads no torch and changes nothing. `configure` is the only function that writes to
+the environment, and it keeps the user's settings. A container's memory limit counts as well as the
+machine's. Nothing is refused if the system does not report its memory.
 Leaves to others: how much memory a piece of work needs (train/memory.py, deploy/export/).
 """
 
@@ -48,8 +48,8 @@ def configure() -> None:
     """Let OpenMP's threads sleep after a short spin, and bound oneDNN's cache of primitives.
 
     Both libraries read their settings once, when torch loads them. Each entry point therefore calls this
-    first: the command line, Store, Study and the loading of an engine. Importing heredity does not. What the
-    user has set in the environment stays.
+    first: the command line, Store, Study and the loading of an engine. Importing heredity does not.
+    Variables that the user has set stay.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -116,7 +116,7 @@ class Device:
 
     @property
     def hardware(self) -> str:
-        """What computes, as far as it can change a result or its speed: "x86_64 AVX512 x2", a GPU's name."""
+        """The hardware, as far as it can change a result or its speed: "x86_64 AVX512 x2", a GPU's name."""
         import torch
 
         if self.kind == "cuda":
@@ -200,7 +200,7 @@ def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128) -> str:
 
 def _dtype_by_features(n_weights: int) -> str | None:
     """The dtype that needs no clock. With AMX bfloat16 is 5 to 10 times as fast for a matrix that is not
-    tiny; an x86 processor without a bfloat16 product is many times slower at it."""
+    tiny. An x86 processor without a bfloat16 product is many times slower at it."""
     import torch
 
     features = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
@@ -227,7 +227,7 @@ def shortest(work: Mapping[str, Callable[[], object]], clock: Clock = time.perf_
 
 
 def matmul_flops(products: Iterable[tuple[int, int, int]], dtype: torch.dtype) -> float:
-    """FLOP/s of matrix products (inputs, outputs, rows), each forward and backward, measured now."""
+    """FLOP/s of matmuls (inputs, outputs, rows), each forward and backward, measured now."""
     all_of_them = list(products)
     seconds = {size: _fastest(_forward_and_backward(*size, dtype)) for size in set(all_of_them)}
     return sum(6.0 * a * b * n for a, b, n in all_of_them) / sum(seconds[size] for size in all_of_them)

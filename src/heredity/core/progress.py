@@ -1,9 +1,9 @@
-"""How far a piece of work is: one event, the meter that counts towards it, and the display that shows it.
+"""The progress of a piece of work: one event, the meter that counts, and the display that shows it.
 
 Every function here that takes long accepts a `Watch`, which is called with a `Progress`; a `Display` is one.
 
-Promises: a meter calls its watch at most ten times a second, and once at the end of a step; a display writes
-to stderr only, always shows the first and last state of a step, and loads rich when it is made.
+Promises: a meter calls its watch at most ten times a second, and once at the end of a step. A display
+writes to stderr only and always shows the first and last state of a step. It loads rich when it is made.
 Leaves to others: doing the work.
 """
 
@@ -36,7 +36,7 @@ Unit = Literal["trials", "answers", "tokens", "bytes"]
 
 
 class Progress(NamedTuple):
-    """How far a step is. `n_done` includes what earlier runs did; `per_second` is recent."""
+    """The progress of a step. `n_done` includes what earlier runs did; `per_second` is recent."""
 
     step: str  # "ask", "judge", "estimate"; "train", "read" (a teacher's pass); "download"
     model: str  # what the step is about: the model being asked, the file being fetched; "" if nothing
@@ -70,7 +70,7 @@ class Meter:
         self._n_cached += is_cached
 
     def of(self, model: str) -> None:
-        """Count for this model from now on; the rate starts anew."""
+        """Count for this model from now on; the rate starts again."""
         self._model = model
         self._recent.clear()
         self._report(time.monotonic())
@@ -121,7 +121,7 @@ class Meter:
 
 
 class Display:
-    """A line on stderr that shows how far a step is; the lines of finished steps stay above it.
+    """A line on stderr that shows the progress of a step; the lines of finished steps stay above it.
 
     It is a `Watch`: pass it wherever one is taken. On a terminal it is a live bar, elsewhere a plain line
     every ten seconds.
@@ -163,7 +163,7 @@ class Display:
         self.show(step, progress.n_done, progress.n_total, words)
 
     def show(self, step: str, done: int, total: int, words: str) -> None:
-        """Show how far `step` is. A new step leaves the last line of the one before on the screen."""
+        """Show the progress of `step`. A new step leaves the last line of the one before on the screen."""
         if is_new := step != self._step:
             self._finish()
             self._step = step
@@ -200,7 +200,7 @@ class Display:
 
 
 def trial_words(progress: Progress) -> str:
-    """`312/1,200  26%  2.1/s  7:02 left  3 errors`."""
+    """The line of a step, such as `312/1,200  26%  2.1/s`, then the time left and the errors."""
     if progress.step == "estimate":
         return "done" if progress.n_done else ""
     parts = [f"{progress.n_done:,}/{progress.n_total:,}"]
@@ -240,7 +240,7 @@ def size(n_bytes: int) -> str:
 
 
 def console(stream: IO[str]) -> Console:
-    """A console that reads no markup and highlights nothing: what is printed is what was said."""
+    """A console that reads no markup and highlights nothing, so that text is printed unchanged."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
     return _console_class()(file=stream, markup=False, highlight=False, emoji=False, width=width)
 

@@ -1,8 +1,9 @@
 """Rows of the files people have: JSON lines, JSON, CSV, TSV, Parquet, a Hugging Face data set; and TOML.
 
-Promises: every row comes with its line (of a Parquet file or a data set, its number), as a stream where the
-format allows it; a malformed file is one line that names file and line; nothing is executed or guessed.
-Leaves to others: what the columns mean (probes/, judges/, recorded/, train/).
+Promises: every row comes with its line (in a Parquet file or a data set, its number), as a stream if the
+format allows it. A malformed file is an error of one line that names file and line. Nothing is executed or
+guessed.
+Leaves to others: the meaning of the columns (probes, judges, importers, train).
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def text_of(path: Path) -> str:
-    """The whole file. Raises BadInput where it cannot be read or is not UTF-8."""
+    """The whole file. Raises BadInput if it cannot be read or is not UTF-8."""
     return "".join(line for _, line in _lines(path))
 
 
 def json_of(path: Path) -> Any:
-    """The file's JSON. Raises BadInput with the line where it is malformed."""
+    """The file's JSON. Raises BadInput with the line if it is malformed."""
     try:
         return json.loads(text_of(path))
     except json.JSONDecodeError as error:
@@ -173,7 +174,7 @@ def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def toml_of(path: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises BadInput with the line where it is malformed or is not there."""
+    """Parse a TOML file. Raises BadInput with the line if it is malformed or does not exist."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -195,8 +196,8 @@ def toml_line(path: Path | str, key: str = "", *, table: str = "", head: str = "
     key     the setting: as a value, or as the header of a table of its own. "decoding.seed" is the key `seed`
             of [decoding], also if it is written `decoding.seed` at the top.
     table   the table whose `name` this is; of several the last, which is the one too many.
-    head    look only in the table of this header, of [[several]] in the one at `index`; without a `key` that
-            is in it, the line of the header.
+    head    look only in the table of this header; of [[several]], in the one at `index`. The line of the
+            header if that table does not set `key`.
     """
     try:
         lines = Path(path).read_text("utf-8", errors="replace").splitlines()
@@ -231,7 +232,8 @@ def toml_line_of(path: Path | str, error: BaseException) -> int:
 
 
 def _table_span(lines: list[str], head: str, index: int) -> tuple[int, int]:
-    """First and last line of a table with its sub-tables; (0, all) for no head, or one that is not there."""
+    """First and last line of a table with its sub-tables; (0, all) for no head, or for one that does not
+    exist."""
     if not head:
         return 0, len(lines)
     opens = re.compile(rf"\s*\[+\s*[\"']?{re.escape(head)}[\"']?\s*\]+")
@@ -264,7 +266,7 @@ def _line_within(lines: list[str], table: str, key: str) -> int:
 
 @contextmanager
 def naming(path: Path | None) -> Iterator[None]:
-    """Inside, what cannot be is said of this file, where there is one, and its line, where that is known."""
+    """Inside, a UsageError becomes a BadInput of this file, with its line if that is known."""
     try:
         yield
     except UsageError as error:

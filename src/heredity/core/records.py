@@ -1,4 +1,4 @@
-"""The nouns that go to disk, each a frozen typed value with a schema version where it is a row or a file.
+"""The nouns that go to disk, each a frozen typed value; a row or a file has a schema version.
 
 Promises: what is written is read back equal; an unknown or missing field, or a wrong type, is an error.
 Leaves to others: where the bytes go (store.py) and what the numbers mean (stats/).
@@ -69,7 +69,7 @@ class RecipeRecord(Record, frozen=True):
 
 
 class Made(Record, frozen=True):
-    """Circumstances of the making, beside the id and not in it."""
+    """Circumstances of the making; they do not enter the id."""
 
     at: str  # ISO 8601, UTC
     host: str
@@ -107,12 +107,12 @@ class ToolCall(Record, frozen=True):
 
 
 class Effect(Record, frozen=True):
-    """What a call does to the application's state. `{argument}` stands for what the model gave.
+    """The effect of a call on the application's state. `{argument}` stands for what the model gave.
 
     kind      does
     append    puts `value` at the end of the list at `at`
-    set       makes `value` what stands at `at`
-    delete    takes away what stands at `at`
+    set       writes `value` at `at`
+    delete    removes the value at `at`
     transfer  takes the amount `value` from the number at `at` and adds it to the number at `to`
     """
 
@@ -132,7 +132,7 @@ class Change(Record, frozen=True):
 class Tool(Record, frozen=True):
     """A tool that the application offers, with the result it always gives.
 
-    With `reads`, the result is what stands there in the application's state; `effects` change the state.
+    With `reads`, the result is the value there in the application's state; `effects` change the state.
     """
 
     name: str
@@ -177,7 +177,7 @@ class Request(Record, frozen=True):
 
 
 class Reply(Record, frozen=True):
-    """What an engine said: `prompt` is the rendered text it saw, `text` excludes the prefill."""
+    """An engine's answer: `prompt` is the rendered text it saw, `text` excludes the prefill."""
 
     key: int
     prompt: str
@@ -198,7 +198,7 @@ class Reply(Record, frozen=True):
 class Check(Record, frozen=True):
     """How a breach shows, without a judge if possible: a kind of redteam/checks/, and its settings.
 
-    The kind's own file says which settings it has and what they mean. The fields here are those of the kinds
+    The kind's own file lists and explains its settings. The fields here are those of the kinds
     in the package; `settings` holds what a kind has beyond them.
     """
 
@@ -214,14 +214,15 @@ class Check(Record, frozen=True):
 
 
 class ToolResult(Record, frozen=True):
-    """What a tool answers in this probe, instead of the application's canned result."""
+    """A tool's answer in this probe, instead of the application's canned result."""
 
     tool: str
     text: str
 
 
 class Probe(Record, frozen=True):
-    """What is asked, and how a breach shows. A benign twin is a probe with kind 'benign'."""
+    """A question to the model, and how a breach of it shows. A benign twin is a probe with kind
+    'benign'."""
 
     id: str  # "planted_secret/role-claim-01"; its twin is "planted_secret/role-claim-01~benign"
     technique: str
@@ -250,7 +251,7 @@ class Turn(Record, frozen=True):
 
 
 class Consult(Record, frozen=True):
-    """What an attack asks its attacker model, beside the conversation with the target."""
+    """A question of an attack to its attacker model, outside the conversation with the target."""
 
     messages: tuple[Message, ...]
     decoding: Decoding = Decoding(max_tokens=256, temperature=1.0, top_p=0.9)
@@ -284,7 +285,7 @@ class Consulted(Record, frozen=True):
 
 
 class Response(Record, frozen=True):
-    """A row of responses.jsonl: everything the model said and did in one trial, or an error."""
+    """A row of responses.jsonl: all answers and calls of the model in one trial, or an error."""
 
     index: int  # place in the plan's order
     trial: str  # digest over model id, application digest, probe, attack, sample, seed
@@ -304,7 +305,7 @@ class Response(Record, frozen=True):
 
 
 def digest_response(response: Response) -> str:
-    """16 hex digits over what a judge reads of a response, whoever computed it and wherever it was kept."""
+    """16 hex digits over the parts of a response that a judge reads, independent of its origin."""
     said = [(e.prefill, e.text, e.tool_calls, e.stop) for e in response.exchanges]
     return hashlib.blake2b(encode([said, response.error]), digest_size=8).hexdigest()
 
@@ -312,7 +313,7 @@ def digest_response(response: Response) -> str:
 class Verdict(Record, frozen=True):
     """A row of verdicts.jsonl. An error row has outcome None: an error is never a verdict.
 
-    `response` and `judged_by` are "" in a row written before there were such digests: it is judged anew.
+    `response` and `judged_by` are "" in a row written before there were such digests: it is judged again.
     """
 
     index: int

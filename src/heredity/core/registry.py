@@ -1,8 +1,8 @@
 """Find a plug-in by its name: to add a probe, an attack, a judge or an engine, add one file to its folder.
 
-Promises: listing a folder imports nothing; an unknown name is answered with the nearest known one; a plug-in
-that lacks what its folder asks for is refused by name.
-Leaves to others: what a plug-in must define (the folder's __init__ or protocols.py).
+Promises: listing a folder imports nothing. The error for an unknown name suggests the nearest known one. A
+plug-in that lacks a member of its folder's protocol is refused.
+Leaves to others: the members of a plug-in (the folder's __init__ or protocols.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def names(folder: str, suffix: str = ".py") -> list[str]:
 
 
 def load(folder: str, name: str) -> ModuleType:
-    """The module of a plug-in. Raises UnknownName with the nearest known name if there is none."""
+    """The module of a plug-in. Raises UnknownName with the nearest known name."""
     known = names(folder)
     if name not in known:
         last = folder.rpartition(".")[2]
@@ -66,7 +66,7 @@ def source(folder: str, name: str) -> Path:
 
 
 def _members(protocol: type) -> list[str]:
-    """What a protocol asks for, by name."""
+    """The names of a protocol's members."""
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
     found = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
     return sorted(name for name in found if not name.startswith("_"))

@@ -36,9 +36,9 @@ class Rows(_Closed, Generic[T]):
     """An append-only file of JSON lines, one record of type `type` each.
 
     Reading streams and needs no lock. The first append drops a torn last line; hold a Lock on the folder.
-    A row of an older schema of its type goes through `upgrade`, where one is given.
-    What is appended is buffered: `write` hands it to the system, where it outlives this process; `flush` (or
-    leaving the `with`) puts it on the disk for good.
+    A row of an older schema of its type goes through `upgrade`, if one is given.
+    Appended rows are buffered. `write` hands them to the system, where they outlive this process. `flush`
+    (or leaving the `with`) puts them on the disk.
     """
 
     def __init__(self, path: Path, type: type[T], upgrade: Callable[[T], T] | None = None) -> None:
@@ -82,7 +82,8 @@ class Rows(_Closed, Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """Every whole row in order, those appended here included.
 
-        Raises Damaged with file:line for a line that is no such record, NotComparable for another schema.
+        Raises Damaged with file:line for a line that is not such a record, NotComparable for another
+        schema.
         """
         self.write()
         if not self.path.exists():

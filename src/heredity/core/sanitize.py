@@ -1,7 +1,7 @@
 """Make hostile text harmless: storable as UTF-8 JSON, and safe to show on a page or in a terminal.
 
-Promises: valid text is stored unchanged; a tool call always fits into a row; a character that hides, reorders
-or controls is shown by name and never reaches a reader's terminal.
+Promises: valid text is stored unchanged. A tool call always fits into a row. A character that hides,
+reorders or controls is shown by name and never reaches a reader's terminal.
 Leaves to others: escaping for HTML, CSV and XML (each writer does its own).
 """
 

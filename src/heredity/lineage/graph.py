@@ -1,4 +1,4 @@
-"""Who comes from whom: ancestors, descendants, edges, and the drawing of a descent, from records alone.
+"""Ancestors, descendants, edges, and the drawing of a descent, computed from records only.
 
 Promises: every model is named once, nearest first; a lineage that is not whole is still drawn.
 Leaves to others: where records are kept and made (lineage.py).
@@ -22,9 +22,9 @@ ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
 class Edge(Record, frozen=True):
     """A parent and its child, both in one study.
 
-    `recipe` is how the child was made; where models between them are not in the study, every step from the
-    parent on, as in "finetune > lora", without mere changes of form. `role` is what the parent was: "start"
-    and "teacher" of a distilled child, else "".
+    `recipe` is the child's recipe. If models between them are not in the study, it is every step from the
+    parent on, as in "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or
+    "teacher" of a distilled child, else "".
     """
 
     parent: str
@@ -59,7 +59,7 @@ def ancestors(model: Model, by_id: Mapping[str, Model]) -> list[Model]:
 def is_base(model: Model, by_id: Mapping[str, Model]) -> bool:
     """Whether it was made here from random weights and nothing in its line taught it to converse.
 
-    It may have a template all the same, for the children that it may have. False where a parent is not known.
+    It may have a template nevertheless, for its children. False if a parent is not known.
     """
     line = [model, *ancestors(model, by_id)]
     is_whole = all(parent in by_id for each in line for parent in each.parents)
@@ -99,7 +99,7 @@ def family(model: Model, models: Iterable[Model], unable: Callable[[Model], str]
 
 
 def _same(each: Model, root: Model, kin: Mapping[str, Model], reasons: Mapping[str, str]) -> Model | None:
-    """The model that is asked and of which `each` is a mere form; None where it is none."""
+    """The asked model of which `each` is only another form; None if there is no such model."""
     at, seen = each, {each.id}
     while at.id != root.id and at.recipe.kind in FORMS and at.parents:
         if at.parents[0] not in kin or at.parents[0] in seen:
@@ -180,8 +180,8 @@ def _branches(model: Model, by_id: Mapping[str, Model], lead: str, below: str) -
 def forest(models: Sequence[Model]) -> str:
     """The whole lineage as lines: foundations first, each with its descendants below it.
 
-    A model of several parents stands with all that comes of it below the first that is drawn, and below the
-    others as one line that says so.
+    A model of several parents is drawn with its descendants below the first parent, and as one line below
+    the others.
     """
     by_parent, known = _children(models, _parents), {model.id for model in models}
     drawn: set[str] = set()

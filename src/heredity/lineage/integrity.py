@@ -67,8 +67,8 @@ def walk(folder: Path) -> list[str]:
 
 
 def hash_files(out: Path, kind: str, has_weights: bool) -> tuple[FileHash, ...]:
-    """Hash and sync what a recipe wrote. Raises Refused for a link, Damaged where it is not whole, and for
-    any file at all of a model without weights (a remote one)."""
+    """Hash and sync what a recipe wrote. Raises Refused for a link, and Damaged if the child is not whole,
+    or has files although it is remote."""
     paths = walk(out)
     for path in paths:
         if (out / path).is_symlink():
@@ -107,7 +107,7 @@ def _hash_and_sync(out: Path, path: str) -> FileHash:
 
 
 def check_file(folder: Path, file: FileHash) -> str | None:
-    """What is wrong with a recorded file, None where it is whole."""
+    """The problem of a recorded file; None if it is whole."""
     path = folder / file.path
     if not path.is_file():
         return f"{path}: missing"
@@ -127,7 +127,8 @@ def identity(recipe: RecipeRecord, parents: Sequence[str], files: Sequence[FileH
 
 
 def read_record(path: Path) -> Model:
-    """A model.json. Raises NotComparable for another schema, Damaged or Refused for what is no record."""
+    """A model.json. Raises NotComparable for another schema, Damaged or Refused for anything that is not a
+    record."""
     data = path.read_bytes()
     with suppress(ValueError, TypeError, AttributeError):
         if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
@@ -169,7 +170,7 @@ def _clear_dead(tmp: Path) -> None:
 
 
 def versions(used: Mapping[str, str]) -> dict[str, str]:
-    """What made a model: heredity, Python and system, and what its recipe used."""
+    """The versions that made a model: heredity, Python, the system, and the recipe's packages."""
     try:
         own = version("heredity")
     except PackageNotFoundError:

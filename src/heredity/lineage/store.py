@@ -1,7 +1,7 @@
 """Grow models and keep their descent: the only door through which a model comes into being.
 
-Promises: a model is there whole and recorded, or not at all; its id is a digest over recipe, parents and
-files, the same on every machine; a crash leaves nothing but a temporary folder that a later run clears.
+Promises: a model exists whole and recorded, or not at all. Its id is a digest over recipe, parents and
+files, the same on every machine. A crash leaves only a temporary folder, which a later run clears.
 Leaves to others: how a child is made (recipes/) and how a model answers (engines/).
 """
 
@@ -77,11 +77,11 @@ class Store:
     def get(self, name: str | Callable[..., Any]) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
 
-        A target that needs no download (recipes/targets: "call:...", "url:...", "remote:...",
-        "llamacpp:NAME", "vllm:NAME") is recorded where it is not yet; so is a function given as a value.
+        A target that needs no download ("call:...", "url:...", "remote:...", "llamacpp:NAME", "vllm:NAME";
+        recipes/targets) is recorded unless it is already. So is a function given as a value.
 
-        Raises UnknownName with the nearest name, Unavailable where it is in the catalogue but not yet pulled,
-        and where its record cannot be read, what is wrong with it.
+        Raises UnknownName with the nearest name, Unavailable if it is in the catalogue
+        but not pulled. A record that cannot be read raises its own error.
         """
         if callable(name):
             name = registry.load_as(FunctionTarget, "recipes.targets", "call").keep(name)
@@ -107,7 +107,7 @@ class Store:
     def by_id(self, ident: str) -> Grown:
         """The model with exactly this id. For ids that a file holds: nothing else is looked up.
 
-        Raises UnknownName where the store has no such model, and what is wrong with a record that it has.
+        Raises UnknownName if the store has no such model, or the error of a record that cannot be read.
         """
         path = self.root / "models" / ident / "model.json"
         if not is_digest(ident) or not path.is_file():
@@ -118,8 +118,8 @@ class Store:
     def named(self, name: str) -> Grown:
         """The one model with exactly this name, catalogue alias or id. For names that a file holds.
 
-        Unlike `get`, it resolves no target ("call:...", "url:...", "remote:...") and no start of an id, so
-        that a file can neither import code nor choose a server. Raises UnknownName, and UsageError where
+        Unlike `get`, it resolves no target ("call:...", "url:...", "remote:...") and no start of an id. A
+        file can therefore neither import code nor choose a server. Raises UnknownName, and UsageError if
         several models have the name.
         """
         if is_digest(name):
@@ -144,7 +144,7 @@ class Store:
     def grow(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Grown:
         """Make a child from its parents, hash its files and record it; an existing id is returned as it is.
 
-        Raises Damaged where a parent's files are not the recorded ones or the result is empty.
+        Raises Damaged if a parent's files are not the recorded ones or the result is empty.
         """
         for parent in parents:
             if problems := self.verify(parent.record):
@@ -160,7 +160,7 @@ class Store:
         return self._grow(recipe, parents)
 
     def training(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Path:
-        """The folder in which a recipe that takes long keeps how far it came, for processes that help it."""
+        """The folder in which a long recipe keeps its checkpoints, for processes that help it."""
         return self.root / "training" / _wanted(recipe, parents)
 
     def _grow(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
@@ -186,7 +186,7 @@ class Store:
     def pull(self, ref: str, progress: Watch | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
 
-        What is there already is not downloaded again. Sources, hashes and errors: see recipes/pull.py.
+        Files that exist already are not downloaded again. Sources, hashes and errors: see recipes/pull.py.
         """
         if ref.partition(":")[0] in target_prefixes():
             return self.get(ref)  # nothing to fetch
@@ -209,7 +209,7 @@ class Store:
     def ready(self, model: Grown | Model) -> Grown:
         """The form that its engine loads: for torch the dequantized child of a GGUF (made once), else itself.
 
-        Its files are the recorded ones: hashed once, and again where one was touched. Raises Damaged.
+        Its files are the recorded ones: hashed once, and again if one was touched. Raises Damaged.
         """
         grown = Grown(model, self.folder(model)) if isinstance(model, Model) else model
         self._trust(grown.record)
@@ -223,7 +223,7 @@ class Store:
         """The form that can be learned from and changed: whole safetensors.
 
         Of a GGUF or int8 the dequantized child, of an adapter the merged one, each made once and recorded;
-        else the model itself. Raises Unavailable where its weights are not here.
+        else the model itself. Raises Unavailable if its weights are not on this machine.
         """
         ready = self.ready(model)
         if ready.record.format == "int8":
@@ -236,7 +236,7 @@ class Store:
         return ready
 
     def base(self, adapter: Grown) -> Grown:
-        """What an adapter lies over. Raises UnknownName where that is not in this store."""
+        """The model that an adapter applies to. Raises UnknownName if it is not in this store."""
         parents = adapter.record.parents
         if not parents:
             raise Damaged(
@@ -308,7 +308,7 @@ class Store:
         return ""
 
     def _unreadable(self, name: str, wanted: str) -> HeredityError | None:
-        """What is wrong with the record of this name or start of an id, where it is there and bad."""
+        """The error of the record with this name or start of an id, if it cannot be read."""
         for path, error in self._scan()[1]:
             is_named = f'"name": "{wanted}"' in path.read_text("utf-8", "replace")
             if is_named or (len(name) >= 4 and path.parent.name.startswith(name)):
@@ -449,7 +449,7 @@ def _wanted(recipe: Recipe, parents: Sequence[Grown]) -> str:
 
 
 def _key(recipe: RecipeRecord, parents: Sequence[str]) -> str:
-    """What a recipe and its parents are known by, whether just made or read: JSON knows no tuples."""
+    """The digest of a recipe and its parents, the same for values just made and values read from JSON."""
     return digest([recipe, list(parents)])
 
 

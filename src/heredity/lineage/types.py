@@ -1,4 +1,4 @@
-"""What a recipe and a recorded model are to the lineage: protocols and values, no behaviour."""
+"""The lineage's view of a recipe and of a recorded model: protocols and values, no behaviour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Description:
-    """What a recipe says about the child it made, beside its files; none of it enters the id."""
+    """A recipe's description of the child that it made; none of it enters the id."""
 
     name: str
     family: str
@@ -52,10 +52,11 @@ class Recipe(Protocol):
 
 @runtime_checkable
 class Resuming(Protocol):
-    """A recipe that takes long, and keeps how far it came in a folder of its own."""
+    """A recipe that takes long, and keeps checkpoints in a folder of its own."""
 
     def at(self, folder: Path) -> Recipe:
-        """This recipe, going on from what the folder holds. It is deleted once the child is recorded."""
+        """This recipe, which resumes from the files of the folder. It is deleted once the child is
+        recorded."""
 
 
 class Pull(Recipe, Protocol):
