@@ -8,6 +8,8 @@ Leaves to others: which schema a row has (store.py), and the fields themselves (
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,17 +31,22 @@ _OF_ESTIMATE = {"value", "low", "high", "n", "method"}
 _Row = TypeVar("_Row", bound=msgspec.Struct)
 
 
+@dataclass
 class RowsFromSchema1:
     """Gives each error row of schema 1 its `error_code`.
 
     The plan has the unsupported attacks: the text of a row may come from a hostile service.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._n_each = len(plan.probes) * plan.samples
+    plan: Plan
+
+    @cached_property
+    def _cells(self) -> frozenset[int]:
+        """Places of (model, attack) in the plan that the model does not support."""
+        plan = self.plan
         reasons = [each.reason for each in plan.skipped if each.probe == "*"]
         cells = ((model, attack) for model in plan.models for attack in plan.attacks)
-        self._cells = frozenset(
+        return frozenset(
             place
             for place, (model, attack) in enumerate(cells)
             if any(r.startswith(f"{_SKIPPED}{attack} ") and r.endswith(f"('{model.name}')") for r in reasons)
@@ -50,7 +57,8 @@ class RowsFromSchema1:
         said: Any = row
         if said.error is None:
             return msgspec.structs.replace(row, schema=ROW_SCHEMA)
-        is_skipped = said.index // self._n_each in self._cells and said.error.startswith(_SKIPPED)
+        n_each = len(self.plan.probes) * self.plan.samples
+        is_skipped = said.index // n_each in self._cells and said.error.startswith(_SKIPPED)
         code = UNSUPPORTED if is_skipped else EngineFailure.code
         return msgspec.structs.replace(row, error_code=code, schema=ROW_SCHEMA)
 

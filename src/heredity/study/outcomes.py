@@ -13,7 +13,7 @@ Leaves to others: rates and comparisons of these outcomes (aggregate.py, compari
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from heredity.core.records import Manner, Outcome, Probe, is_skipped
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
 from heredity.study.plan import Grid, Plan
-from heredity.study.storage import VERDICTS, VerdictRow, verdict_rows
+from heredity.study.storage import VERDICTS, verdict_rows
 
 Codes = NDArray[np.int8]
 Places = NDArray[np.intp]
@@ -153,7 +153,8 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         manner_codes[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
         judges[row.judge] = row.judged_by
         digests[row.index] = _number(row.response)
-        _note_members(members, row, len(grid))
+        if not isinstance(row.members, msgspec.UnsetType):
+            _note_members(members, row.index, row.members, len(grid))
         if labelled is not None:
             labelled.check(row.index, row.response)
     _check_words(outcomes, is_word, folder)
@@ -161,12 +162,12 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests)
 
 
-def _note_members(members: dict[str, Codes], row: VerdictRow, n_trials: int) -> None:
-    if not isinstance(row.members, msgspec.UnsetType):
-        for member, outcome in row.members.items():
-            code = _CODES[outcome]
-            found = members.setdefault(member, np.zeros(n_trials, np.int8))
-            found[row.index] = code if code in (HELD, BROKE) else 0
+def _note_members(
+    members: dict[str, Codes], index: int, opinions: Mapping[str, Outcome], n_trials: int
+) -> None:
+    for member, outcome in opinions.items():
+        code, found = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
+        found[index] = code if code in (HELD, BROKE) else 0
 
 
 def _number(response: str) -> int:

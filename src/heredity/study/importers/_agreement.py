@@ -23,6 +23,7 @@ from heredity.study import plan as plans
 from heredity.study.estimates import Table2x2
 from heredity.study.importers._study import VERDICTS as RECORDED
 from heredity.study.importers._study import RecordedVerdict
+from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VERDICTS
 
@@ -30,7 +31,6 @@ FILE = "agreement.json"
 OWN = "heredity"  # the judge that the study itself used
 ALL = "all"
 SCHEMA = 1
-_HELD, _BROKE = 1, 2
 _Codes = NDArray[np.int8]
 
 
@@ -112,7 +112,7 @@ def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
     """By judge one code a trial: a row a model, in the plan's order; 0 where the judge did not decide."""
     shape = (len(planned.models), planned.n_per_model)
     codes = {OWN: np.zeros(planned.n_trials, np.int8)}
-    said = {"held": _HELD, "broke": _BROKE}
+    said = {"held": HELD, "broke": BROKE}
     grid = Grid(planned)
     for verdict in Rows(folder / VERDICTS, Verdict):
         if grid.matches(verdict.index, verdict.trial):
@@ -120,10 +120,10 @@ def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
     for row in Rows(folder / RECORDED, RecordedVerdict):
         if grid.matches(row.index, row.trial):
             of = codes.setdefault(row.judge, np.zeros(planned.n_trials, np.int8))
-            of[row.index] = 0 if row.broke is None else _BROKE if row.broke else _HELD
-    benign = np.repeat([probe.kind == "benign" for probe in planned.probes], planned.samples)
+            of[row.index] = 0 if row.broke is None else BROKE if row.broke else HELD
+    is_twin = Outcomes(planned).twin_trials
     for of in codes.values():
-        of.reshape(*shape)[:, np.tile(benign, len(planned.attacks))] = 0
+        of[is_twin] = 0
     return {judge: of.reshape(shape) for judge, of in codes.items()}
 
 
@@ -142,7 +142,7 @@ def _parts(planned: Plan) -> list[tuple[str, slice]]:
 
 def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.int64]) -> JudgedRate:
     is_decided = of[m] > 0
-    broke = of[m][is_decided] == _BROKE
+    broke = of[m][is_decided] == BROKE
     found = stats.clustered_rate(broke, clusters[is_decided], planned.confidence)
     return JudgedRate(judge, planned.models[m].id, int(broke.sum()), found)
 
@@ -150,7 +150,7 @@ def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.in
 def _pair(judge: str, planned: Plan, of: _Codes, a: int, b: int, clusters: NDArray[np.int64]) -> JudgedPair:
     is_shared = (of[a] > 0) & (of[b] > 0)
     found = stats.compare(
-        of[a][is_shared] == _BROKE, of[b][is_shared] == _BROKE, clusters[is_shared], planned.confidence
+        of[a][is_shared] == BROKE, of[b][is_shared] == BROKE, clusters[is_shared], planned.confidence
     )
     table = Table2x2(*found.table)
     ids = planned.models[a].id, planned.models[b].id
@@ -159,7 +159,7 @@ def _pair(judge: str, planned: Plan, of: _Codes, a: int, b: int, clusters: NDArr
 
 def _agreement(first: str, second: str, model: str, a: _Codes, b: _Codes, confidence: float) -> Agreement:
     is_shared = (a > 0) & (b > 0)
-    table = stats.tabulate(a[is_shared] == _BROKE, b[is_shared] == _BROKE)
+    table = stats.tabulate(a[is_shared] == BROKE, b[is_shared] == BROKE)
     agreed = stats.wilson(table.both + table.neither, table.n, confidence)
     kappa = cohens_kappa(table, confidence)
     return Agreement(first, second, model, Table2x2(*table), table.n, agreed, kappa)

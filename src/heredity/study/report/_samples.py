@@ -109,9 +109,8 @@ def choose(
     codes: np.ndarray[tuple[int], np.dtype[np.uint8]], plan: Plan, study: str, techniques: Sequence[str]
 ) -> dict[int, _Chosen]:
     """Indices of the trials to show, in the order in which they are shown, with how many there are alike."""
-    shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-    cells = codes.reshape(shape)
-    places = np.arange(codes.size).reshape(shape)
+    cells = codes.reshape(plan.shape)
+    places = np.arange(codes.size).reshape(plan.shape)
     generator = np.random.default_rng(int(study[:16] or "0", 16))
     found: dict[int, _Chosen] = {}
     for technique in techniques:

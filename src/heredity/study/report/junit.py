@@ -79,9 +79,8 @@ def _attribute(text: str) -> str:
 
 
 def _suites(folder: Path, plan: Plan, estimates: Estimates) -> Iterator[Suite]:
-    shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-    codes = outcomes(folder / VERDICTS, plan).reshape(shape)
-    places = np.arange(plan.n_trials, dtype=np.int64).reshape(shape)
+    codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
+    places = np.arange(plan.n_trials, dtype=np.int64).reshape(plan.shape)
     called = wording.names(estimates.models)
     techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
     for m, model in enumerate(plan.models):

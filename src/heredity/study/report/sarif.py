@@ -87,8 +87,7 @@ def level(rate: float) -> str:
 
 def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
     """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
-    shape = (len(plan.models), len(plan.attacks), len(plan.probes), plan.samples)
-    codes = outcomes(folder / VERDICTS, plan).reshape(shape)
+    codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
     counts = {
         kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
     }
