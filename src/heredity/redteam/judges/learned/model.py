@@ -1,31 +1,25 @@
-"""A small sentence encoder (MiniLM, 22M parameters) from the store, one text at a time, in fp32.
+"""A small sentence encoder (MiniLM, 22M parameters) from the store, and the heads that read its vectors.
 
-Promises: nothing is downloaded; a text's vector comes from that text alone, never from its company in a
-batch, since texts are run one by one (on two cores a padded batch is no faster); any text is taken, and cut.
-Leaves to others: what the vectors mean (_learned_model.py).
+Promises: nothing is downloaded. A text's vector depends on that text alone, never on what else is in a batch:
+texts run one by one, in fp32 (on two cores a padded batch is no faster). Any text is accepted, and cut.
+Leaves to others: learning the heads (training/).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core import host
-from heredity.core.errors import Damaged, Unavailable, UnknownName
-
-if TYPE_CHECKING:
-    from torch import Tensor
-import msgspec
-
-from heredity.core.errors import first_line
+from heredity.core.errors import Damaged, Unavailable, UnknownName, first_line
 from heredity.redteam.judges.learned.signals import NAMES, margin, signals
 from heredity.redteam.text import without_thought
 
@@ -76,22 +70,18 @@ class SentenceEncoder:
     def __init__(self, folder: Path) -> None:
         try:
             import torch
-            from safetensors.torch import load_file
             from tokenizers import Tokenizer
+
+            self._network = _load_network(folder)
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except ImportError as error:
             raise Unavailable(
                 f"The judge 'learned' needs torch, and {error.name} is not installed. "
                 "Install it: pip install 'heredity[torch]', or take the judge 'rules'."
             ) from None
-        self.torch = torch
-        try:
-            self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self.weights: dict[str, Tensor] = {
-                name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()
-            }
         except Exception as error:  # the tokenizer's errors have no narrower type
             raise Damaged(f"{folder}: not the encoder '{BASE}': {error}. Pull it again.") from None
+        self.torch = torch
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self._vector = lru_cache(maxsize=1024)(self._run)  # many trials share a prompt
@@ -114,48 +104,30 @@ class SentenceEncoder:
     def _run(self, ids: Iterable[int]) -> Vector:
         row = self.torch.tensor([[_CLS, *ids, _SEP]])
         if row.shape[1] == 2:
-            return np.zeros(self.config["hidden_size"])
-        # A short text gains little by a second thread; a busy machine loses much.
+            return np.zeros(self._network.config.hidden_size)
+        # One thread: a short text gains little by two; a busy machine loses much.
         with host.torch_threads(1), self.torch.inference_mode():
-            hidden = self._embed(row)
-            for layer in range(self.config["num_hidden_layers"]):
-                hidden = self._layer(layer, hidden)
-            mean = hidden[0].mean(0).numpy().astype(float)
+            places, kinds = self.torch.arange(row.shape[1])[None], self.torch.zeros_like(row)
+            out = self._network(row, token_type_ids=kinds, position_ids=places)
+            mean = out.last_hidden_state[0].mean(0).numpy().astype(float)
         return np.asarray(mean / np.linalg.norm(mean))
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        w = self.weights
-        position = w["embeddings.position_embeddings.weight"][: ids.shape[1]]
-        kind = w["embeddings.token_type_embeddings.weight"][0]
-        return self._norm(
-            "embeddings.LayerNorm", w["embeddings.word_embeddings.weight"][ids] + position + kind
-        )
 
-    def _layer(self, n: int, hidden: Tensor) -> Tensor:
-        at, heads = f"encoder.layer.{n}", self.config["num_attention_heads"]
-        batch, length, width = hidden.shape
-        query, key, value = (
-            self._linear(f"{at}.attention.self.{which}", hidden)
-            .view(batch, length, heads, width // heads)
-            .transpose(1, 2)
-            for which in ("query", "key", "value")
-        )
-        weights = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).softmax(-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(batch, length, width)
-        attended = self._linear(f"{at}.attention.output.dense", mixed)
-        hidden = self._norm(f"{at}.attention.output.LayerNorm", hidden + attended)
-        inner = self.torch.nn.functional.gelu(self._linear(f"{at}.intermediate.dense", hidden))
-        return self._norm(f"{at}.output.LayerNorm", hidden + self._linear(f"{at}.output.dense", inner))
+def _load_network(folder: Path) -> Any:
+    """The encoder in fp32. Raises ImportError without torch, ValueError if a weight is missing."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertModel
 
-    def _linear(self, place: str, x: Tensor) -> Tensor:
-        w = self.weights
-        return self.torch.nn.functional.linear(x, w[f"{place}.weight"], w[f"{place}.bias"])
-
-    def _norm(self, place: str, x: Tensor) -> Tensor:
-        w, epsilon = self.weights, self.config["layer_norm_eps"]
-        return self.torch.nn.functional.layer_norm(
-            x, x.shape[-1:], w[f"{place}.weight"], w[f"{place}.bias"], epsilon
-        )
+    config = BertConfig.from_json_file(str(folder / "config.json"))
+    config._attn_implementation = "eager"
+    with torch.device("meta"):  # drawing weights that are replaced at once would take most of the time
+        network = BertModel(config, add_pooling_layer=False)
+    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    missing = network.load_state_dict(weights, strict=False, assign=True).missing_keys
+    if missing:
+        raise ValueError(f"it lacks {missing[0]}")
+    return network.eval()
 
 
 def base_folder() -> Path:
