@@ -17,8 +17,8 @@ PUBLIC = [
     "Ablate", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
     "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
-    "Request", "Response", "Result", "Store", "Study", "Tool", "Verdict", "__version__", "build_corpus",
-    "expose", "grow", "recipe", "write_report",
+    "Request", "Response", "Result", "Store", "Study", "StudySpec", "Tool", "Verdict", "__version__",
+    "build_corpus", "expose", "grow", "recipe", "write_report",
 ]  # fmt: skip
 
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.report import write_report as write_report
     from heredity.study.result import Result as Result
+    from heredity.study.spec import StudySpec as StudySpec
     from heredity.study.study import Study as Study
     from heredity.train.data.chat import Data as Data
 
@@ -90,6 +91,7 @@ _HOME = {
     "Result": "study.result",
     "Store": "lineage.store",
     "Study": "study.study",
+    "StudySpec": "study.spec",
     "Tool": "core.records",
     "Verdict": "core.records",
     "build_corpus": "experiments.corpus",
