@@ -6,7 +6,7 @@ batch.py        documents as arrays of bytes, and what is counted in them
 steps/          what is done to them, one file a step, filters by datatrove's names
 work.py         steps over a batch, each counted
 build.py        the whole way, in one process or many
-making.py       the folder in which it is made, where a build that was killed goes on
+making.py       the work folder, from which a killed build resumes
 tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp know
 canaries.py     planted sentences with secrets
 spread.py       a recipe cut in two, for many tasks and for a build of what they keep

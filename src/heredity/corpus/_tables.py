@@ -1,6 +1,7 @@
-"""What is computed over the bytes of a batch: classes of characters, runs, hashes. Arrays in, arrays out.
+"""Arrays computed over the bytes of a batch: character classes, runs, hashes. Arrays in, arrays out.
 
-Promises: no state but tables that are made once. Leaves to others: documents (batch.py).
+Promises: no state but tables that are made once.
+Leaves to others: documents (batch.py).
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def followed(grams: Hashes, hashes: Hashes) -> Hashes:
 
 
 def longer(grams: Hashes, hashes: Hashes) -> Hashes:
-    """Hashes of n + 1 in a row, from those of n in a row and of each alone (which are mixed already)."""
+    """Hashes of n + 1 consecutive items, from those of n items and of single items (already mixed)."""
     n = len(hashes) - len(grams) + 1
     return followed(grams[:-1], hashes[n:])
 
@@ -89,7 +90,7 @@ def doubled(grams: Hashes, n: int) -> Hashes:
 
 
 def n_grams(hashes: Hashes, n: int) -> Hashes:
-    """Hashes of `n` in a row; none where there are fewer."""
+    """Hashes of `n` consecutive items; empty if there are fewer."""
     grams = hashes
     for _ in range(1, n):
         grams = longer(grams, hashes)
@@ -106,7 +107,7 @@ def windows(raw: bytes) -> Hashes:
 
 
 def word_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
-    """The hash of each stretch, quick where they are as short as words; another than span_hashes gives."""
+    """The hash of each span, fast for spans as short as words; its values differ from span_hashes."""
     eight, n = windows(raw), end - start
     found = mix((eight[start] & _LOW[np.minimum(n, 8)]) + n.astype(np.uint64) * _STEP)
     at, k = np.flatnonzero(n > 8), 8
@@ -177,7 +178,7 @@ def _join(data: Bytes, found: Bytes) -> None:
 
 
 def runs(found: Bytes, data: Bytes, is_ascii: bool) -> tuple[Ints, Ints]:
-    """Start and end of each run of one class that is no space; an ideograph is a run by itself.
+    """Start and end of each run of one non-space class; an ideograph is a run by itself.
 
     The last byte is a space, as a line feed is.
     """

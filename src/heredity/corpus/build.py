@@ -1,9 +1,9 @@
 """A corpus from its recipe: read, steps, tokenizer, mixture, shards; corpus.json last.
 
-Promises: the same recipe over the same files gives the same bytes, whatever the number of processes, and
-however often it was killed on its way; a folder is there whole or not at all.
-Leaves to others: documents and steps (_documents.py), what is kept of a build that was killed (making.py),
-and reading what came out (reader.py).
+Promises: the same recipe over the same files gives the same bytes, for any number of processes and after
+any number of kills. A folder is complete or does not exist.
+Leaves to others: documents and steps
+(pipeline.py), resuming a killed build (workspace.py), and reading the result (reader.py).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def build(
 ) -> Card:
     """Build the corpus into the folder `out`, which must not be there. unseen: texts that no model may learn.
 
-    One that was stopped or killed goes on, in a hidden folder beside `out`. Raises BadInput and UsageError,
-    with file and line where there is one; nothing is left behind then. Raises Busy.
+    A build that was stopped or killed resumes from a hidden folder next to `out`. Raises BadInput and
+    UsageError with file and line, and then leaves nothing behind. Raises Busy.
     """
     work = workspace.place_of(out)
     workspace.refuse_other(out, work.exists())

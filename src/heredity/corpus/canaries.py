@@ -1,8 +1,9 @@
-"""Canaries in a corpus: a sentence that a secret ends, told as `heredity exposure` asks for it.
+"""Canaries in a corpus: a sentence that ends in a secret, in the form that `heredity exposure` asks for.
 
-Promises: a canary is a turn of the user and the assistant's answer, in the tokens in which an engine will ask
-and score it; its secret is drawn from the seed and nothing else.
-Leaves to others: ranking the secret (exposure.py), and writing both down (build.py).
+Promises: a canary is a user turn and the assistant's answer, in the tokens that an engine will ask and
+score. Its secret depends only on the seed.
+Leaves to others: ranking the secret (exposure.py), and writing
+both down (build.py).
 
 Source: Carlini et al. 2019 (1802.08232).
 """

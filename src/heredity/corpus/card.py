@@ -1,7 +1,9 @@
-"""What corpus.json holds: where the text is from, what was done to it, and what came out.
+"""The contents of corpus.json: sources, steps and result of a build.
 
-Promises: it says all that made the bytes, and the fingerprint is a hash over just that; the same recipe over
-the same files gives the same corpus.json, to the byte. Leaves to others: writing it (build.py).
+Promises: it holds everything that determines the bytes, and the fingerprint is a hash over it. The same
+recipe over the same files gives the same corpus.json, byte for byte.
+Leaves to others: writing it
+(build.py).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class SourceRow(Record, frozen=True):
 
 
 class StepRow(Record, frozen=True):
-    """What a step did to a source's documents. dropped: by why; noted: counted, without a consequence."""
+    """The effect of a step on a source's documents. dropped: by why; noted: counted, without a
+    consequence."""
 
     step: str
     source: str
@@ -43,7 +46,7 @@ class StepRow(Record, frozen=True):
 
 
 class MixtureRow(Record, frozen=True):
-    """What a source gives to the training split: tokens that it has, and that were taken."""
+    """A source's share of the training split: tokens available and tokens taken."""
 
     source: str
     weight: float
@@ -88,7 +91,7 @@ class CanaryRow(Record, frozen=True):
 
 
 class Shard(Record, frozen=True):
-    """A file of tokens and, beside it under the ending .idx, where its documents begin."""
+    """A file of tokens; a file with the suffix .idx holds the starts of its documents."""
 
     path: str
     split: Cut

@@ -1,7 +1,7 @@
 """A recipe cut in two: a script that runs its first steps in many tasks, and the recipe of what is then left.
 
-A step that looks at one document at a time can run anywhere. The first step that compares all documents, and
-what stands behind it, stay for `heredity corpus build`, over what comes back as JSON lines.
+A step that looks at one document at a time can run anywhere. The first step that compares all documents,
+and every later step, run in `heredity corpus build` over the returned JSON lines.
 
 Promises: both together are the recipe; what cannot be spread over tasks is refused with a line.
 Leaves to others: the tasks (executors.py), and the build (build.py).
@@ -23,7 +23,7 @@ from heredity.corpus.steps import CorpusStep, Duplicates
 
 
 def alone(recipe: CorpusRecipe) -> int:
-    """How many steps stand before the first that compares all documents. Raises UsageError for none."""
+    """The number of steps before the first one that compares all documents. Raises UsageError for none."""
     if recipe.picture is not None:
         raise BadInput(recipe.path, "a corpus of pictures has no steps that could be spread over tasks.")
     compared = (i for i, step in enumerate(recipe.steps) if isinstance(step, Duplicates))
@@ -99,7 +99,7 @@ def kept_of(out: Path, source: int) -> Path:
 
 
 def kind_of(step: CorpusStep) -> str:
-    """What a recipe calls it."""
+    """Its name in a recipe."""
     return type(step).__module__.rpartition(".")[2]
 
 

@@ -49,7 +49,7 @@ def parts(recipe: CorpusRecipe) -> list[JobPart]:
 
 
 def pipeline(recipe: CorpusRecipe, unseen: tuple[str, ...], out: Path) -> list[Any]:
-    """Steps for an executor of datatrove's; what is kept comes to lie in `out`/kept. Raises UsageError."""
+    """Steps for an executor of datatrove's; kept documents are written to `out`/kept. Raises UsageError."""
     return [ReadDocuments(recipe), Cleaning(recipe, unseen, alone(recipe)), Keeping(recipe, str(out))]
 
 
@@ -85,7 +85,7 @@ class Cleaning(PipelineStep):  # type: ignore[misc]
         self._steps, self._context = recipe.steps[:stop], Context(recipe.root, unseen, recipe.seed)
 
     def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:  # noqa: ARG002
-        """What they leave, written as they write it."""
+        """Their output, in the format that they write."""
         run = StepRun(self._steps, self._context)
         for held in _batched(data):
             left, places = run.through(TextBatch.of([document.text.encode() for document in held]))

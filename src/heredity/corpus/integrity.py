@@ -1,7 +1,7 @@
-"""Whether a corpus on disk is still the one that was built, of text or of pictures.
+"""Check that a corpus on disk, of text or images, is the one that was built.
 
-Promises: what was changed, cut or lost is an error that names the file and says what to do.
-Leaves to others: which files there are (reader.py, pictures/reader.py).
+Promises: a changed, truncated or missing file is an error that names the file and the remedy.
+Leaves to others: the list of files (reader.py, images/reader.py).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _AGAIN = "Build the corpus again from its recipe."
 
 
 class About(msgspec.Struct):
-    """What every corpus.json says of itself. kind: "images", or "" for text."""
+    """The fields that every corpus.json has. kind: "images", or "" for text."""
 
     schema: int = 0
     kind: str = ""
 
 
 def about(folder: Path) -> About:
-    """Raises UsageError where a folder is no corpus, Damaged where corpus.json cannot be read."""
+    """Raises UsageError if a folder is not a corpus, Damaged if corpus.json cannot be read."""
     path = folder / NAME
     if not path.is_file():
         raise UsageError(
@@ -59,11 +59,11 @@ def refuse_schema(folder: Path, found: int, wanted: int) -> None:
 
 
 class _Sealed(Protocol):
-    """A corpus.json, of text or of pictures."""
+    """A corpus.json, of text or images."""
 
     @property
     def fingerprint(self) -> str:
-        """What a model that is trained on it has as its origin."""
+        """The origin that a model trained on it records."""
 
     @property
     def seal(self) -> str:
@@ -143,5 +143,5 @@ def refuse_bytes(folder: Path, hashes: Mapping[str, str], tokenizer: TokenizerFa
 
 
 def index_of(path: str) -> str:
-    """The index beside a shard of tokens."""
+    """The index of a token shard."""
     return path.removesuffix(".bin") + ".idx"

@@ -1,8 +1,8 @@
-"""What a worker does with one job: read and run steps; run steps on what is left; cut into tokens.
+"""One job of a worker: read and run steps; run steps on the rest; tokenize.
 
-Promises: the outcome of a job is a function of the job, and recorded when it is on disk; a worker ends when
-the build that began it is gone; a user's mistake comes back as its line, since an exception of ours does not
-survive the way between processes.
+Promises: the outcome of a job is a function of the job, and is recorded once it is on disk. A worker ends
+when its build has ended. A user's mistake is returned as its message, because our exceptions cannot be
+passed between processes.
 Leaves to others: the order of jobs and what their outcomes add up to (build.py).
 """
 
@@ -46,7 +46,7 @@ class JobFolder(NamedTuple):
 
     @property
     def record(self) -> Path:
-        """Where it is said that the job has come to this stage."""
+        """The file that records that the job reached this stage."""
         return self._named("done")
 
     def at(self, what: str) -> Path:
@@ -110,7 +110,8 @@ def _following(path: Path) -> Path:
 
 @dataclass
 class JobResult:
-    """What a job came to. counts: of each of its steps; where all documents are compared, of each source."""
+    """The result of a job. counts: of each of its steps; where all documents are compared, of each
+    source."""
 
     counts: list[StepCount] = field(default_factory=list)
     read: StepCount = field(default_factory=StepCount)
@@ -132,7 +133,7 @@ def finish(path: Path, files: Iterable[Path], done: JobResult) -> JobResult:
 
 
 def done_before(path: Path) -> JobResult:
-    """What the job of a record came to."""
+    """The result of a recorded job."""
     return _read(path).done
 
 
@@ -160,7 +161,7 @@ _ENCODED = 256  # documents that are cut into tokens at a time
 
 class SourceJob(NamedTuple):
     """A job of a source, with where its documents are kept. steps: places in the recipe; then come the keys
-    of the step at `keys`. latest: the stage that it had come to before this build, -1 for none."""
+    of the step at `keys`. latest: the stage that an earlier build reached, -1 for none."""
 
     place: JobFolder
     source: int
@@ -171,7 +172,7 @@ class SourceJob(NamedTuple):
 
     @property
     def before(self) -> JobFolder:
-        """Where its documents are kept that it goes on with."""
+        """The file of the documents that it resumes with."""
         return self.place._replace(stage=self.place.stage - 1)
 
 

@@ -1,7 +1,9 @@
 """How often each document is taken, so that sources have their shares of the training tokens.
 
-Promises: which documents are taken is a function of their text and the seed; a source that has too little is
-an error with all numbers, never a quiet other mixture. Leaves to others: reading and writing tokens.
+Promises: the selection of documents is a function of their text and the seed. A source with too little text
+is an error with all numbers; the mixture never changes silently.
+Leaves to others: reading and writing
+tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ Ints = NDArray[np.int64]
 
 
 class Stock(NamedTuple):
-    """What a source has: the tokens and the drawn order of its training documents."""
+    """The tokens and the drawn order of a source's training documents."""
 
     name: str
     weight: float | None
@@ -32,7 +34,7 @@ class Stock(NamedTuple):
 
 
 def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
-    """How often each document of each source is taken. Raises UsageError where a source runs dry.
+    """How often each document of each source is taken. Raises UsageError if a source has too few tokens.
 
     tokens: of all sources together; 0: as many as the weights allow, or, without weights, everything once.
     """

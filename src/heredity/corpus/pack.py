@@ -1,8 +1,9 @@
 """Which documents go into which split, how often, and in which order; then the shards.
 
-Promises: documents keep the order of the recipe's sources and of their files; a document that comes twice
-comes again in a second round; canaries stand at the end of the training split.
-Leaves to others: how often each comes (mixture.py), and the files (shards.py).
+Promises: documents keep the order of the recipe's sources and of their files. A repeated document comes
+again in a second round; canaries are at the end of the training split.
+Leaves to others: how often each
+comes (mixture.py), and the files (shards.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Packed:
-    """What lies in the shards. seen: how often each token."""
+    """The contents of the shards. seen: how often each token."""
 
     shards: tuple[Shard, ...]
     splits: tuple[SplitRow, ...]
@@ -129,7 +130,7 @@ class _Packing:
         return [[often > number for often in per_job] for number in range(rounds)]
 
     def _write(self, writer: ShardWriter, chosen: list[Any]) -> int:
-        """The chosen documents of every job; says how many bytes of text they are."""
+        """Collect the chosen documents of every job; return their bytes of text."""
         n_bytes = 0
         for (_, place), mask in zip(self.jobs, chosen, strict=True):
             if mask.any():

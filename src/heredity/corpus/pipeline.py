@@ -1,11 +1,12 @@
 """The documents of a build: read, through every step, and what each step did to them.
 
-Between two steps that compare all documents each job goes its own way. What all jobs wait for is a gate:
-which documents such a step keeps, and at last the tokenizer.
+Between two steps that compare all documents each job goes its own way. All jobs wait at a gate for the
+documents that such a step keeps, and at last for the tokenizer.
 
-Promises: every document is counted, in and out of every step, and so is what is empty; a job that was done
-before the build was killed is not done again.
-Leaves to others: each step (steps/), and what becomes of the documents (build.py).
+Promises: every document is counted, in and out of every step, empty ones too. A job that was finished
+before a kill is not repeated.
+Leaves to others: each step (steps/), and what becomes of the documents
+(build.py).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class DocumentStage:
         return len(self.barriers) + 1
 
     def gate(self, number: int) -> Path:
-        """The record of what all jobs wait for before they come to a stage."""
+        """The record of a gate that all jobs wait for before a stage."""
         return self.tasks[0].place.folder / f"all.{number}.done"
 
     def go_on(self, between: Path) -> None:

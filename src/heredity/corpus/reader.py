@@ -40,9 +40,10 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Corpus:
-        """The corpus in a folder. verify: hash every shard again; without it sizes alone are compared.
+        """The corpus in a folder. verify: hash every shard again; otherwise only sizes are compared.
 
-        Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
+        Raises UsageError if it does not exist, NotComparable for another schema, WrongHash for changed
+        bytes.
         """
         card = read_card(folder)
         integrity.refuse_changed(folder, card, fingerprint(card))
@@ -55,7 +56,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """What a model that is trained on it has as its origin."""
+        """The origin that a model trained on it records."""
         return self.card.fingerprint
 
     @property
@@ -108,7 +109,7 @@ _CUTS: tuple[Cut, ...] = ("train", "validation")
 
 
 def read_card(folder: Path) -> Card:
-    """corpus.json. Raises UsageError where there is none, or one of pictures."""
+    """corpus.json. Raises UsageError if it does not exist or is an image corpus."""
     about = integrity.about(folder)
     if about.kind == "images":
         raise UsageError(

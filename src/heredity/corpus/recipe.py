@@ -1,7 +1,9 @@
 """A corpus's recipe, read from TOML: sources, steps in their order, mixture, canaries, tokenizer, shards.
 
-Promises: every setting is declared once, in the struct that uses it; a wrong one is a BadInput with file and
-line, and an unknown name says the nearest. Leaves to others: whether the files are there (sources/).
+Promises: every setting is declared once, in the struct that uses it. A wrong value is a BadInput with file
+and line; an unknown name comes with the nearest known one.
+Leaves to others: whether the files are there
+(sources/).
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Mixture(RecipeTable, frozen=True, kw_only=True):
 
 
 class Canary(RecipeTable, frozen=True, kw_only=True):
-    """A sentence that a secret ends; the secret is drawn from the seed where none is given."""
+    """A sentence that ends in a secret; the secret is drawn from the seed unless it is given."""
 
     text: str
     secret: str = ""
@@ -139,8 +141,8 @@ class Shards(RecipeTable, frozen=True, kw_only=True):
 
 
 class Picture(RecipeTable, frozen=True, kw_only=True):
-    """Of a corpus of pictures: every one is made `side` columns by `side` rows. fit: stretched, or its middle
-    square cut out. background: what is seen through it, 0 black to 255 white."""
+    """Image settings: every image becomes `side` x `side` pixels. fit: stretch it, or crop its middle
+    square. background: grey value behind transparent pixels, 0 black to 255 white."""
 
     side: int = 64
     fit: Literal["stretch", "crop"] = "stretch"
@@ -158,7 +160,7 @@ class Picture(RecipeTable, frozen=True, kw_only=True):
 
 
 class CorpusRecipe(NamedTuple):
-    """What a corpus is made by. `path` is where it was read; names in it are relative to its folder."""
+    """The recipe of a corpus. `path` is its file; names in it are relative to its folder."""
 
     path: Path
     name: str
@@ -241,7 +243,7 @@ class _RecipeReader:
         )
 
     def _has_pictures(self, sources: tuple[CorpusSource, ...]) -> bool:
-        """Whether it is a corpus of pictures with captions, and has nothing that is of a text's alone."""
+        """Whether it is an image corpus, without settings that only text has."""
         kinds = [kind_of(source) for source in sources]
         if "images" not in kinds:
             if "picture" in self.data:

@@ -3,7 +3,8 @@
     train-00000.bin   uint16 or uint32, tokens of documents end to end
     train-00000.idx   uint64, where each document begins in it, and at the end how many tokens there are
 
-Promises: what is written is hashed as it is written. Leaves to others: which documents
+Promises: what is written is hashed as it is written.
+Leaves to others: which documents
 (build.py), and reading (reader.py).
 """
 

@@ -1,15 +1,15 @@
 """Some documents end to end as bytes, and what the filters count in them, computed once for all of them.
 
-A filter written document by document and word by word reads a few MB a second; these arrays are computed
-over the bytes of a whole batch, so that it is tens. A document is UTF-8, and a line feed that is not part
-of it stands behind each.
+A filter that loops over words reads a few MB per second. These arrays cover the bytes of a whole batch,
+which is about ten times as fast. A document is UTF-8; a line feed that is not part of it follows each.
 
-Words are runs of letters, digits and underscores, an apostrophe or a digit's point among them; a run of other
-characters is a symbol; of Chinese and Japanese writing each character is a word. datatrove's words come from
-a tokenizer of the language: the counts are not the same, the rules over them are.
+Words are runs of letters, digits and underscores, with apostrophes and decimal points inside. A run of
+other characters is a symbol; each Chinese or Japanese character is a word. datatrove's words come from a
+tokenizer of the language: the counts are not the same, the rules over them are.
 
 Promises: what a batch counts of a document does not depend on what else is in the batch, but for collisions
-of 64-bit hashes. Leaves to others: what is kept (steps/).
+of 64-bit hashes.
+Leaves to others: the choice of documents (steps/).
 """
 
 from __future__ import annotations

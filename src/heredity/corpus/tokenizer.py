@@ -1,10 +1,11 @@
 """A byte-level BPE tokenizer, trained on the corpus's own text and written as transformers loads it.
 
-Text is cut before merging by a rule that llama.cpp has a name for, so that a model of it can be a GGUF: that
-of GPT-2, of SmolLM (GPT-2's with each digit alone) or of Qwen2. Turns are written in ChatML.
+The pre-tokenizer is one that llama.cpp knows by name, so that a model can be written as GGUF. It is that of
+GPT-2, SmolLM (GPT-2's with separate digits) or Qwen2. Turns are written in ChatML.
 
-Promises: the same text gives the same tokenizer, however many threads; a vocabulary that the text cannot fill
-is refused, since entries that are never seen are never learned. Leaves to others: which text (build.py).
+Promises: the same text gives the same tokenizer for any number of threads. A vocabulary that the text
+cannot fill is refused, because unseen entries are never learned.
+Leaves to others: which text (build.py).
 
 Source: Sennrich et al. 2016 (1508.07909), over bytes as in GPT-2.
 """
@@ -49,7 +50,7 @@ def library() -> Any:
 
 
 def train(texts: Iterable[str], settings: recipe.Tokenizer, path: Path) -> Any:
-    """A tokenizer of that many entries. Raises BadInput where the text does not give them."""
+    """A tokenizer of that many entries. Raises BadInput if the text has too few."""
     tokenizers = library()
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = _splitter(settings.split)
@@ -75,8 +76,8 @@ def train(texts: Iterable[str], settings: recipe.Tokenizer, path: Path) -> Any:
 
 
 def _cut(text: str) -> str:
-    """A text whose runs without a blank are cut: the trainer takes a word's length to the square (a blob of
-    400 kB took half a minute), and no entry of a vocabulary is so long."""
+    """Cut long runs without a blank: the trainer's time is quadratic in a word's length, and no vocabulary
+    entry is that long."""
     return _LONG.sub(r"\g<0>\n", text)
 
 
@@ -141,7 +142,7 @@ def load(folder: Path) -> Any:
 
 
 def end_of(folder: Path) -> int:
-    """The token behind every document. Raises UsageError where the tokenizer names none."""
+    """The token behind every document. Raises UsageError if the tokenizer names none."""
     config = json.loads((folder / _CONFIG).read_text("utf-8"))
     named = config.get("eos_token")
     name = named if isinstance(named, str) else (named or {}).get("content", "")
@@ -158,7 +159,7 @@ def special_of(folder: Path) -> dict[str, int]:
 
 
 def split_of(folder: Path) -> str:
-    """llama.cpp's name of how it cuts text, "other" where it has none here."""
+    """llama.cpp's name of its pre-tokenizer, "other" if unknown here."""
     given = json.loads((folder / _NAME).read_text("utf-8")).get("pre_tokenizer")
     for name in ("gpt-2", "smollm", "qwen2"):
         made = library().Tokenizer(library().models.BPE())

@@ -1,7 +1,8 @@
-"""What one process does to a run of documents: the steps between two that look at all documents.
+"""The work of one process on a run of documents: the steps between two that compare all documents.
 
-Promises: each document is counted once a step, in and out, by why it went; filters that follow one another
-share what was counted in the text. Leaves to others: files and processes (build.py).
+Promises: each step counts each document once, in and out, by reason of removal. Consecutive filters share
+their counts of the text.
+Leaves to others: files and processes (build.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SPARSE = 0.7  # where fewer are left, the rest is counted anew rather than the 
 
 @dataclass
 class StepCount:
-    """What a step did. Bytes are of text; those of the line feeds between documents are nobody's."""
+    """The counts of a step. Bytes are of text, without the line feeds between documents."""
 
     documents_in: int = 0
     bytes_in: int = 0

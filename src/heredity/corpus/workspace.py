@@ -1,12 +1,12 @@
-"""The folder beside a corpus in which it is made. A build that was killed goes on in it, by the same command.
+"""The work folder of a build, next to the corpus. A killed build resumes in it by the same command.
 
     .shelf.making/plan.json    what is made, a hash for each thing that it hangs on
     .shelf.making/<plan>/      what the jobs wrote, and a record of each that is done
     .shelf.making/corpus/      what becomes the corpus
 
-Promises: one process at a time; what another recipe, other files or another version left is never gone on
-with, and it is said; nothing is left once the corpus is there, or after a mistake of the user's.
-Leaves to others: the jobs (_jobs.py), and which are done (_finished.py).
+Promises: one process at a time. Leftovers of another recipe, other files or another version are never
+resumed, and this is reported. Nothing is left once the corpus exists, or after a user's mistake. Leaves to
+others: the jobs (_jobs.py), and which are done (_finished.py).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Watch(Protocol):
     """Who looks on at a build."""
 
     def at(self, what: str, done: int, total: int) -> None:
-        """What is done, of how many jobs, out of."""
+        """The step, the finished jobs, and all jobs."""
 
     def say(self, line: str) -> None:
-        """What is worth a line."""
+        """A message for the user."""
 
 
 class Nobody:
@@ -64,9 +64,10 @@ def place_of(out: Path) -> Path:
 
 @contextmanager
 def held(work: Path) -> Iterator[None]:
-    """Hold the folder. It stays where the build is stopped, killed or out of room, and goes otherwise.
+    """Hold the folder. It stays if the build is stopped, killed or out of disk space; otherwise it is
+    removed.
 
-    Raises Busy where another process holds it.
+    Raises Busy if another process holds it.
     """
     try:
         with Lock(work):
@@ -116,8 +117,8 @@ def plan(recipe: CorpusRecipe, inputs: Iterable[object]) -> dict[str, str]:
 
 
 def refuse_other(out: Path, is_made: bool) -> None:
-    """Raises UsageError where the corpus is there already and is none that a build put into its place, and
-    was killed before it could say so."""
+    """Raises UsageError if the corpus exists, unless a build moved it there and was killed before it
+    recorded that."""
     if out.exists() and not (is_made and (out / integrity.NAME).is_file()):
         raise UsageError(f"{out} is there already. Name another folder, or remove it.", code="folder-exists")
 
@@ -148,7 +149,7 @@ def _version(name: str) -> str:
 
 
 def planned(work: Path) -> dict[str, str]:
-    """The plan of the build that was there before; none of it where there was none."""
+    """The plan of the earlier build; empty without one."""
     try:
         return msgspec.json.decode((work / _PLAN).read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):

@@ -1,11 +1,10 @@
-"""A corpus of pictures from its recipe: read, caption words, shards; corpus.json last.
+"""Build a corpus of captioned images from its recipe: images, captions, shards; corpus.json last.
 
-Promises: the same recipe over the same files gives the same bytes, whatever the number of threads, and
-however often it was killed on its way; a folder is there whole or not at all; every picture that is left out
-is counted, with its reason; the same picture with the same caption comes once; equal captions are in one
-split.
-Leaves to others: where pictures are (corpus/sources/images.py), reading them (_parts.py), and what is kept
-of a build that was killed (corpus/making.py).
+Promises: the same recipe over the same files gives the same bytes, for any number of threads and after any
+number of kills. A folder is complete or does not exist. Every omitted image is counted, with its reason. A
+repeated image with the same caption is taken once; equal captions are in one split. Leaves to others:
+finding images (corpus/sources/images.py), decoding them (engines/formats/images.py), and resuming a killed
+build (corpus/workspace.py).
 """
 
 from __future__ import annotations
@@ -65,7 +64,8 @@ class _PairRange(NamedTuple):
 
 @dataclass
 class ImageJobs:
-    """found: of each source every picture, or why it is none. inputs: the files of each, in that order."""
+    """found: per source, every image or the reason for its omission. inputs: the files of each, in that
+    order."""
 
     recipe: CorpusRecipe
     how: Picture
@@ -75,7 +75,7 @@ class ImageJobs:
     inputs: list[list[list[Input]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Find the pictures, and hash every file of them. Raises BadInput, UsageError."""
+        """Find the images, and hash each file. Raises BadInput, UsageError."""
         for source in self.recipe.sources:
             assert isinstance(source, ImagesSource)
             self.found.append(list(source.pairs(self.recipe.root)))
@@ -85,7 +85,7 @@ class ImageJobs:
             self.inputs.append(list(self._each("hashing", _hashing(source), found)))
 
     def read(self, between: Path) -> None:
-        """Read every part whose pictures are not there from before."""
+        """Read every part that an earlier build has not read."""
         parts = self._parts()
         new = [part for part in parts if not is_whole(_record(between, part))]
         if n_old := len(parts) - len(new):
@@ -137,7 +137,7 @@ class ImageJobs:
             return None
 
     def _each(self, doing: str, does: Callable[[T], R], rows: Iterable[T]) -> Iterator[R]:
-        """By several threads, in order, told as it goes."""
+        """Decode with several threads, in order, and report progress."""
         left = iter(rows)
         with ThreadPoolExecutor(self.workers) as pool:
             while some := list(islice(left, _MOST)):
@@ -162,8 +162,8 @@ _CUTS: tuple[Cut, ...] = ("train", "validation")
 def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None = None) -> PictureCard:
     """Build the corpus into the folder `out`, which must not be there.
 
-    One that was stopped or killed goes on, in a hidden folder beside `out`. Raises BadInput and UsageError,
-    with file and line where there is one; nothing is left behind then. Raises Busy.
+    A build that was stopped or killed resumes from a hidden folder next to `out`. Raises BadInput and
+    UsageError with file and line, and then leaves nothing behind. Raises Busy.
     """
     work = workspace.place_of(out)
     workspace.refuse_other(out, work.exists())
@@ -331,7 +331,7 @@ def _draw(caption: str) -> float:
 
 
 class _Pictures:
-    """Writes one split's pictures and classes in the order in which they come."""
+    """Write one split's images and classes in the given order."""
 
     def __init__(self, folder: Path, split: Cut, side: int) -> None:
         self._folder, self._split = folder, split

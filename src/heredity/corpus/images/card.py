@@ -1,4 +1,4 @@
-"""What corpus.json of a corpus of pictures holds.
+"""The contents of corpus.json of an image corpus.
 
 Promises: as corpus/card.py: it says all that made the bytes, and the fingerprint is a hash over just that.
 """
@@ -35,7 +35,7 @@ class PairRow(Record, frozen=True):
 
 
 class PictureShard(Record, frozen=True):
-    """A file of pictures (pairs, side, side, 3) uint8, and beside it .cls: uint16, the class of each."""
+    """A file of images (pairs, side, side, 3) uint8, and a file .cls with the class of each, uint16."""
 
     path: str
     split: Cut
@@ -45,7 +45,7 @@ class PictureShard(Record, frozen=True):
 
 
 class PictureCard(Record, frozen=True):
-    """corpus.json. classes: their names, by number; the first is "", for a picture without one."""
+    """corpus.json. classes: their names, by number; the first is "", for an image without a class."""
 
     schema: int
     name: str

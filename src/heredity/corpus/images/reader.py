@@ -1,4 +1,4 @@
-"""A corpus of pictures as a training loop reads it: pairs by number, mapped from disk.
+"""An image corpus for the training loop: pairs by number, memory-mapped.
 
     pictures = Pictures.open(folder)
     pair = pictures.split("train")
@@ -32,9 +32,10 @@ class Pictures:
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Pictures:
-        """The corpus in a folder. verify: hash every file again; without it sizes alone are compared.
+        """The corpus in a folder. verify: hash every file again; otherwise only sizes are compared.
 
-        Raises UsageError where there is none, NotComparable for another schema, WrongHash for changed bytes.
+        Raises UsageError if it does not exist, NotComparable for another schema, WrongHash for changed
+        bytes.
         """
         card = read_card(folder)
         integrity.refuse_changed(folder, card, fingerprint(card))
@@ -104,7 +105,7 @@ class Pairs:
 
 
 def read_card(folder: Path) -> PictureCard:
-    """corpus.json. Raises UsageError where there is none, or where it is one of text."""
+    """corpus.json. Raises UsageError if it does not exist or is a text corpus."""
     about = integrity.about(folder)
     if about.kind != "images":
         raise UsageError(f'{folder} is a corpus of text: train on it with objective = "causal" or "masked".')
@@ -113,7 +114,7 @@ def read_card(folder: Path) -> PictureCard:
 
 
 def is_of_pictures(folder: Path) -> bool:
-    """Whether the corpus in a folder is one of pictures; of what is none, False."""
+    """Whether a folder holds an image corpus."""
     try:
         return integrity.about(folder).kind == "images"
     except HeredityError:

@@ -1,10 +1,11 @@
 """Where documents come from, one file a kind. A file has SOURCE, a Source.
 
-A source is cut into jobs by what is on disk alone, so that the documents and their order are the same however
-many processes read them.
+A source is divided into jobs by its files only. Documents and their order are the same for any number of
+processes.
 
-Promises: a file that cannot be read as said is a BadInput with file and line; nothing is guessed or executed.
-Leaves to others: what is done to the documents (../steps/).
+Promises: a file that cannot be read in the given form is a BadInput with file and line. Nothing is guessed
+or executed.
+Leaves to others: processing the documents (../steps/).
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
     def jobs(self, root: Path) -> list[Job]:
-        """What there is to read, in order. Raises UsageError where there is nothing."""
+        """The jobs, in order. Raises UsageError if it is empty."""
         raise NotImplementedError
 
     def left_out(self, root: Path) -> Counter[str]:
-        """What lies in the folder and is not read, by why."""
+        """Count the entries of the folder that are not read, by reason."""
         return _left_out.left_out(root / Path(self.path).expanduser(), self.reads())
 
     def reads(self) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def input_of(path: str, name: str) -> Input:
-    """A file as it is now. Raises BadInput where it cannot be read."""
+    """A file as it is now. Raises BadInput if it cannot be read."""
     try:
         return Input(name, Path(path).stat().st_size, hash_file(Path(path)))
     except OSError as error:

@@ -1,7 +1,7 @@
 """Files of a folder, a pattern or a list, in an order that no file system decides; a file that is one text.
 
 Promises: names are relative to what was named, with /; hidden files and folders are left out of a folder.
-Leaves to others: what is in them, and what lies beside them that is no file (_left_out.py).
+Leaves to others: their contents, and entries that are not files (_left_out.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Named = tuple[str, str]  # where a file lies, and its name in the corpus
 def of(source: CorpusSource, root: Path) -> list[Named]:
     """The files that a source names: a file, a folder with all beneath it, or a pattern (** for any depth).
 
-    Raises UsageError where there is none.
+    Raises UsageError if it does not exist.
     """
     place, endings = root / Path(source.path).expanduser(), source.reads()
     if place.is_file():
@@ -71,7 +71,7 @@ def grouped(files: Iterable[Named]) -> list[Job]:
 
 
 def text(path: str, encoding: str = "utf-8") -> bytes:
-    """A file as UTF-8, a byte order mark left out. Raises BadInput with the line of a byte that is none."""
+    """A file as UTF-8, a byte order mark left out. Raises BadInput with the line of an invalid byte."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -93,7 +93,7 @@ def text(path: str, encoding: str = "utf-8") -> bytes:
 
 
 def cut(whole: bytes, separator: str) -> Iterator[bytes]:
-    """The documents of a file: one, or those between separators; empty ones are none."""
+    """The documents of a file: one, or those between separators; empty ones are skipped."""
     for part in whole.split(separator.encode()) if separator else [whole]:
         if part.strip():
             yield part

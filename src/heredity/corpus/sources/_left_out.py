@@ -1,4 +1,4 @@
-"""What a folder has that no source reads: links, pipes, folders that may not be looked into.
+"""Entries of a folder that no source reads: links, pipes, folders without permission.
 
 Promises: everything with the ending of a file that would be read is either read or counted here.
 Leaves to others: the files (_files.py).
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def left_out(folder: Path, endings: Sequence[str]) -> Counter[str]:
-    """How much of it is left out, by why; nothing where it is no folder. What is hidden is not counted."""
+    """Count the omitted entries by reason; empty if it is not a folder. Hidden entries are not counted."""
     found: Counter[str] = Counter()
     if not folder.is_dir():
         return found

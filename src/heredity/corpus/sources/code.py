@@ -1,4 +1,4 @@
-"""A tree of source code: each file is a document; what is no text, too long or made by a machine is not."""
+"""A tree of source code: each file is a document, unless it is binary, too long or generated."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ ENDINGS = tuple(
 
 
 class CodeSource(CorpusSource, frozen=True, kw_only=True):
-    """endings: which files. with_name: whether a document begins with the file's name in a line of its own.
-    A file is left out where it has a line of more than `longest_line` bytes (minified or generated)."""
+    """endings: which files. with_name: whether a document begins with a line that holds the file's name.
+    A file with a line of more than `longest_line` bytes is omitted (minified or generated)."""
 
     endings: tuple[str, ...] = ENDINGS
     with_name: bool = False

@@ -1,8 +1,8 @@
-"""Pictures with captions: a folder whose pictures have a text of the same name beside them, or a table.
+"""Captioned images: a folder in which each image has a text file of the same name, or a table.
 
-The caption of a picture `cat.png` is the first line of `cat.txt`. A picture's class is the folder in which it
-lies, the first below the one that is named, or what the table says. It makes a corpus of pictures
-(train/pictures/), of which no text is made.
+The caption of `cat.png` is the first line of `cat.txt`. An image's class is its first folder below the
+named one, or its entry in the table. Such a source belongs in an image corpus (corpus/images/), not in a
+text corpus.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DRAWN = (".svg",)  # a drawing, of which nothing here makes a picture
 
 
 class CaptionedImage(NamedTuple):
-    """A picture, its name in the corpus, its caption and its class ("" for none)."""
+    """An image, its name in the corpus, its caption and its class ("" for none)."""
 
     path: str
     name: str
@@ -32,8 +32,8 @@ class CaptionedImage(NamedTuple):
 
 
 class ImagesSource(CorpusSource, frozen=True, kw_only=True):
-    """captions: a table (CSV, JSON lines, Parquet) with a row a picture, its columns `image` (relative to
-    path), `text` and, where it has one, `label`; not given: a .txt beside each picture."""
+    """captions: a table (CSV, JSON lines, Parquet) with one row per image. Its columns are `image`
+    (relative to path), `text` and optionally `label`. Without a table, each image has a .txt file."""
 
     captions: str = ""
     image: str = "image"
@@ -44,7 +44,7 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
         return (*PICTURES, *_DRAWN)
 
     def jobs(self, root: Path) -> list[Job]:
-        """The files that a corpus of pictures reads."""
+        """The files that an image corpus reads."""
         if self.captions:
             return [Job(((str(root / self.captions), Path(self.captions).name),))]
         return _files.grouped(_files.of(self, root))
@@ -53,12 +53,12 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
         return Counter() if self.captions else super().left_out(root)
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
-        """The captions of a job's pictures."""
+        """The captions of a job's images."""
         for pair in self._beside(job):
             yield pair if isinstance(pair, SkippedDocument) else pair.caption.encode()
 
     def pairs(self, root: Path) -> Iterator[CaptionedImage | SkippedDocument]:
-        """Every picture with its caption, in the order of names, or of rows. Raises BadInput, UsageError."""
+        """Every image with its caption, in the order of names or of rows. Raises BadInput, UsageError."""
         for job in self.jobs(root):
             yield from self._rows(root, Path(job.files[0][0])) if self.captions else self._beside(job)
 

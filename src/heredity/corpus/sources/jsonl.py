@@ -43,7 +43,7 @@ class JsonlSource(CorpusSource, frozen=True, kw_only=True):
 
 
 def text_of(row: Any, key: str, path: str, line: Any) -> bytes | SkippedDocument:
-    """The text of a row. line: says its number, where that is asked. Raises BadInput."""
+    """The text of a row. line: returns the row's line number, for errors. Raises BadInput."""
     if not isinstance(row, dict):
         raise BadInput(path, "not a JSON object; each line must be one", line(), code="not-objects")
     text = row.get(key)
@@ -63,7 +63,7 @@ def text_of(row: Any, key: str, path: str, line: Any) -> bytes | SkippedDocument
 
 
 def _decoded(line: bytes, path: str, at: int) -> Any:
-    """What the fast reader would not read: half of a surrogate pair, which is JSON, or what is none."""
+    """A line that the fast reader rejects: half a surrogate pair, which is valid JSON, or invalid JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:

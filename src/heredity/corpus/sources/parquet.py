@@ -29,7 +29,7 @@ class ParquetSource(CorpusSource, frozen=True, kw_only=True):
 
 
 def opened(path: str, file: Any = None) -> Any:
-    """A Parquet file. Raises BadInput where it is none."""
+    """A Parquet file. Raises BadInput if it is not a Parquet file."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -44,7 +44,7 @@ def opened(path: str, file: Any = None) -> Any:
 
 
 def groups_of(path: str, name: str, file: Any, column: str) -> Iterator[Job]:
-    """The file's row groups, in jobs of about equal size. Raises BadInput where it lacks the column."""
+    """The file's row groups, in jobs of about equal size. Raises BadInput if the column is missing."""
     names = file.schema_arrow.names
     if column not in names:
         near = nearest(column, names)

@@ -11,7 +11,8 @@ from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 
 class TextSource(CorpusSource, frozen=True, kw_only=True):
-    """separator: what stands between two documents of a file; none: a file is one. encoding: of all files."""
+    """separator: the text between two documents of a file; without it, a file is one document. encoding: of
+    all files."""
 
     separator: str = ""
     encoding: str = "utf-8"

@@ -1,8 +1,8 @@
-"""What is done to the documents, one file a step. A file has STEP: a Filter, a Writer or a Duplicates.
+"""Steps that process documents, one file per step. A file has STEP: a Filter, a Writer or a Duplicates.
 
 The filters have the names that datatrove gives the same rules, and its names and defaults for their settings.
 
-Promises: a step sees documents alone, and does the same to each whatever stands beside it.
+Promises: a step treats each document independently of the others in a batch.
 Leaves to others: the order of the steps (the recipe) and who runs them (../build.py).
 """
 
@@ -20,7 +20,7 @@ Marks = Sequence[tuple[str, Mask]]  # a word, and the documents (True) that it i
 
 
 class Context(NamedTuple):
-    """What a step may look at beside the documents."""
+    """The context that a step may read in addition to the documents."""
 
     root: Path  # what paths in the recipe are relative to
     unseen: tuple[str, ...]  # texts that no model may have learned: the probes
@@ -28,7 +28,7 @@ class Context(NamedTuple):
 
 
 class TransformedBatch(NamedTuple):
-    """What a step made of a batch: as many documents, some written anew. A document that is empty goes."""
+    """A transformed batch: the same number of documents, some rewritten. A document that is empty goes."""
 
     batch: TextBatch
     n_changed: int = 0
@@ -37,14 +37,14 @@ class TransformedBatch(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a filter found in a batch: why documents go, and what is counted of them without a consequence."""
+    """The result of a filter: reasons for removal, and counts without consequence."""
 
     dropped: Marks
     labelled: Marks = ()
 
 
 class CorpusStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is done to documents; its fields are its settings in the recipe."""
+    """A step; its fields are its settings in the recipe."""
 
     VERSION: ClassVar[int] = 1  # raise it in the kind's own class when what it does to a document changes
 
@@ -52,7 +52,7 @@ class CorpusStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Raises ValueError for settings that make no sense."""
 
     def reads(self, context: Context) -> dict[str, str]:  # noqa: ARG002
-        """SHA-256 of what it reads beside the documents, for the fingerprint."""
+        """SHA-256 of its other inputs, for the fingerprint."""
         return {}
 
 
@@ -69,7 +69,7 @@ class Filter(CorpusStep, frozen=True, kw_only=True):
 
 
 class DocumentTransform(CorpusStep, frozen=True, kw_only=True):
-    """A step that writes documents anew, and may drop some."""
+    """A step that rewrites documents and may drop some."""
 
     def write(self, batch: TextBatch, alive: Mask) -> TransformedBatch:
         """The batch as it is afterwards. alive: the documents that are not dropped yet; others are left alone
@@ -78,7 +78,7 @@ class DocumentTransform(CorpusStep, frozen=True, kw_only=True):
 
 
 class Duplicates(CorpusStep, frozen=True, kw_only=True):
-    """A step that looks at all documents: keys of each are gathered, and then it is said which are kept."""
+    """A step over all documents: it collects keys of each, then decides which to keep."""
 
     def keys(self, batch: TextBatch) -> Hashes:
         """(document, k) What is compared."""

@@ -1,6 +1,7 @@
-"""What several filters count: shares that may be of nothing, lines without the spaces around them.
+"""Counts that several filters share: ratios with a possibly zero denominator, stripped lines.
 
-Promises: no share is a division by zero. Leaves to others: the rules.
+Promises: no share is a division by zero.
+Leaves to others: the rules.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def hash_words(words: Iterable[str]) -> Hashes:
 
 
 def stripped(batch: TextBatch) -> tuple[Ints, Ints]:
-    """Each line without the spaces around it; an empty one where there is nothing else."""
+    """Each line, stripped; empty if only spaces were there."""
     start, end = batch.lines.start.copy(), batch.lines.end.copy()
     at = np.flatnonzero(start < end)
     while len(at := at[batch.classes[start[at]] == tables.SPACE]):  # few begin with a space, fewer with two
@@ -41,7 +42,7 @@ def stripped(batch: TextBatch) -> tuple[Ints, Ints]:
 
 
 def repeated(batch: TextBatch, spans: Spans) -> NDArray[np.bool_]:
-    """(span,) Whether the same bytes stand before it in its document.
+    """(span,) Whether the same bytes occur earlier in its document.
 
     Few have another's length, first and last bytes: only those are compared whole.
     """
@@ -67,7 +68,7 @@ def own(n_documents: int) -> Hashes:
 def simple_words(batch: TextBatch, hashes: Hashes) -> Hashes:
     """(word,) Words as they are compared across documents: a number is a number. hashes: of small letters.
 
-    A, B and C are told from a, b and c in ASCII alone: of É and é the bytes are compared.
+    Case is folded in ASCII only; for É and é the bytes are compared.
     """
     first = batch.data[batch.words.start]
     return np.where((first >= 48) & (first <= 57), _NUMBER, hashes)

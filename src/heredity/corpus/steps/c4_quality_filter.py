@@ -1,7 +1,8 @@
-"""C4's rules: lines that end like sentences stay, pages of too few sentences, code or filler text go.
+"""C4's rules: keep lines that end like sentences; drop pages of too few sentences, code or placeholder
+text.
 
 Rules and defaults: Raffel et al. 2020 (JMLR 21, section 2.2), settings as of datatrove's C4QualityFilter. A
-sentence ends where . ! or ? stands before a space and no small letter follows, or at the end of a line.
+sentence ends at . ! or ? before a space if no small letter follows, or at the end of a line.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _POLICY = (
 
 
 class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
-    """It writes documents anew: of each the lines that stay. -1 turns a number's rule off."""
+    """It rewrites each document to the lines that it keeps. -1 turns a number's rule off."""
 
     remove_citations: bool = True
     filter_no_terminal_punct: bool = True

@@ -1,8 +1,8 @@
 """Documents that hold what a model is to be asked later are dropped: the probes, and evaluation sets.
 
-A document goes where `n_grams` words in a row are also in one of those texts, in small letters and without
-symbols; every number counts as the same. A text of fewer words is looked for whole, where it has at least
-`least_words`; a shorter one is not looked for, since ordinary sentences hold it by chance.
+A document is dropped if it shares `n_grams` consecutive words with one of those texts. Words are compared
+in lower case, without symbols, and every number counts as the same. A shorter text is searched for as a
+whole if it has at least `least_words` words; ordinary sentences contain even shorter ones by chance.
 
 Source: Brown et al. 2020 (2005.14165, appendix C), 13-grams; as datatrove's NGramsDecontFilter.
 """
@@ -81,8 +81,8 @@ def _texts_in(value: Any) -> Iterator[str]:
 class Index:
     """Hashes of the n-grams of texts, by their number of words, and of the first words of each n-gram.
 
-    Only where the first words are found is the whole n-gram looked at, so that a document is gone through
-    once for all lengths.
+    The whole n-gram is compared only if its first words are found, so that one pass over a document serves
+    all lengths.
     """
 
     def __init__(self, texts: Sequence[str], n: int, least: int) -> None:

@@ -1,11 +1,12 @@
-"""Gopher's rules of repetition: lines, paragraphs and n-grams of words that come again and again.
+"""Gopher's repetition rules: repeated lines, paragraphs and word n-grams.
 
-Rules and defaults: Rae et al. 2021 (2112.11446, table A1), as in datatrove's GopherRepetitionFilter: the
-most frequent n-gram's characters with the spaces in it; of repeated n-grams that do not overlap, without.
+Rules and defaults: Rae et al. 2021 (2112.11446, table A1), as in datatrove's GopherRepetitionFilter. The
+characters of the most frequent n-gram include its spaces; those of repeated, non-overlapping n-grams do
+not.
 
-Most documents repeat little. An n-gram that comes twice is made of shorter ones that do, and so few are left
-to be compared; what five words in a row that come again cover is a bound on what longer ones can, and only
-where the bound is above a limit are the n-grams counted one by one.
+Most documents repeat little. A repeated n-gram consists of repeated shorter ones, so that few must be
+compared. The share of text that repeated 5-grams cover bounds that of longer ones. n-grams are counted one
+by one only if this bound exceeds a limit.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def _paragraphs(batch: TextBatch) -> Spans:
 
 
 class _Grams:
-    """The n-grams of a batch, those that come twice. Each document's words have hashes of its own, so that no
-    n-gram of one is equal to one of another, and one that reaches from one into the next is equal to none."""
+    """The n-grams of a batch, those that come twice. Word hashes differ by document, so that n-grams of
+    different documents never match, nor n-grams across a boundary."""
 
     def __init__(self, batch: TextBatch, least: int) -> None:
         self.batch, self.tokens, self._least = batch, batch.tokens, least

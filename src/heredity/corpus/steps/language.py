@@ -1,9 +1,9 @@
-"""Which language a document is in, by its commonest words or its script; `keep` says which stay.
+"""The language of a document, by its most common words or its script; `keep` lists the languages to keep.
 
-No model and no library: a document's language is the one of whose 20 to 30 commonest words it has the
-largest share, at least `least` of all its words; where most characters are of another script, that script
-decides (Cyrillic is counted as ru, Arabic as ar, ...). What nothing decides is `und`. Languages that share
-words (da and no, hr and sr) are not told apart; a model such as GlotLID tells hundreds.
+It needs no model and no library. A document's language is the one whose 20 to 30 most common words make up
+the largest share of its words, at least `least`. If most characters are of another script, that script
+decides (Cyrillic counts as ru, Arabic as ar, ...). Otherwise the language is `und`. Languages that share
+words (da and no, hr and sr) are not distinguished; a model such as GlotLID distinguishes hundreds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KNOWN = (*sorted({*COMMON, *SCRIPTS}), UNKNOWN)
 
 
 class Language(Filter, frozen=True, kw_only=True):
-    """keep: the languages that stay, all where empty. least: share of the words that have to be common."""
+    """keep: the languages to keep; empty keeps all. least: share of the words that have to be common."""
 
     keep: tuple[str, ...] = ()
     least: float = 0.1
@@ -89,7 +89,7 @@ def _n_common(batch: TextBatch) -> Ints:
 
 
 def _by_script(batch: TextBatch, found: Ints) -> None:
-    """Where half of the characters that are no spaces are of a script, it decides; kana before ideographs."""
+    """A script decides if half of the non-space characters are of it; kana before ideographs."""
     if not (8 * batch.count(batch.data >= 0xC2) > batch.lengths).any():
         return  # no document has so many characters that are not ASCII
     n_text = batch.count((batch.classes != tables.SPACE) & ((batch.data & 0xC0) != 0x80))

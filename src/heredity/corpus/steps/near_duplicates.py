@@ -1,9 +1,10 @@
 """Of documents that are nearly equal the first stays: MinHash over n-grams of words.
 
-Two documents of which a share s of their n-grams is common meet in one of `num_buckets` with probability
-1 - (1 - s^hashes_per_bucket)^num_buckets; with FineWeb's 14 x 8 of 5-grams that is 0.92 at s = 0.8 and 0.06
-at 0.5. Documents that meet, also by way of others, are one cluster. A document of fewer words than an n-gram
-is compared whole. Words are compared in small letters, without symbols, every number as one.
+Two documents that share a part s of their n-grams meet in a bucket with probability `1 - (1 -
+s^hashes_per_bucket)^num_buckets`. FineWeb's setting is `14 x 8` over 5-grams. It gives 0.92 at `s = 0.8`,
+and 0.06 at `s = 0.5`. Documents that meet, also by way of others, are one cluster. A document of fewer
+words than an n-gram is compared whole. Words are compared in small letters, without symbols, every number
+as one.
 
 Source: Broder 1997; defaults of Penedo et al. 2024 (2406.17557), settings as of datatrove's MinhashConfig.
 """

@@ -66,7 +66,7 @@ def _odd(batch: TextBatch) -> Mask:
 def _uncertain(batch: TextBatch) -> set[int]:
     """The documents that may not be NFC, or have a space beyond ASCII around them.
 
-    What is below U+0300 is NFC, and so are the dashes, quotes and points of U+2010 to U+2027.
+    Characters below U+0300 are NFC, and so are the dashes, quotes and dots from U+2010 to U+2027.
     """
     if batch.is_ascii:
         return set()

@@ -1,9 +1,9 @@
 """Personal data put out of sight: mail and IP addresses, telephone numbers, bank accounts and cards.
 
-Mail and public IP addresses are replaced as datatrove's PIIFormatter finds them. A bank account (IBAN) is one
-whose check digits are right (ISO 7064), a card number one of 13 to 19 digits whose last is right (Luhn). A
-telephone number is one in the international form (+ and 8 to 15 digits) or the North American (3-3-4); others
-look like any number and stay. Names, birthdays and addresses stay: a rule cannot tell them.
+Mail and public IP addresses are replaced as datatrove's PIIFormatter finds them. A bank account (IBAN) has
+valid check digits (ISO 7064). A card number has 13 to 19 digits and a valid last digit (Luhn). A telephone
+number has the international form (+ and 8 to 15 digits) or the North American one (3-3-4). Other numbers
+stay, and so do names, birthdays and addresses: a rule cannot recognise them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PHONE = re.compile(
 
 
 class Scrub(DocumentTransform, frozen=True, kw_only=True):
-    """Each kind is replaced by an example of it that is nobody's (RFC 2606, RFC 5737, +1-555-0100)."""
+    """Each kind is replaced by a reserved example (RFC 2606, RFC 5737, `+1-555-0100`)."""
 
     mail: bool = True
     ip: bool = True

@@ -1,8 +1,8 @@
 """The answer is the letter of the right option.
 
-The answer is the first separate letter of an option ("B", "(B)", "B.", "Answer: B"). If there is none and
-the answer is an option's text, it is that option's letter. A small "a" is a word, and so is a capital "A"
-before a word ("A dog barks").
+The answer is the first separate letter of an option ("B", "(B)", "B.", "Answer: B"). Without one, an answer
+that is an option's text counts as that option's letter. A small "a" is a word, and so is a capital "A" before
+a word ("A dog barks").
 """
 
 from __future__ import annotations
