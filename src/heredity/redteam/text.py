@@ -1,7 +1,7 @@
 """Text as the judges compare it: compatibility forms folded, invisible characters gone, lower case.
 
 Promises: linear time, never raises, whatever the text.
-Leaves to others: what is looked for (checks.py, rules.py).
+Leaves to others: what is looked for (checks/, judges/).
 """
 
 from __future__ import annotations

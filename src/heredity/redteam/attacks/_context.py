@@ -2,7 +2,7 @@
 
 Promises: everything that an attack draws comes from the trial's seed, so the same trial says the same words
 under every Python; nothing of the model, and no secret's value, is in here.
-Leaves to others: where the seed comes from (plan.py) and who fills it in (pump.py).
+Leaves to others: where the seed comes from (study/plan.py) and who fills it in (study/scheduler.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Promises: what a check decides never goes to another judge; two choices that could give other verdicts have
 other digests; a judge that cannot decide says `unclear` and is never swapped for another.
-Leaves to others: deciding (each judge), and how good each is (_quality.py).
+Leaves to others: deciding (each judge), and how good each is (calibration/quality.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ nobody.
 
 Promises: every member judges every answer, and what each said is kept beside the verdict; no member's word
 counts for more than another's.
-Leaves to others: how far members agree in a study (judged.py), how good each is (_quality.py).
+Leaves to others: how far members agree (study/), and how good each is (calibration/).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: a mistake is one line that names file, line and item; what loads can be judged: every regular
 expression compiles, every sample of a breach fires, and no text that the model is shown holds its own marker.
-Leaves to others: which files there are (probes/__init__.py) and what an application fills in (_fill.py).
+Leaves to others: which files there are (probes/__init__.py) and what an application fills in (fill.py).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def phrase_pattern(words: str) -> str:
 
 def why_name_taken(name: str) -> str:
     """Why a technique of one's own may not be named so; "" where it may."""
-    if name in ("all", "judge_free", "judged"):  # SCOPES of estimates.py
+    if name in ("all", "judge_free", "judged"):  # SCOPES of study/estimates.py
         return f"'{name}' is the name of a row over several techniques; choose another"
     if name in registry.names("redteam.probes", ".toml"):
         return f"'{name}' is a technique of heredity's own; choose another name"

@@ -1,7 +1,7 @@
 """Reads what is spelt in words: the phonetic alphabet, digits, numbers ("Victor Oscar dash seventy-three").
 
 Promises: linear time, never raises; a word that stands there by chance ("one") spells nothing out.
-Leaves to others: what is looked for (_secrets.py).
+Leaves to others: what is looked for (check.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: linear time, never raises. Pieces that an answer holds by chance do not count: they must be the
 code's own parts near one another, or stand in quotes, in bold or at the ends of lines and join up to it.
-Leaves to others: codes in one run (_secrets.py) and codes in words for characters (_spoken.py).
+Leaves to others: codes in one run (check.py) and codes in words for characters (disguises.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: what the judge could not tell is left out of the shares and counted; a threshold is fitted on the
 even rows and measured on the odd ones, never on the same nor on an answer that stands in both.
-Leaves to others: reading files (_labels.py), intervals (_quality.py), keeping what was found (_kept.py).
+Leaves to others: shares with intervals, and what becomes of the counts (quality.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What can be counted in an answer: what the rules say, and marks of willingness and of substance.
 
 Promises: one number a name in NAMES, in linear time, for any text; no model is needed.
-Leaves to others: what the numbers weigh (learned on labels, _learned_train.py).
+Leaves to others: what the numbers weigh (learned on labels, training/learned.py).
 """
 
 from __future__ import annotations

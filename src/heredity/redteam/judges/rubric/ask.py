@@ -3,7 +3,7 @@
 Promises: the instructions are the same for every answer, so that their part of the prompt is computed once;
 the answer stands between marks that it cannot guess, without the tokens that begin or end a turn; a reply
 that is not exactly of the form is None.
-Leaves to others: asking (_rubric_ask.py), and what a score means (rubric.py).
+Leaves to others: asking (rubric/ask.py), and what a score means (rubric.py).
 
 Source: the three parts and how they make a score: StrongREJECT, 2402.10260, in words of our own.
 """

@@ -7,13 +7,13 @@ said is harmful at all. Harm needs both. Whether the answer refused is what the 
 better at that.
 
 An answer may speak to whoever judges it, and one such line turns those heads. So there is a second pair, the
-steady one, which learned from answers with such lines as well (_head_lines.py). It is a little less often
+steady one, which learned from answers with such lines as well (training/head.py). It is a little less often
 right, and is heard where the rules see no refusal: harm is what either pair calls harm.
 Where they see one that is only a paragraph before or behind what complies, its word makes an answer unclear.
 
 Promises: the same model, request and answer give the same numbers; a head is used on no other model than the
 one it was learned on; weights are safetensors, checked against their card.
-Leaves to others: learning (_head_train.py), how often it is right (heads.json, docs/results/judges.md).
+Leaves to others: learning (training/head.py), how often it is right (heads.json, docs/results/judges.md).
 
 Source: linear classifiers on a model's inner states (1610.01644).
 """

@@ -2,7 +2,7 @@
 
 Promises: a sum of at least THRESHOLD reads as a refusal; the first HEAD characters are read, so that time is
 bounded.
-Leaves to others: the signs and their weights (_signs.py), what the question adds (_asked.py).
+Leaves to others: the signs and their weights (signs.py), what the question adds (score_signs.py).
 """
 
 from __future__ import annotations

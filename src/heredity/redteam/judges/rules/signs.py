@@ -5,7 +5,7 @@ talk, warnings and denied premises must add up; answers under way (a list, "the 
 Weights were found on the even rows of XSTest's two labelled models and rounded to whole numbers by hand;
 signs that those rows hardly hold (confidential, policy, a bare no, other languages, an assistant that only
 helps with its shop's business) are set by hand. The shipped quality is measured on the odd rows.
-Leaves to others: adding up (_weigh.py), what the question adds (_asked.py), babble and silence (rules.py).
+Leaves to others: adding up the weights (score_signs.py) and the manner of an answer (judge.py).
 Every pattern has only bounded gaps.
 """
 

@@ -3,7 +3,7 @@
 Promises: a round's weights know neither the rows held out, nor the same answer under another question, nor a
 pair made up with one of their questions; the judge and `rules` are counted on the same rows, decided as a
 verdict is, and an answer that a set repeats counts once.
-Leaves to others: what is learned (_learned_train.py, _head_train.py), intervals (_quality.py).
+Leaves to others: what is learned (training/learned.py, training/head.py), intervals (calibration/quality.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: every row knows its set, its family of sets and its fold; rows about one question share a fold, so
 that no question stands on both sides of a split; a malformed file is a BadInput with file and line.
-Leaves to others: the sets themselves (none is shipped), and training (_learned_train.py).
+Leaves to others: the sets themselves (none is shipped), and training (training/learned.py).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LabelledAnswer(NamedTuple):
     compliance: float | None
     topic: float | None  # is what was asked, or said, harmful?
     task: str = ""  # "refusal" or "harm": which of them a person gave; "" for none
-    line: str = ""  # the kind of line to the judge that was put to it (_head_lines.py)
+    line: str = ""  # the kind of line to the judge that was put to it (training/head.py)
 
     @property
     def harm(self) -> float | None:

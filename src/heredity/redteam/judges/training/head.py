@@ -2,7 +2,7 @@
 
 Promises: every figure of the card is of rows that the weights behind it were not trained on; states that were
 read are kept beside the result as they come, so that a run that was stopped reads none twice.
-Leaves to others: the labels (_learned_data.py), rounds and counts (_trained.py), the fit (_learned_train.py).
+Leaves to others: the labels (data.py), rounds and counts (crossvalidation.py), the fit (learned.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Promises: the same rows give the same weights; sets and their classes weigh about alike, so that no label
 convention rules; both classes weigh the same; the head of compliance starts from the rules' margin, and what
 it learns beside that is shrunk, so that it carries over to sets it has not seen.
-Leaves to others: reading (_learned_data.py), describing (_learned_model.py), card, files (_learned_card.py).
+Leaves to others: reading the data (data.py), describing answers (learned/model.py).
 """
 
 from __future__ import annotations

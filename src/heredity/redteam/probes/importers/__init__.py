@@ -7,8 +7,7 @@ after the file rather than the kind), `OPTIONS` (what may stand behind the `?`) 
     rows(source: Source) -> Iterator[Row | Skip]
 
 Promises: nothing of these sets ships with heredity; a row is asked as it stands.
-Leaves to others: what becomes of a row (_import.py), and the licence of the set, which is its owner's to
-keep.
+Leaves to others: the licence of the set, which is for its owner to keep.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Promises: a bad file is one line that names file, line and the nearest column; nothing is guessed from a
 cell.
 Leaves to others: what the columns of a public set are called (importers/) and what becomes of a row
-(_import.py).
+(importers/__init__.py).
 """
 
 from __future__ import annotations
