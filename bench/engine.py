@@ -103,13 +103,13 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
         for i, messages in enumerate(load["messages"])
     ]
     list(engine.reply(requests[:2]))  # kernels are chosen on first use, as in the warm-up of the others
-    engine._prefixes = {(): engine._prefixes[()]}  # the shared prefix is part of what is timed
+    engine.pool.drop_prefixes()  # the shared prefix is part of what is timed
     began = time.perf_counter()
     replies = {reply.key: reply for reply in engine.reply(requests)}
     seconds = time.perf_counter() - began
-    n_own = sum(r.n_prompt_tokens - len(engine._chat.shared(requests[0])) for r in replies.values())
+    n_own = sum(r.n_prompt_tokens - len(engine.codec.shared(requests[0])) for r in replies.values())
     n_said = sum(len(reply.tokens) for reply in replies.values())
-    n_shared = len(engine._chat.shared(requests[0]))
+    n_shared = len(engine.codec.shared(requests[0]))
     limit, flops = product_limit(engine, n_shared + n_own, n_said)
     return {
         "responses_per_second": len(replies) / seconds, "seconds": seconds, "n": len(replies),
@@ -125,7 +125,7 @@ def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, fl
     """
     import torch
 
-    decoder, width = engine.decoder, engine._widths[-1]
+    decoder, width = engine.decoder, engine.pool.widths[-1]
     blocks, shape = decoder.weights.blocks, decoder.shape
     x = torch.ones(width, shape.hidden, dtype=decoder.dtype)
     best = float("inf")

@@ -16,7 +16,7 @@ def caches(engine: TorchEngine, requests: Sequence[Request], n_steps: int = 2) -
 
     Requests go through together, as many as the widest batch holds: the prompts, then `n_steps` tokens each.
     """
-    widest, found = engine._widths[-1], {}
+    widest, found = engine.pool.widths[-1], {}
     for start in range(0, len(requests), widest):
         with torch.inference_mode():
             found |= _together(engine, requests[start : start + widest], n_steps)
@@ -26,8 +26,10 @@ def caches(engine: TorchEngine, requests: Sequence[Request], n_steps: int = 2) -
 def _together(engine: TorchEngine, requests: Sequence[Request], n_steps: int) -> dict[int, torch.Tensor]:
     batch = None
     for request in requests:
-        prefix, own = engine.split(request, engine._chat.encode(engine.render(request)))
-        batch = batch or ContinuousBatch(engine.decoder, prefix, engine._widths, lambda _: False, 1 << 32)
+        prefix, own = engine.pool.split(
+            engine.codec.shared(request), engine.codec.encode(engine.render(request))
+        )
+        batch = batch or ContinuousBatch(engine.decoder, prefix, engine.pool.widths, lambda _: False, 1 << 32)
         batch.admit(BatchRow(request.key, own, n_steps + 1, Sampler(request.decoding, request.seed)))
     assert batch is not None
     for _ in range(n_steps):
@@ -36,6 +38,6 @@ def _together(engine: TorchEngine, requests: Sequence[Request], n_steps: int) ->
     assert slots is not None
     sides = (slots.keys, slots.values)
     return {
-        row.key: torch.stack([side[-1][at, :, : len(row.own) - 1 + n_steps] for side in sides])
+        row.key: torch.stack([side[-1][at, :, : len(row.prompt) - 1 + n_steps] for side in sides])
         for at, row in enumerate(batch.rows)
     }

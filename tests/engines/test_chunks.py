@@ -31,7 +31,7 @@ def left_by(
     caches = (*batch._slots.keys, *batch._slots.values)
     sides = [cache[0, :, : len(own)].clone() for cache in caches]
     batch.step()
-    return [*sides, batch.rows[0].said]
+    return [*sides, batch.rows[0].output]
 
 
 @pytest.mark.parametrize("n_prefix", [0, 70])

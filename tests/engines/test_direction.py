@@ -51,7 +51,7 @@ def test_nothing_is_left_along_the_direction_behind_any_part(engine) -> None:
         return seen[-1]
 
     with torch.inference_mode():
-        refusal_direction._prefilled(engine.decoder.touched(touch), tuple(range(3, 30)))
+        refusal_direction._prefilled(engine.decoder.hooked(touch), tuple(range(3, 30)))
     assert len(seen) == 1 + 2 * engine.decoder.shape.n_layers
     assert all(float((x @ unit).abs().max()) < 1e-3 * float(x.norm(dim=-1).max()) for x in seen)
 
@@ -60,7 +60,7 @@ def test_a_touch_that_changes_nothing_gives_the_same_bits(engine) -> None:
     prompt = tuple(range(3, 30))
     with torch.inference_mode():
         plain = refusal_direction._prefilled(engine.decoder, prompt)
-        touched = refusal_direction._prefilled(engine.decoder.touched(lambda x: x), prompt)
+        touched = refusal_direction._prefilled(engine.decoder.hooked(lambda x: x), prompt)
     assert torch.equal(plain, touched)
 
 
@@ -70,7 +70,7 @@ def test_it_finds_the_direction_along_which_the_kinds_differ(engine) -> None:
     unit = vector_of(first)
     assert float(unit.norm()) == pytest.approx(1, abs=1e-4)
     with torch.inference_mode():
-        prompts = [[engine._chat.encode(engine.render(r)) for r in kind] for kind in (HARMFUL, HARMLESS)]
+        prompts = [[engine.codec.encode(engine.render(r)) for r in kind] for kind in (HARMFUL, HARMLESS)]
         apart = refusal_direction._means(engine.decoder, prompts[0]) - refusal_direction._means(
             engine.decoder, prompts[1]
         )

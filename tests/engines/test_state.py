@@ -33,7 +33,7 @@ def test_a_state_is_what_transformers_has_behind_that_layer(
 
     model = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32)
     for text in TEXTS:
-        tokens = torch.tensor([engine._chat.encode(engine.render(request(text)))])
+        tokens = torch.tensor([engine.codec.encode(engine.render(request(text)))])
         with torch.inference_mode():
             theirs = model(tokens, output_hidden_states=True).hidden_states[n_layers][0, -1]
         assert torch.allclose(engine.until(n_layers).state(request(text)), theirs, atol=2e-4, rtol=2e-4)

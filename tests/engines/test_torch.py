@@ -75,13 +75,13 @@ def test_greedy_tokens_equal_transformers_generate(tiny_llama: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     for request in questions(8):
         reply = answers(engine, [request])[request.key]
-        ids = torch.tensor([engine._chat.encode(reply.prompt)])
+        ids = torch.tensor([engine.codec.encode(reply.prompt)])
         out = reference.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=request.decoding.max_tokens,
             do_sample=False,
-            eos_token_id=sorted(engine._stops),
+            eos_token_id=sorted(engine._reader.stops),
             pad_token_id=0,
         )
         assert tuple(out[0, ids.shape[1] :].tolist()) == reply.tokens
@@ -196,8 +196,8 @@ def test_log_probabilities_are_those_of_the_sequence(engine: TorchEngine, tiny_l
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    said = engine._chat.continuation(" watch from an old oak tree")
-    tokens = torch.tensor([engine._chat.encode(reply.prompt) + said])
+    said = engine.codec.continuation(" watch from an old oak tree")
+    tokens = torch.tensor([engine.codec.encode(reply.prompt) + said])
     with torch.inference_mode():
         logs = torch.log_softmax(reference(tokens).logits[0].float(), -1)
     expected = [float(logs[-len(said) - 1 + i, token]) for i, token in enumerate(said)]
@@ -222,7 +222,7 @@ def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_spe
     engine = open_folder(make_model(tmp_path, "llama", template=None))
     rendered = engine.render(ask(0, "what jumps"))
     assert rendered.endswith("User: what jumps\n\nAssistant:")
-    assert engine._chat.stop_text == "\nUser:"
+    assert engine.codec.stop_text == "\nUser:"
 
 
 @pytest.mark.parametrize(("prefill", "end"), [("Sure", ": Sure"), (" Sure", ": Sure"), ("", ":")])

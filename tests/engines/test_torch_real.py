@@ -88,6 +88,6 @@ def test_the_model_answers_from_the_application_s_documents(engine: TorchEngine)
 
 
 def test_the_shared_prefix_is_found_and_used(engine: TorchEngine) -> None:
-    shared = engine._chat.shared(requests()[0])
+    shared = engine.codec.shared(requests()[0])
     assert len(shared) > 300
-    assert all(engine._chat.encode(engine.render(r))[: len(shared)] == shared for r in requests())
+    assert all(engine.codec.encode(engine.render(r))[: len(shared)] == shared for r in requests())

@@ -417,6 +417,31 @@ class ChatCodec:
         return stop_tokens(folder, self._tokenizer.get_vocab()) | ({self._tokenizer.eos_token_id} - {None})
 
 
+class AnswerReader:
+    """Reads the tokens that a model has generated: whether the answer is over, and its text.
+
+    stops: the tokens that end an answer. A base model also ends it where it begins to write for the user.
+    """
+
+    def __init__(self, codec: ChatCodec, stops: frozenset[int]) -> None:
+        self._codec, self.stops, self._stop_text = codec, stops, codec.stop_text
+
+    def is_over(self, output: list[int]) -> bool:
+        """Return True if the last token ended the answer."""
+        if output[-1] in self.stops:
+            return True
+        return bool(self._stop_text) and self._stop_text in self._codec.decode(output[-8:])
+
+    def text(self, output: list[int]) -> str:
+        """Return the text of a finished answer, without the token or text that ended it."""
+        text = self._codec.decode(output[:-1] if output[-1] in self.stops else output)
+        return text.split(self._stop_text, 1)[0] if self._stop_text else text
+
+    def stream(self) -> AnswerStream:
+        """Return a reader of an answer that is still growing."""
+        return AnswerStream(self._codec.decode, self._stop_text)
+
+
 def stop_tokens(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:
     """The tokens that end an answer by a model's files, and those of `vocabulary` that end a turn by name."""
     found: set[int] = set()

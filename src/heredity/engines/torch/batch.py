@@ -1,8 +1,11 @@
-"""Continuous batching: finished rows leave, waiting ones enter at once, the others stay packed in front.
+"""Continuous batching: requests are pulled, sorted and batched; a waiting one replaces a finished one.
 
-Promises: the width of a step is one of the proven widths, and so is the cache length it reads; a row is never
-told apart by its slot.
-Leaves to others: the arithmetic (_decoder.py), text (torch.py).
+A prompt goes through the model in chunks of fixed size. The keys and values of a chunk depend only on the
+tokens up to its end, so whole chunks are cached and copied to rows that begin with the same tokens.
+
+Promises: a step has one of the proven widths and cache lengths. An answer does not depend on its slot; a
+token is drawn from the row's own logits, decoding, seed and step. A cached chunk has the bits of a prefill.
+Leaves to others: the arithmetic (decoder.py), and text (chat/codec.py).
 """
 
 from __future__ import annotations
@@ -11,24 +14,23 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Decoding, Reply, Request
-from heredity.engines import RequestStream, failed_reply
-from heredity.engines.chat.codec import AnswerStream, parse_tool_calls
+from heredity.engines import RequestStream, cache_budget, failed_reply
+from heredity.engines.chat.codec import AnswerReader, AnswerStream, ChatCodec, parse_tool_calls
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, KvSlots, SharedPrefix, padded, round_up
 
-if TYPE_CHECKING:
-    from heredity.engines.torch.engine import TorchEngine
+_CACHE_SHARE = 8  # the prefix cache has this part of the memory of the KV slots
+_LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
 
 
 class Sampler:
-    """Draws one row's tokens: greedy at temperature 0, else by inverse CDF from the row's own stream."""
+    """Draws the tokens of one row: greedy at temperature 0, else by inverse CDF with its own generator."""
 
     def __init__(self, decoding: Decoding, seed: int) -> None:
         self._decoding = decoding
@@ -39,11 +41,11 @@ class Sampler:
         return self._stream is None
 
     def draw(self, logits: torch.Tensor) -> int:
-        """One token from logits (vocabulary,)."""
+        """Draw one token from logits (vocabulary,)."""
         if self._stream is None:
             return int(logits.argmax())
         scaled = (wide := logits.to(torch.float64)) / self._decoding.temperature
-        if not torch.isfinite(scaled).all():  # at a temperature next to nothing
+        if not torch.isfinite(scaled).all():  # at a temperature close to zero
             scaled = (wide - wide.max()) / self._decoding.temperature
         p = torch.softmax(scaled, dim=-1)
         order = None
@@ -58,7 +60,7 @@ class Sampler:
 
 
 def draw_all(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
-    """One token a row, for the first len(samplers) rows of logits (rows, vocabulary)."""
+    """Draw one token per row, for the first len(samplers) rows of logits (rows, vocabulary)."""
     greedy: list[int] = logits[: len(samplers)].argmax(-1).tolist()
     return [
         token if sampler.is_greedy else sampler.draw(logits[row])
@@ -66,31 +68,38 @@ def draw_all(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
     ]
 
 
-_Key = tuple[tuple[int, ...], tuple[int, ...]]  # the prefix's tokens, and the row's own up to the chunk's end
+_Key = tuple[
+    tuple[int, ...], tuple[int, ...]
+]  # tokens of the shared prefix, and of the prompt up to the end of the chunk
 
 
 class PrefixCache:
-    """Keys and values of whole chunks, (kv heads, CHUNK, head_dim) a layer and side."""
+    """Keys and values of whole prompt chunks: (kv heads, CHUNK, head_dim) per layer and side.
+
+    budget: bytes; the chunks that were unused for longest are dropped first.
+    """
 
     def __init__(self, budget: int) -> None:
         self._budget, self._size = budget, 0
         self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
 
-    def load(self, prefix: SharedPrefix, own: tuple[int, ...], slots: KvSlots, slot: int) -> int:
-        """Copy what is known of a row's beginning into its slot; returns of how many tokens."""
+    def load(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> int:
+        """Copy the cached beginning of a prompt into a slot; return its number of tokens."""
         known = 0
-        while known + CHUNK <= len(own) and (kept := self._kept.get((prefix.tokens, own[: known + CHUNK]))):
+        while known + CHUNK <= len(prompt) and (
+            kept := self._kept.get((prefix.tokens, prompt[: known + CHUNK]))
+        ):
             for cache, part in zip((*slots.keys, *slots.values), kept, strict=True):
                 cache[slot, :, known : known + CHUNK] = part
             known += CHUNK
         return known
 
-    def keep(self, prefix: SharedPrefix, own: tuple[int, ...], slots: KvSlots, slot: int) -> None:
-        """Keep what a row's prefill has made, once it is in its slot."""
+    def keep(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> None:
+        """Cache the chunks that a prefill has written into a slot."""
         caches = (*slots.keys, *slots.values)
-        # The last first, so that of a beginning its end is let go before what it stands on.
-        for start in range((len(own) // CHUNK - 1) * CHUNK, -1, -CHUNK):
-            key = prefix.tokens, own[: start + CHUNK]
+        # The last chunk first, so that it is dropped before the chunks that it depends on.
+        for start in range((len(prompt) // CHUNK - 1) * CHUNK, -1, -CHUNK):
+            key = prefix.tokens, prompt[: start + CHUNK]
             if key not in self._kept:
                 self._kept[key] = [cache[slot, :, start : start + CHUNK].clone() for cache in caches]
                 self._size += _size(self._kept[key])
@@ -105,23 +114,27 @@ def _size(parts: list[torch.Tensor]) -> int:
 
 @dataclass(slots=True)
 class BatchRow:
-    """One request under way. `own` is its prompt behind the prefix; `said` grows by a token a step."""
+    """A request in flight. `prompt` follows the shared prefix; `output` grows by one token per step."""
 
     key: int
-    own: tuple[int, ...]
+    prompt: tuple[int, ...]
     max_tokens: int
     sampler: Sampler
-    said: list[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
     stop: str = ""
 
     @property
-    def n_cells(self) -> int:
-        """Cache positions it may come to fill, rounded up to a cell."""
-        return round_up(len(self.own) + self.max_tokens, BLOCK)
+    def n_positions(self) -> int:
+        """Cache positions that it may fill, in whole blocks."""
+        return round_up(len(self.prompt) + self.max_tokens, BLOCK)
 
 
 class ContinuousBatch:
-    """Rows over one prefix. `widths` ascending; `is_over`: whether a row's last token ended its answer."""
+    """Rows over one shared prefix.
+
+    widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
+    budget: bytes for the KV slots.
+    """
 
     def __init__(
         self,
@@ -133,42 +146,42 @@ class ContinuousBatch:
         chunks: PrefixCache | None = None,
     ) -> None:
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
-        self._budget = budget  # bytes that the slots may take
+        self._budget = budget
         self._chunks = chunks or PrefixCache(0)
         self._slots: KvSlots | None = None
         self.rows: list[BatchRow] = []
 
     def has_room(self, new: BatchRow) -> bool:
-        """Whether this row fits in beside those under way; a lone row always does."""
-        n_cells = max(row.n_cells for row in (new, *self.rows))
-        return not self.rows or len(self.rows) + 1 <= self._width_for(n_cells)
+        """Return True if this row fits next to those in flight; a single row always fits."""
+        n_positions = max(row.n_positions for row in (new, *self.rows))
+        return not self.rows or len(self.rows) + 1 <= self._width_for(n_positions)
 
     def admit(self, row: BatchRow) -> None:
-        """Prefill a row into the next slot; its last prompt token goes with a step."""
+        """Prefill a row into the next slot. Its last prompt token belongs to the first step."""
         held = self._slots.capacity if self._slots is not None else 0
-        slots = self._fit(len(self.rows) + 1, max(held, round_up(padded(row.own[:-1]), BLOCK)))
-        own, slot = row.own[:-1], len(self.rows)
-        known = self._chunks.load(self._prefix, own, slots, slot)
-        if known < len(own):
-            self._decoder.prefill(self._prefix, slots, slot, own, known)
-        if len(own) >= CHUNK:
-            self._chunks.keep(self._prefix, own, slots, slot)
+        slots = self._fit(len(self.rows) + 1, max(held, round_up(padded(row.prompt[:-1]), BLOCK)))
+        prompt, slot = row.prompt[:-1], len(self.rows)
+        known = self._chunks.load(self._prefix, prompt, slots, slot)
+        if known < len(prompt):
+            self._decoder.prefill(self._prefix, slots, slot, prompt, known)
+        if len(prompt) >= CHUNK:
+            self._chunks.keep(self._prefix, prompt, slots, slot)
         self.rows.append(row)
 
     def step(self) -> list[BatchRow]:
-        """One token for every row; returns those that are finished, already taken out."""
+        """Draw one token for every row; remove the finished rows and return them."""
         n = len(self.rows)
         width = round_width(n, self._widths)
         tokens, lengths = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
-        tokens[:n] = torch.tensor([row.said[-1] if row.said else row.own[-1] for row in self.rows])
-        lengths[:n] = torch.tensor([len(row.own) - 1 + len(row.said) for row in self.rows])
+        tokens[:n] = torch.tensor([row.output[-1] if row.output else row.prompt[-1] for row in self.rows])
+        lengths[:n] = torch.tensor([len(row.prompt) - 1 + len(row.output) for row in self.rows])
         slots = self._fit(n, round_up(int(lengths.max()) + 1, BLOCK))
         logits = self._decoder.step(self._prefix, slots, tokens, lengths)
         for row, token in zip(self.rows, draw_all(logits, [row.sampler for row in self.rows]), strict=True):
-            row.said.append(token)
+            row.output.append(token)
             if self._is_over(row):
                 row.stop = "end"
-            elif len(row.said) == row.max_tokens:
+            elif len(row.output) == row.max_tokens:
                 row.stop = "length"
         return self._take_finished(slots)
 
@@ -177,52 +190,116 @@ class ContinuousBatch:
         for at in reversed(range(len(self.rows))):
             if self.rows[at].stop:
                 last = self.rows.pop()
-                if at < len(self.rows):  # the last row moves into the hole
-                    slots.move(len(self.rows), at, len(last.own) + len(last.said))
+                if at < len(self.rows):  # the last row fills the gap
+                    slots.move(len(self.rows), at, len(last.prompt) + len(last.output))
                     self.rows[at] = last
         return finished
 
-    def _width_for(self, n_cells: int) -> int:
+    def _width_for(self, n_positions: int) -> int:
         shape = self._decoder.shape
         a_row = (
-            2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * n_cells * self._decoder.dtype.itemsize
+            2
+            * shape.n_layers
+            * shape.n_kv_heads
+            * shape.head_dim
+            * n_positions
+            * self._decoder.dtype.itemsize
         )
         fits = [w for w in self._widths if w * a_row <= self._budget]
         return fits[-1] if fits else self._widths[0]
 
-    def _fit(self, n_rows: int, n_cells: int) -> KvSlots:
-        """Slots for so many rows with exactly this capacity: a cache read in part is several times slower."""
+    def _fit(self, n_rows: int, n_positions: int) -> KvSlots:
+        """Return slots with exactly this capacity: reading a part of a cache is several times slower."""
         old = self._slots
-        if old is not None and old.capacity == n_cells and old.width >= n_rows:
+        if old is not None and old.capacity == n_positions and old.width >= n_rows:
             return old
         width = max(round_width(n_rows, self._widths), old.width if old is not None else 0)
-        self._slots = new = self._decoder.slots(width, n_cells)
+        self._slots = new = self._decoder.slots(width, n_positions)
         if old is not None:
-            n_kept = min(old.capacity, n_cells)
+            n_kept = min(old.capacity, n_positions)
             for was, now in zip((*old.keys, *old.values), (*new.keys, *new.values), strict=True):
                 now[: len(self.rows), :, :n_kept] = was[: len(self.rows), :, :n_kept]
         return new
 
 
 def round_width(n: int, widths: tuple[int, ...]) -> int:
-    """The least proven width that holds n rows."""
+    """Return the smallest proven width that holds n rows."""
     return next(w for w in widths if w >= n)
 
 
+class PrefixPool:
+    """A decoder with its batch widths, and the prefixes that it has computed.
+
+    Session and engine share it; neither needs the other.
+    """
+
+    def __init__(self, decoder: Decoder, widths: tuple[int, ...]) -> None:
+        self._decoder: Decoder | None = decoder
+        self.widths = widths
+        self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
+        self._cache = PrefixCache(cache_budget() // _CACHE_SHARE)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder. Raises EngineFailure after `close`."""
+        if self._decoder is None:
+            raise EngineFailure("this engine is closed")
+        return self._decoder
+
+    @property
+    def lookahead(self) -> int:
+        """How many requests a session sorts at once."""
+        return _LOOKAHEAD * self.widths[-1]
+
+    def split(self, shared: tuple[int, ...], tokens: tuple[int, ...]) -> tuple[SharedPrefix, tuple[int, ...]]:
+        """Return the computed prefix of a prompt, and the prompt's tokens after it (at least one).
+
+        shared: tokens that all requests of the application begin with; computed once.
+        """
+        if len(tokens) <= len(shared) or tokens[: len(shared)] != shared:
+            shared = ()
+        if shared not in self._prefixes:
+            self._prefixes[shared] = self.decoder.prefix(shared)
+        return self._prefixes[shared], tokens[len(shared) :]
+
+    def batch(self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool]) -> ContinuousBatch:
+        """Return an empty batch over a prefix."""
+        return ContinuousBatch(self.decoder, prefix, self.widths, is_over, cache_budget(), self._cache)
+
+    def drop_prefixes(self) -> None:
+        """Forget the computed prefixes; the cached chunks stay."""
+        self._prefixes = {(): SharedPrefix((), [], [])}
+
+    def close(self) -> None:
+        """Free the weights and the caches."""
+        self._decoder = None
+        self._prefixes, self._cache = {}, PrefixCache(0)
+
+
 class Session:
-    """One stream of requests on its way through an engine."""
+    """One stream of requests on its way through a model.
+
+    A request that cannot be answered gets its reply at once. Requests are pulled at every step with room.
+    """
 
     def __init__(
-        self, engine: TorchEngine, requests: Iterable[Request | None], listener: Listener | None = None
+        self,
+        pool: PrefixPool,
+        codec: ChatCodec,
+        reader: AnswerReader,
+        requests: Iterable[Request | None],
+        listener: Listener | None = None,
     ) -> None:
-        self._engine, self._source, self._listener = engine, RequestStream(requests), listener
-        self._spoken: dict[int, AnswerStream] = {}
+        self._pool, self._codec, self._reader = pool, codec, reader
+        self._requests, self._listener = RequestStream(requests), listener
+        self._streams: dict[int, AnswerStream] = {}
         self._waiting: dict[int, list[tuple[int, int, BatchRow]]] = {}  # by prefix: a heap, longest first
         self._prompts: dict[int, tuple[str, int]] = {}
         self._prefixes: dict[int, SharedPrefix] = {}
         self._n_pulled = 0
 
     def run(self) -> Iterator[Reply]:
+        """Yield the replies, in the order in which they are finished."""
         batch: ContinuousBatch | None = None
         current = 0
         while True:
@@ -230,85 +307,88 @@ class Session:
             if batch is None or not (batch.rows or self._waiting.get(current)):
                 ready = [key for key, heap in self._waiting.items() if heap]
                 if not ready:
-                    return self._source.refuse_idle()
+                    return self._requests.refuse_idle()
                 current = ready[0]
-                batch = self._engine.batch(self._prefixes[current])
+                batch = self._pool.batch(
+                    self._prefixes[current], lambda row: self._reader.is_over(row.output)
+                )
             heap = self._waiting.get(current, [])
             while heap and (not self._is_wanted(heap[0][2]) or batch.has_room(heap[0][2])):
                 row = heapq.heappop(heap)[2]
                 if self._is_wanted(row):
                     batch.admit(row)
                 else:
-                    yield _unwanted(row, *self._prompts.pop(row.key))
+                    yield _cancelled(row, *self._prompts.pop(row.key))
             if not batch.rows:
                 continue
             finished = batch.step()
-            self._tell(batch.rows)
+            self._report(batch.rows)
             for row in finished:
                 yield self._reply(row)
 
     def _is_wanted(self, row: BatchRow) -> bool:
         return self._listener is None or self._listener.is_wanted(row.key)
 
-    def _tell(self, rows: Sequence[BatchRow]) -> None:
-        """What rows have grown by, to who hears them. One that is wanted no more ends with its next token."""
+    def _report(self, rows: Sequence[BatchRow]) -> None:
+        """Report the new text of rows to the listener. A cancelled row ends with its next token."""
         if (listener := self._listener) is None:
             return
         for row in rows:
             if listener.is_heard(row.key):
-                spoken = self._spoken.setdefault(row.key, self._engine.spoken())
-                if more := spoken.grow(row.said):
+                stream = self._streams.setdefault(row.key, self._reader.stream())
+                if more := stream.grow(row.output):
                     listener.hear(row.key, more)
             if not listener.is_wanted(row.key):
                 row.stop = "length"
 
     def _pull(self) -> Iterator[Reply]:
-        """Take requests until none is ready or enough are there to sort; answer those that cannot be put."""
-        while sum(map(len, self._waiting.values())) < self._engine.lookahead:
-            if (request := self._source.next()) is None:
+        """Take requests until none is ready or enough can be sorted; answer those that do not fit."""
+        while sum(map(len, self._waiting.values())) < self._pool.lookahead:
+            if (request := self._requests.next()) is None:
                 return
             failed = self._accept(request)
             if failed is not None:
                 yield failed
 
     def _accept(self, request: Request) -> Reply | None:
-        engine, prompt = self._engine, ""
+        prompt = ""
         try:
-            prompt = engine.render(request)
-            tokens = engine.encode(prompt)
+            prompt = self._codec.render(request)
+            tokens = self._codec.encode(prompt)
             n_needed = len(tokens) + request.decoding.max_tokens
-            context = engine.decoder.shape.context
+            context = self._pool.decoder.shape.context
             if n_needed > context:
                 raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {context} there")
             if not tokens:
-                raise EngineFailure("there is nothing to go on from")
+                raise EngineFailure("the prompt is empty: there is nothing to continue")
         except EngineFailure as error:
             return failed_reply(request, prompt, error)
-        prefix, own = engine.split(request, tokens)
-        row = BatchRow(request.key, own, request.decoding.max_tokens, Sampler(request.decoding, request.seed))
+        prefix, rest = self._pool.split(self._codec.shared(request), tokens)
+        sampler = Sampler(request.decoding, request.seed)
+        row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler)
         self._prefixes[id(prefix)] = prefix
         heap = self._waiting.setdefault(id(prefix), [])
-        heapq.heappush(heap, (-len(own), self._n_pulled, row))
+        heapq.heappush(heap, (-len(rest), self._n_pulled, row))
         self._n_pulled += 1
         self._prompts[request.key] = (prompt, len(tokens))
         return None
 
     def _reply(self, row: BatchRow) -> Reply:
         prompt, n_tokens = self._prompts.pop(row.key)
-        text = self._engine.text(row)
+        text = self._reader.text(row.output)
         if self._listener is not None and self._listener.is_heard(row.key):
-            spoken = self._spoken.pop(row.key, None) or self._engine.spoken()
-            self._listener.hear(row.key, spoken.finish(text))
+            stream = self._streams.pop(row.key, None) or self._reader.stream()
+            self._listener.hear(row.key, stream.finish(text))
         return Reply(
             key=row.key,
             prompt=prompt,
             text=text,
-            tokens=tuple(row.said),
+            tokens=tuple(row.output),
             tool_calls=parse_tool_calls(text),
             stop="end" if row.stop == "end" else "length",
             n_prompt_tokens=n_tokens,
         )
 
 
-def _unwanted(row: BatchRow, prompt: str, n_tokens: int) -> Reply:
+def _cancelled(row: BatchRow, prompt: str, n_tokens: int) -> Reply:
     return Reply(row.key, prompt, "", stop="length", n_prompt_tokens=n_tokens)

@@ -30,7 +30,7 @@ ResidualHook = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True)
 class SharedPrefix:
-    """Keys and values of tokens that every row begins with: one (kv heads, n_cells, head_dim) a layer."""
+    """Keys and values of tokens that every row begins with: one (kv heads, n_positions, head_dim) a layer."""
 
     tokens: tuple[int, ...]
     keys: list[torch.Tensor]
@@ -41,7 +41,7 @@ class SharedPrefix:
         return len(self.tokens)
 
     @property
-    def n_cells(self) -> int:
+    def n_positions(self) -> int:
         """Positions held, whole cells; those from `length` on are finite filler and masked."""
         return round_up(self.length, BLOCK)
 
@@ -70,25 +70,25 @@ class KvSlots:
 class Decoder:
     """A model's weights with the two ways through them: prefill one row, step all rows.
 
-    touch: what is done to the residual stream (rows, hidden) behind the embedding, each attention and each
+    hook: what is done to the residual stream (rows, hidden) behind the embedding, each attention and each
     MLP, in this order, 1 + 2 layers times a pass; row by row, so that a row stays a thing of its own.
     """
 
-    def __init__(self, weights: Weights, dtype: torch.dtype, touch: ResidualHook | None = None) -> None:
-        self.weights, self.shape, self.dtype, self._touch = weights, weights.shape, dtype, touch
+    def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
+        self.weights, self.shape, self.dtype, self._hook = weights, weights.shape, dtype, hook
         self._cos: list[torch.Tensor] = []
         self._sin: list[torch.Tensor] = []
         self._has_windows = any(self.shape.windows)
 
-    def touched(self, touch: ResidualHook) -> Decoder:
-        """The same weights, the residual stream touched on its way."""
-        return Decoder(self.weights, self.dtype, touch)
+    def hooked(self, hook: ResidualHook) -> Decoder:
+        """The same weights, the residual stream hooked on its way."""
+        return Decoder(self.weights, self.dtype, hook)
 
     def until(self, n_layers: int) -> Decoder:
         """The first layers alone: what a prefill returns is the residual stream behind the last of them."""
         shape = replace(self.shape, n_layers=n_layers, windows=self.shape.windows[:n_layers])
         weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
-        return Decoder(weights, self.dtype, self._touch)
+        return Decoder(weights, self.dtype, self._hook)
 
     def slots(self, width: int, capacity: int) -> KvSlots:
         """Empty slots. Zeroed: what is masked must still be finite."""
@@ -105,8 +105,10 @@ class Decoder:
         slots, empty = self.slots(1, round_up(len(tokens), CHUNK)), SharedPrefix((), [], [])
         if tokens:
             self.prefill(empty, slots, 0, tokens)
-        n_cells = round_up(len(tokens), BLOCK)
-        cut = [[cache[0, :, :n_cells].contiguous() for cache in side] for side in (slots.keys, slots.values)]
+        n_positions = round_up(len(tokens), BLOCK)
+        cut = [
+            [cache[0, :, :n_positions].contiguous() for cache in side] for side in (slots.keys, slots.values)
+        ]
         return SharedPrefix(tokens, cut[0], cut[1])
 
     def prefill(
@@ -148,22 +150,22 @@ class Decoder:
     # --- inside ------------------------------------------------------------------------------------
 
     def _through(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        shape, touch = self.shape, self._touch
+        shape, hook = self.shape, self._hook
         x = self.weights.embedding[tokens]
         if shape.embed_scale != 1.0:
             x = x * torch.tensor(shape.embed_scale, dtype=self.dtype)
         turns = self._rotation(positions)
-        x = x if touch is None else touch(x)
+        x = x if hook is None else hook(x)
         for i, block in enumerate(self.weights.blocks):
             q, k, v = self._qkv(block, self._norm(x, block.norm_attention), turns[bool(shape.windows[i])])
             a = block.out(attend(i, q, k, v))
             x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
-            x = x if touch is None else touch(x)
+            x = x if hook is None else hook(x)
             gate, up = block.gate_up(self._norm(x, block.norm_mlp)).chunk(2, dim=-1)
             gate = functional.gelu(gate, approximate="tanh") if shape.is_gemma else functional.silu(gate)
             m = block.down(gate * up)
             x = x + (m if block.norm_mlp_out is None else self._norm(m, block.norm_mlp_out))
-            x = x if touch is None else touch(x)
+            x = x if hook is None else hook(x)
         return x
 
     def _qkv(
@@ -197,14 +199,14 @@ class Decoder:
             q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)
             scores = torch.bmm(q, own_keys.transpose(1, 2)).view(kv, n_new, group, end) + own_mask
             if prefix.length:
-                shared = _over_prefix(q, prefix, i).view(kv, n_new, group, prefix.n_cells)
+                shared = _over_prefix(q, prefix, i).view(kv, n_new, group, prefix.n_positions)
                 scores = torch.cat([shared, scores], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            o = torch.bmm(p[..., prefix.n_cells :].reshape(kv, n_new * group, end), own_values)
+            o = torch.bmm(p[..., prefix.n_positions :].reshape(kv, n_new * group, end), own_values)
             if prefix.length:
-                of_shared = p[..., : prefix.n_cells].reshape(kv, n_new * group, prefix.n_cells)
+                of_shared = p[..., : prefix.n_positions].reshape(kv, n_new * group, prefix.n_positions)
                 o = o + torch.bmm(of_shared, prefix.values[i])
             o = o.view(kv, n_new, group, s.head_dim).transpose(0, 1)
             return o.reshape(n_new, s.n_heads * s.head_dim)
@@ -214,33 +216,35 @@ class Decoder:
     def _attend_all(self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor) -> Attend:
         """Every row, one token each; the prefix as one product, the own caches as one product a row."""
         s = self.shape
-        width, group, n_cells = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
+        width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
         rows, heads, at = torch.arange(width)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
-        ahead = torch.arange(n_cells)[None] > at
-        own_mask = torch.zeros(width, n_cells).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
-        window_masks = self._window_masks(prefix, lengths, n_cells)
+        ahead = torch.arange(n_positions)[None] > at
+        own_mask = (
+            torch.zeros(width, n_positions).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
+        )
+        window_masks = self._window_masks(prefix, lengths, n_positions)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             slots.keys[i][rows, heads, at] = k
             slots.values[i][rows, heads, at] = v
             keys, values = slots.keys[i][:width].flatten(0, 1), slots.values[i][:width].flatten(0, 1)
             own = torch.bmm(q.reshape(-1, group, s.head_dim), keys.transpose(1, 2))
-            own = own.view(width, s.n_kv_heads, group, n_cells) + own_mask
+            own = own.view(width, s.n_kv_heads, group, n_positions) + own_mask
             if not prefix.length:
                 if s.windows[i] in window_masks:
                     own += window_masks[s.windows[i]][:, None, None]
-                p = torch.softmax(own, dim=-1).view(-1, group, n_cells)
+                p = torch.softmax(own, dim=-1).view(-1, group, n_positions)
                 return torch.bmm(p, values).view(width, -1)
             together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
             together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
-            shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_cells)
+            shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_positions)
             scores = torch.cat([shared, own.transpose(0, 1)], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_cells]
+            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_positions]
             o = torch.bmm(of_shared, prefix.values[i]).view(s.n_kv_heads, width, group, s.head_dim)
-            of_own = p[..., prefix.n_cells :].transpose(0, 1).reshape(-1, group, n_cells)
+            of_own = p[..., prefix.n_positions :].transpose(0, 1).reshape(-1, group, n_positions)
             o_own = torch.bmm(of_own, values).view(width, s.n_kv_heads, group, s.head_dim)
             return (o.transpose(0, 1) + o_own).reshape(width, -1)
 
@@ -253,7 +257,7 @@ class Decoder:
         if not self._has_windows:
             return {}
         keys = torch.cat(
-            [torch.arange(prefix.n_cells), torch.arange(n_own) + prefix.length]
+            [torch.arange(prefix.n_positions), torch.arange(n_own) + prefix.length]
         )  # their positions
         ages = (queries[:, None] + prefix.length) - keys[None]
         zero = torch.zeros(ages.shape)
@@ -277,7 +281,7 @@ class Decoder:
 
 
 def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:
-    """Scores (kv heads, queries, n_cells) over the prefix's keys, the filler behind them masked."""
+    """Scores (kv heads, queries, n_positions) over the prefix's keys, the filler behind them masked."""
     scores = torch.bmm(queries, prefix.keys[layer].transpose(1, 2))
     scores[..., prefix.length :] = -torch.inf
     return scores

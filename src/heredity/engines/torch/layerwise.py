@@ -21,7 +21,7 @@ from heredity.engines.formats.weights import Block, DecoderShape, Weights
 _ROWS = 16_384  # of the head, multiplied at once
 
 
-def read(folder: Path, dtype: torch.dtype) -> Weights:
+def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
     """The weights in `folder`, none of them in memory yet but the last norm. Raises as `_weights.read`."""
     shape, rope, rope_scale, is_tied = weights.outline(folder)
     take = weights.tensors(folder, dtype)

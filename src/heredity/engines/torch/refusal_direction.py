@@ -53,7 +53,7 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
     before = _first_tokens(decoder, plain)
     found = []
     for direction in _spread(apart):
-        changed = decoder.touched(_projected_from(direction))
+        changed = decoder.hooked(_projected_from(direction))
         refusal = float(_log_odds(_first_tokens(changed, asked), openings).mean())
         after = _first_tokens(changed, plain)
         kl = float((before.exp() * (before - after)).sum(-1).mean())
@@ -84,12 +84,12 @@ def digest_of(text: str) -> str:
 
 
 def _projected_from(direction: torch.Tensor) -> ResidualHook:
-    def touch(x: torch.Tensor) -> torch.Tensor:
+    def hook(x: torch.Tensor) -> torch.Tensor:
         # A sum a row rather than a product with a vector, whose order of adding may follow the batch.
         along = (x.float() * direction).sum(-1, keepdim=True)
         return (x.float() - along * direction).to(x.dtype)
 
-    return touch
+    return hook
 
 
 def _spread(apart: torch.Tensor) -> list[torch.Tensor]:
@@ -110,7 +110,7 @@ def _means(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
             seen.append(x)
             return x
 
-        _prefilled(decoder.touched(look), prompt)
+        _prefilled(decoder.hooked(look), prompt)
         calls = 1 + 2 * decoder.shape.n_layers
         chunks = [seen[i : i + calls] for i in range(0, len(seen), calls)]
         for layer in range(decoder.shape.n_layers):
