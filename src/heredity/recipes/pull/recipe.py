@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
@@ -35,7 +35,7 @@ from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
 from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
-from heredity.lineage.types import Description, Grown
+from heredity.lineage.types import Description, Grown, Pull
 from heredity.recipes.pull import folder
 from heredity.recipes.pull import hub as _hub
 from heredity.recipes.pull import wheels as _wheels
@@ -43,20 +43,6 @@ from heredity.recipes.pull.mirrors import read_mirrors
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
 _UNSTATED = "not stated"
-
-
-class Pull(Protocol):
-    """A recipe without parents. `pins`: path -> SHA-256 of what it must give, {} where none is pinned."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def pins(self) -> dict[str, str]: ...
-
-    def settings(self) -> dict[str, Any]: ...
-
-    def apply(self, parents: Sequence[Grown], out: Path) -> Description: ...
 
 
 def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: Path | None = None) -> Pull:

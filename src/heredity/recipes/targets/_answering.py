@@ -25,7 +25,7 @@ _FORMS = ("dequantize", "merge_adapter")  # of these the child is its parent's w
 
 
 @dataclass(frozen=True)
-class Answering:
+class EngineTarget:
     """The parent as it is, answered by this engine."""
 
     engine: str
@@ -58,7 +58,7 @@ class Answering:
         )
 
 
-def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[Answering, list[Grown]]:
+def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
     """The recipe and the parent that "ENGINE:NAME" means. Raises UsageError unless its format is `reads`."""
     name = ref.removeprefix(f"{engine}:")
     parent = store.get(name)
@@ -68,7 +68,7 @@ def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[Answer
             f" {reads}.{_advice(store, engine, reads, parent)}",
             code="engine-format",
         )
-    return Answering(engine), [parent]
+    return EngineTarget(engine), [parent]
 
 
 def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:

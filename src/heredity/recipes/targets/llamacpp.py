@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes.targets._answering import Answering, answered_by
+from heredity.recipes.targets._answering import EngineTarget, answered_by
 
 WRAPS_MODEL = True
 
 
-def resolve(store: Store, ref: str) -> tuple[Answering, list[Grown]]:
+def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
     """The recipe and the parent that "llamacpp:NAME" means. Its format must be gguf."""
     return answered_by("llamacpp", "gguf", store, ref)
