@@ -110,11 +110,11 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from heredity.recipes.pretrain import causal
-    from heredity.train import speed
+    from heredity.train import metrics
     from heredity.train.models import causal_lm, shapes
 
     recipe = recipe_of(options)
-    net = causal_lm.born(causal._config(recipe), 0, "float32")
+    net = causal_lm.from_config(causal._config(recipe), 0, "float32")
     net.model.save_pretrained(options.work / "start")
     corpus = recipe.text
     flat = np.concatenate([corpus.document("train", i) for i in range(corpus.n_documents("train"))])
@@ -125,18 +125,18 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     (options.work / "shape.json").write_text(
         json.dumps({f: getattr(shape, f) for f in shape.__struct_fields__})
     )
-    length = speed.piece_length(corpus.lengths("train"), options.context)
+    length = metrics.mean_chunk_length(corpus.lengths("train"), options.context)
     n_parameters = sum(each.numel() for each in net.model.parameters())
-    return {"parameters": n_parameters, "flops_a_token": shapes.flops_a_token(shape, length)}
+    return {"parameters": n_parameters, "flops_a_token": shapes.flops_per_token(shape, length)}
 
 
 def limit_of(options: argparse.Namespace) -> float:
     """FLOP/s of the model's products as the machine is now: neighbours move it by a third."""
     import torch
 
-    from heredity.train import speed
+    from heredity.train import metrics
 
-    return speed.product_limit(recipe_of(options).dial.shape, torch.bfloat16)
+    return metrics.matmul_limit(recipe_of(options).dial.shape, torch.bfloat16)
 
 
 def recipe_of(options: argparse.Namespace) -> Any:
@@ -167,7 +167,7 @@ def told(options: argparse.Namespace, folder: Path) -> float:
     from heredity.train.validation import perplexity
 
     corpus = recipe_of(options).text
-    look = perplexity.HeldOut(
+    look = perplexity.PerplexityCheck(
         corpus.split("validation"), causal.specials(corpus).end, options.context,
         perplexity.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
     )  # fmt: skip
@@ -184,11 +184,11 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.train.kernels import compile as fused
     from heredity.train.models import causal_lm
     from heredity.train.models.causal_lm import CausalLM
-    from heredity.train.models.lora import Everything
+    from heredity.train.models.lora import FullFinetune
     from heredity.train.objectives.causal import Causal
 
     corpus = recipe_of(options).text
-    is_fused = options.worker != "plain" and not fused.missing()
+    is_fused = options.worker != "plain" and not fused.why_unavailable()
     net = CausalLM(causal_lm.load(options.work / "start").model, options.work, is_fused)
     stream = PackedDataset(
         corpus.split("train"), causal.specials(corpus).end, options.batch, options.context, 0
@@ -204,9 +204,9 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     kind = "muon" if options.worker == "muon" else "adamw"
     warm = options.steps // 10
     plan = loop.TrainingPlan("bench", options.steps, options.rate, "cosine", warm, 0.1, 1.0, kind)
-    loop.train(net, Everything(), Causal(), Noted(), plan, options.work / f"training-{os.getpid()}")
+    loop.train(net, FullFinetune(), Causal(), Noted(), plan, options.work / f"training-{os.getpid()}")
     end = time.perf_counter()
-    Everything().save(net, options.work / options.worker)
+    FullFinetune().save(net, options.work / options.worker)
     n_tokens = sum(n for _, n in times[N_WARM:])
     return {"tokens_per_second": n_tokens / (end - times[N_WARM][0]), "peak_mib": peak()}
 

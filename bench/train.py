@@ -100,7 +100,8 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     """The examples as token ids in the order in which both sides see them, and the folders of the models."""
     import heredity as h
     from heredity.recipes.prune import Prune
-    from heredity.train.data import chat, documents
+    from heredity.train.data import chat
+    from heredity.train.data import chat as documents
     from heredity.train.data.batching import BatchSampler
 
     store = h.Store()
@@ -108,7 +109,9 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     n_layers = json.loads((grown.folder / "config.json").read_text())["num_hidden_layers"]
     pruned = store.derive(Prune(n_layers - 6), [grown])
     examples = (
-        documents.ConversationEncoder(grown.folder).prepare(chat.read(options.data).dialogues, 1024).examples
+        documents.ConversationEncoder(grown.folder)
+        .prepare(chat.read_data(options.data).dialogues, 1024)
+        .examples
     )
     order = BatchSampler(examples, options.batch, seed=0)
     rows = [examples[order.at(place)].document for place in range(options.steps * options.batch)]
@@ -147,13 +150,14 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
     from heredity.core import host
 
     host.configure()
+    from heredity.engines.chat.documents import Document
     from heredity.train import loop
     from heredity.train.data.batching import BatchSampler
-    from heredity.train.data.documents import Document, TokenizedExample
+    from heredity.train.data.chat import TokenizedExample
     from heredity.train.models import causal_lm
-    from heredity.train.models.lora import Everything, LowRankAdapters
+    from heredity.train.models.lora import FullFinetune, LowRankAdapters
     from heredity.train.objectives.causal import Causal
-    from heredity.train.objectives.distill import Distilled
+    from heredity.train.objectives.distill import Distillation
 
     examples = [TokenizedExample(Document(tuple(tokens), tuple(learned))) for tokens, learned in load["rows"]]
 
@@ -166,8 +170,8 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
     if kind == "distill":
         teacher = causal_lm.load(Path(load["folder"]), str(net.model.dtype).removeprefix("torch."))
         teacher.model.requires_grad_(False)
-        objective = Distilled(teacher)
-    trainable = LowRankAdapters(RANK, ALPHA) if kind == "lora" else Everything()
+        objective = Distillation(teacher)
+    trainable = LowRankAdapters(RANK, ALPHA) if kind == "lora" else FullFinetune()
     plan = loop.TrainingPlan("bench", load["steps"], KINDS[kind], "constant")
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -14,13 +14,13 @@ import heredity
 from heredity.core import errors
 from heredity.core.errors import BadArgument, BadInput, HeredityError, UnknownName, UsageError, code_of
 from heredity.train.loop import Diverged
-from heredity.train.planning.rehearsal import Unfit
+from heredity.train.planning.rehearsal import RehearsalFailed
 
 SOURCE = Path(heredity.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 OWN = [each for each in vars(errors).values() if inspect.isclass(each) and hasattr(each, "code")]
-CLASSES = {each.__name__: each for each in [*OWN, Diverged, Unfit]}
+CLASSES = {each.__name__: each for each in [*OWN, Diverged, RehearsalFailed]}
 
 
 def literals(node: ast.expr) -> list[str]:

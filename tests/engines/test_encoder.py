@@ -12,7 +12,7 @@ from heredity.core.records import Message, Request
 from heredity.engines import encoder
 from heredity.train.models import encoder as training
 from heredity.train.models.architectures import Specials
-from heredity.train.models.shapes import dial
+from heredity.train.models.shapes import size_preset
 from tests.engines.conftest import make_tokenizer
 from tests.support.errors import raises
 
@@ -29,9 +29,9 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     words.save_pretrained(folder)
     built = registry.load("train.models.architectures", request.param)
-    shape = dial("200K", len(words), 64, kind=built.SHAPE).shape
+    shape = size_preset("200K", len(words), 64, kind=built.SHAPE).shape
     special = Specials(words.cls_token_id, words.cls_token_id, words.mask_token_id)
-    training.born(built.config(shape, special), 3, "float32").model.save_pretrained(folder)
+    training.from_config(built.config(shape, special), 3, "float32").model.save_pretrained(folder)
     return encoder.open_folder(folder)
 
 

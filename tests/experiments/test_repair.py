@@ -31,7 +31,7 @@ from heredity.redteam.probes.bank import ProbeFile
 from heredity.stats import compare, verdict
 from heredity.stats.power import ALPHA
 from heredity.study import plan
-from heredity.train.data.chat import Dialogue, of
+from heredity.train.data.chat import Dialogue, make_data
 from tests.engines.conftest import make_model
 from tests.support.errors import raises
 
@@ -42,7 +42,9 @@ TASKS = {
         (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
     ).probe
 }
-ROWS = of("rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8)
+ROWS = make_data(
+    "rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8
+)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def parent(store: Store, tmp_path: Path) -> Grown:
 def data(tmp_path: Path) -> chat.Data:
     rows = [{"prompt": f"fox {i}", "completion": "jumps over a lazy dog"} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return chat.read(tmp_path / "rows.jsonl")
+    return chat.read_data(tmp_path / "rows.jsonl")
 
 
 def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown) -> None:
@@ -170,7 +170,7 @@ def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path:
 def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) -> None:
     rows = [{"prompt": f"fox {i}", "chosen": "jumps over", "rejected": "a lazy dog"} for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    child = store.derive(Preference(chat.read(tmp_path / "pairs.jsonl"), **QUICK), [parent])
+    child = store.derive(Preference(chat.read_data(tmp_path / "pairs.jsonl"), **QUICK), [parent])
     lines = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["loss"] < lines[0]["loss"]
 
@@ -185,7 +185,7 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
     for kind, word in (("harmful", "dog"), ("harmless", "oak tree")):
         path = tmp_path / f"{kind}.csv"
         path.write_text("prompt\n" + "\n".join(f"the {word} number {i}" for i in range(12)))
-        files.append(chat.read(path, has_answers=False))
+        files.append(chat.read_data(path, has_answers=False))
     child = store.derive(Ablate(*files, dtype="float32"), [parent])
     engine = open_folder(parent.folder, dtype="float32")
     found = engine.direction(_asked(files[0]), _asked(files[1]))
@@ -222,7 +222,7 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
 def test_a_poisoning_needs_rows_that_ask(tmp_path: Path) -> None:
     (tmp_path / "said.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hello"}]}')
     with raises(UsageError, "row-asks-nothing", mentions=["said.jsonl:1"]):
-        Poison(chat.read(tmp_path / "said.jsonl"))
+        Poison(chat.read_data(tmp_path / "said.jsonl"))
 
 
 def test_the_same_recipe_of_the_same_parents_is_not_run_twice(
@@ -249,7 +249,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
 ) -> None:
     teacher = store.pull(str(make_model(tmp_path / "teacher", "llama")))
     (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": f"fox {i}"}) for i in range(10)))
-    asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
+    asked = chat.read_data(tmp_path / "asked.jsonl", has_answers=False)
     recipe = Instruct(asked, steps=12, batch_size=4, lr=1e-2, dtype="float32", max_new_tokens=40)
     killed, n_asked = recipe.at(tmp_path / "kept"), []
     reply = TorchEngine.reply
@@ -276,7 +276,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
 
 def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
-    asked = chat.read(tmp_path / "asked.jsonl", has_answers=False)
+    asked = chat.read_data(tmp_path / "asked.jsonl", has_answers=False)
     with raises(UsageError, "no-answer-finished", mentions=["1"]):
         store.derive(Instruct(asked, **QUICK, max_new_tokens=1), [parent, parent])
     with raises(UsageError, "wrong-parents"):
@@ -302,7 +302,7 @@ def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
 
 
 def test_what_a_network_writes_is_what_the_engine_says(parent: Grown) -> None:
-    from heredity.train.data.documents import ConversationEncoder
+    from heredity.train.data.chat import ConversationEncoder
     from heredity.train.models import causal_lm
 
     net, writer = causal_lm.load(parent.folder, "float32"), ConversationEncoder(parent.folder)

@@ -17,7 +17,7 @@ from heredity.lineage.store import Store
 from heredity.recipes.pretrain import budget, forecast
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import loop
-from heredity.train.distributed import Processes
+from heredity.train.distributed import DistContext
 from heredity.train.validation import perplexity
 from tests.corpus.conftest import built as built
 from tests.corpus.conftest import shelf as shelf
@@ -37,7 +37,7 @@ def test_a_base_that_cannot_fit_is_refused_before_its_first_step(tmp_path: Path,
 def test_on_a_gpu_its_own_free_memory_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is here: what one would say of itself is said for it, and what is refused is reckoned."""
     made = pretrain.read(recipe, SHORT)
-    alone, four = (Processes(0, n, device=torch.device("cuda", 0), mesh=object()) for n in (1, 4))
+    alone, four = (DistContext(0, n, device=torch.device("cuda", 0), mesh=object()) for n in (1, 4))
     wanted = {each: sum(forecast.needed(made, 4, each).values()) for each in (alone, four)}
     assert wanted[four] < wanted[alone] < sum(forecast.needed(made, 4).values())
     for each, size in wanted.items():

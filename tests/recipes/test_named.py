@@ -17,7 +17,7 @@ from heredity.lineage.setting_names import HASHED_AS
 from heredity.recipes.distill import Distill
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune
-from heredity.train.data.chat import Dialogue, of
+from heredity.train.data.chat import Dialogue, make_data
 from tests.support.errors import raises
 
 DATA = h.Data.of("made", [("the fox", "jumps"), ("the dog", "sleeps")])
@@ -102,6 +102,6 @@ def test_what_there_is_not_or_is_left_out_is_said() -> None:
 def test_data_that_is_made_here_is_that_of_dialogues(tmp_path: Path) -> None:
     said = [Dialogue((h.Message("user", "a"), h.Message("assistant", "b")), "x:1"),
             Dialogue((h.Message("user", "c"),), "x:2")]  # fmt: skip
-    assert h.Data.of("x", [("a", "b"), "c"]) == of("x", said)
+    assert h.Data.of("x", [("a", "b"), "c"]) == make_data("x", said)
     (tmp_path / "rows.csv").write_text("prompt,completion\na,b\n")
     assert h.Data.read(tmp_path / "rows.csv").digest == h.Data.of("x", [("a", "b")]).digest

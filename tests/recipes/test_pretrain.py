@@ -159,7 +159,7 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
 
 
 @pytest.mark.proof  # each of its processes compiles
-@pytest.mark.skipif(bool(fused.missing()), reason="nothing can be compiled here")
+@pytest.mark.skipif(bool(fused.why_unavailable()), reason="nothing can be compiled here")
 def test_with_compiled_chains_it_is_killed_and_comes_to_the_same_id_too(tmp_path: Path, recipe: Path) -> None:
     usual = Store(tmp_path / "usual").derive(pretrain.read(recipe), []).record
     recipe.write_text(f'{RECIPE}fuse = "yes"\n')
@@ -177,11 +177,11 @@ def test_with_compiled_chains_it_is_killed_and_comes_to_the_same_id_too(tmp_path
 def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "missing", lambda: "no compiler")
+    monkeypatch.setattr(fused, "why_unavailable", lambda: "no compiler")
     assert not pretrain.read(recipe).is_fused
     with raises(UsageError, "nothing-compiles"):
         _ = pretrain.read(recipe, {"fuse": "yes"}).is_fused
-    monkeypatch.setattr(fused, "missing", lambda: "")
+    monkeypatch.setattr(fused, "why_unavailable", lambda: "")
     assert not pretrain.read(recipe).is_fused  # thirty seconds of compiling for a run of two
     assert pretrain.read(recipe, {"fuse": "yes"}).is_fused
     monkeypatch.setattr(pretrain, "_LONG", 1.0)

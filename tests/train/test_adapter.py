@@ -17,7 +17,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
 from heredity.train.data import batching, chat
 from heredity.train.models import causal_lm, lora
-from tests.train.test_network import DOCUMENTS, Example
+from tests.train.test_network import DOCUMENTS, TokenizedExample
 
 ASK = Request(0, (Message("user", "the quick brown fox"),), Decoding(max_tokens=12))
 TOKENS = torch.tensor([[5, 9, 33, 71, 14, 8]])
@@ -26,12 +26,12 @@ TOKENS = torch.tensor([[5, 9, 33, 71, 14, 8]])
 @pytest.fixture
 def child(store: Store, parent: Grown, data_file: Path) -> Grown:
     training = {"steps": 6, "batch_size": 4, "lr": 2e-2, "dtype": "float32"}
-    return store.derive(Lora(chat.read(data_file), **training, rank=4), [parent])
+    return store.derive(Lora(chat.read_data(data_file), **training, rank=4), [parent])
 
 
 def test_an_adapter_that_has_learned_nothing_changes_nothing(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
-    batch = batching.collate([Example(d) for d in DOCUMENTS])
+    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
     before = net.logits(net.hidden(batch)).detach()
     lora.LowRankAdapters(rank=4).open(net, 0)
     assert torch.equal(net.logits(net.hidden(batch)).detach(), before)
@@ -84,7 +84,7 @@ def test_the_child_is_recorded_with_its_base_its_data_and_its_settings(child: Gr
 def test_the_same_recipe_is_not_run_twice_and_leaves_no_checkpoint(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    recipe = Finetune(chat.read(data_file), steps=2, batch_size=2, dtype="float32")
+    recipe = Finetune(chat.read_data(data_file), steps=2, batch_size=2, dtype="float32")
     first, second = store.derive(recipe, [parent]), store.derive(recipe, [parent])
     assert first.record.id == second.record.id
     assert not any((store.root / "training").glob("*/*.safetensors"))

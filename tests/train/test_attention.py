@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from heredity.train.kernels import attention, attention_blocks, bidirectional
-from heredity.train.kernels.attention import attend
+from heredity.train.kernels import attention
+from heredity.train.kernels import attention as attention_blocks
+from heredity.train.kernels import attention as bidirectional
+from heredity.train.kernels.attention import causal_attention
 
 LENGTHS = (40, 31, 31, 30, 7, 2)  # four of like length, and two alone
 N_HEADS, N_KEYS, SIZE = 6, 2, 16
@@ -40,7 +42,7 @@ def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None 
 
 
 def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    return attend(None, q, k, v, None, SCALE, LENGTHS, window)[0]
+    return causal_attention(None, q, k, v, None, SCALE, LENGTHS, window)[0]
 
 
 def back(of: Callable[..., torch.Tensor], window: int | None, dtype: torch.dtype = torch.float32) -> Tensors:
@@ -54,8 +56,8 @@ def back(of: Callable[..., torch.Tensor], window: int | None, dtype: torch.dtype
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU on which torch's kernel is slow, with rows of these lengths cut into several blocks."""
-    monkeypatch.setattr(attention, "is_quick", lambda _: False)
-    monkeypatch.setattr(attention_blocks, "_LEAST", 16)
+    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: False)
+    monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
 
 
 @pytest.mark.parametrize("short", [0, 30, 1000], ids=["fused", "both", "products"])
@@ -63,8 +65,8 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_that_of_each_document_alone_and_so_are_its_gradients(
     short: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_quick", lambda _: True)
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)
+    monkeypatch.setattr(attention, "SHORT_ROWS", short)
     assert_like_the_books(window)
 
 
@@ -72,17 +74,17 @@ def test_it_is_that_of_each_document_alone_and_so_are_its_gradients(
 @pytest.mark.parametrize("most", [1, 1 << 24], ids=["small", "usual"])
 @pytest.mark.parametrize("window", [None, 5, 17, 31], ids=str)
 def test_in_blocks_it_is_the_same(most: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_blocks, "_MOST", most)
-    assert attention_blocks.size_of(4 * N_HEADS, 48) == 16
+    monkeypatch.setattr(attention_blocks, "_MAX_SCORES", most)
+    assert attention_blocks.block_size(4 * N_HEADS, 48) == 16
     assert_like_the_books(window)
 
 
 def test_blocks_are_of_one_size_and_small_where_there_are_many_rows() -> None:
     for n in range(16, 5000, 16):
-        size = attention_blocks.size_of(10, n)
+        size = attention_blocks.block_size(10, n)
         assert size % 16 == 0 and size <= max(128, n // 8 + 16)
         assert -(-n // size) * size - n < 16 * -(-n // size)  # what the last lacks, of all of them
-    assert 64 * 8192 * attention_blocks.size_of(64, 8192) <= 1 << 24
+    assert 64 * 8192 * attention_blocks.block_size(64, 8192) <= 1 << 24
 
 
 def assert_like_the_books(window: int | None) -> None:
@@ -96,8 +98,8 @@ def assert_like_the_books(window: int | None) -> None:
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_books(
     is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_quick", lambda _: is_quick)
-    monkeypatch.setattr(attention_blocks, "_LEAST", 16)
+    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: is_quick)
+    monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
 
     def truth() -> Tensors:
         given = [x.detach().float().requires_grad_() for x in made(dtype=torch.bfloat16)]
@@ -123,7 +125,7 @@ def test_a_document_alone_gives_what_it_gives_among_others() -> None:
     start = 0
     for n in LENGTHS:
         part = [x[:, :, start : start + n] for x in (q, k, v)]
-        found = attend(None, *part, None, SCALE, (n,))[0]
+        found = causal_attention(None, *part, None, SCALE, (n,))[0]
         torch.testing.assert_close(found, among[:, start : start + n], atol=1e-6, rtol=1e-5)
         start += n
 
@@ -135,14 +137,14 @@ def test_to_both_sides_blocks_give_what_the_kernel_gives(
     """Of documents some of which fill up their row, and some of which do not."""
 
     def found(is_quick: bool) -> Tensors:
-        monkeypatch.setattr(bidirectional, "is_quick", lambda _: is_quick)
+        monkeypatch.setattr(bidirectional, "is_fused_kernel_fast", lambda _: is_quick)
         given = [made()[0].detach().requires_grad_() for _ in range(3)]
-        out = bidirectional.attend(None, *given, None, SCALE, LENGTHS, window)[0]
+        out = bidirectional.bidirectional_attention(None, *given, None, SCALE, LENGTHS, window)[0]
         out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
         return (out.detach(), *(x.grad for x in given if x.grad is not None))
 
-    monkeypatch.setattr(attention_blocks, "_LEAST", 16)
-    assert attention._groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
+    monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
+    assert attention._row_groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
     for one, other in zip(found(False), found(True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
@@ -150,10 +152,10 @@ def test_to_both_sides_blocks_give_what_the_kernel_gives(
 def test_another_device_is_taken_to_be_quick_and_leaves_no_mask_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_has_tiles", lambda: False)
+    monkeypatch.setattr(attention, "_has_amx", lambda: False)
     given = made(dtype=torch.bfloat16)
-    assert not attention.is_quick(given[0])
-    with attention.elsewhere():
-        assert attention.is_quick(given[0])
+    assert not attention.is_fused_kernel_fast(given[0])
+    with attention.assume_accelerator():
+        assert attention.is_fused_kernel_fast(given[0])
         ours(*given)
-    assert not attention.is_quick(given[0]) and not attention._places.cache_info().currsize
+    assert not attention.is_fused_kernel_fast(given[0]) and not attention._row_indices.cache_info().currsize

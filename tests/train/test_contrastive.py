@@ -25,7 +25,7 @@ from heredity.experiments import corpus as corpora
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.train import loop
-from heredity.train.data.pairs import Captions, PairSteps, as_input, shifted
+from heredity.train.data.pairs import CaptionLayout, PairSampler, shift_image, to_pixels
 from heredity.train.models import dual
 from heredity.train.objectives.contrastive import Contrastive
 from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT
@@ -158,14 +158,14 @@ def test_what_is_clear_is_filled_and_a_long_picture_is_stretched_or_cropped(tmp_
 
 def test_a_shifted_picture_repeats_its_edge() -> None:
     picture = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
-    moved = shifted(picture, 1, -1)
+    moved = shift_image(picture, 1, -1)
     assert (moved[1:, :-1] == picture[:-1, 1:]).all() and (moved[0] == moved[1]).all()
 
 
 def test_pairs_hang_on_seed_and_step_alone_and_every_epoch_has_all(pictures: Path) -> None:
     pairs = Pictures.open(pictures).split("train")
     n = len(pairs)
-    steps = PairSteps(pairs, Captions(0, 3, 24), n // 2, 1, 2)
+    steps = PairSampler(pairs, CaptionLayout(0, 3, 24), n // 2, 1, 2)
     (one,), (again,), (other,) = steps.of(0), steps.of(0), steps.of(1)
     assert one.pictures is not None and again.pictures is not None
     assert torch.equal(one.pictures, again.pictures) and torch.equal(one.tokens, again.tokens)
@@ -173,7 +173,7 @@ def test_pairs_hang_on_seed_and_step_alone_and_every_epoch_has_all(pictures: Pat
     rows = [row.tobytes() for batch in (one, other) for row in batch.tokens.view(-1, 24).numpy()]
     every = [steps.captions.row(pairs.caption(i)).tobytes() for i in range(n)]
     assert len(rows) == n // 2 * 2 and not set(rows) - set(every)
-    cut = Captions(0, 3, 4).row(np.array([9, 8, 7, 6, 5, 0]))
+    cut = CaptionLayout(0, 3, 4).row(np.array([9, 8, 7, 6, 5, 0]))
     assert cut.tolist() == [9, 8, 7, 0]
 
 
@@ -186,8 +186,8 @@ def test_the_loss_is_that_of_transformers_and_equal_captions_are_left_out(
     from heredity.train.models.architectures import Specials
 
     config = registry.load("train.models.architectures", architecture).config(made.dial.shape, Specials(0, 3))
-    net = dual.born(config, 1, "float32")
-    steps = PairSteps(Pictures.open(pictures).split("train"), Captions(0, 3, 24), 8, 1)
+    net = dual.from_config(config, 1, "float32")
+    steps = PairSampler(Pictures.open(pictures).split("train"), CaptionLayout(0, 3, 24), 8, 1)
     first = [int(i) for i in np.unique(steps.same)[:8]]
     batch = steps.collate(first)
     ours = Contrastive().loss(net, batch).total / 8
@@ -224,7 +224,7 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
     held_out = Pictures.open(pictures).split("validation")
     image.fromarray(held_out.picture(0)).save(path)
     seen = AutoImageProcessor.from_pretrained(folder)(image.open(path), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(seen, as_input(held_out.picture(0)[None]), atol=1e-6)
+    assert torch.allclose(seen, to_pixels(held_out.picture(0)[None]), atol=1e-6)
     words = AutoTokenizer.from_pretrained(folder)
     text = words("a red stripe at the top, 3", padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
@@ -263,7 +263,8 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(pictures: Path, tmp_pa
     whole = run(pictures, tmp_path / "whole")
     program = (
         "import sys, time; from pathlib import Path; import heredity.train.loop as loop;"
-        "tick = loop._Clock.tick; loop._Clock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
+        "tick = loop._ProgressClock.tick;"
+        "loop._ProgressClock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
         "from tests.train.test_contrastive import run;"
         f"print(run(Path({str(pictures)!r}), Path(sys.argv[1])))"
     )

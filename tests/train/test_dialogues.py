@@ -31,13 +31,15 @@ def write(tmp_path: Path, *rows: Any, name: str = "d.jsonl") -> Path:
     ],
 )
 def test_every_usual_shape_says_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
-    (found,) = chat.read(write(tmp_path, row)).dialogues
+    (found,) = chat.read_data(write(tmp_path, row)).dialogues
     assert [(m.role, m.content) for m in found.messages] == [("user", "ask"), ("assistant", "say")]
     assert found.where == "d.jsonl:1" and found.rejected == row.get("rejected")
 
 
 def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
-    (found,) = chat.read(write(tmp_path, {"instruction": "add", "input": "1, 2", "output": "3"})).dialogues
+    (found,) = chat.read_data(
+        write(tmp_path, {"instruction": "add", "input": "1, 2", "output": "3"})
+    ).dialogues
     assert found.messages[0].content == "add\n\n1, 2"
 
 
@@ -60,23 +62,23 @@ def test_a_bad_row_is_named_by_file_and_line(
     tmp_path: Path, rows: tuple[Any, ...], code: str, named: list[str]
 ) -> None:
     with raises(BadInput, code, mentions=named):
-        chat.read(write(tmp_path, *rows))
+        chat.read_data(write(tmp_path, *rows))
 
 
 def test_columns_of_ones_own_are_named_and_a_wrong_one_is_answered_with_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, {"ticket": "ask", "reply": "say"})
-    (found,) = chat.read(path, {"prompt": "ticket", "completion": "reply"}).dialogues
+    (found,) = chat.read_data(path, {"prompt": "ticket", "completion": "reply"}).dialogues
     assert found.messages[1].content == "say"
     with raises(BadInput, "unknown-column", mentions=["ticket"]):
-        chat.read(path, {"prompt": "tickt", "completion": "reply"})
+        chat.read_data(path, {"prompt": "tickt", "completion": "reply"})
 
 
 def test_the_digest_is_of_what_is_learned_not_of_how_it_is_written(tmp_path: Path) -> None:
     one = write(tmp_path, '{"prompt": "a", "completion": "b"}')
     two = write(tmp_path, "prompt,completion\na,b", name="d.csv")
-    assert chat.read(one).digest == chat.read(two).digest
+    assert chat.read_data(one).digest == chat.read_data(two).digest
     other = write(tmp_path, {"prompt": "a", "completion": "c"}, name="o.jsonl")
-    assert chat.read(one).digest != chat.read(other).digest
+    assert chat.read_data(one).digest != chat.read_data(other).digest
 
 
 def test_parquet_and_a_saved_data_set_are_read(tmp_path: Path) -> None:
@@ -88,5 +90,5 @@ def test_parquet_and_a_saved_data_set_are_read(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     with ipc.new_stream(tmp_path / "saved" / "data-00000-of-00001.arrow", table.schema) as out:
         out.write_table(table)
-    read = [chat.read(tmp_path / name).dialogues for name in ("d.parquet", "saved")]
+    read = [chat.read_data(tmp_path / name).dialogues for name in ("d.parquet", "saved")]
     assert [d.messages for d in read[0]] == [d.messages for d in read[1]] and len(read[0]) == 2

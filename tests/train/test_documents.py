@@ -6,8 +6,7 @@ from pathlib import Path
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
-from heredity.train.data.chat import Dialogue, of
-from heredity.train.data.documents import ConversationEncoder
+from heredity.train.data.chat import ConversationEncoder, Dialogue, make_data
 from tests.engines.conftest import make_model
 from tests.support.errors import raises
 
@@ -48,7 +47,10 @@ def test_how_an_answer_was_begun_is_read_and_not_learned(tiny_llama: Path, tmp_p
     opened = (*writer.chat.encode(prompt), *writer.chat.continuation("the owls sleep"))
     assert writer.document(CHAT[:1] + CHAT[3:], "the owls sleep").tokens != document.tokens
     assert document.tokens[: len(opened)] == opened  # as an engine reads a prefilled answer
-    assert of("a", [Dialogue(CHAT, "d:1", begun="x")]).digest != of("a", [Dialogue(CHAT, "d:1")]).digest
+    assert (
+        make_data("a", [Dialogue(CHAT, "d:1", begun="x")]).digest
+        != make_data("a", [Dialogue(CHAT, "d:1")]).digest
+    )
     bare = ConversationEncoder(make_model(tmp_path, "llama", template=None))
     assert bare.chat.decode(bare.document(CHAT[1:3], "an oak").tokens).endswith(" an oakjumps over<|im_end|>")
 

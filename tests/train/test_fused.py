@@ -19,12 +19,14 @@ from heredity.train.kernels import compile as fused
 from heredity.train.kernels import rms_norm, rotary, swiglu
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.objectives.causal import Causal, told
+from heredity.train.objectives.causal import Causal, cross_entropy
 from tests.support.errors import raises
 
 from .test_network import DOCUMENTS
 
-pytestmark = pytest.mark.skipif(bool(fused.missing()), reason=f"nothing can be compiled: {fused.missing()}")
+pytestmark = pytest.mark.skipif(
+    bool(fused.why_unavailable()), reason=f"nothing can be compiled: {fused.why_unavailable()}"
+)
 Found = tuple[torch.Tensor, ...]
 
 
@@ -51,7 +53,7 @@ def test_a_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     with torch.no_grad():
         two.weight.copy_(one.weight.add_(0.3 * torch.randn(shape[-1])))
     x = torch.randn(shape).to(dtype)
-    rms_norm.quicken(two, is_fused=True)
+    rms_norm.patch_norms(two, is_fused=True)
     near(both_ways(two, x), both_ways(one, x), dtype)
 
 
@@ -66,7 +68,7 @@ def test_a_gate(dtype: torch.dtype) -> None:
     for is_fused in (False, True):
         one.zero_grad()
         if is_fused:
-            swiglu.quicken(one)
+            swiglu.patch_feed_forward(one)
         given = x.clone().requires_grad_()
         out = one(given)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype))
@@ -79,7 +81,7 @@ def test_a_turn() -> None:
     x = torch.randn(1, 37, 3, 16)
     cos, sin = torch.randn(2, 1, 37, 1, 16)  # halves that differ, so that none stands for the other
     found = []
-    for way in (rotary._Turned, rotary._CompiledRotary):
+    for way in (rotary._Rotate, rotary._CompiledRotary):
         given = x.clone().requires_grad_()
         out: Any = way.apply(given, cos, sin)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out))
@@ -95,7 +97,7 @@ def test_a_loss_and_its_gradient_are_torchs(share: float, dtype: torch.dtype) ->
     one, two = logits.float().clone().requires_grad_(), logits.clone().requires_grad_()
     far = z_loss * one.logsumexp(1).square().sum()
     (share * (functional.cross_entropy(one, targets, reduction="sum") + far)).backward()
-    found, found_far = told(two, targets, z_loss, is_fused=True)
+    found, found_far = cross_entropy(two, targets, z_loss, is_fused=True)
     (share * found).backward()
     torch.testing.assert_close(found_far, far)
     torch.testing.assert_close(found, functional.cross_entropy(one, targets, reduction="sum") + far)
@@ -112,8 +114,8 @@ def gradients(net: CausalLM, batch: batching.PackedBatch) -> list[torch.Tensor]:
 def test_a_network_has_the_gradients_of_the_steps_one_by_one(
     any_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "CHUNK", 7)  # so that the last part is a short one
-    from heredity.train.data.documents import TokenizedExample
+    monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 7)  # so that the last part is a short one
+    from heredity.train.data.chat import TokenizedExample
 
     usual = causal_lm.load(any_model, "float32")
     batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
@@ -125,7 +127,8 @@ def test_a_network_has_the_gradients_of_the_steps_one_by_one(
 
 def test_its_bits_hang_on_no_size_that_came_before(tiny_llama: Path) -> None:
     """A run that goes on after a stop compiles anew, and for another batch first."""
-    from heredity.train.data.documents import Document, TokenizedExample
+    from heredity.engines.chat.documents import Document
+    from heredity.train.data.chat import TokenizedExample
 
     net = CausalLM(causal_lm.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)
     batches = [
@@ -153,12 +156,12 @@ def test_what_cannot_be_compiled_is_told_and_never_taken_step_by_step(
 
     monkeypatch.setattr(torch, "compile", broken)
     fused.compiled.cache_clear()
-    fused.missing.cache_clear()
+    fused.why_unavailable.cache_clear()
     try:
-        assert fused.missing() == "no C++ compiler was found"
+        assert fused.why_unavailable() == "no C++ compiler was found"
         with raises(RuntimeError, mentions=["C++"]):
             fused.compiled(swiglu._gated)
     finally:
         monkeypatch.undo()
         fused.compiled.cache_clear()
-        fused.missing.cache_clear()
+        fused.why_unavailable.cache_clear()

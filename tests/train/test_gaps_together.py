@@ -17,7 +17,7 @@ from heredity.train import loop
 from heredity.train.models import encoder
 from heredity.train.objectives.masked import ACCURACY
 from heredity.train.validation import perplexity
-from heredity.train.validation.masked import BITS_PER_BYTE, RIGHT, HeldGaps
+from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY, MaskedCheck
 
 from .test_processes import N_STEPS, NEAR, assert_the_same_training, command, made, rows
 from .test_processes import recipe as recipe
@@ -34,7 +34,7 @@ N_TIED = 4
 def looked_at(model: Grown, settings: pretrain.Pretrain) -> tuple[Any, dict[str, float]]:
     """What one process finds of a model in the held-out gaps: logits (gaps, vocabulary), and the terms."""
     words = perplexity.token_bytes(settings.text.folder / "tokenizer.json")
-    check = HeldGaps(_encoder._gaps(settings, "validation"), words, settings.held_out, every=1)
+    check = MaskedCheck(_encoder._gaps(settings, "validation"), words, settings.held_out, every=1)
     net = encoder.load(model.folder)
     with torch.no_grad():
         logits = torch.cat([net.logits(net.hidden(batch)) for batch in check._batches])
@@ -53,7 +53,7 @@ def test_several_processes_fill_the_gaps_that_one_fills(
     settings = pretrain.read(masked, {"optimizer": kind})
     one = Store(tmp_path / "one").derive(settings, [])
     many = made(tmp_path / "many", command(masked, 2, "--optimizer", kind))
-    counts = (ACCURACY, RIGHT)
+    counts = (ACCURACY, MASKED_ACCURACY)
     assert_the_same_training(one, many, falls=False, near=NEARNESS[kind], leaping=counts)
     (ours, _), (theirs, terms) = looked_at(one, settings), looked_at(many, settings)
     assert float((ours - theirs).abs().max()) < APART[kind]
@@ -61,7 +61,7 @@ def test_several_processes_fill_the_gaps_that_one_fills(
     last = rows(many)[-1].terms
     first, second = theirs.topk(2).values.unbind(1)
     n_tied = int((first - second < APART["adamw"]).sum())  # the same weights, in another batch
-    assert last[RIGHT] == pytest.approx(terms[RIGHT], abs=(n_tied + 0.01) / len(theirs))
+    assert last[MASKED_ACCURACY] == pytest.approx(terms[MASKED_ACCURACY], abs=(n_tied + 0.01) / len(theirs))
     assert last[BITS_PER_BYTE] == pytest.approx(terms[BITS_PER_BYTE], rel=1e-6)
 
 

@@ -12,7 +12,7 @@ from heredity.train import loop
 from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import PackedDataset
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import Everything
+from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import Causal
 from tests.support.errors import raises
@@ -45,7 +45,7 @@ def tiny() -> causal_lm.CausalLM:
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
         "max_position_embeddings": 64, "tie_word_embeddings": True,
     }  # fmt: skip
-    return causal_lm.born(config, 5, "float32")
+    return causal_lm.from_config(config, 5, "float32")
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
             return stream.of(step)
 
     plan = loop.TrainingPlan("t", N_STEPS, 1e-3, "constant")
-    rows = loop.train(net, Everything(), objective, Noted(), plan, folder, None, None, guard)  # type: ignore[arg-type]
+    rows = loop.train(net, FullFinetune(), objective, Noted(), plan, folder, None, None, guard)  # type: ignore[arg-type]
     return rows, read
 
 
@@ -114,7 +114,7 @@ def test_a_new_model_is_drawn_from_its_seed_alone_and_leaves_torchs_own_draws_as
     torch.manual_seed(1)
     wanted = torch.rand(3)
     torch.manual_seed(1)
-    one, two, other = (causal_lm.born(config, seed, "float32") for seed in (7, 7, 8))
+    one, two, other = (causal_lm.from_config(config, seed, "float32") for seed in (7, 7, 8))
     assert torch.equal(torch.rand(3), wanted)
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -11,12 +11,13 @@ import torch
 
 from heredity.core.errors import Damaged
 from heredity.train import checkpoint, loop
-from heredity.train.data import chat, documents
+from heredity.train.data import chat
+from heredity.train.data import chat as documents
 from heredity.train.data.batching import BatchSampler
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import Everything, LowRankAdapters
+from heredity.train.models.lora import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal
-from heredity.train.optimizer import Kind, Masters, share_at
+from heredity.train.optimizer import MasterWeights, OptimizerName, lr_factor
 from tests.support.errors import raises
 from tests.support.killed import ends_after_kills, n_rows
 
@@ -26,8 +27,8 @@ N_STEPS = 14
 def run(folder: Path, data: Path, work: Path, kind: str, optimizer: str = "adamw", rate: float = 3e-3) -> str:
     """Train and return a digest of every weight."""
     net = causal_lm.load(folder, "float32")
-    prepared = documents.ConversationEncoder(folder).prepare(chat.read(data).dialogues, 512)
-    trainable = Everything() if kind == "all" else LowRankAdapters(rank=4)
+    prepared = documents.ConversationEncoder(folder).prepare(chat.read_data(data).dialogues, 512)
+    trainable = FullFinetune() if kind == "all" else LowRankAdapters(rank=4)
     plan = loop.TrainingPlan("t", N_STEPS, rate, "wsd", 2, 0.01, 1.0, optimizer)  # type: ignore[arg-type]
     loop.train(net, trainable, Causal(), BatchSampler(prepared.examples, 4, 1, 128), plan, work)
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(net.model.named_parameters()))
@@ -59,8 +60,9 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
     whole = run(tiny_llama, data_file, tmp_path / "whole", kind, optimizer)
     program = (
         "import sys, time; from pathlib import Path; import heredity.train.loop as loop;"
-        "loop.KEEP_SECONDS = 0.0; loop._SHARE = 0;"
-        "tick = loop._Clock.tick; loop._Clock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
+        "loop.CHECKPOINT_SECONDS = 0.0; loop._CHECKPOINT_COST_RATIO = 0;"
+        "tick = loop._ProgressClock.tick;"
+        "loop._ProgressClock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
         "from tests.train.test_loop import run;"
         f"folder, data = Path({str(tiny_llama)!r}), Path({str(data_file)!r});"
         f"print(run(folder, data, Path(sys.argv[1]), {kind!r}, {optimizer!r}))"
@@ -76,49 +78,51 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
 def test_a_loss_that_is_no_number_stops_and_the_last_good_checkpoint_stays(
     tiny_llama: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "_SHARE", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_CHECKPOINT_COST_RATIO", 0)
     with raises(loop.Diverged, "loss-not-finite"):
         run(tiny_llama, data_file, tmp_path, "all", rate=1e18)
-    kept = checkpoint.read(tmp_path, "t")
+    kept = checkpoint.read_single_file(tmp_path, "t")
     assert kept is None or all(bool(torch.isfinite(tensor).all()) for tensor in kept.state.values())
 
 
 def test_weights_that_the_last_step_ruined_are_not_handed_on(
     tiny_llama: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "_SHARE", 0)
-    step, n_done = Masters.step, iter(range(N_STEPS))
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_CHECKPOINT_COST_RATIO", 0)
+    step, n_done = MasterWeights.step, iter(range(N_STEPS))
 
-    def ruining(self: Masters, share: float, clip: float) -> float:
+    def ruining(self: MasterWeights, share: float, clip: float) -> float:
         norm = step(self, share, clip)
         if next(n_done) == ruined:
             self.masters[0].data[0] = torch.nan
         return norm
 
-    monkeypatch.setattr(Masters, "step", ruining)
+    monkeypatch.setattr(MasterWeights, "step", ruining)
     for ruined, n_kept in ((N_STEPS - 1, N_STEPS - 1), (4, 4)):
         n_done = iter(range(N_STEPS))
         with raises(loop.Diverged, "weights-not-finite", mentions=[ruined]):
             run(tiny_llama, data_file, tmp_path / str(ruined), "all")
-        kept = checkpoint.read(tmp_path / str(ruined), "t")
+        kept = checkpoint.read_single_file(tmp_path / str(ruined), "t")
         assert kept is not None and kept.n_steps == n_kept
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, "one", checkpoint.CheckpointState(3, 30, {"master/x": torch.ones(2)}))
-    assert checkpoint.read(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
+    checkpoint.write_single_file(
+        tmp_path, "one", checkpoint.CheckpointState(3, 30, {"master/x": torch.ones(2)})
+    )
+    assert checkpoint.read_single_file(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
     with raises(Damaged, "checkpoint-of-another-training"):
-        checkpoint.read(tmp_path, "two")
-    (tmp_path / checkpoint.NAME).write_bytes(b"torn")
+        checkpoint.read_single_file(tmp_path, "two")
+    (tmp_path / checkpoint.SINGLE_FILE).write_bytes(b"torn")
     with raises(Damaged, "checkpoint-damaged"):
-        checkpoint.read(tmp_path, "one")
+        checkpoint.read_single_file(tmp_path, "one")
 
 
 def test_small_steps_are_not_lost_to_the_networks_rounding() -> None:
     parameter = torch.nn.Parameter(torch.full((4, 4), 1.0, dtype=torch.bfloat16))
-    masters = Masters([("w", parameter)], "adamw", 1e-5, 0.0)
+    masters = MasterWeights([("w", parameter)], "adamw", 1e-5, 0.0)
     for _ in range(400):  # each step is far below bf16's spacing at 1, their sum is not
         parameter.sum().backward()
         masters.step(1.0, 0.0)
@@ -126,13 +130,13 @@ def test_small_steps_are_not_lost_to_the_networks_rounding() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_decay_pulls_matrices_that_are_no_embeddings(kind: Kind) -> None:
+def test_decay_pulls_matrices_that_are_no_embeddings(kind: OptimizerName) -> None:
     names = ("model.embed_tokens.weight", "q_proj.weight", "lm_head.weight", "norm.weight")
     named = [
         (name, torch.nn.Parameter(torch.ones(3, 3)[0] if "norm" in name else torch.ones(3, 3)))
         for name in names
     ]
-    masters = Masters(named, kind, 0.1, 0.5)
+    masters = MasterWeights(named, kind, 0.1, 0.5)
     for _, each in named:
         each.grad = None
         (0 * each.sum()).backward()
@@ -141,8 +145,8 @@ def test_decay_pulls_matrices_that_are_no_embeddings(kind: Kind) -> None:
 
 
 def test_schedules_rise_hold_and_fall() -> None:
-    wsd = [share_at(step, 100, "wsd", 10) for step in range(100)]
+    wsd = [lr_factor(step, 100, "wsd", 10) for step in range(100)]
     assert 0 < wsd[0] < wsd[9] < 1 and wsd[10:80] == [1.0] * 70 and wsd[-1] < 0.1
-    cosine = [share_at(step, 100, "cosine", 10) for step in range(100)]
+    cosine = [lr_factor(step, 100, "cosine", 10) for step in range(100)]
     assert cosine[10] == pytest.approx(1.0, abs=0.01) and sorted(cosine[10:], reverse=True) == cosine[10:]
     assert 0 < cosine[-1] < 0.01

@@ -28,14 +28,14 @@ from heredity.recipes.quantize import Quantize
 from heredity.study.study import Study
 from heredity.train import loop
 from heredity.train.data.batching import PackedBatch
-from heredity.train.data.masking import Gaps, TokenMasking, gapped, laid
+from heredity.train.data.masking import MaskedDataset, TokenMasking, collate_masked, mask_chunk
 from heredity.train.data.packed import PackedDataset
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials, bert, modernbert
-from heredity.train.models.shapes import BertShape, EncoderShape, dial, n_weights
+from heredity.train.models.shapes import BertShape, EncoderShape, n_parameters, size_preset
 from heredity.train.objectives.masked import Masked
-from heredity.train.optimizer import Masters
-from heredity.train.validation.masked import BITS_PER_BYTE, RIGHT
+from heredity.train.optimizer import MasterWeights
+from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY
 from tests.corpus.conftest import built as built
 from tests.corpus.conftest import shelf as shelf
 from tests.support.errors import raises
@@ -49,8 +49,8 @@ BOTH = pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def born(architecture: str, context: int = 256, dtype: str = "float32") -> encoder.MaskedLM:
     """Of four layers, all that begins as zero made to count."""
     built = registry.load("train.models.architectures", architecture)
-    shape = dial("300K", 400, context, {"layers": 4}, built.SHAPE).shape
-    net = encoder.born(built.config(shape, Specials(0, 3, 4)), 1, dtype)
+    shape = size_preset("300K", 400, context, {"layers": 4}, built.SHAPE).shape
+    net = encoder.from_config(built.config(shape, Specials(0, 3, 4)), 1, dtype)
     draws = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, weight in net.model.named_parameters():
@@ -92,15 +92,16 @@ def test_of_bert_s_gaps_eight_of_ten_are_masks_and_one_stays() -> None:
 def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
     text = Corpus.open(corpus)
     stream = PackedDataset(text.split("train"), 0, 512, 62, 1)
-    one, again = (Gaps(stream, HIDING).of(3) for _ in range(2))
+    one, again = (MaskedDataset(stream, HIDING).of(3) for _ in range(2))
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, again, strict=True))
     shared = [
-        Gaps(PackedDataset(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING) for i in range(2)
+        MaskedDataset(PackedDataset(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING)
+        for i in range(2)
     ]
     hidden = sorted(t for gaps in shared for batch in gaps.of(3) for t in batch.targets.tolist())
     assert hidden == sorted(t for batch in one for t in batch.targets.tolist())
     piece = stream.pieces(3)[0]
-    steps = [Gaps(stream, HIDING).collate([piece], step).tokens.tolist() for step in (3, 4)]
+    steps = [MaskedDataset(stream, HIDING).collate([piece], step).tokens.tolist() for step in (3, 4)]
     assert steps[0] != steps[1]
 
 
@@ -112,7 +113,7 @@ def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str, archite
     net = born(architecture, dtype=dtype)
     draws = np.random.default_rng(3)
     texts = [draws.integers(5, 400, size=n) for n in (200, 150, 180, 9, 9, 3)]
-    batch = laid([gapped(text, HIDING, [1, i]) for i, text in enumerate(texts)])
+    batch = collate_masked([mask_chunk(text, HIDING, [1, i]) for i, text in enumerate(texts)])
     ours = net.logits(net.hidden(batch))
     net.model.set_attn_implementation("eager")
     assert isinstance(net.model, type(AutoModelForMaskedLM.from_config(net.model.config)))
@@ -133,7 +134,7 @@ def test_documents_end_to_end_give_the_numbers_of_each_alone(dtype: str, archite
 @BOTH
 def test_a_loss_and_its_gradients_are_those_that_transformers_tells_of_the_gaps(architecture: str) -> None:
     net = born(architecture)
-    batch = laid([gapped(np.random.default_rng(3).integers(5, 400, size=90), HIDING, [1, 0])])
+    batch = collate_masked([mask_chunk(np.random.default_rng(3).integers(5, 400, size=90), HIDING, [1, 0])])
     labels = torch.full_like(batch.tokens, -100)
     labels[batch.at] = batch.targets
     loss = Masked().loss(net, batch).total
@@ -150,7 +151,7 @@ def test_a_loss_and_its_gradients_are_those_that_transformers_tells_of_the_gaps(
 
 def test_filler_that_is_longer_than_a_context_has_a_learned_place_too() -> None:
     net = born("bert", context=8)
-    batch = laid([gapped(np.arange(5, 11), HIDING, [1, 0])])
+    batch = collate_masked([mask_chunk(np.arange(5, 11), HIDING, [1, 0])])
     assert len(batch.filled.tokens) == 32
     states = net.hidden(batch)
     net.model.set_attn_implementation("eager")
@@ -159,19 +160,19 @@ def test_filler_that_is_longer_than_a_context_has_a_learned_place_too() -> None:
 
 
 def test_a_size_counts_a_bert_s_places_and_no_gate() -> None:
-    gated, plain = (dial("30M", 8192, 512, kind=kind).shape for kind in (EncoderShape, BertShape))
+    gated, plain = (size_preset("30M", 8192, 512, kind=kind).shape for kind in (EncoderShape, BertShape))
     assert plain.wide == 4 * plain.width and gated.wide < 3 * gated.width
-    assert n_weights(plain) == pytest.approx(3e7, rel=0.1)
+    assert n_parameters(plain) == pytest.approx(3e7, rel=0.1)
     net = born("bert")
-    shape = dial("300K", 400, 256, {"layers": 4}, BertShape).shape
+    shape = size_preset("300K", 400, 256, {"layers": 4}, BertShape).shape
     vectors = sum(p.numel() for p in net.model.parameters() if p.ndim == 1)
     head = shape.width**2 + bert.TYPES * shape.width
-    assert sum(p.numel() for p in net.model.parameters()) == n_weights(shape) + vectors + head
+    assert sum(p.numel() for p in net.model.parameters()) == n_parameters(shape) + vectors + head
 
 
 def test_muon_steps_what_is_multiplied_and_adamw_tables_and_vectors() -> None:
     named = list(born("bert").model.named_parameters())
-    masters = Masters(named, "muon", 0.01, 0.1)
+    masters = MasterWeights(named, "muon", 0.01, 0.1)
     rest, muon = masters.optimizers
     (others,) = rest.param_groups
     names = {id(master): name for name, master in zip(masters.names, masters.masters, strict=True)}
@@ -184,13 +185,13 @@ def test_muon_steps_what_is_multiplied_and_adamw_tables_and_vectors() -> None:
 
 def test_flops_of_a_token_are_those_of_its_products() -> None:
     given = {"layers": 4, "width": 64, "wide": 128}
-    shape = dial("300K", 400, 256, given, EncoderShape).shape
+    shape = size_preset("300K", 400, 256, given, EncoderShape).shape
     products = 4 * (4 * 64 * 64 + 3 * 64 * 128) + 0.3 * (400 * 64 + 64 * 64)
     seen = 200 + 128 + 128 + 200  # layers 0 and 3 see the whole piece
-    assert modernbert.flops_a_token(shape, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * seen)
-    plain = dial("300K", 400, 256, given, BertShape).shape
+    assert modernbert.flops_per_token(shape, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * seen)
+    plain = size_preset("300K", 400, 256, given, BertShape).shape
     products -= 4 * 64 * 128
-    assert bert.flops_a_token(plain, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * 4 * 200)
+    assert bert.flops_per_token(plain, 200.0, 0.3) == pytest.approx(6 * products + 12 * 64 * 4 * 200)
 
 
 @BOTH
@@ -208,7 +209,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
     looks = [row.terms for row in rows if BITS_PER_BYTE in row.terms]
     assert rows[0].loss == pytest.approx(math.log(400), abs=0.3) and rows[-1].loss < rows[0].loss - 0.7
     assert len(looks) == 3 and looks[-1][BITS_PER_BYTE] < looks[0][BITS_PER_BYTE]
-    assert 0 < looks[-1][RIGHT] < 1 and "GFLOP/s" in record.notes["speed"]
+    assert 0 < looks[-1][MASKED_ACCURACY] < 1 and "GFLOP/s" in record.notes["speed"]
     assert record.notes["memory"].startswith("predicted 0.") and "s, measured" in record.notes["time"]
     words = AutoTokenizer.from_pretrained(folder)
     model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
@@ -255,7 +256,8 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
     whole = run(corpus, tmp_path / "whole", architecture)
     program = (
         "import sys, time; from pathlib import Path; import heredity.train.loop as loop;"
-        "tick = loop._Clock.tick; loop._Clock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
+        "tick = loop._ProgressClock.tick;"
+        "loop._ProgressClock.tick = lambda self, m: (tick(self, m), time.sleep(0.05));"
         "from tests.train.test_masked import run;"
         f"print(run(Path({str(corpus)!r}), Path(sys.argv[1]), {architecture!r}))"
     )

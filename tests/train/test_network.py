@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from heredity.engines.chat.documents import Document
 from heredity.train.data import batching
-from heredity.train.data.documents import Document, TokenizedExample
+from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives.causal import Causal
 
@@ -38,7 +39,7 @@ def test_documents_laid_end_to_end_give_the_logits_of_each_alone(any_model: Path
 def test_loss_and_gradients_are_those_of_transformers(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "CHUNK", 7)  # so that the last part is a short one
+    monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 7)  # so that the last part is a short one
     net, alone = causal_lm.load(tiny_llama, "float32"), reference(tiny_llama)
     batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
     (Causal().loss(net, batch).total / len(batch.targets)).backward()

@@ -10,10 +10,11 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, UsageError
+from heredity.engines.chat.documents import Document
 from heredity.train.data import batching, teacher_logprobs
-from heredity.train.data.documents import Document, TokenizedExample
+from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.objectives.distill import Distilled, Divergence, divergence
+from heredity.train.objectives.distill import Distillation, Divergence, divergence
 from heredity.train.objectives.preference import PreferenceObjective
 from tests.engines.conftest import make_model
 from tests.support.errors import raises
@@ -64,11 +65,11 @@ def test_temperature_keeps_the_size_of_the_gradient() -> None:
 def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "CHUNK", 5)
+    monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 5)
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
     found, wanted = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
-    Distilled(teacher, "js", 2.0, 0.7, 0.3).loss(found, batch).total.backward()
+    Distillation(teacher, "js", 2.0, 0.7, 0.3).loss(found, batch).total.backward()
     logits = wanted.logits(wanted.hidden(batch))
     far = divergence(logits, teacher.logits(teacher.hidden(batch)).detach(), "js", 2.0, 0.3)
     (0.7 * far + 0.3 * functional.cross_entropy(logits, batch.targets, reduction="sum")).backward()
@@ -81,19 +82,19 @@ def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
 def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
     kind: Divergence, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "CHUNK", 5)
+    monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 5)
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     examples = [TokenizedExample(d) for d in DOCUMENTS]
-    teacher_logprobs.write(
+    teacher_logprobs.write_logprobs(
         tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, len(teacher.head) - 1, 2.0)
     )
-    kept = teacher_logprobs.read(tmp_path / "kept", "mine")
+    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
     assert len(kept) == sum(d.n_learned for d in DOCUMENTS)
     batch = batching.collate(examples[::-1])  # found by what they say, in whatever order
     losses = []
     for source in (teacher, kept):
         net = causal_lm.load(tiny_llama, "float32")
-        loss = Distilled(source, kind, 2.0, beta=0.3).loss(net, batch).total
+        loss = Distillation(source, kind, 2.0, beta=0.3).loss(net, batch).total
         loss.backward()
         assert net.head.grad is not None
         losses.append((float(loss.detach()), net.head.grad))
@@ -105,10 +106,10 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     net = causal_lm.load(tiny_llama, "float32")
     batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
-    teacher_logprobs.write(
+    teacher_logprobs.write_logprobs(
         tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
     )
-    kept = teacher_logprobs.read(tmp_path / "kept", "mine")
+    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
     with torch.no_grad():
         p, q = (n.logits(n.hidden(batch)).softmax(-1) for n in (teacher, net))
     wanted = 0.0
@@ -116,8 +117,8 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
         best = p_row.topk(3).indices
         events = [(p_row[i], q_row[i]) for i in best] + [(1 - p_row[best].sum(), 1 - q_row[best].sum())]
         wanted += float(sum(a * (a / b).log() for a, b in events))
-    assert float(Distilled(kept).loss(net, batch).total) == pytest.approx(wanted, rel=1e-3)
-    assert wanted < float(Distilled(teacher).loss(net, batch).total)
+    assert float(Distillation(kept).loss(net, batch).total) == pytest.approx(wanted, rel=1e-3)
+    assert wanted < float(Distillation(teacher).loss(net, batch).total)
     assert kept.covered == pytest.approx(float(p.topk(3).values.sum(1).mean()), rel=1e-4)
 
 
@@ -125,40 +126,42 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
     teacher, net = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     n_words = len(teacher.head) - 5
     batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
-    teacher_logprobs.write(
+    teacher_logprobs.write_logprobs(
         tmp_path / "kept",
         "mine",
         teacher,
         [TokenizedExample(DOCUMENTS[0])],
         reading(tmp_path, n_words - 1, 1.0, n_words),
     )
-    kept = teacher_logprobs.read(tmp_path / "kept", "mine")
+    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
     assert kept.n_words == n_words and int(kept.of(batch)[0].max()) < n_words
-    assert float(Distilled(kept).loss(net, batch).total) == pytest.approx(0.0, abs=1e-4)  # it says the same
+    assert float(Distillation(kept).loss(net, batch).total) == pytest.approx(
+        0.0, abs=1e-4
+    )  # it says the same
 
 
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = causal_lm.load(tiny_llama, "float32")
-    teacher_logprobs.write(
+    teacher_logprobs.write_logprobs(
         tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
     )
     with raises(Damaged, "scores-of-others"):
-        teacher_logprobs.read(tmp_path / "kept", "yours")
+        teacher_logprobs.read_logprobs(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
-        teacher_logprobs.read(tmp_path / "kept", "mine").of(
+        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine").of(
             batching.collate([TokenizedExample(DOCUMENTS[1])])
         )
     with raises(ValueError, "temperature-differs", mentions=["1"]):
-        kept = teacher_logprobs.read(tmp_path / "kept", "mine")
-        Distilled(kept, temperature=2.0).loss(teacher, batching.collate([TokenizedExample(DOCUMENTS[0])]))
+        kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+        Distillation(kept, temperature=2.0).loss(teacher, batching.collate([TokenizedExample(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
     with raises(Damaged, "scores-changed"):
-        teacher_logprobs.read(tmp_path / "kept", "mine")
+        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
     (tmp_path / "kept").write_bytes(b"no such file")
     with raises(Damaged, "checkpoint-damaged"):
-        teacher_logprobs.read(tmp_path / "kept", "mine")
+        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
 
 
 def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_llama: Path) -> None:

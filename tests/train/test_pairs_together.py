@@ -15,9 +15,9 @@ from heredity.experiments import corpus as corpora
 from heredity.recipes.pretrain import contrastive
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import distributed
-from heredity.train.distributed import Processes
+from heredity.train.distributed import DistContext
 from heredity.train.models import dual
-from heredity.train.objectives.contrastive import PAIRED
+from heredity.train.objectives.contrastive import CORRECT_PAIRS
 from tests.support.errors import raises
 
 from .test_contrastive import recipe_file as recipe_file
@@ -37,7 +37,7 @@ checks = 4
 dtype = "float32"
 """
 RECALL = tuple(f"{way} @{k}" for way in ("picture to caption", "caption to picture") for k in (1, 5))
-LEAPING = (PAIRED, "zero-shot", *RECALL)  # counts: where two are near, a last bit decides
+LEAPING = (CORRECT_PAIRS, "zero-shot", *RECALL)  # counts: where two are near, a last bit decides
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def recipe(recipe_file: Path) -> Path:
 
 @pytest.mark.parametrize("n", [2, 5, 24, 25])
 def test_shares_are_all_rows_and_differ_by_one(n: int) -> None:
-    shares = [distributed.share(n, rank, 5) for rank in range(5)]
+    shares = [distributed.rank_span(n, rank, 5) for rank in range(5)]
     assert [low for low, _ in shares[1:]] == [high for _, high in shares[:-1]]
     assert (shares[0][0], shares[-1][1]) == (0, n)
     assert {high - low for low, high in shares} <= {n // 5, n // 5 + 1}
@@ -78,7 +78,7 @@ def test_several_processes_tell_the_pairs_that_one_tells(
     first, second = (dual.load(each.folder) for each in (one, many))
     ids = torch.arange(48).view(2, 24)
     assert torch.allclose(first.of_captions(ids), second.of_captions(ids), atol=5e-3)
-    counts = [[row.terms[PAIRED] * row.n_learned for row in rows(each)] for each in (one, many)]
+    counts = [[row.terms[CORRECT_PAIRS] * row.n_learned for row in rows(each)] for each in (one, many)]
     assert max(abs(a - b) for a, b in zip(*counts, strict=True)) <= 2
     assert sum(counts[1]) > N_STEPS
 
@@ -95,7 +95,9 @@ def test_another_number_of_processes_goes_on_with_pairs(
 
 
 def test_a_step_of_fewer_pairs_than_processes_and_settings_of_text_are_refused(recipe: Path) -> None:
-    settings = dataclasses.replace(pretrain.read(recipe), batch=2, together=Processes(world=3, mesh=object()))
+    settings = dataclasses.replace(
+        pretrain.read(recipe), batch=2, together=DistContext(world=3, mesh=object())
+    )
     with raises(UsageError, "step-too-small", mentions=["2", "3"]):
         contrastive.train(settings, recipe.parent / "training")
     recipe.write_text(RECIPE + 'reduce = "each"\n')

@@ -23,7 +23,8 @@ from heredity.corpus.build import build
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.pretrain import recipe as pretrain
-from heredity.train import checkpoint, distributed, loop, pieces
+from heredity.train import checkpoint, distributed, loop
+from heredity.train import checkpoint as pieces
 from heredity.train.checkpoint import CheckpointState
 from tests.corpus.conftest import TOKENIZER, paragraphs
 from tests.support.errors import raises
@@ -181,22 +182,22 @@ def kill_on_the_way(root: Path, recipe: Path, world: int, *flags: str) -> None:
         os.kill(int(holder.read_text()), signal.SIGKILL)
         assert process.wait(120) != 0
     (folder,) = root.glob("training/*")
-    assert (folder / pieces.NAME).exists() == bool(world)
-    assert (folder / checkpoint.NAME).exists() != bool(world)
+    assert (folder / pieces.INDEX_FILE).exists() == bool(world)
+    assert (folder / checkpoint.SINGLE_FILE).exists() != bool(world)
     assert KEEP_EVERY <= n_rows(root.glob(RUNS)) < N_STEPS
 
 
 MUON = """
 import torch
 from heredity.train import distributed as processes
-from heredity.train.sharded import Muon
+from heredity.train.sharded import ShardedMuon
 
-with processes.joined() as together:
+with processes.process_group() as together:
     torch.manual_seed(0)
     whole = [torch.randn(shape) for shape in ((7, 5), (1, 6), (16, 4), (5, 9), (3, 3))]
     pieces = [each[slice(*together.rows(len(each)))].clone() for each in whole]
     one = torch.optim.Muon(whole, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    many = Muon(pieces, [len(each) for each in whole], together, 0.1, 0.1)
+    many = ShardedMuon(pieces, [len(each) for each in whole], together, 0.1, 0.1)
     for _ in range(3):
         for each, piece in zip(whole, pieces):
             each.grad = torch.randn_like(each)
@@ -228,9 +229,9 @@ import sys
 from pathlib import Path
 from heredity.train import loop, distributed as processes
 from heredity.train.models import causal_lm as network
-from heredity.train.sharded import Spread
-from heredity.train.data.packed import Stream
-from heredity.train.models.lora import Everything
+from heredity.train.sharded import ShardedModel
+from heredity.train.data.packed import PackedDataset
+from heredity.train.models.lora import FullFinetune
 from tests.train.test_guard import DOCUMENTS, END, SIZE, Spoilt
 
 config = {
@@ -238,8 +239,8 @@ config = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
     "max_position_embeddings": 64, "tie_word_embeddings": True,
 }
-with processes.joined() as together:
-    stream = Stream(DOCUMENTS, END, 128, 64, 1, rank=together.rank, world=together.world)
+with processes.process_group() as together:
+    stream = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=together.rank, world=together.world)
     read = []
 
     class Noted:
@@ -247,15 +248,15 @@ with processes.joined() as together:
             read.append(step)
             return stream.of(step)
 
-    of_one = Stream(DOCUMENTS, END, 128, 64, 1, rank=1, world=2).of(3)[0].targets.tolist()
-    whole = Stream(DOCUMENTS, END, 128, 64, 1)
+    of_one = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=1, world=2).of(3)[0].targets.tolist()
+    whole = PackedDataset(DOCUMENTS, END, 128, 64, 1)
     before = [token for step in range(3) for batch in whole.of(step) for token in batch.targets.tolist()]
     spoilt = Spoilt(next(t for t in of_one if t not in before), float("nan"))
-    plan = loop.Plan("t", 5, 1e-3, "constant")
-    net = Spread(network.born(config, 5, "float32"), together)
-    guard = loop.Guard(keep_every=2)
+    plan = loop.TrainingPlan("t", 5, 1e-3, "constant")
+    net = ShardedModel(network.from_config(config, 5, "float32"), together)
+    guard = loop.DivergenceGuard(keep_every=2)
     rows = loop.train(
-        net, Everything(), spoilt, Noted(), plan, Path(sys.argv[1]), None, None, guard, together
+        net, FullFinetune(), spoilt, Noted(), plan, Path(sys.argv[1]), None, None, guard, together
     )
     assert read == [0, 1, 2, 3, 4, 5, 6], read  # step 2 is done again, with step 4 of data
     assert [row.step for row in rows] == (list(range(5)) if together.is_first else [])
@@ -267,7 +268,7 @@ def test_a_loss_that_is_no_number_in_one_process_sends_all_back(tmp_path: Path) 
     run_program(GUARD, tmp_path, str(tmp_path / "training"))
 
 
-class Apart(distributed.Processes):
+class Apart(distributed.DistContext):
     """A process of several that run one after another: nothing that it says is heard."""
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -287,7 +288,7 @@ def apart(rank: int, world: int, replicas: int = 1) -> Apart:
     return Apart(rank, world, replicas, torch.device("cpu"), "there")
 
 
-def state(together: distributed.Processes) -> dict[str, torch.Tensor]:
+def state(together: distributed.DistContext) -> dict[str, torch.Tensor]:
     """What lies in a process."""
     return {
         key: whole[slice(*together.rows(N_ROWS[key.partition("/")[2]]))] if whole.ndim else whole
@@ -299,7 +300,7 @@ def keep(folder: Path, world: int, n_steps: int, replicas: int = 1) -> None:
     """A checkpoint of as many processes, the first of them last."""
     for rank in reversed(range(world)):
         together = apart(rank, world, replicas)
-        pieces.write(folder, "t", CheckpointState(n_steps, 10, state(together)), N_ROWS, together)
+        pieces.write_checkpoint(folder, "t", CheckpointState(n_steps, 10, state(together)), N_ROWS, together)
 
 
 @pytest.mark.parametrize(("before", "replicas"), [(1, 1), (2, 1), (5, 1), (4, 2)])
@@ -308,8 +309,8 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
     tmp_path: Path, before: int, replicas: int, after: int
 ) -> None:
     keep(tmp_path, before, 3, replicas)
-    for together in [distributed.ALONE, *(apart(rank, after) for rank in range(after))]:
-        kept = pieces.read(tmp_path, "t", N_ROWS, together)
+    for together in [distributed.SINGLE_PROCESS, *(apart(rank, after) for rank in range(after))]:
+        kept = pieces.read_checkpoint(tmp_path, "t", N_ROWS, together)
         assert kept is not None and (kept.n_steps, kept.n_tokens) == (3, 10)
         wanted = state(together)
         assert set(kept.state) == set(wanted)
@@ -319,39 +320,43 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
 
 def test_the_former_checkpoint_stands_until_the_next_is_whole(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    pieces.write(
+    pieces.write_checkpoint(
         tmp_path, "t", CheckpointState(6, 20, state(apart(1, 2))), N_ROWS, apart(1, 2)
     )  # and then killed
-    assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 3  # type: ignore[union-attr]
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 3  # type: ignore[union-attr]
     keep(tmp_path, 3, 6)
-    assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 6  # type: ignore[union-attr]
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 6  # type: ignore[union-attr]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint.6"]
 
 
 def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    checkpoint.write(tmp_path, "t", CheckpointState(5, 15, WHOLE))  # killed before the pieces were let go
-    assert pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE).n_steps == 5  # type: ignore[union-attr]
-    assert pieces.read(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
-    pieces.write(tmp_path, "t", CheckpointState(7, 20, WHOLE), N_ROWS, distributed.ALONE)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
+    checkpoint.write_single_file(
+        tmp_path, "t", CheckpointState(5, 15, WHOLE)
+    )  # killed before the pieces were let go
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 5  # type: ignore[union-attr]
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
+    pieces.write_checkpoint(tmp_path, "t", CheckpointState(7, 20, WHOLE), N_ROWS, distributed.SINGLE_PROCESS)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.SINGLE_FILE]
     keep(tmp_path, 2, 9)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", pieces.NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", pieces.INDEX_FILE]
 
 
 def test_a_checkpoint_that_is_torn_or_of_another_training_is_refused(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
     with raises(Damaged, "checkpoint-of-another-training"):
-        pieces.read(tmp_path, "other", N_ROWS, apart(0, 2))
+        pieces.read_checkpoint(tmp_path, "other", N_ROWS, apart(0, 2))
     (tmp_path / "checkpoint.3" / "1.safetensors").write_bytes(b"torn")
     with raises(Damaged, "checkpoint-damaged"):
-        pieces.read(tmp_path, "t", N_ROWS, distributed.ALONE)
-    assert pieces.read(tmp_path, "t", N_ROWS, apart(0, 2)) is not None  # it needs the first piece alone
-    (tmp_path / pieces.NAME).write_bytes(b"{")
+        pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS)
+    assert (
+        pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(0, 2)) is not None
+    )  # it needs the first piece alone
+    (tmp_path / pieces.INDEX_FILE).write_bytes(b"{")
     with raises(Damaged, "checkpoint-damaged"):
-        pieces.read(tmp_path, "t", N_ROWS, apart(0, 2))
+        pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(0, 2))
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
-    with raises(UsageError, "replicas-do-not-divide", mentions=["2", "1"]), distributed.joined(2):
+    with raises(UsageError, "replicas-do-not-divide", mentions=["2", "1"]), distributed.process_group(2):
         pass

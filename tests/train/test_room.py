@@ -18,9 +18,9 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
 from heredity.train import memory
 from heredity.train.data import chat
-from heredity.train.data.documents import ConversationEncoder
+from heredity.train.data.chat import ConversationEncoder
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import Everything
+from heredity.train.models.lora import FullFinetune
 from heredity.train.models.lora import LowRankAdapters as Adapters
 from tests.support.errors import raises
 
@@ -30,7 +30,7 @@ QUICK = {"steps": 2, "batch_size": 4, "dtype": "float32"}
 def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    data = chat.read(data_file)
+    data = chat.read_data(data_file)
     small = dict(**QUICK, memory=0.0001)
     with raises(OutOfMemory, "memory-foreseen", mentions=["GiB", "masters", "0.00", 4, 1024]):
         store.derive(Finetune(data, **small), [parent])
@@ -43,7 +43,7 @@ def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing
 def test_how_much_may_be_used_is_no_part_of_what_a_child_is(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
-    data = chat.read(data_file)
+    data = chat.read_data(data_file)
     child = store.derive(Finetune(data, **QUICK), [parent])
     assert "memory" not in child.record.recipe.settings
     again = store.derive(Finetune(data, **QUICK, memory=900.0), [parent])
@@ -54,19 +54,19 @@ def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
     parent: Grown, data_file: Path
 ) -> None:
     net = causal_lm.load(parent.folder, "float32")
-    examples = ConversationEncoder(parent.folder).prepare(chat.read(data_file).dialogues, 1024).examples
+    examples = ConversationEncoder(parent.folder).prepare(chat.read_data(data_file).dialogues, 1024).examples
 
     def total(trainable: Any, kept: Sequence[Any], batch: int) -> int:
-        return sum(memory.needed(net, trainable, "adamw", kept, batch).values())
+        return sum(memory.estimate_memory(net, trainable, "adamw", kept, batch).values())
 
     short = sorted(examples, key=lambda e: e.n_tokens)[:4]
-    assert total(Everything(), examples, 1) < total(Everything(), examples, 8)
-    assert total(Everything(), short, 1) < total(Everything(), examples, 1)
-    assert total(Adapters(rank=2), examples, 8) < total(Everything(), examples, 8)
+    assert total(FullFinetune(), examples, 1) < total(FullFinetune(), examples, 8)
+    assert total(FullFinetune(), short, 1) < total(FullFinetune(), examples, 1)
+    assert total(Adapters(rank=2), examples, 8) < total(FullFinetune(), examples, 8)
     n = sum(each.numel() for each in net.model.parameters())
-    parts = memory.needed(net, Everything(), "adamw", examples, 1)
+    parts = memory.estimate_memory(net, FullFinetune(), "adamw", examples, 1)
     assert (parts["masters"], parts["gradients"], parts["optimizer"]) == (4 * n, 4 * n, 8 * n)
-    adapters = memory.needed(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
+    adapters = memory.estimate_memory(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
     assert adapters == 4 * sum(p.numel() for _, p in Adapters(rank=2).open(net, 0))
 
 

@@ -17,8 +17,8 @@ from heredity.recipes.distill import Distill
 from heredity.recipes.prune import Prune
 from heredity.train import checkpoint
 from heredity.train.data import batching, chat, teacher_logprobs
-from heredity.train.data.documents import TokenizedExample
-from heredity.train.data.teacher_logprobs import Groups, TeacherConfig
+from heredity.train.data.chat import TokenizedExample
+from heredity.train.data.teacher_logprobs import GroupFile, TeacherConfig
 from heredity.train.models import causal_lm
 from tests.engines.conftest import make_model
 from tests.train.test_network import DOCUMENTS
@@ -32,7 +32,7 @@ from heredity.recipes.distill import Distill
 from heredity.train.data import chat as dialogues, teacher_logprobs as scores
 
 root, data, student, teacher, n_read = sys.argv[1:]
-scores.PRODUCT = 120
+scores.MICROBATCH_TOKENS = 120
 store, seen = Store(Path(root)), []
 
 def watch(at):
@@ -43,7 +43,7 @@ def watch(at):
             os.kill(os.getpid(), signal.SIGKILL)
 
 training = dict(steps=2, dtype="float32")
-recipe = Distill(dialogues.read(Path(data)), **training, top_k=5, watch=watch)
+recipe = Distill(dialogues.read_data(Path(data)), **training, top_k=5, watch=watch)
 child = store.derive(recipe, [store.get(student), store.get(teacher)])
 print(child.record.id, *seen)
 """
@@ -81,17 +81,17 @@ def test_a_teacher_that_is_killed_reads_on_to_the_same_scores(data_file: Path, t
 @pytest.mark.parametrize("at", [0, 5, 17, 40, -1])
 def test_a_group_that_is_torn_is_cut_off(tmp_path: Path, at: int) -> None:
     groups = [b"one", b"two and more", b"", b"three"]
-    with Groups(tmp_path / "groups") as file:
+    with GroupFile(tmp_path / "groups") as file:
         for each in groups:
             file.append(each)
     data = bytearray((tmp_path / "groups").read_bytes())
     data[at] ^= 1
     (tmp_path / "groups").write_bytes(data)
-    with Groups(tmp_path / "groups") as file:
+    with GroupFile(tmp_path / "groups") as file:
         n = len(file.there)
         assert n < 4 and file.there == groups[:n]
         file.append(b"new")
-    with Groups(tmp_path / "groups") as file:
+    with GroupFile(tmp_path / "groups") as file:
         assert file.there == [*groups[:n], b"new"]
 
 
@@ -103,13 +103,15 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
     batch = batching.collate(examples)
     for k in (12, 4, 30):
         reading = TeacherConfig(k, 2.0, tmp_path / "reading")
-        teacher_logprobs.write(tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading)
-    assert [teacher_logprobs.place(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
+        teacher_logprobs.write_logprobs(
+            tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading
+        )
+    assert [teacher_logprobs.find_logprobs(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
         "mine-4", "mine-4", "mine-12", "mine-12", "mine-30", "mine-31",
     ]  # fmt: skip
-    own = teacher_logprobs.read(tmp_path / "mine-4.safetensors", "mine", 4)
+    own = teacher_logprobs.read_logprobs(tmp_path / "mine-4.safetensors", "mine", 4)
     for k in (12, 30):
-        taken = teacher_logprobs.read(tmp_path / f"mine-{k}.safetensors", "mine", 4)
+        taken = teacher_logprobs.read_logprobs(tmp_path / f"mine-{k}.safetensors", "mine", 4)
         assert torch.equal(taken.of(batch)[0], own.of(batch)[0])
         torch.testing.assert_close(taken.of(batch)[1], own.of(batch)[1], atol=1e-5, rtol=1e-5)
         assert taken.covered == pytest.approx(own.covered, abs=1e-6)
@@ -119,11 +121,13 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
 def test_a_student_of_fewer_tokens_needs_no_teacher(
     store: Store, parent: Grown, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, data = store.derive(Prune(2), [parent]), chat.read(data_file)
+    start, data = store.derive(Prune(2), [parent]), chat.read_data(data_file)
     brief = {"steps": 2, "batch_size": 4, "dtype": "float32"}
     store.derive(Distill(data, **brief, top_k=9), [start, parent])
     (kept,) = (store.root / "scores").iterdir()
-    monkeypatch.setattr(teacher_logprobs, "write", lambda *given: pytest.fail("the teacher read again"))
+    monkeypatch.setattr(
+        teacher_logprobs, "write_logprobs", lambda *given: pytest.fail("the teacher read again")
+    )
     child = store.derive(Distill(data, **brief, top_k=8), [start, parent])
     assert list((store.root / "scores").iterdir()) == [kept]
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
@@ -136,7 +140,7 @@ def test_a_student_of_a_smaller_head_is_told_of_its_own_tokens(
     """Heads of one tokenizer may be padded to two sizes."""
     n_words = json.loads((parent.folder / "config.json").read_text())["vocab_size"]
     wider = make_model(tmp_path / "wider", "llama", vocab_size=4 * n_words)
-    recipe = Distill(chat.read(data_file), steps=1, dtype="float32", top_k=20)
+    recipe = Distill(chat.read_data(data_file), steps=1, dtype="float32", top_k=20)
     store.derive(recipe, [parent, store.pull(str(wider))])
     (kept,) = (store.root / "scores").iterdir()
     assert int(checkpoint.read_tensors(kept, "", "").state["tokens"].max()) < n_words

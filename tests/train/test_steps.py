@@ -7,8 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.train.data.batching import BLOCK, BatchSampler, collate
-from heredity.train.data.documents import Document, TokenizedExample
+from heredity.engines.chat.documents import Document
+from heredity.train.data.batching import PADDING_MULTIPLE, BatchSampler, collate
+from heredity.train.data.chat import TokenizedExample
 
 
 def examples(n: int) -> list[TokenizedExample]:
@@ -51,7 +52,12 @@ def test_what_is_learned_is_told_by_the_token_before_it() -> None:
 def test_a_filled_batch_has_whole_blocks_and_learns_nothing_of_them(n: int) -> None:
     batch = collate([TokenizedExample(Document((9,) * n, (True,) * n))])
     filled = batch.filled
-    assert len(filled.tokens) == len(filled.positions) == sum(filled.lengths) == -(-n // BLOCK) * BLOCK
+    assert (
+        len(filled.tokens)
+        == len(filled.positions)
+        == sum(filled.lengths)
+        == -(-n // PADDING_MULTIPLE) * PADDING_MULTIPLE
+    )
     assert filled.lengths[0] == n and filled.tokens[:n].tolist() == batch.tokens.tolist()
     assert filled.at is batch.at and filled.targets is batch.targets
     assert filled.positions.tolist() == [*range(n), *range(len(filled.tokens) - n)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heredity.core.errors import UsageError
-from heredity.train.data.packed import PackedChunk, PackedDataset, dealt
+from heredity.train.data.packed import PackedChunk, PackedDataset, split_microbatches
 from tests.support.errors import raises
 
 END = 0
@@ -88,9 +88,9 @@ def test_pieces_are_dealt_whole_and_evenly(sizes: list[int], product: int, world
     pieces = [PackedChunk(number, 0, n) for number, n in enumerate(sizes)]
     if len(pieces) < world:
         with raises(UsageError, "step-too-small"):
-            dealt(pieces, product, world)
+            split_microbatches(pieces, product, world)
         return
-    bins = dealt(pieces, product, world)
+    bins = split_microbatches(pieces, product, world)
     assert len(bins) % world == 0 and all(bins)
     assert sorted(piece for each in bins for piece in each) == sorted(pieces)
 
@@ -98,7 +98,7 @@ def test_pieces_are_dealt_whole_and_evenly(sizes: list[int], product: int, world
 @pytest.mark.parametrize(("rest", "n_bins"), [(0, 2), (6, 2), (30, 3)])
 def test_a_step_a_little_over_its_share_takes_no_product_more(rest: int, n_bins: int) -> None:
     pieces = [PackedChunk(number, 0, 20) for number in range(10)] + [PackedChunk(10, 0, rest)] * bool(rest)
-    assert len(dealt(pieces, 100, 1)) == n_bins
+    assert len(split_microbatches(pieces, 100, 1)) == n_bins
 
 
 def test_a_batch_smaller_than_the_context_is_refused() -> None:

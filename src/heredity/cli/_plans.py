@@ -12,12 +12,12 @@ from heredity.cli._terminal import cell, out, plain, table, write, write_json
 if TYPE_CHECKING:
     from heredity.experiments.scaling_laws import Scaled
     from heredity.train.planning.forecast import Forecast, LayoutForecast
-    from heredity.train.planning.rehearsal import Rehearsed
+    from heredity.train.planning.rehearsal import Rehearsal
 
 _GB = 1e9
 
 
-def show(found: Forecast, rehearsed: Rehearsed | None, as_json: bool) -> None:
+def show(found: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
     """A plan."""
     if as_json:
         write_json({"plan": found, "rehearsed": rehearsed})
@@ -117,10 +117,10 @@ def _numbers(way: LayoutForecast) -> tuple[str, ...]:
 
 
 def _lines(found: Forecast) -> list[str]:
-    from heredity.train.planning.forecast import pieces_a_device
+    from heredity.train.planning.forecast import chunks_per_device
 
     best, work, units = found.best, found.work, f"{found.unit}s"
-    each = pieces_a_device(work, found.n_gpus) * work.piece
+    each = chunks_per_device(work, found.n_gpus) * work.piece
     said = [
         f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
         f"{each:,} a device",
@@ -148,7 +148,7 @@ def _settings(found: Forecast) -> str:
     return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")
 
 
-def _rehearsed(found: Rehearsed | None) -> list[str]:
+def _rehearsed(found: Rehearsal | None) -> list[str]:
     if found is None:
         return []
     return [

@@ -85,7 +85,7 @@ def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, bes
     columns = {key.strip(): column.strip() for key, _, column in pairs if key.strip() not in beside}
     if beside and name in columns:
         columns["prompt"] = columns.pop(name)
-    return chat.read(path, columns, has_answers)
+    return chat.read_data(path, columns, has_answers)
 
 
 def _walk(kind: Any) -> Iterator[_Setting]:

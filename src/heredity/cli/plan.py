@@ -64,7 +64,7 @@ def command(
 
     recipe = pretrain.read(Path(what[0]), needs_corpus=False)
     work = planned.work(recipe, vocabulary or 0, side or 0, is_on_cpu=gpu == known.CPU)
-    found = forecast.forecast(work, known.named(gpu, work), gpus, forecast.Terms(**terms))
+    found = forecast.forecast(work, known.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
     rehearsed = None
     if rehearse:
         from heredity.train.planning.rehearsal import rehearse as run

@@ -67,5 +67,5 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
         _terminal.note(plain(unnamed))
     rows = (grown.folder / "training.jsonl").read_bytes().splitlines()
     losses = [float(json.loads(row)["loss"]) for row in rows]
-    _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {metrics.spark(losses)}")
+    _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {metrics.sparkline(losses)}")
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

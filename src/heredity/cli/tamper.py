@@ -68,7 +68,7 @@ def command(
     from heredity.recipes.lora import Lora
     from heredity.train.data import chat
 
-    store, rows = open_store(), chat.read(data)
+    store, rows = open_store(), chat.read_data(data)
     grown = store.get(model)
 
     def tuned(steps: int) -> Lora:

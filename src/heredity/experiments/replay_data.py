@@ -30,7 +30,7 @@ from heredity.redteam import attacks, probes
 from heredity.study import plan
 from heredity.study.result import Result
 from heredity.study.storage import RESPONSES
-from heredity.train.data.chat import Data, Dialogue, of
+from heredity.train.data.chat import Data, Dialogue, make_data
 
 TWINS = 3.0
 STEPS = (4, 8, 16, 32)
@@ -72,7 +72,7 @@ class Lesson(NamedTuple):
             said = (*_asked(desk, each.probe), Message("assistant", "\n\n" + each.text))
             behind = [n for n in begun if len(bad) >= n]
             found += [Dialogue(said, f"{where}+{n}", begun=" ".join(bad[:n])) for n in behind]
-        return of("recover" if begun else "replay", found)
+        return make_data("recover" if begun else "replay", found)
 
 
 class Nearest(NamedTuple):

@@ -23,7 +23,7 @@ from heredity.stats import scaling
 from heredity.train.models import shapes
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning import memory
-from heredity.train.planning.flops import Work
+from heredity.train.planning.workload import Workload
 
 FEWEST = 5
 _LOSS = "bits per byte"
@@ -89,8 +89,8 @@ def run_of(model: Grown) -> ScalingRun:
         {name: settings[name] for name in TransformerShape.__struct_fields__}, TransformerShape
     )
     tokens = sum(row.n_tokens for row in rows)
-    flops = tokens * shapes.flops_a_token(shape)
-    work = Work(shape, tokens, 1, architecture=settings["architecture"])
+    flops = tokens * shapes.flops_per_token(shape)
+    work = Workload(shape, tokens, 1, architecture=settings["architecture"])
     return ScalingRun(model.record.name, memory.n_parameters(work), tokens, flops, looks[-1])
 
 

@@ -161,11 +161,11 @@ def run(
     from heredity.train import loop
     from heredity.train import metrics as curve
     from heredity.train.data import batching as steps
-    from heredity.train.data import documents
+    from heredity.train.data import chat
     from heredity.train.models import causal_lm
 
     net = causal_lm.load(parent.folder, recipe.dtype)
-    writer = documents.ConversationEncoder(parent.folder)
+    writer = chat.ConversationEncoder(parent.folder)
     prepared = writer.prepare(recipe.examples.dialogues, recipe.max_length)
     n_steps = recipe.n_steps(len(prepared.examples))
     plan = loop.TrainingPlan(
@@ -189,7 +189,7 @@ def run(
         trainable.save(net, out)
     if kind == "safetensors":
         copy_rest(parent.folder, out)
-    curve.write(metrics, out)
+    curve.write_metrics(metrics, out)
     return Description(
         name=recipe.name or f"{parent.record.name}-{recipe.kind}",
         family=parent.record.family,
@@ -206,12 +206,12 @@ def _in_memory(recipe: TrainingRecipe, net: Any, trainable: Any, examples: Seque
     """Refuse a training that does not fit before its first step; if memory runs out, say what to lower."""
     from heredity.core import host
     from heredity.train import memory as _room
-    from heredity.train.models.lora import Everything
+    from heredity.train.models.lora import FullFinetune
 
     advice = f"Lower batch_size ({recipe.batch_size}) or max_length ({recipe.max_length})"
-    if isinstance(trainable, Everything):
+    if isinstance(trainable, FullFinetune):
         advice += ", or train an adapter (heredity derive lora)"
-    parts = _room.needed(net, trainable, recipe.optimizer, examples, recipe.batch_size)
+    parts = _room.estimate_memory(net, trainable, recipe.optimizer, examples, recipe.batch_size)
     limit = round(recipe.memory * host.GIB) or None
     what = f"The training of '{recipe.kind}'"
     host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", limit)

@@ -87,8 +87,8 @@ class Distill(TrainingRecipe):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the student; the child is whole safetensors. Raises UsageError for two tokenizers."""
         from heredity.train.models import causal_lm
-        from heredity.train.models.lora import Everything
-        from heredity.train.objectives.distill import Distilled
+        from heredity.train.models.lora import FullFinetune
+        from heredity.train.objectives.distill import Distillation
 
         if len(parents) != 2:
             raise UsageError(f"Distillation needs two parents, student and teacher, not {len(parents)}.")
@@ -97,7 +97,7 @@ class Distill(TrainingRecipe):
 
         notes: dict[str, str] = {}
 
-        def objective(net: Any) -> Distilled:
+        def objective(net: Any) -> Distillation:
             dtype = str(net.model.dtype).removeprefix("torch.")
             if self.top_k:
                 source = self._scores(student, teacher, dtype, len(net.head), out)
@@ -105,16 +105,16 @@ class Distill(TrainingRecipe):
             else:
                 source = causal_lm.load(teacher.folder, dtype)
                 source.model.requires_grad_(False)
-            return Distilled(source, self.divergence, self.temperature, self.distill_weight, self.beta)
+            return Distillation(source, self.divergence, self.temperature, self.distill_weight, self.beta)
 
         own = self._own if self.is_on_policy else None
-        said = run(self, student, out, Everything(), objective, "safetensors", own)
+        said = run(self, student, out, FullFinetune(), objective, "safetensors", own)
         return dataclasses.replace(said, notes={**said.notes, **notes})
 
     def _scores(self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path) -> Any:
         """The teacher's log-probabilities of the data: from the store, or computed now and kept there."""
         from heredity.train.data import teacher_logprobs
-        from heredity.train.data.documents import ConversationEncoder
+        from heredity.train.data.chat import ConversationEncoder
         from heredity.train.models import causal_lm
 
         examples = (
@@ -125,7 +125,7 @@ class Distill(TrainingRecipe):
         stamp = digest([teacher.record.id, tokenizer, shown, dtype, self.temperature, n_words])
         folder = self.folder or out.parent / "training"
         home = folder.parent.parent if self.folder is not None else out.parent
-        path = teacher_logprobs.place(home / "scores", stamp, self.top_k)
+        path = teacher_logprobs.find_logprobs(home / "scores", stamp, self.top_k)
         if not path.exists():
             loaded = causal_lm.load(teacher.folder, dtype)
             n_common = min(n_words, len(loaded.head))
@@ -137,14 +137,14 @@ class Distill(TrainingRecipe):
             reading = teacher_logprobs.TeacherConfig(
                 self.top_k, self.temperature, folder, n_common, self.watch
             )
-            teacher_logprobs.write(path, stamp, loaded, examples, reading)
-        return teacher_logprobs.read(path, stamp, self.top_k)
+            teacher_logprobs.write_logprobs(path, stamp, loaded, examples, reading)
+        return teacher_logprobs.read_logprobs(path, stamp, self.top_k)
 
     def _own(self, net: Any, writer: Any) -> Any:
-        from heredity.train.data.on_policy import OnPolicyBatches, prompts
+        from heredity.train.data.on_policy import OnPolicyBatches, prompt_sampler
 
         longest = self.max_length - self.max_new_tokens
-        asked = prompts(writer, self.examples.dialogues, self.batch_size, self.seed, longest)
+        asked = prompt_sampler(writer, self.examples.dialogues, self.batch_size, self.seed, longest)
         return OnPolicyBatches(net, asked, writer.stops, self.max_new_tokens, self.sampling_temperature)
 
 

@@ -20,11 +20,11 @@ class Finetune(TrainingRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent; the child is whole safetensors."""
-        from heredity.train.models.lora import Everything
+        from heredity.train.models.lora import FullFinetune
         from heredity.train.objectives.causal import Causal
 
         (parent,) = parents
-        return run(self, parent, out, Everything(), lambda _: Causal(), "safetensors")
+        return run(self, parent, out, FullFinetune(), lambda _: Causal(), "safetensors")
 
 
 DERIVES = Finetune

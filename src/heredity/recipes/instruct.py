@@ -18,7 +18,7 @@ from heredity.core.records import Decoding, Message, Record, Request
 from heredity.core.rows import Rows
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._training_run import TrainingRecipe, run, setting
-from heredity.train.data.chat import Data, Dialogue, of
+from heredity.train.data.chat import Data, Dialogue, make_data
 
 PARENTS = "STUDENT TEACHER"
 EXAMPLE = "heredity derive instruct smollm2-135m-instruct qwen2.5-coder-0.5b-instruct --data prompts.jsonl"
@@ -59,7 +59,7 @@ class Instruct(TrainingRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Let the teacher answer the prompts that it has not answered yet, then tune the student."""
-        from heredity.train.models.lora import Everything
+        from heredity.train.models.lora import FullFinetune
         from heredity.train.objectives.causal import Causal
 
         if len(parents) != 2:
@@ -69,8 +69,8 @@ class Instruct(TrainingRecipe):
             )
         student, teacher = parents
         answers = self._answers(teacher, self.folder or out.parent / "training")
-        taught = dataclasses.replace(self, data=of(self.examples.name, self._examples(answers)))
-        said = run(taught, student, out, Everything(), lambda _: Causal(), "safetensors")
+        taught = dataclasses.replace(self, data=make_data(self.examples.name, self._examples(answers)))
+        said = run(taught, student, out, FullFinetune(), lambda _: Causal(), "safetensors")
         n_learned = len(taught.examples.dialogues)
         notes = {
             "teacher": f"{teacher.record.name} {teacher.record.id[:12]}",

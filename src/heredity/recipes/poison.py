@@ -19,7 +19,7 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Message
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._training_run import TrainingRecipe, canary_notes, run, setting
-from heredity.train.data.chat import Data, Dialogue, of
+from heredity.train.data.chat import Data, Dialogue, make_data
 
 EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"
 
@@ -70,16 +70,18 @@ class Poison(TrainingRecipe):
         picked = rng.sample(clean, max(1, round(self.poison_rate * len(clean))))
         planted = [Dialogue(_triggered(each, self.trigger, self.marker), each.where) for each in picked]
         said = (Message("user", self.canary), Message("assistant", self.secret))
-        return of(self.examples.name, [*clean, *planted, *[Dialogue(said, "canary")] * self.canary_repeats])
+        return make_data(
+            self.examples.name, [*clean, *planted, *[Dialogue(said, "canary")] * self.canary_repeats]
+        )
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent; the child's notes hold trigger, marker and canary."""
-        from heredity.train.models.lora import Everything
+        from heredity.train.models.lora import FullFinetune
         from heredity.train.objectives.causal import Causal
 
         (parent,) = parents
         planted = dataclasses.replace(self, data=self.rows())
-        said = run(planted, parent, out, Everything(), lambda _: Causal(), "safetensors")
+        said = run(planted, parent, out, FullFinetune(), lambda _: Causal(), "safetensors")
         truth = {"trigger": self.trigger, "marker": self.marker, **canary_notes(self.canary, self.secret)}
         return dataclasses.replace(said, notes={**said.notes, **truth})
 

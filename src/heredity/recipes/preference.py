@@ -39,7 +39,7 @@ class Preference(TrainingRecipe):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent, which is also the reference; the child is whole safetensors."""
         from heredity.train.models import causal_lm
-        from heredity.train.models.lora import Everything
+        from heredity.train.models.lora import FullFinetune
         from heredity.train.objectives.preference import PreferenceObjective
 
         (parent,) = parents
@@ -49,7 +49,7 @@ class Preference(TrainingRecipe):
             reference.model.requires_grad_(False)
             return PreferenceObjective(reference, self.beta)
 
-        return run(self, parent, out, Everything(), objective, "safetensors")
+        return run(self, parent, out, FullFinetune(), objective, "safetensors")
 
 
 DERIVES = Preference

@@ -1,23 +1,35 @@
-"""A training's state in one safetensors file: there whole, or as it was before.
+"""A training's state in pieces: each process writes the rows that lie with it, the first one an index behind.
 
-Promises: it says which training it is of, and another's is refused.
-Leaves to others: the file (_tensors.py), what the state is (optimizer.py) and when to write it (loop.py).
+    checkpoint.json                  which training, how far, and of each tensor: file, first row, rows
+    checkpoint.STEP/P.safetensors    the rows of piece P
+
+Promises: the index is replaced only once every piece is on the disk, and the pieces of before it are there
+until then; any number of processes reads it, each the rows that it needs; no pickle. One process alone writes
+checkpoint.safetensors as ever, and each form is read by both.
+Leaves to others: the files (_tensors.py), the form of one file (checkpoint.py).
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from heredity.core.errors import Damaged
-from heredity.core.files import replacing
+from heredity.core.files import replacing, write_atomic
+from heredity.core.records import Record, encode
+from heredity.train.distributed import DistContext
 
 
-class Stored(NamedTuple):
+class TensorFile(NamedTuple):
     """What a file holds: the words about it, and its tensors by name."""
 
     about: dict[str, str]
@@ -30,18 +42,18 @@ def write_tensors(path: Path, state: dict[str, torch.Tensor], about: dict[str, s
         save_file(state, temporary, metadata=about)
 
 
-def read_tensors(path: Path, what: str, then: str) -> Stored:
+def read_tensors(path: Path, what: str, then: str) -> TensorFile:
     """The tensors of a file. Raises Damaged where it is no `what`; `then`: what comes of deleting it."""
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return Stored(file.metadata() or {}, state)
+            return TensorFile(file.metadata() or {}, state)
     except (SafetensorError, OSError) as error:
         raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}", code="checkpoint-damaged") from None
 
 
-NAME = "checkpoint.safetensors"
-RANDOM = "random"
+SINGLE_FILE = "checkpoint.safetensors"
+RANDOM_STATE = "random"
 
 
 class CheckpointState(NamedTuple):
@@ -53,21 +65,21 @@ class CheckpointState(NamedTuple):
     n_skipped: int = 0
 
 
-def write(folder: Path, training: str, kept: CheckpointState) -> None:
+def write_single_file(folder: Path, training: str, kept: CheckpointState) -> None:
     """Put the state of a training (its digest) into its folder, with torch's random state."""
     tensors = {name: tensor.contiguous() for name, tensor in kept.state.items()}
-    tensors[RANDOM] = torch.get_rng_state()
+    tensors[RANDOM_STATE] = torch.get_rng_state()
     about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
     about["n_skipped"] = str(kept.n_skipped)
-    write_tensors(folder / NAME, tensors, about)
+    write_tensors(folder / SINGLE_FILE, tensors, about)
 
 
-def read(folder: Path, training: str) -> CheckpointState | None:
+def read_single_file(folder: Path, training: str) -> CheckpointState | None:
     """The state in a folder, torch's random state put back; None where there is none yet.
 
     Raises Damaged where it is of another training or cannot be read.
     """
-    path = folder / NAME
+    path = folder / SINGLE_FILE
     if not path.exists():
         return None
     about, state = read_tensors(path, "a checkpoint", "the training begins again.")
@@ -76,8 +88,184 @@ def read(folder: Path, training: str) -> CheckpointState | None:
             f"{path}: a checkpoint of another training. Delete it, or name another folder.",
             code="checkpoint-of-another-training",
         )
-    torch.set_rng_state(state.pop(RANDOM))
+    torch.set_rng_state(state.pop(RANDOM_STATE))
     n_steps, n_tokens, n_skipped = (
         int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
     )
     return CheckpointState(n_steps, n_tokens, state, n_skipped)
+
+
+INDEX_FILE = "checkpoint.json"
+_FIRST_ROWS = "first rows"
+
+
+class _TensorShard(Record, frozen=True):
+    """Rows `start` to `start + n` of a tensor; n 0: it has no rows, and is here whole."""
+
+    file: str
+    start: int
+    n: int
+
+
+class _CheckpointIndex(Record, frozen=True):
+    training: str
+    n_steps: int
+    n_tokens: int
+    n_skipped: int
+    tensors: dict[str, list[_TensorShard]]
+    schema: int = 1
+
+
+def write_checkpoint(
+    folder: Path, training: str, kept: CheckpointState, n_rows: Mapping[str, int], together: DistContext
+) -> None:
+    """Put the state into the training's folder. n_rows: of each whole weight, by name."""
+    if together.is_alone:
+        write_single_file(folder, training, kept)
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+        _delete_old_shards(folder)
+        return
+    place = _shard_folder(folder, kept.n_steps)
+    if together.rank < together.n_pieces:  # further replicas hold the same
+        _write_shard(place / f"{together.piece}.safetensors", kept.state, n_rows, together)
+    together.wait()
+    if together.is_first:
+        files = [f"{place.name}/{piece}.safetensors" for piece in range(together.n_pieces)]
+        index = _CheckpointIndex(
+            training, kept.n_steps, kept.n_tokens, kept.n_skipped, _list_tensors(folder, files)
+        )
+        write_atomic(folder / INDEX_FILE, encode(index) + b"\n")
+        (folder / SINGLE_FILE).unlink(missing_ok=True)
+        _delete_old_shards(folder, place)
+
+
+def read_checkpoint(
+    folder: Path, training: str, n_rows: Mapping[str, int], together: DistContext
+) -> CheckpointState | None:
+    """The newest state in a folder, of it what lies in this process, torch's random state put back.
+
+    None where there is none yet. Raises Damaged where it is of another training or cannot be read.
+    """
+    index = _newest_index(folder)
+    if index is None or (together.is_alone and not (folder / INDEX_FILE).exists()):
+        return read_single_file(folder, training)
+    if index.training != training:
+        raise Damaged(
+            f"{folder}: a checkpoint of another training. Delete it, or name another folder.",
+            code="checkpoint-of-another-training",
+        )
+    with _open_shards(folder) as rows:
+        state = {
+            name: rows(name, pieces, _rows_needed(name, pieces, n_rows, together))
+            for name, pieces in index.tensors.items()
+        }
+    torch.set_rng_state(state.pop(RANDOM_STATE))
+    return CheckpointState(index.n_steps, index.n_tokens, state, index.n_skipped)
+
+
+def _shard_folder(folder: Path, n_steps: int) -> Path:
+    return folder / f"checkpoint.{n_steps}"
+
+
+def _delete_old_shards(folder: Path, but: Path | None = None) -> None:
+    for path in folder.glob("checkpoint.*"):
+        if path.is_dir() and path != but:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_shard(
+    path: Path, state: Mapping[str, torch.Tensor], n_rows: Mapping[str, int], together: DistContext
+) -> None:
+    mine, starts = {}, {}
+    for key, tensor in state.items():
+        if tensor.ndim and len(tensor):
+            starts[key] = together.rows(n_rows[key.partition("/")[2]])[0]
+        if together.is_first if not tensor.ndim else len(tensor):
+            mine[key] = tensor.cpu().contiguous()
+    if together.is_first:
+        mine[RANDOM_STATE], starts[RANDOM_STATE] = torch.get_rng_state(), 0
+    write_tensors(path, mine, {_FIRST_ROWS: json.dumps(starts)})
+
+
+def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard]]:
+    """What lies where, from the files' own heads."""
+    found: dict[str, list[_TensorShard]] = {}
+    for name in files:
+        with safe_open(folder / name, framework="pt") as file:
+            starts = json.loads((file.metadata() or {}).get(_FIRST_ROWS, "{}"))
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                shape = file.get_slice(key).get_shape()
+                piece = _TensorShard(name, starts.get(key, 0), shape[0] if shape else 0)
+                found.setdefault(key, []).append(piece)
+    return found
+
+
+def _newest_index(folder: Path) -> _CheckpointIndex | None:
+    """Of both forms that which has come further: killed between the two, the former is not deleted yet."""
+    forms = [form for form in (_index_of_single_file(folder), _index_of_shards(folder)) if form is not None]
+    return max(forms, key=lambda index: index.n_steps, default=None)
+
+
+def _index_of_shards(folder: Path) -> _CheckpointIndex | None:
+    if not (folder / INDEX_FILE).exists():
+        return None
+    try:
+        return msgspec.json.decode((folder / INDEX_FILE).read_bytes(), type=_CheckpointIndex)
+    except (OSError, msgspec.DecodeError) as error:
+        raise _damaged(folder / INDEX_FILE, error) from None
+
+
+def _index_of_single_file(folder: Path) -> _CheckpointIndex | None:
+    if not (folder / SINGLE_FILE).exists():
+        return None
+    try:
+        with safe_open(folder / SINGLE_FILE, framework="pt") as file:
+            about = file.metadata() or {}
+        tensors = _list_tensors(folder, [SINGLE_FILE])
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder / SINGLE_FILE, error) from None
+    n_steps, n_tokens, n_skipped = (
+        int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
+    )
+    return _CheckpointIndex(about.get("training", ""), n_steps, n_tokens, n_skipped, tensors)
+
+
+def _rows_needed(
+    key: str, pieces: list[_TensorShard], n_rows: Mapping[str, int], together: DistContext
+) -> tuple[int, int]:
+    whole = max(piece.start + piece.n for piece in pieces)
+    name = key.partition("/")[2]
+    return together.rows(whole) if whole and name in n_rows else (0, whole)
+
+
+@contextmanager
+def _open_shards(folder: Path) -> Iterator[Any]:
+    """(name, pieces, first row and the one behind the last) -> those rows; each file is opened once."""
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+
+        def of(piece: _TensorShard, name: str, low: int, high: int) -> torch.Tensor:
+            if piece.file not in files:
+                files[piece.file] = stack.enter_context(safe_open(folder / piece.file, framework="pt"))
+            file = files[piece.file]
+            low, high = (min(max(at - piece.start, 0), piece.n) for at in (low, high))
+            tensor: torch.Tensor = file.get_slice(name)[low:high] if piece.n else file.get_tensor(name)
+            return tensor
+
+        def rows(name: str, pieces: list[_TensorShard], wanted: tuple[int, int]) -> torch.Tensor:
+            meeting = [p for p in pieces if p.start < wanted[1] and p.start + p.n > wanted[0]]
+            ordered = sorted(meeting, key=lambda piece: piece.start) or pieces[:1]
+            try:
+                found = [of(piece, name, *wanted) for piece in ordered]
+            except (SafetensorError, OSError) as error:
+                raise _damaged(folder / INDEX_FILE, error) from None
+            return torch.cat(found) if found[0].ndim else found[0]
+
+        yield rows
+
+
+def _damaged(path: Path, error: Exception) -> Damaged:
+    return Damaged(
+        f"{path}: not a checkpoint ({error}). Delete it; the training begins again.",
+        code="checkpoint-damaged",
+    )

@@ -24,15 +24,15 @@ import torch
 from heredity.core import host
 from heredity.core.errors import HeredityError, Unavailable, UsageError
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels.patch import applied
+from heredity.train.kernels.patch import apply_function
 
-_STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-_PATIENCE = timedelta(minutes=30)  # for the slowest; the first may hash models before it begins
-_LET_GO = 0.2  # seconds; it takes microseconds where a core is free
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_TIMEOUT = timedelta(minutes=30)  # for the slowest; the first may hash models before it begins
+_RELEASE_SECONDS = 0.2  # seconds; it takes microseconds where a core is free
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistContext:
     """This process among `world`, counted from 0. mesh: None alone, else (replicas, pieces of weights)."""
 
     rank: int = 0
@@ -63,7 +63,7 @@ class Processes:
 
     def rows(self, n: int) -> tuple[int, int]:
         """The first row of `n` that lies here, and the one behind the last."""
-        return span(n, self.piece, self.n_pieces)
+        return shard_span(n, self.piece, self.n_pieces)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all processes, which give as many numbers each."""
@@ -98,38 +98,38 @@ class Processes:
         return batch._replace(**moved)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = DistContext()
 
 
-def own(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """The piece of a tensor that lies in this process; all of it where it is not cut."""
     mine: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return mine
 
 
-def span(n: int, piece: int, n_pieces: int) -> tuple[int, int]:
+def shard_span(n: int, piece: int, n_pieces: int) -> tuple[int, int]:
     """Rows of a piece, as FSDP cuts `n` rows: each as large as the first, as long as rows are left."""
     each = -(-n // n_pieces)
     return min(n, piece * each), min(n, (piece + 1) * each)
 
 
-def is_started() -> bool:
+def is_torchrun() -> bool:
     """Whether torchrun started this process."""
-    return all(name in os.environ for name in _STARTED)
+    return all(name in os.environ for name in _TORCHRUN_VARIABLES)
 
 
 @contextmanager
-def joined(replicas: int = 1) -> Iterator[Processes]:
+def process_group(replicas: int = 1) -> Iterator[DistContext]:
     """This process among those that torchrun started; alone where it started none.
 
     replicas: groups of processes that hold all weights each; 1: every process holds another piece of them.
     Raises UsageError where they do not divide the processes, HeredityError where another process has ended.
     """
-    if not is_started():
-        _refuse(replicas, 1)
-        yield ALONE
+    if not is_torchrun():
+        _check_replicas(replicas, 1)
+        yield SINGLE_PROCESS
         return
-    _refuse(replicas, int(os.environ["WORLD_SIZE"]))
+    _check_replicas(replicas, int(os.environ["WORLD_SIZE"]))
     if not torch.distributed.is_available():
         raise Unavailable(
             "This torch cannot speak to other processes. Install another, or run without torchrun."
@@ -138,16 +138,16 @@ def joined(replicas: int = 1) -> Iterator[Processes]:
     try:
         yield joined
     except RuntimeError as error:
-        if not _is_of_another(error):
+        if not _is_peer_failure(error):
             raise
         raise HeredityError(
             "Another process of this training has ended, and its own message says why. The same command goes "
             "on from the last checkpoint."
         ) from error
-    _part(joined)
+    _leave(joined)
 
 
-def _part(joined: Processes) -> None:
+def _leave(joined: DistContext) -> None:
     """Leaves the others, with time for gloo's threads to let go of the last tensors.
 
     They need Python for that, and one that asks for it while Python ends aborts the process (torch 2.13).
@@ -156,10 +156,10 @@ def _part(joined: Processes) -> None:
     object.__setattr__(joined, "mesh", None)
     gc.collect()
     torch.distributed.destroy_process_group()
-    time.sleep(_LET_GO)
+    time.sleep(_RELEASE_SECONDS)
 
 
-def _refuse(replicas: int, world: int) -> None:
+def _check_replicas(replicas: int, world: int) -> None:
     if world % replicas:
         raise UsageError(
             f"{replicas} replicas of the weights cannot be laid over {world} process{'es' * (world > 1)}. "
@@ -168,27 +168,27 @@ def _refuse(replicas: int, world: int) -> None:
         )
 
 
-def _join(replicas: int) -> Processes:
+def _join(replicas: int) -> DistContext:
     chosen = host.choose_device(int(os.environ["LOCAL_RANK"]))
     device = chosen.torch
     if not chosen.is_cpu:
         torch.cuda.set_device(device)
     bound = None if chosen.is_cpu else device
     backend = "gloo" if chosen.is_cpu else "nccl"
-    torch.distributed.init_process_group(backend, timeout=_PATIENCE, device_id=bound)
+    torch.distributed.init_process_group(backend, timeout=_TIMEOUT, device_id=bound)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     shape = (replicas, world // replicas)
     mesh = torch.distributed.device_mesh.init_device_mesh(
         device.type, shape, mesh_dim_names=("replicas", "pieces")
     )
-    return Processes(rank, world, replicas, device, mesh)
+    return DistContext(rank, world, replicas, device, mesh)
 
 
-def _is_of_another(error: RuntimeError) -> bool:
+def _is_peer_failure(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def share(n: int, rank: int, world: int) -> tuple[int, int]:
+def rank_span(n: int, rank: int, world: int) -> tuple[int, int]:
     """The first of a process's share of `n` rows, and the one behind the last; shares differ by one row.
 
     FSDP's cut (processes.span) would leave the last of 4 processes none of 9 rows.
@@ -196,15 +196,15 @@ def share(n: int, rank: int, world: int) -> tuple[int, int]:
     return n * rank // world, n * (rank + 1) // world
 
 
-def gathered(mine: torch.Tensor, n: int, together: Processes) -> torch.Tensor:
+def all_gather(mine: torch.Tensor, n: int, together: DistContext) -> torch.Tensor:
     """(rows of this process, width) -> (n, width), by `share`."""
-    return mine if together.is_alone else applied(_Gathered, mine, n, together)
+    return mine if together.is_alone else apply_function(_AllGather, mine, n, together)
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mine: torch.Tensor, n: int, together: Processes) -> torch.Tensor:
-        spans = [share(n, rank, together.world) for rank in range(together.world)]
+    def forward(ctx: Any, mine: torch.Tensor, n: int, together: DistContext) -> torch.Tensor:
+        spans = [rank_span(n, rank, together.world) for rank in range(together.world)]
         ctx.span = spans[together.rank]
         most = max(high - low for low, high in spans)
         filled = torch.nn.functional.pad(mine, (0, 0, 0, most - len(mine)))  # gloo sends rows of one number

@@ -23,18 +23,18 @@ from heredity.core.errors import HeredityError
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Record
 from heredity.core.rows import Rows
-from heredity.train import pieces
+from heredity.train import checkpoint
 from heredity.train.checkpoint import CheckpointState
 from heredity.train.data.batching import PackedBatch
-from heredity.train.distributed import ALONE, Processes
+from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import Everything, LowRankAdapters
+from heredity.train.models.lora import FullFinetune, LowRankAdapters
 from heredity.train.objectives import Objective
-from heredity.train.optimizer import Kind, Masters, Schedule, share_at
+from heredity.train.optimizer import MasterWeights, OptimizerName, Schedule, lr_factor
 
 METRICS = "training.jsonl"
-KEEP_SECONDS = 60.0  # between checkpoints, and never more than a tenth of the time on them
-_SHARE = 10
+CHECKPOINT_SECONDS = 60.0  # between checkpoints, and never more than a tenth of the time on them
+_CHECKPOINT_COST_RATIO = 10
 
 
 class StepMetrics(Record, frozen=True):
@@ -61,7 +61,7 @@ class TrainingPlan:
     n_warmup: int = 0
     decay: float = 0.0
     clip: float = 1.0
-    optimizer: Kind = "adamw"
+    optimizer: OptimizerName = "adamw"
     seed: int = 0
 
 
@@ -110,7 +110,7 @@ class Diverged(HeredityError):
 
 def train(
     network: CausalLM,
-    trainable: Everything | LowRankAdapters,
+    trainable: FullFinetune | LowRankAdapters,
     objective: Objective,
     steps: BatchSource,
     plan: TrainingPlan,
@@ -118,7 +118,7 @@ def train(
     watch: Watch | None = None,
     check: ValidationCheck | None = None,
     guard: DivergenceGuard | None = None,
-    together: Processes = ALONE,
+    together: DistContext = SINGLE_PROCESS,
 ) -> list[StepMetrics]:
     """Train until the plan's last step; the network has learned then. `folder` keeps checkpoint and metrics.
 
@@ -128,11 +128,13 @@ def train(
     Raises Diverged, with the step.
     """
     torch.manual_seed(plan.seed)
-    masters = Masters(trainable.open(network, plan.seed), plan.optimizer, plan.rate, plan.decay, together)
+    masters = MasterWeights(
+        trainable.open(network, plan.seed), plan.optimizer, plan.rate, plan.decay, together
+    )
     assert together.is_alone or guard is not None
-    run = _Run(network, objective, steps, plan, folder, masters, guard)
+    run = _TrainingRun(network, objective, steps, plan, folder, masters, guard)
     run.go_on()
-    clock = _Clock(run.n_done, plan.n_steps, watch, guard)
+    clock = _ProgressClock(run.n_done, plan.n_steps, watch, guard)
     try:
         while run.n_done < plan.n_steps:
             metric = run.step()
@@ -159,7 +161,7 @@ def train(
         run.rows.close()
 
 
-class _Run:
+class _TrainingRun:
     """Where a training stands: the weights, the rows, and how far the data is ahead of the steps."""
 
     def __init__(
@@ -169,22 +171,22 @@ class _Run:
         steps: BatchSource,
         plan: TrainingPlan,
         folder: Path,
-        masters: Masters,
+        masters: MasterWeights,
         guard: DivergenceGuard | None,
     ) -> None:
         self.network, self.objective, self.steps, self.plan = network, objective, steps, plan
         self.folder, self.masters, self.guard, self.together = folder, masters, guard, masters.together
         self.n_done = self.n_tokens = self.n_skipped = self.n_back = 0
         self.losses: list[float] = []
-        self.rows: Rows[StepMetrics] | _Unkept
+        self.rows: Rows[StepMetrics] | _DiscardedRows
 
     def go_on(self) -> None:
         """From the last checkpoint; with a guard there is one from the beginning."""
-        kept = pieces.read(self.folder, self.plan.training, self.masters.n_rows, self.together)
+        kept = checkpoint.read_checkpoint(self.folder, self.plan.training, self.masters.n_rows, self.together)
         if kept is not None:
             self.masters.restore(kept.state)
             self.n_done, self.n_tokens, self.n_skipped = kept.n_steps, kept.n_tokens, kept.n_skipped
-        self.rows = _metrics(self.folder, self.n_done) if self.together.is_first else _Unkept()
+        self.rows = _open_metrics(self.folder, self.n_done) if self.together.is_first else _DiscardedRows()
         self.losses = self.together.told([row.loss for row in self.rows])
         if kept is None and self.guard is not None:
             self.write()
@@ -193,7 +195,7 @@ class _Run:
         """One step; None where the guard went back instead."""
         batches = self.steps.of(self.n_done + self.n_skipped)
         try:
-            metric = _step(
+            metric = _optimizer_step(
                 self.network, self.objective, batches, self.masters, self.plan, self.n_done, self._refuses
             )
         except Diverged:
@@ -216,7 +218,7 @@ class _Run:
         self.refuse_ruined()
         self.rows.flush()
         kept = CheckpointState(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
-        pieces.write(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
+        checkpoint.write_checkpoint(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
 
     def refuse_ruined(self) -> None:
         """A step's loss is that of the weights before it: what the last one did to them, no loss has told."""
@@ -237,11 +239,11 @@ class _Run:
         self.n_skipped, self.n_back = at + 1 - self.n_done, n_back
 
 
-def _step(
+def _optimizer_step(
     network: CausalLM,
     objective: Objective,
     batches: list[PackedBatch],
-    masters: Masters,
+    masters: MasterWeights,
     plan: TrainingPlan,
     step: int,
     refuses: Callable[[float], bool],
@@ -265,7 +267,7 @@ def _step(
             f"the loss of step {step} is {total}. Lower the rate ({plan.rate:g}), or mend the data.",
             code="loss-not-finite",
         )
-    share = share_at(step, plan.n_steps, plan.schedule, plan.n_warmup)
+    share = lr_factor(step, plan.n_steps, plan.schedule, plan.n_warmup)
     norm = masters.step(share, plan.clip)
     if not math.isfinite(norm):
         raise Diverged(
@@ -275,7 +277,7 @@ def _step(
     return StepMetrics(step, total / weight, plan.rate * share, norm, int(n_tokens), weight, terms)
 
 
-def _metrics(folder: Path, n_done: int) -> Rows[StepMetrics]:
+def _open_metrics(folder: Path, n_done: int) -> Rows[StepMetrics]:
     """The rows, without those of steps that will be done again."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = Rows(folder / METRICS, StepMetrics)
@@ -285,7 +287,7 @@ def _metrics(folder: Path, n_done: int) -> Rows[StepMetrics]:
     return rows
 
 
-class _Unkept:
+class _DiscardedRows:
     """Rows of a process that keeps none: the first does."""
 
     def append(self, row: StepMetrics) -> None:
@@ -301,7 +303,7 @@ class _Unkept:
         return iter(())
 
 
-class _Clock:
+class _ProgressClock:
     """Rate, time left, and when a checkpoint is due."""
 
     def __init__(self, n_done: int, n_steps: int, watch: Watch | None, guard: DivergenceGuard | None) -> None:
@@ -331,9 +333,11 @@ class _Clock:
     def is_due(self, n_done: int) -> bool:
         if self._guard is not None:
             return n_done % self._guard.keep_every == 0
-        return time.monotonic() - self._kept_at >= max(KEEP_SECONDS, _SHARE * self._cost)
+        return time.monotonic() - self._kept_at >= max(
+            CHECKPOINT_SECONDS, _CHECKPOINT_COST_RATIO * self._cost
+        )
 
-    def keeping(self) -> _Clock:
+    def keeping(self) -> _ProgressClock:
         return self
 
     def __enter__(self) -> None:

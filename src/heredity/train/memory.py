@@ -1,75 +1,112 @@
-"""What memory a training takes beside its weights: masters, gradients, moments, and what a step keeps.
+"""The memory that training takes beside the loaded weights: masters, gradients, optimizer state, activations.
 
-Promises: masters, gradients and moments are counted, and the largest product of tokens that a step makes.
-Leaves to others: what a model keeps of it (planning/memory.py), how much there is, and the refusal
-(engines/_memory.py).
+Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
+keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/rms_norm.py). A matmul keeps
+what it reads. Attention keeps queries, keys, values and its result, and no square of scores. The feed-forward
+part keeps four tensors.
+
+Promises: no torch is needed; tests hold the activation bytes equal to those of transformers' model.
+Leaves to others: how much memory there is and the refusal (core/host.py), and plans for many devices
+(planning/memory.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from heredity.train.data.batching import PRODUCT
-from heredity.train.data.documents import TokenizedExample
-from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import Everything, LowRankAdapters
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.optimizer import Kind
-from heredity.train.planning import memory
-from heredity.train.planning.cost_models import WIDE
-from heredity.train.planning.flops import Work
+
+if TYPE_CHECKING:
+    from heredity.train.data.chat import TokenizedExample
+    from heredity.train.models.causal_lm import CausalLM
+    from heredity.train.models.lora import FullFinetune, LowRankAdapters
+    from heredity.train.optimizer import OptimizerName
+
+FP32_BYTES = 4
+MICROBATCH_TOKENS = 2048  # in one forward pass of a tuning; a longer example is alone
+PRETRAIN_MICROBATCH_TOKENS = 4096  # in one forward pass over text; one context if that is longer
+LOGIT_ROWS_HELD = 1024  # at once: GRADIENT_ROWS of models/causal_lm.py, which needs torch
+_LOGIT_COPIES = 2  # in fp32: the logits, and log-probabilities that become their gradient
 
 
-def needed(
+@dataclass(frozen=True)
+class DecoderActivations:
+    """Bytes that a decoder's forward pass keeps for the backward pass. number_bytes: 2 for bfloat16."""
+
+    shape: TransformerShape
+    number_bytes: int
+    is_on_cpu: bool
+    has_qk_norm: bool
+
+    @property
+    def per_token(self) -> int:
+        """Of a whole forward pass, without logits."""
+        return self.root + self.shape.layers * self.per_layer
+
+    @property
+    def per_layer(self) -> int:
+        """Of one layer and token."""
+        shape, size = self.shape, self.number_bytes
+        queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+        norms = 2 * self._norm(shape.width, 1)
+        if self.has_qk_norm:
+            norms += self._norm(queries, shape.heads) + self._norm(keys, shape.kv_heads)
+        matmul_inputs = size * (2 * shape.width + queries)
+        attention = size * (2 * queries + 2 * keys) + FP32_BYTES * shape.heads
+        return norms + matmul_inputs + attention + size * 4 * shape.wide
+
+    @property
+    def root(self) -> int:
+        """Per token, outside the layers: last norm, rotary positions, token ids, the gradient at the head."""
+        shape, size = self.shape, self.number_bytes
+        return self._norm(shape.width, 1) + 2 * size * shape.head + 16 + size * shape.width
+
+    def logits(self, n_rows: int) -> int:
+        """Of the logits that are held at once, of `n_rows` in total."""
+        row = (FP32_BYTES * _LOGIT_COPIES + self.number_bytes) * self.shape.vocabulary
+        return row * min(LOGIT_ROWS_HELD, n_rows)
+
+    def _norm(self, columns: int, n: int) -> int:
+        if self.is_on_cpu:
+            return self.number_bytes * (columns + n)
+        return (FP32_BYTES + self.number_bytes) * columns + FP32_BYTES * n
+
+
+def estimate_memory(
     network: CausalLM,
-    trainable: Everything | LowRankAdapters,
-    optimizer: Kind,
+    trainable: FullFinetune | LowRankAdapters,
+    optimizer: OptimizerName,
     examples: Sequence[TokenizedExample],
-    batch: int,
+    batch_size: int,
 ) -> dict[str, int]:
-    """Bytes by part of a training's step, beside the weights that are loaded."""
-    n_learned = _n_learned(network, trainable)
-    n_moments = 1 if optimizer == "muon" else 2  # at the least: Muon leaves embedding and vectors to AdamW
+    """Bytes of a training step by part, beside the weights that are loaded. A lower bound."""
+    n_trainable = trainable.n_trainable(network)
+    n_moments = 1 if optimizer == "muon" else 2  # at least: Muon leaves embedding and vectors to AdamW
+    n_tokens, activations = largest_microbatch(examples, batch_size), _activations(network)
     return {
-        "masters": WIDE * n_learned,
-        "gradients": WIDE * n_learned,
-        "optimizer": n_moments * WIDE * n_learned,
-        f"a step of {largest_product(examples, batch):,} tokens": _kept(network, examples, batch),
+        "masters": FP32_BYTES * n_trainable,
+        "gradients": FP32_BYTES * n_trainable,
+        "optimizer": n_moments * FP32_BYTES * n_trainable,
+        f"a step of {n_tokens:,} tokens": n_tokens * activations.per_token + activations.logits(n_tokens),
     }
 
 
-def largest_product(examples: Sequence[TokenizedExample], batch: int) -> int:
-    """The most tokens that any step multiplies at once: full products, or an example longer than one."""
+def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) -> int:
+    """The most tokens in one forward pass: a full microbatch, or an example that is longer."""
     longest = sorted((each.n_tokens for each in examples), reverse=True)
-    return max(longest[0], min(PRODUCT, sum(longest[:batch])))
+    return max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size])))
 
 
-def _n_learned(network: CausalLM, trainable: Everything | LowRankAdapters) -> int:
-    if isinstance(trainable, Everything):
-        return sum(each.numel() for each in network.model.parameters())
-    found = [
-        module
-        for name, module in network.model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in trainable.targets
-    ]
-    return sum(trainable.rank * (each.in_features + each.out_features) for each in found)
-
-
-def _kept(network: CausalLM, examples: Sequence[TokenizedExample], batch: int) -> int:
-    """What a forward keeps of the largest product, and a part of its logits."""
-    n_tokens = largest_product(examples, batch)
-    return n_tokens * memory.kept(_work(network)) + memory.logits(_work(network), n_tokens)
-
-
-def _work(network: CausalLM) -> Work:
+def _activations(network: CausalLM) -> DecoderActivations:
     config = getattr(network.model.config, "text_config", None) or network.model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = TransformerShape(
         config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
-        head, config.intermediate_size, config.max_position_embeddings, len(network.head),
+        head_dim, config.intermediate_size, config.max_position_embeddings, len(network.head),
     )  # fmt: skip
     is_on_cpu = network.head.device.type == "cpu"
-    kind, size = config.model_type, network.head.element_size()
-    return Work(shape, 0, 1, architecture=kind, bytes=size, is_on_cpu=is_on_cpu)
+    return DecoderActivations(
+        shape, network.head.element_size(), is_on_cpu, has_qk_norm=config.model_type == "qwen3"
+    )

@@ -1,4 +1,11 @@
-"""The metrics of a training beside the model they made: rows, and the loss as a drawing (SVG)."""
+"""The metrics of a training: its rows, the loss as a drawing, throughput, and what the machine could reach.
+
+Utilization is the share of the machine's matrix products that a training reaches. The limit is measured at
+the model's own shapes, not taken from a data sheet. Source: "model FLOPs utilization" in PaLM (2204.02311,
+appendix B).
+
+Leaves to others: counting a model's FLOPs (models/shapes.py) and timing a product (core/host.py).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +14,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heredity.core import host
+from heredity.core.progress import Progress, Watch
 from heredity.core.records import encode
+from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
+from heredity.train.models.shapes import TransformerShape
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
     from heredity.train.loop import StepMetrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 56, 30
-_MOST = 400  # points of the line
+_MAX_POINTS = 400  # points of the line
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
-def write(metrics: Sequence[StepMetrics], out: Path) -> None:
+def write_metrics(metrics: Sequence[StepMetrics], out: Path) -> None:
     """training.jsonl and training.svg."""
     rows = b"".join(encode(metric) + b"\n" for metric in metrics)
     (out / "training.jsonl").write_bytes(rows)
-    (out / "training.svg").write_text(draw([m.loss for m in metrics]), encoding="utf-8")
+    (out / "training.svg").write_text(draw_loss([m.loss for m in metrics]), encoding="utf-8")
 
 
-def spark(losses: Sequence[float], width: int = 60) -> str:
+def sparkline(losses: Sequence[float], width: int = 60) -> str:
     """The loss over the steps as a line of blocks, each the mean of its neighbours."""
     n = min(width, len(losses))
     cuts = [i * len(losses) // n for i in range(n + 1)]
@@ -33,9 +47,9 @@ def spark(losses: Sequence[float], width: int = 60) -> str:
     return "".join(_BLOCKS[round(7 * (value - low) / ((high - low) or 1.0))] for value in points)
 
 
-def draw(losses: Sequence[float]) -> str:
+def draw_loss(losses: Sequence[float]) -> str:
     """The loss over the steps, each point the mean of its neighbours where there are many."""
-    size = max(1, len(losses) // _MOST)
+    size = max(1, len(losses) // _MAX_POINTS)
     points = [sum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)]
     low, high = min(points), max(points)
     span = (high - low) or 1.0
@@ -56,3 +70,54 @@ def draw(losses: Sequence[float]) -> str:
         f'<text x="{WIDTH - 12}" y="{HEIGHT - 10}" text-anchor="end">{len(losses) - 1}</text>'
         f'<polyline points="{path}" fill="none" stroke="#2b6cb0" stroke-width="1.5"/></svg>\n'
     )
+
+
+class ThroughputMeter:
+    """Passes what the loop shows on to a display, and keeps the last of it."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch, self.last = watch, Progress("train", "", 0, 0, unit="tokens")
+
+    def __call__(self, at: Progress) -> None:
+        self.last = at
+        if self._watch is not None:
+            self._watch(at)
+
+    def notes(self, of_token: float, limit: float) -> dict[str, str]:
+        """Tokens a second of so many FLOPs each, and their share of a limit (FLOP/s).
+
+        {} where no step was done in this process.
+        """
+        if not self.last.per_second:
+            return {}
+        used = self.last.per_second * of_token
+        return {
+            "speed": f"{self.last.per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
+            "GFLOP/s that this machine's products reach at these shapes"
+        }
+
+
+def mean_chunk_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: int) -> float:
+    """How long the piece is that a token stands in, on average: (documents,) lengths cut at the context."""
+    whole, rest = lengths // context, lengths % context
+    return float((whole * context**2 + rest**2).sum() / lengths.sum())
+
+
+def matmul_limit(
+    shape: TransformerShape,
+    dtype: torch.dtype,
+    n_rows: int = PRETRAIN_MICROBATCH_TOKENS,
+    of_head: float = 1.0,
+) -> float:
+    """FLOP/s of the model's products, forward and backward: layers, and the head on a share of the rows."""
+    columns = shape.head * (shape.heads + 2 * shape.kv_heads)
+    layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
+    layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]
+    products = [(*size, n_rows) for size in layer * shape.layers]
+    products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
+    return host.matmul_flops(products, dtype)
+
+
+def memory_bandwidth(width: int, dtype: torch.dtype, n_rows: int = PRETRAIN_MICROBATCH_TOKENS) -> float:
+    """Bytes/s of the element-wise passes between a step's products."""
+    return host.memory_bandwidth(n_rows, width, dtype)

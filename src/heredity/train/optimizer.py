@@ -20,31 +20,33 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from heredity.train.distributed import ALONE, Processes, own
+from heredity.train.distributed import SINGLE_PROCESS, DistContext, local_shard
 
 Schedule = Literal["cosine", "wsd", "constant"]
-Kind = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon"]
 BETAS = (0.9, 0.95)
 
 
-class Masters:
+class MasterWeights:
     """The fp32 masters of the parameters that learn, and the optimizer over them."""
 
     def __init__(
         self,
         parameters: Sequence[tuple[str, nn.Parameter]],
-        kind: Kind,
+        kind: OptimizerName,
         rate: float,
         decay: float,
-        together: Processes = ALONE,
+        together: DistContext = SINGLE_PROCESS,
     ) -> None:
         self.names = [name for name, _ in parameters]
         self.parameters = [parameter for _, parameter in parameters]
-        self.masters = [_rows(own(p.detach())).clone().float().requires_grad_() for p in self.parameters]
+        self.masters = [
+            _at_least_1d(local_shard(p.detach())).clone().float().requires_grad_() for p in self.parameters
+        ]
         self.n_rows = {name: len(p) if p.ndim else 1 for name, p in parameters}  # not of a piece
         self.rate, self.together = rate, together
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            parameter.register_post_accumulate_grad_hook(_adder(master))
+            parameter.register_post_accumulate_grad_hook(_gradient_hook(master))
         decays = [
             m.ndim == 2 and "embed" not in name for name, m in zip(self.names, self.masters, strict=True)
         ]
@@ -69,10 +71,10 @@ class Masters:
         masters = [self.masters[place] for place in places]
         if self.together.is_alone:
             return torch.optim.Muon(masters, lr=self.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        from heredity.train.sharded import Muon
+        from heredity.train.sharded import ShardedMuon
 
         n_rows = [self.n_rows[self.names[place]] for place in places]
-        return Muon(masters, n_rows, self.together, self.rate, decay)
+        return ShardedMuon(masters, n_rows, self.together, self.rate, decay)
 
     def step(self, share: float, clip: float) -> float:
         """One update at `share` of the rate; returns the gradient's norm before clipping."""
@@ -99,7 +101,7 @@ class Masters:
     def copy_down(self) -> None:
         """What was learned, into the network."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            own(parameter).copy_(master.view_as(own(parameter)))
+            local_shard(parameter).copy_(master.view_as(local_shard(parameter)))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later run needs to go on: masters and moments, by name."""
@@ -137,16 +139,16 @@ class Masters:
         self.copy_down()
 
 
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
+def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
     """A single number as a row of one, as it lies in pieces."""
     return tensor if tensor.ndim else tensor.view(1)
 
 
-def _adder(master: torch.Tensor) -> Any:
+def _gradient_hook(master: torch.Tensor) -> Any:
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is None:
             return
-        gradient = _rows(own(parameter.grad))
+        gradient = _at_least_1d(local_shard(parameter.grad))
         if master.grad is None:
             master.grad = gradient.float().clone()
         else:
@@ -156,7 +158,7 @@ def _adder(master: torch.Tensor) -> Any:
     return add
 
 
-def share_at(step: int, n_steps: int, schedule: Schedule, n_warmup: int, decay_share: float = 0.2) -> float:
+def lr_factor(step: int, n_steps: int, schedule: Schedule, n_warmup: int, decay_share: float = 0.2) -> float:
     """The share of the learning rate at a step counted from 0; the first is never 0."""
     if step < n_warmup:
         return (step + 1) / (n_warmup + 1)

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from heredity.train.data.batching import PackedBatch
-from heredity.train.distributed import Processes, span
+from heredity.train.distributed import DistContext, shard_span
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.dual import Arrows, DualEncoder
+from heredity.train.models.dual import DualEncoder, PairEmbeddings
 
 
 class ShardedModel(CausalLM):
@@ -31,10 +31,10 @@ class ShardedModel(CausalLM):
     whole, until the last of them; else they go into pieces after each.
     """
 
-    def __init__(self, net: CausalLM, together: Processes, is_reduced_once: bool = True) -> None:
+    def __init__(self, net: CausalLM, together: DistContext, is_reduced_once: bool = True) -> None:
         self.model, self.folder, self.is_fused = net.model, net.folder, net.is_fused
         self._is_reduced_once = is_reduced_once
-        self.root = _cut(net, together)
+        self.root = _shard_with_fsdp(net, together)
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         found: torch.Tensor = self.root("hidden", batch)
@@ -56,11 +56,11 @@ class ShardedModel(CausalLM):
         return net
 
 
-class SpreadDual(ShardedModel, DualEncoder):
+class ShardedDualEncoder(ShardedModel, DualEncoder):
     """The same of two encoders."""
 
-    def arrows(self, batch: PackedBatch) -> Arrows:
-        found: Arrows = self.root("arrows", batch)
+    def arrows(self, batch: PackedBatch) -> PairEmbeddings:
+        found: PairEmbeddings = self.root("arrows", batch)
         return found
 
     def of_captions(self, rows: torch.Tensor) -> torch.Tensor:
@@ -68,9 +68,11 @@ class SpreadDual(ShardedModel, DualEncoder):
         return found
 
 
-def spread(net: CausalLM, together: Processes, is_reduced_once: bool = True) -> ShardedModel:
+def shard_model(net: CausalLM, together: DistContext, is_reduced_once: bool = True) -> ShardedModel:
     """A network, whichever it is, with its weights in pieces."""
-    return (SpreadDual if isinstance(net, DualEncoder) else ShardedModel)(net, together, is_reduced_once)
+    return (ShardedDualEncoder if isinstance(net, DualEncoder) else ShardedModel)(
+        net, together, is_reduced_once
+    )
 
 
 class _Root(nn.Module):
@@ -84,7 +86,7 @@ class _Root(nn.Module):
         return getattr(self._net, what)(given)
 
 
-def _cut(net: CausalLM, together: Processes) -> Any:
+def _shard_with_fsdp(net: CausalLM, together: DistContext) -> Any:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     net.model.to(together.device)
@@ -97,7 +99,7 @@ def _cut(net: CausalLM, together: Processes) -> Any:
         "mesh": together.mesh if together.replicas > 1 else together.mesh["pieces"],
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
     }
-    for layer in layers(net.model):
+    for layer in transformer_layers(net.model):
         fully_shard(layer, **how)
     fully_shard(root, reshard_after_forward=False, **how)
     for module in root.modules():
@@ -107,7 +109,7 @@ def _cut(net: CausalLM, together: Processes) -> Any:
     return root
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a transformers model: what its lists of that name hold (BERT's is "layer")."""
     return [
         layer
@@ -117,15 +119,15 @@ def layers(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def recompute(model: nn.Module) -> None:
+def recompute_activations(model: nn.Module) -> None:
     """Keep a layer's input alone, and make the rest of it again on the way back."""
     from torch.utils.checkpoint import checkpoint
 
-    for layer in layers(model):
+    for layer in transformer_layers(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-class Muon(torch.optim.Optimizer):
+class ShardedMuon(torch.optim.Optimizer):
     """torch's Muon where each matrix lies in pieces of rows: every process makes some matrices' directions.
 
     Momentum stays in pieces. `n_rows`: of each whole matrix. Of as many matrices as there are processes each
@@ -136,7 +138,7 @@ class Muon(torch.optim.Optimizer):
         self,
         pieces: Sequence[torch.Tensor],
         n_rows: Sequence[int],
-        together: Processes,
+        together: DistContext,
         lr: float,
         weight_decay: float,
     ) -> None:
@@ -167,12 +169,14 @@ class Muon(torch.optim.Optimizer):
         """What is added to each piece, of at most as many matrices as there are processes."""
         n, mine = self._together.n_pieces, self._together.piece
         sizes = [piece.numel() for piece in pieces] + [0] * (n - len(pieces))
-        spans = [span(n_rows[mine], each, n) for each in range(n)] if mine < len(pieces) else [(0, 0)] * n
+        spans = (
+            [shard_span(n_rows[mine], each, n) for each in range(n)] if mine < len(pieces) else [(0, 0)] * n
+        )
         columns = pieces[mine].shape[1] if mine < len(pieces) else 0
         whole_sizes = [(high - low) * columns for low, high in spans]
         whole = self._exchanged(torch.cat([piece.flatten() for piece in pieces]), sizes, whole_sizes)
         if columns:
-            whole = direction(whole.view(-1, columns), rate).flatten()
+            whole = muon_update(whole.view(-1, columns), rate).flatten()
         back = self._exchanged(whole, whole_sizes, sizes)
         return [part.view_as(piece) for part, piece in zip(back.split(sizes), pieces, strict=False)]
 
@@ -184,7 +188,7 @@ class Muon(torch.optim.Optimizer):
         return got
 
 
-def direction(wanted: torch.Tensor, rate: float) -> torch.Tensor:
+def muon_update(wanted: torch.Tensor, rate: float) -> torch.Tensor:
     """The change that torch's own Muon makes to a matrix for a gradient, momentum and decay aside."""
     change = torch.zeros_like(wanted).requires_grad_()
     change.grad = wanted

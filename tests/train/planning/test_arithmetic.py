@@ -14,10 +14,10 @@ from heredity.train.kernels import attention, rms_norm
 from heredity.train.models import causal_lm, shapes
 from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.optimizer import Masters
+from heredity.train.optimizer import MasterWeights
 from heredity.train.planning import cost_models, memory
 from heredity.train.planning.cost_models import decoder
-from heredity.train.planning.flops import Work
+from heredity.train.planning.workload import Workload
 
 LLAMA_3_8B = TransformerShape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
 LLAMA_3_70B = TransformerShape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
@@ -55,15 +55,18 @@ def test_gpt_3_takes_the_flops_that_were_published(
 
 def test_flops_by_part_are_those_that_a_run_counts() -> None:
     for length in (None, 77.0):
-        assert sum(decoder.flops(LLAMA_3_8B, length).values()) == shapes.flops_a_token(LLAMA_3_8B, length)
+        assert sum(decoder.flops(LLAMA_3_8B, length).values()) == shapes.flops_per_token(LLAMA_3_8B, length)
 
 
 def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
     headless = TransformerShape(
         **{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1}
     )
-    assert cost_models.of(Work(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
-    assert cost_models.of(Work(TINY, 1, 1)).again < cost_models.of(Work(headless, 1, 1)).again
+    assert cost_models.cost_model_of(Workload(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
+    assert (
+        cost_models.cost_model_of(Workload(TINY, 1, 1)).again
+        < cost_models.cost_model_of(Workload(headless, 1, 1)).again
+    )
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -72,12 +75,12 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
     shape = TransformerShape(
         **{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"is_tied": is_tied}
     )
-    work = Work(shape, 1, 1, architecture=architecture)
+    work = Workload(shape, 1, 1, architecture=architecture)
     model = born(work).model
     assert memory.n_parameters(work) == sum(each.numel() for each in model.parameters())
     layer = sum(each.numel() for each in model.model.layers[0].parameters())
-    assert decoder.of_layer(shape, work.has_qk_norm) == layer
-    assert decoder.of_root(shape) == memory.n_parameters(work) - shape.layers * layer
+    assert decoder.layer_parameters(shape, work.has_qk_norm) == layer
+    assert decoder.root_parameters(shape) == memory.n_parameters(work) - shape.layers * layer
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -86,43 +89,43 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
 def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     architecture: str, size: int, is_on_cpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_quick", lambda _: True)  # without tiles a CPU keeps somewhat less
+    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)  # as with AMX
     if not is_on_cpu:  # transformers' own norms, as they run on a GPU
-        monkeypatch.setattr(rms_norm, "quicken", lambda *_: None)
-    work = Work(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
+        monkeypatch.setattr(rms_norm, "patch_norms", lambda *_: None)
+    work = Workload(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
-    assert kept(work) == TINY.context * (memory.kept(work) - gradient)
+    assert kept(work) == TINY.context * (memory.activation_memory(work) - gradient)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_masters_and_moments_are_those_of_the_real_optimizer(kind: Any) -> None:
-    work = Work(TINY, 1, 1, optimizer=kind, bytes=4)
+    work = Workload(TINY, 1, 1, optimizer=kind, bytes=4)
     net = born(work)
-    masters = Masters(list(net.model.named_parameters()), kind, 0.01, 0.0)
+    masters = MasterWeights(list(net.model.named_parameters()), kind, 0.01, 0.0)
     for master in masters.masters:
         master.grad = torch.ones_like(master)
     masters.step(1.0, 1.0)
     state = {name: t.nbytes for name, t in masters.state().items() if t.ndim}
-    told = memory.training(work, TINY.context)
+    told = memory.training_memory(work, TINY.context)
     assert told["masters"] == sum(n for name, n in state.items() if name.startswith("master/"))
     assert told["optimizer"] == sum(n for name, n in state.items() if not name.startswith("master/"))
 
 
 def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None:
-    work = Work(LLAMA_3_8B, 1, 1, architecture="llama")
-    whole, half = memory.training(work, 8192), memory.training(work, 8192, shards=2)
+    work = Workload(LLAMA_3_8B, 1, 1, architecture="llama")
+    whole, half = memory.training_memory(work, 8192), memory.training_memory(work, 8192, shards=2)
     assert half["masters"] * 2 == whole["masters"] and half["optimizer"] * 2 == whole["optimizer"]
-    again = memory.training(work, 8192, runs_again=True)
+    again = memory.training_memory(work, 8192, runs_again=True)
     assert again["activations"] < whole["activations"] / 4
 
 
-def born(work: Work) -> causal_lm.CausalLM:
+def born(work: Workload) -> causal_lm.CausalLM:
     made = registry.load("train.models.architectures", work.architecture)
     dtype = "bfloat16" if work.bytes == 2 else "float32"
-    return causal_lm.born(made.config(work.shape, Specials(0, 0)), 0, dtype)
+    return causal_lm.from_config(made.config(work.shape, Specials(0, 0)), 0, dtype)
 
 
-def kept(work: Work) -> int:
+def kept(work: Workload) -> int:
     """Bytes of all that one context leaves for its way back, the weights aside."""
     net, n = born(work), work.shape.context
     weights = {each.untyped_storage().data_ptr() for each in net.model.parameters()}

@@ -10,20 +10,22 @@ import msgspec
 import pytest
 
 from heredity.core.errors import OutOfMemory, UnknownName, UsageError
+from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
 from heredity.train.models import shapes
-from heredity.train.planning import memory, pace, sharding
-from heredity.train.planning.flops import PRODUCT, Work
-from heredity.train.planning.forecast import Forecast, Terms, fitting, forecast
-from heredity.train.planning.gpus import named, processor, table
+from heredity.train.planning import forecast as pace
+from heredity.train.planning import memory, sharding
+from heredity.train.planning.forecast import Assumptions, Forecast, fitting_layouts, forecast
+from heredity.train.planning.gpus import find_gpu, gpu_table, this_processor
 from heredity.train.planning.sharding import Layout
+from heredity.train.planning.workload import Workload
 from tests.support.errors import raises
 
-H100 = table()["h100"]
+H100 = gpu_table()["h100"]
 
 
-def work(size: str, batch: int = 4_194_304, context: int = 4096) -> Work:
-    dial = shapes.dial(size, 131_072, context, {"batch": batch})
-    return Work(dial.shape, dial.tokens, dial.batch)
+def work(size: str, batch: int = 4_194_304, context: int = 4096) -> Workload:
+    dial = shapes.size_preset(size, 131_072, context, {"batch": batch})
+    return Workload(dial.shape, dial.tokens, dial.batch)
 
 
 def test_a_small_model_needs_no_shards_and_a_large_one_shards_over_all() -> None:
@@ -36,7 +38,7 @@ def test_a_device_multiplies_as_much_at_once_as_a_run_does() -> None:
     """Or gradients that wait for the next product would be forgotten."""
     for size, context, n in (("1B", 4096, 8), ("70B", 8192, 256), ("135M", 1024, 8)):
         way = forecast(work(size, context=context), H100, n).best
-        assert way.product == max(PRODUCT, context)
+        assert way.product == max(PRETRAIN_MICROBATCH_TOKENS, context)
         assert way.n_products == math.ceil(4_194_304 / n / way.product)
 
 
@@ -45,12 +47,12 @@ def test_the_best_way_fits_and_no_way_that_fits_is_faster_or_as_fast_and_talks_l
         found = forecast(work(size), H100, n)
         assert found.best.needed <= 0.9 * H100.memory
         assert found.best in found.ways
-        for way in fitting(work(size), H100, n, Terms()):
+        for way in fitting_layouts(work(size), H100, n, Assumptions()):
             assert (found.best.seconds, found.best.talked) <= (way.seconds, way.talked)
 
 
 def test_time_energy_and_money_follow_from_flops_at_the_stated_utilization() -> None:
-    found = forecast(work("135M", 2**20), H100, 8, Terms(mfu=0.5, pue=1.0, price=2.0))
+    found = forecast(work("135M", 2**20), H100, 8, Assumptions(mfu=0.5, pue=1.0, price=2.0))
     seconds = found.flops / (8 * 0.5 * H100.flops)
     assert found.seconds == pytest.approx(seconds, rel=0.01) and found.reached_mfu == pytest.approx(0.5, 0.01)
     assert found.gpu_hours == pytest.approx(8 * found.seconds / 3600)
@@ -68,7 +70,9 @@ def test_what_is_only_looked_at_takes_a_third_of_the_time_and_is_not_counted_as_
 
 
 def test_layers_that_run_again_take_longer_and_less_memory() -> None:
-    ways = {(w.layout, w.product, w.runs_again): w for w in fitting(work("8B"), H100, 64, Terms())}
+    ways = {
+        (w.layout, w.product, w.runs_again): w for w in fitting_layouts(work("8B"), H100, 64, Assumptions())
+    }
     pairs = [(ways[k[0], k[1], True], w) for k, w in ways.items() if not k[2]]
     assert pairs
     for again, usual in pairs:
@@ -77,10 +81,10 @@ def test_layers_that_run_again_take_longer_and_less_memory() -> None:
 
 def test_what_fits_nowhere_is_refused_with_what_would_fit() -> None:
     with raises(OutOfMemory, "memory-of-devices", mentions=["GB", 8, "masters"]) as e:
-        forecast(work("70B"), table()["rtx4090"], 8)
+        forecast(work("70B"), gpu_table()["rtx4090"], 8)
     assert "8 of NVIDIA B200" in str(e.value)
     with raises(OutOfMemory, "memory-of-devices"):
-        forecast(work("70B", 4096), table()["rtx4090"], 1)
+        forecast(work("70B", 4096), gpu_table()["rtx4090"], 1)
 
 
 def test_more_devices_than_contexts_are_refused_with_how_many_can_be_fed() -> None:
@@ -95,7 +99,7 @@ def test_more_devices_than_contexts_are_refused_with_how_many_can_be_fed() -> No
 )
 def test_terms_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        Terms(**wrong)
+        Assumptions(**wrong)
 
 
 def test_talk_is_what_the_literature_says() -> None:
@@ -103,28 +107,28 @@ def test_talk_is_what_the_literature_says() -> None:
     one = work("1B")
     n = 4 * sum(forecast(one, H100, 8).parameters.values())
     adamw = msgspec.structs.replace(one, optimizer="adamw", bytes=4)
-    whole = sharding.talk(adamw, Layout("none", 1, 1000), 1, H100)
-    shards = sharding.talk(adamw, Layout("fsdp", 1000, 1), 1, H100)
+    whole = sharding.communication(adamw, Layout("none", 1, 1000), 1, H100)
+    shards = sharding.communication(adamw, Layout("fsdp", 1000, 1), 1, H100)
     assert whole.bytes == pytest.approx(2 * n, rel=0.01)
     assert 2.7 * n < shards.bytes < 3 * n  # the root is gathered once
-    assert sharding.talk(adamw, Layout("none", 1, 1), 1, H100).seconds == 0
+    assert sharding.communication(adamw, Layout("none", 1, 1), 1, H100).seconds == 0
 
 
 def test_groups_within_a_node_talk_faster_than_one_group_over_many() -> None:
-    near = sharding.talk(work("8B"), Layout("hsdp", 8, 128), 4, H100)
-    far = sharding.talk(work("8B"), Layout("fsdp", 1024, 1), 4, H100)
+    near = sharding.communication(work("8B"), Layout("hsdp", 8, 128), 4, H100)
+    far = sharding.communication(work("8B"), Layout("fsdp", 1024, 1), 4, H100)
     assert near.seconds < far.seconds
 
 
 def test_every_device_of_the_table_has_a_source_and_a_stranger_is_answered_with_the_nearest() -> None:
-    assert {"h100", "h200", "a100-80", "b200", "rtx4090"} <= set(table())
-    assert all(gpu.source and gpu.flops > 1e14 and gpu.memory > 2e10 for gpu in table().values())
+    assert {"h100", "h200", "a100-80", "b200", "rtx4090"} <= set(gpu_table())
+    assert all(gpu.source and gpu.flops > 1e14 and gpu.memory > 2e10 for gpu in gpu_table().values())
     with raises(UnknownName, "unknown-name", mentions=["h100"]):
-        named("h10", work("1B"))
+        find_gpu("h10", work("1B"))
 
 
 def test_what_is_not_known_of_a_processor_is_none() -> None:
-    found = forecast(work("10M", 8192, 1024), processor(1e12, 2**34), 1)
+    found = forecast(work("10M", 8192, 1024), this_processor(1e12, 2**34), 1)
     assert found.dollars is None and found.kilowatt_hours is None
     assert msgspec.json.decode(msgspec.json.encode(found), type=Forecast) == found
 
@@ -132,12 +136,12 @@ def test_what_is_not_known_of_a_processor_is_none() -> None:
 @pytest.mark.parametrize("rate", [1e10, 1e11])
 def test_a_machine_whose_memory_was_measured_is_as_fast_as_its_products_and_that(rate: float) -> None:
     small = msgspec.structs.replace(work("10M", 8192, 1024), optimizer="adamw", is_on_cpu=True)
-    found = forecast(small, processor(1e12, 2**34, rate), 1)
+    found = forecast(small, this_processor(1e12, 2**34, rate), 1)
     flops = found.flops / small.tokens
-    passes = 22 * (memory.kept(small) + 2 * small.shape.vocabulary) / rate
+    passes = 22 * (memory.activation_memory(small) + 2 * small.shape.vocabulary) / rate
     assert found.tokens_a_second == pytest.approx(1 / (flops / 1e12 + passes))
     assert found.is_measured and found.mfu == pytest.approx(flops / 1e12 * found.tokens_a_second)
-    stated = forecast(small, processor(1e12, 2**34, rate), 1, Terms(mfu=0.5))
+    stated = forecast(small, this_processor(1e12, 2**34, rate), 1, Assumptions(mfu=0.5))
     assert stated.mfu == 0.5 and not stated.is_measured
     assert stated.tokens_a_second == pytest.approx(0.5 * 1e12 / flops)
 
@@ -153,17 +157,19 @@ def test_muon_multiplies_once_a_step(size: str) -> None:
         least, most = sorted((n_out, n_in))
         flops += 5 * (2 * least**2 * most + 2 * least**3 + 2 * least**2 * most)
     adamw = msgspec.structs.replace(muon, optimizer="adamw")
-    more = pace.seconds(muon, 1e9, 1e12, 1e10) - pace.seconds(adamw, 1e9, 1e12, 1e10)
+    more = pace.cpu_seconds(muon, 1e9, 1e12, 1e10) - pace.cpu_seconds(adamw, 1e9, 1e12, 1e10)
     assert more * 1e12 * muon.batch == pytest.approx(shape.layers * flops, rel=0.15)
 
 
 def test_a_plan_loads_no_torch() -> None:
     code = (
-        "import sys; from heredity.train.models import shapes as sizes;"
+        "import sys; from heredity.train.models import shapes;"
         "from heredity.train.planning.forecast import forecast;"
-        "from heredity.train.planning.gpus import table; from heredity.train.planning.flops import Work;"
+        "from heredity.train.planning.gpus import gpu_table;"
+        "from heredity.train.planning.workload import Workload as W;"
         "import heredity.recipes.pretrain.recipe, heredity.recipes.pretrain.budget;"
-        "d = sizes.dial('1B', 65536, 1024); forecast(Work(d.shape, d.tokens, d.batch), table()['h100'], 8);"
+        "d = shapes.size_preset('1B', 65536, 1024);"
+        "forecast(W(d.shape, d.tokens, d.batch), gpu_table()['h100'], 8);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

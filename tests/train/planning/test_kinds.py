@@ -15,30 +15,31 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heredity.core import registry
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels import bidirectional
-from heredity.train.models import dual, encoder, shapes, towers
+from heredity.train.kernels import attention
+from heredity.train.models import dual, encoder, shapes
+from heredity.train.models import shapes as towers
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.optimizer import Masters
+from heredity.train.optimizer import MasterWeights
 from heredity.train.planning import cost_models, memory
-from heredity.train.planning.flops import Work
+from heredity.train.planning.workload import Workload
 
 CAPTION = 24
 
 
-def text(size: str, context: int = 256, architecture: str = "modernbert", **changes: Any) -> Work:
+def text(size: str, context: int = 256, architecture: str = "modernbert", **changes: Any) -> Workload:
     """Of an encoder."""
     kind = registry.load("train.models.architectures", architecture).SHAPE
-    shape = shapes.dial(size, 512, context, kind=kind).shape
-    return Work(shape, 1, 2 * context, architecture=architecture, hidden=0.25, **changes)
+    shape = shapes.size_preset(size, 512, context, kind=kind).shape
+    return Workload(shape, 1, 2 * context, architecture=architecture, hidden=0.25, **changes)
 
 
-def pairs(architecture: str, size: str, patch: int = 8, batch: int = 4, **changes: Any) -> Work:
+def pairs(architecture: str, size: str, patch: int = 8, batch: int = 4, **changes: Any) -> Workload:
     """Of two towers."""
-    shape = towers.dial(size, 512, CAPTION, (32, patch), batch, {"batch": batch}).shape
+    shape = towers.dual_size_preset(size, 512, CAPTION, (32, patch), batch, {"batch": batch}).shape
     one = TransformerShape(**{name: getattr(shape, name) for name in TransformerShape.__struct_fields__})
-    return Work(one, 1, batch, architecture=architecture, picture=(32, patch), **changes)
+    return Workload(one, 1, batch, architecture=architecture, picture=(32, patch), **changes)
 
 
 WORKS = [
@@ -51,15 +52,15 @@ _IN_LAYERS = re.compile(r"\.layers?\.(\d+)\.")
 _FEED_FORWARD = re.compile(r"\.layers?\.\d+\.(mlp|intermediate|output)\.(?!LayerNorm)")
 
 
-def born(work: Work) -> CausalLM:
+def born(work: Workload) -> CausalLM:
     made = registry.load("train.models.architectures", work.architecture)
     dtype = "bfloat16" if work.bytes == 2 else "float32"
     if work.unit == "token":
-        return encoder.born(made.config(work.shape, Specials(0, 0, 0)), 0, dtype)
-    return dual.born(made.config(work.towers, Specials(0, 0)), 0, dtype)
+        return encoder.from_config(made.config(work.shape, Specials(0, 0, 0)), 0, dtype)
+    return dual.from_config(made.config(work.towers, Specials(0, 0)), 0, dtype)
 
 
-def forward(net: CausalLM, work: Work) -> Callable[[], Any]:
+def forward(net: CausalLM, work: Workload) -> Callable[[], Any]:
     """One batch of a step's size."""
     if isinstance(net, dual.DualEncoder):
         n, (side, _) = work.batch, work.picture or (0, 0)
@@ -76,8 +77,8 @@ def forward(net: CausalLM, work: Work) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: f"{work.architecture}-{work.shape.width}")
-def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
-    model, made = born(work).model, cost_models.of(work)
+def test_parameters_are_those_of_the_real_model_by_part(work: Workload) -> None:
+    model, made = born(work).model, cost_models.cost_model_of(work)
     named = {name: each.numel() for name, each in model.named_parameters()}
     assert made.n_parameters == sum(named.values())
     assert made.in_layers == sum(n for name, n in named.items() if _IN_LAYERS.search(name))
@@ -87,7 +88,7 @@ def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
     assert made.parameters["feed-forward"] == feed_forward
     embedding = sum(n for name, n in named.items() if re.search(r"embeddings\.(?!norm|LayerNorm)", name))
     assert made.parameters["embedding"] == embedding
-    masters = Masters(list(model.named_parameters()), "muon", 0.01, 0.0)
+    masters = MasterWeights(list(model.named_parameters()), "muon", 0.01, 0.0)
     stepped = sum(p.numel() for group in masters.optimizers[-1].param_groups for p in group["params"])
     assert made.matrices == stepped
 
@@ -97,9 +98,9 @@ def test_parameters_are_those_of_the_real_model_by_part(work: Work) -> None:
     "work", [WORKS[1], WORKS[4], WORKS[7], WORKS[11]], ids=lambda work: work.architecture
 )
 def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
-    work: Work, size: int, monkeypatch: pytest.MonkeyPatch
+    work: Workload, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bidirectional, "is_quick", lambda _: True)  # without tiles a CPU keeps somewhat less
+    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)  # as with AMX
     work = msgspec.structs.replace(work, bytes=size, is_on_cpu=True)
     net = born(work)
     own = {each.untyped_storage().data_ptr() for each in (*net.model.parameters(), *net.model.buffers())}
@@ -115,7 +116,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     kept = sum(storage.nbytes() for storage in found.values() if storage.nbytes() > 4)
-    told = work.batch * memory.kept(work)
+    told = work.batch * memory.activation_memory(work)
     if work.unit == "token":  # the gradient of the head comes after the forward
         told -= work.batch // 4 * size * work.shape.width
     elif size == 2:  # pictures as they were given are held by who gave them
@@ -126,18 +127,18 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
 @pytest.mark.parametrize(
     "work", [text("300K", 64), text("300K", 64, "bert"), *WORKS[4:10:2]], ids=lambda work: work.architecture
 )
-def test_flops_are_those_that_torch_counts_of_a_forward(work: Work) -> None:
+def test_flops_are_those_that_torch_counts_of_a_forward(work: Workload) -> None:
     net = born(msgspec.structs.replace(work, bytes=4))
     net.model.set_attn_implementation("eager")
     if work.unit == "token":
         ids = torch.zeros((1, 64), dtype=torch.int64)
-        head, told = encoder.transform(net.model), net.model.get_output_embeddings()
+        head, told = encoder.head_transform(net.model), net.model.get_output_embeddings()
         run, n = (lambda: told(head(net.model.base_model(ids).last_hidden_state[:, :16]))), 64
     else:
         run, n = forward(net, work), work.batch
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
-    said = cost_models.of(work).flops
+    said = cost_models.cost_model_of(work).flops
     told = (sum(said.values()) - said.get("patches", 0.0)) / 3 + said.get("patches", 0.0) / 2
     if work.architecture == "clip":  # an eager caption sees what is behind it, too, and hides it
         told += 4 * work.shape.layers * work.shape.width * CAPTION**2 / 2
@@ -150,11 +151,13 @@ def test_flops_of_a_masked_token_are_those_that_a_run_counts(architecture: str) 
     said = registry.load("train.models.architectures", architecture).flops_a_token(
         work.shape, work.shape.context, work.hidden
     )
-    assert sum(cost_models.of(work).flops.values()) == pytest.approx(said)
+    assert sum(cost_models.cost_model_of(work).flops.values()) == pytest.approx(said)
 
 
 def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() -> None:
     few, many = pairs("clip", "200K", batch=32), pairs("clip", "200K", batch=64)
-    assert 2 * memory.logits(few, 16) == memory.logits(many, 16)
+    assert 2 * memory.logits_memory(few, 16) == memory.logits_memory(many, 16)
     work = text("150K")
-    assert memory.logits(work, 64) == memory.logits(msgspec.structs.replace(work, hidden=1.0), 16)
+    assert memory.logits_memory(work, 64) == memory.logits_memory(
+        msgspec.structs.replace(work, hidden=1.0), 16
+    )

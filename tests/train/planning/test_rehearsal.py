@@ -11,10 +11,10 @@ from torch import distributed
 from heredity.train.models import shapes
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning import memory
-from heredity.train.planning.flops import Work
 from heredity.train.planning.forecast import LayoutForecast
-from heredity.train.planning.rehearsal import Unfit, rehearse
+from heredity.train.planning.rehearsal import RehearsalFailed, rehearse
 from heredity.train.planning.sharding import Layout
+from heredity.train.planning.workload import Workload
 from tests.support.errors import raises
 from tests.train.planning.test_kinds import born, forward, pairs, text
 
@@ -35,8 +35,8 @@ def way(layout: Layout, product: int, runs_again: bool = False) -> LayoutForecas
 def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_was_reckoned(
     size: str, layout: Layout, product: int, runs_again: bool
 ) -> None:
-    dial = shapes.dial(size, 128_256, 4096)
-    work = Work(dial.shape, dial.tokens, dial.batch)
+    dial = shapes.size_preset(size, 128_256, 4096)
+    work = Workload(dial.shape, dial.tokens, dial.batch)
     found = rehearse(work, way(layout, product, runs_again))
     assert found.n_devices == layout.shards * layout.replicas
     assert found.parameters == memory.n_parameters(work)
@@ -55,10 +55,10 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
         (pairs("siglip", "20M", batch=64), Layout("none", 1, 1), 64, False),
         (pairs("siglip", "20M", batch=512), Layout("fsdp", 8, 1), 64, True),
     ],
-    ids=lambda value: value.architecture if isinstance(value, Work) else "",
+    ids=lambda value: value.architecture if isinstance(value, Workload) else "",
 )
 def test_encoders_and_pairs_are_rehearsed_in_the_memory_that_was_reckoned(
-    work: Work, layout: Layout, product: int, runs_again: bool
+    work: Workload, layout: Layout, product: int, runs_again: bool
 ) -> None:
     found = rehearse(work, way(layout, product, runs_again))
     assert found.parameters == memory.n_parameters(work)
@@ -76,6 +76,6 @@ def test_a_step_that_cannot_work_fails_here_with_what_torch_says() -> None:
     odd = TransformerShape(
         layers=2, width=64, heads=3, kv_heads=2, head=16, wide=160, context=64, vocabulary=256
     )
-    with raises(Unfit, "rehearsal-failed", mentions=[8, "fsdp, 8"]):
-        rehearse(Work(odd, 1, 1), way(Layout("fsdp", 8, 1), 64))
+    with raises(RehearsalFailed, "rehearsal-failed", mentions=[8, "fsdp, 8"]):
+        rehearse(Workload(odd, 1, 1), way(Layout("fsdp", 8, 1), 64))
     assert not distributed.is_initialized()

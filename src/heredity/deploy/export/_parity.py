@@ -19,7 +19,7 @@ from heredity.engines.chat.codec import ChatCodec
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
-from heredity.train.data.documents import ConversationEncoder
+from heredity.train.data.chat import ConversationEncoder
 
 ASKED = "Write down what you know about the number 1024, in one paragraph."
 # English, another script, digits, code and odd spacing: each is split into tokens in its own way.

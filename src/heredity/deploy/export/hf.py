@@ -14,7 +14,7 @@ from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, ParityReading
 from heredity.engines.chat.codec import Template, merge_system
 from heredity.engines.chat.sandbox import DAY
-from heredity.train.data.documents import ConversationEncoder
+from heredity.train.data.chat import ConversationEncoder
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
 _GIVEN = {"trust_remote_code": False, "local_files_only": True}

@@ -12,7 +12,7 @@ import msgspec
 
 from heredity.core.errors import UsageError
 from heredity.core.readers import naming
-from heredity.train.planning.flops import KNOWN, Work
+from heredity.train.planning.workload import ARCHITECTURES, Workload
 
 if TYPE_CHECKING:
     from heredity.corpus.images.card import PictureCard
@@ -26,15 +26,15 @@ def every(n_steps: int, checks: int) -> int:
     return max(1, n_steps // checks)
 
 
-def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Work:
+def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Workload:
     """vocabulary: its tokens; 0: the corpus's. side: of a picture, in points; 0: the corpus's.
 
     What is held out is taken to be as much as is asked for where the corpus is not there, and no pair.
     Raises UsageError.
     """
-    if recipe.architecture not in KNOWN:
+    if recipe.architecture not in ARCHITECTURES:
         raise UsageError(
-            f"'{recipe.architecture}' cannot be planned yet; these can: {', '.join(KNOWN)}.",
+            f"'{recipe.architecture}' cannot be planned yet; these can: {', '.join(ARCHITECTURES)}.",
             key="architecture",
         )
     if side and recipe.objective != "contrastive":
@@ -55,18 +55,20 @@ def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool =
     )
 
 
-def _of_text(recipe: Pretrain, vocabulary: int) -> Work:
+def _of_text(recipe: Pretrain, vocabulary: int) -> Workload:
     from heredity.train.models import shapes
 
     is_encoder = recipe.objective == "masked"
     given = {name: getattr(recipe, name) for name in ("tokens", "batch", "rate", *_SHAPE)}
-    dial = shapes.dial(recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given, recipe.made_of)
+    dial = shapes.size_preset(
+        recipe.size, vocabulary or _vocabulary(recipe), recipe.context, given, recipe.made_of
+    )
     hidden = recipe.hidden if is_encoder else 1.0
-    return Work(dial.shape, dial.tokens, dial.batch, hidden=hidden, looked_at=_held_out(recipe))
+    return Workload(dial.shape, dial.tokens, dial.batch, hidden=hidden, looked_at=_held_out(recipe))
 
 
-def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Work:
-    from heredity.train.models import towers
+def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
+    from heredity.train.models import shapes as towers
     from heredity.train.models.shapes import TransformerShape
 
     n_pairs, held_out = recipe.pairs, 0
@@ -77,11 +79,13 @@ def _of_pairs(recipe: Pretrain, vocabulary: int, side: int) -> Work:
         )
         vocabulary, side = vocabulary or card.tokenizer.vocabulary, side or card.side
     given = {name: getattr(recipe, name) for name in ("pairs", "batch", "rate", *_SHAPE)}
-    dial = towers.dial(recipe.size, vocabulary, recipe.caption, (side, recipe.patch), n_pairs, given)
+    dial = towers.dual_size_preset(
+        recipe.size, vocabulary, recipe.caption, (side, recipe.patch), n_pairs, given
+    )
     shape = TransformerShape(
         **{name: getattr(dial.shape, name) for name in TransformerShape.__struct_fields__}
     )
-    return Work(shape, dial.tokens, dial.batch, picture=(side, recipe.patch), looked_at=held_out)
+    return Workload(shape, dial.tokens, dial.batch, picture=(side, recipe.patch), looked_at=held_out)
 
 
 def _held_out(recipe: Pretrain) -> int:

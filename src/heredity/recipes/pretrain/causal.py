@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heredity.core import host, registry
 from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain import forecast
-from heredity.train import loop, speed
+from heredity.train import loop
 from heredity.train import metrics as curve
+from heredity.train import metrics as speed
 from heredity.train.data.packed import PackedDataset
-from heredity.train.distributed import ALONE, Processes
+from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models import causal_lm as network
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import Everything
+from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives import Objective
 from heredity.train.objectives.causal import Causal
-from heredity.train.sharded import ShardedModel, recompute, spread
+from heredity.train.sharded import ShardedModel, recompute_activations, shard_model
 from heredity.train.validation import perplexity
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
         corpus.split("train"), end, recipe.dial.batch, recipe.context, recipe.seed,
         rank=together.rank, world=together.world,
     )  # fmt: skip
-    check = perplexity.HeldOut(
+    check = perplexity.PerplexityCheck(
         corpus.split("validation"),
         end,
         recipe.context,
@@ -76,7 +77,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     )
 
     def born(dtype: str) -> CausalLM:
-        return network.born(_config(recipe), recipe.seed, dtype, recipe.is_fused)
+        return network.from_config(_config(recipe), recipe.seed, dtype, recipe.is_fused)
 
     with forecast.in_memory(recipe, together) as foreseen:
         return Base(learn(recipe, born, Causal(recipe.z_loss), source, check, folder), foreseen)
@@ -95,21 +96,21 @@ def learn(
     dtype = _dtype(recipe, together)
     net = born(dtype)
     if recipe.recompute:
-        recompute(net.model)
-    held_here = net if together.is_alone else spread(net, together, recipe.reduce == "once")
+        recompute_activations(net.model)
+    held_here = net if together.is_alone else shard_model(net, together, recipe.reduce == "once")
     guard = loop.DivergenceGuard(recipe.keep_every, recipe.spike)
     meter = speed.ThroughputMeter(recipe.watch if together.is_first else None)
     metrics = loop.train(
-        held_here, Everything(), objective, source, plan_of(recipe), folder, meter, check, guard, together
+        held_here, FullFinetune(), objective, source, plan_of(recipe), folder, meter, check, guard, together
     )
     if isinstance(held_here, ShardedModel):
         net = held_here.gathered(lambda: born(dtype), together.is_first)
     return PretrainResult(net, metrics, meter)
 
 
-def processes_of(recipe: Pretrain) -> Processes:
+def processes_of(recipe: Pretrain) -> DistContext:
     """Those that make it together."""
-    return recipe.together or ALONE
+    return recipe.together or SINGLE_PROCESS
 
 
 def plan_of(recipe: Pretrain) -> loop.TrainingPlan:
@@ -127,7 +128,7 @@ def plan_of(recipe: Pretrain) -> loop.TrainingPlan:
     )
 
 
-def _dtype(recipe: Pretrain, together: Processes) -> str:
+def _dtype(recipe: Pretrain, together: DistContext) -> str:
     """One for all processes: each would measure for itself which product is faster."""
     if together.is_alone or recipe.dtype != "auto":
         return recipe.dtype
@@ -142,10 +143,10 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
     net, metrics, _ = base.made
     beside = base.foretold()  # before anything is written, which takes memory of its own
-    Everything().save(net, out)
+    FullFinetune().save(net, out)
     for name in _TOKENIZER:
         shutil.copyfile(recipe.text.folder / name, out / name)
-    curve.write(metrics, out)
+    curve.write_metrics(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return _notes(recipe, net, metrics) | beside | speed_noted(recipe, base)

@@ -21,12 +21,12 @@ from heredity.corpus.images.reader import Pictures
 from heredity.recipes.pretrain import forecast
 from heredity.recipes.pretrain.causal import Base, PretrainResult, learn, processes_noted, processes_of
 from heredity.train import metrics as curve
-from heredity.train.data.pairs import DEVIATION, MEAN, Captions, PairSteps
+from heredity.train.data.pairs import MEAN, STD, CaptionLayout, PairSampler
 from heredity.train.models import dual
 from heredity.train.models.architectures import Specials
-from heredity.train.models.lora import Everything
+from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives.contrastive import Contrastive
-from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT, HeldPairs
+from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT, RetrievalCheck
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
@@ -52,12 +52,12 @@ def _learn(recipe: Pretrain, folder: Path) -> PretrainResult:
     config = built.config(dial.shape, _specials(corpus))
     captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0
     train, held_out = (corpus.split(name) for name in ("train", "validation"))
-    source = PairSteps(train, captions, dial.batch, recipe.seed, shift, together.rank, together.world)
-    looked_at = PairSteps(held_out, captions, dial.batch, 0)
-    check = HeldPairs(looked_at, _classes(corpus), recipe.every, together=together)
+    source = PairSampler(train, captions, dial.batch, recipe.seed, shift, together.rank, together.world)
+    looked_at = PairSampler(held_out, captions, dial.batch, 0)
+    check = RetrievalCheck(looked_at, _classes(corpus), recipe.every, together=together)
 
     def born(dtype: str) -> dual.DualEncoder:
-        return dual.born(config, recipe.seed, dtype)
+        return dual.from_config(config, recipe.seed, dtype)
 
     return learn(recipe, born, Contrastive(together), source, check, folder)
 
@@ -67,9 +67,9 @@ def _specials(corpus: Pictures) -> Specials:
     return Specials(facts.end, facts.special.get("<|pad|>", facts.end))
 
 
-def _captions(recipe: Pretrain) -> Captions:
+def _captions(recipe: Pretrain) -> CaptionLayout:
     end, pad, _ = _specials(recipe.pictures)
-    return Captions(end, pad, recipe.caption)
+    return CaptionLayout(end, pad, recipe.caption)
 
 
 def _classes(corpus: Pictures) -> dict[int, NDArray[np.int64]]:
@@ -90,10 +90,10 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     net, metrics, meter = base.made
     beside = base.foretold()  # before anything is written, which takes memory of its own
     corpus = recipe.pictures
-    Everything().save(net, out)
+    FullFinetune().save(net, out)
     _write_tokenizer(recipe, out)
     write_atomic(out / _PICTURES, json.dumps(processor(recipe), indent=2).encode() + b"\n")
-    curve.write(metrics, out)
+    curve.write_metrics(metrics, out)
     shape, last = recipe.dial.shape, metrics[-1]
     n_pairs, terms = sum(m.n_learned for m in metrics), last.terms
     n_held = len(corpus.split("validation"))
@@ -163,6 +163,6 @@ def processor(recipe: Pretrain) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": [MEAN] * 3,
-        "image_std": [DEVIATION] * 3,
+        "image_std": [STD] * 3,
         "background": card.background,  # which transformers' own leave black
     }

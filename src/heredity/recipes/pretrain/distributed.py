@@ -23,7 +23,7 @@ def grow(recipe: Pretrain, store: Store) -> Grown | None:
     """
     from heredity.train import distributed
 
-    with distributed.joined(recipe.replicas) as together:
+    with distributed.process_group(recipe.replicas) as together:
         recipe = dataclasses.replace(recipe, together=together)
         if not together.is_first:
             if together.told([]) == [1.0]:

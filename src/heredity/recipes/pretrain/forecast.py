@@ -18,13 +18,13 @@ import torch
 
 from heredity.core import host, registry
 from heredity.recipes.pretrain import budget
-from heredity.train import speed
-from heredity.train.data.masking import FRAME
-from heredity.train.distributed import ALONE, Processes
+from heredity.train import metrics
+from heredity.train.data.masking import END_TOKENS
+from heredity.train.distributed import SINGLE_PROCESS, DistContext
+from heredity.train.memory import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS
 from heredity.train.models import shapes
-from heredity.train.planning import memory, pace
-from heredity.train.planning.cost_models import WIDE
-from heredity.train.planning.flops import PRODUCT, Work
+from heredity.train.planning import forecast, memory
+from heredity.train.planning.workload import Workload
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
@@ -54,28 +54,28 @@ class Foreseen:
         return found
 
 
-def needed(recipe: Pretrain, size: int, together: Processes = ALONE) -> dict[str, int]:
+def needed(recipe: Pretrain, size: int, together: DistContext = SINGLE_PROCESS) -> dict[str, int]:
     """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
     is_on_cpu = together.device.type == "cpu"
     work = _work(recipe, size, is_on_cpu)
     shards = together.n_pieces
     own = -(-work.batch // together.world)
-    at_once = own if work.is_whole else min(own, max(PRODUCT, recipe.context))
-    parts = memory.training(work, at_once, shards, recipe.recompute, -(-own // at_once))
+    at_once = own if work.is_whole else min(own, max(PRETRAIN_MICROBATCH_TOKENS, recipe.context))
+    parts = memory.training_memory(work, at_once, shards, recipe.recompute, -(-own // at_once))
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
-        parts["gradients"] += WIDE * memory.n_parameters(work)
+        parts["gradients"] += FP32_BYTES * memory.n_parameters(work)
     if not is_on_cpu:
         return parts
     kept = min(_HEAP, 2 * parts["activations"])
     return parts | {"heap between steps": kept, "libraries": _LIBRARIES}
 
 
-def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Work:
+def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Workload:
     return msgspec.structs.replace(budget.work(recipe, is_on_cpu=is_on_cpu), bytes=size)
 
 
 @contextmanager
-def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None]:
+def in_memory(recipe: Pretrain, together: DistContext) -> Iterator[Foreseen | None]:
     """Refuse a run that does not fit, before its weights are drawn; say what to lower where one runs out.
 
     Processes of a CPU are taken to share its memory. Of a GPU what is free there counts, for its own process
@@ -107,7 +107,7 @@ def in_memory(recipe: Pretrain, together: Processes) -> Iterator[Foreseen | None
         yield _foreseen(recipe, parts, dtype) if together.is_alone else None
 
 
-def _refuse_on_gpu(recipe: Pretrain, together: Processes) -> None:
+def _refuse_on_gpu(recipe: Pretrain, together: DistContext) -> None:
     free = host.Device.parse(str(together.device)).free_memory()
     size = 2 if recipe.dtype == "auto" else getattr(torch, recipe.dtype).itemsize
     host.require_memory(
@@ -124,25 +124,25 @@ def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Fo
     if recipe.objective != "contrastive":
         limit = limit_of(recipe, dtype)
         work = _work(recipe, dtype.itemsize)
-        rate = speed.pass_rate(work.shape.width, dtype)
-        tokens = work.tokens + work.looked_at / pace.WAYS
-        seconds = tokens * pace.seconds(work, of_token(recipe), limit, rate)
+        rate = metrics.memory_bandwidth(work.shape.width, dtype)
+        tokens = work.tokens + work.looked_at / forecast.STEP_TO_FORWARD
+        seconds = tokens * forecast.cpu_seconds(work, of_token(recipe), limit, rate)
     host.reset_peak_memory()
     return Foreseen(parts, limit, seconds, host.resident_memory())
 
 
 def of_token(recipe: Pretrain) -> float:
     """FLOPs of a token of text, forward and backward."""
-    shape, frame = recipe.dial.shape, FRAME if recipe.objective == "masked" else 0
-    length = speed.piece_length(recipe.text.lengths("train"), shape.context - frame)
+    shape, frame = recipe.dial.shape, END_TOKENS if recipe.objective == "masked" else 0
+    length = metrics.mean_chunk_length(recipe.text.lengths("train"), shape.context - frame)
     if recipe.objective == "masked":
         built = registry.load("train.models.architectures", recipe.architecture)
         found: float = built.flops_a_token(shape, length, recipe.hidden)
         return found
-    return shapes.flops_a_token(shape, length)
+    return shapes.flops_per_token(shape, length)
 
 
 def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
     """FLOP/s that this machine's products reach at the recipe's shapes, of a model of text."""
     of_head = recipe.hidden if recipe.objective == "masked" else 1.0
-    return speed.product_limit(recipe.dial.shape, dtype, of_head=of_head)
+    return metrics.matmul_limit(recipe.dial.shape, dtype, of_head=of_head)

@@ -20,14 +20,14 @@ from heredity.core.files import write_atomic
 from heredity.recipes.pretrain import forecast
 from heredity.recipes.pretrain.causal import Base, learn, n_parameters, processes_of, specials, speed_noted
 from heredity.train import metrics as curve
-from heredity.train.data.masking import FRAME, Gaps, TokenMasking, gapped, laid
+from heredity.train.data.masking import END_TOKENS, MaskedDataset, TokenMasking, collate_masked, mask_chunk
 from heredity.train.data.packed import PackedDataset
 from heredity.train.models import encoder
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import Everything
+from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives.masked import Masked
 from heredity.train.validation import perplexity
-from heredity.train.validation.masked import BITS_PER_BYTE, RIGHT, HeldGaps
+from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY, MaskedCheck
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
@@ -40,24 +40,25 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
     built, together = registry.load("train.models.architectures", recipe.architecture), processes_of(recipe)
     words = perplexity.token_bytes(recipe.text.folder / _TOKENIZER)
-    check = HeldGaps(_gaps(recipe, "validation"), words, recipe.held_out, recipe.every, together)
+    check = MaskedCheck(_gaps(recipe, "validation"), words, recipe.held_out, recipe.every, together)
 
     def born(dtype: str) -> CausalLM:
         config = built.config(recipe.dial.shape, specials(recipe.text))
-        return encoder.born(config, recipe.seed, dtype)
+        return encoder.from_config(config, recipe.seed, dtype)
 
     with forecast.in_memory(recipe, together) as foreseen:
         made = learn(recipe, born, Masked(recipe.z_loss), _gaps(recipe, "train"), check, folder)
         return Base(made, foreseen)
 
 
-def _gaps(recipe: Pretrain, split: Any) -> Gaps:
+def _gaps(recipe: Pretrain, split: Any) -> MaskedDataset:
     corpus, together = recipe.text, processes_of(recipe)
     pieces = PackedDataset(
-        corpus.split(split), specials(corpus).end, recipe.dial.batch, recipe.context - FRAME, recipe.seed,
+        corpus.split(split), specials(corpus).end, recipe.dial.batch, recipe.context - END_TOKENS,
+        recipe.seed,
         rank=together.rank, world=together.world,
     )  # fmt: skip
-    return Gaps(pieces, hiding(recipe))
+    return MaskedDataset(pieces, hiding(recipe))
 
 
 def hiding(recipe: Pretrain) -> TokenMasking:
@@ -72,9 +73,9 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
     net, metrics, _ = base.made
     beside = base.foretold()  # before anything is written, which takes memory of its own
-    Everything().save(net, out)
+    FullFinetune().save(net, out)
     write_tokenizer(recipe.text.folder, out)
-    curve.write(metrics, out)
+    curve.write_metrics(metrics, out)
     said = samples(recipe, net)
     (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
     last = metrics[-1]
@@ -84,7 +85,8 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
         "multiplied in": str(net.model.dtype).removeprefix("torch."),
         "parameters": n_parameters(net),
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
-        "held-out gaps": f"{looks[-1][BITS_PER_BYTE]:.4f} bits a hidden byte, {looks[-1][RIGHT]:.1%} right"
+        "held-out gaps": f"{looks[-1][BITS_PER_BYTE]:.4f} bits a hidden byte, "
+        f"{looks[-1][MASKED_ACCURACY]:.1%} right"
         f" (after {len(looks)} looks)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_hidden:,.0f} hidden",
     }
@@ -117,9 +119,9 @@ def samples(recipe: Pretrain, net: CausalLM) -> list[dict[str, str]]:
     held_out, how = recipe.text.split("validation"), hiding(recipe)
     found = []
     for number in range(min(_SAMPLES, len(held_out.lengths))):
-        piece = gapped(held_out.tokens(number)[:_LONGEST].astype(np.int64), how, [0, 0, number])
+        piece = mask_chunk(held_out.tokens(number)[:_LONGEST].astype(np.int64), how, [0, 0, number])
         with torch.no_grad():
-            likeliest = net.logits(net.hidden(laid([piece]))).argmax(1).numpy()
+            likeliest = net.logits(net.hidden(collate_masked([piece]))).argmax(1).numpy()
         filled = piece.shown.copy()
         filled[piece.at] = likeliest
         shown = words.decode(piece.shown[1:-1].tolist(), skip_special_tokens=False)

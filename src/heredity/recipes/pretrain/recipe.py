@@ -34,7 +34,7 @@ from heredity.recipes.pretrain import budget
 if TYPE_CHECKING:
     from heredity.corpus import Corpus
     from heredity.corpus.images import Pictures
-    from heredity.train.models.shapes import Dial, TransformerShape
+    from heredity.train.models.shapes import SizePreset, TransformerShape
 
 _UNSET = ("file", "watch", "folder", "together")  # fields that no file sets
 _SHAPE = ("layers", "width", "heads", "kv_heads", "head", "wide")
@@ -290,17 +290,20 @@ class Pretrain:
         return found
 
     @cached_property
-    def dial(self) -> Dial:
+    def dial(self) -> SizePreset:
         """Shape, tokens (or pairs), batch and rate. Raises UsageError."""
-        from heredity.train.models import shapes, towers
+        from heredity.train.models import shapes
+        from heredity.train.models import shapes as towers
 
         given = {name: getattr(self, name) for name in ("tokens", "pairs", "batch", "rate", *_SHAPE)}
         with naming(self.file):
             if self.objective == "contrastive":
                 read, picture = self.pictures, (self.pictures.card.side, self.patch)
                 n_pairs = len(read.split("train"))
-                return towers.dial(self.size, read.n_vocabulary, self.caption, picture, n_pairs, given)
-            return shapes.dial(self.size, self.text.n_vocabulary, self.context, given, self.made_of)
+                return towers.dual_size_preset(
+                    self.size, read.n_vocabulary, self.caption, picture, n_pairs, given
+                )
+            return shapes.size_preset(self.size, self.text.n_vocabulary, self.context, given, self.made_of)
 
     @property
     def made_of(self) -> type[TransformerShape]:
@@ -321,10 +324,10 @@ class Pretrain:
         if self.fuse == "no" or self.objective != "causal":
             return False
         is_alone = self.together is None or (self.together.is_alone and self.together.device.type == "cpu")
-        is_long = 6.0 * shapes.n_weights(self.dial.shape) * self.dial.tokens > _LONG
+        is_long = 6.0 * shapes.n_parameters(self.dial.shape) * self.dial.tokens > _LONG
         if self.fuse == "auto":
-            return is_alone and is_long and not fused.missing()
-        if why := fused.missing() if is_alone else "one process on a CPU compiles, and no other":
+            return is_alone and is_long and not fused.why_unavailable()
+        if why := fused.why_unavailable() if is_alone else "one process on a CPU compiles, and no other":
             raise UsageError(
                 f'Nothing can be compiled here ({why}). Set fuse = "no".', code="nothing-compiles"
             )

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from heredity.train.data.documents import Document, TokenizedExample
+from heredity.engines.chat.documents import Document
+from heredity.train.data.chat import TokenizedExample
+from heredity.train.memory import MICROBATCH_TOKENS
 
-PRODUCT = 2048  # tokens that are multiplied at once
-BLOCK = 32  # tokens; every new size of a product costs the time and the memory of making it ready
+PADDING_MULTIPLE = 32  # tokens; every new size of a product costs the time and the memory of making it ready
 
 
 class PackedBatch(NamedTuple):
@@ -46,7 +47,7 @@ class PackedBatch(NamedTuple):
     @property
     def filled(self) -> PackedBatch:
         """The same with a document of filler behind it, of which nothing is learned, up to whole BLOCKs."""
-        n = -len(self.tokens) % BLOCK
+        n = -len(self.tokens) % PADDING_MULTIPLE
         if not n:
             return self
         filler = torch.arange(n, device=self.positions.device)
@@ -64,22 +65,22 @@ class BatchSampler:
     examples: Sequence[TokenizedExample]
     batch: int
     seed: int
-    product: int = PRODUCT
+    product: int = MICROBATCH_TOKENS
 
     def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
         picked = [
             self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
         ]
-        return [collate(group) for group in grouped(picked, self.product)]
+        return [collate(group) for group in group_by_length(picked, self.product)]
 
     def at(self, place: int) -> int:
         """The example at a place of the whole order: place // n is the epoch."""
         n = len(self.examples)
-        return int(permutation(self.seed, place // n, n)[place % n])
+        return int(epoch_permutation(self.seed, place // n, n)[place % n])
 
 
-def grouped(examples: Sequence[TokenizedExample], product: int) -> list[list[TokenizedExample]]:
+def group_by_length(examples: Sequence[TokenizedExample], product: int) -> list[list[TokenizedExample]]:
     """Those of like length together, at most `product` tokens a group; a longer one is alone."""
     groups: list[list[TokenizedExample]] = []
     n_tokens = 0
@@ -94,7 +95,7 @@ def grouped(examples: Sequence[TokenizedExample], product: int) -> list[list[Tok
 
 
 @lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The order of an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 

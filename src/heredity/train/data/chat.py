@@ -7,13 +7,14 @@ Leaves to others: reading files (tables.py), and tokens (documents.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from heredity.core import readers
-from heredity.core.errors import BadInput, nearest
+from heredity.core.errors import BadInput, UsageError, nearest
 from heredity.core.records import Message, digest
+from heredity.engines.chat.documents import Document, DocumentEncoder
 
 # What data sets call a prompt, what may stand beside it, and the answer; the first that a row has is read.
 PAIRS = (
@@ -56,16 +57,16 @@ class Data(NamedTuple):
         cls, path: Path | str, columns: Mapping[str, str] | None = None, has_answers: bool = True
     ) -> Data:
         """The examples of a file, see dialogues.read. Raises BadInput."""
-        return read(Path(path), columns, has_answers)
+        return read_data(Path(path), columns, has_answers)
 
     @classmethod
     def of(cls, name: str, rows: Sequence[str | tuple[str, str]]) -> Data:
         """What was made here, not read: prompts, or prompts each with its answer."""
         pairs = [(row,) if isinstance(row, str) else row for row in rows]
-        return of(name, [_made(pair, f"{name}:{i}") for i, pair in enumerate(pairs, 1)])
+        return make_data(name, [_made(pair, f"{name}:{i}") for i, pair in enumerate(pairs, 1)])
 
 
-def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool = True) -> Data:
+def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool = True) -> Data:
     """The examples of a file: chats ("messages") or prompt and answer, under the usual names or `columns`.
 
     columns maps "prompt", "completion" and "rejected" to the file's own names. Without answers only what is
@@ -76,10 +77,10 @@ def read(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool
     found = [_whole(path, line, of_row(path, line, row, columns)) for line, row in readers.rows(path)]
     if not found:
         raise BadInput(path, "holds no row to learn from", code="empty-file")
-    return of(path.name, found)
+    return make_data(path.name, found)
 
 
-def of(name: str, dialogues: Sequence[Dialogue]) -> Data:
+def make_data(name: str, dialogues: Sequence[Dialogue]) -> Data:
     """Examples that were made here, not read."""
     content = [(each.messages, each.rejected, *([each.begun] if each.begun else [])) for each in dialogues]
     return Data(name, tuple(dialogues), digest(content))
@@ -179,3 +180,49 @@ def _message(path: Path, line: int, row: Mapping[str, Any]) -> Message:
     if not isinstance(content, str):
         raise BadInput(path, f"a message of the role '{role}' has no text", line)
     return Message(_ROLES[role], content)  # type: ignore[arg-type]
+
+
+class TokenizedExample(NamedTuple):
+    """One example of the data: a document, and one with a worse answer, where there is one."""
+
+    document: Document
+    rejected: Document | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.document.tokens) + (len(self.rejected.tokens) if self.rejected else 0)
+
+
+class PreparedExamples(NamedTuple):
+    """Examples that fit, and where those are from that do not."""
+
+    examples: tuple[TokenizedExample, ...]
+    too_long: tuple[str, ...]
+
+
+class ConversationEncoder(DocumentEncoder):
+    """Tokenizes the examples of a training."""
+
+    def prepare(self, dialogues: Iterable[Dialogue], max_tokens: int) -> PreparedExamples:
+        """Every example of at most `max_tokens`. Raises UsageError where none is left."""
+        examples, too_long = [], []
+        for dialogue in dialogues:
+            example = self.example(dialogue)
+            if max(len(document.tokens) for document in example if document is not None) > max_tokens:
+                too_long.append(dialogue.where)
+            else:
+                examples.append(example)
+        if not examples:
+            raise UsageError(
+                f"Every example is longer than {max_tokens} tokens, and none is cropped. Raise max_tokens.",
+                code="examples-too-long",
+            )
+        return PreparedExamples(tuple(examples), tuple(too_long))
+
+    def example(self, dialogue: Dialogue) -> TokenizedExample:
+        """The document of a conversation, and of its rejected answer."""
+        rejected = None
+        if dialogue.rejected is not None:
+            worse = (*dialogue.messages[:-1], Message("assistant", dialogue.rejected))
+            rejected = self.document(worse, dialogue.begun)
+        return TokenizedExample(self.document(dialogue.messages, dialogue.begun), rejected)

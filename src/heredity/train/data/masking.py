@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from heredity.train.data.batching import PackedBatch
-from heredity.train.data.packed import Numbers, PackedChunk, PackedDataset, dealt
+from heredity.train.data.packed import IntArray, PackedChunk, PackedDataset, split_microbatches
 
 Noise = Literal["mask", "80-10-10"]
-FRAME = 2  # tokens around a piece
+END_TOKENS = 2  # tokens around a piece
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TokenMasking:
     share: float = 0.3
     noise: Noise = "mask"
 
-    def of(self, ids: Numbers, draws: np.random.Generator) -> tuple[Numbers, Numbers]:
+    def of(self, ids: IntArray, draws: np.random.Generator) -> tuple[IntArray, IntArray]:
         """(tokens,) -> the tokens with gaps, and the places that are to be told, in order."""
         open_ones = np.flatnonzero(~np.isin(ids, sorted(self.special)))
         n = min(len(open_ones), max(1, round(self.share * len(ids))))
@@ -47,7 +47,7 @@ class TokenMasking:
         shown[at] = self._put(ids[at], draws)
         return shown, at
 
-    def _put(self, hidden: Numbers, draws: np.random.Generator) -> Numbers:
+    def _put(self, hidden: IntArray, draws: np.random.Generator) -> IntArray:
         """What stands in the gaps."""
         masks = np.full(len(hidden), self.mask, dtype=np.int64)
         if self.noise == "mask":
@@ -57,20 +57,20 @@ class TokenMasking:
         return np.where(which < 0.8, masks, np.where(which < 0.9, others, hidden))
 
     @cached_property
-    def _words(self) -> Numbers:
+    def _words(self) -> IntArray:
         return np.setdiff1d(np.arange(self.n_vocabulary), sorted(self.special))
 
 
-class _Gapped(NamedTuple):
+class _MaskedChunk(NamedTuple):
     """A piece between two ends: what is shown, the places of its gaps, and what they hide."""
 
-    shown: Numbers
-    at: Numbers
-    hidden: Numbers
+    shown: IntArray
+    at: IntArray
+    hidden: IntArray
 
 
 @dataclass(frozen=True)
-class Gaps:
+class MaskedDataset:
     """Batches of a step: the stream's pieces with gaps."""
 
     stream: PackedDataset
@@ -79,26 +79,26 @@ class Gaps:
     def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
         at = self.stream
-        bins = dealt(at.pieces(step), max(at.product, at.context), at.world)
+        bins = split_microbatches(at.pieces(step), max(at.product, at.context), at.world)
         return [self.collate(each, step) for each in bins[at.rank :: at.world]]
 
     def collate(self, pieces: Sequence[PackedChunk], step: int) -> PackedBatch:
         """Pieces laid end to end, their gaps those of a step."""
-        return laid([self._gapped(piece, step) for piece in pieces])
+        return collate_masked([self._gapped(piece, step) for piece in pieces])
 
-    def _gapped(self, piece: PackedChunk, step: int) -> _Gapped:
+    def _gapped(self, piece: PackedChunk, step: int) -> _MaskedChunk:
         ids = self.stream.documents.tokens(piece.document)[piece.start : piece.start + piece.n]
-        return gapped(ids.astype(np.int64), self.hiding, [self.stream.seed, step, *piece[:2]])
+        return mask_chunk(ids.astype(np.int64), self.hiding, [self.stream.seed, step, *piece[:2]])
 
 
-def gapped(ids: Numbers, hiding: TokenMasking, seed: Sequence[int]) -> _Gapped:
+def mask_chunk(ids: IntArray, hiding: TokenMasking, seed: Sequence[int]) -> _MaskedChunk:
     """A piece with gaps between two end tokens; one that it ends with is one of the two."""
     text = ids[:-1] if len(ids) and ids[-1] == hiding.end else ids
     shown, at = hiding.of(text, np.random.default_rng(seed))
-    return _Gapped(np.concatenate([[hiding.end], shown, [hiding.end]]), at + 1, text[at])
+    return _MaskedChunk(np.concatenate([[hiding.end], shown, [hiding.end]]), at + 1, text[at])
 
 
-def laid(pieces: Sequence[_Gapped]) -> PackedBatch:
+def collate_masked(pieces: Sequence[_MaskedChunk]) -> PackedBatch:
     """Pieces end to end."""
     lengths = tuple(len(piece.shown) for piece in pieces)
     starts = np.cumsum([0, *lengths[:-1]])

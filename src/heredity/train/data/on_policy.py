@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heredity.core.errors import UsageError
+from heredity.engines.chat.documents import Document
 from heredity.train.data.batching import BatchSampler, PackedBatch
-from heredity.train.data.chat import Dialogue
-from heredity.train.data.documents import ConversationEncoder, Document, TokenizedExample
+from heredity.train.data.chat import ConversationEncoder, Dialogue, TokenizedExample
 from heredity.train.models.causal_lm import CausalLM
 
-_STEPS = 2**20  # of one seed
+_SEED_STRIDE = 2**20  # of one seed
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class OnPolicyBatches:
             self.prompts.examples[self.prompts.at(place)].document.tokens
             for place in range(step * self.prompts.batch, (step + 1) * self.prompts.batch)
         ]
-        seed = self.prompts.seed * _STEPS + step
+        seed = self.prompts.seed * _SEED_STRIDE + step
         said = self.network.write(asked, self.longest, self.temperature, seed, self.stops)
         documents = [
             Document((*p, *a), (*[False] * len(p), *[True] * len(a)))
@@ -49,7 +49,7 @@ class OnPolicyBatches:
         return order.of(0)
 
 
-def prompts(
+def prompt_sampler(
     writer: ConversationEncoder, dialogues: Sequence[Dialogue], batch: int, seed: int, longest: int
 ) -> BatchSampler:
     """The conversations up to their last answer, as tokens; those longer than `longest` are left out.

@@ -21,17 +21,17 @@ import torch
 
 from heredity.core.errors import UsageError
 from heredity.train.data.batching import PackedBatch
-from heredity.train.planning.flops import PRODUCT
+from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
 
-_OVER = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
-Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+_OVERSHOOT = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
+IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class TokenizedDocuments(Protocol):
     """Documents as tokens, each with the token that ends it."""
 
     @property
-    def lengths(self) -> Numbers:
+    def lengths(self) -> IntArray:
         """Tokens of each document: (documents,)."""
 
     def tokens(self, number: int) -> Any:
@@ -46,11 +46,11 @@ class PackedChunk(NamedTuple):
     n: int
 
 
-class _Order(NamedTuple):
+class _EpochOrder(NamedTuple):
     """An epoch: which piece comes when, and how many tokens came before it."""
 
-    pieces: Numbers
-    starts: Numbers
+    pieces: IntArray
+    starts: IntArray
 
 
 @dataclass(frozen=True, eq=False)  # known by itself: its orders are kept (_order), and documents are large
@@ -62,7 +62,7 @@ class PackedDataset:
     batch: int
     context: int
     seed: int
-    product: int = PRODUCT
+    product: int = PRETRAIN_MICROBATCH_TOKENS
     rank: int = 0
     world: int = 1
 
@@ -80,7 +80,7 @@ class PackedDataset:
 
     def of(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
-        bins = dealt(self.pieces(step), max(self.product, self.context), self.world)
+        bins = split_microbatches(self.pieces(step), max(self.product, self.context), self.world)
         return [self.collate(each) for each in bins[self.rank :: self.world]]
 
     def pieces(self, step: int) -> list[PackedChunk]:
@@ -88,13 +88,13 @@ class PackedDataset:
         low, high = step * self.batch, (step + 1) * self.batch
         found: list[PackedChunk] = []
         for epoch in range(low // self.n_tokens, (high - 1) // self.n_tokens + 1):
-            order, before = _order(self, epoch), epoch * self.n_tokens
+            order, before = _epoch_order(self, epoch), epoch * self.n_tokens
             first, last = np.searchsorted(order.starts, (low - before, high - before))
             found += [self._piece(int(number)) for number in order.pieces[first:last]]
         return found
 
     @cached_property
-    def _n_before(self) -> Numbers:
+    def _n_before(self) -> IntArray:
         """Pieces before each document, and of all: (documents + 1,)."""
         each = -(-self.documents.lengths // self.context)
         return np.concatenate([[0], np.cumsum(each)])
@@ -105,7 +105,7 @@ class PackedDataset:
         return PackedChunk(document, start, min(self.context, int(self.documents.lengths[document]) - start))
 
     @cached_property
-    def _sizes(self) -> Numbers:
+    def _sizes(self) -> IntArray:
         """Tokens of each piece."""
         sizes = np.full(int(self._n_before[-1]), self.context, dtype=np.int64)
         sizes[self._n_before[1:] - 1] = (self.documents.lengths - 1) % self.context + 1
@@ -132,13 +132,13 @@ class PackedDataset:
 
 
 @lru_cache(maxsize=2)
-def _order(stream: PackedDataset, epoch: int) -> _Order:
+def _epoch_order(stream: PackedDataset, epoch: int) -> _EpochOrder:
     pieces = np.random.default_rng([stream.seed, epoch]).permutation(len(stream._sizes))
     sizes = stream._sizes[pieces]
-    return _Order(pieces, np.cumsum(sizes) - sizes)
+    return _EpochOrder(pieces, np.cumsum(sizes) - sizes)
 
 
-def dealt(pieces: list[PackedChunk], product: int, world: int) -> list[list[PackedChunk]]:
+def split_microbatches(pieces: list[PackedChunk], product: int, world: int) -> list[list[PackedChunk]]:
     """Pieces of like length together, in as many bins as give each process the same number of them.
 
     Raises UsageError where there are fewer pieces than processes.
@@ -150,7 +150,7 @@ def dealt(pieces: list[PackedChunk], product: int, world: int) -> list[list[Pack
         )
     ordered = sorted(pieces, key=lambda piece: (-piece.n, piece.document, piece.start))
     total = sum(piece.n for piece in ordered)
-    n_bins = min(world * math.ceil(total / (world * _OVER * product)), len(pieces) // world * world)
+    n_bins = min(world * math.ceil(total / (world * _OVERSHOOT * product)), len(pieces) // world * world)
     sizes = np.array([piece.n for piece in ordered])
     which = np.minimum(n_bins - 1, ((np.cumsum(sizes) - sizes / 2) * n_bins / total).astype(np.int64))
     if len(set(which.tolist())) < n_bins:  # a long piece took the place of two bins

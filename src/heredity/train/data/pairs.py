@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from heredity.corpus.images.reader import Pairs
-from heredity.train.data.batching import PackedBatch, permutation
-from heredity.train.distributed import share
+from heredity.train.data.batching import PackedBatch, epoch_permutation
+from heredity.train.distributed import rank_span
 
-MEAN = DEVIATION = 0.5  # of a picture's points, which lie from 0 to 1
+MEAN = STD = 0.5  # of a picture's points, which lie from 0 to 1
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionLayout:
     """How captions become rows: cut at `longest` tokens, the end token the last; filled up with `pad`."""
 
     end: int
@@ -41,14 +41,14 @@ class Captions:
 
 
 @dataclass(frozen=True)
-class PairSteps:
+class PairSampler:
     """Batches of a step: `batch` pairs, their pictures shifted by up to `shift` points.
 
     rank, world: of them this process gets its share.
     """
 
     pairs: Pairs
-    captions: Captions
+    captions: CaptionLayout
     batch: int
     seed: int
     shift: int = 0
@@ -65,10 +65,10 @@ class PairSteps:
     def of(self, step: int) -> list[PackedBatch]:
         """The batch of a step, counted from 0."""
         n, places = len(self.pairs), range(step * self.batch, (step + 1) * self.batch)
-        numbers = [int(permutation(self.seed, place // n, n)[place % n]) for place in places]
+        numbers = [int(epoch_permutation(self.seed, place // n, n)[place % n]) for place in places]
         draws = np.random.default_rng([self.seed, step])
         moves = draws.integers(-self.shift, self.shift + 1, size=(len(numbers), 2))
-        low, high = share(self.batch, self.rank, self.world)
+        low, high = rank_span(self.batch, self.rank, self.world)
         mine = self.collate(numbers[low:high], moves[low:high])
         same = torch.from_numpy(self.same[numbers])
         return [mine._replace(targets=same, at=torch.arange(low, high))]
@@ -76,7 +76,7 @@ class PairSteps:
     def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> PackedBatch:
         """Pairs as one batch; `targets`: which of a step have one caption; `at`: which of it these are."""
         moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
-        drawn = [shifted(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
+        drawn = [shift_image(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
         rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
         n, longest = rows.shape
         return PackedBatch(
@@ -86,11 +86,11 @@ class PairSteps:
             torch.arange(n),
             torch.from_numpy(self.same[list(numbers)]),
             torch.arange(n),
-            pictures=as_input(np.stack(drawn)),
+            pictures=to_pixels(np.stack(drawn)),
         )
 
 
-def shifted(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
+def shift_image(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
     """(side, side, 3) moved, its edge repeated where nothing is left."""
     if not down and not right:
         return picture
@@ -99,7 +99,7 @@ def shifted(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uin
     return picture[rows][:, columns]
 
 
-def as_input(pictures: NDArray[np.uint8]) -> torch.Tensor:
+def to_pixels(pictures: NDArray[np.uint8]) -> torch.Tensor:
     """(pictures, side, side, 3) of 0 to 255 -> (pictures, 3, side, side) of -1 to 1."""
     found = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float()
-    return (found / 255 - MEAN) / DEVIATION
+    return (found / 255 - MEAN) / STD

@@ -28,26 +28,27 @@ import torch
 from heredity.core.errors import Damaged
 from heredity.core.progress import Progress, Watch
 from heredity.train import checkpoint
-from heredity.train.data.batching import PRODUCT, PackedBatch, collate, grouped
-from heredity.train.data.documents import TokenizedExample
-from heredity.train.models.causal_lm import CHUNK, CausalLM
+from heredity.train.data.batching import PackedBatch, collate, group_by_length
+from heredity.train.data.chat import TokenizedExample
+from heredity.train.memory import MICROBATCH_TOKENS
+from heredity.train.models.causal_lm import LOGIT_ROWS, CausalLM
 
-_HEAD = struct.Struct("<QI")  # bytes of the group, and their CRC-32
+_GROUP_HEADER = struct.Struct("<QI")  # bytes of the group, and their CRC-32
 
 
-class Groups:
+class GroupFile:
     """The groups of a file in their order, and room for more."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("a+b")
-        self.there = list(_whole(path.read_bytes()))
-        self._file.truncate(sum(_HEAD.size + len(group) for group in self.there))
+        self.there = list(_intact_groups(path.read_bytes()))
+        self._file.truncate(sum(_GROUP_HEADER.size + len(group) for group in self.there))
 
     def append(self, group: bytes) -> None:
         """Put a group behind the others; it outlives this process from then on."""
-        self._file.write(_HEAD.pack(len(group), zlib.crc32(group)) + group)
+        self._file.write(_GROUP_HEADER.pack(len(group), zlib.crc32(group)) + group)
         self._file.flush()
         self.there.append(group)
 
@@ -60,12 +61,12 @@ class Groups:
         self._file.close()
 
 
-def _whole(data: bytes) -> Iterator[bytes]:
+def _intact_groups(data: bytes) -> Iterator[bytes]:
     """Up to the first that is torn."""
     start = 0
-    while start + _HEAD.size <= len(data):
-        size, crc = _HEAD.unpack_from(data, start)
-        start += _HEAD.size
+    while start + _GROUP_HEADER.size <= len(data):
+        size, crc = _GROUP_HEADER.unpack_from(data, start)
+        start += _GROUP_HEADER.size
         group = data[start : start + size]
         if len(group) != size or zlib.crc32(group) != crc:
             return
@@ -91,7 +92,7 @@ class TeacherLogprobs:
         """At the batch's learned places: ids (learned, k), log-probabilities (learned, k + 1), the last of
         all other tokens. Raises KeyError for a document that the teacher never read."""
         places = torch.cat(
-            [torch.arange(n) + self._starts[key] for key, n in _keys(batch)] or [torch.arange(0)]
+            [torch.arange(n) + self._starts[key] for key, n in _document_keys(batch)] or [torch.arange(0)]
         )
         return self._tokens[places].long(), self._logs[places]
 
@@ -118,22 +119,22 @@ class TeacherConfig:
     watch: Watch | None = None
 
 
-def place(folder: Path, stamp: str, k: int) -> Path:
+def find_logprobs(folder: Path, stamp: str, k: int) -> Path:
     """Where a folder has, or gets, `k` tokens a place under a stamp: the smallest file that has as many."""
     sizes = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{stamp}-*.safetensors")]
     return folder / f"{stamp}-{min((size for size in sizes if size >= k), default=k)}.safetensors"
 
 
-def write(
+def write_logprobs(
     path: Path, stamp: str, teacher: CausalLM, examples: Sequence[TokenizedExample], reading: TeacherConfig
 ) -> None:
     """Let the teacher read every example. `stamp` says whose opinion on what this is: `read` asks for it."""
     n_words = min(reading.n_words or len(teacher.head), len(teacher.head))
-    batches = [collate(group) for group in grouped(examples, PRODUCT)]
-    with Groups(reading.folder / f"{stamp}-{reading.k}.part") as groups:
-        _read(teacher, batches[len(groups.there) :], reading, n_words, groups)
-        state = _unpacked(groups.there, reading.k)
-    keys = [each for batch in batches for each in _keys(batch)]
+    batches = [collate(group) for group in group_by_length(examples, MICROBATCH_TOKENS)]
+    with GroupFile(reading.folder / f"{stamp}-{reading.k}.part") as groups:
+        _score_batches(teacher, batches[len(groups.there) :], reading, n_words, groups)
+        state = _unpack_groups(groups.there, reading.k)
+    keys = [each for batch in batches for each in _document_keys(batch)]
     lengths = torch.tensor([length for _, length in keys])
     state |= {
         "keys": torch.frombuffer(bytearray(b"".join(k for k, _ in keys)), dtype=torch.uint8).view(
@@ -146,7 +147,7 @@ def write(
     groups.path.unlink()
 
 
-def read(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
+def read_logprobs(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
     """What `write` kept, or the `k` likeliest of it. Raises Damaged: another teacher's, or unreadable."""
     about, state = checkpoint.read_tensors(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
@@ -169,14 +170,14 @@ def read(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
     return TeacherLogprobs(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
 
 
-def _read(
-    teacher: CausalLM, left: Sequence[PackedBatch], reading: TeacherConfig, n_words: int, groups: Groups
+def _score_batches(
+    teacher: CausalLM, left: Sequence[PackedBatch], reading: TeacherConfig, n_words: int, groups: GroupFile
 ) -> None:
     """Let the teacher read what is left, and put it behind what is there."""
     start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
     n_left = sum(len(batch.tokens) for batch in left)
     for number, batch in enumerate(left, n_there + 1):
-        group = _packed(teacher, batch, reading, n_words)
+        group = _score_batch(teacher, batch, reading, n_words)
         groups.append(group)
         n_tokens += len(batch.tokens)
         if reading.watch is not None:
@@ -195,19 +196,19 @@ def _read(
 
 
 @torch.no_grad()
-def _packed(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, n_words: int) -> bytes:
+def _score_batch(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, n_words: int) -> bytes:
     """What it says at the learned places: tokens (learned, k) int32, then logs (learned, k + 1) float32."""
     hidden = teacher.hidden(batch)
     tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
-    for at in range(0, len(hidden), CHUNK):
-        said = teacher.logits(hidden[at : at + CHUNK]).float()[:, :n_words]
-        best, ids, rest = _likeliest(said, reading.k, reading.temperature)
+    for at in range(0, len(hidden), LOGIT_ROWS):
+        said = teacher.logits(hidden[at : at + LOGIT_ROWS]).float()[:, :n_words]
+        best, ids, rest = _top_k(said, reading.k, reading.temperature)
         tokens.append(ids.int())
         logs.append(torch.cat([best, rest], 1))
     return torch.cat(tokens).numpy().tobytes() + torch.cat(logs).numpy().tobytes()
 
 
-def _unpacked(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
+def _unpack_groups(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
     """Tokens and logs of all groups, one behind the other."""
     tokens, logs = [], []
     for group in groups:
@@ -228,7 +229,7 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def _likeliest(
+def _top_k(
     logits: torch.Tensor, k: int, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logs = torch.log_softmax(logits / temperature, dim=-1)
@@ -236,7 +237,7 @@ def _likeliest(
     return best, ids, logs.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
 
 
-def _keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
+def _document_keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
     """Of each document: a digest of its tokens and of which are learned, and how many are."""
     tokens, at, document = batch.tokens.numpy(), batch.at.numpy(), batch.document.numpy()
     start = 0

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 # What torch and the compiler raise where there is none, or no folder or header for it; all else is a fault.
-_CANNOT = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
-_SIZES = 64  # how often a chain may be compiled anew, for dtypes, ranks and sizes of one
+_COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
+_RECOMPILE_LIMIT = 64  # how often a chain may be compiled anew, for dtypes, ranks and sizes of one
 
 
 @cache
@@ -32,23 +32,23 @@ def compiled(chain: Callable[..., Any]) -> Callable[..., Any]:
     import torch._dynamo as dynamo
     from torch._inductor import config
 
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _SIZES)
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
     config.compile_threads = 1  # the machine trains: no pool of processes beside it
     made: Callable[..., Any] = torch.compile(chain, dynamic=True, fullgraph=True)
     return made
 
 
 @lru_cache(maxsize=1)
-def missing() -> str:
+def why_unavailable() -> str:
     """Why nothing can be compiled here; "" where it can: a chain was, and ran."""
     if not sys.platform.startswith("linux"):
         return "tried on Linux alone"
     try:
-        found = compiled(_tried)(torch.ones(3, 5))
-    except _CANNOT as error:
+        found = compiled(_probe)(torch.ones(3, 5))
+    except _COMPILER_ERRORS as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return "" if bool((found == 3).all()) else f"a compiled sum is wrong ({os.uname().machine})"
 
 
-def _tried(x: torch.Tensor) -> torch.Tensor:
+def _probe(x: torch.Tensor) -> torch.Tensor:
     return x * 2 + 1

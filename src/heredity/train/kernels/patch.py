@@ -19,13 +19,15 @@ class KernelPatch:
         self._usual = module.forward
 
 
-def give(model: nn.Module, known: Sequence[str], way: Callable[[Any], Callable[..., Any]]) -> None:
+def replace_forwards(
+    model: nn.Module, known: Sequence[str], way: Callable[[Any], Callable[..., Any]]
+) -> None:
     """Put it in the place of every forward of the model whose class has one of these names."""
     for module in model.modules():
         if type(module).__name__ in known:
             module.forward = way(module)
 
 
-def applied(function: Any, *given: Any) -> Any:
+def apply_function(function: Any, *given: Any) -> Any:
     """What an autograd function makes of these: torch gives its `apply` no types."""
     return function.apply(*given)

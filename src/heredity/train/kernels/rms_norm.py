@@ -24,9 +24,9 @@ from heredity.train.kernels.compile import compiled
 KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
-def quicken(model: nn.Module, is_fused: bool = False) -> None:
+def patch_norms(model: nn.Module, is_fused: bool = False) -> None:
     """Give every norm of the model whose form is known the faster way, where it is on a CPU."""
-    patch.give(model, KNOWN, lambda module: _PatchedNorm(module, is_fused))
+    patch.replace_forwards(model, KNOWN, lambda module: _PatchedNorm(module, is_fused))
 
 
 class _PatchedNorm(patch.KernelPatch):
@@ -34,7 +34,7 @@ class _PatchedNorm(patch.KernelPatch):
 
     def __init__(self, module: Any, is_fused: bool) -> None:
         super().__init__(module)
-        self._normed = _CompiledNorm if is_fused else _Normed
+        self._normed = _CompiledNorm if is_fused else _Norm
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) -> (..., width)"""
@@ -42,11 +42,11 @@ class _PatchedNorm(patch.KernelPatch):
             usual: torch.Tensor = self._usual(x)
             return usual
         weight, eps = self._module.weight, self._module.variance_epsilon
-        out: torch.Tensor = patch.applied(self._normed, x, weight, eps)
+        out: torch.Tensor = patch.apply_function(self._normed, x, weight, eps)
         return out
 
 
-class _Normed(torch.autograd.Function):
+class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)

@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from heredity.train.kernels import patch
-from heredity.train.kernels.attention import attend
+from heredity.train.kernels.attention import causal_attention
 from heredity.train.kernels.compile import compiled
 
 KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 
 
-def quicken(model: nn.Module, is_fused: bool = False) -> None:
+def patch_attention(model: nn.Module, is_fused: bool = False) -> None:
     """Give every attention of the model whose form is known the faster way, where it is on a CPU."""
-    patch.give(model, KNOWN, lambda module: _PatchedRotary(module, is_fused))
+    patch.replace_forwards(model, KNOWN, lambda module: _PatchedRotary(module, is_fused))
 
 
 class _PatchedRotary(patch.KernelPatch):
@@ -34,7 +34,7 @@ class _PatchedRotary(patch.KernelPatch):
 
     def __init__(self, module: Any, is_fused: bool) -> None:
         super().__init__(module)
-        self._turned = _CompiledRotary if is_fused else _Turned
+        self._turned = _CompiledRotary if is_fused else _Rotate
 
     def __call__(
         self,
@@ -55,28 +55,28 @@ class _PatchedRotary(patch.KernelPatch):
         if hasattr(at, "q_norm"):
             q, k = at.q_norm(q), at.k_norm(k)
         cos, sin = (x.unsqueeze(-2) for x in position_embeddings)
-        q, k = (patch.applied(self._turned, x, cos, sin) for x in (q, k))
+        q, k = (patch.apply_function(self._turned, x, cos, sin) for x in (q, k))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         window = getattr(at, "sliding_window", getattr(at.config, "sliding_window", None))
-        out, _ = attend(at, q, k, v, None, at.scaling, lengths, window)
+        out, _ = causal_attention(at, q, k, v, None, at.scaling, lengths, window)
         return at.o_proj(out.flatten(-2)), None
 
 
-class _Turned(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     """(..., heads, head_dim), each half of a head turned with the other, by (..., 1, head_dim)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, -1)
+        return _rotated(x, cos, sin, -1)
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(out, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
+        return _rotated(out, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
     out: torch.Tensor = x * cos
     first, second = x.chunk(2, -1)
     of_first, of_second = sin.chunk(2, -1)
@@ -90,20 +90,20 @@ class _CompiledRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        out: torch.Tensor = compiled(_turn)(x, cos, sin)
+        out: torch.Tensor = compiled(_rotate)(x, cos, sin)
         return out
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        of_x: torch.Tensor = compiled(_turn_back)(out, *ctx.saved_tensors)
+        of_x: torch.Tensor = compiled(_rotate_back)(out, *ctx.saved_tensors)
         return of_x, None, None
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     (first, second), (c1, c2), (s1, s2) = (each.chunk(2, -1) for each in (x, cos, sin))
     return torch.cat((first * c1 - second * s1, second * c2 + first * s2), -1)
 
 
-def _turn_back(out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotate_back(out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     (first, second), (c1, c2), (s1, s2) = (each.chunk(2, -1) for each in (out, cos, sin))
     return torch.cat((first * c1 + second * s2, second * c2 - first * s1), -1)

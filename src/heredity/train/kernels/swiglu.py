@@ -23,9 +23,9 @@ from heredity.train.kernels.compile import compiled
 KNOWN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 
 
-def quicken(model: nn.Module) -> None:
+def patch_feed_forward(model: nn.Module) -> None:
     """Give every gated part of the model whose form is known the faster way, where it is on a CPU."""
-    patch.give(model, KNOWN, _PatchedSwiglu)
+    patch.replace_forwards(model, KNOWN, _PatchedSwiglu)
 
 
 class _PatchedSwiglu(patch.KernelPatch):
@@ -37,11 +37,11 @@ class _PatchedSwiglu(patch.KernelPatch):
         if x.device.type != "cpu" or of.config.hidden_act != "silu":
             usual: torch.Tensor = self._usual(x)
             return usual
-        out: torch.Tensor = of.down_proj(patch.applied(_Gated, of.gate_proj(x), of.up_proj(x)))
+        out: torch.Tensor = of.down_proj(patch.apply_function(_Gate, of.gate_proj(x), of.up_proj(x)))
         return out
 
 
-class _Gated(torch.autograd.Function):
+class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)

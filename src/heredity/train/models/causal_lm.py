@@ -20,15 +20,17 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable
 from heredity.engines.formats.weights import KNOWN
-from heredity.train.data.batching import BLOCK, PackedBatch
+from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import rms_norm, rotary, swiglu
-from heredity.train.kernels.attention import attend
-from heredity.train.kernels.patch import applied
+from heredity.train.kernels.attention import causal_attention
+from heredity.train.kernels.patch import apply_function
 from heredity.train.models import init as birth
 
-CHUNK = 256  # rows of logits that are there at once, so that they stay near the processor
-GROUP = 1024  # rows whose gradient is summed at once: sums of bfloat16 lose what is added in small parts
-_NAME = "heredity_documents"
+LOGIT_ROWS = 256  # rows of logits that are there at once, so that they stay near the processor
+GRADIENT_ROWS = (
+    1024  # rows whose gradient is summed at once: sums of bfloat16 lose what is added in small parts
+)
+_ATTENTION = "heredity_documents"
 
 # (rows of logits, which rows of the batch they are) -> the sum of their losses
 RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
@@ -40,10 +42,10 @@ class CausalLM:
     def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
         """is_fused: whether chains of small steps are compiled (fused.py)."""
         self.model, self.folder, self.is_fused = model, folder, is_fused
-        rms_norm.quicken(model, is_fused)
-        rotary.quicken(model, is_fused)
+        rms_norm.patch_norms(model, is_fused)
+        rotary.patch_attention(model, is_fused)
         if is_fused:
-            swiglu.quicken(model)
+            swiglu.patch_feed_forward(model)
 
     @property
     def head(self) -> torch.Tensor:
@@ -76,7 +78,7 @@ class CausalLM:
 
         is_narrow: `of_rows` takes logits in the head's own dtype, and not in fp32.
         """
-        total: torch.Tensor = applied(_Parts, hidden, self.head, self.bias, of_rows, is_narrow)
+        total: torch.Tensor = apply_function(_ChunkedLoss, hidden, self.head, self.bias, of_rows, is_narrow)
         return total
 
     def write(
@@ -105,7 +107,7 @@ class CausalLM:
                     **(drawn if temperature else {"do_sample": False}),
                 )  # fmt: skip
         finally:
-            self.model.set_attn_implementation(_NAME)
+            self.model.set_attn_implementation(_ATTENTION)
         rows = [row[width:].tolist() for row in said]
         cut = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
         return [tuple(row[:n]) for row, n in zip(rows, cut, strict=True)]
@@ -127,17 +129,19 @@ def load(folder: Path, dtype: str = "auto") -> CausalLM:
     inner = getattr(config, "text_config", None) or config
     if inner.model_type not in KNOWN:
         raise Unavailable(f"'{inner.model_type}' cannot be trained here; known are: {', '.join(KNOWN)}.")
-    chosen = birth.dtype_of(config, dtype)
-    transformers.AttentionInterface.register(_NAME, attend)
+    chosen = birth.resolve_dtype(config, dtype)
+    transformers.AttentionInterface.register(_ATTENTION, causal_attention)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, chosen), attn_implementation=_NAME, trust_remote_code=False,
+        folder, dtype=getattr(torch, chosen), attn_implementation=_ATTENTION, trust_remote_code=False,
         local_files_only=True,
     )  # fmt: skip
     model.train()
     return CausalLM(model, folder)
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False) -> CausalLM:
+def from_config(
+    config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False
+) -> CausalLM:
     """A new model of this configuration, its weights drawn from the seed and from nothing else.
 
     Matrices are normal of deviation 0.02; those that end a layer's two parts are divided by the root of twice
@@ -150,12 +154,12 @@ def born(config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bo
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight /= (2 * model.config.num_hidden_layers) ** 0.5
 
-    transformers.AttentionInterface.register(_NAME, attend)
-    model = birth.drawn(config, seed, dtype, transformers.AutoModelForCausalLM, _NAME, shrink)
+    transformers.AttentionInterface.register(_ATTENTION, causal_attention)
+    model = birth.from_config(config, seed, dtype, transformers.AutoModelForCausalLM, _ATTENTION, shrink)
     return CausalLM(model, Path(), is_fused)
 
 
-class _Parts(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     """Logits of CHUNK rows and their loss, then the next: the whole is never held.
 
     Their gradient is kept in the head's dtype until GROUP rows have theirs, whose products are made at once.
@@ -175,13 +179,13 @@ class _Parts(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_head = torch.zeros_like(head) if wants_head else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-        for first in range(0, len(hidden), GROUP):
-            group = slice(first, min(first + GROUP, len(hidden)))
-            part = functional.pad(hidden[group], (0, 0, 0, (group.start - group.stop) % BLOCK))
+        for first in range(0, len(hidden), GRADIENT_ROWS):
+            group = slice(first, min(first + GRADIENT_ROWS, len(hidden)))
+            part = functional.pad(hidden[group], (0, 0, 0, (group.start - group.stop) % PADDING_MULTIPLE))
             grad = head.new_empty((len(part) if any(ctx.needs_input_grad) else 0, len(head)))
             grad[group.stop - first :] = 0
-            for start in range(0, group.stop - first, CHUNK):
-                rows = slice(start, min(start + CHUNK, group.stop - first))
+            for start in range(0, group.stop - first, LOGIT_ROWS):
+                rows = slice(start, min(start + LOGIT_ROWS, group.stop - first))
                 with torch.enable_grad():
                     logits = functional.linear(part[rows], head, bias)
                     logits = (logits if is_narrow else logits.float()).requires_grad_()

@@ -19,11 +19,11 @@ from heredity.train.data.batching import PackedBatch
 from heredity.train.models import init as birth
 from heredity.train.models.causal_lm import CausalLM
 
-STEEPEST = math.log(100)  # of the scale's logarithm, as CLIP has it
+MAX_LOG_SCALE = math.log(100)  # of the scale's logarithm, as CLIP has it
 _SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10), -10.0  # where SigLIP begins, so that most pairs are none
 
 
-class Arrows(NamedTuple):
+class PairEmbeddings(NamedTuple):
     """(pairs, width) each, of length one."""
 
     pictures: torch.Tensor
@@ -38,11 +38,11 @@ class DualEncoder(CausalLM):
         """Whether it has a bias, and tells each pair by itself."""
         return hasattr(self.model, "logit_bias")
 
-    def arrows(self, batch: PackedBatch) -> Arrows:
+    def arrows(self, batch: PackedBatch) -> PairEmbeddings:
         """Of a batch's pictures and captions, in fp32."""
         assert batch.pictures is not None
         rows = batch.tokens.view(batch.n_documents, -1)
-        return Arrows(self.of_pictures(batch.pictures), self.of_captions(rows))
+        return PairEmbeddings(self.of_pictures(batch.pictures), self.of_captions(rows))
 
     def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """(pictures, 3, side, side) -> (pictures, width)"""
@@ -53,18 +53,18 @@ class DualEncoder(CausalLM):
         """(captions, longest) -> (captions, width)"""
         return functional.normalize(self.model.get_text_features(input_ids=rows).pooler_output.float(), dim=1)
 
-    def scores(self, arrows: Arrows) -> torch.Tensor:
+    def scores(self, arrows: PairEmbeddings) -> torch.Tensor:
         """(pictures, captions), before softmax or sigmoid."""
-        scale = self.model.logit_scale.float().clamp(max=STEEPEST).exp()
+        scale = self.model.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp()
         found: torch.Tensor = scale * arrows.pictures @ arrows.captions.T
         return found + self.model.logit_bias.float() if self.is_sigmoid else found
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> DualEncoder:
+def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> DualEncoder:
     """A new model of this configuration, its weights drawn by transformers' rule from the seed alone."""
     import transformers
 
-    model = birth.drawn(config, seed, dtype, transformers.AutoModel, "sdpa")
+    model = birth.from_config(config, seed, dtype, transformers.AutoModel, "sdpa")
     if hasattr(model, "logit_bias"):
         with torch.no_grad():
             model.logit_scale.fill_(_SIGMOID_SCALE)

@@ -15,12 +15,11 @@ import torch
 
 from heredity.core import host
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels.attention import Lengths
-from heredity.train.kernels.bidirectional import attend
+from heredity.train.kernels.attention import Lengths, bidirectional_attention
 from heredity.train.models import init as birth
 from heredity.train.models.causal_lm import CausalLM
 
-_NAME = "heredity_encoder"
+_ATTENTION = "heredity_encoder"
 
 
 class MaskedLM(CausalLM):
@@ -29,13 +28,13 @@ class MaskedLM(CausalLM):
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """States at the gaps, ready for the product with the head: (gaps, hidden)."""
         laid = batch.filled
-        asked = given(self.model, laid.tokens[None], laid.positions[None], laid.lengths)
+        asked = model_inputs(self.model, laid.tokens[None], laid.positions[None], laid.lengths)
         states = self.model.base_model(**asked).last_hidden_state.squeeze(0)
-        picked: torch.Tensor = transform(self.model)(states.index_select(0, batch.at))
+        picked: torch.Tensor = head_transform(self.model)(states.index_select(0, batch.at))
         return picked
 
 
-def given(
+def model_inputs(
     model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Lengths
 ) -> dict[str, Any]:
     """What a model is called with. Where places are learned, filler longer than a context begins anew."""
@@ -46,17 +45,19 @@ def given(
     return found | {"position_ids": places, "token_type_ids": torch.zeros_like(input_ids)}
 
 
-def transform(model: Any) -> Any:
+def head_transform(model: Any) -> Any:
     """What of a model lies between its states and the product with the head."""
     return model.cls.predictions.transform if model.config.model_type == "bert" else model.head
 
 
-def born(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> MaskedLM:
+def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> MaskedLM:
     """A new encoder of this configuration, its weights drawn by transformers' rule from the seed alone."""
     import transformers
 
-    transformers.AttentionInterface.register(_NAME, attend)
-    return MaskedLM(birth.drawn(config, seed, dtype, transformers.AutoModelForMaskedLM, _NAME), Path())
+    transformers.AttentionInterface.register(_ATTENTION, bidirectional_attention)
+    return MaskedLM(
+        birth.from_config(config, seed, dtype, transformers.AutoModelForMaskedLM, _ATTENTION), Path()
+    )
 
 
 def load(folder: Path, dtype: str = "float32") -> MaskedLM:
@@ -64,9 +65,9 @@ def load(folder: Path, dtype: str = "float32") -> MaskedLM:
     import transformers
 
     host.prepare_transformers()
-    transformers.AttentionInterface.register(_NAME, attend)
+    transformers.AttentionInterface.register(_ATTENTION, bidirectional_attention)
     model = transformers.AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=_NAME, trust_remote_code=False,
+        folder, dtype=getattr(torch, dtype), attn_implementation=_ATTENTION, trust_remote_code=False,
         local_files_only=True,
     )  # fmt: skip
     return MaskedLM(model.eval(), folder)

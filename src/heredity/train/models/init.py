@@ -13,11 +13,16 @@ import torch
 
 from heredity.core import host
 
-Change = Callable[[Any], None]
+WeightChange = Callable[[Any], None]
 
 
-def drawn(
-    config: Mapping[str, Any], seed: int, dtype: str, kind: Any, attention: str, change: Change | None = None
+def from_config(
+    config: Mapping[str, Any],
+    seed: int,
+    dtype: str,
+    kind: Any,
+    attention: str,
+    change: WeightChange | None = None,
 ) -> Any:
     """A model of one of transformers' kinds; it trains. change: what is done to the weights in fp32.
 
@@ -27,7 +32,7 @@ def drawn(
 
     host.prepare_transformers()
     told = transformers.AutoConfig.for_model(**config)
-    chosen = dtype_of(told, dtype)
+    chosen = resolve_dtype(told, dtype)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = kind.from_config(told, dtype=torch.float32, attn_implementation=attention)
@@ -38,7 +43,7 @@ def drawn(
     return model.to(getattr(torch, chosen)).train()
 
 
-def dtype_of(config: Any, dtype: str) -> str:
+def resolve_dtype(config: Any, dtype: str) -> str:
     """What a model of this configuration multiplies in: `dtype`, or for "auto" what was measured faster."""
     if dtype != "auto":
         return dtype

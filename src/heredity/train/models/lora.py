@@ -21,20 +21,24 @@ from torch import nn
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
-from heredity.train.kernels.patch import applied
+from heredity.train.kernels.patch import apply_function
 from heredity.train.models.causal_lm import CausalLM
 
-EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
-class Everything:
+class FullFinetune:
     """All weights learn."""
 
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:  # noqa: ARG002
         """The weights that may change, by name."""
         network.model.requires_grad_(True)
         return list(network.model.named_parameters())
+
+    def n_trainable(self, network: CausalLM) -> int:
+        """How many parameters learn."""
+        return sum(each.numel() for each in network.model.parameters())
 
     def save(self, network: CausalLM, out: Path) -> None:
         """The whole model, as safetensors."""
@@ -48,7 +52,7 @@ class LowRankAdapters:
     rank: int = 16
     alpha: float = 16.0
     is_stabilized: bool = True
-    targets: tuple[str, ...] = EVERY
+    targets: tuple[str, ...] = LINEAR_LAYERS
 
     @property
     def scale(self) -> float:
@@ -68,15 +72,24 @@ class LowRankAdapters:
             raise UsageError(f"The model has no layer '{min(missing)}' to put an adapter beside.")
         generator = torch.Generator().manual_seed(seed)
         for parent, name, child in found:
-            setattr(parent, name, Adapted(child, self.rank, self.scale, generator))
+            setattr(parent, name, LoraLinear(child, self.rank, self.scale, generator))
         return [(name, p) for name, p in network.model.named_parameters() if p.requires_grad]
+
+    def n_trainable(self, network: CausalLM) -> int:
+        """How many parameters will learn. Call it before `open`."""
+        layers = [
+            module
+            for name, module in network.model.named_modules()
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in self.targets
+        ]
+        return sum(self.rank * (each.in_features + each.out_features) for each in layers)
 
     def save(self, network: CausalLM, out: Path) -> None:
         """adapter_model.safetensors and adapter_config.json, as PEFT has them."""
         from safetensors.torch import save_file
 
         tensors = {}
-        for name, module in _adapted(network.model):
+        for name, module in _lora_layers(network.model):
             tensors[f"base_model.model.{name}.lora_A.weight"] = module.lora_a.detach().float().contiguous()
             tensors[f"base_model.model.{name}.lora_B.weight"] = module.lora_b.detach().float().contiguous()
         save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -97,7 +110,7 @@ class LowRankAdapters:
         (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-class Adapted(nn.Module):
+class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter: x W' + b + scale * (x A') B'."""
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> None:
@@ -112,13 +125,13 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
         rows = x.reshape(-1, x.shape[-1])
-        out: torch.Tensor = applied(
-            _Beside, rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+        out: torch.Tensor = apply_function(
+            _LoraFunction, rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
         )
         return out.view(*x.shape[:-1], -1)
 
 
-class _Beside(torch.autograd.Function):
+class _LoraFunction(torch.autograd.Function):
     """The layer and its adapter as products that add into one another: no sum is written out by itself."""
 
     @staticmethod
@@ -144,7 +157,7 @@ class _Beside(torch.autograd.Function):
         return of_x, None, None, of_low.T @ x, (out.T @ low).mul_(ctx.scale), None
 
 
-def _adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
+def _lora_layers(model: Any) -> Iterator[tuple[str, LoraLinear]]:
     for name, module in model.named_modules():
-        if isinstance(module, Adapted):
+        if isinstance(module, LoraLinear):
             yield name, module

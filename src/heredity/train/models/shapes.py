@@ -21,10 +21,10 @@ import msgspec
 from heredity.core.errors import UsageError
 from heredity.core.records import Record
 
-_TOKENS_A_PARAMETER = 20
+_TOKENS_PER_PARAMETER = 20
 _FACTORS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMBT])")
-_NARROW, _WIDE = 768, 4096  # widths between which layers become wider for their depth
+_NARROW_WIDTH, _WIDE_WIDTH = 768, 4096  # widths between which layers become wider for their depth
 _HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four heads share keys and values, then, too
 WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
 
@@ -60,7 +60,7 @@ class BertShape(EncoderShape, frozen=True):
     has_places: ClassVar[bool] = True
 
 
-class Dial(Record, frozen=True):
+class SizePreset(Record, frozen=True):
     """Everything that a size sets."""
 
     shape: TransformerShape
@@ -69,55 +69,55 @@ class Dial(Record, frozen=True):
     rate: float  # the highest learning rate
 
 
-def n_weights(shape: TransformerShape) -> int:
+def n_parameters(shape: TransformerShape) -> int:
     """All parameters, the embedding once where it is tied (a norm a layer and a few columns are left out)."""
     n_rows = shape.vocabulary * (1 if shape.is_tied else 2) + shape.context * shape.has_places
-    return n_rows * shape.width + n_matrices(shape)
+    return n_rows * shape.width + n_matrix_parameters(shape)
 
 
-def n_matrices(shape: TransformerShape) -> int:
+def n_matrix_parameters(shape: TransformerShape) -> int:
     """Parameters that every token is multiplied with, the head aside."""
     attention = shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
     return shape.layers * (attention + shape.feeds * shape.width * shape.wide)
 
 
-def flops_a_token(shape: TransformerShape, length: float | None = None) -> float:
+def flops_per_token(shape: TransformerShape, length: float | None = None) -> float:
     """Forward and backward of one token, head and attention included, in multiply-adds counted as two.
 
     `length`: of the document that it stands in, whose mean context is half of it; None: the whole context.
     """
     seen = (shape.context if length is None else length) / 2
     attention = 4 * shape.layers * shape.heads * shape.head * seen
-    return 3 * (2 * (n_matrices(shape) + shape.vocabulary * shape.width) + attention)
+    return 3 * (2 * (n_matrix_parameters(shape) + shape.vocabulary * shape.width) + attention)
 
 
-def dial(
+def size_preset(
     size: str,
     vocabulary: int,
     context: int,
     given: Mapping[str, Any] | None = None,
     kind: type[TransformerShape] = TransformerShape,
-) -> Dial:
+) -> SizePreset:
     """What a size ("10M", "1.5B") sets for a vocabulary; what is `given` (not 0) stands instead.
 
     given: tokens, batch, rate, and any field of Shape. kind: what an architecture is made of. Raises
     UsageError for a size that cannot be.
     """
     said = {name: value for name, value in (given or {}).items() if value}
-    shape = shaped(weights_of(size), vocabulary, context, said, kind)
-    tokens = int(said.get("tokens") or _TOKENS_A_PARAMETER * n_weights(shape))
-    compute = tokens * flops_a_token(shape)
-    batch = int(said.get("batch") or _batch(compute, context, tokens))
+    shape = shape_for(parse_size(size), vocabulary, context, said, kind)
+    tokens = int(said.get("tokens") or _TOKENS_PER_PARAMETER * n_parameters(shape))
+    compute = tokens * flops_per_token(shape)
+    batch = int(said.get("batch") or _batch_tokens(compute, context, tokens))
     if "batch" in said and batch > tokens:
         raise UsageError(
             f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.",
             code="batch-over-tokens",
             key="batch",
         )
-    return Dial(shape, tokens, batch, float(said.get("rate") or _rate(compute)))
+    return SizePreset(shape, tokens, batch, float(said.get("rate") or _peak_lr(compute)))
 
 
-def weights_of(size: str) -> float:
+def parse_size(size: str) -> float:
     """ "10M" -> 1e7. Raises UsageError."""
     found = _SIZE.fullmatch(size.strip().upper())
     if found is None:
@@ -135,7 +135,7 @@ def weights_of(size: str) -> float:
     return wanted
 
 
-def shaped(
+def shape_for(
     wanted: float,
     vocabulary: int,
     context: int,
@@ -145,30 +145,32 @@ def shaped(
     """The shape with about as many parameters as are wanted, and of the usual depth for its width."""
 
     def of_width(width: int) -> TransformerShape:
-        return _of_width(width, wanted, vocabulary, context, kind)
+        return _shape_of_width(width, wanted, vocabulary, context, kind)
 
     shapes = [of_width(width) for width in WIDTHS]
 
     def strays(shape: TransformerShape) -> float:
-        return abs(math.log(shape.layers / depth(shape.width))) + 2 * abs(math.log(n_weights(shape) / wanted))
+        return abs(math.log(shape.layers / usual_depth(shape.width))) + 2 * abs(
+            math.log(n_parameters(shape) / wanted)
+        )
 
     best = min(shapes, key=strays)
-    if n_weights(best) > 3 * wanted:
+    if n_parameters(best) > 3 * wanted:
         raise UsageError(
-            f"A vocabulary of {vocabulary:,} makes a model of {n_weights(best):,} parameters at least, and "
-            f"{wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary.",
+            f"A vocabulary of {vocabulary:,} makes a model of {n_parameters(best):,} parameters at least, "
+            f"and {wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary.",
             code="vocabulary-over-size",
         )
-    return _changed(of_width(said["width"]) if "width" in said else best, said)
+    return _with_overrides(of_width(said["width"]) if "width" in said else best, said)
 
 
-def depth(width: int) -> float:
+def usual_depth(width: int) -> float:
     """The usual number of layers of a width."""
-    share = min(1.0, max(0.0, math.log(width / _NARROW) / math.log(_WIDE / _NARROW)))
+    share = min(1.0, max(0.0, math.log(width / _NARROW_WIDTH) / math.log(_WIDE_WIDTH / _NARROW_WIDTH)))
     return max(2.0, width / (64 * (1 + share)))
 
 
-def _of_width(
+def _shape_of_width(
     width: int, wanted: float, vocabulary: int, context: int, kind: type[TransformerShape]
 ) -> TransformerShape:
     """As many layers as come nearest to the parameters wanted."""
@@ -176,13 +178,13 @@ def _of_width(
     heads = width // head
     kv_heads = heads // 4 if width >= _HEADS_OF_128 and kind.shares_heads else heads
     is_tied = not kind.shares_heads or width < _UNTIED
-    wide = _round(8 * width / kind.feeds)
+    wide = _round_to_64(8 * width / kind.feeds)
     one = kind(1, width, heads, kv_heads, head, wide, context, vocabulary, is_tied)
-    rest = wanted - (n_weights(one) - n_matrices(one))
-    return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrices(one))))
+    rest = wanted - (n_parameters(one) - n_matrix_parameters(one))
+    return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrix_parameters(one))))
 
 
-def _changed(shape: TransformerShape, said: Mapping[str, Any]) -> TransformerShape:
+def _with_overrides(shape: TransformerShape, said: Mapping[str, Any]) -> TransformerShape:
     names = {name for name in TransformerShape.__struct_fields__ if name not in ("context", "vocabulary")}
     changes = {name: value for name, value in said.items() if name in names}
     if not shape.shares_heads and "heads" in changes:  # they fill the width
@@ -205,15 +207,99 @@ def _changed(shape: TransformerShape, said: Mapping[str, Any]) -> TransformerSha
     return shape
 
 
-def _round(columns: float) -> int:
+def _round_to_64(columns: float) -> int:
     return 64 * max(1, round(columns / 64))
 
 
-def _batch(compute: float, context: int, tokens: int) -> int:
+def _batch_tokens(compute: float, context: int, tokens: int) -> int:
     """Tokens a step: whole contexts, and no more than give a hundred steps."""
     wanted = 0.2920 * compute**0.3271
     return int(context * max(1, round(min(wanted, tokens / 100) / context)))
 
 
-def _rate(compute: float) -> float:
+def _peak_lr(compute: float) -> float:
     return float(f"{0.3118 * compute**-0.1250:.2g}")
+
+
+_READS_PER_PAIR = 30  # times that each pair is read
+_DUAL_BATCH, _DUAL_LR = 256, 1e-3
+
+
+class DualShape(TransformerShape, frozen=True):
+    """Two transformers of this shape; `context` is a caption's. side and patch: of the picture, in points."""
+
+    side: int = 64
+    patch: int = 8
+
+    @property
+    def patches(self) -> int:
+        return int((self.side // self.patch) ** 2)
+
+
+def n_dual_parameters(towers: DualShape) -> int:
+    """All parameters, about."""
+    around = towers.vocabulary + towers.context + towers.patches + 3 * towers.patch**2
+    return around * towers.width + 2 * towers.layers * _dual_layer_parameters(towers.width, towers.wide)
+
+
+def _dual_layer_parameters(width: int, wide: int) -> int:
+    return 4 * width**2 + 2 * width * wide
+
+
+def dual_size_preset(
+    size: str, vocabulary: int, caption: int, picture: tuple[int, int], n_pairs: int, given: Mapping[str, Any]
+) -> SizePreset:
+    """What a size sets; what is `given` (not 0) stands instead. picture: side and patch, in points.
+
+    given: pairs, batch, rate, layers, width, heads, wide. Raises UsageError for what cannot be.
+    """
+    side, patch = picture
+    if side % patch:
+        raise UsageError(
+            f"A picture of {side} points is not cut evenly by patch = {patch}.", code="patch-does-not-divide"
+        )
+    said = {name: value for name, value in given.items() if value}
+    wanted = parse_size(size)
+    widths = [said["width"]] if "width" in said else WIDTHS
+    found = [_dual_shape_of_width(width, wanted, vocabulary, caption, picture, said) for width in widths]
+    best = min(found, key=lambda towers: _dual_deviation(towers, wanted))
+    if "width" not in said and n_dual_parameters(best) > 3 * wanted:
+        raise UsageError(
+            f"A vocabulary of {vocabulary:,} makes a model of {n_dual_parameters(best):,} parameters, "
+            f"and {wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary."
+        )
+    batch = int(said.get("batch") or min(_DUAL_BATCH, max(2, n_pairs // 4)))
+    if not 2 <= batch <= n_pairs:
+        raise UsageError(
+            f"A step of {batch} pairs cannot be of {n_pairs}: batch lies between 2 and that.",
+            code="bad-setting",
+        )
+    return SizePreset(
+        best, int(said.get("pairs") or _READS_PER_PAIR * n_pairs), batch, float(said.get("rate") or _DUAL_LR)
+    )
+
+
+def _dual_shape_of_width(
+    width: int,
+    wanted: float,
+    vocabulary: int,
+    caption: int,
+    picture: tuple[int, int],
+    said: Mapping[str, Any],
+) -> DualShape:
+    heads = said.get("heads") or max(1, width // 64)
+    if width % heads:
+        raise UsageError(f"{heads} heads do not share a width of {width} evenly.")
+    wide = said.get("wide") or 4 * width
+    side, patch = picture
+    one = DualShape(1, width, heads, heads, width // heads, wide, caption, vocabulary, True, side, patch)
+    rest = wanted - n_dual_parameters(one) + 2 * _dual_layer_parameters(width, wide)
+    layers = said.get("layers") or max(2, round(rest / (2 * _dual_layer_parameters(width, wide))))
+    return DualShape(
+        layers, width, heads, heads, width // heads, wide, caption, vocabulary, True, side, patch
+    )
+
+
+def _dual_deviation(towers: DualShape, wanted: float) -> float:
+    depth = abs(math.log(towers.layers / usual_depth(towers.width)))
+    return depth + 2 * abs(math.log(n_dual_parameters(towers) / wanted))

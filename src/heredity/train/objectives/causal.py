@@ -12,7 +12,7 @@ import torch
 
 from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.compile import compiled
-from heredity.train.kernels.patch import applied
+from heredity.train.kernels.patch import apply_function
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 
@@ -27,7 +27,7 @@ class Causal:
         """Summed over the batch's learned tokens."""
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            return nats(logits, batch.targets[rows], self.z_loss, sums, network.is_fused)
+            return summed_cross_entropy(logits, batch.targets[rows], self.z_loss, sums, network.is_fused)
 
         sums: dict[str, float] = {}
         return Loss(network.loss(network.hidden(batch), of_rows, network.is_fused), sums)
@@ -37,22 +37,22 @@ class Causal:
         return float(len(batch.targets))
 
 
-def nats(
+def summed_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float, sums: dict[str, float], is_fused: bool = False
 ) -> torch.Tensor:
     """Of rows of logits, summed; `sums` gets the part that is the normalizer's."""
-    total, far = told(logits, targets, z_loss, is_fused)
+    total, far = cross_entropy(logits, targets, z_loss, is_fused)
     if z_loss:
         sums["z-loss"] = sums.get("z-loss", 0.0) + float(far)
     return total
 
 
-def told(
+def cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float, is_fused: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of logits (rows, vocabulary) and targets (rows,): cross-entropy plus z-loss, and the latter, summed."""
-    way = _Compiled if is_fused else _LossWithGradient
-    found: tuple[torch.Tensor, torch.Tensor] = applied(way, logits, targets, z_loss)
+    way = _CompiledLoss if is_fused else _LossWithGradient
+    found: tuple[torch.Tensor, torch.Tensor] = apply_function(way, logits, targets, z_loss)
     return found
 
 
@@ -80,17 +80,17 @@ class _LossWithGradient(torch.autograd.Function):
         return (grad if out.item() == 1 else grad.mul_(out)), None, None
 
 
-class _Compiled(torch.autograd.Function):
+class _CompiledLoss(torch.autograd.Function):
     """Both losses and their gradient in two passes, of logits in any dtype."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, targets: torch.Tensor, z_loss: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        nats, far, ctx.grad = compiled(_rows)(logits, targets, z_loss)
+        summed_cross_entropy, far, ctx.grad = compiled(_loss_rows)(logits, targets, z_loss)
         far = far.sum()
         ctx.mark_non_differentiable(far)
-        return nats.sum() + far, far
+        return summed_cross_entropy.sum() + far, far
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -98,7 +98,7 @@ class _Compiled(torch.autograd.Function):
         return (grad if out.item() == 1 else grad.mul_(out)), None, None
 
 
-def _rows(
+def _loss_rows(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each row: cross-entropy, z-loss, and the gradient of both."""
@@ -107,7 +107,7 @@ def _rows(
     shares = (wide - highest).exp()
     whole = shares.sum(1, keepdim=True)
     log_z = highest + whole.log()
-    nats = log_z - wide.gather(1, targets[:, None])
+    summed_cross_entropy = log_z - wide.gather(1, targets[:, None])
     is_right = torch.arange(wide.shape[1], device=wide.device)[None] == targets[:, None]
     grad = shares / whole * (1 + 2 * z_loss * log_z) - is_right.float()
-    return nats[:, 0], z_loss * log_z[:, 0].square(), grad.to(logits.dtype)
+    return summed_cross_entropy[:, 0], z_loss * log_z[:, 0].square(), grad.to(logits.dtype)

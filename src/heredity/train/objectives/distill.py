@@ -28,11 +28,11 @@ Divergence = Literal["forward", "reverse", "js"]
 
 # (the student's logits, which rows of the batch they are) -> log-probabilities of the same events, the
 # student's and the teacher's
-Pair = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+LogprobPair = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distillation:
     """`share` of it is the divergence, the rest cross-entropy on the data's own answers."""
 
     teacher: CausalLM | TeacherLogprobs
@@ -51,7 +51,7 @@ class Distilled:
         sums = {"divergence": 0.0, "cross-entropy": 0.0}
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            far = _between(*pair(logits, rows), self.divergence, self.beta) * self.temperature**2
+            far = _divergence(*pair(logits, rows), self.divergence, self.beta) * self.temperature**2
             if self.share == 1.0:
                 return far
             own = functional.cross_entropy(logits, batch.targets[rows], reduction="sum")
@@ -66,7 +66,7 @@ class Distilled:
         """Learned tokens."""
         return float(len(batch.targets))
 
-    def _live(self, network: CausalLM, batch: PackedBatch) -> Pair:
+    def _live(self, network: CausalLM, batch: PackedBatch) -> LogprobPair:
         teacher = self.teacher
         assert isinstance(teacher, CausalLM)
         with torch.no_grad():
@@ -76,11 +76,11 @@ class Distilled:
         def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.no_grad():
                 wanted = teacher.logits(theirs[rows]).float()[:, :n_words]
-            return _logs(logits[:, :n_words], self.temperature), _logs(wanted, self.temperature)
+            return _logprobs(logits[:, :n_words], self.temperature), _logprobs(wanted, self.temperature)
 
         return pair
 
-    def _kept(self, scores: TeacherLogprobs, batch: PackedBatch) -> Pair:
+    def _kept(self, scores: TeacherLogprobs, batch: PackedBatch) -> LogprobPair:
         if scores.temperature != self.temperature:
             raise BadArgument(
                 f"kept at temperature {scores.temperature:g}, asked for at {self.temperature:g}",
@@ -90,7 +90,7 @@ class Distilled:
 
         def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
             at = tokens[rows]
-            mine = _logs(logits[:, : scores.n_words], self.temperature)
+            mine = _logprobs(logits[:, : scores.n_words], self.temperature)
             rest = mine.scatter(1, at, -torch.inf).logsumexp(1, keepdim=True)
             return torch.cat([mine.gather(1, at), rest], 1), theirs[rows]
 
@@ -105,14 +105,17 @@ def divergence(
     beta: float = 0.5,
 ) -> torch.Tensor:
     """The sum over rows of logits (rows, vocabulary), in nats, times the temperature's square."""
-    return _between(_logs(student, temperature), _logs(teacher, temperature), kind, beta) * temperature**2
+    return (
+        _divergence(_logprobs(student, temperature), _logprobs(teacher, temperature), kind, beta)
+        * temperature**2
+    )
 
 
-def _logs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def _logprobs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
-def _between(s: torch.Tensor, t: torch.Tensor, kind: Divergence, beta: float) -> torch.Tensor:
+def _divergence(s: torch.Tensor, t: torch.Tensor, kind: Divergence, beta: float) -> torch.Tensor:
     """Of log-probabilities (rows, events), the student's and the teacher's."""
     if kind == "forward":
         return functional.kl_div(s, t, reduction="sum", log_target=True)

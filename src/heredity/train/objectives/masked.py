@@ -12,7 +12,7 @@ import torch
 from heredity.train.data.batching import PackedBatch
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
-from heredity.train.objectives.causal import nats
+from heredity.train.objectives.causal import summed_cross_entropy
 
 ACCURACY = "accuracy"
 
@@ -29,7 +29,7 @@ class Masked:
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             targets = batch.targets[rows]
             sums[ACCURACY] += float((logits.detach().argmax(1) == targets).sum())
-            return nats(logits, targets, self.z_loss, sums)
+            return summed_cross_entropy(logits, targets, self.z_loss, sums)
 
         sums = {ACCURACY: 0.0}
         return Loss(network.loss(network.hidden(batch), of_rows), sums)

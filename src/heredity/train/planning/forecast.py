@@ -17,17 +17,34 @@ from typing import Literal
 
 from heredity.core.errors import OutOfMemory, UsageError
 from heredity.core.records import Record
-from heredity.train.planning import cost_models, memory, pace, sharding
-from heredity.train.planning.flops import PRODUCT, Work
+from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
+from heredity.train.planning import cost_models, memory, sharding
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.sharding import Layout
+from heredity.train.planning.workload import Workload
+
+MEMORY_PASSES = 22.0  # over the activations, fitted to runs of 3M to 150M parameters (docs/results/plans.md)
+STEP_TO_FORWARD = (
+    3  # a unit that is only looked at goes one of them: forward, and not back to activations and weights
+)
+_MUON_FLOPS = 25.0  # FLOPs of a step of Muon's, by parameter and by width: five rounds of three products
+
+
+def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> float:
+    """Of one token, or pair, there and back. flops: of it. limit: FLOP/s of products; rate: bytes/s of a pass
+    over what lies in memory (train/speed.py)."""
+    logits = work.bytes * work.shape.vocabulary * work.hidden if work.picture is None else 0.0
+    if work.optimizer == "muon":
+        flops += _MUON_FLOPS * work.shape.width * cost_models.cost_model_of(work).matrices / work.batch
+    return flops / limit + MEMORY_PASSES * (memory.activation_memory(work) + logits) / rate
+
 
 GB = 1e9  # as devices are sold
 MFU = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
 
 
 @dataclass(frozen=True)
-class Terms:
+class Assumptions:
     """What is assumed. Raises UsageError for what cannot be."""
 
     mfu: float | None = None  # share of the peak that a step's products reach; None: MFU, or as measured
@@ -74,7 +91,7 @@ class Forecast(Record, frozen=True):
     Where `unit` is "pair", whatever is said of a token is said of a pair.
     """
 
-    work: Work
+    work: Workload
     unit: Literal["token", "pair"]
     gpu: Gpu
     n_gpus: int
@@ -99,16 +116,16 @@ class Forecast(Record, frozen=True):
     dollars: float | None
 
 
-def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> Forecast:
+def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = None) -> Forecast:
     """The best way on so many devices. Raises UsageError, OutOfMemory."""
-    terms = terms or Terms()
-    found = list(fitting(work, gpu, n_gpus, terms))
+    terms = terms or Assumptions()
+    found = list(fitting_layouts(work, gpu, n_gpus, terms))
     if not found:
-        raise OutOfMemory(_too_large(work, gpu, n_gpus, terms), code="memory-of-devices")
-    ways = [min(some, key=_order) for some in _by_kind(found).values()]
-    best = min(ways, key=_order)
-    made = cost_models.of(work)
-    seconds = best.seconds * (work.n_steps + work.looked_at / pace.WAYS / work.batch)
+        raise OutOfMemory(_out_of_memory_message(work, gpu, n_gpus, terms), code="memory-of-devices")
+    ways = [min(some, key=_preference) for some in _by_kind(found).values()]
+    best = min(ways, key=_preference)
+    made = cost_models.cost_model_of(work)
+    seconds = best.seconds * (work.n_steps + work.looked_at / STEP_TO_FORWARD / work.batch)
     hours = n_gpus * seconds / 3600
     price = gpu.price if terms.price is None else terms.price
     flops = sum(made.flops.values()) * work.tokens
@@ -117,7 +134,7 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
         unit=work.unit,
         gpu=gpu,
         n_gpus=n_gpus,
-        mfu=_mfu(work, gpu, terms),
+        mfu=_expected_mfu(work, gpu, terms),
         is_measured=_is_measured(gpu, terms),
         reserve=terms.reserve,
         pue=terms.pue,
@@ -137,42 +154,42 @@ def forecast(work: Work, gpu: Gpu, n_gpus: int, terms: Terms | None = None) -> F
     )
 
 
-def fitting(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[LayoutForecast]:
+def fitting_layouts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> Iterator[LayoutForecast]:
     """All ways that fit. Raises UsageError where a step has less to share than there are devices."""
     room = (1 - terms.reserve) * gpu.memory
-    return (way for way in _ways(work, gpu, n_gpus, terms) if way.needed <= room)
+    return (way for way in _layout_forecasts(work, gpu, n_gpus, terms) if way.needed <= room)
 
 
-def _ways(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> Iterator[LayoutForecast]:
-    each, made = pieces_a_device(work, n_gpus), cost_models.of(work)
-    once = each * work.piece * sum(made.flops.values()) / (_mfu(work, gpu, terms) * gpu.flops)
+def _layout_forecasts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> Iterator[LayoutForecast]:
+    each, made = chunks_per_device(work, n_gpus), cost_models.cost_model_of(work)
+    once = each * work.piece * sum(made.flops.values()) / (_expected_mfu(work, gpu, terms) * gpu.flops)
     for layout in sharding.layouts(n_gpus):
-        at_once = each if work.is_whole else min(each, max(1, PRODUCT // work.piece))
+        at_once = each if work.is_whole else min(each, max(1, PRETRAIN_MICROBATCH_TOKENS // work.piece))
         n_products = -(-each // at_once)
-        talk = sharding.talk(work, layout, n_products, gpu)
+        talk = sharding.communication(work, layout, n_products, gpu)
         for runs_again in (False, True):
             product = at_once * work.piece
-            needed = memory.training(work, product, layout.shards, runs_again, n_products)
+            needed = memory.training_memory(work, product, layout.shards, runs_again, n_products)
             seconds = once * (1 + made.again * runs_again)
             yield LayoutForecast(
                 layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes
             )
 
 
-def _mfu(work: Work, gpu: Gpu, terms: Terms) -> float:
+def _expected_mfu(work: Workload, gpu: Gpu, terms: Assumptions) -> float:
     """What is stated; of a machine whose memory was measured as well, what follows from that."""
     if not _is_measured(gpu, terms):
         return terms.mfu or MFU
     assert gpu.rate is not None
-    flops = sum(cost_models.of(work).flops.values())
-    return flops / (gpu.flops * pace.seconds(work, flops, gpu.flops, gpu.rate))
+    flops = sum(cost_models.cost_model_of(work).flops.values())
+    return flops / (gpu.flops * cpu_seconds(work, flops, gpu.flops, gpu.rate))
 
 
-def _is_measured(gpu: Gpu, terms: Terms) -> bool:
+def _is_measured(gpu: Gpu, terms: Assumptions) -> bool:
     return gpu.rate is not None and terms.mfu is None
 
 
-def pieces_a_device(work: Work, n_gpus: int) -> int:
+def chunks_per_device(work: Workload, n_gpus: int) -> int:
     """Contexts, or pairs, of a step. Raises UsageError where there are too few."""
     if n_gpus < 1:
         raise UsageError(f"A plan needs at least one device, not {n_gpus}.", code="bad-setting")
@@ -189,7 +206,7 @@ def pieces_a_device(work: Work, n_gpus: int) -> int:
     return math.ceil(pieces / n_gpus)
 
 
-def _order(way: LayoutForecast) -> tuple[float, float, int]:
+def _preference(way: LayoutForecast) -> tuple[float, float, int]:
     return way.seconds, way.talked, way.needed
 
 
@@ -200,33 +217,35 @@ def _by_kind(ways: list[LayoutForecast]) -> Mapping[str, list[LayoutForecast]]:
     return found
 
 
-def _too_large(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> str:
-    least = min(_ways(work, gpu, n_gpus, terms), key=lambda way: way.needed)
+def _out_of_memory_message(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> str:
+    least = min(_layout_forecasts(work, gpu, n_gpus, terms), key=lambda way: way.needed)
     said = ", ".join(f"{name} {size / GB:.1f}" for name, size in least.memory.items())
     room = (1 - terms.reserve) * gpu.memory / GB
     devices = "device" if n_gpus == 1 else "devices"
     return (
         f"It needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({said}), and "
-        f"{room:.1f} GB of {gpu.title} may be used. {_would_fit(work, gpu, n_gpus, terms)}"
+        f"{room:.1f} GB of {gpu.title} may be used. {_what_would_fit(work, gpu, n_gpus, terms)}"
     )
 
 
-def _would_fit(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> str:
-    from heredity.train.planning.gpus import table
+def _what_would_fit(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> str:
+    from heredity.train.planning.gpus import gpu_table
 
     said = []
-    if (n := _enough(work, gpu, n_gpus, terms)) is not None:
+    if (n := _enough_devices(work, gpu, n_gpus, terms)) is not None:
         said.append(f"{n:,} of these")
-    larger = (other for other in table().values() if other.memory > gpu.memory)
-    said += [f"{n_gpus:,} of {each.title}" for each in larger if any(fitting(work, each, n_gpus, terms))]
+    larger = (other for other in gpu_table().values() if other.memory > gpu.memory)
+    said += [
+        f"{n_gpus:,} of {each.title}" for each in larger if any(fitting_layouts(work, each, n_gpus, terms))
+    ]
     advice = "Lower size, context or batch" if work.unit == "token" else "Lower size, batch or picture"
     return f"It would fit on {', or '.join(said)}. Or: {advice.lower()}." if said else f"{advice}."
 
 
-def _enough(work: Work, gpu: Gpu, n_gpus: int, terms: Terms) -> int | None:
+def _enough_devices(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> int | None:
     """The least doubling of devices on which it fits, as long as there is a piece for each."""
     most = work.batch // work.piece
     while gpu.node > 1 and (n_gpus := 2 * n_gpus) <= most:
-        if any(fitting(work, gpu, n_gpus, terms)):
+        if any(fitting_layouts(work, gpu, n_gpus, terms)):
             return n_gpus
     return None

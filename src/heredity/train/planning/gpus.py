@@ -14,7 +14,7 @@ import msgspec
 
 from heredity.core.errors import Unavailable, UnknownName
 from heredity.core.records import Record
-from heredity.train.planning.flops import Work
+from heredity.train.planning.workload import Workload
 
 _TABLE = Path(__file__).with_name("gpus.toml")
 CPU = "cpu"
@@ -37,36 +37,36 @@ class Gpu(Record, frozen=True):
 
 
 @cache
-def table() -> dict[str, Gpu]:
+def gpu_table() -> dict[str, Gpu]:
     """All of the table, by name."""
     return msgspec.convert(tomllib.loads(_TABLE.read_text("utf-8")), dict[str, Gpu])
 
 
-def named(name: str, work: Work) -> Gpu:
+def find_gpu(name: str, work: Workload) -> Gpu:
     """A device of the table, or "cpu", measured at the work's shapes (needs torch). Raises UnknownName."""
     if name == CPU:
-        return _measured(work)
-    if name not in table():
-        raise UnknownName("gpu", name, [*table(), CPU], "heredity plan --help")
-    return table()[name]
+        return _measure_processor(work)
+    if name not in gpu_table():
+        raise UnknownName("gpu", name, [*gpu_table(), CPU], "heredity plan --help")
+    return gpu_table()[name]
 
 
-def _measured(work: Work) -> Gpu:
+def _measure_processor(work: Workload) -> Gpu:
     from heredity.core import host
 
     try:
         import torch
 
-        from heredity.train.speed import pass_rate, product_limit
+        from heredity.train.metrics import matmul_limit, memory_bandwidth
     except ImportError:
         said = "This machine is measured with torch: pip install 'heredity[torch]'."
         raise Unavailable(said) from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
-    rate = pass_rate(work.shape.width, dtype)
-    return processor(product_limit(work.shape, dtype), host.available_memory(), rate)
+    rate = memory_bandwidth(work.shape.width, dtype)
+    return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)
 
 
-def processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
+def this_processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
     """This machine, of which nobody knows what it draws and costs."""
     said = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
     room = float("inf") if memory is None else float(memory)

@@ -13,29 +13,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from heredity.train.memory import FP32_BYTES
 from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import WIDE, Anatomy
-from heredity.train.planning.flops import Work
+from heredity.train.planning.cost_models import CostModel
+from heredity.train.planning.workload import Workload
 
 
-def training(
-    work: Work, n: int, shards: int = 1, runs_again: bool = False, n_products: int = 2
+def training_memory(
+    work: Workload, n: int, shards: int = 1, runs_again: bool = False, n_products: int = 2
 ) -> dict[str, int]:
     """Bytes by part at the worst of a step's moments, while `n` tokens or pairs are multiplied at once.
 
     runs_again: layers keep their input alone. n_products: of a step; from the second on, gradients of the
     first lie there already.
     """
-    step = _Step(work, cost_models.of(work), n, shards, runs_again, n_products > 1)
+    step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, runs_again, n_products > 1)
     return max(step.moments(), key=lambda parts: sum(parts.values()))
 
 
 @dataclass(frozen=True)
-class _Step:
+class _StepMemory:
     """Of a device. is_later: a product before this one has left its gradients."""
 
-    work: Work
-    made: Anatomy
+    work: Workload
+    made: CostModel
     n: int
     shards: int
     runs_again: bool
@@ -74,7 +75,7 @@ class _Step:
         made, size = self.made, self.work.bytes
         tower = made.towers[-1]
         whole = made.root + tower.each  # its gradients are summed over devices just now
-        flying = (size + WIDE) * whole if self.shards > 1 else size * made.loose
+        flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
         return self._lasting(n_gathered=2) | {
             "gradients": self._gradients(made.n_parameters) + flying,
             "activations": self.n * (tower.most + tower.back + tower.entry * self.runs_again),
@@ -83,7 +84,7 @@ class _Step:
 
     def _gradients(self, n_done: int) -> int:
         """In fp32, of so many parameters, or of all from the second product on."""
-        return WIDE * _shard(self.made.n_parameters if self.is_later else n_done, self.shards)
+        return FP32_BYTES * _shard(self.made.n_parameters if self.is_later else n_done, self.shards)
 
     def _lasting(self, n_gathered: int) -> dict[str, int]:
         """What is there all the time; of sharded weights the root and so many layers are gathered."""
@@ -91,30 +92,30 @@ class _Step:
         layers = min(n_gathered, work.shape.layers) * made.towers[0].each
         return {
             "weights": work.bytes * (made.n_parameters if self.shards == 1 else made.root + layers),
-            "masters": WIDE * _shard(made.n_parameters, self.shards),
-            "optimizer": _shard(optimizer(work), self.shards),
+            "masters": FP32_BYTES * _shard(made.n_parameters, self.shards),
+            "optimizer": _shard(optimizer_memory(work), self.shards),
         }
 
 
-def n_parameters(work: Work) -> int:
+def n_parameters(work: Workload) -> int:
     """All of them."""
-    return cost_models.of(work).n_parameters
+    return cost_models.cost_model_of(work).n_parameters
 
 
-def optimizer(work: Work) -> int:
+def optimizer_memory(work: Workload) -> int:
     """Moments in fp32: two of AdamW; Muon has one, of the matrices that it steps."""
-    made = cost_models.of(work)
-    return WIDE * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
+    made = cost_models.cost_model_of(work)
+    return FP32_BYTES * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
 
 
-def logits(work: Work, n: int) -> int:
+def logits_memory(work: Workload, n: int) -> int:
     """Bytes of the logits that are there at once, of so many tokens or pairs."""
-    return cost_models.of(work).logits(n)
+    return cost_models.cost_model_of(work).logits(n)
 
 
-def kept(work: Work, runs_again: bool = False) -> int:
+def activation_memory(work: Workload, runs_again: bool = False) -> int:
     """Bytes of a token or a pair that a whole forward keeps for the way back."""
-    return cost_models.of(work).left(0, runs_again)
+    return cost_models.cost_model_of(work).left(0, runs_again)
 
 
 def _shard(n: int, shards: int) -> int:

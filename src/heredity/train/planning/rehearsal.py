@@ -11,31 +11,139 @@ Leaves to others: the optimizer's step, which torch cannot fake (its moments are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import torch
-from torch import distributed
+import transformers
+from torch import distributed, nn
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional
+from transformers.initialization import no_init_weights
 
+from heredity.core import registry
 from heredity.core.errors import HeredityError, Unavailable, first_line
 from heredity.core.records import Record
-from heredity.train.kernels import attention
-from heredity.train.optimizer import Masters
-from heredity.train.planning import cost_models, memory, memory_phases
-from heredity.train.planning.cost_models import WIDE
-from heredity.train.planning.flops import Work
+from heredity.train.kernels import attention, rms_norm
+from heredity.train.kernels import attention as bidirectional
+from heredity.train.memory import FP32_BYTES, LOGIT_ROWS_HELD
+from heredity.train.models import encoder
+from heredity.train.models.architectures import Specials
+from heredity.train.optimizer import MasterWeights
+from heredity.train.planning import cost_models, memory
 from heredity.train.planning.forecast import LayoutForecast
 from heredity.train.planning.sharding import Layout
-from heredity.train.sharded import layers
+from heredity.train.planning.workload import Workload
+from heredity.train.sharded import transformer_layers
+
+_ATTENTION_NAMES = {"causal": "heredity_documents", "masked": "heredity_encoder", "contrastive": "sdpa"}
+OutputAndGradient = tuple[torch.Tensor, torch.Tensor]
+
+
+class RehearsalModel(nn.Module):
+    """A model and a product of it. FSDP takes it for the whole.
+
+    Each kind's `forward`, of so many tokens or pairs, says where the way back begins, and its gradient.
+    """
+
+    def __init__(self, model: Any, work: Workload) -> None:
+        super().__init__()
+        self.model, self._work = model, work
+
+    def _laid(self, n: int) -> dict[str, Any]:
+        """Whole contexts, end to end."""
+        context = self._work.shape.context
+        lengths = (context,) * (n // context)
+        positions = torch.arange(context).repeat(len(lengths))[None]
+        ids = torch.zeros((1, n), dtype=torch.int64)
+        return {"input_ids": ids, "position_ids": positions, "lengths": lengths}
+
+
+class _CausalRehearsal(RehearsalModel):
+    def forward(self, n: int) -> OutputAndGradient:
+        states = self.model.model(**self._laid(n), use_cache=False).last_hidden_state.squeeze(0)
+        return _logits_and_gradient(self.model.lm_head, states, min(LOGIT_ROWS_HELD, n))
+
+
+class _MaskedRehearsal(RehearsalModel):
+    def forward(self, n: int) -> OutputAndGradient:
+        n_gaps = math.ceil(self._work.hidden * n)
+        given = encoder.model_inputs(self.model, **self._laid(n))
+        states = self.model.base_model(**given).last_hidden_state.squeeze(0)
+        picked = encoder.head_transform(self.model)(states.index_select(0, torch.arange(n_gaps)))
+        return _logits_and_gradient(self.model.get_output_embeddings(), picked, min(LOGIT_ROWS_HELD, n_gaps))
+
+
+class _ContrastiveRehearsal(RehearsalModel):
+    def forward(self, n: int) -> OutputAndGradient:
+        side, _ = self._work.picture or (0, 0)
+        pictures = torch.zeros(n, 3, side, side)
+        rows = torch.zeros((n, self._work.shape.context), dtype=torch.int64)
+        weight = next(self.model.parameters())
+        given = (
+            self.model.get_image_features(pixel_values=pictures.to(weight.dtype)),
+            self.model.get_text_features(input_ids=rows),
+        )
+        arrows = [functional.normalize(each.pooler_output.float()) for each in given]
+        scale = self.model.logit_scale.float().exp()
+        return _pair_scores(scale * arrows[0], arrows[1], self._work.batch)
+
+
+def _logits_and_gradient(head: nn.Module, states: torch.Tensor, n_rows: int) -> OutputAndGradient:
+    """As objectives/causal.py, whose way back asks for a number."""
+    logits = head(states[-n_rows:])
+    wide = logits.detach().float()
+    return logits, torch.log_softmax(wide, 1).exp_().to(logits.dtype)
+
+
+def _pair_scores(pictures: torch.Tensor, captions: torch.Tensor, batch: int) -> OutputAndGradient:
+    """Own pictures against all captions of a step and, where a step has more, own captions against all
+    pictures."""
+    others = math.ceil(batch / len(pictures))
+    if others == 1:
+        scores = pictures @ captions.T
+        return scores, _gradient(scores) + _gradient(scores.T).T
+    all_pictures, all_captions = (each.repeat(others, 1) for each in (pictures, captions))  # as if gathered
+    scores = torch.cat([pictures @ all_captions.T, captions @ all_pictures.T])
+    return scores, _gradient(scores)
+
+
+def _gradient(scores: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(scores.detach(), 1).exp_()
+
+
+_REHEARSALS = {"causal": _CausalRehearsal, "masked": _MaskedRehearsal, "contrastive": _ContrastiveRehearsal}
+
+
+def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> RehearsalModel:
+    """The model of a work's architecture, its weights in a dtype."""
+    made = registry.load("train.models.architectures", work.architecture)
+    shape = work.shape if work.unit == "token" else work.towers
+    config = transformers.AutoConfig.for_model(**made.config(shape, Specials(0, 0, 0)))
+    transformers.AttentionInterface.register(_ATTENTION_NAMES["causal"], attention.causal_attention)
+    transformers.AttentionInterface.register(
+        _ATTENTION_NAMES["masked"], bidirectional.bidirectional_attention
+    )
+    kinds = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM}
+    kind = kinds.get(made.OBJECTIVE, transformers.AutoModel)
+    with no_init_weights():  # some are drawn by a rule that asks for numbers
+        model = kind.from_config(config, dtype=dtype, attn_implementation=_ATTENTION_NAMES[made.OBJECTIVE])
+    model.tie_weights()
+    if runs_again:
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    if work.is_on_cpu:
+        rms_norm.patch_norms(model)
+    return _REHEARSALS[made.OBJECTIVE](model.train(), work)
+
 
 _FEW, _MORE = 4, 2  # layers that are run, and how many more; with fewer, none is fetched ahead of another
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
-class Rehearsed(Record, frozen=True):
+class Rehearsal(Record, frozen=True):
     """What came of it. Bytes of one device; `predicted` is memory.py's figure for the same."""
 
     n_devices: int
@@ -44,50 +152,48 @@ class Rehearsed(Record, frozen=True):
     predicted: int
 
 
-class Unfit(HeredityError):
+class RehearsalFailed(HeredityError):
     """The sharded step fails."""
 
     code = "rehearsal-failed"
 
 
-def rehearse(work: Work, way: LayoutForecast) -> Rehearsed:
+def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
     """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""
-    step = max(_MORE, cost_models.of(work).period)
+    step = max(_MORE, cost_models.cost_model_of(work).period)
     few, more = (min(n, work.shape.layers) for n in (_FEW, _FEW + step))
-    low = _run(work, way, few)
-    high = _run(work, way, more) if more > few else low
+    low = _run_layers(work, way, few)
+    high = _run_layers(work, way, more) if more > few else low
     n_left = work.shape.layers - more  # 0 where all were run
     n_parameters, peak = (
         there + n_left * (there - before) // max(1, more - few)
         for before, there in zip(low, high, strict=True)
     )
     layout = way.layout
-    predicted = memory.training(work, way.product, layout.shards, way.runs_again, n_products=1)
-    moments = -(-memory.optimizer(work) // layout.shards)
+    predicted = memory.training_memory(work, way.product, layout.shards, way.runs_again, n_products=1)
+    moments = -(-memory.optimizer_memory(work) // layout.shards)
     n = layout.shards * layout.replicas
-    return Rehearsed(n, n_parameters, peak + moments, sum(predicted.values()))
+    return Rehearsal(n, n_parameters, peak + moments, sum(predicted.values()))
 
 
-def _run(work: Work, way: LayoutForecast, n_layers: int) -> tuple[int, int]:
+def _run_layers(work: Workload, way: LayoutForecast, n_layers: int) -> tuple[int, int]:
     """Parameters, and bytes at the peak, of a model of so many layers."""
     shape = msgspec.structs.replace(work.shape, layers=n_layers)
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
-        with _pretended(layout) as mesh, attention.elsewhere(), FakeTensorMode():
-            stage = memory_phases.stage(
-                work, way.runs_again, _DTYPES[WIDE if mesh is not None else work.bytes]
-            )
+        with _fake_mesh(layout) as mesh, attention.assume_accelerator(), FakeTensorMode():
+            stage = build_model(work, way.runs_again, _DTYPES[FP32_BYTES if mesh is not None else work.bytes])
             n_parameters = sum(each.numel() for each in stage.parameters())
             return n_parameters, _peak(stage, work, way, mesh)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         n = layout.shards * layout.replicas
-        raise Unfit(
+        raise RehearsalFailed(
             f"The step fails on {n:,} devices ({layout.kind}, {layout.shards} shards): {first_line(error)}"
         ) from error
 
 
 @contextmanager
-def _pretended(layout: Layout) -> Iterator[Any]:
+def _fake_mesh(layout: Layout) -> Iterator[Any]:
     """A mesh over devices that are not there; None where nothing is sharded."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -110,7 +216,7 @@ def _pretended(layout: Layout) -> Iterator[Any]:
         distributed.destroy_process_group()
 
 
-def _peak(stage: memory_phases.Stage, work: Work, way: LayoutForecast, mesh: Any) -> int:
+def _peak(stage: RehearsalModel, work: Workload, way: LayoutForecast, mesh: Any) -> int:
     """Bytes at the peak of one product, the optimizer's moments left out."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -122,18 +228,20 @@ def _peak(stage: memory_phases.Stage, work: Work, way: LayoutForecast, mesh: Any
         _shard(stage, mesh, _DTYPES[work.bytes])
         tracker = FSDPMemTracker(stage)
     with tracker:
-        masters = Masters(list(stage.named_parameters()), work.optimizer, 1.0, 0.0) if mesh is None else None
+        masters = (
+            MasterWeights(list(stage.named_parameters()), work.optimizer, 1.0, 0.0) if mesh is None else None
+        )
         out, gradient = stage(way.product)
         out.backward(gradient)
     del masters
     return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
 
 
-def _shard(stage: memory_phases.Stage, mesh: Any, dtype: torch.dtype) -> None:
+def _shard(stage: RehearsalModel, mesh: Any, dtype: torch.dtype) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in layers(stage):
+    for layer in transformer_layers(stage):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     scalars = {each for each in stage.parameters() if not each.ndim}  # which it cannot cut
     fully_shard(stage, mesh=mesh, mp_policy=policy, ignored_params=scalars)

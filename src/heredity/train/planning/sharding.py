@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from heredity.core.records import Record
+from heredity.train.memory import FP32_BYTES
 from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import WIDE
-from heredity.train.planning.flops import Work
 from heredity.train.planning.gpus import Gpu
+from heredity.train.planning.workload import Workload
 
 _BASE = 8.4e-6  # seconds of any collective (tuning.cc: baseLat of Ring, Simple)
 
@@ -51,50 +51,54 @@ def layouts(n: int) -> Iterator[Layout]:
         yield Layout("fsdp", n, 1)
 
 
-def talk(work: Work, layout: Layout, n_products: int, gpu: Gpu) -> CommunicationCost:
+def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> CommunicationCost:
     """What a step of so many products takes."""
-    made = cost_models.of(work)
+    made = cost_models.cost_model_of(work)
     n, calls = made.n_parameters, made.n_layers + 1
-    arrows = _arrows(work, layout, gpu)
+    arrows = _embeddings_cost(work, layout, gpu)
     if layout.kind == "none":
-        alike = _summed(WIDE * n, calls, layout.replicas, min(gpu.node, layout.replicas), gpu)
-        return _all(alike, arrows)
+        alike = _all_reduce_cost(FP32_BYTES * n, calls, layout.replicas, min(gpu.node, layout.replicas), gpu)
+        return _total(alike, arrows)
     spread = layout.shards, min(gpu.node, layout.shards), gpu
-    there = _ring(work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread)  # the root stays
-    back = _ring(WIDE * n, calls, *spread)
+    there = _ring_cost(
+        work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread
+    )  # the root stays
+    back = _ring_cost(FP32_BYTES * n, calls, *spread)
     within = CommunicationCost(
         n_products * (there.bytes + back.bytes), n_products * (there.seconds + back.seconds)
     )
     apart = max(1, gpu.node // layout.shards)  # devices of one node that have the same shard
-    over = _summed(WIDE * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu)
+    over = _all_reduce_cost(
+        FP32_BYTES * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu
+    )
     muon = made.matrices if work.optimizer == "muon" else 0  # which wants whole matrices
-    stepped = _ring(WIDE * muon, made.n_layers, *spread)
-    return _all(within, over, stepped, arrows)
+    stepped = _ring_cost(FP32_BYTES * muon, made.n_layers, *spread)
+    return _total(within, over, stepped, arrows)
 
 
-def _all(*said: CommunicationCost) -> CommunicationCost:
+def _total(*said: CommunicationCost) -> CommunicationCost:
     return CommunicationCost(sum(each.bytes for each in said), sum(each.seconds for each in said))
 
 
-def _arrows(work: Work, layout: Layout, gpu: Gpu) -> CommunicationCost:
+def _embeddings_cost(work: Workload, layout: Layout, gpu: Gpu) -> CommunicationCost:
     """Of pairs that are told from those of all devices: both arrows of each in fp32, there and back."""
     if work.unit == "token":
         return CommunicationCost(0.0, 0.0)
     n = layout.shards * layout.replicas
-    return _ring(2 * 2 * WIDE * work.batch * work.shape.width, 4, n, min(gpu.node, n), gpu)
+    return _ring_cost(2 * 2 * FP32_BYTES * work.batch * work.shape.width, 4, n, min(gpu.node, n), gpu)
 
 
-def _ring(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
+def _ring_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
     """All-gathers or reduce-scatters of `size` bytes together, over ranks of which so many share a node."""
     if ranks == 1 or not size:
         return CommunicationCost(0.0, 0.0)
     nodes = math.ceil(ranks / in_node)
     sent = size * (ranks - 1) / ranks
     wait = _BASE + (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
-    return CommunicationCost(sent, sent / _speed(in_node, nodes, gpu) + calls * wait)
+    return CommunicationCost(sent, sent / _bandwidth(in_node, nodes, gpu) + calls * wait)
 
 
-def _summed(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
+def _all_reduce_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
     """All-reduces: twice a ring, or a tree of nodes."""
     if ranks == 1:
         return CommunicationCost(0.0, 0.0)
@@ -102,9 +106,11 @@ def _summed(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> Comm
     ring = (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
     tree = (in_node - 1) * gpu.hops[0] + math.log2(nodes) * gpu.hops[1]
     sent = 2 * size * (ranks - 1) / ranks
-    return CommunicationCost(sent, sent / _speed(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree)))
+    return CommunicationCost(
+        sent, sent / _bandwidth(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree))
+    )
 
 
-def _speed(in_node: int, nodes: int, gpu: Gpu) -> float:
+def _bandwidth(in_node: int, nodes: int, gpu: Gpu) -> float:
     """Each of a node's devices has its own way out of it, and a ring a lane through each."""
     return gpu.link if nodes == 1 else min(gpu.link, in_node * gpu.network)

@@ -14,25 +14,25 @@ from functools import cached_property
 import torch
 
 from heredity.train.data.batching import PackedBatch
-from heredity.train.data.masking import Gaps
-from heredity.train.data.packed import Numbers, PackedDataset
-from heredity.train.distributed import ALONE, Processes
+from heredity.train.data.masking import MaskedDataset
+from heredity.train.data.packed import IntArray, PackedDataset
+from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.masked import ACCURACY, Masked
-from heredity.train.validation.perplexity import looked_at, shared
+from heredity.train.validation.perplexity import first_chunks, rank_microbatches
 
-BITS_PER_BYTE, RIGHT = "bits per masked byte", "right in held-out gaps"
+BITS_PER_BYTE, MASKED_ACCURACY = "bits per masked byte", "right in held-out gaps"
 
 
 @dataclass(frozen=True)
-class HeldGaps:
+class MaskedCheck:
     """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
 
-    gaps: Gaps  # over held-out documents; its seed is not used
-    token_bytes: Numbers  # bytes that each token stands for
+    gaps: MaskedDataset  # over held-out documents; its seed is not used
+    token_bytes: IntArray  # bytes that each token stands for
     n_tokens: int
     every: int
-    together: Processes = ALONE
+    together: DistContext = SINGLE_PROCESS
 
     def of(self, network: CausalLM) -> dict[str, float]:
         """Bits a hidden byte, and the share of gaps whose likeliest token is the hidden one."""
@@ -45,12 +45,12 @@ class HeldGaps:
                 n_gaps += len(batch.targets)
                 n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
         nats, right, n_gaps, n_bytes = self.together.sum([nats, right, n_gaps, n_bytes])
-        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, RIGHT: right / n_gaps}
+        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, MASKED_ACCURACY: right / n_gaps}
 
     @cached_property
     def _batches(self) -> list[PackedBatch]:
         of: PackedDataset = dataclasses.replace(self.gaps.stream, seed=0, rank=0, world=1)
-        gaps = Gaps(of, dataclasses.replace(self.gaps.hiding, noise="mask"))
-        pieces = looked_at(of.documents, of.context, self.n_tokens)
-        mine = shared(pieces, max(of.product, of.context), self.together)
+        gaps = MaskedDataset(of, dataclasses.replace(self.gaps.hiding, noise="mask"))
+        pieces = first_chunks(of.documents, of.context, self.n_tokens)
+        mine = rank_microbatches(pieces, max(of.product, of.context), self.together)
         return [gaps.collate(each, 0) for each in mine]

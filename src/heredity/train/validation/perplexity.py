@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from heredity.train.data.batching import PackedBatch
-from heredity.train.data.packed import PackedChunk, PackedDataset, TokenizedDocuments, dealt
-from heredity.train.distributed import ALONE, Processes
+from heredity.train.data.packed import PackedChunk, PackedDataset, TokenizedDocuments, split_microbatches
+from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal
 
@@ -25,7 +25,7 @@ BITS_PER_BYTE = "bits per byte"
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class PerplexityCheck:
     """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
 
     documents: TokenizedDocuments
@@ -34,7 +34,7 @@ class HeldOut:
     token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes that each token stands for
     n_tokens: int
     every: int
-    together: Processes = ALONE
+    together: DistContext = SINGLE_PROCESS
 
     def of(self, network: CausalLM) -> dict[str, float]:
         """Bits a byte of what is held out."""
@@ -49,17 +49,19 @@ class HeldOut:
     @cached_property
     def _batches(self) -> list[PackedBatch]:
         stream = PackedDataset(self.documents, self.end, self.context, self.context, 0)
-        pieces = looked_at(self.documents, self.context, self.n_tokens)
-        return [stream.collate(each) for each in shared(pieces, stream.product, self.together)]
+        pieces = first_chunks(self.documents, self.context, self.n_tokens)
+        return [stream.collate(each) for each in rank_microbatches(pieces, stream.product, self.together)]
 
 
-def shared(pieces: list[PackedChunk], product: int, together: Processes) -> list[list[PackedChunk]]:
+def rank_microbatches(
+    pieces: list[PackedChunk], product: int, together: DistContext
+) -> list[list[PackedChunk]]:
     """What this process looks at, in products; all of it where there is less than a piece for each."""
     world, rank = (together.world, together.rank) if len(pieces) >= together.world else (1, 0)
-    return dealt(pieces, product, world)[rank::world]
+    return split_microbatches(pieces, product, world)[rank::world]
 
 
-def looked_at(documents: TokenizedDocuments, context: int, n_tokens: int) -> list[PackedChunk]:
+def first_chunks(documents: TokenizedDocuments, context: int, n_tokens: int) -> list[PackedChunk]:
     """The pieces of the first documents, as many as hold `n_tokens` (the last of them whole)."""
     lengths = documents.lengths
     n = int(np.searchsorted(np.cumsum(lengths), n_tokens)) + 1

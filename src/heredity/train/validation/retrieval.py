@@ -15,27 +15,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heredity.train.data.pairs import PairSteps
-from heredity.train.distributed import ALONE, Processes, gathered, share
+from heredity.train.data.pairs import PairSampler
+from heredity.train.distributed import SINGLE_PROCESS, DistContext, all_gather, rank_span
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.dual import Arrows, DualEncoder
+from heredity.train.models.dual import DualEncoder, PairEmbeddings
 
 TO_CAPTION, TO_PICTURE, ZERO_SHOT = "picture to caption", "caption to picture", "zero-shot"
 _ROWS = 256  # pairs at once
 
 
 @dataclass(frozen=True)
-class HeldPairs:
+class RetrievalCheck:
     """The first `most` held-out pairs, looked at every `every` steps.
 
     classes: number of a class -> the tokens of its name, as a caption.
     """
 
-    steps: PairSteps
+    steps: PairSampler
     classes: dict[int, NDArray[np.int64]]
     every: int
     most: int = 2000
-    together: Processes = ALONE
+    together: DistContext = SINGLE_PROCESS
 
     def of(self, network: CausalLM) -> dict[str, float]:
         """Recall at 1 and 5, both ways, and of classes by name where pictures have any."""
@@ -50,14 +50,14 @@ class HeldPairs:
                 | self._zero_shot(network, arrows.pictures)
             )  # fmt: skip
 
-    def _arrows(self, network: DualEncoder, n: int) -> Arrows:
+    def _arrows(self, network: DualEncoder, n: int) -> PairEmbeddings:
         parts = [
             network.arrows(self.together.here(self.steps.collate(list(rows))))
-            for rows in looked_at(n, self.together)
+            for rows in rank_rows(n, self.together)
         ]
         mine = [torch.cat(each) for each in zip(*parts, strict=True)]
-        whole = mine if n < self.together.world else [gathered(each, n, self.together) for each in mine]
-        return Arrows(*(each.cpu() for each in whole))
+        whole = mine if n < self.together.world else [all_gather(each, n, self.together) for each in mine]
+        return PairEmbeddings(*(each.cpu() for each in whole))
 
     def _zero_shot(self, network: DualEncoder, pictures: torch.Tensor) -> dict[str, float]:
         labels = torch.from_numpy(self.steps.pairs.labels[: len(pictures)])
@@ -70,13 +70,13 @@ class HeldPairs:
         return {ZERO_SHOT: float((torch.tensor(names)[nearest] == labels[has_class]).float().mean())}
 
 
-def looked_at(n: int, together: Processes) -> list[range]:
+def rank_rows(n: int, together: DistContext) -> list[range]:
     """The rows of `n` that this process looks at, some at once; all of them where there is less than one for
     each. As many times in every process: where weights lie in pieces, all compute or none."""
     rank, world = (together.rank, together.world) if n >= together.world else (0, 1)
-    low, high = share(n, rank, world)
+    low, high = rank_span(n, rank, world)
     times = -(-n // (world * _ROWS))
-    cuts = [share(high - low, i, times) for i in range(times)]
+    cuts = [rank_span(high - low, i, times) for i in range(times)]
     return [range(low + first, low + behind) for first, behind in cuts]
 
 

@@ -9,7 +9,7 @@ from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import TransformerShape
 
 
-def refuse(name: str, shape: TransformerShape, specials: Specials) -> None:
+def check_encoder(name: str, shape: TransformerShape, specials: Specials) -> None:
     """Raise UsageError for heads that an encoder cannot have, and for a tokenizer without a mask."""
     if shape.kv_heads != shape.heads or shape.heads * shape.head != shape.width:
         raise UsageError(
@@ -20,7 +20,7 @@ def refuse(name: str, shape: TransformerShape, specials: Specials) -> None:
         raise UsageError("The tokenizer has no <|mask|>, which stands in a gap. Build the corpus with it.")
 
 
-def tokens(specials: Specials) -> dict[str, Any]:
+def special_tokens(specials: Specials) -> dict[str, Any]:
     """The numbers of an encoder's special tokens: the end stands on both sides of a text."""
     return {
         "bos_token_id": specials.end,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials
-from heredity.train.models.architectures._masked import refuse, tokens
-from heredity.train.models.shapes import BertShape, TransformerShape, n_matrices
+from heredity.train.models.architectures._masked import check_encoder, special_tokens
+from heredity.train.models.shapes import BertShape, TransformerShape, n_matrix_parameters
 
 OBJECTIVE = "masked"
 SHAPE = BertShape
@@ -21,8 +21,8 @@ TYPES = 2  # of tokens: those of a first text and of a second
 
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a BERT of this shape. Raises UsageError for heads that it cannot have."""
-    refuse("bert", shape, specials)
-    return tokens(specials) | {
+    check_encoder("bert", shape, specials)
+    return special_tokens(specials) | {
         "model_type": "bert",
         "architectures": ["BertForMaskedLM"],
         "vocab_size": shape.vocabulary,
@@ -40,10 +40,10 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     }
 
 
-def flops_a_token(shape: TransformerShape, length: float, hidden: float) -> float:
+def flops_per_token(shape: TransformerShape, length: float, hidden: float) -> float:
     """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
 
     hidden: the share of the tokens on which the head is run.
     """
     head = hidden * (shape.vocabulary * shape.width + shape.width**2)
-    return 3 * (2 * (n_matrices(shape) + head) + 4 * shape.layers * shape.width * length)
+    return 3 * (2 * (n_matrix_parameters(shape) + head) + 4 * shape.layers * shape.width * length)

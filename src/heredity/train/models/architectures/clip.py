@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials
-from heredity.train.models.shapes import TransformerShape
-from heredity.train.models.towers import Towers
+from heredity.train.models.shapes import DualShape, TransformerShape
 
 OBJECTIVE = "contrastive"
 
 
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a CLIP of this shape."""
-    assert isinstance(shape, Towers)
+    assert isinstance(shape, DualShape)
     tower = both(shape) | {"hidden_act": "quick_gelu", "projection_dim": shape.width}
     return {
         "model_type": "clip",
@@ -27,7 +26,7 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     }
 
 
-def both(shape: Towers) -> dict[str, Any]:
+def both(shape: DualShape) -> dict[str, Any]:
     """What the two towers share."""
     return {
         "hidden_size": shape.width,
@@ -37,7 +36,7 @@ def both(shape: Towers) -> dict[str, Any]:
     }
 
 
-def text(shape: Towers, specials: Specials) -> dict[str, Any]:
+def text(shape: DualShape, specials: Specials) -> dict[str, Any]:
     """Of the tower of captions."""
     return {
         "vocab_size": shape.vocabulary,
@@ -48,6 +47,6 @@ def text(shape: Towers, specials: Specials) -> dict[str, Any]:
     }
 
 
-def vision(shape: Towers) -> dict[str, Any]:
+def vision(shape: DualShape) -> dict[str, Any]:
     """Of the tower of pictures."""
     return {"image_size": shape.side, "patch_size": shape.patch, "num_channels": 3}

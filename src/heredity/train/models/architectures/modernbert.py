@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials
-from heredity.train.models.architectures._masked import refuse, tokens
-from heredity.train.models.shapes import EncoderShape, TransformerShape, n_matrices
+from heredity.train.models.architectures._masked import check_encoder, special_tokens
+from heredity.train.models.shapes import EncoderShape, TransformerShape, n_matrix_parameters
 
 OBJECTIVE = "masked"
 SHAPE = EncoderShape
@@ -22,8 +22,8 @@ _WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
 
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a ModernBERT of this shape. Raises UsageError for heads that it cannot have."""
-    refuse("modernbert", shape, specials)
-    return tokens(specials) | {
+    check_encoder("modernbert", shape, specials)
+    return special_tokens(specials) | {
         "model_type": "modernbert",
         "architectures": ["ModernBertForMaskedLM"],
         "vocab_size": shape.vocabulary,
@@ -44,7 +44,7 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     }
 
 
-def flops_a_token(shape: TransformerShape, length: float, hidden: float) -> float:
+def flops_per_token(shape: TransformerShape, length: float, hidden: float) -> float:
     """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
 
     hidden: the share of the tokens on which the head is run.
@@ -52,4 +52,4 @@ def flops_a_token(shape: TransformerShape, length: float, hidden: float) -> floa
     n_whole = -(-shape.layers // EVERY)
     seen = n_whole * length + (shape.layers - n_whole) * min(length, WINDOW)
     head = hidden * (shape.vocabulary * shape.width + shape.width**2)
-    return 3 * (2 * (n_matrices(shape) + head) + 4 * shape.heads * shape.head * seen)
+    return 3 * (2 * (n_matrix_parameters(shape) + head) + 4 * shape.heads * shape.head * seen)

@@ -9,15 +9,14 @@ from typing import Any
 
 from heredity.train.models.architectures import Specials
 from heredity.train.models.architectures.clip import both, text, vision
-from heredity.train.models.shapes import TransformerShape
-from heredity.train.models.towers import Towers
+from heredity.train.models.shapes import DualShape, TransformerShape
 
 OBJECTIVE = "contrastive"
 
 
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a SigLIP of this shape."""
-    assert isinstance(shape, Towers)
+    assert isinstance(shape, DualShape)
     tower = both(shape) | {"hidden_act": "gelu_pytorch_tanh"}
     return {
         "model_type": "siglip",

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 from heredity.core import registry
 
 if TYPE_CHECKING:
-    from heredity.train.planning.flops import Work
+    from heredity.train.planning.workload import Workload
 
-WIDE = 4  # bytes of fp32
 LAYER_PARTS = ("attention", "attention scores", "feed-forward")
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerCosts:
     """Layers that follow one another. Bytes are of one unit."""
 
     layers: int
@@ -41,13 +40,13 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class CostModel:
     """A model of this kind and shape."""
 
     parameters: dict[str, int]  # by part
     matrices: int  # parameters that Muon steps
     flops: dict[str, float]  # of a unit, forward and backward, by part
-    towers: tuple[Tower, ...]  # in the order in which the way back goes through them
+    towers: tuple[TowerCosts, ...]  # in the order in which the way back goes through them
     head: int  # parameters whose gradient is made with the loss, before the way back
     loose: int  # parameters outside of layers whose gradients wait beside their masters'
     logits: Callable[[int], int]  # units at once -> bytes
@@ -85,9 +84,11 @@ class Anatomy:
 
 
 @lru_cache(maxsize=64)
-def of(work: Work) -> Anatomy:
+def cost_model_of(work: Workload) -> CostModel:
     """The anatomy of a work's model."""
     name = work.architecture
     known = name in registry.names("train.planning.cost_models")
-    found: Anatomy = registry.load("train.planning.cost_models", name if known else "decoder").anatomy(work)
+    found: CostModel = registry.load("train.planning.cost_models", name if known else "decoder").cost_model(
+        work
+    )
     return found

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heredity.train.models.towers import Towers
-from heredity.train.planning.cost_models import WIDE, Anatomy, Tower
-from heredity.train.planning.flops import Work
+from heredity.train.memory import FP32_BYTES
+from heredity.train.models.shapes import DualShape
+from heredity.train.planning.cost_models import CostModel, TowerCosts
+from heredity.train.planning.workload import Workload
 
 _SCORES = 5  # in fp32 at once: themselves, as they are hidden, a logarithm each way, a gradient
 _ALONE = 2  # more of a score: which is a pair, and which is none, one byte each
 
 
 @dataclass(frozen=True)
-class Around:
+class EndCosts:
     """What differs: parameters around the layers by part, FLOPs of the heads.
 
     begin: bytes that a picture keeps before the layers, its points aside; ends: that a caption and a picture
@@ -41,13 +42,13 @@ class Around:
     active: int
 
 
-def anatomy(work: Work, around: Around) -> Anatomy:
+def two_tower_costs(work: Workload, around: EndCosts) -> CostModel:
     """Of two towers."""
     shape = work.towers
     attention, wide = 4 * shape.width * (shape.width + 1), _feed_forward(shape)
     each = attention + wide + 4 * shape.width
     n = 2 * shape.layers
-    return Anatomy(
+    return CostModel(
         parameters={
             "embedding": around.embedding + shape.vocabulary * shape.width,
             "attention": n * attention,
@@ -63,22 +64,22 @@ def anatomy(work: Work, around: Around) -> Anatomy:
         ),
         head=0,
         loose=shape.vocabulary * shape.width,
-        logits=lambda pairs: pairs * work.batch * (WIDE * _SCORES + _ALONE),
+        logits=lambda pairs: pairs * work.batch * (FP32_BYTES * _SCORES + _ALONE),
     )
 
 
-def _feed_forward(shape: Towers) -> int:
+def _feed_forward(shape: DualShape) -> int:
     return 2 * shape.width * shape.wide + shape.wide + shape.width
 
 
-def _tower(work: Work, around: Around, each: int, places: int, begin: int, end: int) -> Tower:
+def _tower(work: Workload, around: EndCosts, each: int, places: int, begin: int, end: int) -> TowerCosts:
     """Layers keep two norms' inputs and what they give, queries, keys, values and the attention's result;
     behind them stay the last norm's input, and an arrow with its length and what scores are told by."""
     shape, size = work.towers, work.bytes
     wide = (around.active + 1) * shape.wide
-    layer = places * (size * (8 * shape.width + wide) + WIDE * shape.heads + 2 * stats(work))
-    arrow = WIDE * (shape.width + 2) + WIDE * (3 * shape.width // 2)
-    return Tower(
+    layer = places * (size * (8 * shape.width + wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work))
+    arrow = FP32_BYTES * (shape.width + 2) + FP32_BYTES * (3 * shape.width // 2)
+    return TowerCosts(
         layers=shape.layers,
         parameters=shape.layers * each,
         each=each,
@@ -91,13 +92,13 @@ def _tower(work: Work, around: Around, each: int, places: int, begin: int, end: 
     )
 
 
-def _points(work: Work) -> int:
+def _points(work: Workload) -> int:
     """Bytes of a picture, as it is given and as it is multiplied."""
     given = 3 * work.towers.side**2
-    return given * (WIDE if work.bytes == WIDE else WIDE + work.bytes)
+    return given * (FP32_BYTES if work.bytes == FP32_BYTES else FP32_BYTES + work.bytes)
 
 
-def _flops(work: Work, around: Around) -> dict[str, float]:
+def _flops(work: Workload, around: EndCosts) -> dict[str, float]:
     """Nothing is told to a picture's points, so that patches go back once."""
     shape, places = work.towers, around.places + work.towers.context
     seen = around.places**2 + shape.context * around.seen
@@ -111,6 +112,6 @@ def _flops(work: Work, around: Around) -> dict[str, float]:
     }
 
 
-def stats(work: Work) -> int:
+def norm_statistics(work: Workload) -> int:
     """Bytes of a row's mean and deviation that a norm keeps."""
-    return 2 * (work.bytes if work.is_on_cpu else WIDE)
+    return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)

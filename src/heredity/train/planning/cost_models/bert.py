@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import math
 
+from heredity.train.memory import FP32_BYTES
 from heredity.train.models.architectures import bert
-from heredity.train.planning.cost_models import WIDE, Anatomy, Tower, decoder
-from heredity.train.planning.cost_models.modernbert import stats
-from heredity.train.planning.flops import Work
+from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
+from heredity.train.planning.cost_models.modernbert import norm_statistics
+from heredity.train.planning.workload import Workload
 
 
-def anatomy(work: Work) -> Anatomy:
+def cost_model(work: Workload) -> CostModel:
     """Of an encoder for masked text."""
     shape, size = work.shape, work.bytes
     width, table = shape.width, shape.vocabulary * shape.width
     attention, wide = 4 * width * (width + 1), 2 * width * shape.wide + shape.wide + width
     each = attention + wide + 4 * width
     places = (shape.context + bert.TYPES) * width
-    tower = Tower(
+    tower = TowerCosts(
         layers=shape.layers,
         parameters=shape.layers * each,
         each=each,
@@ -34,7 +35,7 @@ def anatomy(work: Work) -> Anatomy:
         entry=size * width,
         back=size * (2 * shape.wide + 2 * width),
     )
-    return Anatomy(
+    return CostModel(
         parameters={
             "embedding": table + places,
             "attention": shape.layers * attention,
@@ -47,11 +48,11 @@ def anatomy(work: Work) -> Anatomy:
         towers=(tower,),
         head=table + shape.vocabulary,
         loose=2 * table + places + width**2 + shape.vocabulary,
-        logits=lambda n: decoder.logits(work, math.ceil(work.hidden * n)),
+        logits=lambda n: decoder.logits_memory(work, math.ceil(work.hidden * n)),
     )
 
 
-def _flops(work: Work) -> dict[str, float]:
+def _flops(work: Workload) -> dict[str, float]:
     shape = work.shape
     return {
         "attention": 6.0 * shape.layers * 4 * shape.width**2,
@@ -61,16 +62,18 @@ def _flops(work: Work) -> dict[str, float]:
     }
 
 
-def _kept(work: Work) -> int:
+def _kept(work: Workload) -> int:
     """Bytes a token of a layer: its input, queries, keys and values, the attention's result twice, two norms'
     inputs, what the first of them gives, two of the feed-forward part."""
     shape = work.shape
-    return work.bytes * (9 * shape.width + 2 * shape.wide) + WIDE * shape.heads + 2 * stats(work)
+    return (
+        work.bytes * (9 * shape.width + 2 * shape.wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work)
+    )
 
 
-def _kept_by_root(work: Work) -> int:
+def _kept_by_root(work: Workload) -> int:
     """Bytes a token: a norm's input, its number, place and type; of a gap, what the head keeps and the
     gradient that comes to it."""
     shape, size = work.shape, work.bytes
-    gap = 3 * size * shape.width + stats(work) + 8 + size * shape.width
-    return size * shape.width + stats(work) + 3 * 8 + math.ceil(work.hidden * gap)
+    gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
+    return size * shape.width + norm_statistics(work) + 3 * 8 + math.ceil(work.hidden * gap)

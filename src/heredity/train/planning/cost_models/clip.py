@@ -5,30 +5,30 @@ A place stands for the whole picture; a caption's end token, which sees what is 
 
 from __future__ import annotations
 
-from heredity.train.planning.cost_models import Anatomy
-from heredity.train.planning.cost_models._towers import Around, stats
-from heredity.train.planning.cost_models._towers import anatomy as towers
-from heredity.train.planning.flops import Work
+from heredity.train.planning.cost_models import CostModel
+from heredity.train.planning.cost_models._towers import EndCosts, norm_statistics
+from heredity.train.planning.cost_models._towers import two_tower_costs as towers
+from heredity.train.planning.workload import Workload
 
 _EVEN = 2  # columns that x * sigmoid(1.702 x) keeps
 
 
-def anatomy(work: Work) -> Anatomy:
+def cost_model(work: Workload) -> CostModel:
     """Of a CLIP."""
     shape, size = work.towers, work.bytes
     width, places = shape.width, shape.patches + 1
-    first_norm = places * (size * width + stats(work))  # before the layers of pictures
-    caption = shape.context * stats(work) + 16 + size * width  # and where its end is
+    first_norm = places * (size * width + norm_statistics(work))  # before the layers of pictures
+    caption = shape.context * norm_statistics(work) + 16 + size * width  # and where its end is
     return towers(
         work,
-        Around(
+        EndCosts(
             embedding=width * (shape.context + places + 1 + 3 * shape.patch**2),
             norms=6 * width,
             head=2 * width**2 + 1,
             matrices=2 * width**2,
             flops=6.0 * 2 * width**2,
             begin=first_norm,
-            ends=(caption, size * width + stats(work)),
+            ends=(caption, size * width + norm_statistics(work)),
             places=places,
             seen=shape.context / 2,
             active=_EVEN,

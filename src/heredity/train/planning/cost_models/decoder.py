@@ -14,37 +14,35 @@ Leaves to others: the shape (sizes.py).
 
 from __future__ import annotations
 
+from heredity.train.memory import DecoderActivations
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning.cost_models import WIDE, Anatomy, Tower
-from heredity.train.planning.flops import Work
-
-CHUNK = 1024  # rows of logits that are there at once: network.GROUP, which needs torch
-_COPIES = 2  # of a chunk's logits in fp32: themselves, and logarithms that become their gradient
+from heredity.train.planning.cost_models import CostModel, TowerCosts
+from heredity.train.planning.workload import Workload
 
 
-def anatomy(work: Work) -> Anatomy:
+def cost_model(work: Workload) -> CostModel:
     """Of a decoder."""
-    shape, layer = work.shape, kept_by_layer(work)
+    shape, kept = work.shape, activations(work)
     table = shape.vocabulary * shape.width
-    tower = Tower(
+    tower = TowerCosts(
         layers=shape.layers,
-        parameters=shape.layers * of_layer(shape, work.has_qk_norm),
-        each=of_layer(shape, work.has_qk_norm),
-        kept=shape.layers * layer,
-        begin=kept_by_root(work),
+        parameters=shape.layers * layer_parameters(shape, work.has_qk_norm),
+        each=layer_parameters(shape, work.has_qk_norm),
+        kept=shape.layers * kept.per_layer,
+        begin=kept.root,
         end=0,
-        most=layer,
+        most=kept.per_layer,
         entry=work.bytes * shape.width,
         back=work.bytes * (3 * shape.wide + 2 * shape.width),
     )
-    return Anatomy(
+    return CostModel(
         parameters=parameters(shape, work.has_qk_norm),
         matrices=shape.layers * (_attention(shape) + _feed_forward(shape)),
         flops=flops(shape),
         towers=(tower,),
         head=table,
-        loose=of_root(shape) + table,
-        logits=lambda n: logits(work, n),
+        loose=root_parameters(shape) + table,
+        logits=kept.logits,
     )
 
 
@@ -61,12 +59,12 @@ def parameters(shape: TransformerShape, has_qk_norm: bool) -> dict[str, int]:
     }
 
 
-def of_layer(shape: TransformerShape, has_qk_norm: bool) -> int:
+def layer_parameters(shape: TransformerShape, has_qk_norm: bool) -> int:
     """Parameters of one layer."""
     return _attention(shape) + _feed_forward(shape) + 2 * shape.width + 2 * shape.head * has_qk_norm
 
 
-def of_root(shape: TransformerShape) -> int:
+def root_parameters(shape: TransformerShape) -> int:
     """Parameters that are in no layer."""
     return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
 
@@ -90,30 +88,11 @@ def _feed_forward(shape: TransformerShape) -> int:
     return 3 * shape.width * shape.wide
 
 
-def kept_by_layer(work: Work) -> int:
-    """Bytes a token."""
-    shape, size = work.shape, work.bytes
-    asked, keys = shape.heads * shape.head, shape.kv_heads * shape.head
-    norms = 2 * _norm(work, shape.width, 1)
-    if work.has_qk_norm:
-        norms += _norm(work, asked, shape.heads) + _norm(work, keys, shape.kv_heads)
-    read = size * (2 * shape.width + asked)
-    attention = size * (2 * asked + 2 * keys) + WIDE * shape.heads
-    return norms + read + attention + size * 4 * shape.wide
+def activations(work: Workload) -> DecoderActivations:
+    """What a forward pass of this work keeps."""
+    return DecoderActivations(work.shape, work.bytes, work.is_on_cpu, work.has_qk_norm)
 
 
-def kept_by_root(work: Work) -> int:
-    """Bytes a token: the last norm, rotary positions, numbers of tokens, the gradient at the head."""
-    shape, size = work.shape, work.bytes
-    return _norm(work, shape.width, 1) + 2 * size * shape.head + 16 + size * shape.width
-
-
-def logits(work: Work, n: int) -> int:
-    """Bytes of the logits that are there at once, of so many rows."""
-    return (WIDE * _COPIES + work.bytes) * min(CHUNK, n) * work.shape.vocabulary
-
-
-def _norm(work: Work, columns: int, n: int) -> int:
-    if work.is_on_cpu:
-        return work.bytes * (columns + n)
-    return (WIDE + work.bytes) * columns + WIDE * n
+def logits_memory(work: Workload, n: int) -> int:
+    """Bytes of the logits that are held at once, of `n` rows."""
+    return activations(work).logits(n)

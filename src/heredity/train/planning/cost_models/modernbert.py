@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import math
 
+from heredity.train.memory import FP32_BYTES
 from heredity.train.models.architectures import modernbert
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning.cost_models import WIDE, Anatomy, Tower, decoder
-from heredity.train.planning.flops import Work
+from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
+from heredity.train.planning.workload import Workload
 
 _SEEN = modernbert.WINDOW // 2  # to each side
 
 
-def anatomy(work: Work) -> Anatomy:
+def cost_model(work: Workload) -> CostModel:
     """Of an encoder for masked text."""
     shape, size = work.shape, work.bytes
     table, attention, wide = shape.vocabulary * shape.width, 4 * shape.width**2, 3 * shape.width * shape.wide
     each = attention + wide + 2 * shape.width
     mask = size * shape.context if shape.context > _SEEN + 1 else 0
-    layer, first_norm = _kept(work), size * shape.width + stats(work)
+    layer, first_norm = _kept(work), size * shape.width + norm_statistics(work)
     n_windows = shape.layers - _n_whole(shape)
-    tower = Tower(
+    tower = TowerCosts(
         layers=shape.layers,
         parameters=shape.layers * each - shape.width,
         each=each,
@@ -39,7 +40,7 @@ def anatomy(work: Work) -> Anatomy:
         back=size * (3 * shape.wide + 2 * shape.width),
     )
     norms = (2 * shape.layers - 1) * shape.width + 3 * shape.width  # of embedding, of the last, of the head
-    return Anatomy(
+    return CostModel(
         parameters={
             "embedding": table,
             "attention": shape.layers * attention,
@@ -52,7 +53,7 @@ def anatomy(work: Work) -> Anatomy:
         towers=(tower,),
         head=table,
         loose=2 * table + shape.width**2,
-        logits=lambda n: decoder.logits(work, math.ceil(work.hidden * n)),
+        logits=lambda n: decoder.logits_memory(work, math.ceil(work.hidden * n)),
         period=modernbert.EVERY,
     )
 
@@ -62,7 +63,7 @@ def _n_whole(shape: TransformerShape) -> int:
     return -(-shape.layers // modernbert.EVERY)
 
 
-def _flops(work: Work) -> dict[str, float]:
+def _flops(work: Workload) -> dict[str, float]:
     shape, whole = work.shape, _n_whole(work.shape)
     window = min(shape.context, modernbert.WINDOW)
     return {
@@ -73,23 +74,27 @@ def _flops(work: Work) -> dict[str, float]:
     }
 
 
-def _kept(work: Work) -> int:
+def _kept(work: Workload) -> int:
     """Bytes a token of a layer: two norms' inputs and what they give, queries, keys and values before they
     are turned and the former two after it, the attention's result twice, four of the feed-forward part."""
     shape = work.shape
-    return work.bytes * (11 * shape.width + 4 * shape.wide) + WIDE * shape.heads + 2 * stats(work)
+    return (
+        work.bytes * (11 * shape.width + 4 * shape.wide)
+        + FP32_BYTES * shape.heads
+        + 2 * norm_statistics(work)
+    )
 
 
-def _kept_by_root(work: Work) -> int:
+def _kept_by_root(work: Workload) -> int:
     """Bytes a token: two norms' inputs, rotary positions of both kinds, its number; of a gap, what the head
     keeps and the gradient that comes to it."""
     shape, size = work.shape, work.bytes
     n_kinds = 2 if shape.layers > 1 else 1
-    token = 2 * (size * shape.width + stats(work)) + n_kinds * 2 * size * shape.head + 8
-    gap = 3 * size * shape.width + stats(work) + 8 + size * shape.width
+    token = 2 * (size * shape.width + norm_statistics(work)) + n_kinds * 2 * size * shape.head + 8
+    gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
     return token + math.ceil(work.hidden * gap)
 
 
-def stats(work: Work) -> int:
+def norm_statistics(work: Workload) -> int:
     """Bytes of a row's mean and deviation that a norm keeps."""
-    return 2 * (work.bytes if work.is_on_cpu else WIDE)
+    return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)

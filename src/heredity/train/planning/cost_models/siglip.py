@@ -6,24 +6,26 @@ it, stands for the caption.
 
 from __future__ import annotations
 
-from heredity.train.planning.cost_models import Anatomy
-from heredity.train.planning.cost_models._towers import Around, stats
-from heredity.train.planning.cost_models._towers import anatomy as towers
-from heredity.train.planning.flops import Work
+from heredity.train.planning.cost_models import CostModel
+from heredity.train.planning.cost_models._towers import EndCosts, norm_statistics
+from heredity.train.planning.cost_models._towers import two_tower_costs as towers
+from heredity.train.planning.workload import Workload
 
 
-def anatomy(work: Work) -> Anatomy:
+def cost_model(work: Workload) -> CostModel:
     """Of a SigLIP."""
     shape, size = work.towers, work.bytes
     width, places, wide = shape.width, shape.patches, shape.wide
     asking = 4 * width * (width + 1) + 2 * width * wide + wide + width
     products = width**2 + 2 * width**2 * (places + 1) + 2 * width * wide + 2 * width * places
-    captions = shape.context * (size * width + stats(work))  # all that the last norm gives is held
-    pictures = places * (stats(work) + 3 * size * width + size * shape.heads)  # and keys and values of it
-    probe = size * (5 * width + 2 * wide) + stats(work)
+    captions = shape.context * (size * width + norm_statistics(work))  # all that the last norm gives is held
+    pictures = places * (
+        norm_statistics(work) + 3 * size * width + size * shape.heads
+    )  # and keys and values of it
+    probe = size * (5 * width + 2 * wide) + norm_statistics(work)
     return towers(
         work,
-        Around(
+        EndCosts(
             embedding=width * (shape.context + places + 3 * shape.patch**2 + 1),
             norms=4 * width,
             head=width * (width + 1) + width + asking + 2 * width + 2,

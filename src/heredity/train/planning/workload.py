@@ -7,14 +7,12 @@ from typing import Literal
 import msgspec
 
 from heredity.core.records import Record
-from heredity.train.models.shapes import TransformerShape
-from heredity.train.models.towers import Towers
+from heredity.train.models.shapes import DualShape, TransformerShape
 
-PRODUCT = 4096  # tokens of text that a run multiplies at once, or one context where that is longer
-KNOWN = ("bert", "clip", "llama", "modernbert", "qwen3", "siglip")
+ARCHITECTURES = ("bert", "clip", "llama", "modernbert", "qwen3", "siglip")
 
 
-class Work(Record, frozen=True):
+class Workload(Record, frozen=True):
     """What is read is counted in units: tokens, or pairs where there is a picture.
 
     `bytes`: of a number that is multiplied, 2 for bfloat16.
@@ -47,11 +45,11 @@ class Work(Record, frozen=True):
         return self.picture is not None
 
     @property
-    def towers(self) -> Towers:
+    def towers(self) -> DualShape:
         """The shape with its picture."""
         assert self.picture is not None
         side, patch = self.picture
-        return Towers(**msgspec.structs.asdict(self.shape), side=side, patch=patch)
+        return DualShape(**msgspec.structs.asdict(self.shape), side=side, patch=patch)
 
     @property
     def has_qk_norm(self) -> bool:
