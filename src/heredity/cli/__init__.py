@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
 SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
+        "demo": "Show a finished study with its lineage, from recorded answers.",
         "init": "Write an application, probes, a plan and CI jobs to start from.",
     },
     "Grow": {

@@ -1,0 +1,32 @@
+"""`heredity demo`: a whole study to look at, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from heredity.cli import PathArgument, Verb
+
+
+@click.command("demo", cls=Verb, example="heredity demo --out runs/demo")
+@click.option(
+    "--out",
+    type=PathArgument(),
+    default="runs/demo",
+    metavar="DIR",
+    show_default=True,
+    help="The study's folder.",
+)
+def command(out: Path) -> None:
+    """Show a finished study with its lineage, from recorded answers.
+
+    The answers are those of a small model, its 4-bit child and a child without its refusal direction, in the
+    example application. They ship with heredity: no model is loaded and nothing is downloaded.
+    """
+    from heredity.cli import _findings
+    from heredity.study.demo import write_demo
+    from heredity.study.report import write_report
+
+    found = write_demo(out)
+    _findings.show(found, write_report(out))

@@ -1,0 +1,50 @@
+"""The demo: a whole study from files that ship, in seconds, with no model."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from heredity.cli import main
+from heredity.core.errors import UsageError
+from heredity.study.demo import RECORDED, write_demo
+from heredity.study.report import write_report
+from tests.support.errors import raises
+
+
+def test_the_demo_shows_edges_and_writes_a_report_without_network_or_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the demo opened a connection")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    shown = capsys.readouterr().out
+    assert "qwen-ablated" in shown and "qwen-q4_0" in shown
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "qwen-ablated" in page and "<svg" in page
+    assert not (tmp_path / "store").exists()
+
+
+def test_its_estimates_are_what_its_verdicts_come_to_and_every_edge_is_there(tmp_path: Path) -> None:
+    found = write_demo(tmp_path)
+    assert found.n_errors == 0 and len({edge.child for edge in found.edges}) == 2
+    assert write_report(tmp_path, "json").is_file()  # refuses numbers that the verdicts do not come to
+
+
+def test_it_takes_its_own_folder_again_and_no_other(tmp_path: Path) -> None:
+    write_demo(tmp_path / "demo")
+    write_demo(tmp_path / "demo")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "plan.json").write_text("{}")
+    with raises(UsageError, "folder-not-empty", mentions=["mine"]):
+        write_demo(tmp_path / "mine")
+    assert (tmp_path / "mine" / "plan.json").read_text() == "{}"
+
+
+def test_what_ships_is_small() -> None:
+    assert sum(path.stat().st_size for path in RECORDED.glob("*.xz")) < 300_000
