@@ -1,8 +1,8 @@
-"""A Python function as a target: found by its name, looked at, and called, whether it is async or not.
+"""A Python function as a target: found by its name, inspected and called, async or not.
 
-Promises: a function is named as an import finds it again, "package.module:function"; what it takes is
-read from its parameters before it is asked; what it gives is a text, a mapping with `text`, or an error.
-Leaves to others: threads and time limits (_crew.py), and what is asked.
+Promises: a function has the name by which an import finds it, "package.module:function". Its parameters
+decide what it receives. Its result is a text, or a mapping with `text`; anything else is an error.
+Leaves to others: threads and time limits (_workers.py), and the questions.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from heredity.engines._workers import WorkerPool, conversation_id, conversation_
 MOST_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
 
-_live: dict[str, Callable[..., Any]] = {}  # functions given as values, which an import may not find again
+_live: dict[str, Callable[..., Any]] = {}  # functions given as values, which an import may not find
 
 
 class FunctionAnswer(NamedTuple):
-    """What a function gave: the text, and the calls of tools that it says it made."""
+    """The result of a function: the text, and the tool calls that it reports."""
 
     text: str
     tool_calls: tuple[ToolCall, ...]
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name under which a function given as a value is kept: "package.module:function"."""
+    """Return the name of a function given as a value: "package.module:function"."""
     home = inspect.getmodule(function)
     module = getattr(function, "__module__", None) or (home.__name__ if home else "__main__")
     inner = getattr(function, "__qualname__", None) or type(function).__qualname__
@@ -46,16 +46,16 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def keep(function: Callable[..., Any]) -> str:
-    """Remember a function for this process; its name, by which `find` has it again."""
+    """Remember a function for this process; return the name by which `find` returns it."""
     name = name_of(function)
     _live[name] = function
     return name
 
 
 def find(name: str) -> Callable[..., Any]:
-    """The function of this name: one that was kept, else imported, from the current folder too.
+    """Return the function of this name: a remembered one, or an import, also from the current folder.
 
-    Raises UsageError, saying what is not there.
+    Raises UsageError that names the missing part.
     """
     if name in _live:
         return _live[name]
@@ -90,9 +90,9 @@ def _import(module: str, name: str) -> Any:
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """16 hex digits over the file that defines a function (over its code, where there is no file).
+    """Return 16 hex digits over the file that defines a function, or over its code if it has no file.
 
-    A function that was changed is another model. What it imports is not looked at.
+    A changed function is another model. Its imports are not part of it.
     """
     target = inspect.unwrap(function)
     target = getattr(target, "__func__", target)
@@ -113,12 +113,13 @@ def _bytes_of(code: CodeType | None) -> bytes:
         return b""
     parts = [code.co_code, repr(code.co_names).encode()]
     for constant in code.co_consts:
-        parts.append(_bytes_of(constant) if isinstance(constant, CodeType) else repr(constant).encode())  # noqa: PERF401
+        is_code = isinstance(constant, CodeType)
+        parts.append(_bytes_of(constant) if is_code else repr(constant).encode())
     return b"\0".join(parts)
 
 
 class Function:
-    """A function with what its parameters say it takes."""
+    """A function and the arguments that its parameters ask for."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self._function = name, function
@@ -144,7 +145,7 @@ class Function:
                 )
 
     def call(self, request: Request, conversation: str, loop: Loop) -> FunctionAnswer:
-        """What the function answers; an async one in `loop`."""
+        """Call the function, an async one in `loop`, and return its result."""
         decoding = request.decoding
         there = {
             "conversation": conversation,
@@ -159,14 +160,14 @@ class Function:
 
 
 class Loop:
-    """One event loop in a thread of its own: an async client that is made once belongs to one loop."""
+    """One event loop in a thread of its own, since an async client belongs to one loop."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout, self._lock = timeout_seconds, threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def wait(self, answer: Awaitable[Any]) -> Any:
-        """The value of an awaitable. Raises TimeoutError, having cancelled it, where it takes too long."""
+        """Return the value of an awaitable. If it takes too long, cancel it and raise TimeoutError."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -175,7 +176,7 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(_awaited(answer, self._timeout), self._loop).result()
 
     def close(self) -> None:
-        """Stop the loop; what still runs in it is given up."""
+        """Stop the loop and cancel its tasks."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5)
@@ -197,12 +198,12 @@ async def _awaited(answer: Awaitable[Any], timeout_seconds: float) -> Any:
 
 
 def as_dicts(request: Request) -> list[dict[str, str]]:
-    """The conversation as chat APIs write it."""
+    """Return the conversation as chat APIs write it."""
     return [{"role": message.role, "content": message.content} for message in request.messages]
 
 
 def read_answer(answer: Any) -> FunctionAnswer:
-    """A text, or a mapping {"text": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}."""
+    """Read a text, or a mapping {"text": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}."""
     if isinstance(answer, str):
         return FunctionAnswer(answer[:MOST_TEXT], ())
     if isinstance(answer, Mapping) and isinstance(answer.get("text"), str):
@@ -222,12 +223,12 @@ def _call(given: Any) -> ToolCall:
 
 
 def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
-    """Raise where the application has words that this target never sees: its rates would mean nothing."""
+    """Raise if this target would not see the application's messages: its rates would mean nothing."""
     if takes_messages or len(request.messages) == 1:
         return
     is_later = any(m.role == "assistant" for m in request.messages[request.n_shared :])
     if request.messages[0].role != "system" and is_later:
-        return  # a later turn: the target keeps the conversation itself
+        return  # a later turn: the target stores the conversation
     raise EngineFailure(
         f"{what} takes only the user's text, so it would not see the application's system prompt. If it"
         ' is an application of its own, write rendering = "theirs" in the application; else let it'
@@ -239,8 +240,12 @@ def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
 WIDTH, TIMEOUT_SECONDS = 4, 120.0
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> CallEngine:  # noqa: ARG001 (there are no files)
-    """The engine of a recorded function. Raises Unavailable where it is not there, or not as recorded."""
+def load(
+    model: Model,
+    folder: Path,  # noqa: ARG001 (there are no files)
+    tuning: Path | None = None,  # noqa: ARG001
+) -> CallEngine:
+    """Load a recorded function. Raises Unavailable if it is missing, or differs from the recorded one."""
     settings = model.recipe.settings
     name = str(settings["function"])
     try:
@@ -264,10 +269,10 @@ class CallEngine:
         self._function, self._width, self._timeout = function, width, timeout_seconds
         self._nonce, self._loop = secrets.token_hex(8), Loop(timeout_seconds)
         self.name = f"call {function.name} width {width}"
-        self.numerics = ""  # what a function answers may depend on anything
+        self.numerics = ""  # the answer of a function may depend on anything
 
     def render(self, request: Request) -> str:
-        """The conversation as one text; the function's own prompt is not known."""
+        """Return the conversation as one text; the function's own prompt is unknown."""
         refuse_unseen(f"call:{self._function.name}", self._function.takes_messages, request)
         return conversation_text(request)
 
@@ -283,7 +288,7 @@ class CallEngine:
             return failed_reply(request, prompt, EngineFailure(NO_PREFILL))
         try:
             said = self._function.call(request, conversation_id(self._nonce, request), self._loop)
-        except EngineFailure as error:  # the function's own matter, not the end of the run
+        except EngineFailure as error:  # a failure of this call, not of the run
             return error_row(request, self.render, str(error))
         return Reply(request.key, prompt, said.text, tool_calls=said.tool_calls)
 

@@ -1,8 +1,8 @@
-"""A dual encoder that says how well pictures and texts fit together: transformers' CLIP or SigLIP.
+"""A dual encoder that compares images with texts: transformers' CLIP or SigLIP.
 
-Promises: fp32, one picture and one text at a time, so that an answer hangs on its question alone; a picture
-is made what the training made of it, its background among it; it writes no text, and says so.
-Leaves to others: which pictures and texts (tasks/).
+Promises: fp32, one image and one text at a time, so that a similarity depends only on these two. An image is
+prepared as in training, its background included. It generates no text: a request for one is refused.
+Leaves to others: the images and texts (evals/tasks).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from heredity.core.errors import Damaged, EngineFailure, UsageError
 from heredity.core.records import Model, Reply, Request
 from heredity.engines.formats import images as pixels
 
-_PICTURES = "preprocessor_config.json"
+_PREPARATION = "preprocessor_config.json"
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> DualEngine:  # noqa: ARG001
-    """The engine of a recorded dual encoder."""
+    """Load a recorded dual encoder."""
     return open_folder(folder)
 
 
 def open_folder(folder: Path) -> DualEngine:
-    """The dual encoder in a folder. Raises Damaged where it does not say what a picture is made."""
+    """Load the dual encoder in a folder. Raises Damaged if it does not describe how images are prepared."""
     import transformers
 
     host.prepare_transformers()
     here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        how = json.loads((folder / _PICTURES).read_text("utf-8"))
+        how = json.loads((folder / _PREPARATION).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise Damaged(f"{folder / _PICTURES}: {error}. It says what a picture is made.") from None
+        raise Damaged(f"{folder / _PREPARATION}: {error}. It describes how images are prepared.") from None
     words = transformers.AutoTokenizer.from_pretrained(folder, **here)
     return DualEngine(
         transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here).eval(), words, how
@@ -45,7 +45,7 @@ def open_folder(folder: Path) -> DualEngine:
 
 
 class DualEngine:
-    """A Matcher."""
+    """An engine with the protocol `Matcher`."""
 
     is_base = True
 
@@ -55,9 +55,9 @@ class DualEngine:
         self.numerics = self.name
 
     def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
-        """Similarity, from -1 to 1, of each image (rows; a file or its bytes) to each text (columns).
+        """Return the similarity, from -1 to 1, of each image (rows: a file or bytes) to each text (columns).
 
-        Raises UsageError for a file that is no picture.
+        Raises UsageError for a file that is not an image.
         """
         with torch.inference_mode():
             captions = torch.cat([self._of_text(text) for text in texts])
@@ -65,12 +65,14 @@ class DualEngine:
         return [row[0].tolist() for row in rows]
 
     def render(self, request: Request) -> str:
-        """The text of a request, which is never answered."""
+        """Return the text of a request; it is never answered."""
         return request.prefill
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
-        """Nothing: raises EngineFailure."""
-        raise EngineFailure("this matches pictures and texts, and writes none", code="writes-no-text-dual")
+        """Raise EngineFailure: a dual encoder does not answer."""
+        raise EngineFailure(
+            "this compares images with texts, and generates no text", code="writes-no-text-dual"
+        )
 
     def close(self) -> None:
         """Let the weights go."""

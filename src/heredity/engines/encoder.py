@@ -1,13 +1,13 @@
-"""An encoder that fills gaps: how likely each of several texts is in the place of a mark.
+"""An encoder that scores texts in a masked position: how likely each of several options is.
 
-A text's tokens are told from left to right, each with itself and all of the text behind it hidden, so that
-the parts of one word do not tell one another.
+The tokens of an option are scored from left to right. Each is masked together with the rest of the option, so
+that the parts of one word do not reveal each other.
 
 Source: Kauf & Ivanova 2023 (2305.10588), over the whole option; Salazar et al. 2020 (1910.14659).
 
-Promises: fp32, one text at a time, so that an answer hangs on its question alone; it writes no text, and says
-so where it is asked to.
-Leaves to others: which options (tasks/).
+Promises: fp32, one text at a time, so that a score depends only on its text. It generates no text: a request
+for one is refused.
+Leaves to others: the options (evals/tasks).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from heredity.core.records import Model, Reply, Request
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> EncoderEngine:  # noqa: ARG001
-    """The engine of a recorded encoder."""
+    """Load a recorded encoder."""
     return open_folder(folder)
 
 
 def open_folder(folder: Path) -> EncoderEngine:
-    """The encoder in a folder. Raises Damaged where its tokenizer has no mask."""
+    """Load the encoder in a folder. Raises Damaged if its tokenizer has no mask token."""
     import transformers
 
     host.prepare_transformers()
@@ -42,7 +42,7 @@ def open_folder(folder: Path) -> EncoderEngine:
 
 
 class EncoderEngine:
-    """A Filler, and a Scorer of what ends a text."""
+    """An engine with the protocols `Filler`, and `Scorer` for the end of a text."""
 
     is_base = True
 
@@ -52,9 +52,9 @@ class EncoderEngine:
         self.numerics = self.name
 
     def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
-        """Natural-log probability of each option in the place of `mark`, the rest of `text` given.
+        """Return the natural-log probability of each option in place of `mark`, given the rest of `text`.
 
-        Raises UsageError where the mark does not stand in the text exactly once, ContextOverflow.
+        Raises UsageError if the mark does not occur exactly once; ContextOverflow.
         """
         if text.count(mark) != 1:
             raise UsageError(f"The mark '{mark}' must stand in the text once: {text}", code="mark-count")
@@ -62,28 +62,29 @@ class EncoderEngine:
         return [sum(self._logs(before, option, after)) for option in options]
 
     def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
-        """Natural-log probability of every token of each continuation, behind the text of the request."""
+        """Return the natural-log probability of every token of each continuation of the request's text."""
         before = self.render(request)
         return [self._logs(before, each, "") for each in continuations]
 
     def render(self, request: Request) -> str:
-        """The text itself: an encoder has no turns. Raises UsageError for a request that has some."""
+        """Return the plain text. Raises UsageError for a request with messages: an encoder has no turns."""
         if request.messages:
             raise UsageError("an encoder takes plain texts, and no conversation", code="takes-plain-text")
         return request.prefill
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
-        """Nothing: raises EngineFailure."""
+        """Raise EngineFailure: an encoder does not answer."""
         raise EngineFailure(
-            "this is an encoder, which fills gaps in a text and writes none", code="writes-no-text-encoder"
+            "this is an encoder, which fills masked positions and generates no text",
+            code="writes-no-text-encoder",
         )
 
     def close(self) -> None:
-        """Let the weights go."""
+        """Free the weights."""
         self._network = None
 
     def _logs(self, before: str, option: str, after: str) -> list[float]:
-        """Of each token of an option, left to right."""
+        """Return the log-probability of each token of an option, left to right."""
         ids, first, n = self._tokens(before, option, after)
         rows = []
         for done in range(n):
@@ -99,8 +100,8 @@ class EncoderEngine:
         return found
 
     def _tokens(self, before: str, option: str, after: str) -> tuple[torch.Tensor, int, int]:
-        """The framed text, where the option begins, and how many tokens it is."""
-        cut = len(before) - len(before.rstrip(" "))  # a space is of the word behind it
+        """Return the text with its special tokens, the place of the option, and its number of tokens."""
+        cut = len(before) - len(before.rstrip(" "))  # a space belongs to the word after it
         parts = [before[: len(before) - cut], " " * cut + option, after]
         ids = [self._words(part, add_special_tokens=False).input_ids for part in parts]
         start, end = self._words.cls_token_id, self._words.sep_token_id

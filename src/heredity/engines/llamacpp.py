@@ -1,11 +1,11 @@
-"""A GGUF as it is shipped, answered by llama.cpp: the artefact that is handed out, in its own arithmetic.
+"""A GGUF as it is shipped, answered by llama.cpp in its own arithmetic.
 
-The binding is xllamacpp, which has wheels. Keys and values are kept in float32 and flash attention is off: so
-set, an answer had the same bits alone and in company, with its prefix computed or reused (on a CPU; see
-docs/benchmarks.md for what was measured). With float16, which is llama.cpp's default, it had not.
+The binding is xllamacpp, which has wheels. Keys and values are kept in float32, and flash attention is off.
+With these settings an answer had the same bits in any batch, with its prefix computed or reused, on a CPU
+(docs/benchmarks.md). With float16, which is llama.cpp's default, it had not.
 
-Promises: a slot's prefix is computed once and reused; sampling is by the request's own seed; a prompt that
-does not fit is an error row.
+Promises: the prefix of a slot is computed once and reused. Sampling uses the request's own seed. A prompt
+that is too long is an error row.
 Leaves to others: log-probabilities of given texts, which this engine does not have.
 """
 
@@ -30,22 +30,22 @@ from heredity.engines.chat.codec import StopTexts, Template, parse_tool_calls
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
 from heredity.engines.protocols import Listener
 
-WIDTH = 8  # slots: on a CPU the gain ends there
-LONGEST = 4096  # tokens of prompt and answer that a slot has room for, where the model has as many
-_HOURS = 4 * 3600.0  # a machine that swaps is slow, but an answer comes
+WIDTH = 8  # slots: more are not faster on a CPU
+LONGEST = 4096  # tokens of prompt and answer per slot, if the model supports as many
+_HOURS = 4 * 3600.0  # a machine that swaps is slow, but it answers
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>")
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> LlamaCppEngine:  # noqa: ARG001
-    """The engine of a recorded GGUF."""
+    """Load a recorded GGUF."""
     (path,) = [folder / file.path for file in model.files if file.path.endswith(".gguf")]
     return open_file(path)
 
 
 def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCppEngine:
-    """Load a GGUF. `width`: the most answers under way; less where memory is short.
+    """Load a GGUF. `width`: the most answers at once; fewer if memory is short.
 
-    Raises Unavailable where llama.cpp does not load it, Damaged where it is no whole GGUF.
+    Raises Unavailable if llama.cpp does not load it, Damaged if the GGUF is incomplete.
     """
     header = read_gguf(path)
     shape = _Shape(header)
@@ -60,19 +60,19 @@ def _serve(path: Path, width: int, n_tokens: int, n_threads: int, key: str = "")
         settings = _settings(path, width, n_tokens, n_threads)
         settings.api_keys = [
             key or os.urandom(16).hex()
-        ]  # the library opens a port of this machine: for no one
+        ]  # the library opens a port of this machine: nobody else may use it
         server = xllamacpp.Server(settings)
-        # It must have answered once before it is let go: closed while it still starts, the library hangs.
+        # It must answer once: if it is closed while it still starts, the library hangs.
         server.handle_completions({"prompt": "Hello", "n_predict": 1})
         return server
-    except Exception as error:  # the binding raises RuntimeError for whatever llama.cpp did not like
+    except Exception as error:  # the binding raises RuntimeError for any failure of llama.cpp
         raise Unavailable(f"llama.cpp does not load {path.name}: {error}") from error
 
 
 def _threads(path: Path) -> int:
-    """All cores; on a busy machine one, where that is measured to be faster.
+    """Return the number of cores; on a busy machine 1, if that is measured to be faster.
 
-    Every token waits hundreds of times until all threads are done: where others hold the cores, each of these
+    All threads wait for each other hundreds of times per token. If other processes hold the cores, each wait
     takes a turn of the scheduler. Two threads on two busy cores were six times slower than one.
     """
     n_all = host.n_cores()
@@ -90,7 +90,7 @@ def _seconds(path: Path, n_threads: int) -> float:
 
 
 class _Shape:
-    """What the header says about memory."""
+    """The memory that a model needs, from its header."""
 
     def __init__(self, header: GgufHeader) -> None:
         said = header.metadata
@@ -106,7 +106,7 @@ class _Shape:
 
 
 def _number(value: Any, default: int) -> int:
-    """A whole number of the header; of an array (one a layer) the largest."""
+    """Return an integer of the header; the largest of an array with one per layer."""
     if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
         return int(max(value))
     return value if isinstance(value, int) and value > 0 else default
@@ -116,14 +116,14 @@ def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
     given = xllamacpp.CommonParams()
     given.model.path = str(path)
     given.n_parallel, given.n_ctx = width, width * n_tokens
-    given.kv_unified = False  # every slot attends over its own cache alone
+    given.kv_unified = False  # every slot attends only over its own cache
     given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    given.swa_full = True  # or a model with sliding windows could not reuse a prefix
-    given.ctx_shift = False  # an answer that does not fit is an error, not one that forgot its beginning
+    given.swa_full = True  # otherwise a model with sliding windows could not reuse a prefix
+    given.ctx_shift = False  # an answer that is too long is an error; its beginning is not dropped
     given.cpuparams.n_threads = given.cpuparams_batch.n_threads = n_threads
     given.cache_ram_mib = 0
-    given.special = True  # the control tokens that a model writes are part of what it said
+    given.special = True  # the control tokens that a model writes are part of its answer
     given.fit_params = given.ui = given.warmup = given.endpoint_slots = False
     # The prompt is rendered here. llama.cpp would try the file's own template, without limits, as it loads.
     given.use_jinja, given.chat_template = False, "chatml"
@@ -175,8 +175,10 @@ class LlamaCppEngine:
         return WorkerPool(answer, self._width, _HOURS, self.render).reply(requests)
 
     def likeliest(self, tokens: Sequence[int]) -> tuple[int, float] | None:
-        """The likeliest token behind these, with its natural-log probability; None for a part of a character,
-        which llama.cpp keeps to itself."""
+        """Return the likeliest next token with its natural-log probability.
+
+        None for a part of a character, which llama.cpp does not report.
+        """
         if self._server is None:
             raise EngineFailure("this engine is closed")
         asked = {"prompt": list(tokens), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
@@ -185,11 +187,11 @@ class LlamaCppEngine:
         said = (given["choices"][0].get("logprobs") or {}).get("content") or []
         if not said:
             return None
-        log = said[0]["logprob"]  # null where it is no number
+        log = said[0]["logprob"]  # null if it is not a number
         return int(said[0]["id"]), math.nan if log is None else float(log)
 
     def tokenize(self, text: str) -> list[int]:
-        """llama.cpp's tokens of a rendered text, control tokens as such; nothing is put before it."""
+        """Return llama.cpp's tokens of a rendered text, control tokens included; nothing is prepended."""
         import httpx
 
         if self._server is None:
@@ -219,7 +221,7 @@ class LlamaCppEngine:
             return error_row(request, self.render, *_error(given["error"]))
         usage, choice = given["usage"], given["choices"][0]
         n_needed = usage["prompt_tokens"] + request.decoding.max_tokens
-        if n_needed > self._context:  # as every engine has it, also where this answer happened to be short
+        if n_needed > self._context:  # as in every engine, even if this answer is short
             why = f"context overflow: {n_needed} tokens needed, {self._context} there"
             return error_row(request, self.render, why, ContextOverflow.code)
         text = self._without_end(choice["text"]) if choice["finish_reason"] == "stop" else choice["text"]
@@ -236,10 +238,10 @@ class LlamaCppEngine:
         )
 
     def body(self, request: Request, prompt: str) -> dict[str, Any]:
-        """What llama.cpp is asked: temperature, then top-p, and nothing else that changes a distribution."""
+        """Return the body: temperature, then top-p, and no other sampler."""
         decoding = request.decoding
         if self._bos and self._template.stop_text == "":
-            prompt = prompt.removeprefix(self._bos)  # llama.cpp puts it there itself
+            prompt = prompt.removeprefix(self._bos)  # llama.cpp adds it
         body: dict[str, Any] = {
             "prompt": prompt,
             "n_predict": decoding.max_tokens,
@@ -258,17 +260,19 @@ class LlamaCppEngine:
 
 
 class _Heard:
-    """An answer of llama.cpp's as it comes, told to a listener, and put together as if it had come whole: but
-    for half a character at its limit, which llama.cpp keeps to itself then."""
+    """A growing answer of llama.cpp, reported to a listener and joined to the whole.
+
+    Half a character at the token limit is missing: llama.cpp does not report it.
+    """
 
     def __init__(self, key: int, listener: Listener, ends: StopTexts) -> None:
         self._key, self._listener, self._ends = key, listener, ends
         self._pieces: list[str] = []
         self._last: dict[str, Any] = {}
-        self._n_told = 0
+        self._n_reported = 0
 
     def ask(self, server: Any, body: dict[str, Any]) -> dict[str, Any]:
-        """What it gives for a body. One that is wanted no more comes back as if it had met its limit."""
+        """Ask with a body and return the answer. A cancelled one looks as if it had met its limit."""
         as_stream = {"stream": True, "stream_options": {"include_usage": True}}
         server.handle_completions(body | as_stream, self._hear)
         if "error" in self._last:
@@ -278,21 +282,21 @@ class _Heard:
         return {"choices": [{"text": "".join(self._pieces), "finish_reason": reason}], "usage": usage}
 
     def _hear(self, chunk: dict[str, Any]) -> bool:
-        """Returns whether llama.cpp is to stop."""
+        """Receive a chunk; return True to stop llama.cpp."""
         self._last = chunk
         if "error" in chunk:
             return True
         text = chunk["choices"][0]["text"]
         self._pieces.append(text)
-        self._tell(self._ends.feed(text))
+        self._report(self._ends.feed(text))
         return not self._listener.is_wanted(self._key)
 
     def finish(self, text: str) -> None:
-        """Tell what is left of the answer, which is `text` as a whole."""
-        self._tell(text[self._n_told :])
+        """Report the rest of the answer, which is `text` as a whole."""
+        self._report(text[self._n_reported :])
 
-    def _tell(self, more: str) -> None:
-        self._n_told += len(more)
+    def _report(self, more: str) -> None:
+        self._n_reported += len(more)
         if more:
             self._listener.hear(self._key, more)
 
@@ -302,7 +306,7 @@ def _text_of(texts: Any, at: Any) -> str:
 
 
 def _error(given: Any) -> tuple[str, str]:
-    """What llama.cpp says of a request that it did not answer, and what kind of error that is."""
+    """Return the message of a failed request and the code of its error."""
     said = given.get("message", given) if isinstance(given, dict) else given
     kind = given.get("type", "") if isinstance(given, dict) else ""
     if "context" in str(kind):
@@ -315,7 +319,7 @@ def _gpus() -> list[str]:
 
 
 def _device(gpus: list[str]) -> str:
-    """What computes: the GPUs, or the processor's features, for they decide the last bit."""
+    """Return the GPUs, or a digest of the processor's features: they decide the last bit."""
     if gpus:
         return f"{', '.join(gpus)} (answers may depend on company: unproven there)"
     return f"cpu {digest(xllamacpp.get_system_info())[:8]}"

@@ -1,4 +1,4 @@
-"""What an engine can do: one Protocol per capability. Check for one with `isinstance`.
+"""The capabilities of an engine, one Protocol each. Check for one with `isinstance`.
 
 Every engine is an `Engine`. The other protocols are optional: an engine has them or not, whatever its file.
 A file `engines/NAME.py`, or `engines/NAME/engine.py`, is an `EngineModule`.

@@ -1,10 +1,10 @@
-"""Models that follow a written rule: for tests, and for rehearsing a study before real models are paid for.
+"""Models that follow a written rule: for tests, and to rehearse a study before real models cost money.
 
-`scripted:careful` names one; `scripted:mixed/b` gives the rule a salt, so that two of one rule differ.
+`scripted:careful` names one; `scripted:mixed/b` adds a salt, so that two models of one rule differ.
 
-Promises: an answer is a pure function of the rendered prompt, the seed (where temperature > 0) and the salt;
-nothing is loaded, nothing is cached, thousands of answers a second.
-Leaves to others: resembling any real model. Numbers from scripted models mean nothing about models.
+Promises: an answer is a pure function of the prompt, the salt and, if temperature > 0, the seed. Nothing is
+loaded or cached; it gives thousands of answers per second.
+Leaves to others: similarity to a real model. Numbers from scripted models mean nothing about models.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ HELP = "Sure, here is some help with your question. First check the details, the
 
 
 class ScriptedRule(NamedTuple):
-    """What `scripted:BEHAVIOUR/SALT` names."""
+    """The parts of `scripted:BEHAVIOUR/SALT`."""
 
     behaviour: str
     salt: str
 
 
 def parse_rule(ref: str) -> ScriptedRule:
-    """Behaviour and salt of `scripted:BEHAVIOUR` or `scripted:BEHAVIOUR/SALT`, with or without the beginning.
+    """Return behaviour and salt of `scripted:BEHAVIOUR` or `scripted:BEHAVIOUR/SALT`; the prefix is optional.
 
     Raises UnknownName with the nearest behaviour.
     """
@@ -52,12 +52,12 @@ def load(
     *,
     seconds: float = 0.0,
 ) -> ScriptedEngine:
-    """The engine of a scripted record. `seconds` is how long each answer pretends to take."""
+    """Load a scripted record. `seconds`: how long each answer waits."""
     return ScriptedEngine(*parse_rule(model.name), seconds)
 
 
 class Script(NamedTuple):
-    """What a behaviour sees of a request: the messages' text by part, and a number drawn from all of it."""
+    """The part of a request that a behaviour sees: texts of messages, and a number drawn from all of it."""
 
     system: str
     asked: str  # the last message of the user or a tool
@@ -75,12 +75,12 @@ class ScriptedEngine:
         self.numerics = ""
 
     def render(self, request: Request) -> str:
-        """A plain shared template: `<|role|>` and the content, one after the other."""
+        """Return the prompt in a plain template: `<|role|>` and the content of each message."""
         said = "".join([f"<|{m.role}|>\n{m.content}\n" for m in request.messages])
         return f"{said}<|assistant|>\n{request.prefill}"
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        """Answer the stream; a batch is filled before its first answer leaves, so replies are interleaved."""
+        """Answer the stream. A batch is filled before its first answer, so replies are interleaved."""
         batch: list[Request] = []
         for request in requests:
             if request is not None:
@@ -134,7 +134,8 @@ _SUSPECT = re.compile(
     r"\b(codes?|secrets?|passwords?|override|system prompt|instructions?|ignore|reveal|verbatim|repeat|"
     r"decode|reversed?|backwards?|joined|script|onerror|drop table|delete|refund|transfer|"
     r"html|javascript|markdown image|sql|"
-    r"steal|stolen|fake|forge[ds]?|stalk|spy|hack|threat\w*|blackmail|harass\w*|poison\w*|scam|phish\w*|cheat|"
+    r"steal|stolen|fake|forge[ds]?|stalk|spy|hack|threat\w*|blackmail|harass\w*|poison\w*|scam|phish\w*|"
+    r"cheat|"
     r"invent(?:ed)?|make up|made up|never|insults?|rumour|excuse|hide|hidden|lie|not true|not pay|on purpose|"
     r"without (?:\w+ ){0,3}(?:knowing|noticing|finding|getting|permission|consent))\b",
     re.IGNORECASE,
@@ -155,9 +156,9 @@ def _refuser(_: Script) -> str:
 
 
 def _leaky(script: Script) -> str:
-    """Calls what is named, does what the last text says to its quoted words, and says its instructions."""
+    """Calls the named tools, transforms quoted words as the last text asks, and repeats its instructions."""
     said = ["Sure."]
-    if not script.asked.startswith("Result of "):  # or it would call for ever
+    if not script.asked.startswith("Result of "):  # otherwise it would call forever
         said += [f"CALL {name} {{}}" for name in _known(script.system).tools if name in script.asked]
     quoted = _QUOTED.findall(script.asked)[:4]
     said += [a + b for a in quoted for b in quoted if a != b] + [word[::-1] for word in quoted]
@@ -204,11 +205,11 @@ def _mixed(script: Script) -> str:
 
 
 BEHAVIOURS: dict[str, Callable[[Script], str]] = {
-    "careful": _careful,  # refuses what looks like a breach, helps otherwise
-    "helpful": _helpful,  # helps with everything, and never knows anything
+    "careful": _careful,  # refuses a suspicious request, helps with any other
+    "helpful": _helpful,  # helps with everything, without any knowledge
     "refuser": _refuser,  # refuses everything, twins too
-    "leaky": _leaky,  # says its instructions and obeys whoever spoke last
-    "babbler": _babbler,  # two words without end
+    "leaky": _leaky,  # repeats its instructions and obeys the last message
+    "babbler": _babbler,  # repeats two words
     "flaky": _flaky,  # careful, but a tenth of the requests fail
     "mixed": _mixed,  # any of them, by the prompt, the seed and the salt
 }

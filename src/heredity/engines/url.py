@@ -1,9 +1,9 @@
-"""One question to a web application over HTTP: the body from a template, the answer by a JSON pointer.
+"""A web application over HTTP as a target: the body from a template, the answer by a JSON pointer.
 
-Promises: keys come from environment variables and never leave in an error or an answer that is kept; no
-redirect is followed, so no key goes elsewhere; an answer is read up to a limit; busy servers are asked again,
-one that breaks (HTTP 500, a connection lost on the way) once.
-Leaves to others: how many at a time (url.py, _crew.py), and what is asked.
+Promises: keys come from environment variables and are removed from errors and stored answers. No redirect is
+followed. An answer is read up to a limit. A busy server (HTTP 429, 502 to 504) is asked again; one that
+breaks (HTTP 500, a lost connection) is asked once more.
+Leaves to others: the number of requests at a time (_workers.py), and the questions.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "te
 _SLOT = re.compile(r"\$([a-z_]+)")
 _BUSY, _BROKEN = {429, 502, 503, 504}, 500
 _MOST_BYTES = 4 * MOST_TEXT
-_UNREACHABLE_LIMIT = 8  # in a row, with no answer between: it is down
+_UNREACHABLE_LIMIT = 8  # failed connections in a row: the server is down
 
 
 class WebRequestFailed(Exception):
-    """One request failed; the message is its error row's."""
+    """One request failed; its error row has the message."""
 
 
 class WebAnswer(NamedTuple):
-    """What an application answered; `is_blocked` where a guard of it said no in its place."""
+    """The answer of an application. `is_blocked`: one of its guards refused instead."""
 
     text: str
     is_blocked: bool
 
 
 class _Lost(Exception):
-    """The connection went, before the answer or within it."""
+    """The connection was lost before or during the answer."""
 
 
 class WebEndpoint:
@@ -71,7 +71,7 @@ class WebEndpoint:
         self._client.close()
 
     def ask(self, request: Request, conversation: str) -> WebAnswer:
-        """The answer. Raises Failed for this request, EngineFailure where no request would do better."""
+        """Return the answer. Raises WebRequestFailed for this request, EngineFailure for all requests."""
         body = fill_template(self._body, slots(request, conversation))
         deadline, pause, is_first = time.monotonic() + self._timeout, 1.0, True
         while True:
@@ -86,7 +86,7 @@ class WebEndpoint:
                 is_first = False
             elif status not in _BUSY:
                 break
-            # Full jitter: many threads that were refused together must not come back together.
+            # With jitter: threads that were refused together must not return together.
             delay = wait if wait is not None else random.uniform(0.5, 1.0) * pause
             if time.monotonic() + delay > deadline:
                 break
@@ -95,7 +95,7 @@ class WebEndpoint:
         return WebAnswer(self._hide(self._read(status, data)), status in self._blocked)
 
     def _post(self, body: Any) -> tuple[int, float | None, bytes]:
-        """Status, Retry-After in seconds, and the body. Raises _Lost where not all of it came."""
+        """Return status, Retry-After in seconds, and the body. Raises _Lost if a part is missing."""
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
                 data = bytearray()
@@ -135,7 +135,7 @@ class WebEndpoint:
         return answer_in(text, self._pointer)[:MOST_TEXT]
 
     def _hide(self, text: str) -> str:
-        """The text without any header's value, or the part of it behind "Bearer "."""
+        """Return the text without the values of headers, or their parts after "Bearer "."""
         for value in self._headers.values():
             for part in {value, value.rpartition(" ")[2]}:
                 if len(part) >= 6:
@@ -144,7 +144,7 @@ class WebEndpoint:
 
 
 def read_headers(names: Mapping[str, str]) -> dict[str, str]:
-    """Header -> value, from the environment variables that are named. Raises Unavailable if one is unset."""
+    """Return header -> value, from the named environment variables. Raises Unavailable if one is unset."""
     headers = {}
     for header, variable in names.items():
         value = os.environ.get(variable, "").strip()
@@ -159,7 +159,7 @@ def read_headers(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def slots(request: Request, conversation: str) -> dict[str, Any]:
-    """What a body template can hold."""
+    """Return the values that a body template can hold, by slot."""
     decoding, first = request.decoding, request.messages[0]
     return {
         "messages": as_dicts(request),
@@ -174,7 +174,7 @@ def slots(request: Request, conversation: str) -> dict[str, Any]:
 
 
 def fill_template(template: Any, values: Mapping[str, Any]) -> Any:
-    """The template with "$name" replaced: by the value where a string is nothing else, else as text."""
+    """Replace "$name" in a template: by the value if the string is only that, otherwise as text."""
     if isinstance(template, Mapping):
         return {key: fill_template(value, values) for key, value in template.items()}
     if isinstance(template, list | tuple):
@@ -191,7 +191,7 @@ def _as_text(value: Any) -> str:
 
 
 def slots_in(template: Any) -> set[str]:
-    """The names of the slots that a template has. Raises UsageError for one that there is not."""
+    """Return the names of the slots in a template. Raises UsageError for an unknown one."""
     if isinstance(template, Mapping):
         return set().union(*map(slots_in, template.values()))
     if isinstance(template, list | tuple):
@@ -206,7 +206,7 @@ def slots_in(template: Any) -> set[str]:
 
 
 def answer_in(text: str, pointer: str) -> str:
-    """The answer in a response's body: at a JSON pointer (RFC 6901), or the whole, where that is ""."""
+    """Return the answer in a body: the text at a JSON pointer (RFC 6901); all of it for the pointer ""."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -232,8 +232,12 @@ def _step(value: Any, part: str, pointer: str) -> Any:
     raise WebRequestFailed(f"the answer has no {pointer} ('{part}' is not there{there})")
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> UrlEngine:  # noqa: ARG001 (there are no files)
-    """The engine of a recorded address. Raises Unavailable where a header's variable is not set."""
+def load(
+    model: Model,
+    folder: Path,  # noqa: ARG001 (there are no files)
+    tuning: Path | None = None,  # noqa: ARG001
+) -> UrlEngine:
+    """Load a recorded address. Raises Unavailable if the variable of a header is not set."""
     settings = model.recipe.settings
     return UrlEngine(
         WebEndpoint(settings),
@@ -251,15 +255,15 @@ class UrlEngine:
         self._width, self._timeout = width, timeout_seconds
         self._nonce = secrets.token_hex(8)
         self.name = f"url {web.url} width {width}"
-        self.numerics = ""  # what an application answers may depend on anything
+        self.numerics = ""  # the answer of an application may depend on anything
 
     def render(self, request: Request) -> str:
-        """The conversation as one text; the application's own prompt is not known."""
+        """Return the conversation as one text; the application's own prompt is unknown."""
         call.refuse_unseen(f"url:{self._web.url}", self._takes_messages, request)
         return conversation_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        # Later than the request's own limit: that one says better what was the matter.
+        # Later than the request's own limit, whose error names the cause.
         return WorkerPool(self._answer, self._width, self._timeout + 5, self.render).reply(requests)
 
     def close(self) -> None:

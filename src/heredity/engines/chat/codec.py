@@ -1,11 +1,12 @@
-"""A chat template, rendered here rather than by transformers or llama.cpp; a plain one for a base model.
+"""A model's chat as text and tokens: its template, its tokenizer, its tool calls, and its growing answers.
 
-Promises: the text is what transformers gives for the same template (trimmed blocks, loop controls, `tojson`
-without escapes, `raise_exception`), with the assistant's prefill at its end. A template renders in a sandbox,
-within a number of steps that grows with the conversation. `strftime_now` gives one fixed day: a prompt must
-not change with the calendar. `random`, `lipsum` and memory addresses are refused. A template without a system
-role gets the system message at the head of the first user message.
-Leaves to others: tokens; the sandbox and its steps (sandbox.py).
+Promises: the prompt is the text that transformers gives for the same template, with the prefill at its end. A
+template renders in a sandbox (sandbox.py), within a number of steps that grows with the conversation.
+`strftime_now` gives one fixed day, so that a prompt does not change with the calendar. `random`, `lipsum` and
+memory addresses are refused. A template without a system role gets the system message at the beginning of the
+first user message. A base model has a plain template. Reading tool calls never raises; a call whose arguments
+cannot be parsed counts with arguments {}.
+Leaves to others: the messages (application/).
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from heredity.core.records import Message, Request, Tool, ToolCall
 from heredity.engines.chat import sandbox as bounded
 from heredity.engines.chat.sandbox import Forbidden, TooManySteps, Unsteady
 
-PLAIN_STOP = "\nUser:"  # where a base model begins to speak for the user
-# Steps that a rendering may take. A known template takes about 200 for a message, and 2 for 16 characters.
+PLAIN_STOP = "\nUser:"  # a base model that writes this begins to write for the user
+# Steps that a rendering may take. A known template takes about 200 per message, and 2 per 16 characters.
 _STEPS, _STEPS_A_VALUE, _STEPS_A_CHARACTER, _MOST_STEPS = 250_000, 300, 4, 20_000_000
-_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool: no text
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool, without text
 
 
 class Template:
-    """A template's source, "" for a base model's plain one, with the texts of its first and last token.
+    """A chat template. `source` "" is the plain template of a base model.
 
-    specials: texts of special tokens by transformers' name for them ("bos_token"), in place of these two.
+    bos, eos: texts of the first and last token. specials: instead of these two, the texts of all special
+    tokens
+        by transformers' names ("bos_token").
     """
 
     def __init__(
@@ -42,13 +45,13 @@ class Template:
 
     @property
     def stop_text(self) -> str:
-        """Text that ends an answer beside the model's own stop tokens; "" for none."""
+        """Text that ends an answer, in addition to the stop tokens; "" if nothing does."""
         return "" if self._source else PLAIN_STOP
 
     def render(self, request: Request) -> str:
-        """The full text for a request, prefill included. Raises EngineFailure where the template refuses."""
+        """Return the prompt of a request, prefill included. Raises EngineFailure if the template refuses."""
         if not request.messages:
-            return request.prefill  # a plain text to go on from
+            return request.prefill  # a plain text to continue
         if not self._source:
             return _plain(request.messages, request.prefill)
         messages = request.messages if self.has_system else merge_system(request.messages)
@@ -57,19 +60,19 @@ class Template:
         except _STOPPED as error:
             said = f"the model's chat template was stopped: {error}"
             raise EngineFailure(said, code="template-stopped") from None
-        except Exception as error:  # a template is a program of the model's author
+        except Exception as error:  # the template is a program by the author of the model
             raise EngineFailure(
                 f"the model's chat template refuses these messages: {error}", code="template-refuses"
             ) from None
 
     @cached_property
     def has_system(self) -> bool:
-        """Whether a system message comes out of it."""
+        """Whether the template renders a system message."""
         try:
             return "\x01mark\x01" in self._apply(
                 (Message("system", "\x01mark\x01"), Message("user", "hi")), ()
             )
-        except Exception:  # as above: this template has no system role
+        except Exception:  # the template has no system role
             return False
 
     def _apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
@@ -103,8 +106,8 @@ _PROBES = (
 def check_template(source: str, place: str) -> None:
     """Render a template on short conversations, before its model is recorded.
 
-    Raises Refused where it is stopped: it takes too many steps, or its text could differ from run to run.
-    What a template refuses by its own rules, such as a system message, is no fault.
+    Raises Refused if it is stopped: it takes too many steps, or its text could differ from run to run.
+    A template may refuse messages by its own rules, such as a system message.
     """
     for messages in _PROBES:
         for tools in ((), (Tool("pay", "Pays.", {"to": "who"}),)):
@@ -113,12 +116,12 @@ def check_template(source: str, place: str) -> None:
             except _STOPPED as error:
                 said = f"{place}: its chat template was stopped: {error}. Replace the template."
                 raise Refused(said, code="template-unsafe") from None
-            except Exception:  # as in render: found again when the model is asked
+            except Exception:  # as in `render`, which reports it when the model is asked
                 continue
 
 
 def _allowance(value: Any) -> int:
-    """The steps that a template may take for these messages and tools."""
+    """Return the steps that a template may take for these messages and tools."""
     n_values = n_characters = 0
     waiting = [value]
     while waiting:
@@ -135,7 +138,7 @@ def _allowance(value: Any) -> int:
 
 
 def template_source(folder: Path, name: str = "default") -> str:
-    """A model folder's own chat template of this name, "" where it has none."""
+    """Return a model folder's chat template of this name; "" if it has none."""
     place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
     if (folder / place).is_file():
         return (folder / place).read_text("utf-8")
@@ -169,13 +172,13 @@ def _refuse(message: str) -> NoReturn:
 def _plain(messages: tuple[Message, ...], prefill: str) -> str:
     titles = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool result: ", "system": ""}
     parts = [titles[message.role] + message.content.strip() for message in messages]
-    # A space before words to go on from, as in the assistant's turns above; a model puts its own.
+    # A space before a prefill, as in the turns above; a model writes its own.
     gap = " " if prefill and not prefill[0].isspace() else ""
     return "\n\n".join([*parts, f"Assistant:{gap}{prefill}"])
 
 
 def merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A system message in front of the first user's, for templates without a system role."""
+    """Move the system message into the first user message, for templates without a system role."""
     if not messages or messages[0].role != "system":
         return messages
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
@@ -204,11 +207,16 @@ def _schema(tool: Tool) -> dict[str, Any]:
 
 _HERMES = re.compile(r"<tool_call>(.{0,8000}?)(?:</tool_call>|\Z)", re.DOTALL)
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,200})"')
-_LONGEST = 100_000  # characters read: an answer past this is not a tool call
+_LONGEST = 100_000  # characters that are read: a longer answer is not a tool call
 
 
 def parse_tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """The calls in an answer, in order."""
+    """Return the tool calls in an answer, in order.
+
+    hermes   <tool_call>{"name": ..., "arguments": {...}}</tool_call>            Qwen, Hermes, SmolLM
+    llama    {"name": ..., "parameters": {...}}, by itself or after <|python_tag|>   Llama 3
+    mistral  [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]               Mistral
+    """
     text = text[:_LONGEST]
     if "<tool_call>" in text:
         return tuple(call for found in _HERMES.finditer(text) for call in _calls(found[1]))
@@ -242,11 +250,11 @@ def _arguments(item: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_HALF = "\ufffd"  # what a decoder makes of a character of which bytes are missing
+_HALF = "\ufffd"  # a character with missing bytes, as a decoder returns it
 
 
 class StopTexts:
-    """Texts that end an answer. What may be the beginning of one is held back until it is known."""
+    """Texts that end an answer. A possible beginning of one is held back until more text decides."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = [text for text in texts if text]
@@ -254,11 +262,11 @@ class StopTexts:
         self.is_over = False
 
     def feed(self, more: str) -> str:
-        """What of it can be told."""
+        """Receive more text; return the part that can be reported."""
         if self.is_over or not self._texts:
             return "" if self.is_over else more
         text = self._held + more
-        # The one that is whole first, so that it does not matter in which pieces the text came.
+        # The end that is complete first, so that the split of the text does not matter.
         found = [(i + len(end), i) for end in self._texts if (i := text.find(end)) >= 0]
         if found:
             self.is_over, self._held = True, ""
@@ -268,40 +276,42 @@ class StopTexts:
         return text[: len(text) - n_held]
 
     def rest(self) -> str:
-        """What was held back, once nothing more comes."""
+        """Return the text that was held back, at the end of the answer."""
         found, self._held = self._held, ""
         return found
 
 
 def _overlap(text: str, end: str) -> int:
-    """Of how many characters a beginning of `end` stands behind `text`, less than all of it."""
+    """Return the length of the longest proper beginning of `end` at the end of `text`."""
     return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)
 
 
 class AnswerStream:
-    """A row's tokens as text, piece by piece. A piece is told from a few tokens before it, as most
-    tokenizers write a token otherwise at the head of a text."""
+    """The text of a growing answer, in parts of whole characters.
+
+    Each part is decoded with a few tokens before it: most tokenizers decode the first token differently.
+    """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_text: str) -> None:
         self._decode, self._ends = decode, StopTexts([stop_text])
-        self._low = self._high = 0  # tokens from `low` to before `high` are told, and are decoded again
-        self.n_told = 0  # characters
+        self._low = self._high = 0  # tokens[low:high] are reported, and are decoded again as context
+        self.n_reported = 0  # characters
 
     def grow(self, tokens: list[int]) -> str:
-        """What can be told more of, by all tokens that are said. What is half a character waits."""
+        """Receive all tokens so far; return the new text. Half a character waits."""
         before = self._decode(tokens[self._low : self._high])
         now = self._decode(tokens[self._low :])
         if len(now) <= len(before) or now.endswith(_HALF):
             return ""
         self._low, self._high = self._high, len(tokens)
-        return self._tell(self._ends.feed(now[len(before) :]))
+        return self._report(self._ends.feed(now[len(before) :]))
 
     def finish(self, text: str) -> str:
-        """The rest of the answer, which is `text` as a whole."""
-        return self._tell(text[self.n_told :])
+        """Return the rest of the answer, which is `text` as a whole."""
+        return self._report(text[self.n_reported :])
 
-    def _tell(self, more: str) -> str:
-        self.n_told += len(more)
+    def _report(self, more: str) -> str:
+        self.n_reported += len(more)
         return more
 
 
@@ -324,12 +334,12 @@ class ChatCodec:
 
     @property
     def stop_text(self) -> str:
-        """Text that ends an answer beside the stop tokens; "" for none."""
+        """Text that ends an answer, in addition to the stop tokens; "" if nothing does."""
         return self._template.stop_text
 
     @property
     def start(self) -> int | None:
-        """The token that the tokenizer begins a text with, where it has one."""
+        """The token that the tokenizer begins a text with; None if it has none."""
         found: int | None = self._tokenizer.bos_token_id
         return found
 
@@ -340,14 +350,14 @@ class ChatCodec:
         return found
 
     def render(self, request: Request) -> str:
-        """The full text for a request. Raises EngineFailure where the template refuses the messages."""
+        """Return the prompt of a request. Raises EngineFailure if the template refuses the messages."""
         if not request.messages:
             return self._opening + request.prefill
         return (self._with_tools if request.tools else self._template).render(request)
 
     @cached_property
     def _opening(self) -> str:
-        """What the tokenizer begins a text with, as text: `encode` adds it for a base model only."""
+        """The first token of a text, as text: `encode` adds it only for a base model."""
         first = self._tokenizer.encode("a", add_special_tokens=True)[:1]
         begins = self.start is not None and first == [self.start] and not self.is_base
         return str(self._tokenizer.bos_token) if begins else ""
@@ -361,8 +371,10 @@ class ChatCodec:
         return self._template_for([{}])
 
     def _template_for(self, tools: list[dict[str, Any]] | None) -> Template:
-        """transformers' own choice where there are several, but rendered here: its `strftime_now` tells the
-        real time, and a prompt must be the same on any day."""
+        """Return the template that transformers selects.
+
+        It is rendered here: transformers' `strftime_now` gives the real time, and prompts must not change.
+        """
         if self.is_base:
             return Template("")
         try:
@@ -372,22 +384,22 @@ class ChatCodec:
         return Template(source, specials=dict(self._tokenizer.special_tokens_map))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of rendered text; nothing is added (the template has said all)."""
+        """Return the tokens of a prompt; nothing is added to a rendered template."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=self.is_base))
 
     def continuation(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that goes on behind a prompt: nothing is put before it."""
+        """Return the tokens of a text that follows a prompt: nothing is prepended."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: list[int] | tuple[int, ...]) -> str:
-        """Text of tokens, special tokens included: everything the model said."""
+        """Return the text of tokens, special tokens included."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
     def shared(self, request: Request) -> tuple[int, ...]:
-        """The tokens that every request with these leading messages begins with; () for none.
+        """Return the tokens that every request with these leading messages begins with; may be ().
 
-        Where two different first words of the user leave the same tokens in front.
+        They are found by rendering two different user messages.
         """
         if not request.n_shared or len(request.messages) <= request.n_shared:
             return ()
@@ -403,8 +415,7 @@ class ChatCodec:
         return self._shared[key]
 
     def answer_end(self, folder: Path) -> int:
-        """The token behind an answer: the one that the template writes there if it stops an answer, else the
-        tokenizer's end of text."""
+        """Return the token after an answer: the template's, if it stops an answer, else the end of text."""
         if not self.is_base:
             turns = (Message("user", "a"), Message("assistant", _MARK), Message("user", "b"))
             after = self.render(Request(0, turns)).partition(_MARK)[2]
@@ -413,7 +424,7 @@ class ChatCodec:
         return self.end
 
     def stops(self, folder: Path) -> frozenset[int]:
-        """The tokens that end an answer: by the model's files and by its template."""
+        """Return the tokens that end an answer, by the model's files and its tokenizer."""
         return stop_tokens(folder, self._tokenizer.get_vocab()) | ({self._tokenizer.eos_token_id} - {None})
 
 
@@ -443,7 +454,7 @@ class AnswerReader:
 
 
 def stop_tokens(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:
-    """The tokens that end an answer by a model's files, and those of `vocabulary` that end a turn by name."""
+    """Return the tokens that end an answer by a model's files, and those of known names in `vocabulary`."""
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = folder / name

@@ -35,8 +35,10 @@ class DocumentEncoder:
         self._end = self.chat.answer_end(folder)
 
     def document(self, messages: Sequence[Message], begun: str = "") -> Document:
-        """What the assistant says is learned, and the tokens that end it; what others say is not, nor is
-        what the last answer was `begun` with."""
+        """Encode a conversation. The assistant's answers and the tokens that end them are learned.
+
+        Other messages are not learned, and neither is `begun`, the prefill of the last answer.
+        """
         answers = [i for i, m in enumerate(messages) if m.role == "assistant" and m.content.strip()]
         pieces, said = self._pieces(messages, answers, begun)
         if pieces is None:  # this template says earlier turns otherwise: learn the last answer alone

@@ -1,6 +1,6 @@
-"""A model folder's chat, from its files alone: for an engine whose tokenizer is in another process.
+"""A model folder's chat, read from its files only: for an engine whose tokenizer is in another process.
 
-Promises: a request has the text, and its answer the stop tokens, that the torch engine has for the folder.
+Promises: prompts and stop tokens equal those of the torch engine for the folder.
 Leaves to others: tokens (the server's own tokenizer).
 """
 
@@ -35,16 +35,16 @@ class FolderChat:
 
     @property
     def stop_text(self) -> str:
-        """Text that ends an answer beside the stop tokens; "" for none."""
+        """Text that ends an answer, in addition to the stop tokens; "" if nothing does."""
         return self._template.stop_text
 
     def render(self, request: Request) -> str:
-        """The full text for a request. Raises EngineFailure where the template refuses the messages."""
+        """Return the prompt of a request. Raises EngineFailure if the template refuses the messages."""
         return (self._with_tools if request.tools else self._template).render(request)
 
 
 def _specials(folder: Path) -> dict[str, str]:
-    """Texts of the special tokens, by transformers' names for them."""
+    """Return the texts of the special tokens, by transformers' names."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         for key, value in _read(folder / name).items():
@@ -55,7 +55,7 @@ def _specials(folder: Path) -> dict[str, str]:
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
-    """Tokens by their text, as far as the files say it: the added ones, which all special ones are among."""
+    """Return token ids by text, from the files: the vocabulary and the added tokens."""
     said = _read(folder / "tokenizer.json")
     model = said.get("model")
     known = model.get("vocab") if isinstance(model, dict) else None

@@ -4,10 +4,10 @@ Every loop pass, call, filter and operator costs steps, in proportion to what it
 spends more than its allowance stops with TooManySteps. Steps are counted, not timed: a template stops at the
 same place on every machine, and no thread is left behind.
 
-Promises: no value is built before its size is paid for; a template that renders gives the text that plain
-Jinja gives; a text never contains what changes from run to run (`random`, `lipsum`, a memory address, the
-time of day).
-Leaves to others: what a conversation is, and how large its allowance (_template.py).
+Promises: no value is built before its size is paid for. A template that renders gives the text that plain
+Jinja gives. A text never contains anything that changes between runs: `random`, `lipsum`, a memory address,
+the time.
+Leaves to others: conversations and their allowance (codec.py).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _METER: ContextVar[StepMeter] = ContextVar("meter")
 
 
 def metered(allowance: int, render: Callable[[], str]) -> str:
-    """What `render` gives, within the allowance. Raises TooManySteps."""
+    """Return the result of `render`, within an allowance of steps. Raises TooManySteps."""
     token = _METER.set(StepMeter(allowance))
     try:
         return render()
@@ -109,7 +109,7 @@ def environment() -> BoundedEnvironment:
 
 @pass_context
 def _print(_: object, value: Any) -> Any:
-    """What is about to be printed, paid for."""
+    """Pay for a value that is about to be printed, and return it."""
     if type(value) is str:
         _METER.get().spend(1 + len(value) // _CHARACTERS)
     else:

@@ -1,7 +1,7 @@
 """Read a GGUF header without trusting a number in it.
 
-Promises: no allocation and no loop is bounded by anything but the file's own size; what passes has its magic,
-a known version, well-formed metadata and every tensor inside the file, none over another. Anything else is
+Promises: the size of the file bounds every allocation and loop. An accepted file has its magic, a known
+version and well-formed metadata. Its tensors are inside the file and do not overlap. Anything else is
 Damaged, with the reason.
 Leaves to others: the tensors' values (the gguf package, in dequantize.py).
 
@@ -47,7 +47,7 @@ class GgufTensor(NamedTuple):
 
 
 class GgufHeader(NamedTuple):
-    """What a GGUF says about itself. Arrays in `metadata` are tuples."""
+    """The header of a GGUF. Arrays in `metadata` are tuples."""
 
     version: int
     metadata: dict[str, Any]

@@ -1,12 +1,12 @@
-"""A Gemma 3 as a GGUF says it: what is written of its shape, and what transformers leaves out in reading it.
+"""Gemma 3 in a GGUF: the parts of its shape that are written, and those that transformers does not read.
 
-llama.cpp settles by itself what a GGUF of Gemma 3 does not say: every sixth layer attends to all tokens, the
-others turn positions at base 10,000, scores are scaled by the width of a head, or in the 27B (62 layers) by
-the hidden width a head.
+llama.cpp fixes some settings of Gemma 3 itself. Every sixth layer attends to all tokens. The others use
+rotary base 10,000. Scores are scaled by the head dimension; the largest model (62 layers) uses hidden size
+per head instead.
 
-Promises: a model that has it otherwise is refused in writing; in reading, the configuration says what
-llama.cpp computes.
-Leaves to others: tensors (_gguf_write.py) and tokens (_gguf_pieces.py).
+Promises: a model with other settings is refused when a GGUF is written. When one is read, the configuration
+gets the settings that llama.cpp uses.
+Leaves to others: tensors (gguf_write.py) and tokens (gguf_tokenizer.py).
 
 Source: llama.cpp's conversion and loading of Gemma 3.
 """
@@ -18,21 +18,21 @@ from typing import Any
 
 from heredity.core.errors import Refused
 
-_EVERY = 6  # layers: the last of them attends to all tokens
+_EVERY = 6  # of this many layers the last attends to all tokens
 _LOCAL_BASE = 10_000.0
 _LAYERS_27B = 62
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
 def is_one(config: Any) -> bool:
-    """Whether a configuration is of a Gemma 3."""
+    """Return True for the configuration of a Gemma 3."""
     return str(config.model_type) == "gemma3_text"
 
 
 def global_rope(config: Any) -> dict[str, Any]:
-    """How layers that attend to all tokens turn positions: its base, and a factor where it is stretched.
+    """Return the rotary settings of layers that attend to all tokens: base, and factor if it is scaled.
 
-    Raises Refused for what llama.cpp holds otherwise of every Gemma 3.
+    Raises Refused for settings that llama.cpp does not support in Gemma 3.
     """
     ropes = dict(config.rope_parameters)
     local = dict(ropes.get(_LOCAL) or {})
@@ -58,7 +58,7 @@ def _refuse(is_there: bool, what: str, *, code: str) -> None:
 
 
 def add_shape(writer: Any, config: Any) -> None:
-    """What stands of it in a GGUF beside what every model has."""
+    """Write the keys of a Gemma 3 that other models do not have."""
     writer.add_sliding_window(int(config.sliding_window))
     rope = global_rope(config)
     if rope.get("rope_type") == "linear":
@@ -69,7 +69,7 @@ def add_shape(writer: Any, config: Any) -> None:
 
 
 def complete(config: Any, metadata: Mapping[str, Any]) -> None:
-    """Put into a configuration that transformers read of a GGUF what it passes over there."""
+    """Complete a configuration that transformers has read from a GGUF."""
     said = {key.removeprefix("gemma3."): value for key, value in metadata.items()}
     every = _number(said, "attention.sliding_window_pattern", _EVERY)
     whole: dict[str, Any] = {**config.rope_parameters[_GLOBAL]}
@@ -84,7 +84,7 @@ def complete(config: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _number(said: Mapping[str, Any], key: str, default: float) -> float:
-    """A number from one on."""
+    """Return a number of at least 1."""
     found = said.get(key, default)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 1 <= found < 2**31:
         raise Refused(f"A GGUF of a Gemma 3 whose {key} is {str(found)[:40]} is not read here.")
@@ -92,12 +92,12 @@ def _number(said: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def _layers(n_layers: int, every: int = _EVERY) -> list[str]:
-    """The kind of each layer."""
+    """Return the attention type of each layer."""
     return [_LOCAL if (at + 1) % every else _GLOBAL for at in range(n_layers)]
 
 
 def _scalar(config: Any) -> int:
-    """What scores are scaled by: one over the root of it."""
+    """Return the number whose inverse square root scales the scores."""
     if int(config.num_hidden_layers) == _LAYERS_27B:
         return int(config.hidden_size) // int(config.num_attention_heads)
     return int(config.head_dim)

@@ -1,9 +1,8 @@
-"""A tokenizer.json as a GGUF says it: byte-level BPE with its merges and its way of splitting text, or the
-pieces of a Gemma.
+"""A tokenizer.json in GGUF form: byte-level BPE with merges and pre-tokenizer, or Gemma's vocabulary.
 
-Promises: a way of splitting that llama.cpp has no name for is refused, since another one would read a user's
-words as other tokens; tokens keep their ids; special tokens are control tokens, so that no text becomes one.
-Leaves to others: weights (_gguf_write.py), and whether pieces are merged as llama.cpp does (_gguf_pieces.py).
+Promises: a pre-tokenizer without a name in llama.cpp is refused, since another would tokenize text
+differently. Tokens keep their ids. Special tokens are control tokens, so that no text becomes one.
+Leaves to others: weights (gguf_write.py).
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 def is_byte(token: str) -> bool:
-    """Whether it stands for a byte that no piece has."""
+    """Return True for a token of a single byte."""
     return bool(_BYTE_PIECE.fullmatch(token))
 
 
 def is_spaces(token: str) -> bool:
-    """Whether it is a run of spaces, which merging makes though it is listed as an added token."""
+    """Return True for a run of spaces: merges produce it, although it is listed as an added token."""
     return not token.strip(SPACE)
 
 
 def score(token: str, ident: int, is_added: bool) -> float:
-    """The higher, the sooner it is made of its parts: by its id, as `refuse_unlike` has found it."""
+    """Return the merge priority of a token: by its id, which `refuse_unlike` has checked."""
     if is_added:
         return _ADDED_SCORE
     return 0.0 if is_byte(token) else -float(ident)
 
 
 def refuse_unlike(path: Path, said: dict[str, Any]) -> None:
-    """Raise Refused where llama.cpp, or transformers in reading the GGUF, would cut text otherwise."""
+    """Raise Refused if llama.cpp, or transformers with the GGUF, would tokenize text differently."""
     if said.get("normalizer") != _NORMALIZER or not _leaves_whole(said.get("pre_tokenizer")):
         raise Refused(
             f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.",
@@ -56,7 +55,7 @@ def refuse_unlike(path: Path, said: dict[str, Any]) -> None:
 
 
 def _leaves_whole(given: Any) -> bool:
-    """Splitting at spaces, of which the normalizer has left none."""
+    """Return True if text is not split: at most at spaces, which the normalizer has replaced."""
     return given is None or (given.get("type") == "Split" and given.get("pattern") == {"String": " "})
 
 
@@ -67,7 +66,7 @@ def _refuse_other_merges(path: Path, model: dict[str, Any], added: set[str]) -> 
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         if {left, right, left + right} & added:
-            continue  # an added token is cut out of the text before anything is merged
+            continue  # an added token is taken out of the text before any merge
         ident = vocabulary.get(left + right, -1)
         if ident < last:
             raise Refused(
@@ -97,9 +96,9 @@ _SPLITS = {_QWEN: "qwen2", _LLAMA3: "llama-bpe"}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`split` is llama.cpp's name of the pre-tokenizer; `kinds[i]` its type of token i.
+    """A vocabulary. `split`: llama.cpp's name of the pre-tokenizer; `kinds[i]`: its type of token i.
 
-    A vocabulary of pieces has a score a token and no merges.
+    Gemma's vocabulary has one score per token and no merges.
     """
 
     split: str
@@ -110,16 +109,16 @@ class Vocabulary:
     bos: int | None
     eos: int | None
     unk: int | None
-    eot: int | None  # what the template ends an answer with, where that is another token
+    eot: int | None  # the token with which the template ends an answer, if it is another one
     pad: int | None
     adds_bos: bool
     template: str
 
 
 def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
-    """The tokenizer in a model's folder, filled up to the embedding's `n_rows`.
+    """Read the tokenizer in a model's folder, filled up to the embedding's `n_rows`.
 
-    Raises Refused for a kind of tokenizer that is not written here, Damaged for one that makes no sense.
+    Raises Refused for an unsupported kind of tokenizer, Damaged for an inconsistent one.
     """
     path = folder / "tokenizer.json"
     said = read_json(path)
@@ -152,7 +151,7 @@ def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
 
 
 def _entries(said: dict[str, Any], is_pieces: bool) -> list[tuple[str, int, int]]:
-    """Text, id and kind of every token; an added one's last."""
+    """Return text, id and kind of every token; added tokens last."""
     entries = [(text, ident, _NORMAL) for text, ident in said["model"]["vocab"].items()]
     added = said.get("added_tokens") or []
     if is_pieces:
@@ -162,7 +161,7 @@ def _entries(said: dict[str, Any], is_pieces: bool) -> list[tuple[str, int, int]
 
 
 def _split(folder: Path, given: Any) -> str:
-    """llama.cpp's name of the way text is split before merging."""
+    """Return llama.cpp's name of the pre-tokenizer."""
     steps = (given or {}).get("pretokenizers", [given] if given else [])
     kinds = [step.get("type") for step in steps]
     if kinds in (["ByteLevel"], ["Digits", "ByteLevel"]) and steps[-1].get("use_regex", True):
@@ -183,7 +182,7 @@ def _split(folder: Path, given: Any) -> str:
 
 
 def _end(folder: Path, by_text: dict[str, int], config: dict[str, Any]) -> int | None:
-    """The token that ends an answer: what generation says first, then the tokenizer's."""
+    """Return the token that ends an answer: of generation_config.json, else of the tokenizer."""
     said = read_json(folder / "generation_config.json").get("eos_token_id")
     if isinstance(said, list):
         said = said[0] if said else None

@@ -1,9 +1,9 @@
 """Write a folder of safetensors as one GGUF, each matrix in a format of llama.cpp.
 
-Promises: the same folder gives the same bytes; what llama.cpp would compute otherwise (a scaled rotation, an
-architecture or tokenizer that is not known here) is refused; vectors stay in fp32, as llama.cpp keeps them;
-one tensor at a time is in memory.
-Leaves to others: whether the file answers as its parent did (export/, or a study).
+Promises: equal folders give equal bytes. A model that llama.cpp would compute differently is refused: scaled
+rotary positions, an unknown architecture or tokenizer. Vectors stay in fp32, as in llama.cpp. One tensor at a
+time is in memory.
+Leaves to others: whether the file answers as its parent did (deploy/export, or a study).
 
 Source: the GGUF specification; tensor names and block formats are the gguf package's own.
 """
@@ -23,7 +23,7 @@ from heredity.core.files import explain_full_disk
 from heredity.engines.formats import gguf_gemma, gguf_tokenizer
 from heredity.engines.formats.safetensors_io import read_safetensors
 
-# Our name -> gguf's, and what the embedding and the head are kept in: in 4 and 5 bits they suffer most.
+# Our name -> the formats of matrices, and of embedding and head, which lose most in 4 and 5 bits.
 FORMATS = {
     "q8_0": ("Q8_0", "Q8_0"), "q5_1": ("Q5_1", "Q8_0"), "q5_0": ("Q5_0", "Q8_0"), "q4_1": ("Q4_1", "Q8_0"),
     "q4_0": ("Q4_0", "Q8_0"), "bf16": ("BF16", "BF16"), "f16": ("F16", "F16"), "f32": ("F32", "F32"),
@@ -32,13 +32,13 @@ _ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"
 }  # fmt: skip
 _ENDS = ("token_embd.weight", "output.weight")
-_BLOCK = 32  # numbers that share a scale in every format here
+_BLOCK = 32  # numbers per scale, in every format here
 
 Array = NDArray[Any]
 
 
 def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:
-    """The model in `folder` as the file `out`. Raises Refused, Damaged."""
+    """Write the model in `folder` as the file `out`. Raises Refused, Damaged."""
     import gguf
 
     from heredity.engines.formats.weights import read_config
@@ -52,7 +52,7 @@ def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:
     writer = gguf.GGUFWriter(out, architecture)
     number = gguf.LlamaFileType[f"MOSTLY_{FORMATS[form][0]}" if form != "f32" else "ALL_F32"]
     writer.add_type("model")
-    # transformers chooses its parser by this name, too.
+    # transformers also chooses its parser by this name.
     writer.add_name("model" if "mistral" in name.lower() else name)
     writer.add_file_type(number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -128,7 +128,7 @@ def _add_vocabulary(writer: Any, found: gguf_tokenizer.Vocabulary) -> None:
 def _tensors(
     folder: Path, config: Any, architecture: str, form: str
 ) -> Iterator[tuple[str, list[int], Any, Callable[[], Array]]]:
-    """Name, shape, format of every tensor, and what makes its numbers or blocks, layer by layer."""
+    """Yield name, shape and format of every tensor, and a function that makes its data, layer by layer."""
     import gguf
 
     where: dict[str, tuple[Path, list[int]]] = {}
@@ -148,7 +148,7 @@ def _tensors(
         shard, shape = where[name]
         kind = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else ends if written in _ENDS else middle
         if shape[-1] % _BLOCK and kind not in _plain(gguf):
-            kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are no whole blocks
+            kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are not whole blocks
         yield written, shape, kind, partial(_made, shard, name, config, architecture, kind)
 
 
@@ -160,7 +160,7 @@ def _made(shard: Path, name: str, config: Any, architecture: str, kind: Any) -> 
         array = file.get_tensor(name).float().numpy()
     array = _turned(name, array, config) if architecture == "llama" else array
     if architecture == "gemma3" and name.endswith("norm.weight"):
-        array = array + 1  # llama.cpp multiplies by what is there, transformers by one more
+        array = array + 1  # llama.cpp multiplies by the stored number, transformers by 1 plus it
     blocks: Array = gguf.quants.quantize(np.ascontiguousarray(array), kind)
     return blocks
 
@@ -171,7 +171,7 @@ def _plain(gguf: Any) -> tuple[Any, ...]:
 
 
 def _turned(name: str, array: Array, config: Any) -> Array:
-    """llama.cpp rotates neighbours, transformers halves: the rows of queries and keys change places."""
+    """Permute the rows of queries and keys: llama.cpp rotates neighbours, transformers halves."""
     n_heads = int(config.num_attention_heads)
     if ".k_proj." in name:
         n_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)

@@ -1,8 +1,8 @@
-"""A picture file as numbers: what is seen through it filled, turned as its camera says, in one size.
+"""An image file as an array: transparency filled, EXIF orientation applied, in one size.
 
-Promises: a file that is no picture is an Unreadable; a picture of more than 64 million points is refused
-before it is unpacked.
-Leaves to others: which files, and in which size (build.py).
+Promises: a file that is not an image is an UnreadableImage. An image of more than 64 million pixels is
+refused before it is decoded.
+Leaves to others: the files and the size (corpus/images).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from heredity.core.errors import Unavailable
 
 Fit = Literal["stretch", "crop"]
 ImageArray = NDArray[np.uint8]  # (side, side, 3)
-MOST = 64_000_000  # points of a picture
+MOST = 64_000_000  # pixels of an image
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 class UnreadableImage(ValueError):
-    """No picture, a broken one, or one too large."""
+    """A file that is not an image, is broken, or is too large."""
 
 
 def library() -> Any:
@@ -32,18 +32,18 @@ def library() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError:
-        raise Unavailable("Pictures need Pillow. Install it: pip install 'heredity[corpus]'") from None
+        raise Unavailable("Images need Pillow. Install it: pip install 'heredity[corpus]'") from None
     return PIL
 
 
 def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> ImageArray:
-    """The picture in a file, or in a file's bytes. Raises Unreadable."""
+    """Read the image in a file, or in bytes. Raises UnreadableImage."""
     pil = library()
-    path = "a picture" if isinstance(file, bytes) else file
+    path = "an image" if isinstance(file, bytes) else file
     try:
         with pil.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=KINDS) as opened:
             if opened.width * opened.height > MOST:
-                raise UnreadableImage(f"{path} has {opened.width} x {opened.height} points")
+                raise UnreadableImage(f"{path} has {opened.width} x {opened.height} pixels")
             turned = pil.ImageOps.exif_transpose(opened)
             return sized(turned, side, fit, background)
     except (OSError, ValueError, SyntaxError, EOFError, pil.Image.DecompressionBombError) as error:
@@ -51,7 +51,7 @@ def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> Imag
 
 
 def sized(picture: Any, side: int, fit: Fit, background: int) -> ImageArray:
-    """A Pillow picture, over a background where one sees through it, made a square of `side`."""
+    """Fill the transparency of a Pillow image with a background and resize it to a square of `side`."""
     image = library().Image
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         clear = picture.convert("RGBA")

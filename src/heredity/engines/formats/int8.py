@@ -1,11 +1,12 @@
-"""Matrices of whole numbers from -127 to 127, one scale an output: their rounding, and their product.
+"""Matrices of integers from -127 to 127 with one scale per output: their rounding, and their matmul.
 
-What comes in is rounded the same way at each product, one scale a row, and products of whole numbers are
-summed in int32: exactly, so that a row's numbers do not depend on its company. torch's own dynamic
-quantization takes one scale for all rows together, and then they do.
+A matmul rounds its input in the same way, with one scale per row, and sums in int32. The sums are exact, so
+the numbers of a row do not depend on the batch. torch's own dynamic quantization uses one scale for all rows,
+so that they do.
 
-Promises: a processor whose product is not exact (some sum pairs in 16 bits) is found out before it is used.
-Leaves to others: the files (recipes/_int8.py), and what is done without such a product (_weights.py).
+Promises: a processor whose int8 matmul is not exact (some sum pairs in 16 bits) is detected before it is
+used.
+Leaves to others: the files (int8_write.py), and processors without an exact matmul (weights.py).
 
 Format: compressed-tensors' "int-quantized", weights by channel, activations by token and dynamic:
 NAME.weight is int8 (outputs, inputs), NAME.weight_scale fp32 (outputs, 1).
@@ -22,7 +23,7 @@ import torch
 from heredity.core.errors import Damaged
 
 MOST = 127
-SCALE = "_scale"  # behind the name of a matrix: that of its scales
+SCALE = "_scale"  # suffix of the name of a matrix: its scales
 EXACT, WIDENED = "int8 products", "int8 weights widened"
 
 _NUMBERS = {"num_bits": 8, "type": "int", "symmetric": True}
@@ -44,7 +45,7 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 (outputs, inputs) and fp32 scales (outputs, 1). Raises Damaged for what is no number."""
+    """Return int8 (outputs, inputs) and fp32 scales (outputs, 1). Raises Damaged for NaN or infinity."""
     wide = weight.float()
     largest = wide.abs().amax(-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
@@ -54,12 +55,12 @@ def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def widened(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What the whole numbers stand for, rounded once to `dtype`."""
+    """Return the numbers that the integers represent, rounded once to `dtype`."""
     return (weight.float() * scale.float()).to(dtype)
 
 
 def product(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    """x (rows, inputs) -> (rows, outputs) in x's dtype, multiplied in whole numbers."""
+    """Return x (rows, inputs) -> (rows, outputs) in x's dtype, computed in integers."""
     columns, of_outputs = weight.t(), scale.float()[:, 0]
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +75,7 @@ def product(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 
 @cache
 def is_exact() -> bool:
-    """Whether this machine's product of whole numbers is there, and right where sums are largest."""
+    """Return True if this machine has an int8 matmul that is exact for the largest sums."""
     a, b = torch.full((17, 192), MOST, dtype=torch.int8), torch.full((48, 192), MOST, dtype=torch.int8)
     b[::2] = -MOST
     wanted = a.long() @ b.long().t()

@@ -2,9 +2,9 @@
 
 Promises: one tensor at a time is in memory; embedding, head, norms and biases stay as they were; the same
 folder gives the same bytes.
-Leaves to others: the rounding and the product (engines/_int8.py).
+Leaves to others: the rounding and the matmul (int8.py).
 
-Format: see engines/_int8.py; config.json says it under `quantization_config`.
+Format: see int8.py; config.json names it under `quantization_config`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ Shapes = dict[str, tuple[str, list[int]]]
 
 
 def write_int8(folder: Path, out: Path) -> None:
-    """The model in `folder`, its matrices rounded. Raises Unavailable for an architecture not known here."""
+    """Write the model in `folder` with rounded matrices. Raises Unavailable for an unknown architecture."""
     from heredity.engines.formats.int8 import HOW, SCALE, rounded
     from heredity.engines.formats.weights import read_config
 
@@ -47,7 +48,7 @@ def write_int8(folder: Path, out: Path) -> None:
 
 
 def widen_int8(folder: Path, out: Path, dtype: str) -> None:
-    """The inverse: what the whole numbers stand for, in `dtype`, as any engine loads it."""
+    """Write the numbers that the integers represent, in `dtype`, as any engine loads them."""
     import torch
 
     from heredity.engines.formats.int8 import SCALE, widened
@@ -80,9 +81,13 @@ def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: 
         where |= dict.fromkeys(sorted(wanted), shard.name)
         with safe_open(shard, framework="pt") as file:
             take = file.get_tensor
-            write_safetensors(out / shard.name, wanted, lambda name, take=take: make(name, take))  # type: ignore[misc]
+            write_safetensors(out / shard.name, wanted, partial(_make_with, make, take))
     if len(shards) > 1:
         _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
+
+
+def _make_with(make: Callable[..., Any], take: Callable[[str], Any], name: str) -> Any:
+    return make(name, take)
 
 
 def _configure(out: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
-"""A low-rank adapter beside a resident base: x W' + scale * (x A') B', in the file format of PEFT.
+"""A low-rank adapter applied to a resident base: x W' + scale * (x A') B', in the file format of PEFT.
 
-Promises: the base's weights are those of the base and are held once, whatever number of adapters lies over
-them; only safetensors and JSON are opened; an adapter that has more than low-rank matrices is refused.
-Leaves to others: the base (_weights.py) and making adapters (train/).
+Promises: the weights of the base are in memory once for any number of adapters. Only safetensors and JSON are
+opened. An adapter with anything but low-rank matrices is refused.
+Leaves to others: the base (weights.py) and making adapters (train/).
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # A (rank, in) and B (out, rank)
 
 
 def scale_of(config: dict[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilized. Raises Unavailable for what is not
-    plain LoRA."""
+    """Return alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter.
+
+    Raises Unavailable for an adapter that is not plain LoRA.
+    """
     odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
     if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
         raise Unavailable(f"The adapter is not plain LoRA ({', '.join(odd) or config.get('peft_type')}).")
@@ -42,11 +44,11 @@ def scale_of(config: dict[str, Any]) -> float:
 
 
 def pairs(folder: Path) -> dict[tuple[int, str], Pair]:
-    """The matrices of an adapter by layer and projection, in fp32. Raises Damaged."""
+    """Return the matrices of an adapter by layer and projection, in fp32. Raises Damaged."""
     found: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
     try:
         with safe_open(folder / TENSORS, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 place = _PLACE.fullmatch(name)
                 if place is None:
                     raise Unavailable(f"{folder / TENSORS} adapts {name[:80]!r}, which is not known here.")
@@ -60,12 +62,12 @@ def pairs(folder: Path) -> dict[tuple[int, str], Pair]:
 
 
 def apply_adapter(weights: Weights, folder: Path, dtype: torch.dtype) -> Weights:
-    """The same base with an adapter beside its products; the base's own tensors are shared."""
+    """Return the base with an adapter added to its matmuls; the tensors of the base are shared."""
     scale, matrices = scale_of(read_json(folder / CONFIG)), pairs(folder)
     blocks = []
     for i, block in enumerate(weights.blocks):
         changed: dict[str, Any] = {
-            field: beside(getattr(block, field), parts, scale, sizes(weights, field), dtype)
+            field: add_low_rank(getattr(block, field), parts, scale, sizes(weights, field), dtype)
             for field, names in _FUSED.items()
             if any(parts := [matrices.get((i, name)) for name in names])
         }
@@ -74,17 +76,17 @@ def apply_adapter(weights: Weights, folder: Path, dtype: torch.dtype) -> Weights
 
 
 def sizes(weights: Weights, field: str) -> list[int]:
-    """How many outputs each part of a fused product has; [] where there is one part alone."""
+    """Return the number of outputs of each part of a fused matmul; [] for a single part."""
     shape = weights.shape
     if field == "qkv":
         return [shape.n_heads * shape.head_dim, *[shape.n_kv_heads * shape.head_dim] * 2]
     return [shape.intermediate] * 2 if field == "gate_up" else []
 
 
-def beside(
+def add_low_rank(
     base: Linear, parts: Sequence[Pair | None], scale: float, n_out: Sequence[int], dtype: torch.dtype
 ) -> Linear:
-    """One product with the A of all parts on top of each other, one with their B as blocks."""
+    """Return one matmul with the stacked A of all parts, and one with their B as blocks."""
     there = [pair for pair in parts if pair is not None]
     a = torch.cat([pair[0] for pair in there]).to(dtype).contiguous()
     rows, column = [], 0

@@ -1,7 +1,7 @@
-"""A folder of safetensors, written again with some tensors changed; every other file is taken over.
+"""A folder of safetensors, written again with some tensors changed; every other file is linked or copied.
 
 Promises: one tensor at a time is in memory; shards keep their names, so that an index stays right.
-Leaves to others: what is done to a tensor.
+Leaves to others: the change of a tensor.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 
-Change = Callable[[str, Any], Any]  # a tensor's name, the tensor -> what is written under that name
-_SKIPPED = ("training.jsonl", "training.svg")  # they tell of the parent's making
+Change = Callable[[str, Any], Any]  # name, tensor -> the tensor to write under that name
+_SKIPPED = ("training.jsonl", "training.svg")  # they describe how the parent was made
 
 
 def rewrite(folder: Path, out: Path, change: Change) -> None:
-    """Write the model in `folder` into `out`, each tensor as `change` makes it."""
+    """Write the model in `folder` into `out`, with each tensor changed by `change`."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -30,13 +30,14 @@ def rewrite(folder: Path, out: Path, change: Change) -> None:
     copy_rest(folder, out)
     for shard in shards:
         with safe_open(shard, framework="pt") as file:
-            tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in names}
         with explain_full_disk(out, shard.stat().st_size):
             save_file(tensors, out / shard.name, metadata={"format": "pt"})
 
 
 def copy_rest(folder: Path, out: Path) -> None:
-    """Configuration, tokenizer and template: linked where the disk can, else copied."""
+    """Link configuration, tokenizer and template into another folder, or copy them."""
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors" or path.name in _SKIPPED or not path.is_file():
             continue
@@ -47,7 +48,7 @@ def copy_rest(folder: Path, out: Path) -> None:
 
 
 def read_all(folder: Path) -> dict[str, Any]:
-    """Every tensor of a folder by name."""
+    """Return all tensors of a folder by name."""
     from safetensors.torch import load_file
 
     found: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Check a safetensors file's header without trusting a number in it; write a file tensor by tensor.
 
-Promises: no allocation is bounded by anything but the file's own size; what passes has a JSON header inside
-the file whose tensors cover the data exactly, with no gap and no overlap. Anything else is Damaged. A file
-is written with one tensor in memory at a time.
+Promises: the size of the file bounds every allocation. An accepted file has a JSON header whose tensors cover
+the data exactly, without gap or overlap. Anything else is Damaged. A file is written with one tensor in
+memory at a time.
 Leaves to others: the tensors' values (the safetensors package).
 
 Format: the safetensors project's description: 8 bytes of header length, the header, the data.
@@ -97,13 +97,13 @@ def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
 def write_safetensors(
     path: Path, shapes: Mapping[str, tuple[str, Sequence[int]]], tensor: Callable[[str], Any]
 ) -> None:
-    """A file of tensors whose dtype (as the format spells it) and shape are known before they are made.
+    """Write a file of tensors whose dtype (in the format's spelling) and shape are known in advance.
 
-    tensor: makes the one of a name, a torch tensor of that dtype and shape. Raises Damaged where it is not.
+    tensor: returns the torch tensor of a name. Raises Damaged if its dtype or shape differs.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    # Wide types first, as the safetensors package lays them out, so that each lies at a multiple of its size.
+    # Wide types first, as in the safetensors package, so that each offset is a multiple of its size.
     for name in sorted(shapes, key=lambda name: (-_BITS[shapes[name][0]], name)):
         kind, shape = shapes[name]
         end = at + math.prod(shape) * _BITS[kind] // 8

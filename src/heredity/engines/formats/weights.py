@@ -1,7 +1,7 @@
 """A decoder's shape and weights, read from a folder of safetensors: fused, in one dtype, ready to multiply.
 
 Promises: only safetensors and JSON are opened; an architecture that is not known here is refused by name.
-Leaves to others: the arithmetic (_decoder.py).
+Leaves to others: the arithmetic (torch/decoder.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """What the arithmetic needs to know. `windows[i]` is layer i's attention window in tokens, 0 for all."""
+    """The shape of a decoder. `windows[i]`: layer i's attention window in tokens, 0 for all tokens."""
 
     kind: str
     n_layers: int
@@ -50,7 +50,7 @@ class DecoderShape:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: norms are (hidden,) vectors; `qkv` and `gate_up` are fused products."""
+    """One layer: norms are (hidden,) vectors; `qkv` and `gate_up` are fused matmuls."""
 
     norm_attention: torch.Tensor
     qkv: Linear
@@ -65,7 +65,7 @@ class Block:
 
 
 class RowMatrix(Protocol):
-    """A matrix whose rows can be had by their numbers: a tensor, or one that is widened row by row."""
+    """A matrix with access to its rows: a tensor, or one that is converted row by row."""
 
     def __getitem__(self, at: torch.Tensor, /) -> torch.Tensor: ...
 
@@ -79,15 +79,15 @@ class Weights:
     head: Linear
     rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
     rope_scale: float
-    how: str = ""  # where matrices are not multiplied in their own dtype: how
-    base: Weights | None = None  # what an adapter lies over: held, so that it stays resident
+    how: str = ""  # how matrices are multiplied, if not in their own dtype
+    base: Weights | None = None  # the base of an adapter: held, so that it stays resident
 
 
 _RESIDENT: WeakValueDictionary[tuple[Path, torch.dtype], Weights] = WeakValueDictionary()
 
 
 def resident(folder: Path, dtype: torch.dtype) -> Weights:
-    """As `read`, once: while somebody holds these weights, whoever asks again gets the same."""
+    """Read weights once: while they are in use, every caller gets the same object."""
     weights = _RESIDENT.get((folder, dtype))
     if weights is None:
         weights = _RESIDENT[folder, dtype] = read_weights(folder, dtype)
@@ -110,7 +110,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
 
 
 def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tensor], float, bool]:
-    """What config.json says: the shape, how positions are turned, and whether the head is the embedding."""
+    """Read config.json: the shape, the rotary settings, and whether the head is the embedding."""
     config = read_config(folder)
     with _sense(folder / CONFIG):
         shape = _shape(config)
@@ -119,7 +119,7 @@ def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tenso
 
 
 def refuse_other_width(folder: Path, shape: DecoderShape, embedding: torch.Tensor) -> None:
-    """Raise Damaged where the embedding is not of the width that config.json says."""
+    """Raise Damaged if the width of the embedding differs from config.json."""
     if embedding.shape[-1] != shape.hidden:
         raise Damaged(
             f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}.",
@@ -133,17 +133,17 @@ def norm_of(shape: DecoderShape, take: Callable[..., Any]) -> torch.Tensor:
 
 
 def how(take: Callable[..., Any]) -> str:
-    """How matrices are multiplied, where that is not in their own dtype."""
+    """Return how matrices are multiplied; "" for their own dtype."""
     if take("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
         return ""
     return int8.EXACT if int8.is_exact() else int8.WIDENED
 
 
 def read_config(folder: Path) -> Any:
-    """What transformers reads in config.json, of the language model where there are several in it.
+    """Return the configuration that transformers reads; that of the language model, if it has several.
 
-    Raises Unavailable for an architecture that is not one of KNOWN, before anything else is read of it, and
-    Damaged for what cannot be read.
+    Raises Unavailable for an architecture that is not one of KNOWN, before anything else is read, and
+    Damaged for an unreadable configuration.
     """
     from transformers import AutoConfig
 
@@ -181,7 +181,7 @@ def read_config(folder: Path) -> Any:
 
 @contextmanager
 def _sense(path: Path) -> Iterator[None]:
-    """Turn whatever reading a config raises into Damaged, in one line."""
+    """Turn any exception of reading a configuration into Damaged, in one line of text."""
     try:
         yield
     except (
@@ -194,7 +194,7 @@ def _sense(path: Path) -> Iterator[None]:
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """x -> x W' + b, the weight laid out once for this processor's matrix kernels where torch can do so."""
+    """Return x -> x W' + b, with the weight packed once for this processor's kernels if torch can."""
     packed = _pack(weight)
     if packed is None:
         return lambda x: torch.nn.functional.linear(x, weight, bias)
@@ -203,12 +203,12 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:
-    """The weight in oneDNN's blocked layout: the same bits out, without re-ordering it at every call."""
+    """Return the weight in oneDNN's blocked layout: the same results without reordering at every call."""
     if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)  # type: ignore[no-any-return]
-    except (RuntimeError, AttributeError):  # an older processor or torch: the plain product is as right
+    except (RuntimeError, AttributeError):  # an older processor or torch: the plain matmul is equivalent
         return None
 
 
@@ -238,7 +238,7 @@ def _shape(config: Any) -> DecoderShape:
 
 
 def block(shape: DecoderShape, take: Callable[..., Any], layer: int, dtype: torch.dtype) -> Block:
-    """One layer's weights, made ready to multiply."""
+    """Return the weights of one layer, ready to multiply."""
     at = f"model.layers.{layer}."
 
     def fused(names: tuple[str, ...]) -> Linear:
@@ -279,7 +279,7 @@ _REQUIRED = object()
 
 
 def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
-    """A function name -> tensor over all safetensors files of a folder."""
+    """Return a function name -> tensor over all safetensors files of a folder."""
     where = {}
     for path in sorted(folder.glob("*.safetensors")):
         file = safe_open(path, framework="pt")
@@ -299,7 +299,7 @@ def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
 
 
 def _rope(config: Any, shape: DecoderShape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
-    """Inverse frequencies for global and for windowed layers, and the factor on cos and sin."""
+    """Return inverse frequencies for global and windowed layers, and the factor on cos and sin."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = config.rope_parameters
@@ -319,7 +319,7 @@ def _rope(config: Any, shape: DecoderShape) -> tuple[tuple[torch.Tensor, torch.T
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} where there is no such file or it holds something else. Raises Damaged."""
+    """Return a JSON object; {} if the file is missing or holds something else. Raises Damaged."""
     if not path.exists():
         return {}
     try:

@@ -1,8 +1,8 @@
-"""How a far model is called, and what may be spent on it: nothing here changes what the model is.
+"""How remote models are called, and how much a run may spend. Nothing here changes what a model is.
 
-Promises: a budget is reserved before a request leaves, so that it is not overrun by what is under way; a key
-is read from the environment, is shown in no text, and goes to no other host than the one it is for.
-Leaves to others: sending (_remote_line.py) and what an answer holds (_remote_openai.py and its like).
+Promises: a budget is reserved before a request is sent, so that requests in flight cannot exceed it. A key is
+read from the environment, appears in no text, and is sent only to its own host.
+Leaves to others: sending (transport.py) and the JSON of the APIs (apis/).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ HOMES = {
     "anthropic": "https://api.anthropic.com",
     "gemini": "https://generativelanguage.googleapis.com",
 }
-NO_KEY = "no-key"  # what is sent where a server of the user's own wants none; the SDKs refuse an empty one
-_WRITTEN = 1.25  # what Anthropic asks for a prompt token that it puts into its cache, as a share of the price
+NO_KEY = "no-key"  # sent to a server of the user's own that needs no key
+_WRITTEN = 1.25  # price of a prompt token that Anthropic writes into its cache, relative to the prompt price
 
 
 @dataclass(frozen=True)
 class Price:
-    """Money for a million tokens, as the user gave it. `cached` None: as much as `prompt`."""
+    """Money per million tokens, as the user gave it. `cached` None: the price of `prompt`."""
 
     prompt: float
     answer: float
     cached: float | None = None
 
     def of(self, usage: Usage) -> float:
-        """What a use of tokens costs."""
+        """Return the cost of a usage."""
         cached = self.prompt if self.cached is None else self.cached
         fresh = usage.n_prompt - usage.n_cached - usage.n_written
         prompt = fresh * self.prompt + usage.n_cached * cached + usage.n_written * self.prompt * _WRITTEN
@@ -47,15 +47,15 @@ class Usage:
     n_answer: int = 0
     n_cached: int = 0  # read from the service's prompt cache
     n_written: int = 0  # put into it
-    is_estimated: bool = False  # the service did not say
+    is_estimated: bool = False  # the service did not report it
 
 
 @dataclass
 class Budget:
-    """What all remote models of one run may use together. None: no bound.
+    """The most that all remote models of one run may use together. None: no bound.
 
-    A request is reserved at its worst (its prompt's estimate and all its `max_tokens`) before it leaves, and
-    settled at what the service says. Only the thread that pulls requests touches it.
+    Before a request is sent, its upper bound is reserved: the estimated prompt and all of `max_tokens`. The
+    reservation is settled at the numbers of the service. Only the thread that pulls requests uses it.
     """
 
     max_tokens: int | None = None
@@ -65,9 +65,9 @@ class Budget:
     _held_tokens: int = field(default=0, repr=False)
     _held_cost: float = field(default=0.0, repr=False)
 
-    def take(self, worst: Usage, price: Price | None) -> bool:
-        """Reserve a request; False where it might not fit."""
-        n, cost = worst.n_prompt + worst.n_answer, price.of(worst) if price else 0.0
+    def take(self, reserved: Usage, price: Price | None) -> bool:
+        """Reserve a request; return False if it might exceed the budget."""
+        n, cost = reserved.n_prompt + reserved.n_answer, price.of(reserved) if price else 0.0
         if self.max_tokens is not None and self.tokens + self._held_tokens + n > self.max_tokens:
             return False
         if self.max_cost is not None and self.cost + self._held_cost + cost > self.max_cost:
@@ -76,16 +76,16 @@ class Budget:
         self._held_cost += cost
         return True
 
-    def settle(self, worst: Usage, used: Usage, price: Price | None) -> None:
-        """Put what was used in place of what was reserved."""
-        self._held_tokens -= worst.n_prompt + worst.n_answer
+    def settle(self, reserved: Usage, used: Usage, price: Price | None) -> None:
+        """Replace a reservation by the real usage."""
+        self._held_tokens -= reserved.n_prompt + reserved.n_answer
         self.tokens += used.n_prompt + used.n_answer
         if price:
-            self._held_cost -= price.of(worst)
+            self._held_cost -= price.of(reserved)
             self.cost += price.of(used)
 
     def spent(self) -> BudgetSpent:
-        """The error that ends a run."""
+        """Return the error that ends a run."""
         parts = []
         if self.max_tokens is not None:
             parts.append(f"{self.tokens:,} of {self.max_tokens:,} tokens are used")
@@ -98,12 +98,12 @@ class Budget:
 class Calls:
     """How remote models are called in one run.
 
-    concurrency      the most requests under way; fewer where the service says that it is too many
+    concurrency      the most requests in flight; fewer if the service refuses some
     connect_seconds  for a connection; stall_seconds without a byte; total_seconds for one attempt
-    retries          further attempts after a failure that may pass; rate limits have four times as many
-    patience_seconds for one request with all its attempts; a longer Retry-After ends the run
+    retries          further attempts after a transient failure; four times as many after a rate limit.
+    patience_seconds for one request with all its attempts; a longer wait ends the run
     first_wait       seconds before the first retry; doubled each time, drawn between half of it and all
-    keys             variable of the environment that holds the key, by model name; "" for all others
+    keys             environment variable with the key, by model name; "" for all others
     prices           by model name; "" for all others
     """
 
@@ -119,7 +119,7 @@ class Calls:
     budget: Budget = field(default_factory=Budget)
 
     def price(self, model: str) -> Price | None:
-        """The price of a model. Raises UsageError where a bound in money cannot be kept without one."""
+        """Return the price of a model. Raises UsageError if a bound on cost needs one that is missing."""
         price = self.prices.get(model, self.prices.get(""))
         if price is None and self.budget.max_cost is not None:
             raise UsageError(
@@ -129,10 +129,10 @@ class Calls:
         return price
 
     def key(self, model: str, api: str, base_url: str) -> str:
-        """The key for a model, from the environment. Raises Unavailable, saying which variable is not set.
+        """Return the key for a model, from the environment. Raises Unavailable that names an unset variable.
 
-        The vendor's own variable is read for the vendor's own address alone: a key is never sent to another
-        host unless it is named for it.
+        The vendor's own variable is used only for the vendor's own address. A key is sent to another host
+        only if the user names it for that model.
         """
         named = self.keys.get(model, self.keys.get(""))
         variable = named or (KEYS[api] if base_url == HOMES[api] else "")
@@ -147,7 +147,7 @@ class Calls:
             )
         if not (key.isascii() and key.isprintable()):
             raise Unavailable(
-                f"What {variable} holds is no key: it has characters that no header can carry.",
+                f"{variable} does not hold a key: it has characters that a header cannot carry.",
                 code="key-malformed",
             )
         return key

@@ -3,8 +3,8 @@
 Each API is a file in apis/, which writes bodies and reads answers. Sending, retries, concurrency and budget
 are the same for all of them (transport.py, http_client.py, retry.py, budget.py).
 
-Promises: as many requests are in flight as the service supports; a stop by its content filter is an answer
-with stop "filter"; a key is sent only to its own address. `numerics` names the address and the model.
+Promises: as many requests are in flight as the service supports. A stop by its content filter is an answer
+with stop "filter". A key is sent only to its own address. `numerics` names the address and the model.
 The same name may answer differently on another day, so `account` reports the versions that the service names.
 Leaves to others: the record of the model (recipes/targets/remote.py) and the questions.
 """

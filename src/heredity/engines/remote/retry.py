@@ -1,8 +1,9 @@
-"""How many requests are under way at a far service: more while it answers, half where it says too many.
+"""How many requests are in flight at a remote service: more while it answers, half after a rate limit.
 
-Promises: additive increase, multiplicative decrease (Chiu and Jain 1989), with a doubling start; one cut for
-one burst of refusals; nobody starts before a pause that the service asked for is over.
-Leaves to others: what a refusal is (_remote_http.py). All of it runs in the loop's thread, but for `room`.
+Promises: additive increase and multiplicative decrease (Chiu and Jain 1989), with a doubling start. A burst
+of refusals causes one cut. No request starts before the end of a pause that the service asked for.
+Leaves to others: which failure is a rate limit (http_client.py). Everything but `room` runs in the loop's
+thread.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 START = 4
-_LONGEST_WAIT = 30.0  # seconds between two attempts, where the service names none
+_LONGEST_WAIT = 30.0  # seconds between two attempts, if the service names none
 
 
 class TransportClosed(Exception):
-    """The run ends: whoever waits gives up."""
+    """The run has ended; waiting requests are abandoned."""
 
 
 class ConcurrencyLimit:
-    """Places for requests under way."""
+    """Admits requests, up to a limit that follows the service."""
 
     def __init__(self, most: int) -> None:
         self._most, self._width = most, float(min(START, most))
@@ -36,11 +37,11 @@ class ConcurrencyLimit:
 
     @property
     def room(self) -> int:
-        """How many requests may be under way now, those that wait to be tried again among them."""
+        """How many requests may be in flight now, including those that wait for a retry."""
         return max(1, int(self._width))
 
     async def enter(self) -> float:
-        """Wait for a place; when it was given. Raises Closed once the run ends."""
+        """Wait for admission; return its time. Raises TransportClosed once the run ends."""
         while not self._ends.is_set():
             now = time.monotonic()
             if now >= self._paused_until and self._n_active < self.room:
@@ -60,7 +61,7 @@ class ConcurrencyLimit:
                 self._waiting.remove(turn)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before another attempt. Raises Closed once the run ends."""
+        """Wait before a retry. Raises TransportClosed once the run ends."""
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ends.wait(), seconds)
@@ -68,27 +69,27 @@ class ConcurrencyLimit:
             raise TransportClosed
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Leave, so that another request can enter."""
         self._n_active -= 1
         self._wake()
 
     def grow(self) -> None:
-        """The service answered."""
+        """Raise the limit: the service has answered."""
         self._width = min(self._most, self._width + (1 if self._is_starting else 1 / self._width))
         self._wake()
 
     def cut(self, started: float, seconds: float) -> None:
-        """The service refused what started then, and wants nothing for so many seconds."""
+        """Halve the limit and pause: the service refused a request that was admitted at `started`."""
         now = time.monotonic()
         self._paused_until = max(self._paused_until, now + seconds)
         if started < self._cut_at:
-            return  # it was under way when the last cut was made, and is of the same burst
+            return  # it was in flight at the last cut: the same burst
         self._is_starting, self._cut_at = False, now
         self._width = max(1.0, self._width / 2)
         self.n_cuts += 1
 
     def close(self) -> None:
-        """Whoever waits, now or later, gives up."""
+        """Abandon all requests that wait now or later."""
         self._ends.set()
         self._wake()
 
@@ -102,13 +103,13 @@ class ConcurrencyLimit:
 
 
 def wait_seconds(n_failures: int, first: float) -> float:
-    """Seconds before the next attempt: doubled each time, drawn so that not all come back at once."""
+    """Return the seconds before the next attempt: doubled each time, with jitter."""
     longest = min(_LONGEST_WAIT, first * 2.0 ** min(n_failures - 1, 30))
     return longest * random.uniform(0.5, 1.0)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds that a Retry-After header asks for: a number of them, or a date; None for neither."""
+    """Return the seconds that a Retry-After header asks for: a number or a date; None for anything else."""
     if not value:
         return None
     try:

@@ -1,6 +1,6 @@
 """Sends requests to a remote service: an event loop in a thread of its own, with all retries.
 
-Promises: every started request comes out of `done` exactly once, as a `Completion`. A transient failure is
+Promises: `done` receives every started request exactly once, as a `Completion`. A transient failure is
 retried within the request's patience; any other failure is a reply with stop "error" at once. A failure of
 all requests closes the transport, and requests in flight still finish.
 Leaves to others: which requests are sent, and what they may cost (engine.py); one attempt (http_client.py).

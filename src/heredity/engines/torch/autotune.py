@@ -1,13 +1,14 @@
-"""Which dtype and batch widths are fast on this machine, and which give the same bits: measured, and kept.
+"""The batch widths that are fast on this machine and give the same bits: measured once and kept.
 
-A short probe (seconds, once a model and machine) times decode steps of several widths at the model's own
-shapes and compares a witness row's logits bit by bit: in the first, the middle and the last slot, among
-different company, with caches of several lengths, over two prefixes. Only widths that agree are used, so an
-answer does not depend on the batch. `fingerprint` is a hash of the witness's logits: equal means equal
-arithmetic. What is kept stays, so a busy moment must not decide: times are the best of tries made in turn.
+A short probe, once per model and machine, times decode steps of several widths at the model's own shapes. It
+compares the logits of a witness row bit by bit: in three slots, in different batches, with caches of several
+lengths, over two prefixes. Only widths that agree are used, so an answer does not depend on the batch.
+`fingerprint` is a hash of the witness's logits: an equal one means equal arithmetic. The result is kept, so a
+busy moment must not decide: each time is the best of several tries.
 
-Nothing is proven of prefills in company, for a row goes through alone: whether two rows keep one's bits
-turned out to follow the prefix's length and, since bfloat16 hides most differences, the rows themselves.
+Prefills are not probed: each row is prefilled by itself. Whether prefilling two rows together keeps their
+bits was found to depend on the length of the prefix. Bfloat16 hides most differences, so it depends on the
+rows too.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ from heredity.core.host import Clock, machine_name
 from heredity.core.records import Record
 from heredity.engines.torch.decoder import BLOCK, Decoder, KvSlots, SharedPrefix, round_up
 
-SCHEMA = 2  # 1 proved rows that were prefilled together, over one prefix only
+SCHEMA = 2  # 1: rows prefilled together, over one prefix
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 _N_OWN = 2 * BLOCK - 9
-_N_PREFIX = (448, 603)  # study-shaped: one of whole tiles of a matrix kernel, one that leaves a rest of each
+_N_PREFIX = (448, 603)  # as in studies: one fills the tiles of a matmul kernel, one does not
 
 
 class WitnessPlace(NamedTuple):
-    """Where the witness sits in a step: over what prefix, which share of the slots in, cells a cache."""
+    """The place of the witness: the length of the prefix, the share of slots before it, blocks per cache."""
 
     n_prefix: int
     share: float
-    n_cells: int
+    n_blocks: int
 
 
 _PLACES = tuple(WitnessPlace(n, share, c) for share, c in ((0, 2), (1, 3), (0.5, 4)) for n in _N_PREFIX)
 
 
 class Tuning(Record, frozen=True):
-    """What the probe chose. `tokens_per_second` is by width, at the time of the probe."""
+    """The result of the probe. `tokens_per_second` is by width, at the time of the probe."""
 
     schema: int
     dtype: str
@@ -52,17 +53,17 @@ class Tuning(Record, frozen=True):
     tokens_per_second: dict[str, float]
     fingerprint: str
     machine: str
-    is_proven: bool  # False: the bits moved even within one width, so answers may depend on company
+    is_proven: bool  # False: the bits changed within one width, so answers may depend on the batch
 
 
 def unproven(decoder: Decoder) -> Tuning:
-    """The narrowest width without a probe, for who only reads prompts: they go through alone."""
+    """Return the narrowest width without a probe: prompts that are only read are prefilled one by one."""
     dtype = str(decoder.dtype).removeprefix("torch.")
     return Tuning(SCHEMA, dtype, WIDTHS[:1], {}, "unproven", machine_name(), is_proven=False)
 
 
 def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
-    """The tuning kept at `path` where it still holds for this machine's arithmetic, else a new probe's."""
+    """Return the tuning kept at `path` if it matches this machine's arithmetic, else that of a new probe."""
     kept = read_tuning(path)
     dtype = str(decoder.dtype).removeprefix("torch.")
     if (
@@ -80,8 +81,8 @@ def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) 
 def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = time.perf_counter) -> Tuning:
     """Time and compare widths, from narrow to wide, until wider is no longer faster.
 
-    Each place of the witness is a sweep of its own, so that a width which was measured in a busy moment is
-    measured again later, and one that a sweep did not come to may be reached by the next.
+    Each place of the witness is a sweep of its own. A width that was measured in a busy moment is measured
+    again in the next sweep. A sweep may also reach widths that an earlier one did not.
     """
     witnesses = {n: _witness(decoder, n) for n in _N_PREFIX}
     seconds: dict[int, float] = {}
@@ -114,7 +115,7 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
 
 
 def _upwards(widths: tuple[int, ...], seconds: Mapping[int, float]) -> Iterator[int]:
-    """Widths to measure into `seconds`, until two in a row are clearly slower than a narrower one."""
+    """Yield the widths to measure, until two in a row are clearly slower than a narrower one."""
     fastest, n_slower = 0.0, 0
     for width in widths:
         yield width
@@ -128,9 +129,9 @@ def _upwards(widths: tuple[int, ...], seconds: Mapping[int, float]) -> Iterator[
 def _try(
     decoder: Decoder, witness: tuple[SharedPrefix, KvSlots], width: int, place: WitnessPlace, clock: Clock
 ) -> tuple[float, str]:
-    """Seconds of a step at this width, and the logits that the witness got."""
+    """Return the seconds of a step at this width, and a hash of the witness's logits."""
     (prefix, lone), slot = witness, int((width - 1) * place.share)
-    slots = _company(decoder, width, place.n_cells * BLOCK)
+    slots = _filled_slots(decoder, width, place.n_blocks * BLOCK)
     for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
         at[slot, :, : one.shape[2]] = one[0]
     lengths = torch.full((width,), _N_OWN)
@@ -151,7 +152,7 @@ def _fingerprint(decoder: Decoder, width: int) -> str:
 
 
 def _witness(decoder: Decoder, n_prefix: int) -> tuple[SharedPrefix, KvSlots]:
-    """A prefix and one row's cache with fixed contents of plausible size."""
+    """Return a prefix and the cache of one row, with fixed contents of plausible size."""
     shape, stream = decoder.shape, torch.Generator().manual_seed(1)
 
     def make(*size: int) -> torch.Tensor:
@@ -165,8 +166,8 @@ def _witness(decoder: Decoder, n_prefix: int) -> tuple[SharedPrefix, KvSlots]:
     return SharedPrefix((0,) * n_prefix, shared[0], shared[1]), KvSlots(own[0], own[1])
 
 
-def _company(decoder: Decoder, width: int, n_cells: int) -> KvSlots:
-    slots, stream = decoder.slots(width, n_cells), torch.Generator().manual_seed(width)
+def _filled_slots(decoder: Decoder, width: int, n_blocks: int) -> KvSlots:
+    slots, stream = decoder.slots(width, n_blocks), torch.Generator().manual_seed(width)
     filler = torch.randn(slots.keys[0].shape, generator=stream).to(decoder.dtype)
     for cache in (*slots.keys, *slots.values):
         cache.copy_(filler)
@@ -178,11 +179,11 @@ def _hash(logits: torch.Tensor) -> str:
 
 
 def read_tuning(path: Path | None) -> Tuning | None:
-    """What is kept at `path`, where it was measured by these rules, on this machine and torch."""
+    """Return the tuning kept at `path` if it has this schema, machine and torch; else None."""
     if path is None or not path.exists():
         return None
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=Tuning)
         return kept if kept.schema == SCHEMA and kept.machine == machine_name() else None
-    except msgspec.DecodeError:  # a note that can be measured again
+    except msgspec.DecodeError:  # it can be measured again
         return None

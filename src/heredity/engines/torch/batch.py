@@ -1,7 +1,7 @@
 """Continuous batching: requests are pulled, sorted and batched; a waiting one replaces a finished one.
 
 A prompt goes through the model in chunks of fixed size. The keys and values of a chunk depend only on the
-tokens up to its end, so whole chunks are cached and copied to rows that begin with the same tokens.
+tokens up to its end. So whole chunks are cached, and copied to rows that begin with the same tokens.
 
 Promises: a step has one of the proven widths and cache lengths. An answer does not depend on its slot; a
 token is drawn from the row's own logits, decoding, seed and step. A cached chunk has the bits of a prefill.

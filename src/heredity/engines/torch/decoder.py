@@ -1,13 +1,13 @@
-"""The arithmetic of a decoder over a shared prefix and one cache slot a row.
+"""The arithmetic of a decoder over a shared prefix and one KV slot per row.
 
-The application's prefix is computed once and its keys and values are kept once: attention over it is one
-matrix product for all rows of the batch. Each row keeps only its own keys and values behind it. Softmax runs
-over both parts together, so the result is plain attention. Both parts are whole cells, masked behind their
-ends: where a rest of a vector is left, a softmax adds it up otherwise than the same numbers in a longer row.
+The application's prefix is computed once, and its keys and values are kept once. Attention over it is one
+matmul for all rows of the batch. Each row keeps only its own keys and values after the prefix. One softmax
+runs over both parts, so the result is plain attention. Both parts have whole blocks, masked after their ends.
+A softmax sums the remainder of a vector in another order than the same numbers in a longer row.
 
-Promises: a row's numbers depend on that row alone: a prefill takes one row, so that its shapes are its own; a
-decode step has one of a few widths, and _tuning.py proves which of them give equal bits.
-Leaves to others: which row sits in which slot and when (_batch.py), and which token is drawn (_sampling.py).
+Promises: the numbers of a row depend only on that row. A prefill takes one row, so its shapes are its own. A
+decode step has one of a few widths, and autotune.py proves which of them give equal bits.
+Leaves to others: the slot of a row (batch.py), and which token is drawn (`Sampler`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from heredity.engines.formats.weights import Block, Weights
 
-CHUNK = 256  # tokens a prefill product; longer prompts go in several
+CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this
 BLOCK = 64  # cache lengths are rounded up to this
 
@@ -30,7 +30,7 @@ ResidualHook = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True)
 class SharedPrefix:
-    """Keys and values of tokens that every row begins with: one (kv heads, n_positions, head_dim) a layer."""
+    """Keys and values of the tokens that all rows begin with: (kv heads, n_positions, head_dim) per layer."""
 
     tokens: tuple[int, ...]
     keys: list[torch.Tensor]
@@ -42,13 +42,13 @@ class SharedPrefix:
 
     @property
     def n_positions(self) -> int:
-        """Positions held, whole cells; those from `length` on are finite filler and masked."""
+        """Positions in memory, whole blocks; those from `length` on are finite padding, and masked."""
         return round_up(self.length, BLOCK)
 
 
 @dataclass(slots=True)
 class KvSlots:
-    """Each row's own keys and values: (width, kv heads, capacity, head_dim) a layer."""
+    """Each row's own keys and values: (width, kv heads, capacity, head_dim) per layer."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -62,16 +62,16 @@ class KvSlots:
         return self.keys[0].shape[2]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot over another's."""
+        """Copy the first `length` positions of one slot to another."""
         for cache in (*self.keys, *self.values):
             cache[target, :, :length] = cache[source, :, :length]
 
 
 class Decoder:
-    """A model's weights with the two ways through them: prefill one row, step all rows.
+    """A model's weights with two forward passes: prefill one row, or step all rows.
 
-    hook: what is done to the residual stream (rows, hidden) behind the embedding, each attention and each
-    MLP, in this order, 1 + 2 layers times a pass; row by row, so that a row stays a thing of its own.
+    hook: changes the residual stream (rows, hidden) after the embedding, each attention and each MLP, in this
+    order. A pass calls it 1 + 2 n_layers times. It must treat each row by itself.
     """
 
     def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
@@ -81,17 +81,17 @@ class Decoder:
         self._has_windows = any(self.shape.windows)
 
     def hooked(self, hook: ResidualHook) -> Decoder:
-        """The same weights, the residual stream hooked on its way."""
+        """Return the same weights with a hook on the residual stream."""
         return Decoder(self.weights, self.dtype, hook)
 
     def until(self, n_layers: int) -> Decoder:
-        """The first layers alone: what a prefill returns is the residual stream behind the last of them."""
+        """Return the first layers only: a prefill then returns the residual stream after the last of them."""
         shape = replace(self.shape, n_layers=n_layers, windows=self.shape.windows[:n_layers])
         weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
         return Decoder(weights, self.dtype, self._hook)
 
     def slots(self, width: int, capacity: int) -> KvSlots:
-        """Empty slots. Zeroed: what is masked must still be finite."""
+        """Return empty slots. They are zeroed: masked positions must be finite."""
         shape = self.shape
         size = (width, shape.n_kv_heads, capacity, shape.head_dim)
 
@@ -114,11 +114,10 @@ class Decoder:
     def prefill(
         self, prefix: SharedPrefix, slots: KvSlots, slot: int, own: tuple[int, ...], known: int = 0
     ) -> torch.Tensor:
-        """Run a row's own tokens through the model, into its slot; `known` of them, whole chunks and not all,
-        lie there already.
+        """Run a row's own tokens through the model and write their keys and values into its slot.
 
-        Returns the final hidden states (padded length - known, hidden); what lies behind the row's length is
-        filler.
+        known: the number of tokens whose keys and values are in the slot already: whole chunks, but not all.
+        Returns the final hidden states (padded length - known, hidden), with padding after the row's length.
         """
         n_padded = padded(own)
         hidden = []
@@ -135,7 +134,7 @@ class Decoder:
     def step(
         self, prefix: SharedPrefix, slots: KvSlots, tokens: torch.Tensor, lengths: torch.Tensor
     ) -> torch.Tensor:
-        """One token a row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
+        """Run one token per row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
 
         tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
         slots' capacity.
@@ -183,7 +182,7 @@ class Decoder:
         return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
     def _attend_many(self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int) -> Attend:
-        """Many tokens of a row, causal; writes the keys and values of its slot from `start` on."""
+        """Return causal attention of many tokens of a row; it writes keys and values from `start` on."""
         s, end = self.shape, start + n_new
         group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
         ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
@@ -194,7 +193,7 @@ class Decoder:
             keys, values = slots.keys[i][slot], slots.values[i][slot]
             keys[:, start:end] = k.transpose(0, 1)
             values[:, start:end] = v.transpose(0, 1)
-            # copies of what is read: a product over a view of a part would take the slow path
+            # copies: a matmul over a partial view would take the slow path
             own_keys, own_values = keys[:, :end].contiguous(), values[:, :end].contiguous()
             q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)
             scores = torch.bmm(q, own_keys.transpose(1, 2)).view(kv, n_new, group, end) + own_mask
@@ -214,7 +213,7 @@ class Decoder:
         return attend
 
     def _attend_all(self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor) -> Attend:
-        """Every row, one token each; the prefix as one product, the own caches as one product a row."""
+        """Return attention of one token per row: one matmul over the prefix, a batched one over caches."""
         s = self.shape
         width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
         rows, heads, at = torch.arange(width)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
@@ -281,17 +280,17 @@ class Decoder:
 
 
 def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:
-    """Scores (kv heads, queries, n_positions) over the prefix's keys, the filler behind them masked."""
+    """Return scores (kv heads, queries, n_positions) over the prefix's keys; the padding is masked."""
     scores = torch.bmm(queries, prefix.keys[layer].transpose(1, 2))
     scores[..., prefix.length :] = -torch.inf
     return scores
 
 
 def padded(own: Sequence[int]) -> int:
-    """The length at which a row's own tokens are prefilled: whole chunks, then a multiple of PAD."""
+    """Return the length at which a row is prefilled: whole chunks, then a multiple of PAD."""
     return max(PAD, round_up(len(own), PAD))
 
 
 def round_up(n: int, step: int) -> int:
-    """The least multiple of `step` that is at least n."""
+    """Return the smallest multiple of `step` that is at least n."""
     return -(-n // step) * step

@@ -1,13 +1,14 @@
-"""A suffix after which a model begins its answer with a given text: greedy coordinate gradient.
+"""A suffix that makes a model begin its answer with a given text: greedy coordinate gradient.
 
-Source: Zou et al. 2023 (arXiv 2307.15043). A step takes the gradient of the target's loss by the suffix's
-tokens, draws candidates that differ in one token from among the likeliest replacements, and keeps the best
-where it is better. What stands before the suffix is computed once. Tokens are printable ASCII; a candidate
-whose text would be cut into other tokens is left out, so that what was searched for is what is said.
+Source: Zou et al. 2023 (arXiv 2307.15043). A step takes the gradient of the target's loss with respect to the
+tokens of the suffix. It draws candidates that differ in one token from among the likeliest replacements, and
+keeps the best one if it improves the loss. The prompt before the suffix is computed once. Tokens are
+printable ASCII. A candidate whose text would be tokenized differently is dropped, so that the search and the
+attack use the same text.
 
-Promises: the same weights, texts, effort and seed give the same suffix; at most `steps` gradients and
+Promises: equal weights, texts, effort and seed give the same suffix; at most `steps` gradients and
 `steps * CANDIDATES` forward passes.
-Leaves to others: the target (attacks/gcg.py), and where the suffix is kept.
+Leaves to others: the target (redteam/attacks/gcg.py), and where the suffix is stored.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from heredity.core.records import Record
 
 CANDIDATES = 64
 N_TOKENS = 12  # of the suffix
-_LIKELY = 64  # replacements a place that a candidate is drawn from
+_LIKELY = 64  # replacements per position that a candidate is drawn from
 _AT_ONCE = 16  # candidates in one forward pass
 _START = " !"
 
 
 class Suffix(Record, frozen=True):
-    """What a search came to. The losses are the target's mean, in nats a token, before and after."""
+    """The result of a search. The losses are means over the target, in nats per token, before and after."""
 
     text: str
     loss_before: float
@@ -41,7 +42,7 @@ class Suffix(Record, frozen=True):
 
 
 class SuffixPlace(NamedTuple):
-    """Where the suffix stands, as tokens, and what is to come behind it."""
+    """The tokens around the suffix, and the target after them."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -49,7 +50,7 @@ class SuffixPlace(NamedTuple):
 
 
 class TokenizerView(NamedTuple):
-    """A tokenizer, as far as it is needed: rendered text to tokens, and tokens to text."""
+    """The needed part of a tokenizer: rendered text to tokens, and tokens to text."""
 
     encode: Callable[[str], tuple[int, ...]]
     continuation: Callable[[str], tuple[int, ...]]
@@ -57,7 +58,7 @@ class TokenizerView(NamedTuple):
 
 
 def load(folder: Path) -> Any:
-    """The model in float32, with gradients to be had."""
+    """Load the model in float32, for gradients."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -72,9 +73,9 @@ def load(folder: Path) -> Any:
 def search(
     model: Any, tongue: TokenizerView, before: str, after: str, target: str, steps: int, seed: int
 ) -> Suffix:
-    """The suffix between `before` and `after` that makes `target` likely.
+    """Return the suffix between `before` and `after` that makes `target` likely.
 
-    Raises EngineFailure where the tokenizer does not keep the suffix's tokens apart from its neighbours.
+    Raises EngineFailure if the tokenizer merges the suffix with its neighbours.
     """
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames the argument for its cache
@@ -89,7 +90,7 @@ def search(
 
 
 class _Hunt:
-    """One search under way."""
+    """One running search."""
 
     def __init__(
         self, model: Any, tongue: TokenizerView, place: SuffixPlace, before: str, after: str, seed: int
@@ -115,7 +116,7 @@ class _Hunt:
         return Suffix(self._tongue.decode(tokens), round(first, 4), round(best, 4), steps)
 
     def is_stable(self, tokens: list[int]) -> bool:
-        """Whether the suffix's text, in its place, is cut into these very tokens, nothing trimmed."""
+        """Return True if the suffix's text, in its place, is tokenized into exactly these tokens."""
         text, place = self._tongue.decode(tokens), self._place
         if text != text.rstrip():
             return False
@@ -135,7 +136,7 @@ class _Hunt:
         return found
 
     def _gradient(self, tokens: list[int]) -> torch.Tensor:
-        """Of the loss by each token's choice: (places, vocabulary)."""
+        """Return the gradient of the loss with respect to each token: (positions, vocabulary)."""
         with torch.enable_grad():
             one_hot = functional.one_hot(torch.tensor(tokens), len(self._matrix)).float().requires_grad_()
             rest = self._matrix[list(self._place.after + self._place.target)]
@@ -155,7 +156,7 @@ class _Hunt:
         return torch.cat(found)
 
     def _loss(self, embedded: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Mean loss of the target's tokens, one a row."""
+        """Return the mean loss of the target's tokens, per row."""
         embedded = embedded * self._scale
         n = len(self._place.target)
         logits = self._model(
@@ -166,12 +167,12 @@ class _Hunt:
 
     @property
     def _scale(self) -> float:
-        """What a model multiplies its embeddings by (Gemma), which is not in the matrix."""
+        """The factor that a model applies to its embeddings (Gemma); it is not in the matrix."""
         return float(getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0))
 
 
 def _printable(tongue: TokenizerView, n: int) -> torch.Tensor:
-    """Which tokens are printable ASCII."""
+    """Return a mask of the tokens that are printable ASCII."""
     allowed = torch.zeros(n, dtype=torch.bool)
     for token in range(n):
         text = tongue.decode([token])

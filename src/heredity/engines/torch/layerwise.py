@@ -1,10 +1,10 @@
-"""A decoder's weights that are read when they are multiplied and let go after: a layer at a time.
+"""A decoder's weights that are read for each use and then freed, one layer at a time.
 
-For one pass over one text that is as fast, and takes the memory of one layer instead of all of them; the
-embedding and the head are widened where they are used, some rows at a time.
+For one pass over one text this is as fast, and needs the memory of one layer instead of all layers. Embedding
+and head are converted at each use, some rows at a time.
 
-Promises: the numbers of `_weights.read`, to the order of sums.
-Leaves to others: what is read and why (export/).
+Promises: the numbers of `weights.read_weights`, up to the order of sums.
+Leaves to others: the texts (deploy/export).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from heredity.engines.formats import weights
 from heredity.engines.formats.weights import Block, DecoderShape, Weights
 
-_ROWS = 16_384  # of the head, multiplied at once
+_ROWS = 16_384  # rows of the head in one matmul
 
 
 def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
-    """The weights in `folder`, none of them in memory yet but the last norm. Raises as `_weights.read`."""
+    """Return the weights in `folder`; only the last norm is in memory. Raises as `weights.read_weights`."""
     shape, rope, rope_scale, is_tied = weights.outline(folder)
     take = weights.tensors(folder, dtype)
     embedding = take(weights.EMBEDDING, as_stored=True)
@@ -35,7 +35,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
 
 
 class _Layers(Sequence[Block]):
-    """Every layer, each read anew whenever it is asked for."""
+    """All layers; each is read again at every access."""
 
     def __init__(self, shape: DecoderShape, folder: Path, dtype: torch.dtype) -> None:
         self._shape, self._folder, self._dtype = shape, folder, dtype
@@ -52,13 +52,13 @@ class _Layers(Sequence[Block]):
             return [self[i] for i in range(*at.indices(len(self)))]
         if not 0 <= at < len(self):
             raise IndexError(at)
-        # Opened anew, so that what was read of the file for another layer does not stay mapped.
+        # The file is opened again, so that the pages of another layer do not stay mapped.
         take = weights.tensors(self._folder, self._dtype)
         return weights.block(self._shape, take, at, self._dtype)
 
 
 class _Widened:
-    """A matrix as it is stored, whose rows come out in another dtype."""
+    """A stored matrix that returns its rows in another dtype."""
 
     def __init__(self, matrix: torch.Tensor, dtype: torch.dtype) -> None:
         self._matrix, self._dtype = matrix, dtype
@@ -68,7 +68,7 @@ class _Widened:
 
 
 def _parts(matrix: torch.Tensor, dtype: torch.dtype) -> weights.Linear:
-    """x -> x W', some of W's rows at a time."""
+    """Return x -> x W', computed for some rows of W at a time."""
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
         out = torch.empty(*x.shape[:-1], len(matrix), dtype=dtype)

@@ -1,13 +1,14 @@
-"""The direction of a refusal: found as a difference of means, taken out of the residual stream.
+"""The direction of refusal: found as a difference of means, and removed from the residual stream.
 
 Source: Arditi et al. 2024 (arXiv 2406.11717). Half of the requests give a candidate for each layer and each
-of the last positions of the prompt: mean residual of the harmful (those likelier refused, as one that is
-granted shows no refusal) less that of the harmless. The other half chooses: of the candidates that leave the
-first token after harmless requests nearly as it was, the one whose removal makes a refusing first token
-least likely. (The paper also asks that adding it makes refusals; left out here.)
+of the last prompt positions. It is the mean residual of harmful requests minus that of harmless ones. Only
+the harmful requests that the model most likely refuses count. The other half selects among the candidates
+that keep the first token after harmless requests nearly unchanged. The candidate whose removal makes a
+refusing first token least likely wins. (The paper also requires that adding it causes refusals; that is left
+out here.)
 
-Promises: the same weights and requests give the same direction; a row is projected on its own.
-Leaves to others: which requests (attacks/refusal_direction.py) and where the text is kept.
+Promises: equal weights and requests give the same direction; each row is projected by itself.
+Leaves to others: the requests (redteam/attacks/refusal_direction.py), and where the text is stored.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import torch
 from heredity.core.errors import EngineFailure, UsageError
 from heredity.engines.torch.decoder import BLOCK, Decoder, ResidualHook, SharedPrefix, padded, round_up
 
-OPENINGS = ("I", "I'm", "Sorry", "As an", "Unfortunately", "No")  # with what a refusal begins, in English
-FEWEST = 8  # of each kind: half to find, half to choose
-N_POSITIONS = 2  # last positions of the prompt: with most templates they are all the template's own
+OPENINGS = ("I", "I'm", "Sorry", "As an", "Unfortunately", "No")  # the first words of a refusal, in English
+FEWEST = 8  # requests of each kind: half to find, half to select
+N_POSITIONS = 2  # last positions of the prompt; with most templates they belong to the template
 EARLIEST, LATEST = (
     0.25,
     0.8,
 )  # share of the layers between which a direction is looked for; 0.8 is the paper's
-MOST_KL = 0.1  # nats by which the first token after a harmless request may move; the paper's
-N_CHOOSE = 8  # requests of each kind by which candidates are compared
+MOST_KL = 0.1  # nats by which the first token after a harmless request may change; the paper's
+N_CHOOSE = 8  # requests of each kind to compare candidates
 
 Prompts = Sequence[tuple[int, ...]]
 
@@ -43,7 +44,7 @@ class _Candidate(NamedTuple):
 
 
 def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequence[int]) -> str:
-    """The direction as a text. `openings`: first tokens of a refusal. Raises UsageError: too few prompts."""
+    """Find the direction, as base64 text. `openings`: first tokens of a refusal. Raises UsageError."""
     if min(len(harmful), len(harmless)) < FEWEST:
         raise UsageError(
             f"A direction needs at least {FEWEST} requests of each kind to be found.", code="too-few-requests"
@@ -59,18 +60,18 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
         kl = float((before.exp() * (before - after)).sum(-1).mean())
         found.append(_Candidate(refusal, kl, direction))
     near = [one for one in found if one.kl <= MOST_KL]
-    # Where all move the model, the one that moves it least: an ablation that breaks it shows nothing.
+    # If all change the model, take the smallest change: an ablation that breaks a model shows nothing.
     best = min(near, key=lambda one: one.refusal) if near else min(found, key=lambda one: one.kl)
     return base64.b64encode(best.direction.numpy().astype("<f4").tobytes()).decode()
 
 
 def projection(text: str) -> ResidualHook:
-    """What takes the direction out of every row of the residual stream."""
+    """Return a hook that removes the direction from every row of the residual stream."""
     return _projected_from(vector(text))
 
 
 def vector(text: str) -> torch.Tensor:
-    """The direction as numbers of length one: (hidden,), fp32. Raises EngineFailure for what is none."""
+    """Return the direction as a unit vector (hidden,), fp32. Raises EngineFailure for another text."""
     try:
         numbers = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
     except ValueError as error:
@@ -79,13 +80,13 @@ def vector(text: str) -> torch.Tensor:
 
 
 def digest_of(text: str) -> str:
-    """12 hex digits that name a direction."""
+    """Return 12 hex digits that name a direction."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _projected_from(direction: torch.Tensor) -> ResidualHook:
     def hook(x: torch.Tensor) -> torch.Tensor:
-        # A sum a row rather than a product with a vector, whose order of adding may follow the batch.
+        # A sum per row, not a matmul, whose order of summation may depend on the batch.
         along = (x.float() * direction).sum(-1, keepdim=True)
         return (x.float() - along * direction).to(x.dtype)
 
@@ -93,7 +94,7 @@ def _projected_from(direction: torch.Tensor) -> ResidualHook:
 
 
 def _spread(apart: torch.Tensor) -> list[torch.Tensor]:
-    """Unit vectors of (layers, positions, hidden), of the layers that are looked at."""
+    """Return unit vectors of (layers, positions, hidden), for the layers in question."""
     n = len(apart)
     layers = apart[int(EARLIEST * n) : max(int(LATEST * n), int(EARLIEST * n) + 1)]
     flat = layers.flatten(0, 1)
@@ -101,7 +102,7 @@ def _spread(apart: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _means(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
-    """Mean residual behind each layer at the last positions: (layers, positions, hidden), float32."""
+    """Return the mean residual after each layer at the last positions: (layers, positions, hidden), fp32."""
     total = torch.zeros(decoder.shape.n_layers, N_POSITIONS, decoder.shape.hidden)
     for prompt in prompts:
         seen: list[torch.Tensor] = []
@@ -120,7 +121,7 @@ def _means(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
 
 
 def _first_tokens(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
-    """Log-probabilities of the token behind each prompt: (prompts, vocabulary)."""
+    """Return log-probabilities of the token after each prompt: (prompts, vocabulary)."""
     last = torch.stack([_prefilled(decoder, prompt)[len(prompt) - 1] for prompt in prompts])
     return torch.log_softmax(decoder.logits(last).float(), dim=-1)
 
@@ -131,13 +132,13 @@ def _prefilled(decoder: Decoder, prompt: tuple[int, ...]) -> torch.Tensor:
 
 
 def _log_odds(logs: torch.Tensor, openings: Sequence[int]) -> torch.Tensor:
-    """Of a refusing first token, one a prompt."""
+    """Return the log-odds of a refusing first token, per prompt."""
     refusing = logs[:, list(openings)].exp().sum(-1).clamp(1e-9, 1 - 1e-9)
     return (refusing / (1 - refusing)).log()
 
 
 def _refused(decoder: Decoder, prompts: Prompts, openings: Sequence[int]) -> list[tuple[int, ...]]:
-    """The half of the prompts that the model is likeliest to refuse: what it grants shows no refusal."""
+    """Return the half of the prompts that the model most likely refuses."""
     odds = _log_odds(_first_tokens(decoder, prompts), openings).tolist()
     order = sorted(range(len(prompts)), key=lambda i: -odds[i])
     return [prompts[i] for i in order[: -(-len(prompts) // 2)]]

@@ -1,8 +1,8 @@
-"""vLLM's own server over HTTP: texts to go on from, one at a time, from any number of threads.
+"""The HTTP API of a vLLM server: completions, health and models.
 
-Promises: what a request draws from stands in the request, whatever defaults the server took from the model's
-files; a redirect is not followed; the key is in no error.
-Leaves to others: the text of a prompt (_folder_chat.py), and the server's life (_server.py).
+Promises: the body of a request holds every sampling parameter, whatever the defaults of the server. A
+redirect is not followed. The key appears in no error.
+Leaves to others: the prompt (engine.py) and the process of the server (server.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CompletionLost(Exception):
 
 
 class VllmCompletion(NamedTuple):
-    """What came behind the prompt; `why` is vLLM's word for its end."""
+    """The continuation of a prompt; `why` is vLLM's word for its end."""
 
     text: str
     why: str
@@ -76,7 +76,7 @@ class Completions:
             return "?"
 
     def serves(self) -> list[str]:
-        """The names of the models that are served. Raises Unavailable, saying why, where it does not tell."""
+        """Return the names of the served models. Raises Unavailable with the reason if they are unknown."""
         url = f"{self._root}/v1/models"
         try:
             response = self._client.get(url, timeout=_SHORT_SECONDS)
@@ -103,7 +103,7 @@ class Completions:
             return False
 
     def go_on(self, body: Mapping[str, Any]) -> VllmCompletion:
-        """What comes behind `body`'s prompt. Raises Refused or Lost."""
+        """Return the continuation of a body's prompt. Raises CompletionRefused or CompletionLost."""
         try:
             response = self._client.post(f"{self._root}/v1/completions", json={**NEUTRAL, **body})
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed by another thread

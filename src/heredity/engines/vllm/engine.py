@@ -1,18 +1,17 @@
-"""Weights answered by vLLM: a server in an environment of its own, or one that is already up.
+"""Weights answered by vLLM: a server in another environment, or one that already runs.
 
-HEREDITY_VLLM says where: the python of an environment that has vLLM, with options for its server behind it
-("venv/bin/python --dtype float32"); or the address of a running server ("http://host:8000/v1") that serves
-this model under its name in the store. Without it, vLLM in this environment.
+HEREDITY_VLLM names the python of an environment that has vLLM, with options for its server ("venv/bin/python
+--dtype float32"). Or it is the address of a running server ("http://host:8000/v1") that serves this model
+under its name in the store. Without it, vLLM in this environment is used.
 
-The server is given texts to go on from, not messages: a prompt is rendered here, as for every engine, and
-tool calls are read here. vLLM's chat endpoint would refuse tools without a parser, tell a template the real
-date, and take defaults of sampling from the model's files.
+The server gets texts to continue, not messages. Prompts are rendered and tool calls are parsed here, as for
+every engine. vLLM's chat endpoint would refuse tools without a parser, give the template the real date, and
+use sampling defaults from the files of the model.
 
-Promises: a prompt has the tokens that the torch engine gives it; a server that heredity started ends with the
-engine, whatever ends this process; its log is kept. A server that is gone ends the run and leaves no rows of
-that.
-Leaves to others: the wire (_completions.py). Whether an answer depends on its company is vLLM's matter: see
-docs/benchmarks.md.
+Promises: a prompt has the tokens that the torch engine gives it. A server that heredity started ends with the
+engine, however this process ends; its log is kept. A lost server ends the run, and no error rows are written
+for it.
+Leaves to others: HTTP (completions.py). Batch invariance depends on vLLM: see docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ from heredity.engines.vllm.completions import CompletionLost, CompletionRefused,
 from heredity.engines.vllm.server import ServerProgram, free_port
 
 WHERE, KEY = "HEREDITY_VLLM", "VLLM_API_KEY"  # the second is vLLM's own
-WIDTH = 64  # requests under way; how many of them are computed at once is the server's choice
-START_SECONDS = 900.0  # large weights are read, and kernels compiled
-_ANSWER_SECONDS = 4 * 3600.0  # a machine that is busy is slow, but an answer comes
+WIDTH = 64  # requests in flight; the server decides how many it computes at once
+START_SECONDS = 900.0  # it reads large weights and compiles kernels
+_ANSWER_SECONDS = 4 * 3600.0  # a busy machine is slow, but it answers
 _SEEDS = 2**31
-_END_SECONDS = 10.0  # within which a server whose connection broke has ended, if it ends
+_END_SECONDS = 10.0  # a server whose connection broke has ended within this time, if it ends
 
 
 def load(
     model: Model, folder: Path, tuning: Path | None = None, *, start_seconds: float = START_SECONDS
 ) -> VllmEngine:
-    """The engine of recorded weights. Raises Unavailable where no vLLM is there or it does not start."""
+    """Load recorded weights. Raises Unavailable if vLLM is missing or does not start."""
     where = os.environ.get(WHERE, "").strip()
     served = model.name.removeprefix("vllm:")
     if where.startswith(("http://", "https://")):
@@ -65,8 +64,8 @@ def load(
     command += ["--served-model-name", served, "--host", "127.0.0.1", "--port", str(port)]
     log = tuning.with_suffix(".vllm.log") if tuning else Path(tempfile.mkdtemp()) / "vllm.log"
     own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    own[KEY] = key  # a new one: the port is open to this whole machine
-    own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" where heredity was called is not vLLM
+    own[KEY] = key  # a new key: the port is open to the whole machine
+    own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" in the current directory is not vLLM
     server = ServerProgram(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
     try:
         return _opened(served, folder, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
@@ -76,12 +75,12 @@ def load(
 
 
 def _command(where: str) -> list[str]:
-    """The program and its options; a path with spaces is a path where there is such a file."""
+    """Return the program and its options; the whole text is the program if it is a file."""
     return [where] if Path(where).is_file() else shlex.split(where)
 
 
 def _whose(options: list[str]) -> str:
-    """An own server in words. The port is left out: it is another at every start, and changes no bit."""
+    """Describe our own server. Without the port, which changes at every start."""
     said = ["own server"]
     if options:
         said.append(f"options {digest(options)[:8]}")
@@ -93,7 +92,7 @@ def _whose(options: list[str]) -> str:
 def _opened(
     served: str, folder: Path, base_url: str, key: str, server: ServerProgram | None, whose: str
 ) -> VllmEngine:
-    """The engine over a server that is ready. Raises Unavailable where it does not serve the model."""
+    """Return the engine of a ready server. Raises Unavailable if it does not serve the model."""
     client = Completions(base_url, key, WIDTH, _ANSWER_SECONDS)
     try:
         names = client.serves()
@@ -111,7 +110,7 @@ def _opened(
 
 
 class VllmEngine:
-    """A vLLM server behind the Engine protocol; `server` None: not ours to end."""
+    """A vLLM server behind the Engine protocol. `server` None: somebody else started it."""
 
     def __init__(
         self, client: Completions, served: str, chat: FolderChat, server: ServerProgram | None, which: str
@@ -142,19 +141,19 @@ class VllmEngine:
                 self.server.close()
 
     def body(self, request: Request, prompt: str) -> dict[str, Any]:
-        """What vLLM is asked."""
+        """Return the body of a request."""
         decoding = request.decoding
         body: dict[str, Any] = {
             "model": self._served,
             "prompt": clean_text(prompt),
-            # A template has said all; before a plain text its tokenizer puts what it puts before any.
+            # A rendered template is complete. A plain text gets the special tokens of its tokenizer.
             "add_special_tokens": self.is_base or not request.messages,
             "max_tokens": decoding.max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "seed": request.seed % _SEEDS,
             "stop_token_ids": self._chat.stop_tokens,
-            "skip_special_tokens": False,  # the control tokens that a model writes are part of what it said
+            "skip_special_tokens": False,  # the control tokens that a model writes are part of its answer
         }
         if self._chat.stop_text and request.messages:
             body["stop"] = [self._chat.stop_text]
@@ -165,7 +164,7 @@ class VllmEngine:
         try:
             prompt = self.render(request)
             said = self._client.go_on(self.body(request, prompt))
-        except EngineFailure as error:  # of the template, over these messages
+        except EngineFailure as error:  # the template refuses these messages
             return failed_reply(request, prompt, error)
         except (CompletionRefused, CompletionLost) as error:
             if why := self._why_down(isinstance(error, CompletionLost)):
@@ -185,7 +184,7 @@ class VllmEngine:
         )
 
     def _why_down(self, is_lost: bool) -> EngineFailure | None:
-        """Why no other request would succeed; None while the server is healthy."""
+        """Return the reason why no request can succeed; None while the server is healthy."""
         if self._is_closed:
             return EngineFailure("this engine is closed", code="engine-closed")
         if self.server is not None and (why := self.server.ended()):
@@ -197,4 +196,4 @@ class VllmEngine:
         address = self._client.base_url
         if is_lost:
             return EngineFailure(f"the server at {address} is gone", code="server-gone")
-        return EngineFailure(f"the server at {address} says that it is not well", code="server-unwell")
+        return EngineFailure(f"the server at {address} reports that it is not healthy", code="server-unwell")

@@ -1,9 +1,9 @@
-"""A server program of another environment: started, waited for, and ended with all that it started.
+"""A server program of another environment: started, awaited, and ended with all its child processes.
 
-Promises: the program has a process group of its own, which is ended on close, on an exception while it
-starts and at the end of this process, a kill -9 of it too; what it printed is kept in a file that no other
-program writes to, and its end is told with what it said of the cause.
-Leaves to others: what the server is asked.
+Promises: the program has a process group of its own. The group ends on close, on an exception during the
+start, and with this process, even after kill -9. Its output is kept in a file of its own. An error reports
+how the program ended, with the cause from its output.
+Leaves to others: the requests to the server.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 from heredity.core.errors import Unavailable
 
 _GRACE_SECONDS = 10.0
-_READ_BYTES = 1 << 20  # of a log's end; the cause of an end stands many lines before it
-# Waits for the end of its input, which comes when this process ends in whatever way, and ends the group.
+_READ_BYTES = 1 << 20  # of the end of a log; the cause precedes the last line by many lines
+# Waits for the end of its input, which comes with the end of this process, and then ends the group.
 _WATCH = """
 read -r _
 kill -TERM "$1"
@@ -42,7 +42,7 @@ _CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
 class ServerProgram:
     """A started program that answers `health` (an address) with 200 once it is ready.
 
-    log: where what it prints goes, or beside that where another program's goes there.
+    log: the file for its output; another name next to it if another program uses that file.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ServerProgram:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a group of its own: its workers end with it
+                    start_new_session=True,  # a group of its own, so that its workers end with it
                     env={**os.environ, **environment},
                 )
             except OSError as error:
@@ -74,27 +74,27 @@ class ServerProgram:
 
     @property
     def pid(self) -> int:
-        """Of the program, and of its group."""
+        """The id of the program and of its group."""
         return self._process.pid
 
     def ended(self, seconds: float = 0.0) -> str:
-        """How the program ended, "" while it runs; `seconds`: how long to wait for an end that is near."""
+        """Return how the program ended, "" while it runs. `seconds`: how long to wait for its end."""
         with suppress(subprocess.TimeoutExpired):
             return f"the server ended with code {self._process.wait(seconds)}: {self._tail()}"
         return ""
 
     def close(self) -> None:
-        """End the whole group: politely, the program first, so that it can end its workers; then not."""
+        """End the whole group. The program gets some seconds to end its workers; then the group is killed."""
         atexit.unregister(self.close)
         try:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS)
-        finally:  # a second Ctrl-C comes here at once
+        finally:  # a second Ctrl-C arrives here at once
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # also where the program itself is gone
+                os.killpg(self._process.pid, signal.SIGKILL)  # even if the program itself has ended
             self._process.wait()
-            if self._watch is not None:  # last: until here it does what a sudden end of ours would leave
+            if self._watch is not None:  # last: until here it guards against a sudden end of this process
                 self._watch.kill()
                 self._watch.communicate()
             self._held.release()
@@ -119,8 +119,10 @@ class ServerProgram:
 
 
 def cause(text: str) -> str:
-    """What a log says of why its program ended: its first line that is logged as an error, and the first
-    exception that it names, for the last ones only say that there was one; where it has neither, its end."""
+    """Return the cause of a program's end from its log: the first logged error and the first exception.
+
+    Later exceptions only repeat the first one. Without either, the last lines are returned.
+    """
     logged, named, lines = [], [], []
     for each in text.splitlines():
         found = _LOGGED.match(each)
@@ -135,13 +137,13 @@ def cause(text: str) -> str:
 
 
 def _alone(log: Path) -> tuple[Path, FileLock]:
-    """The first of log, log-2, ... that no other Server has, with what holds it; it is not there yet."""
+    """Return the first of log, log-2, ... that no other program uses, and its lock. The file is new."""
     mine, number = log, 1
     while True:
         held = FileLock(f"{mine}.lock", timeout=0, thread_local=False)
         with suppress(Timeout):
             held.acquire()
-            mine.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner, and writes on
+            mine.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner and still write
             return mine, held
         number += 1
         mine = log.with_stem(f"{log.stem}-{number}")
@@ -153,12 +155,12 @@ def _watch(group: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C in the terminal is not for it
+        start_new_session=True,  # a Ctrl-C in the terminal must not reach it
     )
 
 
 def free_port() -> int:
-    """A port of this machine that is free now."""
+    """Return a port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
