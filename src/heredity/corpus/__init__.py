@@ -6,15 +6,15 @@ batch.py        documents as arrays of bytes, and what is counted in them
 steps/          what is done to them, one file a step, filters by datatrove's names
 work.py         steps over a batch, each counted
 build.py        the whole way, in one process or many
-making.py       the work folder, from which a killed build resumes
+workspace.py       the work folder, from which a killed build resumes
 tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp know
 canaries.py     planted sentences with secrets
-spread.py       a recipe cut in two, for many tasks and for a build of what they keep
+distributed.py       a recipe cut in two, for many tasks and for a build of what they keep
 executors.py    its steps on datatrove's executors
 mixture.py      how often each document is taken
 shards.py       tokens on disk
 card.py         what corpus.json says
-checked.py      whether what is on disk is still what was built
+integrity.py      whether what is on disk is still what was built
 reader.py       Corpus: shards checked and mapped
 
 Promises: the same recipe over the same files gives the same bytes, whatever the number of processes.

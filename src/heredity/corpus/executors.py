@@ -4,7 +4,8 @@ These are this package's own sources and steps, those that look at one document 
 datatrove's takes every n-th job.
 
 Promises: the same documents are kept as in a build here, each with the same text, in the same order.
-Leaves to others: starting, retrying and logging tasks (datatrove), and which steps these are (spread.py).
+Leaves to others: starting, retrying and logging tasks (datatrove), and which steps these are
+(distributed.py).
 """
 
 from __future__ import annotations

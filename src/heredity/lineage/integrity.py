@@ -1,7 +1,7 @@
 """A model's files as its record names them: found, hashed, checked, and kept inside their folder.
 
 Promises: a half, empty or linked file is never recorded; a recorded path never leads outside.
-Leaves to others: when to check (lineage.py) and what the files hold (_folder.py).
+Leaves to others: when to check (store.py) and what the files hold (recipes/pull/folder.py).
 """
 
 from __future__ import annotations

@@ -186,7 +186,8 @@ class Store:
     def pull(self, ref: str, progress: Watch | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
 
-        Files that exist already are not downloaded again. Sources, hashes and errors: see recipes/pull.py.
+        Files that exist already are not downloaded again. Sources, hashes and errors: see
+        recipes/pull/recipe.py.
         """
         if ref.partition(":")[0] in target_prefixes():
             return self.get(ref)  # nothing to fetch

@@ -1,7 +1,7 @@
 """A corpus of captioned images: resized images, captions as tokens, and a fingerprint.
 
 build.py        from a recipe whose sources are of kind "images" (corpus/recipe.py) to shards
-pixels.py       one image file as an array
+engines/formats/images.py       one image file as an array
 card.py         what corpus.json says
 reader.py       checked and memory-mapped shards
 
