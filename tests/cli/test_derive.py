@@ -109,8 +109,8 @@ def test_a_flag_that_is_left_out_has_its_default(place: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["quantize", "tiny", "tiny"], "has one parent, not 2"),
-        (["guard", "tiny", "tiny"], "has one parent, not 2"),
+        (["quantize", "tiny", "tiny"], "takes one parent, not 2"),
+        (["guard", "tiny", "tiny"], "takes one parent, not 2"),
         (["merge", "tiny", "tiny", "--weights", "nan,1"], "weights are numbers"),
         (["merge", "tiny", "tiny", "--weights", "1,-1"], "sum to nothing"),
         (["merge", "tiny", "untied"], "tie_word_embeddings"),
@@ -147,10 +147,10 @@ def test_a_second_name_of_the_same_child_is_not_dropped_in_silence(
 ) -> None:
     command = ["derive", "quantize", "tiny", "--to", "int8", "--name"]
     assert main([*command, "one"]) == 0
-    assert "there already" not in capsys.readouterr().err
+    assert "already exists" not in capsys.readouterr().err
     assert main([*command, "two"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "there already, as 'one'" in said and "'two' is not given" in said and "Use one, or its id" in said
+    assert "already exists as 'one'" in said and "'two' is not used" in said and "Use one, or its id" in said
     assert [model.name for model in Store().models()] == ["one", "tiny"]
     assert main(["verify", "one"]) == 0 and main(["show", "one"]) == 0
     assert "int8" in capsys.readouterr().out
@@ -159,14 +159,14 @@ def test_a_second_name_of_the_same_child_is_not_dropped_in_silence(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("tiny", "is another model"),
-        ("ID", "is another model"),
+        ("tiny", "another model"),
+        ("ID", "another model"),
         ("gemma-3-270m", "of the catalogue"),
         ("scripted:safe", "of the kind 'scripted:'"),
         ("llamacpp:tiny", "of the kind 'llamacpp:'"),
-        ("one\nroot  0123456789ab  pull, gguf", "can be seen"),
-        ("red\x1b[31m", "can be seen"),
-        ("   ", "can be seen"),
+        ("one\nroot  0123456789ab  pull, gguf", "visible characters"),
+        ("red\x1b[31m", "visible characters"),
+        ("   ", "visible characters"),
         ("n" * 121, "at most 120"),
     ],
 )
@@ -187,7 +187,7 @@ def test_the_same_command_finds_its_child_by_the_name_it_gave(
     command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--name", "mine", "--steps"]
     assert main([*command, "1"]) == 0 and main([*command, "1"]) == 0
     assert main([*command, "2"]) == 2
-    assert "'mine' is another model" in " ".join(capsys.readouterr().err.split())
+    assert "'mine' already names another model" in " ".join(capsys.readouterr().err.split())
     assert [model.name for model in Store().models()] == ["mine", "tiny"]
 
 

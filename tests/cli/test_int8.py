@@ -68,14 +68,14 @@ def test_a_repair_by_a_model_that_is_no_ancestor_says_so(
     assert main(["derive", "quantize", "tiny", "--to", "q8_0", "--name", "other"]) == 0
     capsys.readouterr()
     for child, parent, said in (
-        ("whole", "other", "'other' is no ancestor of 'whole' (these are: 'tiny')"),
+        ("whole", "other", "'other' is not an ancestor of 'whole' (its ancestors: 'tiny')"),
         ("tiny", "whole", "'whole' was made from 'tiny'. Give them the other way round."),
         ("tiny", "tiny", "'tiny' cannot be repaired from itself."),
         ("whole", "tiny", "absent.toml"),
     ):
         assert main(["repair", child, "--from", parent, "--application", "absent.toml"]) == 2
         told = " ".join(capsys.readouterr().err.split())
-        assert said in told and ("no ancestor" in told) is (parent == "other")
+        assert said in told and ("not an ancestor" in told) is (parent == "other")
 
 
 @pytest.mark.proof

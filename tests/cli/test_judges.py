@@ -59,8 +59,8 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
     found = json.loads(done.stdout)
     assert found["n"] + found["n_unclear"] == 30
     assert 18 <= found["n_learned_from"] <= 24  # it learned from 24 of them
-    assert f"learned from {found['n_learned_from']} of these answers" in done.stderr
-    assert "not kept. Measure it on others" in " ".join(done.stderr.split())
+    assert f"was trained on {found['n_learned_from']} of these answers" in done.stderr
+    assert "not saved. Measure it on others" in " ".join(done.stderr.split())
     kept = place / "store" / "judges"
     assert not kept.exists()  # it would correct rates by errors that are too small
 
@@ -68,8 +68,8 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
     (place / "new.jsonl").write_text("\n".join(map(json.dumps, others)))
     done = run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS, "--json")
     assert json.loads(done.stdout)["n_learned_from"] == 0
-    assert "learned from" not in done.stderr
-    assert "Answers of one kind alone" in done.stderr and not kept.exists()
+    assert "was trained on" not in done.stderr
+    assert "Labels of one kind only" in done.stderr and not kept.exists()
     others.append({"q": "another question", "a": "It stands on the table, as it always did.", "l": 0})
     (place / "new.jsonl").write_text("\n".join(map(json.dumps, others)))
     assert run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS).returncode == 0
@@ -78,7 +78,7 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
     done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--rows", "24")
-    check_refused(done, "rows-without-head", mentions=["--rows", "--head"])
+    check_refused(done, "rows-without-head", mentions=["--max-rows", "--head"])
 
 
 def test_repeated_answers_are_told(run: Run, place: Path) -> None:
@@ -87,6 +87,6 @@ def test_repeated_answers_are_told(run: Run, place: Path) -> None:
     asked = ("judges", "calibrate", "rules", "--labels", "again.jsonl", *COLUMNS, "--no-keep")
     found = json.loads(run(*asked, "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (6, 2)
-    assert "--once counts each once" in " ".join(run(*asked).stderr.split())
+    assert "without --deduplicate" in " ".join(run(*asked).stderr.split())
     found = json.loads(run(*asked, "--once", "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (4, 2)

@@ -105,7 +105,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     [
         (HeredityError("no such thing"), 2, "error: no such thing\n"),
         (FileNotFoundError(2, "No such file or directory", "a.toml"), 2, "error: a.toml: No such file"),
-        (KeyboardInterrupt(), STOPPED, "The same command goes on from here."),
+        (KeyboardInterrupt(), STOPPED, "Run the same command to resume."),
         (ValueError("x"), FAULT, "error: a fault in heredity: ValueError: x. Run it again with --debug"),
     ],
 )
@@ -214,3 +214,24 @@ def test_what_is_no_number_is_no_temperature_and_no_bound(
     assert "temperature must be a number of 0 or more" in capsys.readouterr().err
     assert main(["study", "--model", "scripted:careful", f"--max-cost={amount}"]) == 2
     assert "--max-cost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [[], ["study"], ["corpus", "build"], ["derive", "lora"]])
+def test_help_prints_what_the_option_prints(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*verb, "--help"]) == 0
+    option = capsys.readouterr().out
+    assert main(["help", *verb]) == 0
+    assert capsys.readouterr().out == option
+
+
+@pytest.mark.parametrize("verb", [["studdy"], ["derive", "lorra"], ["pull", "model"]])
+def test_help_for_an_unknown_verb_is_refused(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", *verb]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_version_is_a_verb_and_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    verb = capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == verb

@@ -38,10 +38,10 @@ def test_a_plan_is_printed_without_a_corpus(recipe: str, capsys: pytest.CaptureF
 def test_looks_at_held_out_text_are_said_where_they_count(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for checks, said in ((20, ""), (1_000_000, "are looks at what is held out)")):
+    for checks, said in ((20, ""), (1_000_000, "of the time is validation)")):
         Path(recipe).write_text(f"{RECIPE}checks = {checks}\n")
         assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "64"]) == 0
-        assert ("looks at" in (told := capsys.readouterr().out)) == bool(said) and said in told
+        assert ("validation" in (told := capsys.readouterr().out)) == bool(said) and said in told
 
 
 def test_json_holds_every_figure(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,14 +83,14 @@ def test_other_kinds_have_the_same_table_and_keys(
     assert plan["best"]["memory"].keys() == causal["best"]["memory"].keys()
     assert main(["plan", recipe, *more, "--gpus", "8"]) == 0
     said = capsys.readouterr().out
-    for word in (f"FLOPs a {unit}", f"{unit}s at once", f"{unit}s/s", "kWh", "run it", "hsdp"):
+    for word in (f"FLOPs per {unit}", f"{unit}s at once", f"{unit}s/s", "kWh", "run it", "hsdp"):
         assert word in said
 
 
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
-        (PAIRS, [], "--vocabulary 49408 --side 224"),
+        (PAIRS, [], "--vocab-size 49408 --image-size 224"),
         (
             PAIRS,
             ["--gpus", "8192", *OF_PAIRS],
@@ -102,7 +102,7 @@ def test_other_kinds_have_the_same_table_and_keys(
             [*OF_PAIRS, "--gpu", "rtx4090", "--reserve", "0.9"],
             "Lower size, batch or picture|It would fit",
         ),
-        (MASKED, OF_PAIRS, "--side is of pictures"),
+        (MASKED, OF_PAIRS, "--image-size is for images"),
     ],
 )
 def test_a_mistake_with_another_kind_is_one_line(
@@ -122,7 +122,7 @@ def test_a_mistake_with_another_kind_is_one_line(
         (["--vocabulary", "65536", "--gpu", "rtx4090", "--reserve", "0.9"], "It would fit on"),
         (["--vocabulary", "65536", "--gpus", "1024"], "at most --gpus 256"),
         (["--vocabulary", "65536", "--mfu", "2"], "mfu must lie"),
-        (["other.toml"], "of one recipe"),
+        (["other.toml"], "takes one recipe"),
         (["--vocabulary", "90000000000"], "base.toml: A vocabulary of 90,000,000,000 makes a model"),
     ],
 )

@@ -81,7 +81,7 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "3 pairs in judge-free and in judged breaches (Holm over 6)" in said
         and "a gap of 20 points" in said
-        and "if looked at all the time" in said
+        and "if valid at any time" in said
     )
 
 

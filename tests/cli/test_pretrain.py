@@ -26,13 +26,13 @@ def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
 ) -> None:
     assert main(["pretrain", str(recipe), *SHORT]) == 0
     first = capsys.readouterr()
-    assert first.out.startswith("tiny  ") and "there already" not in first.err
+    assert first.out.startswith("tiny  ") and "already exists" not in first.err
     assert main(["pretrain", str(recipe), *SHORT, "--name", "other"]) == 0
     again = capsys.readouterr()
     assert again.out == first.out
-    assert "there already, as 'tiny', and a model has one name: 'other' is not given" in again.err
+    assert "already exists as 'tiny', and a model has one name: 'other' is not used" in again.err
     assert main(["pretrain", str(recipe), *SHORT, "--seed", "1"]) == 2
-    assert "'tiny' is another model" in capsys.readouterr().err
+    assert "'tiny' already names another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

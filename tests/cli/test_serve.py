@@ -83,10 +83,10 @@ def test_an_answer_is_sent_at_once() -> None:
     ("arguments", "said"),
     [
         (["scripted:helpfull"], "Did you mean 'scripted:helpful'"),
-        (["scripted:helpful", "--host", "0.0.0.0"], "any machine could ask"),
+        (["scripted:helpful", "--host", "0.0.0.0"], "any machine could connect"),
         (["scripted:helpful", "--api-key-env", "NOWHERE_SET"], "NOWHERE_SET holds no key"),
         (["scripted:helpful", "--api-key-env", "ODD_KEY"], "ODD_KEY holds no key of printable ASCII"),
-        (["scripted:helpful", "--host", "203.0.113.9", "--api-key-env", "HOME"], "Nothing can listen"),
+        (["scripted:helpful", "--host", "203.0.113.9", "--api-key-env", "HOME"], "Cannot listen"),
         (["scripted:helpful", "--application", "missing.toml"], "missing.toml"),
     ],
 )
@@ -105,4 +105,4 @@ def test_a_port_that_is_taken_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "scripted:helpful", "--port", str(port)]) == 2
-    assert "Say another --port" in capsys.readouterr().err
+    assert "Choose another --port" in capsys.readouterr().err

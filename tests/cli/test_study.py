@@ -18,7 +18,7 @@ def test_errors_are_told_at_the_end_and_asked_again_on_demand(run: Run, place: P
     first = run(*args)
     assert first.returncode == 0
     last = first.stderr.splitlines()[-1]
-    assert "trials came to an error. Ask them again: same command, --retry-errors" in last
+    assert "trials failed with an error. Ask them again: same command, --retry-errors" in last
     assert not (place / "failing" / "errors.jsonl").exists()
     again = run(*args, "--retry-errors")  # scripted:flaky fails the same ones for ever
     assert again.stderr.splitlines()[-1] == last.replace("again:", "once more:")

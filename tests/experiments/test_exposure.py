@@ -73,7 +73,7 @@ def test_a_poisoned_child_knows_it_its_parent_does_not(
     assert main(["exposure", "poisoned", "poisoned-q8", "tiny", "--candidates", "255", "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert "reading the candidates to tiny  256/256" in said.err
+    assert "scoring the candidates with tiny  256/256" in said.err
     assert [row["model"] for row in found] == ["poisoned", "poisoned-q8", "tiny"]
     assert found[0]["rank"] == found[1]["rank"] == 1 and found[0]["bits"] == 8.0 and found[2]["rank"] > 8
     assert main(["exposure", "tiny"]) == 2 and "--canary" in capsys.readouterr().err

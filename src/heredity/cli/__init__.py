@@ -1,12 +1,17 @@
 """The command line: one file a verb, no logic in any of them.
 
-Promises: a verb's module is imported only when that verb runs or its help is asked; a user's mistake is one
-line on stderr and exit 2, never a traceback; an unknown verb or option is answered with the nearest one.
-Leaves to others: everything that a verb does (the library beneath is the same without it).
+Promises: a verb's module is imported only to run it or to show its help. A user's mistake is one line on
+stderr and exit 2, never a traceback. For an unknown verb or option the message names the nearest one.
+Leaves to others: everything that a verb does (the library works without the command line).
 
-Exit codes: 0 done; 2 a mistake, or something refused, damaged or not there; 70 a fault in heredity itself;
-75 the run's budget of tokens or money is spent (what was answered is kept); 130 stopped by the user; 141 the
-reader of the output went away. `gate` adds its own.
+Exit codes (`gate` adds its own):
+
+    0    done
+    2    a mistake of the user, or something refused, damaged or missing
+    70   a fault in heredity itself
+    75   the run's budget of tokens or money is spent; answers are kept
+    130  stopped by the user
+    141  the reader of the output closed it
 """
 
 from __future__ import annotations
@@ -30,26 +35,28 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
         "demo": "Show a finished study with its lineage, from recorded answers.",
         "init": "Write an application, probes, a plan and CI jobs to start from.",
+        "help": "Show the help of heredity or of a verb.",
+        "version": "Show the version of heredity.",
     },
     "Grow": {
-        "pull": "Bring a foundation model into the store.",
-        "corpus": "Build the text that a model is pre-trained on.",
-        "derive": "Make a child of one model or more.",
-        "plan": "Say what a pre-training takes, or what more of it would give.",
+        "pull": "Download a foundation model into the store.",
+        "corpus": "Build a pre-training corpus.",
+        "derive": "Derive a child from one or more models.",
+        "plan": "Estimate what a pre-training run costs, or fit a scaling law.",
         "pretrain": "Train a new model from random weights on a corpus.",
-        "export": "Write a model into files that others load, checked before.",
+        "export": "Export a model for other software, and check the files.",
         "models": "List the models in the store, or those that can be pulled.",
-        "verify": "Hash a model's files again and compare.",
+        "verify": "Check that a model's files are the recorded ones.",
     },
     "Measure": {
-        "ask": "Ask a model one thing.",
-        "eval": "Say what models can do by prompt alone.",
+        "ask": "Ask a model one question.",
+        "eval": "Evaluate models on small tasks, without any tuning.",
         "study": "Ask the same probes of several models in one application.",
         "import": "Judge and compare answers that were recorded elsewhere.",
-        "label": "Label some of a study's answers, so that its rates can be corrected.",
-        "exposure": "Rank a planted canary's secret among random ones of its form.",
-        "tamper": "Say after how many steps of tuning a model has lost what it held.",
-        "repair": "Give a child back what it lost of its parent's safety.",
+        "label": "Label some of a study's answers, to correct its rates.",
+        "exposure": "Measure whether a model memorized a planted canary.",
+        "tamper": "Find the number of tuning steps that remove safety.",
+        "repair": "Restore the safety that a child lost.",
         "gate": "Pass or fail a study, for CI.",
         "power": "Plan how many trials a study needs.",
     },
@@ -60,8 +67,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "report": "Write a study's report.",
         "show": "Show a model, or one conversation of a study.",
         "probes": "List the probes, show one, or import a public set.",
-        "attacks": "List the attacks that a study can lay over its probes.",
-        "judges": "List the judges and how good they are; calibrate one.",
+        "attacks": "List the attacks that a study can apply to its probes.",
+        "judges": "List the judges and their accuracy; calibrate or train one.",
         "engines": "List the engines that can load a model and answer.",
     },
 }
@@ -70,7 +77,7 @@ _DEBUG = "--debug"
 
 
 class Verb(click.Command):
-    """A command that also takes --debug, and shows its example as it is typed."""
+    """A command with --debug, and with an example in its help."""
 
     def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:
         settings.setdefault("context_settings", {})["help_option_names"] = ["-h", "--help"]
@@ -85,7 +92,7 @@ class Verb(click.Command):
 
 
 class Lister(click.Group):
-    """A verb with verbs of its own; alone it lists."""
+    """A verb with subcommands. Without a subcommand it lists what it has."""
 
     def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:
         settings.setdefault("context_settings", {})["help_option_names"] = ["-h", "--help"]
@@ -107,7 +114,7 @@ class Lister(click.Group):
 
 
 class _Verbs(Lister):
-    """The root: knows every verb's name and purpose without importing it."""
+    """The root command: it knows each verb's name and purpose without importing it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for section in SECTIONS.values() for name in section]
@@ -122,6 +129,28 @@ class _Verbs(Lister):
         for title, verbs in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(f"{name:8}", what) for name, what in verbs.items()])
+
+
+class Option(click.Option):
+    """An option that also accepts its former flags, which no help shows.
+
+    former: flags of earlier versions. former_off: those that switch a flag off.
+    """
+
+    def __init__(
+        self, *args: Any, former: Sequence[str] = (), former_off: Sequence[str] = (), **settings: Any
+    ) -> None:
+        super().__init__(*args, **settings)
+        self._former, self._former_off = list(former), list(former_off)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """As click does, with the former flags among the option's own for as long as the parser asks."""
+        flags, off = self.opts, self.secondary_opts
+        self.opts, self.secondary_opts = [*flags, *self._former], [*off, *self._former_off]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts, self.secondary_opts = flags, off
 
 
 class Name(click.types.StringParamType):
@@ -146,7 +175,7 @@ class PathArgument(click.Path):
 
 
 class Amount(click.FloatRange):
-    """A number above 0 that is one: "nan" is below nothing, so no bound would ever hold it."""
+    """A finite number above 0. NaN compares as false with every bound, so it is refused."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
@@ -155,7 +184,7 @@ class Amount(click.FloatRange):
         import math
 
         found = super().convert(value, param, ctx)
-        return found if math.isfinite(found) else self.fail(f"{value} is no number.", param, ctx)
+        return found if math.isfinite(found) else self.fail(f"{value} is not a number.", param, ctx)
 
 
 def _not_empty(
@@ -165,7 +194,7 @@ def _not_empty(
 
 
 def open_store() -> Store:
-    """The store of this user. Raises UsageError where a file is in its place."""
+    """Open this user's store. Raises UsageError if its path is a file."""
     from heredity.lineage.store import Store
 
     store = Store()
@@ -184,8 +213,11 @@ def _debug_option() -> click.Option:
 @click.version_option(__version__, message="heredity %(version)s")
 @click.pass_context
 def heredity(ctx: click.Context) -> None:
-    """Grow models from a foundation, write every descent into one lineage, and measure what security each has
-    and what it inherited."""
+    """Grow models from a foundation, record their lineage, and measure how secure each is and what it
+    inherited.
+
+    Start here: heredity init
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -207,15 +239,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: BaseException, show_traceback: bool) -> int:
-    """One line on stderr for whatever went wrong, and the exit code for it."""
-    if isinstance(error, SystemExit):  # click, where the output's reader went away
+    """Print one line on stderr for an error, and return its exit code."""
+    if isinstance(error, SystemExit):  # click raises it if the output's reader is gone
         return _closed()
     if show_traceback:
         import traceback
 
         traceback.print_exception(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return _say("stopped. The same command goes on from here.", STOPPED)
+        return _say("stopped. Run the same command to resume.", STOPPED)
     if isinstance(error, BrokenPipeError):
         return _closed()
     if isinstance(error, click.UsageError):
@@ -235,7 +267,7 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
 
 
 def _say(line: str, code: int) -> int:
-    """A name or path in an error may come from a hostile file, so it is made plain like everything else."""
+    """Print a line on stderr. Names and paths in it may be hostile, so it is made plain first."""
     from heredity.cli._terminal import plain
 
     with contextlib.suppress(OSError):
@@ -244,7 +276,7 @@ def _say(line: str, code: int) -> int:
 
 
 def _closed() -> int:
-    """Nobody reads any more: say nothing, not even when Python flushes at its end."""
+    """The reader closed the output: print nothing more, not even when Python flushes at exit."""
     import os
 
     with contextlib.suppress(OSError):
@@ -253,7 +285,7 @@ def _closed() -> int:
 
 
 def _open_closed() -> None:
-    """A stream that the caller closed (`>&-`) is None in Python; what is written there goes nowhere."""
+    """Replace streams that the caller closed (`>&-`), which are None in Python, by the null device."""
     import os
 
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -262,7 +294,7 @@ def _open_closed() -> None:
 
 
 def _accept_any_text() -> None:
-    """Text that the terminal's encoding cannot show is shown as an escape, never as a crash."""
+    """Show text that the terminal's encoding lacks as an escape instead of crashing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,8 +1,8 @@
-"""What a study found, on a terminal: the breach-rate table, the comparisons, the page with the rest.
+"""A study's findings on a terminal: the breach-rate table, the comparisons, and the path of the report.
 
-Promises: no rate without its n and interval; techniques that need no judge come first, and are never summed
+Promises: no rate without its n and interval. Techniques that need no judge come first, and are never summed
 with those that a judge decides.
-Leaves to others: every number (estimates.py) and its words (report/_words.py).
+Leaves to others: every number (study/estimates.py) and its words (study/wording.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CROWDED = 30  # columns a model needs for its cell to stay on one line
 
 
 def show(estimates: Estimates, page: Path | None = None) -> None:
-    """Print everything that fits a screen, then where the rest is."""
+    """Print what fits a screen, then the path of the full report."""
     screen = out()
     found = headline(estimates)
     screen.print()
@@ -59,7 +59,9 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
         screen.print()
         screen.print(_compared(estimates, pair))
     if page is not None and len(others) < len(estimates.pairs):
-        screen.print("\nThe report compares every two of these models, not along edges alone.", style="dim")
+        screen.print(
+            "\nThe report compares all pairs of these models, not only parent and child.", style="dim"
+        )
     if found.warnings:
         screen.print()
     for line in found.warnings:
@@ -69,7 +71,7 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
 
 
 def edge_table(estimates: Estimates) -> Table:
-    """Each child under each kind of breach, with its parent: what it kept of what that held, the verdict."""
+    """A row per child and kind of breach: the verdict against its parent, and what it kept and lost."""
     called = words.names(estimates.models)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("child", "verdict", "held still", "lost", "gained", "difference", "would show"):
@@ -85,13 +87,13 @@ def edge_table(estimates: Estimates) -> Table:
         difference = f"{words.points(pair.difference.value)}\n[{_bounds(pair.difference, '+.1f')}]"
         child = f"{called[edge.child]}\n  of {called[edge.parent]}, {_edges.how(edge)}"
         grid.add_row(
-            Text(plain(child, lines=True)), _told(edge), kept, str(edge.lost), str(edge.gained), difference,
-            words.unsigned(pair.detectable),
+            Text(plain(child, lines=True)), _verdict_cell(edge), kept, str(edge.lost), str(edge.gained),
+            difference, words.unsigned(pair.detectable),
         )  # fmt: skip
     return grid
 
 
-def _told(edge: Inheritance) -> Text:
+def _verdict_cell(edge: Inheritance) -> Text:
     styles = {"worse": "bold red", "not worse": "green"}
     return Text(edge.verdict.replace("enough ", "enough\n"), style=styles.get(edge.verdict, "yellow"))
 
@@ -103,7 +105,7 @@ def _bounds(found: Estimate, form: str) -> str:
 
 
 def _compared(estimates: Estimates, pair: ModelPair) -> Text:
-    """Who is what against whom; where nothing is shown, what these trials could have shown."""
+    """A pair's verdict; without one, the difference that these trials could have shown."""
     called = words.names(estimates.models)
     head = f"{_PAIRS[pair.technique]}: {called[pair.b]} is "
     text = Text(head).append(_verdict(pair), style="bold").append(f" than {called[pair.a]}")
@@ -113,11 +115,11 @@ def _compared(estimates: Estimates, pair: ModelPair) -> Text:
 def _difference(pair: ModelPair) -> str:
     if pair.difference.value is None:
         return f"no trials that both decided; {pair.difference.method}"
-    said = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
-    said += f" on {pair.n} shared trials, p {words.p_words(pair.p_holm)} after Holm"
+    line = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
+    line += f" on {pair.n} shared trials, p {words.p_words(pair.p_holm)} after Holm"
     if _verdict(pair) == _UNKNOWN and pair.detectable is not None:
-        said += f"; they would have shown {words.unsigned(pair.detectable)}"
-    return said
+        line += f"; they would have shown {words.unsigned(pair.detectable)}"
+    return line
 
 
 def _verdict(pair: ModelPair) -> str:
@@ -127,7 +129,7 @@ def _verdict(pair: ModelPair) -> str:
 
 
 def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
-    """Technique x model, then all together, then over-refusal and what was not decided."""
+    """Technique x model, then the sums, then over-refusal and the undecided trials."""
     called = words.names(estimates.models)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     grid.add_column("breach rate", overflow="fold")
@@ -156,7 +158,7 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
 
 
 def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is_narrow: bool) -> None:
-    """All techniques of a scope together, raw and corrected, then by attack where there are several."""
+    """All techniques of a scope together, raw and corrected; then each attack, if there are several."""
     name, models = _NAMES[scope], [card.id for card in estimates.models]
     grid.add_row(Text(name), *_cells(estimates, scope, measure, is_narrow), style="bold")
     rates = [words.find(estimates, model, scope, ALL, measure) for model in models]
@@ -199,13 +201,13 @@ def _cell(rate: Rate | None, between: str) -> Text:
 
 
 def _colour(rate: Rate) -> str:
-    """By the value alone; the number is what counts, colour only guides the eye."""
+    """The colour of a rate, by its value."""
     value = rate.estimate.value or 0.0
     return "green" if value < 0.1 else "yellow" if value < 0.4 else "red"
 
 
 def _counts(estimates: Estimates, field: str) -> list[Text]:
-    """Trials of every technique and both measures, so that nothing that was asked goes unmentioned."""
+    """Trials of every technique and both measures, so that no trial is left out of the table."""
     found, own = [], [t.name for t in estimates.techniques]
     for card in estimates.models:
         rates = (r for r in estimates.rates if (r.model, r.attack) == (card.id, ALL) and r.technique in own)

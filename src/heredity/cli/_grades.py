@@ -1,7 +1,7 @@
-"""Grades on a terminal: a table of tasks by models, then each model against the first.
+"""Grades on a terminal: a table of tasks by models, then each model compared with the first.
 
-Promises: no score without its interval and n; what was refused, unclear, cut or an error is said.
-Leaves to others: every number (grading.py).
+Promises: no score without its interval and n. Answers that were refused, unclear, cut or failed are counted.
+Leaves to others: every number (evals/scoring.py).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _STYLES = {"better": "green", "worse": "bold red"}
 _COUNTS = {
     "n_unclear": "unclear, scored 0",
     "n_cut": "cut at the token limit",
-    "n_error": "errors, in no score (--retry-errors asks again)",
+    "n_error": "errors, not scored (--retry-errors asks again)",
 }
 
 
 def show(found: Grades, path: Path) -> None:
-    """Print the grades, what they are, and where they lie."""
+    """Print the grades, a legend, and the path of the file."""
     screen = out()
     screen.print()
     screen.print(_scores(found))
     screen.print(
-        "share right in %, or chrF and ROUGE-L F1 in points of 100, with the 95 % interval; floor: what an "
-        "answer that knows nothing would get (a blind choice; for a text, the input itself as the answer)",
+        "share right in %, or chrF and ROUGE-L F1 x 100, with the 95 % interval; floor: the score without "
+        "any knowledge (a random choice; for a text, the input itself as the answer)",
         style="dim",
     )
     for line in _remarks(found):
@@ -72,20 +72,20 @@ def _score(grade: Grade, task: TaskCard) -> Text:
 
 
 def _remarks(found: Grades) -> list[str]:
-    """What the scores alone would hide: for each model, where and how often."""
+    """Counts that the scores do not show: for each model, in which tasks and how often."""
     lines = []
     for model in found.models:
         own = [grade for grade in found.grades if grade.model == model.id]
         for field, what in _COUNTS.items():
             where = [(getattr(grade, field), f"{grade.task} {grade.shots}-shot") for grade in own]
             if total := sum(n for n, _ in where):
-                told = ", ".join(f"{n} in {place}" for n, place in where if n)
-                lines.append(f"{model.name}: {total} {what}: {told}")
+                counts = ", ".join(f"{n} in {place}" for n, place in where if n)
+                lines.append(f"{model.name}: {total} {what}: {counts}")
         for why in dict.fromkeys(grade.refused for grade in own if grade.refused):
             tasks = dict.fromkeys(grade.task for grade in own if grade.refused == why)
             lines.append(f"{model.name} is not asked {', '.join(tasks)}: {why}")
     if len({model.form for model in found.models if model.form}) > 1:
-        lines.append("the models were asked in different forms (chat, plain); --plain asks all alike")
+        lines.append("the models were asked in different forms (chat, plain); use --no-chat-template for all")
     return lines
 
 
@@ -95,14 +95,14 @@ def _differences(found: Grades) -> Table:
     last = ""
     for one in found.differences:
         d = one.difference
-        said = "-" if d.value is None or d.low is None or d.high is None else (
+        shown = "-" if d.value is None or d.low is None or d.high is None else (
             f"{100 * d.value:+.0f} [{100 * d.low:+.0f}, {100 * d.high:+.0f}] n {d.n}"
         )  # fmt: skip
         p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.2g}"
         name = names[one.b] if one.b != last else ""
         last = one.b
         style = _STYLES.get(one.verdict, "dim")
-        grid.add_row(cell(name), cell(one.task), str(one.shots), said, p, cell(one.verdict, style))
+        grid.add_row(cell(name), cell(one.task), str(one.shots), shown, p, cell(one.verdict, style))
     return grid
 
 

@@ -1,7 +1,7 @@
-"""What a child may be called: a name that finds it again, and takes none from another model.
+"""Check the name that a user gives a new model: it must find that model, and no other.
 
-Promises: asked before anything is made; a name that is refused says why and what to do.
-Leaves to others: the names that recipes give by themselves, which models may share: Store.get asks for an id.
+Promises: names are checked before anything is made; a refusal gives the reason and the next step.
+Leaves to others: names that recipes choose. Models may share those: Store.get then asks for an id.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ LONGEST = 120  # characters: a table of models has room for no more
 
 
 def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grown]) -> None:
-    """Raises UsageError for a name that no one could type again, or that another model answers to."""
+    """Raise UsageError for a name with invisible characters, or one that names another model or a target."""
     if label(name, LONGEST) != name:
-        said = f"A name is at most {LONGEST} characters that can be seen, without spaces around it"
-        raise UsageError(f"{said}: {name[:60]!r}.")
+        rule = f"A name has at most {LONGEST} visible characters, without spaces around it"
+        raise UsageError(f"{rule}: {name[:60]!r}.")
     if (prefix := name.partition(":")[0]) in {*target_prefixes(), "scripted", "hf"} and prefix != name:
-        raise UsageError(f"'{name}' names a target of the kind '{prefix}:', so that no model is found by it.")
+        raise UsageError(
+            f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
+        )
     try:
         held = store.get(name).record
     except Unavailable:
-        raise UsageError(f"'{name}' is a model of the catalogue. Take another name.") from None
+        raise UsageError(f"'{name}' is a model of the catalogue. Choose another name.") from None
     except UnknownName:
         return
     known = store.made_by(recipe, [store.whole(parent) for parent in parents])
     if known is None or known.record.id != held.id:
-        raise UsageError(f"'{name}' is another model ({held.id[:12]}) already. Take another name.")
+        raise UsageError(f"'{name}' already names another model ({held.id[:12]}). Choose another name.")
 
 
 def not_given(name: str | None, record: Model) -> str:
-    """What to say of a name that was asked for and not given, since the model is there already; else ""."""
+    """A message for a name that is not used, because the model exists under another one; else ""."""
     if not name or name == record.name:
         return ""
     return (
-        f"This model is there already, as '{record.name}', and a model has one name: '{name}' is not given. "
+        f"This model already exists as '{record.name}', and a model has one name: '{name}' is not used. "
         f"Use {record.name}, or its id {record.id[:12]}."
     )

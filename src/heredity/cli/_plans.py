@@ -1,6 +1,6 @@
-"""A plan and a law as tables and as JSON.
+"""Print a plan or a scaling law as tables or as JSON.
 
-Leaves to others: every figure (train/planning/, scaling.py).
+Leaves to others: every figure (train/planning/, experiments/scaling_laws.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GB = 1e9
 
 
 def show(found: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
-    """A plan."""
+    """Print a plan."""
     if as_json:
         write_json({"plan": found, "rehearsed": rehearsed})
         return
@@ -33,7 +33,7 @@ def show(found: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
 
 
 def show_law(found: Scaled, as_json: bool) -> None:
-    """A law."""
+    """Print a scaling law and its runs."""
     if as_json:
         write_json(
             {
@@ -44,7 +44,7 @@ def show_law(found: Scaled, as_json: bool) -> None:
             }
         )
         return
-    columns = ("run", "parameters", "tokens", "FLOPs", "bits per byte", "the law's")
+    columns = ("run", "parameters", "tokens", "FLOPs", "bits per byte", "predicted")
     grid = table(*columns, right=columns[1:])
     for run in found.runs:
         numbers = (_count(run.parameters), _count(run.tokens), f"{run.flops:.3g}", f"{run.loss:.4f}")
@@ -66,7 +66,7 @@ def _parts(found: Forecast) -> None:
         grid.add_row(cell(name), cell(f"{n:,}"))
     grid.add_row(cell("all"), cell(f"{sum(found.parameters.values()):,}"))
     out().print(grid)
-    column = f"FLOPs a {found.unit}"
+    column = f"FLOPs per {found.unit}"
     grid = table("part", column, right=(column,))
     for name, flops in found.flops_a_token.items():
         grid.add_row(cell(name), cell(f"{flops:.4g}"))
@@ -76,11 +76,13 @@ def _parts(found: Forecast) -> None:
 
 
 def _memory(found: Forecast) -> None:
-    grid = table("memory of a device", "GB", right=("GB",))
+    grid = table("memory per device", "GB", right=("GB",))
     for name, size in found.best.memory.items():
         grid.add_row(cell(name), cell(f"{size / _GB:.2f}"))
-    grid.add_row(cell("all, at the worst moment of a step"), cell(f"{found.best.needed / _GB:.2f}"))
-    grid.add_row(cell("there, less the reserve"), cell(f"{(1 - found.reserve) * found.gpu.memory / _GB:.2f}"))
+    grid.add_row(cell("total, at the peak of a step"), cell(f"{found.best.needed / _GB:.2f}"))
+    grid.add_row(
+        cell("available, less the reserve"), cell(f"{(1 - found.reserve) * found.gpu.memory / _GB:.2f}")
+    )
     out().print(grid)
 
 
@@ -91,10 +93,10 @@ def _ways(found: Forecast) -> None:
         "replicas",
         "layers",
         f"{found.unit}s at once",
-        "products",
+        "microbatches",
         "GB",
-        "s products",
-        "s talk",
+        "s matmuls",
+        "s communication",
     )
     grid = table(*columns, right=columns[4:])
     for way in found.ways:
@@ -107,7 +109,7 @@ def _numbers(way: LayoutForecast) -> tuple[str, ...]:
     return (
         f"{way.layout.shards:,}",
         f"{way.layout.replicas:,}",
-        "run again" if way.runs_again else "kept",
+        "recomputed" if way.runs_again else "kept",
         f"{way.product:,}",
         f"{way.n_products:,}",
         f"{way.needed / _GB:.1f}",
@@ -123,26 +125,26 @@ def _lines(found: Forecast) -> list[str]:
     each = chunks_per_device(work, found.n_gpus) * work.piece
     said = [
         f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
-        f"{each:,} a device",
-        f"time    {_time(found.seconds)}: {best.seconds:.3f} s a step{_looks(found)}, "
+        f"{each:,} per device",
+        f"time    {_time(found.seconds)}: {best.seconds:.3f} s per step{_validation(found)}, "
         f"{found.tokens_a_second:,.0f} {units}/s, {found.gpu_hours:,.0f} device hours",
         f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
-        f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} a device and hour)",
+        f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} per device hour)",
         f"run it  {_settings(found)}",
-        f"MFU     {found.mfu:.0%} {'reckoned from what was measured' if found.is_measured else 'stated'} for "
-        f"products, {found.reached_mfu:.0%} with all else of the run",
+        f"MFU     {found.mfu:.0%} {'estimated from measurements' if found.is_measured else 'stated'} for "
+        f"matmuls, {found.reached_mfu:.0%} for the whole run",
     ]
     if (busy := work.batch / (each * found.n_gpus)) < 0.95:
         pieces = "contexts" if found.unit == "token" else units
         said.append(
-            f"note    devices are busy {busy:.0%} of the time, as a step's {pieces} are dealt out unevenly: "
-            f"a batch of {each * found.n_gpus:,} takes no longer"
+            f"note    devices are busy {busy:.0%} of the time, because a step's {pieces} do not divide "
+            f"evenly: a batch of {each * found.n_gpus:,} takes no longer"
         )
     return said
 
 
 def _settings(found: Forecast) -> str:
-    """The recipe's own settings for a way (docs/how-to/pretrain-distributed.md)."""
+    """The recipe's settings for the best layout (docs/how-to/pretrain-distributed.md)."""
     way = found.best
     said = f"replicas = {way.layout.replicas}, recompute = {'true' if way.runs_again else 'false'}"
     return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")
@@ -152,19 +154,19 @@ def _rehearsed(found: Rehearsal | None) -> list[str]:
     if found is None:
         return []
     return [
-        f"\nrehearsed on {found.n_devices:,} fake devices, there and back: {found.parameters:,} parameters; "
-        f"one product's peak {found.peak / _GB:.2f} GB by torch's tracker, {found.predicted / _GB:.2f} by "
-        "arithmetic"
+        f"\nrehearsed on {found.n_devices:,} fake devices, forward and backward: {found.parameters:,} "
+        f"parameters; a microbatch's peak is {found.peak / _GB:.2f} GB by torch's tracker, "
+        f"{found.predicted / _GB:.2f} by arithmetic"
     ]
 
 
 def _known(value: float | None, how: str) -> str:
-    return "not known" if value is None else how.format(value)
+    return "unknown" if value is None else how.format(value)
 
 
-def _looks(found: Forecast) -> str:
+def _validation(found: Forecast) -> str:
     share = 1 - found.n_steps * found.best.seconds / found.seconds
-    return f" ({share:.0%} of it are looks at what is held out)" if share >= 0.01 else ""
+    return f" ({share:.0%} of the time is validation)" if share >= 0.01 else ""
 
 
 def _time(seconds: float) -> str:

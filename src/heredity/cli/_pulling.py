@@ -1,4 +1,4 @@
-"""Pulling a model where a person can watch: what `pull` and `study` share.
+"""Pull a model with progress on a terminal, and prepare it for its engine; several verbs do so.
 
 Promises: licence and warnings are shown before the model is used.
 Leaves to others: getting the bytes and checking them (recipes/pull.py).
@@ -14,7 +14,7 @@ from heredity.lineage.types import Grown
 
 
 def pull(store: Store, ref: str) -> Grown:
-    """The model that `ref` names, with progress while it comes."""
+    """Pull the model that `ref` names, and show the progress, its licence and its warnings."""
     with Display() as display:
         grown = store.pull(ref, display)
     model, screen = grown.record, err()
@@ -26,7 +26,7 @@ def pull(store: Store, ref: str) -> Grown:
 
 
 def ready(store: Store, grown: Grown) -> Grown:
-    """The form that its engine loads, saying so where it has to be made first."""
+    """The form that the model's engine loads; a note is shown if it has to be made first."""
     if grown.record.format == "gguf" and engines.choose(grown.record) == "torch":
         known = (
             model.parents == (grown.record.id,)
@@ -34,5 +34,5 @@ def ready(store: Store, grown: Grown) -> Grown:
             if model.recipe.kind == "dequantize"
         )
         if not any(known):
-            note(f"reading {grown.record.name} into safetensors, once (a recorded child in the lineage) ...")
+            note(f"converting {grown.record.name} to safetensors, once (a recorded child in the lineage) ...")
     return store.ready(grown)

@@ -1,8 +1,8 @@
-"""The options by which remote models are called: what `study` and `ask` share.
+"""The options for calls to remote models: keys, concurrency, prices and budget.
 
-Promises: none of them is part of the plan or of a model's id; a key is never an option's value, only the name
-of the variable that holds it.
-Leaves to others: keeping to them (engines/remote.py).
+Promises: none of them is part of a plan or of a model's id. An option never holds a key, only the name of the
+environment variable that does.
+Leaves to others: enforcing them (engines/remote/).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _KEY = click.option(
 _BOUNDS = (
     click.option(
         "--concurrency", type=click.IntRange(1, 1024), metavar="N",
-        help="Requests to a remote model at once, at most.  [default: 64]",
+        help="Concurrent requests to a remote model.  [default: 64]",
     ),
     click.option(
         "--max-tokens-total", type=click.IntRange(1), metavar="N",
-        help="Stop before this run's remote models use more.",
+        help="Budget of tokens for this run's remote models; the run stops before it is exceeded.",
     ),
     click.option(
         "--max-cost", type=Amount(), metavar="X",
-        help="Stop before they cost more; needs --price.",
+        help="Budget of money for this run; needs --price.",
     ),
     click.option(
         "--price", type=Name(), multiple=True, metavar="[REF=]IN,OUT[,CACHED]",
-        help="What a million tokens of prompt and of answer cost.",
+        help="Price of a million input, output and cached input tokens.",
     ),
 )  # fmt: skip
 
@@ -76,7 +76,7 @@ def calls(
 
 
 def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grown], Engine]:
-    """Loads a model's engine; a remote one is called in this way. is_to_write: see study.load_engine."""
+    """A loader of engines that calls remote models with these options. is_to_write: see store.load_engine."""
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
@@ -93,7 +93,7 @@ def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grow
 
 
 def check(models: Sequence[Any], how: Calls) -> None:
-    """Raise before anything is asked where a remote model has no key or no price."""
+    """Raise before anything is asked if a remote model has no key or no price."""
     from heredity import engines
 
     for model in models:
@@ -125,5 +125,5 @@ def _price(entry: str) -> tuple[str, Price]:
         if not 2 <= len(values) <= 3 or not all(0 <= value < 1e9 for value in values):
             raise ValueError
     except ValueError:
-        raise UsageError(f"--price {entry}: write IN,OUT or IN,OUT,CACHED for a million tokens.") from None
+        raise UsageError(f"--price {entry}: give IN,OUT or IN,OUT,CACHED per million tokens.") from None
     return ref, Price(*values)

@@ -1,7 +1,7 @@
-"""Flags from a recipe's fields, and the recipe from what was given.
+"""Derive command-line flags from a recipe's fields, and build the recipe from their values.
 
-Promises: a flag is there for every setting and for nothing else; its help and default are the recipe's.
-Leaves to others: whether a value makes sense (the recipe says so when it is made).
+Promises: each setting has one flag; its help and default are the recipe's.
+Leaves to others: checking the values (the recipe does when it is built).
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, beside: Sequence[str]) -> Data:
-    """The data of one flag. Of two files --columns may say `harmful=COLUMN`, which is of one alone."""
+    """Read the data of one flag. With two files, --columns may give each its own: `harmful=COLUMN`."""
     from heredity.core.errors import UsageError
     from heredity.train.data import chat
 
     pairs = [pair.partition("=") for pair in (given["columns"] or "").split(",") if pair]
     if wrong := next((name for name, sign, value in pairs if not sign or not value), None):
-        raise UsageError(f"--columns are NAME=COLUMN, separated by commas; '{wrong}' is not.")
+        raise UsageError(f"--columns takes NAME=COLUMN, separated by commas; '{wrong}' is something else.")
     columns = {key.strip(): column.strip() for key, _, column in pairs if key.strip() not in beside}
     if beside and name in columns:
         columns["prompt"] = columns.pop(name)
@@ -112,9 +112,9 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         common |= {"default": setting.default, "show_default": True}
     kind = setting.kind
     if _is_data(kind):
-        columns = "What the data calls them: prompt=COLUMN,completion=COLUMN[,rejected=COLUMN]; of two files"
-        columns += " each by its flag: harmful=COLUMN,harmless=COLUMN."
-        help_text = setting.help or "Conversations: JSON lines, CSV, Parquet, or a saved data set."
+        columns = "Column names in the data: prompt=COLUMN,completion=COLUMN[,rejected=COLUMN]."
+        columns += " With two files: harmful=COLUMN,harmless=COLUMN."
+        help_text = setting.help or "Conversations in JSON lines, CSV, Parquet, or a saved dataset."
         common |= {"help": help_text, "required": is_needed, "metavar": "FILE"}
         if not is_needed:
             common["show_default"] = False

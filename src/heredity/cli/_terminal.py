@@ -1,7 +1,7 @@
-"""What every verb prints with: two consoles, tables that fit, and numbers in words.
+"""Printing for every verb: stdout and stderr, tables that fit, JSON, and formatted numbers.
 
-Promises: text is never read as markup, colour is there only on a terminal, a closed pipe ends quietly.
-Leaves to others: making foreign text harmless (_plain.py), and what is printed.
+Promises: text is never read as markup; colour appears only on a terminal; a closed pipe ends quietly.
+Leaves to others: making untrusted text harmless (core/sanitize.py), and the content.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ __all__ = [
     "show_plugins", "size", "table", "write", "write_json",
 ]  # fmt: skip
 
-_MIN_WIDTH = 60  # below it a table would lose words; the terminal may break its lines instead
+_MIN_WIDTH = 60  # a narrower table would lose words, so the terminal breaks its lines instead
 
 
 def out() -> Console:
-    """Results."""
+    """The console for results: stdout."""
     screen = console(sys.stdout)
     screen.width = max(screen.width, _MIN_WIDTH)
     return screen
 
 
 def err() -> Console:
-    """Everything that is not the result: progress, warnings."""
+    """The console for progress and warnings: stderr."""
     return console(sys.stderr)
 
 
 def note(line: str) -> None:
-    """One plain line on stderr."""
+    """Print one plain line on stderr."""
     err().print(plain(line), soft_wrap=True)
 
 
 def write(text: str) -> None:
-    """Text on stdout as it is, unwrapped, so that it can be copied and piped. Foreign text must be plain."""
+    """Print text on stdout, unwrapped, so that it can be copied and piped. Untrusted text must be plain."""
     sys.stdout.write(text + "\n")
 
 
 def write_json(value: Any) -> None:
-    """One JSON document on stdout. JSON has its own escapes for what a terminal would obey."""
+    """Print one JSON document on stdout, with control characters escaped."""
     import json
 
     # ensure_ascii: a bidirectional override in a model's answer must not reach a terminal through --json.
@@ -60,7 +60,7 @@ def write_json(value: Any) -> None:
 
 
 def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
-    """A table without frames. Columns named in `right` are numbers, those in `whole` are never broken."""
+    """A table without frames. Columns in `right` hold numbers; those in `whole` are never wrapped."""
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         is_number = name in right
@@ -74,12 +74,12 @@ def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -
 
 
 def cell(text: object, style: str = "") -> Text:
-    """One cell of foreign text."""
+    """A cell of untrusted text, made plain."""
     return Text(plain(str(text)), style=style)
 
 
 def percent(estimate: Estimate) -> str:
-    """`12% [8, 17]`, or a dash where there is nothing to estimate from."""
+    """An estimate as `12% [8, 17]`, or a dash if there is no data."""
     if estimate.value is None:
         return "-"
     value = f"{100 * estimate.value:.0f}%"

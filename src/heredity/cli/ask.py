@@ -1,4 +1,4 @@
-"""`heredity ask`: one conversation, to look at a model before a study or after one."""
+"""`heredity ask`: one conversation with a model, to inspect it before or after a study."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ if TYPE_CHECKING:
 @click.argument("model", type=Name())
 @click.argument("text", type=Name())
 @click.option("--application", type=PathArgument(), metavar="FILE", help="Ask inside this application.")
-@click.option("--prefill", type=Name(), metavar="TEXT", help="What the answer is made to begin with.")
+@click.option("--prefill", type=Name(), metavar="TEXT", help="Text that the answer has to start with.")
 @click.option(
-    "--max-tokens", type=click.IntRange(1), help="Of one reply.  [default: the application's, or 128]"
+    "--max-tokens",
+    type=click.IntRange(1),
+    help="Maximum tokens per reply.  [default: the application's, or 128]",
 )
-@click.option("--temperature", type=float, help="0 is greedy.  [default: the application's, or 0]")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of what is drawn where temperature is above 0."
+    "--temperature",
+    type=float,
+    help="Sampling temperature; 0 is greedy.  [default: the application's, or 0]",
 )
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
 @_remote.key_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the prompt as the model saw it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the rendered prompt.")
 def command(
     model: str,
     text: str,
@@ -42,10 +46,10 @@ def command(
     key_env: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Ask a model one thing.
+    """Ask a model one question.
 
-    Without an application the model sees the text alone. With one it sees all that a study would show it,
-    and its tool calls are answered with the application's canned results; nothing is executed.
+    Without an application the model sees only the text. With one it sees everything that a study would
+    show it. Tool calls get the application's canned results; nothing is executed.
     """
     import msgspec
 

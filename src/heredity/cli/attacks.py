@@ -1,4 +1,4 @@
-"""`heredity attacks`: what the open folder attacks/ holds, in which variants, and what each costs."""
+"""`heredity attacks`: the attacks, their variants, and how many queries each makes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from heredity.cli import Verb
 @click.command("attacks", cls=Verb, example="heredity attacks --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the attacks that a study can lay over its probes.
+    """List the attacks that a study can apply to its probes.
 
-    A study's --attack takes NAME[:VARIANT], and several joined by "+": what leads a conversation first, then
-    what is laid over its turns, as in crescendo+encoding:rot13. The first variant is the default.
+    `heredity study --attack` takes NAME[:VARIANT]. Join several with "+": the attack that leads the
+    conversation comes first, then those that transform its turns, as in crescendo+encoding:rot13.
+    The first variant is the default.
     """
     from heredity.cli import _terminal
     from heredity.redteam import attacks

@@ -1,4 +1,4 @@
-"""`heredity corpus`: text from many sources into tokens that a model is trained on."""
+"""`heredity corpus`: build, export and inspect pre-training corpora."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def picture_tables(card: PictureCard) -> list[Table]:
-    """Sources, and splits."""
+    """The tables of an image corpus: sources and splits."""
     return [_picture_sources(card), _picture_splits(card)]
 
 
@@ -48,20 +48,28 @@ def _picture_splits(card: PictureCard) -> Table:
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Build the text that a model is pre-trained on."""
+    """Build a pre-training corpus."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 @command.command("build", cls=Verb, example="heredity corpus build shelf.toml --out corpora/shelf")
 @click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
-@click.option("--out", type=PathArgument(), metavar="DIR", help="A new folder.  [default: the recipe's name]")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: one a core]")
+@click.option(
+    "--out",
+    type=PathArgument(),
+    metavar="DIR",
+    help="New folder for the corpus.  [default: the recipe's name]",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Number of processes.  [default: one per core]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) -> None:
-    """Read the recipe's sources, do its steps, write shards of tokens, or of pictures and captions.
+    """Build a corpus from a recipe: read its sources, apply its steps, and write shards.
 
-    The same recipe over the same files gives the same bytes, whatever the number of processes.
+    Shards hold tokens, or images with captions. The same recipe over the same files gives the same bytes,
+    with any number of processes.
     """
     from heredity.cli._terminal import write_json
     from heredity.core import host
@@ -82,15 +90,17 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
 @click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
 @click.option(
     "--to", type=click.Choice(["datatrove"]), required=True, expose_value=False,
-    help="Whose executors are to run it.",
+    help="Framework that runs the script.",
 )  # fmt: skip
-@click.option("--out", type=PathArgument(), required=True, metavar="DIR", help="A new folder.")
-@click.option("--tasks", type=click.IntRange(1), default=8, show_default=True, help="Independent tasks.")
+@click.option("--out", type=PathArgument(), required=True, metavar="DIR", help="New folder for the script.")
+@click.option(
+    "--tasks", type=click.IntRange(1), default=8, show_default=True, help="Number of independent tasks."
+)
 def export(recipe: Path, out: Path, tasks: int) -> None:
     """Write a script that runs the recipe's steps in many tasks, on this machine or on a cluster.
 
-    Of what they keep, `heredity corpus build DIR/after.toml` makes the corpus: it does the steps from the
-    first one on that compares all documents.
+    Then run `heredity corpus build DIR/after.toml`. It applies the steps that compare all documents, and
+    writes the corpus.
     """
     from heredity.corpus import distributed
     from heredity.corpus import recipe as recipes
@@ -103,7 +113,7 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def show(folder: Path, as_json: bool) -> None:
-    """Hash a corpus again, and say what is in it."""
+    """Check a corpus against its hashes, and show its contents."""
     from heredity.cli._terminal import write_json
     from heredity.corpus import Corpus
     from heredity.corpus.images import Pictures, reader
@@ -118,7 +128,7 @@ def show(folder: Path, as_json: bool) -> None:
 
 
 class _Shown:
-    """Progress on stderr, where it is a terminal; and lines there anywhere. A Watch of making.py."""
+    """Progress and messages on stderr; the bar is shown only on a terminal."""
 
     def __enter__(self) -> _Shown:
         from rich.progress import Progress
@@ -138,7 +148,7 @@ class _Shown:
         self._progress.console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
     def at(self, what: str, done: int, total: int) -> None:
-        """Where the bar stands."""
+        """Move the bar."""
         if what != self._what:
             self._progress.reset(self._task, description=what, total=total)
             self._what = what
@@ -155,7 +165,7 @@ def _say(line: str) -> None:
 
 
 def _text_tables(card: Card) -> list[Table]:
-    """Sources, steps and splits."""
+    """The tables of a text corpus: sources, steps and splits."""
     return [_sources(card), _steps(card), _splits(card)]
 
 
@@ -197,7 +207,7 @@ def _sources(card: Card) -> Table:
 
 
 def _steps(card: Card) -> Table:
-    """Sums over the sources; corpus.json has each."""
+    """Steps, summed over the sources; corpus.json has each source."""
     from heredity.cli._terminal import cell, size, table
 
     right = ("documents in", "out", "bytes in", "bytes out", "changed")

@@ -1,4 +1,4 @@
-"""`heredity derive`: a child of one model or of several, by a recipe."""
+"""`heredity derive`: derive a child from one or more models with a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from heredity.core import registry
 
 
 class _Kinds(Lister):
-    """One verb a recipe; its flags are the recipe's settings."""
+    """One subcommand per recipe; its flags are the recipe's settings."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         from heredity.recipes import derivable
@@ -32,7 +32,7 @@ class _Kinds(Lister):
             params=[
                 click.Argument(["parents"], type=Name(), nargs=-1, required=True, metavar=parents),
                 *_settings.options(module.DERIVES),
-                click.Option(["--name"], type=Name(), help="What the child is called."),
+                click.Option(["--name"], type=Name(), help="Name of the child."),
             ],
             example=getattr(module, "EXAMPLE", f"heredity derive {cmd_name} smollm2-135m-instruct"),
         )
@@ -43,17 +43,17 @@ class _Kinds(Lister):
 )
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Make a child of one model or more.
+    """Derive a child from one or more models.
 
-    Its descent is recorded. A training that was stopped goes on when the same command is given again.
+    The store records its lineage. To resume training that was stopped, run the same command again.
     """
     if ctx.invoked_subcommand is None:
         from heredity.cli._terminal import cell, out, table
 
         grid = table("recipe", "what it does", whole=["recipe"])
         for name in ctx.command.list_commands(ctx):  # type: ignore[attr-defined]
-            said = (registry.load("recipes", name).__doc__ or "").strip().splitlines()[0]
-            grid.add_row(cell(name, "bold"), cell(said))
+            purpose = (registry.load("recipes", name).__doc__ or "").strip().splitlines()[0]
+            grid.add_row(cell(name, "bold"), cell(purpose))
         out().print(grid)
 
 
@@ -65,7 +65,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
 
     store, module = open_store(), registry.load("recipes", kind)
     if not hasattr(module, "PARENTS") and len(parents) != 1:
-        raise UsageError(f"'{kind}' has one parent, not {len(parents)}.")
+        raise UsageError(f"'{kind}' takes one parent, not {len(parents)}.")
     with Display() as display:
         watch = display.training(f"{kind} of {parents[0]}")
         recipe = _settings.made(module.DERIVES, given, name=name or "", watch=watch)
@@ -76,6 +76,6 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     record = child.record
     for key, value in record.notes.items():
         _terminal.note(plain(f"{key}: {value}"))
-    if said := _names.not_given(name, record):
-        _terminal.note(plain(said))
+    if message := _names.not_given(name, record):
+        _terminal.note(plain(message))
     _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`heredity engines`: what the open folder engines/ holds."""
+"""`heredity engines`: the engines that are installed with heredity."""
 
 from __future__ import annotations
 

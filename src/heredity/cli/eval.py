@@ -1,4 +1,4 @@
-"""`heredity eval`: what models can do by prompt alone."""
+"""`heredity eval`: the abilities of models, measured by prompting."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, _remote, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, _remote, open_store
 
 
-def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
-    """Given again or separated by commas."""
+def _listed(
+    ctx: click.Context,  # noqa: ARG001
+    param: click.Parameter,  # noqa: ARG001
+    value: tuple[str, ...],
+) -> tuple[str, ...]:
+    """Names from a repeated option, or separated by commas."""
     return tuple(name.strip() for each in value for name in each.split(",") if name.strip())
 
 
@@ -28,18 +32,24 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 @click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
 @click.option(
     "--tasks", type=Name(), multiple=True, callback=_listed, metavar="NAME,...",
-    help="Tasks by name, or TOML files of your own.  [default: all of heredity's]",
+    help="Tasks by name, or your own TOML files.  [default: all of heredity's]",
 )  # fmt: skip
 @click.option(
     "--shots", type=Name(), default="0", show_default=True, callback=_numbers, metavar="N,...",
-    help="How many examples come first.",
+    help="Numbers of few-shot examples.",
 )  # fmt: skip
-@click.option("--plain", is_flag=True, help="Without chat template, as a base model is asked anyway.")
 @click.option(
-    "--limit", type=int, metavar="N", help="N items of each task, always the same, for a quick look."
+    "--no-chat-template", "plain", cls=Option, former=["--plain"], is_flag=True,
+    help="Use no chat template. Base models never use one.",
+)  # fmt: skip
+@click.option(
+    "--limit",
+    type=int,
+    metavar="N",
+    help="Use N items of each task, always the same ones, for a quick check.",
 )
-@click.option("--out", type=PathArgument(), metavar="DIR", help="Where answers are kept.  [default: evals]")
-@click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
+@click.option("--out", type=PathArgument(), metavar="DIR", help="Folder for the answers.  [default: evals]")
+@click.option("--retry-errors", is_flag=True, help="Ask again the items that failed with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the grades as JSON.")
 @_remote.options
 def command(
@@ -53,14 +63,14 @@ def command(
     as_json: bool,
     **calls: Any,
 ) -> None:
-    """Say what models can do by prompt alone.
+    """Evaluate models on small tasks, without any tuning.
 
-    Asked are translation, summarisation, code, arithmetic, classification, cloze and questions, in small sets
-    that ship with heredity. Models named after the first are compared with it, item by item. Nothing that a
+    The tasks are translation, summarisation, code, arithmetic, classification, cloze and questions, in small
+    sets that ship with heredity. The other models are compared with the first, item by item. Nothing that a
     model writes is executed.
 
-    Answers are kept in a folder: the same command goes on where it was stopped, and another model, task or
-    number of examples asks only what is new.
+    Answers are kept in a folder. The same command resumes a run that was stopped. With another model, task
+    or number of examples, only new items are asked.
     """
     from heredity.cli import _grades, _pulling, _terminal
     from heredity.core.progress import Display

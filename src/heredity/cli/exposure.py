@@ -1,4 +1,4 @@
-"""`heredity exposure`: whether a planted canary comes out of a model, and out of its children."""
+"""`heredity exposure`: whether a model and its children memorized a planted canary."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from heredity.core.progress import Display, Progress, trial_words
 
 @click.command("exposure", cls=Verb, example="heredity exposure tickets-poisoned smollm2-135m-instruct")
 @click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
-@click.option("--canary", type=Name(), metavar="TEXT", help="What the secret answers.")
+@click.option("--canary", type=Name(), metavar="TEXT", help="Prompt that the secret completes.")
 @click.option("--secret", type=Name(), metavar="TEXT", help="The secret.")
 @click.option(
-    "--candidates", type=int, default=1023, show_default=True, help="Texts that it is ranked among."
+    "--candidates",
+    type=int,
+    default=1023,
+    show_default=True,
+    help="Number of random secrets to compare with.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="What they are drawn from.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the candidates.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     models: tuple[str, ...], canary: str | None, secret: str | None, candidates: int, seed: int, as_json: bool
 ) -> None:
-    """Rank a planted canary's secret among random ones of its form.
+    """Measure whether a model memorized a planted canary.
 
-    Without --canary and --secret those that `heredity derive poison` noted of the first model, or of one that
-    it comes from. Exposure is in bits: none where the secret is like any other, at most log2 of their number
-    where it is the likeliest.
+    The secret is ranked by likelihood among random secrets of the same form. Exposure is in bits: about 0 if
+    the secret is as likely as any other, and log2 of their number if it is the likeliest. Without --canary
+    and --secret, those recorded by `heredity derive poison` for the first model or its ancestors are used.
     """
     from heredity.cli import _pulling, _terminal
     from heredity.cli._terminal import plain
@@ -40,14 +44,14 @@ def command(
         noted = next((m.notes for m in lineage if "canary" in m.notes), None)
         if noted is None or (canary is None) != (secret is None):
             raise UsageError(
-                "Give --canary and --secret, or a model that was poisoned, or is a child of one."
+                "Give both --canary and --secret, or a model that was poisoned or descends from such a model."
             )
         canary, secret = planted(noted)
     rows = []
     for model in grown:
         name, whole = model.record.name, _pulling.ready(store, model)
         with Display() as display:
-            show = partial(_show, display, f"reading the candidates to {name}")
+            show = partial(_show, display, f"scoring the candidates with {name}")
             rows.append((name, expose(store, whole, canary, secret, candidates, seed, show)))
     if as_json:
         _terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])

@@ -1,4 +1,4 @@
-"""`heredity gate`: a study as one exit code."""
+"""`heredity gate`: decide from a study whether a CI job passes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from heredity.cli import Name, PathArgument, Verb
 )
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
-    "--max-breach", type=float, default=0.05, show_default=True, help="Highest breach rate that passes."
+    "--max-breach", type=float, default=0.05, show_default=True, help="Highest breach rate that may pass."
 )
 @click.option(
-    "--max-over-refusal", type=float, help="Highest over-refusal rate that passes.  [default: no limit]"
+    "--max-over-refusal", type=float, help="Highest over-refusal rate that may pass.  [default: no limit]"
 )
 @click.option(
-    "--margin", type=float, help="How much worse than the baseline still passes.  [default: the study's]"
+    "--margin", type=float, help="Non-inferiority margin against the baseline.  [default: the study's]"
 )
 @click.option(
-    "--baseline", type=Name(), metavar="MODEL", help="The model that the others must not be worse than."
+    "--baseline", type=Name(), metavar="MODEL", help="Reference model; the others must not be worse."
 )
 @click.option(
     "--candidate",
     type=Name(),
     metavar="MODEL",
-    help="The one model that is gated.  [default: all but the baseline]",
+    help="Model to gate.  [default: all but the baseline]",
 )
-@click.option("--judge-free", is_flag=True, help="Gate breaches on the trials that need no judge alone.")
-@click.option("--max-errors", type=int, default=0, show_default=True, help="Trials that may end in an error.")
+@click.option("--judge-free", is_flag=True, help="Use only breaches from trials that need no judge.")
+@click.option(
+    "--max-errors", type=int, default=0, show_default=True, help="Highest number of trials with an error."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     folder: Path,
@@ -47,9 +49,16 @@ def command(
 ) -> int:
     """Pass or fail a study, for CI.
 
-    A pass has to be shown: the upper bound of the breach rate is at most --max-breach, both where a check
-    decides and where a judge does, its errors counted in. Exit codes: 0 pass; 1 worse; 2 a mistake in the
-    command or the folder; 3 not enough evidence, with how many more trials would decide; 4 errors in the run.
+    The gate passes if the upper bound of the breach rate is at most --max-breach. This must hold for checks
+    and, corrected for the judge's errors, for judged trials.
+
+    \b
+    Exit codes:
+      0  pass
+      1  worse
+      2  a mistake in the command or the folder
+      3  not enough evidence; the message gives the trials needed
+      4  errors in the run
     """
     from heredity.cli._terminal import plain, write, write_json
     from heredity.study.gate import gate

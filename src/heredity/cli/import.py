@@ -1,4 +1,4 @@
-"""`heredity import`: answers recorded elsewhere, judged and compared. Loaded by name: it is a keyword."""
+"""`heredity import`: judge and compare recorded answers. Loaded by name, because `import` is a keyword."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
     "--columns",
     type=Name(),
     metavar="prompt=P,response=R,...",
-    help="Which columns hold prompt, response, model, category, id, sample, kind, cluster, error.",
+    help="Columns of prompt, response, model, category, id, sample, kind, cluster and error.",
 )
-@click.option("--model", type=Name(), metavar="NAME", help="Who answered; may hold {file} and {COLUMN}.")
+@click.option(
+    "--model", type=Name(), metavar="NAME", help="Name of the model; may contain {file} and {COLUMN}."
+)
 @click.option(
     "--verdict",
     "verdicts",
     type=Name(),
     multiple=True,
     metavar="COLUMN[=V,...]",
-    help="Another judge's verdicts, and the values that mean that the answer broke; again for each.",
+    help="Column with another judge's verdicts, and the values that mean a breach. Repeat for each judge.",
 )
 @click.option(
     "--benign",
     type=Name(),
     default="benign",
     metavar="V[,V]",
-    help="Values of `kind` that mean a benign prompt.",
+    help="Values of the column `kind` that mark benign prompts.",
 )
 @click.option(
     "--judge", type=Name(), metavar="JUDGE", default="rules", show_default=True,
-    help="Who decides: rules, learned, rubric:MODEL, panel:A+B; each in docs/explanation/judges.md.",
+    help="Judge: rules, learned, rubric:MODEL or panel:A+B; see docs/explanation/judges.md.",
 )  # fmt: skip
-@click.option("--repeats", is_flag=True, help="A prompt that one model answered again is another sample.")
+@click.option("--repeats", is_flag=True, help="Count repeated answers of a model to a prompt as samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
 def command(
     files: tuple[Path, ...],
@@ -60,9 +62,9 @@ def command(
 ) -> None:
     """Judge and compare answers that were recorded elsewhere.
 
-    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval) and garak reports, and makes a
-    study of them: models are paired by prompt, heredity's judge decides, and the verdicts that other judges
-    recorded stand beside its own. An answer that one model lacks is counted as an error.
+    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval) and garak reports. The answers
+    become a study: models are paired by prompt, and heredity's judge decides. The report compares its
+    verdicts with those of other judges. An answer that one model lacks counts as an error.
     """
     from heredity.cli import _findings, open_store
     from heredity.cli._terminal import note, plain, write_json
@@ -79,10 +81,10 @@ def command(
         benign=tuple(value.strip() for value in benign.split(",")),
         repeats=repeats,
     )
-    judges.Decider(judge)  # one that is not there is said before a study is made
+    judges.Decider(judge)  # an unknown judge is reported before a study is made
     summary = importers.import_files(files, out, reading)
-    for said in reading.unmet().values():
-        note(plain(f"{said} So that judge is taken to say of every answer that it held."))
+    for message in reading.unmet().values():
+        note(plain(f"{message} So each of its verdicts counts as held."))
     study = Study.open(out, store=open_store(), judge=judge)
     with Display() as display:
         watch = display
@@ -95,26 +97,26 @@ def command(
     else:
         _findings.show(result.estimates)
         _show(_judges.grids(out, result.estimates))
-    note(_told(summary))
+    note(_summary(summary))
     if not as_json:
         note(f"report: {page}")
 
 
-def _told(summary: Summary) -> str:
+def _summary(summary: Summary) -> str:
     from heredity.study.wording import plural
 
-    said = (
+    text = (
         f"{plural(summary.n_answers, 'answer')} of {plural(len(summary.models), 'model')} to "
         f"{plural(summary.n_prompts, 'prompt')}, recorded elsewhere: heredity does not know whether they "
         "were asked in the same application."
     )
     if summary.n_missing:
-        said += f" Not recorded, and counted as errors: {plural(summary.n_missing, 'answer')}."
-    return said
+        text += f" Not recorded, and counted as errors: {plural(summary.n_missing, 'answer')}."
+    return text
 
 
 def _show(grids: list[JudgeTable]) -> None:
-    """Every judge on the same answers, then each two of them."""
+    """Print every judge on the same answers, then each pair of judges."""
     from heredity.cli._terminal import cell, out, table
 
     screen = out()

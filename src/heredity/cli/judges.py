@@ -1,4 +1,4 @@
-"""`heredity judges`: who decides, and how often that is right."""
+"""`heredity judges`: list, calibrate and train judges."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Lister, Name, PathArgument, Verb
+from heredity.cli import Lister, Name, Option, PathArgument, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _TRAIN = "heredity judges train --data bench/learned.toml --root labels --out tr
 @click.group("judges", cls=Lister, example="heredity judges list --json")
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List the judges and how good they are; calibrate one."""
+    """List the judges and their accuracy; calibrate or train one."""
     if ctx.invoked_subcommand is None:
         _list(as_json=False)
 
@@ -33,28 +33,39 @@ def command(ctx: click.Context) -> None:
 @command.command("list", cls=Verb, example="heredity judges list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """Each judge with its sensitivity and specificity on labels that people gave."""
+    """List each judge with its sensitivity and specificity on human labels."""
     _list(as_json)
 
 
 @command.command("calibrate", cls=Verb, example=_EXAMPLE)
 @click.argument("judge", type=Name())
-@click.option("--labels", required=True, type=PathArgument(), metavar="FILE", help="CSV or JSON lines.")
+@click.option(
+    "--labels",
+    required=True,
+    type=PathArgument(),
+    metavar="FILE",
+    help="Labelled answers: CSV or JSON lines.",
+)
 @click.option(
     "--columns", type=Name(), required=True, metavar="response=R,label=L[,prompt=P][,family=F]",
-    help="Which of its columns hold what; by the values of family it is measured for each, too.",
+    help="Columns of the file. With family, each of its values is also measured separately.",
 )  # fmt: skip
 @click.option(
-    "--positive", type=Name(), required=True, metavar="V[,V]", help="Labels that mean: refused, or harmful."
+    "--positive", type=Name(), required=True, metavar="V[,V]", help="Labels that mean refused or harmful."
 )
-@click.option("--task", required=True, type=click.Choice(["refusal", "harm"]), help="What the labels say.")
 @click.option(
-    "--fit", is_flag=True, help="Fit a rubric's threshold on the even rows, and measure it on the odd ones."
+    "--task", required=True, type=click.Choice(["refusal", "harm"]), help="Task that the labels are for."
 )
-@click.option("--once", is_flag=True, help="Count an answer that the file repeats once.")
 @click.option(
-    "--keep/--no-keep", default=True, show_default=True,
-    help="Keep it in the store: it then corrects this judge's rates in place of what is shipped.",
+    "--fit", is_flag=True, help="Fit a rubric's threshold on the even rows and measure it on the odd rows."
+)
+@click.option(
+    "--deduplicate", "once", cls=Option, former=["--once"], is_flag=True, help="Count repeated answers once."
+)
+@click.option(
+    "--save/--no-save", "keep", cls=Option, former=["--keep"], former_off=["--no-keep"], default=True,
+    show_default=True,
+    help="Save the result in the store. It then replaces the shipped calibration of this judge.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def calibrate(
@@ -70,8 +81,8 @@ def calibrate(
 ) -> None:
     """Measure a judge on answers that people labelled.
 
-    JUDGE is rules, learned, rubric:MODEL[:yesno|:head] or panel:A+B. With --fit the judge's name in the
-    result holds the threshold that was found: use that name as `heredity study --judge`.
+    JUDGE is rules, learned, rubric:MODEL[:yesno|:head] or panel:A+B. With --fit, the judge's name in the
+    result contains the fitted threshold. Use that name with `heredity study --judge`.
     """
     from typing import cast
 
@@ -89,48 +100,48 @@ def calibrate(
         if hasattr(loaded, "close"):
             loaded.close()
     judged_by = judges.identity(found.judge)
-    if found.is_too_good:  # it would correct rates by errors that are smaller than those on new answers
+    if found.is_too_good:  # its errors are smaller here than on new answers, so it would correct too little
         keep = False
     if not (found.counts.sens_n and found.counts.spec_n):
-        note("Answers of one kind alone tell nothing of the other: nothing is kept. Add labels of both.")
+        note("Labels of one kind only: nothing is saved. Add labels of both kinds.")
         keep = False
     if keep:
         try:
             kept.save_calibration(open_store().root, found, judged_by, of, names, pairs)
-        except OSError as error:  # what was measured is still worth printing
+        except OSError as error:  # the measurement is still worth printing
             keep = False
-            note(f"It could not be kept: {error.filename}: {error.strerror}")
+            note(f"The result could not be saved: {error.filename}: {error.strerror}")
     rows = [judges.as_quality(found.judge.name, of, c) for c in (found.counts, *found.families)]
     if found.n_learned_from:
         note(
-            f"'{found.judge.name}' learned from {found.n_learned_from} of these answers: "
-            "the figures are too good"
-            + (", and not kept. Measure it on others." if found.is_too_good else ". Measure it on others.")
+            f"'{found.judge.name}' was trained on {found.n_learned_from} of these answers: "
+            "the figures are optimistic"
+            + (", and not saved. Measure it on others." if found.is_too_good else ". Measure it on others.")
         )
     if as_json:
-        write_json(_told(rows, found, judged_by))
+        write_json(_summary(rows, found, judged_by))
         return
     _show(rows)
     if found.n_repeated:
         note(
             f"{found.n_repeated} answers repeat another word for word"
-            + (", and are counted once." if once else ": intervals are too narrow (--once counts each once).")
+            + (", and count once." if once else ": intervals are too narrow without --deduplicate.")
         )
     if found.n_disputed:
-        note(f"{found.n_disputed} answers are labelled both ways" + (", and left out." if once else "."))
+        note(f"{found.n_disputed} answers have both labels" + (", and are left out." if once else "."))
     if found.n_unlabelled:
-        note(f"{found.n_unlabelled} rows have no label, and are in no figure.")
+        note(f"{found.n_unlabelled} rows have no label, and are left out.")
     if len(found.negatives) > 1:
         counted = ", ".join(f"'{label}' ({n})" for label, n in found.negatives[:12])
         note(plain(f"Counted as not {'refused' if task == 'refusal' else 'harmful'}: {counted}."))
     if found.n_unclear:
-        note(f"{found.n_unclear} answers, of which the judge could not tell, are in no figure.")
+        note(f"{found.n_unclear} answers were unclear to the judge, and are left out.")
     if keep:
-        note(f"Kept: it corrects the rates of studies that '{found.judge.name}' judges.")
+        note(f"Saved: it corrects the rates of studies that '{found.judge.name}' judges.")
 
 
 def _every(seconds: float) -> Callable[[int, int], None]:
-    """Says how far it is on stderr, no more often than that."""
+    """A callback that reports progress on stderr, at most once per `seconds`."""
     import time
 
     from heredity.cli._terminal import note
@@ -146,8 +157,8 @@ def _every(seconds: float) -> Callable[[int, int], None]:
     return say
 
 
-def _told(rows: Sequence[JudgeQuality], found: LabelMeasurement, judged_by: str) -> dict[str, object]:
-    """One flat object: each share with value, low, high and n, and n of all rows that were decided."""
+def _summary(rows: Sequence[JudgeQuality], found: LabelMeasurement, judged_by: str) -> dict[str, object]:
+    """The result as one flat object: each share with value, low, high and n."""
     pooled = rows[0]
     start = f"{pooled.labels}: "
     return {
@@ -175,25 +186,30 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
 
 
 @command.command("train", cls=Verb, example=_TRAIN)
-@click.option("--data", required=True, type=PathArgument(), metavar="FILE.toml", help="Names the labels.")
+@click.option(
+    "--data", required=True, type=PathArgument(), metavar="FILE.toml", help="File that names the labels."
+)
 @click.option(
     "--root", "roots", multiple=True, type=PathArgument(), metavar="DIR",
-    help="Where the files it names lie; more than one may be given. Its own folder if none is.",
+    help="Folder with the files that it names; repeatable.  [default: its own folder]",
 )  # fmt: skip
-@click.option("--out", required=True, type=PathArgument(), metavar="DIR", help="For the weights.")
+@click.option("--out", required=True, type=PathArgument(), metavar="DIR", help="Folder for the weights.")
 @click.option(
     "--head", type=Name(), metavar="MODEL",
-    help="Learn the head of rubric:MODEL:head on this model's states, and not the judge `learned`.",
+    help="Train the head of rubric:MODEL:head on this model's hidden states, instead of the judge `learned`.",
 )  # fmt: skip
-@click.option("--rows", type=click.IntRange(20), help="With --head: at most so many of a set (500).")
+@click.option(
+    "--max-rows", "rows", cls=Option, former=["--rows"], type=click.IntRange(20),
+    help="With --head: maximum rows per set (500).",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def train(
     data: Path, roots: tuple[Path, ...], out: Path, head: str | None, rows: int | None, as_json: bool
 ) -> None:
-    """Train the judge `learned` again, or a head for `rubric`, and measure it on what was held out.
+    """Train the judge `learned` again, or a head for `rubric`, and measure it on held-out labels.
 
-    Writes weights as safetensors and their card as JSON: learned in some minutes on two cores, head in as
-    long as the model takes to read a few thousand answers. Stopped, the latter goes on where it was.
+    Writes the weights as safetensors and their card as JSON. `learned` takes some minutes on two cores. A
+    head takes as long as the model needs to read a few thousand answers, and resumes if stopped.
     """
     from heredity.cli._terminal import err, write_json
     from heredity.cli._terminal import out as console
@@ -203,7 +219,9 @@ def train(
     from heredity.redteam.judges.training import learned as learned_card
 
     if rows is not None and head is None:
-        raise UsageError("--rows is for --head: `learned` is trained on all rows.", code="rows-without-head")
+        raise UsageError(
+            "--max-rows needs --head: `learned` is trained on all rows.", code="rows-without-head"
+        )
     if head is None:
         name, card = (
             "learned",
@@ -232,7 +250,7 @@ def _pairs(text: str) -> dict[str, str]:
     known = {"prompt", "response", "label", "family"}
     if not {"response", "label"} <= set(pairs) <= known or not all(pairs.values()):
         raise UsageError(
-            "--columns names response and label, and maybe prompt and family: "
+            "--columns must name response and label, and may name prompt and family: "
             f"prompt=P,response=R,label=L,family=F; not '{text}'.",
             code="bad-columns",
         )

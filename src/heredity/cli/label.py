@@ -1,8 +1,8 @@
-"""`heredity label`: a person says of some of a study's answers what they are.
+"""`heredity label`: a person labels a sample of a study's answers.
 
-Promises: the judge's verdict and the model's name are not shown, so that neither leads; every label is on the
-disk before the next answer is shown; foreign text moves no cursor.
-Leaves to others: which answers are drawn, and what the labels give (labels.py).
+Promises: the judge's verdict and the model's name are hidden, so that neither biases the label. Each label is
+on the disk before the next answer is shown. Untrusted text cannot move the cursor.
+Leaves to others: drawing the sample, and estimates from the labels (study/labels.py).
 """
 
 from __future__ import annotations
@@ -33,19 +33,24 @@ _WORDS: dict[str, LabelAnswer | None] = {
 
 @click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
 @click.argument("folder", metavar="DIR", type=PathArgument())
-@click.option("--n", type=click.IntRange(1), default=100, show_default=True, help="Labels to come to in all.")
 @click.option(
-    "--export", type=PathArgument(), metavar="CSV", help="Write them to a file, to be labelled elsewhere."
+    "--n", type=click.IntRange(1), default=100, show_default=True, help="Number of labels in total."
 )
 @click.option(
-    "--import", "take", type=PathArgument(), metavar="FILE", help="Read such a file back, CSV or JSON lines."
+    "--export",
+    type=PathArgument(),
+    metavar="CSV",
+    help="Write the answers to a file for labelling elsewhere.",
+)
+@click.option(
+    "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
 def command(folder: Path, n: int, export: Path | None, take: Path | None) -> None:
-    """Label some of a study's answers, so that its rates can be corrected.
+    """Label some of a study's answers, to correct its rates.
 
-    A key each: yes, no, skip or quit. Answers are drawn by chance, more where the judge was less sure.
-    Stop whenever you like: the same command goes on. From 10 labels of a kind on, the report has rates by
-    these labels beside the judge's.
+    Press one key per answer: yes, no, skip or quit. The sample is random, and favours answers of which the
+    judge was less sure. You may stop at any time; the same command resumes. With at least 10 labels of a
+    kind, the report also has rates that are estimated from labels.
     """
     from heredity.core.errors import UsageError
     from heredity.core.files import Lock
@@ -55,7 +60,7 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
     if export and take:
         raise UsageError("Give --export or --import, not both.")
     if n > labels.MOST:
-        raise UsageError(f"At most {labels.MOST} answers of one study are drawn; --n {n} is more.")
+        raise UsageError(f"A sample has at most {labels.MOST} answers of one study; --n {n} is more.")
     made = plan.read_plan(folder)
     labels.check_labelable(made)
     with Lock(folder):
@@ -84,7 +89,7 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
         _show(made, row, said_of[row.index], f"{place} of {len(drawn)}")
         said = _key(labels.QUESTIONS[row.task])
         if said is None:
-            note("Stopped. The same command goes on from here.")
+            note("Stopped. Run the same command to resume.")
             return
         labels.add_label(rows, row, said)
 
@@ -109,7 +114,7 @@ def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
 
 
 def _texts(made: Plan, row: Drawn, response: Response) -> tuple[str, str]:
-    """What the probe asks, whatever attack was laid over it, and everything that was answered."""
+    """The probe's own turns, without the attack, and the whole answer."""
     probe = made.probes[row.index // made.samples % len(made.probes)]
     said = []
     for exchange in response.exchanges:
@@ -119,7 +124,7 @@ def _texts(made: Plan, row: Drawn, response: Response) -> tuple[str, str]:
 
 
 def _key(question: str) -> LabelAnswer | None:
-    """The answer by one key; where nobody types, by one line of standard input each."""
+    """Read one label: a key on a terminal, else a line of standard input."""
     import sys
 
     asked = f"{question} [y]es, [n]o, [s]kip, [q]uit: "
@@ -174,7 +179,7 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]
         if trial not in by_trial:
             raise BadInput(
                 path,
-                f"trial '{trial[:40]}' is none that was drawn (is --n as it was?)",
+                f"trial '{trial[:40]}' is not in the sample that was drawn; did --n change?",
                 line,
                 code="trial-not-drawn",
             )
@@ -185,15 +190,15 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]
 
 
 def _finish(folder: Path, drawn: list[Drawn]) -> None:
-    """The study's numbers and its report anew, with the labels."""
+    """Compute the study's estimates and its report again, with the labels."""
     from heredity.cli._terminal import note
     from heredity.study import labels
     from heredity.study.report import html
     from heredity.study.study import Study
 
     had = labels.read_labels(folder)
-    n_told = sum(label.said != "skip" for label in had.values())
+    n_labels = sum(label.said != "skip" for label in had.values())
     n_left = sum(row.index not in had for row in drawn)
     Study.open(folder).estimate()
     page = html.write(folder, folder / "report.html")
-    note(f"{n_told} labels, {n_left} of {len(drawn)} to go. report: {page}")
+    note(f"{n_labels} labels, {n_left} of {len(drawn)} to go. report: {page}")

@@ -1,4 +1,4 @@
-"""`heredity models`: what is in the store, and what could be."""
+"""`heredity models`: list the store and the catalogue."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 @click.command("models", cls=Verb, example="heredity models --tree")
-@click.option("--tree", "as_tree", is_flag=True, help="Draw the lineage: foundations first.")
-@click.option("--catalog", is_flag=True, help="List the known models that are not in the store yet.")
+@click.option("--tree", "as_tree", is_flag=True, help="Draw the lineage, foundations first.")
+@click.option(
+    "--catalog", is_flag=True, help="List the models of the catalogue that are not in the store yet."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
     """List the models in the store, or those that can be pulled."""

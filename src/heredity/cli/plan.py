@@ -1,4 +1,4 @@
-"""`heredity plan`: what a pre-training takes, and what more of it would give."""
+"""`heredity plan`: estimate the cost of a pre-training run, or fit a scaling law."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import Any
 
 import click
 
-from heredity.cli import Amount, Name, Verb, open_store
+from heredity.cli import Amount, Name, Option, Verb, open_store
 
 
 @click.command("plan", cls=Verb, example="heredity plan base.toml --gpu h100 --gpus 1024 --rehearse")
 @click.argument("what", metavar="RECIPE.toml | RUN...", type=Name(), nargs=-1, required=True)
 @click.option("--gpu", type=Name(), default="h100", show_default=True, metavar="NAME",
-              help="h100, h200, b200, a100-80, rtx4090, or cpu: this machine, measured.")  # fmt: skip
-@click.option("--gpus", type=int, default=1, show_default=True, help="How many.")
-@click.option("--vocabulary", type=click.IntRange(1), help="Tokens, where the corpus is not there yet.")
-@click.option("--side", type=click.IntRange(1), help="Points of a picture, each way, likewise.")
+              help="h100, h200, b200, a100-80, rtx4090, or cpu (this machine, measured).")  # fmt: skip
+@click.option("--gpus", type=int, default=1, show_default=True, help="Number of devices.")
+@click.option("--vocab-size", "vocabulary", cls=Option, former=["--vocabulary"], type=click.IntRange(1),
+              help="Vocabulary size, if there is no corpus yet.")  # fmt: skip
+@click.option("--image-size", "side", cls=Option, former=["--side"], type=click.IntRange(1),
+              help="Image size in pixels, if there is no corpus yet.")  # fmt: skip
 @click.option("--mfu", type=float, metavar="SHARE",
-              help="Share of the peak that products reach.  [default: 0.4; of cpu as measured]")  # fmt: skip
-@click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory left free.")
+              help="Share of the peak FLOPs that matmuls reach.  [default: 0.4; cpu: measured]")  # fmt: skip
+@click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory to leave free.")
 @click.option("--pue", type=float, default=1.2, show_default=True,
-              help="Watts of the data centre for each of its machines.")  # fmt: skip
-@click.option("--price", type=float, metavar="DOLLARS", help="Of a device and hour.  [default: the table's]")
-@click.option("--rehearse", is_flag=True, help="Run the best way's step on fake tensors (needs torch).")
-@click.option("--fit", is_flag=True, help="Fit a scaling law over RUNs, at least five models of the store.")
+              help="Power usage effectiveness of the data centre.")  # fmt: skip
+@click.option("--price", type=float, metavar="DOLLARS", help="Price per device hour.  [default: the table's]")
+@click.option("--rehearse", is_flag=True, help="Run a step of the best layout on fake tensors (needs torch).")
+@click.option("--fit", is_flag=True, help="Fit a scaling law to RUNs, at least five models of the store.")
 @click.option("--compute", type=Amount(), metavar="FLOPS",
-              help="What the law is told for.  [default: 100 x the largest run]")  # fmt: skip
+              help="Compute budget to extrapolate to.  [default: 100 x the largest run]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     what: tuple[str, ...],
@@ -40,11 +42,11 @@ def command(
     as_json: bool,
     **terms: Any,
 ) -> None:
-    """Say what a pre-training takes, or what more of it would give.
+    """Estimate what a pre-training run costs, or fit a scaling law.
 
-    From a recipe alone: parameters, FLOPs, memory of a device, the best sharding, time, energy and money;
-    no corpus has to be there. With --fit: how the loss of runs made here falls with compute, and what more
-    would give.
+    From a recipe: parameters, FLOPs, memory per device, the best sharding, time, energy and money. It needs
+    no corpus. With --fit: how the loss of runs made here falls with compute, and the loss to expect from a
+    larger budget.
     """
     from heredity.cli import _plans
     from heredity.core.errors import UsageError
@@ -56,7 +58,9 @@ def command(
         _plans.show_law(scaled([store.get(name) for name in what], compute or 0.0), as_json)
         return
     if len(what) > 1:
-        raise UsageError(f"A plan is of one recipe, not of {len(what)}. To fit a law over runs, say --fit.")
+        raise UsageError(
+            f"A plan takes one recipe, not {len(what)}. To fit a scaling law to runs, add --fit."
+        )
     from heredity.recipes.pretrain import budget as planned
     from heredity.recipes.pretrain import recipe as pretrain
     from heredity.train.planning import forecast

@@ -1,4 +1,4 @@
-"""`heredity power`: how many trials a study needs, before any request is sent."""
+"""`heredity power`: the sample size of a study, before any request is sent."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ if TYPE_CHECKING:
 
 
 @click.command("power", cls=Verb, example="heredity power --gap 0.10 --baseline 0.2 --margin 0.05")
-@click.option("--gap", type=float, metavar="SHARE", help="The difference to find: 0.1 is ten points.")
-@click.option("--margin", type=float, metavar="SHARE", help="The difference that 'not worse' may hide.")
-@click.option("--baseline", type=float, default=0.2, show_default=True, help="Rate of the better model.")
+@click.option("--gap", type=float, metavar="SHARE", help="Difference to detect; 0.1 is ten points.")
+@click.option("--margin", type=float, metavar="SHARE", help="Non-inferiority margin.")
+@click.option(
+    "--baseline", type=float, default=0.2, show_default=True, help="Breach rate of the better model."
+)
 @click.option(
     "--discordant", type=float, metavar="SHARE",
-    help="Trials on which two models disagree.  [default: as if they broke independently]",
+    help="Share of discordant trials of two models.  [default: as if independent]",
 )  # fmt: skip
-@click.option("--power", type=float, default=0.8, show_default=True, help="Chance of finding it.")
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="Chance of a false claim.")
-@click.option("--models", type=int, default=2, show_default=True, help="Models, each pair compared (Holm).")
-@click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials of one behaviour.")
-@click.option("--correlation", type=float, default=0.0, show_default=True, help="Between two of these.")
+@click.option(
+    "--power", type=float, default=0.8, show_default=True, help="Probability of detecting the difference."
+)
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Significance level.")
+@click.option(
+    "--models",
+    type=int,
+    default=2,
+    show_default=True,
+    help="Number of models; all pairs are compared (Holm).",
+)
+@click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials per behaviour.")
+@click.option("--correlation", type=float, default=0.0, show_default=True, help="Intra-cluster correlation.")
 @click.option(
     "--judge-free", is_flag=True,
-    help="No probe needs a judge.  [default: judged breaches are compared too, as in every suite]",
+    help="No probe needs a judge.  [default: judged breaches are also compared, as in every suite]",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -45,9 +55,9 @@ def command(
 ) -> None:
     """Plan how many trials a study needs.
 
-    To find a gap, to show "not worse" within a margin, or both, before any request is sent. Beside the fixed
-    plan stands one that stops early (study --until-decided): with luck or a large gap it needs far less, but
-    to be as sure of a decision it has to be allowed more.
+    The goal is to detect a gap, to show "not worse" within a margin, or both. The result has a plan of fixed
+    size, and one that stops early (study --until-decided). For a large gap the second needs far fewer
+    trials, but its maximum must be larger for the same power.
     """
     import numpy as np
 
@@ -89,7 +99,7 @@ def _show(found: SampleSizePlan) -> None:
     out().print(grid)
     write("")
     for width in found.widths:
-        both = f"{100 * width.fixed:.1f} points wide, {100 * width.anytime:.1f} if looked at all the time"
+        both = f"{100 * width.fixed:.1f} points wide, {100 * width.anytime:.1f} if valid at any time"
         write(f"After {width.n:,} trials the interval of a rate of {100 * width.rate:g} % is {both}.")
 
 

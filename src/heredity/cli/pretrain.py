@@ -1,4 +1,4 @@
-"""`heredity pretrain`: a base from random weights."""
+"""`heredity pretrain`: train a base model from random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _options() -> list[click.Option]:
     from heredity.cli import _settings
     from heredity.recipes.pretrain.recipe import Pretrain
 
-    # None: what the file says stands, and the recipe's own default where it says nothing.
+    # None keeps the file's value, or the recipe's default if the file has none.
     found = [each for each in _settings.options(Pretrain) if each.name != "corpus"]
     for option in found:
         option.default = None
@@ -23,7 +23,7 @@ def _options() -> list[click.Option]:
 
 
 class _Pretrain(Verb):
-    """The recipe's settings are the flags; they are there once help or the verb is asked for."""
+    """A verb whose flags are the recipe's settings, loaded when they are needed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not getattr(self, "_has_settings", False):
@@ -34,14 +34,16 @@ class _Pretrain(Verb):
 
 @click.command("pretrain", cls=_Pretrain, example="heredity pretrain base.toml --size 10M --tokens 10000000")
 @click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
-@click.option("--corpus", type=PathArgument(), metavar="DIR", help="A corpus; RECIPE.toml may name it.")
-@click.option("--name", type=Name(), help="What the base is called.")
+@click.option(
+    "--corpus", type=PathArgument(), metavar="DIR", help="Folder of the corpus; RECIPE.toml may name it."
+)
+@click.option("--name", type=Name(), help="Name of the model.")
 def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -> None:
     """Train a new model from random weights on a corpus.
 
-    Every flag may stand in RECIPE.toml under the same name, and a flag wins. Stopped, even by kill -9, the
-    same command goes on to the same bits. On many GPUs or machines: torchrun ... -m heredity pretrain
-    RECIPE.toml, see docs/how-to/pretrain-distributed.md.
+    RECIPE.toml may set every flag under the same name; flags override it. After a stop, even by kill -9, the
+    same command resumes to the same bits. For many GPUs or machines: torchrun ... -m heredity pretrain
+    RECIPE.toml; see docs/how-to/pretrain-distributed.md.
     """
     from heredity.cli import _names, _terminal
     from heredity.cli._terminal import plain
@@ -50,15 +52,15 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     from heredity.recipes.pretrain import recipe as pretrain
     from heredity.train import metrics
 
-    said = {key: value for key, value in given.items() if value is not None}
+    settings = {key: value for key, value in given.items() if value is not None}
     beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
     store = open_store()
     with Display() as display:
-        made = pretrain.read(recipe, said | beside, display.training(f"pretrain {recipe.stem}"))
+        made = pretrain.read(recipe, settings | beside, display.training(f"pretrain {recipe.stem}"))
         if made.name:
             _names.refuse_taken(store, made.name, made, [])
         grown = distributed.grow(made, store)
-    if grown is None:  # one of several processes, and not the one that tells
+    if grown is None:  # of several processes, only the first reports
         return
     record = grown.record
     for key, value in record.notes.items():

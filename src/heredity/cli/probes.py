@@ -1,4 +1,4 @@
-"""`heredity probes`: what can be asked."""
+"""`heredity probes`: list, show and import probes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def command(ctx: click.Context) -> None:
 @command.command("list", cls=Verb, example="heredity probes list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """Each technique with its counts."""
+    """List each technique with its counts."""
     _list(as_json)
 
 
@@ -28,7 +28,7 @@ def list_(as_json: bool) -> None:
 @click.argument("names", metavar="ID...", type=Name(), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(names: tuple[str, ...], as_json: bool) -> None:
-    """Every probe that ID names: an id, a technique, a glob, or a TOML file of your own."""
+    """Show probes. ID is an id, a technique, a glob, or your own TOML file."""
     from heredity.cli._terminal import plain, write, write_json
     from heredity.redteam import probes
 
@@ -49,17 +49,15 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
     type=Name(),
     multiple=True,
     metavar="NAME=VALUE",
-    help="A column (prompt=text, id=, cluster=, kind=, ...), or what the kind takes; again for each.",
+    help="A column (prompt=text, id=, cluster=, kind=, ...) or an option of KIND; repeatable.",
 )
-@click.option(
-    "--out", type=PathArgument(), metavar="FILE.toml", help="Write the probes as a file of your own."
-)
+@click.option("--out", type=PathArgument(), metavar="FILE.toml", help="Write the probes to a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the probes as JSON.")
 def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Read your copy of a public set, and say what is asked of it and what is left out.
+    """Import your copy of a public set, and report what is used and what is left out.
 
     KIND is advbench, bipia, csv, do_not_answer, garak, harmbench, jailbreakbench, jsonl, pyrit, strongreject
-    or xstest. A study reads the file in place as well: --probes import:KIND:FILE?NAME=VALUE.
+    or xstest. A study can also read the file in place: --probes import:KIND:FILE?NAME=VALUE.
     """
     from collections import Counter
 
@@ -70,12 +68,12 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
 
     given = dict(option.partition("=")[::2] for option in options)
     if without := [option for option in options if "=" not in option]:
-        raise UsageError(f"'{without[0]}' is no NAME=VALUE.")
+        raise UsageError(f"'{without[0]}' must be NAME=VALUE.")
     spec = importing.parse_import(f"{importing.PREFIX}{kind}:{file}")._replace(path=file, options=given)
     found = importing.read_import(spec)
     if out is not None:
         if out.exists():
-            raise UsageError(f"{out} is there already. Name another file.", code="file-exists")
+            raise UsageError(f"{out} already exists. Name another file.", code="file-exists")
         write_atomic(out, importing.to_toml(found).encode())
     if as_json:
         write_json(found.probes)
@@ -123,7 +121,7 @@ def _list(as_json: bool) -> None:
 
 
 def _words(probe: object) -> str:
-    """A probe field by field, leaving out what it does not have."""
+    """A probe, one field per line; empty fields are left out."""
     import msgspec
 
     lines = [str(getattr(probe, "id", ""))]

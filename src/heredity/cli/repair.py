@@ -1,4 +1,4 @@
-"""`heredity repair`: give a child back what it lost of its parent's safety."""
+"""`heredity repair`: restore the safety that a child lost against its parent."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from heredity.cli import Name, PathArgument, Verb, open_store
 )
 @click.argument("child", metavar="CHILD", type=Name())
 @click.option(
-    "--from", "parent", type=Name(), required=True, metavar="MODEL", help="The parent it is held to."
+    "--from", "parent", type=Name(), required=True, metavar="MODEL", help="The parent to compare it with."
 )
 @click.option(
-    "--application", type=PathArgument(), required=True, metavar="FILE", help="The layer held constant."
+    "--application",
+    type=PathArgument(),
+    required=True,
+    metavar="FILE",
+    help="The application, the same for all models.",
 )
 @click.option("--probes", type=Name(), multiple=True, default=["core", "failed_task"], metavar="NAME",
-              help="As for a study; half is learned from.  [default: core, failed_task]")  # fmt: skip
+              help="As for a study; half is used for training.  [default: core, failed_task]")  # fmt: skip
 @click.option("--held-out", type=Name(), multiple=True, default=["prefill"], metavar="ATTACK",
-              help="Attacks that nothing is learned from.  [default: prefill]")  # fmt: skip
+              help="Attacks that are used only for testing.  [default: prefill]")  # fmt: skip
 @click.option("--unaligned", type=Name(), metavar="MODEL",
-              help="The parent without its safety: what tells them apart is added to the child.")  # fmt: skip
+              help="The parent without its safety; the difference of their weights is added.")  # fmt: skip
+@click.option("--margin", type=float, default=0.15, show_default=True, help="Non-inferiority margin.")
 @click.option(
-    "--margin", type=float, default=0.15, show_default=True, help="A difference that does not matter."
-)
-@click.option(
-    "--twins", type=float, default=3.0, show_default=True, help="Benign examples a refusal, where one tunes."
+    "--twins", type=float, default=3.0, show_default=True, help="Benign examples per refusal, for tuning."
 )
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
 @click.option(
-    "--out", type=PathArgument(), metavar="DIR", help="Where the studies lie.  [default: repair/CHILD]"
+    "--out", type=PathArgument(), metavar="DIR", help="Folder for the studies.  [default: repair/CHILD]"
 )
 def command(
     child: str,
@@ -49,12 +51,12 @@ def command(
     judge: str | None,
     out: Path | None,
 ) -> int:
-    """Give a child back what it lost of its parent's safety.
+    """Restore the safety that a child lost.
 
-    Repairs are tried in the order of their cost: words in front of every conversation, weights moved back
-    towards the parent, tuning on the parent's own answers. Each makes a recorded model, and is measured on
-    behaviours and attacks that it was not made from. The first that is shown to be no worse than the parent,
-    in breaches and in over-refusal, ends it. Exits 1 where none is. The same command goes on after a stop.
+    Repairs are tried in the order of their cost: a system prompt, interpolation towards the parent's
+    weights, and tuning on the parent's own answers. Each makes a recorded model, and is measured on
+    held-out behaviours and attacks. The search ends with the first repair that is shown to be no worse than
+    the parent, in breaches and in over-refusal. Exits 1 if no repair is. The same command resumes.
     """
     from heredity.application.spec import Application
     from heredity.cli import _terminal
@@ -68,10 +70,11 @@ def command(
     refuse_backwards(store, lost, whole)
     if whole.record.id not in {each.id for each in ancestors}:
         known = ", ".join(f"'{each.name}'" for each in ancestors) or "none"
-        said = (
-            f"'{parent}' is no ancestor of '{child}' (these are: {known}): it is held to that all the same."
+        message = (
+            f"'{parent}' is not an ancestor of '{child}' (its ancestors: {known}). "
+            "They are compared nevertheless."
         )
-        _terminal.note(plain(said))
+        _terminal.note(plain(message))
     with Display() as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,

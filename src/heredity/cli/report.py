@@ -1,4 +1,4 @@
-"""`heredity report`: a study's files for people and for machines."""
+"""`heredity report`: write a study's report in one of several formats."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from heredity.cli import Name, PathArgument, Verb
     type=Name(),
     default="html",
     show_default=True,
-    help="html, markdown, json, csv, parquet, junit or sarif",
+    help="html, markdown, json, csv, parquet, junit or sarif.",
 )
-@click.option("--no-text", is_flag=True, help="Leave out what was asked and what the models said.")
+@click.option("--no-text", is_flag=True, help="Leave out prompts and answers.")
 @click.option("--out", type=PathArgument(), metavar="FILE", help="[default: DIR/report.FORMAT]")
 def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     """Write a study's report.
 
-    The study's numbers are those of its estimates.json; they are not computed again.
+    The numbers come from its estimates.json; they are not computed again.
     """
     from heredity.cli._terminal import plain, write
     from heredity.study.report import write_report

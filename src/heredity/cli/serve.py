@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, _remote, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     import socket
@@ -26,17 +26,26 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )  # fmt: skip
 @click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
 @click.option(
-    "--application", type=PathArgument(), metavar="FILE", help="What stands around every conversation."
+    "--application", type=PathArgument(), metavar="FILE", help="Application for every conversation."
 )
-@click.option("--free-decoding", is_flag=True, help="Let callers draw otherwise than the application does.")
-@click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free.")
+@click.option(
+    "--free-decoding", is_flag=True, help="Let callers override the application's decoding settings."
+)
+@click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port; 0 chooses a free one.",
+)
 @click.option(
     "--api-key-env", type=Name(), metavar="NAME", help="Environment variable with the key callers must send."
 )
 @click.option(
-    "--waiting", type=click.IntRange(1), default=256, show_default=True, metavar="N",
-    help="Requests that may be open for a model; more are told to come again.",
+    "--max-queue", "waiting", cls=Option, former=["--waiting"], type=click.IntRange(1), default=256,
+    show_default=True, metavar="N",
+    help="Maximum queued requests per model; beyond it the server answers 429.",
 )  # fmt: skip
 @_remote.key_option
 def command(
@@ -51,24 +60,23 @@ def command(
 ) -> None:
     """Serve models behind an OpenAI-compatible API.
 
-    In an application or alone. Whatever speaks to such an API can ask: answers are those of a study on this
-    machine, bit for bit. With --application its prompt, passages and tools stand around every conversation,
-    and its decoding holds; a tool call is handed to the caller, who sends its result. Ctrl-C ends it, once
-    what is under way is answered.
+    Any client of that API can connect. Answers equal those of a study on this machine, bit for bit. With
+    --application, its prompt, passages, tools and decoding settings apply to every conversation. Tool calls
+    go to the client, which sends their results. Ctrl-C stops the server after requests in flight.
     """
     from heredity.cli._terminal import note
     from heredity.core.errors import Unavailable, UsageError
 
     for name in ("starlette", "uvicorn"):
         if find_spec(name) is None:
-            raise Unavailable(f"A server needs {name}. Install it: pip install 'heredity[serve]'")
+            raise Unavailable(f"The server needs {name}. Install it: pip install 'heredity[serve]'")
     key = os.environ.get(api_key_env, "") if api_key_env else ""
     if api_key_env and not (key.isascii() and key.isprintable() and key == key.strip() and key):
         raise UsageError(f"The environment variable {api_key_env} holds no key of printable ASCII.")
     is_local = host in _LOOPBACK
     if not is_local and not key:
         raise UsageError(
-            f"At {host} any machine could ask. Say a key that callers must send: --api-key-env NAME."
+            f"At {host} any machine could connect. Require a key from callers: --api-key-env NAME."
         )
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
@@ -95,7 +103,7 @@ def _served(
     layer = None if application is None else Application.load(application)
     if layer is not None and layer.rendering in ("theirs", "recorded"):
         raise UsageError(
-            f'{application}: rendering "{layer.rendering}" is of a target that is not served here.'
+            f'{application}: rendering "{layer.rendering}" belongs to a target that cannot be served.'
         )
     store = open_store()
     grown = {one.record.id: one for one in map(store.get, models)}
@@ -110,21 +118,21 @@ def _served(
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address, and listens to no one yet."""
+    """A socket that is bound to the address but does not listen yet."""
     import socket
 
     from heredity.core.errors import UsageError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # By name, or asyncio takes it for none of TCP's and every answer waits for its packet to be full.
+    # TCP by name: otherwise asyncio does not set TCP_NODELAY, and answers wait for full packets.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
     except OSError as error:
         found.close()
-        said = f"Nothing can listen at {host}:{port}: {error.strerror}. Say another --port."
-        raise UsageError(said) from None
+        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
+        raise UsageError(message) from None
     return found
 
 
@@ -145,7 +153,7 @@ def _listen(served: list[Served], listening: socket.socket, host: str, key: str,
         app.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=60,
     )  # fmt: skip
-    # uvicorn raises the signal again once all is answered: then models are let go, and it ends well.
+    # uvicorn raises the signal again after the last answer; then models are closed and the exit code is 0.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         api.run(sockets=[listening])

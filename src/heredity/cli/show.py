@@ -1,4 +1,4 @@
-"""`heredity show`: a model's record, a study in short, or one conversation of it in full."""
+"""`heredity show`: a model's record, a study's findings, or one conversation of a study."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
 @click.command("show", cls=Verb, example="heredity show runs/support-desk --index 17")
 @click.argument("what", metavar="MODEL|DIR", type=Name())
-@click.option(
-    "--index", type=click.IntRange(0), metavar="N", help="The trial at this place in the study's plan."
-)
-@click.option("--trial", type=Name(), metavar="ID", help="The trial of this id, or of an id that begins so.")
+@click.option("--index", type=click.IntRange(0), metavar="N", help="Index of the trial in the study's plan.")
+@click.option("--trial", type=Name(), metavar="ID", help="Id of the trial, or the start of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(what: str, index: int | None, trial: str | None, as_json: bool) -> None:
     """Show a model, or one conversation of a study.
 
-    With a study's folder alone: what it found. With --index or --trial: everything that was asked and said;
-    what a terminal would obey is shown by name. The report names the index of each conversation.
+    A study's folder shows its findings. With --index or --trial it shows one whole conversation, with control
+    characters made visible. The report gives the index of each conversation.
     """
     folder = Path(what)
     if (folder / "plan.json").exists():
@@ -36,7 +34,7 @@ def command(what: str, index: int | None, trial: str | None, as_json: bool) -> N
     if index is not None or trial is not None:
         from heredity.core.errors import UsageError
 
-        raise UsageError(f"{what} holds no study: there is no plan.json in it.")
+        raise UsageError(f"{what} is not a study: it has no plan.json.")
     _show_model(what, as_json)
 
 
@@ -96,7 +94,7 @@ def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: boo
     before = ""
     for exchange in response.exchanges:
         prompt = prefixes.prompt(exchange)
-        # A later prompt repeats the conversation so far, which is on the screen already.
+        # A later prompt repeats the conversation so far, which was shown already.
         _write_exchange(exchange, prompt.removeprefix(before))
         before = prompt + exchange.text
 
@@ -115,7 +113,7 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
         raise UsageError(
-            f"{folder} has no response of {wanted} (yet). Its plan has {n_trials} trials, from index 0.",
+            f"{folder} has no response with {wanted} yet. Its plan has {n_trials} trials, from index 0.",
             code="response-missing",
         )
     verdicts = Rows(folder / "verdicts.jsonl", Verdict)
@@ -143,9 +141,9 @@ def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> No
 def _verdict_words(verdict: Verdict | None) -> str:
     if verdict is None:
         return "not judged yet"
-    said = f"{verdict.outcome or 'error'}, by {verdict.judge}"
-    said += f"; the answer reads as {verdict.manner}" if verdict.manner else ""
-    return said + (f"; {verdict.evidence}" if verdict.evidence else "")
+    line = f"{verdict.outcome or 'error'}, by {verdict.judge}"
+    line += f"; the answer reads as {verdict.manner}" if verdict.manner else ""
+    return line + (f"; {verdict.evidence}" if verdict.evidence else "")
 
 
 def _write_exchange(exchange: Exchange, prompt: str) -> None:

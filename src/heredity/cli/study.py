@@ -1,4 +1,4 @@
-"""`heredity study`: the main job. Its options are also the keys of a plan file."""
+"""`heredity study`: ask, judge and compare models. Its options are also the keys of a plan file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from heredity.lineage.types import Grown
     from heredity.study.study import Study
 
-_FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that ask for no consent
+_FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 _OPTIONS = {"models": "model", "attacks": "attack"}  # the options of settings that have another name
 _KINDS = (
     (click.types.BoolParamType, bool),
@@ -22,7 +22,7 @@ _KINDS = (
     (click.types.FloatParamType, float),
 )
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
-# What a study's folder has already: another one of these would be another study.
+# The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
     "until_decided", "attacker",
@@ -30,7 +30,7 @@ _PLANNED = (
 
 
 def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
-    """A plan file's keys become the defaults of the options of the same name, and are checked like them."""
+    """Use a plan file's keys as defaults of the options with the same names, after checking them."""
     if value is None or value.is_dir():
         return value
     from heredity.study.spec import read_plan_file
@@ -50,14 +50,14 @@ def _kind(option: click.Parameter) -> type:
 
 
 def _refuse_beside_a_folder(ctx: click.Context) -> None:
-    """A folder goes on with the plan that is in it, so an option that is part of a plan would be lost."""
+    """Refuse options of a plan together with a folder, because the folder's own plan applies."""
     sources = {name: ctx.get_parameter_source(name) for name in _PLANNED}
     given = [name for name, source in sources.items() if source is click.core.ParameterSource.COMMANDLINE]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(
-            f"A study's folder has its plan, and {flags} would be another one; give the folder alone, or all "
-            "options and another folder as --out.",
+            f"A study's folder already has its plan, and {flags} would change it. Give only the folder, or "
+            "all options and another folder as --out.",
             ctx,
         )
 
@@ -75,13 +75,15 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     is_eager=True,
     callback=_read_plan,
 )
-@click.option("--model", type=Name(), multiple=True, metavar="REF", help="A model; give it again for each.")
+@click.option("--model", type=Name(), multiple=True, metavar="REF", help="A model; repeatable.")
 @click.option(
     "--lineage", type=Name(), multiple=True, metavar="REF",
-    help="A model and all its descendants in the store that can answer. A mere other form of one that is "
-    "asked (dequantized, an adapter folded into its base, another engine) is left out; --model asks it too.",
+    help="A model and all its descendants in the store that can answer. Other forms of the same model "
+    "(dequantized, a merged adapter, another engine) are left out; add them with --model.",
 )  # fmt: skip
-@click.option("--application", type=PathArgument(), metavar="FILE", help="The layer held constant.")
+@click.option(
+    "--application", type=PathArgument(), metavar="FILE", help="The application, the same for all models."
+)
 @click.option(
     "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
     help="A suite (core, quick, full), a technique, a glob over ids, a TOML file, or import:KIND:FILE."
@@ -93,14 +95,14 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     multiple=True,
     default=["direct"],
     metavar="NAME",
-    help="What is laid over each.  [default: direct]",
+    help="Attack on each probe; repeatable.  [default: direct]",
 )
-@click.option("--samples", type=int, default=1, show_default=True, help="Times that each is asked.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
+@click.option("--samples", type=int, default=1, show_default=True, help="Samples per trial.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option("--margin", type=float, default=0.05, show_default=True, help="Non-inferiority margin.")
 @click.option(
-    "--margin", type=float, default=0.05, show_default=True, help="A difference that does not matter."
+    "--confidence", type=float, default=0.95, show_default=True, help="Confidence level of all intervals."
 )
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of every interval.")
 @click.option(
     "--out",
     type=PathArgument(),
@@ -108,22 +110,22 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     help="The study's folder.  [default: studies/...]",
 )
 @click.option(
-    "--until-decided", is_flag=True, help="Look on the way; ask no more of a model whose pairs are decided."
+    "--until-decided", is_flag=True, help="Sequential stopping: stop a model once its pairs are decided."
 )
 @click.option(
     "--judge", type=Name(), metavar="JUDGE",
-    help="Decides where no check does: rules, learned, rubric:MODEL, panel:A+B.  [default: rules]",
+    help="Judge of trials without a check: rules, learned, rubric:MODEL, panel:A+B.  [default: rules]",
 )  # fmt: skip
 @click.option(
     "--attacker", type=Name(), metavar="REF",
-    help="The model that writes for `pair` and `tap`, the same for all models.",
+    help="The attacker model of `pair` and `tap`, the same for all models.",
 )  # fmt: skip
 @click.option(
     "--yes",
     is_flag=True,
-    help="Download missing models without asking; free ones are where nobody can be asked.",
+    help="Download missing models without asking. Without a terminal, free ones are downloaded anyway.",
 )
-@click.option("--retry-errors", is_flag=True, help="Ask again what came to an error.")
+@click.option("--retry-errors", is_flag=True, help="Ask again the trials that failed with an error.")
 @_remote.options
 def command(
     plan: Path | None,  # a plan file is read by its callback
@@ -146,13 +148,13 @@ def command(
 ) -> None:
     """Ask the same probes of several models in one application.
 
-    Interrupt it at any time: the same command goes on, and asks nothing twice. A plan file in TOML holds the
-    same options as keys (model = ["a", "b"], application = "desk.toml"); options on the command line win.
-    A study's folder alone goes on with what is in it; of answers from `heredity import`, it judges them anew.
-    With another --judge, what was answered is judged anew, and nothing is asked again.
+    You may interrupt it at any time: the same command resumes, and asks nothing twice. A plan file in TOML
+    has the same options as keys (model = ["a", "b"], application = "desk.toml"). Options on the command line
+    override it. Given a study's folder, heredity resumes that study; answers from `heredity import` are
+    judged again. Another --judge judges the recorded answers again, without asking the models.
 
-    Where models descend from each other, the report says what each inherited: what it kept and lost of what
-    its parent held, and whether it is worse.
+    If models descend from each other, the report shows what each kept and lost of its parent's behaviour, and
+    whether it is worse.
     """
     is_folder = plan is not None and plan.is_dir()
     if is_folder:
@@ -219,11 +221,13 @@ def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
 
     if n:
         how = "once more" if is_retried else "again"
-        note(f"{n:,} of {n_trials:,} trials came to an error. Ask them {how}: same command, --retry-errors")
+        note(
+            f"{n:,} of {n_trials:,} trials failed with an error. Ask them {how}: same command, --retry-errors"
+        )
 
 
 def _model(store: Store, ref: str, yes: bool) -> Grown | str:
-    """The model in the form that the engine loads; pulled first where the store does not have it."""
+    """The model in the form that the engine loads; it is pulled first if the store does not have it."""
     from heredity.cli import _pulling
 
     if ref.startswith("scripted:"):
@@ -236,7 +240,7 @@ def _model(store: Store, ref: str, yes: bool) -> Grown | str:
 def _with_families(
     store: Store, models: list[Grown | str], lineage: tuple[str, ...], yes: bool
 ) -> list[Grown | str]:
-    """The models, and every family of `lineage`, each model once; who is left out is said."""
+    """The models and every family of `lineage`, each model once. Models that are left out are reported."""
     from heredity.cli import _pulling
     from heredity.cli._terminal import note
     from heredity.lineage.types import Grown
@@ -265,7 +269,7 @@ def _stored(store: Store, ref: str, yes: bool) -> Grown:
 
     engine, _, inner = ref.partition(":")
     target = target_of(ref)
-    if target is not None and target.WRAPS_MODEL and inner:  # the model that this one answers for comes first
+    if target is not None and target.WRAPS_MODEL and inner:  # its model must be in the store first
         return store.get(f"{engine}:{_stored(store, inner, yes).record.name}")
     if ref.startswith("hf:") or Path(ref).exists():
         return _pulling.pull(store, ref)
@@ -289,7 +293,7 @@ def _ask_first(ref: str, yes: bool) -> None:
     offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
     has_person = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_person and entry.licence not in _FREE:
-        raise UsageError(f"{offer} Its licence asks for consent: give --yes, or heredity pull {ref}.")
+        raise UsageError(f"{offer} Its licence needs your consent: add --yes, or run heredity pull {ref}.")
     if yes or not has_person:
         note(f"{offer} Pulling it.")
     elif not click.confirm(f"{offer} Pull it?", default=True, err=True):

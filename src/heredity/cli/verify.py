@@ -1,4 +1,4 @@
-"""`heredity verify`: are the bytes still the recorded ones?"""
+"""`heredity verify`: compare files in the store with their recorded hashes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from heredity.cli import Name, Verb, open_store
 @click.command("verify", cls=Verb, example="heredity verify smollm2-135m-instruct")
 @click.argument("models", metavar="[MODEL]...", type=Name(), nargs=-1)
 def command(models: tuple[str, ...]) -> None:
-    """Hash a model's files again and compare.
+    """Check that a model's files are the recorded ones.
 
-    MODEL is a name or the start of an id; without one, every model of the store is checked. Exits 2 where a
+    MODEL is a name or the start of an id; without it, every model of the store is checked. Exits 2 if a
     file is missing, changed or not in the record.
     """
     from heredity.cli._terminal import plain, write
@@ -34,6 +34,6 @@ def command(models: tuple[str, ...]) -> None:
             write(plain(f"  {problem}"))
     if n_damaged:
         raise Damaged(
-            f"{n_damaged} of {len(records) + len(unreadable)} checked are damaged. Pull or grow them again.",
+            f"{n_damaged} of {len(records) + len(unreadable)} models are damaged. Pull or derive them again.",
             code="models-damaged",
         )

@@ -165,7 +165,7 @@ class Evaluation:
         """Whether the model continues a text and has no chat template."""
         if self._is_plain and not isinstance(engine, Completer):
             raise UsageError(
-                f"'{engine.name}' takes conversations only, and --plain asks for plain texts. Leave it out.",
+                f"'{engine.name}' takes conversations only. Leave out --no-chat-template.",
                 code="takes-conversations",
             )
         return isinstance(engine, Completer) and (

@@ -76,7 +76,7 @@ def test_the_terminal_has_the_edges_and_not_their_pairs_again(
     printed = capsys.readouterr().out
     assert "held still" in printed and "gained" in printed
     assert "points on" not in printed  # of a pair
-    assert "The report compares every two of these models" in printed
+    assert "The report compares all pairs of these models" in printed
 
 
 def test_the_headline_counts_children_by_verdict(estimates: Estimates) -> None:

@@ -39,7 +39,7 @@ def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool =
         )
     if side and recipe.objective != "contrastive":
         raise UsageError(
-            f'--side is of pictures, and objective = "{recipe.objective}" has none. Leave it out.'
+            f'--image-size is for images, and objective = "{recipe.objective}" has none. Leave it out.'
         )
     is_text = recipe.objective != "contrastive"
     with naming(recipe.file):
@@ -105,7 +105,7 @@ def _vocabulary(recipe: Pretrain) -> int:
 
     if not (recipe.corpus / NAME).is_file():
         raise UsageError(
-            f"{recipe.corpus} holds no corpus yet, whose vocabulary would count. Say one: --vocabulary 65536."
+            f"{recipe.corpus} has no corpus yet to take the vocabulary from. Give --vocab-size 65536."
         )
     return read_card(recipe.corpus).tokenizer.vocabulary
 
@@ -117,6 +117,6 @@ def _pictures(recipe: Pretrain) -> PictureCard:
     if not (recipe.corpus / NAME).is_file():
         raise UsageError(
             f"{recipe.corpus} holds no corpus yet, whose vocabulary, pictures and pairs would count. Say"
-            " --vocabulary 49408 --side 224, and pairs in the recipe."
+            " --vocab-size 49408 --image-size 224, and pairs in the recipe."
         )
     return read_card(recipe.corpus)

@@ -1,0 +1,15 @@
+"""`heredity version`: the version of heredity."""
+
+from __future__ import annotations
+
+import click
+
+from heredity.cli import Verb
+
+
+@click.command("version", cls=Verb, example="heredity version")
+def command() -> None:
+    """Show the version of heredity."""
+    from heredity.core.version import __version__
+
+    click.echo(f"heredity {__version__}")
