@@ -136,7 +136,7 @@ def test_what_was_not_asked_is_no_error_and_not_missing(decided: Path) -> None:
     assert estimates.n_asked == len(responses(decided)) < estimates.n_trials
     assert "unanswered" not in gate(estimates).words
     page = markdown.write(decided, decided / "report.md").read_text()
-    assert "Asked until decided: 2 of 3 pairs" in page and "Under way" not in page
+    assert "Asked until decided: 2 of 3 pairs" in page and "In progress" not in page
 
 
 def test_every_interval_and_test_says_that_it_is_anytime_valid(decided: Path) -> None:

@@ -65,7 +65,7 @@ def test_not_enough_evidence_says_what_could_have_been_shown(estimates: Estimate
 def test_errors_and_missing_trials_are_said(estimates: Estimates) -> None:
     under_way = msgspec.structs.replace(estimates, n_asked=estimates.n_trials - 7)
     said = " ".join(headline(under_way).warnings)
-    assert "not a pass" in said and "Under way" in said
+    assert "not a pass" in said and "In progress" in said
 
 
 def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
@@ -129,7 +129,7 @@ def test_the_order_is_that_of_the_shared_trials(estimates: Estimates) -> None:
     found = headline(with_verdicts(changed, *told))
     assert found.sentence == f"{first} breaks more often than {second}"
     assert f"On the 62 trials that both decided, {first} broke in 40 and {second} in 12" in found.support[0]
-    assert "the other order than over all" in found.support[0]
+    assert "the reverse of the order over all" in found.support[0]
     agreed = headline(with_verdicts(estimates, "worse", "not worse", 0.1))
     assert "both decided" not in agreed.support[0]
 
@@ -193,7 +193,11 @@ def test_the_headline_says_where_a_judge_finds_the_reverse(estimates: Estimates)
 
 
 def test_the_judged_rates_stand_beside_raw_and_corrected(estimates: Estimates) -> None:
-    (line,) = [line for line in headline(estimates).support if line.startswith("By the verdicts of a judge")]
+    (line,) = [
+        line
+        for line in headline(estimates).support
+        if line.startswith("Separately, by the verdicts of a judge")
+    ]
     assert line.count(" raw (") == line.count(" corrected (") == 2
     assert "by one family's labels or another's" in line
 
@@ -208,7 +212,7 @@ def test_without_a_judge_free_trial_the_headline_says_that_a_judge_decides(estim
     found = headline(told_by_scope(only, {"judged": ("not worse", "worse", -0.4)}))
     first, second = (card.name for card in estimates.models)
     assert found.sentence == f"{first} breaks more often than {second}, as a judge decides"
-    assert "No trial that needs no judge was decided: all this rests on a judge that errs." in found.support
+    assert "No judge-free trial was decided: all of this depends on a judge that errs." in found.support
 
 
 def test_unclear_answers_that_could_close_a_shown_gap_are_said(estimates: Estimates) -> None:

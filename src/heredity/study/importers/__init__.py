@@ -1,14 +1,14 @@
-"""Answers that another tool recorded, made into a study that heredity judges, compares and reports.
+"""Import answers that another tool recorded as a study, which heredity judges, compares and reports.
 
-A file here without an underscore is one kind of file: `is_mine(path, start)` says whether a file is of it,
-`read(path)` yields its answers, `OWN` maps fields to its own columns.
+Each file here without an underscore handles one format. `is_mine(path, start)` recognizes a file,
+`read(path)` yields its answers, and `OWN` maps fields to the format's columns.
 
     rows         JSON lines, CSV or TSV with a column map
     inspect_ai   logs of inspect_ai (.eval, .json)
     garak        reports of garak (.report.jsonl)
 
-Promises: the same files give the same study; models are paired by prompt; an answer that one model lacks is
-an error row, counted and shown; nothing here claims that the application was the same for all.
+Promises: the same files give the same study, and models are paired by prompt. An answer that one model lacks
+becomes an error row. Nothing here claims that all models had the same application.
 Leaves to others: judging (study.py).
 """
 
@@ -50,10 +50,10 @@ __all__ = [
 
 
 def import_files(paths: Iterable[Path], folder: Path, reading: ImportOptions) -> Summary:
-    """Make the study `folder` of the answers in `paths`: plan, responses, and what other judges said of them.
+    """Write the study `folder` from the answers in `paths`: plan, responses, and other judges' verdicts.
 
-    Judging and estimating are Study.open(folder)'s. The same files again change nothing. Raises BadInput with
-    file and line, NotComparable where the folder holds another study.
+    Study.open(folder) judges and estimates it. The same files again change nothing. Raises BadInput with file
+    and line, and NotComparable if the folder holds another study.
     """
     paths = list(paths)
     return make(folder, lambda: read(paths, reading))
@@ -62,7 +62,7 @@ def import_files(paths: Iterable[Path], folder: Path, reading: ImportOptions) ->
 def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
     """Every answer of every file, in order, read as a stream.
 
-    Raises UsageError at its end where no row is of the kind that `reading` calls benign.
+    Raises UsageError after the last row if `reading` names a benign kind that no row has.
     """
     for path in paths:
         kind = _kind(path)
@@ -76,7 +76,7 @@ def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
 
 
 def _kind(path: Path) -> ModuleType:
-    """The kind of a file. Raises BadInput where it is none that is known."""
+    """The importer of a file. Raises BadInput if no importer knows its format."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)
@@ -91,7 +91,7 @@ def _kind(path: Path) -> ModuleType:
             return kind
     raise BadInput(
         path,
-        "no kind of file that is read: .jsonl, .csv, .tsv with --columns, an inspect_ai log (.eval, .json), "
+        "unknown format. Supported: .jsonl, .csv, .tsv with --columns, an inspect_ai log (.eval, .json), "
         "a garak .report.jsonl",
         code="unknown-format",
     )

@@ -1,8 +1,8 @@
-"""heredity's verdicts beside those that other judges recorded: rates, pairs of models, who agrees with whom.
+"""Compare heredity's verdicts with those of other judges: rates, pairs of models, and agreement.
 
-Promises: every judge is counted on the same trials of breach probes, decided ones only, with n; a pair of
-models is paired by prompt; agreement stands beside what chance would give (Cohen's kappa), with intervals.
-Leaves to others: which of the judges is right: that takes labels of people (judges/).
+Promises: every judge is counted on the decided trials of the same breach probes, with n. Models are paired by
+prompt. Agreement comes with Cohen's kappa, which corrects for chance, and with intervals.
+Leaves to others: which judge is right, which needs human labels (redteam/judges/calibration/).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def agreement(folder: Path) -> Agreements:
 
 
 def agreements(folder: Path) -> Agreements:
-    """What agreement.json holds, from the verdicts that are in `folder` now."""
+    """Compute the content of agreement.json from the verdicts in `folder`."""
     planned = plans.read_plan(folder)
     codes = _codes(folder, planned)
     clusters = _clusters(planned)
@@ -109,14 +109,14 @@ def agreements(folder: Path) -> Agreements:
 
 
 def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
-    """By judge one code a trial: a row a model, in the plan's order; 0 where the judge did not decide."""
+    """Map each judge to one code per trial, a row per model in the plan's order; 0 is undecided."""
     shape = (len(planned.models), planned.n_per_model)
     codes = {OWN: np.zeros(planned.n_trials, np.int8)}
-    said = {"held": HELD, "broke": BROKE}
+    code_of = {"held": HELD, "broke": BROKE}
     grid = Grid(planned)
     for verdict in Rows(folder / VERDICTS, Verdict):
         if grid.matches(verdict.index, verdict.trial):
-            codes[OWN][verdict.index] = said.get(verdict.outcome or "", 0)
+            codes[OWN][verdict.index] = code_of.get(verdict.outcome or "", 0)
     for row in Rows(folder / RECORDED, RecordedVerdict):
         if grid.matches(row.index, row.trial):
             of = codes.setdefault(row.judge, np.zeros(planned.n_trials, np.int8))
@@ -135,7 +135,7 @@ def _clusters(planned: Plan) -> NDArray[np.int64]:
 
 
 def _parts(planned: Plan) -> list[tuple[str, slice]]:
-    """All models together where there are several, then each; as rows of the codes."""
+    """All models together if there are several, then each one, as slices of the codes."""
     each = [(model.id, slice(m, m + 1)) for m, model in enumerate(planned.models)]
     return [(ALL, slice(None)), *each] if len(each) > 1 else each
 

@@ -1,8 +1,8 @@
-"""What one recorded answer is, whoever kept it, and how a file's own columns come to say it.
+"""A recorded answer in one form for every format, and the mapping from a file's columns to it.
 
-Promises: a missing column is an error with file, line and the nearest name; a verdict column says which value
-means that the answer broke, or is refused; text is kept as it was, but for what UTF-8 cannot hold.
-Leaves to others: the files themselves (rows.py, inspect_ai.py, garak.py), and the study made of them.
+Promises: a missing column is an error with file, line and the nearest name. An ambiguous verdict is refused.
+Text is kept unchanged, except for characters that UTF-8 cannot hold.
+Leaves to others: the files (rows.py, inspect_ai.py, garak.py), and the study made from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEEDED = ("prompt", "response")
 _BROKE = frozenset({"broke", "unsafe", "harmful", "jailbroken", "jailbreak", "hit", "breach", "violation"})
 _HELD = frozenset({"held", "safe", "harmless", "refused", "blocked", "pass", "passed"})
 _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
-# In a column of yes and no, its name says what "yes" means.
+# In a column of yes and no, the column's name gives the meaning of "yes".
 _NAMES_BREACH = re.compile(r"unsafe|harm|broke|breach|jailbr|asr|success|compl|violat|hit", re.IGNORECASE)
 _NAMES_HELD = re.compile(r"refus|safe|held|pass|block|reject|declin", re.IGNORECASE)
 _NEGATES = re.compile(r"(?:^|[\W_])(?:not?|non|isnt)(?:[\W_]|$)", re.IGNORECASE)
@@ -31,32 +31,32 @@ _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
 class Raw(NamedTuple):
-    """One answer as its file has it: the line (or sample) it is at, and its columns."""
+    """One answer as in its file: its line or sample number, and its columns."""
 
     line: int
     row: Mapping[str, Any]
-    verdicts: Mapping[str, bool] = {}  # of judges whose meaning the format itself defines
+    verdicts: Mapping[str, bool] = {}  # of judges whose meaning the format defines
     stop: Stop = "end"
     n_prompt_tokens: int = 0
     n_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
-    shown: Any = None  # the messages before the answer, where the file keeps more than the prompt
+    shown: Any = None  # the messages before the answer, if the file has more than the prompt
 
 
 class Recorded(NamedTuple):
-    """One recorded answer. `response` None: there is none, and `error` says why."""
+    """One recorded answer. If `response` is None, `error` gives the reason."""
 
     path: Path
     line: int
     model: str
     turns: tuple[str, ...]
-    shown: str  # everything that the model was shown, as far as it is known
+    shown: str  # everything that the model was shown, if known
     response: str | None
     error: str | None
     id: str
     category: str
     cluster: str
-    sample: str | None  # None: the file does not tell samples apart
+    sample: str | None  # None: the file does not number samples
     repeats: bool  # the same prompt again is another sample
     is_benign: bool
     verdicts: dict[str, bool | None]  # by judge: broke; None: it did not decide
@@ -64,7 +64,7 @@ class Recorded(NamedTuple):
 
 
 class VerdictColumn(NamedTuple):
-    """A column with another judge's verdicts, and the values that mean "broke" (none: by what they say)."""
+    """A column with another judge's verdicts, and the values that mean "broke" (empty: standard words)."""
 
     column: str
     broke: frozenset[str]
@@ -75,7 +75,7 @@ class VerdictColumn(NamedTuple):
         column, equals, values = text.rpartition("=") if "=" in text else (text, "", "")
         found = frozenset(_value(value) for value in values.split(",") if value.strip())
         if not column or (equals and not found):
-            raise UsageError(f"--verdict is COLUMN or COLUMN=VALUE[,VALUE], not '{text}'.")
+            raise UsageError(f"--verdict takes COLUMN or COLUMN=VALUE[,VALUE], not '{text}'.")
         return cls(column, found)
 
 
@@ -98,11 +98,11 @@ class ImportOptions:
     met: dict[str, set[str]] = field(default_factory=dict, compare=False)  # values, by option and column
 
     def meet(self, option: str, value: str) -> None:
-        """Note that a row has this value where an option names some."""
+        """Record a value that a row has in a column for which an option names values."""
         self.met.setdefault(option, set()).add(value)
 
     def unmet(self) -> dict[str, str]:
-        """After all rows: by option, what to say where a row has none of its values, as with a typo."""
+        """After all rows: map each option whose values no row has, perhaps a typo, to a message."""
         named = {f"--verdict {of.column}": of.broke for of in self.verdicts if of.broke}
         if self.benign != ("benign",):
             named["--benign"] = frozenset(value.casefold() for value in self.benign)
@@ -125,7 +125,7 @@ class ImportOptions:
 
 
 def convert(path: Path, raw: Raw, reading: ImportOptions, own: Mapping[str, str]) -> Recorded:
-    """A row as an answer. `own` are the columns of its format, where the user names no other."""
+    """Convert a row to an answer. `own`: the format's columns, used unless the user names others."""
     cells = _Cells(path, raw, reading.columns, own)
     value = cells.needed("prompt")
     turns, shown = conversation(value)
@@ -158,18 +158,18 @@ def convert(path: Path, raw: Raw, reading: ImportOptions, own: Mapping[str, str]
 
 
 def conversation(value: Any) -> tuple[tuple[str, ...], str]:
-    """What the user said, turn by turn, and everything that was shown, of a text or a list of messages."""
+    """Split a text or a list of messages into the user's turns and everything that the model was shown."""
     if not isinstance(value, list):
         text = message_text(value)
         return (text,), text
     messages = [m if isinstance(m, dict) else {"role": "user", "content": m} for m in value]
-    said = [(str(m.get("role", "user")), message_text(m)) for m in messages]
-    turns = tuple(text for role, text in said if role == "user")
-    return turns or ("",), "".join(f"<|{clean_text(role)}|>\n{text}\n" for role, text in said)
+    parts = [(str(m.get("role", "user")), message_text(m)) for m in messages]
+    turns = tuple(text for role, text in parts if role == "user")
+    return turns or ("",), "".join(f"<|{clean_text(role)}|>\n{text}\n" for role, text in parts)
 
 
 def message_text(value: Any) -> str:
-    """The words of a text, a message, or a message in parts; what is none of these as JSON."""
+    """The text of a string, a message, or a message in parts; any other value as JSON."""
     if isinstance(value, str):
         return clean_text(value)
     if value is None:
@@ -184,14 +184,14 @@ def message_text(value: Any) -> str:
 
 
 def _part(part: Any) -> str:
-    """One part of a message: its text; of a picture or a sound only what it is."""
+    """One part of a message: its text, or only the type of an image or a sound."""
     if isinstance(part, dict) and "text" not in part and "content" not in part:
         return f"[{part.get('type', 'part')}]"
     return message_text(part)
 
 
 class _Cells:
-    """The cells of one row by field, each with its place for a mistake."""
+    """The cells of one row by field, with file and line for error messages."""
 
     def __init__(self, path: Path, raw: Raw, named: Mapping[str, str], own: Mapping[str, str]) -> None:
         self.path, self.raw, self._named, self._own = path, raw, named, own
@@ -200,17 +200,17 @@ class _Cells:
         return BadInput(self.path, message, self.raw.line, code=code)
 
     def needed(self, name: str) -> Any:
-        """A field that every answer has."""
+        """A required field."""
         return self.column(self._named.get(name) or self._own.get(name) or name, f"{name}=")
 
     def text(self, name: str) -> str:
-        """A field as a text; "" where the file has no such column and the user named none."""
+        """A field as a text; "" if the file has no such column and the user named no column."""
         if name in self._named:
             return _text(self.column(self._named[name], f"{name}="))
         return _text(self.raw.row.get(self._own.get(name, name)))
 
     def column(self, column: str, what: str = "") -> Any:
-        """A column of the file itself. Raises BadInput with the nearest name where there is none."""
+        """A column of the file. Raises BadInput with the nearest name if it is missing."""
         if column in self.raw.row:
             return self.raw.row[column]
         names = [str(name) for name in self.raw.row]
@@ -247,33 +247,33 @@ def _is_benign(cells: _Cells, reading: ImportOptions) -> bool:
         return True
     if kind and benign == ("benign",) and kind not in ("breach", "harmful"):
         raise cells.bad(
-            f"kind '{kind[:40]}' is neither 'breach' nor 'benign'. Say which are: --benign VALUE",
+            f"kind '{kind[:40]}' is neither 'breach' nor 'benign'. Name the benign ones: --benign VALUE",
             code="kind-unknown",
         )
     return False
 
 
 def _broke(of: VerdictColumn, cells: _Cells, reading: ImportOptions) -> bool | None:
-    """What a recorded verdict says; None where the cell is empty."""
-    said = _value(_text(cells.column(of.column)))
-    if not said or said == "null":
+    """Whether a recorded verdict means a breach; None if the cell is empty."""
+    value = _value(_text(cells.column(of.column)))
+    if not value or value == "null":
         return None
     if of.broke:
-        reading.meet(f"--verdict {of.column}", said)
-        return said in of.broke
-    if said in _BROKE or said in _HELD:
-        return said in _BROKE
-    if said in _TRUE | _FALSE and (means := _yes_means_broke(of.column)) is not None:
-        return (said in _TRUE) == means
+        reading.meet(f"--verdict {of.column}", value)
+        return value in of.broke
+    if value in _BROKE or value in _HELD:
+        return value in _BROKE
+    if value in _TRUE | _FALSE and (means := _yes_means_broke(of.column)) is not None:
+        return (value in _TRUE) == means
     raise cells.bad(
-        f"'{said[:40]}' in column '{of.column}' may mean either. Say which values mean that the answer "
-        f"broke: --verdict {of.column}=VALUE[,VALUE]",
+        f"'{value[:40]}' in column '{of.column}' is ambiguous. Name the values that mean a breach: "
+        f"--verdict {of.column}=VALUE[,VALUE]",
         code="verdict-ambiguous",
     )
 
 
 def _value(text: str) -> str:
-    """A verdict's value as it is compared: 1 and 1.0, True and true are the same."""
+    """Normalize a verdict's value: 1 and 1.0, True and true are the same."""
     return re.sub(r"^(\d+)\.0+$", r"\1", text.strip().casefold())
 
 
@@ -287,7 +287,7 @@ def _yes_means_broke(column: str) -> bool | None:
 
 
 def columns(text: str) -> dict[str, str]:
-    """A column map from `prompt=question,response=answer`."""
+    """Parse a column map such as `prompt=question,response=answer`."""
     parts: Iterable[tuple[str, str, str]] = (part.partition("=") for part in text.split(",") if part.strip())
     found = [(name.strip(), column.strip()) for name, _, column in parts]
     if len(dict(found)) != len(found):

@@ -1,8 +1,8 @@
-"""A study's folder out of recorded answers: the plan that they amount to, and a row for each trial of it.
+"""Write a study's folder from recorded answers: the plan, and a row for each of its trials.
 
-Promises: two readings of the files and no answer kept in memory; every trial of the plan has a row, and where
-nothing was recorded that row is an error; what is there is whole, `responses.jsonl` last.
-Leaves to others: how files are read (_record.py), and what an answer was worth (judges/).
+Promises: the files are read twice, and no answer is kept in memory. Every trial of the plan has a row,
+an error row if no answer was recorded. Files are written atomically, `responses.jsonl` last.
+Leaves to others: reading files (_record.py), and judging answers (redteam/judges/).
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from heredity.study.importers._record import Recorded
 from heredity.study.plan import Grid, Plan, PlannedModel, mark, pending
 from heredity.study.storage import RESPONSES, RUNS, RunRecord
 
-APPLICATION = "recorded elsewhere"  # of every import: no layer was held constant by heredity
+APPLICATION = "recorded elsewhere"  # of every import: heredity did not control the application
 FORMAT = "recorded"
 VERDICTS = "recorded.jsonl"
-TECHNIQUE = "recorded"  # where no category is told
+TECHNIQUE = "recorded"  # of answers without a category
 ATTACK = "direct"  # a prompt as it was asked
 NOTHING = "no answer of this model to this prompt was recorded"
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class RecordedVerdict(Record, frozen=True):
-    """A row of recorded.jsonl: what another judge said of one answer. `broke` None: it did not decide."""
+    """A row of recorded.jsonl: another judge's verdict on one answer. `broke` None: it did not decide."""
 
     index: int
     trial: str
@@ -50,7 +50,7 @@ class RecordedVerdict(Record, frozen=True):
 
 
 class Summary(NamedTuple):
-    """What an import came to."""
+    """Counts of an import."""
 
     folder: Path
     models: tuple[str, ...]
@@ -62,7 +62,7 @@ class Summary(NamedTuple):
 
 
 def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
-    """Make the study of what `read` yields, which is called twice."""
+    """Write the study of the answers that `read` yields. It is called twice."""
     sheet = Sheet()
     for answer in read():
         sheet.add(answer)
@@ -83,15 +83,15 @@ def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
 
 
 class Sheet:
-    """What is known after the first reading: models, prompts, samples, and where each answer stands."""
+    """The result of the first reading: models, prompts, samples, and the line of each answer."""
 
     def __init__(self) -> None:
         self.models: dict[str, int] = {}
         self.judges: dict[str, None] = {}
         self._hashes: list[hashlib.blake2b] = []
-        self._probes: dict[str, int] = {}  # a prompt's id, or its digest -> its place
+        self._probes: dict[str, int] = {}  # a prompt's id, or its digest -> its index
         self._made: list[Probe] = []
-        self._first: list[tuple[Path, int]] = []  # where each prompt stood first
+        self._first: list[tuple[Path, int]] = []  # file and line of each prompt's first answer
         self._samples: dict[str, int] = {}
         self._seen: dict[tuple[int, int, int], int] = {}  # model, prompt, sample -> line
         self._n_of: dict[tuple[int, int], int] = {}
@@ -104,26 +104,26 @@ class Sheet:
             raise BadInput(
                 answer.path,
                 f"{_who(answer)} answered this prompt already (line {self._seen[m, p, s]}). If it was asked "
-                "several times, name the column that tells the times apart (--columns sample=COLUMN), or "
-                "give --repeats",
+                "several times, name the column with the sample number (--columns sample=COLUMN), or add "
+                "--repeats",
                 answer.line,
                 code="answer-twice",
             )
         self._seen[m, p, s] = answer.line
         self.judges |= dict.fromkeys(answer.verdicts)
-        said = [self._made[p].id, answer.sample, answer.response, answer.error, answer.raw.tool_calls]
-        self._hashes[m].update(encode(said))
+        facts = [self._made[p].id, answer.sample, answer.response, answer.error, answer.raw.tool_calls]
+        self._hashes[m].update(encode(facts))
 
     def place(self, answer: Recorded) -> tuple[int, int, int]:
         """Model, prompt and sample of an answer of the second reading."""
         return self._model(answer.model), self._probe(answer), self._sample(answer)
 
     def again(self) -> None:
-        """Begin the second reading: repeats are counted anew."""
+        """Begin the second reading: repeats are counted again from zero."""
         self._n_of.clear()
 
     def plan(self) -> Plan:
-        """The plan that these answers amount to. Raises UsageError where there are none."""
+        """The plan of these answers. Raises UsageError if there are no answers."""
         if not self._seen:
             raise UsageError("No answer in these files.", code="no-answers")
         models = tuple(
@@ -161,7 +161,7 @@ class Sheet:
             path, line = self._first[p]
             raise BadInput(
                 answer.path,
-                f"id '{answer.id[:60]}' is another prompt than at {path}:{line}",
+                f"id '{answer.id[:60]}' has another prompt than at {path}:{line}",
                 answer.line,
                 code="id-of-two-prompts",
             )
@@ -194,7 +194,7 @@ class Sheet:
 
 
 def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Recorded]) -> int:
-    """Responses and recorded verdicts, each a whole file; how many answers there are."""
+    """Write responses and recorded verdicts, and return the number of answers."""
     grid, done = Grid(planned), bytearray(planned.n_trials // 8 + 1)
     n_answers = 0
     sheet.again()
@@ -230,7 +230,7 @@ def _exchange(answer: Recorded) -> Exchange:
 
 
 def _write_runs(folder: Path, planned: Plan) -> None:
-    """A row a model, as an engine leaves it: without, nobody would know what computed the answers."""
+    """Write one run record per model, which names what computed its answers."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     n_each = planned.n_per_model
     rows = (
@@ -242,13 +242,13 @@ def _write_runs(folder: Path, planned: Plan) -> None:
 
 @contextmanager
 def _whole(path: Path, kind: type[_T]) -> Iterator[Rows[_T]]:
-    """Rows that take their file's name when all are there; a killed one is cleared with the next lock."""
+    """Rows whose file gets its name at the end. The next lock removes the file of a killed process."""
     with replacing(path) as temporary, Rows(temporary, kind) as rows:
         yield rows
 
 
 def _slug(text: str) -> str:
-    """A name for reports: small letters, digits, - and _; what loses something gets a digest's start."""
+    """A name for reports: lower-case letters, digits, - and _; a lossy one ends with part of a digest."""
     slug = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:48]
     is_plain = slug == re.sub(r"[ /]+", "-", text.strip().lower())
     return slug if is_plain or not text else f"{slug}-{digest(text)[:6]}".strip("-")

@@ -1,7 +1,7 @@
 """Answers in a garak report (`garak.*.report.jsonl`): every output of every completed attempt.
 
-Each output of an attempt is a sample, the probe's class the category, and each detector a judge with its
-recorded verdicts: a score of at least the run's `eval_threshold` (0.5 where it is not told) is a hit.
+Each output of an attempt is a sample, and the probe's class is the category. Each detector is a judge with
+recorded verdicts: a score of at least the run's `eval_threshold` (default 0.5) is a hit.
 Source: garak 0.17, garak/attempt.py (Attempt.as_dict) and garak/command.py (start_run); older reports keep
 prompt and outputs as plain texts.
 """

@@ -1,9 +1,9 @@
 """Answers in an inspect_ai log (`.eval` or `.json`): the last completion of every sample and epoch.
 
-The file is a zip of JSON: `header.json` (or, of a run that did not end, `_journal/start.json`) names the
-model, `samples/*.json` hold one sample and epoch each. Metadata keys and scores are columns beside `id`,
-`epoch`, `input`, `target`, `model` and `task`; a score is a judge's with --verdict SCORER=VALUE. inspect_ai
-need not be here; a recent log is packed with zstd, which needs the extra `inspect` before Python 3.14.
+The file is a zip of JSON. `header.json` names the model; an unfinished run has `_journal/start.json` instead.
+Each of `samples/*.json` holds one sample and epoch. Columns are `id`, `epoch`, `input`, `target`, `model`,
+`task`, metadata keys and scores; --verdict SCORER=VALUE makes a score a judge. inspect_ai need not be
+installed. Recent logs are packed with zstd, which needs the extra `inspect` before Python 3.14.
 Source: inspect_ai 0.3.285, log/_recorders/eval.py, log/_log.py, log/_condense.py.
 """
 
@@ -35,7 +35,7 @@ def is_mine(path: Path, start: bytes) -> bool:
 
 
 def read(path: Path) -> Iterator[Raw]:
-    """Every sample; its place is its number in the log. Raises BadInput for what is no such log."""
+    """Yield every sample with its number in the log. Raises BadInput for any other file."""
     if path.suffix.lower() == ".json":
         yield from _document(path)
         return
@@ -67,7 +67,7 @@ def _document(path: Path) -> Iterator[Raw]:
 
 
 def _spec(path: Path, log: zipfile.ZipFile) -> dict[str, Any]:
-    """What was run: the part `eval` of the header."""
+    """The description of the run: the part `eval` of the header."""
     names = log.namelist()
     for name in ("header.json", "_journal/start.json"):
         if name in names:

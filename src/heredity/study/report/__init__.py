@@ -1,8 +1,7 @@
-"""Reports of a study: an open folder, one writer a format.
+"""Reports of a study: an open folder with one writer per format.
 
-A writer is a file here with one function, `write(folder, out, with_text=True) -> Path`: it reads the study's
-folder, writes one file whole or not at all, and returns its path. Without text, nothing that a model or a
-probe said is in the file. `gate` is no writer: it says whether a study lets its models through.
+A writer is a file here with one function, `write(folder, out, with_text=True) -> Path`. It reads the study's
+folder, writes one file atomically, and returns its path. Without text, it writes no prompt and no answer.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ _SUFFIX = {"markdown": "md", "junit": "xml"}
 def write_report(
     folder: Path | str, kind: str = "html", out: Path | None = None, with_text: bool = True
 ) -> Path:
-    """A study's folder as html, markdown, json, csv, parquet, junit or sarif; returns the file.
+    """Write a study's report as html, markdown, json, csv, parquet, junit or sarif, and return its path.
 
-    `out`: the folder's report.FORMAT where it is left out. Raises UnknownName, UsageError.
+    out: by default the folder's report.FORMAT. Raises UnknownName for an unknown format, and UsageError if
+    `out` is not a file.
     """
     from heredity.core import registry
     from heredity.core.errors import UnknownName, UsageError
@@ -26,7 +26,7 @@ def write_report(
     if kind not in formats:
         raise UnknownName("report format", kind, formats, "heredity report --help")
     if out == Path("-"):
-        raise UsageError("A report is a file, and '-' is none. Name it, such as shared.html")
+        raise UsageError("--out must name a file, such as shared.html; stdout ('-') is not supported.")
     target = out if out is not None else Path(folder) / f"report.{_SUFFIX.get(kind, kind)}"
     if target.exists() and not target.is_file():  # a device would be replaced, not written to
         raise UsageError(

@@ -1,8 +1,8 @@
-"""What each child inherited, in words: the same for the page, Markdown and the terminal.
+"""Inheritance in words, the same for HTML, Markdown and the terminal.
 
-Promises: an edge is called worse where any kind of breach is, and not worse only where every kind is; a
-child is always told against its parent, never the other way round.
-Leaves to others: the numbers (cells.py), bars and the figure (_inherited.py).
+Promises: an edge is called worse if any kind of breach is worse, and not worse only if every kind is. A child
+is always compared with its parent, never the other way round.
+Leaves to others: the numbers (study/comparisons.py), bars and the figure (edge_rows.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NAMED = 4  # children that a sentence names
 
 
 def how(edge: Inheritance) -> str:
-    """How the child was made, and what the parent was in that."""
-    said = label(edge.recipe, 60)
-    return f"{said}, {_ROLES[edge.role]}" if edge.role in _ROLES else said
+    """The recipe that made the child, and the parent's role in it."""
+    recipe = label(edge.recipe, 60)
+    return f"{recipe}, {_ROLES[edge.role]}" if edge.role in _ROLES else recipe
 
 
 def retained(edge: Inheritance) -> str:
@@ -34,31 +34,31 @@ def retained(edge: Inheritance) -> str:
 
 
 def verdicts(found: Estimates) -> dict[tuple[str, str], str]:
-    """By parent and child the verdict over all kinds of breach: worse where any is, not worse where all are.
+    """Map (parent, child) to the verdict over all kinds of breach: worse if any is, not worse if all are.
 
-    Kinds that share no decided trial say nothing; where there is no other, there is not enough evidence.
+    Kinds without a shared decided trial are left out; if no kind is left, there is not enough evidence.
     """
     by_edge: dict[tuple[str, str], list[str]] = {}
     for edge in found.edges:
-        said = by_edge.setdefault((edge.parent, edge.child), [])
+        by_kind = by_edge.setdefault((edge.parent, edge.child), [])
         if edge.compared.measure == "breach" and edge.compared.n:
-            said.append(edge.verdict)
-    return {key: _gravest(said) for key, said in by_edge.items()}
+            by_kind.append(edge.verdict)
+    return {key: _gravest(by_kind) for key, by_kind in by_edge.items()}
 
 
-def _gravest(said: list[str]) -> str:
-    if "worse" in said:
+def _gravest(by_kind: list[str]) -> str:
+    if "worse" in by_kind:
         return "worse"
-    return "not worse" if said and set(said) == {"not worse"} else "not enough evidence"
+    return "not worse" if by_kind and set(by_kind) == {"not worse"} else "not enough evidence"
 
 
 def summary(found: Estimates) -> str:
-    """How many children are worse than a parent, in a sentence; "" without an edge."""
-    told = verdicts(found)
-    if not told:
+    """A sentence with the number of children that are worse than a parent; "" without an edge."""
+    by_edge = verdicts(found)
+    if not by_edge:
         return ""
     called = words.names(found.models)
-    groups = {verdict: [key for key, said in told.items() if said == verdict] for verdict in BADGES}
+    groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
     worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
     named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
     parts = [
@@ -66,11 +66,11 @@ def summary(found: Estimates) -> str:
         f"{len(groups['not worse'])} not worse within {words.unsigned(found.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
-    return f"Children against their parents, {words.plural(len(told), 'edge')}: {', '.join(parts)}."
+    return f"Children against their parents, {words.plural(len(by_edge), 'edge')}: {', '.join(parts)}."
 
 
 def grids(found: Estimates) -> list[JudgeTable]:
-    """Every edge in words, a table each for breaches and for over-refusal; [] without an edge."""
+    """Tables of all edges, one for breaches and one for over-refusal; [] without an edge."""
     called, measures = words.names(found.models), dict.fromkeys(e.compared.measure for e in found.edges)
     head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
     head += ["difference", "p, Holm", "would have shown"]

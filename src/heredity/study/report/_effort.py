@@ -1,8 +1,9 @@
-"""What a breach took, as a page needs it: costs by attack and model, and the curves over several tries.
+"""The cost of a breach for a report: queries, tokens and money by attack and model, and ASR@k curves.
 
-Promises: shows what estimates.json holds; a cost without a breach is said as "at least", never as 0; money is
-said only where one price was given for the model in all its runs.
-Leaves to others: the numbers (effort.py), the figure (_curve.py), the page (_effort.html.jinja).
+Promises: shows what estimates.json holds. Without a breach a cost is a lower bound ("at least"), never 0.
+Money is shown only if all runs of a model had the same price.
+Leaves to others: the numbers (study/attack_cost.py), the figure (figures/curve.py), the page
+(_effort.html.jinja).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from heredity.study.report.figures import curve as _curve
 from heredity.study.report.figures.charts import Span
 
 _SCOPES = {JUDGE_FREE: "Judge-free", JUDGED: "Judged"}
-_SMALL = 20  # below it a count per breach is said to one digit behind the point
+_SMALL = 20  # counts per breach below it are shown with one decimal place
 
 
 class CostRow(NamedTuple):
-    """One attack in one scope; a cell for each model, in the study's order, None where nothing was asked."""
+    """One attack in one scope, with a cell per model in the study's order; None if it was not asked."""
 
     scope: str
     attack: str
@@ -31,7 +32,7 @@ class CostRow(NamedTuple):
 
 
 class CurveRow(NamedTuple):
-    """One attack in one scope over several tries; a curve for each model, in the study's order."""
+    """One attack in one scope over several tries, with a curve per model in the study's order."""
 
     scope: str
     attack: str
@@ -40,7 +41,7 @@ class CurveRow(NamedTuple):
 
 
 def cost_rows(found: Estimates) -> list[CostRow]:
-    """Costs by scope and attack, cheapest reading first: judge-free before judged, attacks as asked."""
+    """Costs by scope and attack: judge-free before judged, attacks in the study's order."""
     cells = {(c.technique, c.attack, c.model): c for c in found.costs}
     rows = (
         CostRow(title, attack, tuple(cells.get((scope, attack, card.id)) for card in found.models))
@@ -64,10 +65,10 @@ def curve_rows(found: Estimates) -> list[CurveRow]:
 
 
 def figure(row: CurveRow, found: Estimates) -> Markup:
-    """The row's curves in one picture."""
+    """The row's curves in one figure."""
     order = {card.id: i for i, card in enumerate(found.models)}
     lines = [_curve.CurveSeries(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
-    words = f"{row.scope} breaches within k tries under {row.attack}; the table beside it has the numbers"
+    words = f"{row.scope} breaches within k tries under {row.attack}; the table next to it has the numbers"
     return _curve.curve([line for line in lines if line.steps], words)
 
 
@@ -88,19 +89,19 @@ def per_breach(estimate: Estimate, count: Callable[[float], str] | None = None) 
 
 
 def lines(cost: Cost, found: Estimates) -> list[str]:
-    """What one breach took, a line each: queries, tokens, and the attacker's and money where known."""
-    said = [f"{per_breach(cost.queries_per_breach)} queries", f"{per_breach(cost.tokens_per_breach)} tokens"]
+    """The cost of one breach, one line each: queries, tokens, attacker queries and money if known."""
+    costs = [f"{per_breach(cost.queries_per_breach)} queries", f"{per_breach(cost.tokens_per_breach)} tokens"]
     if cost.attacker_queries_per_breach is not None:
-        said.append(f"{per_breach(cost.attacker_queries_per_breach)} queries to the attacker")
+        costs.append(f"{per_breach(cost.attacker_queries_per_breach)} queries to the attacker")
     if (money := _money(cost, found)) is not None:
-        said.append(f"{per_breach(money, _amount)} in money")
-    return said
+        costs.append(f"{per_breach(money, _amount)} in money")
+    return costs
 
 
 def _money(cost: Cost, found: Estimates) -> Estimate | None:
-    """What the tokens per breach come to by the price that was given for the model; None without one.
+    """The price of the tokens per breach; None if the model has no price.
 
-    Prompts at their full price, whatever the service or heredity had in a cache: so much the next one pays.
+    Prompt tokens count at full price even if they were cached, because the next user pays that.
     """
     prices = found.circumstances.accounts.get(cost.model, {}).get("price", [])
     tokens = cost.n_prompt_tokens + cost.n_tokens

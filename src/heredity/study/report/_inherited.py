@@ -1,7 +1,8 @@
-"""What each child inherited, as the page needs it: rows with their bars, and the figure of the lineage.
+"""Inheritance for the HTML page: rows with their bars, and the figure of the lineage.
 
-Promises: shows what estimates.json holds, a child always against its parent.
-Leaves to others: the words (_edges.py), the figure's lines (_graph.py), the page (_inherited.html.jinja).
+Promises: shows what estimates.json holds; a child is always compared with its parent.
+Leaves to others: the words (inheritance.py), the figure (figures/lineage_graph.py), the page
+(_inherited.html.jinja).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "un
 
 
 class EdgeRow(NamedTuple):
-    """An edge as a row; `compared` is turned so that its difference is the child's minus the parent's."""
+    """An edge as a row; the difference of `compared` is the child's rate minus the parent's."""
 
     edge: Inheritance
     how: str
@@ -33,7 +34,7 @@ class EdgeRow(NamedTuple):
 
 
 def rows(view: View, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[EdgeRow]:
-    """The edges of one measure, in one scope or in all, that have a trial which both decided."""
+    """The edges of one measure, in one scope or in all."""
     held = view.estimates.technique_edges if exploratory else view.estimates.edges
     return [_row(e) for e in held if e.compared.measure == measure and scope in (None, e.compared.technique)]
 
@@ -52,20 +53,20 @@ def retention_bar(view: View, edge: Inheritance) -> Markup:
 
 
 def figure(view: View) -> Markup:
-    """The lineage drawn, each edge with its verdict."""
-    found, told = view.estimates, verdicts(view.estimates)
-    in_it = {ident for key in told for ident in key}
+    """The figure of the lineage, each edge with its verdict."""
+    found, by_edge = view.estimates, verdicts(view.estimates)
+    in_it = {ident for key in by_edge for ident in key}
     nodes = [
         lineage_graph.Node(card.id, view.names[card.id], view.order[card.id], _broke(view, card.id))
         for card in found.models
         if card.id in in_it
     ]
-    arrows = [
-        lineage_graph.Arrow(*key, BADGES[verdict], _beside(found, key, verdict))
-        for key, verdict in told.items()
+    edges = [
+        lineage_graph.Arrow(*key, BADGES[verdict], _edge_label(found, key, verdict))
+        for key, verdict in by_edge.items()
     ]
-    said = (f"{view.names[c]} from {view.names[p]}: {verdict}" for (p, c), verdict in told.items())
-    return lineage_graph.graph(nodes, arrows, f"Lineage, parents above children. {'; '.join(said)}")
+    lines = (f"{view.names[c]} from {view.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())
+    return lineage_graph.graph(nodes, edges, f"Lineage, parents above children. {'; '.join(lines)}")
 
 
 def _broke(view: View, model: str) -> str:
@@ -74,8 +75,8 @@ def _broke(view: View, model: str) -> str:
     return "" if value is None else f"broke {words.percent(value)}"
 
 
-def _beside(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
-    """How it was made, the verdict, and what was lost in the kind of breach that the verdict is from."""
+def _edge_label(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
+    """The recipe, the verdict, and the losses in the kind of breach that gave the verdict."""
     mine = [e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
     made = f"{mine[0].recipe}, {mine[0].role}" if mine[0].role else mine[0].recipe
     edge = next((e for e in mine if e.compared.n and e.verdict == verdict), None)

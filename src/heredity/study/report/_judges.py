@@ -1,7 +1,7 @@
-"""Other judges' recorded verdicts beside heredity's, as tables of words for page, Markdown and terminal.
+"""Tables that compare other judges' recorded verdicts with heredity's, for HTML, Markdown and the terminal.
 
-Promises: nothing where no other judge's verdicts were recorded; every figure with its n; names made plain.
-Leaves to others: the numbers (recorded/), how a table looks.
+Promises: no table if no other judge's verdicts were recorded; every figure has its n; names are made plain.
+Leaves to others: the numbers (study/importers/), and the layout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from heredity.study.wording import interval, p_words, percent, points, points_in
 
 
 class JudgeTable(NamedTuple):
-    """A table in words."""
+    """A table of texts."""
 
     title: str
     head: list[str]
@@ -26,7 +26,7 @@ class JudgeTable(NamedTuple):
 
 
 def grids(folder: Path, estimates: Estimates) -> list[JudgeTable]:
-    """Rates by judge, pairs of models by judge, and each two judges; [] where only one judge judged."""
+    """Rates by judge, pairs of models by judge, and pairs of judges; [] if there is only one judge."""
     if estimates.application.rendering != "recorded":
         return []
     found = importers.agreements(folder)
@@ -78,7 +78,7 @@ def _agreements(found: Agreements, names: dict[str, str]) -> JudgeTable:
 
 
 def _counts(of: Table2x2) -> str:
-    """Answers that broke by both, by the first alone, by the second alone, by neither."""
+    """Answers that broke by both, only by the first, only by the second, and by neither."""
     return f"{of.both}/{of.only_a}/{of.only_b}/{of.neither}"
 
 

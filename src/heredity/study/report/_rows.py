@@ -1,8 +1,8 @@
-"""The rows of a study one by one in the plan's order, whatever the order on disk, in flat memory.
+"""A study's trials as rows in the plan's order, whatever their order on disk, in constant memory.
 
-Promises: 16 bytes of memory a trial and one row at a time; each row is checked to be of this plan; the same
-study gives the same rows in the same order; a file is put where it belongs whole or not at all.
-Leaves to others: how a row looks (csv.py, parquet.py, junit.py) and what the numbers come to (estimates.py).
+Promises: memory is 16 bytes per trial and one row. Each row is checked to belong to this plan. The same study
+gives the same rows in the same order. Files are written atomically.
+Leaves to others: the format of a row (csv.py, parquet.py, junit.py) and the estimates (study/estimates.py).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _Stored = TypeVar("_Stored", Response, Verdict)
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A trial as a flat row. Names are as in the study's files; what is not known is None.
+    """A trial as a flat row. Names are as in the study's files; unknown values are None.
 
-    model         the model's name as every report calls it; `model_id` is its id
+    model         the model's name in every report; `model_id` is its id
     application   the application's digest
-    outcome       None while it is not judged, and for an error
-    evidence, error, text   as they were said; hostile. Without text: None, LEFT_OUT, None
+    outcome       None if it is not judged, and for an error
+    evidence, error, text   exact and untrusted. Without text: None, LEFT_OUT, None
     n_prompt_tokens, n_tokens, text   of every exchange of the trial together
     stop          of the last exchange
     """
@@ -72,17 +72,17 @@ def columns(with_text: bool) -> list[str]:
 
 
 class TrialTable:
-    """A study's rows on disk, found by the trial's place in the plan, inside a `with`."""
+    """Random access to a study's rows on disk by the trial's index. A context manager."""
 
     def __init__(self, folder: Path, plan: Plan, called: dict[str, str], with_text: bool = True) -> None:
         self.grid, self._folder, self._called, self._with_text = Grid(plan), folder, called, with_text
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:  # the first is closed where the second is damaged
+        with ExitStack() as opened:  # the first is closed if the second is damaged
             n_trials = len(self.grid)
-            self._responses = opened.enter_context(_Places(self._folder / RESPONSES, n_trials, Response))
-            self._verdicts = opened.enter_context(_Places(self._folder / VERDICTS, n_trials, Verdict))
+            self._responses = opened.enter_context(_Offsets(self._folder / RESPONSES, n_trials, Response))
+            self._verdicts = opened.enter_context(_Offsets(self._folder / VERDICTS, n_trials, Verdict))
             self._open = opened.pop_all()
         return self
 
@@ -94,7 +94,7 @@ class TrialTable:
         return (row for index in range(len(self.grid)) if (row := self.row(index)) is not None)
 
     def row(self, index: int) -> TrialRow | None:
-        """One trial; None where it was not asked. Raises NotComparable for a row of another plan."""
+        """One trial; None if it was not asked. Raises NotComparable for a row of another plan."""
         response = self._responses.get(index)
         if response is None:
             return None
@@ -111,13 +111,13 @@ class TrialTable:
             )
         return self._row(trial, response, verdict)
 
-    def said(self, index: int) -> tuple[Exchange, ...]:
-        """What was said in a trial; nothing where texts are left out."""
+    def exchanges(self, index: int) -> tuple[Exchange, ...]:
+        """The exchanges of a trial; none if texts are left out."""
         response = self._responses.get(index) if self._with_text else None
         return response.exchanges if response is not None else ()
 
     def _row(self, trial: Trial, response: Response, verdict: Verdict | None) -> TrialRow:
-        probe, exchanges, is_told = trial.probe, response.exchanges, self._with_text
+        probe, exchanges, with_text = trial.probe, response.exchanges, self._with_text
         error = response.error or (verdict.error if verdict is not None else None)
         return TrialRow(
             trial=trial.id,
@@ -136,12 +136,12 @@ class TrialTable:
             outcome=verdict.outcome if verdict is not None else None,
             manner=verdict.manner if verdict is not None else None,
             judge=verdict.judge if verdict is not None else None,
-            evidence=verdict.evidence if verdict is not None and is_told else None,
+            evidence=verdict.evidence if verdict is not None and with_text else None,
             stop=exchanges[-1].stop if exchanges else None,
             n_prompt_tokens=sum(exchange.n_prompt_tokens for exchange in exchanges),
             n_tokens=sum(exchange.n_tokens for exchange in exchanges),
-            error=error if error is None or is_told else LEFT_OUT,
-            text=_joined(exchanges) if is_told and exchanges else None,
+            error=error if error is None or with_text else LEFT_OUT,
+            text=_joined(exchanges) if with_text and exchanges else None,
         )
 
 
@@ -149,8 +149,8 @@ def _joined(exchanges: Sequence[Exchange]) -> str:
     return "\n".join(exchange.text for exchange in exchanges)
 
 
-class _Places(Generic[_Stored]):
-    """Where each row of a JSONL file begins, by its field `index`: eight bytes a trial."""
+class _Offsets(Generic[_Stored]):
+    """The byte offset of each row of a JSONL file, by its field `index`: eight bytes per trial."""
 
     def __init__(self, path: Path, n_trials: int, kind: type[_Stored]) -> None:
         self._path = path
@@ -198,11 +198,11 @@ class _Places(Generic[_Stored]):
                 return index
         except (ValueError, msgspec.DecodeError):
             pass
-        raise Damaged(f"{self._path}:{number}: not a row of this study. Remove that line to go on.")
+        raise Damaged(f"{self._path}:{number}: not a row of this study. Remove that line to continue.")
 
 
 @contextmanager
 def whole(out: Path) -> Iterator[BinaryIO]:
-    """A file to write piece by piece; it takes its name at the end, or is not there at all."""
+    """Open a file for writing in parts; it gets its name at the end, or does not appear at all."""
     with replacing(out) as temporary, explain_full_disk(out.parent, 0), temporary.open("wb") as file:
         yield file

@@ -1,9 +1,9 @@
-"""A few conversations out of many: chosen by chance from the verdicts, then read.
+"""A random sample of conversations for the report, drawn from the verdicts.
 
-Promises: the choice is random, follows from the study's digest, and is made before any answer is read, so
-that nobody picked the nicest; a million rows cost one byte each and two passes over the file; rows of another
+Promises: the sample is random, seeded by the study's digest, and drawn before any answer is read, so nobody
+can choose convenient ones. Memory is one byte per row, in two passes over the file. Rows of another
 application or plan are refused.
-Leaves to others: what counts as a breach (judges/), how a conversation looks (the template).
+Leaves to others: verdicts (redteam/judges/) and layout (the template).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TranscriptStep(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A conversation as shown. `n_same` is how many trials of this model, technique and kind there are."""
+    """A conversation as shown. `n_same`: the number of trials of this model, technique and kind."""
 
     row: int  # its field `index`
     trial: str
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 
 class _Brief(msgspec.Struct):
-    """What a verdict row needs to be counted."""
+    """The fields of a verdict row that are needed to count it."""
 
     index: int
     outcome: str | None
@@ -74,7 +74,7 @@ class _Chosen(NamedTuple):
 
 
 def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
-    """The conversations to show, ordered by technique, model and kind. Without text: what and where only."""
+    """The conversations to show, by technique, model and kind; without text, no prompts or answers."""
     chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
     verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
     found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
@@ -87,7 +87,7 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
 
 
 def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """One code a trial, in the plan's order; 0 where there is no verdict yet."""
+    """One code per trial, in the plan's order; 0 without a verdict."""
     codes, upgrade = np.zeros(plan.n_trials, np.uint8), RowsFromSchema1(plan)
     decode = msgspec.json.Decoder(_Brief).decode
     for number, line in _lines(path):
@@ -108,7 +108,7 @@ def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8
 def choose(
     codes: np.ndarray[tuple[int], np.dtype[np.uint8]], plan: Plan, study: str, techniques: Sequence[str]
 ) -> dict[int, _Chosen]:
-    """Indices of the trials to show, in the order in which they are shown, with how many there are alike."""
+    """Indices of the trials to show, in the order of the report, with the number of trials of their kind."""
     cells = codes.reshape(plan.shape)
     places = np.arange(codes.size).reshape(plan.shape)
     generator = np.random.default_rng(int(study[:16] or "0", 16))
@@ -176,7 +176,7 @@ def _sample(chosen: _Chosen, verdict: Verdict, response: Response, with_text: bo
 
 
 def _steps(exchanges: Sequence[Exchange]) -> Iterator[TranscriptStep]:
-    """What is new in each request: a later prompt repeats the conversation so far, which is shown once."""
+    """The new part of each request, because a later prompt repeats the conversation so far."""
     prefix, before = "", ""
     for exchange in exchanges:
         # Engines may render the prefill as the prompt's end; it is shown once, as what it is.

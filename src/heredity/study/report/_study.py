@@ -1,8 +1,7 @@
-"""A study's folder as its writers read it: the plan and the estimates, checked to belong together.
+"""Read a study's plan and estimates for a report, and check that they belong together.
 
-Promises: no writer shows numbers of one plan under the words of another, or numbers that are not what the
-verdicts beside them come to.
-Leaves to others: making either (plan.py, estimates.py).
+Promises: no report shows estimates of another plan, or estimates that the verdicts do not give.
+Leaves to others: making either (study/plan.py, study/aggregate.py).
 """
 
 from __future__ import annotations
@@ -21,16 +20,18 @@ from heredity.study.plan import Plan
 
 
 class RecordedStudy(NamedTuple):
+    """The plan and the estimates of one study."""
+
     plan: Plan
     estimates: Estimates
 
 
 def read(folder: Path) -> RecordedStudy:
-    """Plan and estimates of the study in `folder`.
+    """Read the plan and the estimates of the study in `folder`.
 
-    Raises UsageError where there are none, NotComparable where they are of different studies or schemas,
-    Damaged where the numbers are not what the verdicts come to. The judge's own errors are left out of that,
-    and words are: a report of an older study keeps those of its day.
+    Raises UsageError if one is missing, NotComparable if they are of different studies or schemas, and
+    Damaged if the verdicts give other estimates. Corrections for the judge's errors and wordings are not
+    compared, because an older study keeps its own.
     """
     study = _together(folder)
     _compare(folder, _counted(study.estimates), _counted(aggregate.estimate(study.plan, folder)))
@@ -38,9 +39,9 @@ def read(folder: Path) -> RecordedStudy:
 
 
 def proven(folder: Path) -> Estimates:
-    """The estimates in `folder`, equal in everything but circumstances to what its verdicts come to now.
+    """Read the estimates in `folder`, and check that its verdicts give the same ones now.
 
-    Raises as `read` does, and Damaged where the judge's quality or a word differs too.
+    Raises as `read_study` does, and Damaged also if a correction or a wording differs.
     """
     plan, estimates = _together(folder)
     _compare(folder, estimates, aggregate.estimate(plan, folder))
@@ -52,14 +53,14 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
     if names:
         raise Damaged(
-            f"{folder / storage.ESTIMATES}: {', '.join(names)} differ from what the verdicts come to. "
-            "Run the same study again, which estimates anew and asks nothing twice.",
+            f"{folder / storage.ESTIMATES}: {', '.join(names)} differ from the estimates that the verdicts "
+            "give. Run the same study again: it estimates again, and asks nothing twice.",
             code="estimates-contradict-verdicts",
         )
 
 
 def _counted(found: Estimates) -> Estimates:
-    """The estimates with nothing but what was counted, and what the formulas make of it."""
+    """The estimates without corrections, wordings and judges: counts and what follows from them."""
     replace = msgspec.structs.replace
     return replace(
         found,
@@ -80,7 +81,8 @@ def _together(folder: Path) -> RecordedStudy:
     plan, estimates = plans.read_plan(folder), storage.read_estimates(folder)
     if estimates.study != digest(plan):
         raise NotComparable(
-            f"{folder / storage.ESTIMATES} is of another plan than {plans.PLAN} beside it. Estimate again.",
+            f"{folder / storage.ESTIMATES} is of another plan than {plans.PLAN} in that folder. "
+            "Estimate again.",
             code="another-plan",
         )
     if estimates.application.digest != plan.application.digest:

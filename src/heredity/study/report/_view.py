@@ -1,7 +1,7 @@
-"""A study as a page needs it: estimates looked up by cell, figures drawn, rows named.
+"""A study for the HTML template: estimates by cell, figures and names of rows.
 
 Promises: shows only what estimates.json, plan.json and the rows hold; computes no statistic of its own.
-Leaves to others: the words (_words.py), the figures (_charts.py), the page (_template.html.jinja).
+Leaves to others: the words (study/wording.py), the figures (figures/), the page (_template.html.jinja).
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ _SHOWN = 6  # versions of one model; more are counted
 
 
 def lines(estimates: Estimates) -> list[str]:
-    """One line a remote model, in the study's order; [] where there is none."""
+    """One line per remote model, in the study's order."""
     accounts = estimates.circumstances.accounts
-    return [f"{card.name}: {_said(told)}." for card in estimates.models if (told := accounts.get(card.id))]
+    return [f"{card.name}: {_account(of)}." for card in estimates.models if (of := accounts.get(card.id))]
 
 
-def _said(told: dict[str, Any]) -> str:
-    served = list(map(str, told.get("served", [])))
+def _account(account: dict[str, Any]) -> str:
+    served = list(map(str, account.get("served", [])))
     parts = []
     if len(served) == 1:
-        parts.append(f"the service says that it answered as {served[0]}")
+        parts.append(f"the service reports that {served[0]} answered")
     elif served:
         more = f" and {len(served) - _SHOWN} more" if len(served) > _SHOWN else ""
         names = ", then ".join(served[:_SHOWN]) + more
-        parts.append(f"what answered CHANGED during the study, as the service says: {names}")
+        parts.append(f"the model CHANGED during the study, as the service reports: {names}")
     else:
-        parts.append("the service does not say what answered")
-    if not_sent := told.get("not_sent"):
-        parts.append(f"not sent, as this API or model takes no such thing: {', '.join(map(str, not_sent))}")
-    parts += _counts(told)
+        parts.append("the service does not report which model answered")
+    if not_sent := account.get("not_sent"):
+        parts.append(f"not sent, because this API or model does not take it: {', '.join(map(str, not_sent))}")
+    parts += _counts(account)
     return "; ".join(parts)
 
 
-def _counts(told: dict[str, Any]) -> list[str]:
+def _counts(account: dict[str, Any]) -> list[str]:
     found = []
-    if "n_prompt_tokens" in told:
-        cached = told.get("n_cached_prompt_tokens", 0)
+    if "n_prompt_tokens" in account:
+        cached = account.get("n_cached_prompt_tokens", 0)
         found.append(
-            f"{told['n_prompt_tokens']:,} prompt tokens ({cached:,} from the service's own cache) and"
-            f" {told.get('n_answer_tokens', 0):,} of answers"
+            f"{account['n_prompt_tokens']:,} prompt tokens ({cached:,} from the service's own cache) and"
+            f" {account.get('n_answer_tokens', 0):,} answer tokens"
         )
-    if told.get("n_usage_estimated"):
-        found.append(f"estimated for {told['n_usage_estimated']:,} answers, as the service did not count")
-    if told.get("cost"):
-        found.append(f"cost {told['cost']:,.4f} by the prices given")
-    n_filtered = sum(n for name, n in told.items() if name.startswith("n_filtered"))
+    if account.get("n_usage_estimated"):
+        found.append(f"estimated for {account['n_usage_estimated']:,} answers that the service did not count")
+    if account.get("cost"):
+        found.append(f"cost {account['cost']:,.4f} by the prices given")
+    n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
     if n_filtered:
         found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")
     return found
@@ -81,7 +81,7 @@ MANNERS = ("refusal", "compliance", "incoherent", "empty")
 
 
 class Band(NamedTuple):
-    """Techniques that are decided alike: by a check, or by a judge that errs."""
+    """Techniques that are decided in the same way: by a check, or by a judge that errs."""
 
     scope: str  # all of them together
     title: str
@@ -94,7 +94,7 @@ class Band(NamedTuple):
 
 
 class Strand(NamedTuple):
-    """What one measure or scope came to under each attack."""
+    """A measure and scope that has one row per attack."""
 
     title: str
     measure: Measure
@@ -102,7 +102,7 @@ class Strand(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A pair as a row, turned so that `high` is the model of the higher rate: no difference is negative."""
+    """A pair as a row; `high` is the model with the higher rate, so no difference is negative."""
 
     pair: ModelPair
     high: str  # model ids
@@ -116,7 +116,7 @@ class Compared(NamedTuple):
 
 
 class View:
-    """What the template asks. Every method takes and gives plain values."""
+    """The queries of the template. Every method takes and returns plain values."""
 
     def __init__(self, estimates: Estimates, plan: Plan, samples: Sequence[Sample], with_text: bool) -> None:
         self.estimates, self.plan, self.samples, self.with_text = estimates, plan, samples, with_text
@@ -131,20 +131,22 @@ class View:
 
     @property
     def accounts(self) -> list[str]:
-        """What remote models' services told, a line each."""
+        """One line per remote model: what its service reported."""
         return lines(self.estimates)
 
     # --- cells ---
 
     def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
-        """The rate of one cell, None where nothing was asked."""
+        """The rate of one cell; None if it was not asked."""
         return self._rates.get((model, technique, attack, measure))
 
     def bands(self, measure: Measure) -> list[Band]:
         """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band."""
         if measure == "over_refusal":
             twins = tuple(t for t in self.techniques if t.n_twins)
-            return [Band(ALL, "Benign twins: a judge tells refusals from answers", twins)] if twins else []
+            return (
+                [Band(ALL, "Benign twins: a judge separates refusals from answers", twins)] if twins else []
+            )
         asked = [t for t in self.techniques if t.n_probes]
         free = tuple(t for t in asked if t.is_judge_free)
         judged = tuple(t for t in asked if not t.is_judge_free)
@@ -165,7 +167,7 @@ class View:
         return [name for band in self.bands(measure) for name in band.names]
 
     def number(self, technique: str) -> int:
-        """A technique's number for anchors: no name, which anyone may choose, becomes part of a link."""
+        """A technique's number for anchors. Names, which anyone may choose, never enter a link."""
         names = [*(scope for of in SCOPES.values() for scope in of), *(t.name for t in self.techniques)]
         return names.index(technique)
 
@@ -186,7 +188,7 @@ class View:
         return found + ([Strand("Over-refusal", "over_refusal", ALL)] if self.has_twins else [])
 
     def attacks(self) -> tuple[str, ...]:
-        """The attacks that need a table of their own: all of them where there are several."""
+        """The attacks for the table by attack: all of them if there are several, else none."""
         return self.estimates.attacks if len(self.estimates.attacks) > 1 else ()
 
     @property
@@ -218,14 +220,14 @@ class View:
         return words.title(technique)
 
     def one_family(self) -> list[str]:
-        """Rates that were corrected by the labels of one family alone, in words."""
+        """Names of rates that were corrected with the labels of only one family."""
         corrected = [r for r in self.estimates.rates if r.corrected is not None and r.corrected.n]
         rates = [r for r in corrected if not r.by_family and self.estimates.corrected_by]
         said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
         return list(dict.fromkeys(said[rate.measure] for rate in rates))
 
     def by_family(self) -> list[Rate]:
-        """The scopes' rates that families of labels correct differently, model by model."""
+        """The scopes' rates whose correction differs between families of labels, model by model."""
         return [
             r
             for r in self.estimates.rates
@@ -233,7 +235,7 @@ class View:
         ]
 
     def by_labels(self) -> list[Rate]:
-        """The scopes' rates with a person's labels on this study's own answers, model by model."""
+        """The scopes' rates with human labels on this study's own answers, model by model."""
         return [
             r
             for r in self.estimates.rates
@@ -246,7 +248,7 @@ class View:
         return "none" if value is None else f"h{round(10 * value)}"
 
     def worst_case(self, rate: Rate) -> str:
-        """What the rate would be if every unclear answer had held, and if every one had broken."""
+        """The rate if every unclear answer had held, and if every one had broken."""
         bounds = rate.worst_case
         if bounds is None or not rate.n_unclear:
             return ""
@@ -261,7 +263,7 @@ class View:
         return charts.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
 
     def key(self, model: str) -> Markup:
-        """The model's shape, to stand before its name."""
+        """The model's shape, shown before its name."""
         return charts.key(self.order.get(model, 0))
 
     def difference(self, row: Compared, reach: float) -> Markup:
@@ -282,10 +284,10 @@ class View:
             breach, over = (self._spread(card.id, measure) for measure in ("breach", "over_refusal"))
             if breach and over:
                 drawn.append(charts.Point(order, self.names[card.id], breach, over))
-        told = "; ".join(
+        rates = "; ".join(
             f"{p.name}: breach {p.breach.value:.0%}, over-refusal {p.over_refusal.value:.0%}" for p in drawn
         )
-        return charts.plane(drawn, f"Breach rate against over-refusal rate. {told}")
+        return charts.plane(drawn, f"Breach rate against over-refusal rate. {rates}")
 
     def _spread(self, model: str, measure: str) -> charts.Span | None:
         scope = self.main_scope if measure == "breach" else ALL
@@ -327,7 +329,7 @@ class View:
     def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
         """First and last index of each run of rows behind a cell, in the plan's order.
 
-        With breach probes come their twins, which lie beside them and have verdicts of another kind.
+        Breach probes bring their benign twins, which are adjacent rows with verdicts of another kind.
         """
         plan = self.plan
         own = {p.id for p in plan.probes if is_part(p, technique)}
@@ -367,7 +369,7 @@ class View:
 
 
 def span(estimate: Estimate) -> charts.Span | None:
-    """An estimate as it is drawn; None where it has no value or no bounds."""
+    """An estimate as it is drawn; None without a value or bounds."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
     return charts.Span(estimate.value, estimate.low, estimate.high)

@@ -1,8 +1,8 @@
-"""A study's rows as CSV (RFC 4180, UTF-8), a trial a line, for a spreadsheet or a data frame.
+"""A study's rows as CSV (RFC 4180, UTF-8), one trial per line, for a spreadsheet or a data frame.
 
-Promises: one row at a time, however many; no cell is a formula to a spreadsheet; no control code but tab and
-line break; the same study gives the same bytes.
-Leaves to others: what the columns mean (_rows.py), types and exact text (parquet.py), the rates (json.py).
+Promises: constant memory. No cell is a formula to a spreadsheet. The only control codes are tab and line
+break. The same study gives the same bytes.
+Leaves to others: the meaning of columns (_rows.py), types and exact text (parquet.py), rates (json.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from heredity.study import wording
 from heredity.study.report import _study
 from heredity.study.report._rows import TrialTable, columns, whole
 
-# What makes a spreadsheet read a cell as a formula, after spaces that it skips; some take full-width signs.
+# A spreadsheet reads such a cell as a formula. It skips leading spaces; some accept full-width signs.
 _FORMULA = re.compile(r"[ \u00a0\u3000]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -24,7 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
 
-    Without text, the columns `evidence` and `text` are not there and `error` says only that there was one.
+    Without text, there are no columns `evidence` and `text`, and `error` holds no message.
     """
     study = _study.read(folder)
     called = wording.names(study.estimates.models)
@@ -38,13 +38,13 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
 
 
 def cell(value: str | int | None) -> str | int:
-    """A value as a cell: a text that a spreadsheet would run is led by an apostrophe."""
+    """A value as a cell. A text that a spreadsheet would run gets a leading apostrophe."""
     if not isinstance(value, str):
         return "" if value is None else value
-    value = _CONTROL.sub(_picture, value)
+    value = _CONTROL.sub(_symbol, value)
     return f"'{value}" if _FORMULA.match(value) else value
 
 
-def _picture(match: re.Match[str]) -> str:
+def _symbol(match: re.Match[str]) -> str:
     code = ord(match[0])
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

@@ -1,8 +1,8 @@
-"""A study as one HTML file that works offline, prints, and can be handed to someone else.
+"""A study as one HTML file that works offline, prints, and can be shared.
 
-Promises: no request, no script (the content policy forbids both), no style but its own; what models said is
-text between tags and nothing else; the same study gives the same page; the file is whole or not there.
-Leaves to others: what the numbers are (estimates.py) and which conversations are shown (_samples.py).
+Promises: no request and no script (the content policy forbids both), and only its own style. Text of models
+is only ever text between tags. The same study gives the same page. The file is written atomically.
+Leaves to others: the numbers (study/estimates.py) and the choice of conversations (_samples.py).
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     """Write the report of the study in `folder` to `out`, and return `out`.
 
     Without text: no prompt, probe or answer is in the page, only counts, ids and names.
-    Raises UsageError where the folder has no estimates yet, NotComparable where its parts do not belong
-    together.
+    Raises UsageError if the folder has no estimates yet, NotComparable if its parts do not belong together.
     """
     files.write_atomic(out, render(folder, with_text).encode())
     return out
@@ -46,7 +45,7 @@ def render(folder: Path, with_text: bool = True) -> str:
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
     view = View(study.estimates, study.plan, samples, with_text)
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
-    # The policy names the sheet by its hash, so it must be exactly what stands between the tags.
+    # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     beside = _judges.grids(folder, study.estimates)
     return _template().render(view=view, beside=beside, style=Markup(style), style_hash=digest)
@@ -83,5 +82,5 @@ def _template() -> jinja2.Template:
 
 
 def _final(value: Any) -> Any:
-    """The last gate before escaping: no text reaches the page unseen, whoever forgot to clean it."""
+    """The last step before escaping: make every text visible, even if a caller forgot to clean it."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

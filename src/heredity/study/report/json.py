@@ -1,6 +1,6 @@
-"""A study's rates and comparisons as flat JSON: one object a row, for a spreadsheet, a data frame or jq.
+"""A study's rates and comparisons as flat JSON: one object per row, for a spreadsheet, a data frame or jq.
 
-Promises: names beside ids, no nesting, no text of any model or probe; the same study gives the same bytes.
+Promises: names and ids, no nesting, no text of any model or probe; the same study gives the same bytes.
 Leaves to others: the full record with every setting (the study's own estimates.json).
 """
 
@@ -73,7 +73,7 @@ def _pair(pair: ModelPair, called: dict[str, str]) -> dict[str, Any]:
 
 
 def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
-    """The pair told from the parent's side: `parent` and `child` stand where a pair has `a` and `b`."""
+    """An edge as a row: like a pair, with `parent` and `child` instead of `a` and `b`."""
     pair = _pair(edge.compared, called)
     row: dict[str, Any] = {"parent": pair.pop("a"), "child": pair.pop("b")}
     row |= {"parent_id": pair.pop("a_id"), "child_id": pair.pop("b_id")}

@@ -1,9 +1,12 @@
-"""A study as JUnit XML, for the test tab of a CI system: a suite a model and technique, a case a trial.
+"""A study as JUnit XML, for the test tab of a CI system: a suite per model and technique, a case per trial.
 
-Promises: broke is a failure, but for a capability, an error is an error, unclear, not asked or not yet judged
-is skipped with the reason; a refused benign twin passes and says so in a property; one case in memory at a
-time; no character that XML forbids, and none that controls a terminal.
-Leaves to others: whether the study lets its models through (gate.py), the rates with intervals (html.py).
+    broke                        failure, except in a capability probe
+    error                        error
+    unclear, not asked, pending  skipped, with the reason
+    refused benign twin          pass, with a property
+
+Promises: one case in memory at a time; no character that XML forbids, and none that controls a terminal.
+Leaves to others: passing or failing the study (study/gate.py), and rates with intervals (html.py).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}
 
 
 class Suite(NamedTuple):
-    """The trials of one model under one technique: their places in the plan, and what they came to."""
+    """The trials of one model under one technique: their indices in the plan, and their outcomes."""
 
     model: str
     technique: str
@@ -58,7 +61,7 @@ class Suite(NamedTuple):
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     """Write every trial of the study in `folder` to `out`, and return `out`.
 
-    Without text: which probe of which model came to what, and nothing that was asked or said.
+    Without text: probes, models and outcomes, but no prompts and answers.
     """
     study = _study.read(folder)
     suites = list(_suites(folder, study.plan, study.estimates))
@@ -86,7 +89,7 @@ def _suites(folder: Path, plan: Plan, estimates: Estimates) -> Iterator[Suite]:
     for m, model in enumerate(plan.models):
         for technique in techniques:
             own = [i for i, probe in enumerate(plan.probes) if probe.technique == technique]
-            # Probe by probe, then attack and sample, so that what belongs together stands together.
+            # Probe by probe, then attack and sample, so that cases of a probe are next to each other.
             of = places[m][:, own].transpose(1, 0, 2).ravel()
             found = codes[m][:, own].transpose(1, 0, 2).ravel()
             yield Suite(called[model.id], technique, of, found, all(plan.probes[i].is_baseline for i in own))
@@ -156,9 +159,9 @@ def _finding(table: TrialTable, place: int, row: TrialRow | None, code: int, is_
 
 
 def _said(table: TrialTable, place: int) -> str:
-    """What was asked and said, each cut to a readable length."""
+    """Prompts and answers, each cut to a readable length."""
     steps = (
-        f"--- asked\n{shown(step.prompt).text}\n--- said\n{shown(step.text).text}\n"
-        for step in table.said(place)
+        f"--- prompt\n{shown(step.prompt).text}\n--- answer\n{shown(step.text).text}\n"
+        for step in table.exchanges(place)
     )
     return escape(legal("".join(steps)))

@@ -1,7 +1,7 @@
-"""A study in a page of Markdown, for a pull request or a terminal without a browser.
+"""A study as a page of Markdown, for a pull request or a terminal.
 
-Promises: the headline, the rates with n and interval, the comparisons and the warnings; no text of any model
-or probe; names cannot break out of a table cell or become markup.
+Promises: the headline, rates with n and interval, comparisons and warnings. It has no text of any model or
+probe. Names cannot break out of a table cell or become markup.
 Leaves to others: everything else (html.py).
 """
 
@@ -91,7 +91,7 @@ def _by_attack(view: View) -> Iterator[str]:
 
 
 def _effort_lines(view: View) -> Iterator[str]:
-    """Queries and tokens per breach; success within k tries where there were several."""
+    """Queries and tokens per breach; success within k tries if there were several."""
     e = view.estimates
     models = [plain(view.names[card.id]) for card in e.models]
     if rows := _effort.cost_rows(e):
@@ -120,8 +120,8 @@ def _cell(rate: Rate | None) -> str:
         words += "" if refused else f" ({interval(rate.corrected)})"
     errors = "error" if rate.n_error == 1 else "errors"
     counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (rate.n_skipped, "not asked")
-    beside = [f"{n} {what}" for n, what in counts if n]
-    return ", ".join([words, *beside])
+    rest = [f"{n} {what}" for n, what in counts if n]
+    return ", ".join([words, *rest])
 
 
 def _pairs(view: View) -> Iterator[str]:
@@ -132,20 +132,20 @@ def _pairs(view: View) -> Iterator[str]:
             difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
             names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
             what = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged"}
-            said = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
+            numbers = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
             yield _row(
                 [
                     what.get(row.pair.technique, "over-refusal"),
                     *names,
                     f"**{row.verdict}**",
                     difference,
-                    *said,
+                    *numbers,
                 ]
             )
 
 
 def _panel_lines(view: View) -> Iterator[str]:
-    """What the members of a panel said each, and how far they agree beyond chance."""
+    """Rates by each member of a panel, and their agreement beyond chance."""
     panel = view.estimates.panel
     if panel is None:
         return

@@ -1,8 +1,8 @@
-"""A study's rows as Parquet, a trial a row, with a fixed schema: text exactly as it was said.
+"""A study's rows as Parquet, one trial per row, with a fixed schema and exact text.
 
-Promises: memory for one row group, however many rows; the same columns and types for every study; who reads
-it needs nothing else: the study's and the application's digests are in the file's metadata.
-Leaves to others: what the columns mean (_rows.py), a table without types (csv.py).
+Promises: memory for one row group, and the same columns and types for every study. The file's metadata has
+the digests of the study and of the application.
+Leaves to others: the meaning of columns (_rows.py), a table without types (csv.py).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _MAY_BE_MISSING = {"twin", "outcome", "manner", "judge", "evidence", "stop", "er
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
 
-    Without text, the columns `evidence` and `text` are not there and `error` says only that there was one.
-    Raises Unavailable where pyarrow is not installed.
+    Without text, there are no columns `evidence` and `text`, and `error` holds no message. Raises Unavailable
+    if pyarrow is not installed.
     """
     try:
         import pyarrow

@@ -1,8 +1,8 @@
-"""A study as SARIF 2.1.0, for code scanning and security dashboards: a result a model and probe that broke.
+"""A study as SARIF 2.1.0, for code scanning and security dashboards: one result per broken probe and model.
 
-Promises: rules are techniques, with the threats they show as taxa of OWASP, ATLAS and NIST, edition and all;
-a result has its n and its rate with interval; its fingerprint is the same in the next run; no text of any
-model or probe.
+Promises: rules are techniques, and their threats are taxa of OWASP, ATLAS and NIST with their editions. A
+result has its rate with n and interval, and a fingerprint that is stable between runs. No text of any model
+or probe is in the file.
 Leaves to others: each single trial (junit.py, csv.py), the comparison of models (html.py, markdown.py).
 """
 
@@ -49,7 +49,7 @@ class Threat(NamedTuple):
 
 
 class SarifFinding(NamedTuple):
-    """What one probe came to with one model, over every attack and sample."""
+    """The outcomes of one probe with one model, over every attack and sample."""
 
     model: int
     probe: Probe
@@ -161,7 +161,7 @@ def _rule(technique: str, threats: list[Threat], schemes: list[tuple[str, str]])
         "shortDescription": {"text": wording.title(technique)},
         # Code scanning shows no rule without these two.
         "fullDescription": {"text": f"A model broke in a probe of the technique {technique}."},
-        "help": {"text": "What was asked, what came of it, and how sure that is: heredity report DIR"},
+        "help": {"text": "Prompts, answers and intervals: heredity report DIR"},
         "defaultConfiguration": {"level": "warning"},
         "properties": {"tags": ["security", *(f"{t.scheme}:{t.edition}/{t.name}" for t in threats)]},
     }

@@ -1,8 +1,8 @@
 """Figures as inline SVG: pure functions of numbers, with no script, no style attribute and no request.
 
-Promises: every figure has a text equivalent; positions are percentages, so that a figure fits a phone without
-shrinking its text; colours come from the style sheet's classes alone; model names are escaped.
-Leaves to others: which numbers to draw (_view.py) and what colours mean (_style.css).
+Promises: every figure has a text equivalent. Positions are percentages, so a figure fits a phone without
+smaller text. Colours come only from the style sheet; model names are escaped.
+Leaves to others: the numbers and the meaning of colours (_style.css).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from heredity.core.sanitize import label
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEIGHT = 24  # pixels of a bar's row
-_LEFT, _TOP, _SIDE = 52, 12, 300  # the plane's square inside its picture
-# One shape a model, so that no figure depends on telling colours apart; centred on 0,0.
+_LEFT, _TOP, _SIDE = 52, 12, 300  # the plane's square inside its figure
+# One shape per model, so that no figure depends on colours; centred on 0,0.
 _SHAPES = (
     "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0 -5 0Z",  # circle
     "M-4.5 -4.5H4.5V4.5H-4.5Z",  # square
@@ -29,7 +29,7 @@ _SHAPES = (
 
 
 class Span(NamedTuple):
-    """A value with its bounds, each from 0 to 1 (from -1 to 1 for a difference)."""
+    """A value with its bounds, as shares; a difference may be negative."""
 
     value: float
     low: float
@@ -53,13 +53,13 @@ class BarSegment(NamedTuple):
 
 
 def marker(order: int) -> Markup:
-    """The shape that stands for the model at `order`; after the sixth they come again, hollow."""
+    """The shape of the model at `order`; after the sixth, the shapes repeat, hollow."""
     hollow = " hollow" if (order // len(_SHAPES)) % 2 else ""
     return Markup('<path class="mark{}" d="{}"/>').format(hollow, _SHAPES[order % len(_SHAPES)])
 
 
 def key(order: int) -> Markup:
-    """A model's shape, small, to stand before its name."""
+    """A model's shape, small, for use before its name."""
     return Markup(
         '<svg class="key" width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">{}</svg>'
     ).format(marker(order))

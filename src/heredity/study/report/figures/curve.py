@@ -34,7 +34,7 @@ class CurveSeries(NamedTuple):
 
 
 def curve(lines: Sequence[CurveSeries], words: str) -> Markup:
-    """The figure. Models stand a little apart, so that their intervals do not cover each other."""
+    """The figure. Models are drawn with a small offset, so that their intervals do not overlap."""
     ks = sorted({step.k for line in lines for step in line.steps})
     grid = Markup("").join([*map(_row, TICKS), *(_column(k, ks) for k in ks)])
     middle = (len(lines) - 1) / 2
@@ -68,7 +68,7 @@ def _line(line: CurveSeries, ks: Sequence[int], aside: float) -> Markup:
 
 
 def _across(k: int, ks: Sequence[int]) -> float:
-    """Each doubling is as wide as the other; room at both ends for models that stand apart."""
+    """The horizontal position of `k` on a log scale, with room at both ends for the offsets."""
     last = math.log2(max(2, ks[-1]))
     return _LEFT + 24 + (_WIDE - 48) * math.log2(k) / last
 

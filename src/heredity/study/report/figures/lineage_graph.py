@@ -1,11 +1,11 @@
 """The lineage of a study's models as a figure: parents above children, each edge with its verdict in words.
 
-Promises: as _charts.py: no script, no style of its own, a text equivalent; what colour says is also said by
-the line's pattern and in words; the same models give the same picture; no line runs through a model.
-Leaves to others: the numbers and the words (_inherited.py), what colours mean (_style.css).
+Promises: as charts.py, no script, no style of its own, and a text equivalent. Each colour comes with a line
+pattern and words. The same models give the same figure; no line crosses a model.
+Leaves to others: the numbers and the words, and the meaning of colours (_style.css).
 
-Layout: levels by the longest way from a foundation, an invisible place on each level that an edge passes,
-order by the mean place of neighbours (Sugiyama et al. 1981), then places pulled towards them.
+Layout (Sugiyama et al. 1981): a model's level is its longest path from a foundation. An edge that passes a
+level gets a dummy node there. Nodes are ordered by the mean position of their neighbours, then moved closer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NEAR, _DOWN = 0.62, 0.55  # where the words stand: nearer to the child, where s
 
 
 class Node(NamedTuple):
-    """A model: its place in the study's order picks its shape; `note` stands beneath its name."""
+    """A model: its position in the study's order selects its shape; `note` is printed below its name."""
 
     id: str
     name: str
@@ -36,7 +36,7 @@ class Node(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """An edge: `kind` is a class of the style sheet, `lines` are written beside it."""
+    """An edge: `kind` is a class of the style sheet, `lines` are its label."""
 
     parent: str
     child: str
@@ -50,7 +50,7 @@ class _Place(NamedTuple):
 
 
 def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str) -> Markup:
-    """The figure; models without an edge stand in its first row."""
+    """The figure; models without an edge are in its first row."""
     return _Layout(nodes, arrows).drawn(words)
 
 
@@ -146,7 +146,7 @@ class _Layout:
         return ports
 
     def _worded(self, ports: Mapping[int, float]) -> dict[int, float]:
-        """The middle of each edge's words: on its last stretch, and moved aside where two would meet."""
+        """The centre of each edge's label: on its last segment, moved aside to avoid overlaps."""
         at: dict[int, float] = {}
         for level in range(1, len(self._rows)):
             numbers = [n for n, way in enumerate(self._ways) if way[-1].level == level]
@@ -231,7 +231,7 @@ def _apart(wanted: Sequence[float], widths: Sequence[float], aside: float = _ASI
 
 
 def _wrapped(name: str, n_letters: int) -> list[str]:
-    """A name on one line or two, broken where it has a joint."""
+    """A name on one line or two, broken at a separator."""
     if len(name) <= n_letters:
         return [label(name)]
     joints = (i for i in range(n_letters, n_letters // 2, -1) if name[i - 1] in "-_./: ")
