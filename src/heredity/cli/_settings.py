@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import click
 
-from heredity.cli import Name, PathArgument
+from heredity.cli import Name, Option, PathArgument
 from heredity.lineage.setting_names import first_name
 from heredity.train.data.chat import Data
 
@@ -27,20 +27,6 @@ class _Setting(NamedTuple):
     help: str
 
 
-class _Option(click.Option):
-    """An option that also takes flags which no help names: those that it had before it was renamed."""
-
-    def __init__(self, *args: Any, old: Sequence[str] = (), old_off: Sequence[str] = (), **rest: Any) -> None:
-        super().__init__(*args, **rest)
-        self._old, self._old_off = list(old), list(old_off)
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        shown, off = self.opts, self.secondary_opts
-        self.opts, self.secondary_opts = [*shown, *self._old], [*off, *self._old_off]
-        super().add_to_parser(parser, ctx)
-        self.opts, self.secondary_opts = shown, off
-
-
 def options(recipe: type) -> list[click.Option]:
     """One flag a setting, in the order of the fields."""
     found: dict[str, click.Option] = {}
@@ -51,7 +37,7 @@ def options(recipe: type) -> list[click.Option]:
 
 
 def made(recipe: type, given: Mapping[str, Any], **beside: Any) -> Any:
-    """The recipe, of the flags as click gives them; `beside` are fields without a flag, where it has them."""
+    """Build the recipe from click's values; `beside` are fields without a flag, used if it has them."""
     names = {each.name for each in dataclasses.fields(recipe)}
     values = _values(recipe, given)
     return recipe(**values, **{key: value for key, value in beside.items() if key in names})
@@ -124,16 +110,16 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         ]
     if kind is bool:
         off = [f"--no-{each[2:]}" for each in old]
-        return [_Option([f"{flag}/--no-{flag[2:]}", key], old=old, old_off=off, **common)]
+        return [Option([f"{flag}/--no-{flag[2:]}", key], former=old, former_off=off, **common)]
     if typing.get_origin(kind) is Literal:
-        return [_Option([flag, key], old=old, type=click.Choice(typing.get_args(kind)), **common)]
+        return [Option([flag, key], former=old, type=click.Choice(typing.get_args(kind)), **common)]
     if typing.get_origin(kind) is tuple:
         shown = ",".join(setting.default) if setting.default else None
         common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
-        return [_Option([flag, key], old=old, type=Name(), metavar="NAME,...", **common)]
+        return [Option([flag, key], former=old, type=Name(), metavar="NAME,...", **common)]
     if kind is str and setting.default == "":
         common |= {"default": None, "show_default": False}
-    return [_Option([flag, key], old=old, type=_plain(kind), **common)]
+    return [Option([flag, key], former=old, type=_plain(kind), **common)]
 
 
 def _plain(kind: Any) -> Any:
