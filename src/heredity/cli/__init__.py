@@ -216,7 +216,7 @@ def heredity(ctx: click.Context) -> None:
     """Grow models from a foundation, record their lineage, and measure how secure each is and what it
     inherited.
 
-    Start here: heredity init
+    Start here: heredity demo, then heredity init
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
