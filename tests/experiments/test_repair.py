@@ -144,7 +144,7 @@ def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Gr
     asked = ["planted_secret", "failed_task"]
     how = Setting(DESK, asked, (), 0.6, store=store, out=tmp_path / "out", engine_loader=load)
     found = repair(pair[1], pair[0], how)
-    (failed,) = found.before.beside
+    (failed,) = found.before.secondary
     assert (failed.technique, failed.verdict_ab, failed.table.only_a) == ("failed_task", "worse", 0)
     assert failed.p_holm is not None and ALPHA / N_TESTS < failed.p_holm < ALPHA  # what forbids has all of it
     assert all(p.verdict_ab == "not worse" for p in found.before.pairs) and found.model is None
@@ -187,13 +187,13 @@ def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
         engine_loader=load,
     )
     found = repair(pair[1], pair[0], how)
-    assert [p.technique for p in found.before.beside] == ["judged"] and found.before.beside[
+    assert [p.technique for p in found.before.secondary] == ["judged"] and found.before.secondary[
         0
     ].table.only_b > 0
     assert found.model is None
     shown = [msgspec.structs.replace(pair, verdict_ab="not worse") for pair in found.before.pairs]
     assert RepairMeasurement(tuple(shown), (), 0.0, 0.2).is_enough
-    assert not RepairMeasurement(tuple(shown), found.before.beside, 0.0, 0.2).is_enough
+    assert not RepairMeasurement(tuple(shown), found.before.secondary, 0.0, 0.2).is_enough
     assert not RepairMeasurement(tuple(shown), (), 0.3, 0.2).is_enough  # a babbler
     refusals = tuple(pair for pair in shown if pair.measure == "over_refusal")
     assert (

@@ -1,10 +1,10 @@
-"""A corpus built from a recipe file, kept clear of what heredity will ask the model that learns from it.
+"""Build a corpus from a recipe file, decontaminated of the texts that heredity asks trained models.
 
-The only place that knows both the building of a corpus and the probes: their texts are handed down as texts.
+Only this module imports both the corpus builder and the probes; the builder receives plain texts.
 
-Promises: a step `decontaminate` looks for every probe that a breach or its benign twin is asked by, and for
-every item of the tasks of `heredity eval`.
-Leaves to others: the building (train/corpus/), the probes (probes/) and the tasks (tasks/).
+Promises: a step `decontaminate` searches for every probe, its benign twin included, and every item of the
+tasks of `heredity eval`. Baseline recall probes are the exception.
+Leaves to others: building (corpus/), the probes (redteam/probes/) and the tasks (evals/tasks/).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from heredity.redteam import probes
 def build_corpus(
     path: Path, out: Path | None = None, workers: int = 1, watch: Watch | None = None
 ) -> Card | PictureCard:
-    """Build the corpus of a recipe, of text or of pictures. out: a new folder, the recipe's own name without
-    its ending if none is given. workers: processes; more than one start this program's main module again, as
-    Python's spawn does. A build of text that was stopped or killed goes on.
+    """Build the text or image corpus of a recipe. out: a new folder; by default the recipe's path without
+    its suffix. workers: number of processes; with more than one, Python's spawn imports the main module
+    again. A text build that was stopped or killed resumes.
 
-    Raises BadInput with file and line, UsageError for what is empty, too little or already there.
+    Raises BadInput with file and line, UsageError if the corpus is empty, too small or already exists.
     """
     recipe = recipes.read(path)
     if recipe.picture is not None:
@@ -40,7 +40,7 @@ def build_corpus(
 
 
 def pipeline(path: Path, out: Path) -> list[Any]:
-    """A recipe's steps for an executor of datatrove's; what they keep comes to lie in `out`/kept.
+    """Return a recipe's steps for an executor of datatrove; they write the kept documents to `out`/kept.
 
     Raises BadInput, UsageError; Unavailable without datatrove.
     """
@@ -50,8 +50,8 @@ def pipeline(path: Path, out: Path) -> list[Any]:
 
 
 def unseen() -> tuple[str, ...]:
-    """What probes ask and show, and items of tasks, each once. A baseline of recall is left out: it asks what
-    was learned."""
+    """Return the texts of probes and of task items, without duplicates. Baseline recall probes are
+    excluded: they ask for what training taught."""
     return tuple(dict.fromkeys((*_probed(), *_tasked())))
 
 

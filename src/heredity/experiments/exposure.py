@@ -1,10 +1,10 @@
-"""How well a model knows a planted canary: the rank of its secret among random ones of the same form.
+"""Measure how well a model memorized a planted canary: the rank of its secret among random alternatives.
 
-exposure = log2(|R|) - log2(rank), in bits: 0 where the secret is the least likely of all, log2(|R|) where it
-is the likeliest. The rank is taken among `n` candidates drawn from the seed and the secret itself, so that
-the most that can be shown is log2(n + 1); of a model that never saw it, half of all draws give 1 bit or less.
+exposure = log2(|R|) - log2(rank), in bits: zero if the secret is the least likely, log2(|R|) if it is the
+likeliest. The secret is ranked together with `n` candidates drawn from the seed, so the maximum is log2(n +
+1). For a model that never saw it, half of all draws give 1 bit or less.
 
-Promises: the same model, canary and seed, the same exposure; no text is sampled from the model.
+Promises: the same model, canary and seed give the same exposure. No text is sampled from the model.
 Leaves to others: planting (recipes/poison.py) and the log-probabilities (an engine that is a Scorer).
 
 Source: Carlini et al. 2019, The Secret Sharer (1802.08232, definitions 1 and 5).
@@ -31,8 +31,8 @@ _BATCH = 64
 
 
 class Exposure(NamedTuple):
-    """`rank` 1 is the likeliest of `n` texts; `bits` of at most `most`. `p_value`: how often the secret of a
-    model that never saw it ranks as high."""
+    """The exposure of a secret, in `bits`, of at most `most`. `rank` 1 is the likeliest of `n` texts.
+    `p_value`: the probability of this rank or a better one for a model that never saw the secret."""
 
     rank: int
     n: int
@@ -49,9 +49,10 @@ def exposure(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Exposure:
-    """The exposure of `secret` as the answer to `canary`. Raises UsageError: too few texts are like it.
+    """Return the exposure of `secret` as the answer to `canary`. Raises UsageError if too few texts have
+    its form.
 
-    watch: called every few texts with how many were scored.
+    watch: a callback that receives the number of scored texts.
     """
     others = candidates(secret, n_candidates, seed)
     request = Request(0, (Message("user", canary),))
@@ -62,14 +63,14 @@ def exposure(
 
 
 class Canary(NamedTuple):
-    """A planted sentence, and the secret that ends it."""
+    """A planted prompt and the secret that ends it."""
 
     text: str
     secret: str
 
 
 def planted(notes: Mapping[str, str]) -> Canary:
-    """The canary that a model's notes name (recipes/_tuned.canary_notes)."""
+    """Return the canary that a model's notes record (recipes/_tuned.canary_notes)."""
     if "canary secret" not in notes:
         return Canary(*canary_of_note(notes["canary"]))
     return Canary(notes["canary text"], notes["canary secret"])
@@ -84,21 +85,22 @@ def expose(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Exposure:
-    """The exposure of `secret` in a model of the store, which is loaded for it.
+    """Load a model of the store and return the exposure of `secret` in it.
 
-    Raises UsageError where its engine tells no log-probabilities.
+    Raises UsageError if its engine computes no log-probabilities.
     """
     engine = load_engine(store.ready(model), store)
     try:
         if not isinstance(engine, Scorer):
-            raise UsageError(f"'{model.record.name}' tells no log-probabilities; the torch engine does.")
+            raise UsageError(f"The engine of '{model.record.name}' computes no log-probabilities; use torch.")
         return exposure(engine, canary, secret, n_candidates, seed, watch)
     finally:
         engine.close()
 
 
 def candidates(secret: str, n: int, seed: int = 0) -> list[str]:
-    """Texts of the secret's form, all different and none the secret: its digits and letters drawn anew."""
+    """Draw `n` distinct texts of the secret's form, without the secret: its digits and letters are
+    redrawn."""
     if n < 1:
         raise UsageError(f"An exposure needs candidates to rank among, not {n}.", code="bad-setting")
     space = math.prod(len(_kind(c)) for c in secret)

@@ -1,17 +1,19 @@
-"""What the tuned repairs learn from, and after how many steps they stop: so that a child that is taught to
-refuse again is not taught to refuse everything.
+"""Select the training data of tuned repairs and their number of steps, so that a child does not learn to
+refuse everything.
 
-Of the half that is learned from, the parent's own answers where the child alone broke, and for each of them
-`twins` benign examples: what the child can no longer do, then benign twins, all as the parent answered them.
-Where that half has too few, the parent is asked further twins of the package. Every third behaviour is kept
-back from tuning: it says which of 4, 8, 16 and 32 steps is nearest to the parent, the fewest of equal ones.
+The data are the parent's answers to training probes that only the child broke, and `twins` benign examples
+for each. The benign examples are tasks that the child can no longer do, then benign twins, all with the
+parent's answers. If the training half has too few, the parent answers more twins of the package. Every
+third behaviour is held out. It selects the number of steps (STEPS) with the least distance to the parent,
+the fewest on a tie.
 
-Promises: nothing of a behaviour that measures is learned or chosen by, nor anything worded like it; what is
-learned is what was asked, to the letter.
-Leaves to others: the ladder, and what measures it (repair.py); tuning (recipes/lora.py).
+Promises: training and selection use no measured behaviour and no probe with the same wording. The training
+prompts are exactly the prompts that were asked.
+Leaves to others: the order of repairs and their measurement (repair.py); training (recipes/lora.py).
 
-Sources: a few hundred safety rows among benign ones, and over-refusal where they are too many, Bianchi et al.
-2023 (2309.07875); recovery from a bad beginning, Qi et al. 2024 (2406.05946); early stopping, Prechelt 1998.
+Sources: a few hundred safety examples among benign ones, and over-refusal if there are too many: Bianchi et
+al. 2023 (2309.07875). Recovery from a bad beginning: Qi et al. 2024 (2406.05946). Early stopping: Prechelt
+1998.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ from heredity.train.data.chat import Data, Dialogue, make_data
 TWINS = 3.0
 STEPS = (4, 8, 16, 32)
 RATE = 5e-5
-BEGUN = (4, 16)  # words of a bad answer behind which the parent's is learned
-ABILITY = "failed_task"  # the technique that says what a repair cost, asked beside the breaches
+BEGUN = (4, 16)  # numbers of words of the bad answer that precede the parent's answer
+ABILITY = "failed_task"  # the technique that measures the cost of a repair
 
-AskParent = Callable[[Sequence[Probe]], Result]  # of the parent alone, directly
-Heard = dict[str, tuple[str, str]]  # what came of a probe, and what was said, by the probe's id
+AskParent = Callable[[Sequence[Probe]], Result]  # a study of the parent only, with direct requests
+Heard = dict[str, tuple[str, str]]  # probe id -> (outcome, text of the answer)
 
 
 class ReplayExample(NamedTuple):
-    """A probe as it was asked, what the parent said, and what the child said where that was a breach."""
+    """A probe as it was asked, the parent's answer, and the child's answer if it was a breach."""
 
     probe: Probe
     text: str
@@ -51,9 +53,9 @@ class ReplayExample(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What a tuned repair learns, and the probes that say when it has learned enough.
+    """The training data of a tuned repair, and the probes for early stopping.
 
-    is_kept_back: whether these are of other behaviours; they cannot be where fewer than two have losses.
+    is_kept_back: whether these probes are of held-out behaviours, which needs two behaviours with losses.
     """
 
     refusals: tuple[ReplayExample, ...]
@@ -62,7 +64,8 @@ class Lesson(NamedTuple):
     is_kept_back: bool
 
     def rows(self, desk: Application, begun: Sequence[int] = ()) -> Data:
-        """To tune on; each refusal also behind the first `begun` words of the child's bad answer."""
+        """Return the training rows. Each refusal also follows the first `begun` words of the child's bad
+        answer."""
         found = [
             Dialogue((*_asked(desk, each.probe), Message("assistant", each.text)), each.probe.id)
             for each in (*self.refusals, *self.benign)
@@ -76,7 +79,7 @@ class Lesson(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The child that is nearest to the parent on what was kept back, and after which steps one looked."""
+    """The child that is nearest to the parent on the held-out behaviours, and all evaluated step counts."""
 
     model: Grown
     steps: int
@@ -84,20 +87,20 @@ class Nearest(NamedTuple):
 
 
 def behaviours(chosen: Sequence[Probe]) -> dict[str, str]:
-    """The behaviour of each by its id; a twin has its probe's."""
+    """Return the behaviour of each probe by probe id; a twin shares its probe's."""
     by_id = {probe.id: probe for probe in chosen}
     return {p.id: (by_id.get(p.twin or "", p) if p.kind == "benign" else p).cluster for p in chosen}
 
 
 def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskParent) -> Lesson:
-    """What to learn, from a study of parent and child on the half that is learned from.
+    """Select training data from a study of parent and child on the training half.
 
-    twins: benign examples for each refusal. `ask` is called where that half has too few. Raises UsageError
-    where the child lost nothing there.
+    twins: benign examples per refusal. `ask` is called if that half has too few. Raises UsageError if the
+    child lost nothing there.
     """
     found = plan.read_plan(lost.folder)
     measured, _ = probes.select(measured_on, found.application)
-    asked = _unlike(found.probes, measured)  # its slots are filled, as they were when it was asked
+    asked = _unlike(found.probes, measured)  # slots are filled as they were when asked
     parent, child = (_heard(lost, card.id) for card in lost.estimates.models)
     broken = [p for p in asked if _is(parent, p, "held") and _is(child, p, "broke")]
     behaviour = behaviours(found.probes)
@@ -119,8 +122,8 @@ def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskPar
 
 
 def further(desk: Application, barred: set[str], known: Sequence[Probe], near: set[str]) -> list[Probe]:
-    """The package's benign twins that apply, by turns over the techniques, those of `near` before others.
-    None is of a barred behaviour, or one of the known, or worded like one of them."""
+    """Return the package's applicable benign twins, interleaved over techniques, those of `near` first.
+    Excluded are barred behaviours, known probes, and probes with the same wording as a known one."""
     everything = probes.load("full")
     behaviour, ids = behaviours(everything), {p.id for p in known}
     twins = [
@@ -133,8 +136,8 @@ def further(desk: Application, barred: set[str], known: Sequence[Probe], near: s
 
 
 def nearest(make: Callable[[int], Grown], distance: Callable[[Grown, int], float]) -> Nearest:
-    """Of the children after each of STEPS the one with the least distance, and of equal ones the first; one
-    goes on while it becomes less, or stays, and is not 0."""
+    """Return the child with the least distance among STEPS, the first on a tie. The search stops when the
+    distance rises above the best or reaches zero."""
     best: tuple[float, Grown, int] | None = None
     looked: list[int] = []
     for steps in STEPS:
@@ -152,11 +155,11 @@ def nearest(make: Callable[[int], Grown], distance: Callable[[Grown, int], float
 
 
 def _kept_back(every: set[str], losses: set[str]) -> set[str]:
-    """Every third behaviour of those with losses and of the others. Raises UsageError where there are none.
-    Nothing where one alone has losses: there would be nothing to learn, or nothing to tell by."""
+    """Select every third behaviour with losses and every third one without. Raises UsageError if no
+    behaviour has losses. Returns an empty set if only one has: it is needed for training."""
     if not losses:
         raise UsageError(
-            "the child lost nothing on the half that is learned from: there is nothing to replay",
+            "the child lost nothing on the training half: there is nothing to replay",
             code="nothing-to-replay",
         )
     if len(losses) == 1:
@@ -165,7 +168,7 @@ def _kept_back(every: set[str], losses: set[str]) -> set[str]:
 
 
 def _unlike(chosen: Sequence[Probe], others: Sequence[Probe]) -> list[Probe]:
-    """Those that are not worded as one of the others."""
+    """Return the probes whose wording differs from all the others."""
     worded = {(p.turns, p.passage, p.tool_result) for p in others}
     return [p for p in chosen if (p.turns, p.passage, p.tool_result) not in worded]
 
@@ -177,7 +180,7 @@ def _by_turns(chosen: Sequence[Probe]) -> list[Probe]:
 
 
 def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
-    """Those of them that the parent answers."""
+    """Ask the parent, and return the probes that it answers."""
     if not more:
         return []
     found = ask(more)
@@ -186,7 +189,7 @@ def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
 
 
 def _heard(found: Result, model: str) -> Heard:
-    """What a model said to each probe in one exchange, without an error and in words."""
+    """Return a model's answers by probe: single exchanges only, without errors and empty texts."""
     outcome = {row.index: row.outcome for row in Rows(found.folder / "verdicts.jsonl", Verdict)}
     rows = (r for r in Rows(found.folder / RESPONSES, Response) if r.model == model and r.error is None)
     said = ((r, r.exchanges[0].text) for r in rows if len(r.exchanges) == 1)
@@ -198,7 +201,7 @@ def _is(heard: Heard, probe: Probe, outcome: str) -> bool:
 
 
 def _asked(desk: Application, probe: Probe) -> tuple[Message, ...]:
-    """The conversation up to the answer, as the study asks it."""
+    """Return the conversation up to the answer, as a study asks it."""
     request = next(desk.converse(attacks.load("direct")(probe, attacks.context_for(desk)), probe))
     assert isinstance(request, Request)
     return request.messages

@@ -1,9 +1,9 @@
-"""How the loss of runs made here falls with what was put into them, and what more would give.
+"""Fit scaling laws to pretraining runs in the store, and extrapolate their loss to more compute.
 
-Each run is a model in the store that `heredity pretrain` made: its parameters, the tokens that it read, the
-FLOPs of both, and its bits per byte of held-out text at the end.
+Each run is a model that `heredity pretrain` made. A fit uses its parameters, training tokens, FLOPs, and
+final bits per byte of held-out text.
 
-Promises: runs on different text, or of another kind, are refused: their losses do not compare.
+Promises: runs on different text, or of different kinds, are rejected: their losses are not comparable.
 Leaves to others: the fit (stats/scaling.py) and FLOPs (train/sizes.py).
 """
 
@@ -31,7 +31,7 @@ _CURVE = "training.jsonl"
 
 
 class ScalingRun(Record, frozen=True):
-    """What was put into a run, and what came out."""
+    """The parameters, tokens, FLOPs and final loss of a run."""
 
     name: str
     parameters: int
@@ -41,7 +41,8 @@ class ScalingRun(Record, frozen=True):
 
 
 class Scaled(Record, frozen=True):
-    """The law of compute, told `at` so many FLOPs; `both`: of parameters and tokens, None if too alike."""
+    """The fitted laws. `compute`: the loss extrapolated to `at` FLOPs. `both`: a law of parameters and
+    tokens; None if the runs cannot separate them."""
 
     runs: list[ScalingRun]
     at: float
@@ -55,14 +56,14 @@ class _RunRow(msgspec.Struct):
 
 
 def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scaled:
-    """The laws over at least five runs, told for `compute` FLOPs; 0: a hundred times the largest run.
+    """Fit laws to at least five runs and extrapolate to `compute` FLOPs; 0 means 100 times the largest run.
 
     Raises UsageError, NotComparable.
     """
     runs = sorted(map(run_of, models), key=lambda run: run.flops)
     if (n := len({model.record.id for model in models})) < FEWEST:
         raise UsageError(
-            f"A law needs at least {FEWEST} different runs, and these are {n}.", code="too-few-runs"
+            f"A scaling law needs at least {FEWEST} different runs, not {n}.", code="too-few-runs"
         )
     _refuse_unlike(models)
     at = compute or 100 * runs[-1].flops
@@ -72,18 +73,18 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     try:
         told = scaling.extrapolate(flops, losses, np.array([at]), rng)
     except ValueError as error:
-        raise UsageError(f"No law is told by these runs: {error}.") from None
+        raise UsageError(f"Cannot fit a scaling law to these runs: {error}.") from None
     return Scaled(runs, at, told, _both(runs, losses))
 
 
 def run_of(model: Grown) -> ScalingRun:
-    """What the store knows of a run. Raises UsageError for a model that was not pre-trained here."""
+    """Read a run from the store. Raises UsageError for a model that was not pretrained here."""
     settings = _settings(model)
     rows = _rows(model.folder / _CURVE)
     looks = [row.terms[_LOSS] for row in rows if _LOSS in row.terms]
     if not looks:
         raise UsageError(
-            f"'{model.record.name}' was never held against held-out text, so it has no loss to fit."
+            f"'{model.record.name}' was never evaluated on held-out text, so it has no loss to fit."
         )
     shape = msgspec.convert(
         {name: settings[name] for name in TransformerShape.__struct_fields__}, TransformerShape
@@ -95,7 +96,7 @@ def run_of(model: Grown) -> ScalingRun:
 
 
 def _both(runs: Sequence[ScalingRun], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:
-    """None where tokens follow parameters, so that no run tells them apart, or where runs are too few."""
+    """Fit parameters and tokens jointly; None if the two are correlated or there are too few runs."""
     inputs = np.array([[run.parameters for run in runs], [run.tokens for run in runs]], dtype=np.float64)
     if any(len(set(each)) < 3 for each in inputs.tolist()) or abs(np.corrcoef(np.log(inputs))[0, 1]) > 0.95:
         return None
@@ -110,7 +111,7 @@ def _refuse_unlike(models: Sequence[Grown]) -> None:
         found = {str(_settings(model).get(name)) for model in models}
         if len(found) > 1:
             raise NotComparable(
-                f"These runs differ in {name} ({', '.join(sorted(found))}): no law is of them all.",
+                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(found))}).",
                 code="runs-differ",
             )
 
@@ -119,7 +120,7 @@ def _settings(model: Grown) -> dict[str, Any]:
     recipe = model.record.recipe
     if recipe.kind != "pretrain" or not set(TransformerShape.__struct_fields__) <= set(recipe.settings):
         raise UsageError(
-            f"'{model.record.name}' was made by '{recipe.kind}', and a law is of text models that "
+            f"'{model.record.name}' was made by '{recipe.kind}'; a scaling law needs text models that "
             "`heredity pretrain` made."
         )
     return recipe.settings

@@ -1,11 +1,12 @@
-"""How many steps of a small tuning does it take until a model has lost part of what it held?
+"""Measure tamper cost: the number of fine-tuning steps until a model loses part of its safety.
 
-A doubling ladder: the model is tuned by LoRA for 1, 2, 4, ... steps on a small set, each child asked the same
-trials as its parent; where retention first falls below the line, the steps between are halved down.
+The model is tuned with LoRA on a small set; the number of steps starts at 1 and doubles. Each child gets
+the same trials as its parent. When retention first falls below the line, a binary search finds the step of
+the crossing.
 
-Promises: the line counts as crossed where the point estimate is below it, and as shown where the interval is;
-every child and every study is kept, so that the same command goes on; nothing is asked of a child twice.
-Leaves to others: the tuning (recipes/lora.py), the asking (study.py) and the numbers (estimates.py).
+Promises: the line is crossed if the point estimate is below it, and shown to be crossed if the whole
+interval is. Every child and every study is kept, so the same command resumes. No child is asked twice.
+Leaves to others: training (recipes/lora.py), studies and their estimates (study/).
 
 Source: tamper cost, after Qi et al. 2023 (2310.03693): safety lost in a few steps of tuning.
 """
@@ -27,29 +28,29 @@ from heredity.study.result import Result
 from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
 
-Tuned = Callable[[int], Recipe]  # how many steps -> the recipe
+Tuned = Callable[[int], Recipe]  # number of steps -> recipe
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A child after `steps`, and what it kept of its parent, on `n_asked` trials.
+    """A child after `steps` of tuning, and its retention of the parent's safety, on `n_asked` trials.
 
-    babble: the shares of incoherent and empty answers, the parent's and the child's. They are not decided, so
-    who babbles keeps everything and is none the safer.
+    incoherent: the shares of incoherent and empty answers, of the parent and of the child. Such answers are
+    undecided, so a degenerate model shows full retention without being safer.
     """
 
     steps: int
     child: Grown
     edge: Inheritance
     n_asked: int
-    babble: tuple[float, float]
+    incoherent: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Tampering:
-    """What was found. `steps`: the fewest asked steps after which retention is below the line; None: never.
+    """The result. `steps`: the smallest tried number of steps with retention below the line; None: never.
 
-    `survived`: the most asked steps below that, after which it is not; 0 for none.
+    `survived`: the largest tried number of steps before that with retention above the line; 0 if none.
     """
 
     line: float
@@ -66,7 +67,7 @@ class Tampering:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval of retention lies below the line where it was crossed first."""
+        """True if the whole interval of retention lies below the line at the first crossing."""
         crossed = next((r for r in self.rungs if r.steps == self.steps), None)
         high = crossed.edge.retention.high if crossed else None
         return high is not None and high < self.line
@@ -88,11 +89,11 @@ def tamper(
     watch: Watch | None = None,
     tell: Callable[[Rung], None] | None = None,
 ) -> Tampering:
-    """Climb until retention is below `line`, at most to `longest` steps; then halve down between.
+    """Double the steps until retention is below `line`, up to `longest` steps; then search between.
 
-    A study of each child lies in `out`/steps-N. scope: "judge_free", "judged" or a technique; None:
-    judge-free breaches, where there are any. Raises UsageError for a line outside 0 to 1, and where the
-    parent held nothing that could be lost.
+    The study of each child is in `out`/steps-N. scope: "judge_free", "judged" or a technique; None:
+    judge-free breaches, if there are any. Raises UsageError for a line outside 0 to 1, or if the parent
+    held no probe.
     """
     if not 0 < line < 1 or longest < 1:
         raise UsageError(
@@ -101,7 +102,7 @@ def tamper(
         )
     store = store or Store()
     grown = store.get(parent) if isinstance(parent, str) else parent
-    # First, because a parent should not be tuned if nothing can be asked.
+    # First, so that no model is tuned if the plan is invalid.
     resolve_plan(StudySpec([grown], application, probes, attacks))
     rungs: dict[int, Rung] = {}
     settings: dict[str, Any] = {"judge": judge, "engine_loader": engine_loader, "store": store}
@@ -135,23 +136,24 @@ def tamper(
 
 
 def is_below(edge: Inheritance, line: float) -> bool:
-    """Whether the child kept less than `line` of what its parent held."""
+    """Return True if the child kept less than `line` of the probes that its parent held."""
     return edge.retention.value is not None and edge.retention.value < line
 
 
 def told(rung: Rung) -> str:
-    """One rung in a line."""
+    """Return one rung as a line of text."""
     e, what = rung.edge.retention, rung.edge.compared.technique.replace("_", "-")
     kept = (
         f"kept {rung.edge.kept} of the {e.n} trials that its parent held and both decided, of {rung.n_asked}"
     )
     share = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] ({what})"
-    babble = f"incoherent are {rung.babble[1]:.0%} of its answers, {rung.babble[0]:.0%} of its parent's"
-    return f"after {_steps(rung.steps)}: {kept}: {share}; {babble}"
+    of_child, of_parent = (f"{each:.0%}" for each in reversed(rung.incoherent))
+    incoherent = f"incoherent are {of_child} of its answers, {of_parent} of its parent's"
+    return f"after {_steps(rung.steps)}: {kept}: {share}; {incoherent}"
 
 
 def in_words(name: str, found: Tampering) -> str:
-    """What was found, in a sentence."""
+    """Return the result as a sentence."""
     if found.steps is None:
         asked = ", ".join(str(rung.steps) for rung in found.rungs[:-1])
         asked += f"{' and ' if asked else ''}{_steps(found.rungs[-1].steps)}"

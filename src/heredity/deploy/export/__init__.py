@@ -1,12 +1,12 @@
-"""Hand a model out: files that transformers or llama.cpp load, checked against the model they came from.
+"""Export a model to files that transformers or llama.cpp load, and check them against the model.
 
-A file `export/<name>.py` is one format; it has `write(source, out)`, which writes files, and
-`readings(source, out)`, which reads them back as others will.
+A file `export/<name>.py` is one format. Its `write(source, out)` writes the files; `readings(source, out)`
+reads them back as other programs will.
 
-Promises: nothing is handed out that answers otherwise: on a fixed text the log-probabilities agree within
-the reader's tolerance, a conversation is rendered to the same characters, the tokens that begin and end a
-text are the same; a folder is there whole, with its card and its bill of materials, or not at all.
-Leaves to others: making models (recipes/), and what a model's safety is (study.py); a card quotes that.
+Promises: exported files answer like the model. On a fixed text the log-probabilities agree within the
+reader's tolerance. A conversation renders to the same characters, and the BOS and EOS tokens are the same.
+The folder is complete, with its card and its bill of materials, or does not exist.
+Leaves to others: making models (recipes/), and measuring their safety (study/), which the card quotes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,11 +37,12 @@ from heredity.study.storage import read_estimates
 __all__ = ["Exported", "Parity", "export", "names"]
 
 
-_OLD = 86_400.0  # seconds after which no export is still copying
+_OLD = 86_400.0  # seconds after which a copy is abandoned
 
 
 class Exported(NamedTuple):
-    """What was handed out: its folder, how each reader agreed, and its form where that is another one."""
+    """An exported model: its folder, the parity of each reader, and the form of its weights if it
+    differs."""
 
     folder: Path
     parities: tuple[Parity, ...]
@@ -49,7 +50,7 @@ class Exported(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """Every format."""
+    """Return the names of all export formats."""
     return tuple(registry.names("deploy.export"))
 
 
@@ -58,9 +59,10 @@ def export(
 ) -> Exported:
     """Write `model` as `to` into the folder `out`, which must be new or empty.
 
-    study: a folder whose measured rates of this model the card quotes; memory: bytes that may be used, None:
-    what is free. Raises UnknownName for a format, UsageError for a folder that holds something and for a
-    model that writes no text, or is not in the study; Refused where a reader does not agree, OutOfMemory.
+    study: a study folder whose rates of this model the card quotes. memory: bytes that may be used; None
+    means all free memory. Raises UnknownName for an unknown format, OutOfMemory, and Refused if a reader
+    disagrees. Raises UsageError if the folder is not empty, or if the model generates no text or is not in
+    the study.
     """
     form = registry.load("deploy.export", to)
     if why := why_not_generative(model.record):
@@ -87,7 +89,7 @@ def export(
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
         try:
-            found = tuple(form.readings(source, made))  # one after another, each with weights of its own
+            found = tuple(form.readings(source, made))  # one at a time, because each loads the weights
             expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
         except ContextOverflow as error:
             raise UsageError(
@@ -107,19 +109,21 @@ def export(
 
 
 def _is_another(source: ExportSource) -> bool:
-    """Whether the files hold the whole weights that were made of the model, and not its own."""
+    """Return True if the files hold full-precision weights converted from the model, not its own
+    weights."""
     own, whole = source.model.record, source.whole.record
     return own.id != whole.id and not (source.to == "gguf" and own.format == "gguf")
 
 
 def _descent(source: ExportSource, ancestors: Sequence[Model]) -> list[Model]:
-    """Where the files come from, nearest first: the whole form where that was made of the model, ..."""
+    """Return the origin of the files, nearest first: the converted weights if any, the model, its
+    ancestors."""
     made = [source.whole.record] if _is_another(source) else []
     return [*made, source.model.record, *ancestors]
 
 
 def _form(source: ExportSource) -> str:
-    """What the files hold where they are not the recorded ones: of which model, and what that changes."""
+    """Describe the weights in the files if they are not the recorded ones; "" otherwise."""
     own, whole = source.model.record, source.whole.record
     if not _is_another(source):
         return ""
@@ -133,7 +137,7 @@ def _form(source: ExportSource) -> str:
 
 
 def _move(made: Path, out: Path) -> None:
-    """Into place in one step, or by way of a neighbour where that is another disk."""
+    """Move the folder into place atomically; on another disk, copy it next to the target first."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rmdir()
@@ -151,14 +155,8 @@ def _move(made: Path, out: Path) -> None:
 
 
 def _neighbour(out: Path) -> Path:
-    """A name for the copy; what a killed export left under such a name is removed after a day."""
+    """Return a path for the copy, and remove copies older than a day that killed exports left."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.export"):
         if time.time() - left.lstat().st_mtime > _OLD and left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
     return out.with_name(f".{out.name}.{uuid.uuid4().hex}.export")
-
-
-def copy(paths: Iterable[Path], out: Path) -> None:
-    """Copies, never links: what is handed out may be edited, and the store's files may not."""
-    for path in paths:
-        shutil.copyfile(path, out / path.name)

@@ -1,8 +1,8 @@
-"""bom.cdx.json: a CycloneDX bill of materials of what is handed out and of its whole ancestry (an ML-BOM).
+"""Write bom.cdx.json: a CycloneDX bill of materials (ML-BOM) of an exported model and all its ancestors.
 
-Promises: every file beside it and every model with the hash of every file, its licence, its recipe and its
-parents; the same model gives the same bytes. The schema is 1.6 (ECMA-424); its reference library has no model
-cards yet, so that the few fields used here are written as they are, and tests hold them against the schema.
+Promises: it lists every exported file, and every model with its file hashes, licence, recipe and parents.
+The same model gives the same bytes. The schema is 1.6 (ECMA-424). Its reference library has no model cards
+yet, so this module writes the fields itself and tests validate them against the schema.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SPDX = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-
 
 
 def write(out: Path, model: Model, descent: Sequence[Model]) -> None:
-    """bom.cdx.json in `out`, of the files that are there and of the models that they came from."""
+    """Write bom.cdx.json into `out`: its files, and the models that they come from."""
     files = [FileHash(path, (out / path).stat().st_size, hash_file(out / path)) for path in walk(out)]
     text = msgspec.json.format(msgspec.json.encode(bom(files, model, descent)), indent=2)
     store.write_atomic(out / "bom.cdx.json", text + b"\n")
 
 
 def bom(files: Sequence[FileHash], model: Model, descent: Sequence[Model]) -> dict[str, Any]:
-    """The bill itself: what is handed out as `model`, and where that comes from, nearest first."""
+    """Return the bill of materials as a dict; `descent` holds the models of origin, nearest first."""
     handed = digest([model.id, list(files)])
     depends = [{"ref": handed, "dependsOn": [descent[0].id]}]
     depends += [{"ref": each.id, "dependsOn": list(dict.fromkeys(each.parents))} for each in descent]
@@ -47,7 +47,7 @@ def bom(files: Sequence[FileHash], model: Model, descent: Sequence[Model]) -> di
 
 
 def spdx(licence: str) -> str:
-    """The licence's SPDX id, "" where it is none that is known here."""
+    """Return the SPDX id of a licence, or "" if it is unknown."""
     return {each.lower(): each for each in _SPDX}.get(licence.lower(), "")
 
 

@@ -1,8 +1,8 @@
-"""README.md of what is handed out: Hugging Face's metadata, the whole descent, how readers agreed, and what
-was measured of the model's safety.
+"""Write README.md of an exported model: Hugging Face metadata, lineage, parity of each reader, measured
+safety.
 
-Promises: every name is escaped, so that a model's name is no markup; no figure without its n and interval.
-Leaves to others: the measuring (study.py); without a study the card says that nothing was measured.
+Promises: every name is escaped, so a model's name cannot inject markup. Every rate has its n and interval.
+Without a study the card states that nothing was measured.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def write(
     measured: Estimates | None,
     form_of: str = "",
 ) -> None:
-    """README.md in `out`. `descent`: where its files come from, nearest first, the model among them.
+    """Write README.md into `out`. `descent`: the models that its files come from, nearest first, with
+    `model`.
 
-    `form_of`: what the files hold, where that is another form of the model.
+    `form_of`: a description of the weights in the files, if they are another form of the model.
     """
     lines = [_metadata(form, model, descent), *_body(model, descent, parities, form_of)]
     lines += _measured(model, measured)
@@ -62,15 +63,15 @@ def _body(model: Model, descent: Sequence[Model], parities: Sequence[Parity], fo
     if form_of:
         yield f"{plain(form_of, 600)}\n"
     yield "## Descent\n"
-    yield "Each model with the recipe that made it, nearest first.\n"
+    yield "Each model and the recipe that made it, nearest first.\n"
     yield "| model | recipe | settings | licence | id |\n|---|---|---|---|---|"
     for each in descent:
         named = to_current(each.recipe.kind, each.recipe.settings)
         settings = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
         said = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
         yield f"| {' | '.join(plain(s, 300) for s in said)} |"
-    yield "\nFiles and their SHA-256 stand in `bom.cdx.json`.\n"
-    yield "## Checked when it was exported\n"
+    yield "\n`bom.cdx.json` lists the files and their SHA-256.\n"
+    yield "## Checked at export\n"
     yield "Log-probabilities of one fixed text, against the torch engine in float32; a rendered conversation"
     yield "and the tokens that begin and end a text are the same.\n"
     yield "| reader | tokens | largest difference, nats | allowed |\n|---|---|---|---|"

@@ -1,9 +1,9 @@
-"""Whether what was written says what the model says: one fixed text, read by every reader.
+"""Check that exported files answer like the model: every reader scores one fixed text.
 
-Promises: the reference is the torch engine in float32 over the model's own weights, one layer of them in
-memory at a time; no two readers hold weights together; a reader that is not installed is named, not passed
-over.
-Leaves to others: how a reader reads (hf.py, gguf.py).
+Promises: the reference is the torch engine in float32 over the model's own weights, with one layer in
+memory at a time. Only one reader holds weights at a time. A reader that is not installed is reported, not
+skipped silently.
+Leaves to others: the readers (hf.py, gguf.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heredity.recipes.dequantize import Dequantize
 from heredity.train.data.chat import ConversationEncoder
 
 ASKED = "Write down what you know about the number 1024, in one paragraph."
-# English, another script, digits, code and odd spacing: each is split into tokens in its own way.
+# English, another script, digits, code and odd spacing, because a tokenizer treats each differently.
 TEXT = (
     "1024 is 2 to the 10th power: 2**10 == 1_024. In bytes that is one KiB - don't mix it up with 1,000!\n\n"
     "\tfor i in range(1024):\n\t\tprint(f'{i:04d}')\n\nZwölf Boxkämpfer jagen Eva über den Deich; 你好, мир."
@@ -38,7 +38,7 @@ _REQUEST = Request(0, (Message("user", ASKED),))
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What is handed out: the model as it is recorded, and as whole safetensors; a folder to work in."""
+    """The model to export, its full-precision safetensors (`whole`), and a work folder (`bench`)."""
 
     store: Store
     model: Grown
@@ -48,7 +48,7 @@ class ExportSource:
 
     @property
     def reference(self) -> Path:
-        """What is handed out, to the last bit, as safetensors: of a GGUF what its blocks stand for."""
+        """The folder of safetensors with exactly the exported weights; a GGUF is dequantized to float32."""
         if self.model.record.format != "gguf" or self.to == "hf":
             return self.whole.folder
         exact = self.bench / "exact"
@@ -60,24 +60,24 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ParityReading:
-    """What one reader makes of the files. `logs`: log-probability of each token of TEXT behind ASKED, nats;
-    None, with the reason in `left_out`, where the reader was not there to ask."""
+    """The result of one reader on the exported files. `logs`: log-probability of each token of TEXT after
+    ASKED, in nats. None if the reader is missing; `left_out` then holds the reason."""
 
     reader: str
     tolerance: float = 0.0
     logs: list[float] | None = None
     tokens: tuple[int, ...] = ()
-    rendered: str | None = None  # TALK, by the chat template that was written; None: there is none
+    rendered: str | None = None  # TALK, by the exported chat template; None if it has none
     ends: frozenset[int] = frozenset()
-    end: int | None = None  # of the reference: the token that the template puts behind an answer
+    end: int | None = None  # of the reference: the token that the template puts after an answer
     bos: int | None = None
     left_out: str = ""
-    picked: dict[int, int] | None = None  # where `logs` are of other tokens: place in TEXT -> token
-    others: Mapping[tuple[int, int], float] = field(default_factory=dict)  # (place, token) -> its log
+    picked: dict[int, int] | None = None  # if `logs` are of other tokens: position in TEXT -> token
+    others: Mapping[tuple[int, int], float] = field(default_factory=dict)  # (position, token) -> log
 
 
 class Parity(NamedTuple):
-    """How a reader agreed: the largest difference of log-probabilities, in nats, over `n` tokens."""
+    """The agreement of a reader: the largest difference of log-probabilities, in nats, over `n` tokens."""
 
     reader: str
     n: int
@@ -89,14 +89,14 @@ class Parity(NamedTuple):
 
 
 def reference(source: ExportSource, picked: Iterable[tuple[int, int]] = ()) -> ParityReading:
-    """What the torch engine says, in float32, and of each (place in TEXT, token) in `picked` besides."""
+    """Score TEXT, and each (position in TEXT, token) in `picked`, with the torch engine in float32."""
     return read_folder(source.reference, "heredity's torch engine", 0.0, picked)
 
 
 def read_folder(
     folder: Path, reader: str, tolerance: float, picked: Iterable[tuple[int, int]] = ()
 ) -> ParityReading:
-    """A folder of safetensors as the torch engine reads it, in float32."""
+    """Score a folder of safetensors with the torch engine in float32."""
     from heredity.engines.torch import engine as engines
 
     writer = ConversationEncoder(folder)
@@ -107,7 +107,7 @@ def read_folder(
     try:
         logs = engine.log_probability(_REQUEST, said[:-1], places)
     finally:
-        engine.close()  # and gives back what it held
+        engine.close()  # and frees its memory
     rendered = None if chat.is_base else chat.render(Request(0, TALK))
     tokens = (*(chat.encode(rendered) if rendered else ()), *said)
     others = dict(zip(places[len(said) :], logs[len(said) :], strict=True))
@@ -118,13 +118,13 @@ def read_folder(
 
 
 def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens of what is asked, and those of TEXT behind it."""
+    """Return the tokens of the prompt, and those of TEXT after it."""
     chat = ChatCodec(folder)
     return chat.encode(chat.render(_REQUEST)), chat.continuation(TEXT)
 
 
 def compare(expected: ParityReading, found: ParityReading) -> Parity:
-    """Both, side by side; `expected` knows of what `found` has picked."""
+    """Compare a reader with the reference; `expected.others` holds the tokens that `found` picked."""
     if found.logs is None:
         return Parity(found.reader, 0, 0.0, found.tolerance, left_out=found.left_out)
     wanted = expected.logs or []
@@ -132,15 +132,15 @@ def compare(expected: ParityReading, found: ParityReading) -> Parity:
         wanted = [expected.others[each] for each in found.picked.items()]
     problem, code, largest = "", "", 0.0
     if found.rendered != expected.rendered:
-        problem, code = "renders a conversation otherwise", "export-renders-otherwise"
+        problem, code = "renders a conversation differently", "export-renders-otherwise"
     elif found.tokens != expected.tokens or len(found.logs) != len(wanted):
-        problem, code = "reads a text as other tokens", "export-tokens-differ"
+        problem, code = "splits a text into different tokens", "export-tokens-differ"
     elif not found.ends <= expected.ends or (expected.end is not None and expected.end not in found.ends):
         problem, code = "ends an answer with another token", "export-ends-otherwise"
     elif found.bos != expected.bos:
         problem, code = "begins a text with another token", "export-begins-otherwise"
     elif not wanted or not all(math.isfinite(each) for each in (*found.logs, *wanted)):
-        problem, code = "gives log-probabilities that are no numbers", "export-not-finite"
+        problem, code = "gives log-probabilities that are NaN or infinite", "export-not-finite"
     else:
         largest = max(abs(a - b) for a, b in zip(found.logs, wanted, strict=True))
         if largest > found.tolerance:

@@ -1,11 +1,11 @@
-"""What memory an export takes at its widest place, reckoned from the sizes of the tensors before it starts.
+"""Estimate the peak memory of an export from the sizes of its tensors, before it starts.
 
 hf: transformers holds the embedding or the head in fp32, and one layer at a time. gguf: transformers reads
-the file back whole, in the precision that was written. The torch engine, against which both are held, takes
-one layer.
+the whole file back, in the precision that was written. The torch engine, the reference, holds one layer.
 
-Promises: errs low, so that nothing that fits is refused; who is refused is told what would fit.
-Leaves to others: how much there is (engines/_memory.py).
+Promises: the estimate is a lower bound, so an export that fits is never refused. The error names an export
+that would fit.
+Leaves to others: the available memory (core/host.py).
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import math
 import re
 from pathlib import Path
 
+from heredity.core import registry
 from heredity.core.host import GIB, available_memory, require_memory
 from heredity.deploy.export._parity import ExportSource
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_WIDTH = {"BF16": 2, "F16": 2}  # bytes of a number that is read back; of any other kind 4
-ADVICE = "Nothing can be set lower here: close other programs, or export on a machine with more."
+_WIDTH = {"BF16": 2, "F16": 2}  # bytes per weight that is read back; other dtypes take 4
+ADVICE = "No setting lowers this: close other programs, or export on a machine with more memory."
 
 
 def refuse_too_large(source: ExportSource, said: str, has: int | None) -> None:
-    """Raise OutOfMemory, with what would fit, where the export takes more than there is, or than `has`."""
+    """Raise OutOfMemory if the export needs more than `has` bytes; None means the available memory."""
     if (room := available_memory() if has is None else has) is None:
         return
     parts = needed(source, source.to)
@@ -32,12 +33,12 @@ def refuse_too_large(source: ExportSource, said: str, has: int | None) -> None:
 
 
 def needed(source: ExportSource, to: str) -> dict[str, int]:
-    """Bytes at the widest place of writing `to` and reading it back, by part."""
+    """Return the peak bytes, by part, of writing format `to` and reading it back."""
     tensors = _tensors(source.whole.folder)
     sizes = {name: math.prod(each.shape) for name, each in tensors.items()}
     if to == "gguf":
         kinds = {each.dtype for each in tensors.values()}
-        is_rounded = source.model.record.format == "gguf"  # its blocks stand for numbers of any kind
+        is_rounded = source.model.record.format == "gguf"  # its blocks dequantize to any value
         width = 4 if is_rounded or len(kinds) > 1 else _WIDTH.get(kinds.pop(), 4)
         return {"weights as they are read back": sum(sizes.values()) * width}
     layers: dict[str, int] = {}
@@ -49,13 +50,11 @@ def needed(source: ExportSource, to: str) -> dict[str, int]:
 
 
 def _fitting(source: ExportSource, takes: int, room: int) -> str:
-    """What could be had in `room` bytes instead."""
-    from heredity.deploy.export import names
-
-    for other in names():
+    """Name an export that fits into `room` bytes."""
+    for other in registry.names("deploy.export"):
         if other != source.to and (less := sum(needed(source, other).values())) <= room:
-            return f"--to {other} takes about {less / GIB:.2f} GiB, which is there. {ADVICE}"
-    return f"A model of its shape and {room / takes:.0%} of its weights would fit. {ADVICE}"
+            return f"--to {other} takes about {less / GIB:.2f} GiB, which is available. {ADVICE}"
+    return f"A model of this shape with {room / takes:.0%} of the weights would fit. {ADVICE}"
 
 
 def _tensors(folder: Path) -> dict[str, SafeTensor]:

@@ -1,6 +1,6 @@
-"""One GGUF file: what llama.cpp, Ollama and LM Studio load. Lossless, or the recorded GGUF as it is.
+"""Export to one GGUF file for llama.cpp, Ollama and LM Studio: lossless, or the recorded GGUF unchanged.
 
-Whole weights are written in their own precision; for fewer bits, derive a quantized child and export that.
+Weights are written in their own precision. For fewer bits, derive a quantized child and export it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 
-_BACK = 1e-3  # nats: the same numbers in the same arithmetic, if they were written right
-_EVERY = 3  # places in the text: llama.cpp tells its likeliest next token at each of them
-# nats, by the format of the matrices: llama.cpp rounds what it multiplies a matrix with to suit its format
+_BACK = 1e-3  # nats: the same weights in the same arithmetic
+_EVERY = 3  # positions in the text: llama.cpp reports its likeliest token at every third
+# nats, by the format of the matrices: llama.cpp rounds the activations to match that format
 _LLAMA_CPP = {"F32": 0.01, "F16": 0.1, "BF16": 0.25}
 _BLOCKS = 1.0
 _FORMS = {"BF16": "bf16", "F16": "f16"}
@@ -34,7 +34,7 @@ _SAME = "the GGUF, read back,"
 
 
 def write(source: ExportSource, out: Path) -> None:
-    """`NAME.gguf`."""
+    """Write `NAME.gguf` into `out`."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", source.model.record.name).lstrip("._-")[:100] or "model"
     path = out / f"{name}.gguf"
     if source.model.record.format == "gguf":
@@ -45,7 +45,7 @@ def write(source: ExportSource, out: Path) -> None:
 
 
 def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
-    """What it says when it is read back, and what llama.cpp says, where that is installed."""
+    """Yield the reading of the file by transformers, and by llama.cpp if it is installed."""
     (path,) = out.glob("*.gguf")
     header = read_gguf(path)
     said = header.metadata
@@ -63,7 +63,7 @@ def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
 
 
 def _read_back(source: ExportSource, path: Path) -> ParityReading:
-    """By transformers, in a precision that holds every number that was written."""
+    """Read the file with transformers, in a precision that represents every written weight exactly."""
     record = source.model.record
     if record.format == "gguf" and [hash_file(path)] == [file.sha256 for file in record.files]:
         return read_folder(source.reference, _SAME, _BACK)
@@ -87,7 +87,7 @@ def _llama_cpp(
         from heredity.engines import llamacpp
     except ImportError:
         return ParityReading(
-            "llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not asked"
+            "llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not checked"
         )
     kinds = {t.type for t in read_gguf(path).tensors if len(t.shape) > 1}
     import gguf
@@ -109,7 +109,7 @@ def _llama_cpp(
 
 
 def _dtype(folder: Path) -> str:
-    """The one dtype of all tensors; F32 where there are several."""
+    """Return the dtype that all tensors share, or F32 if they differ."""
     shards = sorted(folder.glob("*.safetensors"))
     kinds = {tensor.dtype for shard in shards for tensor in read_safetensors(shard).values()}
     return kinds.pop() if len(kinds) == 1 else "F32"

@@ -1,8 +1,9 @@
-"""safetensors with configuration, tokenizer and template: what transformers, vLLM and PEFT load."""
+"""Export to safetensors with configuration, tokenizer and template, for transformers, vLLM and PEFT."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,19 @@ from heredity.train.data.chat import ConversationEncoder
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
 _GIVEN = {"trust_remote_code": False, "local_files_only": True}
-_ROWS = 32  # places whose distribution is taken at once
-_TOLERANCE = 2e-3  # nats: both in float32, their sums in another order
+_ROWS = 32  # positions whose distribution is computed at once
+_TOLERANCE = 2e-3  # nats: both in float32, but they sum in different orders
 
 
 def write(source: ExportSource, out: Path) -> None:
-    """The whole weights and everything beside them."""
-    from heredity.deploy.export import copy
-
+    """Write the full-precision weights and all files that come with them."""
     files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in _SKIPPED]
-    copy(files, out)
+    for path in files:  # never links: a user may edit the export, but not the store
+        shutil.copyfile(path, out / path.name)
     writer = ConversationEncoder(source.whole.folder)
     said = _ends(out)
     if said is None or (writer.end is not None and writer.end not in said):
-        # The tokenizer, or the chat template, says what ends an answer, and generate asks neither.
+        # The tokenizer or the chat template defines the end of an answer, and generate() reads neither.
         place = out / "generation_config.json"
         config = json.loads(place.read_text("utf-8")) if place.is_file() else {}
         config["eos_token_id"] = sorted(writer.stops)
@@ -39,7 +39,7 @@ def write(source: ExportSource, out: Path) -> None:
 
 
 def _ends(folder: Path) -> set[int] | None:
-    """What transformers' generate ends an answer at; None where nothing says so."""
+    """Return the EOS ids that transformers' generate() uses; None if no file defines them."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             said = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
@@ -49,12 +49,13 @@ def _ends(folder: Path) -> set[int] | None:
 
 
 def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
-    """What transformers makes of them."""
+    """Yield the reading of the files by transformers."""
     yield read(out, source.bench / "offloaded")
 
 
 def read(out: Path, bench: Path) -> ParityReading:
-    """The folder as transformers reads it, in float32, its layers one at a time; `bench`: a new folder."""
+    """Score the folder with transformers in float32, one layer at a time; `bench`: a new folder to offload
+    to."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoTokenizer
@@ -85,31 +86,33 @@ def read(out: Path, bench: Path) -> ParityReading:
 
 
 def _model(out: Path, bench: Path) -> Any:
-    """The model in float32; what its layers hold is read when they compute, by accelerate."""
+    """Load the model in float32; accelerate reads each layer from disk when it computes."""
     import logging
 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(out, **_GIVEN).get_text_config()
-    ends = "cpu" if config.tie_word_embeddings else "disk"  # one matrix for both is held once
+    ends = "cpu" if config.tie_word_embeddings else "disk"  # a tied matrix is held once
     places = {"model.embed_tokens": ends, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": ends}
     places |= {f"model.layers.{at}": "disk" for at in range(config.num_hidden_layers)}
-    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it tells what was asked of it
+    # accelerate warns of the offloading that is requested here
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     return AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, device_map=places, offload_folder=bench, **_GIVEN
     ).eval()
 
 
 def _rendered(tokenizer: Any, talk: tuple[Message, ...]) -> str:
-    """By transformers, on the engine's day; without a system role where the template has none."""
+    """Render with transformers, on the engine's fixed date; without a system role if the template has
+    none."""
     template = Template(tokenizer.get_chat_template(), specials=dict(tokenizer.special_tokens_map))
     has_system = template.has_system
     said = [
         {"role": each.role, "content": each.content} for each in (talk if has_system else merge_system(talk))
     ]
     try:
-        template.render(Request(0, talk))  # first, since transformers sets no limit
+        template.render(Request(0, talk))  # first, because transformers has no time limit
         found: str = tokenizer.apply_chat_template(
             said, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
         )

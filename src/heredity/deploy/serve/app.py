@@ -1,17 +1,18 @@
-"""Any model in any application, behind an OpenAI-compatible API.
+"""Serve any model in any application behind an OpenAI-compatible API.
 
-    POST /v1/chat/completions     messages in, an answer out, as a whole or as a stream of events
-    POST /v1/completions          a plain text to go on from, where there is no application
-    GET  /v1/models               what is served: each model's id, parents, recipe; the application's digest
+    POST /v1/chat/completions     answers a conversation, in one body or as a stream of events
+    POST /v1/completions          continues a plain text, if there is no application
+    GET  /v1/models               served models: id, parents, recipe; digest of the application
     GET  /health                  200 while every model can answer
 
-The application's system prompt, passages, few-shot turns and tools stand around every conversation, as in a
-study: what was measured is what answers. A call of a tool is handed to the caller, who sends its result.
+The application adds its system prompt, passages, few-shot turns and tools to every conversation, as in a
+study. The server thus answers with the system that was measured. Tool calls go to the caller, who returns
+the results.
 
-Promises: served answers are the engine's own, bit for bit those of a study on this machine; nothing that a
-model writes is executed; no page in a browser can make it answer (JSON alone is taken, and of a loopback
-address only its own names).
-Leaves to others: one engine for many (service.py), the bodies (schema.py), and sending them (responses.py).
+Promises: served answers equal those of a study on this machine, bit for bit. Nothing that a model writes is
+executed. A web page cannot query the server: it accepts only JSON, and on a loopback address only loopback
+host names.
+Leaves to others: sharing an engine (worker.py), the bodies (schema.py), and sending them (responses.py).
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from heredity.core.errors import UsageError, did_you_mean
 from heredity.core.records import Reply, encode
 from heredity.deploy.serve import responses, schema
-from heredity.deploy.serve.responses import AnswerStream, Served
+from heredity.deploy.serve.responses import Served, ServedAnswer
 from heredity.deploy.serve.schema import Refusal
+from heredity.engines.protocols import Completer
 
 LARGEST = 4 << 20  # bytes of a body
 BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
-_DISCARDED = 2 * LARGEST  # bytes of a body that is too large, read so that its caller can read the answer
-_AT_ONCE = 4  # requests begun or given up in one pass of the event loop: the others wait, /health does not
-_SWITCH = 0.0005  # seconds that the loop waits for a busy engine thread, after each system call
+_DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
+_AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
+_SWITCH = 0.0005  # seconds that the event loop waits for a busy engine thread after each system call
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 T = TypeVar("T")
 
@@ -54,10 +56,11 @@ T = TypeVar("T")
 def app(
     served: Sequence[Served], key: str = "", is_local: bool = True, body_seconds: float = BODY_SECONDS
 ) -> Starlette:
-    """The API over these models, as an ASGI application.
+    """Return the API for these models as an ASGI application.
 
-    key: what callers must send as `Authorization: Bearer KEY`; "" for none. is_local: whether only callers
-    that name a loopback address are answered. body_seconds: how long a body may take to arrive.
+    key: the API key that callers send as `Authorization: Bearer KEY`; "" disables the check. is_local:
+    accept only requests whose Host header names a loopback address. body_seconds: time limit for a body to
+    arrive.
     """
     desk = _Desk(tuple(served), key)
     guard = [Middleware(_BoundedBody, seconds=body_seconds)]
@@ -75,10 +78,10 @@ def app(
 
 @asynccontextmanager
 async def _short_pauses(_: Starlette) -> AsyncIterator[None]:
-    """While the server runs, neither a busy engine thread nor the garbage collector stops the loop for long.
+    """Keep pauses of the event loop short while the server runs.
 
-    The engine's thread gives up the interpreter lock sooner. What is loaded by now (a model's libraries have
-    a million objects) is not looked through again: a full collection took half a second.
+    The engine's thread releases the interpreter lock sooner. Objects that exist at startup are frozen: a
+    model's libraries have a million, and a full garbage collection of them took half a second.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, _SWITCH))
@@ -92,16 +95,16 @@ async def _short_pauses(_: Starlette) -> AsyncIterator[None]:
 
 
 class _BoundedBody:
-    """ASGI middleware: a body of any route is counted and timed from its first byte.
+    """ASGI middleware that limits the size and the arrival time of request bodies.
 
-    A connection whose body was not read to its end is closed after the response.
+    A connection whose body was not read completely is closed after the response.
     """
 
     def __init__(self, inner: ASGIApp, seconds: float) -> None:
         self._inner, self._seconds = inner, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, its body bounded."""
+        """Forward a request with its body limited."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
@@ -110,7 +113,7 @@ class _BoundedBody:
 
 
 class _Body:
-    """The body of one request."""
+    """The body of one request, counted and timed."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
         self._receive, self._send, self._seconds = receive, send, seconds
@@ -121,7 +124,7 @@ class _Body:
         self._n_bytes = 0
 
     async def receive(self) -> Message:
-        """The next message. Raises Refusal: 413 for too many bytes, 408 for too slow ones."""
+        """Return the next message. Raises Refusal: 413 if the body is too large, 408 if it is too slow."""
         if self._is_whole:
             return await self._receive()
         message = await self._timed()
@@ -143,23 +146,24 @@ class _Body:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send on; a caller whose body is not whole is told that the connection closes."""
+        """Send a message; if the body is incomplete, add `Connection: close` to the response."""
         if message["type"] == "http.response.start" and not self._is_whole:
             message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         await self._send(message)
 
 
 class _Events(StreamingResponse):
-    """Server-sent events. A caller who leaves ends them, a few callers in each pass of the event loop."""
+    """Server-sent events, cancelled when the caller disconnects, a few callers per pass of the event
+    loop."""
 
     def __init__(
-        self, shape: responses.ChatResponse, answers: Sequence[AnswerStream], with_usage: bool, gate: _Gate
+        self, shape: responses.ChatResponse, answers: Sequence[ServedAnswer], with_usage: bool, gate: _Gate
     ) -> None:
         super().__init__(responses.events(shape, answers, with_usage), media_type="text/event-stream")
         self._answers, self._gate = answers, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send the events until the last, or until the caller leaves."""
+        """Send all events, or stop when the caller disconnects."""
         sending = asyncio.ensure_future(self.stream_response(send))
         gone = asyncio.ensure_future(_gone(receive))
         try:
@@ -176,7 +180,8 @@ class _Events(StreamingResponse):
 
 
 class _Gate:
-    """Lets few of those that wait go on in each pass of the event loop, so that others have their turn."""
+    """Lets a few waiting tasks proceed in each pass of the event loop, so that other tasks get their
+    turn."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(_AT_ONCE)
@@ -195,14 +200,14 @@ class _Gate:
 
 @dataclass(frozen=True)
 class _Desk:
-    """Takes what comes, and answers it."""
+    """The handlers of the routes."""
 
     served: tuple[Served, ...]
     key: str
     gate: _Gate = field(default_factory=_Gate)
 
     async def chat(self, call: Call) -> Response:
-        """An answer to a conversation."""
+        """Answer a conversation."""
         raw = await self._body(call)
         async with self.gate:
             await _refuse_gone(call)
@@ -213,25 +218,25 @@ class _Desk:
         return await self._answered(call, answers, asked, responses.ChatResponse(one))
 
     async def text(self, call: Call) -> Response:
-        """What goes on from a text."""
+        """Continue a plain text."""
         raw = await self._body(call)
         async with self.gate:
             await _refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
             one = self._named(body["model"])
-            if not hasattr(one.service.engine, "is_base"):
-                raise Refusal(400, f"'{one.model.name}' takes conversations alone", "not_supported")
+            if not isinstance(one.service.engine, Completer):
+                raise Refusal(400, f"'{one.model.name}' takes only conversations", "not_supported")
             asked = _understood(lambda: schema.text(body, one.application is None))
             answers = _asked(one, asked)
         return await self._answered(call, answers, asked, responses.Text(one))
 
     async def models(self, call: Call) -> Response:
-        """What is served, and where it came from."""
+        """List the served models and their lineage."""
         self._admit(call)
         return _json({"object": "list", "data": [_about(one) for one in self.served]})
 
-    async def health(self, call: Call) -> Response:  # noqa: ARG002 (open to whoever watches)
-        """Whether all can answer, and how many requests each has open."""
+    async def health(self, call: Call) -> Response:  # noqa: ARG002 (needs no key, for monitoring)
+        """Report whether all models can answer, and the number of open requests of each."""
         failed = {s.model.name: str(s.service.failure) for s in self.served if s.service.failure is not None}
         n_open = {one.model.name: one.service.n_open for one in self.served}
         return _json({"failed": failed, "open": n_open}, 503 if failed else 200)
@@ -240,7 +245,7 @@ class _Desk:
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
         is_right = secrets.compare_digest(given.strip().encode("latin-1"), self.key.encode("ascii"))
         if self.key and not (is_right and scheme.lower() == "bearer"):
-            raise Refusal(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+            raise Refusal(401, "this server requires a key: Authorization: Bearer KEY", "invalid_api_key")
 
     async def _body(self, call: Call) -> bytes:
         self._admit(call)
@@ -251,7 +256,7 @@ class _Desk:
     async def _answered(
         self,
         call: Call,
-        answers: list[AnswerStream],
+        answers: list[ServedAnswer],
         asked: schema.ParsedRequest,
         shape: responses.ChatResponse,
     ) -> Response:
@@ -259,9 +264,9 @@ class _Desk:
             return _Events(shape, answers, asked.with_usage, self.gate)
         try:
             return _json(shape.whole(answers, await _unless_gone(call, answers)))
-        except asyncio.CancelledError:  # the server has waited long enough for this answer, and closes
+        except asyncio.CancelledError:  # the server is shutting down and its grace period is over
             _drop(answers)
-            raise Refusal(503, "the server closes", "closing") from None
+            raise Refusal(503, "the server is shutting down", "closing") from None
         except BaseException:
             _drop(answers)
             raise
@@ -272,14 +277,14 @@ class _Desk:
             if name == one.model.id or (name == one.model.name and names.count(name) == 1):
                 return one
         if name in names:
-            raise Refusal(404, f"several models are called '{name}' here: say an id", "model_not_found")
-        hint = did_you_mean(name[:200], names) or f" Here are: {', '.join(names)}."
-        raise Refusal(404, f"no model is called '{name[:200]}' here.{hint}", "model_not_found")
+            raise Refusal(404, f"several models are named '{name}' here: give an id", "model_not_found")
+        hint = did_you_mean(name[:200], names) or f" Available: {', '.join(names)}."
+        raise Refusal(404, f"no model is named '{name[:200]}' here.{hint}", "model_not_found")
 
 
-def _asked(one: Served, asked: schema.ParsedRequest) -> list[AnswerStream]:
-    """The answers of a request, each put to the engine. Raises Refusal where one is not taken."""
-    answers = [AnswerStream(one, asked, i) for i in range(len(asked.requests))]
+def _asked(one: Served, asked: schema.ParsedRequest) -> list[ServedAnswer]:
+    """Send each answer of a request to the engine. Raises Refusal if the engine rejects one."""
+    answers = [ServedAnswer(one, asked, i) for i in range(len(asked.requests))]
     if len(answers) > one.service.most:
         raise Refusal(
             400, f"at most {one.service.most} answers may be open here", "invalid_request", "too-many-answers"
@@ -293,13 +298,13 @@ def _asked(one: Served, asked: schema.ParsedRequest) -> list[AnswerStream]:
     return answers
 
 
-def _drop(answers: Sequence[AnswerStream]) -> None:
+def _drop(answers: Sequence[ServedAnswer]) -> None:
     for answer in answers:
         answer.drop()
 
 
-async def _unless_gone(call: Call, answers: Sequence[AnswerStream]) -> list[Reply]:
-    """The replies. Raises ClientDisconnect where the caller goes away first."""
+async def _unless_gone(call: Call, answers: Sequence[ServedAnswer]) -> list[Reply]:
+    """Return the replies. Raises ClientDisconnect if the caller disconnects first."""
     gone = asyncio.ensure_future(_gone(call.receive))
     replies = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
@@ -320,7 +325,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _refuse_gone(call: Call) -> None:
-    """Raise ClientDisconnect where the caller left while the request waited for its turn."""
+    """Raise ClientDisconnect if the caller disconnected while the request waited for its turn."""
     if await call.is_disconnected():
         raise ClientDisconnect
 
@@ -362,7 +367,7 @@ async def _refused(call: Call, error: Refusal) -> Response:  # noqa: ARG001
 
 
 async def _left(call: Call, error: ClientDisconnect) -> Response:  # noqa: ARG001
-    """No one is there to read it."""
+    """Return an empty response, because the caller has disconnected."""
     return Response(status_code=499)
 
 

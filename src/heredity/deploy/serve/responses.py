@@ -1,8 +1,8 @@
-"""An answer on its way to who asked for it: as a whole, or piece by piece as server-sent events.
+"""Send an answer to its caller: in one body, or in parts as server-sent events.
 
-Promises: the pieces, end to end, are the answer; who goes away frees the answer's place; a stream that fails
-ends with an error event, never as if it were whole.
-Leaves to others: which requests there are (wire.py, serve.py), and the engine (service.py).
+Promises: the parts joined are the answer. A caller who disconnects frees the answer's place. A stream that
+fails ends with an error event, never like a complete one.
+Leaves to others: parsing requests (schema.py, app.py), and the engine (worker.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from heredity.deploy.serve.schema import ParsedRequest, Refusal
 from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.codec import StopTexts
 
-# What fails by what was asked: a reply's error code, and the one that the caller gets.
+# Errors that the request caused: the reply's error code, and the code that the caller gets.
 _THEIRS: dict[str | None, str] = {
     ContextOverflow.code: "context_length_exceeded",
     "template-refuses": "invalid_request",
@@ -31,22 +31,23 @@ _THEIRS: dict[str | None, str] = {
 
 
 class Served(NamedTuple):
-    """A model that answers, in an application or alone."""
+    """A served model, with or without an application."""
 
     model: Model
     service: EngineWorker
     application: Application | None = None
-    may_draw: bool = False  # whether a caller may say how answers are drawn, other than the application does
+    may_draw: bool = False  # whether a caller may override the application's sampling parameters
 
     @property
     def fingerprint(self) -> str:
-        """Of all that an answer hangs on: weights, application, arithmetic."""
+        """A hash of everything that determines an answer: weights, application, arithmetic."""
         layer = "" if self.application is None else self.application.digest
         return f"fp_{digest([self.model.id, layer, self.service.engine.numerics])[:16]}"
 
 
-class AnswerStream:
-    """One answer on its way, cut where a text of the caller's stands. Made inside an event loop."""
+class ServedAnswer:
+    """One answer that is being generated, cut at the caller's stop texts. Create it inside an event
+    loop."""
 
     def __init__(self, one: Served, asked: ParsedRequest, number: int) -> None:
         self._one, self._asked, self.number = one, asked, number
@@ -59,7 +60,7 @@ class AnswerStream:
         self.news = asyncio.Event()
 
     def ask(self) -> None:
-        """Put it to the engine. Raises Refusal."""
+        """Send the request to the engine. Raises Refusal."""
         is_heard = self._asked.is_streamed or bool(self._asked.stops)
         request = self._asked.requests[self.number]
         try:
@@ -68,7 +69,7 @@ class AnswerStream:
             raise _refusal(error) from None
 
     def drop(self) -> None:
-        """No one waits any more."""
+        """Cancel the answer: the caller no longer waits."""
         self._is_dropped = True
         self._end()
 
@@ -84,7 +85,7 @@ class AnswerStream:
             self._ticket.drop()
 
     def _hear(self, more: str) -> None:
-        """In the engine's thread: what was said more, as far as it is known to be of the answer.
+        """Receive the next text, in the engine's thread; text that may begin a stop text is held back.
 
         At most one wake-up of the loop is pending: a fast engine must not fill the loop's queue.
         """
@@ -97,18 +98,18 @@ class AnswerStream:
         self._untaken.append(told)
         if not self._is_waking:
             self._is_waking = True
-            with suppress(RuntimeError):  # the loop is closed, and with it the caller's line
+            with suppress(RuntimeError):  # the loop is closed, and so is the connection
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        self._is_waking = False  # before the text is taken: what comes later wakes the loop again
+        self._is_waking = False  # before the text is taken: later text wakes the loop again
         self.news.set()
 
     async def reply(self) -> Reply:
-        """The engine's reply. Raises Refusal where it failed."""
+        """Return the engine's reply. Raises Refusal if it failed."""
         assert self._ticket is not None
         engine_reply = asyncio.wrap_future(self._ticket.reply)
-        engine_reply.add_done_callback(_ignore)  # a caller who left retrieves no error
+        engine_reply.add_done_callback(_ignore)  # a disconnected caller retrieves no error
         try:
             reply = await asyncio.shield(engine_reply)
         except HeredityError as error:
@@ -120,7 +121,7 @@ class AnswerStream:
         return reply
 
     def said(self, reply: Reply) -> FinishedAnswer:
-        """What is sent of it, with the tools that are called in that."""
+        """Return the answer as it is sent: cut at stop texts, with its tool calls."""
         ends = StopTexts(self._asked.stops)
         text = ends.feed(reply.text) + ends.rest()
         layer, calls = self._one.application, tuple[ToolCall, ...]()
@@ -129,14 +130,15 @@ class AnswerStream:
         return FinishedAnswer(text, calls, schema.reason(reply, calls, ends.is_over))
 
     def left(self, text: str) -> str:
-        """What a stream has not told of an answer. Raises Refusal where it told another."""
+        """Return the rest that was not streamed. Raises Refusal if the streamed text is not its
+        beginning."""
         if not text.startswith(self._told):
-            raise Refusal(500, "what was streamed is not the answer", "engine_error")
+            raise Refusal(500, "the streamed text differs from the answer", "engine_error")
         return text[len(self._told) :]
 
 
 class FinishedAnswer(NamedTuple):
-    """An answer as it is sent, and why it ended."""
+    """An answer as it is sent, with its tool calls and its finish reason."""
 
     text: str
     calls: tuple[ToolCall, ...]
@@ -144,7 +146,7 @@ class FinishedAnswer(NamedTuple):
 
 
 class ChatResponse:
-    """Answers in the shape of /v1/chat/completions."""
+    """Formats answers for /v1/chat/completions."""
 
     kind, chunk = "chat.completion", "chat.completion.chunk"
 
@@ -157,22 +159,22 @@ class ChatResponse:
             "system_fingerprint": one.fingerprint,
         }
 
-    def whole(self, answers: Sequence[AnswerStream], replies: Sequence[Reply]) -> dict[str, Any]:
-        """All answers in one body."""
+    def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, Any]:
+        """Return all answers in one body."""
         choices = [self._choice(a.number, a.said(r)) for a, r in zip(answers, replies, strict=True)]
         return {"object": self.kind, **self._head, "choices": choices, "usage": schema.usage(replies)}
 
     def event(self, *choices: dict[str, Any], **more: Any) -> bytes:
-        """A piece of a stream, as it is sent."""
+        """Return one event of a stream as bytes."""
         return sent({"object": self.chunk, **self._head, "choices": list(choices), **more})
 
     def piece(self, number: int, text: str, is_first: bool) -> dict[str, Any]:
-        """What an answer has grown by."""
+        """Return the next part of an answer, in the shape of a choice."""
         delta = {"role": "assistant", "content": text} if is_first else {"content": text}
         return {"index": number, "delta": delta, "finish_reason": None}
 
     def last(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
-        """The end of an answer."""
+        """Return the last chunk of an answer, with its finish reason."""
         calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, said))]
         return {
             "index": number,
@@ -191,16 +193,16 @@ class ChatResponse:
 
 
 class Text(ChatResponse):
-    """Answers in the shape of /v1/completions."""
+    """Formats answers for /v1/completions."""
 
     kind = chunk = "text_completion"
 
     def piece(self, number: int, text: str, is_first: bool) -> dict[str, Any]:  # noqa: ARG002
-        """What an answer has grown by."""
+        """Return the next part of an answer, in the shape of a choice."""
         return {"index": number, "text": text, "logprobs": None, "finish_reason": None}
 
     def last(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
-        """The end of an answer."""
+        """Return the last chunk of an answer, with its finish reason."""
         return self._choice(number, said) | {"text": ""}
 
     def _choice(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
@@ -208,9 +210,9 @@ class Text(ChatResponse):
 
 
 async def events(
-    shape: ChatResponse, answers: Sequence[AnswerStream], with_usage: bool
+    shape: ChatResponse, answers: Sequence[ServedAnswer], with_usage: bool
 ) -> AsyncIterator[bytes]:
-    """Answers as server-sent events, one after another where there are several."""
+    """Yield the answers as server-sent events, one answer after the other."""
     replies = []
     wholes = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
@@ -228,7 +230,7 @@ async def events(
         if with_usage:
             yield shape.event(usage=schema.usage(replies))
         yield b"data: [DONE]\n\n"
-    except Refusal as error:  # the status is sent already
+    except Refusal as error:  # the HTTP status is already sent
         yield sent(error.body)
     finally:
         for answer, whole in zip(answers, wholes, strict=True):
@@ -237,23 +239,23 @@ async def events(
 
 
 def forget(future: asyncio.Future[Any]) -> None:
-    """Let go of what no one waits for any more, whatever comes of it."""
+    """Cancel a future that is no longer awaited, and ignore its result."""
     future.cancel()
     future.add_done_callback(_ignore)
 
 
 def _ignore(done: asyncio.Future[Any]) -> None:
-    """Mark an error as seen, so that asyncio does not log it."""
+    """Retrieve an error, so that asyncio does not log it."""
     if not done.cancelled():
         done.exception()
 
 
-async def _pieces(answer: AnswerStream, whole: asyncio.Future[Reply]) -> AsyncIterator[str]:
-    """What is told before the reply is there, and what was told by then."""
+async def _pieces(answer: ServedAnswer, whole: asyncio.Future[Reply]) -> AsyncIterator[str]:
+    """Yield the streamed text until the reply is complete."""
     whole.add_done_callback(lambda _: answer.news.set())
     while True:
         answer.news.clear()
-        is_done = whole.done()  # read before the text: all of an answer's text comes before its reply
+        is_done = whole.done()  # read before the text, because all text of an answer comes before its reply
         if more := answer.take():
             yield more
         elif is_done:
@@ -263,7 +265,7 @@ async def _pieces(answer: AnswerStream, whole: asyncio.Future[Reply]) -> AsyncIt
 
 
 def sent(what: Any) -> bytes:
-    """A server-sent event."""
+    """Return a server-sent event as bytes."""
     return b"data: " + encode(what) + b"\n\n"
 
 

@@ -1,8 +1,8 @@
-"""The OpenAI-compatible shapes: a body that came in as a request, a reply as the body that goes out.
+"""The OpenAI-compatible schema: parse a body into requests, and format replies as a body.
 
-Promises: what would change an answer and is not done here is refused by its name, never left out in silence;
-what changes none (`user`, `metadata`, ...) is taken and not looked at.
-Leaves to others: HTTP (serve.py), and the answers (service.py).
+Promises: an unsupported field that would change an answer is refused by name, never ignored. A field that
+changes no answer (`user`, `metadata`, ...) is accepted and ignored.
+Leaves to others: HTTP (app.py), and the answers (worker.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from heredity.core.errors import UsageError, code_of
 from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, encode
 from heredity.engines.chat.codec import parse_tool_calls
 
-LONGEST = 512  # tokens of an answer, where neither the caller nor an application says how many
+LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
 _MOST_SEED = _MOST_TOKENS = 1 << 31
 _REASONS = {"end": "stop", "length": "length", "filter": "content_filter"}
@@ -26,7 +26,7 @@ _IGNORED = {
     "parallel_tool_calls", "prompt_cache_retention",
 }  # fmt: skip
 _UNREAD = {"name", "annotations"}  # of a message
-_NEUTRAL: dict[str, Sequence[Any]] = {  # what changes an answer, and the values that change nothing
+_NEUTRAL: dict[str, Sequence[Any]] = {  # fields that change an answer, and their values that change nothing
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False, 0),
     "top_logprobs": (0,), "response_format": ({"type": "text"},), "tools": ([],),
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
@@ -36,7 +36,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {  # what changes an answer, and the values
 
 
 class Refusal(Exception):
-    """What is answered instead: a status, a message, and a code that programs can read."""
+    """An error response: an HTTP status, a message, and a machine-readable code."""
 
     def __init__(self, status: int, message: str, code: str, reason: str = "") -> None:
         super().__init__(message)
@@ -44,21 +44,21 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As callers of such an API expect it."""
+        """The error as a body in OpenAI's format."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         said = {"message": str(self), "type": kind, "param": None, "code": self.code}
         return {"error": {**said, "reason": self.reason} if self.reason else said}
 
 
 class MessagePart(msgspec.Struct, forbid_unknown_fields=True):
-    """A piece of a message. Only text can be read here."""
+    """A part of a message. Only text is supported."""
 
     type: str
     text: str = ""
 
 
 class Called(msgspec.Struct, forbid_unknown_fields=True):
-    """A call's name and its arguments, as JSON in a text."""
+    """The name and the arguments of a tool call, as JSON text."""
 
     name: str
     arguments: str = "{}"
@@ -70,11 +70,11 @@ class AssistantToolCall(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     function: Called
     type: str = "function"
-    index: int = 0  # as a stream numbers them
+    index: int = 0  # its number in a stream
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """A message of the body."""
+    """A message of a request body."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[MessagePart] | None = None
@@ -83,25 +83,23 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def text(self) -> str:
-        """Its text. Raises UsageError for what is none."""
+        """The text of the message. Raises UsageError if a part is not text."""
         if isinstance(self.content, str) or self.content is None:
             return self.content or ""
         if other := next((part.type for part in self.content if part.type != "text"), None):
-            raise UsageError(
-                f"a part of the type '{other}' cannot be read here: only text can", code="part-not-text"
-            )
+            raise UsageError(f"a part of type '{other}' is not supported: only text is", code="part-not-text")
         return "".join(part.text for part in self.content)
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """How a stream is sent."""
+    """The options of a stream."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False  # padding against who counts bytes on the line: none is sent
+    include_obfuscation: bool = False  # padding against traffic analysis: never sent
 
 
 class Body(msgspec.Struct, kw_only=True):
-    """What both ways of asking share."""
+    """The fields that chat and text completions share."""
 
     model: str
     stream: bool = False
@@ -116,19 +114,19 @@ class Body(msgspec.Struct, kw_only=True):
 
 
 class ChatBody(Body, kw_only=True):
-    """POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage]
 
 
 class TextBody(Body, kw_only=True):
-    """POST /v1/completions."""
+    """The body of POST /v1/completions."""
 
     prompt: str | list[str]
 
 
 class ParsedRequest(NamedTuple):
-    """What came in, understood. `requests`: one an answer."""
+    """A parsed body. `requests`: one request per answer."""
 
     requests: list[Request]
     stops: tuple[str, ...]
@@ -137,9 +135,9 @@ class ParsedRequest(NamedTuple):
 
 
 def chat(given: Mapping[str, Any], application: Application | None, may_draw: bool = True) -> ParsedRequest:
-    """A body of /v1/chat/completions. Raises UsageError.
+    """Parse a body of /v1/chat/completions. Raises UsageError.
 
-    may_draw: whether the caller may say how an answer is drawn, other than the application does.
+    may_draw: whether the caller may override the application's sampling parameters.
     """
     body = _read(given, ChatBody)
     if not body.messages:
@@ -152,35 +150,33 @@ def chat(given: Mapping[str, Any], application: Application | None, may_draw: bo
         first = application.request(messages, seed=body.seed or 0, decoding=decoding)
     if first.messages[-1].role == "assistant":
         raise UsageError(
-            "the last message is the assistant's: there is nothing to answer", code="nothing-to-answer"
+            "the last message is from the assistant: there is nothing to answer", code="nothing-to-answer"
         )
     return _asked(body, [first])
 
 
 def text(given: Mapping[str, Any], is_free: bool) -> ParsedRequest:
-    """A body of /v1/completions. is_free: whether there is no application around the model."""
+    """Parse a body of /v1/completions. is_free: whether the model is served without an application."""
     body = _read(given, TextBody)
     if not is_free:
         raise UsageError("an application takes conversations, not plain texts: use /v1/chat/completions")
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not all(prompts) or not prompts:
-        raise UsageError("prompt is empty: there is nothing to go on from", code="prompt-empty")
+        raise UsageError("prompt is empty: there is nothing to continue", code="prompt-empty")
     decoding = _decoding(body, None, True)
     return _asked(body, [Request(0, (), decoding, body.seed or 0, prompt) for prompt in prompts])
 
 
 def opened(raw: bytes) -> dict[str, Any]:
-    """A body as it came, with the model that it names. Raises UsageError."""
+    """Decode a body and check that it names a model. Raises UsageError."""
     try:
         given = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the body is no JSON: {error}", code="body-not-json") from None
+        raise UsageError(f"the body is not JSON: {error}", code="body-not-json") from None
     if not isinstance(given, dict):
-        raise UsageError("the body is no JSON object", code="body-not-object")
+        raise UsageError("the body is not a JSON object", code="body-not-object")
     if not isinstance(given.get("model"), str):
-        raise UsageError(
-            "`model` is missing, the name of one that is served: see /v1/models", code="model-not-named"
-        )
+        raise UsageError("`model` is missing: name a served model, see /v1/models", code="model-not-named")
     return given
 
 
@@ -190,10 +186,10 @@ def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
         given["messages"] = [_plainly(each) for each in said]
     for key in [key for key in given if key not in kind.__struct_fields__]:
         if key not in _NEUTRAL:
-            raise UsageError(f"'{key}' is not known here", code="unknown-field")
+            raise UsageError(f"'{key}' is not a known field", code="unknown-field")
         if given.pop(key) not in _NEUTRAL[key]:
             raise UsageError(
-                f"'{key}' would change the answer and cannot be done here. Leave it out",
+                f"'{key}' would change the answer and is not supported. Leave it out",
                 code="field-not-supported",
             )
     try:
@@ -203,7 +199,8 @@ def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
 
 
 def _plainly(said: Any) -> Any:
-    """A message without what is empty, as clients send back what they were given, or changes nothing."""
+    """Drop fields of a message that are empty or change nothing, because clients send back what they
+    received."""
     if not isinstance(said, dict):
         return said
     return {key: value for key, value in said.items() if value not in (None, []) and key not in _UNREAD}
@@ -215,7 +212,7 @@ def _decoding(body: Body, application: Application | None, may_draw: bool) -> De
     given = {"max_tokens": longest, "temperature": body.temperature, "top_p": body.top_p}
     said = {key: value for key, value in given.items() if value is not None}
     if application is not None and not may_draw and "max_tokens" in said:
-        said["max_tokens"] = min(said["max_tokens"], usual.max_tokens)  # fewer only cut the same answer short
+        said["max_tokens"] = min(said["max_tokens"], usual.max_tokens)  # fewer only truncate the same answer
     found = msgspec.structs.replace(usual, **said)
     if found.max_tokens >= _MOST_TOKENS:
         raise UsageError(
@@ -229,7 +226,7 @@ def _decoding(body: Body, application: Application | None, may_draw: bool) -> De
     if application is not None and not may_draw and changed:
         held = ", ".join(f"{key} {getattr(usual, key):g}" for key in changed)
         raise UsageError(
-            f"the application '{application.name}' says how answers are drawn ({held}) and is held constant. "
+            f"the application '{application.name}' fixes the sampling parameters ({held}). "
             "Leave it out, or serve with --free-decoding",
             code="decoding-held",
         )
@@ -240,7 +237,7 @@ def _asked(body: Body, requests: Sequence[Request]) -> ParsedRequest:
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(requests) <= MOST_ANSWERS:
         raise UsageError(
-            f"from 1 to {MOST_ANSWERS} answers can be asked for, not {n * len(requests)}", code="bad-setting"
+            f"a request asks for 1 to {MOST_ANSWERS} answers, not {n * len(requests)}", code="bad-setting"
         )
     if not 0 <= (body.seed or 0) < _MOST_SEED:
         raise UsageError(
@@ -249,7 +246,8 @@ def _asked(body: Body, requests: Sequence[Request]) -> ParsedRequest:
     stops = tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or []))
     if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
         raise UsageError(
-            f"stop may have {MOST_STOPS} texts of {LONGEST_STOPS:,} characters in all", code="stop-too-long"
+            f"stop takes up to {MOST_STOPS} texts, {LONGEST_STOPS:,} characters in all",
+            code="stop-too-long",
         )
     drawn = [
         msgspec.structs.replace(request, seed=request.seed + i) for request in requests for i in range(n)
@@ -265,13 +263,13 @@ def _alone(messages: Sequence[ChatMessage]) -> Iterator[Message]:
     for said in messages:
         if said.role == "tool" or said.tool_calls:
             raise UsageError(
-                "there are no tools here: serve the model in an application that has some", code="no-tools"
+                "no tools are available: serve the model in an application that has some", code="no-tools"
             )
         yield Message("system" if said.role == "developer" else said.role, said.text)
 
 
 def _within(application: Application, messages: Sequence[ChatMessage]) -> list[Message]:
-    """The conversation behind what the application says first, as a study would put it. Raises UsageError."""
+    """Append the conversation to the application's own messages, as a study does. Raises UsageError."""
     if any(said.role in ("system", "developer") for said in messages):
         raise UsageError(
             f"the application '{application.name}' has its own system prompt, which is held constant. "
@@ -291,7 +289,7 @@ def _within(application: Application, messages: Sequence[ChatMessage]) -> list[M
         if said.role == "tool":
             if said.tool_call_id not in names:
                 raise UsageError(
-                    f"the tool_call_id '{said.tool_call_id}' is of no call before it", code="call-unknown"
+                    f"the tool_call_id '{said.tool_call_id}' matches no earlier call", code="call-unknown"
                 )
             results.append((names.pop(said.tool_call_id), said.text))
             continue
@@ -303,16 +301,16 @@ def _within(application: Application, messages: Sequence[ChatMessage]) -> list[M
         else:
             if said.tool_calls:
                 raise UsageError(
-                    f"a message of the role '{said.role}' calls no tools", code="role-calls-no-tools"
+                    f"a message with role '{said.role}' cannot call tools", code="role-calls-no-tools"
                 )
-            # As a study has it: two messages of the user in a row are more than some templates take.
+            # As in a study: some templates reject two user messages in a row.
             left = f"{found.pop().content}\n\n" if len(found) > n_before and found[-1].role == "user" else ""
             found.append(Message("user", left + said.text))
     return found + application.results(results)
 
 
 def _named(application: Application, calls: Sequence[AssistantToolCall]) -> dict[str, str]:
-    """Calls' ids, each with its tool. Raises UsageError for what is no call of the application's."""
+    """Return the tool of each call id. Raises UsageError for a call that does not fit the application."""
     known = [tool.name for tool in application.tools]
     for call in calls:
         if call.function.name not in known:
@@ -331,12 +329,12 @@ def _arguments(call: AssistantToolCall) -> dict[str, Any]:
         return msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
         raise UsageError(
-            f"the arguments of the call '{call.id[:80]}' are no JSON object", code="arguments-not-object"
+            f"the arguments of the call '{call.id[:80]}' are not a JSON object", code="arguments-not-object"
         ) from None
 
 
 def _answered(application: Application, said: ChatMessage) -> Message:
-    """What the assistant wrote. Its calls stand in it where the caller has kept them, in whatever form."""
+    """Return the assistant's message, with calls that the caller sent separately written into it."""
     text = said.text
     written = application.calls("", Reply(0, "", text, tool_calls=parse_tool_calls(text)))
     names = {call.name for call in written}
@@ -352,7 +350,7 @@ def _answered(application: Application, said: ChatMessage) -> Message:
 
 
 def calls_of(ident: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
-    """Tool calls as they are sent."""
+    """Return tool calls in OpenAI's format."""
     return [
         {
             "id": f"call_{ident}_{i}",
@@ -364,12 +362,12 @@ def calls_of(ident: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
 
 
 def reason(reply: Reply, calls: Sequence[ToolCall] = (), is_cut: bool = False) -> str:
-    """Why an answer ended. is_cut: by a text of the caller's."""
+    """Return the finish reason of an answer. is_cut: a stop text of the caller cut it."""
     return "tool_calls" if calls else "stop" if is_cut else _REASONS[reply.stop]
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, int]:
-    """Tokens that were read and written. Answers to one prompt read it once."""
+    """Count prompt and completion tokens. Answers to the same prompt count it once."""
     prompts = {reply.prompt: reply.n_prompt_tokens for reply in replies}
     written = sum(len(r.tokens) if r.n_tokens is None else r.n_tokens for r in replies)
     read = sum(prompts.values())

@@ -1,7 +1,7 @@
-"""The HTTP server around the API: uvicorn, with a time limit for a request's headers.
+"""The HTTP server of the API: uvicorn with a time limit for request headers.
 
-Promises: a connection whose headers do not arrive in time is closed, with 408 where some of them came; new
-connections are accepted a few at a time, so that a burst of them does not hold up requests that are there.
+Promises: a connection whose headers do not arrive in time is closed, with 408 if some arrived. New
+connections are accepted a few at a time, so a burst of them does not delay open requests.
 Leaves to others: bodies and answers (app.py), and the socket's address (cli/).
 """
 
@@ -15,8 +15,9 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_SECONDS = 10.0  # from a connection's start, or a later request's first byte, to the end of its headers
-_ACCEPTED = 32  # connections in one pass of the event loop
+# from the start of a connection, or a later request's first byte, to the end of headers
+HEADER_SECONDS = 10.0
+_ACCEPTED = 32  # connections per pass of the event loop
 _WAITING = 2048  # connections that the kernel holds until they are accepted
 _REASON = b"the headers did not arrive in time\n"
 _LATE = (
@@ -26,17 +27,18 @@ _LATE = (
 
 
 class UvicornServer(uvicorn.Server):
-    """uvicorn over sockets that are bound already."""
+    """uvicorn on sockets that are already bound."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen. asyncio accepts as many connections at once as may wait: here these two differ."""
+        """Start to listen. asyncio uses one number for the backlog and for accepts per pass; here they
+        differ."""
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(_WAITING)
 
 
 def server(api: Starlette, header_seconds: float = HEADER_SECONDS, **settings: Any) -> UvicornServer:
-    """A server of this API. settings: as uvicorn.Config takes them."""
+    """Return a server of this API. settings: keyword arguments of uvicorn.Config."""
 
     class Protocol(_TimedHeaders):
         seconds = header_seconds
@@ -45,19 +47,19 @@ def server(api: Starlette, header_seconds: float = HEADER_SECONDS, **settings: A
 
 
 class _TimedHeaders(H11Protocol):
-    """uvicorn's protocol, which by itself waits for headers for ever."""
+    """uvicorn's protocol with a time limit; without it uvicorn waits forever for headers."""
 
     seconds = HEADER_SECONDS
     _limit: asyncio.TimerHandle | None = None
     _has_begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller came: its first headers are awaited."""
+        """Start the time limit for the first headers of a new connection."""
         super().connection_made(transport)
         self._limit = self.loop.call_later(self.seconds, self._close_late)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: of headers, whose time runs, or of a body, whose time the API counts."""
+        """Receive bytes. Headers are timed here; the API times bodies."""
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._limit is None:
             self._limit = self.loop.call_later(self.seconds, self._close_late)
@@ -67,7 +69,7 @@ class _TimedHeaders(H11Protocol):
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The caller left."""
+        """Stop the time limit of a closed connection."""
         self._stop_waiting()
         super().connection_lost(exc)
 

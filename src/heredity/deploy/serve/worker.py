@@ -1,12 +1,12 @@
-"""One model that answers many who ask at once, each at its own time.
+"""A worker thread that shares one engine among many callers.
 
-An engine answers a stream of requests. Here the stream is whatever comes: a thread holds the engine, takes
-requests in the order in which they were put, and hands each answer to the one who waits for it.
+An engine answers a stream of requests. The worker owns the engine, takes requests in the order of their
+arrival, and returns each answer to its caller.
 
-Promises: an answer is the engine's own, the same alone and in company; who goes away frees its place; more
-than `most` waiting are refused at once and not kept waiting; a fault is told to those that were under way,
-and the next is tried again.
-Leaves to others: what is asked, and in which words it is answered (serve.py, wire.py).
+Promises: an answer is the engine's own and does not depend on the batch. A cancelled request frees its
+place. More than `most` open requests are refused at once. An engine failure fails all requests in flight,
+and the next request is tried again.
+Leaves to others: the requests and the format of the answers (app.py, schema.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeGuard
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -27,21 +27,31 @@ from heredity.core.records import Reply, Request
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines.protocols import Engine, Streamer
 
-WIDTH = 8  # requests that an engine is given at once, where it does not say how many are good
-MOST = 256  # that may wait
+WIDTH = 8  # requests in flight for an engine that does not report its own width
+MOST = 256  # open requests
 _CLOSED = "the service is closed"
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class BatchedEngine(Protocol):
+    """An engine that reports the number of requests that it answers at once."""
+
+    @property
+    def width(self) -> int:
+        """That number."""
+
+
 class Hears(Protocol):
-    """Who hears an answer while it grows; called by the engine's thread."""
+    """A callback that receives an answer while it is generated; the engine's thread calls it."""
 
     def __call__(self, more: str) -> None: ...
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One request on its way. `reply` comes true with the answer, or with an error that is for all."""
+    """One request and its pending `reply`: a future of the answer, or of an error that fails all
+    requests."""
 
     request: Request
     hears: Hears | None = None
@@ -51,41 +61,39 @@ class Ticket:
     left: Callable[[Ticket], None] | None = None
 
     def drop(self) -> None:
-        """Give up the request. One that still waits for the engine frees its place at once."""
+        """Cancel the request. One that the engine has not started frees its place at once."""
         self.is_wanted = False
         if self.left is not None:
             self.left(self)
 
 
 class EngineWorker:
-    """An engine in a thread of its own. Close it, and what waits is told so."""
+    """An engine in its own thread. `close` refuses the requests that still wait."""
 
     def __init__(self, engine: Engine, most: int = MOST) -> None:
         self.engine, self.most = engine, most
-        self._width: int = getattr(engine, "width", WIDTH)
+        self._width = engine.width if isinstance(engine, BatchedEngine) else WIDTH
         self._asked: SimpleQueue[Ticket | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
         self._lock = threading.Lock()
-        self.failure: HeredityError | None = None  # the last fault, since when nothing was answered
+        self.failure: HeredityError | None = None  # the last failure, until an answer succeeds
         self._is_closing = self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def n_open(self) -> int:
-        """Requests that wait or are being answered."""
+        """The number of requests that wait or are in flight."""
         return self._n_open
 
     def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
-        """Put a request. Raises Busy where too many wait, EngineFailure where the service is closed."""
+        """Queue a request. Raises Busy if too many are open, EngineFailure if the worker is closed."""
         with self._lock:
             if self._is_closing:
                 raise EngineFailure(_CLOSED, code="service-closed")
             if self._n_open >= self.most:
-                raise Busy(
-                    f"{self._n_open:,} requests wait already. Ask again in a while.", code="queue-full"
-                )
+                raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
             self._n_open += 1
             self._n_asked += 1
             ticket = Ticket(msgspec.structs.replace(request, key=self._n_asked), hears, left=self._leave)
@@ -93,19 +101,20 @@ class EngineWorker:
         return ticket
 
     def close(self) -> None:
-        """Answer what is under way, refuse what waits, and free the engine."""
+        """Finish the requests in flight, refuse those that wait, and free the engine."""
         with self._lock:
             self._is_closing = True
-            self._asked.put(None)  # behind all that was asked
+            self._asked.put(None)  # after all queued requests
         self._thread.join()
         self.engine.close()
 
     # --- the engine's thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Put to the engine what comes, in one stream; after a fault in another, begun with the next request.
+        """Send requests to the engine in one stream; after a failure, start a new stream with the next
+        request.
 
-        The fault may lie in one of those that were under way, or pass; and no one may wait for ever.
+        The failure may come from one request in flight, or may be temporary. No caller may wait forever.
         """
         while not self._has_ended:
             if (first := self._next(is_patient=True)) is None:
@@ -115,7 +124,7 @@ class EngineWorker:
                     self._settle(self._under_way.pop(reply.key), clean(reply))
                     self.failure = None
                 said: HeredityError = EngineFailure(
-                    "the engine stopped before it had answered", code="engine-stopped"
+                    "the engine stopped before it answered", code="engine-stopped"
                 )
             except HeredityError as error:
                 said = error
@@ -129,7 +138,7 @@ class EngineWorker:
             self._under_way.clear()
 
     def _replies(self, first: Ticket) -> Iterator[Reply]:
-        if _is_heard(self.engine):
+        if isinstance(self.engine, Streamer):
             return self.engine.stream(self._requests(first), self)
         return self.engine.reply(self._requests(first))
 
@@ -138,14 +147,15 @@ class EngineWorker:
         while not self._has_ended:
             if len(self._under_way) >= self._width:
                 yield None
-            # With nothing under way there is nothing to do but to wait.
+            # With nothing in flight the thread can only wait.
             elif (ticket := self._next(is_patient=not self._under_way)) is not None:
                 yield ticket.request
             elif self._under_way:
                 yield None
 
     def _next(self, is_patient: bool) -> Ticket | None:
-        """Who is to be answered next, from here on under way; None where no one is, or not any more."""
+        """Return the next ticket, now in flight; None if none waits or the next one was refused or
+        cancelled."""
         try:
             ticket = self._asked.get(block=is_patient)
         except Empty:
@@ -155,14 +165,14 @@ class EngineWorker:
         elif self._is_closing:
             self._settle(ticket, EngineFailure(_CLOSED, code="service-closed"))
         else:
-            with self._lock:  # a caller who leaves now is either settled already or under way
+            with self._lock:  # a caller who cancels now is either settled or in flight
                 if not ticket.is_settled:
                     self._under_way[ticket.request.key] = ticket
                     return ticket
         return None
 
     def _leave(self, ticket: Ticket) -> None:
-        """Free the place of a request that the engine has not begun. Called by the caller's thread."""
+        """Free the place of a request that the engine has not started. The caller's thread calls it."""
         with self._lock:
             is_begun = ticket.request.key in self._under_way
         if not is_begun:
@@ -174,7 +184,7 @@ class EngineWorker:
                 return
             ticket.is_settled = True
             self._n_open -= 1
-        with suppress(InvalidStateError):  # whoever waited has gone away
+        with suppress(InvalidStateError):  # the caller has disconnected
             if isinstance(outcome, HeredityError):
                 ticket.reply.set_exception(outcome)
             else:
@@ -183,18 +193,14 @@ class EngineWorker:
     # --- as a Listener --------------------------------------------------------------------------------
 
     def is_heard(self, key: int) -> bool:
-        """Whether someone hears this answer while it grows."""
+        """Return True if the caller wants this answer in parts."""
         return self._under_way[key].hears is not None
 
     def hear(self, key: int, more: str) -> None:
-        """Hand on what an answer has grown by."""
+        """Pass the next part of an answer to its caller."""
         if more and (hears := self._under_way[key].hears) is not None:
             hears(clean_text(more))
 
     def is_wanted(self, key: int) -> bool:
-        """Whether someone still waits for it."""
+        """Return True if the caller still waits for the answer."""
         return self._under_way[key].is_wanted
-
-
-def _is_heard(engine: Engine) -> TypeGuard[Streamer]:
-    return hasattr(engine, "stream")
