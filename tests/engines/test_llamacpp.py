@@ -19,7 +19,7 @@ from heredity.engines._workers import WorkerPool
 from heredity.engines.chat.codec import Template
 from heredity.engines.llamacpp import LlamaCppEngine, open_file
 from heredity.lineage.store import Store, load_engine
-from tests.engines.ears import Ears
+from tests.engines.recording_listener import RecordingListener
 from tests.recipes.conftest import tiny_gguf as tiny_gguf
 from tests.support import pulled
 from tests.support.errors import raises
@@ -85,28 +85,28 @@ def test_a_reply_has_what_every_engine_gives(engine: LlamaCppEngine) -> None:
 
 
 def test_pieces_are_the_answer_and_the_answer_is_that_of_no_listener(engine: LlamaCppEngine) -> None:
-    asked, ears = mixed(12, temperature=0.8), Ears(deaf=[3])
+    asked, listener = mixed(12, temperature=0.8), RecordingListener(deaf=[3])
     alone = {reply.key: reply for reply in engine.reply(asked)}
-    found = {reply.key: reply for reply in engine.stream(asked, ears)}
-    assert found[3] == alone[3] and 3 not in ears.heard
+    found = {reply.key: reply for reply in engine.stream(asked, listener)}
+    assert found[3] == alone[3] and 3 not in listener.heard
     for key, reply in alone.items():
         cut = reply.text.rstrip("\ufffd") if reply.stop == "length" else reply.text
         assert found[key].text in (cut, reply.text) and found[key].n_tokens == reply.n_tokens
-        assert key == 3 or "".join(ears.heard.get(key, ())) == found[key].text
-    assert max(map(len, ears.heard.values())) > 3
+        assert key == 3 or "".join(listener.heard.get(key, ())) == found[key].text
+    assert max(map(len, listener.heard.values())) > 3
 
 
 def test_an_answer_that_is_wanted_no_more_ends_at_once(engine: LlamaCppEngine) -> None:
-    (reply,) = engine.stream([ask(0, "hello", n=20, temperature=1.5)], Ears(most=2))
+    (reply,) = engine.stream([ask(0, "hello", n=20, temperature=1.5)], RecordingListener(most=2))
     assert reply.stop == "length" and (reply.n_tokens or 0) < 12
 
 
 def test_one_that_does_not_fit_is_told_nothing_of_and_an_error(engine: LlamaCppEngine) -> None:
-    ears = Ears()
-    long, short = engine.stream([ask(0, "hello " * 9000), ask(1, "hello")], ears)
+    listener = RecordingListener()
+    long, short = engine.stream([ask(0, "hello " * 9000), ask(1, "hello")], listener)
     if long.key:
         long, short = short, long
-    assert long.stop == "error" and "context overflow" in (long.error or "") and 0 not in ears.heard
+    assert long.stop == "error" and "context overflow" in (long.error or "") and 0 not in listener.heard
     assert short.error is None
 
 

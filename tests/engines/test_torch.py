@@ -20,7 +20,7 @@ from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from tests.support.errors import raises
 
-from .company import caches
+from .batch_caches import caches
 from .conftest import CHATML, WORDS, make_model, make_tokenizer
 
 SYSTEM = Message("system", "the quick brown fox jumps over a lazy dog " * 3)

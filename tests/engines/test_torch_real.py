@@ -13,7 +13,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch.engine import TorchEngine, load
 from tests.support import pulled
 
-from .company import caches
+from .batch_caches import caches
 
 pytestmark = pytest.mark.models
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support-desk.toml"

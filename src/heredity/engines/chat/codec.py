@@ -286,7 +286,7 @@ def _overlap(text: str, end: str) -> int:
     return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)
 
 
-class AnswerStream:
+class GrowingAnswer:
     """The text of a growing answer, in parts of whole characters.
 
     Each part is decoded with a few tokens before it: most tokenizers decode the first token differently.
@@ -448,9 +448,9 @@ class AnswerReader:
         text = self._codec.decode(output[:-1] if output[-1] in self.stops else output)
         return text.split(self._stop_text, 1)[0] if self._stop_text else text
 
-    def stream(self) -> AnswerStream:
+    def stream(self) -> GrowingAnswer:
         """Return a reader of an answer that is still growing."""
-        return AnswerStream(self._codec.decode, self._stop_text)
+        return GrowingAnswer(self._codec.decode, self._stop_text)
 
 
 def stop_tokens(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:

@@ -21,7 +21,7 @@ import torch
 from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Decoding, Reply, Request
 from heredity.engines import RequestStream, cache_budget, failed_reply
-from heredity.engines.chat.codec import AnswerReader, AnswerStream, ChatCodec, parse_tool_calls
+from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, KvSlots, SharedPrefix, padded, round_up
 
@@ -292,7 +292,7 @@ class Session:
     ) -> None:
         self._pool, self._codec, self._reader = pool, codec, reader
         self._requests, self._listener = RequestStream(requests), listener
-        self._streams: dict[int, AnswerStream] = {}
+        self._streams: dict[int, GrowingAnswer] = {}
         self._waiting: dict[int, list[tuple[int, int, BatchRow]]] = {}  # by prefix: a heap, longest first
         self._prompts: dict[int, tuple[str, int]] = {}
         self._prefixes: dict[int, SharedPrefix] = {}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.chat.codec import AnswerStream, StopTexts
+from heredity.engines.chat.codec import GrowingAnswer, StopTexts
 from heredity.engines.torch.engine import TorchEngine, open_folder
 
 from .conftest import make_model
-from .ears import Ears
+from .recording_listener import RecordingListener
 
 
 def questions(n: int, n_tokens: int = 24, temperature: float = 1.5) -> list[Request]:
@@ -24,33 +24,40 @@ def questions(n: int, n_tokens: int = 24, temperature: float = 1.5) -> list[Requ
     return [Request(i, (Message("user", f"the fox {i}"),), decoding, seed=i) for i in range(n)]
 
 
-def streamed(engine: TorchEngine, ears: Ears, requests: list[Request]) -> dict[int, Reply]:
-    return {reply.key: reply for reply in engine.stream(requests, ears)}
+def streamed(engine: TorchEngine, listener: RecordingListener, requests: list[Request]) -> dict[int, Reply]:
+    return {reply.key: reply for reply in engine.stream(requests, listener)}
 
 
 def test_pieces_are_the_answer_of_every_architecture(any_model: Path) -> None:
-    engine, ears = open_folder(any_model, dtype="float32"), Ears()
+    engine, listener = open_folder(any_model, dtype="float32"), RecordingListener()
     alone = {reply.key: reply for reply in engine.reply(questions(6))}
-    assert streamed(engine, ears, questions(6)) == alone
-    assert {key: "".join(told) for key, told in ears.heard.items()} == {k: r.text for k, r in alone.items()}
-    assert max(map(len, ears.heard.values())) > 6  # they came one by one
+    assert streamed(engine, listener, questions(6)) == alone
+    assert {key: "".join(told) for key, told in listener.heard.items()} == {
+        k: r.text for k, r in alone.items()
+    }
+    assert max(map(len, listener.heard.values())) > 6  # they came one by one
 
 
 def test_a_base_is_not_heard_to_speak_for_the_user(tmp_path: Path) -> None:
-    engine, ears = open_folder(make_model(tmp_path / "base", "llama", None), dtype="float32"), Ears()
-    said = streamed(engine, ears, questions(8, 64))
-    assert {key: "".join(told) for key, told in ears.heard.items()} == {k: r.text for k, r in said.items()}
+    engine, listener = (
+        open_folder(make_model(tmp_path / "base", "llama", None), dtype="float32"),
+        RecordingListener(),
+    )
+    said = streamed(engine, listener, questions(8, 64))
+    assert {key: "".join(told) for key, told in listener.heard.items()} == {
+        k: r.text for k, r in said.items()
+    }
 
 
 def test_who_does_not_listen_is_told_nothing_and_answered_the_same(tiny_llama: Path) -> None:
-    engine, ears = open_folder(tiny_llama, dtype="float32"), Ears(deaf=[1])
-    assert streamed(engine, ears, questions(3)) == {r.key: r for r in engine.reply(questions(3))}
-    assert set(ears.heard) == {0, 2}
+    engine, listener = open_folder(tiny_llama, dtype="float32"), RecordingListener(deaf=[1])
+    assert streamed(engine, listener, questions(3)) == {r.key: r for r in engine.reply(questions(3))}
+    assert set(listener.heard) == {0, 2}
 
 
 def test_an_answer_that_is_wanted_no_more_ends_at_once(tiny_llama: Path) -> None:
     engine = open_folder(tiny_llama, dtype="float32")
-    said = streamed(engine, Ears(most=3), questions(1, 200))
+    said = streamed(engine, RecordingListener(most=3), questions(1, 200))
     assert said[0].stop == "length" and 3 <= len(said[0].tokens) < 12
 
 
@@ -59,14 +66,14 @@ def test_a_prompt_whose_caller_has_gone_is_not_read(
 ) -> None:
     engine = open_folder(tiny_llama, dtype="float32")
     monkeypatch.setattr(engine.decoder, "prefill", None)
-    said = streamed(engine, Ears(most=0), questions(3))
+    said = streamed(engine, RecordingListener(most=0), questions(3))
     assert {key: reply.tokens for key, reply in said.items()} == {0: (), 1: (), 2: ()}
 
 
 def test_characters_of_several_tokens_come_whole() -> None:
     """Bytes as tokens, as a byte-level tokenizer has them of what it knows no word for."""
     raw = "naïve — 漢字 🙂!".encode()
-    spoken = AnswerStream(lambda tokens: bytes(tokens).decode(errors="replace"), "")
+    spoken = GrowingAnswer(lambda tokens: bytes(tokens).decode(errors="replace"), "")
     pieces = [spoken.grow(list(raw[: n + 1])) for n in range(len(raw))]
     assert "".join(pieces) == raw.decode() and "\ufffd" not in "".join(pieces)
 

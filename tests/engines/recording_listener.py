@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class Ears:
+class RecordingListener:
     """A listener that keeps what it hears, and wants so many pieces of each answer."""
 
     def __init__(self, most: int = 1 << 30, deaf: Iterable[int] = ()) -> None:

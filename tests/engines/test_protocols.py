@@ -1,0 +1,60 @@
+"""Capabilities are protocols: an engine has one, or it has not, and nobody asks for an attribute by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from heredity.core import registry
+from heredity.core.errors import EngineFailure
+from heredity.core.records import Message, Request
+from heredity.engines import RequestStream, altered, base_numerics, is_batch_unverified
+from heredity.engines.protocols import (
+    Accountant,
+    Completer,
+    DecodingAdapter,
+    Engine,
+    EngineModule,
+    LayerReader,
+    Scorer,
+    WhiteBoxEngine,
+)
+from heredity.engines.scripted import ScriptedEngine
+from tests.support.errors import raises
+
+
+@pytest.mark.parametrize("name", registry.names("engines"))
+def test_every_file_of_engines_is_an_engine_module(name: str) -> None:
+    try:
+        assert isinstance(registry.load("engines", name), EngineModule)
+    except ImportError as error:
+        pytest.skip(f"an optional package is not installed: {error.name}")
+
+
+def test_the_protocols_are_not_an_engine() -> None:
+    assert "protocols" not in registry.names("engines")
+
+
+def test_a_scripted_engine_answers_and_has_no_other_capability() -> None:
+    engine = ScriptedEngine("careful")
+    assert isinstance(engine, Engine)
+    for capability in (Accountant, Completer, DecodingAdapter, LayerReader, Scorer, WhiteBoxEngine):
+        assert not isinstance(engine, capability)
+    assert base_numerics(engine) == engine.numerics and not is_batch_unverified(engine)
+
+
+def test_an_altered_engine_has_another_name() -> None:
+    assert altered("torch float32", "first 3 layers") not in ("torch float32", altered("torch float32", "x"))
+
+
+def test_a_stream_gives_its_requests_and_says_when_it_has_ended() -> None:
+    one = Request(1, (Message("user", "Hi"),))
+    stream = RequestStream([None, one])
+    assert stream.next() is None and stream.is_open
+    assert stream.next() is one and stream.is_open
+    assert stream.next() is None and not stream.is_open
+    stream.refuse_idle()  # it has ended: nothing is missing
+
+
+def test_an_open_stream_without_requests_in_flight_is_a_failure() -> None:
+    with raises(EngineFailure, "stream-stuck"):
+        RequestStream([None]).refuse_idle()
