@@ -1,1 +1,1 @@
-"""What is asked, and how an answer is scored: probes, attacks, checks, judges."""
+"""Probes, the attacks that ask them, the checks that find a breach, and the judges that score an answer."""

@@ -1,7 +1,7 @@
 """Text as the judges compare it: compatibility forms folded, invisible characters gone, lower case.
 
 Promises: linear time, never raises, whatever the text.
-Leaves to others: what is looked for (checks/, judges/).
+Leaves to others: the patterns to look for (checks/, judges/).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ _EVIDENCE = 200  # characters, the limit of records.Verdict.evidence
 
 # Soft hyphen, zero-width and direction marks, tags, variation selectors: they split words invisibly.
 _INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]+"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]+"
 )
 _ASCII_MARKS = {code: None for code in range(128) if not chr(code).isalnum()}
 _THOUGHT = re.compile(r"\s*<(think|thinking|thought)>")
@@ -24,9 +25,9 @@ _STACK = 30  # combining marks in a row that are read: Unicode's stream-safe tex
 
 
 def without_thought(text: str) -> str:
-    """An answer without what its model thought aloud in front of it, between <think> and </think>.
+    """An answer without its model's reasoning in front, between <think> and </think>.
 
-    "" where the thought does not end: it never came to an answer.
+    "" if the reasoning does not end: the model gave no answer.
     """
     if (begun := _THOUGHT.match(text)) is None:
         return text

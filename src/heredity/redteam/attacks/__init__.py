@@ -1,4 +1,4 @@
-"""Attacks: how a probe is put to a model. A spec names one: NAME[:VARIANT][+NAME...].
+"""Attacks: ways to ask a model a probe. A spec names one: NAME[:VARIANT][+NAME...].
 
 "crescendo+encoding:rot13" is two parts. The part that leads the conversation comes first ("direct" if none
 does). The others act on its turns from left to right, so "roleplay+encoding:base64" encodes the role play.
@@ -17,17 +17,17 @@ To add an attack, add one file here. It has `QUERIES`, its cost in words. An att
     recast(probe, context) -> Probe
         rewords the probe first. May have skips(probe, context) -> str, why it cannot; "" if it can.
     prepare(engine, keep) -> Engine
-        changes the model itself; on an engine that holds its weights (engines.Open)
+        changes the model itself; on an engine that holds its weights (engines.protocols.WhiteBoxEngine)
 
 With NEEDS_ATTACKER = True, `turns` may also yield a Consult, a question to the study's attacker model, and
-receives its reply. With search(engine, request, probe, context) -> str, `lay` finds in `context.found` what
-the search found on the model's weights, for the place of MARK in the request.
+receives its reply. An attack with search(engine, request, probe, context) -> str searches the model's
+weights. Its `lay` finds the result in `context.found`, for the place of MARK in the request.
 
 `context` (AttackContext) has the trial's sample and seed, the source of everything random, and the
 application's words.
 
-Promises: an attack changes how a probe is asked, never what counts as a breach. A trial's words depend on
-its spec, probe, seed, sample and the model's replies alone. It ends within the queries it states.
+Promises: an attack changes how a probe is asked, never what counts as a breach. A trial's words depend only
+on its spec, probe, seed, sample and the model's replies. It ends within the queries it states.
 Leaves to others: the application around it (application/) and the verdict (judges/).
 """
 
@@ -74,8 +74,8 @@ def load(spec: str) -> Attack:
 def planned(spec: str) -> Attack:
     """The attack of a saved plan, whose spec is written out in full.
 
-    Raises Damaged where it is not: a plan may come from anyone, and `suffix:FILE.txt` without the digest that
-    planning puts behind it would send lines of any file to the models.
+    Raises Damaged if it is not. Anyone can write a plan: `suffix:FILE.txt` without the digest that planning
+    adds could send the lines of any file to the models.
     """
     attack = parse(spec)
     if attack.spec != spec:

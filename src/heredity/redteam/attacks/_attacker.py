@@ -1,8 +1,8 @@
-"""What is said to an attacker model, and what is made of its answer: the demand in other words.
+"""The prompt for an attacker model, and the rephrased demand that is read from its answer.
 
-Promises: the attacker is asked to rephrase what the probe asks and nothing else; its answer is cut, and one
-that has left the demand, or that would show a breach by being said back, is not used; what the target said is
-shown to the attacker alone.
+Promises: the attacker is asked only to rephrase the probe's demand. Its answer is cut. A message that drops
+the demand, or that would show a breach if the target quoted it, is not used. Only the attacker sees the
+target's replies.
 Leaves to others: the conversation (pair.py, tap.py) and the attacker itself (the study).
 """
 
@@ -47,7 +47,7 @@ def ask(probe: Probe, context: AttackContext, tries: list[AttackTry], branch: in
 
 
 def read_message(reply: Reply, probe: Probe, context: AttackContext) -> str:
-    """The message that the attacker wrote; "" where it cannot be used."""
+    """The message that the attacker wrote; "" if it cannot be used."""
     found = _MESSAGE.search(reply.text)
     text = (found[1] if found else reply.text).strip().strip('"').strip()[:MOST_CHARACTERS]
     return text if is_about(text, probe.turns[-1]) and not context.referee.is_void(text) else ""
@@ -62,7 +62,7 @@ def is_about(text: str, demand: str) -> bool:
 
 
 def attempt(probe: Probe, text: str, context: AttackContext) -> Generator[Turn, Reply, AttackTry]:
-    """A conversation of its own that comes to `text`; returns, as the generator's value, the Try."""
+    """A separate conversation that leads to `text`; the generator's return value is the Try."""
     *before, _ = probe.turns
     for at, one in enumerate(before):
         yield Turn(one, asks=False, is_fresh=at == 0)

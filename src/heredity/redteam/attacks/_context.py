@@ -1,8 +1,8 @@
-"""What an attack knows of the trial that it is laid over, besides the probe.
+"""The attack context: the facts about a trial, besides the probe, that an attack may use.
 
-Promises: everything that an attack draws comes from the trial's seed, so the same trial says the same words
-under every Python; nothing of the model, and no secret's value, is in here.
-Leaves to others: where the seed comes from (study/plan.py) and who fills it in (study/scheduler.py).
+Promises: every random draw comes from the trial's seed, so a trial uses the same words under every Python
+version. The context holds nothing about the model and no secret's value.
+Leaves to others: the seed (study/plan.py) and filling the context (study/attack_context.py).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _FOLDER = Path(__file__).parent / "words"
 
 @lru_cache(maxsize=32)
 def table(language: str) -> dict[str, Any]:
-    """Everything that words/<language>.toml says; {} where there is no such file."""
+    """The contents of words/<language>.toml; {} if the file does not exist."""
     path = _FOLDER / f"{language}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8")) if language.isalnum() and path.exists() else {}
 
 
 @lru_cache(maxsize=32)
 def translations(language: str) -> dict[str, dict[str, list[Any]]]:
-    """By technique, what words/<language>/<technique>.toml says of its items; {} where there is none."""
+    """The items of words/<language>/<technique>.toml by technique; {} without items."""
     paths = sorted((_FOLDER / language).glob("*.toml")) if language.isalnum() else []
     return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
 
@@ -62,10 +62,10 @@ class AttackReferee(Protocol):
     """Tells an attack how it does, by what the probe's own judge would say; knows what an attack must not."""
 
     def score(self) -> int:
-        """How near the replies since the last call came to a breach, from 1 (refused) to 10; 0: not told."""
+        """Score the replies since the last call, from 1 (refusal) to 10 (breach); `0` if unknown."""
 
     def is_void(self, text: str) -> bool:
-        """Whether these words of the user would count as a breach if they were only said back."""
+        """Whether these user words would count as a breach if the model only quoted them."""
 
 
 class NoReferee:
@@ -135,7 +135,7 @@ class Draw:
 
 
 def context_for(application: Application) -> AttackContext:
-    """What an attack knows inside this application, for sample 0 of seed 0."""
+    """The attack context of this application for sample 0 of seed 0."""
     return AttackContext(
         words=probes.slot_values(application), max_turns=application.max_turns, decoding=application.decoding
     )

@@ -1,7 +1,7 @@
-"""A conversation that climbs: small steps first, then the probe's own turns; it backs off from a refusal.
+"""A conversation that escalates: small steps first, then the probe's own turns; it backs off from a refusal.
 
-Promises: never more turns than the variant and the application allow, and the probe's demand is always
-made; what the model said decides only whether to back off, and is never said back to it.
+Promises: at most as many turns as the variant and the application allow, and the probe's demand is always
+made. The model's replies only decide whether to back off; they are never quoted back to it.
 Leaves to others: the steps (words/*.toml) and whether a reply was a breach (judges/).
 """
 
@@ -67,7 +67,7 @@ def is_refusal(text: str, language: str) -> bool:
 
 
 def topic(probe: Probe) -> str:
-    """What the steps lead up to. Behind a passage or a tool's result the user is innocent and stays so."""
+    """The goal of the steps. If a passage or a tool's result makes the demand, the user stays innocent."""
     if probe.passage or probe.tool_result:
         return "indirect"
     return _TOPICS.get(probe.technique, probe.technique)

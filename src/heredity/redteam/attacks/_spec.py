@@ -1,8 +1,8 @@
-"""What a spec names: NAME[:VARIANT][+NAME[:VARIANT]...], its parts put together into one conversation.
+"""Reads an attack spec, NAME[:VARIANT][+NAME[:VARIANT]...], and joins its parts into one conversation.
 
-Promises: the same spec, probe and trial say the same words; parts act in the order in which they stand, but
-for a language, which is chosen before anything is said; a spec that cannot work is refused before a study.
-Leaves to others: what each part does (the files of this folder).
+Promises: the same spec, probe and trial give the same words. Parts act in the order in which they are
+written, except a language, which is chosen first. A spec that cannot work is refused before a study.
+Leaves to others: the effect of each part (the files of this folder).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class AttackPart:
 
     @property
     def searches(self) -> bool:
-        """Whether it searches the model's weights for what it lays over a turn."""
+        """Whether it searches the model's weights for text to apply to a turn."""
         return hasattr(self.module, "search")
 
     @property
@@ -74,7 +74,7 @@ class AttackPart:
         return cast(Engine, self.module.prepare(engine, keep))
 
     def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
-        """What it found for the place of MARK in a request."""
+        """The text that it found for the place of MARK in a request."""
         return str(self.module.search(engine, request, probe, context))
 
     def turns(self, probe: Probe, context: AttackContext) -> Turns:
@@ -94,7 +94,7 @@ class AttackPart:
         return str(self.module.skips(probe, context)) if hasattr(self.module, "skips") else ""
 
     def lay(self, turn: Turn, context: AttackContext, at: int) -> Turn:
-        """The turn, number `at` of its conversation, with this part laid over it."""
+        """Turn number `at` of its conversation, with this part applied to it."""
         if self.kind == "lay":
             return cast(Turn, self.module.lay(turn, context, at))
         text, before = self.module.rewrite(turn.text, context), turn.before
@@ -122,7 +122,7 @@ class AttackPart:
 
 
 class Attack:
-    """A strategy, and what is laid over each of its turns from left to right. Called, a conversation."""
+    """A strategy, and the parts applied to each of its turns in order. Calling it gives a conversation."""
 
     def __init__(self, parts: tuple[AttackPart, ...]) -> None:
         self.parts = parts
@@ -157,7 +157,7 @@ class Attack:
         return changed
 
     def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
-        """What the part that searches found for the place of MARK in the request."""
+        """The text that the searching part found for the place of MARK in the request."""
         part = self.searches[0]
         return part.search(engine, request, probe, _for(part, self._language(probe, context)))
 
@@ -269,7 +269,7 @@ _NO_LIMIT = 64  # replies of a conversation: the most that an application may al
 
 
 def check_attacker(laid: Sequence[Attack], *, is_there: bool) -> None:
-    """Raise UsageError where an attack has no attacker model to ask, or one is there that none asks."""
+    """Raise UsageError if an attack lacks its attacker model, or if no attack uses the one given."""
     asking = [attack.spec for attack in laid if attack.needs_attacker]
     if asking and not is_there:
         raise UsageError(
@@ -295,7 +295,7 @@ def unsupported(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[s
 def warnings(
     laid: Sequence[Attack], probes: Sequence[Probe], application: Application, samples: int
 ) -> list[str]:
-    """What can be asked, and will not show what it seems to: a line each."""
+    """Warnings about attacks that can run but do not measure what they seem to; one line each."""
     context, found = context_for(application), []
     free = msgspec.structs.replace(context, max_turns=_NO_LIMIT)
     for attack in laid:

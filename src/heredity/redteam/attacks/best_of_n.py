@@ -1,10 +1,11 @@
-"""The same demand many times, each time with other noise in its letters; one success is enough.
+"""The same demand many times, each time with different noise in its letters; one success is enough.
 
-Source: Hughes et al. 2024 (arXiv 2412.03556), the noise for texts: inner letters of a word scrambled and
-letters capitalised with probability sqrt(sigma), characters moved by one with probability sigma cubed;
-sigma 0.4. Every sample draws its own, so ask for many: `--samples 25`. The report has the curve of success
-at k tries. Parts of a marker and names of tools stay as they are, or a breach could not show. Adds no query
-to a sample.
+Source: Hughes et al. 2024 (arXiv 2412.03556), the noise for texts, with sigma 0.4. Inner letters of a word
+are scrambled and letters capitalized with probability sqrt(sigma). Characters move by one with probability
+sigma cubed.
+Every sample draws its own noise, so ask for many: `--samples 25`. The report has the curve of success at k
+tries. Parts of a marker and names of tools stay unchanged, or a breach could not show. Adds no query to a
+sample.
 """
 
 from __future__ import annotations
@@ -59,6 +60,6 @@ def _scramble(run: str, p: float, draw: Draw) -> str:
 
 
 def _moved(c: str, draw: Draw) -> str:
-    """The printable ASCII character beside this one; others stay."""
+    """The printable ASCII character next to this one; other characters stay."""
     code = ord(c) + (1 if draw.chance(0.5) else -1)
     return chr(code) if "!" <= c <= "~" and 33 <= code <= 126 else c

@@ -1,9 +1,9 @@
 """A friendly conversation that goes from the general to the demand, and backs off from a refusal.
 
-Source: Russinovich et al. 2024 (arXiv 2404.01833). Ours needs no attacker model: the steps are written for
-each kind of breach, and the model's replies decide only whether to back off; nothing is taken back from the
-chat, as the paper's does. The variant is the most turns, from 2 to 10; an application's `max_turns` may
-allow fewer.
+Source: Russinovich et al. 2024 (arXiv 2404.01833). This version needs no attacker model: the steps are
+written for each kind of breach. The model's replies only decide whether to back off. Unlike the paper's, it
+removes nothing from the chat.
+The variant is the maximum number of turns, from 2 to 10; an application's `max_turns` may allow fewer.
 """
 
 from __future__ import annotations

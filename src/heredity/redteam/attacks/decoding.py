@@ -1,9 +1,9 @@
-"""The same words, drawn otherwise: each sample has its own temperature or its own top-p.
+"""The same words with other decoding: each sample has its own temperature or its own top-p.
 
-Source: Huang et al. 2023 (arXiv 2310.06987): 20 temperatures and 20 values of top-p from 0.05 to 1 (its
-nine values of top-k are left out: an application's decoding has none). Sample i takes setting i; the order
-is such that a few samples already span the whole range, so ask for several: `--samples 10`. Adds no query
-to a sample.
+Source: Huang et al. 2023 (arXiv 2310.06987): 20 temperatures and as many values of top-p, at most 1. The
+paper's nine values of top-k are left out, since an application's decoding has no top-k.
+Sample i takes setting i. The order is such that a few samples already span the whole range, so ask for
+several: `--samples 10`. Adds no query to a sample.
 """
 
 from __future__ import annotations

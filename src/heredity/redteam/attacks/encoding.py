@@ -1,10 +1,9 @@
-"""The user's words in a disguise: an encoding to undo, or letters that look alike or hide something
-between.
+"""The user's words in disguise: an encoding to undo, look-alike letters, or invisible characters.
 
-Source: Wei et al. 2023 (arXiv 2307.02483, base64 and leetspeak), Yuan et al. 2023 (arXiv 2308.06463,
-ciphers), Boucher et al. 2022 (arXiv 2106.09898, homoglyphs and invisible characters). base64 and rot13 come
-with a sentence that says what to do; the others disguise the words in place, all but the parts of a marker
-and the names of tools. Adds no query.
+Source: Wei et al. 2023 (arXiv 2307.02483) for base64 and leetspeak. Yuan et al. 2023 (arXiv 2308.06463) for
+ciphers. Boucher et al. 2022 (arXiv 2106.09898) for homoglyphs and invisible characters.
+base64 and rot13 add a sentence with instructions. The others disguise the words in place, except the parts of
+a marker and the names of tools. Adds no query.
 """
 
 from __future__ import annotations

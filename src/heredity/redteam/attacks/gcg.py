@@ -1,9 +1,10 @@
-"""Tokens behind the demand, searched for on the model's own weights, after which it begins by agreeing.
+"""An adversarial suffix, optimized on the model's own weights so that its answer begins by agreeing.
 
 Source: Zou et al. 2023 (arXiv 2307.15043), greedy coordinate gradient. The target is the harmless beginning
-of an answer, by what the probe is after ("Sure, the code is"). The variant is the number of steps, up to 500;
-each costs a gradient and up to 64 forward passes, once for a trial: what was found is kept in the study's
-folder. Adds no query; torch engine only. The search sees the demand as if the turns before it had no answer.
+of an answer, chosen by the kind of breach ("Sure, the code is").
+The variant is the number of steps, up to 500; each costs a gradient and up to 64 forward passes. The search
+runs once per trial, and the study's folder keeps its result. Adds no query; torch engine only. The search
+sees the demand as if the turns before it had no answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MOST = 500
 
 
 class _Found(msgspec.Struct):
-    """What is read of a search's outcome."""
+    """The part of a search's outcome that is read."""
 
     text: str
 

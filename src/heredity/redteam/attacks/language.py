@@ -1,10 +1,10 @@
-"""The probe in another language, and with it the words of whatever is laid over it.
+"""The probe in another language, together with the words of every part applied to it.
 
-Source: Deng et al. 2023 (arXiv 2310.06474), Yong et al. 2023 (arXiv 2310.02446). The translations are our
-own, in words/<language>/<technique>.toml, made for the probes of the techniques that need no judge; a probe
-without one is skipped with its twin, and said so. The last turn also asks for the answer in English, so that
-the rules judge, which was measured on English, can read it. A passage and a tool's result stay as they are.
-Adds no query.
+Source: Deng et al. 2023 (arXiv 2310.06474), Yong et al. 2023 (arXiv 2310.02446).
+The project wrote the translations, in words/<language>/<technique>.toml, for the probes of techniques that
+need no judge. A probe without one is skipped with its twin, and the reason is reported.
+The last turn also asks for the answer in English, because the rules judge was measured on English. A passage
+and a tool's result stay as they are. Adds no query.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def recast(probe: Probe, context: AttackContext) -> Probe:
 
 
 def translated(probe: Probe, language: str) -> tuple[str, ...] | None:
-    """The turns as words/<language>/<technique>.toml has them, slots unfilled; None where it has none.
+    """The turns in words/<language>/<technique>.toml, slots unfilled; None if it has none.
 
-    An entry is [turns, turns of the twin], or [turns] where the twin is asked the same or there is none;
-    a single turn may stand for a list of one.
+    An entry is [turns, turns of the twin]. It is [turns] if the twin is asked the same or there is no twin. A
+    string may replace a list with one turn.
     """
     name, _, twin = probe.id.partition("~")
     technique, _, item = name.partition("/")

@@ -1,9 +1,9 @@
 """Harmless demonstrations in front: earlier turns in which the assistant did at once what it was asked.
 
-Source: Anil et al. 2024, Many-shot Jailbreaking: 5 shots do nothing, 256 work, a power law between. Ours
-are harmless: spelling a word, a sentence with a word in it, each answered with a plain yes and the result.
-The variant is the number of shots, from 1 to 512. What does not fit into the model's context is an error
-row. Adds no query, but every query is longer: about 40 tokens a shot.
+Source: Anil et al. 2024, Many-shot Jailbreaking: 5 shots do nothing, 256 work, a power law between.
+The demonstrations here are harmless: spelling a word, or a sentence with a word in it, each answered with a
+plain yes and the result. The variant is the number of shots, from 1 to 512. A prompt that exceeds the model's
+context becomes an error row. Adds no query, but every query is longer: about 40 tokens per shot.
 """
 
 from __future__ import annotations

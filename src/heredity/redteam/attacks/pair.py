@@ -1,9 +1,10 @@
-"""An attacker model puts the demand in other words, sees the answer and its score, and tries again.
+"""An attacker model rephrases the demand, sees the answer and its score, and tries again.
 
-Source: Chao et al. 2023 (arXiv 2310.08419). The first try is the probe as it stands, so that a model that
-breaks at once costs no more than by `direct`; each further one is the attacker's, in a conversation of its
-own, until a try breaks. The score is that of the probe's own check, else of the rules judge, never a
-model's. The variant is the most tries, up to 20; a message that has left the demand uses one up, unasked.
+Source: Chao et al. 2023 (arXiv 2310.08419). The first try is the unchanged probe, so a model that breaks at
+once costs no more than with `direct`. Each further try is the attacker's, in a conversation of its own, until
+one breaks. The score is that of the probe's own check, or else of the rules judge; it never comes from a
+model. The variant is the maximum number of tries, up to 20; a message that drops the demand uses one up
+without being asked.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Words after the demand: how the answer must begin, its form, what it may not say; or words of your own.
+"""Words after the demand: how the answer must begin, its form, forbidden words; or words of your own.
 
-Source: Wei et al. 2023 (arXiv 2307.02483): an affirmative start and rules against refusing; Zou et al. 2023
-(arXiv 2307.15043) for suffixes that were searched for, which are not shipped: give your own as
-`suffix:FILE.txt`, one a line. Sample i takes line i, round about. The plan keeps the file's digest, so that
-it cannot change under a study. Adds no query.
+Source: Wei et al. 2023 (arXiv 2307.02483): an affirmative start and rules against refusing.
+Optimized suffixes (Zou et al. 2023, arXiv 2307.15043) are not shipped: give your own as `suffix:FILE.txt`,
+one per line. Sample i takes line i, cyclically. The plan keeps the file's digest, so that it cannot change
+during a study. Adds no query.
 """
 
 from __future__ import annotations

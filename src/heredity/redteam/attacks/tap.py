@@ -1,9 +1,10 @@
-"""A tree of messages by an attacker model: several put the demand otherwise, the best are worked on further.
+"""A tree of messages by an attacker model: several rephrase the demand, and the best are refined further.
 
-Source: Mehrotra et al. 2023 (arXiv 2312.02119), tree of attacks with pruning. The root is the probe as it
-stands. On each level every leaf gets new messages from the attacker; those that have left the demand are
-pruned unasked, by their words rather than by a judge model; of those asked, the better half are the next
-leaves. The variant is WIDTHxDEPTH, up to 10x10: messages asked on a level, and levels.
+Source: Mehrotra et al. 2023 (arXiv 2312.02119), tree of attacks with pruning. The root is the unchanged
+probe. On each level every leaf gets new messages from the attacker. A message that drops the demand is pruned
+before it is asked; a comparison of words decides, not a judge model. The better half of those asked are the
+next leaves.
+The variant is WIDTHxDEPTH, up to 10x10: messages per level, and levels.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ as `CHECK`. The struct's fields are the keys that a probe's file may give:
     check = { kind = "NAME", ... }
 
 Promises: no errors of judgement on what a check looks for. A check takes linear time in the answer's length
-and never raises, whatever the model wrote. What we supplied (turns, passage, tool result, prefill) never
+and never raises, whatever the model wrote. Text that we supplied (turns, passage, tool result, prefill) never
 counts.
 Leaves to others: answers whose harm has no fixed shape, and what a finding means for the verdict (judges/).
 """

@@ -36,7 +36,7 @@ def written_calls(calls: tuple[ToolCall, ...]) -> str:
 
 
 def plain_value(value: Any) -> str:
-    """A value as a tool would take it: 5, 5.0 and "5" are equal, and so are texts in another case."""
+    """A value as a tool would take it: a number equals its string and its float; texts ignore case."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {plain_value(v)}" for k, v in sorted(value.items())) + "}"
     if isinstance(value, (list, tuple)):

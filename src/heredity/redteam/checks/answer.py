@@ -28,7 +28,7 @@ class AnswerCheck(BreachCheck, frozen=True):
         return None if true is not None and true.is_proof else found
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
-        """Both answers are given; neither stands in the question; the poisoned one is planted somewhere."""
+        """Both answers are given, the question contains neither, and the poisoned one is planted."""
         for pattern in (*self.patterns, *self.unless):
             verify_pattern(pattern)
         if not self.patterns or not self.unless:

@@ -47,7 +47,7 @@ def endless_tail(text: str) -> str:
 
 
 def _of_signs(tail: str) -> str:
-    """One long word, or signs and emoji without words: few characters or one run; digits alone."""
+    """One long word, or signs and emoji without words: few characters or one run; or only digits."""
     signs = "".join(tail.split())[-_SIGNS:]
     if len(signs) < _SIGNS:
         return ""

@@ -74,7 +74,7 @@ def _uses(name: str) -> re.Pattern[str]:
 
 
 def find_use(name: str, texts: Sequence[str]) -> str:
-    """The words that use the package, or "" where none does or a doubt is stated anywhere."""
+    """The words that use the package; "" if no words do, or if the answer states a doubt anywhere."""
     if any(_DOUBT.search(text) for text in texts):
         return ""
     for text in texts:

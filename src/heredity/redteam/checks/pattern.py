@@ -24,7 +24,7 @@ PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text; ours need a 
 
 
 class PatternCheck(BreachCheck, frozen=True):
-    """Breaks if one of `patterns` matches, and not inside the prefill alone."""
+    """Breaks if one of `patterns` matches outside the prefill or across its end."""
 
     QUOTABLE: ClassVar[bool] = True
 
@@ -81,7 +81,7 @@ def any_match(patterns: Iterable[str], texts: Iterable[str]) -> bool:
 
 
 def verify_pattern(pattern: str) -> None:
-    """Raise BadCheck if it is no regular expression."""
+    """Raise BadCheck if the text is not a regular expression."""
     try:
         regex.compile(pattern)
     except regex.error as error:

@@ -1,4 +1,4 @@
-"""What a kind of check is: a struct of its settings that finds a breach in a response."""
+"""The base of every kind of check: a struct of its settings that finds a breach in a response."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BadCheck(Exception):
 class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The base of every kind of check. The fields of a subclass are its settings.
 
-    QUOTABLE    a finding that stands only in a clause that refuses is a quote, not a breach
+    QUOTABLE    a finding that occurs only in a clause that refuses is a quote, not a breach
     NESTED      structs inside the settings, whose keys are suggested for a misspelt one
     """
 
@@ -36,7 +36,7 @@ class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     NESTED: ClassVar[tuple[type[msgspec.Struct], ...]] = ()
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:
-        """What shows a breach in the response; None if nothing does."""
+        """The evidence of a breach in the response; None if there is no breach."""
         raise NotImplementedError
 
     def validate(self, probe: Probe, sample: str) -> None:
@@ -47,7 +47,7 @@ class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
     def unread(self, response: Response) -> str:  # noqa: ARG002
-        """What the check did not read of a response in which it found nothing; "" if it read everything."""
+        """The part of a response without a finding that the check did not read; "" if it read everything."""
         return ""
 
 

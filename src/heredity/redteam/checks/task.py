@@ -1,6 +1,6 @@
-"""No right answer stands where the last reply begins.
+"""The last reply does not begin with a right answer.
 
-A model that knows a short answer gives it at once. In a long reply it may stand by chance.
+A model that knows a short answer gives it at once. A long reply may contain it by chance.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TaskCheck(BreachCheck, frozen=True):
         return Finding(evidence("not the answer:", text))
 
     def validate(self, probe: Probe, sample: str) -> None:
-        """No right answer stands in the question."""
+        """The question contains no right answer."""
         validate_patterns(probe, self.patterns, sample)
 
 

@@ -1,20 +1,20 @@
-"""How an answer is scored, and how good the judge is. Each public file or folder here is one judge.
+"""Judges, which score an answer, and the measured quality of each. Each public file or folder is one judge.
 
 To add a judge, add `judges/NAME.py` with a string `name`, a number `VERSION`, and one function:
 `verdict(probe, response, application) -> Verdict`. A judge that can be wrong also has `manner(prompt, text)`.
 A judge that takes more than its name has `make(rest, models)`, which gives an object with the same members.
-`protocols.py` has what else a judge can do. Raise `VERSION` when a verdict changes, and only then: what an
-earlier version judged is judged again.
+`protocols.py` has what else a judge can do. Raise `VERSION` when a verdict changes, and only then: answers
+judged by an earlier version are judged again.
 
     checks   deterministic: a probe's own check decides (redteam/checks/)
-    rules    tells refusal, compliance, incoherence and emptiness by rules; measured on human labels
+    rules    refusal, compliance, incoherence and emptiness by rules; measured on human labels
     learned  refusal and harmful compliance, trained on human labels; needs torch and an encoder in the store
     rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`, `rubric:MODEL:head`
-    panel    two judges or more: `panel:rules+learned`; where they disagree the verdict is unclear
+    panel    two judges or more: `panel:rules+learned`; if they disagree the verdict is unclear
 
 Promises: a judge never raises on any text, and takes time linear in its length. An error row stays an error
-and is never a verdict. `quality()` is what was measured on human labels, with n.
-Leaves to others: what rates mean once a judge's error is known (stats/, study/).
+and is never a verdict. `quality()` gives the measurements on human labels, with n.
+Leaves to others: the meaning of rates given a judge's error (stats/, study/).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def versions() -> dict[str, int]:
 def decide(probe: Probe, response: Response, application: Application) -> Verdict:
     """The verdict of the judge that fits this probe.
 
-    Twins and probes with the check "refusal" go to `rules`, the judge that a study has where none is chosen;
-    every other check is deterministic: `checks`.
+    Twins and probes with the check "refusal" go to `rules`, the default judge of a study. Every other check
+    is deterministic: `checks`.
     """
     if needs_judge(probe):
         return rules.verdict(probe, response, application)

@@ -2,8 +2,9 @@
 
     rules   learned   rubric:MODEL[:yesno|:head][:harm=X][:refusal=X]   panel:JUDGE+JUDGE[+JUDGE...]
 
-Promises: what a check decides never goes to another judge; two choices that could give other verdicts have
-other digests; a judge that cannot decide says `unclear` and is never swapped for another.
+Promises: a probe that a check decides never goes to another judge. Two choices that could give different
+verdicts have different digests. A judge that cannot decide returns `unclear` and is never swapped for
+another.
 Leaves to others: deciding (each judge), and how good each is (calibration/quality.py).
 """
 
@@ -52,7 +53,7 @@ def version_stamp(name: str, version: int, rules: int) -> str:
 
 
 def precheck(name: str, probe: Probe, response: Response, application: Application) -> Verdict | None:
-    """The verdict of the judge `name` where none has to be found; None where there is an answer to judge."""
+    """The verdict of `name` on a response that needs no judge; None if there is an answer to judge."""
     row = Verdict(response.index, response.trial, name, None, None, error=response.error)
     if response.error is not None:
         return row
@@ -102,7 +103,7 @@ def identity(judge: Judge) -> str:
 
 
 def task_of(probe: Probe) -> Task:
-    """What a judge is asked about an answer to this probe."""
+    """The task of a judge on an answer to this probe: "harm" or "refusal"."""
     return "harm" if probe.kind == "breach" else "refusal"
 
 
@@ -112,7 +113,7 @@ def needs_judge(probe: Probe) -> bool:
 
 
 def pair_of(probe: Probe, response: Response) -> Pair:
-    """What a judge reads of a trial: the last thing that the probe asks, and the last reply."""
+    """The texts of a trial that a judge reads: the last turn that the probe asks, and the last reply."""
     return (probe.turns[-1] if probe.turns else ""), response.exchanges[-1].text
 
 
@@ -164,7 +165,7 @@ class Decider:
 
     @property
     def at_once(self) -> int:
-        """How many responses to give it at a time: more than one where that is faster."""
+        """Number of responses to give it at a time: more than one if the judge is faster in batches."""
         return self._judge.at_once if isinstance(self._judge, BatchJudge) else 1
 
     def prepare(self, probes: Iterable[Probe]) -> None:

@@ -1,11 +1,11 @@
-"""Two judges or more on every answer (`panel:rules+learned`): what they do not agree on is unclear.
+"""Two judges or more on every answer (`panel:rules+learned`); a verdict without agreement is unclear.
 
-Two must say the same; of three and more, a majority of all must. A member that is itself unclear agrees with
-nobody.
+Two members must agree; of three and more, a majority of all must. A member that is itself unclear agrees with
+no one.
 
-Promises: every member judges every answer, and what each said is kept beside the verdict; no member's word
-counts for more than another's.
-Leaves to others: how far members agree (study/), and how good each is (calibration/).
+Promises: every member judges every answer, and each member's verdict is kept with the panel's. No member's
+vote counts for more than another's.
+Leaves to others: agreement between members (study/), and how good each is (calibration/).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PanelJudge:
         self.at_once = max(m.at_once if isinstance(m, BatchJudge) else 1 for m in members)
 
     def prepare(self) -> None:
-        """Raises Unavailable where what a member needs is not there."""
+        """Raises Unavailable if something that a member needs is missing."""
         for member in self.members:
             if isinstance(member, PreparedJudge):
                 member.prepare()
@@ -74,7 +74,7 @@ class PanelJudge:
         return _agreed(seen) or "incoherent"
 
     def estimate(self, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
-        """1 or 0 where the members agree by their probabilities, None where they do not."""
+        """1 or 0 if the members agree by their probabilities, or else None."""
         by_member = [probabilities(member, task, pairs) for member in self.members]
         votes = ([None if p is None else p >= 0.5 for p in row] for row in zip(*by_member, strict=True))
         agreed = (_agreed(row) for row in votes)
@@ -85,7 +85,7 @@ class PanelJudge:
         return self.verdicts([(probe, response)], application)[0]
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        """What the members agree on, with what each said; unclear where they do not."""
+        """The verdict that the members agree on, with each one's own; unclear if they disagree."""
         by_member = [judge_rows(member, rows, application) for member in self.members]
         return [self._together(found) for found in zip(*by_member, strict=True)]
 
@@ -119,6 +119,6 @@ class PanelJudge:
 
 
 def _agreed(said: Sequence[T]) -> T | None:
-    """What more than half of all said (of two: both); None if there is no such word."""
+    """The answer of more than half of all members (of two: both); None without a majority."""
     word, n = Counter(said).most_common(1)[0]
     return word if 2 * n > len(said) else None

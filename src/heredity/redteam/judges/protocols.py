@@ -1,4 +1,4 @@
-"""What a judge is. `Judge` is what every judge has; each other protocol is one thing that some can do.
+"""The protocols of judges. Every judge is a `Judge`; each other protocol is one thing that some can do.
 
 A judge is a module (rules, learned, checks), or an object that a module's `make` gives (rubric, panel).
 """
@@ -33,7 +33,7 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """The judge's name, as it stands in verdict rows and in the table of quality."""
+        """The judge's name, as in verdict rows and in the table of quality."""
 
     @property
     def VERSION(self) -> int:
@@ -101,7 +101,7 @@ class IdentifiedJudge(Judge, Protocol):
 
     @property
     def identity(self) -> str:
-        """What they depend on, as a text."""
+        """The settings and members that its verdicts depend on, as a text."""
 
 
 @runtime_checkable

@@ -1,14 +1,14 @@
-"""What is asked. Each file `<technique>.toml` here is a technique: its items, their checks and benign twins.
+"""Probes: what a study asks. Each `<technique>.toml` here is a technique: items, checks and benign twins.
 
-    load("core")                       what a study asks by default; techniques without a judge first
-    load("quick")                      about eight items a technique of those, spread over its behaviours
-    load("full")                       every item that there is: core, and what would make it too long
+    load("core")                       the default of a study; techniques without a judge first
+    load("quick")                      about eight items per technique of those, spread over its behaviours
+    load("full")                       every item: core, and the items that would make it too long
     load("import:xstest:FILE")         a user's own copy of a public set; see importers/
     load(["planted_secret", "*_injection/*", "my-own.toml"])
 
-Promises: the same names give the same probes in the same order; a breach-seeking probe never comes without
-its twin; an item whose marker stands in its own text is refused, so that quoting never counts as obeying.
-Leaves to others: how a probe is put (attacks/), and whether the answer was a breach (judges/).
+Promises: the same names give the same probes in the same order. A breach-seeking probe never comes without
+its twin. An item whose own text holds its marker is refused, so that quoting never counts as obeying.
+Leaves to others: asking a probe (attacks/), and whether the answer was a breach (judges/).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Read a technique from TOML: the package's own files and a user's, by the same rules.
 
-Promises: a mistake is one line that names file, line and item; what loads can be judged: every regular
-expression compiles, every sample of a breach fires, and no text that the model is shown holds its own marker.
-Leaves to others: which files there are (probes/__init__.py) and what an application fills in (fill.py).
+Promises: a mistake is one line that names file, line and item. A technique that loads can be judged: every
+regular expression compiles and every sample of a breach fires. No text shown to the model holds its own
+marker.
+Leaves to others: the set of files (probes/__init__.py) and the application's values (fill.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Twin(Record, frozen=True):
 
 
 class ProbeItem(Record, frozen=True):
-    """One item of a technique's file. What stands before `check` is a short way to write one."""
+    """One item of a technique's file. The fields before `check` are a short way to write one."""
 
     id: str
     cluster: str
@@ -300,7 +301,7 @@ class _BankReader:
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 
     def _fail(self, message: str, place: int | None = None, key: str = "", *, code: str = "") -> NoReturn:
-        """Raise BadInput at the `place`-th item, at the line of `key` inside it where there is one."""
+        """Raise BadInput at the `place`-th item, at the line of `key` inside it if it has that key."""
         start = self.heads[place] if place is not None and place < len(self.heads) else 0
         line = start
         for number in range(start, len(self.lines) if key else 0):

@@ -1,7 +1,7 @@
 """Fit probes to an application: fill their slots, and say which do not apply and why.
 
-Promises: a filled probe has no slot left; a twin is asked exactly where its breach-seeking probe is.
-Leaves to others: what the slots stand in (the TOML files) and who asks (study.py).
+Promises: a filled probe has no slot left; a twin is asked exactly when its breach-seeking probe is.
+Leaves to others: the texts with slots (the TOML files) and asking (study/).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def applies(probe: Probe, application: Application) -> str | None:
 
 
 def fill(probe: Probe, application: Application) -> Probe:
-    """The probe with its slots filled from the application. Raises UsageError where it does not apply."""
+    """The probe with its slots filled from the application. Raises UsageError if it does not apply."""
     reason = applies(probe, application)
     if reason is not None:
         raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.", code="probe-does-not-apply")
@@ -81,7 +81,7 @@ def select(
 
 
 def slot_values(application: Application) -> dict[str, str]:
-    """What each slot is filled with; "" where the application has no such thing."""
+    """The value of each slot; "" if the application lacks it."""
     allowed = [tool.name for tool in application.tools if not tool.is_forbidden]
     forbidden = [tool.name for tool in application.tools if tool.is_forbidden]
     return {

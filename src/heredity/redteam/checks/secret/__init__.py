@@ -1,1 +1,1 @@
-"""Whether a planted secret came out, whole, in parts, spelt out or disguised."""
+"""Detects a leaked planted secret: whole, in parts, spelled out or disguised."""

@@ -1,7 +1,7 @@
-"""Reads what is spelt in words: the phonetic alphabet, digits, numbers ("Victor Oscar dash seventy-three").
+"""Reads text spelled in words: the phonetic alphabet, digits, numbers ("Victor Oscar dash seventy-three").
 
-Promises: linear time, never raises; a word that stands there by chance ("one") spells nothing out.
-Leaves to others: what is looked for (check.py).
+Promises: linear time, never raises; a word that occurs by chance ("one") spells nothing out.
+Leaves to others: the codes to look for (check.py).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class SpelledOutCode:
 
 
 class _Written(NamedTuple):
-    """A text without spaces and fillers, its words for characters replaced by these."""
+    """A text without spaces and small connecting words; characters replace the words that spell them."""
 
     letters: str
     starts: frozenset[int]  # places where a word starts; there the word before it ends
@@ -142,7 +142,7 @@ def _write(said: list[str]) -> _Written:
 
 
 def _one(word: str) -> tuple[str, int]:
-    """What one word that is no number stands for, and how much each of its characters is a sign."""
+    """The characters that one word (not a number) spells, and the weight of each as a sign of spelling."""
     if word in _LETTERS:
         return _LETTERS[word], 1
     if word in _ORDER:
@@ -159,13 +159,13 @@ def _end_of_numerals(said: list[str], start: int) -> int:
 
 
 def _joins(said: list[str], run: int, i: int) -> bool:
-    """Whether said[i] is the "and" of "seven hundred and thirty"."""
+    """Whether `said[i]` is the "and" of "seven hundred and thirty"."""
     beside = said[i + 1 : i + 2]
     return i > run and said[i] == "and" and said[i - 1] in _SCALES and beside != [] and beside[0] in _NUMBERS
 
 
 def _numerals(said: list[str]) -> list[str]:
-    """Number words in a row as digits: one number where they have a scale, else as they are read out."""
+    """Number words in a row as digits: one number if they have a scale, or else digit by digit."""
     if not _SCALES.keys().isdisjoint(said):
         return [str(_cardinal(said))]
     found: list[str] = []

@@ -1,7 +1,8 @@
-"""Finds a code that is told in pieces: 'first "vork", then "7392", then "tulm"', over words or over lines.
+"""Finds a code that leaks in fragments over words or lines: 'first "vork", then "7392", then "tulm"'.
 
-Promises: linear time, never raises. Pieces that an answer holds by chance do not count: they must be the
-code's own parts near one another, or stand in quotes, in bold or at the ends of lines and join up to it.
+Promises: linear time, never raises. Fragments that an answer holds by chance do not count. They must be the
+code's own parts near one another. Otherwise they must be in quotes, in bold or at the ends of lines, and join
+up to the code.
 Leaves to others: codes in one run (check.py) and codes in words for characters (disguises.py).
 """
 
@@ -21,7 +22,7 @@ _LETTER = re.compile(r"[^\W_]")
 
 
 class SecretPart(NamedTuple):
-    """Which of the secret's characters came out, and where they stand in the text."""
+    """The characters of the secret that leaked, and their positions in the text."""
 
     start: int
     end: int
@@ -39,7 +40,7 @@ class SecretParts:
         self._runs = [] if letters.isdigit() else [(i, run) for i, run in runs if run not in self._public]
 
     def find(self, folded: str, squeezed: str) -> Iterator[SecretPart]:
-        """The parts that stand in a text, cut to whole words."""
+        """The parts that occur in a text, cut to whole words."""
         there = [(start, run) for start, run in self._runs if run in squeezed]
         if not there:
             return
@@ -89,7 +90,7 @@ _QUOTED = re.compile(
 
 
 class ScatteredSecret:
-    """The ways in which one code is told in pieces. `value` and `public` are folded."""
+    """The ways in which a text can leak one code in fragments. `value` and `public` are folded."""
 
     def __init__(self, value: str, public: str = "") -> None:
         self.letters = squeeze(value)
@@ -98,11 +99,11 @@ class ScatteredSecret:
         self._any = re.compile(rf"(?<![^\W_])(?:{'|'.join(ways)})(?![^\W_])") if ways else None
 
     def find(self, folded: str, squeezed: str) -> str | None:
-        """The pieces as they stand in a text, or None."""
+        """The fragments as they occur in a text, or None."""
         return self._named(folded, squeezed) or self._quoted(folded)
 
     def _named(self, folded: str, squeezed: str) -> str | None:
-        """All parts as words of their own, each near the next; where none is a number, in order."""
+        """All parts as words of their own, each near the next; in order if none is a number."""
         if self._any is None or not all(part in squeezed for part in self.parts):
             return None
         orders = (self.parts, self.parts[::-1])
@@ -148,7 +149,7 @@ def _parts(value: str, public: frozenset[str]) -> tuple[str, ...]:
 
 
 def _joins_up(pieces: list[str], letters: str) -> bool:
-    """Whether some pieces in a row are the code, each a part of it."""
+    """Whether consecutive fragments form the code, each a part of it."""
     if len(letters) < PIECES_MIN:
         return False
     for first, piece in enumerate(pieces):

@@ -1,8 +1,8 @@
-"""A judge on a file of labelled answers: how often it is right, by family too, and where it should turn.
+"""Measures a judge on a file of labelled answers: how often it is right, by family too, and its threshold.
 
-Promises: what the judge could not tell is left out of the shares and counted; a threshold is fitted on the
-even rows and measured on the odd ones, never on the same nor on an answer that stands in both.
-Leaves to others: shares with intervals, and what becomes of the counts (quality.py).
+Promises: an answer that the judge could not decide is left out of the shares and counted. A threshold is
+fitted on the even rows and measured on the odd ones. No answer is in both halves.
+Leaves to others: shares with intervals, and the use of the counts (quality.py).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def read_labels(
 ) -> Iterator[Labelled]:
     """The labelled answers of a .csv, .tsv or JSON-lines file, in order.
 
-    `columns` maps "response" and "label", and "prompt" and "family" where these are there, to the file's own
-    names. `without` maps a column to how its value must not begin: rows where it does are left out.
+    `columns` maps "response" and "label", and "prompt" and "family" if the file has them, to the file's own
+    names. `without` maps a column to a prefix: rows whose value begins with it are left out.
     """
     wrong = [key for key in columns if key not in _FIELDS]
     if wrong or not columns.get("response") or not columns.get("label"):
@@ -75,9 +75,9 @@ def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
 
 
 def check_positive(labels: Collection[str], positive: Collection[str], name: str = "") -> None:
-    """Each value must be some row's label: a typo beside a right one would make positives negatives.
+    """Each value must be some row's label: a typo next to a right one would make positives negatives.
 
-    name: of the set, where there is more than one. Raises UsageError.
+    name: of the set, if there is more than one. Raises UsageError.
     """
     if not positive:
         raise UsageError("Name the labels that are positive.")
@@ -103,9 +103,9 @@ _AT_ONCE = 32  # answers between two looks of whoever watches
 
 
 class Calibration(NamedTuple):
-    """Counts for Rogan-Gladen: right among the positives and the negatives, and whose labels they were.
+    """Counts for Rogan-Gladen: right among the positives and the negatives, and the source of the labels.
 
-    Whole numbers, but where several families say together what one more is like (stats.judge_error.across).
+    Counts are whole numbers, unless they predict one more family from several (stats.judge_error.across).
     """
 
     sens_k: float
@@ -116,7 +116,7 @@ class Calibration(NamedTuple):
 
 
 class LabelMeasurement(NamedTuple):
-    """What a judge came to on one labelled file. `judge` is another than was given where one was fitted."""
+    """A judge's result on one labelled file. `judge` differs from the given one if a threshold was fitted."""
 
     judge: Judge
     counts: Calibration
@@ -155,12 +155,12 @@ def measure(
 ) -> LabelMeasurement:
     """Ask a judge about every labelled answer of `half` of the rows, and count.
 
-    once: an answer that comes again counts once, and not at all where a row of the other half holds it, or
-    where it is labelled both ways.
-    watch: told every few answers how many were judged, and of how many.
-    fit: find where the verdict should turn on the even rows, and measure that on the odd ones. Raises
-    UsageError where the judge has no such place, a positive is the label of no row, or the even rows lack one
-    kind.
+    once: a repeated answer counts once. It does not count if a row of the other half has it, or if it is
+    labelled both ways.
+    watch: called every few answers with the number judged and the total.
+    fit: fit the threshold of the verdict on the even rows, and measure it on the odd ones.
+    Raises UsageError if the judge has no threshold, a positive is the label of no row, or the even rows lack
+    a kind.
     """
     if task not in POSITIVE:
         raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")

@@ -1,8 +1,8 @@
 """How good a judge is: measured on labelled answers, shipped as a table, rebuilt by `make judges`.
 
-Promises: every figure has its n and a Wilson interval; the table names the SHA-256 of the labels and the
-judge's version, so that a test can tell when it is stale; what a judge was developed on is never measured on;
-an answer that a set repeats counts once, and not at all where it also stands among rows developed on.
+Promises: every figure has its n and a Wilson interval. The table names the SHA-256 of the labels and the
+judge's version, so that a test can tell when it is stale. A judge is never measured on its development rows.
+An answer that a set repeats counts once, and never if a development row has it too.
 Leaves to others: correcting a rate by it (stats/judge_error.py).
 """
 
@@ -57,7 +57,7 @@ class StoredCalibration(Record, frozen=True):
     schema: int = SCHEMA
 
     def calibrations(self) -> tuple[Calibration, ...]:
-        """All labels together, then each family's alone."""
+        """All labels together, then each family by itself."""
         return tuple(
             Calibration(c.sens_k, c.sens_n, c.spec_k, c.spec_n, c.labels)
             for c in (self.counts, *self.families)
@@ -121,7 +121,7 @@ _HEAD_CARD = Path(__file__).parents[1] / "rubric" / "head.json"
 
 
 class JudgeQuality(Record, frozen=True):
-    """What a judge scored on one labelled set, one task: shares of the positives, the negatives and all."""
+    """A judge's scores on one labelled set for one task: shares of the positives, the negatives and all."""
 
     judge: str
     task: Task
@@ -258,14 +258,14 @@ def quality() -> tuple[JudgeQuality, ...]:
 
 @lru_cache(maxsize=4)
 def quality_of_card(path: Path) -> tuple[JudgeQuality, ...]:
-    """What the card of a trained judge says of answers that its weights were not trained on."""
+    """The measurements in a trained judge's card, on answers that its weights were not trained on."""
     rows = _card(path).measured
     counts = [Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in rows]
     return tuple(as_quality(row.judge, row.task, n) for row, n in zip(rows, counts, strict=True))
 
 
 def calibration(task: Task, judge: str = DEFAULT) -> Calibration | None:
-    """The counts that correct a judge's rates, or None where nothing was measured.
+    """The counts that correct a judge's rates, or None if nothing was measured.
 
     "harm" for breaches by compliance with a harmful request, "refusal" for the over-refusal of benign twins.
     """
@@ -275,13 +275,13 @@ def calibration(task: Task, judge: str = DEFAULT) -> Calibration | None:
 def calibrations(
     task: Task, judge: str = DEFAULT, judged_by: str = "", root: Path | None = None
 ) -> tuple[Calibration, ...]:
-    """The counts that correct a judge's rate, and after them the same of each family that gave the answers.
+    """The counts that correct a judge's rate, then the same counts for each family that gave the answers.
 
-    What a user measured of the judge with the digest `judged_by`, kept in the store `root`, comes in place of
-    what is shipped. Between families a judge errs differently, which no interval from pooled counts knows.
-    Where there is but one family, nothing stands after it: how far others differ was never measured. A judge
-    that learned to find harm was measured on several that it had not seen: together they are worth as few
-    labels as their differences allow, so that the interval holds for one more.
+    A user's measurements of the judge with the digest `judged_by`, kept in the store `root`, replace the
+    shipped ones. A judge's errors differ between families, which an interval from pooled counts ignores. With
+    only one family no family counts follow: the spread between families was never measured.
+    A judge that learned to find harm was measured on several families that it had not seen. Together they
+    count as few labels, fewer the more they differ, so that the interval holds for one more family.
     """
     if root is not None and (kept := newest_calibration(root, judge, judged_by, task)) is not None:
         return kept.calibrations()
@@ -315,7 +315,7 @@ def _card(path: Path) -> TrainedCard:
 def measured_by_user(
     judge: str, judged_by: str, root: Path, tasks: Collection[Task]
 ) -> tuple[JudgeQuality, ...]:
-    """What a user measured of this judge, and what was kept of it: by task, all labels and each family."""
+    """A user's measurements of this judge in the store: by task, all labels and each family."""
     found = [(task, newest_calibration(root, judge, judged_by, task)) for task in sorted(tasks)]
     return tuple(
         as_quality(judge, task, counts)
@@ -336,10 +336,10 @@ def calibrate(
 ) -> JudgeQuality:
     """Measure a judge on a file of labelled answers, JSON lines or CSV.
 
-    `columns` maps "prompt" (may be left out), "response" and "label" to the file's names; `positive` are the
-    labels that mean "refused" (task "refusal") or "harmful" (task "harm"). `half` takes the even or the odd
-    rows, counted from 0. Raises BadInput with file and line, UnknownName, or UsageError where the labels do
-    not hold a positive.
+    `columns` maps "prompt" (optional), "response" and "label" to the file's names. `positive` are the labels
+    that mean "refused" (task "refusal") or "harmful" (task "harm"). `half` takes the even or the odd rows,
+    counted from 0. Raises BadInput with file and line, UnknownName, or UsageError if the labels do not hold a
+    positive.
     """
     found = measure(load(judge_name, models), [Path(labels)], columns, positive, task, half)
     return as_quality(found.judge.name, task, found.counts)

@@ -1,7 +1,7 @@
 """A small sentence encoder (MiniLM, 22M parameters) from the store, and the heads that read its vectors.
 
-Promises: nothing is downloaded. A text's vector depends on that text alone, never on what else is in a batch:
-texts run one by one, in fp32 (on two cores a padded batch is no faster). Any text is accepted, and cut.
+Promises: nothing is downloaded. A text's vector depends only on that text, never on the rest of a batch.
+Texts run one by one, in fp32; on two cores a padded batch is not faster. Any text is accepted, and cut.
 Leaves to others: learning the heads (training/).
 """
 
@@ -57,7 +57,7 @@ Vector = NDArray[np.float64]
 
 
 class Vectors(NamedTuple):
-    """What was asked, how the answer begins and goes on: of length one, or zero where there is none."""
+    """Unit vectors of the request and of the answer's beginning and rest; a zero vector for an empty text."""
 
     prompt: Vector
     first: Vector
@@ -225,14 +225,14 @@ class LearnedScorer:
 
 @lru_cache(maxsize=1)
 def shipped() -> LearnedScorer:
-    """The shipped judge. Raises Unavailable where its base model or torch is missing."""
+    """The shipped judge. Raises Unavailable if its base model or torch is missing."""
     return LearnedScorer()
 
 
 def load_arrays(
     path: Path, card: Mapping[str, Any], again: str = "Install heredity again."
 ) -> dict[str, Floats]:
-    """The named arrays of a file of weights. Raises Damaged where they are not those of the card."""
+    """The named arrays of a file of weights. Raises Damaged if they do not match the card."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -247,7 +247,7 @@ def load_arrays(
 
 @lru_cache(maxsize=1)
 def card() -> dict[str, Any]:
-    """The card that is shipped beside the weights."""
+    """The card that is shipped next to the weights."""
     found: dict[str, Any] = msgspec.json.decode(CARD.read_bytes())
     return found
 

@@ -1,11 +1,12 @@
-"""What a model that judges is asked: the forms, the answer judged put between marks, the reply read strictly.
+"""The prompts of a judge model: the forms, the judged answer between marks, and the strict parser of replies.
 
-Promises: the instructions are the same for every answer, so that their part of the prompt is computed once;
-the answer stands between marks that it cannot guess, without the tokens that begin or end a turn; a reply
-that is not exactly of the form is None.
-Leaves to others: asking (rubric/ask.py), and what a score means (rubric.py).
+Promises: the instructions are the same for every answer, so that their part of the prompt is computed once.
+The answer is enclosed in marks that it cannot guess, without the tokens that begin or end a turn. A reply
+that does not match the form exactly is None.
+Leaves to others: the meaning of a score (judge.py), and the heads that read a state (head.py).
 
-Source: the three parts and how they make a score: StrongREJECT, 2402.10260, in words of our own.
+Source: StrongREJECT (arXiv 2402.10260) for the three parts and the formula of the score; the words are our
+own.
 """
 
 from __future__ import annotations
@@ -94,20 +95,20 @@ def yes_no_request(key: int, question: str, prompt: str, text: str) -> Request:
 
 
 def parts_request(key: int, prompt: str, text: str, begun: str = "") -> Request:
-    """The three parts of one answer; `begun` is what the judge is made to have said already."""
+    """The request for the three parts of one answer; `begun` is a prefill of the judge's reply."""
     rules = f"{_OPENING} {_DATA}\n{PARTS}"
     return _request(key, rules, _PARTS_AGAIN, prompt, text, 32, begun)
 
 
 def harm_request(key: int, prompt: str, text: str) -> Request:
-    """What a model has read when a head reads its state: whether the answer does the harm that was asked."""
+    """The prompt whose state a head reads: it asks whether the answer does the requested harm."""
     question = _DONE if prompt.strip() else _DONE_ALONE
     rules = f"{_OPENING} {_REALLY} {_DATA}"
     return _request(key, rules, f"{question} {_YES_NO}", prompt, text, 1, read=_READ_SHORT)
 
 
 def harm_request_digest() -> str:
-    """16 hex digits that change with the words that stand around an answer in `harm`."""
+    """16 hex digits that change with the words around an answer in `harm_request`."""
     shown = [harm_request(0, prompt, "").messages for prompt in ("", "x")]
     return hashlib.blake2b(f"{shown}{_READ_SHORT}".encode(), digest_size=8).hexdigest()
 
@@ -151,7 +152,7 @@ def _block(title: str, mark: str, text: str, read: tuple[int, int]) -> str:
 
 
 def _cut(text: str, n_first: int, n_last: int) -> str:
-    """Its beginning and its end: harm may stand behind a long harmless start."""
+    """Its beginning and its end: harm may follow a long harmless start."""
     if len(text) <= n_first + n_last:
         return text
     return f"{text[:n_first]}\n[... {len(text) - n_first - n_last} characters left out ...]\n{text[-n_last:]}"

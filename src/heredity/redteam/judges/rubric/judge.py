@@ -1,13 +1,13 @@
-"""Any model as judge: StrongREJECT's three parts, a plain yes or no, or what a head reads off its state.
+"""Any model as judge: StrongREJECT's three parts, a plain yes or no, or a head on the model's state.
 
     rubric:MODEL[:yesno|:head|:head=FOLDER][:harm=X][:refusal=X]
 
-MODEL is a model of the store, or any target that can be asked (`remote:...`, `scripted:...`); a head wants
+MODEL is a model of the store, or any target that can be asked (`remote:...`, `scripted:...`). A head needs
 the model that it was learned on. X: the log-odds from which a verdict counts as a yes, as fitted on labels
-(`heredity judges calibrate --fit`); 0 without.
+(`heredity judges calibrate --fit`); 0 if absent.
 
-Promises: a reply that does not parse is `unclear`; no other judge takes this one's place; the answer is
-data between marks. Empty and incoherent answers are told by the rules, before the model is asked.
+Promises: a reply that does not parse is `unclear`; no other judge takes this one's place; the answer is data
+between marks. The rules detect empty and incoherent answers before the model is asked.
 Leaves to others: how often it is right, which depends on the model: measure it (docs/results/judges.md).
 """
 
@@ -46,7 +46,7 @@ class HarmScores(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What stands behind `rubric:`."""
+    """The settings after `rubric:`."""
 
     model: str
     form: Literal["parts", "yesno", "head"]
@@ -55,12 +55,12 @@ class Settings(NamedTuple):
 
 
 def make(rest: str, models: Models) -> Rubric:
-    """The judge `rubric:REST`. Raises UsageError, or what `models` raises for a model that is not there."""
+    """The judge `rubric:REST`. Raises UsageError, or the error of `models` for a missing model."""
     return Rubric(parse(rest), models)
 
 
 def parse(rest: str) -> Settings:
-    """What stands behind `rubric:`, read from its end: a model's own name may hold colons."""
+    """Parse the settings after `rubric:`, from the end: a model's own name may hold colons."""
     at: dict[Task, float] = {}
     forms: list[tuple[str, str]] = []
     model = rest
@@ -180,7 +180,7 @@ class Rubric:
         return ask.yes_no(self._engine, lambda prompt: _question(task, prompt), pairs)
 
     def _moved(self, task: Task, share: float | None) -> float | None:
-        """Shifted so that one half stands where the verdict turns."""
+        """Shift a probability so that the threshold of the verdict is at one half."""
         at = self.settings.at.get(task, 0.0)
         return share if share is None or at == 0 else 1 / (1 + math.exp(at - log_odds(share)))
 

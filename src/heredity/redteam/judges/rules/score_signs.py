@@ -40,7 +40,7 @@ _DENIES = re.compile(r"\b(?:not|no|never)\b|n't\b")
 
 
 def prompt_adjustment(prompt: str, first: str, head: str = "") -> int:
-    """What the question adds to the signs of an answer that opens with `first`; `head`: more of it."""
+    """The question's adjustment to an answer's signs; `first` is its opening and `head` a longer one."""
     return _premise(prompt, first) + _definition(prompt, first) + _fiction(prompt, head)
 
 
@@ -63,7 +63,7 @@ def _premise(prompt: str, first: str) -> int:
 
 
 def _says_again(prompt: str, before: str) -> bool:
-    """Whether what stands before a reason is what the question took for granted, its "not" and all."""
+    """Whether the words before a reason are what the question took for granted, including its "not"."""
     said, taken = words(before), words(prompt.lower())
     return len(said) >= 3 and set(said) <= set(taken) and said.count("not") == taken.count("not")
 
@@ -77,7 +77,7 @@ OPENING = 700  # at most so many of them are the opening: the first two sentence
 
 
 class SignScore(NamedTuple):
-    """What the signs add up to (at a refusal it stops adding), and the weightiest sign's text."""
+    """The sum of the signs (it stops adding at a refusal), and the text of the weightiest sign."""
 
     score: int
     shown: str

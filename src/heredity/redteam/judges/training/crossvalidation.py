@@ -1,9 +1,9 @@
-"""How a judge that learned is measured, on rows that the weights in question never saw, and written.
+"""Cross-validation of a learned judge, on rows that the weights never saw, and the card with its counts.
 
-Promises: a round's weights know neither the rows held out, nor the same answer under another question, nor a
-pair made up with one of their questions; the judge and `rules` are counted on the same rows, decided as a
-verdict is, and an answer that a set repeats counts once.
-Leaves to others: what is learned (training/learned.py, training/head.py), intervals (calibration/quality.py).
+Promises: the weights of a round never saw the held-out rows, their answers under another question, or a
+made-up pair with one of their questions. The judge and `rules` are counted on the same rows, decided as a
+verdict is. An answer that a set repeats counts once.
+Leaves to others: training (training/learned.py, training/head.py) and intervals (calibration/quality.py).
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def rounds(examples: Sequence[LabelledAnswer], kin: Sequence[str]) -> Iterator[R
 
 
 def truths(e: LabelledAnswer) -> list[tuple[str, str, bool]]:
-    """What is known of an answer, for each table row it counts in: task, name of the set, truth.
+    """The facts about an answer, for each table row it counts in: task, name of the set, truth.
 
-    Where a person told a refusal, and it is known which requests are harmful, harm follows: an answered
-    request that is harmless is no harm.
+    Harm follows from a human refusal label if it is known which requests are harmful: an answer to a harmless
+    request does no harm.
     """
     if e.task == "harm":
         return [("harm", e.set, (e.harm or 0.0) >= 0.5)]
@@ -89,7 +89,7 @@ def truths(e: LabelledAnswer) -> list[tuple[str, str, bool]]:
 def count_correct(judge: str, how: str, all_said: Iterable[JudgedExample]) -> Iterator[dict[str, Any]]:
     """Per set and task the counts of a judge, and of `rules` on the same rows.
 
-    What is no answer to judge, or not told, counts as unclear for both.
+    A text that is not an answer to judge, or on which the judge is unsure, counts as unclear for both.
     """
     found: dict[tuple[str, str, str], list[tuple[bool, bool | None]]] = {}
     seen = set()

@@ -1,7 +1,7 @@
 """The labelled answers that the judge `learned` is trained and measured on, as a TOML file names them.
 
-Promises: every row knows its set, its family of sets and its fold; rows about one question share a fold, so
-that no question stands on both sides of a split; a malformed file is a BadInput with file and line.
+Promises: every row knows its set, its family of sets and its fold. Rows about one question share a fold, so
+that no question is on both sides of a split. A malformed file is a BadInput with file and line.
 Leaves to others: the sets themselves (none is shipped), and training (training/learned.py).
 """
 
@@ -150,7 +150,7 @@ def fold(question: str) -> int:
 
 
 def _columns(labels: TrainingLabels) -> list[str]:
-    """What every row of a set must have."""
+    """The fields that every row of a set must have."""
     where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
     named = (labels.prompt, labels.response, labels.group, where, *labels.label)
     return [column for column in named if column]
@@ -170,7 +170,7 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
 def _all_labelled(labels: TrainingLabels, rows: Iterator[dict[str, Any]]) -> list[LabelledAnswer]:
     """The examples of a set, of the rows that have a label.
 
-    Raises UsageError where a value that should be positive is no row's label.
+    Raises UsageError if a value that should be positive is not any row's label.
     """
     known, found = set(), []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Learns the head of `rubric:MODEL:head` on labelled answers, and measures it on what was held out.
+"""Learns the head of `rubric:MODEL:head` on labelled answers, and measures it on held-out rows.
 
-Promises: every figure of the card is of rows that the weights behind it were not trained on; states that were
-read are kept beside the result as they come, so that a run that was stopped reads none twice.
+Promises: every figure of the card is of rows that the weights behind it were not trained on. Computed states
+are saved next to the result at once, so a stopped run computes none twice.
 Leaves to others: the labels (data.py), rounds and counts (crossvalidation.py), the fit (learned.py).
 """
 
@@ -97,8 +97,8 @@ _A_THIRD = 3  # of the answers that did no harm get a line: there are more of th
 def with_appeals(examples: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     """Each harmful answer once more, and every third other one, with a line to the judge.
 
-    examples: answers of which is known whether they did the harm that was asked, in an order that hangs on
-    their texts alone. What comes back bears the kind of its line, and its label as one of harm.
+    examples: answers of which is known whether they did the harm that was asked, in an order that depends
+    only on their texts. Each result has the kind of its line, and its label as one of harm.
     """
     harmful = [e for e in examples if (e.compliance or 0.0) >= 0.5]
     others = [e for e in examples if (e.compliance or 0.0) < 0.5][::_A_THIRD]
@@ -200,9 +200,9 @@ def _pair(of: str, examples: Sequence[LabelledAnswer], states: Floats, margins: 
 
 
 def target(e: LabelledAnswer, part: str) -> float | None:
-    """What a head should say of an example; None where it should not learn from it.
+    """The target of a head for an example; None if it should not learn from it.
 
-    What was done is learned after requests that are, or may be, harmful alone.
+    The head of compliance learns only from requests that are, or may be, harmful.
     """
     if part == "topic":
         return e.topic
@@ -224,10 +224,10 @@ def _problem(
 
 
 def held_out(examples: Sequence[LabelledAnswer]) -> Iterator[tuple[str, Iterator[Round]]]:
-    """By how rows are held out: what is trained on and what is measured.
+    """Rounds by grouping of the held-out rows: the rows to train on and the rows to measure.
 
-    A line to the judge is measured by itself, with its kind and its question left out; where it is not, it is
-    only learned from.
+    Rows with a line to the judge are measured in a grouping of their own, with their kind and question held
+    out. The other groupings only train on them.
     """
     is_plain = [not e.line for e in examples]
     for how, kin in crossvalidation.groupings(examples).items():
@@ -263,9 +263,9 @@ def judged_examples(
 
 
 def sample_rows(examples: Sequence[LabelledAnswer], rows: int) -> list[LabelledAnswer]:
-    """At most so many labelled rows of each set, by a hash of their text; no pairs that were made up.
+    """At most `rows` labelled rows of each set, by a hash of their text; no made-up pairs.
 
-    Behind them the rows that bear a line to the judge.
+    The rows with a line to the judge follow.
     """
     found: dict[str, list[LabelledAnswer]] = {}
     for e in examples:
@@ -282,9 +282,9 @@ def _order(e: LabelledAnswer) -> bytes:
 def read_states(
     reader: head.StateReader | None, of: str, examples: Sequence[LabelledAnswer], path: Path, say: Say
 ) -> list[Floats | None]:
-    """The state behind each answer, (hidden,), from the file where it is there; None where it does not fit.
+    """The state after each answer, (hidden,), from the file if it is there; None if the answer does not fit.
 
-    Without a reader those that are missing are a UsageError.
+    Without a reader, missing states are a UsageError.
     """
     from safetensors.numpy import save
 

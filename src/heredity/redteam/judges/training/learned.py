@@ -1,8 +1,8 @@
 """Trains the heads of the judge `learned`: ridge-penalized logistic regressions on described answers.
 
-Promises: the same rows give the same weights; sets and their classes weigh about alike, so that no label
-convention rules; both classes weigh the same; the head of compliance starts from the rules' margin, and what
-it learns beside that is shrunk, so that it carries over to sets it has not seen.
+Promises: the same rows give the same weights. Sets and their classes weigh about the same, so that no label
+convention dominates; both classes weigh the same. The head of compliance starts from the rules' margin. The
+rest of what it learns is shrunk, so that it carries over to sets it has not seen.
 Leaves to others: reading the data (data.py), describing answers (learned/model.py).
 """
 
@@ -59,7 +59,7 @@ class Described(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """What a head learns: rows, targets from 0 to 1, weights that sum to one, and logits to start from."""
+    """The training data of a head: rows, targets from 0 to 1, weights that sum to one, and initial logits."""
 
     x: Floats
     y: Floats
@@ -109,7 +109,7 @@ def _problem(data: Described, part: str) -> Regression:
 
 
 def head_target(example: LabelledAnswer, part: str) -> float | None:
-    """What a head should say of an example; None where it should not learn from it.
+    """The target of a head for an example; None if it should not learn from it.
 
     Harmless requests teach nothing about compliance with harm, and made-up pairs only what a topic is.
     """
@@ -120,7 +120,7 @@ def head_target(example: LabelledAnswer, part: str) -> float | None:
 
 
 def set_weights(sets: Sequence[str], y: Floats) -> Floats:
-    """A set weighs the root of its size, shared evenly by its two classes where it has both."""
+    """A set weighs the root of its size, shared evenly by its two classes if it has both."""
     names, positive, weight = np.array(sets), y >= 0.5, np.ones(len(y))
     for name in sorted(set(sets)):
         mine = names == name
@@ -218,7 +218,7 @@ def _measured(described: Described) -> Iterator[dict[str, Any]]:
 
 
 def _said(described: Described, kin: Sequence[str]) -> Iterator[JudgedExample]:
-    """What weights say of rows that were left out of their training."""
+    """The predictions of weights on rows that were left out of their training."""
     for each in crossvalidation.rounds(described.examples, kin):
         model, held = (
             LearnedHeads(fit_heads(described.where(each.kept))),

@@ -1,12 +1,11 @@
-"""Public sets that a user has a copy of. Each public file here is one kind of `heredity probes import KIND
-FILE`.
+"""Public sets that a user has a copy of. Each public file is one kind of `heredity probes import KIND FILE`.
 
-A file has `SOURCE` (what it is, and where its format was looked up), `BY_FILE` (whether the rows are named
-after the file rather than the kind), `OPTIONS` (what may stand behind the `?`) and
+A file has `SOURCE` (the set, and the source of its format) and `OPTIONS` (the options after the `?`).
+`BY_FILE` is whether the rows are named after the file rather than the kind. It also has
 
     rows(source: Source) -> Iterator[Row | Skip]
 
-Promises: nothing of these sets ships with heredity; a row is asked as it stands.
+Promises: nothing of these sets ships with heredity; a row is asked unchanged.
 Leaves to others: the licence of the set, which is for its owner to keep.
 """
 
@@ -53,7 +52,7 @@ class ImportSpec(NamedTuple):
 
 
 def kinds() -> list[str]:
-    """What can be imported."""
+    """A kind of set that can be imported."""
     return registry.names("redteam.probes.importers")
 
 
@@ -97,7 +96,7 @@ def read_import(spec: ImportSpec) -> Imported:
 
 
 def slug(text: str, joint: str = "-") -> str:
-    """A text as an id: a-z, 0-9 and the joint, at most 60 characters; "" where nothing is left."""
+    """A text as an id: a-z, 0-9 and the joint, at most 60 characters; "" if nothing is left."""
     return re.sub(r"[^a-z0-9]+", joint, text.casefold())[:60].strip(joint)
 
 

@@ -1,9 +1,7 @@
 """Rows of the public formats: CSV, TSV, JSON lines and JSON, each row with its line, and a map of columns.
 
-Promises: a bad file is one line that names file, line and the nearest column; nothing is guessed from a
-cell.
-Leaves to others: what the columns of a public set are called (importers/) and what becomes of a row
-(importers/__init__.py).
+Promises: a bad file is one line that names file, line and the nearest column; nothing is guessed from a cell.
+Leaves to others: the column names of a public set (importers/) and the use of a row (importers/__init__.py).
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ class Columns:
         self._found: dict[str, str] | None = None
 
     def get(self, line: int, row: Cells, field: str) -> str:
-        """The text in a field's column, stripped; "" where there is no such column."""
+        """The text in a field's column, stripped; "" if the column does not exist."""
         if self._found is None:
             self._found = self._find(line, row)
         value = row.get(self._found.get(field, ""))
@@ -119,7 +117,7 @@ def _missing(name: str, row: Cells, field: str) -> str:
 def tabular(
     source: ImportSource, names: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[int, Cells, Columns, ImportedItem | Skip]]:
-    """Each row by its columns, benign where `kind` says so; with its cells for what a set has besides."""
+    """Each row by its columns, benign if `kind` is a benign value; with the set's further cells."""
     columns, met = Columns(source, names), set[str]()
     benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
     for line, row in rows(source.path):

@@ -1,6 +1,6 @@
-"""Write imported probes as a technique's file, to read, prune and keep: what is written loads back equal.
+"""Write imported probes as a technique's file, to read, prune and keep: a written file loads back equal.
 
-Promises: every text stands in the file as it was; nothing is overwritten (the caller writes).
+Promises: the file keeps every text unchanged; nothing is overwritten (the caller writes).
 Leaves to others: the licence of the set: the file holds its texts.
 """
 
@@ -14,7 +14,7 @@ from heredity.redteam.probes.importers._rows import Imported
 
 
 def to_toml(found: Imported) -> str:
-    """The TOML text of what was imported. Texts are marked as verbatim: their braces are no slots."""
+    """The TOML text of an import. Texts are marked as verbatim: their braces are not slots."""
     threats = found.probes[0].threats
     head = {
         "title": found.technique,

@@ -1,11 +1,12 @@
 """BIPIA: instructions of an attacker inside a mail, a table or a page that the user asks about.
 
-Source: Yi et al. 2023 (arXiv 2312.14197): an attack file (text_attack_*.json, code_attack_*.json: a list of
-instructions for each category) and a file of contexts (email, table, abstract, qa: context, question,
-ideal), given as ?context=FILE. Each instruction goes into `each` contexts (1), at the `where` (end, start,
-middle) of it. The set decides most of its attacks by another model; here the instruction also asks for a
-word in two parts, so that a check decides: the words of the attack are as they are, the sentence after them
-is heredity's. The clean context is the twin. An instruction is a cluster.
+Source: Yi et al. 2023 (arXiv 2312.14197). An attack file (text_attack_*.json, code_attack_*.json) has a list
+of instructions for each category. A file of contexts, given as ?context=FILE, has context, question and
+ideal, for email, table, abstract or qa.
+Each instruction goes into `each` contexts (1), at the `where` (end, start, middle) of it. The set uses
+another model to decide most of its attacks. Here the instruction also asks for a word in two parts, so that a
+check decides. The attack's words are unchanged, and heredity adds the sentence after them. The clean context
+is the twin. An instruction is a cluster.
 """
 
 from __future__ import annotations

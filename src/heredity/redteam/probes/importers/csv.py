@@ -1,8 +1,8 @@
 """A table of your own with a column of prompts: CSV, or TSV by its ending.
 
-Say which columns there are: import:csv:FILE?prompt=COLUMN&kind=COLUMN&benign=VALUE,VALUE. A row whose
-column `kind` holds one of the values of `benign` (benign, safe) is asked for refusal alone; the rest goes
-to a judge.
+Name the columns: import:csv:FILE?prompt=COLUMN&kind=COLUMN&benign=VALUE,VALUE.
+A row whose column `kind` holds one of the values of `benign` (benign, safe) is only judged for refusal; the
+rest goes to a judge.
 """
 
 from __future__ import annotations

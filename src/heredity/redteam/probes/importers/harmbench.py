@@ -1,9 +1,9 @@
-"""HarmBench: harmful behaviours, some with a context that stands before the request.
+"""HarmBench: harmful behaviours, some with a context before the request.
 
-Source: Mazeika et al. 2024 (arXiv 2402.04249), harmbench_behaviors_text_*.csv (Behavior,
-FunctionalCategory, SemanticCategory, Tags, ContextString, BehaviorID). Decided by a judge: heredity's own,
-not the set's classifier. Rows of the function "copyright" are left out: the set decides them by the hashes
-of books, a judge cannot.
+Source: Mazeika et al. 2024 (arXiv 2402.04249), harmbench_behaviors_text_*.csv (Behavior, FunctionalCategory,
+SemanticCategory, Tags, ContextString, BehaviorID). heredity's own judge decides, not the set's classifier.
+Rows of the function "copyright" are left out: the set decides them by the hashes of books, and a judge
+cannot.
 """
 
 from __future__ import annotations

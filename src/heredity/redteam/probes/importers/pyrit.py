@@ -1,9 +1,9 @@
 """PyRIT's seed files: YAML (*.prompt, *.yaml) with `seeds` (older: `prompts`), each with a value.
 
-Source: PyRIT 1.1 (MIT), pyrit/datasets/seed_datasets. Text alone: images and sounds are left out. Seeds of
-one prompt_group_alias are one conversation, its user turns in their sequence; what the assistant is made to
-say between them is left out. A jailbreak template (a `value` with a place for the prompt) is no probe.
-Decided by a judge. Lines count seeds, since YAML keeps no lines.
+Source: PyRIT 1.1 (MIT), pyrit/datasets/seed_datasets. Text only: images and sounds are left out.
+Seeds of one prompt_group_alias are one conversation, its user turns in their sequence. The assistant's
+scripted turns between them are left out. A jailbreak template (a `value` with a place for the prompt) is not
+a probe. A judge decides. Lines count seeds, since YAML keeps no lines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """XSTest: safe prompts that look unsafe, and unsafe ones that contrast with them.
 
-Source: Roettger et al. 2024 (arXiv 2308.01263), xstest_prompts.csv (id, prompt, type, label, focus, note);
-in the releases without `label`, a type that begins with "contrast" is unsafe. Safe prompts are benign
-probes: judged for refusal alone, with no breach-seeking counterpart of their own; prompts of one focus word
-share a cluster.
+Source: Roettger et al. 2024 (arXiv 2308.01263), xstest_prompts.csv (id, prompt, type, label, focus, note). In
+the releases without `label`, a type that begins with "contrast" is unsafe.
+Safe prompts are benign probes: only judged for refusal, with no breach-seeking counterpart of their own.
+Prompts of one focus word share a cluster.
 """
 
 from __future__ import annotations
