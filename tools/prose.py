@@ -449,10 +449,17 @@ def _check_sentence(path: str, line: int, sentence: str) -> Iterator[Finding]:
 
 
 def check_lines(path: str, text: str, limit: int) -> Iterator[Finding]:
-    """Lines that are too long and could be broken: not a table row, not one that ends in an address."""
-    for number, line in enumerate(text.split("\n"), 1):
+    """Lines that are too long and could be broken: not a table row, not one that ends in an address.
+
+    As in ruff, a `# noqa` at the end of a line does not count.
+    """
+    for number, line in enumerate(map(_without_pragma, text.split("\n")), 1):
         if len(line) > limit and not _is_unbreakable(line, limit):
             yield Finding(path, number, "line", str(len(line)), line.strip()[:limit] + " ...")
+
+
+def _without_pragma(line: str) -> str:
+    return re.sub(r"\s*# noqa(?:: [A-Z]+\d+(?:, ?[A-Z]+\d+)*)?$", "", line)
 
 
 def _is_unbreakable(line: str, limit: int) -> bool:

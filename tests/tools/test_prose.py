@@ -204,6 +204,8 @@ def test_long_lines_are_found_unless_they_cannot_be_broken() -> None:
     assert not list(prose.check_lines("x.md", f"| {long} |", 120))
     assert not list(prose.check_lines("x.md", "see https://example.org/" + "a" * 120, 120))
     assert [each.detail for each in prose.check_lines("x.py", "x" * 111, 110)] == ["111"]
+    assert not list(prose.check_lines("x.py", "x" * 110 + "  # noqa: ARG002", 110))
+    assert [each.detail for each in prose.check_lines("x.py", "x" * 111 + "  # noqa: ARG002", 110)] == ["111"]
 
 
 def test_the_newest_section_of_a_changelog_is_all_that_is_read() -> None:
