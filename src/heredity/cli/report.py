@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from heredity.cli import Name, PathArgument, Verb
+from heredity.core import registry
 
 
 @click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
@@ -17,7 +18,7 @@ from heredity.cli import Name, PathArgument, Verb
     type=Name(),
     default="html",
     show_default=True,
-    help="html, markdown, json, csv, parquet, junit or sarif.",
+    help=", ".join(registry.names("study.report")) + ".",
 )
 @click.option("--no-text", is_flag=True, help="Leave out prompts and answers.")
 @click.option("--out", type=PathArgument(), metavar="FILE", help="[default: DIR/report.FORMAT]")

@@ -17,6 +17,7 @@ from typing import TypeVar
 from heredity.core.errors import Unavailable, UnknownName
 
 _ROOT = Path(__file__).parents[1]
+_LISTING_VERBS = {"engines", "attacks", "judges", "probes"}  # verbs that list an open folder
 _RESERVED = frozenset({"protocols"})  # a module that says what the folder's plug-ins are
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ def load(folder: str, name: str) -> ModuleType:
     known = names(folder)
     if name not in known:
         last = folder.rpartition(".")[2]
-        raise UnknownName(last.rstrip("s"), name, known, f"heredity {last}")
+        raise UnknownName(_kind(folder), name, known, f"heredity {last}" if last in _LISTING_VERBS else "")
     return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
 
 

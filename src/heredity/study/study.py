@@ -187,19 +187,16 @@ class Study:
         done = bytearray(len(grid) // 8 + 1)
         meter = Meter(watch, "ask", len(grid))
         earlier = self._resume(done, grid, meter)
-        if any(True for _ in pending(done, range(len(grid)))):
+        if next(pending(done, range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
-        with (
-            Rows(self.folder / storage.RESPONSES, Response) as rows,
-            self._services() as services,
-            ModelSlot(lambda m: loaded_model(context, m, earlier[m])) as slot,
-        ):
+        with Rows(self.folder / storage.RESPONSES, Response) as rows, self._services() as services:
             context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache)
-            if self._plan.is_until_decided:
-                self._ask_until_decided(grid, done, meter, slot)
-            else:
-                for m in range(len(self._plan.models)):
-                    slot.ask(m, pending(done, grid.of_model(m)))
+            with ModelSlot(lambda m: loaded_model(context, m, earlier[m])) as slot:
+                if self._plan.is_until_decided:
+                    self._ask_until_decided(grid, done, meter, slot)
+                else:
+                    for m in range(len(self._plan.models)):
+                        slot.ask(m, pending(done, grid.of_model(m)))
         meter.close()
 
     def _refuse_unloadable(self) -> None:
@@ -236,18 +233,18 @@ class Study:
 
     def _resume(self, done: bytearray, grid: Grid, meter: Meter) -> list[set[str]]:
         """Check the responses of earlier runs, and mark their trials as done. By model, their engines."""
-        engines: list[set[str]] = [set() for _ in self._plan.models]
+        engine_names: list[set[str]] = [set() for _ in self._plan.models]
         prefixes: set[str] = set()
         digests = ResponseDigests(len(grid))
         for row in storage.answered_rows(storage.open_responses(self.folder, grid), grid, done):
             digests.add(row)
             meter.had(is_failed(row), row.is_cached)
-            engines[row.index // self._plan.n_per_model].add(row.engine)
+            engine_names[row.index // self._plan.n_per_model].add(row.engine)
             prefixes.update(exchange.prefix for exchange in row.exchanges)
         storage.Prefixes(self.folder).check(prefixes)
-        refuse_unknown_arithmetic(self.folder, self._plan.models, engines)
+        refuse_unknown_arithmetic(self.folder, self._plan.models, engine_names)
         self._drop_stale(digests, grid)
-        return engines
+        return engine_names
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)

@@ -14,7 +14,7 @@ _SUFFIX = {"markdown": "md", "junit": "xml"}
 def write_report(
     folder: Path | str, kind: str = "html", out: Path | None = None, with_text: bool = True
 ) -> Path:
-    """Write a study's report as html, markdown, json, csv, parquet, junit or sarif, and return its path.
+    """Write a study's report in one of the formats of this folder, and return its path.
 
     out: by default the folder's report.FORMAT. Raises UnknownName for an unknown format, and UsageError if
     `out` is not a file.

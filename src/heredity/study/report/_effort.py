@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from heredity.core.records import Estimate
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Cost, Curve, Estimates
-from heredity.study.report.figures import curve as _curve
+from heredity.study.report.figures import curve as curve_figure
 from heredity.study.report.figures.charts import Span
 
 _SCOPES = {JUDGE_FREE: "Judge-free", JUDGED: "Judged"}
@@ -67,9 +67,9 @@ def curve_rows(found: Estimates) -> list[CurveRow]:
 def figure(row: CurveRow, found: Estimates) -> Markup:
     """The row's curves in one figure."""
     order = {card.id: i for i, card in enumerate(found.models)}
-    lines = [_curve.CurveSeries(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
+    lines = [curve_figure.CurveSeries(order.get(c.model, 0), tuple(_steps(c))) for c in row.curves]
     words = f"{row.scope} breaches within k tries under {row.attack}; the table next to it has the numbers"
-    return _curve.curve([line for line in lines if line.steps], words)
+    return curve_figure.curve([line for line in lines if line.steps], words)
 
 
 def at(curve: Curve, k: int) -> Estimate | None:
@@ -122,8 +122,8 @@ def _count(value: float) -> str:
     return f"{value:.1f}" if value < _SMALL else f"{value:,.0f}"
 
 
-def _steps(curve: Curve) -> Iterator[_curve.CurvePoint]:
+def _steps(curve: Curve) -> Iterator[curve_figure.CurvePoint]:
     for reach in curve.points:
         e = reach.estimate
         if e.value is not None and e.low is not None and e.high is not None:
-            yield _curve.CurvePoint(reach.k, Span(e.value, e.low, e.high))
+            yield curve_figure.CurvePoint(reach.k, Span(e.value, e.low, e.high))

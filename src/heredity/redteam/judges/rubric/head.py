@@ -34,7 +34,7 @@ from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import CLIP, PRIOR, Floats, load_arrays, sigmoid
 from heredity.redteam.judges.learned.signals import PARAGRAPH, margin, signals
 from heredity.redteam.judges.protocols import Pair
-from heredity.redteam.judges.rubric import ask as _rubric_form
+from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rules import judge as rules
 
 WEIGHTS, CARD = "head.safetensors", "head.json"
@@ -69,7 +69,7 @@ class Head:
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}", code="not-a-head") from None
-        if self.card.form != _rubric_form.harm_request_digest():
+        if self.card.form != ask.harm_request_digest():
             raise BadInput(
                 card, f"was learned under another question. {_AGAIN}", code="head-of-another-question"
             )
@@ -219,7 +219,7 @@ class StateReader:
 
     def _state(self, key: int, prompt: str, text: str) -> Floats | None:
         try:
-            found = self._engine.state(_rubric_form.harm_request(key, prompt, text))
+            found = self._engine.state(ask.harm_request(key, prompt, text))
         except ContextOverflow:
             return None
         state = np.asarray(found.numpy(), float)

@@ -27,7 +27,6 @@ from heredity.engines.protocols import Engine
 from heredity.redteam.judges._choice import pair_of, precheck, task_of
 from heredity.redteam.judges.protocols import Models, Pair, Task
 from heredity.redteam.judges.rubric import ask
-from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric.head import SHIPPED, Head, StateReader
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence, without_thought
@@ -221,8 +220,8 @@ def log_odds(share: float) -> float:
 
 def _question(task: Task, prompt: str) -> str:
     if task == "refusal":
-        return _rubric_form.REFUSAL
-    return _rubric_form.HARM if prompt.strip() else _rubric_form.HARM_ALONE
+        return ask.REFUSAL
+    return ask.HARM if prompt.strip() else ask.HARM_ALONE
 
 
 def _number(option: str, value: str) -> float:
