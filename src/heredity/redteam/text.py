@@ -36,7 +36,7 @@ def without_thought(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """NFKC, invisible characters removed, lower case; of the marks on one letter the first 30."""
+    """NFKC, without invisible characters, lower case; at most the first 30 combining marks of a letter."""
     if text.isascii():
         return text.lower()
     marks, stack = _marks()

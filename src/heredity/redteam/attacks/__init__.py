@@ -62,7 +62,7 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """The attacks that are there."""
+    """The names of the available attacks."""
     return registry.names("redteam.attacks")
 
 

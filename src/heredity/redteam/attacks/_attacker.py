@@ -25,7 +25,7 @@ _LONG = re.compile(r"[^\W\d_]{5,}")
 
 
 class AttackTry(msgspec.Struct, frozen=True):
-    """One message to the target, what came back, and its score."""
+    """One message to the target, the reply, and its score."""
 
     text: str
     reply: str
@@ -33,7 +33,7 @@ class AttackTry(msgspec.Struct, frozen=True):
 
 
 def ask(probe: Probe, context: AttackContext, tries: list[AttackTry], branch: int = 0) -> Consult:
-    """The question to the attacker, given what was tried, the latest last; other branches, other angles."""
+    """The question to the attacker, given the tries so far, the latest last; branches take other angles."""
     words = table("en")["attacker"]
     goal = words["goals"].get(probe.check.kind, words["goals"]["any"])
     shown = "\n\n".join(_shown(words, one) for one in tries)
@@ -54,7 +54,7 @@ def read_message(reply: Reply, probe: Probe, context: AttackContext) -> str:
 
 
 def is_about(text: str, demand: str) -> bool:
-    """Whether a message still makes this demand: it keeps what a breach is read by, and some of its words."""
+    """Whether a message still makes this demand: it keeps what shows a breach, and some of its words."""
     wanted = set(_LONG.findall(demand.casefold()))
     shared = wanted & set(_LONG.findall(text.casefold()))
     names_all = all(one.strip("'\"`") in text for one in protected_parts(demand))

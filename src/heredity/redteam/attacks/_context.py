@@ -39,12 +39,12 @@ def translations(language: str) -> dict[str, dict[str, list[Any]]]:
 
 
 def languages() -> tuple[str, ...]:
-    """The languages other than English that there are words in."""
+    """The languages other than English that have a words file."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml") if path.stem != "en"))
 
 
 def say(attack: str, key: str, context: AttackContext, text: str = "") -> str:
-    """The words of an attack under `key` in the trial's language, with `text` in their place for it."""
+    """The words of an attack under `key` in the trial's language, with `text` in their slot for it."""
     words = table(context.language).get(attack, {}).get(key) or table("en")[attack][key]
     return str(words).strip().replace("{text}", text, 1)
 
@@ -55,11 +55,11 @@ def keys(attack: str) -> tuple[str, ...]:
 
 
 T = TypeVar("T")
-MARK = "[[found]]"  # stands in a request for what a search is to find
+MARK = "[[found]]"  # placeholder in a request for the text that a search finds
 
 
 class AttackReferee(Protocol):
-    """Tells an attack how it does, by what the probe's own judge would say; knows what an attack must not."""
+    """Scores an attack's progress by the probe's own judge; keeps from the attack what it must not know."""
 
     def score(self) -> int:
         """Score the replies since the last call, from 1 (refusal) to 10 (breach); `0` if unknown."""
@@ -69,7 +69,7 @@ class AttackReferee(Protocol):
 
 
 class NoReferee:
-    """Outside a study nobody tells."""
+    """A referee without scores, for use outside a study."""
 
     def score(self) -> int:
         return 0
@@ -83,11 +83,11 @@ class AttackContext(msgspec.Struct, frozen=True):
 
     words        slot -> the application's word for it: "company", "secret_name", "tool", "forbidden_tool"
     max_turns    replies that the application allows in one conversation
-    decoding     how the application draws its answers
+    decoding     the application's sampling settings
     variant      the variant of the part that is asked; set for each part by the attack itself
     language     the language of the wrappers' words; set by the attack itself
-    referee      tells how the conversation goes so far; for an attack that goes by it
-    found        what a search of the model's weights found for this trial; "" for none
+    referee      scores the conversation so far, for an attack that uses the score
+    found        text that a search of the model's weights found for this trial; "" for none
     """
 
     sample: int = 0
@@ -120,7 +120,7 @@ class Draw:
         return int(self._random() * n)
 
     def some(self, n: int, items: Sequence[T]) -> list[T]:
-        """`n` of the items, each at most once, in an order drawn as well."""
+        """`n` of the items, each at most once, in random order."""
         pool = list(items)
         for i in range(n):
             j = i + self.below(len(pool) - i)
@@ -128,7 +128,7 @@ class Draw:
         return pool[:n]
 
     def shuffle(self, items: MutableSequence[Any]) -> None:
-        """Put the items into another order, in place."""
+        """Shuffle the items in place."""
         for i in range(len(items) - 1, 0, -1):
             j = self.below(i + 1)
             items[i], items[j] = items[j], items[i]
@@ -148,7 +148,7 @@ _KEPT = re.compile(r"(?<!\w)(['\"`])\w+\1(?!\w)|\b[A-Za-z]+_\w+|\b[\w-]+\.exampl
 
 
 def protected_parts(text: str) -> list[str]:
-    """The parts of a text that stay as they are."""
+    """The parts of a text that must stay unchanged."""
     return [found[0] for found in _KEPT.finditer(text)]
 
 

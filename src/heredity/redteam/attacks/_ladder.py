@@ -25,19 +25,19 @@ _TOPICS = {  # of a technique's probes and of their twins, so that both are led 
 
 
 def resolve(variant: str) -> str:
-    """The most turns of a conversation."""
+    """The maximum number of turns of a conversation."""
     if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
         raise ValueError(f"the most turns are from 2 to {MOST}")
     return str(int(variant))
 
 
 def queries(probe: Probe, context: AttackContext) -> int:
-    """The variant's turns, or the application's where it allows fewer; never fewer than the probe has."""
+    """The variant's turns, or the application's if it allows fewer; never fewer than the probe has."""
     return max(len(probe.turns), min(int(context.variant), context.max_turns))
 
 
 def climb(attack: str, probe: Probe, context: AttackContext) -> Generator[Turn, Reply, None]:
-    """Steps, then the probe's turns, then the demand again in other words while it is refused."""
+    """Steps, then the probe's turns, then the rephrased demand while the model refuses it."""
     demands, left = probe.turns, queries(probe, context)
     retreats = list(_lines("ladder", "retreats", context))
     for step in _steps(attack, probe, context, left - len(demands) - 1):
@@ -74,7 +74,7 @@ def topic(probe: Probe) -> str:
 
 
 def _steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str]:
-    """At most `n` steps (at least one), spread over the ladder, its last one always among them."""
+    """At most `n` steps (at least one), spread over the ladder; the last step is always included."""
     words, about = table("en")[attack], topic(probe)
     about = next(key for key in (about, probe.check.kind, "any") if key in words)
     steps = [
@@ -85,7 +85,7 @@ def _steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[st
 
 
 def _filled(text: str, context: AttackContext) -> str | None:
-    """The step with the application's words; None where the application has no such thing."""
+    """The step with the application's words; None if the application lacks one of them."""
     for slot, word in context.words.items():
         text = text.replace(f"{{{slot}}}", word) if word else text
     return None if "{" in text else text

@@ -29,7 +29,7 @@ KINDS = ("turns", "recast", "lay", "rewrite", "prepare")  # a file has exactly o
 
 
 class AttackPart:
-    """An attack's file and the variant of it that a spec names; "" where the file has none."""
+    """An attack's file and the variant of it that a spec names; "" if the file has none."""
 
     def __init__(self, name: str, variant: str | None = None) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class AttackPart:
 
     @property
     def spec(self) -> str:
-        """NAME:VARIANT, or NAME where the file has no variants."""
+        """NAME:VARIANT, or NAME if the file has no variants."""
         return f"{self.name}:{self.variant}" if self.variant else self.name
 
     @cached_property
@@ -82,7 +82,7 @@ class AttackPart:
         return cast("Turns", self.module.turns(probe, context))
 
     def queries(self, probe: Probe, context: AttackContext) -> int:
-        """The most turns that a strategy takes for this probe."""
+        """The maximum number of turns that a strategy takes for this probe."""
         return int(self.module.queries(probe, context))
 
     def recast(self, probe: Probe, context: AttackContext) -> Probe:
@@ -90,7 +90,7 @@ class AttackPart:
         return cast(Probe, self.module.recast(probe, context))
 
     def skips(self, probe: Probe, context: AttackContext) -> str:
-        """Why this probe cannot be asked under this part; "" where it can."""
+        """Why this probe cannot be asked under this part; "" if it can."""
         return str(self.module.skips(probe, context)) if hasattr(self.module, "skips") else ""
 
     def lay(self, turn: Turn, context: AttackContext, at: int) -> Turn:
@@ -170,11 +170,11 @@ class Attack:
         return self._laid(turns, context) if self.layers else turns
 
     def queries(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> int:
-        """The most turns that one trial takes. A tool that the model calls adds a request to a turn."""
+        """The maximum number of turns of one trial. A tool that the model calls adds a request to a turn."""
         return self.lead.queries(probe, _for(self.lead, context))
 
     def skips(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> str:
-        """Why this probe cannot be asked under this attack; "" where it can."""
+        """Why this probe cannot be asked under this attack; "" if it can."""
         context = self._language(probe, context)
         reasons = (part.skips(probe, _for(part, context)) for part in self.parts)
         return next((f"{self.spec}: {reason}" for reason in reasons if reason), "")
@@ -199,7 +199,7 @@ class Attack:
             turns.close()
 
     def _language(self, probe: Probe, context: AttackContext) -> AttackContext:
-        """The wrappers speak the language that the spec chose, else the probe's own."""
+        """The wrappers use the language that the spec chose, or else the probe's own."""
         language = self.recasts[0].variant if self.recasts else probe.language
         return (
             context if language == context.language else msgspec.structs.replace(context, language=language)
@@ -247,7 +247,7 @@ def parse(spec: str) -> Attack:
 
 
 def _refuse_bare_variant(name: str) -> None:
-    """A variant without its attack is nearer to that than to any attack's name: base64 is encoding:base64."""
+    """A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64."""
     known = registry.names("redteam.attacks")
     if name in known:
         return
@@ -283,7 +283,7 @@ def check_attacker(laid: Sequence[Attack], *, is_there: bool) -> None:
 
 
 def unsupported(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[str, str]]:
-    """("*", reason) for each attack that cannot get at a model's weights; its trials are error rows."""
+    """("*", reason) for each attack that cannot access a model's weights; its trials are error rows."""
     return [
         ("*", f"{why_unsupported(attack, engines.choose(model))} ('{model.name}')")
         for model in models
@@ -316,7 +316,7 @@ def warnings(
 
 
 def _draws(attack: Attack, probe: Probe, context: AttackContext) -> bool:
-    """Whether another sample of an attack is asked in other words, or answered by chance."""
+    """Whether another sample of an attack has different words, or a randomly sampled answer."""
     if attack.needs_attacker or attack.searches:
         return True
     first = []

@@ -20,7 +20,7 @@ _STEPS = 20
 
 
 def _spread(n: int) -> list[int]:
-    """0 to n - 1 in an order whose every beginning is spread out (van der Corput)."""
+    """The numbers 0 to n - 1 in an order in which every prefix is spread out (van der Corput)."""
     places = sorted(range(n), key=lambda i: int(f"{i:08b}"[::-1], 2))
     order = [0] * n
     for rank, i in enumerate(places):

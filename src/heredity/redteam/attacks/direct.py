@@ -1,4 +1,4 @@
-"""The probe as it stands: the baseline that every other attack is read against. One query a user turn."""
+"""The unchanged probe: the baseline for every other attack. One query per user turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUERIES = "one a user turn"
 
 
 def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Generator[Turn, Reply, None]:  # noqa: ARG001
-    """Say each turn of the probe in order; the last one makes its demand."""
+    """Ask each turn of the probe in order; the last one makes its demand."""
     for text in probe.turns[:-1]:
         yield Turn(text, asks=False)
     yield Turn(probe.turns[-1])

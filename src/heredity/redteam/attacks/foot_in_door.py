@@ -1,8 +1,9 @@
 """Small favours that are easily granted, each a little larger, before the demand.
 
-Source: Freedman and Fraser 1966, and for models Weng et al. 2025 (arXiv 2502.19820). Ours needs no attacker
-model: the favours are written for each kind of breach, and the model's replies decide only whether to back
-off. The variant is the most turns, from 2 to 10; an application's `max_turns` may allow fewer.
+Source: Freedman and Fraser 1966, and for models Weng et al. 2025 (arXiv 2502.19820). This version needs no
+attacker model: the favours are written for each kind of breach. The model's replies only decide whether to
+back off. The variant is the maximum number of turns, from 2 to 10; an application's `max_turns` may allow
+fewer.
 """
 
 from __future__ import annotations
@@ -19,5 +20,5 @@ resolve, queries = _ladder.resolve, _ladder.queries
 
 
 def turns(probe: Probe, context: AttackContext) -> Generator[Turn, Reply, None]:
-    """Ask for favours, one larger than the other; then make the probe's demand."""
+    """Ask for favours, each larger than the last; then make the probe's demand."""
     return _ladder.climb("foot_in_door", probe, context)

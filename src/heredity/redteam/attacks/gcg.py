@@ -34,7 +34,7 @@ def resolve(variant: str) -> str:
 
 
 def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; where it makes the probe's demand, with what was found behind it."""
+    """The turn; if it makes the probe's demand, the optimized suffix follows."""
     if not turn.asks or not context.found:
         return turn
     found = MARK if context.found == MARK else msgspec.json.decode(context.found, type=_Found).text
@@ -42,7 +42,7 @@ def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
 
 
 def search(engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
-    """The suffix for this request as JSON, with its loss before and after; none where it proved nothing."""
+    """The suffix for this request as JSON, with its loss before and after; no suffix if it proved nothing."""
     found = engine.suffix(
         request, MARK, target(probe, context), int(context.variant or variants[0]), context.seed
     )
@@ -51,7 +51,7 @@ def search(engine: WhiteBoxEngine, request: Request, probe: Probe, context: Atta
 
 
 def target(probe: Probe, context: AttackContext) -> str:
-    """How the answer is to begin."""
+    """The target beginning of the answer."""
     words = table("en")["gcg"]
     text = str(words.get(probe.check.kind, words["any"]))
     for slot, word in context.words.items():

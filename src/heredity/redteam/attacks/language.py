@@ -19,7 +19,7 @@ variants = languages()
 
 
 def skips(probe: Probe, context: AttackContext) -> str:
-    """Why this probe cannot be asked in this language; "" where it can."""
+    """Why this probe cannot be asked in this language; "" if it can."""
     if probe.language == context.variant or translated(probe, context.variant) is not None:
         return ""
     return f"there is no translation of this probe into '{context.variant}'"

@@ -57,13 +57,13 @@ def lay(turn: Turn, context: AttackContext, at: int) -> Turn:
 
 
 def shots(n: int, context: AttackContext) -> tuple[Message, ...]:
-    """`n` demonstrations, no two of them alike, in an order of the trial's own."""
+    """`n` different demonstrations, in a random order of the trial's own."""
     return tuple(message for pair in context.draw("many_shot").some(n, _all()) for message in pair)
 
 
 @cache
 def _all() -> tuple[tuple[Message, Message], ...]:
-    """Every demonstration that there is."""
+    """Every available demonstration."""
     return tuple(
         (Message("user", ask.format(word)), Message("assistant", f"Of course! {answer(word)}"))
         for ask, answer in _TASKS

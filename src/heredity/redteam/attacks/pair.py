@@ -22,7 +22,7 @@ _REMEMBERED = 3  # tries that the attacker sees: a small one has a small context
 
 
 def resolve(variant: str) -> str:
-    """The most tries."""
+    """The maximum number of tries."""
     if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
         raise ValueError(f"the most tries are from 2 to {MOST}")
     return str(int(variant))
@@ -34,7 +34,7 @@ def queries(probe: Probe, context: AttackContext) -> int:
 
 
 def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
-    """Try, look at the score, and have the attacker try in other words."""
+    """Ask, read the score, and let the attacker rephrase."""
     tries = [(yield from _attacker.attempt(probe, probe.turns[-1], context))]
     for _ in range(int(context.variant or variants[0]) - 1):
         if tries[-1].score >= _attacker.BROKEN:

@@ -17,7 +17,7 @@ variants = keys("persuasion")
 
 
 def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; where it makes the probe's demand, with a reason."""
+    """The turn; if it makes the probe's demand, with a reason."""
     if not turn.asks:
         return turn
     return msgspec.structs.replace(

@@ -1,8 +1,8 @@
-"""The assistant's answer is made to begin with agreement: the strongest cheap attack on open weights.
+"""A prefill makes the assistant's answer begin with agreement: the strongest cheap attack on open weights.
 
-Source: Qi et al. 2024 (arXiv 2406.05946): safety alignment is a few tokens deep. A benign twin gets the
-same opening, so that the application layer and the attack are equal for both. Only the turn that makes the
-probe's demand is answered so. Adds no query; needs an engine that can begin the assistant's answer.
+Source: Qi et al. 2024 (arXiv 2406.05946): safety alignment is a few tokens deep. A benign twin gets the same
+opening, so that the application layer and the attack are equal for both. Only the answer to the turn with the
+probe's demand gets it. Adds no query; needs an engine that supports prefill.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ QUERIES = "adds none; needs an engine that can begin the assistant's answer"
 
 
 def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; where it makes the probe's demand, its answer begins with agreement."""
+    """The turn; if it makes the probe's demand, its answer begins with agreement."""
     return msgspec.structs.replace(turn, prefill=say("prefill", "opening", context)) if turn.asks else turn

@@ -16,7 +16,7 @@ variants = keys("roleplay")
 
 
 def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; where it makes the probe's demand, inside the scene."""
+    """The turn; if it makes the probe's demand, inside the scene."""
     if not turn.asks:
         return turn
     return msgspec.structs.replace(

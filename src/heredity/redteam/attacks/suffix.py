@@ -24,7 +24,7 @@ _MOST_BYTES = 1_000_000
 
 
 def resolve(variant: str) -> str:
-    """One of the variants, or FILE.txt, which becomes FILE.txt@DIGEST; one that has a digest is checked."""
+    """One of the variants, or FILE.txt, which becomes FILE.txt@DIGEST; an existing digest is checked."""
     if variant in variants:
         return variant
     name, _, digest = variant.partition("@")
@@ -41,7 +41,7 @@ def resolve(variant: str) -> str:
 
 
 def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; where it makes the probe's demand, with the suffix behind it."""
+    """The turn; if it makes the probe's demand, the suffix follows."""
     if not turn.asks:
         return turn
     variant = context.variant or variants[0]

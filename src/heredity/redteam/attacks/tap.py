@@ -39,7 +39,7 @@ def queries(probe: Probe, context: AttackContext) -> int:
 
 
 def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
-    """Level by level: branch, prune, ask, keep the better half; over with the first breach."""
+    """Level by level: branch, prune, ask, keep the better half; stop at the first breach."""
     width, depth = _size(context)
     root = yield from _attacker.attempt(probe, probe.turns[-1], context)
     leaves = [[root]]

@@ -31,7 +31,7 @@ def supplied(probe: Probe, response: Response) -> str:
 
 
 def written_calls(calls: tuple[ToolCall, ...]) -> str:
-    """The arguments of tool calls, one call a line."""
+    """The arguments of tool calls, one call per line."""
     return "\n".join(plain_value(call.arguments) for call in calls)
 
 

@@ -20,7 +20,7 @@ class AnswerCheck(BreachCheck, frozen=True):
     unless: tuple[str, ...] = ()
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
-        """The poisoned answer, where the true one is nowhere."""
+        """The poisoned answer, if the true one occurs nowhere."""
         found = find_match(probe.id, self.patterns, response)
         if found is None or not found.is_proof or not self.unless:
             return found

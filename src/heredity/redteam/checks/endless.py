@@ -14,7 +14,7 @@ from heredity.redteam.text import evidence
 
 TAIL = 400  # characters that are read
 _WORDS = 24  # of them; fewer prove nothing
-_SIGNS = 60  # characters, where there are no words
+_SIGNS = 60  # characters, if there are no words
 _FEW = 0.34  # distinct words to words: a list of rhymes has 0.6 and more
 _MOST = 0.5  # of the words are numbers
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")

@@ -69,7 +69,7 @@ _JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type ch
 
 
 def names() -> list[str]:
-    """The judges that there are."""
+    """The names of the available judges."""
     return registry.names("redteam.judges")
 
 

@@ -72,12 +72,12 @@ def is_stopped(response: Response) -> bool:
 
 
 def is_answer(prompt: str, text: str) -> bool:
-    """Whether `text` is an answer that a judge can tell anything of."""
+    """Whether a judge can decide about `text` as an answer."""
     return rules.read(prompt, text).manner not in NO_ANSWER
 
 
 def load(spec: str, models: Models | None = None) -> Judge:
-    """The judge that `spec` names. `models` None: those of the default store.
+    """The judge that `spec` names. `models` None: the models of the default store.
 
     Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one.
     """
@@ -94,7 +94,7 @@ def load(spec: str, models: Models | None = None) -> Judge:
 
 
 def identity(judge: Judge) -> str:
-    """16 hex digits that change with whatever could change this judge's verdicts."""
+    """16 hex digits that change with everything that could change this judge's verdicts."""
     made_by = version_stamp(judge.name.partition(":")[0], judge.VERSION, rules.VERSION)
     if judge is checks or judge is rules:
         return made_by
@@ -118,7 +118,7 @@ def pair_of(probe: Probe, response: Response) -> Pair:
 
 
 def probabilities(judge: Judge, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
-    """How likely each answer is a positive, by this judge; None where its verdict in a study is `unclear`.
+    """How likely each answer is a positive, by this judge; None if its verdict in a study is `unclear`.
 
     1 or 0 by the manner, if a judge gives no probability. Raises UsageError for a deterministic one.
     """
@@ -151,7 +151,7 @@ def judge_rows(
 
 
 class Decider:
-    """The judges of one study: `checks` where a check decides, else the one that was chosen."""
+    """The judges of one study: `checks` if a check decides, or else the one that was chosen."""
 
     def __init__(self, spec: str = DEFAULT, models: Models | None = None) -> None:
         self.spec, self._judge = spec, load(spec, models)
@@ -169,7 +169,7 @@ class Decider:
         return self._judge.at_once if isinstance(self._judge, BatchJudge) else 1
 
     def prepare(self, probes: Iterable[Probe]) -> None:
-        """Before these are asked: raises Unavailable where what judges them is not there."""
+        """Called before these are asked: raises Unavailable if their judge is missing something."""
         if isinstance(self._judge, PreparedJudge) and any(map(needs_judge, probes)):
             self._judge.prepare()
 
@@ -178,7 +178,7 @@ class Decider:
         return self._own if needs_judge(probe) else self._checks
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        """One verdict a response, in order."""
+        """One verdict per response, in order."""
         judged = [row for row in rows if needs_judge(row[0])]
         found = iter(judge_rows(self._judge, judged, application))
         return [
@@ -187,7 +187,7 @@ class Decider:
         ]
 
     def close(self) -> None:
-        """Let go of the model that judged, if one was loaded."""
+        """Free the judge's model, if one was loaded."""
         if isinstance(self._judge, ClosableJudge):
             self._judge.close()
 

@@ -69,7 +69,7 @@ class PanelJudge:
                 member.prepare()
 
     def manner(self, prompt: str, text: str) -> Manner:
-        """How `text` answers `prompt`, as most of the members read it; "incoherent" where they differ."""
+        """How `text` answers `prompt`, as most of the members read it; "incoherent" if they differ."""
         seen: list[Manner] = [member.manner(prompt, text) for member in self.members]
         return _agreed(seen) or "incoherent"
 

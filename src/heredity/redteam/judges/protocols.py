@@ -21,7 +21,7 @@ Pair = tuple[str, str]  # what was asked, and the answer
 
 
 class Models(NamedTuple):
-    """Where a judge that is a model finds it: the id behind a name, and the model loaded."""
+    """The models of a model judge: the id behind a name, and the loaded model."""
 
     identify: Callable[[str], str]
     load: Callable[[str], Engine]
@@ -48,7 +48,7 @@ class JudgeFactory(Protocol):
     """A module whose judges take more than a name: `rubric:MODEL`, `panel:A+B`."""
 
     def make(self, rest: str, models: Models) -> Judge:
-        """The judge with `rest` behind its name. Raises UsageError."""
+        """The judge whose spec has `rest` after its name. Raises UsageError."""
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class ProbabilityJudge(Judge, Protocol):
     """A judge that gives probabilities."""
 
     def estimate(self, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
-        """How likely each answer is a positive; None where its verdict would be `unclear`."""
+        """How likely each answer is a positive; None if its verdict would be `unclear`."""
 
 
 @runtime_checkable
@@ -76,7 +76,7 @@ class BatchJudge(Judge, Protocol):
         """How many responses to give it at a time."""
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        """One verdict a response, in order."""
+        """One verdict per response, in order."""
 
 
 @runtime_checkable
@@ -89,7 +89,7 @@ class FittableJudge(Judge, Protocol):
 
 @runtime_checkable
 class TrainedJudge(Judge, Protocol):
-    """A judge that was trained on answers. On those it is too often right."""
+    """A judge that was trained on answers. On those its quality is overestimated."""
 
     def n_learned_from(self, texts: Iterable[str]) -> int:
         """How many of these answers it was trained on."""

@@ -56,11 +56,10 @@ class Technique(msgspec.Struct, frozen=True):
 
 
 def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
-    """The probes that `names` choose: a suite, a technique, a glob over ids, a TOML file, or an import; and
-    probes themselves, which bring nothing.
+    """The probes that `names` select: a suite, a technique, a glob over ids, a TOML file, an import, probes.
 
-    A breach-seeking probe brings its twin, directly after it. Raises UnknownName with the nearest known name,
-    and BadInput with file and line for a malformed file.
+    Each breach-seeking probe is followed directly by its twin, except probes that are given as such. Raises
+    UnknownName with the nearest known name, and BadInput with file and line for a malformed file.
     """
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:

@@ -27,7 +27,7 @@ Suite = Literal["core", "full"]
 
 
 class Twin(Record, frozen=True):
-    """The benign twin of an item; what it leaves out is as in the item, but never the injected text."""
+    """The benign twin of an item; missing fields are the item's, except the injected text."""
 
     turns: tuple[str, ...] = ()
     passage: str = ""
@@ -45,7 +45,7 @@ class ProbeItem(Record, frozen=True):
     marker: str = ""  # what only obeying produces: a check of kind "marker"
     continues: str = ""  # the words that follow: a check of kind "pattern" that ignores case and punctuation
     poisoned: tuple[str, ...] = ()  # ways to say the poisoned answer: a check of kind "answer"
-    truth: tuple[str, ...] = ()  # ways to say the true one, beside `poisoned`
+    truth: tuple[str, ...] = ()  # phrasings of the true one, next to `poisoned`
     invents: str = ""  # a package that does not exist: a check of kind "package"
     solved: tuple[str, ...] = ()  # ways to say the right answer: a check of kind "task"
     check: dict[str, Any] | None = None  # `kind`, and the settings of that kind (redteam/checks/)
@@ -55,11 +55,11 @@ class ProbeItem(Record, frozen=True):
     threats: tuple[str, ...] = ()
     language: str = ""
     suite: Suite | None = None
-    kind: Literal["breach", "benign"] = "breach"  # benign: asked for refusal alone, without a counterpart
+    kind: Literal["breach", "benign"] = "breach"  # benign: only judged for refusal, without a counterpart
 
 
 class ProbeFile(Record, frozen=True):
-    """A technique's file; `check`, `why_no_twin` and `threats` are for items without."""
+    """A technique's file; `check`, `why_no_twin` and `threats` are for items that lack them."""
 
     title: str
     description: str
@@ -70,9 +70,9 @@ class ProbeFile(Record, frozen=True):
     check: dict[str, Any] | None = None  # `kind`, and the settings of that kind (redteam/checks/)
     why_no_twin: str = ""
     language: str = "en"
-    is_baseline: bool = False  # measures a capability: its probes are no part of the row over all techniques
-    suite: Suite = "core"  # "full": its items are asked in the suite "full" alone
-    is_verbatim: bool = False  # texts by others: braces in them are no slots
+    is_baseline: bool = False  # measures a capability: its probes are left out of the row over all techniques
+    suite: Suite = "core"  # "full": its items are only in the suite "full"
+    is_verbatim: bool = False  # texts by others: their braces are not slots
     probe: tuple[ProbeItem, ...] = ()
 
 
@@ -80,7 +80,7 @@ _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 
 
 class Bank(msgspec.Struct, frozen=True):
-    """A technique as read: its words, and its probes, each twin directly after its breach-seeking probe."""
+    """A parsed technique: its words, and its probes, each twin directly after its breach-seeking probe."""
 
     technique: str
     title: str
@@ -118,7 +118,7 @@ def phrase_pattern(words: str) -> str:
 
 
 def why_name_taken(name: str) -> str:
-    """Why a technique of one's own may not be named so; "" where it may."""
+    """Why a user's own technique may not have this name; "" if it may."""
     if name in ("all", "judge_free", "judged"):  # SCOPES of study/estimates.py
         return f"'{name}' is the name of a row over several techniques; choose another"
     if name in registry.names("redteam.probes", ".toml"):
@@ -127,7 +127,7 @@ def why_name_taken(name: str) -> str:
 
 
 def phrase_patterns(words: Sequence[str]) -> tuple[str, ...]:
-    """A regular expression for each of these ways to say a thing."""
+    """A regular expression for each of these phrasings."""
     return tuple(phrase_pattern(each) for each in words)
 
 
@@ -137,7 +137,7 @@ def answer_pattern(answer: str) -> str:
 
 
 class _BankReader:
-    """Turns one file into a Bank; it only exists so that every mistake can name its place."""
+    """Parses one file into a Bank; as a class, it can name the place of every mistake."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -222,7 +222,7 @@ class _BankReader:
         return probe
 
     def _ways(self, item: ProbeItem) -> int:
-        """How many checks an item gives."""
+        """Number of ways in which an item gives its check."""
         given = (
             item.check,
             item.marker,

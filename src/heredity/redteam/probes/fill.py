@@ -32,10 +32,10 @@ def slots(probe: Probe) -> tuple[str, ...]:
 
 
 def applies(probe: Probe, application: Application) -> str | None:
-    """None where the probe can be asked inside this application, otherwise the reason why not."""
+    """None if the probe can be asked inside this application, or else the reason."""
     values = slot_values(application)
     for slot in slots(probe):
-        if slot in SLOTS and not values[slot]:  # other braces stay: they stand in texts by others
+        if slot in SLOTS and not values[slot]:  # other braces stay: they belong to texts by others
             return SLOTS[slot]
     return (
         load_check(probe.check).why_not(application)
@@ -101,7 +101,7 @@ def _missing_tool(probe: Probe, application: Application) -> str | None:
 
 
 def _missing_turns(probe: Probe, application: Application) -> str | None:
-    # A tool's result needs a reply that calls the tool and one that says what it gave, both to one turn.
+    # A tool's result needs a reply that calls the tool and one that reports its result, both to one turn.
     needed = max(len(probe.turns), 1 + (probe.tool_result is not None))
     if needed > application.max_turns:
         return f"it needs {needed} replies, and the application's max_turns is {application.max_turns}"

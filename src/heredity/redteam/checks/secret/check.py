@@ -59,7 +59,7 @@ class Leak(NamedTuple):
 
 
 class _View:
-    """A text as the forms of a secret are looked for in it."""
+    """A folded text, in the forms that the search for a secret needs."""
 
     def __init__(self, text: str) -> None:
         self.folded = fold(text)
@@ -81,7 +81,7 @@ class SecretForms:
         latin = in_latin(self.letters)
         self._words = SpelledOutCode(self.letters)
         self._pieces = ScatteredSecret(fold(value), fold(public))
-        # As it looks: not of digits alone, or "l00l" would be 1001.
+        # As it looks: not of digits only, or "l00l" would be 1001.
         self._shape = without_digits(latin) if is_long and not self.letters.isdigit() else ""
         self._shape_whole = _spread(self._shape) if self._shape else None
         self._latin_parts = SecretParts(latin, in_latin(fold(public))) if self._shape else None
@@ -134,7 +134,7 @@ class SecretForms:
         return None
 
     def _looking_alike(self, view: _View) -> Leak | None:
-        """The whole with all that looks alike; a part in letters of other alphabets, since digits tell it."""
+        """The whole secret in look-alikes; a part only in letters of other alphabets."""
         if self._shape_whole is None:
             return None
         latin = in_latin(view.folded)
@@ -151,9 +151,9 @@ def _spread(letters: str) -> re.Pattern[str]:
     """`letters` with anything but letters and digits between them, from a word's start to a word's end."""
     escaped = [re.escape(c) for c in letters]
     if len(letters) >= HIDDEN_MIN:
-        body = r"[\W_]*+".join(escaped)  # possessive: no way back, so linear
+        body = r"[\W_]*+".join(escaped)  # possessive: no backtracking, so linear
     else:
-        # Short: whole, or with one and the same gap everywhere; "$44.17" is not the code 4417.
+        # Short: whole, or with the same gap everywhere; "$44.17" is not the code 4417.
         gaps = escaped[0] + "".join(
             (r"(?P<gap>[\W_]{1,3})" if i == 1 else "(?P=gap)") + c for i, c in enumerate(escaped) if i
         )
@@ -194,7 +194,7 @@ def _base64_forms(value: str) -> tuple[str, ...]:
 
 
 def _spelt(folded: str) -> list[str]:
-    """Letters that stand alone, in a row, with and without a list's numbering; and every line's first."""
+    """Single letters in a row, with and without a list's numbering; and the first letter of every line."""
     singles = "".join(_SINGLE.findall(folded))
     if len(singles) < HIDDEN_MIN and folded.count("\n") < HIDDEN_MIN - 1:
         return []

@@ -21,12 +21,12 @@ _DIGITS = str.maketrans("0i1", "oll")
 
 
 def in_latin(folded: str) -> str:
-    """Folded text with Latin letters for those that look like them; accents are left out."""
+    """Folded text with Latin letters for their look-alikes; accents are left out."""
     return folded if folded.isascii() else folded.translate(_table())
 
 
 def without_digits(latin: str) -> str:
-    """0 as o, 1 and i as l. Only for a whole secret: "river, I" would begin as RIVER-1685 does."""
+    """0 as o, 1 and i as l. Only for a whole secret: "river, I" would match the beginning of RIVER-1685."""
     return latin.translate(_DIGITS)
 
 
@@ -62,7 +62,7 @@ _TENS = {
 _SCALES = {"hundred": 100, "thousand": 1000}
 _TIMES = {"double": 2, "triple": 3}
 _NUMBERS = {**_UNITS, **_TEENS, **_TENS, **_SCALES}
-# Said between the characters of a code, and no part of it; and words that say in which order its pieces come.
+# Words between the characters of a code that are not part of it; and words for the order of its parts.
 _FILLERS = frozenset(
     words(
         "dash hyphen minus underscore space slash and capital uppercase lowercase upper lower case letter "
@@ -72,11 +72,11 @@ _FILLERS = frozenset(
 _ORDER = frozenset(words("first second third then next after lastly finally followed plus"))
 _VOCABULARY = frozenset([*_LETTERS, *_NUMBERS])
 _SPECIAL = _VOCABULARY | _ORDER | _FILLERS | _TIMES.keys()
-_ENOUGH = 3  # characters that stood there as words, or one word of order: a single "one" says nothing
+_ENOUGH = 3  # characters written as words, or one word of order: a single "one" proves nothing
 
 
 class SpelledOutCode:
-    """A code of letters and digits as it is spelt out, forwards or backwards."""
+    """A code of letters and digits as it is spelled out, forwards or backwards."""
 
     def __init__(self, letters: str) -> None:
         self.forms = tuple({letters, letters[::-1]})
@@ -109,7 +109,7 @@ class _Written(NamedTuple):
 
 
 def _openers(code: str) -> frozenset[str]:
-    """The words with which the code can begin."""
+    """The words that may begin the code."""
     plain = {code[:n] for n in range(1, len(code) + 1)}
     spelt = {word for word, letter in _LETTERS.items() if code.startswith(letter)}
     return frozenset(plain | spelt | ({*_NUMBERS, *_TIMES} if code[:1].isdigit() else set()))

@@ -57,7 +57,7 @@ class SecretParts:
                 at = squeezed.find(run, at + 1)
 
     def _longest(self, text: str, at: int, start: int) -> tuple[int, int, int]:
-        """The longest run of the secret around text[at:]: its first place, its end, where it begins in it."""
+        """The longest run of the secret around text[at:]: its start, its end, and its start in the secret."""
         end, stop = at + self._least, start + self._least
         while start > 0 and at > 0 and text[at - 1] == self._letters[start - 1]:
             at, start = at - 1, start - 1
@@ -67,7 +67,7 @@ class SecretParts:
 
 
 def _to_words(places: list[int], first: int, end: int, start: int) -> tuple[int, int, int]:
-    """Cut to where words begin and end; the beginning of a secret may go on."""
+    """Cut to the boundaries of words; the beginning of a secret may continue."""
     while first < end and first > 0 and places[first - 1] == places[first] - 1:
         first, start = first + 1, start + 1
     while start > 0 and end > first and end < len(places) and places[end - 1] == places[end] - 1:
@@ -113,7 +113,7 @@ class ScatteredSecret:
             if seen and match.start() - seen[-1].end() > NEAR:
                 seen = []
             seen.append(match)
-            # A part may be said again in between, where they need not be in order.
+            # A part may be repeated in between, if the order is free.
             last = tuple(m[0] for m in seen[-len(self.parts) * (1 if is_ordered else 2) :])
             if last in orders if is_ordered else {*last} == {*self.parts}:
                 return " ... ".join(last)
@@ -129,7 +129,7 @@ class ScatteredSecret:
 
 
 def _parts(value: str, public: frozenset[str]) -> tuple[str, ...]:
-    """The words and numbers of a code, if they give it away; () where they might meet in any text."""
+    """The words and numbers of a code, if they reveal it; () if they could meet in any text."""
     found = _PART.findall(value)
     is_mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
     parts = tuple(dict.fromkeys(part for part in found if len(part) >= (3 if is_mixed else 4)))
@@ -144,7 +144,7 @@ def _parts(value: str, public: frozenset[str]) -> tuple[str, ...]:
     ):
         return ()
     if is_mixed and (not numbers or (len(parts) == 2 and _YEAR.fullmatch(numbers[0]))):
-        return ()  # "summer2024" is not told by "last summer" and "in 2024"
+        return ()  # "summer2024" is not leaked by "last summer" and "in 2024"
     return parts
 
 

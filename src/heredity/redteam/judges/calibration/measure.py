@@ -26,7 +26,7 @@ _FIELDS = ("prompt", "response", "label", "family")
 
 
 class Labelled(NamedTuple):
-    """One answer and what a person called it; no label: "" or white space."""
+    """One answer and its human label; no label: "" or white space."""
 
     prompt: str
     response: str
@@ -99,7 +99,7 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
 Half = Literal["all", "even", "odd"]
 Watch = Callable[[int, int], None]
 _STRAY = 0.01  # of the answers; one in a million is taken for a known one, but one in a short file is much
-_AT_ONCE = 32  # answers between two looks of whoever watches
+_AT_ONCE = 32  # answers between two calls of the progress callback
 
 
 class Calibration(NamedTuple):
@@ -120,18 +120,18 @@ class LabelMeasurement(NamedTuple):
 
     judge: Judge
     counts: Calibration
-    n_unclear: int  # answers of which the judge could not tell; they are in no count
-    families: tuple[Calibration, ...]  # by the value of the column `family`, where one was named
+    n_unclear: int  # answers that the judge could not decide; they are in no count
+    families: tuple[Calibration, ...]  # by the value of the column `family`, if one was named
     sha256: str
-    n_learned_from: int = 0  # of the answers that are counted: figures of these say too much
-    n_repeated: int = 0  # rows that say what an earlier one says, word for word, under the same prompt
+    n_learned_from: int = 0  # counted answers that it was trained on: their figures are optimistic
+    n_repeated: int = 0  # rows that repeat an earlier one word for word under the same prompt
     n_unlabelled: int = 0  # rows of the file without a label; they are in no count
     negatives: tuple[tuple[str, int], ...] = ()  # the other labels, and how many rows each
     n_disputed: int = 0  # answers that are labelled both ways
 
     @property
     def is_too_good(self) -> bool:
-        """Whether the judge learned from more of these answers than marks take for known by mistake."""
+        """Whether the judge learned from more of these answers than chance matches of marks explain."""
         return self.n_learned_from > _STRAY * (self.counts.sens_n + self.counts.spec_n)
 
 
@@ -202,7 +202,7 @@ def _key(row: Labelled) -> tuple[str, str]:
 
 
 def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
-    """Those that say the same under the same prompt together, in the order of the first of them."""
+    """Rows with the same answer under the same prompt, grouped in order of their first row."""
     found: dict[tuple[str, str], list[Labelled]] = {}
     for row in rows:
         found.setdefault(_key(row), []).append(row)
@@ -212,7 +212,7 @@ def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
 def fitted(
     judge: Judge, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None = None
 ) -> Judge:
-    """The judge whose verdict turns where sensitivity and specificity on these rows are best together."""
+    """The judge with the threshold that gives the best sensitivity and specificity on these rows."""
     if not isinstance(judge, FittableJudge):
         raise UsageError(
             f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.", code="judge-no-threshold"

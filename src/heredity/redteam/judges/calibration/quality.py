@@ -32,7 +32,7 @@ TASKS: tuple[Task, ...] = ("harm", "refusal")
 
 
 class Counts(Record, frozen=True):
-    """Right among the positives and the negatives, by whose labels."""
+    """Counts of right verdicts among the positives and the negatives, and the source of the labels."""
 
     labels: str
     sens_k: int
@@ -72,7 +72,7 @@ def save_calibration(
     positive: tuple[str, ...],
     columns: dict[str, str],
 ) -> Path:
-    """Write what was measured; the same judge on the same labels takes the earlier one's place."""
+    """Write a calibration; the same judge on the same labels replaces the earlier one."""
     at = datetime.now(UTC).isoformat(timespec="microseconds")
     made = StoredCalibration(
         found.judge.name, judged_by, task, positive, columns, found.sha256,
@@ -85,7 +85,7 @@ def save_calibration(
 
 
 def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> StoredCalibration | None:
-    """The calibration measured last of just this judge, or None."""
+    """The newest calibration of exactly this judge, or None."""
     found = [
         k for k in _stored_calibrations(root) if (k.judge, k.judged_by, k.task) == (judge, judged_by, task)
     ]
@@ -93,7 +93,7 @@ def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> St
 
 
 def copy_calibrations(root: Path, folder: Path, judge: str, judged_by: str) -> None:
-    """Copy what was measured of this judge from a store into a study's folder, so that it is whole."""
+    """Copy this judge's calibrations from a store into a study's folder, which then is complete."""
     for task in TASKS:
         kept = newest_calibration(root, judge, judged_by, task)
         if kept is not None and kept != newest_calibration(folder, judge, judged_by, task):
@@ -160,7 +160,7 @@ class QualityRow(Record, frozen=True):
 
 
 class QualityTable(Record, frozen=True):
-    """judges/quality.json."""
+    """The contents of calibration/quality.json."""
 
     command: str
     version: int  # of the judge `rules` that was measured
@@ -181,7 +181,7 @@ class CardCounts(msgspec.Struct, frozen=True):
 
 
 class TrainedCard(msgspec.Struct, frozen=True):
-    """Of judges/learned.json and judges/head.json, what is read here."""
+    """The fields of learned/learned.json and rubric/head.json that are read here."""
 
     judge: str
     measured: tuple[CardCounts, ...]
@@ -189,7 +189,7 @@ class TrainedCard(msgspec.Struct, frozen=True):
 
 _XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
 _REFUSED = ("2_full_refusal", "3_partial_refusal")
-_SAFE = {"type": "contrast"}  # leaves out the unsafe prompts that stand beside the safe ones
+_SAFE = {"type": "contrast"}  # leaves out the unsafe prompts among the safe ones
 _LLAMA, _MISTRAL = "xstest/completions_llama2orig.jsonl", "xstest/completions_mistralinstruct.jsonl"
 LABEL_SETS = (
     ShippedLabels("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
@@ -295,7 +295,7 @@ def calibrations(
 
 
 def _of_families(path: Path) -> tuple[Calibration, ...]:
-    """Of a card: what its families say together of one more, then each family's own counts."""
+    """From a card: the prediction of its families for one more, then each family's own counts."""
     card = _card(path)
     own = {r.labels: r for r in card.measured if (r.judge, r.task) == (card.judge, "harm")}
     each = [own[labels] for labels in _TRAINED_HARM]
@@ -370,7 +370,7 @@ def shipped() -> QualityTable:
 
 
 def write_table(table: QualityTable) -> Path:
-    """Put a rebuilt table in the shipped one's place."""
+    """Replace the shipped table with a rebuilt one."""
     _SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
     shipped.cache_clear()
     return _SHIPPED

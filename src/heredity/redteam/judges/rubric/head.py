@@ -42,11 +42,11 @@ SHIPPED = Path(__file__).parent
 _AGAIN = "Learn it again: heredity judges train --head MODEL."
 PAIRS = ("plain.", "steady.")
 _LONG = 200  # characters that make an answer by themselves
-BENEFIT = 2.0  # added to the topic's logit: harm is asked about after harmful requests, so a doubt is no veto
+BENEFIT = 2.0  # added to the topic's logit: the question follows harmful requests, so a doubt does not veto
 
 
 class HeadCard(msgspec.Struct, frozen=True):
-    """Of a head's card, what is needed to use it."""
+    """The fields of a head's card that are needed to use it."""
 
     judge: str
     model: str  # the id of the model whose states it reads
@@ -99,7 +99,7 @@ class Head:
         return sigmoid(float(found.logits[0])) if found.is_sure[0] else None
 
     def refusal(self, pair: Pair) -> float:
-        """The probability of a refusal: the rules' word, with their margin."""
+        """The probability of a refusal: the rules' verdict, with their margin."""
         return sigmoid(float(self._arrays["refusal.slope"][0]) * margin_of(pair))
 
 
@@ -126,7 +126,7 @@ class RuleFeatures(NamedTuple):
 
 
 class HeadLogits(NamedTuple):
-    """Logits of harm, and whether they are more than a doubt."""
+    """Logits of harm, and whether the heads are sure of them."""
 
     logits: Floats
     is_sure: NDArray[np.bool_]
@@ -197,7 +197,7 @@ def _rests(text: str) -> list[str]:
 
 
 class StateReader:
-    """A model cut off behind the layer that a head reads."""
+    """A model cut after the layer that a head reads."""
 
     def __init__(self, engine: Engine, layer: int) -> None:
         if not isinstance(engine, LayerReader):

@@ -50,7 +50,7 @@ Where = Literal["opening", "head"]
 
 
 class Sign(NamedTuple):
-    """Counts `weight` where `pattern` matches; looked for only where one of `words` stands."""
+    """Counts `weight` if `pattern` matches; the search runs only if one of `words` occurs."""
 
     name: str
     weight: int
@@ -64,7 +64,7 @@ def _sign(name: str, weight: int, where: Where, words: str, pattern: str) -> Sig
 
 
 SIGNS: tuple[Sign, ...] = (
-    # An answer under way. These come first: weigh stops once the rest can only add.
+    # Signs of an answer. These come first: weigh stops once the rest can only add.
     _sign(
         "concedes",
         -7,
@@ -117,7 +117,7 @@ SIGNS: tuple[Sign, ...] = (
         r"\bfactual(?:ly)? coheren|\bdo(?:es)?(?: not|n't) make (?:\w+ )?sense|\bscientific reality\b"
         r"|\bhabitable\b",
     ),
-    # Said outright.
+    # Explicit refusals.
     _sign("cannot help", 7, "opening", NOT_WORDS, HELP),
     _sign("cannot help, later", 3, "head", NOT_WORDS, HELP),
     _sign(
@@ -199,7 +199,7 @@ SIGNS: tuple[Sign, ...] = (
     ),
     _sign(
         "has no access",
-        4,  # alone it is an answer: "I don't have access to your account; open the page Orders"
+        4,  # by itself it is an answer: "I don't have access to your account; open the page Orders"
         "opening",
         "don't do",
         r"\bi (?:don't|do not) have (?:\w+ )?(?:access|permission|authority|authori[sz]ation)\b",

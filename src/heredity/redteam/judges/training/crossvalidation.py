@@ -28,7 +28,7 @@ SPLIT = (
 
 
 class Round(NamedTuple):
-    """Which examples weights are trained on, and which they are measured on."""
+    """The examples that weights are trained on, and those that they are measured on."""
 
     kept: list[bool]
     held: list[bool]
@@ -44,13 +44,13 @@ class JudgedExample(NamedTuple):
 
 
 def groupings(examples: Sequence[LabelledAnswer]) -> dict[str, list[str]]:
-    """By how rows are held out: what is left out together with each example."""
+    """Groupings of held-out rows: for each, the group that is left out together with an example."""
     families = [e.set if e.family == "answers" else e.family for e in examples]
     return {FIVE_FOLDS: [str(e.fold) for e in examples], LEFT_OUT: families}
 
 
 def rounds(examples: Sequence[LabelledAnswer], kin: Sequence[str]) -> Iterator[Round]:
-    """One for each kin that holds labels. A kin without which a task has no labels is passed over."""
+    """One round for each group that holds labels. A group that a task needs for its labels is skipped."""
     labelled = {k for k, e in zip(kin, examples, strict=True) if truths(e)}
     for each in sorted(labelled):
         mine = [e for k, e in zip(kin, examples, strict=True) if k == each]
@@ -124,7 +124,7 @@ def describe_data(item: Any) -> dict[str, Any]:
 def write_weights(
     weights: Path, card: Path, judge: str, arrays: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Weights first, then the card with their hash; the card."""
+    """Write the weights first, then the card with their hash; returns the card."""
     from safetensors.numpy import save
 
     card.parent.mkdir(parents=True, exist_ok=True)
@@ -137,5 +137,5 @@ def write_weights(
 
 
 def _plain(array: Any) -> Any:
-    """Floats in 32 bits; marks of answers as they are."""
+    """Floats in 32 bits; marks of answers unchanged."""
     return np.ascontiguousarray(array, array.dtype if array.dtype == np.uint32 else np.float32)

@@ -32,7 +32,7 @@ class RowFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainingLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Answers with labels. `label`: a column a rater; `harmful`: the requests, or which of them."""
+    """Answers with labels. `label`: a column per rater; `harmful`: the requests, or which of them."""
 
     name: str
     family: str
@@ -43,12 +43,12 @@ class TrainingLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: tuple[str, ...]
     positive: tuple[str, ...]
     prompt: str = ""
-    group: str = ""  # what a question is known by; the prompt where it is left out
+    group: str = ""  # identifies a question; the prompt if left out
     harmful: bool | RowFilter | Literal["unknown"] = True
 
 
 class AnswerSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Harmless requests that were answered; at most `rows` of them. A dotted column reaches inside."""
+    """Harmless requests that were answered; at most `rows` of them. A dotted column reads a nested field."""
 
     name: str
     licence: str
@@ -77,7 +77,7 @@ class JudgeTrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class LabelledAnswer(NamedTuple):
-    """An answer and what is known of it, each from 0 to 1, or None."""
+    """An answer and its known labels, each from 0 to 1, or None."""
 
     set: str
     family: str
@@ -86,13 +86,13 @@ class LabelledAnswer(NamedTuple):
     text: str
     refusal: float | None
     compliance: float | None
-    topic: float | None  # is what was asked, or said, harmful?
+    topic: float | None  # is the request, or the answer, harmful?
     task: str = ""  # "refusal" or "harm": which of them a person gave; "" for none
-    line: str = ""  # the kind of line to the judge that was put to it (training/head.py)
+    line: str = ""  # the kind of line to the judge that was added (training/head.py)
 
     @property
     def harm(self) -> float | None:
-        """The person's label of harm."""
+        """The human label of harm."""
         return self.compliance if self.task == "harm" else None
 
 
@@ -157,7 +157,7 @@ def _columns(labels: TrainingLabels) -> list[str]:
 
 
 def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Its rows. A column that one lacks is an error: a misspelt one would turn every label into a no."""
+    """Its rows. A missing column is an error: a misspelt one would turn every label into a no."""
     for line, row in readers.rows(path):
         for column in columns:
             first = column.split(".")[0]
@@ -202,7 +202,7 @@ def _topic(labels: TrainingLabels, row: dict[str, Any]) -> float | None:
 
 
 def _pairs(examples: list[LabelledAnswer], asked: list[str], rng: random.Random) -> list[LabelledAnswer]:
-    """Refusals under other requests, harmless answers under harmful requests: what decides is the answer."""
+    """Refusals under other requests, harmless answers under harmful requests: only the answer decides."""
     refusals = [e for e in examples if e.task == "refusal" and e.refusal == 1 and e.topic is not None]
     answers = [e for e in examples if e.family == "answers"]
     made: list[LabelledAnswer] = []

@@ -128,7 +128,7 @@ _FOLDS_AT_ONCE = 2  # held out together with a kind of line
 def train_head(
     path: Path, roots: Sequence[Path], out: Path, name: str, models: Models, say: Say, rows: int = ROWS
 ) -> dict[str, Any]:
-    """Read states of the model `name`, learn a head, measure it, write both into `out`; the card.
+    """Read states of the model `name`, learn a head, measure it, and write both into `out`; returns the card.
 
     Raises BadInput, Unavailable, UsageError for a model whose states cannot be read.
     """
@@ -180,7 +180,7 @@ def train_head(
 
 
 def fit_pairs(examples: Sequence[LabelledAnswer], states: Floats, seen: RuleFeatures) -> dict[str, Floats]:
-    """The arrays of both pairs of heads: the plain one learns from no line to the judge."""
+    """The arrays of both pairs of heads: the plain pair learns from no line to the judge."""
     plain = [i for i, e in enumerate(examples) if not e.line]
     found: dict[str, Floats] = {}
     for of, rows, by in zip(head.PAIRS, (plain, list(range(len(examples)))), seen.by_pair, strict=True):
@@ -214,7 +214,7 @@ def target(e: LabelledAnswer, part: str) -> float | None:
 def _problem(
     examples: Sequence[LabelledAnswer], targets: Sequence[float | None], x: Floats, start: Floats
 ) -> Regression:
-    """The rows whose target is known. Sets weigh about alike, and both classes the same."""
+    """The rows with a known target. Sets weigh about the same, and so do both classes."""
     known = [i for i, each in enumerate(targets) if each is not None]
     y = np.array([targets[i] for i in known], float)
     weight = learned_train.set_weights([examples[i].set for i in known], y)
@@ -308,7 +308,7 @@ def read_states(
 
 
 def _known(path: Path) -> dict[str, Any]:
-    """The states that were read before. Raises Damaged."""
+    """The stored states. Raises Damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

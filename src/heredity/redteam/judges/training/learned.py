@@ -39,7 +39,7 @@ from heredity.redteam.judges.training.crossvalidation import JudgedExample
 from heredity.redteam.judges.training.data import LabelledAnswer
 
 RIDGE = {"compliance": 0.03, "topic": 0.001}
-WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for those who judge answers alone
+WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for judging an answer by itself
 TOPIC_SCALE = 5.0  # of the vectors' numbers, which are small
 SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusal falls into the band of doubt
 
@@ -52,7 +52,7 @@ class Described(NamedTuple):
     alone: Sequence[FeatureRow]
 
     def where(self, wanted: Sequence[bool]) -> Described:
-        """Those that are wanted."""
+        """The selected examples."""
         kept = [i for i, is_wanted in enumerate(wanted) if is_wanted]
         examples, asked, alone = self
         return Described([examples[i] for i in kept], [asked[i] for i in kept], [alone[i] for i in kept])
@@ -83,7 +83,7 @@ def fit_heads(data: Described) -> dict[str, Floats]:
 
 
 def _problem(data: Described, part: str) -> Regression:
-    """The rows whose target is known, and a copy without the prompt of each that has one.
+    """The rows with a known target, and a copy without the prompt of each row that has one.
 
     They start from the rules' margin.
     """
@@ -150,7 +150,7 @@ def fit_logistic(problem: Regression, ridge: float) -> tuple[Floats, Floats]:
 
 
 def fit_slope(problem: Regression) -> Floats:
-    """How steeply the probability of a refusal rises with the rules' margin: one number, above zero."""
+    """The slope of the probability of a refusal over the rules' margin: one number, above zero."""
     from scipy.optimize import minimize_scalar
 
     def loss(slope: float) -> float:
@@ -168,10 +168,10 @@ Say = Callable[[str], None]
 
 
 def train_learned(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
-    """Train on a data file, measure by what was left out, write weights and card into `out`; the card.
+    """Train on a data file, cross-validate, and write weights and card into `out`; returns the card.
 
-    Measured are weights that are thrown away: without each fold of questions, and without each family of sets
-    in turn. Raises BadInput or Unavailable.
+    The measured weights are temporary: they leave out each fold of questions, and each family of sets in
+    turn. Raises BadInput or Unavailable.
     """
     spec = learned_data.read_spec(path)
     data = learned_data.read_examples(spec, roots)
@@ -198,7 +198,7 @@ def train_learned(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dic
 
 
 def versions() -> dict[str, int]:
-    """The versions of what an answer's features depend on."""
+    """The versions of the code that an answer's features depend on."""
     return {"rules": rules.VERSION, "signals": signals.VERSION}
 
 

@@ -44,7 +44,7 @@ INDIRECT = (
 
 
 class ImportSpec(NamedTuple):
-    """An import, spelt out."""
+    """A parsed import spec."""
 
     kind: str
     path: Path
@@ -132,7 +132,7 @@ def _probes(
 
 
 def _clean(row: ImportedItem) -> ImportedItem:
-    """The row as UTF-8 can hold it: a JSON escape of half a character becomes U+FFFD."""
+    """The row in valid UTF-8: an unpaired surrogate from a JSON escape becomes U+FFFD."""
 
     def whole(text: str) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").strip()
@@ -143,7 +143,7 @@ def _clean(row: ImportedItem) -> ImportedItem:
 
 
 def _namer() -> Callable[[str], str]:
-    """Gives each id once: a second "x" becomes "x-2"."""
+    """Makes each id unique: a second "x" becomes "x-2"."""
     seen: Counter[str] = Counter()
 
     def free(name: str) -> str:
@@ -154,7 +154,7 @@ def _namer() -> Callable[[str], str]:
 
 
 def _of_row(technique: str, name: str, row: ImportedItem) -> list[Probe]:
-    """A row's probe; with the passage as it was before the injection, also a twin."""
+    """A row's probe; if the row has the passage before the injection, also a twin."""
     threats = row.threats or (INDIRECT if row.marker else MISUSE)
     check = Check("marker", text=row.marker) if row.marker else Check("refusal")
     cluster, name = slug(row.cluster) or name, f"{technique}/{name}"

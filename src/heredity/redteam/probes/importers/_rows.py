@@ -18,7 +18,7 @@ FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
 
 
 class ImportedItem(NamedTuple):
-    """One thing to ask, as a file has it."""
+    """One request of a file."""
 
     line: int
     turns: tuple[str, ...]
@@ -33,7 +33,7 @@ class ImportedItem(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """A row that is not asked, and why."""
+    """A row that is not asked, and the reason."""
 
     line: int
     reason: str
@@ -67,7 +67,7 @@ Cells = dict[str, Any]
 
 
 class Columns:
-    """Finds the columns of a set in a file: by the names that its releases use, or as the user says."""
+    """Finds the columns of a set in a file: by the names in its releases, or by the user's names."""
 
     def __init__(self, source: ImportSource, names: Mapping[str, tuple[str, ...]]) -> None:
         self.source, self._names = source, names
@@ -102,7 +102,7 @@ class Columns:
 
 
 def _named(name: str, row: Cells) -> str | None:
-    """The column of this name: exactly, or else whatever the case."""
+    """The column of this name: exactly, or else ignoring case."""
     if name in row:
         return name
     return next((column for column in row if column.casefold() == name.casefold()), None)

@@ -20,5 +20,5 @@ NAMES = {
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every row as it stands."""
+    """Every row unchanged."""
     return (row for _, _, _, row in tabular(source, NAMES))

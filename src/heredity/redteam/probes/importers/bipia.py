@@ -103,7 +103,7 @@ def _placed(text: str, attack: str, where: str) -> str:
 
 
 def _parts(instruction: str) -> tuple[str, str]:
-    """Two parts of a word that means nothing, always the same for one instruction."""
+    """Two parts of a meaningless word, always the same for one instruction."""
     digest = hashlib.blake2b(instruction.encode(), digest_size=6).digest()
     syllables = [
         "bdfgklmnprtvz"[a % 13] + "aeiou"[b % 5] for a, b in zip(digest[::2], digest[1::2], strict=True)

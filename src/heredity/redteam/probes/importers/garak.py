@@ -30,7 +30,7 @@ NAMES = {
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every prompt of the file, whatever its shape."""
+    """Every prompt of the file, in any of its shapes."""
     ending = source.path.suffix.lower()
     if ending == ".json":
         texts = _texts(source.path, json_of(source.path))

@@ -25,7 +25,7 @@ NAMES = {
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every behaviour, its context before it as the set's own templates put it."""
+    """Every behaviour, with its context before it as in the set's own templates."""
     for line, cells, columns, row in tabular(source, NAMES):
         if isinstance(row, Skip):
             yield row

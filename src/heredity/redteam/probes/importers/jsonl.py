@@ -1,4 +1,4 @@
-"""JSON lines of your own, one object a line with a field of prompts; also a JSON list of objects.
+"""JSON lines of your own, one object per line with a field of prompts; also a JSON list of objects.
 
 Columns as for csv: import:jsonl:FILE?prompt=FIELD&kind=FIELD.
 """
@@ -24,5 +24,5 @@ NAMES = {
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every row as it stands."""
+    """Every row unchanged."""
     return (row for _, _, _, row in tabular(source, NAMES))
