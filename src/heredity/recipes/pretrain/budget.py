@@ -105,7 +105,7 @@ def _vocabulary(recipe: Pretrain) -> int:
 
     if not (recipe.corpus / NAME).is_file():
         raise UsageError(
-            f"{recipe.corpus} has no corpus yet to take the vocabulary from. Give --vocab-size 65536."
+            f"{recipe.corpus} holds no corpus yet to take the vocabulary from. Give --vocab-size 65536."
         )
     return read_card(recipe.corpus).tokenizer.vocabulary
 
