@@ -171,7 +171,7 @@ def told(options: argparse.Namespace, folder: Path) -> float:
         corpus.split("validation"), causal.specials(corpus).end, options.context,
         perplexity.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
     )  # fmt: skip
-    return look.of(causal_lm.load(folder))[perplexity.BITS_PER_BYTE]
+    return look.evaluate(causal_lm.load(folder))[perplexity.BITS_PER_BYTE]
 
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
@@ -196,8 +196,8 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     times: list[tuple[float, int]] = []
 
     class Noted:
-        def of(self, step: int) -> Any:
-            batches = stream.of(step)
+        def batches(self, step: int) -> Any:
+            batches = stream.batches(step)
             times.append((time.perf_counter(), sum(len(batch.tokens) for batch in batches)))
             return batches
 

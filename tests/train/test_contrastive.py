@@ -166,9 +166,9 @@ def test_pairs_hang_on_seed_and_step_alone_and_every_epoch_has_all(pictures: Pat
     pairs = Pictures.open(pictures).split("train")
     n = len(pairs)
     steps = PairSampler(pairs, CaptionLayout(0, 3, 24), n // 2, 1, 2)
-    (one,), (again,), (other,) = steps.of(0), steps.of(0), steps.of(1)
-    assert one.pictures is not None and again.pictures is not None
-    assert torch.equal(one.pictures, again.pictures) and torch.equal(one.tokens, again.tokens)
+    (one,), (again,), (other,) = steps.batches(0), steps.batches(0), steps.batches(1)
+    assert one.images is not None and again.images is not None
+    assert torch.equal(one.images, again.images) and torch.equal(one.tokens, again.tokens)
     assert not torch.equal(one.tokens, other.tokens)
     rows = [row.tobytes() for batch in (one, other) for row in batch.tokens.view(-1, 24).numpy()]
     every = [steps.captions.row(pairs.caption(i)).tobytes() for i in range(n)]
@@ -191,11 +191,11 @@ def test_the_loss_is_that_of_transformers_and_equal_captions_are_left_out(
     first = [int(i) for i in np.unique(steps.same)[:8]]
     batch = steps.collate(first)
     ours = Contrastive().loss(net, batch).total / 8
-    theirs = net.model(input_ids=batch.tokens.view(8, -1), pixel_values=batch.pictures, return_loss=True).loss
+    theirs = net.model(input_ids=batch.tokens.view(8, -1), pixel_values=batch.images, return_loss=True).loss
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     twin = next(i for i in range(len(steps.same)) if steps.same[i] != i)
     both = steps.collate([int(steps.same[twin]), twin])
-    scores = net.scores(net.arrows(both)).detach()
+    scores = net.similarities(net.embed(both)).detach()
     alone = 0.0 if architecture == "clip" else float(-torch.nn.functional.logsigmoid(scores.diag()).sum())
     assert float(Contrastive().loss(net, both).total.detach()) == pytest.approx(alone, abs=1e-6)
 
@@ -229,8 +229,8 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
     text = words("a red stripe at the top, 3", padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
         found = theirs(**text, pixel_values=seen)
-        assert torch.allclose(ours.of_pictures(seen), found.image_embeds, atol=1e-5)
-        assert torch.allclose(ours.of_captions(text.input_ids), found.text_embeds, atol=1e-5)
+        assert torch.allclose(ours.embed_images(seen), found.image_embeds, atol=1e-5)
+        assert torch.allclose(ours.embed_captions(text.input_ids), found.text_embeds, atol=1e-5)
     with raises(Unavailable, "writes-no-text", mentions=["image-text"]):
         engines.loader(record)
     with raises(Unavailable, "encoder-writes-no-text", mentions=[architecture]):

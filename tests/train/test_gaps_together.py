@@ -38,7 +38,7 @@ def looked_at(model: Grown, settings: pretrain.Pretrain) -> tuple[Any, dict[str,
     net = encoder.load(model.folder)
     with torch.no_grad():
         logits = torch.cat([net.logits(net.hidden(batch)) for batch in check._batches])
-    return logits, check.of(net)
+    return logits, check.evaluate(net)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -55,9 +55,9 @@ def run(
     stream, read = PackedDataset(DOCUMENTS, END, 64, 64, 1), []
 
     class Noted:
-        def of(self, step: int) -> list[PackedBatch]:
+        def batches(self, step: int) -> list[PackedBatch]:
             read.append(step)
-            return stream.of(step)
+            return stream.batches(step)
 
     plan = loop.TrainingPlan("t", N_STEPS, 1e-3, "constant")
     rows = loop.train(net, FullFinetune(), objective, Noted(), plan, folder, None, None, guard)  # type: ignore[arg-type]
@@ -67,8 +67,10 @@ def run(
 def bad_token(step: int) -> int:
     """A token that this step of data has, and no other of the first ones."""
     stream = PackedDataset(DOCUMENTS, END, 64, 64, 1)
-    others = {t for s in range(N_STEPS + 8) if s != step for b in stream.of(s) for t in b.targets.tolist()}
-    return next(t for b in stream.of(step) for t in b.targets.tolist() if t not in others)
+    others = {
+        t for s in range(N_STEPS + 8) if s != step for b in stream.batches(s) for t in b.targets.tolist()
+    }
+    return next(t for b in stream.batches(step) for t in b.targets.tolist() if t not in others)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), 50.0])

@@ -73,17 +73,17 @@ def corpus(built: Callable[..., Card], tmp_path: Path) -> Path:
 
 def test_gaps_are_a_share_of_every_piece_and_never_a_special_token() -> None:
     ids = np.arange(100, dtype=np.int64)
-    shown, at = HIDING.of(ids, np.random.default_rng(1))
+    shown, at = HIDING.apply(ids, np.random.default_rng(1))
     assert len(at) == 30 and at.min() >= 5 and (shown[at] == 4).all()
     assert (np.delete(shown, at) == np.delete(ids, at)).all()
-    assert len(HIDING.of(np.array([7]), np.random.default_rng(1))[1]) == 1
-    assert len(HIDING.of(np.array([0, 1]), np.random.default_rng(1))[1]) == 0
+    assert len(HIDING.apply(np.array([7]), np.random.default_rng(1))[1]) == 1
+    assert len(HIDING.apply(np.array([0, 1]), np.random.default_rng(1))[1]) == 0
 
 
 def test_of_bert_s_gaps_eight_of_ten_are_masks_and_one_stays() -> None:
     ids = np.full(20_000, 77, dtype=np.int64)
     how = TokenMasking(4, 0, 400, frozenset(range(5)), 0.5, "80-10-10")
-    shown, at = how.of(ids, np.random.default_rng(2))
+    shown, at = how.apply(ids, np.random.default_rng(2))
     kinds = [(shown[at] == value).mean() for value in (4, 77)]
     assert kinds == [pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.02)]
     assert shown[at][shown[at] != 4].min() >= 5
@@ -92,13 +92,13 @@ def test_of_bert_s_gaps_eight_of_ten_are_masks_and_one_stays() -> None:
 def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
     text = Corpus.open(corpus)
     stream = PackedDataset(text.split("train"), 0, 512, 62, 1)
-    one, again = (MaskedDataset(stream, HIDING).of(3) for _ in range(2))
+    one, again = (MaskedDataset(stream, HIDING).batches(3) for _ in range(2))
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, again, strict=True))
     shared = [
         MaskedDataset(PackedDataset(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING)
         for i in range(2)
     ]
-    hidden = sorted(t for gaps in shared for batch in gaps.of(3) for t in batch.targets.tolist())
+    hidden = sorted(t for gaps in shared for batch in gaps.batches(3) for t in batch.targets.tolist())
     assert hidden == sorted(t for batch in one for t in batch.targets.tolist())
     piece = stream.pieces(3)[0]
     steps = [MaskedDataset(stream, HIDING).collate([piece], step).tokens.tolist() for step in (3, 4)]
@@ -152,7 +152,7 @@ def test_a_loss_and_its_gradients_are_those_that_transformers_tells_of_the_gaps(
 def test_filler_that_is_longer_than_a_context_has_a_learned_place_too() -> None:
     net = born("bert", context=8)
     batch = collate_masked([mask_chunk(np.arange(5, 11), HIDING, [1, 0])])
-    assert len(batch.filled.tokens) == 32
+    assert len(batch.padded.tokens) == 32
     states = net.hidden(batch)
     net.model.set_attn_implementation("eager")
     theirs = net.model(input_ids=batch.tokens[None]).logits[0, batch.at]

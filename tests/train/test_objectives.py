@@ -134,7 +134,7 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
         reading(tmp_path, n_words - 1, 1.0, n_words),
     )
     kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
-    assert kept.n_words == n_words and int(kept.of(batch)[0].max()) < n_words
+    assert kept.n_words == n_words and int(kept.at_targets(batch)[0].max()) < n_words
     assert float(Distillation(kept).loss(net, batch).total) == pytest.approx(
         0.0, abs=1e-4
     )  # it says the same
@@ -148,7 +148,7 @@ def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None
     with raises(Damaged, "scores-of-others"):
         teacher_logprobs.read_logprobs(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
-        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine").of(
+        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine").at_targets(
             batching.collate([TokenizedExample(DOCUMENTS[1])])
         )
     with raises(ValueError, "temperature-differs", mentions=["1"]):

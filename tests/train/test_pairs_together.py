@@ -77,7 +77,7 @@ def test_several_processes_tell_the_pairs_that_one_tells(
     # Both models say the same of a picture and a caption, and the counts are of all pairs of a step.
     first, second = (dual.load(each.folder) for each in (one, many))
     ids = torch.arange(48).view(2, 24)
-    assert torch.allclose(first.of_captions(ids), second.of_captions(ids), atol=5e-3)
+    assert torch.allclose(first.embed_captions(ids), second.embed_captions(ids), atol=5e-3)
     counts = [[row.terms[CORRECT_PAIRS] * row.n_learned for row in rows(each)] for each in (one, many)]
     assert max(abs(a - b) for a, b in zip(*counts, strict=True)) <= 2
     assert sum(counts[1]) > N_STEPS

@@ -106,11 +106,11 @@ def assert_the_same_training(
     """leaping: terms that are no smooth function of the weights, which are left to the caller."""
     a, b = rows(one), rows(other)
     assert [row.step for row in b] == list(range(N_STEPS))
-    assert [(row.n_tokens, row.n_learned, row.rate) for row in a] == [
-        (row.n_tokens, row.n_learned, row.rate) for row in b
+    assert [(row.n_tokens, row.n_learned, row.lr) for row in a] == [
+        (row.n_tokens, row.n_learned, row.lr) for row in b
     ]
     assert [row.loss for row in b] == pytest.approx([row.loss for row in a], rel=near)
-    assert [row.norm for row in b] == pytest.approx([row.norm for row in a], rel=100 * near)
+    assert [row.grad_norm for row in b] == pytest.approx([row.grad_norm for row in a], rel=100 * near)
     for row, other_row in zip(a, b, strict=True):
         assert row.terms.keys() == other_row.terms.keys()
         smooth = row.terms.keys() - set(leaping)
@@ -244,13 +244,13 @@ with processes.process_group() as together:
     read = []
 
     class Noted:
-        def of(self, step):
+        def batches(self, step):
             read.append(step)
-            return stream.of(step)
+            return stream.batches(step)
 
-    of_one = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=1, world=2).of(3)[0].targets.tolist()
+    of_one = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=1, world=2).batches(3)[0].targets.tolist()
     whole = PackedDataset(DOCUMENTS, END, 128, 64, 1)
-    before = [token for step in range(3) for batch in whole.of(step) for token in batch.targets.tolist()]
+    before = [token for step in range(3) for batch in whole.batches(step) for token in batch.targets.tolist()]
     spoilt = Spoilt(next(t for t in of_one if t not in before), float("nan"))
     plan = loop.TrainingPlan("t", 5, 1e-3, "constant")
     net = ShardedModel(network.from_config(config, 5, "float32"), together)

@@ -112,10 +112,10 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
     own = teacher_logprobs.read_logprobs(tmp_path / "mine-4.safetensors", "mine", 4)
     for k in (12, 30):
         taken = teacher_logprobs.read_logprobs(tmp_path / f"mine-{k}.safetensors", "mine", 4)
-        assert torch.equal(taken.of(batch)[0], own.of(batch)[0])
-        torch.testing.assert_close(taken.of(batch)[1], own.of(batch)[1], atol=1e-5, rtol=1e-5)
+        assert torch.equal(taken.at_targets(batch)[0], own.at_targets(batch)[0])
+        torch.testing.assert_close(taken.at_targets(batch)[1], own.at_targets(batch)[1], atol=1e-5, rtol=1e-5)
         assert taken.covered == pytest.approx(own.covered, abs=1e-6)
-        torch.testing.assert_close(taken.of(batch)[1].exp().sum(1), torch.ones(len(taken)))
+        torch.testing.assert_close(taken.at_targets(batch)[1].exp().sum(1), torch.ones(len(taken)))
 
 
 def test_a_student_of_fewer_tokens_needs_no_teacher(

@@ -32,8 +32,8 @@ def test_a_step_is_the_same_whatever_was_asked_before_and_loses_no_token(
         BatchSampler(examples(n), batch, seed, product),
         BatchSampler(examples(n), batch, seed, product),
     )
-    again.of(0)
-    one, two = order.of(5), again.of(5)
+    again.batches(0)
+    one, two = order.batches(5), again.batches(5)
     assert [b.tokens.tolist() for b in one] == [b.tokens.tolist() for b in two]
     places = [order.at(p) for p in range(5 * batch, 6 * batch)]
     assert sum(len(b.tokens) for b in one) == sum(2 + i % 9 for i in places)
@@ -43,7 +43,7 @@ def test_a_step_is_the_same_whatever_was_asked_before_and_loses_no_token(
 
 def test_what_is_learned_is_told_by_the_token_before_it() -> None:
     order = BatchSampler([TokenizedExample(Document((7, 8, 9, 10), (False, False, True, True)))], 1, 0)
-    (batch,) = order.of(0)
+    (batch,) = order.batches(0)
     assert batch.at.tolist() == [1, 2] and batch.targets.tolist() == [9, 10]
     assert batch.positions.tolist() == [0, 1, 2, 3]
 
@@ -51,7 +51,7 @@ def test_what_is_learned_is_told_by_the_token_before_it() -> None:
 @given(st.integers(1, 200))
 def test_a_filled_batch_has_whole_blocks_and_learns_nothing_of_them(n: int) -> None:
     batch = collate([TokenizedExample(Document((9,) * n, (True,) * n))])
-    filled = batch.filled
+    filled = batch.padded
     assert (
         len(filled.tokens)
         == len(filled.positions)

@@ -34,7 +34,7 @@ DOCUMENTS = Numbered([5, 300, 64, 1, 129, 700, 64, 2, 31, 90])
 
 
 def learned(stream: PackedDataset, step: int) -> list[int]:
-    return [token for batch in stream.of(step) for token in batch.targets.tolist()]
+    return [token for batch in stream.batches(step) for token in batch.targets.tolist()]
 
 
 def test_an_epoch_learns_every_token_once_and_crops_none() -> None:
@@ -49,13 +49,13 @@ def test_an_epoch_learns_every_token_once_and_crops_none() -> None:
 def test_each_token_is_told_from_the_one_before_it_and_the_first_from_the_end_token() -> None:
     stream = PackedDataset(DOCUMENTS, END, 256, 64, 3)
     starts = set((1 + np.cumsum(DOCUMENTS.lengths)).tolist()) | {1}
-    for batch in stream.of(0) + stream.of(1):
+    for batch in stream.batches(0) + stream.batches(1):
         for read, told in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
             assert read == (END if told in starts else told - 1)
 
 
 def test_positions_begin_anew_with_each_piece_and_none_is_longer_than_the_context() -> None:
-    for batch in PackedDataset(DOCUMENTS, END, 256, 64, 3).of(0):
+    for batch in PackedDataset(DOCUMENTS, END, 256, 64, 3).batches(0):
         assert batch.positions.tolist() == [at for n in batch.lengths for at in range(n)]
         assert max(batch.lengths) <= 64 and sum(batch.lengths) == len(batch.tokens)
 
@@ -71,7 +71,7 @@ def test_what_is_read_does_not_hang_on_how_many_processes_read_it(world: int) ->
     alone = PackedDataset(DOCUMENTS, END, 512, 64, 3)
     for step in range(4):
         shares = [PackedDataset(DOCUMENTS, END, 512, 64, 3, 128, rank, world) for rank in range(world)]
-        assert len({len(share.of(step)) for share in shares}) == 1
+        assert len({len(share.batches(step)) for share in shares}) == 1
         assert sorted(t for s in shares for t in learned(s, step)) == sorted(learned(alone, step))
 
 

@@ -1,19 +1,22 @@
-"""How weights learn: data, what is learned, which weights may change, and ONE loop for all of it.
+"""Training: data, models, objectives, and one loop for all of them.
 
-dialogues.py    tuning data from the files people have
-documents.py    a conversation as tokens, and which of them are learned
-steps.py        which examples a step learns from: a function of seed and step alone
-network.py      a model that can learn, over packed documents, each seeing only itself
-attention.py    causal attention within each of those documents
-trainable.py    which of its weights may change: all, or low-rank adapters (LoRA)
-objectives/     what is learned, one file each: causal distill preference
-optimizer.py    AdamW and Muon on fp32 masters; schedules
 loop.py         the loop: steps, checkpoints, metrics, progress
-checkpoint.py   a training's state in one safetensors file, whole or not there
+optimizer.py    AdamW and Muon on fp32 master weights; learning-rate schedules
+checkpoint.py   the state of a run in safetensors, in one file or in shards
+distributed.py  the processes that torchrun starts, and their collectives
+sharded.py      weights sharded over processes (FSDP2)
+metrics.py      rows, loss curve, throughput
+memory.py       what a step needs in memory
+data/           examples, packed documents, masked text, image-caption pairs, teacher log-probabilities
+models/         causal language models, encoders, dual encoders, LoRA, shapes
+objectives/     one loss per file: causal, masked, contrastive, distill, preference
+kernels/        attention, norms, rotary positions and gates that are faster on a CPU
+validation/     perplexity, masked accuracy and retrieval on held-out data
+planning/       what a pre-training needs; nothing outside of it imports it
 
-Promises: the same data, settings and machine give the same bits, also after kill -9; nothing is asked of a
-network; torch is imported by these files alone, never by importing heredity.
-Leaves to others: which models come in and what is recorded (recipes/, lineage.py).
+Promises: the same data, settings and machine give the same bits, also after kill -9. Importing heredity does
+not import torch.
+Leaves to others: which models take part and what is recorded (recipes/, lineage/).
 """
 
 import heredity.engines as _engines  # noqa: F401 (first of all: it sets how OpenMP waits, which torch reads)

@@ -1,12 +1,13 @@
-"""A training's state in pieces: each process writes the rows that lie with it, the first one an index behind.
+"""The state of a run in safetensors: one file, or one shard per process and an index.
 
-    checkpoint.json                  which training, how far, and of each tensor: file, first row, rows
-    checkpoint.STEP/P.safetensors    the rows of piece P
+    checkpoint.safetensors           one process: everything
+    checkpoint.json                  several: the run, its progress, and where the rows of each tensor are
+    checkpoint.STEP/P.safetensors    the rows of shard P
 
-Promises: the index is replaced only once every piece is on the disk, and the pieces of before it are there
-until then; any number of processes reads it, each the rows that it needs; no pickle. One process alone writes
-checkpoint.safetensors as ever, and each form is read by both.
-Leaves to others: the files (_tensors.py), the form of one file (checkpoint.py).
+Promises: a checkpoint is complete or the previous one remains. The index is replaced once every shard is on
+the disk. Any number of processes reads either form, each only the rows that it needs. A checkpoint names
+its run, and another run's is refused. No pickle.
+Leaves to others: the contents of the state (optimizer.py) and when to write it (loop.py).
 """
 
 from __future__ import annotations
@@ -30,20 +31,24 @@ from heredity.train.distributed import DistContext
 
 
 class TensorFile(NamedTuple):
-    """What a file holds: the words about it, and its tensors by name."""
+    """A file's metadata, and its tensors by name."""
 
     about: dict[str, str]
     state: dict[str, torch.Tensor]
 
 
 def write_tensors(path: Path, state: dict[str, torch.Tensor], about: dict[str, str]) -> None:
-    """Put tensors into a file, whole or not at all."""
+    """Write tensors and metadata to a file atomically."""
     with replacing(path) as temporary:
         save_file(state, temporary, metadata=about)
 
 
 def read_tensors(path: Path, what: str, then: str) -> TensorFile:
-    """The tensors of a file. Raises Damaged where it is no `what`; `then`: what comes of deleting it."""
+    """Read the tensors of a file.
+
+    The error message has `what`, the kind of file, and `then`, the effect of deleting it.
+    Raises Damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -57,7 +62,7 @@ RANDOM_STATE = "random"
 
 
 class CheckpointState(NamedTuple):
-    """What a checkpoint holds: steps done, tokens seen, the state by name, and steps of data left out."""
+    """The contents of a checkpoint: steps done, tokens seen, tensors by name, and batches skipped."""
 
     n_steps: int
     n_tokens: int
@@ -66,7 +71,7 @@ class CheckpointState(NamedTuple):
 
 
 def write_single_file(folder: Path, training: str, kept: CheckpointState) -> None:
-    """Put the state of a training (its digest) into its folder, with torch's random state."""
+    """Write the state of a run, and torch's random state, as one file. training: the run's digest."""
     tensors = {name: tensor.contiguous() for name, tensor in kept.state.items()}
     tensors[RANDOM_STATE] = torch.get_rng_state()
     about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
@@ -75,9 +80,9 @@ def write_single_file(folder: Path, training: str, kept: CheckpointState) -> Non
 
 
 def read_single_file(folder: Path, training: str) -> CheckpointState | None:
-    """The state in a folder, torch's random state put back; None where there is none yet.
+    """Read the state in a folder and restore torch's random state; None if there is no checkpoint.
 
-    Raises Damaged where it is of another training or cannot be read.
+    Raises Damaged for a checkpoint of another run, or one that cannot be read.
     """
     path = folder / SINGLE_FILE
     if not path.exists():
@@ -100,7 +105,7 @@ _FIRST_ROWS = "first rows"
 
 
 class _TensorShard(Record, frozen=True):
-    """Rows `start` to `start + n` of a tensor; n 0: it has no rows, and is here whole."""
+    """Rows `start` to `start + n` of a tensor. n 0: a scalar, stored whole."""
 
     file: str
     start: int
@@ -119,7 +124,7 @@ class _CheckpointIndex(Record, frozen=True):
 def write_checkpoint(
     folder: Path, training: str, kept: CheckpointState, n_rows: Mapping[str, int], together: DistContext
 ) -> None:
-    """Put the state into the training's folder. n_rows: of each whole weight, by name."""
+    """Write the state of a run. n_rows: the rows of each whole weight, by name."""
     if together.is_alone:
         write_single_file(folder, training, kept)
         (folder / INDEX_FILE).unlink(missing_ok=True)
@@ -142,9 +147,9 @@ def write_checkpoint(
 def read_checkpoint(
     folder: Path, training: str, n_rows: Mapping[str, int], together: DistContext
 ) -> CheckpointState | None:
-    """The newest state in a folder, of it what lies in this process, torch's random state put back.
+    """Read this process's part of the newest state, and restore torch's random state.
 
-    None where there is none yet. Raises Damaged where it is of another training or cannot be read.
+    None if there is no checkpoint. Raises Damaged for one of another run, or one that cannot be read.
     """
     index = _newest_index(folder)
     if index is None or (together.is_alone and not (folder / INDEX_FILE).exists()):
@@ -188,7 +193,7 @@ def _write_shard(
 
 
 def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard]]:
-    """What lies where, from the files' own heads."""
+    """The shards of each tensor, from the headers of the files."""
     found: dict[str, list[_TensorShard]] = {}
     for name in files:
         with safe_open(folder / name, framework="pt") as file:
@@ -201,7 +206,7 @@ def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard
 
 
 def _newest_index(folder: Path) -> _CheckpointIndex | None:
-    """Of both forms that which has come further: killed between the two, the former is not deleted yet."""
+    """The form with more steps. A process killed between the two forms leaves both."""
     forms = [form for form in (_index_of_single_file(folder), _index_of_shards(folder)) if form is not None]
     return max(forms, key=lambda index: index.n_steps, default=None)
 
@@ -240,7 +245,7 @@ def _rows_needed(
 
 @contextmanager
 def _open_shards(folder: Path) -> Iterator[Any]:
-    """(name, pieces, first row and the one behind the last) -> those rows; each file is opened once."""
+    """Yield a reader (name, shards, (first row, end)) -> rows. Each file is opened once."""
     with ExitStack() as stack:
         files: dict[str, Any] = {}
 

@@ -1,10 +1,10 @@
-"""Several processes at one training, as torchrun starts them: who this one is, and what all of them agree on.
+"""The processes of one training, as torchrun starts them: ranks, shards and collectives.
 
-On CPUs they speak by gloo, on GPUs by NCCL, one process a GPU.
+CPUs communicate by gloo, GPUs by NCCL, one process per GPU.
 
-Promises: alone, everything here is nothing at all; no object is pickled on its way to another process; where
-one ends, the others end too.
-Leaves to others: where weights lie (_sharded.py), checkpoints (_pieces.py), what each reads (stream.py).
+Promises: in a single process every collective is the identity. No object is pickled on its way to another
+process. If one process ends, the others end too.
+Leaves to others: sharding weights (sharded.py), checkpoints (checkpoint.py), what each process reads (data/).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RELEASE_SECONDS = 0.2  # seconds; it takes microseconds where a core is free
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process among `world`, counted from 0. mesh: None alone, else (replicas, pieces of weights)."""
+    """This process, `rank` of `world`. mesh: (replicas, shards), or None in a single process."""
 
     rank: int = 0
     world: int = 1
@@ -43,30 +43,30 @@ class DistContext:
 
     @property
     def is_alone(self) -> bool:
-        """Whether torchrun started nothing."""
+        """Whether this is the only process."""
         return self.mesh is None
 
     @property
     def is_first(self) -> bool:
-        """The first writes; the others only compute."""
+        """Whether this is the main process: it writes, the others only compute."""
         return self.rank == 0
 
     @property
     def n_pieces(self) -> int:
-        """Processes that the weights are cut over."""
+        """Processes that the weights are sharded over."""
         return self.world // self.replicas
 
     @property
     def piece(self) -> int:
-        """Which piece of every weight lies here."""
+        """The index of this process's shard of every weight."""
         return self.rank % self.n_pieces
 
     def rows(self, n: int) -> tuple[int, int]:
-        """The first row of `n` that lies here, and the one behind the last."""
+        """(first row, end) of this process's shard of `n` rows."""
         return shard_span(n, self.piece, self.n_pieces)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """The sums over all processes, which give as many numbers each."""
+        """Sum each number over all processes."""
         if self.is_alone:
             return list(numbers)
         together = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
@@ -74,22 +74,22 @@ class DistContext:
         return [float(each) for each in together.tolist()]
 
     def told(self, numbers: Sequence[float]) -> list[float]:
-        """What the first says, in every process."""
+        """The numbers of the main process, in every process."""
         if self.is_alone:
             return list(numbers)
         n = int(self.sum([len(numbers) if self.is_first else 0])[0])
         return self.sum(list(numbers) if self.is_first else [0.0] * n) if n else []
 
     def wait(self) -> None:
-        """Until every process has come here."""
+        """Wait for every process."""
         self.sum([0.0])
 
     def norm(self, of_mine: float) -> float:
-        """The length of a vector whose piece here has this length."""
+        """The norm of a vector, given the norm of this process's shard of it."""
         return of_mine if self.is_alone else math.sqrt(self.sum([of_mine**2])[0] / self.replicas)
 
     def here(self, batch: PackedBatch) -> PackedBatch:
-        """A batch where this process computes."""
+        """The batch on this process's device."""
         if self.device.type == "cpu":
             return batch
         moved: dict[str, Any] = {
@@ -102,13 +102,13 @@ SINGLE_PROCESS = DistContext()
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """The piece of a tensor that lies in this process; all of it where it is not cut."""
+    """This process's shard of a tensor; the whole tensor if it is not sharded."""
     mine: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return mine
 
 
 def shard_span(n: int, piece: int, n_pieces: int) -> tuple[int, int]:
-    """Rows of a piece, as FSDP cuts `n` rows: each as large as the first, as long as rows are left."""
+    """(first row, end) of a shard, as FSDP splits `n` rows: equal sizes while rows are left."""
     each = -(-n // n_pieces)
     return min(n, piece * each), min(n, (piece + 1) * each)
 
@@ -120,10 +120,10 @@ def is_torchrun() -> bool:
 
 @contextmanager
 def process_group(replicas: int = 1) -> Iterator[DistContext]:
-    """This process among those that torchrun started; alone where it started none.
+    """Join the processes that torchrun started, and leave them at the end; otherwise a single process.
 
-    replicas: groups of processes that hold all weights each; 1: every process holds another piece of them.
-    Raises UsageError where they do not divide the processes, HeredityError where another process has ended.
+    replicas: groups of processes that hold all weights each; 1: weights are sharded over all processes.
+    Raises UsageError if replicas do not divide the processes, HeredityError if another process has ended.
     """
     if not is_torchrun():
         _check_replicas(replicas, 1)
@@ -132,7 +132,7 @@ def process_group(replicas: int = 1) -> Iterator[DistContext]:
     _check_replicas(replicas, int(os.environ["WORLD_SIZE"]))
     if not torch.distributed.is_available():
         raise Unavailable(
-            "This torch cannot speak to other processes. Install another, or run without torchrun."
+            "This torch has no distributed support. Install one that has, or run without torchrun."
         )
     joined = _join(replicas)
     try:
@@ -141,17 +141,17 @@ def process_group(replicas: int = 1) -> Iterator[DistContext]:
         if not _is_peer_failure(error):
             raise
         raise HeredityError(
-            "Another process of this training has ended, and its own message says why. The same command goes "
-            "on from the last checkpoint."
+            "Another process of this training has ended; see its own message. Run the same command to resume "
+            "from the last checkpoint."
         ) from error
     _leave(joined)
 
 
 def _leave(joined: DistContext) -> None:
-    """Leaves the others, with time for gloo's threads to let go of the last tensors.
+    """Leave the group, with time for gloo's threads to release the last tensors.
 
-    They need Python for that, and one that asks for it while Python ends aborts the process (torch 2.13).
-    They end with their group, but what torch keeps of sharded tensors holds groups until Python ends.
+    Releasing needs the interpreter, and a thread that needs it during shutdown aborts the process (torch
+    2.13). The threads end with their group, but sharded tensors would keep groups alive until shutdown.
     """
     object.__setattr__(joined, "mesh", None)
     gc.collect()
@@ -162,8 +162,8 @@ def _leave(joined: DistContext) -> None:
 def _check_replicas(replicas: int, world: int) -> None:
     if world % replicas:
         raise UsageError(
-            f"{replicas} replicas of the weights cannot be laid over {world} process{'es' * (world > 1)}. "
-            "Give replicas that divide them.",
+            f"{replicas} replicas of the weights do not divide {world} process{'es' * (world > 1)}. "
+            "Set replicas to a divisor.",
             code="replicas-do-not-divide",
         )
 
@@ -189,15 +189,15 @@ def _is_peer_failure(error: RuntimeError) -> bool:
 
 
 def rank_span(n: int, rank: int, world: int) -> tuple[int, int]:
-    """The first of a process's share of `n` rows, and the one behind the last; shares differ by one row.
+    """(first row, end) of a process's share of `n` rows; shares differ by at most one row.
 
-    FSDP's cut (processes.span) would leave the last of 4 processes none of 9 rows.
+    FSDP's split (shard_span) would leave the last of 4 processes without any of 9 rows.
     """
     return n * rank // world, n * (rank + 1) // world
 
 
 def all_gather(mine: torch.Tensor, n: int, together: DistContext) -> torch.Tensor:
-    """(rows of this process, width) -> (n, width), by `share`."""
+    """(rows of this process, width) -> (n, width), with rows split by `rank_span`. Differentiable."""
     return mine if together.is_alone else apply_function(_AllGather, mine, n, together)
 
 

@@ -1,9 +1,9 @@
-"""The loop: whatever is learned, by whatever weights, from whatever data.
+"""The training loop, for every objective, trainable set and data source.
 
-Promises: killed at any moment, it goes on from its last checkpoint to the same bits; a loss that is no number
-stops it and keeps the last good checkpoint, or with a guard goes back to that and past the data; every step
-is a row of training.jsonl.
-Leaves to others: data (steps.py), what is minimized (objectives/), the arithmetic of a step (optimizer.py).
+Promises: a run that is killed resumes from its last checkpoint and ends with the same bits. A loss that is
+not finite stops the run and keeps the last good checkpoint. A guard goes back to it instead and skips the
+data since. Every step is a row of training.jsonl.
+Leaves to others: data (data/), the loss (objectives/), and the arithmetic of a step (optimizer.py).
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ _CHECKPOINT_COST_RATIO = 10
 
 
 class StepMetrics(Record, frozen=True):
-    """A row of training.jsonl: one step. `loss` in nats a learned token (or a pair), before the step."""
+    """A row of training.jsonl: one step. `loss` is in nats per target token, or per pair, before the step.
+
+    The stored names of `lr` and `grad_norm` are part of a model's id, since the file is one of its files.
+    """
 
     step: int
     loss: float
-    rate: float
-    norm: float
-    n_tokens: int  # all that were read
+    lr: float = msgspec.field(name="rate")
+    grad_norm: float = msgspec.field(name="norm")  # before clipping
+    n_tokens: int  # read, targets and context
     n_learned: float
     terms: dict[str, float] = msgspec.field(default_factory=dict)
     schema: int = 1
@@ -52,58 +55,58 @@ class StepMetrics(Record, frozen=True):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a training goes. `training` is the digest that its checkpoint bears."""
+    """The settings of a run. `training` is the digest that its checkpoints have."""
 
     training: str
     n_steps: int
-    rate: float
+    lr: float
     schedule: Schedule = "cosine"
     n_warmup: int = 0
-    decay: float = 0.0
-    clip: float = 1.0
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
     optimizer: OptimizerName = "adamw"
     seed: int = 0
 
 
 class BatchSource(Protocol):
-    """What each step learns from: Steps, or Written."""
+    """The data of each step, such as a BatchSampler or OnPolicyBatches."""
 
-    def of(self, step: int) -> list[PackedBatch]:
+    def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
 
 
 class ValidationCheck(Protocol):
-    """What is looked at every `every` steps and after the last: sums of the weights as they are then."""
+    """An evaluation of the current weights, every `every` steps and after the last."""
 
     @property
     def every(self) -> int:
-        """Steps between two looks."""
+        """Steps between two evaluations."""
 
-    def of(self, network: CausalLM) -> dict[str, float]:
-        """Terms for the row of the step that was just done."""
+    def evaluate(self, network: CausalLM) -> dict[str, float]:
+        """Terms for the row of the step that has just ended."""
 
 
 @dataclass(frozen=True)
 class DivergenceGuard:
-    """Goes back to the last checkpoint where a loss is no number or leaps, and past what was read since.
+    """Restores the last checkpoint when a loss is not finite or spikes, and skips the batches since.
 
-    Source: PaLM (2204.02311, section 5.1). Checkpoints are kept at fixed steps, so that where it goes back to
-    hangs on no clock.
+    Source: PaLM (2204.02311, section 5.1). Checkpoints are written at fixed steps, so that a run does not
+    depend on the clock.
     """
 
     keep_every: int = 100  # steps
     spike: float = 2.0  # nats above the median of the last `window` steps
-    window: int = 32  # steps; so many must have been done
+    window: int = 32  # steps; no spike is found before
     tries: int = 3
 
     def trips(self, loss: float, before: Sequence[float]) -> bool:
-        """Whether a loss is one to go back from, after those before."""
+        """Whether this loss, after those `before`, is a reason to go back."""
         last = before[-self.window :]
         return not math.isfinite(loss) or (len(last) == self.window and loss > median(last) + self.spike)
 
 
 class Diverged(HeredityError):
-    """The loss is no number any more."""
+    """The loss, the gradient or the weights are not finite."""
 
     code = "diverged"
 
@@ -120,20 +123,19 @@ def train(
     guard: DivergenceGuard | None = None,
     together: DistContext = SINGLE_PROCESS,
 ) -> list[StepMetrics]:
-    """Train until the plan's last step; the network has learned then. `folder` keeps checkpoint and metrics.
+    """Run `plan.n_steps` optimizer steps; `network` has the trained weights on return.
 
-    Together with other processes there is a guard, for its checkpoints hang on no clock; the first keeps the
-    rows, and in the others there are none.
-
+    folder: where the checkpoint and training.jsonl are kept. With several processes a guard is required, as
+    its checkpoints do not depend on the clock. Only the main process writes rows and returns them.
     Raises Diverged, with the step.
     """
     torch.manual_seed(plan.seed)
     masters = MasterWeights(
-        trainable.open(network, plan.seed), plan.optimizer, plan.rate, plan.decay, together
+        trainable.open(network, plan.seed), plan.optimizer, plan.lr, plan.weight_decay, together
     )
     assert together.is_alone or guard is not None
     run = _TrainingRun(network, objective, steps, plan, folder, masters, guard)
-    run.go_on()
+    run.resume()
     clock = _ProgressClock(run.n_done, plan.n_steps, watch, guard)
     try:
         while run.n_done < plan.n_steps:
@@ -142,19 +144,19 @@ def train(
                 continue
             is_last = run.n_done == plan.n_steps
             if check is not None and (is_last or run.n_done % check.every == 0):
-                told = check.of(network)
-                if not all(map(math.isfinite, told.values())):
+                values = check.evaluate(network)
+                if not all(map(math.isfinite, values.values())):
                     raise Diverged(
-                        f"what is held out is told no number after step {metric.step}. Lower the rate "
-                        f"({plan.rate:g})."
+                        f"The validation loss is NaN or infinite after step {metric.step}. "
+                        f"Lower the learning rate ({plan.lr:g})."
                     )
-                metric = msgspec.structs.replace(metric, terms=metric.terms | told)
+                metric = msgspec.structs.replace(metric, terms=metric.terms | values)
             run.keep(metric)
             clock.tick(metric)
             if clock.is_due(run.n_done) and not is_last:
                 with clock.keeping():
                     run.write()
-        run.refuse_ruined()
+        run.require_finite()
         run.rows.flush()
         return list(run.rows)
     finally:
@@ -162,7 +164,7 @@ def train(
 
 
 class _TrainingRun:
-    """Where a training stands: the weights, the rows, and how far the data is ahead of the steps."""
+    """The state of a run: the weights, the rows, and how many batches were skipped."""
 
     def __init__(
         self,
@@ -180,8 +182,8 @@ class _TrainingRun:
         self.losses: list[float] = []
         self.rows: Rows[StepMetrics] | _DiscardedRows
 
-    def go_on(self) -> None:
-        """From the last checkpoint; with a guard there is one from the beginning."""
+    def resume(self) -> None:
+        """Restore the last checkpoint. With a guard, one is written before the first step."""
         kept = checkpoint.read_checkpoint(self.folder, self.plan.training, self.masters.n_rows, self.together)
         if kept is not None:
             self.masters.restore(kept.state)
@@ -192,8 +194,8 @@ class _TrainingRun:
             self.write()
 
     def step(self) -> StepMetrics | None:
-        """One step; None where the guard went back instead."""
-        batches = self.steps.of(self.n_done + self.n_skipped)
+        """One optimizer step; None if the guard went back instead."""
+        batches = self.steps.batches(self.n_done + self.n_skipped)
         try:
             metric = _optimizer_step(
                 self.network, self.objective, batches, self.masters, self.plan, self.n_done, self._refuses
@@ -207,25 +209,25 @@ class _TrainingRun:
         return metric
 
     def keep(self, metric: StepMetrics) -> None:
-        """The row of a step that was done."""
+        """Write the row of a finished step."""
         self.n_tokens += metric.n_tokens
         self.losses.append(metric.loss)
         self.rows.append(metric)
         self.rows.write()
 
     def write(self) -> None:
-        """A checkpoint, of weights that are numbers: the last good one is not written over."""
-        self.refuse_ruined()
+        """Write a checkpoint. Weights that are not finite never replace the last good one."""
+        self.require_finite()
         self.rows.flush()
         kept = CheckpointState(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
         checkpoint.write_checkpoint(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
 
-    def refuse_ruined(self) -> None:
-        """A step's loss is that of the weights before it: what the last one did to them, no loss has told."""
+    def require_finite(self) -> None:
+        """Raise Diverged for weights that are not finite: a step's loss is of the weights before it."""
         if not self.masters.are_finite():
             raise Diverged(
-                f"after step {self.n_done - 1} weights are no numbers. Lower the rate ({self.plan.rate:g})"
-                f" or the decay ({self.plan.decay:g}).",
+                f"Weights are NaN or infinite after step {self.n_done - 1}. Lower the learning rate "
+                f"({self.plan.lr:g}) or the weight decay ({self.plan.weight_decay:g}).",
                 code="weights-not-finite",
             )
 
@@ -235,7 +237,7 @@ class _TrainingRun:
     def _go_back(self) -> None:
         at, n_back = self.n_done + self.n_skipped, self.n_back + 1
         self.rows.close()
-        self.go_on()
+        self.resume()
         self.n_skipped, self.n_back = at + 1 - self.n_done, n_back
 
 
@@ -264,21 +266,21 @@ def _optimizer_step(
     if not math.isfinite(total) or refuses(total / weight):
         masters.forget()
         raise Diverged(
-            f"the loss of step {step} is {total}. Lower the rate ({plan.rate:g}), or mend the data.",
+            f"The loss of step {step} is {total}. Lower the learning rate ({plan.lr:g}), or check the data.",
             code="loss-not-finite",
         )
     share = lr_factor(step, plan.n_steps, plan.schedule, plan.n_warmup)
-    norm = masters.step(share, plan.clip)
+    norm = masters.step(share, plan.grad_clip)
     if not math.isfinite(norm):
         raise Diverged(
-            f"the gradient of step {step} is {norm}. Lower the rate ({plan.rate:g}).",
+            f"The gradient norm of step {step} is {norm}. Lower the learning rate ({plan.lr:g}).",
             code="gradient-not-finite",
         )
-    return StepMetrics(step, total / weight, plan.rate * share, norm, int(n_tokens), weight, terms)
+    return StepMetrics(step, total / weight, plan.lr * share, norm, int(n_tokens), weight, terms)
 
 
 def _open_metrics(folder: Path, n_done: int) -> Rows[StepMetrics]:
-    """The rows, without those of steps that will be done again."""
+    """The rows of training.jsonl, without those of steps after the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = Rows(folder / METRICS, StepMetrics)
     kept = [row for row in rows if row.step < n_done]
@@ -288,10 +290,10 @@ def _open_metrics(folder: Path, n_done: int) -> Rows[StepMetrics]:
 
 
 class _DiscardedRows:
-    """Rows of a process that keeps none: the first does."""
+    """The rows of a process that does not write them."""
 
     def append(self, row: StepMetrics) -> None:
-        """Nothing, as in the rest."""
+        """Discard the row."""
 
     def write(self) -> None: ...
 
@@ -304,7 +306,7 @@ class _DiscardedRows:
 
 
 class _ProgressClock:
-    """Rate, time left, and when a checkpoint is due."""
+    """Throughput, time left, and when a checkpoint is due."""
 
     def __init__(self, n_done: int, n_steps: int, watch: Watch | None, guard: DivergenceGuard | None) -> None:
         self._first, self._n_steps, self._watch, self._guard = n_done, n_steps, watch, guard

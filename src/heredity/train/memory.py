@@ -1,4 +1,4 @@
-"""The memory that training takes beside the loaded weights: masters, gradients, optimizer state, activations.
+"""The memory of training without the loaded weights: masters, gradients, optimizer state, activations.
 
 Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
 keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/rms_norm.py). A matmul keeps
@@ -81,7 +81,7 @@ def estimate_memory(
     examples: Sequence[TokenizedExample],
     batch_size: int,
 ) -> dict[str, int]:
-    """Bytes of a training step by part, beside the weights that are loaded. A lower bound."""
+    """Bytes of a training step by part, without the loaded weights. A lower bound."""
     n_trainable = trainable.n_trainable(network)
     n_moments = 1 if optimizer == "muon" else 2  # at least: Muon leaves embedding and vectors to AdamW
     n_tokens, activations = largest_microbatch(examples, batch_size), _activations(network)

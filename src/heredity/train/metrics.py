@@ -1,6 +1,6 @@
 """The metrics of a training: its rows, the loss as a drawing, throughput, and what the machine could reach.
 
-Utilization is the share of the machine's matrix products that a training reaches. The limit is measured at
+Utilization is the share of the machine's matmul speed that a training reaches. The limit is measured at
 the model's own shapes, not taken from a data sheet. Source: "model FLOPs utilization" in PaLM (2204.02311,
 appendix B).
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from heredity.train.loop import StepMetrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 56, 30
-_MAX_POINTS = 400  # points of the line
+_MAX_POINTS = 400  # points of the curve
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 def write_metrics(metrics: Sequence[StepMetrics], out: Path) -> None:
-    """training.jsonl and training.svg."""
+    """Write training.jsonl and training.svg."""
     rows = b"".join(encode(metric) + b"\n" for metric in metrics)
     (out / "training.jsonl").write_bytes(rows)
     (out / "training.svg").write_text(draw_loss([m.loss for m in metrics]), encoding="utf-8")
 
 
 def sparkline(losses: Sequence[float], width: int = 60) -> str:
-    """The loss over the steps as a line of blocks, each the mean of its neighbours."""
+    """The loss over the steps as a line of block characters, each the mean of its neighbours."""
     n = min(width, len(losses))
     cuts = [i * len(losses) // n for i in range(n + 1)]
     points = [sum(losses[a:b]) / (b - a) for a, b in pairwise(cuts)]
@@ -48,7 +48,7 @@ def sparkline(losses: Sequence[float], width: int = 60) -> str:
 
 
 def draw_loss(losses: Sequence[float]) -> str:
-    """The loss over the steps, each point the mean of its neighbours where there are many."""
+    """The loss over the steps as SVG; each point is the mean of its neighbours if there are many."""
     size = max(1, len(losses) // _MAX_POINTS)
     points = [sum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)]
     low, high = min(points), max(points)
@@ -73,7 +73,7 @@ def draw_loss(losses: Sequence[float]) -> str:
 
 
 class ThroughputMeter:
-    """Passes what the loop shows on to a display, and keeps the last of it."""
+    """Passes the progress of a loop to a display, and keeps the last event."""
 
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch, self.last = watch, Progress("train", "", 0, 0, unit="tokens")
@@ -84,9 +84,9 @@ class ThroughputMeter:
             self._watch(at)
 
     def notes(self, of_token: float, limit: float) -> dict[str, str]:
-        """Tokens a second of so many FLOPs each, and their share of a limit (FLOP/s).
+        """Tokens per second, and their share of a limit, as a note for the model's record.
 
-        {} where no step was done in this process.
+        of_token: FLOPs per token. limit: FLOP/s. {} if this process ran no step.
         """
         if not self.last.per_second:
             return {}
@@ -98,7 +98,7 @@ class ThroughputMeter:
 
 
 def mean_chunk_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: int) -> float:
-    """How long the piece is that a token stands in, on average: (documents,) lengths cut at the context."""
+    """The mean chunk length over tokens, for documents of these lengths that are cut at the context."""
     whole, rest = lengths // context, lengths % context
     return float((whole * context**2 + rest**2).sum() / lengths.sum())
 
@@ -109,7 +109,7 @@ def matmul_limit(
     n_rows: int = PRETRAIN_MICROBATCH_TOKENS,
     of_head: float = 1.0,
 ) -> float:
-    """FLOP/s of the model's products, forward and backward: layers, and the head on a share of the rows."""
+    """The measured FLOP/s of the model's matmuls, forward and backward. of_head: its share of rows."""
     columns = shape.head * (shape.heads + 2 * shape.kv_heads)
     layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
     layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]

@@ -1,13 +1,13 @@
-"""AdamW and Muon on fp32 masters, and how the learning rate goes over the steps.
+"""AdamW and Muon on fp32 master weights, and the learning-rate schedules.
 
-The network computes in its own dtype; what is learned is kept in fp32 and copied down after each step, so
-that small steps are not lost to rounding. Gradients of a step's batches are summed in fp32, and each is let
-go as soon as it is added.
+The network computes in its own dtype. Master weights are kept in fp32 and copied into the network after each
+step, so that small updates are not lost to rounding. Gradients of a step's microbatches are summed in fp32;
+each is released once it is added.
 
-Sources: Loshchilov & Hutter 2017 (1711.05101); Muon: Jordan et al. 2024, Moonlight 2502.16982 (its rate is
-matched to AdamW's); warmup-stable-decay: 2404.06395.
+Sources: Loshchilov & Hutter 2017 (1711.05101). Muon: Jordan et al. 2024, Moonlight 2502.16982, whose learning
+rate is matched to AdamW's. Warmup-stable-decay: 2404.06395.
 
-Promises: decay on matrices that are no embeddings; the state is a set of named tensors.
+Promises: weight decay on matrices that are not embeddings; the state is a set of named tensors.
 Leaves to others: when to step (loop.py) and the disk (checkpoint.py).
 """
 
@@ -28,14 +28,14 @@ BETAS = (0.9, 0.95)
 
 
 class MasterWeights:
-    """The fp32 masters of the parameters that learn, and the optimizer over them."""
+    """The fp32 master weights of the trainable parameters, and the optimizer over them."""
 
     def __init__(
         self,
         parameters: Sequence[tuple[str, nn.Parameter]],
         kind: OptimizerName,
-        rate: float,
-        decay: float,
+        lr: float,
+        weight_decay: float,
         together: DistContext = SINGLE_PROCESS,
     ) -> None:
         self.names = [name for name, _ in parameters]
@@ -43,8 +43,10 @@ class MasterWeights:
         self.masters = [
             _at_least_1d(local_shard(p.detach())).clone().float().requires_grad_() for p in self.parameters
         ]
-        self.n_rows = {name: len(p) if p.ndim else 1 for name, p in parameters}  # not of a piece
-        self.rate, self.together = rate, together
+        self.n_rows = {
+            name: len(p) if p.ndim else 1 for name, p in parameters
+        }  # of the whole weight, not of a shard
+        self.lr, self.together = lr, together
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(_gradient_hook(master))
         decays = [
@@ -57,35 +59,40 @@ class MasterWeights:
         pick = [place for place, use in enumerate(hidden) if use]
         rest = list(zip(self.masters, decays, hidden, strict=True))
         groups: list[dict[str, Any]] = [
-            {"params": [m for m, does, use in rest if does and not use], "weight_decay": decay},
+            {"params": [m for m, does, use in rest if does and not use], "weight_decay": weight_decay},
             {"params": [m for m, does, _ in rest if not does], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups:
-            self.optimizers.append(torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True))
+            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True))
         if pick:
-            self.optimizers.append(self._muon(pick, decay))
+            self.optimizers.append(self._muon(pick, weight_decay))
 
-    def _muon(self, places: list[int], decay: float) -> torch.optim.Optimizer:
+    def _muon(self, places: list[int], weight_decay: float) -> torch.optim.Optimizer:
         masters = [self.masters[place] for place in places]
         if self.together.is_alone:
-            return torch.optim.Muon(masters, lr=self.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            return torch.optim.Muon(
+                masters, lr=self.lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         from heredity.train.sharded import ShardedMuon
 
         n_rows = [self.n_rows[self.names[place]] for place in places]
-        return ShardedMuon(masters, n_rows, self.together, self.rate, decay)
+        return ShardedMuon(masters, n_rows, self.together, self.lr, weight_decay)
 
-    def step(self, share: float, clip: float) -> float:
-        """One update at `share` of the rate; returns the gradient's norm before clipping."""
+    def step(self, share: float, grad_clip: float) -> float:
+        """Update with `share` of the learning rate; return the global gradient norm before clipping.
+
+        grad_clip: the norm that gradients are clipped to; 0 disables clipping.
+        """
         gradients = [m.grad for m in self.masters if m.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
         norm = self.together.norm(norm)
-        if clip and norm > clip:
-            torch._foreach_mul_(gradients, clip / norm)
+        if grad_clip and norm > grad_clip:
+            torch._foreach_mul_(gradients, grad_clip / norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.rate * share
+                group["lr"] = self.lr * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.copy_down()
@@ -93,18 +100,18 @@ class MasterWeights:
 
     @torch.no_grad()
     def are_finite(self) -> bool:
-        """Whether every weight that learns is a number, in all processes."""
+        """Whether every master weight is finite, in all processes."""
         n_bad = sum(not bool(torch.isfinite(master).all()) for master in self.masters)
         return not self.together.sum([float(n_bad)])[0]
 
     @torch.no_grad()
     def copy_down(self) -> None:
-        """What was learned, into the network."""
+        """Copy the master weights into the network."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             local_shard(parameter).copy_(master.view_as(local_shard(parameter)))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that a later run needs to go on: masters and moments, by name."""
+        """The tensors that a resumed run needs: master weights and moments, by name."""
         found = {f"master/{name}": m.detach() for name, m in zip(self.names, self.masters, strict=True)}
         place = {id(m): name for name, m in zip(self.names, self.masters, strict=True)}
         for optimizer in self.optimizers:
@@ -114,7 +121,7 @@ class MasterWeights:
         return found
 
     def forget(self) -> None:
-        """Let the gradients go that a step has added up."""
+        """Drop the accumulated gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
@@ -140,7 +147,7 @@ class MasterWeights:
 
 
 def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
-    """A single number as a row of one, as it lies in pieces."""
+    """A scalar as a row of one, as a sharded weight has it."""
     return tensor if tensor.ndim else tensor.view(1)
 
 
@@ -159,10 +166,10 @@ def _gradient_hook(master: torch.Tensor) -> Any:
 
 
 def lr_factor(step: int, n_steps: int, schedule: Schedule, n_warmup: int, decay_share: float = 0.2) -> float:
-    """The share of the learning rate at a step counted from 0; the first is never 0."""
+    """The factor of the peak learning rate at a step counted from 0; it is never 0."""
     if step < n_warmup:
         return (step + 1) / (n_warmup + 1)
-    left = (n_steps - step) / max(1, n_steps - n_warmup)  # 1 down to nearly 0
+    left = (n_steps - step) / max(1, n_steps - n_warmup)  # from 1 to nearly 0
     if schedule == "constant":
         return 1.0
     if schedule == "cosine":

@@ -1,14 +1,14 @@
-"""Weights in pieces over processes (FSDP2), and Muon over such pieces.
+"""Weights sharded over processes (FSDP2), and Muon over the shards.
 
-A layer is whole only while it computes; what is outside of layers (embedding, last norm, head) is whole from
-the forward pass to the end of the backward one, so that a loss may use the head behind it. With replicas the
-pieces lie once in each (HSDP).
+A layer is whole only while it computes. Weights outside the layers (embedding, last norm, head) are whole
+until the end of the backward pass, so that a loss may use the head. With replicas, each
+replica has all shards (HSDP).
 
-Sources: FSDP, Zhao et al. 2023 (2304.11277), in torch's second form, `fully_shard`; recomputation of
-activations, Chen et al. 2016 (1604.06174).
+Sources: FSDP, Zhao et al. 2023 (2304.11277), in torch's second version, `fully_shard`. Activation
+checkpointing, Chen et al. 2016 (1604.06174).
 
-Promises: gradients are sums over processes, not means; names of weights are those of the network alone.
-Leaves to others: how processes are started (processes.py), and the disk (_pieces.py).
+Promises: gradients are sums over processes, not means; weights keep the names of the unsharded network.
+Leaves to others: starting processes (distributed.py), and the disk (checkpoint.py).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from heredity.train.models.dual import DualEncoder, PairEmbeddings
 
 
 class ShardedModel(CausalLM):
-    """A network whose weights lie in pieces. `is_reduced_once`: gradients of a step's batches stay here,
-    whole, until the last of them; else they go into pieces after each.
+    """A network whose weights are sharded.
+
+    is_reduced_once: gradients stay whole until the last microbatch of a step, and are reduced once;
+    otherwise after each microbatch.
     """
 
     def __init__(self, net: CausalLM, together: DistContext, is_reduced_once: bool = True) -> None:
@@ -45,7 +47,7 @@ class ShardedModel(CausalLM):
 
     @torch.no_grad()
     def gathered(self, make: Callable[[], CausalLM], is_first: bool) -> CausalLM:
-        """In the first process the whole network, laid into one that `make` gives; every process must ask."""
+        """Gather the weights into `make()`, in the main process. Every process must call this."""
         self.root.reshard()
         net = make() if is_first else self
         into = dict(net.model.named_parameters())
@@ -57,26 +59,26 @@ class ShardedModel(CausalLM):
 
 
 class ShardedDualEncoder(ShardedModel, DualEncoder):
-    """The same of two encoders."""
+    """A sharded dual encoder."""
 
-    def arrows(self, batch: PackedBatch) -> PairEmbeddings:
-        found: PairEmbeddings = self.root("arrows", batch)
+    def embed(self, batch: PackedBatch) -> PairEmbeddings:
+        found: PairEmbeddings = self.root("embed", batch)
         return found
 
-    def of_captions(self, rows: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.root("of_captions", rows)
+    def embed_captions(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.root("embed_captions", rows)
         return found
 
 
 def shard_model(net: CausalLM, together: DistContext, is_reduced_once: bool = True) -> ShardedModel:
-    """A network, whichever it is, with its weights in pieces."""
+    """Shard the weights of a network."""
     return (ShardedDualEncoder if isinstance(net, DualEncoder) else ShardedModel)(
         net, together, is_reduced_once
     )
 
 
 class _Root(nn.Module):
-    """What FSDP takes for the whole: all weights, asked of a batch what the network is."""
+    """The root module for FSDP: it calls a method of the network by name."""
 
     def __init__(self, net: CausalLM) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ def _shard_with_fsdp(net: CausalLM, together: DistContext) -> Any:
     net.model.to(together.device)
     for module in net.model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            if not weight.ndim:  # a single number cannot be cut, but a row of one can
+            if not weight.ndim:  # FSDP cannot shard a scalar, but it can a row of one
                 setattr(module, name, nn.Parameter(weight.detach().view(1)))
     root = _Root(net)
     how: dict[str, Any] = {
@@ -104,13 +106,13 @@ def _shard_with_fsdp(net: CausalLM, together: DistContext) -> Any:
     fully_shard(root, reshard_after_forward=False, **how)
     for module in root.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # the loss was divided by what all processes learn
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            module.set_gradient_divide_factor(1.0)  # the loss was divided by the targets of all processes
+            module.set_force_sum_reduction_for_comms(True)  # gloo supports no other
     return root
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a transformers model: what its lists of that name hold (BERT's is "layer")."""
+    """The layers of a transformers model, from its module lists "layers" (BERT: "layer")."""
     return [
         layer
         for name, module in model.named_modules()
@@ -120,7 +122,7 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Keep a layer's input alone, and make the rest of it again on the way back."""
+    """Keep only the input of each layer, and recompute the rest in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
     for layer in transformer_layers(model):
@@ -128,10 +130,10 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 class ShardedMuon(torch.optim.Optimizer):
-    """torch's Muon where each matrix lies in pieces of rows: every process makes some matrices' directions.
+    """torch's Muon for matrices that are sharded by rows. Momentum is sharded, too.
 
-    Momentum stays in pieces. `n_rows`: of each whole matrix. Of as many matrices as there are processes each
-    gets one whole, and its direction goes back to where its pieces lie.
+    Matrices are taken in groups of one per process. Each process gathers one of them, computes its update,
+    and sends the rows back to their shards. n_rows: the rows of each whole matrix.
     """
 
     def __init__(
@@ -159,14 +161,14 @@ class ShardedMuon(torch.optim.Optimizer):
                 master.mul_(1 - group["lr"] * group["weight_decay"]).add_(change)
 
     def _wanted(self, master: torch.Tensor, momentum: float) -> torch.Tensor:
-        """Nesterov's gradient of a piece."""
+        """The Nesterov gradient of a shard."""
         assert master.grad is not None
         kept = self.state[master].setdefault("momentum_buffer", torch.zeros_like(master))
         kept.lerp_(master.grad, 1 - momentum)
         return master.grad.lerp(kept, momentum)
 
-    def _changes(self, pieces: list[torch.Tensor], n_rows: Sequence[int], rate: float) -> list[torch.Tensor]:
-        """What is added to each piece, of at most as many matrices as there are processes."""
+    def _changes(self, pieces: list[torch.Tensor], n_rows: Sequence[int], lr: float) -> list[torch.Tensor]:
+        """The updates of the shards, for at most one matrix per process."""
         n, mine = self._together.n_pieces, self._together.piece
         sizes = [piece.numel() for piece in pieces] + [0] * (n - len(pieces))
         spans = (
@@ -176,23 +178,23 @@ class ShardedMuon(torch.optim.Optimizer):
         whole_sizes = [(high - low) * columns for low, high in spans]
         whole = self._exchanged(torch.cat([piece.flatten() for piece in pieces]), sizes, whole_sizes)
         if columns:
-            whole = muon_update(whole.view(-1, columns), rate).flatten()
+            whole = muon_update(whole.view(-1, columns), lr).flatten()
         back = self._exchanged(whole, whole_sizes, sizes)
         return [part.view_as(piece) for part, piece in zip(back.split(sizes), pieces, strict=False)]
 
     def _exchanged(self, given: torch.Tensor, to: list[int], of: list[int]) -> torch.Tensor:
-        """The first `to[0]` numbers go to the first piece's process, ...; `of[i]` come from the i-th."""
+        """All-to-all: `to[i]` numbers go to shard i's process, and `of[i]` come from it."""
         got = given.new_empty(sum(of))
         group = self._together.mesh.get_group("pieces")
         torch.distributed.all_to_all_single(got, given, of, to, group=group)
         return got
 
 
-def muon_update(wanted: torch.Tensor, rate: float) -> torch.Tensor:
-    """The change that torch's own Muon makes to a matrix for a gradient, momentum and decay aside."""
+def muon_update(wanted: torch.Tensor, lr: float) -> torch.Tensor:
+    """The update by torch's own Muon for a gradient, without momentum and weight decay."""
     change = torch.zeros_like(wanted).requires_grad_()
     change.grad = wanted
     torch.optim.Muon(
-        [change], lr=rate, weight_decay=0.0, momentum=0.0, nesterov=False, adjust_lr_fn="match_rms_adamw"
+        [change], lr=lr, weight_decay=0.0, momentum=0.0, nesterov=False, adjust_lr_fn="match_rms_adamw"
     ).step()
     return change.detach()

@@ -66,8 +66,8 @@ def forward(net: CausalLM, work: Workload) -> Callable[[], Any]:
         n, (side, _) = work.batch, work.picture or (0, 0)
         ids, numbers = torch.zeros(n * CAPTION, dtype=torch.int64), torch.arange(n)
         at = torch.arange(CAPTION).repeat(n), (CAPTION,) * n, numbers * CAPTION
-        batch = PackedBatch(ids, *at, numbers, numbers, pictures=torch.zeros(n, 3, side, side))
-        return lambda: net.scores(net.arrows(batch))
+        batch = PackedBatch(ids, *at, numbers, numbers, images=torch.zeros(n, 3, side, side))
+        return lambda: net.similarities(net.embed(batch))
     context, n = work.shape.context, work.batch
     ids, gaps = torch.zeros(n, dtype=torch.int64), torch.arange(0, n, 4)
     lengths = (context,) * (n // context)
@@ -148,7 +148,7 @@ def test_flops_are_those_that_torch_counts_of_a_forward(work: Workload) -> None:
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def test_flops_of_a_masked_token_are_those_that_a_run_counts(architecture: str) -> None:
     work = text("1M", architecture=architecture)
-    said = registry.load("train.models.architectures", architecture).flops_a_token(
+    said = registry.load("train.models.architectures", architecture).flops_per_token(
         work.shape, work.shape.context, work.hidden
     )
     assert sum(cost_models.cost_model_of(work).flops.values()) == pytest.approx(said)

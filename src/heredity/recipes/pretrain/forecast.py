@@ -137,7 +137,7 @@ def of_token(recipe: Pretrain) -> float:
     length = metrics.mean_chunk_length(recipe.text.lengths("train"), shape.context - frame)
     if recipe.objective == "masked":
         built = registry.load("train.models.architectures", recipe.architecture)
-        found: float = built.flops_a_token(shape, length, recipe.hidden)
+        found: float = built.flops_per_token(shape, length, recipe.hidden)
         return found
     return shapes.flops_per_token(shape, length)
 

@@ -1,1 +1,1 @@
-"""Training data as batches."""
+"""The data of each training step."""

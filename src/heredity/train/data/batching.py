@@ -1,8 +1,8 @@
-"""Which examples a step learns from, and in which products: a function of seed and step, of nothing else.
+"""The examples of each step, and their microbatches: a function of seed and step only.
 
-Promises: every epoch is a permutation of all examples, so none is dropped or seen twice; a training that goes
-on at step n sees what it would have seen; rows that go together are of like length, and none is cropped.
-Leaves to others: what is done with them (objectives/, loop.py).
+Promises: every epoch is a permutation of all examples, so none is dropped or repeated. A run that resumes at
+step n reads the same batches. A microbatch has examples of similar length, and no example is cropped.
+Leaves to others: the loss (objectives/) and the steps (loop.py).
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from heredity.engines.chat.documents import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.memory import MICROBATCH_TOKENS
 
-PADDING_MULTIPLE = 32  # tokens; every new size of a product costs the time and the memory of making it ready
+PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up
 
 
 class PackedBatch(NamedTuple):
-    """Documents laid end to end, and what is to be told of them.
+    """Documents packed end to end, with their targets.
 
-    tokens, positions: (tokens,) int64, a document's positions from 0; lengths: of each document, in order.
-    at: (learned,) the places whose next token is learned; targets: (learned,) those tokens; document:
-    (learned,) which document each belongs to. With rejected answers, each follows the document it is worse
-    than. pictures: (documents, 3, side, side) float, each the picture of a document that is its caption.
+    tokens, positions: (tokens,) int64; positions start at 0 in each document.
+    lengths: tokens of each document, in order.
+    at: (targets,) the positions whose output predicts a target. targets: (targets,) token ids.
+    document: (targets,) the document of each target.
+    has_rejected: each document is followed by its rejected version.
+    images: (documents, 3, side, side) float; the documents are their captions.
     """
 
     tokens: torch.Tensor
@@ -38,15 +40,15 @@ class PackedBatch(NamedTuple):
     targets: torch.Tensor
     document: torch.Tensor
     has_rejected: bool = False
-    pictures: torch.Tensor | None = None
+    images: torch.Tensor | None = None
 
     @property
     def n_documents(self) -> int:
         return len(self.lengths)
 
     @property
-    def filled(self) -> PackedBatch:
-        """The same with a document of filler behind it, of which nothing is learned, up to whole BLOCKs."""
+    def padded(self) -> PackedBatch:
+        """The batch padded to a multiple of PADDING_MULTIPLE tokens, by one document without targets."""
         n = -len(self.tokens) % PADDING_MULTIPLE
         if not n:
             return self
@@ -60,14 +62,14 @@ class PackedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Batches of a step: `batch` examples, in products of at most `product` tokens; a longer one is alone."""
+    """`batch` examples per step, in microbatches of `product` tokens; a longer example has its own."""
 
     examples: Sequence[TokenizedExample]
     batch: int
     seed: int
     product: int = MICROBATCH_TOKENS
 
-    def of(self, step: int) -> list[PackedBatch]:
+    def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
         picked = [
             self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
@@ -75,13 +77,13 @@ class BatchSampler:
         return [collate(group) for group in group_by_length(picked, self.product)]
 
     def at(self, place: int) -> int:
-        """The example at a place of the whole order: place // n is the epoch."""
+        """The index of the example at a place of the endless order. The epoch is place // n_examples."""
         n = len(self.examples)
         return int(epoch_permutation(self.seed, place // n, n)[place % n])
 
 
 def group_by_length(examples: Sequence[TokenizedExample], product: int) -> list[list[TokenizedExample]]:
-    """Those of like length together, at most `product` tokens a group; a longer one is alone."""
+    """Group examples of similar length, at most `product` tokens per group; a longer one has its own."""
     groups: list[list[TokenizedExample]] = []
     n_tokens = 0
     for example in sorted(examples, key=lambda e: -e.n_tokens):
@@ -101,7 +103,7 @@ def epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], n
 
 
 def collate(examples: Sequence[TokenizedExample]) -> PackedBatch:
-    """Lay examples end to end."""
+    """Pack examples end to end."""
     has_rejected = any(e.rejected is not None for e in examples)
     documents: list[Document] = []
     for example in examples:

@@ -1,8 +1,9 @@
-"""Tuning data: conversations and completions from the files people have, each known by its file and line.
+"""Data for tuning: conversations from common file formats, and their tokens.
 
-Promises: a row that is no conversation is a BadInput with file and line; an empty file is refused; the digest
-is over what is learned, not over how the file is written.
-Leaves to others: reading files (tables.py), and tokens (documents.py).
+Promises: a row that is not a conversation raises BadInput with file and line; an empty file is refused. The
+digest covers the examples, not the format of the file. Examples that are too long are left out and counted,
+never cropped.
+Leaves to others: reading files (core/readers.py), and tokens of a conversation (engines/chat/documents.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from heredity.core.errors import BadInput, UsageError, nearest
 from heredity.core.records import Message, digest
 from heredity.engines.chat.documents import Document, DocumentEncoder
 
-# What data sets call a prompt, what may stand beside it, and the answer; the first that a row has is read.
+# Column names of prompt, optional input, and answer; the first that a row has is used.
 PAIRS = (
     ("prompt", "", "completion"),
     ("prompt", "", "response"),
@@ -29,9 +30,9 @@ _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "ass
 
 
 class Dialogue(NamedTuple):
-    """One example. Only what the assistant says is learned; `rejected` is a worse last answer, if any.
+    """One example. Only the assistant's messages are targets. `rejected`: a worse last answer, if any.
 
-    `begun` was put into the mouth of the last answer, which goes on from there: it is read and not learned.
+    `begun`: a prefill that the last answer continues. It is input, not a target.
     """
 
     messages: tuple[Message, ...]
@@ -41,7 +42,7 @@ class Dialogue(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What is learned from: the examples in the order of the file, and their digest."""
+    """The data of a tuning: examples in the order of the file, and their digest."""
 
     name: str
     dialogues: tuple[Dialogue, ...]
@@ -49,52 +50,56 @@ class Data(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a recipe records of it: no path, since that is not what changes the result."""
+        """The fields that a recipe records: name, rows and digest. The path does not change the result."""
         return {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
 
     @classmethod
     def read(
         cls, path: Path | str, columns: Mapping[str, str] | None = None, has_answers: bool = True
     ) -> Data:
-        """The examples of a file, see dialogues.read. Raises BadInput."""
+        """Read a .jsonl, .csv or .parquet file of chats ("messages"), or of prompts with answers.
+
+        columns: maps "prompt", "completion" and "rejected" to the names in the file.
+        has_answers: False reads prompts only. Raises BadInput with file and line.
+        """
         return read_data(Path(path), columns, has_answers)
 
     @classmethod
     def of(cls, name: str, rows: Sequence[str | tuple[str, str]]) -> Data:
-        """What was made here, not read: prompts, or prompts each with its answer."""
+        """Make data in Python: each row is a prompt, or (prompt, answer)."""
         pairs = [(row,) if isinstance(row, str) else row for row in rows]
         return make_data(name, [_made(pair, f"{name}:{i}") for i, pair in enumerate(pairs, 1)])
 
 
 def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers: bool = True) -> Data:
-    """The examples of a file: chats ("messages") or prompt and answer, under the usual names or `columns`.
+    """Read a file of chats ("messages"), or of prompts with answers, under common column names.
 
-    columns maps "prompt", "completion" and "rejected" to the file's own names. Without answers only what is
-    asked is read, one message each. Raises BadInput.
+    columns: maps "prompt", "completion" and "rejected" to the names in the file. has_answers: False reads
+    prompts only, as one message each. Raises BadInput with file and line.
     """
     columns = columns or {}
     of_row = _dialogue if has_answers else _question
     found = [_whole(path, line, of_row(path, line, row, columns)) for line, row in readers.rows(path)]
     if not found:
-        raise BadInput(path, "holds no row to learn from", code="empty-file")
+        raise BadInput(path, "has no rows", code="empty-file")
     return make_data(path.name, found)
 
 
 def make_data(name: str, dialogues: Sequence[Dialogue]) -> Data:
-    """Examples that were made here, not read."""
+    """Data from conversations, with their digest."""
     content = [(each.messages, each.rejected, *([each.begun] if each.begun else [])) for each in dialogues]
     return Data(name, tuple(dialogues), digest(content))
 
 
 def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
-    """The row, where all of it can be written: JSON can hold half a character, which no tokenizer reads."""
+    """Raise BadInput for a lone surrogate: JSON can hold one, and no tokenizer reads it."""
     try:
         for text in (*(each.content for each in dialogue.messages), dialogue.rejected or ""):
             text.encode()
     except UnicodeEncodeError as error:
         half = f"{error.object[error.start]!a}"
         raise BadInput(
-            path, f"holds half a character ({half}), which is no text", line, code="not-text"
+            path, f"has a lone surrogate ({half}), which is not text", line, code="not-text"
         ) from None
     return dialogue
 
@@ -109,7 +114,7 @@ def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
     if not columns and (chat := row.get("messages", row.get("conversations"))) is not None:
         messages = tuple(_message(path, line, each) for each in _listed(path, line, chat))
         if not any(m.role == "assistant" and m.content.strip() for m in messages):
-            raise BadInput(path, "no answer of the assistant to learn from", line, code="no-answer-to-learn")
+            raise BadInput(path, "has no assistant message to learn from", line, code="no-answer-to-learn")
         return Dialogue(messages, where)
     prompt, beside, answer = _columns(path, line, row, columns)
     asked = _text(path, line, row, prompt)
@@ -117,7 +122,7 @@ def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
         asked = f"{asked}\n\n{row[beside]}"
     said = _text(path, line, row, answer)
     if not said.strip():
-        raise BadInput(path, f"'{answer}' is empty: there is nothing to learn", line, code="empty-completion")
+        raise BadInput(path, f"'{answer}' is empty", line, code="empty-completion")
     worse = columns.get("rejected", "rejected")
     rejected = _text(path, line, row, worse) if worse in row or "rejected" in columns else None
     return Dialogue((Message("user", asked), Message("assistant", said)), where, rejected)
@@ -128,7 +133,7 @@ def _question(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
     named = columns.get("prompt") or next((c for c in row if c.casefold() in usual), "prompt")
     asked = _text(path, line, row, named)
     if not asked.strip():
-        raise BadInput(path, f"'{named}' is empty: nothing is asked", line)
+        raise BadInput(path, f"'{named}' is empty", line)
     return Dialogue((Message("user", asked),), f"{path.name}:{line}")
 
 
@@ -138,7 +143,7 @@ def _columns(
     if columns:
         wrong = next((key for key in columns if key not in ("prompt", "completion", "rejected")), None)
         if wrong is not None:
-            raise BadInput(path, f"columns are prompt=..., completion=... and rejected=..., not '{wrong}'")
+            raise BadInput(path, f"columns must be prompt=..., completion=... or rejected=..., not '{wrong}'")
         return columns.get("prompt", "prompt"), "", columns.get("completion", "completion")
     if "chosen" in row and "prompt" in row:
         return "prompt", "", "chosen"
@@ -148,7 +153,7 @@ def _columns(
     shown = ", ".join(f"'{name}'" for name in list(row)[:12])
     raise BadInput(
         path,
-        f"neither messages nor prompt and completion, but {shown}. Name the columns",
+        f"has neither messages nor prompt and completion, but {shown}. Name the columns",
         line,
         code="no-dialogue-columns",
     )
@@ -161,7 +166,7 @@ def _text(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
         raise BadInput(path, f"no column '{column}'{hint}", line, code="unknown-column")
     value = row[column]
     if not isinstance(value, str):
-        raise BadInput(path, f"'{column}' is {type(value).__name__}, not a text", line, code="wrong-type")
+        raise BadInput(path, f"'{column}' is {type(value).__name__}, not text", line, code="wrong-type")
     return value
 
 
@@ -183,7 +188,7 @@ def _message(path: Path, line: int, row: Mapping[str, Any]) -> Message:
 
 
 class TokenizedExample(NamedTuple):
-    """One example of the data: a document, and one with a worse answer, where there is one."""
+    """One example: a document, and one with the rejected answer, if any."""
 
     document: Document
     rejected: Document | None = None
@@ -194,7 +199,7 @@ class TokenizedExample(NamedTuple):
 
 
 class PreparedExamples(NamedTuple):
-    """Examples that fit, and where those are from that do not."""
+    """The examples that fit, and the sources of those that are too long."""
 
     examples: tuple[TokenizedExample, ...]
     too_long: tuple[str, ...]
@@ -204,7 +209,7 @@ class ConversationEncoder(DocumentEncoder):
     """Tokenizes the examples of a training."""
 
     def prepare(self, dialogues: Iterable[Dialogue], max_tokens: int) -> PreparedExamples:
-        """Every example of at most `max_tokens`. Raises UsageError where none is left."""
+        """Tokenize the examples of at most `max_tokens`. Raises UsageError if none is left."""
         examples, too_long = [], []
         for dialogue in dialogues:
             example = self.example(dialogue)
@@ -220,7 +225,7 @@ class ConversationEncoder(DocumentEncoder):
         return PreparedExamples(tuple(examples), tuple(too_long))
 
     def example(self, dialogue: Dialogue) -> TokenizedExample:
-        """The document of a conversation, and of its rejected answer."""
+        """The document of a conversation, and the one of its rejected answer."""
         rejected = None
         if dialogue.rejected is not None:
             worse = (*dialogue.messages[:-1], Message("assistant", dialogue.rejected))

@@ -1,13 +1,14 @@
-"""What each step of an encoder's training reads: pieces of documents with gaps, each between two end tokens.
+"""Masked text for encoders: chunks of documents with masked positions, each between two end tokens.
 
-A share of a piece's tokens is hidden, the same number in every piece of its length and one at least; which,
-is drawn from the seed, the step and the piece. Special tokens are never hidden.
+A share of the tokens of each chunk is masked: the same number for equal lengths, and at least one. Positions
+are drawn from the seed, the step and the chunk. Special tokens are never masked.
 
-Sources: Devlin et al. 2018 (1810.04805: of what is hidden 80 % becomes the mask, 10 % another token, 10 %
-stays); Wettig et al. 2022 (2202.08005: the mask alone does as well, and 15 % is too little).
+Sources: Devlin et al. 2018 (1810.04805): 80 % of the masked tokens become the mask; the rest become another
+token or stay, in equal parts. Wettig et al. 2022 (2202.08005): the mask only works as well, and 15 % is too
+little.
 
-Promises: what a step reads and hides is a function of seed and step, however many processes share it.
-Leaves to others: which pieces come when (stream.py), and what is learned of them (objectives/masked.py).
+Promises: what a step reads and masks is a function of seed and step, for any number of processes.
+Leaves to others: the order of chunks (packed.py), and the loss (objectives/masked.py).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import IntArray, PackedChunk, PackedDataset, split_microbatches
 
 Noise = Literal["mask", "80-10-10"]
-END_TOKENS = 2  # tokens around a piece
+END_TOKENS = 2  # around a chunk
 
 
 @dataclass(frozen=True)
 class TokenMasking:
-    """How gaps are made. special: numbers of the tokens that are never hidden, and never put in a gap."""
+    """How tokens are masked. special: ids that are never masked and never drawn as noise."""
 
     mask: int
     end: int
@@ -38,8 +39,8 @@ class TokenMasking:
     share: float = 0.3
     noise: Noise = "mask"
 
-    def of(self, ids: IntArray, draws: np.random.Generator) -> tuple[IntArray, IntArray]:
-        """(tokens,) -> the tokens with gaps, and the places that are to be told, in order."""
+    def apply(self, ids: IntArray, draws: np.random.Generator) -> tuple[IntArray, IntArray]:
+        """(tokens,) -> the masked tokens, and the masked positions in order."""
         open_ones = np.flatnonzero(~np.isin(ids, sorted(self.special)))
         n = min(len(open_ones), max(1, round(self.share * len(ids))))
         at = np.sort(draws.permutation(open_ones)[:n])
@@ -48,7 +49,7 @@ class TokenMasking:
         return shown, at
 
     def _put(self, hidden: IntArray, draws: np.random.Generator) -> IntArray:
-        """What stands in the gaps."""
+        """The tokens at the masked positions."""
         masks = np.full(len(hidden), self.mask, dtype=np.int64)
         if self.noise == "mask":
             return masks
@@ -62,7 +63,7 @@ class TokenMasking:
 
 
 class _MaskedChunk(NamedTuple):
-    """A piece between two ends: what is shown, the places of its gaps, and what they hide."""
+    """A chunk between two end tokens: its input, its masked positions, and their targets."""
 
     shown: IntArray
     at: IntArray
@@ -71,19 +72,19 @@ class _MaskedChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedDataset:
-    """Batches of a step: the stream's pieces with gaps."""
+    """The chunks of a PackedDataset with masked positions."""
 
     stream: PackedDataset
     hiding: TokenMasking
 
-    def of(self, step: int) -> list[PackedBatch]:
+    def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
         at = self.stream
         bins = split_microbatches(at.pieces(step), max(at.product, at.context), at.world)
         return [self.collate(each, step) for each in bins[at.rank :: at.world]]
 
     def collate(self, pieces: Sequence[PackedChunk], step: int) -> PackedBatch:
-        """Pieces laid end to end, their gaps those of a step."""
+        """Pack chunks end to end, masked as in this step."""
         return collate_masked([self._gapped(piece, step) for piece in pieces])
 
     def _gapped(self, piece: PackedChunk, step: int) -> _MaskedChunk:
@@ -92,14 +93,14 @@ class MaskedDataset:
 
 
 def mask_chunk(ids: IntArray, hiding: TokenMasking, seed: Sequence[int]) -> _MaskedChunk:
-    """A piece with gaps between two end tokens; one that it ends with is one of the two."""
+    """Mask a chunk and put it between two end tokens. Its own end token is one of them."""
     text = ids[:-1] if len(ids) and ids[-1] == hiding.end else ids
-    shown, at = hiding.of(text, np.random.default_rng(seed))
+    shown, at = hiding.apply(text, np.random.default_rng(seed))
     return _MaskedChunk(np.concatenate([[hiding.end], shown, [hiding.end]]), at + 1, text[at])
 
 
 def collate_masked(pieces: Sequence[_MaskedChunk]) -> PackedBatch:
-    """Pieces end to end."""
+    """Pack masked chunks end to end."""
     lengths = tuple(len(piece.shown) for piece in pieces)
     starts = np.cumsum([0, *lengths[:-1]])
     at = [start + piece.at for start, piece in zip(starts, pieces, strict=True)]

@@ -1,12 +1,12 @@
-"""What each step of a pre-training reads: pieces of documents, whole where they fit, in an order of its own.
+"""Packed documents for pre-training: chunks of documents, in an order drawn from the seed.
 
-A document longer than the context is cut into pieces; every token is learned exactly once an epoch, the first
-of a document from the token that ends one, the first of a later piece from the one before it. Nothing is
-cropped and nothing is filled up: pieces are laid end to end, and each sees only itself.
+A document longer than the context is split into chunks. Every token is a target exactly once per epoch. A
+document's first token is predicted from the token that ends a document; a later chunk's first token from the
+token before it. Nothing is cropped or padded. Chunks are packed end to end, and each attends only to itself.
 
-Promises: what a step reads is a function of seed and step, however many processes share it; every epoch is a
-permutation of all pieces; a step's pieces differ by at most one piece from its share of tokens.
-Leaves to others: where documents are kept (corpus/), and what is done with them (objectives/, loop.py).
+Promises: what a step reads is a function of seed and step, for any number of processes. Every epoch is a
+permutation of all chunks. The size of a step differs from its share of tokens by at most one chunk.
+Leaves to others: storing documents (corpus/), the loss (objectives/) and the steps (loop.py).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from heredity.core.errors import UsageError
 from heredity.train.data.batching import PackedBatch
 from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
 
-_OVERSHOOT = 1.05  # of them where that saves a product: a step runs over its share by part of a piece
+_OVERSHOOT = 1.05  # of a microbatch, if that saves one: a step exceeds its share by part of a chunk
 IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class TokenizedDocuments(Protocol):
-    """Documents as tokens, each with the token that ends it."""
+    """Documents as tokens, each with its end token."""
 
     @property
     def lengths(self) -> IntArray:
         """Tokens of each document: (documents,)."""
 
     def tokens(self, number: int) -> Any:
-        """The tokens of one, as an array of whole numbers."""
+        """The tokens of one document, as an array of integers."""
 
 
 class PackedChunk(NamedTuple):
-    """A part of a document: tokens `start` to `start + n` are learned."""
+    """Part of a document: tokens `start` to `start + n` are targets."""
 
     document: int
     start: int
@@ -47,15 +47,15 @@ class PackedChunk(NamedTuple):
 
 
 class _EpochOrder(NamedTuple):
-    """An epoch: which piece comes when, and how many tokens came before it."""
+    """The order of an epoch: chunk numbers, and the tokens before each."""
 
     pieces: IntArray
     starts: IntArray
 
 
-@dataclass(frozen=True, eq=False)  # known by itself: its orders are kept (_order), and documents are large
+@dataclass(frozen=True, eq=False)  # hashed by identity: documents are large
 class PackedDataset:
-    """Batches of a step of about `batch` tokens, in products of about `product`; of them this process's."""
+    """About `batch` tokens per step, in microbatches of about `product`. Each process gets its share."""
 
     documents: TokenizedDocuments
     end: int  # the token that ends a document
@@ -69,7 +69,7 @@ class PackedDataset:
     def __post_init__(self) -> None:
         if self.batch < self.context:
             raise UsageError(
-                f"A step of {self.batch} tokens holds no context of {self.context}.",
+                f"A step of {self.batch} tokens is smaller than one context of {self.context}.",
                 code="step-holds-no-context",
             )
 
@@ -78,13 +78,13 @@ class PackedDataset:
         """Tokens of an epoch."""
         return int(self.documents.lengths.sum())
 
-    def of(self, step: int) -> list[PackedBatch]:
+    def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
         bins = split_microbatches(self.pieces(step), max(self.product, self.context), self.world)
         return [self.collate(each) for each in bins[self.rank :: self.world]]
 
     def pieces(self, step: int) -> list[PackedChunk]:
-        """What all processes read in a step: the pieces that start among its tokens."""
+        """The chunks of a step, for all processes: those that start among its tokens."""
         low, high = step * self.batch, (step + 1) * self.batch
         found: list[PackedChunk] = []
         for epoch in range(low // self.n_tokens, (high - 1) // self.n_tokens + 1):
@@ -95,7 +95,7 @@ class PackedDataset:
 
     @cached_property
     def _n_before(self) -> IntArray:
-        """Pieces before each document, and of all: (documents + 1,)."""
+        """Chunks before each document, and in total: (documents + 1,)."""
         each = -(-self.documents.lengths // self.context)
         return np.concatenate([[0], np.cumsum(each)])
 
@@ -106,13 +106,13 @@ class PackedDataset:
 
     @cached_property
     def _sizes(self) -> IntArray:
-        """Tokens of each piece."""
+        """Tokens of each chunk."""
         sizes = np.full(int(self._n_before[-1]), self.context, dtype=np.int64)
         sizes[self._n_before[1:] - 1] = (self.documents.lengths - 1) % self.context + 1
         return sizes
 
     def collate(self, pieces: list[PackedChunk]) -> PackedBatch:
-        """Pieces laid end to end."""
+        """Pack chunks end to end."""
         read, learned = [], []
         for piece in pieces:
             ids = self.documents.tokens(piece.document).astype(np.int64)
@@ -139,13 +139,13 @@ def _epoch_order(stream: PackedDataset, epoch: int) -> _EpochOrder:
 
 
 def split_microbatches(pieces: list[PackedChunk], product: int, world: int) -> list[list[PackedChunk]]:
-    """Pieces of like length together, in as many bins as give each process the same number of them.
+    """Group chunks of similar length into microbatches, the same number for each process.
 
-    Raises UsageError where there are fewer pieces than processes.
+    Raises UsageError if there are fewer chunks than processes.
     """
     if len(pieces) < world:
         raise UsageError(
-            f"A step of {len(pieces)} pieces is too small for {world} processes: raise the batch.",
+            f"A step of {len(pieces)} chunks is too small for {world} processes. Raise batch.",
             code="step-too-small",
         )
     ordered = sorted(pieces, key=lambda piece: (-piece.n, piece.document, piece.start))
@@ -153,6 +153,6 @@ def split_microbatches(pieces: list[PackedChunk], product: int, world: int) -> l
     n_bins = min(world * math.ceil(total / (world * _OVERSHOOT * product)), len(pieces) // world * world)
     sizes = np.array([piece.n for piece in ordered])
     which = np.minimum(n_bins - 1, ((np.cumsum(sizes) - sizes / 2) * n_bins / total).astype(np.int64))
-    if len(set(which.tolist())) < n_bins:  # a long piece took the place of two bins
+    if len(set(which.tolist())) < n_bins:  # a long chunk took the place of two microbatches
         which = np.arange(len(ordered)) * n_bins // len(ordered)
     return [[ordered[at] for at in np.flatnonzero(which == number)] for number in range(n_bins)]

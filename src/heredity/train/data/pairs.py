@@ -1,10 +1,10 @@
-"""What each step of a training on pictures and captions reads: pairs, all of a step at once.
+"""Image-caption pairs for contrastive training: all pairs of a step in one batch.
 
-A step is one batch: every caption is compared with every picture of it. A picture is shifted a little each
-time, by what seed, step and place draw.
+A step is one batch, since every caption is compared with every image of it. An image is shifted by a few
+pixels each time, drawn from seed and step.
 
 Promises: every epoch is a permutation of all pairs; what a step reads is a function of seed and step.
-Leaves to others: where pairs are kept (pictures/), and what is learned of them (objectives/contrastive.py).
+Leaves to others: storing pairs (corpus/images/), and the loss (objectives/contrastive.py).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from heredity.corpus.images.reader import Pairs
 from heredity.train.data.batching import PackedBatch, epoch_permutation
 from heredity.train.distributed import rank_span
 
-MEAN = STD = 0.5  # of a picture's points, which lie from 0 to 1
+MEAN = STD = 0.5  # of pixels, which are from 0 to 1
 
 
 @dataclass(frozen=True)
 class CaptionLayout:
-    """How captions become rows: cut at `longest` tokens, the end token the last; filled up with `pad`."""
+    """How captions become rows: cut at `longest` tokens, the last one the end token; padded with `pad`."""
 
     end: int
     pad: int
     longest: int
 
     def row(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(longest,) of one caption, which its end token ends."""
+        """The row of one caption, which ends with its end token: (longest,)."""
         row = np.full(self.longest, self.pad, dtype=np.int64)
         kept = ids[: self.longest]
         row[: len(kept)] = kept
@@ -42,9 +42,9 @@ class CaptionLayout:
 
 @dataclass(frozen=True)
 class PairSampler:
-    """Batches of a step: `batch` pairs, their pictures shifted by up to `shift` points.
+    """`batch` pairs per step, their images shifted by up to `shift` pixels.
 
-    rank, world: of them this process gets its share.
+    rank, world: each process gets its share of a step.
     """
 
     pairs: Pairs
@@ -54,7 +54,7 @@ class PairSampler:
     shift: int = 0
     rank: int = 0
     world: int = 1
-    same: NDArray[np.int64] = field(init=False)  # (pairs,) the first pair that has the same caption
+    same: NDArray[np.int64] = field(init=False)  # (pairs,) the first pair with the same caption
 
     def __post_init__(self) -> None:
         first: dict[bytes, int] = {}
@@ -62,7 +62,7 @@ class PairSampler:
         same = np.array([first.setdefault(row, i) for i, row in enumerate(rows)], np.int64)
         object.__setattr__(self, "same", same)
 
-    def of(self, step: int) -> list[PackedBatch]:
+    def batches(self, step: int) -> list[PackedBatch]:
         """The batch of a step, counted from 0."""
         n, places = len(self.pairs), range(step * self.batch, (step + 1) * self.batch)
         numbers = [int(epoch_permutation(self.seed, place // n, n)[place % n]) for place in places]
@@ -74,7 +74,7 @@ class PairSampler:
         return [mine._replace(targets=same, at=torch.arange(low, high))]
 
     def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> PackedBatch:
-        """Pairs as one batch; `targets`: which of a step have one caption; `at`: which of it these are."""
+        """Pairs as one batch. targets: equal for equal captions. at: the places of these pairs."""
         moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
         drawn = [shift_image(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
         rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
@@ -86,12 +86,12 @@ class PairSampler:
             torch.arange(n),
             torch.from_numpy(self.same[list(numbers)]),
             torch.arange(n),
-            pictures=to_pixels(np.stack(drawn)),
+            images=to_pixels(np.stack(drawn)),
         )
 
 
 def shift_image(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
-    """(side, side, 3) moved, its edge repeated where nothing is left."""
+    """Shift an image (side, side, 3) and repeat its edge."""
     if not down and not right:
         return picture
     side = np.arange(len(picture))
@@ -100,6 +100,6 @@ def shift_image(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np
 
 
 def to_pixels(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    """(pictures, side, side, 3) of 0 to 255 -> (pictures, 3, side, side) of -1 to 1."""
+    """Images as network input: uint8 (images, side, side, 3) -> float (images, 3, side, side)."""
     found = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float()
     return (found / 255 - MEAN) / STD

@@ -1,13 +1,13 @@
-"""What a teacher says at every learned place, kept: its likeliest tokens, for as many students as like.
+"""A teacher's log-probabilities at every target, stored for any number of students.
 
-The teacher then reads the data once, and no training holds it in memory. One file: for each place the ids of
-`k` tokens and the log-probabilities of these and of all others together.
+The teacher reads the data once, and no training needs it in memory. One file has, for each target, the ids of
+`k` tokens, and the log-probabilities of these and of all other tokens together.
 
-Promises: it says whose opinion it is, at which temperature, on which documents, and another's is never read,
-nor one whose bytes changed; a reading that was killed goes on where it was, to the same bytes; of more tokens
-than are asked for the likeliest are taken, as if the teacher had read for them alone.
-Leaves to others: the files (_tensors.py, _groups.py), what is learned of it (objectives/distill.py) and where
-it lies (recipes/distill.py).
+Promises: the file names its teacher, temperature and documents; another's file, or one whose bytes changed,
+is refused. A teacher pass that was killed resumes, and the file has the same bytes. If fewer tokens are asked
+for than the file has, the most likely are taken, as if the teacher had read for them.
+Leaves to others: writing tensors (checkpoint.py), the loss (objectives/distill.py), and where the file is
+(recipes/distill.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _GROUP_HEADER = struct.Struct("<QI")  # bytes of the group, and their CRC-32
 
 
 class GroupFile:
-    """The groups of a file in their order, and room for more."""
+    """An append-only file of byte groups, each with its length and CRC-32. A torn group is dropped."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class GroupFile:
         self._file.truncate(sum(_GROUP_HEADER.size + len(group) for group in self.there))
 
     def append(self, group: bytes) -> None:
-        """Put a group behind the others; it outlives this process from then on."""
+        """Append a group. It survives the end of this process."""
         self._file.write(_GROUP_HEADER.pack(len(group), zlib.crc32(group)) + group)
         self._file.flush()
         self.there.append(group)
@@ -62,7 +62,7 @@ class GroupFile:
 
 
 def _intact_groups(data: bytes) -> Iterator[bytes]:
-    """Up to the first that is torn."""
+    """The groups before the first torn one."""
     start = 0
     while start + _GROUP_HEADER.size <= len(data):
         size, crc = _GROUP_HEADER.unpack_from(data, start)
@@ -75,7 +75,7 @@ def _intact_groups(data: bytes) -> Iterator[bytes]:
 
 
 class TeacherLogprobs:
-    """A teacher's opinions, found again by the documents that they are on."""
+    """A teacher's log-probabilities, found by document."""
 
     def __init__(
         self,
@@ -86,11 +86,13 @@ class TeacherLogprobs:
         n_words: int,
     ) -> None:
         self._tokens, self._logs, self._starts = tokens, logs, starts
-        self.temperature, self.n_words = temperature, n_words  # of the vocabulary that it spoke of
+        self.temperature, self.n_words = temperature, n_words  # the vocabulary that they cover
 
-    def of(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """At the batch's learned places: ids (learned, k), log-probabilities (learned, k + 1), the last of
-        all other tokens. Raises KeyError for a document that the teacher never read."""
+    def at_targets(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """At a batch's targets: ids (targets, k) and log-probabilities (targets, k + 1).
+
+        The last column is of all other tokens. Raises KeyError for a document that the teacher never read.
+        """
         places = torch.cat(
             [torch.arange(n) + self._starts[key] for key, n in _document_keys(batch)] or [torch.arange(0)]
         )
@@ -98,7 +100,7 @@ class TeacherLogprobs:
 
     @property
     def covered(self) -> float:
-        """Mean share of the teacher's probability that lies on the kept tokens."""
+        """The mean share of the teacher's probability that the stored tokens have."""
         return float(1 - self._logs[:, -1].exp().mean())
 
     def __len__(self) -> int:
@@ -107,9 +109,9 @@ class TeacherLogprobs:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How a teacher reads. `folder` holds what it has read so far; `watch` is told of it, without a loss.
+    """The settings of a teacher pass. folder: holds its progress. watch: gets it, without a loss.
 
-    It keeps the `k` likeliest of the first `n_words` tokens (0: of all), where the student's head is smaller.
+    It stores the `k` most likely of the first `n_words` tokens. 0 is all; a student's head may be smaller.
     """
 
     k: int
@@ -120,7 +122,7 @@ class TeacherConfig:
 
 
 def find_logprobs(folder: Path, stamp: str, k: int) -> Path:
-    """Where a folder has, or gets, `k` tokens a place under a stamp: the smallest file that has as many."""
+    """The path for `k` tokens per target: the smallest file of this stamp with at least `k`, or a new one."""
     sizes = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{stamp}-*.safetensors")]
     return folder / f"{stamp}-{min((size for size in sizes if size >= k), default=k)}.safetensors"
 
@@ -128,7 +130,10 @@ def find_logprobs(folder: Path, stamp: str, k: int) -> Path:
 def write_logprobs(
     path: Path, stamp: str, teacher: CausalLM, examples: Sequence[TokenizedExample], reading: TeacherConfig
 ) -> None:
-    """Let the teacher read every example. `stamp` says whose opinion on what this is: `read` asks for it."""
+    """Run the teacher on every example and write the file.
+
+    stamp: names the teacher and the data; reading checks it.
+    """
     n_words = min(reading.n_words or len(teacher.head), len(teacher.head))
     batches = [collate(group) for group in group_by_length(examples, MICROBATCH_TOKENS)]
     with GroupFile(reading.folder / f"{stamp}-{reading.k}.part") as groups:
@@ -148,23 +153,23 @@ def write_logprobs(
 
 
 def read_logprobs(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
-    """What `write` kept, or the `k` likeliest of it. Raises Damaged: another teacher's, or unreadable."""
+    """Read a file, or its `k` most likely tokens. Raises Damaged if it has another stamp or is unreadable."""
     about, state = checkpoint.read_tensors(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
         raise Damaged(
-            f"{path}: scores of another teacher or other data. Delete it; the teacher reads again.",
+            f"{path}: it is of another teacher or other data. Delete it; the teacher reads again.",
             code="scores-of-others",
         )
     if about.get("sha256") != _digest(state):
         raise Damaged(
-            f"{path}: its bytes are not the ones written. Delete it; the teacher reads again.",
+            f"{path}: its contents changed since they were written. Delete it; the teacher reads again.",
             code="scores-changed",
         )
     found = {
         bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)
     }
     tokens, logs = state["tokens"], state["logs"]
-    if 0 < k < tokens.shape[1]:  # the others join "any other"
+    if 0 < k < tokens.shape[1]:  # the rest joins "all other tokens"
         logs = torch.cat([logs[:, :k], logs[:, k:].logsumexp(1, keepdim=True)], 1)
         tokens = tokens[:, :k].contiguous()
     return TeacherLogprobs(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
@@ -173,7 +178,7 @@ def read_logprobs(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
 def _score_batches(
     teacher: CausalLM, left: Sequence[PackedBatch], reading: TeacherConfig, n_words: int, groups: GroupFile
 ) -> None:
-    """Let the teacher read what is left, and put it behind what is there."""
+    """Run the teacher on the remaining batches and append their groups."""
     start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
     n_left = sum(len(batch.tokens) for batch in left)
     for number, batch in enumerate(left, n_there + 1):
@@ -197,7 +202,7 @@ def _score_batches(
 
 @torch.no_grad()
 def _score_batch(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, n_words: int) -> bytes:
-    """What it says at the learned places: tokens (learned, k) int32, then logs (learned, k + 1) float32."""
+    """The bytes of a batch: tokens (targets, k) int32, then log-probabilities (targets, k + 1) float32."""
     hidden = teacher.hidden(batch)
     tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
     for at in range(0, len(hidden), LOGIT_ROWS):
@@ -209,7 +214,7 @@ def _score_batch(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, 
 
 
 def _unpack_groups(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
-    """Tokens and logs of all groups, one behind the other."""
+    """Tokens and log-probabilities of all groups, concatenated."""
     tokens, logs = [], []
     for group in groups:
         n = len(group) // (4 * (2 * k + 1))
@@ -222,7 +227,7 @@ def _unpack_groups(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of the tensors, in the order of their names."""
+    """The SHA-256 of the tensors, in the order of their names."""
     found = hashlib.sha256()
     for name in sorted(state):
         found.update(state[name].contiguous().numpy().data)
@@ -238,7 +243,7 @@ def _top_k(
 
 
 def _document_keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
-    """Of each document: a digest of its tokens and of which are learned, and how many are."""
+    """Of each document: a digest of its tokens and targets, and the number of targets."""
     tokens, at, document = batch.tokens.numpy(), batch.at.numpy(), batch.document.numpy()
     start = 0
     for number, length in enumerate(batch.lengths):

@@ -1,9 +1,13 @@
-"""Attention of rows as plain products, a block of queries at a time, each by the keys that any of it sees.
+"""Attention within each packed document: causal for decoders, bidirectional for encoders.
 
-Probabilities are made again on the way back, so that none is kept, and a block's alone are ever there.
+Documents of similar length become rows of one matmul. Torch's fused kernel is faster on a GPU, in fp32, and
+on a CPU with AMX. There, short rows take plain matmuls in the backward pass. On other CPUs the kernel's
+bfloat16 is slow. All rows then take matmuls, a block of queries at a time, so that the square of a long
+document is never held. Probabilities are recomputed in the backward pass.
 
-Promises: numbers are those of torch's kernel, within rounding; the same rows give the same bits.
-Leaves to others: when this is the faster way (attention.py).
+Promises: a document attends only to itself. Numbers are those of transformers, within rounding. The same
+documents give the same bits.
+Leaves to others: the rest of a network (models/).
 """
 
 from __future__ import annotations
@@ -22,14 +26,16 @@ from heredity.train.kernels.patch import apply_function
 _MIN_QUERIES, _MAX_BLOCKS = (
     128,
     8,
-)  # queries of a block: so many, or such a part of the row, whichever is more
-_MAX_SCORES = 1 << 24  # scores that are there at once
-_QUERY_MULTIPLE = 16  # queries that a block is a multiple of
+)  # queries of a block: at least this many, or this part of a row
+_MAX_SCORES = 1 << 24  # scores held at once
+_QUERY_MULTIPLE = 16  # the queries of a block are a multiple of it
 
 
 class AttentionWindow(NamedTuple):
-    """Which tokens of a row a token sees: so many places before it and after it. lengths: of the rows, where
-    some are filled up; what fills a row is seen by nothing but what fills it."""
+    """The numbers of positions before and after it that a token attends to.
+
+    lengths: of the rows, if some are padded. Padding attends only to padding.
+    """
 
     before: int
     after: int
@@ -37,7 +43,7 @@ class AttentionWindow(NamedTuple):
 
 
 def causal_window(n: int, window: int) -> AttentionWindow:
-    """Of rows of `n` tokens. window: places that a token sees, itself among them; 0: all before it."""
+    """The window for rows of `n` tokens. window: positions seen, with itself; 0: all before."""
     return AttentionWindow((window or n) - 1, 0)
 
 
@@ -46,24 +52,24 @@ def blockwise_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     scale: float,
-    sight: AttentionWindow,
+    window: AttentionWindow,
     is_fused: bool = False,
 ) -> torch.Tensor:
-    """Of rows (rows, heads, tokens, head_dim); keys may have fewer heads.
+    """Attention by matmuls, over (rows, heads, tokens, head_dim); keys may have fewer heads.
 
-    is_fused: forwards by torch's kernel, and backwards all queries in one block.
+    is_fused: the forward pass uses torch's kernel, and the backward pass has all queries in one block.
     """
-    out: torch.Tensor = apply_function(_BlockwiseAttention, q, k, v, scale, sight, is_fused)
+    out: torch.Tensor = apply_function(_BlockwiseAttention, q, k, v, scale, window, is_fused)
     return out
 
 
 def fused_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sight: AttentionWindow
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: AttentionWindow
 ) -> torch.Tensor:
-    """The same by torch's kernel, both ways."""
+    """The same by torch's kernel in both directions."""
     n = q.shape[2]
-    is_causal = not sight.after and sight.before >= n - 1 and not sight.lengths
-    seen = None if is_causal else _visibility(sight, 0, n, 0, n)
+    is_causal = not window.after and window.before >= n - 1 and not window.lengths
+    seen = None if is_causal else _visibility(window, 0, n, 0, n)
     return functional.scaled_dot_product_attention(
         q, k, v, attn_mask=None if seen is None else seen.to(q.device), is_causal=is_causal, scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -71,7 +77,7 @@ def fused_attention(
 
 
 class _Block(NamedTuple):
-    """Queries, and the keys that any of them sees."""
+    """Queries, and the keys that any of them attends to."""
 
     asked: slice
     keys: slice
@@ -85,20 +91,20 @@ class _BlockwiseAttention(torch.autograd.Function):
         k: torch.Tensor,
         v: torch.Tensor,
         scale: float,
-        sight: AttentionWindow,
+        window: AttentionWindow,
         is_fused: bool,
     ) -> torch.Tensor:
         n = q.shape[2]
         ctx.save_for_backward(q, k, v)
-        ctx.scale, ctx.sight = scale, sight
+        ctx.scale, ctx.window = scale, window
         ctx.size = n if is_fused else block_size(q.shape[0] * q.shape[1], n)
         if is_fused:
-            return fused_attention(q, k, v, scale, sight)
+            return fused_attention(q, k, v, scale, window)
         keys, values = _flatten_heads(k), _flatten_heads(v)
         asked = _group_by_keys(q * scale, keys)
         out = torch.empty_like(asked)
-        for block in _blocks(n, ctx.size, sight):
-            likely = _probabilities(asked, keys, block, sight)
+        for block in _blocks(n, ctx.size, window):
+            likely = _probabilities(asked, keys, block, window)
             mine = out[:, :, block.asked]
             mine.copy_(torch.bmm(likely, values[:, block.keys]).view(mine.shape))
         return out.view(q.shape)
@@ -107,12 +113,12 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         keys, values = _flatten_heads(k), _flatten_heads(v)
-        asked, told = _group_by_keys(q * ctx.scale, keys), _group_by_keys(out, keys)
+        asked, grad = _group_by_keys(q * ctx.scale, keys), _group_by_keys(out, keys)
         of_asked = torch.empty_like(asked)
         of_keys, of_values = _GradientSum(keys, ctx.size), _GradientSum(values, ctx.size)
-        for block in _blocks(q.shape[2], ctx.size, ctx.sight):
-            likely = _probabilities(asked, keys, block, ctx.sight)
-            here = _queries(told, block)
+        for block in _blocks(q.shape[2], ctx.size, ctx.window):
+            likely = _probabilities(asked, keys, block, ctx.window)
+            here = _queries(grad, block)
             of_values.add(block, torch.bmm(likely.transpose(1, 2), here))
             of_likely = torch.bmm(here, values[:, block.keys].transpose(1, 2))
             of_scores = torch._softmax_backward_data(of_likely, likely, -1, likely.dtype)
@@ -123,7 +129,7 @@ class _BlockwiseAttention(torch.autograd.Function):
 
 
 class _GradientSum:
-    """What all blocks ask of the keys; of several in fp32."""
+    """The gradient of keys or values over all blocks; in fp32 if there are several."""
 
     def __init__(self, like: torch.Tensor, size: int) -> None:
         self._total = None if size >= like.shape[1] else torch.zeros_like(like, dtype=torch.float32)
@@ -136,22 +142,22 @@ class _GradientSum:
             self._total[:, block.keys] += part
 
     def of(self, like: torch.Tensor) -> torch.Tensor:
-        """The sum, as the keys lie."""
+        """The sum, in the shape of the keys."""
         assert self._total is not None
         return self._total.to(like.dtype).view(like.shape)
 
 
 def block_size(n_products: int, n: int) -> int:
-    """Queries of a block, of rows of `n`: blocks of one size, the last at most a little smaller."""
+    """Queries of a block, for rows of `n` tokens. Blocks are equal; the last may be smaller."""
     most = min(max(_MIN_QUERIES, n // _MAX_BLOCKS), max(_QUERY_MULTIPLE, _MAX_SCORES // (n_products * n)))
     each = -(-n // -(-n // most))
     return each + -each % _QUERY_MULTIPLE
 
 
-def _blocks(n: int, size: int, sight: AttentionWindow) -> Iterator[_Block]:
+def _blocks(n: int, size: int, window: AttentionWindow) -> Iterator[_Block]:
     for first in range(0, n, size):
         stop = min(first + size, n)
-        yield _Block(slice(first, stop), slice(max(0, first - sight.before), min(n, stop + sight.after)))
+        yield _Block(slice(first, stop), slice(max(0, first - window.before), min(n, stop + window.after)))
 
 
 def _flatten_heads(keys: torch.Tensor) -> torch.Tensor:
@@ -170,19 +176,19 @@ def _queries(x: torch.Tensor, block: _Block) -> torch.Tensor:
 
 
 def _probabilities(
-    asked: torch.Tensor, keys: torch.Tensor, block: _Block, sight: AttentionWindow
+    asked: torch.Tensor, keys: torch.Tensor, block: _Block, window: AttentionWindow
 ) -> torch.Tensor:
     """(products, queries of all heads that share keys, keys of the block)"""
     scores = torch.bmm(_queries(asked, block), keys[:, block.keys].transpose(1, 2))
     near = block.keys
-    if not sight.lengths and not block.keys.start and sight.before >= block.asked.stop - 1:
-        near = slice(block.asked.start, block.keys.stop)  # all see what is before the block
-    shift = 0 if sight.lengths else near.start
+    if not window.lengths and not block.keys.start and window.before >= block.asked.stop - 1:
+        near = slice(block.asked.start, block.keys.stop)  # all queries see the keys before the block
+    shift = 0 if window.lengths else near.start
     unseen = _additive_mask(
-        sight, *_shift(block.asked, shift), *_shift(near, shift), scores.dtype, scores.device
+        window, *_shift(block.asked, shift), *_shift(near, shift), scores.dtype, scores.device
     )
     if unseen is not None:
-        rows = (len(sight.lengths) or 1, -1, block.asked.stop - block.asked.start, scores.shape[2])
+        rows = (len(window.lengths) or 1, -1, block.asked.stop - block.asked.start, scores.shape[2])
         scores.view(rows)[..., near.start - block.keys.start :].add_(unseen)
     return torch.softmax(scores, -1)  # in fp32 within, whatever the dtype
 
@@ -193,7 +199,7 @@ def _shift(places: slice, shift: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _additive_mask(
-    sight: AttentionWindow,
+    window: AttentionWindow,
     first: int,
     stop: int,
     low: int,
@@ -201,45 +207,41 @@ def _additive_mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor | None:
-    """0 where one sees another, else minus infinity: as _seen has it."""
-    seen = _visibility(sight, first, stop, low, high)
+    """_visibility as an additive mask: 0 for visible, minus infinity for hidden."""
+    seen = _visibility(window, first, stop, low, high)
     if seen is None:
         return None
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
 
 
 @lru_cache(maxsize=32)
-def _visibility(sight: AttentionWindow, first: int, stop: int, low: int, high: int) -> torch.Tensor | None:
-    """(rows or 1, 1, tokens `first` to `stop`, `low` to `high`): whether one sees another; None: each all.
+def _visibility(window: AttentionWindow, first: int, stop: int, low: int, high: int) -> torch.Tensor | None:
+    """Whether queries `first` to `stop` see keys `low` to `high`: (rows or 1, 1, queries, keys); None: all.
 
-    Filler sees filler, so that no row of a softmax is empty: its gradient would be no number.
+    Padding sees padding, so that no row of a softmax is empty: its gradient would be NaN.
     """
-    if stop - 1 - low <= sight.before and high - 1 - first <= sight.after and not sight.lengths:
+    if stop - 1 - low <= window.before and high - 1 - first <= window.after and not window.lengths:
         return None
     q, k = torch.arange(first, stop), torch.arange(low, high)
     ages = q[:, None] - k
-    seen = ((ages <= sight.before) & (ages >= -sight.after))[None]
-    if sight.lengths:
-        lengths = torch.tensor(sight.lengths)[:, None]
+    seen = ((ages <= window.before) & (ages >= -window.after))[None]
+    if window.lengths:
+        lengths = torch.tensor(window.lengths)[:, None]
         seen = seen & ((q < lengths)[:, :, None] == (k < lengths)[:, None])
     return seen[:, None]
 
 
 def clear_mask_caches() -> None:
-    """Let go of the masks that are kept."""
+    """Clear the cached masks."""
     for each in (_additive_mask, _visibility):
         each.cache_clear()
 
 
-SHORT_ROWS = (
-    192  # tokens up to which products were measured faster on the way back, wherever the kernel is quick
-)
+SHORT_ROWS = 192  # tokens; up to here matmuls were measured to be faster in the backward pass
 Lengths = tuple[int, ...]
 RowAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
-ROW_MULTIPLE = (
-    16  # places that rows differ by; every new size of a product costs time and memory to make ready
-)
-_MIN_LENGTH_RATIO = 0.75  # of the longest of its rows a document has at least so much
+ROW_MULTIPLE = 16  # row lengths are a multiple; every new matmul size costs time and memory to set up
+_MIN_LENGTH_RATIO = 0.75  # of a document to the longest one of its group
 _ASSUMES_ACCELERATOR = ContextVar("elsewhere", default=False)
 
 
@@ -254,40 +256,40 @@ def causal_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers asks of an attention.
+    """Causal attention, as transformers calls it.
 
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
+    width = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Lengths) -> torch.Tensor:
-        sight = causal_window(q.shape[2], window or 0)
+        window = causal_window(q.shape[2], width or 0)
         if q.shape[2] > SHORT_ROWS and is_fused_kernel_fast(q):
-            return fused_attention(q, k, v, scale, sight)
-        return blockwise_attention(q, k, v, scale, sight, is_fused=is_fused_kernel_fast(q))
+            return fused_attention(q, k, v, scale, window)
+        return blockwise_attention(q, k, v, scale, window, is_fused=is_fused_kernel_fast(q))
 
     return attend_by_rows(query, key, value, lengths, of_rows), None
 
 
 def is_fused_kernel_fast(x: torch.Tensor) -> bool:
-    """Whether torch's kernel is: on a CPU its bfloat16 is written for tiles (AMX)."""
+    """Whether torch's kernel is fast: on a CPU its bfloat16 path needs AMX."""
     return x.device.type != "cpu" or x.dtype != torch.bfloat16 or _ASSUMES_ACCELERATOR.get() or _has_amx()
 
 
 @lru_cache(maxsize=1)
 def _has_amx() -> bool:
-    told = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return told is None or bool(told())
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is None or bool(probe())
 
 
 def attend_by_rows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, of_rows: RowAttention
 ) -> torch.Tensor:
-    """What `of_rows` makes of documents of like length as rows, laid end to end again.
+    """Run `of_rows` on groups of documents of similar length, as padded rows, and pack the result again.
 
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
-    values (rows, heads, longest, head_dim), and how long each row is -> (rows, heads, longest, head_dim).
+    values (rows, heads, longest, head_dim), and the length of each row -> (rows, heads, longest, head_dim).
     """
     groups = _row_groups(lengths)
     sizes = [len(group) * longest for group, longest in groups]
@@ -305,15 +307,15 @@ def attend_by_rows(
     return out.unsqueeze(0)
 
 
-@lru_cache(maxsize=8)  # every layer asks the same
+@lru_cache(maxsize=8)  # the same for every layer
 def _row_groups(lengths: Lengths) -> tuple[tuple[Lengths, int], ...]:
-    """Documents that become rows of one product, and places of a row: its longest's, up to whole STEPs."""
+    """Groups of documents, and the padded row length of each, a multiple of ROW_MULTIPLE."""
     return tuple((group, max(group) + -max(group) % ROW_MULTIPLE) for group in group_by_length_ratio(lengths))
 
 
 @lru_cache(maxsize=8)
 def _row_indices(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which token stands in each place of all rows, one of the same document where none does; and back."""
+    """The token of each row position, with a token of the same document as padding; and the inverse."""
     tokens: list[int] = []
     places: list[int] = []
     start = at = 0
@@ -326,7 +328,7 @@ def _row_indices(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, 
 
 
 class _ToRows(torch.autograd.Function):
-    """(tokens, ...) -> (places, ...). What a filler is told on the way back concerns nobody."""
+    """(tokens, ...) -> (row positions, ...). Padding positions get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -339,7 +341,7 @@ class _ToRows(torch.autograd.Function):
 
 
 class _FromRows(torch.autograd.Function):
-    """(places, ...) -> (tokens, ...), without the fillers."""
+    """(row positions, ...) -> (tokens, ...), without the padding."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -354,14 +356,14 @@ class _FromRows(torch.autograd.Function):
 
 @contextmanager
 def assume_accelerator() -> Iterator[None]:
-    """As on another device, on which torch's kernel is quick, with fake tensors: of what is kept for the next
-    product, nothing real is taken in here, and nothing fake out."""
-    told = _ASSUMES_ACCELERATOR.set(True)
+    """Compute as on a device with a fast kernel, for fake tensors. Caches are cleared on entry and exit,
+    so that real and fake tensors never mix."""
+    token = _ASSUMES_ACCELERATOR.set(True)
     _clear_caches()
     try:
         yield
     finally:
-        _ASSUMES_ACCELERATOR.reset(told)
+        _ASSUMES_ACCELERATOR.reset(token)
         _clear_caches()
 
 
@@ -371,7 +373,7 @@ def _clear_caches() -> None:
 
 
 def group_by_length_ratio(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Neighbours of like length, in order."""
+    """Neighbours of similar length, in order."""
     group: list[int] = []
     for n in lengths:
         both = (*group, n)
@@ -393,18 +395,18 @@ def bidirectional_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers asks of an attention. sliding_window: distance from which on nothing is seen.
+    """Bidirectional attention, as transformers calls it. sliding_window: the first distance that is masked.
 
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Lengths) -> torch.Tensor:
-        n, window = q.shape[2], sliding_window or q.shape[2]
-        sight = AttentionWindow(window - 1, window - 1, () if min(group) == n else group)
+        n, width = q.shape[2], sliding_window or q.shape[2]
+        window = AttentionWindow(width - 1, width - 1, () if min(group) == n else group)
         if not is_fused_kernel_fast(q):
-            return blockwise_attention(q, k, v, scale, sight)
-        is_cut = window < n  # the kernel has a mask a row then, as planning/anatomies/modernbert.py counts it
-        return fused_attention(q, k, v, scale, sight._replace(lengths=group) if is_cut else sight)
+            return blockwise_attention(q, k, v, scale, window)
+        is_cut = width < n  # the kernel then has a mask per row, as planning/cost_models/modernbert.py counts
+        return fused_attention(q, k, v, scale, window._replace(lengths=group) if is_cut else window)
 
     return attend_by_rows(query, key, value, lengths, of_rows), None

@@ -1,13 +1,13 @@
-"""Chains of small steps as one pass over memory each, compiled on this machine by torch's inductor.
+"""Chains of small operations as one pass over memory, compiled by torch's inductor.
 
-On a CPU a training's small steps are bound by memory: a norm, a gate or a loss that is five passes one by one
-is one or two when it is compiled.
+On a CPU small operations are bound by memory. A norm, a gate or a loss takes five passes one by one, and one
+or two compiled.
 
-Promises: the numbers of the steps one by one, within rounding; nothing is summed over tokens here, so that
-the bits hang on no size that happened to come first; a chain that cannot be compiled is an error, never taken
-step by step in silence.
-Leaves to others: which chains there are (norms.py, rotary.py, gates.py, objectives/causal.py), and when
-compiling is worth its time (recipes/pretrain.py).
+Promises: the numbers of the operations one by one, within rounding. No sum over tokens is compiled here, so
+that bits do not depend on the size that came first. A chain that cannot be compiled is an error; it is never
+run uncompiled in silence.
+Leaves to others: the chains (rms_norm.py, rotary.py, swiglu.py, objectives/causal.py), and when compiling is
+worth its time (recipes/pretrain/).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from typing import Any
 
 import torch
 
-# What torch and the compiler raise where there is none, or no folder or header for it; all else is a fault.
+# What torch and the compiler raise without a compiler, its folder or its headers; anything else is a bug.
 _COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
-_RECOMPILE_LIMIT = 64  # how often a chain may be compiled anew, for dtypes, ranks and sizes of one
+_RECOMPILE_LIMIT = 64  # recompilations of a chain, for dtypes, ranks and sizes of one
 
 
 @cache
 def compiled(chain: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function in few passes, for any number of tokens."""
+    """The same function, compiled for any number of tokens."""
     import torch._dynamo as dynamo
     from torch._inductor import config
 
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
-    config.compile_threads = 1  # the machine trains: no pool of processes beside it
+    config.compile_threads = 1  # no pool of processes next to the training
     made: Callable[..., Any] = torch.compile(chain, dynamic=True, fullgraph=True)
     return made
 
 
 @lru_cache(maxsize=1)
 def why_unavailable() -> str:
-    """Why nothing can be compiled here; "" where it can: a chain was, and ran."""
+    """Why compiling does not work on this machine; "" if a trial chain compiled and ran."""
     if not sys.platform.startswith("linux"):
-        return "tried on Linux alone"
+        return "only supported on Linux"
     try:
         found = compiled(_probe)(torch.ones(3, 5))
     except _COMPILER_ERRORS as error:

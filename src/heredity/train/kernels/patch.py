@@ -1,6 +1,6 @@
-"""Faster ways of transformers' modules on a CPU: how one takes the place of a module's forward.
+"""How a faster forward replaces the one of a transformers module.
 
-Leaves to others: which modules, and what is faster (norms.py, rotary.py).
+Leaves to others: which modules, and what is faster (rms_norm.py, rotary.py, swiglu.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class KernelPatch:
-    """A forward in the place of a module's own, which stays for what it is not made for."""
+    """A replacement for a module's forward. The original handles inputs that this one does not support."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -22,12 +22,12 @@ class KernelPatch:
 def replace_forwards(
     model: nn.Module, known: Sequence[str], way: Callable[[Any], Callable[..., Any]]
 ) -> None:
-    """Put it in the place of every forward of the model whose class has one of these names."""
+    """Replace the forward of every module whose class has one of these names."""
     for module in model.modules():
         if type(module).__name__ in known:
             module.forward = way(module)
 
 
 def apply_function(function: Any, *given: Any) -> Any:
-    """What an autograd function makes of these: torch gives its `apply` no types."""
+    """Apply an autograd function. torch's own `apply` has no types."""
     return function.apply(*given)

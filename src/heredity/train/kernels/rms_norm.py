@@ -1,12 +1,11 @@
-"""Root-mean-square norms in fewer passes over memory than transformers' own, for training on a CPU.
+"""RMS norms with fewer passes over memory than transformers' own, for training on a CPU.
 
-There a norm is bound by memory: widening, squaring, narrowing and scaling each read and write all of it, and
-their way back does so twice. Here it is one product and one sum each way, in the network's own dtype.
+A norm on a CPU is bound by memory: widening, squaring, narrowing and scaling each read and write everything.
+The backward pass does so twice. Here it is one product and one sum per direction, in the network's dtype.
+Compiled, it is one pass, and only the input is kept for the backward pass.
 
-Where chains are compiled it is one pass, and what is kept for the way back is what came in.
-
-Promises: transformers' numbers within rounding; in bfloat16 a row's factor is rounded once more.
-Leaves to others: norms of another form (Gemma's adds one to its weight), which stay as they are.
+Promises: transformers' numbers within rounding; in bfloat16 the factor of a row is rounded once more.
+Leaves to others: norms of another form, which stay unchanged (Gemma's adds one to its weight).
 
 Source: Zhang & Sennrich 2019 (1910.07467).
 """
@@ -25,12 +24,12 @@ KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
 def patch_norms(model: nn.Module, is_fused: bool = False) -> None:
-    """Give every norm of the model whose form is known the faster way, where it is on a CPU."""
+    """Patch every norm of a supported class. On other devices than a CPU the original runs."""
     patch.replace_forwards(model, KNOWN, lambda module: _PatchedNorm(module, is_fused))
 
 
 class _PatchedNorm(patch.KernelPatch):
-    """A norm's forward."""
+    """The forward of a norm."""
 
     def __init__(self, module: Any, is_fused: bool) -> None:
         super().__init__(module)
@@ -89,8 +88,8 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tens
 def _back(
     out: torch.Tensor, x: torch.Tensor, factor: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of what came in, and of the weight at each row."""
-    normed, told = x.float() * factor, out.float()
-    of_normed = told * weight.float()
+    """The gradients of the input, and of the weight at each row."""
+    normed, grad = x.float() * factor, out.float()
+    of_normed = grad * weight.float()
     along = (of_normed * normed).mean(-1, keepdim=True)
-    return ((of_normed - normed * along) * factor).to(x.dtype), (told * normed).to(weight.dtype)
+    return ((of_normed - normed * along) * factor).to(x.dtype), (grad * normed).to(weight.dtype)

@@ -1,11 +1,10 @@
-"""Attention modules with rotary positions in fewer passes over memory than transformers' own, on a CPU.
+"""Attention modules with rotary positions, with fewer passes over memory than transformers' own, on a CPU.
 
-There turning by halves is bound by memory: transformers negates, joins, multiplies twice and adds, and the
-way back of each half fills a whole tensor. Here it is three passes each way, over tokens as they come; one
-where chains are compiled (fused.py).
+Rotation is bound by memory: transformers negates, concatenates, multiplies twice and adds, and the backward
+pass of each half fills a whole tensor. Here it is three passes per direction; compiled, one.
 
-Promises: transformers' numbers within rounding; in bfloat16 a sum is rounded once instead of thrice.
-Leaves to others: modules of another form, and answers that are written with a cache, which stay as they are.
+Promises: transformers' numbers within rounding; in bfloat16 a sum is rounded once instead of three times.
+Leaves to others: modules of another form, and generation with a cache, which stay unchanged.
 
 Source: Su et al. 2021 (2104.09864).
 """
@@ -25,12 +24,12 @@ KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention
 
 
 def patch_attention(model: nn.Module, is_fused: bool = False) -> None:
-    """Give every attention of the model whose form is known the faster way, where it is on a CPU."""
+    """Patch every attention of a supported class. On other devices than a CPU the original runs."""
     patch.replace_forwards(model, KNOWN, lambda module: _PatchedRotary(module, is_fused))
 
 
 class _PatchedRotary(patch.KernelPatch):
-    """An attention's forward."""
+    """The forward of an attention."""
 
     def __init__(self, module: Any, is_fused: bool) -> None:
         super().__init__(module)
@@ -63,7 +62,7 @@ class _PatchedRotary(patch.KernelPatch):
 
 
 class _Rotate(torch.autograd.Function):
-    """(..., heads, head_dim), each half of a head turned with the other, by (..., 1, head_dim)."""
+    """Rotate the halves of each head (..., heads, head_dim) by angles (..., 1, head_dim)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

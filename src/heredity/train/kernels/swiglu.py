@@ -1,10 +1,10 @@
-"""Gated feed-forward parts whose gate is one pass over memory each way, where chains are compiled.
+"""Gated feed-forward parts whose gate is one pass over memory per direction, compiled.
 
-Step by step the gate's activation and the product are two passes, and four on the way back; and the
-activation is kept for it. Here it is made again.
+Uncompiled, activation and product are two passes, and four in the backward pass, and the activation is kept.
+Here it is recomputed.
 
 Promises: transformers' numbers within rounding.
-Leaves to others: parts with another activation, which stay as they are.
+Leaves to others: parts with another activation, which stay unchanged.
 
 Source: Shazeer 2020 (2002.05202), SwiGLU.
 """
@@ -24,12 +24,12 @@ KNOWN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 
 
 def patch_feed_forward(model: nn.Module) -> None:
-    """Give every gated part of the model whose form is known the faster way, where it is on a CPU."""
+    """Patch every feed-forward part of a supported class. On other devices than a CPU the original runs."""
     patch.replace_forwards(model, KNOWN, _PatchedSwiglu)
 
 
 class _PatchedSwiglu(patch.KernelPatch):
-    """A feed-forward part's forward."""
+    """The forward of a feed-forward part."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) -> (..., width)"""
@@ -59,7 +59,7 @@ def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 def _back(out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x, told = gate.float(), out.float()
+    x, grad = gate.float(), out.float()
     share = torch.sigmoid(x)
-    of_gate = told * up.float() * share * (1 + x * (1 - share))
-    return of_gate.to(gate.dtype), (told * x * share).to(up.dtype)
+    of_gate = grad * up.float() * share * (1 + x * (1 - share))
+    return of_gate.to(gate.dtype), (grad * x * share).to(up.dtype)

@@ -1,1 +1,1 @@
-"""Models that learn, and their architectures."""
+"""Trainable models and their architectures."""

@@ -1,11 +1,11 @@
-"""A model that can learn: transformers' own, over documents laid end to end, each seeing only itself.
+"""A trainable causal language model: transformers' own, over packed documents that attend only to themselves.
 
-The linear parts run over all tokens at once without a filler; attention.py alone puts documents into rows.
-The head is run on the places that are learned and on no others, a part at a time, so that the logits of a
-large vocabulary are never all there.
+Linear layers run over all tokens at once, without padding; only attention groups documents into rows. The
+head runs only on target positions, a part at a time, so that the logits of a large vocabulary are never held
+whole.
 
-Promises: a document's numbers are those of transformers for that document alone, within rounding.
-Leaves to others: which weights change (trainable.py) and what is asked of the logits (objectives/).
+Promises: a document's numbers are those of transformers for it by itself, within rounding.
+Leaves to others: which weights change (lora.py), and the loss (objectives/).
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from heredity.train.kernels.attention import causal_attention
 from heredity.train.kernels.patch import apply_function
 from heredity.train.models import init as birth
 
-LOGIT_ROWS = 256  # rows of logits that are there at once, so that they stay near the processor
-GRADIENT_ROWS = (
-    1024  # rows whose gradient is summed at once: sums of bfloat16 lose what is added in small parts
-)
+LOGIT_ROWS = 256  # rows of logits at once, so that they stay in the processor's cache
+GRADIENT_ROWS = 1024  # rows whose gradient is summed at once: bfloat16 sums lose small summands
 _ATTENTION = "heredity_documents"
 
 # (rows of logits, which rows of the batch they are) -> the sum of their losses
@@ -37,10 +35,10 @@ RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 class CausalLM:
-    """transformers' model behind the three things that an objective asks."""
+    """transformers' model, with the methods that objectives need."""
 
     def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
-        """is_fused: whether chains of small steps are compiled (fused.py)."""
+        """is_fused: whether chains of small operations are compiled (kernels/compile.py)."""
         self.model, self.folder, self.is_fused = model, folder, is_fused
         rms_norm.patch_norms(model, is_fused)
         rotary.patch_attention(model, is_fused)
@@ -55,15 +53,15 @@ class CausalLM:
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """(vocabulary,), what is added to each token's logit; None: nothing."""
+        """The bias of the logits, (vocabulary,), or None."""
         return getattr(self.model.get_output_embeddings(), "bias", None)
 
     def begin(self, is_last: bool) -> None:
-        """Before each batch of a step: whether it is the last of them."""
+        """Called before each microbatch of a step. is_last: whether it is the last one."""
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Final states at the learned places: (learned, hidden)."""
-        laid = batch.filled
+        """Final hidden states at the target positions: (targets, hidden)."""
+        laid = batch.padded
         states = self.model.model(
             input_ids=laid.tokens[None],
             position_ids=laid.positions[None],
@@ -74,9 +72,9 @@ class CausalLM:
         return picked
 
     def loss(self, hidden: torch.Tensor, of_rows: RowLoss, is_narrow: bool = False) -> torch.Tensor:
-        """The sum of `of_rows` over all logits, made a part at a time; their gradient is made on the way.
+        """The sum of `of_rows` over all logits, computed a part at a time together with its gradient.
 
-        is_narrow: `of_rows` takes logits in the head's own dtype, and not in fp32.
+        is_narrow: `of_rows` takes logits in the head's dtype instead of fp32.
         """
         total: torch.Tensor = apply_function(_ChunkedLoss, hidden, self.head, self.bias, of_rows, is_narrow)
         return total
@@ -89,9 +87,9 @@ class CausalLM:
         seed: int,
         stops: Iterable[int],
     ) -> list[tuple[int, ...]]:
-        """What the model says behind each prompt as it is now, at most `longest` tokens, the stop included.
+        """Generate at most `longest` tokens after each prompt, the stop token included.
 
-        Drawn from the seed alone, whatever was drawn before; temperature 0: the likeliest tokens.
+        Samples depend only on the seed. temperature 0: greedy decoding.
         """
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
@@ -118,9 +116,10 @@ class CausalLM:
 
 
 def load(folder: Path, dtype: str = "auto") -> CausalLM:
-    """The safetensors in a folder, ready to learn; "auto": bfloat16 where its product was measured faster.
+    """Load the safetensors of a folder for training.
 
-    Raises Unavailable for an architecture whose attention is not known here.
+    dtype: "auto" takes bfloat16 if its matmul was measured to be faster than that of float32.
+    Raises Unavailable for an unsupported architecture.
     """
     import transformers
 
@@ -128,7 +127,7 @@ def load(folder: Path, dtype: str = "auto") -> CausalLM:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     inner = getattr(config, "text_config", None) or config
     if inner.model_type not in KNOWN:
-        raise Unavailable(f"'{inner.model_type}' cannot be trained here; known are: {', '.join(KNOWN)}.")
+        raise Unavailable(f"Training '{inner.model_type}' is not supported. Supported: {', '.join(KNOWN)}.")
     chosen = birth.resolve_dtype(config, dtype)
     transformers.AttentionInterface.register(_ATTENTION, causal_attention)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -142,10 +141,10 @@ def load(folder: Path, dtype: str = "auto") -> CausalLM:
 def from_config(
     config: Mapping[str, Any], seed: int, dtype: str = "auto", is_fused: bool = False
 ) -> CausalLM:
-    """A new model of this configuration, its weights drawn from the seed and from nothing else.
+    """Initialize a new model of this configuration. Weights depend only on the seed.
 
-    Matrices are normal of deviation 0.02; those that end a layer's two parts are divided by the root of twice
-    the number of layers (GPT-2), so that the sum over layers does not grow with depth.
+    Matrices are normal with standard deviation 0.02. Output projections of attention and feed-forward are
+    divided by sqrt(2 * layers), as in GPT-2, so that the residual stream does not grow with depth.
     """
     import transformers
 
@@ -160,9 +159,9 @@ def from_config(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Logits of CHUNK rows and their loss, then the next: the whole is never held.
+    """The loss of LOGIT_ROWS rows of logits at a time, so that all logits are never held.
 
-    Their gradient is kept in the head's dtype until GROUP rows have theirs, whose products are made at once.
+    Gradients are kept in the head's dtype until GRADIENT_ROWS rows have theirs; these are multiplied at once.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Two encoders that can learn: transformers' CLIP or SigLIP, a picture and a caption as arrows of length one.
+"""A trainable dual encoder: transformers' CLIP or SigLIP, with unit-length embeddings of images and captions.
 
-Promises: the arrows are those of transformers for the same pictures and rows of tokens.
-Leaves to others: pairs (pairs.py), and what is asked of the arrows (objectives/contrastive.py).
+Promises: embeddings are those of transformers for the same images and token rows.
+Leaves to others: pairs (data/pairs.py), and the loss (objectives/contrastive.py).
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from heredity.train.data.batching import PackedBatch
 from heredity.train.models import init as birth
 from heredity.train.models.causal_lm import CausalLM
 
-MAX_LOG_SCALE = math.log(100)  # of the scale's logarithm, as CLIP has it
-_SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10), -10.0  # where SigLIP begins, so that most pairs are none
+MAX_LOG_SCALE = math.log(100)  # of the logit scale, as in CLIP
+_SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10), -10.0  # SigLIP's start: most pairs do not match
 
 
 class PairEmbeddings(NamedTuple):
-    """(pairs, width) each, of length one."""
+    """(pairs, hidden) each, of unit length."""
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     captions: torch.Tensor
 
 
 class DualEncoder(CausalLM):
-    """transformers' model for pictures and captions."""
+    """transformers' model for images and captions."""
 
     @property
     def is_sigmoid(self) -> bool:
-        """Whether it has a bias, and tells each pair by itself."""
+        """Whether it is a SigLIP: it has a logit bias, and each pair is a binary decision."""
         return hasattr(self.model, "logit_bias")
 
-    def arrows(self, batch: PackedBatch) -> PairEmbeddings:
-        """Of a batch's pictures and captions, in fp32."""
-        assert batch.pictures is not None
+    def embed(self, batch: PackedBatch) -> PairEmbeddings:
+        """Embed a batch's images and captions, in fp32."""
+        assert batch.images is not None
         rows = batch.tokens.view(batch.n_documents, -1)
-        return PairEmbeddings(self.of_pictures(batch.pictures), self.of_captions(rows))
+        return PairEmbeddings(self.embed_images(batch.images), self.embed_captions(rows))
 
-    def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(pictures, 3, side, side) -> (pictures, width)"""
-        found = self.model.get_image_features(pixel_values=pictures.to(self.model.dtype))
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(images, 3, side, side) -> (images, hidden)"""
+        found = self.model.get_image_features(pixel_values=images.to(self.model.dtype))
         return functional.normalize(found.pooler_output.float(), dim=1)
 
-    def of_captions(self, rows: torch.Tensor) -> torch.Tensor:
-        """(captions, longest) -> (captions, width)"""
+    def embed_captions(self, rows: torch.Tensor) -> torch.Tensor:
+        """(captions, tokens) -> (captions, hidden)"""
         return functional.normalize(self.model.get_text_features(input_ids=rows).pooler_output.float(), dim=1)
 
-    def scores(self, arrows: PairEmbeddings) -> torch.Tensor:
-        """(pictures, captions), before softmax or sigmoid."""
+    def similarities(self, embeddings: PairEmbeddings) -> torch.Tensor:
+        """Scaled similarities before softmax or sigmoid: (images, captions)."""
         scale = self.model.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-        found: torch.Tensor = scale * arrows.pictures @ arrows.captions.T
+        found: torch.Tensor = scale * embeddings.images @ embeddings.captions.T
         return found + self.model.logit_bias.float() if self.is_sigmoid else found
 
 
 def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> DualEncoder:
-    """A new model of this configuration, its weights drawn by transformers' rule from the seed alone."""
+    """Initialize a new model by transformers' rule. Weights depend only on the seed."""
     import transformers
 
     model = birth.from_config(config, seed, dtype, transformers.AutoModel, "sdpa")
@@ -73,7 +73,7 @@ def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Du
 
 
 def load(folder: Path) -> DualEncoder:
-    """The model in a folder, in fp32, to be asked."""
+    """Load the model of a folder for inference, in fp32."""
     import transformers
 
     host.prepare_transformers()

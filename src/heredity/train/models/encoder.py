@@ -1,8 +1,8 @@
-"""An encoder that can learn: transformers' own, over documents laid end to end, each seeing all of itself.
+"""A trainable encoder: transformers' own, over packed documents that attend only to themselves.
 
-Promises: a document's numbers are those of transformers for that document alone, within rounding; the head is
-run on the gaps alone.
-Leaves to others: what is a gap (gaps.py), attention (bidirectional.py), the rest (network.py).
+Promises: a document's numbers are those of transformers for it by itself, within rounding. The head
+runs only on masked positions.
+Leaves to others: masking (data/masking.py), attention (kernels/attention.py), the rest (causal_lm.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _ATTENTION = "heredity_encoder"
 
 
 class MaskedLM(CausalLM):
-    """transformers' model for masked text behind what an objective asks."""
+    """transformers' model for masked text, with the methods that objectives need."""
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """States at the gaps, ready for the product with the head: (gaps, hidden)."""
-        laid = batch.filled
+        """Transformed hidden states at the masked positions, input of the head: (targets, hidden)."""
+        laid = batch.padded
         asked = model_inputs(self.model, laid.tokens[None], laid.positions[None], laid.lengths)
         states = self.model.base_model(**asked).last_hidden_state.squeeze(0)
         picked: torch.Tensor = head_transform(self.model)(states.index_select(0, batch.at))
@@ -37,7 +37,7 @@ class MaskedLM(CausalLM):
 def model_inputs(
     model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Lengths
 ) -> dict[str, Any]:
-    """What a model is called with. Where places are learned, filler longer than a context begins anew."""
+    """The arguments of a forward pass. BERT's learned positions wrap in padding longer than a context."""
     found = {"input_ids": input_ids, "position_ids": position_ids, "lengths": lengths}
     if model.config.model_type != "bert":
         return found
@@ -46,12 +46,12 @@ def model_inputs(
 
 
 def head_transform(model: Any) -> Any:
-    """What of a model lies between its states and the product with the head."""
+    """The part of a model between its hidden states and the head's matmul."""
     return model.cls.predictions.transform if model.config.model_type == "bert" else model.head
 
 
 def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> MaskedLM:
-    """A new encoder of this configuration, its weights drawn by transformers' rule from the seed alone."""
+    """Initialize a new encoder by transformers' rule. Weights depend only on the seed."""
     import transformers
 
     transformers.AttentionInterface.register(_ATTENTION, bidirectional_attention)
@@ -61,7 +61,7 @@ def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Ma
 
 
 def load(folder: Path, dtype: str = "float32") -> MaskedLM:
-    """The encoder in a folder, ready to be asked."""
+    """Load the encoder of a folder for inference."""
     import transformers
 
     host.prepare_transformers()

@@ -1,7 +1,7 @@
-"""A new model of transformers' own classes, its weights drawn from a seed and from nothing else.
+"""New models of transformers' own classes, with weights that depend only on a seed.
 
-Promises: drawn in fp32, whatever it multiplies in; torch's own random state is left as it was.
-Leaves to others: the configuration (architectures/), and what learns (network.py, encoder.py, dual.py).
+Promises: weights are drawn in fp32, whatever the dtype. torch's random state is left as it was.
+Leaves to others: the configuration (architectures/), and training (causal_lm.py, encoder.py, dual.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ def from_config(
     attention: str,
     change: WeightChange | None = None,
 ) -> Any:
-    """A model of one of transformers' kinds; it trains. change: what is done to the weights in fp32.
+    """Initialize a model in training mode.
 
-    dtype: what it multiplies in; "auto": bfloat16 where its product was measured faster.
+    kind: an AutoModel class of transformers. attention: its attention implementation.
+    change: applied to the model while weights are in fp32.
+    dtype: "auto" takes bfloat16 if its matmul was measured to be faster than that of float32.
     """
     import transformers
 
@@ -44,7 +46,7 @@ def from_config(
 
 
 def resolve_dtype(config: Any, dtype: str) -> str:
-    """What a model of this configuration multiplies in: `dtype`, or for "auto" what was measured faster."""
+    """The dtype of a model of this configuration: `dtype`, or the faster one for "auto"."""
     if dtype != "auto":
         return dtype
     inner = getattr(config, "text_config", None) or config

@@ -1,10 +1,9 @@
-"""Which weights may change: all of them, or low-rank adapters beside them (LoRA, in PEFT's file format).
+"""The trainable weights: all of them, or low-rank adapters (LoRA, in PEFT's file format).
 
 Sources: Hu et al. 2021 (2106.09685); rank-stabilized scale alpha / sqrt(r), Kalajdzievski 2023 (2312.03732).
 
-Promises: an adapter begins as no change at all; its matrices are drawn from the seed and nothing else; the
-files are those that PEFT writes and reads.
-Leaves to others: the loop (loop.py), and answering with an adapter (engines/_adapter.py).
+Promises: a new adapter changes nothing. Its matrices depend only on the seed. Files are as PEFT writes them.
+Leaves to others: the loop (loop.py), and inference with an adapter (engines/torch/).
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 @dataclass(frozen=True)
 class FullFinetune:
-    """All weights learn."""
+    """All weights are trainable."""
 
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:  # noqa: ARG002
-        """The weights that may change, by name."""
+        """Make all weights trainable and return them by name."""
         network.model.requires_grad_(True)
         return list(network.model.named_parameters())
 
     def n_trainable(self, network: CausalLM) -> int:
-        """How many parameters learn."""
+        """The number of trainable parameters."""
         return sum(each.numel() for each in network.model.parameters())
 
     def save(self, network: CausalLM, out: Path) -> None:
-        """The whole model, as safetensors."""
+        """Write the whole model as safetensors."""
         network.model.save_pretrained(out, max_shard_size="5GB")
 
 
 @dataclass(frozen=True)
 class LowRankAdapters:
-    """Adapters of rank `rank` beside the linear layers that `targets` names."""
+    """Adapters of rank `rank` on the linear layers that `targets` names."""
 
     rank: int = 16
     alpha: float = 16.0
@@ -59,7 +58,7 @@ class LowRankAdapters:
         return self.alpha / (math.sqrt(self.rank) if self.is_stabilized else self.rank)
 
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:
-        """Freeze the model, put the adapters in, and return them. Raises UsageError for an unknown target."""
+        """Freeze the model, add adapters and return their weights. Raises UsageError for unknown targets."""
         network.model.requires_grad_(False)
         found = [
             (parent, name, child)
@@ -69,14 +68,14 @@ class LowRankAdapters:
         ]
         missing = set(self.targets) - {name for _, name, _ in found}
         if missing:
-            raise UsageError(f"The model has no layer '{min(missing)}' to put an adapter beside.")
+            raise UsageError(f"The model has no linear layer '{min(missing)}' for an adapter.")
         generator = torch.Generator().manual_seed(seed)
         for parent, name, child in found:
             setattr(parent, name, LoraLinear(child, self.rank, self.scale, generator))
         return [(name, p) for name, p in network.model.named_parameters() if p.requires_grad]
 
     def n_trainable(self, network: CausalLM) -> int:
-        """How many parameters will learn. Call it before `open`."""
+        """The number of parameters that the adapters will have. Call it before `open`."""
         layers = [
             module
             for name, module in network.model.named_modules()
@@ -85,7 +84,7 @@ class LowRankAdapters:
         return sum(self.rank * (each.in_features + each.out_features) for each in layers)
 
     def save(self, network: CausalLM, out: Path) -> None:
-        """adapter_model.safetensors and adapter_config.json, as PEFT has them."""
+        """Write adapter_model.safetensors and adapter_config.json, as PEFT does."""
         from safetensors.torch import save_file
 
         tensors = {}
@@ -117,7 +116,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base, self.scale = base, scale
         n_out, n_in = base.weight.shape
-        bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as PEFT draws it
+        bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as in PEFT
         drawn = (torch.rand((rank, n_in), generator=generator) * 2 - 1) * bound
         self.lora_a = nn.Parameter(drawn.to(base.weight.dtype))
         self.lora_b = nn.Parameter(torch.zeros((n_out, rank), dtype=base.weight.dtype))
@@ -132,7 +131,7 @@ class LoraLinear(nn.Module):
 
 
 class _LoraFunction(torch.autograd.Function):
-    """The layer and its adapter as products that add into one another: no sum is written out by itself."""
+    """The layer and its adapter as matmuls that accumulate, so that no sum is a pass of its own."""
 
     @staticmethod
     def forward(

@@ -1,12 +1,13 @@
-"""One dial, `size`, for the shape of a new model, the tokens it reads, its batch and its rate.
+"""Shapes of new models, and what one `size` sets: shape, tokens, batch and learning rate.
 
-Sources: widths and depths as in GPT-3's table 2.1 (2005.14165) and Llama 3 (2407.21783), 64 columns of width
-a layer up to width 768, rising to 128 at 4096; SwiGLU of 8/3 the width (2002.05202); 20 tokens a parameter
-(Hoffmann et al. 2022, 2203.15556); batch and rate as powers of the compute (DeepSeek LLM, 2401.02954,
-equation 1). Those laws were fitted between 1e17 and 2e19 FLOP; smaller runs are outside of them.
+Sources: widths and depths as in GPT-3's table 2.1 (2005.14165) and Llama 3 (2407.21783). Narrow models have
+64 columns of width per layer, and wide ones 128. SwiGLU of 8/3 the width (2002.05202). 20 tokens per
+parameter (Hoffmann et al. 2022, 2203.15556). Batch and learning rate as powers of the compute (DeepSeek LLM,
+2401.02954, equation 1), fitted between 1e17 and 2e19 FLOPs. Smaller runs are outside of that range. Dual
+encoders: two equal towers with feed-forward parts of four widths, as SigLIP (2303.15343).
 
-Promises: a pure function of its arguments; every figure can be given instead.
-Leaves to others: what a shape is called in a configuration (architectures/).
+Promises: a pure function of its arguments; every figure can be set instead.
+Leaves to others: the names of a shape in a configuration (architectures/).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from heredity.core.records import Record
 _TOKENS_PER_PARAMETER = 20
 _FACTORS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMBT])")
-_NARROW_WIDTH, _WIDE_WIDTH = 768, 4096  # widths between which layers become wider for their depth
-_HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four heads share keys and values, then, too
+_NARROW_WIDTH, _WIDE_WIDTH = 768, 4096  # between these widths layers become wider for their depth
+_HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four query heads then share keys and values
 WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
 
 
 class TransformerShape(Record, frozen=True):
-    """What a transformer is made of: `heads` of `head` columns each, `kv_heads` for keys and values."""
+    """The shape of a transformer: `heads` query heads of `head` columns, `kv_heads` for keys and values."""
 
     layers: int
     width: int
@@ -42,49 +43,49 @@ class TransformerShape(Record, frozen=True):
     vocabulary: int
     is_tied: bool = True  # whether the head is the embedding
 
-    shares_heads: ClassVar[bool] = True  # keys and values of several heads are one, where it is wide
-    feeds: ClassVar[int] = 3  # matrices of the feed-forward part: with a gate
-    has_places: ClassVar[bool] = False  # whether each place has a vector that is learned
+    shares_heads: ClassVar[bool] = True  # whether wide models share keys and values between heads
+    feeds: ClassVar[int] = 3  # matrices of the feed-forward part: 3 with a gate
+    has_places: ClassVar[bool] = False  # whether positions are learned vectors
 
 
 class EncoderShape(TransformerShape, frozen=True):
-    """Every head has its own keys and values, and the head is always the embedding."""
+    """An encoder: every head has its own keys and values, and the output head is tied to the embedding."""
 
     shares_heads: ClassVar[bool] = False
 
 
 class BertShape(EncoderShape, frozen=True):
-    """No gate in the feed-forward part, which is so much wider, and places that are learned."""
+    """A BERT: learned positions, and a wider feed-forward part without a gate."""
 
     feeds: ClassVar[int] = 2
     has_places: ClassVar[bool] = True
 
 
 class SizePreset(Record, frozen=True):
-    """Everything that a size sets."""
+    """The values that a size sets."""
 
     shape: TransformerShape
     tokens: int  # to read
-    batch: int  # tokens a step
-    rate: float  # the highest learning rate
+    batch: int  # tokens per step, or pairs
+    rate: float  # the peak learning rate
 
 
 def n_parameters(shape: TransformerShape) -> int:
-    """All parameters, the embedding once where it is tied (a norm a layer and a few columns are left out)."""
+    """All parameters, a tied embedding once. Norms and other vectors are left out."""
     n_rows = shape.vocabulary * (1 if shape.is_tied else 2) + shape.context * shape.has_places
     return n_rows * shape.width + n_matrix_parameters(shape)
 
 
 def n_matrix_parameters(shape: TransformerShape) -> int:
-    """Parameters that every token is multiplied with, the head aside."""
+    """Parameters of the matmuls of a token, without the head."""
     attention = shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
     return shape.layers * (attention + shape.feeds * shape.width * shape.wide)
 
 
 def flops_per_token(shape: TransformerShape, length: float | None = None) -> float:
-    """Forward and backward of one token, head and attention included, in multiply-adds counted as two.
+    """FLOPs of one token, forward and backward, with head and attention. A multiply-add counts as two.
 
-    `length`: of the document that it stands in, whose mean context is half of it; None: the whole context.
+    length: of the token's document, whose mean context is half of it. None: the whole context.
     """
     seen = (shape.context if length is None else length) / 2
     attention = 4 * shape.layers * shape.heads * shape.head * seen
@@ -98,10 +99,10 @@ def size_preset(
     given: Mapping[str, Any] | None = None,
     kind: type[TransformerShape] = TransformerShape,
 ) -> SizePreset:
-    """What a size ("10M", "1.5B") sets for a vocabulary; what is `given` (not 0) stands instead.
+    """The preset of a size ("10M", "1.5B") for a vocabulary. Values that are `given` (not 0) override it.
 
-    given: tokens, batch, rate, and any field of Shape. kind: what an architecture is made of. Raises
-    UsageError for a size that cannot be.
+    given: tokens, batch, rate, and any field of TransformerShape. kind: class of the architecture's shape.
+    Raises UsageError for an impossible size.
     """
     said = {name: value for name, value in (given or {}).items() if value}
     shape = shape_for(parse_size(size), vocabulary, context, said, kind)
@@ -122,13 +123,13 @@ def parse_size(size: str) -> float:
     found = _SIZE.fullmatch(size.strip().upper())
     if found is None:
         raise UsageError(
-            f"A size is a number and K, M or B, as in 10M or 1.5B; '{size}' is not.",
+            f"A size is a number with K, M, B or T, such as 10M or 1.5B, not '{size}'.",
             code="size-malformed",
             key="size",
         )
     if not (wanted := float(found[1]) * _FACTORS[found[2]]):
         raise UsageError(
-            f"A model of size {size} has no parameters. Say one as in 10M or 1.5B.",
+            f"A model of size {size} has no parameters. Give a size such as 10M or 1.5B.",
             code="size-empty",
             key="size",
         )
@@ -142,7 +143,7 @@ def shape_for(
     said: Mapping[str, Any],
     kind: type[TransformerShape] = TransformerShape,
 ) -> TransformerShape:
-    """The shape with about as many parameters as are wanted, and of the usual depth for its width."""
+    """The shape with about `wanted` parameters and the usual depth for its width."""
 
     def of_width(width: int) -> TransformerShape:
         return _shape_of_width(width, wanted, vocabulary, context, kind)
@@ -165,7 +166,7 @@ def shape_for(
 
 
 def usual_depth(width: int) -> float:
-    """The usual number of layers of a width."""
+    """The usual number of layers for a width."""
     share = min(1.0, max(0.0, math.log(width / _NARROW_WIDTH) / math.log(_WIDE_WIDTH / _NARROW_WIDTH)))
     return max(2.0, width / (64 * (1 + share)))
 
@@ -173,7 +174,7 @@ def usual_depth(width: int) -> float:
 def _shape_of_width(
     width: int, wanted: float, vocabulary: int, context: int, kind: type[TransformerShape]
 ) -> TransformerShape:
-    """As many layers as come nearest to the parameters wanted."""
+    """The shape of this width with the number of layers that is closest to the wanted parameters."""
     head = 64 if width < _HEADS_OF_128 else 128
     heads = width // head
     kv_heads = heads // 4 if width >= _HEADS_OF_128 and kind.shares_heads else heads
@@ -191,17 +192,17 @@ def _with_overrides(shape: TransformerShape, said: Mapping[str, Any]) -> Transfo
         heads = changes["heads"]
         changes |= {"kv_heads": heads, "head": shape.width // heads}
         if shape.width % heads:
-            raise UsageError(f"{heads} heads do not share a width of {shape.width} evenly.")
+            raise UsageError(f"{heads} heads do not divide a width of {shape.width}.")
     shape = msgspec.structs.replace(shape, **changes)
     if not shape.heads or not shape.kv_heads:
         raise UsageError(
-            f"A width of {shape.width} holds no head of {shape.head} columns. Say heads, kv_heads and head."
+            f"A width of {shape.width} has no room for a head of {shape.head}. Set heads, kv_heads, head."
         )
     if shape.head % 2:
-        raise UsageError(f"A head is turned by halves, and {shape.head} columns have none.")
+        raise UsageError(f"Rotary positions need an even number of columns per head, not {shape.head}.")
     if shape.heads % shape.kv_heads:
         raise UsageError(
-            f"{shape.heads} heads do not share {shape.kv_heads} heads of keys and values evenly.",
+            f"{shape.kv_heads} key-value heads do not divide {shape.heads} heads.",
             code="heads-do-not-divide",
         )
     return shape
@@ -212,7 +213,7 @@ def _round_to_64(columns: float) -> int:
 
 
 def _batch_tokens(compute: float, context: int, tokens: int) -> int:
-    """Tokens a step: whole contexts, and no more than give a hundred steps."""
+    """Tokens per step: whole contexts, and at least about a hundred steps."""
     wanted = 0.2920 * compute**0.3271
     return int(context * max(1, round(min(wanted, tokens / 100) / context)))
 
@@ -221,12 +222,12 @@ def _peak_lr(compute: float) -> float:
     return float(f"{0.3118 * compute**-0.1250:.2g}")
 
 
-_READS_PER_PAIR = 30  # times that each pair is read
+_READS_PER_PAIR = 30  # epochs over the pairs
 _DUAL_BATCH, _DUAL_LR = 256, 1e-3
 
 
 class DualShape(TransformerShape, frozen=True):
-    """Two transformers of this shape; `context` is a caption's. side and patch: of the picture, in points."""
+    """Two towers of this shape. context: of captions. side, patch: of the image, in pixels."""
 
     side: int = 64
     patch: int = 8
@@ -237,7 +238,7 @@ class DualShape(TransformerShape, frozen=True):
 
 
 def n_dual_parameters(towers: DualShape) -> int:
-    """All parameters, about."""
+    """All parameters, approximately."""
     around = towers.vocabulary + towers.context + towers.patches + 3 * towers.patch**2
     return around * towers.width + 2 * towers.layers * _dual_layer_parameters(towers.width, towers.wide)
 
@@ -249,14 +250,15 @@ def _dual_layer_parameters(width: int, wide: int) -> int:
 def dual_size_preset(
     size: str, vocabulary: int, caption: int, picture: tuple[int, int], n_pairs: int, given: Mapping[str, Any]
 ) -> SizePreset:
-    """What a size sets; what is `given` (not 0) stands instead. picture: side and patch, in points.
+    """The preset of a size for a dual encoder. Values that are `given` (not 0) override it.
 
-    given: pairs, batch, rate, layers, width, heads, wide. Raises UsageError for what cannot be.
+    `picture`: side and patch in pixels. given: pairs, batch, rate, layers, width, heads, wide.
+    Raises UsageError for impossible values.
     """
     side, patch = picture
     if side % patch:
         raise UsageError(
-            f"A picture of {side} points is not cut evenly by patch = {patch}.", code="patch-does-not-divide"
+            f"An image of {side} pixels is not divisible by patch = {patch}.", code="patch-does-not-divide"
         )
     said = {name: value for name, value in given.items() if value}
     wanted = parse_size(size)
@@ -271,7 +273,7 @@ def dual_size_preset(
     batch = int(said.get("batch") or min(_DUAL_BATCH, max(2, n_pairs // 4)))
     if not 2 <= batch <= n_pairs:
         raise UsageError(
-            f"A step of {batch} pairs cannot be of {n_pairs}: batch lies between 2 and that.",
+            f"batch must be between 2 and {n_pairs}, the number of pairs, not {batch}.",
             code="bad-setting",
         )
     return SizePreset(
@@ -289,7 +291,7 @@ def _dual_shape_of_width(
 ) -> DualShape:
     heads = said.get("heads") or max(1, width // 64)
     if width % heads:
-        raise UsageError(f"{heads} heads do not share a width of {width} evenly.")
+        raise UsageError(f"{heads} heads do not divide a width of {width}.")
     wide = said.get("wide") or 4 * width
     side, patch = picture
     one = DualShape(1, width, heads, heads, width // heads, wide, caption, vocabulary, True, side, patch)

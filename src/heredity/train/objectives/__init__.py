@@ -1,9 +1,9 @@
-"""What is learned. Each file is one objective: a frozen value with
+"""Training objectives. Each file has one: a frozen value with
 
-    loss(network, batch) -> Loss     the sum over the batch, not yet divided, with its gradient to come
-    weight(batch) -> float           what the sum of a step's batches is divided by: learned tokens, or pairs
+    loss(network, batch) -> Loss     the sum over the batch, not divided, with its gradient
+    weight(batch) -> float           the divisor of a step's sum: targets, or pairs
 
-Promises: the sum over any cut of a step into batches is the same, within rounding.
+Promises: the sum does not depend on how a step is split into microbatches, within rounding.
 Leaves to others: dividing and stepping (loop.py).
 """
 
@@ -18,17 +18,17 @@ from heredity.train.models.causal_lm import CausalLM
 
 
 class Loss(NamedTuple):
-    """A sum to be minimized, and sums worth a column in the metrics."""
+    """The sum to minimize, and further sums for the metrics."""
 
     total: torch.Tensor
     terms: dict[str, float]
 
 
 class Objective(Protocol):
-    """What a step minimizes."""
+    """The loss of a training."""
 
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """The sum over the batch."""
 
     def weight(self, batch: PackedBatch) -> float:
-        """How much of it there is."""
+        """The number of targets, or of pairs."""

@@ -1,6 +1,6 @@
-"""Say the next token of what is learned: cross-entropy in nats, summed over learned tokens.
+"""Next-token prediction: cross-entropy in nats, summed over targets.
 
-Source of the z-loss, which keeps the logits' normalizer near 1: PaLM (2204.02311, section 5).
+Source of the z-loss, which keeps the normalizer of the logits near 1: PaLM (2204.02311, section 5).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from heredity.train.objectives import Loss
 
 @dataclass(frozen=True)
 class Causal:
-    """The negative log-likelihood of what is learned, and `z_loss` times the square of log Z."""
+    """The negative log-likelihood of the targets, plus `z_loss` times the square of log Z."""
 
     z_loss: float = 0.0
 
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
-        """Summed over the batch's learned tokens."""
+        """Summed over the batch's targets."""
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             return summed_cross_entropy(logits, batch.targets[rows], self.z_loss, sums, network.is_fused)
@@ -33,14 +33,14 @@ class Causal:
         return Loss(network.loss(network.hidden(batch), of_rows, network.is_fused), sums)
 
     def weight(self, batch: PackedBatch) -> float:
-        """Learned tokens."""
+        """The number of targets."""
         return float(len(batch.targets))
 
 
 def summed_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float, sums: dict[str, float], is_fused: bool = False
 ) -> torch.Tensor:
-    """Of rows of logits, summed; `sums` gets the part that is the normalizer's."""
+    """The summed loss of rows of logits. The z-loss is added to `sums`."""
     total, far = cross_entropy(logits, targets, z_loss, is_fused)
     if z_loss:
         sums["z-loss"] = sums.get("z-loss", 0.0) + float(far)
@@ -50,14 +50,14 @@ def summed_cross_entropy(
 def cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float, is_fused: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of logits (rows, vocabulary) and targets (rows,): cross-entropy plus z-loss, and the latter, summed."""
+    """Cross-entropy plus z-loss, and the z-loss, summed. logits: (rows, vocabulary); targets: (rows,)."""
     way = _CompiledLoss if is_fused else _LossWithGradient
     found: tuple[torch.Tensor, torch.Tensor] = apply_function(way, logits, targets, z_loss)
     return found
 
 
 class _LossWithGradient(torch.autograd.Function):
-    """Both losses from one logarithm of the softmax, which becomes their gradient where it stands."""
+    """Both losses from one log-softmax, which is overwritten with their gradient."""
 
     @staticmethod
     def forward(
@@ -73,7 +73,7 @@ class _LossWithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         grad = ctx.logs.exp_()
-        ctx.logs = None  # it is no logarithm any more
+        ctx.logs = None  # it was overwritten
         if ctx.z_loss:
             grad.mul_((1 + 2 * ctx.z_loss * ctx.log_z)[:, None])
         grad[torch.arange(len(ctx.targets)), ctx.targets] -= 1
@@ -81,7 +81,7 @@ class _LossWithGradient(torch.autograd.Function):
 
 
 class _CompiledLoss(torch.autograd.Function):
-    """Both losses and their gradient in two passes, of logits in any dtype."""
+    """Both losses and their gradient in two passes over logits of any dtype."""
 
     @staticmethod
     def forward(
@@ -101,7 +101,7 @@ class _CompiledLoss(torch.autograd.Function):
 def _loss_rows(
     logits: torch.Tensor, targets: torch.Tensor, z_loss: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each row: cross-entropy, z-loss, and the gradient of both."""
+    """The cross-entropy, the z-loss and the gradient of each row."""
     wide = logits.float()
     highest = wide.amax(1, keepdim=True)
     shares = (wide - highest).exp()

@@ -1,13 +1,10 @@
-"""Tell which caption is of which picture, among all of a step.
+"""Contrastive learning: match images and captions among all pairs of a step.
 
-Two with the same caption are neither a pair nor no pair: the picture of the one is left out for the other.
+Pairs that share a caption are masked: neither positives nor negatives. With several processes, embeddings are
+all-gathered, so that the loss uses the global batch.
 
-In several processes each has a share of the pairs: it tells its pictures from the captions of all, and its
-captions from the pictures of all.
-
-Sources: CLIP (2103.00020): cross-entropy over captions and over pictures, halved; SigLIP (2303.15343): each
-picture and caption by itself. Unlike that of other objectives the sum is not the same over any cut of a step:
-a pair is told from those of its own batch.
+Sources: CLIP (2103.00020): cross-entropy over captions and over images, halved. SigLIP (2303.15343): a binary
+decision per image and caption. Unlike other objectives, the sum depends on how a step is split into batches.
 """
 
 from __future__ import annotations
@@ -28,16 +25,16 @@ CORRECT_PAIRS = "paired"
 
 @dataclass(frozen=True)
 class Contrastive:
-    """The softmax of CLIP, or the sigmoid of SigLIP, as the network has it."""
+    """The softmax loss of CLIP, or the sigmoid loss of SigLIP, depending on the network."""
 
     together: DistContext = SINGLE_PROCESS
 
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
-        """Summed over the batch's pairs; beside it, how many pictures' likeliest caption is their own."""
+        """Summed over the batch's pairs. A metric counts images whose nearest caption is their own."""
         assert isinstance(network, DualEncoder)
-        own, mine, n = batch.at, network.arrows(batch), len(batch.targets)
+        own, mine, n = batch.at, network.embed(batch), len(batch.targets)
         captions = all_gather(mine.captions, n, self.together)
-        scores = network.scores(PairEmbeddings(mine.pictures, captions))
+        scores = network.similarities(PairEmbeddings(mine.images, captions))
         is_own = torch.arange(n, device=own.device) == own[:, None]
         is_open = (batch.targets[own, None] == batch.targets) & ~is_own
         right = float((scores.detach().masked_fill(is_open, -torch.inf).argmax(1) == own).sum())
@@ -45,14 +42,14 @@ class Contrastive:
             return Loss(_sigmoid_loss(scores, is_own, is_open), {CORRECT_PAIRS: right})
         back = scores.T
         if not self.together.is_alone:
-            pictures = all_gather(mine.pictures, n, self.together)
-            back = network.scores(PairEmbeddings(pictures, mine.captions)).T
+            images = all_gather(mine.images, n, self.together)
+            back = network.similarities(PairEmbeddings(images, mine.captions)).T
         over = [each.masked_fill(is_open, -torch.inf) for each in (scores, back)]
         total = sum(functional.cross_entropy(each, own, reduction="sum") for each in over)
         return Loss(torch.as_tensor(total) / 2, {CORRECT_PAIRS: right})
 
     def weight(self, batch: PackedBatch) -> float:
-        """Pairs."""
+        """The number of pairs."""
         return float(batch.n_documents)
 
 

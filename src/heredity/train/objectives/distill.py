@@ -1,11 +1,10 @@
-"""Say what the teacher would say: a divergence between its distribution and the student's, a token each.
+"""Distillation: a divergence between the teacher's and the student's distribution, per target.
 
-Sources: Hinton et al. 2015 (1503.02531; temperature, and the factor T^2); generalized Jensen-Shannon
-divergence as in GKD, Agarwal et al. 2023 (2306.13649, equation 1), where beta 0 stands for forward and 1 for
-reverse KL.
+Sources: Hinton et al. 2015 (1503.02531; temperature, and the factor T^2). The generalized Jensen-Shannon
+divergence is that of GKD, Agarwal et al. 2023 (2306.13649, equation 1); beta 0 is forward and 1 reverse KL.
 
-Of a teacher whose likeliest tokens are kept (scores.py) the distribution is over those and one event more,
-"any other token": a divergence over coarser events, never above the whole one.
+If only the teacher's most likely tokens are stored (data/teacher_logprobs.py), the distribution is over those
+and one more event, "any other token". This divergence is never above that of the full distribution.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from heredity.train.objectives import Loss
 Divergence = Literal["forward", "reverse", "js"]
 
 
-# (the student's logits, which rows of the batch they are) -> log-probabilities of the same events, the
-# student's and the teacher's
+# (the student's logits, their rows in the batch) -> log-probabilities of student and teacher, same events
 LogprobPair = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """`share` of it is the divergence, the rest cross-entropy on the data's own answers."""
+    """`share` is the weight of the divergence; the rest is cross-entropy on the data's answers."""
 
     teacher: CausalLM | TeacherLogprobs
     divergence: Divergence = "forward"
@@ -42,7 +40,7 @@ class Distillation:
     beta: float = 0.5  # of js
 
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
-        """Summed over the batch's learned tokens. The teacher reads the same tokens, without gradients."""
+        """Summed over the batch's targets. The teacher reads the same tokens, without gradients."""
         pair = (
             self._kept(self.teacher, batch)
             if isinstance(self.teacher, TeacherLogprobs)
@@ -63,7 +61,7 @@ class Distillation:
         return Loss(total, sums if self.share < 1.0 else {})
 
     def weight(self, batch: PackedBatch) -> float:
-        """Learned tokens."""
+        """The number of targets."""
         return float(len(batch.targets))
 
     def _live(self, network: CausalLM, batch: PackedBatch) -> LogprobPair:
@@ -83,10 +81,10 @@ class Distillation:
     def _kept(self, scores: TeacherLogprobs, batch: PackedBatch) -> LogprobPair:
         if scores.temperature != self.temperature:
             raise BadArgument(
-                f"kept at temperature {scores.temperature:g}, asked for at {self.temperature:g}",
+                f"stored at temperature {scores.temperature:g}, but the objective has {self.temperature:g}",
                 code="temperature-differs",
             )
-        tokens, theirs = scores.of(batch)
+        tokens, theirs = scores.at_targets(batch)
 
         def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
             at = tokens[rows]
@@ -104,7 +102,7 @@ def divergence(
     temperature: float = 1.0,
     beta: float = 0.5,
 ) -> torch.Tensor:
-    """The sum over rows of logits (rows, vocabulary), in nats, times the temperature's square."""
+    """The divergence summed over rows of logits (rows, vocabulary), in nats, times temperature squared."""
     return (
         _divergence(_logprobs(student, temperature), _logprobs(teacher, temperature), kind, beta)
         * temperature**2
@@ -116,7 +114,7 @@ def _logprobs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def _divergence(s: torch.Tensor, t: torch.Tensor, kind: Divergence, beta: float) -> torch.Tensor:
-    """Of log-probabilities (rows, events), the student's and the teacher's."""
+    """The divergence of log-probabilities (rows, events) of student and teacher."""
     if kind == "forward":
         return functional.kl_div(s, t, reduction="sum", log_target=True)
     if kind == "reverse":

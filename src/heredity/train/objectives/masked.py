@@ -1,6 +1,6 @@
-"""Say the tokens that gaps hide: cross-entropy in nats, summed over the gaps.
+"""Masked-token prediction: cross-entropy in nats, summed over masked positions.
 
-Source: Devlin et al. 2018 (1810.04805, section 3.1); the z-loss is that of causal.py.
+Source: Devlin et al. 2018 (1810.04805, section 3.1). The z-loss is that of causal.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ACCURACY = "accuracy"
 
 @dataclass(frozen=True)
 class Masked:
-    """The negative log-likelihood of what is hidden; beside it, how many gaps' likeliest token is right."""
+    """The negative log-likelihood of masked tokens. A metric counts correct predictions."""
 
     z_loss: float = 0.0
 
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
-        """Summed over the batch's gaps."""
+        """Summed over the batch's masked positions."""
 
         def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             targets = batch.targets[rows]
@@ -35,5 +35,5 @@ class Masked:
         return Loss(network.loss(network.hidden(batch), of_rows), sums)
 
     def weight(self, batch: PackedBatch) -> float:
-        """Gaps."""
+        """The number of masked positions."""
         return float(len(batch.targets))

@@ -1,4 +1,4 @@
-"""Prefer the better of two answers, held near what the model said before (DPO).
+"""Direct preference optimization (DPO): prefer the better of two answers, close to the reference model.
 
 Source: Rafailov et al. 2023 (2305.18290, equation 7).
 """
@@ -18,7 +18,7 @@ from heredity.train.objectives import Loss
 
 @dataclass(frozen=True)
 class PreferenceObjective:
-    """`reference`: the model as it was. `strength`: how dear it is to move away from it (beta)."""
+    """reference: the initial model. strength: beta of the paper, the cost of moving away from it."""
 
     reference: CausalLM
     strength: float = 0.1
@@ -38,11 +38,11 @@ class PreferenceObjective:
         return Loss(-functional.logsigmoid(margin).sum(), {"preferred": float((margin > 0).sum())})
 
     def _sums(self, network: CausalLM, batch: PackedBatch) -> torch.Tensor:
-        """Log-probability of each document's learned tokens: (documents,)."""
+        """The log-probability of each document's targets: (documents,)."""
         logits = network.logits(network.hidden(batch)).float()
         each = -functional.cross_entropy(logits, batch.targets, reduction="none")
         return torch.zeros(batch.n_documents).index_add(0, batch.document, each)
 
     def weight(self, batch: PackedBatch) -> float:
-        """Pairs."""
+        """The number of pairs."""
         return batch.n_documents / 2

@@ -1,11 +1,14 @@
-"""What a pre-training takes on so many devices: the best way to lay it out, steps, time, energy, money.
+"""A forecast of a pre-training on given devices: the best layout, steps, time, energy and money.
 
-The best is what fits and takes the least time a step; of those that take the same, what talks least. Talk
-goes on beside the products, so a step takes as long as the longer of both; the utilization that is stated
-(MFU) holds for the products, and layers that run again come on top of it.
+The best layout fits and has the shortest step; among equals, the least communication. Communication overlaps
+with matmuls, so a step takes the longer of both. The stated utilization (MFU) is of the matmuls; recomputed
+layers are added to it.
 
-Promises: a pure function of its arguments; what fits nowhere is refused with what would fit.
-Leaves to others: each figure's arithmetic (anatomies/, memory.py, sharding.py).
+On this machine's CPU, matmuls run at the measured limit of their shapes. Norms, gates, rotations, softmax and
+sums are bound by memory: they pass a number of times over activations and logits. Muon adds matmuls per step.
+
+Promises: a pure function of its arguments; what does not fit is refused, with what would fit.
+Leaves to others: measuring (core/host.py), and the arithmetic (cost_models/, memory.py, sharding.py).
 """
 
 from __future__ import annotations
@@ -24,15 +27,15 @@ from heredity.train.planning.sharding import Layout
 from heredity.train.planning.workload import Workload
 
 MEMORY_PASSES = 22.0  # over the activations, fitted to runs of 3M to 150M parameters (docs/results/plans.md)
-STEP_TO_FORWARD = (
-    3  # a unit that is only looked at goes one of them: forward, and not back to activations and weights
-)
-_MUON_FLOPS = 25.0  # FLOPs of a step of Muon's, by parameter and by width: five rounds of three products
+STEP_TO_FORWARD = 3  # a training step costs three forward passes, an evaluation one
+_MUON_FLOPS = 25.0  # FLOPs of a Muon step per parameter and width: five rounds of three matmuls
 
 
 def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> float:
-    """Of one token, or pair, there and back. flops: of it. limit: FLOP/s of products; rate: bytes/s of a pass
-    over what lies in memory (train/speed.py)."""
+    """Seconds of one unit, forward and backward.
+
+    flops: of the unit. limit: FLOP/s of matmuls. rate: bytes/s of a pass over memory (train/metrics.py).
+    """
     logits = work.bytes * work.shape.vocabulary * work.hidden if work.picture is None else 0.0
     if work.optimizer == "muon":
         flops += _MUON_FLOPS * work.shape.width * cost_models.cost_model_of(work).matrices / work.batch
@@ -45,32 +48,32 @@ MFU = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is assumed. Raises UsageError for what cannot be."""
+    """The assumptions of a forecast. Raises UsageError for impossible values."""
 
-    mfu: float | None = None  # share of the peak that a step's products reach; None: MFU, or as measured
-    reserve: float = 0.1  # of a device's memory, for its libraries and the allocator's gaps
-    pue: float = 1.2  # what a data centre draws for each watt of its machines
-    price: float | None = None  # dollars an hour of a device; None: the table's
+    mfu: float | None = None  # share of the peak that matmuls reach; None: MFU, or as measured
+    reserve: float = 0.1  # of a device's memory, for libraries and fragmentation
+    pue: float = 1.2  # watts of a data centre per watt of its machines
+    price: float | None = None  # dollars per device hour; None: from the table
 
     def __post_init__(self) -> None:
         mfu = MFU if self.mfu is None else self.mfu
         if not 0 < mfu <= 1 or not 0 <= self.reserve < 1 or not 1 <= self.pue < math.inf:
             raise UsageError(
-                f"mfu must lie above 0 and up to 1 ({mfu:g}), reserve from 0 to below 1 "
-                f"({self.reserve:g}), pue at 1 or above ({self.pue:g}).",
+                f"mfu must be above 0 and at most 1 ({mfu:g}), reserve at least 0 and below 1 "
+                f"({self.reserve:g}), and pue at least 1 ({self.pue:g}).",
                 code="bad-setting",
             )
         if self.price is not None and not 0 <= self.price < math.inf:
-            raise UsageError(f"A price must not be negative, and is {self.price:g}.", code="bad-setting")
+            raise UsageError(f"price must be at least 0, not {self.price:g}.", code="bad-setting")
 
 
 class LayoutForecast(Record, frozen=True):
-    """One way to lay it out. Seconds are of a step, bytes of one device."""
+    """One layout. Seconds are per step, bytes per device."""
 
     layout: Layout
-    runs_again: bool  # layers run forward again instead of keeping their numbers (activation checkpointing)
-    product: int  # tokens or pairs that a device multiplies at once
-    n_products: int  # of a device and step
+    runs_again: bool  # activation checkpointing: layers are recomputed in the backward pass
+    product: int  # tokens or pairs of a microbatch
+    n_products: int  # microbatches per device and step
     memory: dict[str, int]
     multiplied: float  # seconds
     talked: float
@@ -86,9 +89,9 @@ class LayoutForecast(Record, frozen=True):
 
 
 class Forecast(Record, frozen=True):
-    """All of it. `best` is among `ways`, which has the best of each kind of layout that fits.
+    """A forecast. `ways` has the best layout of each kind that fits, and `best` is one of them.
 
-    Where `unit` is "pair", whatever is said of a token is said of a pair.
+    If `unit` is "pair", fields that name tokens count pairs.
     """
 
     work: Workload
@@ -96,7 +99,7 @@ class Forecast(Record, frozen=True):
     gpu: Gpu
     n_gpus: int
     mfu: float
-    is_measured: bool  # whether that follows from what this machine was measured to do, and was not stated
+    is_measured: bool  # whether mfu was measured on this machine, not stated
     reserve: float
     pue: float
     price: float | None
@@ -108,16 +111,14 @@ class Forecast(Record, frozen=True):
     n_steps: int
     seconds: float
     tokens_a_second: float
-    reached_mfu: (
-        float  # the stated one, less layers that run again, looks, and talk that products do not hide
-    )
+    reached_mfu: float  # after recomputation, evaluations, and communication that matmuls do not hide
     gpu_hours: float
     kilowatt_hours: float | None
     dollars: float | None
 
 
 def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = None) -> Forecast:
-    """The best way on so many devices. Raises UsageError, OutOfMemory."""
+    """Forecast a run on `n_gpus` devices. Raises UsageError, OutOfMemory."""
     terms = terms or Assumptions()
     found = list(fitting_layouts(work, gpu, n_gpus, terms))
     if not found:
@@ -155,7 +156,7 @@ def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = 
 
 
 def fitting_layouts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> Iterator[LayoutForecast]:
-    """All ways that fit. Raises UsageError where a step has less to share than there are devices."""
+    """All layouts that fit. Raises UsageError if a step has fewer chunks than there are devices."""
     room = (1 - terms.reserve) * gpu.memory
     return (way for way in _layout_forecasts(work, gpu, n_gpus, terms) if way.needed <= room)
 
@@ -177,7 +178,7 @@ def _layout_forecasts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions)
 
 
 def _expected_mfu(work: Workload, gpu: Gpu, terms: Assumptions) -> float:
-    """What is stated; of a machine whose memory was measured as well, what follows from that."""
+    """The stated utilization, or the one of a machine whose memory bandwidth was measured."""
     if not _is_measured(gpu, terms):
         return terms.mfu or MFU
     assert gpu.rate is not None
@@ -190,7 +191,7 @@ def _is_measured(gpu: Gpu, terms: Assumptions) -> bool:
 
 
 def chunks_per_device(work: Workload, n_gpus: int) -> int:
-    """Contexts, or pairs, of a step. Raises UsageError where there are too few."""
+    """Contexts or pairs per device and step. Raises UsageError if there are too few."""
     if n_gpus < 1:
         raise UsageError(f"A plan needs at least one device, not {n_gpus}.", code="bad-setting")
     pieces = max(1, work.batch // work.piece)
@@ -223,7 +224,7 @@ def _out_of_memory_message(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumpt
     room = (1 - terms.reserve) * gpu.memory / GB
     devices = "device" if n_gpus == 1 else "devices"
     return (
-        f"It needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({said}), and "
+        f"The run needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({said}), and "
         f"{room:.1f} GB of {gpu.title} may be used. {_what_would_fit(work, gpu, n_gpus, terms)}"
     )
 
@@ -243,7 +244,7 @@ def _what_would_fit(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -
 
 
 def _enough_devices(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> int | None:
-    """The least doubling of devices on which it fits, as long as there is a piece for each."""
+    """The smallest doubling of devices on which the run fits, with a chunk for each, or None."""
     most = work.batch // work.piece
     while gpu.node > 1 and (n_gpus := 2 * n_gpus) <= most:
         if any(fitting_layouts(work, gpu, n_gpus, terms)):

@@ -1,7 +1,7 @@
-"""What a device can do and costs: a table with sources, and this machine's processor as it is measured.
+"""The speed, memory and price of devices: a table with sources, and this machine's measured processor.
 
-Promises: what is not known is None, never 0.
-Leaves to others: what is made of it (forecast.py).
+Promises: an unknown value is None, never 0.
+Leaves to others: forecasts (forecast.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CPU = "cpu"
 
 
 class Gpu(Record, frozen=True):
-    """A device. The table says what each field is."""
+    """A device. gpus.toml documents each field."""
 
     title: str
     flops: float
@@ -33,17 +33,17 @@ class Gpu(Record, frozen=True):
     watts: float | None
     price: float | None
     source: str
-    rate: float | None = None  # bytes/s of a pass over memory, where it was measured
+    rate: float | None = None  # bytes/s of a pass over memory, if measured
 
 
 @cache
 def gpu_table() -> dict[str, Gpu]:
-    """All of the table, by name."""
+    """The devices of gpus.toml, by name."""
     return msgspec.convert(tomllib.loads(_TABLE.read_text("utf-8")), dict[str, Gpu])
 
 
 def find_gpu(name: str, work: Workload) -> Gpu:
-    """A device of the table, or "cpu", measured at the work's shapes (needs torch). Raises UnknownName."""
+    """A device of the table, or "cpu": this machine, measured with torch. Raises UnknownName."""
     if name == CPU:
         return _measure_processor(work)
     if name not in gpu_table():
@@ -59,7 +59,7 @@ def _measure_processor(work: Workload) -> Gpu:
 
         from heredity.train.metrics import matmul_limit, memory_bandwidth
     except ImportError:
-        said = "This machine is measured with torch: pip install 'heredity[torch]'."
+        said = "Measuring this machine needs torch: pip install 'heredity[torch]'."
         raise Unavailable(said) from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
     rate = memory_bandwidth(work.shape.width, dtype)
@@ -67,7 +67,7 @@ def _measure_processor(work: Workload) -> Gpu:
 
 
 def this_processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
-    """This machine, of which nobody knows what it draws and costs."""
+    """This machine's processor. Its power and price are unknown."""
     said = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
     room = float("inf") if memory is None else float(memory)
     return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, said, rate)

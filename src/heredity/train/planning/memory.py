@@ -1,11 +1,10 @@
-"""Bytes that a pre-training takes on one device, by part.
+"""Bytes per device of a pre-training, by part.
 
-Shards are those of FSDP2 in torch: masters, gradients and moments lie in equal shards; weights are gathered
-for the root and for two layers at once (the one that is multiplied, the next that is fetched).
+Sharding is torch's FSDP2: masters, gradients and moments are in equal shards. Weights are gathered for the
+root and for two layers at once, the current one and the next.
 
-Promises: the worst of the moments of a step, each counted as a run has it.
-Leaves to others: what a forward keeps (anatomies/), and what an allocator and the device's own libraries take
-(forecast.py keeps a reserve).
+Promises: the largest phase of a step, each counted as a run has it.
+Leaves to others: activations (cost_models/), and allocator and libraries (the reserve in forecast.py).
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from heredity.train.planning.workload import Workload
 def training_memory(
     work: Workload, n: int, shards: int = 1, runs_again: bool = False, n_products: int = 2
 ) -> dict[str, int]:
-    """Bytes by part at the worst of a step's moments, while `n` tokens or pairs are multiplied at once.
+    """Bytes by part in the largest phase of a step, with microbatches of `n` tokens or pairs.
 
-    runs_again: layers keep their input alone. n_products: of a step; from the second on, gradients of the
-    first lie there already.
+    runs_again: layers keep only their input. n_products: microbatches per step; from the second one on, the
+    gradients of the first are held.
     """
     step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, runs_again, n_products > 1)
-    return max(step.moments(), key=lambda parts: sum(parts.values()))
+    return max(step.phases(), key=lambda parts: sum(parts.values()))
 
 
 @dataclass(frozen=True)
 class _StepMemory:
-    """Of a device. is_later: a product before this one has left its gradients."""
+    """A step on one device. is_later: gradients of an earlier microbatch are held."""
 
     work: Workload
     made: CostModel
@@ -42,14 +41,14 @@ class _StepMemory:
     runs_again: bool
     is_later: bool
 
-    def moments(self) -> Iterator[dict[str, int]]:
-        """Bytes by part at each that may be the worst."""
+    def phases(self) -> Iterator[dict[str, int]]:
+        """Bytes by part in each phase that may be the largest."""
         yield self._turn()
         yield from self._back()
         yield self._end()
 
     def _turn(self) -> dict[str, int]:
-        """Forward is done: all that was kept is there, a part's logits, and the gradient of the head."""
+        """After the forward pass: all activations, a part of the logits, and the gradient of the head."""
         return self._lasting(n_gathered=0) | {
             "gradients": self.work.bytes * self.made.head + self._gradients(0),
             "activations": self.n * self.made.left(0, self.runs_again),
@@ -57,7 +56,7 @@ class _StepMemory:
         }
 
     def _back(self) -> Iterator[dict[str, int]]:
-        """A tower's last layer is on its way back; it is there in full, even where it runs again."""
+        """In the backward pass of a tower's last layer, which is whole even if recomputed."""
         n_done, made = 0, self.made
         for place, tower in enumerate(made.towers):
             full = tower.back - tower.end + (tower.most if self.runs_again else 0)
@@ -70,11 +69,10 @@ class _StepMemory:
             n_done += tower.parameters
 
     def _end(self) -> dict[str, int]:
-        """The way back is done but for the first layer and the embedding: gradients are there, and the
-        root's."""
+        """Before the backward pass of the first layer and the embedding: gradients, with the root's."""
         made, size = self.made, self.work.bytes
         tower = made.towers[-1]
-        whole = made.root + tower.each  # its gradients are summed over devices just now
+        whole = made.root + tower.each  # its gradients are being reduced
         flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
         return self._lasting(n_gathered=2) | {
             "gradients": self._gradients(made.n_parameters) + flying,
@@ -83,11 +81,11 @@ class _StepMemory:
         }
 
     def _gradients(self, n_done: int) -> int:
-        """In fp32, of so many parameters, or of all from the second product on."""
+        """In fp32, of `n_done` parameters; of all from the second microbatch on."""
         return FP32_BYTES * _shard(self.made.n_parameters if self.is_later else n_done, self.shards)
 
     def _lasting(self, n_gathered: int) -> dict[str, int]:
-        """What is there all the time; of sharded weights the root and so many layers are gathered."""
+        """Bytes that are held throughout. Of sharded weights the root and `n_gathered` layers are whole."""
         made, work = self.made, self.work
         layers = min(n_gathered, work.shape.layers) * made.towers[0].each
         return {
@@ -98,23 +96,23 @@ class _StepMemory:
 
 
 def n_parameters(work: Workload) -> int:
-    """All of them."""
+    """All parameters."""
     return cost_models.cost_model_of(work).n_parameters
 
 
 def optimizer_memory(work: Workload) -> int:
-    """Moments in fp32: two of AdamW; Muon has one, of the matrices that it steps."""
+    """Moments in fp32: two for AdamW, one for the matrices of Muon."""
     made = cost_models.cost_model_of(work)
     return FP32_BYTES * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
 
 
 def logits_memory(work: Workload, n: int) -> int:
-    """Bytes of the logits that are there at once, of so many tokens or pairs."""
+    """Bytes of the logits held at once, for `n` tokens or pairs."""
     return cost_models.cost_model_of(work).logits(n)
 
 
 def activation_memory(work: Workload, runs_again: bool = False) -> int:
-    """Bytes of a token or a pair that a whole forward keeps for the way back."""
+    """Bytes per token or pair that a forward pass keeps for the backward pass."""
     return cost_models.cost_model_of(work).left(0, runs_again)
 
 

@@ -1,12 +1,15 @@
-"""One product of the sharded step, forward and backward, on fake tensors: what fails there, fails here.
+"""One microbatch of the sharded step, forward and backward, on fake tensors, so that failures show up here.
 
-transformers' model of the recipe is built without a byte of weights (FakeTensorMode), laid over as many
-devices as are planned by torch's fake process group, which talks to nobody, and sharded by FSDP2 as a real
-run is. torch's own tracker says what memory the peak takes. Layers are alike: a few are run, then a few more,
-and the difference stands for the rest.
+transformers' model of the recipe is built without weights (FakeTensorMode). It is sharded by FSDP2, as in a
+real run, over torch's fake process group of the planned size. torch's memory tracker reports the peak. Layers
+are alike: a few are run, then a few more, and the difference stands for the rest.
 
-Promises: nothing is allocated, sent or drawn; the process group is gone afterwards.
-Leaves to others: the optimizer's step, which torch cannot fake (its moments are added from memory.py).
+A model's forward returns the output that the backward pass starts from, and its gradient. The output is as
+many rows of logits as are ever held, or the scores of a step's pairs.
+
+Promises: nothing is allocated, sent or drawn. Inputs are zeros of real sizes. The process group is gone
+afterwards.
+Leaves to others: the optimizer's step, which torch cannot fake; its moments are added from memory.py.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ OutputAndGradient = tuple[torch.Tensor, torch.Tensor]
 
 
 class RehearsalModel(nn.Module):
-    """A model and a product of it. FSDP takes it for the whole.
+    """A model and one microbatch; the root module for FSDP.
 
-    Each kind's `forward`, of so many tokens or pairs, says where the way back begins, and its gradient.
+    `forward(n)`, for `n` tokens or pairs, returns the output and its gradient.
     """
 
     def __init__(self, model: Any, work: Workload) -> None:
@@ -54,7 +57,7 @@ class RehearsalModel(nn.Module):
         self.model, self._work = model, work
 
     def _laid(self, n: int) -> dict[str, Any]:
-        """Whole contexts, end to end."""
+        """Whole contexts, packed end to end."""
         context = self._work.shape.context
         lengths = (context,) * (n // context)
         positions = torch.arange(context).repeat(len(lengths))[None]
@@ -87,21 +90,20 @@ class _ContrastiveRehearsal(RehearsalModel):
             self.model.get_image_features(pixel_values=pictures.to(weight.dtype)),
             self.model.get_text_features(input_ids=rows),
         )
-        arrows = [functional.normalize(each.pooler_output.float()) for each in given]
+        embeddings = [functional.normalize(each.pooler_output.float()) for each in given]
         scale = self.model.logit_scale.float().exp()
-        return _pair_scores(scale * arrows[0], arrows[1], self._work.batch)
+        return _pair_scores(scale * embeddings[0], embeddings[1], self._work.batch)
 
 
 def _logits_and_gradient(head: nn.Module, states: torch.Tensor, n_rows: int) -> OutputAndGradient:
-    """As objectives/causal.py, whose way back asks for a number."""
+    """As objectives/causal.py does, which needs a number in the backward pass."""
     logits = head(states[-n_rows:])
     wide = logits.detach().float()
     return logits, torch.log_softmax(wide, 1).exp_().to(logits.dtype)
 
 
 def _pair_scores(pictures: torch.Tensor, captions: torch.Tensor, batch: int) -> OutputAndGradient:
-    """Own pictures against all captions of a step and, where a step has more, own captions against all
-    pictures."""
+    """Own images against all captions of a step; with several devices, own captions against all images."""
     others = math.ceil(batch / len(pictures))
     if others == 1:
         scores = pictures @ captions.T
@@ -119,7 +121,7 @@ _REHEARSALS = {"causal": _CausalRehearsal, "masked": _MaskedRehearsal, "contrast
 
 
 def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> RehearsalModel:
-    """The model of a work's architecture, its weights in a dtype."""
+    """The model of a workload, with weights of a dtype."""
     made = registry.load("train.models.architectures", work.architecture)
     shape = work.shape if work.unit == "token" else work.towers
     config = transformers.AutoConfig.for_model(**made.config(shape, Specials(0, 0, 0)))
@@ -129,7 +131,7 @@ def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> Rehears
     )
     kinds = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM}
     kind = kinds.get(made.OBJECTIVE, transformers.AutoModel)
-    with no_init_weights():  # some are drawn by a rule that asks for numbers
+    with no_init_weights():  # some initializations need real numbers
         model = kind.from_config(config, dtype=dtype, attn_implementation=_ATTENTION_NAMES[made.OBJECTIVE])
     model.tie_weights()
     if runs_again:
@@ -139,12 +141,12 @@ def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> Rehears
     return _REHEARSALS[made.OBJECTIVE](model.train(), work)
 
 
-_FEW, _MORE = 4, 2  # layers that are run, and how many more; with fewer, none is fetched ahead of another
+_FEW, _MORE = 4, 2  # layers run first, and how many more; with fewer, no layer is prefetched
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 class Rehearsal(Record, frozen=True):
-    """What came of it. Bytes of one device; `predicted` is memory.py's figure for the same."""
+    """The result, in bytes per device. `predicted` is the figure of memory.py."""
 
     n_devices: int
     parameters: int
@@ -153,18 +155,21 @@ class Rehearsal(Record, frozen=True):
 
 
 class RehearsalFailed(HeredityError):
-    """The sharded step fails."""
+    """The sharded step failed."""
 
     code = "rehearsal-failed"
 
 
 def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
-    """Run a product of `way`. Raises Unfit with what torch says, Unavailable within another process group."""
+    """Run one microbatch of a layout.
+
+    Raises RehearsalFailed with torch's message, Unavailable within another process group.
+    """
     step = max(_MORE, cost_models.cost_model_of(work).period)
     few, more = (min(n, work.shape.layers) for n in (_FEW, _FEW + step))
     low = _run_layers(work, way, few)
     high = _run_layers(work, way, more) if more > few else low
-    n_left = work.shape.layers - more  # 0 where all were run
+    n_left = work.shape.layers - more  # 0 if all were run
     n_parameters, peak = (
         there + n_left * (there - before) // max(1, more - few)
         for before, there in zip(low, high, strict=True)
@@ -177,7 +182,7 @@ def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
 
 
 def _run_layers(work: Workload, way: LayoutForecast, n_layers: int) -> tuple[int, int]:
-    """Parameters, and bytes at the peak, of a model of so many layers."""
+    """Parameters and peak bytes of a model with `n_layers`."""
     shape = msgspec.structs.replace(work.shape, layers=n_layers)
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
@@ -188,18 +193,18 @@ def _run_layers(work: Workload, way: LayoutForecast, n_layers: int) -> tuple[int
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         n = layout.shards * layout.replicas
         raise RehearsalFailed(
-            f"The step fails on {n:,} devices ({layout.kind}, {layout.shards} shards): {first_line(error)}"
+            f"The step failed on {n:,} devices ({layout.kind}, {layout.shards} shards): {first_line(error)}"
         ) from error
 
 
 @contextmanager
 def _fake_mesh(layout: Layout) -> Iterator[Any]:
-    """A mesh over devices that are not there; None where nothing is sharded."""
+    """A mesh over fake devices; None if nothing is sharded."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if distributed.is_initialized():
-        raise Unavailable("A rehearsal makes a process group of its own: run it without torchrun.")
+        raise Unavailable("A rehearsal needs its own process group. Run it without torchrun.")
     if layout.kind == "none":
         yield None
         return
@@ -217,7 +222,7 @@ def _fake_mesh(layout: Layout) -> Iterator[Any]:
 
 
 def _peak(stage: RehearsalModel, work: Workload, way: LayoutForecast, mesh: Any) -> int:
-    """Bytes at the peak of one product, the optimizer's moments left out."""
+    """Peak bytes of one microbatch, without the optimizer's moments."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -243,5 +248,5 @@ def _shard(stage: RehearsalModel, mesh: Any, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in transformer_layers(stage):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    scalars = {each for each in stage.parameters() if not each.ndim}  # which it cannot cut
+    scalars = {each for each in stage.parameters() if not each.ndim}  # FSDP cannot shard them
     fully_shard(stage, mesh=mesh, mp_policy=policy, ignored_params=scalars)

@@ -1,14 +1,14 @@
-"""How weights lie on many devices, and how long these talk a step.
+"""How weights can be sharded over devices, and the time of communication per step.
 
-none   every device has all of it, gradients are summed over all (all-reduce)
-fsdp   a shard each over all devices (ZeRO-3, 1910.02054; FSDP, 2304.11277)
-hsdp   shards within a group, groups alike; gradients are summed over groups, once a step
+none   every device has all weights, and gradients are all-reduced
+fsdp   one shard per device (ZeRO-3, 1910.02054; FSDP, 2304.11277)
+hsdp   shards within a group of devices; gradients are all-reduced over groups, once per step
 
-A collective's time is the model with which NCCL chooses (src/graph/tuning.cc): bytes over the slowest link of
-a ring, and a latency a step of the ring or of a tree, whichever is less.
+The time of a collective is that of NCCL's tuning model (src/graph/tuning.cc). It is bytes over the slowest
+link of a ring, plus a latency per step of a ring or a tree, whichever is less.
 
 Promises: a pure function of numbers.
-Leaves to others: whether it fits (memory.py) and which is best (forecast.py).
+Leaves to others: whether a layout fits (memory.py), and which one is best (forecast.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from heredity.train.planning import cost_models
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.workload import Workload
 
-_BASE = 8.4e-6  # seconds of any collective (tuning.cc: baseLat of Ring, Simple)
+_BASE = 8.4e-6  # seconds per collective (tuning.cc: baseLat of Ring, Simple)
 
 
 class Layout(Record, frozen=True):
-    """`shards` devices hold one copy of masters, gradients and moments; there are `replicas` of these."""
+    """`shards` devices share one copy of masters, gradients and moments; there are `replicas` copies."""
 
     kind: Literal["none", "fsdp", "hsdp"]
     shards: int
@@ -35,14 +35,14 @@ class Layout(Record, frozen=True):
 
 
 class CommunicationCost(NamedTuple):
-    """Of one device and step: bytes that it sends, and seconds."""
+    """Per device and step: bytes sent, and seconds."""
 
     bytes: float
     seconds: float
 
 
 def layouts(n: int) -> Iterator[Layout]:
-    """All that `n` devices can have."""
+    """All layouts of `n` devices."""
     yield Layout("none", 1, n)
     for shards in range(2, n):
         if n % shards == 0:
@@ -52,7 +52,7 @@ def layouts(n: int) -> Iterator[Layout]:
 
 
 def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> CommunicationCost:
-    """What a step of so many products takes."""
+    """The communication of a step of `n_products` microbatches."""
     made = cost_models.cost_model_of(work)
     n, calls = made.n_parameters, made.n_layers + 1
     arrows = _embeddings_cost(work, layout, gpu)
@@ -62,16 +62,16 @@ def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> 
     spread = layout.shards, min(gpu.node, layout.shards), gpu
     there = _ring_cost(
         work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread
-    )  # the root stays
+    )  # the root stays gathered
     back = _ring_cost(FP32_BYTES * n, calls, *spread)
     within = CommunicationCost(
         n_products * (there.bytes + back.bytes), n_products * (there.seconds + back.seconds)
     )
-    apart = max(1, gpu.node // layout.shards)  # devices of one node that have the same shard
+    apart = max(1, gpu.node // layout.shards)  # devices of a node with the same shard
     over = _all_reduce_cost(
         FP32_BYTES * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu
     )
-    muon = made.matrices if work.optimizer == "muon" else 0  # which wants whole matrices
+    muon = made.matrices if work.optimizer == "muon" else 0  # Muon needs whole matrices
     stepped = _ring_cost(FP32_BYTES * muon, made.n_layers, *spread)
     return _total(within, over, stepped, arrows)
 
@@ -81,7 +81,7 @@ def _total(*said: CommunicationCost) -> CommunicationCost:
 
 
 def _embeddings_cost(work: Workload, layout: Layout, gpu: Gpu) -> CommunicationCost:
-    """Of pairs that are told from those of all devices: both arrows of each in fp32, there and back."""
+    """The all-gather of image and caption embeddings in fp32, forward and backward."""
     if work.unit == "token":
         return CommunicationCost(0.0, 0.0)
     n = layout.shards * layout.replicas
@@ -89,7 +89,7 @@ def _embeddings_cost(work: Workload, layout: Layout, gpu: Gpu) -> CommunicationC
 
 
 def _ring_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
-    """All-gathers or reduce-scatters of `size` bytes together, over ranks of which so many share a node."""
+    """All-gathers or reduce-scatters of `size` bytes in total. in_node: ranks per node."""
     if ranks == 1 or not size:
         return CommunicationCost(0.0, 0.0)
     nodes = math.ceil(ranks / in_node)
@@ -99,7 +99,7 @@ def _ring_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> C
 
 
 def _all_reduce_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
-    """All-reduces: twice a ring, or a tree of nodes."""
+    """All-reduces: two rings, or a tree of nodes."""
     if ranks == 1:
         return CommunicationCost(0.0, 0.0)
     nodes = math.ceil(ranks / in_node)
@@ -112,5 +112,5 @@ def _all_reduce_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu
 
 
 def _bandwidth(in_node: int, nodes: int, gpu: Gpu) -> float:
-    """Each of a node's devices has its own way out of it, and a ring a lane through each."""
+    """Every device of a node has its own network link, and a ring uses all of them."""
     return gpu.link if nodes == 1 else min(gpu.link, in_node * gpu.network)

@@ -1,4 +1,4 @@
-"""What a pre-training has to do: all that a plan needs to know of a recipe."""
+"""The work of a pre-training: everything that a plan needs to know of a recipe."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ ARCHITECTURES = ("bert", "clip", "llama", "modernbert", "qwen3", "siglip")
 
 
 class Workload(Record, frozen=True):
-    """What is read is counted in units: tokens, or pairs where there is a picture.
+    """The work of a run, counted in units: tokens, or image-caption pairs.
 
-    `bytes`: of a number that is multiplied, 2 for bfloat16.
+    `bytes`: of a number in matmuls, 2 for bfloat16.
     """
 
-    shape: TransformerShape  # with a picture: of both towers, and `context` is a caption's
+    shape: TransformerShape  # with a picture: of both towers, and `context` is of captions
     tokens: int  # units to read
-    batch: int  # units a step
+    batch: int  # units per step
     optimizer: Literal["muon", "adamw"] = "muon"
     architecture: str = "qwen3"
     bytes: int = 2
-    is_on_cpu: bool = False  # where norms keep less for their way back (train/norms.py)
-    hidden: float = 1.0  # share of the tokens on which the head is run
-    picture: tuple[int, int] | None = None  # its side, and that of a patch, in points
-    looked_at: int = 0  # units that are told on the way and not learned, of all looks
+    is_on_cpu: bool = False  # there, norms keep less for the backward pass (kernels/rms_norm.py)
+    hidden: float = 1.0  # share of tokens on which the head runs
+    picture: tuple[int, int] | None = None  # sides of image and patch, in pixels
+    looked_at: int = 0  # units of all evaluations
 
     @property
     def unit(self) -> Literal["token", "pair"]:
-        """What is counted."""
+        """The unit of counts."""
         return "token" if self.picture is None else "pair"
 
     @property
     def piece(self) -> int:
-        """Units that no two devices share: a context, or one pair."""
+        """Units that are never split between devices: a context, or one pair."""
         return self.shape.context if self.picture is None else 1
 
     @property
     def is_whole(self) -> bool:
-        """Whether a device multiplies its share of a step at once: each pair is told from all others."""
+        """Whether a device has its share of a step in one microbatch: pairs are compared with all others."""
         return self.picture is not None
 
     @property
     def towers(self) -> DualShape:
-        """The shape with its picture."""
+        """The shape with its image."""
         assert self.picture is not None
         side, patch = self.picture
         return DualShape(**msgspec.structs.asdict(self.shape), side=side, patch=patch)
@@ -58,5 +58,5 @@ class Workload(Record, frozen=True):
 
     @property
     def n_steps(self) -> int:
-        """Steps until all is read."""
+        """Optimizer steps."""
         return max(1, -(-self.tokens // self.batch))

@@ -1,1 +1,1 @@
-"""What held-out data says during training."""
+"""Evaluations on held-out data during training."""

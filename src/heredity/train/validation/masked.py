@@ -1,7 +1,8 @@
-"""How well an encoder tells what gaps in held-out text hide: bits a hidden byte, and how often it is right.
+"""Masked accuracy and bits per masked byte on held-out text.
 
-Promises: the same documents and the same gaps at every look, each filled with the mask; nothing is learned.
-Leaves to others: which documents are held out (corpus/), and how gaps are made (gaps.py).
+Promises: every evaluation has the same documents and masked positions, all replaced by the mask token. No
+gradient is computed.
+Leaves to others: which documents are held out (corpus/), and masking (data/masking.py).
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ BITS_PER_BYTE, MASKED_ACCURACY = "bits per masked byte", "right in held-out gaps
 
 @dataclass(frozen=True)
 class MaskedCheck:
-    """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
+    """Evaluates the first `n_tokens` of held-out documents (the last one whole), every `every` steps."""
 
-    gaps: MaskedDataset  # over held-out documents; its seed is not used
-    token_bytes: IntArray  # bytes that each token stands for
+    gaps: MaskedDataset  # of held-out documents; its seed is ignored
+    token_bytes: IntArray  # bytes of each token
     n_tokens: int
     every: int
     together: DistContext = SINGLE_PROCESS
 
-    def of(self, network: CausalLM) -> dict[str, float]:
-        """Bits a hidden byte, and the share of gaps whose likeliest token is the hidden one."""
+    def evaluate(self, network: CausalLM) -> dict[str, float]:
+        """Bits per masked byte, and the share of masked positions whose most likely token is correct."""
         nats = right = n_bytes = n_gaps = 0.0
         with torch.no_grad():
             for batch in self._batches:

@@ -1,6 +1,7 @@
-"""How well a model tells held-out text: bits a byte, so that models of different tokenizers compare.
+"""Bits per byte of held-out text, so that models with different tokenizers are comparable.
 
-Promises: the same documents at every look, each from its beginning; nothing is learned and nothing drawn.
+Promises: every evaluation reads the same documents from their beginning. No gradient and no random number is
+used.
 Leaves to others: which documents are held out (corpus/).
 """
 
@@ -26,18 +27,18 @@ BITS_PER_BYTE = "bits per byte"
 
 @dataclass(frozen=True)
 class PerplexityCheck:
-    """The first `n_tokens` of held-out documents (the last of them whole), looked at every `every` steps."""
+    """Evaluates the first `n_tokens` of held-out documents (the last one whole), every `every` steps."""
 
     documents: TokenizedDocuments
     end: int
     context: int
-    token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes that each token stands for
+    token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes of each token
     n_tokens: int
     every: int
     together: DistContext = SINGLE_PROCESS
 
-    def of(self, network: CausalLM) -> dict[str, float]:
-        """Bits a byte of what is held out."""
+    def evaluate(self, network: CausalLM) -> dict[str, float]:
+        """Bits per byte of the held-out text."""
         nats = n_bytes = 0.0
         with torch.no_grad():
             for batch in self._batches:
@@ -56,13 +57,13 @@ class PerplexityCheck:
 def rank_microbatches(
     pieces: list[PackedChunk], product: int, together: DistContext
 ) -> list[list[PackedChunk]]:
-    """What this process looks at, in products; all of it where there is less than a piece for each."""
+    """This process's microbatches; all of them if there are fewer chunks than processes."""
     world, rank = (together.world, together.rank) if len(pieces) >= together.world else (1, 0)
     return split_microbatches(pieces, product, world)[rank::world]
 
 
 def first_chunks(documents: TokenizedDocuments, context: int, n_tokens: int) -> list[PackedChunk]:
-    """The pieces of the first documents, as many as hold `n_tokens` (the last of them whole)."""
+    """The chunks of the first documents that together have `n_tokens` (the last one whole)."""
     lengths = documents.lengths
     n = int(np.searchsorted(np.cumsum(lengths), n_tokens)) + 1
     return [
@@ -73,13 +74,13 @@ def first_chunks(documents: TokenizedDocuments, context: int, n_tokens: int) -> 
 
 
 def token_bytes(tokenizer: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """How many bytes each token of a byte-level tokenizer.json stands for; special ones stand for none."""
-    said = json.loads(tokenizer.read_text("utf-8"))
-    vocabulary: dict[str, int] = said["model"]["vocab"]
-    special = {token["id"]: 0 for token in said.get("added_tokens", [])}
+    """The bytes of each token of a byte-level tokenizer.json; 0 for special tokens."""
+    content = json.loads(tokenizer.read_text("utf-8"))
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    special = {token["id"]: 0 for token in content.get("added_tokens", [])}
     found = np.zeros(max([*vocabulary.values(), *special]) + 1, dtype=np.int64)
     for text, number in vocabulary.items():
-        found[number] = len(text)  # byte-level: one character of the file a byte
+        found[number] = len(text)  # byte-level: one character of the file is one byte
     for number in special:
         found[number] = 0
     return found

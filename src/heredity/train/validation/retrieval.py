@@ -1,10 +1,10 @@
-"""How well held-out captions are found by their pictures and pictures by their captions, and classes by name.
+"""Image-caption retrieval and zero-shot classification on held-out pairs.
 
-recall@k: how often one that fits is among the k nearest; all with the same caption fit. zero-shot: how often
-the name of a picture's class is nearer than those of all others, of the classes that are held out.
+recall@k: the share of queries with a match among the k nearest; all pairs with the same caption match.
+zero-shot: the share of images whose own class name is the nearest, among held-out classes.
 
-Promises: the same pairs at every look, unshifted; nothing is learned and nothing drawn.
-Leaves to others: which pairs are held out (pictures/).
+Promises: every evaluation has the same pairs, unshifted. No gradient and no random number is used.
+Leaves to others: which pairs are held out (corpus/images/).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _ROWS = 256  # pairs at once
 
 @dataclass(frozen=True)
 class RetrievalCheck:
-    """The first `most` held-out pairs, looked at every `every` steps.
+    """Evaluates the first `most` held-out pairs, every `every` steps.
 
-    classes: number of a class -> the tokens of its name, as a caption.
+    classes: class label -> the tokens of its name, as a caption.
     """
 
     steps: PairSampler
@@ -37,42 +37,46 @@ class RetrievalCheck:
     most: int = 2000
     together: DistContext = SINGLE_PROCESS
 
-    def of(self, network: CausalLM) -> dict[str, float]:
-        """Recall at 1 and 5, both ways, and of classes by name where pictures have any."""
+    def evaluate(self, network: CausalLM) -> dict[str, float]:
+        """Recall at 1 and 5 in both directions, and zero-shot accuracy if the images have classes."""
         assert isinstance(network, DualEncoder)
         n = min(self.most, len(self.steps.pairs))
         with torch.no_grad():
-            arrows = self._arrows(network, n)
-            near = arrows.pictures @ arrows.captions.T
+            embeddings = self._arrows(network, n)
+            near = embeddings.images @ embeddings.captions.T
             fits = torch.from_numpy(self.steps.same[:n, None] == self.steps.same[None, :n])
             return (
                 _recall(near, fits, TO_CAPTION) | _recall(near.T, fits, TO_PICTURE)
-                | self._zero_shot(network, arrows.pictures)
+                | self._zero_shot(network, embeddings.images)
             )  # fmt: skip
 
     def _arrows(self, network: DualEncoder, n: int) -> PairEmbeddings:
         parts = [
-            network.arrows(self.together.here(self.steps.collate(list(rows))))
+            network.embed(self.together.here(self.steps.collate(list(rows))))
             for rows in rank_rows(n, self.together)
         ]
         mine = [torch.cat(each) for each in zip(*parts, strict=True)]
         whole = mine if n < self.together.world else [all_gather(each, n, self.together) for each in mine]
         return PairEmbeddings(*(each.cpu() for each in whole))
 
-    def _zero_shot(self, network: DualEncoder, pictures: torch.Tensor) -> dict[str, float]:
-        labels = torch.from_numpy(self.steps.pairs.labels[: len(pictures)])
+    def _zero_shot(self, network: DualEncoder, images: torch.Tensor) -> dict[str, float]:
+        labels = torch.from_numpy(self.steps.pairs.labels[: len(images)])
         names = sorted(set(labels.tolist()) & set(self.classes))
         if len(names) < 2:
             return {}
         rows = torch.from_numpy(np.stack([self.steps.captions.row(self.classes[name]) for name in names]))
         has_class = torch.isin(labels, torch.tensor(names))
-        nearest = (pictures[has_class] @ network.of_captions(rows.to(self.together.device)).cpu().T).argmax(1)
+        nearest = (images[has_class] @ network.embed_captions(rows.to(self.together.device)).cpu().T).argmax(
+            1
+        )
         return {ZERO_SHOT: float((torch.tensor(names)[nearest] == labels[has_class]).float().mean())}
 
 
 def rank_rows(n: int, together: DistContext) -> list[range]:
-    """The rows of `n` that this process looks at, some at once; all of them where there is less than one for
-    each. As many times in every process: where weights lie in pieces, all compute or none."""
+    """This process's batches of `n` rows; all rows if there are fewer than processes.
+
+    Every process has the same number of batches: with sharded weights all compute, or none.
+    """
     rank, world = (together.rank, together.world) if n >= together.world else (0, 1)
     low, high = rank_span(n, rank, world)
     times = -(-n // (world * _ROWS))
@@ -81,7 +85,7 @@ def rank_rows(n: int, together: DistContext) -> list[range]:
 
 
 def _recall(near: torch.Tensor, fits: torch.Tensor, what: str) -> dict[str, float]:
-    """(rows, columns) -> shares of rows."""
+    """Recall at 1 and 5, from similarities and matches (rows, columns)."""
     found = {}
     for k in (1, 5):
         best = near.topk(min(k, near.shape[1]), dim=1).indices

@@ -1,11 +1,11 @@
-"""Kinds of new models: each file gives a configuration that transformers, vLLM, llama.cpp and PEFT know.
+"""Architectures of new models: each file gives a configuration that transformers, vLLM and llama.cpp support.
 
-    config(shape, specials) -> dict    what stands in config.json, `model_type` and all
-    OBJECTIVE                          what such a model learns: "causal", "masked" or "contrastive"
-    SHAPE                              of text: what it is made of, a class of sizes.py
+    config(shape, specials) -> dict    the contents of config.json
+    OBJECTIVE                          "causal", "masked" or "contrastive"
+    SHAPE                              of text models: a class of models/shapes.py
 
-Promises: nothing here is a network; transformers makes it.
-Leaves to others: how wide and deep (sizes.py), and the drawing of weights (network.py).
+Promises: nothing here builds a network; transformers does.
+Leaves to others: width and depth (models/shapes.py), and initialization (models/init.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from heredity.train.models.shapes import TransformerShape
 
 
 class Specials(NamedTuple):
-    """The numbers of the tokens that a configuration names; None: the vocabulary has none."""
+    """Ids of the special tokens that a configuration names. None: the vocabulary has none."""
 
     end: int
     pad: int

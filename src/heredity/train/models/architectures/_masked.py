@@ -1,4 +1,4 @@
-"""What all encoders of masked text have: heads that fill their width, and a mask among their tokens."""
+"""The common part of encoders for masked text: heads that fill the width, and a mask token."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from heredity.train.models.shapes import TransformerShape
 
 
 def check_encoder(name: str, shape: TransformerShape, specials: Specials) -> None:
-    """Raise UsageError for heads that an encoder cannot have, and for a tokenizer without a mask."""
+    """Raise UsageError for unsupported heads, and for a tokenizer without a mask token."""
     if shape.kv_heads != shape.heads or shape.heads * shape.head != shape.width:
         raise UsageError(
-            f"{name} has as many heads for keys as for queries, and they fill its width: not"
-            f" {shape.heads} and {shape.kv_heads} heads of {shape.head} columns in {shape.width}."
+            f"{name} needs equal numbers of query and key heads that fill its width, not {shape.heads} and "
+            f"{shape.kv_heads} heads of {shape.head} columns for a width of {shape.width}."
         )
     if specials.mask is None:
-        raise UsageError("The tokenizer has no <|mask|>, which stands in a gap. Build the corpus with it.")
+        raise UsageError("The tokenizer has no <|mask|> token. Build the corpus with one.")
 
 
 def special_tokens(specials: Specials) -> dict[str, Any]:
-    """The numbers of an encoder's special tokens: the end stands on both sides of a text."""
+    """Ids of an encoder's special tokens. The end token is on both sides of a text."""
     return {
         "bos_token_id": specials.end,
         "eos_token_id": specials.end,

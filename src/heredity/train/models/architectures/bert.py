@@ -1,7 +1,7 @@
-"""An encoder as BERT's: learned positions, GELU without a gate, norms behind each part, biases everywhere.
+"""A BERT encoder: learned positions, GELU without a gate, norms after each part, biases everywhere.
 
-Nothing is dropped at random, so that a step is a function of what it reads; and there is no second sentence
-to tell from a first: all tokens are of type 0, and the row of type 1 stays as it was drawn.
+There is no dropout, so that a step is a function of its batch. There is no next-sentence task: all tokens
+have type 0, and the row of type 1 keeps its initial values.
 
 Source: Devlin et al. 2018 (1810.04805).
 """
@@ -16,11 +16,11 @@ from heredity.train.models.shapes import BertShape, TransformerShape, n_matrix_p
 
 OBJECTIVE = "masked"
 SHAPE = BertShape
-TYPES = 2  # of tokens: those of a first text and of a second
+TYPES = 2  # token types: first and second text
 
 
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
-    """The configuration of a BERT of this shape. Raises UsageError for heads that it cannot have."""
+    """The configuration of a BERT of this shape. Raises UsageError for unsupported heads."""
     check_encoder("bert", shape, specials)
     return special_tokens(specials) | {
         "model_type": "bert",
@@ -41,9 +41,9 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
 
 
 def flops_per_token(shape: TransformerShape, length: float, hidden: float) -> float:
-    """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
+    """FLOPs of one token in a chunk of this length, forward and backward. A multiply-add counts as two.
 
-    hidden: the share of the tokens on which the head is run.
+    hidden: the share of masked tokens, on which the head runs.
     """
     head = hidden * (shape.vocabulary * shape.width + shape.width**2)
     return 3 * (2 * (n_matrix_parameters(shape) + head) + 4 * shape.layers * shape.width * length)

@@ -1,4 +1,4 @@
-"""Two encoders as CLIP's: a vision transformer, and a causal one whose end token stands for a caption.
+"""A CLIP: a vision transformer, and a causal text transformer whose end token represents the caption.
 
 Source: Radford et al. 2021 (2103.00020).
 """
@@ -27,7 +27,7 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
 
 
 def both(shape: DualShape) -> dict[str, Any]:
-    """What the two towers share."""
+    """The settings that both towers share."""
     return {
         "hidden_size": shape.width,
         "intermediate_size": shape.wide,
@@ -37,7 +37,7 @@ def both(shape: DualShape) -> dict[str, Any]:
 
 
 def text(shape: DualShape, specials: Specials) -> dict[str, Any]:
-    """Of the tower of captions."""
+    """The settings of the text tower."""
     return {
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.context,
@@ -48,5 +48,5 @@ def text(shape: DualShape, specials: Specials) -> dict[str, Any]:
 
 
 def vision(shape: DualShape) -> dict[str, Any]:
-    """Of the tower of pictures."""
+    """The settings of the image tower."""
     return {"image_size": shape.side, "patch_size": shape.patch, "num_channels": 3}

@@ -1,6 +1,6 @@
-"""An encoder as ModernBERT's: rotary positions, GeGLU, norms before each part, no bias anywhere.
+"""A ModernBERT encoder: rotary positions, GeGLU, norms before each part, no biases.
 
-Every third layer, the first among them, sees the whole document, the others 64 tokens to each side.
+Every third layer, starting with the first, attends to the whole document; the others to 64 tokens per side.
 
 Source: Warner et al. 2024 (2412.13663).
 """
@@ -15,13 +15,13 @@ from heredity.train.models.shapes import EncoderShape, TransformerShape, n_matri
 
 OBJECTIVE = "masked"
 SHAPE = EncoderShape
-WINDOW = 128  # tokens that a layer with a window sees: half of them before, half after
-EVERY = 3  # layers, of which one sees all
+WINDOW = 128  # tokens that a windowed layer attends to: half before, half after
+EVERY = 3  # layers, one of which is global
 _WIDE_THETA, _NARROW_THETA = 160_000.0, 10_000.0
 
 
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
-    """The configuration of a ModernBERT of this shape. Raises UsageError for heads that it cannot have."""
+    """The configuration of a ModernBERT of this shape. Raises UsageError for unsupported heads."""
     check_encoder("modernbert", shape, specials)
     return special_tokens(specials) | {
         "model_type": "modernbert",
@@ -45,9 +45,9 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
 
 
 def flops_per_token(shape: TransformerShape, length: float, hidden: float) -> float:
-    """Forward and backward of one token of a piece of this length, multiply-adds counted as two.
+    """FLOPs of one token in a chunk of this length, forward and backward. A multiply-add counts as two.
 
-    hidden: the share of the tokens on which the head is run.
+    hidden: the share of masked tokens, on which the head runs.
     """
     n_whole = -(-shape.layers // EVERY)
     seen = n_whole * length + (shape.layers - n_whole) * min(length, WINDOW)

@@ -1,4 +1,4 @@
-"""Two encoders as SigLIP's: each pair is told from every other by itself, without a sum over all.
+"""A SigLIP: each pair is a binary decision, without a sum over all pairs.
 
 Source: Zhai et al. 2023 (2303.15343).
 """

@@ -1,12 +1,11 @@
-"""What kinds of model are made of: parameters, FLOPs and kept bytes of each, for a recipe's shape.
+"""Parameters, FLOPs and activation bytes of each architecture, for a recipe's shape.
 
-    anatomy(work) -> Anatomy    of a file named as its architecture; what has none is a decoder
+    cost_model(work) -> CostModel    of the file named as the architecture; the default is decoder.py
 
-A unit is what a work counts: a token of text, or a pair of picture and caption.
+A unit is what a workload counts: a token of text, or an image-caption pair.
 
-Promises: parameters, and bytes that a forward keeps, are those of transformers' model, to the last one (tests
-hold both equal).
-Leaves to others: what lies on a device when (memory.py), and what FLOPs cost (forecast.py).
+Promises: parameters and activation bytes equal those of transformers' model exactly; tests hold them equal.
+Leaves to others: memory over time (memory.py), and the time of FLOPs (forecast.py).
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ LAYER_PARTS = ("attention", "attention scores", "feed-forward")
 
 @dataclass(frozen=True)
 class TowerCosts:
-    """Layers that follow one another. Bytes are of one unit."""
+    """A stack of layers. Bytes are per unit."""
 
     layers: int
     parameters: int  # of all layers
-    each: int  # of one: the largest
-    kept: int  # what all layers keep for their way back
-    begin: int  # what is kept before them
-    end: int  # and behind them: it is gone when the last layer's way back begins
-    most: int  # what one keeps: the one that keeps most
-    entry: int  # a layer's input: what it keeps where it runs again
-    back: int  # what one layer's way back takes beside what was kept
+    each: int  # of the largest layer
+    kept: int  # activations of all layers
+    begin: int  # activations before the layers
+    end: int  # activations after them, released before the backward pass of the last layer
+    most: int  # the largest activations of one layer
+    entry: int  # a layer's input: all that it keeps if recomputed
+    back: int  # what the backward pass of a layer takes in addition
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """A model of this kind and shape."""
+    """The costs of a model of one architecture and shape."""
 
     parameters: dict[str, int]  # by part
-    matrices: int  # parameters that Muon steps
+    matrices: int  # parameters that Muon updates
     flops: dict[str, float]  # of a unit, forward and backward, by part
-    towers: tuple[TowerCosts, ...]  # in the order in which the way back goes through them
-    head: int  # parameters whose gradient is made with the loss, before the way back
-    loose: int  # parameters outside of layers whose gradients wait beside their masters'
+    towers: tuple[TowerCosts, ...]  # in the order of the backward pass
+    head: int  # parameters whose gradient is computed with the loss
+    loose: int  # parameters outside layers whose gradients are held in addition to the masters'
     logits: Callable[[int], int]  # units at once -> bytes
-    period: int = 1  # layers after which their kinds come again
+    period: int = 1  # layers after which their kinds repeat
 
     @property
     def n_parameters(self) -> int:
@@ -67,16 +66,16 @@ class CostModel:
 
     @property
     def root(self) -> int:
-        """Parameters outside of them."""
+        """Parameters outside the layers."""
         return self.n_parameters - self.in_layers
 
     @property
     def again(self) -> float:
-        """How much more is multiplied where layers run forward a second time."""
+        """The additional share of FLOPs if layers are recomputed."""
         return sum(self.flops.get(part, 0.0) for part in LAYER_PARTS) / 3 / sum(self.flops.values())
 
     def left(self, n: int, runs_again: bool) -> int:
-        """Bytes a unit that is kept, all but the first `n` towers of the way back having gone it."""
+        """Activation bytes per unit that are held once `n` towers have done their backward pass."""
         return sum(
             tower.begin + tower.end + (tower.layers * tower.entry if runs_again else tower.kept)
             for tower in self.towers[n:]
@@ -85,7 +84,7 @@ class CostModel:
 
 @lru_cache(maxsize=64)
 def cost_model_of(work: Workload) -> CostModel:
-    """The anatomy of a work's model."""
+    """The cost model of a workload."""
     name = work.architecture
     known = name in registry.names("train.planning.cost_models")
     found: CostModel = registry.load("train.planning.cost_models", name if known else "decoder").cost_model(

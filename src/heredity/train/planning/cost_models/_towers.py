@@ -1,11 +1,10 @@
-"""What the two towers of a model of pictures and captions have in common, by part.
+"""The common costs of the two towers of a dual encoder, by part.
 
-A unit is a pair: all places of its picture and all of its caption. The way back goes through the tower of
-captions first, while all that the other keeps is there. Every picture of a step is held against every caption
-of it; where devices share a step, a device holds its own pictures against all captions and its own captions
-against all pictures.
+A unit is a pair: all positions of its image and of its caption. The backward pass goes through the text tower
+first, while all activations of the image tower are held. Every image of a step is compared with every
+caption. If devices share a step, each compares its images with all captions and its captions with all images.
 
-Leaves to others: where the two kinds differ (clip.py, siglip.py).
+Leaves to others: the differences between architectures (clip.py, siglip.py).
 """
 
 from __future__ import annotations
@@ -17,23 +16,24 @@ from heredity.train.models.shapes import DualShape
 from heredity.train.planning.cost_models import CostModel, TowerCosts
 from heredity.train.planning.workload import Workload
 
-_SCORES = 5  # in fp32 at once: themselves, as they are hidden, a logarithm each way, a gradient
-_ALONE = 2  # more of a score: which is a pair, and which is none, one byte each
+_SCORES = 5  # fp32 copies of a score: itself, masked, two log-softmaxes, a gradient
+_ALONE = 2  # further bytes per score: two masks
 
 
 @dataclass(frozen=True)
 class EndCosts:
-    """What differs: parameters around the layers by part, FLOPs of the heads.
+    """The costs that differ: parameters outside the layers by part, and FLOPs of the heads.
 
-    begin: bytes that a picture keeps before the layers, its points aside; ends: that a caption and a picture
-    keep behind them, the last norm's input and the arrow aside. places: of a picture. seen: places of a
-    caption that one sees. active: of the feed-forward part's columns, those that its activation keeps.
+    begin: activation bytes of an image before the layers, without its pixels.
+    ends: activation bytes of a caption and an image after the layers, without last norm and embedding.
+    places: positions of an image. seen: positions of a caption that one attends to.
+    active: tensors that the activation of the feed-forward part keeps.
     """
 
     embedding: int
     norms: int
     head: int
-    matrices: int  # of the head, that Muon steps
+    matrices: int  # of the head, for Muon
     flops: float
     begin: int
     ends: tuple[int, int]
@@ -43,7 +43,7 @@ class EndCosts:
 
 
 def two_tower_costs(work: Workload, around: EndCosts) -> CostModel:
-    """Of two towers."""
+    """The costs of a dual encoder."""
     shape = work.towers
     attention, wide = 4 * shape.width * (shape.width + 1), _feed_forward(shape)
     each = attention + wide + 4 * shape.width
@@ -73,19 +73,22 @@ def _feed_forward(shape: DualShape) -> int:
 
 
 def _tower(work: Workload, around: EndCosts, each: int, places: int, begin: int, end: int) -> TowerCosts:
-    """Layers keep two norms' inputs and what they give, queries, keys, values and the attention's result;
-    behind them stay the last norm's input, and an arrow with its length and what scores are told by."""
+    """The costs of one tower.
+
+    Layers keep inputs and outputs of two norms, queries, keys, values and the attention result. After them
+    stay the input of the last norm, and the embedding with its norm.
+    """
     shape, size = work.towers, work.bytes
     wide = (around.active + 1) * shape.wide
     layer = places * (size * (8 * shape.width + wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work))
-    arrow = FP32_BYTES * (shape.width + 2) + FP32_BYTES * (3 * shape.width // 2)
+    embedding = FP32_BYTES * (shape.width + 2) + FP32_BYTES * (3 * shape.width // 2)
     return TowerCosts(
         layers=shape.layers,
         parameters=shape.layers * each,
         each=each,
         kept=shape.layers * layer,
         begin=begin,
-        end=end + places * size * shape.width + arrow,
+        end=end + places * size * shape.width + embedding,
         most=layer,
         entry=places * size * shape.width,
         back=places * size * (2 * shape.wide + 2 * shape.width),
@@ -93,13 +96,13 @@ def _tower(work: Workload, around: EndCosts, each: int, places: int, begin: int,
 
 
 def _points(work: Workload) -> int:
-    """Bytes of a picture, as it is given and as it is multiplied."""
+    """Bytes of an image, as input and in the matmul's dtype."""
     given = 3 * work.towers.side**2
     return given * (FP32_BYTES if work.bytes == FP32_BYTES else FP32_BYTES + work.bytes)
 
 
 def _flops(work: Workload, around: EndCosts) -> dict[str, float]:
-    """Nothing is told to a picture's points, so that patches go back once."""
+    """Pixels need no gradient, so the patch embedding has one backward matmul."""
     shape, places = work.towers, around.places + work.towers.context
     seen = around.places**2 + shape.context * around.seen
     return {

@@ -1,9 +1,8 @@
-"""BERT's parameters, FLOPs and kept bytes, by part.
+"""Parameters, FLOPs and activation bytes of a BERT, by part.
 
-Every layer sees all of a piece, and every product has a bias. The head is run on the share of the tokens that
-gaps hide.
+Every layer attends to the whole chunk, and every matmul has a bias. The head runs on masked tokens only.
 
-Leaves to others: what of it is FLOPs of a shorter piece (architectures/bert.py).
+Leaves to others: FLOPs of shorter chunks (architectures/bert.py).
 """
 
 from __future__ import annotations
@@ -63,8 +62,11 @@ def _flops(work: Workload) -> dict[str, float]:
 
 
 def _kept(work: Workload) -> int:
-    """Bytes a token of a layer: its input, queries, keys and values, the attention's result twice, two norms'
-    inputs, what the first of them gives, two of the feed-forward part."""
+    """Activation bytes per token and layer.
+
+    The input; queries, keys and values; the attention result twice; inputs of two norms, and the output of
+    the first one. Two tensors are of the feed-forward part.
+    """
     shape = work.shape
     return (
         work.bytes * (9 * shape.width + 2 * shape.wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work)
@@ -72,8 +74,11 @@ def _kept(work: Workload) -> int:
 
 
 def _kept_by_root(work: Workload) -> int:
-    """Bytes a token: a norm's input, its number, place and type; of a gap, what the head keeps and the
-    gradient that comes to it."""
+    """Activation bytes per token outside the layers.
+
+    The input of a norm, and ids of token, position and type; for masked tokens also the activations of the
+    head, and its gradient.
+    """
     shape, size = work.shape, work.bytes
     gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
     return size * shape.width + norm_statistics(work) + 3 * 8 + math.ceil(work.hidden * gap)

@@ -1,6 +1,7 @@
-"""CLIP's parameters, FLOPs and kept bytes, by part.
+"""Parameters, FLOPs and activation bytes of a CLIP, by part.
 
-A place stands for the whole picture; a caption's end token, which sees what is before it, for the caption.
+A norm precedes the layers of the image tower. The class position represents an image, and the end token a
+caption.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
-"""A decoder's parameters, FLOPs and kept bytes, by part.
+"""Parameters, FLOPs and activation bytes of a decoder, by part.
 
-FLOPs are those of matrix products, a multiply-add counted as two, the way back as twice the way forward; a
-token sees half of its context on average, as attention is causal. What norms and activations take is left
-out, as everywhere (PaLM 2204.02311, appendix B, which counts the whole square).
+FLOPs are those of matmuls. A multiply-add counts as two, and the backward pass as two forward passes. A token
+attends to half of its context on average. Norms and activations are left out, as in PaLM (2204.02311,
+appendix B), which counts the whole square of attention scores.
 
-What a layer keeps for its way back is counted tensor by tensor as transformers' decoder keeps it: of a norm
-its input in fp32 and what it scales (on a CPU, by train/norms.py, the latter alone); what each product reads;
-queries, keys, values and the attention's result (a flash kernel keeps no square); four of the feed-forward
-part.
-
-Leaves to others: the shape (sizes.py).
+Leaves to others: the shape (models/shapes.py), and activation bytes (train/memory.py).
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from heredity.train.planning.workload import Workload
 
 
 def cost_model(work: Workload) -> CostModel:
-    """Of a decoder."""
+    """The costs of a decoder."""
     shape, kept = work.shape, activations(work)
     table = shape.vocabulary * shape.width
     tower = TowerCosts(
@@ -47,7 +42,7 @@ def cost_model(work: Workload) -> CostModel:
 
 
 def parameters(shape: TransformerShape, has_qk_norm: bool) -> dict[str, int]:
-    """How many there are: embedding, attention, feed-forward, norms, and a head that is not the embedding."""
+    """Parameters by part. A head that is tied to the embedding has 0."""
     table = shape.vocabulary * shape.width
     norms = shape.layers * (2 * shape.width + 2 * shape.head * has_qk_norm) + shape.width
     return {
@@ -65,12 +60,12 @@ def layer_parameters(shape: TransformerShape, has_qk_norm: bool) -> int:
 
 
 def root_parameters(shape: TransformerShape) -> int:
-    """Parameters that are in no layer."""
+    """Parameters outside the layers."""
     return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
 
 
 def flops(shape: TransformerShape, length: float | None = None) -> dict[str, float]:
-    """Of one token, forward and backward. `length`: of the document it stands in; None: the whole context."""
+    """FLOPs of one token, forward and backward. length: of its document; None: the whole context."""
     seen = (shape.context if length is None else length) / 2
     return {
         "attention": 6.0 * shape.layers * _attention(shape),
@@ -89,7 +84,7 @@ def _feed_forward(shape: TransformerShape) -> int:
 
 
 def activations(work: Workload) -> DecoderActivations:
-    """What a forward pass of this work keeps."""
+    """The activations of a forward pass."""
     return DecoderActivations(work.shape, work.bytes, work.is_on_cpu, work.has_qk_norm)
 
 

@@ -1,10 +1,9 @@
-"""ModernBERT's parameters, FLOPs and kept bytes, by part.
+"""Parameters, FLOPs and activation bytes of a ModernBERT, by part.
 
-The first layer has no norm before its attention. Layers with a window, two of three, keep a mask of the whole
-square besides what all keep, as train/bidirectional.py gives it to torch's kernel. The head is run on the
-share of the tokens that gaps hide.
+The first layer has no norm before its attention. Windowed layers, two of three, also keep a mask of the whole
+square, as kernels/attention.py gives it to torch's kernel. The head runs on masked tokens only.
 
-Leaves to others: what of it is FLOPs of a shorter piece (architectures/modernbert.py).
+Leaves to others: FLOPs of shorter chunks (architectures/modernbert.py).
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
 from heredity.train.planning.workload import Workload
 
-_SEEN = modernbert.WINDOW // 2  # to each side
+_SEEN = modernbert.WINDOW // 2  # per side
 
 
 def cost_model(work: Workload) -> CostModel:
-    """Of an encoder for masked text."""
+    """The costs of a ModernBERT."""
     shape, size = work.shape, work.bytes
     table, attention, wide = shape.vocabulary * shape.width, 4 * shape.width**2, 3 * shape.width * shape.wide
     each = attention + wide + 2 * shape.width
@@ -39,7 +38,7 @@ def cost_model(work: Workload) -> CostModel:
         entry=size * shape.width,
         back=size * (3 * shape.wide + 2 * shape.width),
     )
-    norms = (2 * shape.layers - 1) * shape.width + 3 * shape.width  # of embedding, of the last, of the head
+    norms = (2 * shape.layers - 1) * shape.width + 3 * shape.width  # embedding, last, head
     return CostModel(
         parameters={
             "embedding": table,
@@ -59,7 +58,7 @@ def cost_model(work: Workload) -> CostModel:
 
 
 def _n_whole(shape: TransformerShape) -> int:
-    """Layers that see all of a piece."""
+    """Layers that attend to the whole chunk."""
     return -(-shape.layers // modernbert.EVERY)
 
 
@@ -75,8 +74,11 @@ def _flops(work: Workload) -> dict[str, float]:
 
 
 def _kept(work: Workload) -> int:
-    """Bytes a token of a layer: two norms' inputs and what they give, queries, keys and values before they
-    are turned and the former two after it, the attention's result twice, four of the feed-forward part."""
+    """Activation bytes per token and layer.
+
+    Inputs and outputs of two norms; queries and keys before and after rotation; values; the attention result
+    twice; four tensors of the feed-forward part.
+    """
     shape = work.shape
     return (
         work.bytes * (11 * shape.width + 4 * shape.wide)
@@ -86,8 +88,11 @@ def _kept(work: Workload) -> int:
 
 
 def _kept_by_root(work: Workload) -> int:
-    """Bytes a token: two norms' inputs, rotary positions of both kinds, its number; of a gap, what the head
-    keeps and the gradient that comes to it."""
+    """Activation bytes per token outside the layers.
+
+    Inputs of two norms, rotary positions of both kinds, the token id; for masked tokens also what the head
+    keeps, and its gradient.
+    """
     shape, size = work.shape, work.bytes
     n_kinds = 2 if shape.layers > 1 else 1
     token = 2 * (size * shape.width + norm_statistics(work)) + n_kinds * 2 * size * shape.head + 8
@@ -96,5 +101,5 @@ def _kept_by_root(work: Workload) -> int:
 
 
 def norm_statistics(work: Workload) -> int:
-    """Bytes of a row's mean and deviation that a norm keeps."""
+    """Bytes of the mean and deviation that a norm keeps per row."""
     return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)

@@ -1,7 +1,7 @@
-"""SigLIP's parameters, FLOPs and kept bytes, by part.
+"""Parameters, FLOPs and activation bytes of a SigLIP, by part.
 
-A probe that learns asks all places of a picture what it is; the last place of a caption, which sees all of
-it, stands for the caption.
+A learned probe attends to all positions of an image. The last position of a caption, which attends to all of
+it, represents the caption.
 """
 
 from __future__ import annotations
