@@ -51,7 +51,7 @@ MARGIN = 0.15  # half of `core` cannot show even the parent itself to be within 
 
 
 CORRECTED = (
-    f"Any of {N_TESTS} tests (the child's and {N_TESTS - 1} steps') may end the repair. Each is tested at "
+    f"Any of {N_TESTS} tests may end this (the child's and {N_TESTS - 1} steps'). Each is tested at "
     f"{100 * ALPHA / N_TESTS:.2f} % for {100 * ALPHA:g} % together (Bonferroni); intervals have "
     f"{100 * CONFIDENCE:.2f} %. A test that can only reject a repair uses {100 * ALPHA:g} %."
 )
