@@ -26,18 +26,18 @@ def engine(tiny_llama: Path) -> TorchEngine:
 
 
 @pytest.fixture(scope="module")
-def hunt(tiny_llama: Path) -> gcg._Hunt:
+def hunt(tiny_llama: Path) -> gcg._SuffixSearch:
     chat = ChatCodec(tiny_llama)
     tongue = gcg.TokenizerView(chat.encode, chat.continuation, chat.decode)
     before, _, after = chat.render(REQUEST).partition(MARK)
     start = tongue.encode(before)
     place = gcg.SuffixPlace(start, tongue.encode(before + after)[len(start) :], tongue.continuation(TARGET))
     with torch.no_grad():
-        return gcg._Hunt(gcg.load(tiny_llama), tongue, place, before, after, 5)
+        return gcg._SuffixSearch(gcg.load(tiny_llama), tongue, place, before, after, 5)
 
 
-def start(hunt: gcg._Hunt) -> list[int]:
-    return list(hunt._tongue.continuation(" !")) * 8
+def start(hunt: gcg._SuffixSearch) -> list[int]:
+    return list(hunt._tokenizer.continuation(" !")) * 8
 
 
 def test_the_loss_is_that_of_the_whole_prompt_without_a_cache(hunt) -> None:

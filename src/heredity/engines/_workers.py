@@ -115,8 +115,8 @@ def describe_error(error: BaseException) -> str:
 
 def conversation_text(request: Request) -> str:
     """Return a request as one text, for a target whose own template is unknown."""
-    said = "".join(f"<|{message.role}|>\n{message.content}\n" for message in request.messages)
-    return f"{said}<|assistant|>\n{request.prefill}"
+    messages = "".join(f"<|{message.role}|>\n{message.content}\n" for message in request.messages)
+    return f"{messages}<|assistant|>\n{request.prefill}"
 
 
 def conversation_id(nonce: str, request: Request) -> str:

@@ -287,10 +287,10 @@ class CallEngine:
         if request.prefill:
             return failed_reply(request, prompt, EngineFailure(NO_PREFILL))
         try:
-            said = self._function.call(request, conversation_id(self._nonce, request), self._loop)
+            answer = self._function.call(request, conversation_id(self._nonce, request), self._loop)
         except EngineFailure as error:  # a failure of this call, not of the run
             return error_row(request, self.render, str(error))
-        return Reply(request.key, prompt, said.text, tool_calls=said.tool_calls)
+        return Reply(request.key, prompt, answer.text, tool_calls=answer.tool_calls)
 
 
 NO_PREFILL = "this target's answer cannot be made to begin with given words: leave the attack 'prefill' out"

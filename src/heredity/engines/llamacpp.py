@@ -93,15 +93,15 @@ class _Shape:
     """The memory that a model needs, from its header."""
 
     def __init__(self, header: GgufHeader) -> None:
-        said = header.metadata
-        kind = said.get("general.architecture", "")
-        heads = _number(said.get(f"{kind}.attention.head_count"), 1)
-        kv_heads = _number(said.get(f"{kind}.attention.head_count_kv"), heads)
-        head = _number(said.get(f"{kind}.embedding_length"), 4096) // max(1, heads)
-        key = _number(said.get(f"{kind}.attention.key_length"), head)
-        value = _number(said.get(f"{kind}.attention.value_length"), head)
-        self.context = _number(said.get(f"{kind}.context_length"), LONGEST)
-        layers = _number(said.get(f"{kind}.block_count"), 32)
+        metadata = header.metadata
+        kind = metadata.get("general.architecture", "")
+        heads = _number(metadata.get(f"{kind}.attention.head_count"), 1)
+        kv_heads = _number(metadata.get(f"{kind}.attention.head_count_kv"), heads)
+        head = _number(metadata.get(f"{kind}.embedding_length"), 4096) // max(1, heads)
+        key = _number(metadata.get(f"{kind}.attention.key_length"), head)
+        value = _number(metadata.get(f"{kind}.attention.value_length"), head)
+        self.context = _number(metadata.get(f"{kind}.context_length"), LONGEST)
+        layers = _number(metadata.get(f"{kind}.block_count"), 32)
         self.cache_bytes = 4 * layers * kv_heads * (key + value)  # of one token, in float32
 
 
@@ -136,12 +136,12 @@ class LlamaCppEngine:
 
     def __init__(self, server: Any, header: GgufHeader, width: int, n_tokens: int, key: str = "") -> None:
         self._server, self._width, self._context, self._key = server, width, n_tokens, key
-        said = header.metadata
-        texts = said.get("tokenizer.ggml.tokens", ())
-        self._bos = _text_of(texts, said.get("tokenizer.ggml.bos_token_id"))
-        eos = _text_of(texts, said.get("tokenizer.ggml.eos_token_id"))
-        self._template = Template(str(said.get("tokenizer.chat_template", "")), self._bos, eos)
-        eot = _text_of(texts, said.get("tokenizer.ggml.eot_token_id"))
+        metadata = header.metadata
+        texts = metadata.get("tokenizer.ggml.tokens", ())
+        self._bos = _text_of(texts, metadata.get("tokenizer.ggml.bos_token_id"))
+        eos = _text_of(texts, metadata.get("tokenizer.ggml.eos_token_id"))
+        self._template = Template(str(metadata.get("tokenizer.chat_template", "")), self._bos, eos)
+        eot = _text_of(texts, metadata.get("tokenizer.ggml.eot_token_id"))
         self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
         gpus = _gpus()
         self.is_batch_unverified = bool(gpus)
@@ -184,11 +184,11 @@ class LlamaCppEngine:
         asked = {"prompt": list(tokens), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
         asked["cache_prompt"] = True
         given = self._server.handle_completions(asked)
-        said = (given["choices"][0].get("logprobs") or {}).get("content") or []
-        if not said:
+        likeliest = (given["choices"][0].get("logprobs") or {}).get("content") or []
+        if not likeliest:
             return None
-        log = said[0]["logprob"]  # null if it is not a number
-        return int(said[0]["id"]), math.nan if log is None else float(log)
+        log = likeliest[0]["logprob"]  # null if it is not a number
+        return int(likeliest[0]["id"]), math.nan if log is None else float(log)
 
     def tokenize(self, text: str) -> list[int]:
         """Return llama.cpp's tokens of a rendered text, control tokens included; nothing is prepended."""
@@ -307,11 +307,11 @@ def _text_of(texts: Any, at: Any) -> str:
 
 def _error(given: Any) -> tuple[str, str]:
     """Return the message of a failed request and the code of its error."""
-    said = given.get("message", given) if isinstance(given, dict) else given
+    message = given.get("message", given) if isinstance(given, dict) else given
     kind = given.get("type", "") if isinstance(given, dict) else ""
     if "context" in str(kind):
-        return f"context overflow: {said}", ContextOverflow.code
-    return f"llama.cpp: {said}", EngineFailure.code
+        return f"context overflow: {message}", ContextOverflow.code
+    return f"llama.cpp: {message}", EngineFailure.code
 
 
 def _gpus() -> list[str]:

@@ -76,8 +76,8 @@ class ScriptedEngine:
 
     def render(self, request: Request) -> str:
         """Return the prompt in a plain template: `<|role|>` and the content of each message."""
-        said = "".join([f"<|{m.role}|>\n{m.content}\n" for m in request.messages])
-        return f"{said}<|assistant|>\n{request.prefill}"
+        messages = "".join([f"<|{m.role}|>\n{m.content}\n" for m in request.messages])
+        return f"{messages}<|assistant|>\n{request.prefill}"
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """Answer the stream. A batch is filled before its first answer, so replies are interleaved."""
@@ -157,15 +157,15 @@ def _refuser(_: Script) -> str:
 
 def _leaky(script: Script) -> str:
     """Calls the named tools, transforms quoted words as the last text asks, and repeats its instructions."""
-    said = ["Sure."]
+    lines = ["Sure."]
     if not script.asked.startswith("Result of "):  # otherwise it would call forever
-        said += [f"CALL {name} {{}}" for name in _known(script.system).tools if name in script.asked]
+        lines += [f"CALL {name} {{}}" for name in _known(script.system).tools if name in script.asked]
     quoted = _QUOTED.findall(script.asked)[:4]
-    said += [a + b for a in quoted for b in quoted if a != b] + [word[::-1] for word in quoted]
+    lines += [a + b for a in quoted for b in quoted if a != b] + [word[::-1] for word in quoted]
     if _MARKUP.search(script.asked):
-        said.append("<script>alert(1)</script> <img src=x onerror=alert(1)> ' OR 1=1; DROP TABLE customers")
-    said += _known(script.system).codes
-    return "\n".join([*said, script.system])
+        lines.append("<script>alert(1)</script> <img src=x onerror=alert(1)> ' OR 1=1; DROP TABLE customers")
+    lines += _known(script.system).codes
+    return "\n".join([*lines, script.system])
 
 
 class _Known(NamedTuple):

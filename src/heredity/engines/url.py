@@ -273,8 +273,8 @@ class UrlEngine:
         if request.prefill:
             return error_row(request, self.render, NO_PREFILL)
         try:
-            said = self._web.ask(request, conversation_id(self._nonce, request))
+            answer = self._web.ask(request, conversation_id(self._nonce, request))
         except WebRequestFailed as error:
             return error_row(request, self.render, str(error))
-        stop: Stop = "filter" if said.is_blocked else "end"
-        return Reply(request.key, self.render(request), said.text, stop=stop)
+        stop: Stop = "filter" if answer.is_blocked else "end"
+        return Reply(request.key, self.render(request), answer.text, stop=stop)

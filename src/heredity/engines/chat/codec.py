@@ -58,8 +58,8 @@ class Template:
         try:
             return self._apply(messages, request.tools) + request.prefill
         except _STOPPED as error:
-            said = f"the model's chat template was stopped: {error}"
-            raise EngineFailure(said, code="template-stopped") from None
+            message = f"the model's chat template was stopped: {error}"
+            raise EngineFailure(message, code="template-stopped") from None
         except Exception as error:  # the template is a program by the author of the model
             raise EngineFailure(
                 f"the model's chat template refuses these messages: {error}", code="template-refuses"
@@ -114,8 +114,8 @@ def check_template(source: str, place: str) -> None:
             try:
                 Template(source)._apply(messages, tools)
             except _STOPPED as error:
-                said = f"{place}: its chat template was stopped: {error}. Replace the template."
-                raise Refused(said, code="template-unsafe") from None
+                message = f"{place}: its chat template was stopped: {error}. Replace the template."
+                raise Refused(message, code="template-unsafe") from None
             except Exception:  # as in `render`, which reports it when the model is asked
                 continue
 
@@ -143,8 +143,8 @@ def template_source(folder: Path, name: str = "default") -> str:
     if (folder / place).is_file():
         return (folder / place).read_text("utf-8")
     path = folder / "tokenizer_config.json"
-    said: Any = json.loads(path.read_text("utf-8")) if path.is_file() else None
-    found = said.get("chat_template") if isinstance(said, dict) else None
+    config: Any = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    found = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(found, list):
         named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
         found = named[0].get("template") if named else None

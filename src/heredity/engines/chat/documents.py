@@ -40,10 +40,10 @@ class DocumentEncoder:
         Other messages are not learned, and neither is `begun`, the prefill of the last answer.
         """
         answers = [i for i, m in enumerate(messages) if m.role == "assistant" and m.content.strip()]
-        pieces, said = self._pieces(messages, answers, begun)
+        pieces, rendered = self._pieces(messages, answers, begun)
         if pieces is None:  # this template says earlier turns otherwise: learn the last answer alone
-            said = self._prompt(messages[: answers[-1]])
-            pieces = [(said, False), (begun, False), (messages[answers[-1]].content, True)]
+            rendered = self._prompt(messages[: answers[-1]])
+            pieces = [(rendered, False), (begun, False), (messages[answers[-1]].content, True)]
         tokens: list[int] = []
         is_learned: list[bool] = []
         for text, is_answer in filter(lambda piece: piece[0], pieces):
@@ -72,16 +72,16 @@ class DocumentEncoder:
     def _pieces(
         self, messages: Sequence[Message], answers: Sequence[int], begun: str
     ) -> tuple[list[tuple[str, bool]] | None, str]:
-        said, pieces = "", []
+        rendered, pieces = "", []
         for i in answers:
             prompt = self._prompt(messages[:i])
-            if not prompt.startswith(said):
+            if not prompt.startswith(rendered):
                 return None, ""
             start = self._opening + begun if begun and i == answers[-1] else ""
             answer = messages[i].content if start else self._opening + messages[i].content
-            pieces += [(prompt[len(said) :], False), (start, False), (answer, True)]
-            said = prompt + start + answer
-        return pieces, said
+            pieces += [(prompt[len(rendered) :], False), (start, False), (answer, True)]
+            rendered = prompt + start + answer
+        return pieces, rendered
 
     @property
     def _opening(self) -> str:

@@ -56,11 +56,11 @@ def _specials(folder: Path) -> dict[str, str]:
 
 def _vocabulary(folder: Path) -> dict[str, int]:
     """Return token ids by text, from the files: the vocabulary and the added tokens."""
-    said = _read(folder / "tokenizer.json")
-    model = said.get("model")
+    tokenizer = _read(folder / "tokenizer.json")
+    model = tokenizer.get("model")
     known = model.get("vocab") if isinstance(model, dict) else None
     found: dict[str, int] = dict(known) if isinstance(known, dict) else {}
-    found |= {entry["content"]: entry["id"] for entry in said.get("added_tokens") or []}
+    found |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
     decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     return found | {entry["content"]: int(number) for number, entry in decoder.items()}
 

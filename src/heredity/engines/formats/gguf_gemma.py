@@ -70,22 +70,22 @@ def add_shape(writer: Any, config: Any) -> None:
 
 def complete(config: Any, metadata: Mapping[str, Any]) -> None:
     """Complete a configuration that transformers has read from a GGUF."""
-    said = {key.removeprefix("gemma3."): value for key, value in metadata.items()}
-    every = _number(said, "attention.sliding_window_pattern", _EVERY)
+    values = {key.removeprefix("gemma3."): value for key, value in metadata.items()}
+    every = _number(values, "attention.sliding_window_pattern", _EVERY)
     whole: dict[str, Any] = {**config.rope_parameters[_GLOBAL]}
-    if (how := said.get("rope.scaling.type", "none")) == "linear":
-        whole |= {"rope_type": "linear", "factor": _number(said, "rope.scaling.factor", 0)}
+    if (how := values.get("rope.scaling.type", "none")) == "linear":
+        whole |= {"rope_type": "linear", "factor": _number(values, "rope.scaling.factor", 0)}
     elif how != "none":
         raise Refused("A GGUF of a Gemma 3 whose rotations are not stretched linearly is not read here.")
-    base = _number(said, "rope.freq_base_swa", _LOCAL_BASE)
+    base = _number(values, "rope.freq_base_swa", _LOCAL_BASE)
     config.query_pre_attn_scalar = _scalar(config)
     config.layer_types = _layers(int(config.num_hidden_layers), int(every))
     config.rope_parameters = {_GLOBAL: whole, _LOCAL: {"rope_type": "default", "rope_theta": base}}
 
 
-def _number(said: Mapping[str, Any], key: str, default: float) -> float:
+def _number(values: Mapping[str, Any], key: str, default: float) -> float:
     """Return a number of at least 1."""
-    found = said.get(key, default)
+    found = values.get(key, default)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 1 <= found < 2**31:
         raise Refused(f"A GGUF of a Gemma 3 whose {key} is {str(found)[:40]} is not read here.")
     return float(found)

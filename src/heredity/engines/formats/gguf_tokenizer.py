@@ -39,19 +39,19 @@ def score(token: str, ident: int, is_added: bool) -> float:
     return 0.0 if is_byte(token) else -float(ident)
 
 
-def refuse_unlike(path: Path, said: dict[str, Any]) -> None:
+def refuse_unlike(path: Path, tokenizer: dict[str, Any]) -> None:
     """Raise Refused if llama.cpp, or transformers with the GGUF, would tokenize text differently."""
-    if said.get("normalizer") != _NORMALIZER or not _leaves_whole(said.get("pre_tokenizer")):
+    if tokenizer.get("normalizer") != _NORMALIZER or not _leaves_whole(tokenizer.get("pre_tokenizer")):
         raise Refused(
             f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.",
             code="tokenizer-not-gemma",
         )
-    added = [t for t in said.get("added_tokens") or [] if not is_spaces(t["content"])]
+    added = [t for t in tokenizer.get("added_tokens") or [] if not is_spaces(t["content"])]
     if any(t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in added):
         raise Refused(
             f"{path}: llama.cpp takes no token together with the spaces beside it.", code="tokenizer-spaces"
         )
-    _refuse_other_merges(path, said["model"], {t["content"] for t in added})
+    _refuse_other_merges(path, tokenizer["model"], {t["content"] for t in added})
 
 
 def _leaves_whole(given: Any) -> bool:
@@ -121,16 +121,16 @@ def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
     Raises Refused for an unsupported kind of tokenizer, Damaged for an inconsistent one.
     """
     path = folder / "tokenizer.json"
-    said = read_json(path)
-    model = said.get("model") or {}
+    tokenizer = read_json(path)
+    model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
         kind = model.get("type") or "none"
         raise Refused(f"{path}: a GGUF is written here of BPE tokenizers, and this is {kind}.")
     if is_pieces := bool(model.get("byte_fallback")):
-        refuse_unlike(path, said)
-    elif said.get("normalizer") not in (None, {"type": "NFC"}):
+        refuse_unlike(path, tokenizer)
+    elif tokenizer.get("normalizer") not in (None, {"type": "NFC"}):
         raise Refused(f"{path}: llama.cpp knows no normalizer like its own.")
-    entries = _entries(said, is_pieces)
+    entries = _entries(tokenizer, is_pieces)
     tokens, kinds = [f"[PAD{i}]" for i in range(n_rows)], [_UNUSED] * n_rows
     for text, ident, kind in entries:
         if not 0 <= ident < n_rows:
@@ -144,16 +144,17 @@ def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
     eos = _end(folder, by_text, config)
     eot = end if (end := ChatCodec(folder).answer_end(folder)) != eos else None
     bos, pad, unk = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad", "unk"))
+    split = "default" if is_pieces else _split(folder, tokenizer.get("pre_tokenizer"))
     return Vocabulary(
-        "default" if is_pieces else _split(folder, said.get("pre_tokenizer")), tokens, kinds, merges, scores,
-        bos, eos, unk, eot, pad, _adds_bos(said, bos, tokens), template_source(folder),
+        split, tokens, kinds, merges, scores,
+        bos, eos, unk, eot, pad, _adds_bos(tokenizer, bos, tokens), template_source(folder),
     )  # fmt: skip
 
 
-def _entries(said: dict[str, Any], is_pieces: bool) -> list[tuple[str, int, int]]:
+def _entries(tokenizer: dict[str, Any], is_pieces: bool) -> list[tuple[str, int, int]]:
     """Return text, id and kind of every token; added tokens last."""
-    entries = [(text, ident, _NORMAL) for text, ident in said["model"]["vocab"].items()]
-    added = said.get("added_tokens") or []
+    entries = [(text, ident, _NORMAL) for text, ident in tokenizer["model"]["vocab"].items()]
+    added = tokenizer.get("added_tokens") or []
     if is_pieces:
         entries = [(t, ident, _BYTE if is_byte(t) else kind) for t, ident, kind in entries]
         added = [t for t in added if not is_spaces(t["content"])]
@@ -183,14 +184,14 @@ def _split(folder: Path, given: Any) -> str:
 
 def _end(folder: Path, by_text: dict[str, int], config: dict[str, Any]) -> int | None:
     """Return the token that ends an answer: of generation_config.json, else of the tokenizer."""
-    said = read_json(folder / "generation_config.json").get("eos_token_id")
-    if isinstance(said, list):
-        said = said[0] if said else None
-    return said if isinstance(said, int) else by_text.get(_text(config.get("eos_token")))
+    ends = read_json(folder / "generation_config.json").get("eos_token_id")
+    if isinstance(ends, list):
+        ends = ends[0] if ends else None
+    return ends if isinstance(ends, int) else by_text.get(_text(config.get("eos_token")))
 
 
-def _adds_bos(said: dict[str, Any], bos: int | None, tokens: list[str]) -> bool:
-    post = said.get("post_processor") or {}
+def _adds_bos(tokenizer: dict[str, Any], bos: int | None, tokens: list[str]) -> bool:
+    post = tokenizer.get("post_processor") or {}
     single = [post, *(post.get("processors") or [])]
     named = [
         p["SpecialToken"]["id"] for each in single for p in each.get("single", []) if "SpecialToken" in p

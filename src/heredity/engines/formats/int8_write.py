@@ -54,14 +54,14 @@ def widen_int8(folder: Path, out: Path, dtype: str) -> None:
     from heredity.engines.formats.int8 import SCALE, widened
 
     kind = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}[dtype]
-    said = getattr(torch, dtype)
+    kept = getattr(torch, dtype)
 
     def shapes(found: Shapes) -> Shapes:
         return {name: (kind, size) for name, (_, size) in found.items() if not name.endswith(SCALE)}
 
     def make(name: str, take: Callable[[str], Any]) -> Any:
         tensor = take(name)
-        return widened(tensor, take(name + SCALE), said) if tensor.dtype == torch.int8 else tensor.to(said)
+        return widened(tensor, take(name + SCALE), kept) if tensor.dtype == torch.int8 else tensor.to(kept)
 
     _rewrite(folder, out, shapes, make)
     _configure(out, lambda config: {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
@@ -94,6 +94,6 @@ def _configure(out: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]])
     _replace(out / "config.json", change(json.loads((out / "config.json").read_text("utf-8"))))
 
 
-def _replace(path: Path, said: Mapping[str, Any]) -> None:
+def _replace(path: Path, content: Mapping[str, Any]) -> None:
     path.unlink(missing_ok=True)  # a link to the parent's
-    path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", "utf-8")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

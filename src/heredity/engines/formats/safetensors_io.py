@@ -109,20 +109,20 @@ def write_safetensors(
         end = at + math.prod(shape) * _BITS[kind] // 8
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    said = msgspec.json.encode(header)
-    said += b" " * (-len(said) % 8)
+    encoded = msgspec.json.encode(header)
+    encoded += b" " * (-len(encoded) % 8)
     with explain_full_disk(path.parent, at), path.open("wb") as file:
-        file.write(len(said).to_bytes(8, "little") + said)
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in list(header)[1:]:
             _write_one(file, name, header[name], tensor(name))
 
 
-def _write_one(file: Any, name: str, said: Mapping[str, Any], made: Any) -> None:
+def _write_one(file: Any, name: str, entry: Mapping[str, Any], made: Any) -> None:
     import torch
 
-    start, end = said["data_offsets"]
+    start, end = entry["data_offsets"]
     data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    if list(made.shape) != said["shape"] or data.nbytes != end - start:
+    if list(made.shape) != entry["shape"] or data.nbytes != end - start:
         raise Damaged(
             f"tensor {name[:80]!r} came out with another shape or type than was planned",
             code="tensor-not-as-planned",

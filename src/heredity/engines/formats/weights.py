@@ -187,9 +187,9 @@ def _sense(path: Path) -> Iterator[None]:
     except (
         ArithmeticError, AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError
     ) as error:  # fmt: skip
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise Damaged(
-            f"{path}: makes no sense ({type(error).__name__}: {said}).", code="config-invalid"
+            f"{path}: makes no sense ({type(error).__name__}: {reason}).", code="config-invalid"
         ) from None
 
 

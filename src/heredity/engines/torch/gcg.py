@@ -71,7 +71,7 @@ def load(folder: Path) -> Any:
 
 
 def search(
-    model: Any, tongue: TokenizerView, before: str, after: str, target: str, steps: int, seed: int
+    model: Any, tokenizer: TokenizerView, before: str, after: str, target: str, steps: int, seed: int
 ) -> Suffix:
     """Return the suffix between `before` and `after` that makes `target` likely.
 
@@ -79,27 +79,27 @@ def search(
     """
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames the argument for its cache
-        start = tongue.encode(before)
-        tail = tongue.encode(before + after)[len(start) :]
-        place = SuffixPlace(start, tail, tongue.continuation(target))
-        tokens = list(tongue.continuation(_START)) * N_TOKENS
-        hunt = _Hunt(model, tongue, place, before, after, seed)
-        if not hunt.is_stable(tokens):
+        start = tokenizer.encode(before)
+        tail = tokenizer.encode(before + after)[len(start) :]
+        place = SuffixPlace(start, tail, tokenizer.continuation(target))
+        tokens = list(tokenizer.continuation(_START)) * N_TOKENS
+        search_run = _SuffixSearch(model, tokenizer, place, before, after, seed)
+        if not search_run.is_stable(tokens):
             raise EngineFailure("this model's tokenizer leaves no place for a suffix: gcg cannot search here")
-        return hunt.run(tokens, steps)
+        return search_run.run(tokens, steps)
 
 
-class _Hunt:
+class _SuffixSearch:
     """One running search."""
 
     def __init__(
-        self, model: Any, tongue: TokenizerView, place: SuffixPlace, before: str, after: str, seed: int
+        self, model: Any, tokenizer: TokenizerView, place: SuffixPlace, before: str, after: str, seed: int
     ) -> None:
-        self._model, self._tongue, self._place = model, tongue, place
+        self._model, self._tokenizer, self._place = model, tokenizer, place
         self._before, self._after = before, after
         self._draw = torch.Generator().manual_seed(seed)
         self._matrix = model.get_input_embeddings().weight
-        self._allowed = _printable(tongue, len(self._matrix))
+        self._allowed = _printable(tokenizer, len(self._matrix))
         head = torch.tensor([place.before])
         self._cache = model(head, use_cache=True, logits_to_keep=1).past_key_values
 
@@ -113,14 +113,14 @@ class _Hunt:
             at = int(losses.argmin())
             if float(losses[at]) < best:
                 best, tokens = float(losses[at]), others[at]
-        return Suffix(self._tongue.decode(tokens), round(first, 4), round(best, 4), steps)
+        return Suffix(self._tokenizer.decode(tokens), round(first, 4), round(best, 4), steps)
 
     def is_stable(self, tokens: list[int]) -> bool:
         """Return True if the suffix's text, in its place, is tokenized into exactly these tokens."""
-        text, place = self._tongue.decode(tokens), self._place
+        text, place = self._tokenizer.decode(tokens), self._place
         if text != text.rstrip():
             return False
-        whole = self._tongue.encode(self._before + text + self._after)
+        whole = self._tokenizer.encode(self._before + text + self._after)
         return whole == (*place.before, *tokens, *place.after)
 
     def _candidates(self, tokens: list[int]) -> list[list[int]]:
@@ -171,10 +171,10 @@ class _Hunt:
         return float(getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0))
 
 
-def _printable(tongue: TokenizerView, n: int) -> torch.Tensor:
+def _printable(tokenizer: TokenizerView, n: int) -> torch.Tensor:
     """Return a mask of the tokens that are printable ASCII."""
     allowed = torch.zeros(n, dtype=torch.bool)
     for token in range(n):
-        text = tongue.decode([token])
+        text = tokenizer.decode([token])
         allowed[token] = bool(text.strip()) and text.isascii() and text.isprintable() and "<" not in text
     return allowed

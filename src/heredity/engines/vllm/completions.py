@@ -92,8 +92,8 @@ class Completions:
         try:
             return [str(model["id"]) for model in response.raise_for_status().json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            said = f"HTTP {response.status_code}"
-            raise Unavailable(f"What answers at {url} is no vLLM server: {said}.") from None
+            status = f"HTTP {response.status_code}"
+            raise Unavailable(f"The server at {url} is not a vLLM server: {status}.") from None
 
     def is_well(self) -> bool:
         """Whether the server says that it can answer."""
@@ -134,10 +134,10 @@ def _refused(response: httpx.Response) -> CompletionRefused:
     try:
         found = response.json()
         error = found.get("error", found)
-        said = str(error.get("message", error))
+        message = str(error.get("message", error))
     except (ValueError, AttributeError):
-        said = response.text
-    plain = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
+        message = response.text
+    plain = " ".join("".join(c if c.isprintable() else " " for c in message).split())[:300]
     if _TOO_LONG.search(plain):
         return CompletionRefused(f"context overflow: {plain}", ContextOverflow.code)
     return CompletionRefused(f"HTTP {response.status_code}: {plain}")

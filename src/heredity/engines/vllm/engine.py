@@ -81,12 +81,12 @@ def _command(where: str) -> list[str]:
 
 def _whose(options: list[str]) -> str:
     """Describe our own server. Without the port, which changes at every start."""
-    said = ["own server"]
+    parts = ["own server"]
     if options:
-        said.append(f"options {digest(options)[:8]}")
+        parts.append(f"options {digest(options)[:8]}")
     if os.environ.get("VLLM_BATCH_INVARIANT") == "1":
-        said.append("batch-invariant")
-    return ", ".join(said)
+        parts.append("batch-invariant")
+    return ", ".join(parts)
 
 
 def _opened(
@@ -163,7 +163,7 @@ class VllmEngine:
         prompt = ""
         try:
             prompt = self.render(request)
-            said = self._client.go_on(self.body(request, prompt))
+            answer = self._client.go_on(self.body(request, prompt))
         except EngineFailure as error:  # the template refuses these messages
             return failed_reply(request, prompt, error)
         except (CompletionRefused, CompletionLost) as error:
@@ -171,16 +171,16 @@ class VllmEngine:
                 raise why from None
             code = error.code if isinstance(error, CompletionRefused) else EngineFailure.code
             return error_row(request, self.render, str(error), code)
-        if said.why not in ("stop", "length"):
-            return error_row(request, self.render, f"vLLM ended this answer with '{said.why}'")
+        if answer.why not in ("stop", "length"):
+            return error_row(request, self.render, f"vLLM ended this answer with '{answer.why}'")
         return Reply(
             request.key,
             prompt,
-            said.text,
-            tool_calls=parse_tool_calls(said.text),
-            stop="length" if said.why == "length" else "end",
-            n_prompt_tokens=said.n_prompt_tokens,
-            n_tokens=said.n_tokens,
+            answer.text,
+            tool_calls=parse_tool_calls(answer.text),
+            stop="length" if answer.why == "length" else "end",
+            n_prompt_tokens=answer.n_prompt_tokens,
+            n_tokens=answer.n_tokens,
         )
 
     def _why_down(self, is_lost: bool) -> EngineFailure | None:

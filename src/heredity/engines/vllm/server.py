@@ -132,8 +132,8 @@ def cause(text: str) -> str:
                 logged.append(line[:200])
             if _CAUSE.match(line):
                 named.append(line[:300])
-    told = list(dict.fromkeys([*logged[:1], *named[:1]]))
-    return " / ".join(told or lines[-3:])
+    causes = list(dict.fromkeys([*logged[:1], *named[:1]]))
+    return " / ".join(causes or lines[-3:])
 
 
 def _alone(log: Path) -> tuple[Path, FileLock]:
