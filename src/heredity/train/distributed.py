@@ -24,7 +24,6 @@ import torch
 from heredity.core import host
 from heredity.core.errors import HeredityError, Unavailable, UsageError
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels.patch import apply_function
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _TIMEOUT = timedelta(minutes=30)  # for the slowest; the first may hash models before it begins
@@ -198,7 +197,7 @@ def rank_span(n: int, rank: int, world: int) -> tuple[int, int]:
 
 def all_gather(mine: torch.Tensor, n: int, together: DistContext) -> torch.Tensor:
     """(rows of this process, width) -> (n, width), with rows split by `rank_span`. Differentiable."""
-    return mine if together.is_alone else apply_function(_AllGather, mine, n, together)
+    return mine if together.is_alone else _AllGather.apply(mine, n, together)  # type: ignore[no-untyped-call]
 
 
 class _AllGather(torch.autograd.Function):

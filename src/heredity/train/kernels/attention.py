@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from heredity.train.kernels.patch import apply_function
-
 _MIN_QUERIES, _MAX_BLOCKS = (
     128,
     8,
@@ -59,7 +57,7 @@ def blockwise_attention(
 
     is_fused: the forward pass uses torch's kernel, and the backward pass has all queries in one block.
     """
-    out: torch.Tensor = apply_function(_BlockwiseAttention, q, k, v, scale, window, is_fused)
+    out: torch.Tensor = _BlockwiseAttention.apply(q, k, v, scale, window, is_fused)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -296,14 +294,14 @@ def attend_by_rows(
     tokens = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     places = _row_indices(lengths, query.device) if sum(sizes) > sum(lengths) else ()
     if places:
-        tokens = [apply_function(_ToRows, x, *places) for x in tokens]
+        tokens = [_ToRows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
     done: list[torch.Tensor] = []
     for (group, longest), *parts in zip(groups, *(x.split(sizes) for x in tokens), strict=True):
         q, k, v = (x.unflatten(0, (-1, longest)).transpose(1, 2) for x in parts)
         done.append(of_rows(q, k, v, group).transpose(1, 2).flatten(0, 1))
     out = torch.cat(done)
     if places:
-        out = apply_function(_FromRows, out, *places)
+        out = _FromRows.apply(out, *places)  # type: ignore[no-untyped-call]
     return out.unsqueeze(0)
 
 

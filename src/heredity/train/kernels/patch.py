@@ -26,8 +26,3 @@ def replace_forwards(
     for module in model.modules():
         if type(module).__name__ in known:
             module.forward = way(module)
-
-
-def apply_function(function: Any, *given: Any) -> Any:
-    """Apply an autograd function. torch's own `apply` has no types."""
-    return function.apply(*given)

@@ -41,7 +41,7 @@ class _PatchedNorm(patch.KernelPatch):
             usual: torch.Tensor = self._usual(x)
             return usual
         weight, eps = self._module.weight, self._module.variance_epsilon
-        out: torch.Tensor = patch.apply_function(self._normed, x, weight, eps)
+        out: torch.Tensor = self._normed.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return out
 
 

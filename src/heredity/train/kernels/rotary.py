@@ -54,7 +54,7 @@ class _PatchedRotary(patch.KernelPatch):
         if hasattr(at, "q_norm"):
             q, k = at.q_norm(q), at.k_norm(k)
         cos, sin = (x.unsqueeze(-2) for x in position_embeddings)
-        q, k = (patch.apply_function(self._turned, x, cos, sin) for x in (q, k))
+        q, k = (self._turned.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         window = getattr(at, "sliding_window", getattr(at.config, "sliding_window", None))
         out, _ = causal_attention(at, q, k, v, None, at.scaling, lengths, window)

@@ -23,7 +23,6 @@ from heredity.engines.formats.weights import KNOWN
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import rms_norm, rotary, swiglu
 from heredity.train.kernels.attention import causal_attention
-from heredity.train.kernels.patch import apply_function
 from heredity.train.models import init as birth
 
 LOGIT_ROWS = 256  # rows of logits at once, so that they stay in the processor's cache
@@ -76,7 +75,7 @@ class CausalLM:
 
         is_narrow: `of_rows` takes logits in the head's dtype instead of fp32.
         """
-        total: torch.Tensor = apply_function(_ChunkedLoss, hidden, self.head, self.bias, of_rows, is_narrow)
+        total: torch.Tensor = _ChunkedLoss.apply(hidden, self.head, self.bias, of_rows, is_narrow)  # type: ignore[no-untyped-call]
         return total
 
     def write(

@@ -20,7 +20,6 @@ from torch import nn
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
-from heredity.train.kernels.patch import apply_function
 from heredity.train.models.causal_lm import CausalLM
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -124,8 +123,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
         rows = x.reshape(-1, x.shape[-1])
-        out: torch.Tensor = apply_function(
-            _LoraFunction, rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+        out: torch.Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
+            rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
         )
         return out.view(*x.shape[:-1], -1)
 

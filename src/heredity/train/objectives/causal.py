@@ -12,7 +12,6 @@ import torch
 
 from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.compile import compiled
-from heredity.train.kernels.patch import apply_function
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 
@@ -52,7 +51,7 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy plus z-loss, and the z-loss, summed. logits: (rows, vocabulary); targets: (rows,)."""
     way = _CompiledLoss if is_fused else _LossWithGradient
-    found: tuple[torch.Tensor, torch.Tensor] = apply_function(way, logits, targets, z_loss)
+    found: tuple[torch.Tensor, torch.Tensor] = way.apply(logits, targets, z_loss)  # type: ignore[no-untyped-call]
     return found
 
 
