@@ -1,7 +1,7 @@
 """The memory of training without the loaded weights: masters, gradients, optimizer state, activations.
 
 Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
-keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/rms_norm.py). A matmul keeps
+keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/patch.py). A matmul keeps
 what it reads. Attention keeps queries, keys, values and its result, and no square of scores. The feed-forward
 part keeps four tensors.
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core import registry
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels import attention, rms_norm
+from heredity.train.kernels import attention, patch
 from heredity.train.models import causal_lm, shapes
 from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import TransformerShape
@@ -91,7 +91,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
 ) -> None:
     monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)  # as with AMX
     if not is_on_cpu:  # transformers' own norms, as they run on a GPU
-        monkeypatch.setattr(rms_norm, "patch_norms", lambda *_: None)
+        monkeypatch.setattr(patch, "patch_norms", lambda *_: None)
     work = Workload(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
     assert kept(work) == TINY.context * (memory.activation_memory(work) - gradient)

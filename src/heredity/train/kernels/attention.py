@@ -57,7 +57,9 @@ def blockwise_attention(
 
     is_fused: the forward pass uses torch's kernel, and the backward pass has all queries in one block.
     """
-    out: torch.Tensor = _BlockwiseAttention.apply(q, k, v, scale, window, is_fused)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _BlockwiseAttention.apply(  # type: ignore[no-untyped-call]
+        q, k, v, scale, window, is_fused
+    )
     return out
 
 

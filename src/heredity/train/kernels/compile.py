@@ -6,7 +6,7 @@ or two compiled.
 Promises: the numbers of the operations one by one, within rounding. No sum over tokens is compiled here, so
 that bits do not depend on the size that came first. A chain that cannot be compiled is an error; it is never
 run uncompiled in silence.
-Leaves to others: the chains (rms_norm.py, rotary.py, swiglu.py, objectives/causal.py), and when compiling is
+Leaves to others: the chains (patch.py, objectives/causal.py), and when compiling is
 worth its time (recipes/pretrain/).
 """
 

@@ -21,9 +21,8 @@ from heredity.core import host
 from heredity.core.errors import Unavailable
 from heredity.engines.formats.weights import KNOWN
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
-from heredity.train.kernels import rms_norm, rotary, swiglu
+from heredity.train.kernels import patch
 from heredity.train.kernels.attention import causal_attention
-from heredity.train.models import init as birth
 
 LOGIT_ROWS = 256  # rows of logits at once, so that they stay in the processor's cache
 GRADIENT_ROWS = 1024  # rows whose gradient is summed at once: bfloat16 sums lose small summands
@@ -31,6 +30,44 @@ _ATTENTION = "heredity_documents"
 
 # (rows of logits, which rows of the batch they are) -> the sum of their losses
 RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+WeightChange = Callable[[Any], None]
+
+
+def init_model(
+    config: Mapping[str, Any],
+    seed: int,
+    dtype: str,
+    kind: Any,
+    attention: str,
+    change: WeightChange | None = None,
+) -> Any:
+    """Initialize a model in training mode.
+
+    kind: an AutoModel class of transformers. attention: its attention implementation.
+    change: applied to the model while weights are in fp32.
+    dtype: "auto" takes bfloat16 if its matmul was measured to be faster than that of float32.
+    """
+    import transformers
+
+    host.prepare_transformers()
+    made = transformers.AutoConfig.for_model(**config)
+    chosen = resolve_dtype(made, dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind.from_config(made, dtype=torch.float32, attn_implementation=attention)
+    if change is not None:
+        with torch.no_grad():
+            change(model)
+    model.config.dtype = chosen
+    return model.to(getattr(torch, chosen)).train()
+
+
+def resolve_dtype(config: Any, dtype: str) -> str:
+    """The dtype of a model of this configuration: `dtype`, or the faster one for "auto"."""
+    if dtype != "auto":
+        return dtype
+    inner = getattr(config, "text_config", None) or config
+    return host.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024)
 
 
 class CausalLM:
@@ -39,10 +76,10 @@ class CausalLM:
     def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
         """is_fused: whether chains of small operations are compiled (kernels/compile.py)."""
         self.model, self.folder, self.is_fused = model, folder, is_fused
-        rms_norm.patch_norms(model, is_fused)
-        rotary.patch_attention(model, is_fused)
+        patch.patch_norms(model, is_fused)
+        patch.patch_attention(model, is_fused)
         if is_fused:
-            swiglu.patch_feed_forward(model)
+            patch.patch_feed_forward(model)
 
     @property
     def head(self) -> torch.Tensor:
@@ -75,7 +112,9 @@ class CausalLM:
 
         is_narrow: `of_rows` takes logits in the head's dtype instead of fp32.
         """
-        total: torch.Tensor = _ChunkedLoss.apply(hidden, self.head, self.bias, of_rows, is_narrow)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, self.head, self.bias, of_rows, is_narrow
+        )
         return total
 
     def write(
@@ -127,7 +166,7 @@ def load(folder: Path, dtype: str = "auto") -> CausalLM:
     inner = getattr(config, "text_config", None) or config
     if inner.model_type not in KNOWN:
         raise Unavailable(f"Training '{inner.model_type}' is not supported. Supported: {', '.join(KNOWN)}.")
-    chosen = birth.resolve_dtype(config, dtype)
+    chosen = resolve_dtype(config, dtype)
     transformers.AttentionInterface.register(_ATTENTION, causal_attention)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, chosen), attn_implementation=_ATTENTION, trust_remote_code=False,
@@ -153,7 +192,7 @@ def from_config(
                 weight /= (2 * model.config.num_hidden_layers) ** 0.5
 
     transformers.AttentionInterface.register(_ATTENTION, causal_attention)
-    model = birth.from_config(config, seed, dtype, transformers.AutoModelForCausalLM, _ATTENTION, shrink)
+    model = init_model(config, seed, dtype, transformers.AutoModelForCausalLM, _ATTENTION, shrink)
     return CausalLM(model, Path(), is_fused)
 
 

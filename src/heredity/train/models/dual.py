@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from heredity.core import host
 from heredity.train.data.batching import PackedBatch
-from heredity.train.models import init as birth
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, init_model
 
 MAX_LOG_SCALE = math.log(100)  # of the logit scale, as in CLIP
 _SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10), -10.0  # SigLIP's start: most pairs do not match
@@ -64,7 +63,7 @@ def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Du
     """Initialize a new model by transformers' rule. Weights depend only on the seed."""
     import transformers
 
-    model = birth.from_config(config, seed, dtype, transformers.AutoModel, "sdpa")
+    model = init_model(config, seed, dtype, transformers.AutoModel, "sdpa")
     if hasattr(model, "logit_bias"):
         with torch.no_grad():
             model.logit_scale.fill_(_SIGMOID_SCALE)

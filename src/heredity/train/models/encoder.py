@@ -16,8 +16,7 @@ import torch
 from heredity.core import host
 from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels.attention import Lengths, bidirectional_attention
-from heredity.train.models import init as birth
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, init_model
 
 _ATTENTION = "heredity_encoder"
 
@@ -55,9 +54,7 @@ def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> Ma
     import transformers
 
     transformers.AttentionInterface.register(_ATTENTION, bidirectional_attention)
-    return MaskedLM(
-        birth.from_config(config, seed, dtype, transformers.AutoModelForMaskedLM, _ATTENTION), Path()
-    )
+    return MaskedLM(init_model(config, seed, dtype, transformers.AutoModelForMaskedLM, _ATTENTION), Path())
 
 
 def load(folder: Path, dtype: str = "float32") -> MaskedLM:

@@ -30,7 +30,7 @@ from transformers.initialization import no_init_weights
 from heredity.core import registry
 from heredity.core.errors import HeredityError, Unavailable, first_line
 from heredity.core.records import Record
-from heredity.train.kernels import attention, rms_norm
+from heredity.train.kernels import attention, patch
 from heredity.train.kernels import attention as bidirectional
 from heredity.train.memory import FP32_BYTES, LOGIT_ROWS_HELD
 from heredity.train.models import encoder
@@ -137,7 +137,7 @@ def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> Rehears
     if runs_again:
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     if work.is_on_cpu:
-        rms_norm.patch_norms(model)
+        patch.patch_norms(model)
     return _REHEARSALS[made.OBJECTIVE](model.train(), work)
 
 

@@ -5,7 +5,7 @@
     SHAPE                              of text models: a class of models/shapes.py
 
 Promises: nothing here builds a network; transformers does.
-Leaves to others: width and depth (models/shapes.py), and initialization (models/init.py).
+Leaves to others: width and depth (models/shapes.py), and initialization (models/causal_lm.py).
 """
 
 from __future__ import annotations
