@@ -144,7 +144,7 @@ def recipe_of(options: argparse.Namespace) -> Any:
 
     return Pretrain(
         options.corpus, size=options.size, context=options.context, tokens=options.steps * options.batch,
-        batch=options.batch, rate=options.rate,
+        batch_size=options.batch, lr=options.rate,
     )  # fmt: skip
 
 

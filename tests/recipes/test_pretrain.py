@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -16,9 +17,11 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from heredity import engines
+from heredity.core import registry
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
+from heredity.lineage.setting_names import HASHED_AS
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
@@ -34,19 +37,19 @@ RECIPE = """
 name = "tiny"
 corpus = "out"
 size = "50K"
-width = 32
-head = 16
+hidden_size = 32
+head_dim = 16
 heads = 2
 kv_heads = 1
-wide = 64
+ffn_size = 64
 layers = 2
 context = 64
 tokens = 20_000
-batch = 512
-rate = 0.02
-held_out = 2000
-checks = 4
-keep_every = 10
+batch_size = 512
+lr = 0.02
+validation_tokens = 2000
+evaluations = 4
+checkpoint_every = 10
 dtype = "float32"
 """
 
@@ -130,7 +133,7 @@ def test_what_no_export_can_check_is_refused_with_why(tmp_path: Path, recipe: Pa
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"rate": math.nan}, ["rate", "nan"]),
+        ({"lr": math.nan}, ["lr", "nan"]),
         ({"spike": math.inf}, ["spike", "inf"]),
         ({"seed": 1 << 63}, ["seed"]),
     ],
@@ -144,7 +147,7 @@ def test_what_is_no_number_is_refused_with_the_file(
 
 def test_held_out_text_that_is_told_no_number_ends_a_run_in_words(tmp_path: Path, recipe: Path) -> None:
     with raises(loop.Diverged, "gradient-not-finite"):
-        Store(tmp_path / "store").derive(pretrain.read(recipe, {"rate": 1e30, "spike": 1e30}), [])
+        Store(tmp_path / "store").derive(pretrain.read(recipe, {"lr": 1e30, "spike": 1e30}), [])
 
 
 def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: Path) -> None:
@@ -180,12 +183,12 @@ def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
     monkeypatch.setattr(fused, "why_unavailable", lambda: "no compiler")
     assert not pretrain.read(recipe).is_fused
     with raises(UsageError, "nothing-compiles"):
-        _ = pretrain.read(recipe, {"fuse": "yes"}).is_fused
+        _ = pretrain.read(recipe, {"compile": "yes"}).is_fused
     monkeypatch.setattr(fused, "why_unavailable", lambda: "")
     assert not pretrain.read(recipe).is_fused  # thirty seconds of compiling for a run of two
-    assert pretrain.read(recipe, {"fuse": "yes"}).is_fused
+    assert pretrain.read(recipe, {"compile": "yes"}).is_fused
     monkeypatch.setattr(pretrain, "_LONG", 1.0)
-    assert pretrain.read(recipe).is_fused and not pretrain.read(recipe, {"fuse": "no"}).is_fused
+    assert pretrain.read(recipe).is_fused and not pretrain.read(recipe, {"compile": "no"}).is_fused
 
 
 @pytest.mark.parametrize(
@@ -196,8 +199,8 @@ def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
         ("warmup = 1.5", UsageError, "bad-setting", ["warmup", "1.5"]),
         ("layers = -1", UsageError, "bad-setting", ["layers", "-1"]),
         ('architecture = "qwen4"', BadInput, "unknown-architecture", ["base.toml", "qwen3"]),
-        ("batch = 32", BadInput, "step-holds-no-context", ["base.toml", "64"]),
-        ("batch = 30_000", BadInput, "batch-over-tokens", ["base.toml", "batch", "30,000"]),
+        ("batch_size = 32", BadInput, "step-holds-no-context", ["base.toml", "64"]),
+        ("batch_size = 30_000", BadInput, "batch-over-tokens", ["base.toml", "batch", "30,000"]),
         ('size = "0M"', BadInput, "size-empty", ["base.toml", "0M"]),
     ],
 )
@@ -210,6 +213,22 @@ def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_recorded(
     with raises(error, code, mentions=named):
         store.derive(pretrain.read(recipe), [])
     assert store.models() == []
+
+
+def test_an_error_names_the_line_of_a_setting_under_its_first_name(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("batch_size = 512", "batch = -1"))
+    line = recipe.read_text().splitlines().index("batch = -1") + 1
+    with raises(BadInput, "bad-setting", mentions=[f"base.toml:{line}", "batch_size"]):
+        pretrain.read(recipe)
+
+
+def test_every_setting_of_one_objective_is_one_that_recipes_have() -> None:
+    names = {each.name for each in dataclasses.fields(pretrain.Pretrain)}
+    for objective in registry.names("recipes.pretrain.objectives"):
+        assert names > pretrain.load_objective(objective).SETTINGS
+    with raises(UsageError, "unknown-choice", mentions=["causal"]):
+        pretrain.load_objective("casual")
+    assert HASHED_AS["pretrain"].keys() <= names and not names & set(HASHED_AS["pretrain"].values())
 
 
 def test_a_recipe_without_a_corpus_says_what_to_add(tmp_path: Path) -> None:

@@ -77,8 +77,19 @@ def pictures(recipe_file: Path) -> Path:
 
 
 def recipe(corpus: Path, **changes: object) -> Pretrain:
-    small = {"size": "150K", "pairs": 40 * 24, "batch": 24, "rate": 3e-3, "keep_every": 4, "checks": 2}
-    said = {"dtype": "float32", "objective": "contrastive", "caption": 24, "patch": 4} | small | changes
+    small = {
+        "size": "150K",
+        "pairs": 40 * 24,
+        "batch_size": 24,
+        "lr": 3e-3,
+        "checkpoint_every": 4,
+        "evaluations": 2,
+    }
+    said = (
+        {"dtype": "float32", "objective": "contrastive", "caption_tokens": 24, "patch_size": 4}
+        | small
+        | changes
+    )
     return Pretrain(corpus, **said)  # type: ignore[arg-type]
 
 
@@ -278,9 +289,9 @@ def test_what_cannot_be_is_refused_before_the_first_step(pictures: Path) -> None
     with raises(UsageError, "setting-of-another-objective", mentions=["context"]):
         recipe(pictures, context=64)
     with raises(UsageError, "patch-does-not-divide", mentions=["patch"]):
-        _ = recipe(pictures, patch=5).dial
+        _ = recipe(pictures, patch_size=5).dial
     with raises(UsageError, "bad-setting", mentions=["batch", "2"]):
-        _ = recipe(pictures, batch=1000).dial
+        _ = recipe(pictures, batch_size=1000).dial
     from heredity.recipes.pretrain import contrastive
 
     work = pictures.parent / "work"

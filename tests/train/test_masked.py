@@ -60,8 +60,19 @@ def born(architecture: str, context: int = 256, dtype: str = "float32") -> encod
 
 
 def recipe(corpus: Path, **changes: object) -> Pretrain:
-    small = {"size": "150K", "context": 64, "tokens": 24 * 512, "batch": 512, "rate": 5e-3, "keep_every": 4}
-    said = {"dtype": "float32", "held_out": 2000, "checks": 3, "objective": "masked"} | small | changes
+    small = {
+        "size": "150K",
+        "context": 64,
+        "tokens": 24 * 512,
+        "batch_size": 512,
+        "lr": 5e-3,
+        "checkpoint_every": 4,
+    }
+    said = (
+        {"dtype": "float32", "validation_tokens": 2000, "evaluations": 3, "objective": "masked"}
+        | small
+        | changes
+    )
     return Pretrain(corpus, **said)  # type: ignore[arg-type]
 
 
@@ -280,14 +291,14 @@ def test_one_that_cannot_fit_is_refused_before_its_first_step(
 
 
 def test_what_is_of_another_objective_is_refused(tmp_path: Path) -> None:
-    with raises(UsageError, "setting-of-another-objective", mentions=["hidden", "masked"]):
-        Pretrain(tmp_path, hidden=0.2)
+    with raises(UsageError, "setting-of-another-objective", mentions=["mask_rate", "masked"]):
+        Pretrain(tmp_path, mask_rate=0.2)
     with raises(UsageError, "setting-of-another-objective", mentions=["qwen3", "causal"]):
         recipe(tmp_path, architecture="qwen3")
     with raises(UsageError, "unknown-architecture", mentions=["modernbert"]):
         recipe(tmp_path, architecture="modernbrt")
-    with raises(UsageError, "bad-setting", mentions=["hidden"]):
-        recipe(tmp_path, hidden=1.0)
+    with raises(UsageError, "bad-setting", mentions=["mask_rate"]):
+        recipe(tmp_path, mask_rate=1.0)
     file = tmp_path / "base.toml"
     file.write_text('corpus = "here"\nobjective = "masked"\nkv_heads = 0\n')
     with raises(BadInput, "key-of-another-objective", mentions=["kv_heads"]):

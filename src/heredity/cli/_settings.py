@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import click
 
 from heredity.cli import Name, Option, PathArgument
+from heredity.core import registry
 from heredity.lineage.setting_names import first_name
 from heredity.train.data.chat import Data
 
@@ -25,6 +26,7 @@ class _Setting(NamedTuple):
     kind: Any
     default: Any
     help: str
+    folder: str  # of the plug-ins of which it names one; "" for none
 
 
 def options(recipe: type) -> list[click.Option]:
@@ -80,7 +82,8 @@ def _walk(kind: Any) -> Iterator[_Setting]:
         if each.compare:
             first = first_name(kind.kind, each.name)
             help_text = each.metadata.get("help", "")
-            yield _Setting(each.name, first, hints[each.name], _default(each), help_text)
+            folder = each.metadata.get("folder", "")
+            yield _Setting(each.name, first, hints[each.name], _default(each), help_text, folder)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -111,6 +114,9 @@ def _options_of(setting: _Setting) -> list[click.Option]:
     if kind is bool:
         off = [f"--no-{each[2:]}" for each in old]
         return [Option([f"{flag}/--no-{flag[2:]}", key], former=old, former_off=off, **common)]
+    if setting.folder:
+        kinds = click.Choice(registry.names(setting.folder))
+        return [Option([flag, key], former=old, type=kinds, **common)]
     if typing.get_origin(kind) is Literal:
         return [Option([flag, key], former=old, type=click.Choice(typing.get_args(kind)), **common)]
     if typing.get_origin(kind) is tuple:

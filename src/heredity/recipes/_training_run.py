@@ -35,6 +35,11 @@ def setting(default: Any, help: str, is_new: bool = False, is_recorded: bool = T
     return field(default=default, metadata={"help": help, "is_new": is_new, "is_recorded": is_recorded})
 
 
+def choice(default: str, help: str, folder: str) -> Any:
+    """A setting that names a plug-in of an open folder."""
+    return field(default=default, metadata={"help": help, "folder": folder})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """The settings of every recipe that trains on examples.

@@ -71,7 +71,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
         end,
         recipe.context,
         perplexity.token_bytes(corpus.folder / _TOKENIZER[0]),
-        recipe.held_out,
+        recipe.validation_tokens,
         recipe.every,
         together,
     )
@@ -98,7 +98,7 @@ def learn(
     if recipe.recompute:
         recompute_activations(net.model)
     held_here = net if together.is_alone else shard_model(net, together, recipe.reduce == "once")
-    guard = loop.DivergenceGuard(recipe.keep_every, recipe.spike)
+    guard = loop.DivergenceGuard(recipe.checkpoint_every, recipe.spike)
     meter = speed.ThroughputMeter(recipe.watch if together.is_first else None)
     metrics = loop.train(
         held_here, FullFinetune(), objective, source, plan_of(recipe), folder, meter, check, guard, together
@@ -121,8 +121,8 @@ def plan_of(recipe: Pretrain) -> loop.TrainingPlan:
         recipe.dial.rate,
         recipe.schedule,
         int(recipe.warmup * recipe.n_steps),
-        recipe.decay,
-        recipe.clip,
+        recipe.weight_decay,
+        recipe.grad_clip,
         recipe.optimizer,
         recipe.seed,
     )
@@ -187,7 +187,7 @@ def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
     net, _, meter = base.made
     if processes_of(recipe).is_alone:
         known = base.foreseen.limit if base.foreseen else forecast.limit_of(recipe, net.model.dtype)
-        return meter.notes(forecast.of_token(recipe), known)
+        return meter.notes(recipe.spec.flops_per_token(recipe), known)
     rate = meter.last.per_second
     return processes_noted(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
 

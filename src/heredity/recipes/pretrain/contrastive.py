@@ -69,7 +69,7 @@ def _specials(corpus: Pictures) -> Specials:
 
 def _captions(recipe: Pretrain) -> CaptionLayout:
     end, pad, _ = _specials(recipe.pictures)
-    return CaptionLayout(end, pad, recipe.caption)
+    return CaptionLayout(end, pad, recipe.caption_tokens)
 
 
 def _classes(corpus: Pictures) -> dict[int, NDArray[np.int64]]:
@@ -110,8 +110,8 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
     }
     if ZERO_SHOT in terms:
         notes["zero-shot"] = f"{terms[ZERO_SHOT]:.1%} of held-out classes by name; {_commonest(corpus)}"
-    if n_cut := _n_cut(corpus, recipe.caption):
-        notes["cut"] = f"{n_cut:,} captions at {recipe.caption} tokens"
+    if n_cut := _n_cut(corpus, recipe.caption_tokens):
+        notes["cut"] = f"{n_cut:,} captions at {recipe.caption_tokens} tokens"
     if meter.last.n_total:
         notes["speed"] = f"{meter.last.per_second / shape.context:,.0f} pairs/s"
     return notes | beside | processes_noted(recipe)
@@ -138,8 +138,8 @@ def _write_tokenizer(recipe: Pretrain, out: Path) -> None:
     made.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, made.token_to_id(end))]
     )
-    made.enable_truncation(recipe.caption)
-    config |= {"model_max_length": recipe.caption, "model_input_names": ["input_ids"]}
+    made.enable_truncation(recipe.caption_tokens)
+    config |= {"model_max_length": recipe.caption_tokens, "model_input_names": ["input_ids"]}
     config.pop("chat_template", None)
     write_atomic(out / _TOKENIZER, made.to_str(pretty=False).encode())
     write_atomic(out / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from heredity.core import host, registry
+from heredity.core import host
 from heredity.recipes.pretrain import budget
 from heredity.train import metrics
-from heredity.train.data.masking import END_TOKENS
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.memory import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS
-from heredity.train.models import shapes
 from heredity.train.planning import forecast, memory
 from heredity.train.planning.workload import Workload
 
@@ -86,9 +84,7 @@ def in_memory(recipe: Pretrain, together: DistContext) -> Iterator[Foreseen | No
         yield None
         return
     shape = recipe.dial.shape
-    said, second = f"The pre-training of '{recipe.size}'", f"context ({recipe.context})"
-    if recipe.objective == "contrastive":
-        second = f"batch ({recipe.dial.batch} pairs)"
+    said, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
     advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
     has = round(recipe.memory * host.GIB) or None
 
@@ -121,28 +117,16 @@ def _refuse_on_gpu(recipe: Pretrain, together: DistContext) -> None:
 
 def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
     seconds = limit = 0.0
-    if recipe.objective != "contrastive":
+    if per_token := recipe.spec.flops_per_token(recipe):
         limit = limit_of(recipe, dtype)
         work = _work(recipe, dtype.itemsize)
         rate = metrics.memory_bandwidth(work.shape.width, dtype)
         tokens = work.tokens + work.looked_at / forecast.STEP_TO_FORWARD
-        seconds = tokens * forecast.cpu_seconds(work, of_token(recipe), limit, rate)
+        seconds = tokens * forecast.cpu_seconds(work, per_token, limit, rate)
     host.reset_peak_memory()
     return Foreseen(parts, limit, seconds, host.resident_memory())
 
 
-def of_token(recipe: Pretrain) -> float:
-    """FLOPs of a token of text, forward and backward."""
-    shape, frame = recipe.dial.shape, END_TOKENS if recipe.objective == "masked" else 0
-    length = metrics.mean_chunk_length(recipe.text.lengths("train"), shape.context - frame)
-    if recipe.objective == "masked":
-        built = registry.load("train.models.architectures", recipe.architecture)
-        found: float = built.flops_per_token(shape, length, recipe.hidden)
-        return found
-    return shapes.flops_per_token(shape, length)
-
-
 def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
     """FLOP/s that this machine's products reach at the recipe's shapes, of a model of text."""
-    of_head = recipe.hidden if recipe.objective == "masked" else 1.0
-    return metrics.matmul_limit(recipe.dial.shape, dtype, of_head=of_head)
+    return metrics.matmul_limit(recipe.dial.shape, dtype, of_head=recipe.spec.head_share(recipe))

@@ -40,7 +40,7 @@ def train(recipe: Pretrain, folder: Path) -> Base:
     """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
     built, together = registry.load("train.models.architectures", recipe.architecture), processes_of(recipe)
     words = perplexity.token_bytes(recipe.text.folder / _TOKENIZER)
-    check = MaskedCheck(_gaps(recipe, "validation"), words, recipe.held_out, recipe.every, together)
+    check = MaskedCheck(_gaps(recipe, "validation"), words, recipe.validation_tokens, recipe.every, together)
 
     def born(dtype: str) -> CausalLM:
         config = built.config(recipe.dial.shape, specials(recipe.text))
@@ -66,7 +66,7 @@ def hiding(recipe: Pretrain) -> TokenMasking:
     known, corpus = specials(recipe.text), recipe.text
     assert known.mask is not None  # the architecture has refused it
     special = frozenset(corpus.card.tokenizer.special.values())
-    return TokenMasking(known.mask, known.end, corpus.n_vocabulary, special, recipe.hidden, recipe.noise)
+    return TokenMasking(known.mask, known.end, corpus.n_vocabulary, special, recipe.mask_rate, recipe.noise)
 
 
 def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:

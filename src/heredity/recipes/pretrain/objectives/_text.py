@@ -1,0 +1,61 @@
+"""What the objectives on text share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from heredity.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain.recipe import Pretrain
+    from heredity.train.models.shapes import SizePreset
+    from heredity.train.planning.workload import Workload
+
+SETTINGS = frozenset({"context", "tokens", "z_loss", "validation_tokens", "reduce"})
+
+
+def preset(recipe: Pretrain, vocabulary: int = 0) -> SizePreset:
+    """What the size sets. vocabulary: 0: the corpus's. Raises UsageError."""
+    from heredity.train.models import shapes
+
+    n_tokens = vocabulary or recipe.text.n_vocabulary
+    return shapes.size_preset(recipe.size, n_tokens, recipe.context, recipe.sizes("tokens"), recipe.made_of)
+
+
+def workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workload:
+    """What a plan needs to know; the corpus is only needed if no vocabulary is given. Raises UsageError."""
+    from heredity.train.planning.workload import Workload
+
+    dial = preset(recipe, vocabulary or _vocabulary(recipe))
+    looked_at = _validation_tokens(recipe)
+    return Workload(dial.shape, dial.tokens, dial.batch, hidden=head_share, looked_at=looked_at)
+
+
+def document_length(recipe: Pretrain, n_added: int = 0) -> float:
+    """Mean length in tokens of the documents that a token is in. n_added: tokens put around a chunk."""
+    from heredity.train import metrics
+
+    return metrics.mean_chunk_length(recipe.text.lengths("train"), recipe.dial.shape.context - n_added)
+
+
+def _validation_tokens(recipe: Pretrain) -> int:
+    """Tokens of one evaluation. Without the corpus, as many as the recipe asks for."""
+    from heredity.corpus.integrity import NAME
+    from heredity.corpus.reader import read_card
+
+    if not (recipe.corpus / NAME).is_file():
+        return recipe.validation_tokens
+    n_tokens = sum(row.tokens for row in read_card(recipe.corpus).splits if row.split == "validation")
+    return min(recipe.validation_tokens, n_tokens)
+
+
+def _vocabulary(recipe: Pretrain) -> int:
+    from heredity.corpus.integrity import NAME
+    from heredity.corpus.reader import read_card
+
+    if not (recipe.corpus / NAME).is_file():
+        raise UsageError(
+            f"{recipe.corpus} holds no corpus yet, so its vocabulary is unknown. "
+            "Give one: --vocab-size 65536."
+        )
+    return read_card(recipe.corpus).tokenizer.vocabulary

@@ -1,0 +1,88 @@
+"""Predict masked tokens: an encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from heredity.core import registry
+from heredity.core.errors import UsageError
+from heredity.recipes.pretrain.objectives import _text
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain.recipe import Pretrain
+    from heredity.train.models.shapes import SizePreset
+    from heredity.train.planning.workload import Workload
+
+ARCHITECTURE = "modernbert"
+SETTINGS = _text.SETTINGS | {"mask_rate", "noise"}
+UNIT: Literal["tokens", "pairs"] = "tokens"
+MODALITY = "text"
+
+
+def check(recipe: Pretrain) -> None:
+    """A chunk has an end token on each side, and one token between them. Raises UsageError."""
+    if recipe.context < 3:
+        raise UsageError(
+            f"context must be at least 3 tokens, not {recipe.context}.", code="bad-setting", key="context"
+        )
+    if not 0 < recipe.mask_rate < 1:
+        raise UsageError(
+            f"mask_rate must lie between 0 and 1, not {recipe.mask_rate:g}.",
+            code="bad-setting",
+            key="mask_rate",
+        )
+
+
+def child_name(recipe: Pretrain) -> str:
+    """The architecture's name."""
+    return recipe.architecture
+
+
+def fingerprint(recipe: Pretrain) -> str:
+    """The digest of the corpus."""
+    return recipe.text.fingerprint
+
+
+def preset(recipe: Pretrain) -> SizePreset:
+    """What the size sets. Raises UsageError."""
+    return _text.preset(recipe)
+
+
+def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:  # noqa: ARG001
+    """What a plan needs to know. Raises UsageError."""
+    return _text.workload(recipe, vocabulary, head_share(recipe))
+
+
+def lower_instead(recipe: Pretrain) -> str:
+    """A shorter context."""
+    return f"context ({recipe.context})"
+
+
+def head_share(recipe: Pretrain) -> float:
+    """Only masked tokens are predicted."""
+    return recipe.mask_rate
+
+
+def flops_per_token(recipe: Pretrain) -> float:
+    """Forward and backward FLOPs of a token, in documents as long as the corpus's."""
+    from heredity.train.data.masking import END_TOKENS
+
+    built = registry.load("train.models.architectures", recipe.architecture)
+    length = _text.document_length(recipe, END_TOKENS)
+    flops: float = built.flops_per_token(recipe.dial.shape, length, recipe.mask_rate)
+    return flops
+
+
+def train(recipe: Pretrain, folder: Path) -> Any:
+    """See recipes/pretrain/masked.py."""
+    from heredity.recipes.pretrain import masked
+
+    return masked.train(recipe, folder)
+
+
+def write(recipe: Pretrain, made: Any, out: Path) -> dict[str, str]:
+    """See recipes/pretrain/masked.py."""
+    from heredity.recipes.pretrain import masked
+
+    return masked.write(recipe, made, out)

@@ -1,0 +1,51 @@
+"""What an objective of pre-training defines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from heredity.recipes.pretrain.recipe import Pretrain
+    from heredity.train.models.shapes import SizePreset
+    from heredity.train.planning.workload import Workload
+
+
+@runtime_checkable
+class PretrainObjective(Protocol):
+    """A file of this folder."""
+
+    ARCHITECTURE: str  # the default one
+    SETTINGS: frozenset[str]  # settings that not every objective has
+    UNIT: Literal["tokens", "pairs"]  # what is counted
+    MODALITY: str  # of the child
+
+    def check(self, recipe: Pretrain) -> None:
+        """Raise UsageError for settings of this objective that cannot be."""
+
+    def child_name(self, recipe: Pretrain) -> str:
+        """What the child is called before its size, if the recipe gives no name."""
+
+    def fingerprint(self, recipe: Pretrain) -> str:
+        """The digest of the corpus."""
+
+    def preset(self, recipe: Pretrain) -> SizePreset:
+        """What the size sets for this corpus. Raises UsageError."""
+
+    def workload(self, recipe: Pretrain, vocabulary: int, side: int) -> Workload:
+        """What a plan needs to know. vocabulary, side of a picture in pixels; 0: the corpus's."""
+
+    def lower_instead(self, recipe: Pretrain) -> str:
+        """The setting, beside size, that lowers the memory of a run."""
+
+    def head_share(self, recipe: Pretrain) -> float:
+        """Share of the tokens for which logits are computed."""
+
+    def flops_per_token(self, recipe: Pretrain) -> float:
+        """Forward and backward FLOPs of a token; 0: unknown, so that no time is predicted."""
+
+    def train(self, recipe: Pretrain, folder: Path) -> Any:
+        """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
+
+    def write(self, recipe: Pretrain, made: Any, out: Path) -> dict[str, str]:
+        """Write the child's files. Returns the notes of its record."""
