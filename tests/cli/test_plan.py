@@ -96,7 +96,7 @@ def test_other_kinds_have_the_same_table_and_keys(
             ["--gpus", "8192", *OF_PAIRS],
             "4,096 pairs is too small for 8,192 devices. Take at most --gpus 4096",
         ),
-        (PAIRS, ["--vocabulary", "49408", "--side", "225"], "not cut evenly"),
+        (PAIRS, ["--vocabulary", "49408", "--side", "225"], "225 pixels is not divisible by patch = 16"),
         (
             PAIRS,
             [*OF_PAIRS, "--gpu", "rtx4090", "--reserve", "0.9"],
@@ -121,7 +121,7 @@ def test_a_mistake_with_another_kind_is_one_line(
         (["--vocabulary", "65536", "--gpu", "h10"], "Did you mean 'h100'"),
         (["--vocabulary", "65536", "--gpu", "rtx4090", "--reserve", "0.9"], "It would fit on"),
         (["--vocabulary", "65536", "--gpus", "1024"], "at most --gpus 256"),
-        (["--vocabulary", "65536", "--mfu", "2"], "mfu must lie"),
+        (["--vocabulary", "65536", "--mfu", "2"], "mfu must be above 0 and at most 1 (2)"),
         (["other.toml"], "takes one recipe"),
         (["--vocabulary", "90000000000"], "base.toml: A vocabulary of 90,000,000,000 makes a model"),
     ],

@@ -38,9 +38,9 @@ def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--heads", "3"), "3 heads do not share 2 heads"),
-        (("--head", "15"), "15 columns have none"),
-        (("--size", "10"), "A size is a number and K, M or B"),
+        (("--heads", "3"), "2 key-value heads do not divide 3 heads"),
+        (("--head", "15"), "an even number of columns per head, not 15"),
+        (("--size", "10"), "A size is a number with K, M, B or T"),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line_with_the_file(
