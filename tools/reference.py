@@ -63,7 +63,7 @@ def _verb(command: click.Command, context: click.Context, level: int) -> Iterato
 
 def _option(param: click.Option, context: click.Context) -> str:
     """A row of the table; "" for an option that every verb has."""
-    if param.hidden or param.name in ("help", "debug"):
+    if param.hidden or param.name == "debug" or "--help" in param.opts:
         return ""
     names = ", ".join(f"`{name}`" for name in [*param.opts, *param.secondary_opts])
     value = "" if param.is_flag else f" `{param.make_metavar(context)}`".replace("|", "\\|")

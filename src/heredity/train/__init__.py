@@ -18,5 +18,3 @@ Promises: the same data, settings and machine give the same bits, also after kil
 not import torch.
 Leaves to others: which models take part and what is recorded (recipes/, lineage/).
 """
-
-import heredity.engines as _engines  # noqa: F401 (first of all: it sets how OpenMP waits, which torch reads)

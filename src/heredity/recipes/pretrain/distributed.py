@@ -1,7 +1,7 @@
 """A recipe that trains, made by all the processes that torchrun started: the first grows, the others compute.
 
 Promises: only the first touches the store; alone, it is the store's own `derive`.
-Leaves to others: what a process is (train/processes.py) and each one's share of a step (train/).
+Leaves to others: what a process is (train/distributed.py) and each one's share of a step (train/).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: a run that cannot fit is refused before its first step, with what it needs and what to lower; what
 is noted as predicted was known before the first step.
-Leaves to others: the arithmetic (train/planning/), and how much memory there is (engines/_memory.py). Of a
+Leaves to others: the arithmetic (train/planning/), and how much memory there is (core/host.py). Of a
 model of pictures the time is not foreseen: the products of its towers were measured on no machine.
 """
 

@@ -3,7 +3,7 @@
 Promises: the tokenizer that is written frames a text as the training did, so that AutoTokenizer and a
 fill-mask pipeline give the model what it knows.
 Leaves to others: which settings (pretrain.py), the loop itself (train/loop.py), and what a decoder's making
-has in common with it (_newborn.py).
+has in common with it (causal.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: the bytes end in `part` only if their size and SHA-256 are the expected ones; a wrong hash leaves
 nothing; a lost connection or a kill leaves the part, and the next call asks only for the rest.
-Leaves to others: which address and which hash (pull.py, _wheels.py, _hub.py).
+Leaves to others: which address and which hash (pull.py, wheels.py, hub.py).
 """
 
 from __future__ import annotations

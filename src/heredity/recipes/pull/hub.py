@@ -2,7 +2,7 @@
 
 Promises: a hub that cannot be reached fails at once; the revision is resolved to a commit first, and weights
 are checked against the hash that the hub publishes (and the catalogue's, where it pins one).
-Leaves to others: the transfer (_download.py) and what the files hold (_folder.py).
+Leaves to others: the transfer (download.py) and what the files hold (folder.py).
 """
 
 from __future__ import annotations

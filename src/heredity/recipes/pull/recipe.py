@@ -7,7 +7,7 @@
 
 Promises: only safetensors and GGUF, whole and checked, come in; no code, pickle, link or stray path does;
 a pinned hash holds whatever the source was; what failed is said for every source.
-Leaves to others: recording and hashing (lineage.py), the transfers (_hub.py, _wheels.py).
+Leaves to others: recording and hashing (lineage/store.py), the transfers (hub.py, wheels.py).
 """
 
 from __future__ import annotations

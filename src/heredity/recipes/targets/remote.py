@@ -14,7 +14,7 @@ Options are part of the model. Four are heredity's own; any other goes into each
     anthropic_version   2023-06-01 for models of Anthropic's that still take a temperature
 
 Promises: no key, user or password is recorded; equal references give equal ids on every machine.
-Leaves to others: asking (engines/remote.py), and where the key is (the environment).
+Leaves to others: asking (engines/remote/engine.py), and where the key is (the environment).
 """
 
 from __future__ import annotations
