@@ -22,9 +22,9 @@ from heredity.study import aggregate, legacy, storage
 from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
+from heredity.study.headline import headline
 from heredity.study.plan import Grid
 from heredity.study.rate_bounds import bound_rate
-from heredity.study.report._headline import headline
 from heredity.study.report._samples import outcomes
 from heredity.study.study import Study
 

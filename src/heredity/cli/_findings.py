@@ -14,6 +14,7 @@ from rich.text import Text
 
 from heredity.cli._terminal import out, plain
 from heredity.core.records import Estimate
+from heredity.study import edge_tables
 from heredity.study import wording as words
 from heredity.study.estimates import (
     ALL,
@@ -25,8 +26,7 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
 )
-from heredity.study.report import _edges
-from heredity.study.report._headline import headline
+from heredity.study.headline import headline
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _PAIRS = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
@@ -85,7 +85,7 @@ def edge_table(estimates: Estimates) -> Table:
             grid.add_row(Text(_PAIRS[last]), style="bold")
         kept = f"{edge.kept} of {edge.retention.n}\n[{_bounds(edge.retention, '.0f')}] %"
         difference = f"{words.points(pair.difference.value)}\n[{_bounds(pair.difference, '+.1f')}]"
-        child = f"{called[edge.child]}\n  of {called[edge.parent]}, {_edges.how(edge)}"
+        child = f"{called[edge.child]}\n  of {called[edge.parent]}, {edge_tables.how(edge)}"
         grid.add_row(
             Text(plain(child, lines=True)), _verdict_cell(edge), kept, str(edge.lost), str(edge.gained),
             difference, words.unsigned(pair.detectable),

@@ -1,7 +1,7 @@
 """Pull a model with progress on a terminal, and prepare it for its engine; several verbs do so.
 
 Promises: licence and warnings are shown before the model is used.
-Leaves to others: getting the bytes and checking them (recipes/pull.py).
+Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 """
 
 from __future__ import annotations

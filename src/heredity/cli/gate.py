@@ -61,10 +61,10 @@ def command(
       4  errors in the run
     """
     from heredity.cli._terminal import plain, write, write_json
+    from heredity.study import recorded_study
     from heredity.study.gate import gate
-    from heredity.study.report import _study
 
-    found = _study.proven(folder)
+    found = recorded_study.proven(folder)
     outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)
     if as_json:
         write_json({"code": outcome.code, "words": outcome.words})

@@ -70,9 +70,9 @@ def _facts(model: Model) -> dict[str, str]:
 def _show_study(folder: Path, as_json: bool) -> None:
     from heredity.cli import _findings
     from heredity.cli._terminal import write_json
-    from heredity.study.report import _study
+    from heredity.study import recorded_study
 
-    estimates = _study.read(folder).estimates
+    estimates = recorded_study.read(folder).estimates
     if as_json:
         write_json(estimates)
     else:

@@ -62,18 +62,18 @@ def exposure(
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
 
 
-class Canary(NamedTuple):
+class ExposureCanary(NamedTuple):
     """A planted prompt and the secret that ends it."""
 
     text: str
     secret: str
 
 
-def planted(notes: Mapping[str, str]) -> Canary:
+def planted(notes: Mapping[str, str]) -> ExposureCanary:
     """Return the canary that a model's notes record (recipes/_tuned.canary_notes)."""
     if "canary secret" not in notes:
-        return Canary(*canary_of_note(notes["canary"]))
-    return Canary(notes["canary text"], notes["canary secret"])
+        return ExposureCanary(*canary_of_note(notes["canary"]))
+    return ExposureCanary(notes["canary text"], notes["canary secret"])
 
 
 def expose(

@@ -7,7 +7,7 @@ from heredity.core.records import Estimate
 from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
 from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Table2x2
-from heredity.study.report._headline import headline
+from heredity.study.headline import headline
 from heredity.study.storage import read_estimates
 from tests.study.report.studies import make, plan
 

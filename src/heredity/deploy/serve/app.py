@@ -157,7 +157,11 @@ class _Events(StreamingResponse):
     loop."""
 
     def __init__(
-        self, shape: responses.ChatResponse, answers: Sequence[ServedAnswer], with_usage: bool, gate: _Gate
+        self,
+        shape: responses.ChatResponse,
+        answers: Sequence[ServedAnswer],
+        with_usage: bool,
+        gate: _RequestGate,
     ) -> None:
         super().__init__(responses.events(shape, answers, with_usage), media_type="text/event-stream")
         self._answers, self._gate = answers, gate
@@ -179,7 +183,7 @@ class _Events(StreamingResponse):
                 responses.forget(each)
 
 
-class _Gate:
+class _RequestGate:
     """Lets a few waiting tasks proceed in each pass of the event loop, so that other tasks get their
     turn."""
 
@@ -204,7 +208,7 @@ class _Desk:
 
     served: tuple[Served, ...]
     key: str
-    gate: _Gate = field(default_factory=_Gate)
+    gate: _RequestGate = field(default_factory=_RequestGate)
 
     async def chat(self, call: Call) -> Response:
         """Answer a conversation."""

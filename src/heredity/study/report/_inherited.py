@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from heredity.core.sanitize import label
 from heredity.study import wording as words
+from heredity.study.edge_tables import BADGES, how, retained, summary, verdicts
 from heredity.study.estimates import JUDGED, Estimates, Inheritance, Measure
-from heredity.study.report._edges import BADGES, how, retained, summary, verdicts
 from heredity.study.report._view import Compared, View, span
 from heredity.study.report.figures import charts, lineage_graph
 

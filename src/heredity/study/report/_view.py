@@ -26,9 +26,9 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
+from heredity.study.headline import headline
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Plan
-from heredity.study.report._headline import headline
 from heredity.study.report._samples import WANTED, Sample
 from heredity.study.report.figures import charts
 

@@ -19,8 +19,8 @@ from markupsafe import Markup
 from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
-from heredity.study import wording
-from heredity.study.report import _effort, _inherited, _judges, _study
+from heredity.study import judge_tables, recorded_study, wording
+from heredity.study.report import _effort, _inherited
 from heredity.study.report._samples import draw
 from heredity.study.report._view import MANNERS, View
 from heredity.study.report.figures import charts
@@ -40,14 +40,14 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
 
 def render(folder: Path, with_text: bool = True) -> str:
     """The page itself."""
-    study = _study.read(folder)
+    study = recorded_study.read(folder)
     names = [card.name for card in study.estimates.techniques]
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
     view = View(study.estimates, study.plan, samples, with_text)
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    beside = _judges.grids(folder, study.estimates)
+    beside = judge_tables.grids(folder, study.estimates)
     return _template().render(view=view, beside=beside, style=Markup(style), style_hash=digest)
 
 

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.sanitize import shown
-from heredity.study import wording
+from heredity.study import recorded_study, wording
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
-from heredity.study.report import _study
 from heredity.study.report._rows import VERDICTS, TrialRow, TrialTable, whole
 from heredity.study.report._samples import WANTED, outcomes
 
@@ -63,7 +62,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
 
     Without text: probes, models and outcomes, but no prompts and answers.
     """
-    study = _study.read(folder)
+    study = recorded_study.read(folder)
     suites = list(_suites(folder, study.plan, study.estimates))
     called = wording.names(study.estimates.models)
     with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:

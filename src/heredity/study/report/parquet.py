@@ -12,8 +12,7 @@ from typing import Any
 
 from heredity.core.errors import Unavailable
 from heredity.core.version import __version__
-from heredity.study import wording
-from heredity.study.report import _study
+from heredity.study import recorded_study, wording
 from heredity.study.report._rows import TrialRow, TrialTable, columns, whole
 
 GROUP_ROWS = 16_384
@@ -41,7 +40,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
         raise Unavailable(
             "Parquet needs pyarrow. Install it: pip install 'heredity[parquet]'", code="package-missing"
         ) from None
-    study = _study.read(folder)
+    study = recorded_study.read(folder)
     about = {
         "heredity": __version__,
         "study": study.estimates.study,

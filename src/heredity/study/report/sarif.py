@@ -21,12 +21,11 @@ from heredity.core.records import Probe, digest
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
 from heredity.stats import wilson
-from heredity.study import wording
+from heredity.study import recorded_study, wording
 from heredity.study.plan import Plan
-from heredity.study.report import _study
+from heredity.study.recorded_study import RecordedStudy
 from heredity.study.report._rows import VERDICTS
 from heredity.study.report._samples import WANTED, outcomes
-from heredity.study.report._study import RecordedStudy
 from heredity.study.wording import interval, percent
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -65,7 +64,7 @@ class SarifFinding(NamedTuple):
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
     """Write the broken probes of the study in `folder` to `out`, and return `out`."""
-    study = _study.read(folder)
+    study = recorded_study.read(folder)
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [_run(folder, study)]}
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
+from heredity.study.edge_tables import summary
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
-from heredity.study.report._edges import summary
 from heredity.study.wording import (
     find,
     judged_words,

@@ -11,7 +11,7 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import wording as words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance
-from heredity.study.report._judges import JudgeTable
+from heredity.study.judge_tables import JudgeTable
 
 TITLES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
