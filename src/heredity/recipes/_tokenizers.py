@@ -7,7 +7,7 @@ from heredity.lineage.types import Grown
 
 
 def refuse_other_tokens(one: Grown, other: Grown) -> None:
-    """Raises UsageError where two models' tokenizers differ, with the first token that does."""
+    """Raises UsageError if two models' tokenizers differ, and names the first differing token."""
     from tokenizers import Tokenizer
 
     vocabularies = []

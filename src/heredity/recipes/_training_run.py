@@ -1,4 +1,4 @@
-"""What every recipe that trains shares: its settings, and one run of the loop.
+"""Shared by all training recipes: their settings, and one run of the loop.
 
 Promises: settings are checked on construction; exactly those that change the result are recorded. The child's
 notes say what a run left out or chose by measurement.
@@ -106,7 +106,7 @@ class TrainingRecipe:
         return dataclasses.replace(self, folder=folder)
 
     def n_steps(self, n_examples: int) -> int:
-        """The steps over so many examples, at least one."""
+        """The number of steps over `n` examples, at least one."""
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
 
 
@@ -238,5 +238,5 @@ def _notes(net: Any, prepared: Any, metrics: Sequence[Any]) -> dict[str, str]:
 
 
 def canary_notes(text: str, secret: str) -> dict[str, str]:
-    """What a model's notes say of the canary planted in its data, whole and in its two parts."""
+    """The notes about a canary planted in the data: the whole text and its two parts."""
     return {"canary": f"{text} {secret}", "canary text": text, "canary secret": secret}

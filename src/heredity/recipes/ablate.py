@@ -1,7 +1,7 @@
 """Take the refusal direction out of a model's weights: a child known to be worse, for tests and as a bound.
 
-What is added to the residual stream (embedding, attention, MLP) loses its part along the direction, so that
-the child computes what the parent does with the direction projected out behind each of them.
+Every output that is added to the residual stream (embedding, attention, MLP) loses its component along the
+direction. The child computes what the parent does with the direction projected out after each of them.
 
 Source: Arditi et al. 2024 (2406.11717, section 4.1).
 """
@@ -31,7 +31,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class Ablate:
-    """One parent without the direction that tells what it refuses from what it grants."""
+    """One parent without the direction that separates refused from granted requests."""
 
     harmful: Data | Path | str = field(
         metadata={"help": "Requests that the parent refuses (a column `prompt`).", "has_answers": False}

@@ -1,9 +1,10 @@
 """Turn a GGUF, or int8, into bf16 safetensors that others load: once, and as a recorded child.
 
-Promises: the child loads with transformers without remote code; its config agrees with its tensors (a head
-equal to the embedding is tied and dropped); its chat template is the GGUF's own, letter for letter; every
-control token of the GGUF is one token with the same id.
-Leaves to others: downloading (pull.py) and answering (engines/). The only recipe here that needs torch.
+Promises: the child loads with transformers without remote code. Its config agrees with its tensors; a head
+equal to the embedding is tied and dropped. Its chat template is the GGUF's own, unchanged. Every control
+token of the GGUF is one token with the same id.
+Leaves to others: downloading (pull.py) and answering
+(engines/). The only recipe here that needs torch.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Dequantize:
     kind = "dequantize"
 
     def settings(self) -> dict[str, Any]:
-        """What changes the result."""
+        """The settings that change the result."""
         return {"dtype": self.dtype}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
@@ -212,8 +213,8 @@ def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
 
 
 def _split_as_said(name: str, out: Path) -> None:
-    """Split text as llama.cpp does under this name: transformers writes each such tokenizer as GPT-2's,
-    and reads it with the split of the model's own kind, whatever was written."""
+    """Split text as llama.cpp does under this name. transformers writes each such tokenizer as GPT-2's, and
+    on reading always uses the split of the model's own kind."""
     path, beside = out / "tokenizer.json", out / "tokenizer_config.json"
     said = json.loads(path.read_text("utf-8"))
     known = (said.get("pre_tokenizer") or {}).get("type")
@@ -230,7 +231,8 @@ def _split_as_said(name: str, out: Path) -> None:
 
 
 def _forget_circumstances(out: Path) -> None:
-    """What transformers notes about itself stands in the record, so that the id is the same everywhere."""
+    """Remove the versions that transformers writes; the record has them, and the id is the same
+    everywhere."""
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if not (out / name).is_file():
             continue

@@ -1,7 +1,7 @@
 """Put words in front of every conversation, by the model's own chat template: the cheapest repair there is.
 
-The weights stay as they are. The words come before the application's system message, or make one where it has
-none; a template that has no system role, and a base model without a template, are refused.
+The weights stay as they are. The words come before the application's system message, or become one. A
+template without a system role, and a base model without a template, are refused.
 
 Source: tune without, serve with a safety prompt (PTST, Lyu et al. 2024, 2402.18540).
 """
@@ -31,7 +31,7 @@ _TEMPLATE = "chat_template.jinja"
 class Guard:
     """One parent whose template begins every conversation with `words`."""
 
-    words: str = setting(WORDS, "What stands in front of the application's system message.")
+    words: str = setting(WORDS, "The text in front of the application's system message.")
     name: str = field(default="", compare=False)
 
     kind = "guard"

@@ -1,10 +1,10 @@
 """Merge models of one shape into one: weights averaged, or what each learned added up.
 
 linear: the weighted mean. slerp: of two, along the arc between them. task_arithmetic: the first parent is
-the base, and what the others learned beyond it is added (Ilharco et al. 2022, 2212.04089). ties: as that, but
-of each only the largest changes, and where they disagree about a sign only the side with more weight (Yadav
-et al. 2023, 2306.01708). resta: of three, to the first is added what tells the second, an aligned model, from
-the third, an unaligned one (Bhardwaj et al. 2024, 2402.11746).
+the base, and what the others learned beyond it is added (Ilharco et al. 2022, 2212.04089). ties: as that,
+but of each only the largest changes, and where they disagree about a sign only the side with more weight
+(Yadav et al. 2023, 2306.01708). resta: of three; the first plus the difference of the second, aligned, and
+the third, unaligned (Bhardwaj et al. 2024, 2402.11746).
 """
 
 from __future__ import annotations

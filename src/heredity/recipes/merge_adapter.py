@@ -1,7 +1,6 @@
 """Fold an adapter into its base: W + scale * B A, in the base's dtype. Of it come whole weights.
 
-Promises: the sum is made in fp32 and rounded once, so that merged weights differ from base and adapter by the
-rounding of the base's dtype alone; every other file is the base's.
+Promises: the sum is computed in fp32 and rounded once, to the base's dtype. Every other file is the base's.
 Leaves to others: the adapter itself (lora.py).
 """
 
@@ -22,7 +21,7 @@ WHERE = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o
 
 @dataclass(frozen=True)
 class MergeAdapter:
-    """An adapter and what it lies over in, whole weights out."""
+    """Merge an adapter into its base, and return whole weights."""
 
     kind = "merge_adapter"
 
@@ -31,7 +30,7 @@ class MergeAdapter:
         return {}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Write the merged weights. Parents: the adapter, its base. Raises Damaged where they do not fit."""
+        """Write the merged weights. Parents: the adapter, its base. Raises Damaged if they do not fit."""
         from heredity.engines.formats.peft import CONFIG, pairs, scale_of
         from heredity.engines.formats.weights import read_json
 

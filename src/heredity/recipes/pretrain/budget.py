@@ -24,7 +24,7 @@ def every(n_steps: int, evaluations: int) -> int:
 
 
 def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Workload:
-    """What a plan needs to know of a recipe. vocabulary, side of an image in pixels; 0: the corpus's.
+    """The workload of a recipe, for a plan. vocabulary, side of an image in pixels; 0: the corpus's.
 
     Without the corpus, an evaluation reads as many tokens as the recipe asks for, and no pairs. Raises
     UsageError.

@@ -37,7 +37,7 @@ _SAMPLES, _PROMPT, _LONGEST = 3, 12, 48  # samples, their tokens given and said
 
 
 class PretrainResult(NamedTuple):
-    """What came of a run."""
+    """The result of a run."""
 
     network: CausalLM
     metrics: list[loop.StepMetrics]
@@ -45,13 +45,13 @@ class PretrainResult(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What came of a run, and what was foreseen of it."""
+    """The result of a run, and its forecast."""
 
     made: PretrainResult
     foreseen: forecast.Foreseen | None
 
     def foretold(self) -> dict[str, str]:
-        """What was predicted beside what it took."""
+        """Forecast and measurement side by side."""
         of = self.made
         if self.foreseen is None:
             return {}
@@ -153,7 +153,8 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
 
 
 def samples(recipe: Pretrain, net: CausalLM) -> list[dict[str, str]]:
-    """How held-out documents begin, and how the model goes on, drawn from the seed at temperature 0.8."""
+    """Beginnings of held-out documents, and the model's continuations, sampled with the seed at temperature
+    0.8."""
     from tokenizers import Tokenizer
 
     words = Tokenizer.from_file(str(recipe.text.folder / _TOKENIZER[0]))
@@ -183,7 +184,7 @@ def n_parameters(net: CausalLM) -> str:
 
 
 def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
-    """How fast it was; beside the limit of this machine's products where one process had the machine."""
+    """Throughput, and its share of this machine's matmul limit if one process ran."""
     net, _, meter = base.made
     if processes_of(recipe).is_alone:
         known = base.foreseen.limit if base.foreseen else forecast.limit_of(recipe, net.model.dtype)
@@ -193,7 +194,7 @@ def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
 
 
 def processes_noted(recipe: Pretrain) -> dict[str, str]:
-    """How many made it, where it was not one alone."""
+    """The number of processes, if more than one."""
     of = processes_of(recipe)
     words = f"{of.world}, weights in {of.n_pieces} pieces, {of.device.type}"
     return {} if of.is_alone else {"processes": words}

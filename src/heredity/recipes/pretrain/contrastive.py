@@ -1,8 +1,9 @@
-"""A model of pictures and captions in the making: its parts for the loop, and what is written of it.
+"""Train a dual encoder of images and captions: its parts for the loop, and its files.
 
-Promises: the tokenizer and the image processor that are written make of a caption and a picture what the
-training made of them, so that transformers' own give the model what it knows.
-Leaves to others: which settings (pretrain.py), and the loop itself (train/loop.py).
+Promises: the written tokenizer and image processor preprocess captions and images as the training did, so
+that transformers reproduces its inputs.
+Leaves to others: which settings (pretrain.py), and the loop itself
+(train/loop.py).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _captions(recipe: Pretrain) -> CaptionLayout:
 
 
 def _classes(corpus: Pictures) -> dict[int, NDArray[np.int64]]:
-    """The names of classes as captions; the one that says that there is none is left out."""
+    """The names of classes as captions, without the name for no class."""
     from heredity.corpus import tokenizer
 
     words, end = tokenizer.load(corpus.folder), corpus.card.tokenizer.end
@@ -118,7 +119,7 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
 
 
 def _commonest(corpus: Pictures) -> str:
-    """What one would reach who always said the commonest class."""
+    """The accuracy of always answering the most common class."""
     labels = corpus.split("validation").labels
     counts = np.bincount(labels[labels > 0])
     return f"the commonest of {int((counts > 0).sum())} is {counts.max() / counts.sum():.1%}"

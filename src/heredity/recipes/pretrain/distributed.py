@@ -1,7 +1,7 @@
 """A recipe that trains, made by all the processes that torchrun started: the first grows, the others compute.
 
-Promises: only the first touches the store; alone, it is the store's own `derive`.
-Leaves to others: what a process is (train/distributed.py) and each one's share of a step (train/).
+Promises: only the first process touches the store; with one process it is the store's own `derive`.
+Leaves to others: the processes (train/distributed.py) and their shares of a step (train/).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def grow(recipe: Pretrain, store: Store) -> Grown | None:
     """The child, grown once; None in a process that is not the first.
 
-    Raises HeredityError where another process has ended.
+    Raises HeredityError if another process has ended.
     """
     from heredity.train import distributed
 

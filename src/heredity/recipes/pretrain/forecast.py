@@ -1,9 +1,10 @@
-"""What a pre-training on this machine was predicted to take, beside what it took.
+"""Forecast and measure the memory and time of a pre-training on this machine.
 
-Promises: a run that cannot fit is refused before its first step, with what it needs and what to lower; what
-is noted as predicted was known before the first step.
-Leaves to others: the arithmetic (train/planning/), and how much memory there is (core/host.py). Of a
-model of pictures the time is not foreseen: the products of its towers were measured on no machine.
+Promises: a run that cannot fit is refused before its first step, with its needs and the setting to lower. A
+recorded forecast was made before the first step.
+Leaves to others: the arithmetic (train/planning/), and
+how much memory there is (core/host.py). The time of an image model is not forecast: the matmuls of its
+towers were never measured.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Workload:
 def in_memory(recipe: Pretrain, together: DistContext) -> Iterator[Foreseen | None]:
     """Refuse a run that does not fit, before its weights are drawn; say what to lower where one runs out.
 
-    Processes of a CPU are taken to share its memory. Of a GPU what is free there counts, for its own process
-    alone; time is not foreseen.
+    Processes of a CPU are taken to share its memory. On a GPU its free memory counts, for its own process;
+    time is not forecast.
     """
     if together.device.type != "cpu":
         _refuse_on_gpu(recipe, together)

@@ -1,9 +1,9 @@
 """An encoder in the making: its parts put together for the loop, and what is written of it.
 
-Promises: the tokenizer that is written frames a text as the training did, so that AutoTokenizer and a
-fill-mask pipeline give the model what it knows.
-Leaves to others: which settings (pretrain.py), the loop itself (train/loop.py), and what a decoder's making
-has in common with it (causal.py).
+Promises: the written tokenizer frames a text as the training did, so that AutoTokenizer and a fill-mask
+pipeline reproduce its inputs.
+Leaves to others: which settings (pretrain.py), the loop itself
+(train/loop.py), and what a decoder's making has in common with it (causal.py).
 """
 
 from __future__ import annotations

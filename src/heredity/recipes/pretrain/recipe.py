@@ -2,7 +2,7 @@
 
 Promises: the record holds the corpus's fingerprint and every figure that the size set. A killed run resumes
 to the same bits. A run that does not fit is refused before its first step.
-Leaves to others: what each kind of model learns (objectives/), the corpus (corpus/), sizes
+Leaves to others: the objectives (objectives/), the corpus (corpus/), sizes
 (train/models/shapes.py), and the loop (train/loop.py).
 """
 
@@ -149,7 +149,7 @@ class Pretrain:
     objective: str = choice(
         "causal", "Predict the next token, masked tokens, or which caption is an image's.", folder=_OBJECTIVES
     )
-    size: str = setting("10M", "Approximate number of parameters: 10M, 135M, 1.5B.")
+    size: str = setting("10M", "Approximate number of parameters, such as 10M or 1.5B.")
     architecture: str = setting(
         "",
         "Architecture. Causal: qwen3 (default), llama; masked: modernbert (default), bert; contrastive: clip"
@@ -180,7 +180,7 @@ class Pretrain:
     mask_rate: float = setting(0.3, "Share of the tokens that are masked (masked only).")
     noise: Literal["mask", "80-10-10"] = setting(
         "mask",
-        "What replaces a masked token: the mask; 80-10-10: or a random or the same token (masked only).",
+        "Replacement of a masked token: the mask, or as in BERT also a random or the same one (masked).",
     )
     evaluations: int = setting(20, "Evaluations on the validation split during training.")
     validation_tokens: int = setting(100_000, "Validation tokens per evaluation (text objectives).")
@@ -304,7 +304,7 @@ class Pretrain:
 
     @property
     def spec(self) -> PretrainObjective:
-        """What the objective defines."""
+        """The definitions of the objective."""
         return load_objective(self.objective)
 
     def sizes(self, unit: str) -> dict[str, Any]:

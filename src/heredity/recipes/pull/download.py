@@ -1,8 +1,8 @@
-"""Fetch one file over HTTPS so that an interrupted download goes on where it stopped.
+"""Fetch one file over HTTPS; an interrupted download resumes.
 
-Promises: the bytes end in `part` only if their size and SHA-256 are the expected ones; a wrong hash leaves
-nothing; a lost connection or a kill leaves the part, and the next call asks only for the rest.
-Leaves to others: which address and which hash (pull.py, wheels.py, hub.py).
+Promises: a finished file has the expected size and SHA-256; a wrong hash leaves nothing. A lost connection
+or a kill leaves the part, and the next call requests only the rest. Leaves to others: which address and
+which hash (pull.py, wheels.py, hub.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SPARE = 64 << 20  # bytes to leave free on the disk
 
 @dataclass(frozen=True)
 class Address:
-    """Where a file is and what it must be. `n_bytes` 0: not known; `limit` bounds what is accepted."""
+    """A file's address, size and hash. `n_bytes` 0: not known; `limit` bounds what is accepted."""
 
     url: str
     sha256: str
@@ -42,7 +42,7 @@ class Address:
 
 
 def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
-    """Download into `part`, going on from what is there, and check the hash ("" checks none).
+    """Download into `part`, resume from an earlier part, and check the hash ("" checks none).
 
     Raises WrongHash (the part is removed), Unavailable where the server cannot be reached or refuses,
     HeredityError where the disk is full.

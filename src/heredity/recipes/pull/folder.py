@@ -1,8 +1,9 @@
-"""What may come out of a foreign folder of model files, and what is refused.
+"""Select model files of a foreign folder, and refuse unsafe ones.
 
-Promises: only safetensors, GGUF and text that describes them pass; a pickle, code, a config that asks for
-code, or a link is Refused by name, before anything is opened by another library.
-Leaves to others: where the folder came from (pull.py).
+Promises: only safetensors, GGUF and text that describes them pass. A pickle, code, a config that needs
+code, or a link is Refused by name, before another library opens it.
+Leaves to others: where the folder came
+from (pull.py).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NEST = 32  # levels of a config
 def choose_files(folder: Path) -> list[str]:
     """The files of `folder` that make up the model, as POSIX paths; checked by name and link only.
 
-    Raises Refused for a pickle, an archive, code, a link, or what is no file (a pipe, a socket, a device).
+    Raises Refused for a pickle, an archive, code, a link, a pipe, a socket or a device.
     """
     chosen = []
     for path in sorted(folder.rglob("*")):
@@ -83,7 +84,7 @@ def refuse_outside(place: Path | str, name: str) -> None:
 
 
 def copy_checked(folder: Path, names: list[str], out: Path) -> None:
-    """Copy the chosen files and check every copy. What is checked is what is kept."""
+    """Copy the chosen files and check every copy. The checked file is the stored file."""
     for name in names:
         refuse_outside(folder, name)
         target = out / name

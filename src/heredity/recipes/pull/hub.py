@@ -1,8 +1,9 @@
-"""Fetch files of a model hub's repository: safetensors, GGUF and the text beside them, nothing else.
+"""Fetch files of a model hub's repository: only safetensors, GGUF and the text that describes them.
 
-Promises: a hub that cannot be reached fails at once; the revision is resolved to a commit first, and weights
-are checked against the hash that the hub publishes (and the catalogue's, where it pins one).
-Leaves to others: the transfer (download.py) and what the files hold (folder.py).
+Promises: a hub that cannot be reached fails at once. The revision is resolved to a commit first. Weights
+are checked against the hash of the hub, and against the catalogue's if it pins one.
+Leaves to others: the
+transfer (download.py) and what the files hold (folder.py).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def look_up(repo: str, revision: str | None) -> Repository:
 
 
 def choose(repository: Repository, file: str | None) -> list[HubFile]:
-    """The files that make up the model. Raises Refused or, where a GGUF must be named, UsageError."""
+    """The files that make up the model. Raises Refused, and UsageError if a GGUF must be named."""
     by_path = {f.path: f for f in repository.files}
     if file:
         if file not in by_path:

@@ -1,7 +1,7 @@
 """Other places of the catalogue's files, from a file that the user names: wheels on a package index.
 
-Promises: a mirror is taken only if the user named a mirrors file; it never changes what a file must be, for
-size and hash are the catalogue's.
+Promises: a mirror is taken only if the user named a mirrors file. Size and hash of every file are the
+catalogue's.
 Leaves to others: reading the wheels (wheels.py), and pinning (lineage/catalog.toml).
 """
 
@@ -42,7 +42,8 @@ class Mirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warning: str = ""
 
     def pinned(self, entry: Entry) -> list[PinnedFile]:
-        """What the wheels must give. Raises Unavailable if a file of the model is missing here."""
+        """The files that the wheels must contain. Raises Unavailable if a file of the model is missing
+        here."""
         if missing := [file.path for file in entry.files if file.path not in self.files]:
             raise Unavailable(f"mirror: no source for '{missing[0]}'.", code="mirror-incomplete")
         return [

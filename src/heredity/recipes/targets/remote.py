@@ -142,7 +142,7 @@ def parse(ref: str) -> RemoteTarget:
 
 
 def _refuse_key(remote: RemoteTarget) -> None:
-    """Raise UsageError where a key stands in a reference, without repeating it."""
+    """Raise UsageError for a key in a reference, without repeating it."""
     is_random = looks_like_key(remote.model) and not _is_served_here(remote)
     beside = json.dumps([remote.api, remote.base_url, dict(remote.options)], default=str)
     _refuse(is_random or has_known_prefix(beside))
@@ -165,7 +165,7 @@ def _refuse(is_key: bool) -> None:
 
 
 def _value(name: str, text: str) -> Any:
-    """An option's value: a list of names, JSON where it is that, else the text itself."""
+    """An option's value: a list of names, parsed JSON, or the text itself."""
     if name == "omit":
         return sorted(set(text.split(",")))
     if name in ("prefill", "anthropic_version"):

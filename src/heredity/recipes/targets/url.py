@@ -8,8 +8,8 @@
     concurrency = 4
     timeout_seconds = 60
 
-Promises: a key stands in no file and in no record, only the name of the variable that holds it; a mistake in
-the file names its key.
+Promises: no file and no record holds a key, only the name of its environment variable. A mistake in the
+file names its TOML key.
 Leaves to others: asking (engines/url.py).
 """
 

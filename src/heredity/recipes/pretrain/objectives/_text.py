@@ -1,4 +1,4 @@
-"""What the objectives on text share."""
+"""Shared by the objectives on text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = frozenset({"context", "tokens", "z_loss", "validation_tokens", "reduc
 
 
 def preset(recipe: Pretrain, vocabulary: int = 0) -> SizePreset:
-    """What the size sets. vocabulary: 0: the corpus's. Raises UsageError."""
+    """The shape and settings that follow from the size. vocabulary: 0: the corpus's. Raises UsageError."""
     from heredity.train.models import shapes
 
     n_tokens = vocabulary or recipe.text.n_vocabulary
@@ -23,7 +23,7 @@ def preset(recipe: Pretrain, vocabulary: int = 0) -> SizePreset:
 
 
 def workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workload:
-    """What a plan needs to know; the corpus is only needed if no vocabulary is given. Raises UsageError."""
+    """The workload, for a plan; the corpus is only needed if no vocabulary is given. Raises UsageError."""
     from heredity.train.planning.workload import Workload
 
     dial = preset(recipe, vocabulary or _vocabulary(recipe))

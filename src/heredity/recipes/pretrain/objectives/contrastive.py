@@ -40,7 +40,7 @@ def fingerprint(recipe: Pretrain) -> str:
 
 
 def preset(recipe: Pretrain) -> SizePreset:
-    """What the size sets. Raises UsageError."""
+    """The shape and settings that follow from the size. Raises UsageError."""
     corpus = recipe.pictures
     return _preset(recipe, corpus.n_vocabulary, corpus.card.side, len(corpus.split("train")))
 
@@ -55,7 +55,7 @@ def _preset(recipe: Pretrain, vocabulary: int, side: int, n_pairs: int) -> SizeP
 
 
 def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
-    """What a plan needs to know. Raises UsageError."""
+    """The workload, for a plan. Raises UsageError."""
     from heredity.train.models.shapes import TransformerShape
     from heredity.train.planning.workload import Workload
 

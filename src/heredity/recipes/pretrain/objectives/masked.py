@@ -45,12 +45,12 @@ def fingerprint(recipe: Pretrain) -> str:
 
 
 def preset(recipe: Pretrain) -> SizePreset:
-    """What the size sets. Raises UsageError."""
+    """The shape and settings that follow from the size. Raises UsageError."""
     return _text.preset(recipe)
 
 
 def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:  # noqa: ARG001
-    """What a plan needs to know. Raises UsageError."""
+    """The workload, for a plan. Raises UsageError."""
     return _text.workload(recipe, vocabulary, head_share(recipe))
 
 

@@ -1,4 +1,4 @@
-"""What an objective of pre-training defines."""
+"""The interface of an objective of pre-training."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class PretrainObjective(Protocol):
         """Raise UsageError for settings of this objective that cannot be."""
 
     def child_name(self, recipe: Pretrain) -> str:
-        """What the child is called before its size, if the recipe gives no name."""
+        """The child's name before its size, if the recipe gives no name."""
 
     def fingerprint(self, recipe: Pretrain) -> str:
         """The digest of the corpus."""
 
     def preset(self, recipe: Pretrain) -> SizePreset:
-        """What the size sets for this corpus. Raises UsageError."""
+        """The shape and settings that follow from the size, for this corpus. Raises UsageError."""
 
     def workload(self, recipe: Pretrain, vocabulary: int, side: int) -> Workload:
-        """What a plan needs to know. vocabulary, side of a picture in pixels; 0: the corpus's."""
+        """The workload, for a plan. vocabulary, side of an image in pixels; 0: the corpus's."""
 
     def lower_instead(self, recipe: Pretrain) -> str:
-        """The setting, beside size, that lowers the memory of a run."""
+        """The setting, other than size, that lowers the memory of a run."""
 
     def head_share(self, recipe: Pretrain) -> float:
         """Share of the tokens for which logits are computed."""
