@@ -41,6 +41,7 @@ test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/prose.py --counts
 	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 prose: $(VENV)/.made ## the English of documents, docstrings and help: sentences, numbers, lines, banned words

@@ -22,9 +22,9 @@ ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
 class Edge(Record, frozen=True):
     """A parent and its child, both in one study.
 
-    `recipe` is the child's recipe. If models between them are not in the study, it is every step from the
-    parent on, as in "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or
-    "teacher" of a distilled child, else "".
+    `recipe` is the child's recipe. If models between them are not in the study, it lists every step, as in
+    "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or "teacher" of a
+    distilled child, else "".
     """
 
     parent: str

@@ -2,7 +2,7 @@
 
 Promises: settings are checked on construction; exactly those that change the result are recorded. The child's
 notes say what a run left out or chose by measurement.
-Leaves to others: what is learned and by which weights (finetune.py, lora.py, distill.py, preference.py).
+Leaves to others: the objective and the trained weights (finetune.py, lora.py, distill.py, preference.py).
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def read_examples(recipe: Any) -> None:
 
 
 def settings_of(recipe: Any) -> dict[str, Any]:
-    """What a recipe records: its fields under the names that ids hash, without those that change no result.
+    """The recorded settings: a recipe's fields under the names that ids hash, without those that change no
+    result.
 
     Raises UsageError for NaN and infinity, which JSON cannot tell apart.
     """

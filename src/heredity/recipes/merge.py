@@ -2,9 +2,9 @@
 
 linear: the weighted mean. slerp: of two, along the arc between them. task_arithmetic: the first parent is
 the base, and what the others learned beyond it is added (Ilharco et al. 2022, 2212.04089). ties: as that,
-but of each only the largest changes, and where they disagree about a sign only the side with more weight
-(Yadav et al. 2023, 2306.01708). resta: of three; the first plus the difference of the second, aligned, and
-the third, unaligned (Bhardwaj et al. 2024, 2402.11746).
+with the largest changes only. If signs disagree, only the side with more weight counts (Yadav et al. 2023,
+2306.01708). resta: of three; the first plus the difference of the second, aligned, and the third, unaligned
+(Bhardwaj et al. 2024, 2402.11746).
 """
 
 from __future__ import annotations
