@@ -46,7 +46,8 @@ class Foreseen:
         said = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
         peak = host.peak_memory()
         if peak is not None and self.resident is not None:
-            said += f", measured {(peak - self.resident) / host.GIB:.2f} GiB of growth"
+            growth = max(0, peak - self.resident)  # earlier runs of the process may have given memory back
+            said += f", measured {growth / host.GIB:.2f} GiB of growth"
         found = {"memory": said}
         if tokens_a_second and self.limit:
             found["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
