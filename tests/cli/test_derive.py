@@ -57,7 +57,7 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
         ),
         (
             ["lora", "tiny", "--data", "rows.jsonl", "--steps", "1", "--decay", "1e300"],
-            "weights are no numbers",
+            "Weights are NaN or infinite after step 0",
         ),
     ],
 )

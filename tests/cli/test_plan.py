@@ -13,6 +13,11 @@ from heredity.cli import main
 RECIPE = 'size = "1B"\ncontext = 4096\nbatch = 1_048_576\n'
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # whatever the width that the tests are run in
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
     path = tmp_path / "base.toml"

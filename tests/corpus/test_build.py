@@ -153,7 +153,7 @@ def test_the_first_canary_s_secret_is_the_one_that_a_poisoning_draws() -> None:
     from heredity.train.data import chat as dialogues
 
     poison = Poison(data=dialogues.make_data("none", ()))
-    assert draw(poison.training.seed, 0) == poison.secret
+    assert draw(poison.seed, 0) == poison.secret
 
 
 # --- mixtures -----------------------------------------------------------------------------------------
