@@ -55,10 +55,10 @@ def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> 
     """The communication of a step of `n_products` microbatches."""
     made = cost_models.cost_model_of(work)
     n, calls = made.n_parameters, made.n_layers + 1
-    arrows = _embeddings_cost(work, layout, gpu)
+    embeddings = _embeddings_cost(work, layout, gpu)
     if layout.kind == "none":
         alike = _all_reduce_cost(FP32_BYTES * n, calls, layout.replicas, min(gpu.node, layout.replicas), gpu)
-        return _total(alike, arrows)
+        return _total(alike, embeddings)
     spread = layout.shards, min(gpu.node, layout.shards), gpu
     there = _ring_cost(
         work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread
@@ -73,7 +73,7 @@ def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> 
     )
     muon = made.matrices if work.optimizer == "muon" else 0  # Muon needs whole matrices
     stepped = _ring_cost(FP32_BYTES * muon, made.n_layers, *spread)
-    return _total(within, over, stepped, arrows)
+    return _total(within, over, stepped, embeddings)
 
 
 def _total(*said: CommunicationCost) -> CommunicationCost:
