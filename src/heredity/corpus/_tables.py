@@ -151,7 +151,7 @@ def _classify_unicode(data: Bytes, found: Bytes) -> None:
     first, second = data[lead], data[lead + 1]
     _set(found, lead[(first == 0xC2) & (second != 0xAA) & (second != 0xB5) & (second != 0xBA)], 2, SYMBOL)
     _set(found, lead[(first == 0xC2) & (second == 0xA0)], 2, SPACE)
-    # U+2000 to U+2BFF: punctuation, currency, embeddings, mathematics, boxes, dingbats. U+3000 to U+303F and
+    # U+2000 to U+2BFF: punctuation, currency, arrows, mathematics, boxes, dingbats. U+3000 to U+303F and
     # U+FF00 to U+FF0F: the same of East Asia.
     _set(found, lead[(first == 0xE2) & (second <= 0xAF)], 3, SYMBOL)
     _set(found, lead[(first == 0xE3) & (second == 0x80)], 3, SYMBOL)

@@ -49,15 +49,15 @@ class _Place(NamedTuple):
     key: str  # a model's id, or that of an edge that passes
 
 
-def graph(nodes: Sequence[Node], embeddings: Sequence[Arrow], words: str) -> Markup:
+def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str) -> Markup:
     """The figure; models without an edge are in its first row."""
-    return _Layout(nodes, embeddings).drawn(words)
+    return _Layout(nodes, arrows).drawn(words)
 
 
 class _Layout:
-    def __init__(self, nodes: Sequence[Node], embeddings: Sequence[Arrow]) -> None:
+    def __init__(self, nodes: Sequence[Node], arrows: Sequence[Arrow]) -> None:
         self._nodes = {node.id: node for node in nodes}
-        self._arrows = [a for a in embeddings if a.parent in self._nodes and a.child in self._nodes]
+        self._arrows = [a for a in arrows if a.parent in self._nodes and a.child in self._nodes]
         self._level = _levels(self._nodes, self._arrows)
         # In a round trip, which no lineage has, one edge leads upward: it is not drawn.
         self._arrows = [a for a in self._arrows if self._level[a.parent] < self._level[a.child]]
@@ -193,12 +193,12 @@ class _Layout:
         )
 
 
-def _levels(nodes: Mapping[str, Node], embeddings: Sequence[Arrow]) -> dict[str, int]:
+def _levels(nodes: Mapping[str, Node], arrows: Sequence[Arrow]) -> dict[str, int]:
     """The longest way from a foundation to each model; a round trip, which no lineage has, ends as well."""
     level = dict.fromkeys(nodes, 0)
     for _ in nodes:
         found = dict(level)
-        for arrow in embeddings:
+        for arrow in arrows:
             found[arrow.child] = max(found[arrow.child], level[arrow.parent] + 1)
         if found == level:
             break
