@@ -45,8 +45,8 @@ def codes() -> dict[str, set[str]]:
                     found.setdefault(code, set())
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func).split(".")[-1]
-                if name not in CLASSES and not name.strip("_")[:1].islower():
-                    continue  # a record with a field of that name
+                if name not in CLASSES and name != "BadCheck" and not name.strip("_")[:1].islower():
+                    continue  # a record with a field of that name; the code of a BadCheck is raised again
                 for keyword in node.keywords:
                     for code in literals(keyword.value) if keyword.arg == "code" else ():
                         found.setdefault(code, set()).update({name} & set(CLASSES))

@@ -87,6 +87,6 @@ def test_a_study_without_models_names_both_ways(place: Path, capsys: pytest.Capt
     assert "--lineage" in capsys.readouterr().err
     (place / "empty").mkdir()
     assert main(["study", "empty", "--lineage", "tiny"]) == 2
-    assert "--lineage would be another one" in capsys.readouterr().err
+    assert "--lineage would change it" in capsys.readouterr().err
     assert main(["study", "--lineage", "nobody", "--application", "desk.toml"]) == 2
     assert "nobody" in capsys.readouterr().err

@@ -338,7 +338,12 @@ def test_a_task_and_a_metric_are_one_file_each(found: dict[str, Any]) -> None:
 def test_an_objective_is_one_file(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     recipe = (ROOT / "recipes" / "finetune.py").read_text("utf-8")
-    recipe = recipe.replace("Finetune", "HalfTuned").replace('kind = "finetune"', 'kind = "half_tuned"')
+    for name, own in [
+        ("class Finetune", "class HalfTuned"),
+        ("= Finetune", "= HalfTuned"),
+        ('= "finetune"', '= "half_tuned"'),
+    ]:
+        recipe = recipe.replace(name, own)
     recipe = recipe.replace("objectives.causal import Causal", "objectives.half import HalfCausal as Causal")
     assert recipe.count("HalfCausal") == 1 and "half_tuned" in recipe
     library = copy_package(tmp_path, {"train/objectives/half.py": OBJECTIVE, "recipes/half_tuned.py": recipe})

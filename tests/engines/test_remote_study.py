@@ -145,7 +145,7 @@ def test_a_budget_ends_the_run_cleanly_and_the_same_command_goes_on(tmp_path: Pa
     with FaultServer(say=say) as server:
         first = run(tmp_path, server, "--max-tokens-total", "700", apis=("openai",))
         assert first.returncode == 75, first.stderr
-        assert "tokens are used" in first.stderr and "the same command goes on from there" in first.stderr
+        assert "tokens are used" in first.stderr and "the same command resumes there" in first.stderr
         kept = len(list(Rows(tmp_path / "out" / "responses.jsonl", Response)))
         n_asked = len(server.asked)
         assert 0 < kept <= n_asked

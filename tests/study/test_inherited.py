@@ -150,6 +150,6 @@ def test_a_family_of_a_store_leaves_out_what_cannot_answer(tmp_path: Path) -> No
     found = store.family(base.record)
     assert [m.name for m in found.asked] == ["toy", "child"] and not found.left_out
     mute = msgspec.structs.replace(child.record, modality="image")
-    assert store._why_silent(mute) == "its modality is image: it writes no text"
+    assert store._why_silent(mute) == "its modality is image: it generates no text"
     lost = msgspec.structs.replace(child.record, format="adapter", parents=("0" * 32,))
     assert "0000" in store._why_silent(lost)

@@ -72,10 +72,10 @@ def parse_check(table: dict[str, Any]) -> Check:
     settings = dict(table)
     name = settings.pop("kind", None)
     if not isinstance(name, str):
-        raise BadCheck("a check needs a `kind`, a text", "missing-key" if name is None else "wrong-type")
+        raise BadCheck("a check needs a `kind`, a text", code="missing-key" if name is None else "wrong-type")
     if name not in kinds():
         hint = did_you_mean(name, kinds()) or f" There are: {', '.join(kinds())}."
-        raise BadCheck(f"no check is of the kind '{name}'.{hint}", "unknown-choice", name)
+        raise BadCheck(f"no check is of the kind '{name}'.{hint}", code="unknown-choice", key=name)
     kind = check_class(name)
     # What another kind reads was always accepted, and is stored: a probe's digest has it.
     shared = {key: value for key, value in settings.items() if key in _SHARED}
@@ -92,7 +92,7 @@ def parse_check(table: dict[str, Any]) -> Check:
     try:
         return msgspec.convert(stored, Check)
     except msgspec.ValidationError as error:
-        raise BadCheck(str(error), code_of(error, "bad-setting")) from None
+        raise BadCheck(str(error), code=code_of(error, "bad-setting")) from None
 
 
 def _converted(values: dict[str, Any], kind: type[BreachCheck]) -> BreachCheck:
@@ -101,7 +101,9 @@ def _converted(values: dict[str, Any], kind: type[BreachCheck]) -> BreachCheck:
     except msgspec.ValidationError as error:
         code = code_of(error, "bad-setting")
         if code != "unknown-key":
-            raise BadCheck(str(error), code) from None
+            raise BadCheck(str(error), code=code) from None
         unknown = str(error).split("`")[1]
         known = {name for struct in (kind, *kind.NESTED) for name in struct.__struct_fields__}
-        raise BadCheck(f"unknown key '{unknown}'.{did_you_mean(unknown, known)}", code, unknown) from None
+        raise BadCheck(
+            f"unknown key '{unknown}'.{did_you_mean(unknown, known)}", code=code, key=unknown
+        ) from None

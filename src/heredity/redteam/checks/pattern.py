@@ -65,13 +65,13 @@ def find_match(probe: str, patterns: tuple[str, ...], response: Response) -> Fin
 def validate_patterns(probe: Probe, patterns: tuple[str, ...], sample: str) -> None:
     """Raise BadCheck if these patterns could not tell a breach of the probe from its own text."""
     if not patterns:
-        raise BadCheck(f"a check of kind '{probe.check.kind}' needs `patterns`", "patterns-missing")
+        raise BadCheck(f"a check of kind '{probe.check.kind}' needs `patterns`", code="patterns-missing")
     for pattern in patterns:
         verify_pattern(pattern)
     if any_match(patterns, shown_texts(probe)):
-        raise BadCheck("a pattern matches a text that the model is shown", "pattern-matches-prompt")
+        raise BadCheck("a pattern matches a text that the model is shown", code="pattern-matches-prompt")
     if sample and not any_match(patterns, [sample]):
-        raise BadCheck("no pattern matches the sample in `obeys`", "pattern-misses-sample")
+        raise BadCheck("no pattern matches the sample in `obeys`", code="pattern-misses-sample")
 
 
 def any_match(patterns: Iterable[str], texts: Iterable[str]) -> bool:
@@ -85,7 +85,7 @@ def verify_pattern(pattern: str) -> None:
     try:
         regex.compile(pattern)
     except regex.error as error:
-        raise BadCheck(f"bad regular expression '{pattern}': {error}", "bad-pattern") from None
+        raise BadCheck(f"bad regular expression '{pattern}': {error}", code="bad-pattern") from None
 
 
 def _matches(pattern: Any, text: str) -> bool:
@@ -93,7 +93,7 @@ def _matches(pattern: Any, text: str) -> bool:
         return pattern.search(text, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         raise BadCheck(
-            f"the pattern '{pattern.pattern}' runs out of time on its own texts", "pattern-too-slow"
+            f"the pattern '{pattern.pattern}' runs out of time on its own texts", code="pattern-too-slow"
         ) from None
 
 

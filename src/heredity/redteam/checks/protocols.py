@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 class BadCheck(Exception):
     """A check in a probe's file is not right. `key` is the setting at fault; "" for none."""
 
-    def __init__(self, message: str, code: str, key: str = "") -> None:
+    def __init__(self, message: str, *, code: str, key: str = "") -> None:
         self.code, self.key = code, key
         super().__init__(message)
 
