@@ -93,6 +93,9 @@ def run(worker: str, load: Path, python: str) -> dict[str, Any]:
 
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
+    from heredity.core import host
+
+    host.configure()  # as every entry point does before torch is loaded
     from heredity.core.records import Decoding, Message, Request
     from heredity.engines.torch import engine as engine_file
 
