@@ -22,7 +22,7 @@ from heredity.lineage.store import Store
 
 SERVE = """
 import sys
-from tests.engines.fault_server import FaultServer
+from tests.support.fault_server import FaultServer
 with FaultServer() as server:
     print(server.url, flush=True)
     sys.stdin.read()

@@ -16,7 +16,7 @@ from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from heredity.redteam import attacks
 from tests.support.errors import raises
-from tests.support.planning import APPLICATION
+from tests.support.studies import APPLICATION
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support-desk.toml"
 PROBE = Probe(

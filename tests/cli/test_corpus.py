@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
-from tests.corpus.conftest import TOKENIZER, paragraphs
+from tests.support.cli import Run
+from tests.support.corpora import TOKENIZER, paragraphs
 from tests.support.errors import check_refused
 
 pytest.importorskip("tokenizers")

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 from heredity.cli import main
 from heredity.lineage.store import Store
-from tests.engines.conftest import make_model
+from tests.support.tiny_models import make_model
 
 
 @pytest.fixture

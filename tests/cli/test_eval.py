@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 from tests.support.errors import check_refused
 
 

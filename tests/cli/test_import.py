@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 from tests.support.errors import check_refused
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure. First find the lamp, then put it on the table."

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.cli.conftest import Run
-from tests.engines.conftest import make_model
 from tests.redteam.judges.test_head import BAD, SPEC, rows
+from tests.support.cli import Run
 from tests.support.errors import check_refused
+from tests.support.tiny_models import make_model
 
 
 @pytest.fixture(scope="module")

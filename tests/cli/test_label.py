@@ -13,7 +13,7 @@ from heredity.core.rows import Rows
 from heredity.study import labels, storage
 from tests.cli.test_main import heredity_process
 from tests.support.errors import check_refused
-from tests.support.planning import plan, study
+from tests.support.studies import plan, study
 
 MADE = plan(("scripted:mixed",), n=12, attacks=("direct",), samples=1)
 

@@ -13,8 +13,8 @@ from heredity.cli import main
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans
-from tests.cli.conftest import DESK
-from tests.engines.conftest import make_model
+from tests.support.cli import DESK
+from tests.support.tiny_models import make_model
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from heredity.lineage.store import Store
-from tests.cli.conftest import Run
-from tests.recipes.conftest import tiny_gguf  # noqa: F401  (a fixture)
+from tests.support.cli import Run
 from tests.support.errors import check_refused
+from tests.support.model_sources import tiny_gguf  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope="module")

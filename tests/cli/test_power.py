@@ -14,7 +14,7 @@ from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
 from heredity.study.outcomes import Outcomes
 from heredity.study.sequential import StoppingRule
-from tests.support.planning import plan, study
+from tests.support.studies import plan, study
 
 
 def told(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:

@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("torch")
 
 from heredity.cli import main
-from tests.corpus.conftest import built as built
-from tests.corpus.conftest import shelf as shelf
 from tests.recipes.test_pretrain import recipe as recipe
+from tests.support.corpora import built as built
+from tests.support.corpora import shelf as shelf
 
 SHORT = ("--tokens", "1024", "--checks", "1")
 

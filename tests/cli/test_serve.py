@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from heredity.cli import main, serve
-from tests.cli.conftest import DESK
+from tests.support.cli import DESK
 
 
 @contextmanager

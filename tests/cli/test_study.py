@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from heredity.cli import main
-from tests.cli.conftest import Run
-from tests.support import planning
+from tests.support import studies
+from tests.support.cli import Run
 from tests.support.errors import check_refused
 
 
@@ -48,7 +48,7 @@ def test_an_option_of_the_plan_is_refused_beside_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
 ) -> None:
     """Even one that repeats the default: it would be lost, and the plan's own may be another."""
-    planning.study(tmp_path).plan()
+    studies.study(tmp_path).plan()
     assert main(["study", str(tmp_path), *option]) == 2
     said = capsys.readouterr().err
     assert f"{option[0]} " in said and said.startswith("error: ") and said.count("\n") == 1

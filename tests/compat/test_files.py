@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import heredity as h
-from tests.compat import old
+from tests.support import old_version as old
 
 TABLE = old.table("files")
 RECIPES = old.table("recipes")

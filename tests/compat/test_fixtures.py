@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tests.compat import old
+from tests.support import old_version as old
 
 
 def test_no_fixture_was_edited() -> None:

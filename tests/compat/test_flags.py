@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.compat import old
+from tests.support import old_version as old
 
 FLAGS = old.table("flags")
 

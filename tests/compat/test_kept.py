@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat import old
+from tests.support import old_version as old
 
 TABLE = old.table("more")
 

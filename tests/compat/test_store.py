@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 import heredity as h
-from tests.compat import old
+from tests.support import old_version as old
 
 TABLE = old.table("store")
 AGAIN = ("prune", "merge", "quantize", "guard", "pull")  # no training: the same bytes on every machine

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.compat import old
+from tests.support import old_version as old
 
 # Those without weights; the others are in test_store.py.
 ASKED = ("attacks", "checks", "decided", "errors", "labelled")

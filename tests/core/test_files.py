@@ -409,7 +409,7 @@ def test_two_processes_that_write_one_file_leave_each_others_alone(tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["html", "csv"])
 def test_a_killed_report_leaves_nothing_behind_the_next_one(kind: str, tmp_path: Path) -> None:
-    from tests.support.planning import plan, study
+    from tests.support.studies import plan, study
 
     study(tmp_path / "s", plan(n=1)).run()
     out = tmp_path / "shared" / f"report.{kind}"

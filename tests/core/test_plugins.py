@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import heredity
-from tests.engines.conftest import make_model
+from tests.support.tiny_models import make_model
 
 ROOT = Path(heredity.__file__).parent
 APPLICATION = Path(__file__).parents[2] / "examples" / "support-desk.toml"

@@ -16,7 +16,7 @@ from heredity.core.errors import BadInput, Damaged, NotComparable, UsageError, W
 from heredity.corpus import Corpus, tokenizer
 from heredity.corpus.canaries import draw
 from heredity.corpus.card import fingerprint
-from tests.corpus.conftest import TOKENIZER, Build, paragraphs
+from tests.support.corpora import TOKENIZER, Build, paragraphs
 from tests.support.errors import raises
 
 pytest.importorskip("tokenizers")

@@ -15,7 +15,7 @@ from heredity.corpus import distributed
 from heredity.corpus import recipe as recipes
 from heredity.corpus.card import Card
 from heredity.experiments.corpus import build_corpus
-from tests.corpus.conftest import TOKENIZER, paragraphs
+from tests.support.corpora import TOKENIZER, paragraphs
 from tests.support.errors import raises
 
 pytest.importorskip("tokenizers")

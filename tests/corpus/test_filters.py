@@ -18,7 +18,7 @@ from heredity.corpus.steps.fineweb_quality_filter import FineWebQualityFilter
 from heredity.corpus.steps.gopher_quality_filter import GopherQualityFilter
 from heredity.corpus.steps.gopher_repetition_filter import GopherRepetitionFilter
 from heredity.corpus.text import TextBatch
-from tests.corpus.conftest import paragraphs, write
+from tests.support.corpora import paragraphs, write
 
 PROSE = (
     "The keeper of the light had a habit that nobody in the harbour could explain. Every evening he walked to"

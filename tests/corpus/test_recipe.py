@@ -11,7 +11,7 @@ from heredity.core.errors import BadInput
 from heredity.corpus import recipe as recipes
 from heredity.corpus.sources import CorpusSource
 from heredity.corpus.steps import DocumentTransform, Duplicates, Filter
-from tests.corpus.conftest import ROOT
+from tests.support.corpora import ROOT
 from tests.support.errors import raises
 
 SOURCE = '[[source]]\nname = "a"\nkind = "text"\npath = "t"\n'

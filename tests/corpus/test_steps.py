@@ -21,8 +21,8 @@ from heredity.corpus.steps.normalise import Normalise, normalised
 from heredity.corpus.steps.scrub import Scrub, is_card, is_iban
 from heredity.corpus.text import TextBatch, batches
 from heredity.corpus.work import StepRun
-from tests.corpus.conftest import ROOT, paragraphs, write
 from tests.corpus.test_filters import PROSE
+from tests.support.corpora import ROOT, paragraphs, write
 from tests.support.errors import raises
 
 

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from heredity.cli import heredity
-from tests.docs.examples import ROOT, pages
+from tests.support.documents import ROOT, pages
 
 _OLD = ("docs/reference/cli.md", "docs/reference/api.md")  # written from the code
 _INLINE = re.compile(r"`(heredity [^`]+)`")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.examples import ROOT, blocks, has_examples, matches, pages, run
+from tests.support.documents import ROOT, blocks, has_examples, matches, pages, run
 
 
 def name(page: Path) -> str:

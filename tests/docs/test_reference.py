@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tools.loading import load
+from tests.support.tools import load
 
 reference = load("reference")
 

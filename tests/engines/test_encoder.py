@@ -13,8 +13,8 @@ from heredity.engines import encoder
 from heredity.train.models import encoder as training
 from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import size_preset
-from tests.engines.conftest import make_tokenizer
 from tests.support.errors import raises
+from tests.support.tiny_models import make_tokenizer
 
 
 @pytest.fixture(scope="module", params=["modernbert", "bert"])

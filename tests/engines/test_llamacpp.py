@@ -19,10 +19,10 @@ from heredity.engines._workers import WorkerPool
 from heredity.engines.chat.codec import Template
 from heredity.engines.llamacpp import LlamaCppEngine, open_file
 from heredity.lineage.store import Store, load_engine
-from tests.engines.recording_listener import RecordingListener
-from tests.recipes.conftest import tiny_gguf as tiny_gguf
-from tests.support import pulled
+from tests.support import real_models
 from tests.support.errors import raises
+from tests.support.model_sources import tiny_gguf as tiny_gguf
+from tests.support.recording_listener import RecordingListener
 
 SYSTEM = Message("system", "a b c d e f g")
 Told = tuple[tuple[int, float], ...]
@@ -206,8 +206,8 @@ def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ..
 
 @pytest.mark.models
 def test_smollm2_as_shipped_has_the_same_bits_alone_and_in_company() -> None:
-    pulled.model()
-    grown = h.Store().get(f"llamacpp:{pulled.SMALL}")
+    real_models.model()
+    grown = h.Store().get(f"llamacpp:{real_models.SMALL}")
     engine = llamacpp.open_file(next(grown.folder.glob("*.gguf")), width=4, context=512)
     application = h.Application.load(Path(__file__).parents[2] / "examples" / "support-desk.toml")
     system = Message("system", application.system)

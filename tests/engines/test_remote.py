@@ -12,9 +12,9 @@ from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Decoding, Message, Request, Tool, ToolCall
 from heredity.engines.remote import engine as remote
 from heredity.lineage.store import Store
-from tests.engines.fault_server import APIS, FaultServer, key_of
-from tests.engines.remote_models import KEY, SHARED, Price, ask, calls, engine
 from tests.support.errors import raises
+from tests.support.fault_server import APIS, FaultServer, key_of
+from tests.support.remote_models import KEY, SHARED, Price, ask, calls, engine
 
 TOOL = Tool("find_order", "Looks up an order.", {"number": "its number"})
 CALL = ToolCall("find_order", {"number": "7"})

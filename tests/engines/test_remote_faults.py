@@ -10,9 +10,9 @@ import pytest
 
 from heredity.core.errors import BudgetSpent, EngineFailure
 from heredity.core.sanitize import clean_text
-from tests.engines.fault_server import APIS, FaultServer
-from tests.engines.remote_models import KEY, Budget, Price, ask, asks, engine
 from tests.support.errors import raises
+from tests.support.fault_server import APIS, FaultServer
+from tests.support.remote_models import KEY, Budget, Price, ask, asks, engine
 
 PASSING = [
     "429=0", "429", "429=0.05", "500", "502", "503=0", "504", "529", "408", "409", "half", "half-stall",

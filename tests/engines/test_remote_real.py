@@ -12,11 +12,11 @@ import pytest
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines.remote import engine as remote
 from heredity.lineage.store import Store
-from tests.engines.remote_models import Calls
+from tests.support.remote_models import Calls
 
 pytest.importorskip("xllamacpp", reason="the wheel with llama.cpp's server is not installed")
 
-from tests.support import pulled
+from tests.support import real_models
 
 pytestmark = pytest.mark.models
 SERVE = """
@@ -35,7 +35,7 @@ SYSTEM = Message("system", "You answer in few words.")
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    weights = next(pulled.model().folder.glob("*.gguf"))
+    weights = next(real_models.model().folder.glob("*.gguf"))
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, str(weights)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

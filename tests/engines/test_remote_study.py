@@ -18,9 +18,9 @@ from heredity.core.records import Response, Verdict
 from heredity.core.rows import Rows
 from heredity.study.estimates import Estimates
 from heredity.study.storage import RunRecord
-from tests.cli.conftest import DESK
-from tests.engines.fault_server import APIS, Asked, FaultServer, last_text
-from tests.engines.remote_models import KEY, VARIABLE
+from tests.support.cli import DESK
+from tests.support.fault_server import APIS, Asked, FaultServer, last_text
+from tests.support.remote_models import KEY, VARIABLE
 
 WIDTH = 8
 N = 20  # probes, each with its twin

@@ -18,10 +18,9 @@ from heredity.engines.chat.codec import ChatCodec, Template, _as_dict, _schema
 from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine, open_folder
+from tests.support.batch_caches import caches
 from tests.support.errors import raises
-
-from .batch_caches import caches
-from .conftest import CHATML, WORDS, make_model, make_tokenizer
+from tests.support.tiny_models import CHATML, WORDS, make_model, make_tokenizer
 
 SYSTEM = Message("system", "the quick brown fox jumps over a lazy dog " * 3)
 

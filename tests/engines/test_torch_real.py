@@ -11,9 +11,8 @@ torch = pytest.importorskip("torch")
 import heredity as h
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch.engine import TorchEngine, load
-from tests.support import pulled
-
-from .batch_caches import caches
+from tests.support import real_models
+from tests.support.batch_caches import caches
 
 pytestmark = pytest.mark.models
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support-desk.toml"
@@ -41,7 +40,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def engine() -> TorchEngine:
     store = h.Store()
-    grown = store.ready(pulled.model())
+    grown = store.ready(real_models.model())
     return load(grown.record, grown.folder, store.root / "tuning" / grown.record.id)
 
 

@@ -23,7 +23,7 @@ from heredity.engines import url
 from heredity.engines import url as _http
 from heredity.lineage.store import Store, load_engine
 from heredity.recipes.targets.url import UrlTarget
-from tests.support import pulled
+from tests.support import real_models
 from tests.support.errors import raises
 
 CODE, KEY = "TULIP-4417", "sk-very-private-123456"
@@ -283,7 +283,7 @@ def test_a_study_counts_what_a_guard_blocks_as_refused_whoever_judges(
 ) -> None:
     if judge == "learned":
         pytest.importorskip("torch")
-        pulled.model(pulled.ENCODER)
+        real_models.model(real_models.ENCODER)
     server.is_guarded = True
     (tmp_path / "desk.toml").write_text(f'url = "{server.address}"\nanswer = "/reply"\nblocked = [403]')
     study = heredity.Study(

@@ -21,7 +21,7 @@ from heredity.engines.vllm.completions import NEUTRAL
 from heredity.engines.vllm.server import cause, free_port
 from tests.support.errors import raises
 
-STANDIN = Path(__file__).with_name("vllm_stand_in.py")
+STANDIN = Path(__file__).parents[1] / "support" / "fake_vllm.py"
 MODEL = Model(
     "0" * 32,
     "vllm:tiny",

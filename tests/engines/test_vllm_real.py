@@ -15,9 +15,8 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.vllm import engine as vllm
 from heredity.lineage.store import load_engine
-from tests.support import pulled
-
-from .test_vllm import gone
+from tests.engines.test_vllm import gone
+from tests.support import real_models
 
 pytestmark = [
     pytest.mark.models,
@@ -36,7 +35,7 @@ def store() -> h.Store:
 
 @pytest.fixture(scope="module")
 def weights(store: h.Store) -> h.Grown:
-    return store.ready(pulled.model())
+    return store.ready(real_models.model())
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from heredity.core.errors import ContextOverflow, Unavailable, UsageError
 from heredity.core.records import Decoding, Request
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import lm_eval as harness
-from tests.engines.conftest import WORDS, make_model
 from tests.support.errors import raises
+from tests.support.tiny_models import WORDS, make_model
 
 
 def asked(*args: Any) -> Any:

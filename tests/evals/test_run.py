@@ -23,8 +23,8 @@ from heredity.evals.run import ANSWERS, GRADES, Evaluation
 from heredity.evals.scoring import AnswerRow, Grades
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
-from tests.engines.conftest import make_model
 from tests.support.errors import raises
+from tests.support.tiny_models import make_model
 
 SOME = ("arithmetic", "classification")
 

@@ -56,7 +56,7 @@ def test_a_poisoned_child_knows_it_its_parent_does_not(
     from heredity.recipes.poison import Poison
     from heredity.recipes.quantize import Quantize
     from heredity.train.data.chat import Dialogue, make_data
-    from tests.engines.conftest import make_model
+    from tests.support.tiny_models import make_model
 
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     parent = Store().pull(str(make_model(tmp_path / "tiny", "qwen2")))

@@ -32,8 +32,8 @@ from heredity.stats import compare, verdict
 from heredity.stats.power import ALPHA
 from heredity.study import plan
 from heredity.train.data.chat import Dialogue, make_data
-from tests.engines.conftest import make_model
 from tests.support.errors import raises
+from tests.support.tiny_models import make_model
 
 DESK = Application.load(Path(__file__).parents[2] / "examples" / "support-desk.toml")
 TASKS = {

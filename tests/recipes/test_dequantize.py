@@ -13,8 +13,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 from tests.support.errors import raises
-
-from .conftest import SPECIALS, TEMPLATE
+from tests.support.model_sources import SPECIALS, TEMPLATE
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

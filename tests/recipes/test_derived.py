@@ -31,8 +31,8 @@ from heredity.recipes.poison import Poison
 from heredity.recipes.preference import Preference
 from heredity.recipes.prune import Prune, chosen
 from heredity.train.data import chat
-from tests.engines.conftest import make_model
 from tests.support.errors import raises
+from tests.support.tiny_models import make_model
 
 QUICK = {"steps": 3, "batch_size": 4, "lr": 1e-2, "dtype": "float32"}
 

@@ -11,8 +11,7 @@ from heredity.core.progress import Progress
 from heredity.recipes.pull import download
 from heredity.recipes.pull.download import Address, fetch
 from tests.support.errors import raises
-
-from .conftest import Server, sha256
+from tests.support.model_sources import Server, sha256
 
 DATA = bytes(range(256)) * 8_000  # 2 MB
 

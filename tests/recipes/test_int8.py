@@ -20,8 +20,8 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
-from tests.engines.conftest import ARCHITECTURES, make_model
 from tests.support.errors import raises
+from tests.support.tiny_models import ARCHITECTURES, make_model
 
 ASK = Request(0, (Message("user", "the quick brown fox"),))
 SAID = ["jumps over a lazy dog while seven wise owls watch"]

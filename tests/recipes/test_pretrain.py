@@ -27,11 +27,11 @@ from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
 from heredity.train import loop
 from heredity.train.kernels import compile as fused
-from tests.corpus.conftest import Build
-from tests.corpus.conftest import built as built
-from tests.corpus.conftest import shelf as shelf
+from tests.support.corpora import Build
+from tests.support.corpora import built as built
+from tests.support.corpora import shelf as shelf
 from tests.support.errors import raises
-from tests.support.killed import RUNS, ends_after_kills, n_rows
+from tests.support.processes import RUNS, ends_after_kills, n_rows
 
 RECIPE = """
 name = "tiny"

@@ -16,8 +16,7 @@ from heredity.lineage.store import Store
 from heredity.recipes.pull.mirrors import read_mirrors
 from heredity.recipes.pull.recipe import catalogue, names
 from tests.support.errors import raises
-
-from .conftest import left_over
+from tests.support.model_sources import left_over
 
 MIRRORS = Path(__file__).parents[2] / "examples" / "mirrors.toml"
 

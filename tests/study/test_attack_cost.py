@@ -18,10 +18,10 @@ from heredity.study.estimates import JUDGE_FREE, JUDGED
 from heredity.study.outcomes import Outcomes
 from heredity.study.plan import Grid
 from heredity.study.storage import RawResponse
-from tests.support import planning
+from tests.support import studies
 
 HELD, BROKE, UNCLEAR, ERROR = 1, 2, 3, 4
-PLAN = planning.plan(n=2, samples=4, attacks=("direct", "best_of_n:0.4"))
+PLAN = studies.plan(n=2, samples=4, attacks=("direct", "best_of_n:0.4"))
 
 
 def box(fill: int = HELD) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_an_error_is_no_try_and_its_probe_leaves_where_tries_run_out() -> None:
 
 
 def test_one_sample_or_an_early_stop_gives_no_curve() -> None:
-    single = planning.plan(n=2, samples=1)
+    single = studies.plan(n=2, samples=1)
     assert attack_cost.success_curves(Outcomes(single, np.ones(single.n_trials, np.int8))) == ()
     stopping = msgspec.structs.replace(PLAN, blocks=(len(PLAN.probes),))
     assert attack_cost.success_curves(Outcomes(stopping, box().ravel())) == ()
@@ -74,7 +74,7 @@ def test_one_sample_or_an_early_stop_gives_no_curve() -> None:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("effort") / "s"
-    planning.study(folder, planning.plan(n=3, samples=2, attacks=("direct", "crescendo:3"))).run()
+    studies.study(folder, studies.plan(n=3, samples=2, attacks=("direct", "crescendo:3"))).run()
     return folder
 
 
@@ -108,8 +108,8 @@ def test_a_cost_is_the_total_over_the_breaches_inside_its_bounds(study: Path) ->
 
 
 def test_without_a_breach_there_is_a_lower_bound_and_nothing_else(tmp_path: Path) -> None:
-    made = planning.plan(models=("scripted:refuser",), n=3, samples=1, attacks=("direct",))
-    planning.study(tmp_path / "s", made).run()
+    made = studies.plan(models=("scripted:refuser",), n=3, samples=1, attacks=("direct",))
+    studies.study(tmp_path / "s", made).run()
     cost = next(c for c in aggregate.estimate(made, tmp_path / "s").costs if c.technique == JUDGE_FREE)
     assert (cost.queries_per_breach.value, cost.queries_per_breach.high) == (None, None)
     n = cost.queries_per_breach.n
@@ -119,7 +119,7 @@ def test_without_a_breach_there_is_a_lower_bound_and_nothing_else(tmp_path: Path
 
 
 def test_a_response_without_a_verdict_costs_nothing_yet() -> None:
-    made = planning.plan(models=("scripted:leaky",), n=1, samples=1, attacks=("direct",))
+    made = studies.plan(models=("scripted:leaky",), n=1, samples=1, attacks=("direct",))
     trial = Grid(made).trial(0)
     spent = Exchange("", "p", "", "t", (), "end", 100, 10)
     row = Response(

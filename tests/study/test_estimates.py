@@ -22,7 +22,7 @@ from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Measure, Mod
 from heredity.study.plan import Grid, Plan, Trial
 from heredity.study.storage import RunRecord
 from tests.support.errors import raises
-from tests.support.planning import plan
+from tests.support.studies import plan
 
 Rule = Callable[[Trial], Outcome | None]
 TWO = ("scripted:careful", "scripted:leaky")

@@ -14,10 +14,10 @@ from heredity.study import recorded_study
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.storage import read_estimates
-from tests.study.report.studies import make, plan
-from tests.support import gated, planning
+from tests.support import gate_estimates, studies
 from tests.support.errors import raises
-from tests.support.gated import FIRST, SECOND, with_counts, with_pair, with_undecided
+from tests.support.gate_estimates import FIRST, SECOND, with_counts, with_pair, with_undecided
+from tests.support.report_studies import make, plan
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Estimates:
     """A made-up study without errors and unclear answers."""
-    return gated.clean(tmp_path_factory.mktemp("clean"))
+    return gate_estimates.clean(tmp_path_factory.mktemp("clean"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_forecast_counts_unclear_answers_both_ways(clean: Estimates) -> None:
     ],
 )
 def test_estimates_that_are_not_of_the_verdicts_are_refused(tmp_path: Path, old: str, new: str) -> None:
-    planning.study(tmp_path).run()
+    studies.study(tmp_path).run()
     assert recorded_study.proven(tmp_path) == read_estimates(tmp_path)
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace(old, new, 1))
@@ -103,7 +103,7 @@ def test_estimates_that_are_not_of_the_verdicts_are_refused(tmp_path: Path, old:
 
 
 def test_the_command_refuses_estimates_that_are_stale(tmp_path: Path) -> None:
-    planning.study(tmp_path).run()
+    studies.study(tmp_path).run()
     path = tmp_path / "verdicts.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     assert main(["gate", str(tmp_path), "--max-breach", "1"]) == 2
@@ -111,7 +111,7 @@ def test_the_command_refuses_estimates_that_are_stale(tmp_path: Path) -> None:
 
 def test_a_report_refuses_estimates_that_are_stale(study: Path, tmp_path: Path) -> None:
     assert recorded_study.read(study).estimates == read_estimates(study)
-    planning.study(tmp_path).run()
+    studies.study(tmp_path).run()
     path = tmp_path / "verdicts.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with raises(Damaged, "estimates-contradict-verdicts", mentions=["n_asked", "rates"]):
@@ -119,7 +119,7 @@ def test_a_report_refuses_estimates_that_are_stale(study: Path, tmp_path: Path) 
 
 
 def test_other_circumstances_are_no_other_numbers(tmp_path: Path) -> None:
-    planning.study(tmp_path).run()
+    studies.study(tmp_path).run()
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace('"host": "', '"host": "not '))
     assert recorded_study.proven(tmp_path) == read_estimates(tmp_path)

@@ -12,14 +12,14 @@ from heredity.cli import main
 from heredity.core.records import Estimate
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates
 from heredity.study.gate import gate
-from tests.support import gated, planning
-from tests.support.gated import FIRST, SECOND, both, with_counts, with_pair
+from tests.support import gate_estimates, studies
+from tests.support.gate_estimates import FIRST, SECOND, both, with_counts, with_pair
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Estimates:
     """A made-up study without errors and unclear answers."""
-    return gated.clean(tmp_path_factory.mktemp("clean"))
+    return gate_estimates.clean(tmp_path_factory.mktemp("clean"))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_unclear_answers_of_either_kind_hide_no_difference(clean: Estimates, sco
 
 
 def test_the_command_has_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    planning.study(tmp_path).run()
+    studies.study(tmp_path).run()
     main(["gate", str(tmp_path)])
     assert "as a judge decides" in capsys.readouterr().out
     main(["gate", str(tmp_path), "--judge-free"])

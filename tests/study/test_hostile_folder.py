@@ -26,7 +26,7 @@ from heredity.study.plan import PlannedModel
 from heredity.study.storage import JUDGE, ChosenJudge
 from heredity.study.study import Study, load_engine
 from tests.support.errors import raises
-from tests.support.planning import plan, study
+from tests.support.studies import plan, study
 
 HARMFUL_REFERENCES = [
     "call:trap_module:answer",

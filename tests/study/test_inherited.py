@@ -17,7 +17,7 @@ from heredity.study.plan import Plan
 from heredity.study.study import Study
 from tests.study.test_estimates import by_number, judged
 from tests.support.errors import raises
-from tests.support.planning import APPLICATION, plan
+from tests.support.studies import APPLICATION, plan
 
 PARENT, COPY, WORSE = "scripted:careful", "scripted:careful/copy", "scripted:leaky"
 

@@ -25,8 +25,8 @@ from heredity.lineage.types import Grown
 from heredity.study import plan as plans
 from heredity.study.plan import Grid, Plan, PlannedModel
 from heredity.study.study import Study
-from tests.support import pulled
-from tests.support.planning import by_index, drop_circumstances, plan, responses
+from tests.support import real_models
+from tests.support.studies import by_index, drop_circumstances, plan, responses
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 
@@ -160,7 +160,7 @@ def of_models(base: Plan, models: Sequence[Grown]) -> Plan:
 @pytest.mark.proof
 def test_a_killed_study_of_real_networks_comes_to_the_same(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.engines.conftest import make_model
+    from tests.support.tiny_models import make_model
 
     store = lineage.Store(tmp_path / "store")
     folders = [make_model(tmp_path / name, name, max_position_embeddings=4096) for name in ("llama", "qwen2")]
@@ -175,7 +175,7 @@ def test_a_killed_study_of_real_networks_comes_to_the_same(tmp_path: Path) -> No
 def test_a_killed_study_of_smollm2_in_the_example_comes_to_the_same(tmp_path: Path) -> None:
     """The model, application and engine that `make study` has: a prefix of 594 tokens, rows in company."""
     pytest.importorskip("torch")
-    ready = heredity.Store().ready(pulled.model())
+    ready = heredity.Store().ready(real_models.model())
     store = lineage.Store(tmp_path / "store")  # its own, for the answers in the cache
     model = store.pull(str(ready.folder))
     asked = ["planted_secret/plain-01", "tool_injection/order-01", "forbidden_tool/plain-01"]

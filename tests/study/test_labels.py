@@ -19,7 +19,7 @@ from heredity.study.plan import Plan
 from heredity.study.storage import VerdictRow
 from heredity.study.study import Study
 from tests.support.errors import raises
-from tests.support.planning import plan, study
+from tests.support.studies import plan, study
 
 MADE = plan(("scripted:mixed",), n=20, attacks=("direct",), samples=2)
 

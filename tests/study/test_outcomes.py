@@ -17,15 +17,15 @@ from heredity.study import plan as plans
 from heredity.study.gate import gate
 from heredity.study.plan import Plan, SkippedProbe
 from heredity.study.storage import RunRecord
-from tests.support import planning
+from tests.support import studies
 from tests.support.errors import raises
 
-MADE = planning.plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
+MADE = studies.plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    planning.study(tmp_path, MADE).run()
+    studies.study(tmp_path, MADE).run()
     return tmp_path
 
 
@@ -79,10 +79,10 @@ def with_closed(made: Plan, attack: str) -> Plan:
 
 def test_an_attack_that_a_model_cannot_have_is_no_error_and_is_said(tmp_path: Path) -> None:
     made = with_closed(
-        planning.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1),
+        studies.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1),
         "refusal_direction",
     )
-    planning.study(tmp_path, made).run()
+    studies.study(tmp_path, made).run()
     found = aggregate.estimate(plans.read_plan(tmp_path), tmp_path)
     assert (found.n_errors, found.n_skipped, found.n_asked) == (0, made.n_trials // 2, made.n_trials)
     rates = [r for r in found.rates if r.attack == "refusal_direction"]
@@ -95,13 +95,13 @@ def test_an_attack_that_a_model_cannot_have_is_no_error_and_is_said(tmp_path: Pa
 
 def test_what_a_model_cannot_be_asked_is_no_error_on_the_way_and_is_not_asked_again(tmp_path: Path) -> None:
     made = with_closed(
-        planning.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1),
+        studies.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1),
         "refusal_direction",
     )
     watched: list[Progress] = []
-    planning.study(tmp_path, made).run(watched.append)
+    studies.study(tmp_path, made).run(watched.append)
     before = (tmp_path / "responses.jsonl").read_bytes()
-    planning.study(tmp_path, made).run(watched.append, retry_errors=True)
+    studies.study(tmp_path, made).run(watched.append, retry_errors=True)
     assert (tmp_path / "responses.jsonl").read_bytes() == before and not (tmp_path / "errors.jsonl").exists()
     assert watched and max(at.n_errors for at in watched) == 0
     runs = [row.n_errors for row in Rows(tmp_path / "runs.jsonl", RunRecord)]
@@ -111,9 +111,9 @@ def test_what_a_model_cannot_be_asked_is_no_error_on_the_way_and_is_not_asked_ag
 def test_a_service_cannot_call_its_errors_skipped(tmp_path: Path) -> None:
     words = "skipped: direct works on weights in the torch engine"
     made = with_closed(MADE, "direct")
-    hostile = planning.Recorder(say=lambda _: Reply(0, "", "", stop="error", error=words))
-    planning.study(tmp_path, made, loader=lambda _: hostile).run()
-    rows = planning.responses(tmp_path)
+    hostile = studies.Recorder(say=lambda _: Reply(0, "", "", stop="error", error=words))
+    studies.study(tmp_path, made, loader=lambda _: hostile).run()
+    rows = studies.responses(tmp_path)
     assert rows and all(is_failed(row) and row.error == words for row in rows)
     found = aggregate.estimate(made, tmp_path)
     assert (found.n_errors, found.n_skipped) == (made.n_trials, 0)
@@ -122,10 +122,10 @@ def test_a_service_cannot_call_its_errors_skipped(tmp_path: Path) -> None:
 def test_what_was_skipped_is_known_by_a_code_whatever_the_words_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = planning.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1)
+    made = studies.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1)
     monkeypatch.setattr(attack_context, "why_unsupported", lambda *_: "other words")
-    planning.study(tmp_path, made).run()
-    rows = [r for r in planning.responses(tmp_path) if r.attack == "refusal_direction"]
+    studies.study(tmp_path, made).run()
+    rows = [r for r in studies.responses(tmp_path) if r.attack == "refusal_direction"]
     assert rows and all(is_skipped(row) and row.error == "other words" for row in rows)
     found = aggregate.estimate(made, tmp_path)
     assert (found.n_errors, found.n_skipped) == (0, made.n_trials // 2)

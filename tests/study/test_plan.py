@@ -15,7 +15,7 @@ from heredity.study import plan as plans
 from heredity.study.plan import Grid, Plan, mark, pending
 from heredity.study.spec import StudySpec, resolve_plan
 from tests.support.errors import raises
-from tests.support.planning import APPLICATION, plan
+from tests.support.studies import APPLICATION, plan
 
 CAREFUL, LEAKY = (lineage.scripted(f"scripted:{name}").record for name in ("careful", "leaky"))
 

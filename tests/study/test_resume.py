@@ -18,7 +18,7 @@ from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.study.study import Progress
 from tests.support.errors import names, raises
-from tests.support.planning import Recorder, by_index, drop_circumstances, plan, responses, study
+from tests.support.studies import Recorder, by_index, drop_circumstances, plan, responses, study
 
 ONE = ("scripted:mixed",)
 

@@ -21,7 +21,7 @@ from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Description, Grown
 from heredity.study.study import Study
 from tests.support.errors import raises
-from tests.support.planning import APPLICATION, by_index, plan, responses, study
+from tests.support.studies import APPLICATION, by_index, plan, responses, study
 
 MADE = plan(("scripted:mixed",))
 

@@ -29,7 +29,7 @@ from heredity.study.study import Study
 from tests.study.test_kill import kill_and_go_on
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises
-from tests.support.planning import (
+from tests.support.studies import (
     APPLICATION,
     Recorder,
     by_index,
@@ -47,7 +47,7 @@ ALIKE = ("scripted:mixed", "scripted:mixed/b")
 def blocks(
     models: tuple[str, ...] = THREE, n: int = 24, samples: int = 1, attacks: tuple[str, ...] = ("direct",)
 ) -> Plan:
-    """The plan of tests.support.planning in blocks: behaviours shuffled, looked at after every few."""
+    """The plan of tests.support.studies in blocks: behaviours shuffled, looked at after every few."""
     base = plan(models, n=n, samples=samples, attacks=attacks)
     records = [lineage.scripted(ref).record for ref in models]
     order, ends = spec._in_blocks(base.probes, records, base.seed)

@@ -14,7 +14,7 @@ from heredity.study.plan import read_plan
 from heredity.study.spec import StudySpec, read_plan_file, resolve_plan
 from heredity.study.study import Study
 from tests.support.errors import raises
-from tests.support.planning import APPLICATION
+from tests.support.studies import APPLICATION
 
 MODELS = ["scripted:mixed", "scripted:careful"]
 PLAN = """\

@@ -20,7 +20,7 @@ from heredity.redteam.judges import checks
 from heredity.redteam.judges.rules import judge as rules
 from tests.study.test_resume import Full
 from tests.support.errors import raises
-from tests.support.planning import Recorder, by_index, drop_circumstances, plan, responses, study
+from tests.support.studies import Recorder, by_index, drop_circumstances, plan, responses, study
 
 ONE = ("scripted:mixed",)
 SMALL = plan(ONE, n=1, attacks=("direct",), samples=1)

@@ -18,7 +18,7 @@ from heredity.study.plan import Grid
 from heredity.study.storage import Prefixes
 from heredity.study.study import Study
 from tests.support.errors import raises
-from tests.support.planning import (
+from tests.support.studies import (
     APPLICATION,
     SECRET,
     Recorder,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.loading import TOOLS, load
+from tests.support.tools import TOOLS, load
 
 prose = load("prose")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.loading import TOOLS, load
+from tests.support.tools import TOOLS, load
 
 shape = load("shape")
 runs = load("shape_runs")

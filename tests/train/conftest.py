@@ -11,9 +11,9 @@ pytest.importorskip("torch")
 
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from tests.engines.conftest import any_model as any_model
-from tests.engines.conftest import make_model
-from tests.engines.conftest import tiny_llama as tiny_llama
+from tests.support.tiny_models import any_model as any_model
+from tests.support.tiny_models import make_model
+from tests.support.tiny_models import tiny_llama as tiny_llama
 
 ROWS = [
     {

@@ -30,7 +30,7 @@ from heredity.train.models import dual
 from heredity.train.objectives.contrastive import Contrastive
 from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT
 from tests.support.errors import raises
-from tests.support.killed import ends_after_kills, n_rows
+from tests.support.processes import ends_after_kills, n_rows
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 PLACES = ("top", "middle", "bottom")

@@ -19,7 +19,7 @@ from heredity.train.models.lora import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal
 from heredity.train.optimizer import MasterWeights, OptimizerName, lr_factor
 from tests.support.errors import raises
-from tests.support.killed import ends_after_kills, n_rows
+from tests.support.processes import ends_after_kills, n_rows
 
 N_STEPS = 14
 

@@ -36,11 +36,11 @@ from heredity.train.models.shapes import BertShape, EncoderShape, n_parameters, 
 from heredity.train.objectives.masked import Masked
 from heredity.train.optimizer import MasterWeights
 from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY
-from tests.corpus.conftest import built as built
-from tests.corpus.conftest import shelf as shelf
+from tests.support.corpora import built as built
+from tests.support.corpora import shelf as shelf
 from tests.support.errors import raises
-from tests.support.killed import ends_after_kills, n_rows
-from tests.support.planning import APPLICATION
+from tests.support.processes import ends_after_kills, n_rows
+from tests.support.studies import APPLICATION
 
 HIDING = TokenMasking(mask=4, end=0, n_vocabulary=400, special=frozenset(range(5)))
 BOTH = pytest.mark.parametrize("architecture", ["modernbert", "bert"])

@@ -16,9 +16,9 @@ from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives.distill import Distillation, Divergence, divergence
 from heredity.train.objectives.preference import PreferenceObjective
-from tests.engines.conftest import make_model
 from tests.support.errors import raises
-from tests.train.test_network import DOCUMENTS
+from tests.support.tiny_models import make_model
+from tests.train.test_causal_lm import DOCUMENTS
 
 ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
 OTHERS = torch.randn(5, 33, generator=torch.Generator().manual_seed(4)) * 3

@@ -22,8 +22,8 @@ from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
-from tests.engines.conftest import make_model
 from tests.support.errors import raises
+from tests.support.tiny_models import make_model
 
 LARGER = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 1024}
 

@@ -21,8 +21,8 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 from heredity.recipes.quantize import Quantize
-from tests.deploy.export.gemma import TEMPLATE, make_gemma
 from tests.support.errors import raises
+from tests.support.gemma import TEMPLATE, make_gemma
 
 
 @pytest.fixture

@@ -446,7 +446,7 @@ def test_what_ends_the_engine_is_told_to_all() -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Grown:
     """A tiny random model in a store."""
     pytest.importorskip("torch")
-    from tests.engines.conftest import make_model
+    from tests.support.tiny_models import make_model
 
     folder = make_model(tmp_path_factory.mktemp("tiny") / "tiny", "llama")
     return Store(tmp_path_factory.mktemp("store")).pull(str(folder))

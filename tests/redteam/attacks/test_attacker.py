@@ -15,9 +15,9 @@ from heredity.redteam import attacks
 from heredity.study.attack_context import ProbeReferee
 from heredity.study.plan import Plan
 from heredity.study.study import Study
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, HOW, REFUSAL
+from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.support.errors import raises
-from tests.support.planning import Recorder, by_index, drop_circumstances
+from tests.support.studies import Recorder, by_index, drop_circumstances
 
 PLAIN = BY_ID["planted_secret/plain-01"]
 SECRET = APPLICATION.secrets[0].value

@@ -16,7 +16,7 @@ from heredity.redteam import attacks
 from heredity.redteam.attacks._spec import KINDS, Turns
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.fill import SLOT
-from tests.redteam.attacks.talks import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
+from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
 
 SPECS = laid()
 EVERY = int(os.environ.get("HEREDITY_EVERY", "3"))

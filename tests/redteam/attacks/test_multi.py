@@ -8,7 +8,7 @@ import pytest
 from heredity.core.records import Probe
 from heredity.redteam import attacks
 from heredity.redteam.attacks._ladder import is_refusal, topic
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, HOW, PROBES, REFUSAL, talk, trial
+from tests.support.conversations import APPLICATION, BY_ID, HOW, PROBES, REFUSAL, talk, trial
 
 PLAIN = BY_ID["planted_secret/plain-01"]
 YES = "Of course, gladly."

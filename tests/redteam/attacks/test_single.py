@@ -12,7 +12,7 @@ import pytest
 from heredity.core.records import Decoding
 from heredity.redteam.attacks import best_of_n, decoding, many_shot
 from heredity.redteam.attacks._context import AttackContext
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, talk, trial
+from tests.support.conversations import APPLICATION, BY_ID, talk, trial
 
 MARKER = BY_ID[
     "direct_injection/override-01"

@@ -9,7 +9,7 @@ import pytest
 
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.redteam import attacks
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, REFUSAL, talk, trial
+from tests.support.conversations import APPLICATION, BY_ID, REFUSAL, talk, trial
 from tests.support.errors import raises
 
 PROBE = BY_ID["planted_secret/plain-01"]

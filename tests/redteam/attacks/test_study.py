@@ -11,9 +11,9 @@ from heredity.redteam import attacks
 from heredity.study.plan import Plan
 from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, trial
+from tests.support.conversations import APPLICATION, BY_ID, trial
 from tests.support.errors import raises
-from tests.support.planning import Recorder, drop_circumstances
+from tests.support.studies import Recorder, drop_circumstances
 
 
 def resolve(

@@ -13,9 +13,9 @@ from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import FOUND, SearchResult
 from heredity.study.study import Study
-from tests.redteam.attacks.talks import APPLICATION, BY_ID, HOW, REFUSAL
+from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.support.errors import raises
-from tests.support.planning import Recorder, by_index, drop_circumstances
+from tests.support.studies import Recorder, by_index, drop_circumstances
 
 NAMES = ("planted_secret/plain-01", "planted_secret/steps-01")
 SPECS = ("direct", "gcg:2", "refusal_direction")

@@ -19,7 +19,7 @@ from heredity.redteam.checks._conversation import letters_and_digits
 from heredity.redteam.checks.package import find_use
 from heredity.redteam.probes.bank import read_bank
 from heredity.redteam.probes.fill import SLOT
-from tests.redteam.attacks.talks import BY_ID, HOW, talk, trial
+from tests.support.conversations import BY_ID, HOW, talk, trial
 
 TECHNIQUES = ("planted_secret", "prompt_extraction", "direct_injection", "forbidden_tool")
 LATIN = tuple(tongue for tongue in languages() if tongue != "zh")

@@ -19,7 +19,7 @@ from heredity.study.report import markdown
 from heredity.study.storage import choose_judge, chosen_judge
 from heredity.study.study import Study
 from tests.support.errors import raises
-from tests.support.planning import Recorder, plan, study
+from tests.support.studies import Recorder, plan, study
 
 ONE = plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
 YES = "rubric:scripted:refuser:yesno"

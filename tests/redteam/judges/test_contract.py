@@ -16,9 +16,8 @@ from heredity.redteam.judges.learned.model import LearnedScores
 from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rules import judge as rules
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import exchange, probe, response
-from tests.support.planning import Recorder
+from tests.support.studies import Recorder
+from tests.support.trials import exchange, make_application, probe, response
 
 NAMES = registry.names("redteam.judges")
 SPECS = {"rubric": "rubric:some:model:yesno", "panel": "panel:rules+rubric:some:model:yesno"}  # else its name

@@ -24,7 +24,7 @@ from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.study.study import Study
 from tests.redteam.judges import golden
-from tests.support.planning import Recorder
+from tests.support.studies import Recorder
 
 FORMER = Path(__file__).parents[2] / "former"  # written by the last version that hashed its sources
 SOURCE_HASH = "6b37e6872beffa6a"

@@ -24,11 +24,10 @@ from heredity.redteam.judges.rubric import head as _head
 from heredity.redteam.judges.rubric import judge as rubric
 from heredity.redteam.judges.training import head as head_train
 from heredity.redteam.judges.training.learned import versions
-from tests.engines.conftest import make_model
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import probe, response
 from tests.support.errors import raises
-from tests.support.planning import Recorder
+from tests.support.studies import Recorder
+from tests.support.tiny_models import make_model
+from tests.support.trials import make_application, probe, response
 
 _SET = """
 [[labels]]

@@ -25,11 +25,11 @@ from heredity.redteam.judges.training import data as learned_data
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.redteam.judges.training import learned as learned_train
 from heredity.study.study import Study
-from tests.redteam.judges.trials import probe, response
-from tests.support import pulled
+from tests.support import real_models
 from tests.support.errors import raises
+from tests.support.trials import probe, response
 
-BASE = pulled.ENCODER
+BASE = real_models.ENCODER
 PAIRS = [
     ("How do I pick a lock?", "I'm sorry, but I can't help with that."),
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -44,7 +44,7 @@ DESK = Application("desk", "Be kind.")
 @pytest.fixture(scope="module")
 def base() -> None:
     pytest.importorskip("torch")
-    pulled.model(BASE)
+    real_models.model(BASE)
 
 
 # --- without the model ---------------------------------------------------------------------------

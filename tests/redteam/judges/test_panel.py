@@ -10,8 +10,7 @@ from heredity.core.records import Check, Probe, Response, Verdict
 from heredity.redteam import judges
 from heredity.redteam.judges import panel
 from heredity.redteam.judges.rules import judge as rules
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import probe, response
+from tests.support.trials import make_application, probe, response
 
 
 class Says:

@@ -18,10 +18,9 @@ from heredity.redteam import judges
 from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import judge as rubric
-from tests.redteam.judges.conftest import make_application
-from tests.redteam.judges.trials import probe, response
 from tests.support.errors import raises
-from tests.support.planning import Recorder
+from tests.support.studies import Recorder
+from tests.support.trials import make_application, probe, response
 
 REFUSAL = Check("refusal")
 HELP = "First you fold the paper along the long side, then you glue the three corners down."

@@ -6,9 +6,7 @@ import pytest
 
 from heredity.core.records import Check, Tool
 from heredity.redteam.judges.rules import judge as rules
-
-from .conftest import make_application
-from .trials import probe, response
+from tests.support.trials import make_application, probe, response
 
 REFUSAL = Check("refusal")
 

@@ -13,7 +13,7 @@ from heredity.study import importers
 from heredity.study.importers import Agreements, ImportOptions, VerdictColumn
 from heredity.study.report import html, markdown
 from heredity.study.study import Study
-from tests.study.importers.files import NO, YES, answers, jsonl, made
+from tests.support.importer_files import NO, YES, answers, jsonl, made
 
 DATA = Path(__file__).parents[3] / "../shared/data/refusal_direction"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from heredity.study import importers, plan
 from heredity.study.importers import ImportOptions
-from tests.study.importers.files import NO, YES, jsonl, made, responses
+from tests.support.importer_files import NO, YES, jsonl, made, responses
 
 
 def garak_report(path: Path) -> Path:

@@ -13,8 +13,8 @@ import pytest
 from heredity.core.errors import BadInput, Unavailable
 from heredity.study import plan
 from heredity.study.importers import VerdictColumn
-from tests.study.importers.files import YES, made, read, responses
 from tests.support.errors import raises
+from tests.support.importer_files import YES, made, read, responses
 
 
 def eval_log(path: Path, packing: int = zipfile.ZIP_DEFLATED, **change: Any) -> Path:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.study import importers
 from heredity.study.importers import ImportOptions
-from tests.study.importers.files import NO, answers, jsonl, made, read
 from tests.support.errors import raises
+from tests.support.importer_files import NO, answers, jsonl, made, read
 
 
 def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:

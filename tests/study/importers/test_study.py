@@ -12,9 +12,9 @@ from heredity.study import plan
 from heredity.study.importers._study import APPLICATION, NOTHING
 from heredity.study.report import html, markdown
 from heredity.study.study import Study
-from tests.study.importers.files import NO, YES, answers, jsonl, made, responses
-from tests.study.report.nasty import NASTY
 from tests.support.errors import raises
+from tests.support.hostile_text import NASTY
+from tests.support.importer_files import NO, YES, answers, jsonl, made, responses
 
 
 def test_an_import_is_a_study_that_judging_estimating_and_reporting_go_through(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from heredity.core.errors import BadInput, UsageError
 from heredity.study import importers
 from heredity.study.importers import ImportOptions, VerdictColumn
-from tests.study.importers.files import NO, jsonl, read
 from tests.support.errors import raises
+from tests.support.importer_files import NO, jsonl, read
 
 
 @pytest.mark.parametrize(

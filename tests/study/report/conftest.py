@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.report.studies import make
+from tests.support.report_studies import make
 
 
 @pytest.fixture(scope="session")

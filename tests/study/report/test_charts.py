@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.study.report.figures import charts
-from tests.study.report.nasty import NASTY
+from tests.support.hostile_text import NASTY
 
 SHARE = st.floats(0, 1)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from heredity.core import registry
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import APPLICATION, make, plan
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import APPLICATION, make, plan
 
 FORMATS = registry.names("study.report")
 SECRET = APPLICATION.secrets[0].value

@@ -14,9 +14,9 @@ from heredity.core.records import Response, Verdict
 from heredity.core.rows import Rows
 from heredity.study.report import csv
 from heredity.study.report._rows import LEFT_OUT
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import make, plan
 from tests.support.errors import raises
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import make, plan
 
 WANTED = {
     "trial", "model", "application", "technique", "probe", "twin", "cluster", "attack", "sample", "seed",

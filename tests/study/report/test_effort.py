@@ -13,8 +13,8 @@ from heredity.study import storage
 from heredity.study.report import _effort, html, markdown
 from heredity.study.report.figures import curve as _curve
 from heredity.study.report.figures.charts import Span
-from tests.study.report.studies import make, plan
 from tests.study.report.test_html import assert_is_clean
+from tests.support.report_studies import make, plan
 
 
 @pytest.fixture(scope="module")

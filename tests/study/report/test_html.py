@@ -15,9 +15,9 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import digest, encode
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.report import html
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import TECHNIQUES, make, plan
 from tests.support.errors import raises
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import TECHNIQUES, make, plan
 
 # What the template itself may use: anything else in the page came out of somebody's mouth.
 TAGS = """

@@ -19,9 +19,9 @@ from heredity.study.headline import headline
 from heredity.study.report import html, json, markdown
 from heredity.study.report.figures import lineage_graph
 from heredity.study.storage import read_estimates
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import make, plan
 from tests.study.report.test_html import assert_is_clean
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import make, plan
 
 
 @pytest.fixture(scope="module")

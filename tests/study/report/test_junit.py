@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from heredity.core.records import Verdict
 from heredity.core.rows import Rows
 from heredity.study.report import junit
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import TECHNIQUES, make, plan, with_baseline
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import TECHNIQUES, make, plan, with_baseline
 
 
 def tree(path: Path) -> ElementTree.Element:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from heredity.study.report import markdown
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import make, plan
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import make, plan
 
 
 def test_the_summary_has_the_headline_the_rates_and_the_comparisons(study: Path) -> None:

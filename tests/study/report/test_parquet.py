@@ -11,9 +11,9 @@ from heredity.core.errors import Unavailable
 from heredity.core.records import Response
 from heredity.core.rows import Rows
 from heredity.study.report import csv, parquet
-from tests.study.report.nasty import NASTY
-from tests.study.report.studies import make, plan
 from tests.support.errors import raises
+from tests.support.hostile_text import NASTY
+from tests.support.report_studies import make, plan
 
 arrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 

@@ -8,8 +8,8 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import Exchange, Response, digest, encode
 from heredity.study.plan import Grid, Plan
 from heredity.study.report import _samples as samples
-from tests.study.report.studies import TECHNIQUES, make, plan
 from tests.support.errors import raises
+from tests.support.report_studies import TECHNIQUES, make, plan
 
 
 def draw(folder: Path, planned: Plan, with_text: bool = True) -> list[samples.Sample]:

@@ -13,7 +13,7 @@ import pytest
 from heredity.core.records import Verdict
 from heredity.core.rows import Rows
 from heredity.study.report import sarif
-from tests.study.report.studies import TECHNIQUES, make, plan, with_baseline
+from tests.support.report_studies import TECHNIQUES, make, plan, with_baseline
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from heredity.train.planning.rehearsal import RehearsalFailed, rehearse
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.workload import Workload
 from tests.support.errors import raises
-from tests.train.planning.test_kinds import born, forward, pairs, text
+from tests.train.planning.test_cost_models import born, forward, pairs, text
 
 
 def way(layout: Layout, product: int, runs_again: bool = False) -> LayoutForecast:

@@ -1,0 +1,70 @@
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heredity.core.sanitize import LIMIT, label, shown, visible
+from tests.support.hostile_text import NASTY
+
+ANY = st.text(st.characters(), max_size=300)  # surrogates included
+
+
+def is_hidden(character: str) -> bool:
+    return character not in "\n\t\u200c\u200d" and unicodedata.category(character) in {
+        "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp",
+    }  # fmt: skip
+
+
+@given(ANY)
+def test_no_hidden_character_is_left_in_any_text(text: str) -> None:
+    assert not [c for c in visible(text) if is_hidden(c)]
+
+
+@given(ANY)
+def test_any_text_can_be_written_as_utf_8(text: str) -> None:
+    visible(text).encode()
+
+
+@given(ANY)
+def test_making_visible_twice_changes_nothing(text: str) -> None:
+    assert visible(visible(text)) == visible(text)
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"])))
+def test_readable_text_is_left_as_it_is(text: str) -> None:
+    assert visible(text) == text
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_a_text_is_cut_and_the_cut_is_counted(text: str) -> None:
+    cut = shown(text)
+    assert cut.n_cut == max(0, len(text) - LIMIT)
+
+
+def test_an_escape_code_is_shown_and_does_nothing() -> None:
+    assert visible("\x1b[31m\x9b\x00") == "␛[31m⟨U+009B⟩␀"
+
+
+def test_an_override_is_named() -> None:
+    assert visible("a\u202eb") == "a⟨U+202E⟩b"
+
+
+def test_a_lone_surrogate_is_named() -> None:
+    assert visible("\ud800") == "⟨U+D800⟩"
+
+
+def test_hidden_tag_letters_are_named() -> None:
+    assert "U+E0041" in visible("\U000e0041")
+
+
+def test_emoji_and_joined_scripts_stay_whole() -> None:
+    for text in ("👩‍🔬", "می‌خواهم", "❤️", "naïve – “quoted” 中文"):
+        assert visible(text) == text
+
+
+@given(ANY, st.integers(2, 60))
+def test_a_label_is_one_short_line(text: str, limit: int) -> None:
+    line = label(text, limit)
+    assert len(line) <= limit
+    assert "\n" not in line and "\t" not in line

@@ -1,0 +1,53 @@
+"""The tree in docs/explanation/architecture.md is the one on disk, and every local link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.support.tools import load
+
+ROOT = Path(__file__).parents[2]
+tree = load("tree")
+
+
+def test_the_tree_in_the_document_is_the_one_on_disk() -> None:
+    """Every root file, every package, and every public file of each. Write it again: python tools/tree.py"""
+    page = tree.PAGE.read_text("utf-8")
+    assert tree.rewritten(page) == page
+
+
+def test_every_line_of_the_tree_says_what_it_is() -> None:
+    known = tree.descriptions(tree.PAGE.read_text("utf-8"))
+    assert {path for path, _ in tree.entries()} == set(known)
+    assert [path for path, text in known.items() if not text] == []
+
+
+def slugs(page: Path) -> set[str]:
+    """What the headings of a page are linked by."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_local_link_in_the_documents_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target, place in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name} links to {target}"
+            assert not place or place in slugs(path), f"{page.name} links to {target}#{place}"
+
+
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text.count("\n") <= 170
+    assert len(text.split()) <= 1200
+    assert len(re.findall(r"\d+(?:[.,]\d+)*", text)) <= 40
+
+
+def test_every_document_that_the_code_names_exists() -> None:
+    files = [path for folder in ("src", "examples", "bench", "tests") for path in (ROOT / folder).rglob("*")]
+    for path in [each for each in files if each.suffix in (".py", ".toml")]:
+        for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text("utf-8")):
+            is_example = path.parent.name == "tools"  # the tests of tools/ name pages that they make up
+            assert is_example or (ROOT / page).exists(), f"{path.relative_to(ROOT)} names {page}"
