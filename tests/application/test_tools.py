@@ -120,7 +120,7 @@ def test_an_allowed_change_covers_its_place_and_what_is_beneath(allowed: Change,
 def talk(probe: Probe, *said: str) -> list[str]:
     """The last message before each reply."""
     replies, seen = iter(said), []
-    conversation = LIND.converse(direct.turns(probe), probe)
+    conversation = LIND.converse(direct.ATTACK.turns(probe), probe)
     request = next(conversation)
     for text in replies:
         seen.append(request.messages[-1].content)

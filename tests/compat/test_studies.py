@@ -70,6 +70,17 @@ def test_a_conversation_is_shown_as_it_was(studies: Path, place: Path, name: str
     old.assert_same(expected(studies, name)["shown"], shown, f"show {name} --index 0 --json")
 
 
+def test_an_error_of_then_is_shown_with_its_code(studies: Path, place: Path) -> None:
+    """Rows of schema 1 said it in their sentence alone."""
+    folder = copied(studies, place, "errors")
+    rows = [json.loads(line) for line in (folder / "responses.jsonl").read_text("utf-8").splitlines()]
+    failed = next(row for row in rows if row.get("error"))
+    assert "error_code" not in failed
+    shown = json.loads(old.done("show", "errors", "--index", failed["index"], "--json"))
+    assert shown["response"]["error_code"] == shown["verdict"]["error_code"] == "engine-failure"
+    assert shown["response"] == failed | {"error_code": "engine-failure", "schema": 2}
+
+
 def test_the_options_of_then_are_the_same_study(studies: Path, place: Path) -> None:
     """With other attacks, probes or settings it would be refused as another study."""
     folder = copied(studies, place, "checks")

@@ -60,11 +60,15 @@ CHECK = LoudCheck
     "redteam/attacks/capitals.py": '''
 """Every word of the user in capitals."""
 
-QUERIES = "adds none"
+
+class Capitals:
+    cost = "adds none"
+
+    def rewrite(self, text, context):
+        return text.upper()
 
 
-def rewrite(text, context):
-    return text.upper()
+ATTACK = Capitals()
 ''',
     "redteam/judges/lenient.py": '''
 """Nothing is ever refused."""

@@ -10,7 +10,7 @@ from heredity.cli import main
 from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.core.records import Estimate
 from heredity.stats.intervals import wilson_bounds
-from heredity.study import recorded_study
+from heredity.study import aggregate
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.storage import read_estimates
@@ -95,11 +95,11 @@ def test_a_forecast_counts_unclear_answers_both_ways(clean: Estimates) -> None:
 )
 def test_estimates_that_are_not_of_the_verdicts_are_refused(tmp_path: Path, old: str, new: str) -> None:
     studies.study(tmp_path).run()
-    assert recorded_study.proven(tmp_path) == read_estimates(tmp_path)
+    assert aggregate.read_proven(tmp_path) == read_estimates(tmp_path)
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace(old, new, 1))
     with raises(Damaged, "estimates-contradict-verdicts", mentions=["estimates.json"]):
-        recorded_study.proven(tmp_path)
+        aggregate.read_proven(tmp_path)
 
 
 def test_the_command_refuses_estimates_that_are_stale(tmp_path: Path) -> None:
@@ -110,19 +110,19 @@ def test_the_command_refuses_estimates_that_are_stale(tmp_path: Path) -> None:
 
 
 def test_a_report_refuses_estimates_that_are_stale(study: Path, tmp_path: Path) -> None:
-    assert recorded_study.read(study).estimates == read_estimates(study)
+    assert aggregate.read_study(study).estimates == read_estimates(study)
     studies.study(tmp_path).run()
     path = tmp_path / "verdicts.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with raises(Damaged, "estimates-contradict-verdicts", mentions=["n_asked", "rates"]):
-        recorded_study.read(tmp_path)
+        aggregate.read_study(tmp_path)
 
 
 def test_other_circumstances_are_no_other_numbers(tmp_path: Path) -> None:
     studies.study(tmp_path).run()
     path = tmp_path / "estimates.json"
     path.write_text(path.read_text().replace('"host": "', '"host": "not '))
-    assert recorded_study.proven(tmp_path) == read_estimates(tmp_path)
+    assert aggregate.read_proven(tmp_path) == read_estimates(tmp_path)
 
 
 def test_unclear_answers_never_help_to_pass(clean: Estimates) -> None:

@@ -23,8 +23,8 @@ from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.headline import headline
-from heredity.study.plan import Grid
-from heredity.study.rate_bounds import bound_rate
+from heredity.study.intervals import bound_rate
+from heredity.study.plan import Grid, TrialSet
 from heredity.study.report._samples import outcomes
 from heredity.study.study import Study
 
@@ -66,7 +66,7 @@ def test_its_rows_come_to_the_same_estimates(folder: Path) -> None:
 def test_each_error_row_gets_the_code_that_its_words_stood_for(folder: Path) -> None:
     made = plans.read_plan(folder)
     grid = Grid(made)
-    found = storage.answered_rows(storage.open_responses(folder, grid), grid, bytearray(len(grid) // 8 + 1))
+    found = storage.answered_rows(storage.open_responses(folder, grid), grid, TrialSet(len(grid)))
     rows = list(found)
     assert sum(map(is_skipped, rows)) == EXPECTED["n_skipped"] and not any(map(is_failed, rows))
     codes = outcomes(folder / "verdicts.jsonl", made)

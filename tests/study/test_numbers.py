@@ -14,12 +14,12 @@ from heredity.core.rows import Rows
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
+from heredity.study.aggregate import JudgeCorrection
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import compare_edges, compare_models, panel_agreement
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
-from heredity.study.judge_correction import JudgeCorrection
+from heredity.study.intervals import Intervals, bound_rate
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, is_decided, read_outcomes
-from heredity.study.rate_bounds import bound_rate
 from heredity.study.sequential import StoppingRule
 from heredity.study.storage import AttackerTokens, RawExchange, RawResponse
 from tests.support.errors import raises
@@ -221,7 +221,7 @@ def test_members_of_a_panel_are_compared_on_what_both_decided() -> None:
     assert [pair.table for pair in found.pairs] == [Table2x2(0, 1, 0, 1), Table2x2(0, 0, 0, 0)]
 
 
-# --- judge_correction -----------------------------------------------------------------------------
+# --- the judge's errors ---------------------------------------------------------------------------
 
 
 def corrected(folder: Path, monkeypatch: pytest.MonkeyPatch, *labels: Calibration) -> list[Estimate]:
@@ -229,7 +229,9 @@ def corrected(folder: Path, monkeypatch: pytest.MonkeyPatch, *labels: Calibratio
     correction = JudgeCorrection("rules", "", folder)
     broke, clusters = np.array([True, False]), np.array([0, 1])
     found = Estimate(0.5, 0.0, 1.0, 2, "wilson")
-    return [each.corrected for each in correction.corrected(broke, clusters, "breach", small_plan(), found)]
+    return [
+        each.corrected for each in correction.corrected(broke, clusters, "breach", Intervals(0.95), found)
+    ]
 
 
 def test_a_rate_is_corrected_for_sensitivity_and_specificity(
@@ -318,7 +320,7 @@ def test_two_trials_decide_nothing_and_spare_nothing() -> None:
     ]
 
 
-# --- rate_bounds ----------------------------------------------------------------------------------
+# --- bounds for a gate ----------------------------------------------------------------------------
 
 
 def test_undecided_trials_widen_both_ends() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.lineage import store as lineage
 from heredity.study import plan as plans
-from heredity.study.plan import Grid, Plan, mark, pending
+from heredity.study.plan import Grid, Plan, TrialSet
 from heredity.study.spec import StudySpec, resolve_plan
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION, plan
@@ -61,11 +61,11 @@ def test_a_trial_outside_the_plan_is_an_index_error(index: int) -> None:
 
 
 @given(st.sets(st.integers(0, 200)), st.integers(0, 200), st.integers(0, 200))
-def test_the_bitmap_gives_back_what_was_not_marked(marked: set[int], start: int, stop: int) -> None:
-    done = bytearray(200 // 8 + 1)
-    assert all(mark(done, index) for index in marked)
-    assert not any(mark(done, index) for index in marked)
-    assert list(pending(done, range(start, stop))) == [i for i in range(start, stop) if i not in marked]
+def test_a_set_of_trials_gives_back_what_was_not_added(marked: set[int], start: int, stop: int) -> None:
+    done = TrialSet(200)
+    assert all(done.add(index) for index in marked)
+    assert not any(done.add(index) for index in marked)
+    assert list(done.missing(range(start, stop))) == [i for i in range(start, stop) if i not in marked]
 
 
 def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from heredity.core.records import digest
 from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
+from heredity.study import aggregate, spec
 from heredity.study import plan as plans
-from heredity.study import recorded_study, spec
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.outcomes import BROKE, HELD, Outcomes
@@ -62,7 +62,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(folder: Path) -> Estimates:
-    return recorded_study.read(folder).estimates
+    return aggregate.read_study(folder).estimates
 
 
 # --- the plan ---------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_every_interval_and_test_says_that_it_is_anytime_valid(decided: Path) ->
         and first.p_holm < 0.05
         and {first.verdict_ab, first.verdict_ba} == {"worse", "not worse"}
     )
-    assert recorded_study.proven(decided) == estimates  # and it comes to the same from the verdicts alone
+    assert aggregate.read_proven(decided) == estimates  # and it comes to the same from the verdicts alone
 
 
 def test_a_decision_uses_no_answer_from_after_it(decided: Path) -> None:

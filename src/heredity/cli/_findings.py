@@ -14,7 +14,6 @@ from rich.text import Text
 
 from heredity.cli._terminal import out, plain
 from heredity.core.records import Estimate
-from heredity.study import edge_tables
 from heredity.study import wording as words
 from heredity.study.estimates import (
     ALL,
@@ -29,7 +28,6 @@ from heredity.study.estimates import (
 from heredity.study.headline import headline
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
-_PAIRS = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
 _UNKNOWN = "not shown to be better or worse"
 _CROWDED = 30  # columns a model needs for its cell to stay on one line
 
@@ -82,10 +80,10 @@ def edge_table(estimates: Estimates) -> Table:
         pair = edge.compared
         if pair.technique != last:
             last = pair.technique
-            grid.add_row(Text(_PAIRS[last]), style="bold")
+            grid.add_row(Text(words.SCOPE_NAMES[last]), style="bold")
         kept = f"{edge.kept} of {edge.retention.n}\n[{_bounds(edge.retention, '.0f')}] %"
         difference = f"{words.points(pair.difference.value)}\n[{_bounds(pair.difference, '+.1f')}]"
-        child = f"{called[edge.child]}\n  of {called[edge.parent]}, {edge_tables.how(edge)}"
+        child = f"{called[edge.child]}\n  of {called[edge.parent]}, {words.recipe_words(edge)}"
         grid.add_row(
             Text(plain(child, lines=True)), _verdict_cell(edge), kept, str(edge.lost), str(edge.gained),
             difference, words.unsigned(pair.detectable),
@@ -107,7 +105,7 @@ def _bounds(found: Estimate, form: str) -> str:
 def _compared(estimates: Estimates, pair: ModelPair) -> Text:
     """A pair's verdict; without one, the difference that these trials could have shown."""
     called = words.names(estimates.models)
-    head = f"{_PAIRS[pair.technique]}: {called[pair.b]} is "
+    head = f"{words.SCOPE_NAMES[pair.technique]}: {called[pair.b]} is "
     text = Text(head).append(_verdict(pair), style="bold").append(f" than {called[pair.a]}")
     return text.append(f"\n  {_difference(pair)}")
 

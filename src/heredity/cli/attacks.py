@@ -24,13 +24,13 @@ def command(as_json: bool) -> None:
     if as_json:
         _terminal.write_json(
             {
-                name: {"purpose": purposes[name], "variants": part.variants, "queries": part.module.QUERIES}
+                name: {"purpose": purposes[name], "variants": part.variants, "queries": part.attack.cost}
                 for name, part in parts.items()
             }
         )
         return
     grid = _terminal.table("name", "what it is", "variants", "queries", whole=["name"])
     for name, part in parts.items():
-        texts = (purposes[name], ", ".join(part.variants), part.module.QUERIES)
+        texts = (purposes[name], ", ".join(part.variants), part.attack.cost)
         grid.add_row(_terminal.cell(name, "bold"), *map(_terminal.cell, texts))
     _terminal.out().print(grid)

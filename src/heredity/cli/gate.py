@@ -61,10 +61,10 @@ def command(
       4  errors in the run
     """
     from heredity.cli._terminal import plain, write, write_json
-    from heredity.study import recorded_study
+    from heredity.study import aggregate
     from heredity.study.gate import gate
 
-    found = recorded_study.proven(folder)
+    found = aggregate.read_proven(folder)
     outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)
     if as_json:
         write_json({"code": outcome.code, "words": outcome.words})

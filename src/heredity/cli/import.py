@@ -11,7 +11,7 @@ from heredity.cli import Name, PathArgument, Verb
 
 if TYPE_CHECKING:
     from heredity.study.importers import Summary
-    from heredity.study.judge_tables import JudgeTable
+    from heredity.study.wording import TextTable
 
 _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=answer,model=arm --out runs/arms"
 
@@ -70,7 +70,7 @@ def command(
     from heredity.cli._terminal import note, plain, write_json
     from heredity.core.progress import Display
     from heredity.redteam import judges
-    from heredity.study import importers, judge_tables
+    from heredity.study import importers
     from heredity.study.report import html
     from heredity.study.study import Study
 
@@ -96,7 +96,7 @@ def command(
         write_json(found)
     else:
         _findings.show(result.estimates)
-        _show(judge_tables.grids(out, result.estimates))
+        _show(importers.judge_tables(out, result.estimates))
     note(_summary(summary))
     if not as_json:
         note(f"report: {page}")
@@ -115,7 +115,7 @@ def _summary(summary: Summary) -> str:
     return text
 
 
-def _show(grids: list[JudgeTable]) -> None:
+def _show(grids: list[TextTable]) -> None:
     """Print every judge on the same answers, then each pair of judges."""
     from heredity.cli._terminal import cell, out, table
 

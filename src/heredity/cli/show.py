@@ -70,9 +70,9 @@ def _facts(model: Model) -> dict[str, str]:
 def _show_study(folder: Path, as_json: bool) -> None:
     from heredity.cli import _findings
     from heredity.cli._terminal import write_json
-    from heredity.study import recorded_study
+    from heredity.study import aggregate
 
-    estimates = recorded_study.read(folder).estimates
+    estimates = aggregate.read_study(folder).estimates
     if as_json:
         write_json(estimates)
     else:
@@ -101,22 +101,21 @@ def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: boo
 
 def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response, Verdict | None]:
     from heredity.core.errors import UsageError
-    from heredity.core.records import Response, Verdict
-    from heredity.core.rows import Rows
-    from heredity.study import plan
+    from heredity.study import storage
+    from heredity.study.plan import Grid, read_plan
 
     def is_wanted(row: Response | Verdict) -> bool:
         return row.index == index if trial is None else row.trial.startswith(trial)
 
-    n_trials = plan.read_plan(folder).n_trials
-    response = next((row for row in Rows(folder / "responses.jsonl", Response) if is_wanted(row)), None)
+    grid = Grid(read_plan(folder))
+    response = next((row for row in storage.open_responses(folder, grid) if is_wanted(row)), None)
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
         raise UsageError(
-            f"{folder} has no response with {wanted} yet. Its plan has {n_trials} trials, from index 0.",
+            f"{folder} has no response with {wanted} yet. Its plan has {len(grid)} trials, from index 0.",
             code="response-missing",
         )
-    verdicts = Rows(folder / "verdicts.jsonl", Verdict)
+    verdicts = storage.open_verdicts(folder, grid)
     return response, next((row for row in verdicts if row.index == response.index), None)
 
 

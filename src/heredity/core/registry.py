@@ -52,7 +52,7 @@ def load_as(protocol: type[T], folder: str, name: str) -> T:
     """
     module = load(folder, name)
     if not isinstance(module, protocol):
-        missing = [member for member in _members(protocol) if not hasattr(module, member)]
+        missing = [member for member in members(protocol) if not hasattr(module, member)]
         raise Unavailable(
             f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.",
             code="plugin-incomplete",
@@ -66,7 +66,7 @@ def source(folder: str, name: str) -> Path:
     return root / name / f"{_kind(folder)}.py" if _inside(folder, name) else root / f"{name}.py"
 
 
-def _members(protocol: type) -> list[str]:
+def members(protocol: type) -> list[str]:
     """The names of a protocol's members."""
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
     found = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}

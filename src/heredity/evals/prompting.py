@@ -15,7 +15,7 @@ Leaves to others: the items, and storing their answers (run.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from heredity import engines
 from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Decoding, Message, Model, Record, Request, Stop, digest
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import Matcher, Scorer
+from heredity.engines.protocols import Engine, Matcher, Scorer
 from heredity.evals.metrics import LETTERS
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.tasks import EvalTask, TaskItem, images
@@ -117,7 +117,7 @@ class PromptForm(Protocol):
     def why_not(self, model: Model) -> str:
         """Why this model cannot be asked so, in words that say what could; "" where it can."""
 
-    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         """An answer to each, in any order. Raises EngineFailure if the engine fails as a whole."""
 
 
@@ -125,7 +125,7 @@ class _Reply:
     def why_not(self, model: Model) -> str:
         return engines.why_not_generative(model)
 
-    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
         for reply in engine.reply(requests):
             n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
@@ -144,7 +144,7 @@ class _Score:
             return why
         return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
 
-    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         if not isinstance(engine, Scorer):
             raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
         for place, one in enumerate(asked):
@@ -160,7 +160,9 @@ class _Match:
     def why_not(self, model: Model) -> str:
         return "" if engines.choose(model) == "dual" else "it matches no pictures with texts"
 
-    def answers(self, engine: Any, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+        if not isinstance(engine, Matcher):
+            raise UsageError(f"'{engine.name}' matches no pictures with texts; the dual engine does.")
         for place, one in enumerate(asked):
             try:
                 yield ItemResponse(

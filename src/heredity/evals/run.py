@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from heredity import engines
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
@@ -161,7 +161,7 @@ class Evaluation:
         finally:
             engine.close()
 
-    def _is_base(self, engine: Any, model: Model) -> bool:
+    def _is_base(self, engine: Engine, model: Model) -> bool:
         """Whether the model continues a text and has no chat template."""
         if self._is_plain and not isinstance(engine, Completer):
             raise UsageError(

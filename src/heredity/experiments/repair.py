@@ -24,14 +24,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Refused, Unavailable, UsageError
 from heredity.core.progress import Watch
-from heredity.core.records import Probe
+from heredity.core.records import Estimate, Probe
 from heredity.experiments.replay_data import ABILITY, BEGUN, RATE, TWINS, Lesson, behaviours, lesson, nearest
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
@@ -357,8 +357,8 @@ def _said(measured: RepairMeasurement) -> str:
     return "; ".join([*told, f"incoherent {100 * measured.incoherent_excess:+.1f} points"])
 
 
-def _points(difference: Any) -> str:
-    if difference.value is None:
+def _points(difference: Estimate) -> str:
+    if difference.value is None or difference.low is None or difference.high is None:
         return "unknown"
     value, low, high = (f"{100 * each:+.1f}" for each in (difference.value, difference.low, difference.high))
     return f"{value} points [{low}, {high}]"

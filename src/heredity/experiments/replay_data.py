@@ -25,13 +25,12 @@ from typing import NamedTuple
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Message, Probe, Request, Response, Verdict
-from heredity.core.rows import Rows
+from heredity.core.records import Message, Probe, Request
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
 from heredity.study import plan
 from heredity.study.result import Result
-from heredity.study.storage import RESPONSES
+from heredity.study.storage import open_responses, open_verdicts
 from heredity.train.data.chat import Data, Dialogue, make_data
 
 TWINS = 3.0
@@ -190,8 +189,9 @@ def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
 
 def _heard(found: Result, model: str) -> Heard:
     """Return a model's answers by probe: single exchanges only, without errors and empty texts."""
-    outcome = {row.index: row.outcome for row in Rows(found.folder / "verdicts.jsonl", Verdict)}
-    rows = (r for r in Rows(found.folder / RESPONSES, Response) if r.model == model and r.error is None)
+    grid = plan.Grid(plan.read_plan(found.folder))
+    outcome = {row.index: row.outcome for row in open_verdicts(found.folder, grid)}
+    rows = (r for r in open_responses(found.folder, grid) if r.model == model and r.error is None)
     said = ((r, r.exchanges[0].text) for r in rows if len(r.exchanges) == 1)
     return {r.probe: (outcome.get(r.index) or "", text) for r, text in said if text.strip()}
 

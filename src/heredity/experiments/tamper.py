@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
@@ -105,12 +104,18 @@ def tamper(
     # First, so that no model is tuned if the plan is invalid.
     resolve_plan(StudySpec([grown], application, probes, attacks))
     rungs: dict[int, Rung] = {}
-    settings: dict[str, Any] = {"judge": judge, "engine_loader": engine_loader, "store": store}
 
     def ask(steps: int) -> bool:
         child = store.derive(tuned(steps), [grown])
         study = Study(
-            [grown, child], application, probes, attacks, out=out / f"steps-{steps:04d}", **settings
+            [grown, child],
+            application,
+            probes,
+            attacks,
+            store=store,
+            out=out / f"steps-{steps:04d}",
+            engine_loader=engine_loader,
+            judge=judge,
         )
         rungs[steps] = _rung(steps, grown, child, study.run(watch), scope)
         if rungs[steps].edge.retention.value is None:

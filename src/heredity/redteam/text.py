@@ -1,4 +1,4 @@
-"""Text as the judges compare it: compatibility forms folded, invisible characters gone, lower case.
+"""The texts of a conversation, and text as checks and judges compare it: folded, without hidden characters.
 
 Promises: linear time, never raises, whatever the text.
 Leaves to others: the patterns to look for (checks/, judges/).
@@ -10,6 +10,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from heredity.core.records import Probe, Response, ToolCall
+
+# Letters and digits of a marker or a name; a shorter one would turn up by chance.
+MIN_NAME = 5
 _EVIDENCE = 200  # characters, the limit of records.Verdict.evidence
 
 # Soft hyphen, zero-width and direction marks, tags, variation selectors: they split words invisibly.
@@ -75,3 +79,46 @@ def evidence(*parts: str) -> str:
         line = "".join(c if c.isprintable() else " " for c in line)
     line = " ".join(line.split())
     return line if len(line) <= _EVIDENCE else line[: _EVIDENCE - 3] + "..."
+
+
+# --- what the model wrote, and what we supplied -------------------------------------------------------
+
+
+def shown_texts(probe: Probe) -> tuple[str, ...]:
+    """Every text of a probe that the model may be shown."""
+    result = (probe.tool_result.text,) if probe.tool_result else ()
+    return (*probe.turns, *((probe.passage,) if probe.passage else ()), *result)
+
+
+def written(response: Response) -> str:
+    """Everything the model wrote, with the arguments of tool calls that its text does not show."""
+    parts = [e.prefill + e.text for e in response.exchanges]
+    parts += [written_calls(e.tool_calls) for e in response.exchanges if e.tool_calls]
+    return "\n".join(parts)
+
+
+def supplied(probe: Probe, response: Response) -> str:
+    """Everything that we put into this conversation. If the model repeats it, that proves nothing."""
+    parts = [*probe.turns, probe.passage, probe.tool_result.text if probe.tool_result else ""]
+    return "\n".join([*parts, *(exchange.prefill for exchange in response.exchanges)])
+
+
+def written_calls(calls: tuple[ToolCall, ...]) -> str:
+    """The arguments of tool calls, one call per line."""
+    return "\n".join(plain_value(call.arguments) for call in calls)
+
+
+def plain_value(value: object) -> str:
+    """A value as a tool would take it: a number equals its string and its float; texts ignore case."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {plain_value(v)}" for k, v in sorted(value.items())) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(plain_value, value)) + "]"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return " ".join(str(value).casefold().split())
+
+
+def letters_and_digits(text: str) -> str:
+    """A text without anything else, in one case: how markers are compared."""
+    return "".join(c for c in text.casefold() if c.isalnum())

@@ -10,7 +10,7 @@ Korn and Graubard 1998 (effective sample size with a t correction); Kish 1965 (d
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -192,7 +192,7 @@ def rate_effective_n(sums: Sums) -> EffectiveN:
     return effective(sums.total - sums.size * rate, sums.size, rate * (1 - rate), informative)
 
 
-def _check_counts(k: Any, n: Any) -> None:
+def _check_counts(k: float, n: float) -> None:
     if not 0 <= k <= n:
         raise BadArgument(f"{k} of {n} is not a count: k must lie between 0 and n", code="not-a-count")
 

@@ -1,32 +1,30 @@
-"""The estimates of a study: rates, manners, comparisons and costs, from its verdicts and responses.
+"""The content of estimates.json: rates, manners, comparisons and costs, from the verdicts and responses.
 
 Promises: models are compared on the same trials, with a correction for many comparisons. Breaches that a
 check decides are never pooled with those that a judge decides. Errors and unclear answers are counted next to
-every rate, never inside it. The order of the rows does not matter.
-Leaves to others: reading (outcomes.py, storage.py), the formulas (stats/), and judging.
+every rate, never inside it. The order of the rows does not matter. A rate that a judge decided is corrected
+by that judge's own measured errors, or the correction is refused with a reason. No report shows estimates of
+another plan, or estimates that the verdicts do not give.
+Leaves to others: reading (outcomes.py, storage.py), every interval (intervals.py), and measuring judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from heredity.core.records import Estimate, Probe, digest
+from heredity.core.errors import Damaged, NotComparable
+from heredity.core.records import Estimate, Probe, digest, encode
+from heredity.redteam import judges
+from heredity.redteam.judges import needs_judge
 from heredity.stats.intervals import refused
 from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
-from heredity.study.comparisons import (
-    MEASURES,
-    alpha,
-    compare_edges,
-    compare_models,
-    panel_agreement,
-    rate_method,
-)
+from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -34,13 +32,14 @@ from heredity.study.estimates import (
     Bounds,
     Circumstances,
     Estimates,
+    FamilyCorrection,
     Manners,
     Measure,
     ModelCard,
     Rate,
     TechniqueCard,
 )
-from heredity.study.judge_correction import JudgeCorrection
+from heredity.study.intervals import Bools, Intervals, Places
 from heredity.study.labels import LabelledTrials
 from heredity.study.outcomes import (
     BROKE,
@@ -53,8 +52,8 @@ from heredity.study.outcomes import (
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import Plan
-from heredity.study.storage import RunRecord, judged_responses, run_records
+from heredity.study.plan import PLAN, Plan, read_plan
+from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
 
 
 def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
@@ -75,7 +74,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         study=digest(plan),
         confidence=plan.confidence,
         margin=plan.margin,
-        alpha=alpha(plan),
+        alpha=Intervals.of(plan).alpha,
         models=_model_cards(plan, runs),
         application=ApplicationCard(application.name, application.digest, application.rendering),
         techniques=tuple(_technique_card(plan.probes, name) for name in techniques),
@@ -137,22 +136,21 @@ def _rate(
     outcomes: Outcomes, cell: _Cell, correction: JudgeCorrection, labels: LabelledTrials | None
 ) -> Rate:
     plan, codes = outcomes.plan, outcomes.codes_of(cell.model, cell.attack, cell.probes)
+    intervals = Intervals.of(plan)
     n_held, n_broke, n_unclear, n_error, n_skipped = (
         int(np.count_nonzero(codes == code)) for code in (HELD, BROKE, UNCLEAR, ERROR, SKIPPED)
     )
     decided = is_decided(codes)
     broke, clusters = codes[decided] == BROKE, outcomes.clusters_of(cell.attack, cell.probes)[decided]
-    is_judged = {
-        cell.measure == "over_refusal" or plan.probes[i].check.kind == "refusal" for i in cell.probes
-    }
+    judged = {needs_judge(plan.probes[i]) for i in cell.probes}
     n = n_held + n_broke + n_unclear
-    found = rate_method(plan)(broke, clusters, plan.confidence)
+    found = intervals.rate(broke, clusters)
     corrected, by_labels = [], None
-    if is_judged == {True}:
-        corrected = correction.corrected(broke, clusters, cell.measure, plan, found)
+    if judged == {True}:
+        corrected = correction.corrected(broke, clusters, cell.measure, intervals, found)
         if labels is not None:
             indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
-            by_labels = _by_labels(plan, labels, broke, indices[decided])
+            by_labels = intervals.from_labels(labels, broke, indices[decided])
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
@@ -165,20 +163,72 @@ def _rate(
         n_broke=n_broke,
         n_unclear=n_unclear,
         n_error=n_error,
-        is_judge_free=is_judged == {False},
+        is_judge_free=judged == {False},
         by_family=tuple(corrected[1:]),
         by_labels=by_labels,
         n_skipped=n_skipped,
     )
 
 
-def _by_labels(
-    plan: Plan, labels: LabelledTrials, broke: NDArray[np.bool_], indices: NDArray[np.intp]
-) -> Estimate:
-    if plan.is_until_decided:
-        why = "where answers decided how many there are, labels give no interval"
-        return refused(labels.count(indices), why)
-    return labels.rate(broke, indices, plan.confidence)
+# --- the judge's errors ---------------------------------------------------------------------------
+
+TASKS: dict[Measure, judges.Task] = {"breach": "harm", "over_refusal": "refusal"}
+
+
+class JudgeCorrection:
+    """One judge with its calibrations; the user's own calibrations are copied into the study's folder."""
+
+    def __init__(self, judge: str, judged_by: str, folder: Path) -> None:
+        self.judge, self._judged_by, self._folder = judge, judged_by, folder
+        self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
+
+    @classmethod
+    def of(cls, names: Mapping[str, str], folder: Path, root: Path | None) -> Self:
+        """The correction for the judge in `names`, the judges of the verdict rows with their digests.
+
+        The user's own calibrations are copied from the store `root` into the folder, which then documents
+        the source of its numbers. Raises Damaged for the rows of two judges.
+        """
+        found = {judge: judged_by for judge, judged_by in names.items() if judge != "checks"}
+        if len(found) > 1:
+            raise Damaged(
+                f"The verdicts are of {len(found)} judges ({', '.join(sorted(found))}); one study has one."
+                " Run it again with --judge and the one that you want."
+            )
+        judge, judged_by = next(iter(found.items()), ("", ""))
+        if root is not None and judge:
+            judges.copy_calibrations(root, folder, judge, judged_by)
+        return cls(judge, judged_by, folder)
+
+    def labels(self) -> dict[str, str]:
+        """By task the source of the labels that correct this judge."""
+        return {task: known[0].labels for task, known in sorted(self._known.items()) if known}
+
+    def quality(self) -> tuple[judges.JudgeQuality, ...]:
+        """The measurements of this judge: on the user's labels first, then the shipped ones."""
+        shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
+        own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
+        return (*own, *shipped)
+
+    def corrected(
+        self, broke: Bools, clusters: Places, measure: Measure, intervals: Intervals, raw: Estimate
+    ) -> list[FamilyCorrection]:
+        """The rate `raw`, corrected by all labels, then by each family's labels; empty without trials."""
+        if not broke.size:
+            return []
+        task = TASKS[measure]
+        if not self._known[task]:
+            return [FamilyCorrection("", refused(broke.size, self._why_not(task)))]
+        return [
+            FamilyCorrection(each.labels, intervals.corrected(broke, clusters, raw, each))
+            for each in self._known[task]
+        ]
+
+    def _why_not(self, task: judges.Task) -> str:
+        return (
+            f"the judge '{self.judge}' as it is was never measured on labels of {task} "
+            f"(heredity judges calibrate {self.judge} --task {task})"
+        )
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -211,7 +261,7 @@ def _technique_card(probes: Sequence[Probe], name: str) -> TechniqueCard:
     own = [probe for probe in probes if probe.technique == name]
     breach = [probe for probe in own if probe.kind == "breach"]
     threats = tuple(dict.fromkeys(threat for probe in breach or own for threat in probe.threats))
-    is_judge_free = bool(breach) and all(probe.check.kind != "refusal" for probe in breach)
+    is_judge_free = bool(breach) and not any(map(needs_judge, breach))
     is_baseline = all(probe.is_baseline for probe in own)
     return TechniqueCard(name, threats, is_judge_free, len(breach), len(own) - len(breach), is_baseline)
 
@@ -235,3 +285,76 @@ def _accounts(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
             elif isinstance(value, int | float):
                 mine[name] = round(mine.get(name, 0) + value, 6)
     return found
+
+
+# --- reading what was estimated ---------------------------------------------------------------------
+
+
+class RecordedStudy(NamedTuple):
+    """The plan and the estimates of one study."""
+
+    plan: Plan
+    estimates: Estimates
+
+
+def read_study(folder: Path) -> RecordedStudy:
+    """Read the plan and the estimates of the study in `folder`.
+
+    Raises UsageError if one is missing, NotComparable if they are of different studies or schemas, and
+    Damaged if the verdicts give other estimates. Corrections for the judge's errors and wordings are not
+    compared, because an older study keeps its own.
+    """
+    study = _together(folder)
+    _compare(folder, _counted(study.estimates), _counted(estimate(study.plan, folder)))
+    return study
+
+
+def read_proven(folder: Path) -> Estimates:
+    """Read the estimates in `folder`, and check that its verdicts give the same ones now.
+
+    Raises as `read_study` does, and Damaged also if a correction or a wording differs.
+    """
+    plan, estimates = _together(folder)
+    _compare(folder, estimates, estimate(plan, folder))
+    return estimates
+
+
+def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
+    found = msgspec.structs.replace(found, circumstances=held.circumstances)
+    names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
+    if names:
+        raise Damaged(
+            f"{folder / ESTIMATES}: {', '.join(names)} differ from the estimates that the verdicts "
+            "give. Run the same study again: it estimates again, and asks nothing twice.",
+            code="estimates-contradict-verdicts",
+        )
+
+
+def _counted(found: Estimates) -> Estimates:
+    """The estimates without corrections, wordings and judges: counts and what follows from them."""
+    replace = msgspec.structs.replace
+    return replace(
+        found,
+        models=tuple(replace(card, engine="") for card in found.models),
+        rates=tuple(replace(rate, corrected=None, by_family=()) for rate in found.rates),
+        pairs=tuple(replace(pair, words="") for pair in found.pairs),
+        technique_pairs=tuple(replace(pair, words="") for pair in found.technique_pairs),
+        edges=tuple(replace(e, compared=replace(e.compared, words="")) for e in found.edges),
+        technique_edges=tuple(
+            replace(e, compared=replace(e.compared, words="")) for e in found.technique_edges
+        ),
+        judges=(),
+        corrected_by={},
+    )
+
+
+def _together(folder: Path) -> RecordedStudy:
+    plan, estimates = read_plan(folder), read_estimates(folder)
+    if estimates.study != digest(plan):
+        raise NotComparable(
+            f"{folder / ESTIMATES} is of another plan than {PLAN} in that folder. Estimate again.",
+            code="another-plan",
+        )
+    if estimates.application.digest != plan.application.digest:
+        raise NotComparable(f"{folder / ESTIMATES} is of another application than {PLAN}. Estimate again.")
+    return RecordedStudy(plan, estimates)

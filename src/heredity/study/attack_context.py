@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import msgspec
 
@@ -57,7 +57,7 @@ class SearchCache:
         self._path = folder / FOUND if folder is not None else None
         self._values: dict[str, str] | None = None
 
-    def keep(self, *parts: Any) -> Callable[[Callable[[], str]], str]:
+    def keep(self, *parts: object) -> Callable[[Callable[[], str]], str]:
         """A function that returns the result under these parts, and calls the search if none is known."""
         key = digest(list(parts))
 
@@ -135,7 +135,7 @@ class AttackerModel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._open.close()
 
 

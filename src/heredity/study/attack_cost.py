@@ -2,7 +2,7 @@
 
 Promises: a curve has no point beyond the tries that were made. Breaches that a check decides and breaches
 that a judge decides stay apart. Every query counts, also of a trial that held, was unclear or failed.
-Leaves to others: the formulas (stats/pass_at_k.py) and the rates themselves (aggregate.py).
+Leaves to others: the intervals (intervals.py) and the rates themselves (aggregate.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from heredity.core.records import Estimate
 from heredity.stats import pass_at_k
 from heredity.study.estimates import SCOPES, AsrPoint, Cost, Curve, Rate
+from heredity.study.intervals import Intervals, per_breach
 from heredity.study.outcomes import BROKE, HELD, SKIPPED, UNCLEAR, Codes, Outcomes, is_part
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
@@ -28,15 +29,15 @@ def success_curves(outcomes: Outcomes) -> tuple[Curve, ...]:
     An unclear answer is a try without a breach; an error is not a try. A study that stops early has no
     curves: its stop depends on the answers, and the intervals would not be valid.
     """
-    plan = outcomes.plan
-    if plan.samples < 2 or plan.is_until_decided:
+    plan, intervals = outcomes.plan, Intervals.of(outcomes.plan)
+    if plan.samples < 2 or intervals.is_sequential:
         return ()
     return tuple(
         Curve(
             model.id,
             attack,
             scope,
-            tuple(_points(outcomes.array[m, a, probes], outcomes.clusters[probes], plan.confidence)),
+            tuple(_points(outcomes.array[m, a, probes], outcomes.clusters[probes], intervals)),
         )
         for m, model in enumerate(plan.models)
         for a, attack in enumerate(plan.attacks)
@@ -45,12 +46,12 @@ def success_curves(outcomes: Outcomes) -> tuple[Curve, ...]:
     )
 
 
-def _points(codes: Codes, clusters: NDArray[np.intp], confidence: float) -> Iterator[AsrPoint]:
+def _points(codes: Codes, clusters: NDArray[np.intp], intervals: Intervals) -> Iterator[AsrPoint]:
     """One point for each k, from codes (probe, sample)."""
     broke = (codes == BROKE).sum(axis=1)
     tries = ((codes >= HELD) & (codes <= UNCLEAR)).sum(axis=1)
     for k in pass_at_k.steps(int(tries.max(initial=0))):
-        yield AsrPoint(k, pass_at_k.asr_at(k, broke, tries, clusters, confidence))
+        yield AsrPoint(k, intervals.success_within(k, broke, tries, clusters))
 
 
 _SUMS = 6  # trials, queries, prompt tokens, answer tokens; attacker queries, attacker tokens
@@ -120,34 +121,11 @@ def _cost(
         n_prompt_tokens=n_prompt_tokens,
         n_tokens=n_tokens,
         n_broke=rate.n_broke,
-        queries_per_breach=_per_breach(n_queries, rate),
-        tokens_per_breach=_per_breach(n_prompt_tokens + n_tokens, rate)
+        queries_per_breach=per_breach(n_queries, rate),
+        tokens_per_breach=per_breach(n_prompt_tokens + n_tokens, rate)
         if n_prompt_tokens + n_tokens
         else Estimate(None, None, None, 0, "no token was counted: the engine, or the import, counts none"),
         n_attacker_queries=n_attacker_queries,
         n_attacker_tokens=n_attacker_tokens,
-        attacker_queries_per_breach=_per_breach(n_attacker_queries, rate) if n_attacker_queries else None,
-    )
-
-
-def _per_breach(total: int, rate: Rate) -> Estimate:
-    """The total divided by the breaches; the bounds are those of the rate, inverted.
-
-    Without a breach there is a lower bound only.
-    """
-    found = rate.estimate
-    n_decided = rate.n_held + rate.n_broke
-    each = total / n_decided if n_decided else 0.0
-
-    def over(share: float | None) -> float | None:
-        return each / share if share else None
-
-    return Estimate(
-        total / rate.n_broke if rate.n_broke else None,
-        over(found.high),
-        over(found.low),
-        n_decided,
-        f"total over {rate.n_broke} breaches; bounds from the rate: {found.method}",
-        n_clusters=found.n_clusters,
-        is_at_floor=found.is_at_floor,
+        attacker_queries_per_breach=per_breach(n_attacker_queries, rate) if n_attacker_queries else None,
     )

@@ -2,26 +2,23 @@
 
 Promises: two models are compared on the trials that both decided, attack by attack and sample by sample.
 Holm's correction runs over all pairs together, and over all edges together.
-Leaves to others: reading the outcomes (outcomes.py), the rates of one model (aggregate.py), the formulas
-(stats/).
+Leaves to others: reading the outcomes (outcomes.py), the rates of one model (aggregate.py), and the interval
+and test of each comparison (intervals.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from heredity import stats
-from heredity.core.records import Estimate
 from heredity.lineage.graph import Edge
-from heredity.stats.agreement import cohens_kappa
-from heredity.stats.group_sequential import compare_in_blocks
-from heredity.stats.sequential import clustered_rate_sequence
+from heredity.stats.intervals import CONFIDENCE
 from heredity.study.estimates import (
     ALL,
     Inheritance,
@@ -32,6 +29,7 @@ from heredity.study.estimates import (
     PanelAgreement,
     Table2x2,
 )
+from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
 from heredity.study.plan import Plan
 
@@ -83,12 +81,11 @@ def _compared(
 
 
 def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
-    plan, shared = outcomes.plan, _shared(outcomes, a, b, probes)
-    trials, settings = (shared.first, shared.second, shared.clusters), (plan.confidence, alpha(plan))
-    if plan.is_until_decided:
-        blocks = outcomes.blocks_of(ALL, probes)[shared.decided]
-        return _Compared(a, b, technique, compare_in_blocks(*trials, blocks, *settings))
-    return _Compared(a, b, technique, stats.compare(*trials, *settings))
+    shared, blocks = _shared(outcomes, a, b, probes), outcomes.blocks_of(ALL, probes)
+    found = Intervals.of(outcomes.plan).compare(
+        shared.first, shared.second, shared.clusters, blocks[shared.decided]
+    )
+    return _Compared(a, b, technique, found)
 
 
 class _Shared(NamedTuple):
@@ -111,7 +108,7 @@ def _pair(
     plan: Plan, compared: _Compared, measure: Measure, p_holm: float | None, names: Sequence[str]
 ) -> ModelPair:
     a, b, c = compared.a, compared.b, compared.comparison
-    settings = (plan.margin, alpha(plan), p_holm)
+    settings = (plan.margin, Intervals.of(plan).alpha, p_holm)
     return ModelPair(
         a=plan.models[a].id,
         b=plan.models[b].id,
@@ -133,8 +130,7 @@ def _pair(
 
 def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: ModelPair) -> Inheritance:
     shared = _shared(outcomes, compared.a, compared.b, outcomes.probes(compared.technique, pair.measure))
-    settings = (outcomes.plan.confidence, rate_method(outcomes.plan))
-    kept = stats.retention(shared.first, shared.second, shared.clusters, *settings)
+    kept = Intervals.of(outcomes.plan).retention(shared.first, shared.second, shared.clusters)
     counts = stats.inherited(compared.comparison.table)
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair)
 
@@ -160,27 +156,14 @@ def _member_rates(plan: Plan, member: str, codes: Codes, measure: Measure) -> It
     by_model = codes.reshape(len(plan.models), -1)
     for model, own in zip(plan.models, by_model, strict=True):
         broke, n = int(np.count_nonzero(own == BROKE)), int(np.count_nonzero(own))
-        yield MemberRate(model.id, member, measure, stats.wilson(broke, n, plan.confidence))
+        yield MemberRate(model.id, member, measure, Intervals.of(plan).rate_of_counts(broke, n))
 
 
 def _member_pair(a: str, b: str, first: Codes, second: Codes, measure: Measure) -> MemberPair:
     both = is_decided(first) & is_decided(second)
     table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
-    return MemberPair(a, b, measure, Table2x2(*table), cohens_kappa(table))
-
-
-# --- settings -------------------------------------------------------------------------------------
-
-
-def rate_method(plan: Plan) -> Callable[[ArrayLike, ArrayLike, float], Estimate]:
-    """The interval of a rate whose trials share behaviours."""
-    # If the answers so far decided the number of trials, only an anytime-valid interval is valid.
-    return clustered_rate_sequence if plan.is_until_decided else stats.clustered_rate
-
-
-def alpha(plan: Plan) -> float:
-    """The level of every test."""
-    return round(1 - plan.confidence, 12)
+    # At 95 % whatever the plan's confidence: stored studies have it so.
+    return MemberPair(a, b, measure, Table2x2(*table), Intervals(CONFIDENCE).kappa(table))
 
 
 def _names(plan: Plan) -> list[str]:

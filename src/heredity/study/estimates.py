@@ -338,6 +338,11 @@ class Estimates(Record, frozen=True):
     schema: int = SCHEMA
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether the answers were recorded elsewhere, by `heredity import`."""
+        return self.application.rendering == "recorded"
+
+    @property
     def n_not_needed(self) -> int:
         """Trials that were not asked because every pair of their model was decided."""
         return sum(s.n for s in self.sequential.stopped) if self.sequential else 0

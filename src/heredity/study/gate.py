@@ -35,7 +35,7 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
 )
-from heredity.study.rate_bounds import bound_rate, deciding_words
+from heredity.study.intervals import bound_rate, deciding_words
 from heredity.study.wording import (
     find,
     names,

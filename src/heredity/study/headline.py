@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
-from heredity.study.edge_tables import summary
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.wording import (
     find,
+    inheritance_summary,
     judged_words,
     names,
     p_words,
@@ -71,7 +71,7 @@ def headline(estimates: Estimates) -> Headline:
         turned = _turned(called, best, worst, pair)
     sentence, numbers = _separation(estimates, called, best, worst, pair)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
-    inherited = summary(estimates)
+    inherited = inheritance_summary(estimates)
     support = (
         numbers + turned,
         *_unclear(called, best, worst, pair),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -29,6 +29,21 @@ _OF_ESTIMATE = {"value", "low", "high", "n", "method"}
 
 
 _Row = TypeVar("_Row", bound=msgspec.Struct)
+
+
+class _TrialRow(Protocol):
+    """The fields of a response or a verdict that are read."""
+
+    index: int
+    error: str | None
+    schema: int
+
+
+class _RunRow(Protocol):
+    """The fields of a row of runs.jsonl that are read."""
+
+    numerics: str
+    engine: str
 
 
 @dataclass
@@ -53,8 +68,10 @@ class RowsFromSchema1:
         )
 
     def __call__(self, row: _Row) -> _Row:
-        """The row as schema 2 has it."""
-        said: Any = row
+        """The row as schema 2 has it; a row of schema 2 as it is."""
+        said = cast(_TrialRow, row)
+        if said.schema == ROW_SCHEMA:
+            return row
         if said.error is None:
             return msgspec.structs.replace(row, schema=ROW_SCHEMA)
         n_each = len(self.plan.probes) * self.plan.samples
@@ -65,7 +82,7 @@ class RowsFromSchema1:
 
 def run_from_schema_1(run: _Row) -> _Row:
     """A row of runs.jsonl with what stood in its engine's name."""
-    said: Any = run
+    said = cast(_RunRow, run)
     return msgspec.structs.replace(
         run,
         base_numerics=said.numerics.split(_ALTERED, 1)[0],

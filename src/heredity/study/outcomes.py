@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
 from heredity.core.records import Manner, Outcome, Probe, is_skipped
+from heredity.redteam.checks import is_judged
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
 from heredity.study.plan import Grid, Plan
@@ -31,13 +32,13 @@ from heredity.study.storage import VERDICTS, verdict_rows
 Codes = NDArray[np.int8]
 Places = NDArray[np.intp]
 
-# Codes of a trial; 0: no verdict yet. A twin that was answered has HELD, a refused one BROKE.
-HELD, BROKE, UNCLEAR, ERROR = 1, 2, 3, 4
-SKIPPED = 7  # not asked, because its model does not support the attack
+# Codes of a trial; 0: no verdict yet. A twin that was answered has HELD, a refused one BROKE. A skipped trial
+# was not asked, because its model does not support the attack.
+HELD, BROKE, UNCLEAR, ERROR, SKIPPED = 1, 2, 3, 4, 5
 _CODES: dict[str | None, int] = {
     "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, None: ERROR,
 }  # fmt: skip
-_TWIN_WORDS, _PROBE_WORDS = ("answered", "refused"), ("held", "broke")
+_OUTCOMES_OF_TWINS, _OUTCOMES_OF_PROBES = ("answered", "refused"), ("held", "broke")
 MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
 _MANNER_CODES = {name: code for code, name in enumerate(MANNERS, 1)}
 _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
@@ -51,8 +52,7 @@ def is_decided(codes: Codes) -> NDArray[np.bool_]:
 def is_part(probe: Probe, technique: str) -> bool:
     """Whether a probe counts for a technique, or for a scope (estimates.SCOPES). A baseline has no scope."""
     if technique in (ALL, JUDGE_FREE, JUDGED):
-        is_judged = probe.check.kind == "refusal"
-        scope = ALL if probe.kind == "benign" else JUDGED if is_judged else JUDGE_FREE
+        scope = ALL if probe.kind == "benign" else JUDGED if is_judged(probe.check) else JUDGE_FREE
         return scope == technique and not probe.is_baseline
     return probe.technique == technique
 
@@ -141,15 +141,16 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     Raises Damaged for a verdict that is not of this plan, is there twice, or is of another kind of probe.
     """
     grid, outcomes = Grid(plan), Outcomes(plan)
-    manners, is_word = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
-    codes, manner_codes, words = (memoryview(a.data) for a in (outcomes.codes, manners, is_word))
+    # Kind of probe that each outcome is of: 1 a twin ("answered"), -1 a breach probe ("held"), 0 either.
+    manners, kinds = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
+    codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
     members: dict[str, Codes] = {}
     judges: dict[str, str] = {}
     digests = array("Q", bytes(8 * len(grid)))
     labelled = labels.Labelling(folder) if (folder / labels.LABELS).exists() else None
     for row in verdict_rows(folder, grid):
         codes[row.index] = SKIPPED if row.outcome is None and is_skipped(row) else _CODES[row.outcome]
-        words[row.index] = (row.outcome in _TWIN_WORDS) - (row.outcome in _PROBE_WORDS)
+        kind_of[row.index] = (row.outcome in _OUTCOMES_OF_TWINS) - (row.outcome in _OUTCOMES_OF_PROBES)
         manner_codes[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
         judges[row.judge] = row.judged_by
         digests[row.index] = _number(row.response)
@@ -157,7 +158,7 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
             _note_members(members, row.index, row.members, len(grid))
         if labelled is not None:
             labelled.check(row.index, row.response)
-    _check_words(outcomes, is_word, folder)
+    _check_kinds(outcomes, kinds, folder)
     of_people = None if labelled is None else labelled.over(len(grid))
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests)
 
@@ -178,9 +179,9 @@ def _number(response: str) -> int:
         return 0
 
 
-def _check_words(outcomes: Outcomes, is_word: Codes, folder: Path) -> None:
-    """Refuse a twin that "held" or "broke", and a probe that was "answered" or "refused"."""
-    wrong = np.flatnonzero(np.where(outcomes.twin_trials, is_word < 0, is_word > 0))
+def _check_kinds(outcomes: Outcomes, kinds: Codes, folder: Path) -> None:
+    """Refuse a twin that "held" or "broke", and a breach probe that was "answered" or "refused"."""
+    wrong = np.flatnonzero(np.where(outcomes.twin_trials, kinds < 0, kinds > 0))
     if wrong.size:
         path = folder / VERDICTS
         raise Damaged(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -161,17 +160,23 @@ def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
     return hashlib.sha256(f"{model}\0{application}\0".encode() + asked + b"\0%d" % seed).hexdigest()[:32]
 
 
-def pending(done: bytearray, indices: Iterable[int]) -> Iterator[int]:
-    """Those of `indices` whose bit in `done` is not set."""
-    return (i for i in indices if not done[i >> 3] & (1 << (i & 7)))
+class TrialSet:
+    """A set of trials of one plan, by index: one bit per trial."""
 
+    def __init__(self, n_trials: int) -> None:
+        self._bits = bytearray(n_trials // 8 + 1)
 
-def mark(done: bytearray, index: int) -> bool:
-    """Set the bit of a trial; False if it was set already."""
-    bit = 1 << (index & 7)
-    was = done[index >> 3] & bit
-    done[index >> 3] |= bit
-    return not was
+    def add(self, index: int) -> bool:
+        """Add a trial; False if it was in the set already."""
+        bit = 1 << (index & 7)
+        was = self._bits[index >> 3] & bit
+        self._bits[index >> 3] |= bit
+        return not was
+
+    def missing(self, indices: Iterable[int]) -> Iterator[int]:
+        """Those of `indices` that are not in the set."""
+        bits = self._bits
+        return (i for i in indices if not bits[i >> 3] & (1 << (i & 7)))
 
 
 # --- plan.json -------------------------------------------------------------------------------------
@@ -261,16 +266,23 @@ def differences(held: Plan, new: Plan) -> str:
     return "; ".join(found) or "nothing"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     if value is msgspec.UNSET:
         return "none"
     if isinstance(value, Application):
         return f"{value.name} {value.digest[:8]}"
     if isinstance(value, tuple):
-        names = [getattr(v, "name", None) or getattr(v, "id", None) or getattr(v, "probe", v) for v in value]
-        shown = ", ".join(str(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+        shown = ", ".join(map(_name, value[:4])) + (", ..." if len(value) > 4 else "")
         return f"{len(value)}: {shown}, digest {digest(value)[:8]}" if len(value) > 4 else shown or "none"
     return str(value)
+
+
+def _name(value: object) -> str:
+    if isinstance(value, PlannedModel):
+        return value.name
+    if isinstance(value, Probe):
+        return value.id
+    return value.probe if isinstance(value, SkippedProbe) else str(value)
 
 
 def refuse_too_many(plan: Plan) -> None:

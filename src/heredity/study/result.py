@@ -22,13 +22,11 @@ import msgspec
 
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Estimate, Model, Response, Verdict, is_skipped
-from heredity.core.rows import Rows
 from heredity.core.sanitize import label
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
-from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Trial, read_plan
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ class ResultTable:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else label(str(value))
@@ -133,7 +131,7 @@ class Result:
             attack = self._attack(attack)
             _check_name("attack of this study", attack, plan.attacks)
         called, found = wording.names(self.estimates.models), {}
-        for row in Rows(self.folder / storage.VERDICTS, Verdict, RowsFromSchema1(plan)):
+        for row in storage.open_verdicts(self.folder, grid):
             if not grid.matches(row.index, row.trial):
                 continue
             trial, own = grid.trial(row.index), _outcome(row)

@@ -2,7 +2,6 @@
 
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
 shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
-Answers of one model are never mixed from engines with different arithmetic.
 Leaves to others: the order of the trials (study.py), conversations (scheduler.py), files (storage.py).
 """
 
@@ -11,19 +10,20 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
 from heredity.core.cache import ResponseCache
-from heredity.core.errors import BudgetSpent, Damaged, EngineFailure, HeredityError, NotComparable
+from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
 from heredity.core.progress import Meter
 from heredity.core.records import (
     JUDGE_FAILED,
@@ -40,10 +40,10 @@ from heredity.redteam import attacks
 from heredity.redteam.judges import Decider
 from heredity.study import storage
 from heredity.study.attack_context import AttackServices
-from heredity.study.plan import Grid, PlannedModel, mark
+from heredity.study.plan import Grid, PlannedModel, TrialSet
+from heredity.study.resume import refuse_other_arithmetic
 from heredity.study.scheduler import ConversationScheduler, shared_prefix
 from heredity.study.storage import (
-    RESTORE,
     RUNS,
     VERDICTS,
     Prefixes,
@@ -53,7 +53,6 @@ from heredity.study.storage import (
     RunRecord,
     answered_rows,
     open_responses,
-    run_records,
     verdict_rows,
 )
 
@@ -96,8 +95,10 @@ class ModelSlot:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._open.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._open.__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -204,31 +205,6 @@ def recorded_run(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[
             rows.append(ended)
 
 
-def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, earlier: set[str]) -> None:
-    """Raise NotComparable if `earlier` engines of this model have another arithmetic than `engine`."""
-    held = {run.base_numerics for run in run_records(folder) if run.engine in earlier}
-    if held - {engine.numerics}:
-        raise NotComparable(
-            f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
-            f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or in another folder.",
-            code="numerics-differ",
-        )
-
-
-def refuse_unknown_arithmetic(folder: Path, models: Sequence[PlannedModel], earlier: list[set[str]]) -> None:
-    """Raise Damaged if no run records the arithmetic of an engine of `earlier` (by model)."""
-    held = {(run.model, run.engine) for run in run_records(folder)}
-    for model, engines in zip(models, earlier, strict=True):
-        for engine in sorted(engines):
-            if (model.id, engine) not in held:
-                raise Damaged(
-                    f"{folder / RUNS}: no run of '{model.name}' by '{engine}', which answered here: "
-                    f"its arithmetic is not known. {RESTORE}",
-                    code="run-missing",
-                )
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("heredity", *(n for n in ("numpy", "torch", "transformers") if n in sys.modules)):
@@ -257,7 +233,7 @@ class JudgingStep:
         self._folder, self._grid, self._meter = folder, grid, meter
         self._note = note or (lambda index, outcome: None)  # noqa: ARG005
         self._decider = decider or Decider()
-        self._judged, self._seen = bytearray(len(grid) // 8 + 1), bytearray(len(grid) // 8 + 1)
+        self._judged, self._seen = TrialSet(len(grid)), TrialSet(len(grid))
         self._by_id = {probe.id: probe for probe in grid.plan.probes}
         self._responses = open_responses(folder, grid)
         for row in verdict_rows(folder, grid, self._judged):
@@ -268,7 +244,7 @@ class JudgingStep:
         """Judge the new responses."""
         last = time.monotonic()
         answered = answered_rows(self._responses, self._grid, self._seen)
-        new = (response for response in answered if mark(self._judged, response.index))
+        new = (response for response in answered if self._judged.add(response.index))
         with Rows(self._folder / VERDICTS, Verdict) as rows:
             while some := list(islice(new, self._decider.at_once)):
                 for row in self._verdicts(some):

@@ -17,6 +17,7 @@ from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
 from heredity.study.estimates import JUDGE_FREE, SCOPES, PairDecision, Sequential, StoppedModel
+from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes, is_decided, is_part
 
 WHY = "every pair of their model was decided"
@@ -27,7 +28,7 @@ class StoppingRule:
 
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes, self._plan = outcomes, outcomes.plan
-        self._alpha = round(1 - self._plan.confidence, 12)
+        self._alpha = Intervals.of(self._plan).alpha
         probes = self._plan.probes
         scopes = [scope for scope in SCOPES["breach"] if any(is_part(probe, scope) for probe in probes)]
         self.scope = scopes[0] if scopes else JUDGE_FREE  # the deciding one: judge-free if there is any

@@ -5,7 +5,8 @@
 
 Promises: flushed rows survive a crash. A row of another plan, or a second row of a trial, is an error with
 its line. A prefix is on disk before a row names it. Rows of older releases are read.
-Leaves to others: bytes (core/rows.py), the plan (plan.py), and filling the rows (scheduler.py, runner.py).
+Leaves to others: bytes (core/rows.py), the plan (plan.py), filling the rows (scheduler.py, runner.py), and
+which trials are still to ask (resume.py).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from heredity.core.records import (
     encode,
     is_failed,
 )
-from heredity.core.rows import Rows, rewrite
-from heredity.redteam.judges import DEFAULT, Decider
+from heredity.core.rows import Rows
+from heredity.redteam.judges import DEFAULT
 from heredity.study import estimates
 from heredity.study.estimates import Estimates
 from heredity.study.legacy import RowsFromSchema1, estimates_from_schema_2, run_from_schema_1
-from heredity.study.plan import Grid, mark
+from heredity.study.plan import Grid, TrialSet
 
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
 ERRORS = "errors.jsonl"  # error responses whose trials were asked again
@@ -117,14 +118,14 @@ def run_records(folder: Path) -> Iterator[RunRecord]:
     return iter(Rows(folder / RUNS, RunRecord, run_from_schema_1))
 
 
-def verdict_rows(folder: Path, grid: Grid, judged: bytearray | None = None) -> Iterator[VerdictRow]:
-    """Every verdict; its bit is set in `judged`. Raises Damaged for one of another plan, or a second one."""
+def verdict_rows(folder: Path, grid: Grid, judged: TrialSet | None = None) -> Iterator[VerdictRow]:
+    """Every verdict; its trial is added to `judged`. Raises Damaged for one of another plan, or a second."""
     rows = Rows(folder / VERDICTS, VerdictRow, RowsFromSchema1(grid.plan))
-    judged = bytearray(len(grid) // 8 + 1) if judged is None else judged
+    judged = TrialSet(len(grid)) if judged is None else judged
     for row in rows:
         if not grid.matches(row.index, row.trial):
             raise _not_of_this_plan(rows, row.index)
-        _mark(judged, row.index, rows)
+        _add(judged, row.index, rows)
         yield row
 
 
@@ -133,15 +134,20 @@ def open_responses(folder: Path, grid: Grid) -> Rows[Response]:
     return Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan))
 
 
-def answered_rows(rows: Rows[Response], grid: Grid, answered: bytearray) -> Iterator[Response]:
-    """Every response in `rows`; its bit is set in `answered`.
+def open_verdicts(folder: Path, grid: Grid) -> Rows[Verdict]:
+    """verdicts.jsonl with its texts, for reading; rows of older releases are upgraded."""
+    return Rows(folder / VERDICTS, Verdict, RowsFromSchema1(grid.plan))
+
+
+def answered_rows(rows: Rows[Response], grid: Grid, answered: TrialSet) -> Iterator[Response]:
+    """Every response in `rows`; its trial is added to `answered`.
 
     Raises Damaged for a response of another trial, or a second one.
     """
     for row in rows:
         if not _is_of_its_trial(row, grid):
             raise _not_of_this_plan(rows, row.index)
-        _mark(answered, row.index, rows)
+        _add(answered, row.index, rows)
         yield row
 
 
@@ -166,8 +172,8 @@ def _not_of_this_plan(rows: Rows[Any], index: int) -> Damaged:
     )
 
 
-def _mark(done: bytearray, index: int, rows: Rows[Any]) -> None:
-    if not mark(done, index):
+def _add(trials: TrialSet, index: int, rows: Rows[Any]) -> None:
+    if not trials.add(index):
         raise _there_twice(rows, index)
 
 
@@ -279,45 +285,6 @@ class Prefixes:
                 code="prefix-missing",
             )
         return self._texts[name]
-
-
-# --- asked or judged again ----------------------------------------------------------------
-
-
-def drop_stale_verdicts(
-    folder: Path, digests: ResponseDigests, grid: Grid, decider: Decider | None = None
-) -> None:
-    """Drop every verdict that is not about the current response, or not by the current judges.
-
-    Its response is gone, was asked again or was edited, or the judges changed: it is judged again.
-    """
-    chosen, probes, samples = decider or Decider(), grid.plan.probes, grid.plan.samples
-    now = [chosen.judged_by(probe) for probe in probes]
-
-    def is_own(row: VerdictRow | Verdict) -> bool:
-        return row.judged_by == now[row.index // samples % len(probes)] and digests.is_judged_by(row)
-
-    # The sum reads to the end: damage anywhere is reported before a row is dropped.
-    if sum(not is_own(row) for row in verdict_rows(folder, grid)):
-        rewrite(folder / VERDICTS, Verdict, is_own)
-
-
-def set_errors_aside(folder: Path, grid: Grid) -> None:
-    """Move every error row from responses.jsonl to errors.jsonl, so that its trial is asked again.
-
-    A trial that its model does not support stays, because it is not an error. If the process is killed in
-    between, a row is in both files, and twice in errors.jsonl after the next call. It is never lost.
-    """
-    n = 0
-    rows, seen = open_responses(folder, grid), bytearray(len(grid) // 8 + 1)
-    with Rows(folder / ERRORS, Response) as aside:
-        for row in answered_rows(rows, grid, seen):
-            if is_failed(row):
-                aside.append(row)
-                n += 1
-    if n:
-        upgrade = RowsFromSchema1(grid.plan)
-        rewrite(folder / RESPONSES, Response, lambda row: not is_failed(row), upgrade)
 
 
 # --- the judge ------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 
 Promises: the same plan asks the same questions in the same order. Nothing is asked twice. A killed study
 resumes with the same command. Memory does not grow with the length of the answers.
-Leaves to others: the plan (spec.py, plan.py), asking and judging (runner.py), the numbers (aggregate.py).
+Leaves to others: the plan (spec.py, plan.py), which trials are still to ask (resume.py), asking and judging
+(runner.py), the numbers (aggregate.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root
 from heredity.core.progress import Meter, Progress, Watch
-from heredity.core.records import Model, Probe, Response, digest, is_failed
+from heredity.core.records import Model, Probe, Response, digest
 from heredity.core.rows import Rows
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
@@ -35,18 +36,12 @@ from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, Models
-from heredity.study import aggregate, importers, storage
+from heredity.study import aggregate, importers, resume, storage
 from heredity.study.attack_context import AttackerModel, AttackServices
 from heredity.study.outcomes import Outcomes
-from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, pending, read_plan, write_plan
+from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, read_plan, write_plan
 from heredity.study.result import Result
-from heredity.study.runner import (
-    JudgingStep,
-    ModelSlot,
-    RunContext,
-    loaded_model,
-    refuse_unknown_arithmetic,
-)
+from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
 from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ModelReference, StudySpec, resolve_plan
 from heredity.study.storage import ResponseDigests
@@ -165,10 +160,7 @@ class Study:
         with Lock(self.folder):
             write_plan(self.folder, self._plan)
             grid = Grid(self._plan)
-            digests, seen = ResponseDigests(len(grid)), bytearray(len(grid) // 8 + 1)
-            for row in storage.answered_rows(storage.open_responses(self.folder, grid), grid, seen):
-                digests.add(row)
-            self._drop_stale(digests, grid)
+            self._drop_stale(resume.read_digests(self.folder, grid), grid)
             self._judge(progress)
 
     def estimate(self, progress: Watch | None = None) -> Result:
@@ -183,20 +175,20 @@ class Study:
         grid = Grid(self._plan)
         if retry_errors:
             self._refuse_recorded()
-            storage.set_errors_aside(self.folder, grid)
-        done = bytearray(len(grid) // 8 + 1)
+            resume.set_errors_aside(self.folder, grid)
         meter = Meter(watch, "ask", len(grid))
-        earlier = self._resume(done, grid, meter)
-        if next(pending(done, range(len(grid))), None) is not None:
+        earlier = resume.read_earlier_runs(self.folder, grid, meter)
+        self._drop_stale(earlier.digests, grid)
+        if next(earlier.still_to_ask(range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
         with Rows(self.folder / storage.RESPONSES, Response) as rows, self._services() as services:
             context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache)
-            with ModelSlot(lambda m: loaded_model(context, m, earlier[m])) as slot:
+            with ModelSlot(lambda m: loaded_model(context, m, earlier.engines[m])) as slot:
                 if self._plan.is_until_decided:
-                    self._ask_until_decided(grid, done, meter, slot)
+                    self._ask_until_decided(grid, earlier, meter, slot)
                 else:
                     for m in range(len(self._plan.models)):
-                        slot.ask(m, pending(done, grid.of_model(m)))
+                        slot.ask(m, earlier.still_to_ask(grid.of_model(m)))
         meter.close()
 
     def _refuse_unloadable(self) -> None:
@@ -213,7 +205,9 @@ class Study:
                 code="answers-imported",
             )
 
-    def _ask_until_decided(self, grid: Grid, done: bytearray, meter: Meter, slot: ModelSlot) -> None:
+    def _ask_until_decided(
+        self, grid: Grid, earlier: resume.EarlierRuns, meter: Meter, slot: ModelSlot
+    ) -> None:
         """Ask block by block, with an interim analysis after each; only models of undecided pairs are asked.
 
         A resumed study analyses the answers of earlier runs in the same steps, so it decides the same.
@@ -224,27 +218,12 @@ class Study:
         while not rule.is_over:
             # The loaded model comes first, so that each analysis loads one model less.
             for m in sorted(rule.open_models, key=lambda m: m != slot.model):
-                slot.ask(m, pending(done, grid.of_probes(m, *rule.block())))
+                slot.ask(m, earlier.still_to_ask(grid.of_probes(m, *rule.block())))
             judging.run()
             rule.analyse()
             meter.spare(rule.n_spared - n_spared)
             n_spared = rule.n_spared
         self._decider.close()
-
-    def _resume(self, done: bytearray, grid: Grid, meter: Meter) -> list[set[str]]:
-        """Check the responses of earlier runs, and mark their trials as done. By model, their engines."""
-        engine_names: list[set[str]] = [set() for _ in self._plan.models]
-        prefixes: set[str] = set()
-        digests = ResponseDigests(len(grid))
-        for row in storage.answered_rows(storage.open_responses(self.folder, grid), grid, done):
-            digests.add(row)
-            meter.had(is_failed(row), row.is_cached)
-            engine_names[row.index // self._plan.n_per_model].add(row.engine)
-            prefixes.update(exchange.prefix for exchange in row.exchanges)
-        storage.Prefixes(self.folder).check(prefixes)
-        refuse_unknown_arithmetic(self.folder, self._plan.models, engine_names)
-        self._drop_stale(digests, grid)
-        return engine_names
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
@@ -260,7 +239,7 @@ class Study:
     def _drop_stale(self, digests: ResponseDigests, grid: Grid) -> None:
         decider = self._decider  # first: a judge that cannot be loaded is not saved as chosen
         storage.choose_judge(self.folder, decider.spec)
-        storage.drop_stale_verdicts(self.folder, digests, grid, decider)
+        resume.drop_stale_verdicts(self.folder, digests, grid, decider)
 
     @cached_property
     def _decider(self) -> Decider:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from heredity.application.spec import Application
 from heredity.application.tools import parse_tool_calls
-from heredity.core.errors import UsageError
-from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Response
+from heredity.core import registry
+from heredity.core.errors import Unavailable, UsageError
+from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Response, Turn
 from heredity.redteam import attacks
-from heredity.redteam.attacks._spec import KINDS, Turns
+from heredity.redteam.attacks.protocols import KINDS, ProbeTransform, Strategy, Turns
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.fill import SLOT
 from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
+from tests.support.errors import raises
 
 SPECS = laid()
 EVERY = int(os.environ.get("HEREDITY_EVERY", "3"))
@@ -52,12 +55,50 @@ def asked(spec: str) -> list[Probe]:
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_a_file_has_one_kind_and_states_its_cost(name) -> None:
-    part = attacks.load(name).parts[0]
-    assert part.kind in KINDS
-    assert part.module.QUERIES
-    assert part.module.__doc__ and len(part.module.__doc__.split("\n")[0]) < 130
-    assert hasattr(part.module, "queries") == (part.kind == "turns")
-    assert hasattr(part.module, "skips") == (part.kind == "recast")
+    attack = attacks.load(name).parts[0].attack
+    assert sum(isinstance(attack, kind) for kind in KINDS) == 1
+    assert attack.cost
+    doc = registry.load("redteam.attacks", name).__doc__
+    assert doc and len(doc.split("\n")[0]) < 130
+    assert hasattr(attack, "queries") == isinstance(attack, Strategy)
+    assert hasattr(attack, "skips") == isinstance(attack, ProbeTransform)
+
+
+class Half:
+    """A strategy without its cost in turns."""
+
+    cost = "unknown"
+
+    def turns(self, probe, context):
+        yield Turn(probe.turns[-1])
+
+
+class Both(Half):
+    """Two kinds at once."""
+
+    def queries(self, probe, context):
+        return 1
+
+    def rewrite(self, text, context):
+        return text
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (SimpleNamespace(QUERIES="adds none", rewrite=str.upper), ["prefill", "ATTACK"]),
+        (
+            SimpleNamespace(ATTACK=Half()),
+            ["prefill", "Strategy (cost, queries, turns)", "It has cost, turns."],
+        ),
+        (SimpleNamespace(ATTACK=Both()), ["exactly one", "It has cost, queries, rewrite, turns."]),
+        (SimpleNamespace(ATTACK=object()), ["It has none of them."]),
+    ],
+)
+def test_an_attack_that_lacks_a_member_is_refused_with_what_it_needs(file, said, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "load", lambda folder, name: file)
+    with raises(Unavailable, "plugin-incomplete", mentions=said):
+        attacks.load("prefill")
 
 
 @pytest.mark.parametrize("name", attacks.names())

@@ -11,7 +11,7 @@ import pytest
 
 from heredity.core.records import Decoding
 from heredity.redteam.attacks import best_of_n, decoding, many_shot
-from heredity.redteam.attacks._context import AttackContext
+from heredity.redteam.attacks.protocols import AttackContext
 from tests.support.conversations import APPLICATION, BY_ID, talk, trial
 
 MARKER = BY_ID[
@@ -60,7 +60,7 @@ def test_best_of_n_draws_other_noise_for_each_seed_and_the_same_for_the_same() -
 
 def test_best_of_n_makes_the_noise_of_its_paper() -> None:
     text = "wonderful gardens along rivers " * 400
-    noisy = best_of_n.rewrite(text, AttackContext(seed=11, variant="0.4"))
+    noisy = best_of_n.ATTACK.rewrite(text, AttackContext(seed=11, variant="0.4"))
     pairs = [(a, b.lower()) for a, b in zip(text.split(), noisy.split(), strict=True)]
     capitals = sum(c.isupper() for c in noisy) / sum(c.isalpha() for c in noisy)
     assert capitals == pytest.approx(0.4**0.5, abs=0.02)

@@ -14,11 +14,11 @@ import heredity.redteam.attacks as attacks
 from heredity.core.records import Probe
 from heredity.redteam import probes
 from heredity.redteam.attacks import language
-from heredity.redteam.attacks._context import languages, table, translations
-from heredity.redteam.checks._conversation import letters_and_digits
+from heredity.redteam.attacks._words import languages, table, translations
 from heredity.redteam.checks.package import find_use
 from heredity.redteam.probes.bank import read_bank
 from heredity.redteam.probes.fill import SLOT
+from heredity.redteam.text import letters_and_digits
 from tests.support.conversations import BY_ID, HOW, talk, trial
 
 TECHNIQUES = ("planted_secret", "prompt_extraction", "direct_injection", "forbidden_tool")

@@ -29,7 +29,7 @@ class RhymeCheck(BreachCheck, frozen=True):
 
     def validate(self, probe, sample):
         if not self.endings:
-            raise BadCheck("it needs `endings`", "endings-missing")
+            raise BadCheck("it needs `endings`", code="endings-missing")
 
     def why_not(self, application):
         return None if application.company else "the application names no company"

@@ -6,7 +6,7 @@ import pytest
 
 from heredity.core.records import Check, ToolCall
 from heredity.redteam import judges
-from heredity.redteam.checks.marker import CLAUSES, without_refusals
+from heredity.redteam.judges.checks import CLAUSES, without_refusals
 from tests.redteam.checks.test_checks import CODE, outcome
 from tests.support.trials import SYSTEM, exchange, make_application, probe, response
 

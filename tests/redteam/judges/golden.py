@@ -404,8 +404,9 @@ def place_of(name: str) -> str:
 
 def advice(name: str, found: Sequence[str]) -> str:
     """What to do about verdicts that changed."""
+    also = ", which covers src/heredity/redteam/checks/ too," if name == "checks" else ""
     return (
-        f"verdicts changed: raise VERSION in {place_of(name)} and regenerate with `{COMMAND}`. "
+        f"verdicts changed: raise VERSION in {place_of(name)}{also} and regenerate with `{COMMAND}`. "
         f"{len(found)} changed, among them {'; '.join(found[:3])}"
     )
 

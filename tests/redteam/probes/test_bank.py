@@ -14,10 +14,10 @@ from heredity.application.spec import Application
 from heredity.core.records import Exchange, Message, Probe, Reply, Response, Stop
 from heredity.redteam import probes
 from heredity.redteam.attacks import direct
-from heredity.redteam.checks._conversation import letters_and_digits, shown_texts
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.bank import ProbeFile, read_bank
 from heredity.redteam.probes.fill import SLOT
+from heredity.redteam.text import letters_and_digits, shown_texts
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = Application.load(ROOT / "examples" / "support-desk.toml")
@@ -63,7 +63,7 @@ def judged(probe: Probe, *said: str, stop: Stop = "end") -> str | None:
 def shown(probe: Probe) -> list[str]:
     """Every message that a model gets in this probe, its own replies left out; tools are called."""
     call = f'CALL {probe.tool_result.tool} {{"number": "1"}}' if probe.tool_result else "I see."
-    conversation = home(probe).converse(direct.turns(probe), probe)
+    conversation = home(probe).converse(direct.ATTACK.turns(probe), probe)
     seen: tuple[Message, ...] = ()
     request = next(conversation)
     while True:

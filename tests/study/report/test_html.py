@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import digest, encode
+from heredity.study import storage
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.report import html
 from tests.support.errors import raises
@@ -110,7 +111,7 @@ def test_no_name_of_a_model_becomes_markup(tmp_path: Path, name: str) -> None:
     file = msgspec.json.decode((folder / "plan.json").read_bytes(), type=PlanFile)
     models = tuple(PlannedModel(m.id, name, name, name, m.format) for m in file.plan.models)
     changed = msgspec.structs.replace(file.plan, models=models)
-    found = msgspec.json.decode((folder / "estimates.json").read_bytes(), type=html.recorded_study.Estimates)
+    found = msgspec.json.decode((folder / "estimates.json").read_bytes(), type=html.aggregate.Estimates)
     cards = tuple(
         msgspec.structs.replace(c, name=name, family=name, licence=name, engine=name) for c in found.models
     )
@@ -178,7 +179,7 @@ def test_judge_free_techniques_come_first(page: str) -> None:
 
 
 def test_every_rate_is_shown_with_its_count_interval_and_rows(study: Path, page: str) -> None:
-    estimates = html.recorded_study.storage.read_estimates(study)
+    estimates = storage.read_estimates(study)
     for rate in estimates.rates:
         if rate.attack == "all":
             assert f"{rate.n_broke} of {rate.estimate.n}" in page
@@ -187,7 +188,7 @@ def test_every_rate_is_shown_with_its_count_interval_and_rows(study: Path, page:
 
 def test_the_rows_named_behind_a_cell_give_its_counts(study: Path) -> None:
     """What the page's jq line does, done here."""
-    read = html.recorded_study.read(study)
+    read = html.aggregate.read_study(study)
     view = html.View(read.estimates, read.plan, (), True)
     rows = [msgspec.json.decode(line) for line in (study / "verdicts.jsonl").read_bytes().splitlines()]
     for rate in read.estimates.rates:
@@ -210,9 +211,9 @@ def test_how_far_the_families_of_labels_lie_apart_is_shown(page: str, tmp_path: 
     section = page[page.index('id="judges"') :].partition("</section>")[0]
     assert section.count("family one: ") == section.count("family two: ") == 2 * 2  # models, measures
     folder = make(tmp_path, plan(n_probes=2))
-    found = html.recorded_study.storage.read_estimates(folder)
+    found = storage.read_estimates(folder)
     rates = tuple(msgspec.structs.replace(rate, by_family=()) for rate in found.rates)
-    html.recorded_study.storage.write_estimates(folder, msgspec.structs.replace(found, rates=rates))
+    storage.write_estimates(folder, msgspec.structs.replace(found, rates=rates))
     without = html.render(folder)
     assert "Whose labels" not in without
     assert "For judged breaches the correction rests on answers of one family" in without
@@ -320,6 +321,6 @@ def test_technique_names_are_headings_in_words() -> None:
 
 def test_a_judge_that_was_never_measured_is_said_to_be_unmeasured(tmp_path: Path) -> None:
     folder = make(tmp_path, plan(n_probes=2))
-    found = html.recorded_study.storage.read_estimates(folder)
-    html.recorded_study.storage.write_estimates(folder, msgspec.structs.replace(found, judges=()))
+    found = storage.read_estimates(folder)
+    storage.write_estimates(folder, msgspec.structs.replace(found, judges=()))
     assert "not measured against human labels" in html.render(folder)

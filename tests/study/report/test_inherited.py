@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from heredity.cli import _findings
 from heredity.lineage.graph import Edge
-from heredity.study import edge_tables
+from heredity.study import wording
 from heredity.study.estimates import Estimates
 from heredity.study.headline import headline
 from heredity.study.report import html, json, markdown
@@ -58,7 +58,7 @@ def test_a_study_without_a_descent_has_no_such_section(tmp_path: Path) -> None:
     folder = make(tmp_path)
     assert "What was inherited" not in html.render(folder)
     assert "What was inherited" not in markdown.render(folder)
-    assert edge_tables.summary(read_estimates(folder)) == ""
+    assert wording.inheritance_summary(read_estimates(folder)) == ""
 
 
 def test_markdown_has_a_row_for_every_edge_of_every_measure(study: Path, estimates: Estimates) -> None:
@@ -82,7 +82,7 @@ def test_the_terminal_has_the_edges_and_not_their_pairs_again(
 
 def test_the_headline_counts_children_by_verdict(estimates: Estimates) -> None:
     said = next(line for line in headline(estimates).support if line.startswith("Children against"))
-    told = edge_tables.verdicts(estimates)
+    told = wording.edge_verdicts(estimates)
     assert len(told) == 3 and "3 edges" in said
     assert f"{sum(v == 'worse' for v in told.values())} worse" in said
 
@@ -96,7 +96,7 @@ def test_an_edge_is_worse_where_any_breach_is_and_not_worse_only_where_all_are(e
             )
             for e in estimates.edges
         )
-        (one,) = set(edge_tables.verdicts(msgspec.structs.replace(estimates, edges=edges)).values())
+        (one,) = set(wording.edge_verdicts(msgspec.structs.replace(estimates, edges=edges)).values())
         return one
 
     assert overall("not worse", "worse") == "worse"

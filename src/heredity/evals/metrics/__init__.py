@@ -9,7 +9,7 @@ Leaves to others: asking (tasks/), and intervals (stats/).
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core import registry
 from heredity.core.errors import UnknownName
@@ -36,6 +36,7 @@ class Marked(Protocol):
     def options(self) -> tuple[str, ...]: ...
 
 
+@runtime_checkable
 class Metric(Protocol):
     """The interface of a metric's module."""
 
@@ -62,6 +63,4 @@ def load(name: str) -> Metric:
     """The metric of this name. Raises UnknownName with the nearest."""
     if name not in names():
         raise UnknownName("metric", name, names(), ", ".join(names()))
-    found: Any = registry.load("evals.metrics", name)
-    metric: Metric = found
-    return metric
+    return registry.load_as(Metric, "evals.metrics", name)

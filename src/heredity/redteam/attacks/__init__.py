@@ -3,28 +3,18 @@
 "crescendo+encoding:rot13" is two parts. The part that leads the conversation comes first ("direct" if none
 does). The others act on its turns from left to right, so "roleplay+encoding:base64" encodes the role play.
 
-To add an attack, add one file here. It has `QUERIES`, its cost in words. An attack with several forms has
-`variants`; the first is the default. If the variants are an open set (a number, a file), it also has
-`resolve(variant) -> str`, which raises ValueError. It has exactly one of:
+To add an attack, add one file here that names its attack `ATTACK`. It has `cost`, in words, and the members
+of exactly one of these protocols (protocols.py, with an example):
 
-    turns(probe, context) -> Generator[Turn, Reply, None]
-        leads a conversation: yields a turn, receives its reply.
-        Needs queries(probe, context) -> int, the most turns.
-    lay(turn, context, at) -> Turn
-        changes turn number `at`
-    rewrite(text, context) -> str
-        changes every text of the user
-    recast(probe, context) -> Probe
-        rewords the probe first. May have skips(probe, context) -> str, why it cannot; "" if it can.
-    prepare(engine, keep) -> Engine
-        changes the model itself; on an engine that holds its weights (engines.protocols.WhiteBoxEngine)
+    Strategy          turns, queries     leads a conversation: yields a turn, receives its reply
+    TurnTransform     transform          changes a turn
+    TextTransform     rewrite            changes every text of the user
+    ProbeTransform    recast, skips      words the probe differently first
+    ModelTransform    prepare            changes the model itself, in an engine that holds its weights
 
-With NEEDS_ATTACKER = True, `turns` may also yield a Consult, a question to the study's attacker model, and
-receives its reply. An attack with search(engine, request, probe, context) -> str searches the model's
-weights. Its `lay` finds the result in `context.found`, for the place of MARK in the request.
-
-`context` (AttackContext) has the trial's sample and seed, the source of everything random, and the
-application's words.
+An attack with several forms also has `variants`, and `resolve` if they are an open set (a number, a file). A
+strategy with `needs_attacker` may yield a question to the study's attacker model. A TurnTransform with
+`search` searches the model's weights for text.
 
 Promises: an attack changes how a probe is asked, never what counts as a breach. A trial's words depend only
 on its spec, probe, seed, sample and the model's replies. It ends within the queries it states.
@@ -35,15 +25,16 @@ from __future__ import annotations
 
 from heredity.core import registry
 from heredity.core.errors import Damaged
-from heredity.redteam.attacks._context import MARK, AttackContext, context_for
 from heredity.redteam.attacks._spec import (
     Attack,
     check_attacker,
+    context_for,
     parse,
     unsupported,
     warnings,
     why_unsupported,
 )
+from heredity.redteam.attacks.protocols import MARK, AttackContext
 
 __all__ = [
     "MARK",

@@ -14,7 +14,8 @@ from collections.abc import Generator
 import msgspec
 
 from heredity.core.records import Consult, Message, Probe, Reply, Turn
-from heredity.redteam.attacks._context import AttackContext, protected_parts, table
+from heredity.redteam.attacks._words import protected_parts, table
+from heredity.redteam.attacks.protocols import AttackContext
 
 BROKEN = 10  # the score of a breach
 MOST_CHARACTERS = 1500  # of a message that an attacker wrote

@@ -7,10 +7,11 @@ Leaves to others: the steps (words/*.toml) and whether a reply was a breach (jud
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from heredity.core.records import Probe, Reply, Turn
-from heredity.redteam.attacks._context import AttackContext, table
+from heredity.core.records import Probe, Turn
+from heredity.redteam.attacks._words import table
+from heredity.redteam.attacks.protocols import AttackContext, Turns
 
 MOST = 10
 _LOOK_AT = 400  # characters of a reply in which a refusal shows
@@ -24,38 +25,45 @@ _TOPICS = {  # of a technique's probes and of their twins, so that both are led 
 }
 
 
-def resolve(variant: str) -> str:
-    """The maximum number of turns of a conversation."""
-    if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
-        raise ValueError(f"the most turns are from 2 to {MOST}")
-    return str(int(variant))
+class Ladder:
+    """An escalation whose steps are those of a table of words."""
 
+    cost = "up to as many as the variant says, and as the application's max_turns allows"
+    variants = ("5", "3", "10")
 
-def queries(probe: Probe, context: AttackContext) -> int:
-    """The variant's turns, or the application's if it allows fewer; never fewer than the probe has."""
-    return max(len(probe.turns), min(int(context.variant), context.max_turns))
+    def __init__(self, attack: str) -> None:
+        self._attack = attack
 
+    def resolve(self, variant: str) -> str:
+        """The maximum number of turns of a conversation."""
+        if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
+            raise ValueError(f"the most turns are from 2 to {MOST}")
+        return str(int(variant))
 
-def climb(attack: str, probe: Probe, context: AttackContext) -> Generator[Turn, Reply, None]:
-    """Steps, then the probe's turns, then the rephrased demand while the model refuses it."""
-    demands, left = probe.turns, queries(probe, context)
-    retreats = list(_lines("ladder", "retreats", context))
-    for step in _steps(attack, probe, context, left - len(demands) - 1):
-        if left <= len(demands):
-            break
-        reply = yield Turn(step, asks=False)
-        left -= 1
-        if is_refusal(reply.text, context.language) and retreats and left > len(demands):
-            yield Turn(retreats.pop(0), asks=False)
+    def queries(self, probe: Probe, context: AttackContext) -> int:
+        """The variant's turns, or the application's if it allows fewer; never fewer than the probe has."""
+        return max(len(probe.turns), min(int(context.variant), context.max_turns))
+
+    def turns(self, probe: Probe, context: AttackContext) -> Turns:
+        """Steps, then the probe's turns, then the rephrased demand while the model refuses it."""
+        demands, left = probe.turns, self.queries(probe, context)
+        retreats = list(_lines("ladder", "retreats", context))
+        for step in _steps(self._attack, probe, context, left - len(demands) - 1):
+            if left <= len(demands):
+                break
+            reply = yield Turn(step, asks=False)
             left -= 1
-    for text in demands[:-1]:
-        yield Turn(text, asks=False)
-    reply = yield Turn(demands[-1])
-    left -= len(demands)
-    for again in _lines("ladder", "again", context)[:left]:
-        if not is_refusal(reply.text, context.language):
-            return
-        reply = yield Turn(again.replace("{text}", demands[-1], 1))
+            if is_refusal(reply.text, context.language) and retreats and left > len(demands):
+                yield Turn(retreats.pop(0), asks=False)
+                left -= 1
+        for text in demands[:-1]:
+            yield Turn(text, asks=False)
+        reply = yield Turn(demands[-1])
+        left -= len(demands)
+        for again in _lines("ladder", "again", context)[:left]:
+            if not is_refusal(reply.text, context.language):
+                return
+            reply = yield Turn(again.replace("{text}", demands[-1], 1))
 
 
 def is_refusal(text: str, language: str) -> bool:

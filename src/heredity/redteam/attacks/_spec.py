@@ -7,180 +7,162 @@ Leaves to others: the effect of each part (the files of this folder).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from functools import cached_property
-from types import ModuleType
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
 from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import registry
-from heredity.core.errors import UnknownName, UsageError
-from heredity.core.records import Consult, Message, Model, Probe, Reply, Request, Turn
+from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.records import Consult, Message, Model, Probe, Request, Turn
 from heredity.engines.protocols import Engine, WhiteBoxEngine
-from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext, context_for
+from heredity.redteam import probes
+from heredity.redteam.attacks.protocols import (
+    DEFAULT_CONTEXT,
+    KINDS,
+    AttackContext,
+    AttackerStrategy,
+    AttackFile,
+    AttackPart,
+    Keep,
+    ModelTransform,
+    OpenVariants,
+    ProbeTransform,
+    Strategy,
+    TextTransform,
+    Turns,
+    TurnTransform,
+    Variants,
+    WeightSearch,
+)
 
-Turns = Generator[Turn | Consult, Reply, None]
-Keep = Callable[[Callable[[], str]], str]  # what was kept of an earlier run, else what the function makes
+FOLDER = "redteam.attacks"
+P = TypeVar("P", bound=AttackPart)
+Transform = Callable[[Turn, AttackContext, int], Turn]
 
-KINDS = ("turns", "recast", "lay", "rewrite", "prepare")  # a file has exactly one of these
+
+def load_part(name: str) -> AttackPart:
+    """The attack of a file. Raises UnknownName with the nearest, Unavailable if a member is missing."""
+    attack = registry.load_as(AttackFile, FOLDER, name).ATTACK
+    if sum(isinstance(attack, kind) for kind in KINDS) == 1:
+        return attack
+    has = set(dir(attack))
+    kinds = (f"{kind.__name__} ({', '.join(registry.members(kind))})" for kind in KINDS)
+    shared = sorted({m for kind in KINDS for m in registry.members(kind)} & has)
+    raise Unavailable(
+        f"The attack '{name}' in {FOLDER} must have all members of exactly one of these: {'; '.join(kinds)}. "
+        f"It has {', '.join(shared) or 'none of them'}.",
+        code="plugin-incomplete",
+    )
 
 
-class AttackPart:
-    """An attack's file and the variant of it that a spec names; "" if the file has none."""
+def variants_of(attack: AttackPart) -> tuple[str, ...]:
+    """The variants that an attack lists; the first is the default."""
+    return attack.variants if isinstance(attack, Variants) else ()
 
-    def __init__(self, name: str, variant: str | None = None) -> None:
-        self.name = name
-        self.module: ModuleType = registry.load("redteam.attacks", name)
-        self.variant = self._resolved(variant)
+
+@dataclass(frozen=True)
+class SpecPart(Generic[P]):
+    """A part of a spec: an attack and its variant; "" if it has none."""
+
+    name: str
+    attack: P
+    variant: str
 
     @property
     def spec(self) -> str:
-        """NAME:VARIANT, or NAME if the file has no variants."""
+        """NAME:VARIANT, or NAME if the attack has no variants."""
         return f"{self.name}:{self.variant}" if self.variant else self.name
-
-    @cached_property
-    def kind(self) -> str:
-        """Which of KINDS the file has."""
-        found = [kind for kind in KINDS if hasattr(self.module, kind)]
-        if len(found) != 1:
-            raise TypeError(f"attacks/{self.name}.py must have exactly one of {', '.join(KINDS)}: {found}")
-        return found[0]
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The variants that are listed; the first is the default."""
-        return tuple(getattr(self.module, "variants", ()))
+        return variants_of(self.attack)
 
-    @property
-    def needs_attacker(self) -> bool:
-        """Whether it asks an attacker model."""
-        return bool(getattr(self.module, "NEEDS_ATTACKER", False))
+    def context(self, context: AttackContext) -> AttackContext:
+        """The context with this part's variant."""
+        if context.variant == self.variant:
+            return context
+        return msgspec.structs.replace(context, variant=self.variant)
 
-    @property
-    def searches(self) -> bool:
-        """Whether it searches the model's weights for text to apply to a turn."""
-        return hasattr(self.module, "search")
 
-    @property
-    def needs_weights(self) -> bool:
-        """Whether it works only on an engine that holds the model's weights."""
-        return self.searches or self.kind == "prepare"
+def _part(name: str, variant: str | None = None) -> SpecPart[AttackPart]:
+    attack = load_part(name)
+    return SpecPart(name, attack, _resolved(name, attack, variant))
 
-    def prepare(self, engine: WhiteBoxEngine, keep: Keep) -> Engine:
-        """The engine with its model changed."""
-        return cast(Engine, self.module.prepare(engine, keep))
 
-    def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
-        """The text that it found for the place of MARK in a request."""
-        return str(self.module.search(engine, request, probe, context))
+def _resolved(name: str, attack: AttackPart, variant: str | None) -> str:
+    known = variants_of(attack)
+    if isinstance(attack, OpenVariants):
+        try:
+            return attack.resolve(variant or known[0])
+        except ValueError as error:
+            raise UsageError(f"Attack '{name}:{variant}': {error}", code="bad-variant") from None
+    if variant is None:
+        return known[0] if known else ""
+    if variant not in known:
+        raise UnknownName("attack", f"{name}:{variant}", [f"{name}:{v}" for v in known], "heredity attacks")
+    return variant
 
-    def turns(self, probe: Probe, context: AttackContext) -> Turns:
-        """The conversation of a strategy."""
-        return cast("Turns", self.module.turns(probe, context))
 
-    def queries(self, probe: Probe, context: AttackContext) -> int:
-        """The maximum number of turns that a strategy takes for this probe."""
-        return int(self.module.queries(probe, context))
-
-    def recast(self, probe: Probe, context: AttackContext) -> Probe:
-        """The probe in other words."""
-        return cast(Probe, self.module.recast(probe, context))
-
-    def skips(self, probe: Probe, context: AttackContext) -> str:
-        """Why this probe cannot be asked under this part; "" if it can."""
-        return str(self.module.skips(probe, context)) if hasattr(self.module, "skips") else ""
-
-    def lay(self, turn: Turn, context: AttackContext, at: int) -> Turn:
-        """Turn number `at` of its conversation, with this part applied to it."""
-        if self.kind == "lay":
-            return cast(Turn, self.module.lay(turn, context, at))
-        text, before = self.module.rewrite(turn.text, context), turn.before
-        if before:
-            before = tuple(self._rewritten(message, context) for message in before)
-        return msgspec.structs.replace(turn, text=text, before=before)
-
-    def _rewritten(self, message: Message, context: AttackContext) -> Message:
-        if message.role != "user":
-            return message
-        return Message("user", self.module.rewrite(message.content, context))
-
-    def _resolved(self, variant: str | None) -> str:
-        if hasattr(self.module, "resolve"):  # an open set of variants: a number, a file
-            try:
-                return str(self.module.resolve(variant or self.variants[0]))
-            except ValueError as error:
-                raise UsageError(f"Attack '{self.name}:{variant}': {error}", code="bad-variant") from None
-        if variant is None:
-            return self.variants[0] if self.variants else ""
-        if variant not in self.variants:
-            known = [f"{self.name}:{v}" for v in self.variants]
-            raise UnknownName("attack", f"{self.name}:{variant}", known, "heredity attacks")
-        return variant
+def _that_are(kind: type[P], parts: Sequence[SpecPart[AttackPart]]) -> tuple[SpecPart[P], ...]:
+    """Those parts whose attack is of a kind."""
+    return tuple(SpecPart(p.name, p.attack, p.variant) for p in parts if isinstance(p.attack, kind))
 
 
 class Attack:
     """A strategy, and the parts applied to each of its turns in order. Calling it gives a conversation."""
 
-    def __init__(self, parts: tuple[AttackPart, ...]) -> None:
+    def __init__(self, parts: tuple[SpecPart[AttackPart], ...]) -> None:
         self.parts = parts
-        leads = [part for part in parts if part.kind == "turns"]
-        self.lead = leads[0] if leads else AttackPart("direct")
-        self.recasts = tuple(part for part in parts if part.kind == "recast")
-        self.layers = tuple(part for part in parts if part.kind in ("lay", "rewrite"))
-        self.changes = tuple(part for part in parts if part.kind == "prepare")
-        self.searches = tuple(part for part in parts if part.searches)
+        leads = _that_are(Strategy, parts)
+        self.lead = leads[0] if leads else _that_are(Strategy, [_part("direct")])[0]
+        self.recasts = _that_are(ProbeTransform, parts)
+        self.layers = tuple((p, found) for p in parts if (found := _transform(p.attack)) is not None)
+        self.changes = _that_are(ModelTransform, parts)
+        self.searches = _that_are(WeightSearch, parts)
+        # The spec with every variant written out: what a plan stores.
+        self.spec = "+".join(part.spec for part in parts)
+        self.needs_attacker = any(part.attack.needs_attacker for part in _that_are(AttackerStrategy, parts))
+        # Whether it works only on an engine that holds the model's weights.
+        self.needs_weights = bool(self.searches or self.changes)
         self._refuse_misfits(leads)
-
-    @property
-    def spec(self) -> str:
-        """The spec with every variant written out: what a plan stores."""
-        return "+".join(part.spec for part in self.parts)
-
-    @property
-    def needs_attacker(self) -> bool:
-        """Whether it asks an attacker model."""
-        return any(part.needs_attacker for part in self.parts)
-
-    @property
-    def needs_weights(self) -> bool:
-        """Whether it works only on an engine that holds the model's weights."""
-        return any(part.needs_weights for part in self.parts)
 
     def prepared(self, engine: WhiteBoxEngine, keep: Callable[[str], Keep]) -> Engine:
         """The engine with its model changed by every part that does. `keep` is by the part's spec."""
         changed: Engine = engine
         for part in self.changes:
-            changed = part.prepare(cast(WhiteBoxEngine, changed), keep(part.spec))
+            changed = part.attack.prepare(cast(WhiteBoxEngine, changed), keep(part.spec))
         return changed
 
     def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
         """The text that the searching part found for the place of MARK in the request."""
         part = self.searches[0]
-        return part.search(engine, request, probe, _for(part, self._language(probe, context)))
+        return part.attack.search(engine, request, probe, part.context(self._language(probe, context)))
 
     def __call__(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
         """The conversation: yields a turn, receives the reply to it."""
         context = self._language(probe, context)
         for part in self.recasts:
-            probe = part.recast(probe, _for(part, context))
-        turns = self.lead.turns(probe, _for(self.lead, context))
-        return self._laid(turns, context) if self.layers else turns
+            probe = part.attack.recast(probe, part.context(context))
+        turns = self.lead.attack.turns(probe, self.lead.context(context))
+        return self._transformed(turns, context) if self.layers else turns
 
     def queries(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> int:
         """The maximum number of turns of one trial. A tool that the model calls adds a request to a turn."""
-        return self.lead.queries(probe, _for(self.lead, context))
+        return self.lead.attack.queries(probe, self.lead.context(context))
 
     def skips(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> str:
         """Why this probe cannot be asked under this attack; "" if it can."""
         context = self._language(probe, context)
-        reasons = (part.skips(probe, _for(part, context)) for part in self.parts)
+        reasons = (part.attack.skips(probe, part.context(context)) for part in self.recasts)
         return next((f"{self.spec}: {reason}" for reason in reasons if reason), "")
 
-    def _laid(self, turns: Turns, context: AttackContext) -> Turns:
-        layers = [(part, _for(part, context)) for part in self.layers]
+    def _transformed(self, turns: Turns, context: AttackContext) -> Turns:
+        layers = [(transform, part.context(context)) for part, transform in self.layers]
         at, reply = 0, None
         try:
             while True:
@@ -189,8 +171,8 @@ class Attack:
                     reply = yield turn
                     continue
                 at = 0 if turn.is_fresh else at
-                for part, own in layers:
-                    turn = part.lay(turn, own, at)
+                for transform, own in layers:
+                    turn = transform(turn, own, at)
                 reply = yield turn
                 at += 1
         except StopIteration:
@@ -205,15 +187,15 @@ class Attack:
             context if language == context.language else msgspec.structs.replace(context, language=language)
         )
 
-    def _refuse_misfits(self, leads: list[AttackPart]) -> None:
+    def _refuse_misfits(self, leads: Sequence[SpecPart[Strategy]]) -> None:
         spec, first = self.spec, self.parts[0]
         if len(leads) > 1:
             raise UsageError(
                 f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.",
                 code="attack-two-leaders",
             )
-        if leads and leads[0] is not first:
-            others = "+".join(part.spec for part in self.parts if part is not leads[0])
+        if leads and leads[0] != first:
+            others = "+".join(part.spec for part in self.parts if part != leads[0])
             raise UsageError(
                 f"Attack '{spec}': '{leads[0].name}' leads the conversation, so it comes first: "
                 f"{leads[0].spec}+{others}",
@@ -223,12 +205,36 @@ class Attack:
             raise UsageError(f"Attack '{spec}' names two languages; choose one.", code="attack-two-languages")
         if len(self.searches) > 1:
             raise UsageError(f"Attack '{spec}' searches twice; choose one.")
-        if self.searches and self.searches[0] is not self.layers[-1]:
+        if self.searches and self.searches[0] != self.layers[-1][0]:
             raise UsageError(
                 f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes"
                 " last.",
                 code="attack-order-last",
             )
+
+
+def _transform(attack: AttackPart) -> Transform | None:
+    """How an attack changes a turn; None for one that does not."""
+    if isinstance(attack, TurnTransform):
+        return attack.transform
+    return _rewriting(attack) if isinstance(attack, TextTransform) else None
+
+
+def _rewriting(attack: TextTransform) -> Transform:
+    """The user's texts of a turn, and of the messages before it, rewritten."""
+
+    def rewritten(message: Message, context: AttackContext) -> Message:
+        if message.role != "user":
+            return message
+        return Message("user", attack.rewrite(message.content, context))
+
+    def transform(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
+        text, before = attack.rewrite(turn.text, context), turn.before
+        if before:
+            before = tuple(rewritten(message, context) for message in before)
+        return msgspec.structs.replace(turn, text=text, before=before)
+
+    return transform
 
 
 def parse(spec: str) -> Attack:
@@ -242,26 +248,27 @@ def parse(spec: str) -> Attack:
                 code="attack-malformed",
             )
         _refuse_bare_variant(name)
-        parts.append(AttackPart(name, variant if colon else None))
+        parts.append(_part(name, variant if colon else None))
     return Attack(tuple(parts))
 
 
 def _refuse_bare_variant(name: str) -> None:
     """A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64."""
-    known = registry.names("redteam.attacks")
+    known = registry.names(FOLDER)
     if name in known:
         return
     for attack in known:
-        if name in getattr(registry.load("redteam.attacks", attack), "variants", ()):
+        if name in variants_of(load_part(attack)):
             raise UsageError(
                 f"No attack named '{name}'. Did you mean '{attack}:{name}'? List them: heredity attacks",
                 code="variant-without-attack",
             )
 
 
-def _for(part: AttackPart, context: AttackContext) -> AttackContext:
-    return (
-        context if context.variant == part.variant else msgspec.structs.replace(context, variant=part.variant)
+def context_for(application: Application) -> AttackContext:
+    """The attack context of this application for sample 0 of seed 0."""
+    return AttackContext(
+        words=probes.slot_values(application), max_turns=application.max_turns, decoding=application.decoding
     )
 
 
@@ -293,20 +300,20 @@ def unsupported(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[s
 
 
 def warnings(
-    laid: Sequence[Attack], probes: Sequence[Probe], application: Application, samples: int
+    laid: Sequence[Attack], asked: Sequence[Probe], application: Application, samples: int
 ) -> list[str]:
     """Warnings about attacks that can run but do not measure what they seem to; one line each."""
     context, found = context_for(application), []
     free = msgspec.structs.replace(context, max_turns=_NO_LIMIT)
     for attack in laid:
-        wanted = max((attack.queries(probe, free) for probe in probes), default=0)
-        if any(attack.queries(probe, context) < attack.queries(probe, free) for probe in probes):
+        wanted = max((attack.queries(probe, free) for probe in asked), default=0)
+        if any(attack.queries(probe, context) < attack.queries(probe, free) for probe in asked):
             found.append(
                 f"{attack.spec} takes up to {wanted} turns, and the application allows {context.max_turns} "
                 "(max_turns): it is cut short."
             )
     if samples > 1 and application.decoding.temperature == 0:
-        same = [attack.spec for attack in laid if probes and not _draws(attack, probes[0], context)]
+        same = [attack.spec for attack in laid if asked and not _draws(attack, asked[0], context)]
         if same:
             found.append(
                 f"{samples} samples under greedy decoding (temperature 0) are the same words and the same "
@@ -324,7 +331,7 @@ def _draws(attack: Attack, probe: Probe, context: AttackContext) -> bool:
         turns = attack(probe, msgspec.structs.replace(context, sample=sample, seed=sample + 1))
         first.append(next(turns))
         turns.close()
-    decoding = getattr(first[0], "decoding", None)
+    decoding = first[0].decoding if isinstance(first[0], Turn) else None
     return first[0] != first[1] or (decoding is not None and decoding.temperature > 0)
 
 

@@ -10,27 +10,33 @@ sample.
 
 from __future__ import annotations
 
-from heredity.redteam.attacks._context import AttackContext, Draw, change_unprotected
-
-QUERIES = "adds none to a sample; meant for many samples"
-variants = ("0.4", "0.2", "0.6")
+from heredity.redteam.attacks._words import change_unprotected
+from heredity.redteam.attacks.protocols import AttackContext, Draw, TextTransform
 
 
-def resolve(variant: str) -> str:
-    """The strength of the noise, sigma."""
-    try:
-        sigma = float(variant)
-    except ValueError:
-        sigma = 0.0
-    if not 0 < sigma <= 1:
-        raise ValueError("the noise's strength is a number above 0 and at most 1, such as 0.4")
-    return f"{sigma:g}"
+class BestOfN:
+    """Noise in the letters, drawn for each sample."""
+
+    cost = "adds none to a sample; meant for many samples"
+    variants = ("0.4", "0.2", "0.6")
+
+    def resolve(self, variant: str) -> str:
+        """The strength of the noise, sigma."""
+        try:
+            sigma = float(variant)
+        except ValueError:
+            sigma = 0.0
+        if not 0 < sigma <= 1:
+            raise ValueError("the noise's strength is a number above 0 and at most 1, such as 0.4")
+        return f"{sigma:g}"
+
+    def rewrite(self, text: str, context: AttackContext) -> str:
+        """The text with this sample's noise."""
+        sigma, draw = float(context.variant or self.variants[0]), context.draw(f"best_of_n\0{text}")
+        return change_unprotected(text, lambda part: _noise(part, sigma, draw))
 
 
-def rewrite(text: str, context: AttackContext) -> str:
-    """The text with this sample's noise."""
-    sigma, draw = float(context.variant or variants[0]), context.draw(f"best_of_n\0{text}")
-    return change_unprotected(text, lambda part: _noise(part, sigma, draw))
+ATTACK: TextTransform = BestOfN()
 
 
 def _noise(text: str, sigma: float, draw: Draw) -> str:

@@ -8,17 +8,7 @@ The variant is the maximum number of turns, from 2 to 10; an application's `max_
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from heredity.redteam.attacks._ladder import Ladder
+from heredity.redteam.attacks.protocols import Strategy
 
-from heredity.core.records import Probe, Reply, Turn
-from heredity.redteam.attacks import _ladder
-from heredity.redteam.attacks._context import AttackContext
-
-QUERIES = "up to as many as the variant says, and as the application's max_turns allows"
-variants = ("5", "3", "10")
-resolve, queries = _ladder.resolve, _ladder.queries
-
-
-def turns(probe: Probe, context: AttackContext) -> Generator[Turn, Reply, None]:
-    """Talk about the subject, closer with every turn; then make the probe's demand."""
-    return _ladder.climb("crescendo", probe, context)
+ATTACK: Strategy = Ladder("crescendo")

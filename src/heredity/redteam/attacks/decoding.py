@@ -11,10 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Decoding, Turn
-from heredity.redteam.attacks._context import AttackContext
-
-QUERIES = "adds none to a sample; meant for up to 40 samples"
-variants = ("both", "temperature", "top_p")
+from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
 _STEPS = 20
 
@@ -36,8 +33,18 @@ SETTINGS = {
 }
 
 
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn, to be answered under this sample's setting."""
-    settings = SETTINGS[context.variant or variants[0]]
-    temperature, top_p = settings[context.sample % len(settings)]
-    return msgspec.structs.replace(turn, decoding=Decoding(context.decoding.max_tokens, temperature, top_p))
+class DecodingSweep:
+    """Answers each sample under a setting of its own."""
+
+    cost = "adds none to a sample; meant for up to 40 samples"
+    variants = ("both", "temperature", "top_p")
+
+    def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
+        """The turn, to be answered under this sample's setting."""
+        settings = SETTINGS[context.variant or self.variants[0]]
+        temperature, top_p = settings[context.sample % len(settings)]
+        decoding = Decoding(context.decoding.max_tokens, temperature, top_p)
+        return msgspec.structs.replace(turn, decoding=decoding)
+
+
+ATTACK: TurnTransform = DecodingSweep()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
-from heredity.core.records import Probe, Reply, Turn
-from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext
-
-QUERIES = "one a user turn"
+from heredity.core.records import Probe, Turn
+from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, Strategy, Turns
 
 
-def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Generator[Turn, Reply, None]:  # noqa: ARG001
-    """Ask each turn of the probe in order; the last one makes its demand."""
-    for text in probe.turns[:-1]:
-        yield Turn(text, asks=False)
-    yield Turn(probe.turns[-1])
+class Direct:
+    """Asks each turn of the probe in order."""
+
+    cost = "one a user turn"
+
+    def turns(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:  # noqa: ARG002
+        """The turns of the probe; the last one makes its demand."""
+        for text in probe.turns[:-1]:
+            yield Turn(text, asks=False)
+        yield Turn(probe.turns[-1])
+
+    def queries(self, probe: Probe, context: AttackContext) -> int:  # noqa: ARG002
+        """As many as the probe has turns."""
+        return len(probe.turns)
 
 
-def queries(probe: Probe, context: AttackContext) -> int:  # noqa: ARG001
-    """As many as the probe has turns."""
-    return len(probe.turns)
+ATTACK: Strategy = Direct()

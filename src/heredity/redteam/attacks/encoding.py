@@ -12,19 +12,13 @@ import base64
 import codecs
 from collections.abc import Callable
 
-from heredity.redteam.attacks._context import AttackContext, change_unprotected, say
-
-QUERIES = "adds none"
+from heredity.redteam.attacks._words import change_unprotected, say
+from heredity.redteam.attacks.protocols import AttackContext, TextTransform
 
 _LEET = str.maketrans("aeiostAEIOST", "431057431057")
 # Cyrillic letters that are drawn like Latin ones.
 _LOOKALIKES = str.maketrans("aceijopsxyABCEHIKMOPTX", "асеіјорѕхуАВСЕНІКМОРТХ")
 _ZERO_WIDTH = "\u200b"
-
-
-def rewrite(text: str, context: AttackContext) -> str:
-    """The text in the disguise that the variant names."""
-    return _DISGUISES[context.variant or "base64"](text, context)
 
 
 def _base64(text: str, context: AttackContext) -> str:
@@ -60,4 +54,17 @@ _DISGUISES: dict[str, Callable[[str, AttackContext], str]] = {
     "homoglyph": _homoglyph,
     "zero_width": _zero_width,
 }
-variants = tuple(_DISGUISES)
+
+
+class Encoding:
+    """The text in the disguise that the variant names."""
+
+    cost = "adds none"
+    variants = tuple(_DISGUISES)
+
+    def rewrite(self, text: str, context: AttackContext) -> str:
+        """The text in its disguise."""
+        return _DISGUISES[context.variant or self.variants[0]](text, context)
+
+
+ATTACK: TextTransform = Encoding()

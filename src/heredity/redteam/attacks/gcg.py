@@ -13,10 +13,9 @@ import msgspec
 
 from heredity.core.records import Probe, Request, Turn
 from heredity.engines.protocols import WhiteBoxEngine
-from heredity.redteam.attacks._context import MARK, AttackContext, table
+from heredity.redteam.attacks._words import table
+from heredity.redteam.attacks.protocols import MARK, AttackContext, WeightSearch
 
-QUERIES = "adds none; up to 65 forward passes a step, once a trial; torch engine only"
-variants = ("32", "8", "250")
 MOST = 500
 
 
@@ -26,28 +25,31 @@ class _Found(msgspec.Struct):
     text: str
 
 
-def resolve(variant: str) -> str:
-    """The number of steps."""
-    if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
-        raise ValueError(f"the number of steps is from 1 to {MOST}")
-    return str(int(variant))
+class SuffixSearch:
+    """Appends a suffix that is searched for on the model's weights."""
 
+    cost = "adds none; up to 65 forward passes a step, once a trial; torch engine only"
+    variants = ("32", "8", "250")
 
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; if it makes the probe's demand, the optimized suffix follows."""
-    if not turn.asks or not context.found:
-        return turn
-    found = MARK if context.found == MARK else msgspec.json.decode(context.found, type=_Found).text
-    return msgspec.structs.replace(turn, text=turn.text + found)
+    def resolve(self, variant: str) -> str:
+        """The number of steps."""
+        if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
+            raise ValueError(f"the number of steps is from 1 to {MOST}")
+        return str(int(variant))
 
+    def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
+        """The turn; if it makes the probe's demand, the optimized suffix follows."""
+        if not turn.asks or not context.found:
+            return turn
+        found = MARK if context.found == MARK else msgspec.json.decode(context.found, type=_Found).text
+        return msgspec.structs.replace(turn, text=turn.text + found)
 
-def search(engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
-    """The suffix for this request as JSON, with its loss before and after; no suffix if it proved nothing."""
-    found = engine.suffix(
-        request, MARK, target(probe, context), int(context.variant or variants[0]), context.seed
-    )
-    text = msgspec.json.decode(found, type=_Found).text
-    return '{"text": ""}' if context.referee.is_void(text) else found
+    def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
+        """The suffix as JSON, with its loss before and after; no suffix if it proved nothing."""
+        n_steps = int(context.variant or self.variants[0])
+        found = engine.suffix(request, MARK, target(probe, context), n_steps, context.seed)
+        text = msgspec.json.decode(found, type=_Found).text
+        return '{"text": ""}' if context.referee.is_void(text) else found
 
 
 def target(probe: Probe, context: AttackContext) -> str:
@@ -57,3 +59,6 @@ def target(probe: Probe, context: AttackContext) -> str:
     for slot, word in context.words.items():
         text = text.replace(f"{{{slot}}}", word)
     return text if "{" not in text else str(words["any"])
+
+
+ATTACK: WeightSearch = SuffixSearch()

@@ -12,27 +12,30 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Probe
-from heredity.redteam.attacks._context import AttackContext, languages, table, translations
-
-QUERIES = "adds none"
-variants = languages()
+from heredity.redteam.attacks._words import languages, table, translations
+from heredity.redteam.attacks.protocols import AttackContext, ProbeTransform
 
 
-def skips(probe: Probe, context: AttackContext) -> str:
-    """Why this probe cannot be asked in this language; "" if it can."""
-    if probe.language == context.variant or translated(probe, context.variant) is not None:
-        return ""
-    return f"there is no translation of this probe into '{context.variant}'"
+class Translation:
+    """The probe in the language that the variant names."""
 
+    cost = "adds none"
+    variants = languages()
 
-def recast(probe: Probe, context: AttackContext) -> Probe:
-    """The probe with its turns translated and filled with the application's words."""
-    turns = None if probe.language == context.variant else translated(probe, context.variant)
-    if turns is None:
-        return probe
-    said = [_filled(text, context) for text in turns]
-    said[-1] = f"{said[-1]} {table(context.variant)['language']['answer_in_english']}"
-    return msgspec.structs.replace(probe, turns=tuple(said), language=context.variant)
+    def skips(self, probe: Probe, context: AttackContext) -> str:
+        """Why this probe cannot be asked in this language; "" if it can."""
+        if probe.language == context.variant or translated(probe, context.variant) is not None:
+            return ""
+        return f"there is no translation of this probe into '{context.variant}'"
+
+    def recast(self, probe: Probe, context: AttackContext) -> Probe:
+        """The probe with its turns translated and filled with the application's words."""
+        turns = None if probe.language == context.variant else translated(probe, context.variant)
+        if turns is None:
+            return probe
+        said = [_filled(text, context) for text in turns]
+        said[-1] = f"{said[-1]} {table(context.variant)['language']['answer_in_english']}"
+        return msgspec.structs.replace(probe, turns=tuple(said), language=context.variant)
 
 
 def translated(probe: Probe, language: str) -> tuple[str, ...] | None:
@@ -55,3 +58,6 @@ def _filled(text: str, context: AttackContext) -> str:
     for slot, word in context.words.items():
         text = text.replace(f"{{{slot}}}", word)
     return text
+
+
+ATTACK: ProbeTransform = Translation()

@@ -13,10 +13,8 @@ from functools import cache
 import msgspec
 
 from heredity.core.records import Message, Turn
-from heredity.redteam.attacks._context import AttackContext
+from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
-QUERIES = "adds none; about 40 prompt tokens a shot"
-variants = ("16", "4", "64", "256")
 MOST = 512
 
 _WORDS = (
@@ -40,20 +38,24 @@ _TASKS = (
 )
 
 
-def resolve(variant: str) -> str:
-    """The number of shots."""
-    if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
-        raise ValueError(f"the number of shots is from 1 to {MOST}")
-    return str(int(variant))
+class ManyShot:
+    """Demonstrations before the first turn."""
 
+    cost = "adds none; about 40 prompt tokens a shot"
+    variants = ("16", "4", "64", "256")
 
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:
-    """The first turn, with the demonstrations before it."""
-    if at:
-        return turn
-    return msgspec.structs.replace(
-        turn, before=shots(int(context.variant or variants[0]), context) + turn.before
-    )
+    def resolve(self, variant: str) -> str:
+        """The number of shots."""
+        if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
+            raise ValueError(f"the number of shots is from 1 to {MOST}")
+        return str(int(variant))
+
+    def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:
+        """The first turn, with the demonstrations before it."""
+        if at:
+            return turn
+        before = shots(int(context.variant or self.variants[0]), context)
+        return msgspec.structs.replace(turn, before=before + turn.before)
 
 
 def shots(n: int, context: AttackContext) -> tuple[Message, ...]:
@@ -69,3 +71,6 @@ def _all() -> tuple[tuple[Message, Message], ...]:
         for ask, answer in _TASKS
         for word in _WORDS
     )
+
+
+ATTACK: TurnTransform = ManyShot()

@@ -11,34 +11,40 @@ from __future__ import annotations
 
 from heredity.core.records import Probe
 from heredity.redteam.attacks import _attacker
-from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext
-from heredity.redteam.attacks._spec import Turns
+from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, AttackerStrategy, Turns
 
-QUERIES = "at most as many as the variant says, for each turn of the probe; as many questions to the attacker"
-NEEDS_ATTACKER = True
-variants = ("5", "3", "20")
 MOST = 20
 _REMEMBERED = 3  # tries that the attacker sees: a small one has a small context
 
 
-def resolve(variant: str) -> str:
-    """The maximum number of tries."""
-    if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
-        raise ValueError(f"the most tries are from 2 to {MOST}")
-    return str(int(variant))
+class Pair:
+    """Tries one after the other, each written by the attacker model."""
+
+    cost = (
+        "at most as many as the variant says, for each turn of the probe; as many questions to the attacker"
+    )
+    variants = ("5", "3", "20")
+    needs_attacker = True
+
+    def resolve(self, variant: str) -> str:
+        """The maximum number of tries."""
+        if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
+            raise ValueError(f"the most tries are from 2 to {MOST}")
+        return str(int(variant))
+
+    def queries(self, probe: Probe, context: AttackContext) -> int:
+        """Each try asks all turns of the probe."""
+        return int(context.variant or self.variants[0]) * len(probe.turns)
+
+    def turns(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
+        """Ask, read the score, and let the attacker rephrase."""
+        tries = [(yield from _attacker.attempt(probe, probe.turns[-1], context))]
+        for _ in range(int(context.variant or self.variants[0]) - 1):
+            if tries[-1].score >= _attacker.BROKEN:
+                return
+            reply = yield _attacker.ask(probe, context, tries[-_REMEMBERED:])
+            if text := _attacker.read_message(reply, probe, context):
+                tries.append((yield from _attacker.attempt(probe, text, context)))
 
 
-def queries(probe: Probe, context: AttackContext) -> int:
-    """Each try asks all turns of the probe."""
-    return int(context.variant or variants[0]) * len(probe.turns)
-
-
-def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
-    """Ask, read the score, and let the attacker rephrase."""
-    tries = [(yield from _attacker.attempt(probe, probe.turns[-1], context))]
-    for _ in range(int(context.variant or variants[0]) - 1):
-        if tries[-1].score >= _attacker.BROKEN:
-            return
-        reply = yield _attacker.ask(probe, context, tries[-_REMEMBERED:])
-        if text := _attacker.read_message(reply, probe, context):
-            tries.append((yield from _attacker.attempt(probe, text, context)))
+ATTACK: AttackerStrategy = Pair()

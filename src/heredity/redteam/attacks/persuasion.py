@@ -7,19 +7,7 @@ wrapped. Adds no query.
 
 from __future__ import annotations
 
-import msgspec
+from heredity.redteam.attacks._words import DemandWrapper
+from heredity.redteam.attacks.protocols import TurnTransform
 
-from heredity.core.records import Turn
-from heredity.redteam.attacks._context import AttackContext, keys, say
-
-QUERIES = "adds none"
-variants = keys("persuasion")
-
-
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; if it makes the probe's demand, with a reason."""
-    if not turn.asks:
-        return turn
-    return msgspec.structs.replace(
-        turn, text=say("persuasion", context.variant or variants[0], context, turn.text)
-    )
+ATTACK: TurnTransform = DemandWrapper("persuasion")

@@ -10,11 +10,20 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Turn
-from heredity.redteam.attacks._context import AttackContext, say
+from heredity.redteam.attacks._words import say
+from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
-QUERIES = "adds none; needs an engine that can begin the assistant's answer"
+
+class Prefill:
+    """Begins the assistant's answer."""
+
+    cost = "adds none; needs an engine that can begin the assistant's answer"
+
+    def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
+        """The turn; if it makes the probe's demand, its answer begins with agreement."""
+        if not turn.asks:
+            return turn
+        return msgspec.structs.replace(turn, prefill=say("prefill", "opening", context))
 
 
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; if it makes the probe's demand, its answer begins with agreement."""
-    return msgspec.structs.replace(turn, prefill=say("prefill", "opening", context)) if turn.asks else turn
+ATTACK: TurnTransform = Prefill()

@@ -12,15 +12,19 @@ from __future__ import annotations
 from heredity.core.records import Message, Request
 from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import probes
-from heredity.redteam.attacks._spec import Keep
+from heredity.redteam.attacks.protocols import Keep, ModelTransform
 
-QUERIES = "adds none; about 600 forward passes once a model; torch engine only"
 TECHNIQUE = "harmful_request"
 
 
-def prepare(engine: WhiteBoxEngine, keep: Keep) -> Engine:
-    """The same model without its refusal direction, which is reused if it was found before."""
-    return engine.without(keep(lambda: engine.direction(_requests("breach"), _requests("benign"))))
+class DirectionRemoval:
+    """Removes the refusal direction from the model's weights."""
+
+    cost = "adds none; about 600 forward passes once a model; torch engine only"
+
+    def prepare(self, engine: WhiteBoxEngine, keep: Keep) -> Engine:
+        """The same model without its refusal direction, which is reused if it was found before."""
+        return engine.without(keep(lambda: engine.direction(_requests("breach"), _requests("benign"))))
 
 
 def _requests(kind: str) -> list[Request]:
@@ -30,3 +34,6 @@ def _requests(kind: str) -> list[Request]:
         for probe in probes.load(TECHNIQUE)
         if probe.kind == kind
     ]
+
+
+ATTACK: ModelTransform = DirectionRemoval()

@@ -6,19 +6,7 @@ our own. Only the turn that makes the probe's demand is wrapped. Adds no query.
 
 from __future__ import annotations
 
-import msgspec
+from heredity.redteam.attacks._words import DemandWrapper
+from heredity.redteam.attacks.protocols import TurnTransform
 
-from heredity.core.records import Turn
-from heredity.redteam.attacks._context import AttackContext, keys, say
-
-QUERIES = "adds none"
-variants = keys("roleplay")
-
-
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; if it makes the probe's demand, inside the scene."""
-    if not turn.asks:
-        return turn
-    return msgspec.structs.replace(
-        turn, text=say("roleplay", context.variant or variants[0], context, turn.text)
-    )
+ATTACK: TurnTransform = DemandWrapper("roleplay")

@@ -16,39 +16,43 @@ import msgspec
 
 from heredity.core.errors import BadInput
 from heredity.core.records import Turn
-from heredity.redteam.attacks._context import AttackContext, keys, say
+from heredity.redteam.attacks._words import keys, say
+from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
-QUERIES = "adds none"
-variants = keys("suffix")
 _MOST_BYTES = 1_000_000
 
 
-def resolve(variant: str) -> str:
-    """One of the variants, or FILE.txt, which becomes FILE.txt@DIGEST; an existing digest is checked."""
-    if variant in variants:
-        return variant
-    name, _, digest = variant.partition("@")
-    if not name.endswith(".txt"):
-        raise ValueError(f"there are {', '.join(variants)}, or a file of your own that ends in .txt")
-    found = _read(name)[0]
-    if digest and digest != found:
-        raise BadInput(
-            name,
-            "has changed since the study was planned. Restore it, or plan another study",
-            code="file-changed",
-        )
-    return f"{name}@{found}"
+class Suffix:
+    """Words after the demand."""
 
+    cost = "adds none"
+    variants = keys("suffix")
 
-def lay(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-    """The turn; if it makes the probe's demand, the suffix follows."""
-    if not turn.asks:
-        return turn
-    variant = context.variant or variants[0]
-    if variant in variants:
-        return msgspec.structs.replace(turn, text=say("suffix", variant, context, turn.text))
-    lines = _lines(variant)
-    return msgspec.structs.replace(turn, text=f"{turn.text} {lines[context.sample % len(lines)]}")
+    def resolve(self, variant: str) -> str:
+        """A listed variant, or FILE.txt, which becomes FILE.txt@DIGEST; an existing digest is checked."""
+        if variant in self.variants:
+            return variant
+        name, _, digest = variant.partition("@")
+        if not name.endswith(".txt"):
+            raise ValueError(f"there are {', '.join(self.variants)}, or a file of your own that ends in .txt")
+        found = _read(name)[0]
+        if digest and digest != found:
+            raise BadInput(
+                name,
+                "has changed since the study was planned. Restore it, or plan another study",
+                code="file-changed",
+            )
+        return f"{name}@{found}"
+
+    def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
+        """The turn; if it makes the probe's demand, the suffix follows."""
+        if not turn.asks:
+            return turn
+        variant = context.variant or self.variants[0]
+        if variant in self.variants:
+            return msgspec.structs.replace(turn, text=say("suffix", variant, context, turn.text))
+        lines = _lines(variant)
+        return msgspec.structs.replace(turn, text=f"{turn.text} {lines[context.sample % len(lines)]}")
 
 
 @lru_cache(maxsize=16)
@@ -76,3 +80,6 @@ def _read(name: str) -> tuple[str, tuple[str, ...]]:
             code="empty-file",
         )
     return hashlib.sha256(data).hexdigest()[:16], lines
+
+
+ATTACK: TurnTransform = Suffix()

@@ -14,53 +14,56 @@ import re
 from heredity.core.records import Probe
 from heredity.redteam.attacks import _attacker
 from heredity.redteam.attacks._attacker import BROKEN, AttackTry
-from heredity.redteam.attacks._context import DEFAULT_CONTEXT, AttackContext
-from heredity.redteam.attacks._spec import Turns
+from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, AttackerStrategy, Turns
 
-QUERIES = "at most 1 + width x depth, for each turn of the probe; as many questions to the attacker"
-NEEDS_ATTACKER = True
-variants = ("4x3", "2x2", "10x10")
 MOST = 10
 _SEEN = 2  # of a branch, the latest tries: what its attacker is shown
 
 
-def resolve(variant: str) -> str:
-    """WIDTHxDEPTH."""
-    found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", variant)
-    if found is None or not all(1 <= int(n) <= MOST for n in found.groups()):
-        raise ValueError(f"it is WIDTHxDEPTH, each from 1 to {MOST}, such as 4x3")
-    return f"{int(found[1])}x{int(found[2])}"
+class Tap:
+    """A tree of tries, pruned level by level."""
 
+    cost = "at most 1 + width x depth, for each turn of the probe; as many questions to the attacker"
+    variants = ("4x3", "2x2", "10x10")
+    needs_attacker = True
 
-def queries(probe: Probe, context: AttackContext) -> int:
-    """The root and every message of every level, each with all turns of the probe."""
-    width, depth = _size(context)
-    return (1 + width * depth) * len(probe.turns)
+    def resolve(self, variant: str) -> str:
+        """WIDTHxDEPTH."""
+        found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", variant)
+        if found is None or not all(1 <= int(n) <= MOST for n in found.groups()):
+            raise ValueError(f"it is WIDTHxDEPTH, each from 1 to {MOST}, such as 4x3")
+        return f"{int(found[1])}x{int(found[2])}"
 
+    def queries(self, probe: Probe, context: AttackContext) -> int:
+        """The root and every message of every level, each with all turns of the probe."""
+        width, depth = self._size(context)
+        return (1 + width * depth) * len(probe.turns)
 
-def turns(probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
-    """Level by level: branch, prune, ask, keep the better half; stop at the first breach."""
-    width, depth = _size(context)
-    root = yield from _attacker.attempt(probe, probe.turns[-1], context)
-    leaves = [[root]]
-    for _ in range(depth):
-        if leaves[0][-1].score >= BROKEN:
-            return
-        grown: list[list[AttackTry]] = []
-        for at in range(width):  # the branches in turn, so that no level asks more than its width
-            branch = leaves[at % len(leaves)]
-            reply = yield _attacker.ask(probe, context, branch[-_SEEN:], at)
-            if not (text := _attacker.read_message(reply, probe, context)):
-                continue
-            tried = yield from _attacker.attempt(probe, text, context)
-            if tried.score >= BROKEN:
+    def turns(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
+        """Level by level: branch, prune, ask, keep the better half; stop at the first breach."""
+        width, depth = self._size(context)
+        root = yield from _attacker.attempt(probe, probe.turns[-1], context)
+        leaves = [[root]]
+        for _ in range(depth):
+            if leaves[0][-1].score >= BROKEN:
                 return
-            grown.append([*branch, tried])
-        # sorting keeps the order of equals; a level that was pruned whole is grown again from the one before
-        best = sorted(grown, key=lambda branch: -branch[-1].score)
-        leaves = best[: max(1, width // 2)] or leaves
+            grown: list[list[AttackTry]] = []
+            for at in range(width):  # the branches in turn, so that no level asks more than its width
+                branch = leaves[at % len(leaves)]
+                reply = yield _attacker.ask(probe, context, branch[-_SEEN:], at)
+                if not (text := _attacker.read_message(reply, probe, context)):
+                    continue
+                tried = yield from _attacker.attempt(probe, text, context)
+                if tried.score >= BROKEN:
+                    return
+                grown.append([*branch, tried])
+            # Sorting keeps the order of equals. A level that was pruned whole is grown again from its parent.
+            best = sorted(grown, key=lambda branch: -branch[-1].score)
+            leaves = best[: max(1, width // 2)] or leaves
+
+    def _size(self, context: AttackContext) -> tuple[int, int]:
+        width, _, depth = (context.variant or self.variants[0]).partition("x")
+        return int(width), int(depth)
 
 
-def _size(context: AttackContext) -> tuple[int, int]:
-    width, _, depth = (context.variant or variants[0]).partition("x")
-    return int(width), int(depth)
+ATTACK: AttackerStrategy = Tap()

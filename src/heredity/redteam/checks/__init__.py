@@ -5,6 +5,9 @@ as `CHECK`. The struct's fields are the keys that a probe's file may give:
 
     check = { kind = "NAME", ... }
 
+An edit that changes a verdict needs a higher `VERSION` in judges/checks.py: studies judge their recorded
+answers again by it. tests/redteam/judges/test_golden.py fails until it is raised.
+
 Promises: no errors of judgement on what a check looks for. A check takes linear time in the answer's length
 and never raises, whatever the model wrote. Text that we supplied (turns, passage, tool result, prefill) never
 counts.
@@ -22,7 +25,6 @@ from msgspec import UNSET, json
 from heredity.core import registry
 from heredity.core.errors import Damaged, code_of, did_you_mean
 from heredity.core.records import Check
-from heredity.redteam.checks._conversation import shown_texts
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, CheckModule, Finding
 
 __all__ = [
@@ -30,10 +32,10 @@ __all__ = [
     "BreachCheck",
     "Finding",
     "check_class",
+    "is_judged",
     "kinds",
     "load_check",
     "parse_check",
-    "shown_texts",
 ]
 
 FOLDER = "redteam.checks"
@@ -43,6 +45,11 @@ _SHARED = frozenset(Check.__struct_fields__) - {"kind", "settings"}
 def kinds() -> list[str]:
     """The kinds of checks, sorted."""
     return registry.names(FOLDER)
+
+
+def is_judged(check: Check) -> bool:
+    """Whether a judge decides, because the probe has no check of its own: the kind "refusal"."""
+    return check.kind == "refusal"
 
 
 @cache

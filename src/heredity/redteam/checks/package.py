@@ -13,10 +13,9 @@ from functools import lru_cache
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks._conversation import MIN_NAME, letters_and_digits, shown_texts
 from heredity.redteam.checks.pattern import PATTERN_LIMIT
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
-from heredity.redteam.text import evidence
+from heredity.redteam.text import MIN_NAME, evidence, letters_and_digits, shown_texts
 
 # A doubt about the package, wherever it stands: who reads it is warned, and will look before installing.
 _DOUBT = re.compile(

@@ -15,9 +15,8 @@ import regex  # type: ignore[import-untyped]  # re has no time limit
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks._conversation import shown_texts
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
-from heredity.redteam.text import evidence
+from heredity.redteam.text import evidence, shown_texts
 
 PATTERN_LIMIT = 20_000  # characters of a reply that a probe's regular expressions see
 PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text; ours need a tenth at worst

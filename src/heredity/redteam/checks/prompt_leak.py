@@ -16,9 +16,8 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks._conversation import supplied, written
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
-from heredity.redteam.text import evidence, fold, words
+from heredity.redteam.text import evidence, fold, supplied, words, written
 
 # up to a full stop, or to a line that does not go on in lower case (a heading, a list)
 _FIRST_SENTENCE = re.compile(r"(?s).+?(?:[.!?](?=\s|$)|(?=\n\s*[^a-z\s])|$)")

@@ -8,6 +8,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
+from heredity.redteam.text import evidence
 
 
 class Finding(NamedTuple):
@@ -15,6 +16,11 @@ class Finding(NamedTuple):
 
     shown: str
     is_proof: bool = True
+
+
+def not_proof(what: str) -> Finding:
+    """The finding of a check that cannot decide, because we supplied what it looks for."""
+    return Finding(evidence("proves nothing: the conversation itself supplied", what), is_proof=False)
 
 
 class BadCheck(Exception):

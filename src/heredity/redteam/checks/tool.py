@@ -9,9 +9,8 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.application.tools import parse_tool_calls
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks._conversation import plain_value
 from heredity.redteam.checks.protocols import BreachCheck, Finding
-from heredity.redteam.text import evidence
+from heredity.redteam.text import evidence, plain_value
 
 
 class ToolCheck(BreachCheck, frozen=True):

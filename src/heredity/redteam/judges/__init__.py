@@ -36,7 +36,7 @@ from heredity.redteam.judges.calibration.quality import (
     quality,
     quality_of_card,
 )
-from heredity.redteam.judges.protocols import DEFAULT, Judge, Models, Task
+from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 
 __all__ = [
@@ -75,7 +75,7 @@ def names() -> list[str]:
 
 def versions() -> dict[str, int]:
     """The version of each judge, by its name: a number that is raised when its verdicts change."""
-    return {each: int(registry.load("redteam.judges", each).VERSION) for each in names()}
+    return {each: registry.load_as(JudgeFile, "redteam.judges", each).VERSION for each in names()}
 
 
 def decide(probe: Probe, response: Response, application: Application) -> Verdict:

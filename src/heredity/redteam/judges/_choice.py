@@ -19,6 +19,7 @@ from heredity.core import registry
 from heredity.core.errors import UsageError
 from heredity.core.records import Outcome, Probe, Response, Verdict
 from heredity.engines.protocols import Engine
+from heredity.redteam.checks import is_judged
 from heredity.redteam.judges import checks
 from heredity.redteam.judges.protocols import (
     DEFAULT,
@@ -109,7 +110,7 @@ def task_of(probe: Probe) -> Task:
 
 def needs_judge(probe: Probe) -> bool:
     """Whether no check decides: benign twins, and probes with the check "refusal"."""
-    return probe.kind == "benign" or probe.check.kind == "refusal"
+    return probe.kind == "benign" or is_judged(probe.check)
 
 
 def pair_of(probe: Probe, response: Response) -> Pair:

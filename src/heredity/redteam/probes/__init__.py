@@ -84,9 +84,12 @@ def techniques() -> list[Technique]:
 
 
 def _banks() -> list[Bank]:
-    folder = Path(__file__).parent
-    banks = [read_bank(folder / f"{name}.toml") for name in registry.names("redteam.probes", ".toml")]
+    banks = [_bank(name) for name in registry.names("redteam.probes", ".toml")]
     return sorted(banks, key=lambda bank: not bank.is_judge_free)  # stable: by name within each half
+
+
+def _bank(technique: str) -> Bank:
+    return read_bank(Path(__file__).parent / f"{technique}.toml")
 
 
 def _technique(bank: Bank) -> Technique:
@@ -102,6 +105,8 @@ def _choose(name: str) -> tuple[Probe, ...]:
         return importing.load_import(name).probes
     if name.endswith(".toml"):
         return read_bank(Path(name)).probes
+    if name in registry.names("redteam.probes", ".toml"):
+        return _bank(name).probes
     banks = _banks()
     if name == "full":
         return tuple(probe for bank in banks for probe in bank.probes)
@@ -110,7 +115,7 @@ def _choose(name: str) -> tuple[Probe, ...]:
     if name == "quick":
         return tuple(probe for bank in banks for probe in _spread(_core(bank), N_QUICK))
     everything = [probe for bank in banks for probe in bank.probes]
-    hits = {p.id for p in everything if p.technique == name or fnmatchcase(p.id, name)}
+    hits = {p.id for p in everything if fnmatchcase(p.id, name)}
     if not hits:
         known = [*SUITES, *(bank.technique for bank in banks), *(p.id for p in everything)]
         raise UnknownName("probe", name, known, "heredity probes")

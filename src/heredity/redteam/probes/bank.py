@@ -20,7 +20,7 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, code_of, did_you_mean, nearest
 from heredity.core.readers import toml_of
 from heredity.core.records import Check, Probe, Record, ToolResult
-from heredity.redteam.checks import BadCheck, load_check, parse_check
+from heredity.redteam.checks import BadCheck, is_judged, load_check, parse_check
 from heredity.redteam.probes.fill import SLOTS, slots
 
 Suite = Literal["core", "full"]
@@ -94,7 +94,7 @@ class Bank(msgspec.Struct, frozen=True):
 
     @property
     def is_judge_free(self) -> bool:
-        return all(p.check.kind != "refusal" for p in self.probes if p.kind == "breach")
+        return not any(is_judged(p.check) for p in self.probes if p.kind == "breach")
 
 
 def read_bank(path: Path) -> Bank:

@@ -14,7 +14,8 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe
-from heredity.redteam.checks import load_check, shown_texts
+from heredity.redteam.checks import load_check
+from heredity.redteam.text import shown_texts
 
 # Slot -> why it cannot be filled where the application has no such thing.
 SLOTS = {

@@ -1,7 +1,7 @@
 """Import answers that another tool recorded as a study, which heredity judges, compares and reports.
 
-Each file here without an underscore handles one format. `is_mine(path, start)` recognizes a file,
-`read(path)` yields its answers, and `OWN` maps fields to the format's columns.
+Each file here without an underscore handles one format: to add one, add a file with the members of
+AnswerImporter (_record.py).
 
     rows         JSON lines, CSV or TSV with a column map
     inspect_ai   logs of inspect_ai (.eval, .json)
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, UsageError
@@ -27,8 +26,16 @@ from heredity.study.importers._agreement import (
     JudgedRate,
     agreement,
     agreements,
+    judge_tables,
 )
-from heredity.study.importers._record import ImportOptions, Recorded, VerdictColumn, columns, convert
+from heredity.study.importers._record import (
+    AnswerImporter,
+    ImportOptions,
+    Recorded,
+    VerdictColumn,
+    columns,
+    convert,
+)
 from heredity.study.importers._study import RecordedVerdict, Summary, make
 
 __all__ = [
@@ -45,8 +52,12 @@ __all__ = [
     "agreements",
     "columns",
     "import_files",
+    "judge_tables",
     "read",
 ]
+
+
+FOLDER = "study.importers"
 
 
 def import_files(paths: Iterable[Path], folder: Path, reading: ImportOptions) -> Summary:
@@ -75,18 +86,16 @@ def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
         raise UsageError(why, code="unknown-value")
 
 
-def _kind(path: Path) -> ModuleType:
+def _kind(path: Path) -> AnswerImporter:
     """The importer of a file. Raises BadInput if no importer knows its format."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
-    names = registry.names("study.importers")
-    kinds = [
-        registry.load("study.importers", name) for name in sorted(names, key="rows".__eq__)
-    ]  # rows is the last
-    for kind in kinds:
+    # `rows` is the last: it takes every table.
+    for name in sorted(registry.names(FOLDER), key="rows".__eq__):
+        kind = registry.load_as(AnswerImporter, FOLDER, name)
         if kind.is_mine(path, start):
             return kind
     raise BadInput(

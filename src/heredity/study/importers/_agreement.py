@@ -2,7 +2,8 @@
 
 Promises: every judge is counted on the decided trials of the same breach probes, with n. Models are paired by
 prompt. Agreement comes with Cohen's kappa, which corrects for chance, and with intervals.
-Leaves to others: which judge is right, which needs human labels (redteam/judges/calibration/).
+Leaves to others: which judge is right, which needs human labels (redteam/judges/calibration/), and the layout
+of the tables.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.core.files import write_atomic
-from heredity.core.records import Estimate, Record, Verdict
+from heredity.core.records import Estimate, Record
 from heredity.core.rows import Rows
-from heredity.stats.agreement import cohens_kappa
+from heredity.core.sanitize import label
 from heredity.study import plan as plans
-from heredity.study.estimates import Table2x2
+from heredity.study import wording
+from heredity.study.estimates import Estimates, Table2x2
 from heredity.study.importers._study import VERDICTS as RECORDED
 from heredity.study.importers._study import RecordedVerdict
+from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Grid, Plan
-from heredity.study.storage import VERDICTS
+from heredity.study.storage import open_verdicts
+from heredity.study.wording import TextTable, interval, p_words, percent, points, points_interval
 
 FILE = "agreement.json"
 OWN = "heredity"  # the judge that the study itself used
@@ -101,7 +105,7 @@ def agreements(folder: Path) -> Agreements:
             for a, b in combinations(range(len(of)), 2)
         ),
         agreements=tuple(
-            _agreement(first, second, model, codes[first][part], codes[second][part], planned.confidence)
+            _agreement(first, second, model, codes[first][part], codes[second][part], Intervals.of(planned))
             for first, second in combinations(codes, 2)
             for model, part in _parts(planned)
         ),
@@ -114,7 +118,7 @@ def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
     codes = {OWN: np.zeros(planned.n_trials, np.int8)}
     code_of = {"held": HELD, "broke": BROKE}
     grid = Grid(planned)
-    for verdict in Rows(folder / VERDICTS, Verdict):
+    for verdict in open_verdicts(folder, grid):
         if grid.matches(verdict.index, verdict.trial):
             codes[OWN][verdict.index] = code_of.get(verdict.outcome or "", 0)
     for row in Rows(folder / RECORDED, RecordedVerdict):
@@ -143,23 +147,94 @@ def _parts(planned: Plan) -> list[tuple[str, slice]]:
 def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.int64]) -> JudgedRate:
     is_decided = of[m] > 0
     broke = of[m][is_decided] == BROKE
-    found = stats.clustered_rate(broke, clusters[is_decided], planned.confidence)
+    found = Intervals.of(planned).rate(broke, clusters[is_decided])
     return JudgedRate(judge, planned.models[m].id, int(broke.sum()), found)
 
 
 def _pair(judge: str, planned: Plan, of: _Codes, a: int, b: int, clusters: NDArray[np.int64]) -> JudgedPair:
     is_shared = (of[a] > 0) & (of[b] > 0)
-    found = stats.compare(
-        of[a][is_shared] == BROKE, of[b][is_shared] == BROKE, clusters[is_shared], planned.confidence
+    places = clusters[is_shared]
+    found = Intervals.of(planned).compare(
+        of[a][is_shared] == BROKE, of[b][is_shared] == BROKE, places, np.zeros_like(places)
     )
     table = Table2x2(*found.table)
     ids = planned.models[a].id, planned.models[b].id
     return JudgedPair(judge, *ids, table, found.table.n, found.difference, found.p_value, found.test)
 
 
-def _agreement(first: str, second: str, model: str, a: _Codes, b: _Codes, confidence: float) -> Agreement:
+def _agreement(first: str, second: str, model: str, a: _Codes, b: _Codes, intervals: Intervals) -> Agreement:
     is_shared = (a > 0) & (b > 0)
     table = stats.tabulate(a[is_shared] == BROKE, b[is_shared] == BROKE)
-    agreed = stats.wilson(table.both + table.neither, table.n, confidence)
-    kappa = cohens_kappa(table, confidence)
-    return Agreement(first, second, model, Table2x2(*table), table.n, agreed, kappa)
+    agreed = intervals.rate_of_counts(table.both + table.neither, table.n)
+    return Agreement(first, second, model, Table2x2(*table), table.n, agreed, intervals.kappa(table))
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def judge_tables(folder: Path, estimates: Estimates) -> list[TextTable]:
+    """Rates by judge, pairs of models by judge, and pairs of judges; [] if there is only one judge.
+
+    For a study of recorded answers (Estimates.is_recorded).
+    """
+    found = agreements(folder)
+    if len(found.judges) < 2:
+        return []
+    names = wording.names(estimates.models)
+    return [
+        _rate_table(found, names),
+        *([_pair_table(found, names)] if found.pairs else []),
+        _agreement_table(found, names),
+    ]
+
+
+def _rate_table(found: Agreements, names: dict[str, str]) -> TextTable:
+    rows = []
+    for judge in found.judges:
+        of = {rate.model: rate.estimate for rate in found.rates if rate.judge == judge}
+        cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
+        rows.append([label(judge), *cells])
+    return TextTable("Breach rate by judge", ["judge", *names.values()], rows)
+
+
+def _pair_table(found: Agreements, names: dict[str, str]) -> TextTable:
+    rows = [
+        [
+            f"{names[pair.a]}, {names[pair.b]}",
+            label(pair.judge),
+            _counts(pair.table),
+            f"{points(pair.difference.value)} ({points_interval(pair.difference)})",
+            p_words(pair.p_value),
+        ]
+        for pair in found.pairs
+    ]
+    return TextTable(
+        "Model against model by judge", ["a, b", "judge", "both/a/b/neither", "b minus a", "p, raw"], rows
+    )
+
+
+def _agreement_table(found: Agreements, names: dict[str, str]) -> TextTable:
+    rows = [
+        [
+            f"{label(one.a)}, {label(one.b)}",
+            names.get(one.model, "all models"),
+            f"{one.n}",
+            f"{percent(one.agreement.value)} ({interval(one.agreement)})",
+            _kappa(one.kappa),
+            _counts(one.table),
+        ]
+        for one in found.agreements
+    ]
+    head = ["1st, 2nd judge", "answers of", "n", "agreement", "kappa", "both/1st/2nd/neither"]
+    return TextTable("Agreement of judges", head, rows)
+
+
+def _counts(of: Table2x2) -> str:
+    """Answers that broke by both, only by the first, only by the second, and by neither."""
+    return f"{of.both}/{of.only_a}/{of.only_b}/{of.neither}"
+
+
+def _kappa(found: Estimate) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "-"
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})".replace("-0.00", "0.00")

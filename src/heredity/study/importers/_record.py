@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.errors import BadInput, UsageError, did_you_mean, nearest
 from heredity.core.records import Stop, ToolCall
@@ -41,6 +41,21 @@ class Raw(NamedTuple):
     n_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     shown: Any = None  # the messages before the answer, if the file has more than the prompt
+
+
+@runtime_checkable
+class AnswerImporter(Protocol):
+    """A file of study/importers/: one format of recorded answers."""
+
+    @property
+    def OWN(self) -> Mapping[str, str]:
+        """The format's columns, by field (FIELDS)."""
+
+    def is_mine(self, path: Path, start: bytes) -> bool:
+        """Whether a file that begins with `start` has this format."""
+
+    def read(self, path: Path) -> Iterator[Raw]:
+        """The answers of a file, in order."""
 
 
 class Recorded(NamedTuple):

@@ -27,7 +27,7 @@ from heredity.core.version import __version__
 from heredity.study import plan
 from heredity.study.estimates import SCOPES
 from heredity.study.importers._record import Recorded
-from heredity.study.plan import Grid, Plan, PlannedModel, mark, pending
+from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.storage import RESPONSES, RUNS, RunRecord
 
 APPLICATION = "recorded elsewhere"  # of every import: heredity did not control the application
@@ -195,7 +195,7 @@ class Sheet:
 
 def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Recorded]) -> int:
     """Write responses and recorded verdicts, and return the number of answers."""
-    grid, done = Grid(planned), bytearray(planned.n_trials // 8 + 1)
+    grid, done = Grid(planned), TrialSet(planned.n_trials)
     n_answers = 0
     sheet.again()
     with _whole(folder / RESPONSES, Response) as responses:
@@ -203,13 +203,13 @@ def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Rec
             for answer in answers:
                 m, p, s = sheet.place(answer)
                 index = (m * len(planned.probes) + p) * planned.samples + s
-                mark(done, index)
+                done.add(index)
                 response = _response(grid, index, _exchange(answer), answer.error)
                 responses.append(response)
                 n_answers += 1
                 for judge, broke in answer.verdicts.items():
                     verdicts.append(RecordedVerdict(index, response.trial, judge, broke))
-        for index in pending(done, range(planned.n_trials)):
+        for index in done.missing(range(planned.n_trials)):
             responses.append(_response(grid, index, None, NOTHING))
     return n_answers
 

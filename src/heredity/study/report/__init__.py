@@ -1,14 +1,25 @@
 """Reports of a study: an open folder with one writer per format.
 
-A writer is a file here with one function, `write(folder, out, with_text=True) -> Path`. It reads the study's
-folder, writes one file atomically, and returns its path. Without text, it writes no prompt and no answer.
+To add a format, add one file with `write` (ReportWriter).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 _SUFFIX = {"markdown": "md", "junit": "xml"}
+
+
+@runtime_checkable
+class ReportWriter(Protocol):
+    """A file of study/report/: one format."""
+
+    def write(self, folder: Path, out: Path, with_text: bool = True) -> Path:
+        """Write the report of the study in `folder` to `out`, atomically, and return `out`.
+
+        Without text, it holds no prompt and no answer.
+        """
 
 
 def write_report(
@@ -32,5 +43,5 @@ def write_report(
         raise UsageError(
             f"{target} is not a file. Name the report itself, such as shared.html", code="report-not-a-file"
         )
-    written: Path = registry.load("study.report", kind).write(Path(folder), target, with_text=with_text)
-    return written
+    writer = registry.load_as(ReportWriter, "study.report", kind)
+    return writer.write(Path(folder), target, with_text=with_text)

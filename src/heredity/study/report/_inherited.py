@@ -1,7 +1,7 @@
 """Inheritance for the HTML page: rows with their bars, and the figure of the lineage.
 
 Promises: shows what estimates.json holds; a child is always compared with its parent.
-Leaves to others: the words (inheritance.py), the figure (figures/lineage_graph.py), the page
+Leaves to others: the words (study/wording.py), the figure (figures/lineage_graph.py), the page
 (_inherited.html.jinja).
 """
 
@@ -13,12 +13,9 @@ from markupsafe import Markup
 
 from heredity.core.sanitize import label
 from heredity.study import wording as words
-from heredity.study.edge_tables import BADGES, how, retained, summary, verdicts
 from heredity.study.estimates import JUDGED, Estimates, Inheritance, Measure
 from heredity.study.report._view import Compared, View, span
 from heredity.study.report.figures import charts, lineage_graph
-
-__all__ = ["EdgeRow", "figure", "retained", "retention_bar", "rows", "summary"]
 
 _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 
@@ -40,21 +37,23 @@ def rows(view: View, measure: Measure, scope: str | None = None, exploratory: bo
 
 
 def _row(edge: Inheritance) -> EdgeRow:
-    pair, badge, verdict = edge.compared, BADGES[edge.verdict], words.capital(edge.verdict)
+    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(edge.verdict)
     turned = Compared(
         pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
     )
-    return EdgeRow(edge, how(edge), badge, verdict, turned)
+    return EdgeRow(edge, words.recipe_words(edge), badge, verdict, turned)
 
 
 def retention_bar(view: View, edge: Inheritance) -> Markup:
     """The retention's interval on a line from 0 to 100 %."""
-    return charts.interval_bar(span(edge.retention), view.order.get(edge.child, 0), retained(edge))
+    return charts.interval_bar(
+        span(edge.retention), view.order.get(edge.child, 0), words.retention_words(edge)
+    )
 
 
 def figure(view: View) -> Markup:
     """The figure of the lineage, each edge with its verdict."""
-    found, by_edge = view.estimates, verdicts(view.estimates)
+    found, by_edge = view.estimates, words.edge_verdicts(view.estimates)
     in_it = {ident for key in by_edge for ident in key}
     nodes = [
         lineage_graph.Node(card.id, view.names[card.id], view.order[card.id], _broke(view, card.id))
@@ -62,7 +61,7 @@ def figure(view: View) -> Markup:
         if card.id in in_it
     ]
     edges = [
-        lineage_graph.Arrow(*key, BADGES[verdict], _edge_label(found, key, verdict))
+        lineage_graph.Arrow(*key, words.BADGES[verdict], _edge_label(found, key, verdict))
         for key, verdict in by_edge.items()
     ]
     lines = (f"{view.names[c]} from {view.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())

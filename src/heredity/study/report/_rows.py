@@ -20,9 +20,10 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import explain_full_disk, replacing
 from heredity.core.records import Exchange, Response, Verdict
 from heredity.core.sanitize import label
+from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Plan, Trial
+from heredity.study.storage import RESPONSES, VERDICTS
 
-RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
 LEFT_OUT = "an error (its text is left out)"
 _PREFIX = b'{"index":'
 _Stored = TypeVar("_Stored", Response, Verdict)
@@ -80,9 +81,10 @@ class TrialTable:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:  # the first is closed if the second is damaged
-            n_trials = len(self.grid)
-            self._responses = opened.enter_context(_Offsets(self._folder / RESPONSES, n_trials, Response))
-            self._verdicts = opened.enter_context(_Offsets(self._folder / VERDICTS, n_trials, Verdict))
+            upgrade = RowsFromSchema1(self.grid.plan)
+            enter, n = opened.enter_context, len(self.grid)
+            self._responses = enter(_Offsets(self._folder / RESPONSES, n, Response, upgrade))
+            self._verdicts = enter(_Offsets(self._folder / VERDICTS, n, Verdict, upgrade))
             self._open = opened.pop_all()
         return self
 
@@ -152,8 +154,8 @@ def _joined(exchanges: Sequence[Exchange]) -> str:
 class _Offsets(Generic[_Stored]):
     """The byte offset of each row of a JSONL file, by its field `index`: eight bytes per trial."""
 
-    def __init__(self, path: Path, n_trials: int, kind: type[_Stored]) -> None:
-        self._path = path
+    def __init__(self, path: Path, n_trials: int, kind: type[_Stored], upgrade: RowsFromSchema1) -> None:
+        self._path, self._upgrade = path, upgrade
         self._decoder: msgspec.json.Decoder[_Stored] = msgspec.json.Decoder(kind)
         self._starts = array("Q", bytes(8 * n_trials))  # place + 1; 0: no such row
         self._n_trials = n_trials
@@ -183,7 +185,7 @@ class _Offsets(Generic[_Stored]):
             return None
         self._file.seek(self._starts[index] - 1)
         try:
-            return self._decoder.decode(self._file.readline())
+            return self._upgrade(self._decoder.decode(self._file.readline()))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Damaged(
                 f"{self._path}: trial {index}: {label(str(error), 200)}. Run the same study again."

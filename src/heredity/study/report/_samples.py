@@ -20,8 +20,8 @@ from heredity.core.records import ROW_SCHEMA, Exchange, Response, ToolCall, Verd
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Plan
+from heredity.study.storage import RESPONSES, VERDICTS
 
-RESPONSES, VERDICTS = "responses.jsonl", "verdicts.jsonl"
 # Kinds in the order in which they are shown, with how many of each a model and technique get.
 WANTED = {"broke": 2, "held": 1, "refused": 1, "answered": 0, "unclear": 1, "error": 1, "not asked": 0}
 _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}  # 0: no verdict yet
@@ -76,9 +76,9 @@ class _Chosen(NamedTuple):
 def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
     """The conversations to show, by technique, model and kind; without text, no prompts or answers."""
     chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
-    verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
-    found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
-    grid = Grid(plan)
+    grid, upgrade = Grid(plan), RowsFromSchema1(plan)
+    verdicts = {v.index: v for v in map(upgrade, _rows(folder / VERDICTS, chosen, Verdict))}
+    found = {r.index: r for r in map(upgrade, _rows(folder / RESPONSES, chosen, Response))}
     return [
         _sample(chosen[index], verdicts[index], _checked(found[index], grid, folder), with_text)
         for index in chosen

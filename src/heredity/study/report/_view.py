@@ -27,7 +27,7 @@ from heredity.study.estimates import (
     TechniqueCard,
 )
 from heredity.study.headline import headline
-from heredity.study.outcomes import is_part
+from heredity.study.outcomes import MANNERS, is_part
 from heredity.study.plan import Plan
 from heredity.study.report._samples import WANTED, Sample
 from heredity.study.report.figures import charts
@@ -77,7 +77,6 @@ def _counts(account: dict[str, Any]) -> list[str]:
 
 
 _MAX_RANGES = 6  # more than these make no readable filter; the rows are then found by probe name
-MANNERS = ("refusal", "compliance", "incoherent", "empty")
 
 
 class Band(NamedTuple):

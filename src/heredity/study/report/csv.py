@@ -12,7 +12,7 @@ import csv
 import re
 from pathlib import Path
 
-from heredity.study import recorded_study, wording
+from heredity.study import aggregate, wording
 from heredity.study.report._rows import TrialTable, columns, whole
 
 # A spreadsheet reads such a cell as a formula. It skips leading spaces; some accept full-width signs.
@@ -25,7 +25,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
 
     Without text, there are no columns `evidence` and `text`, and `error` holds no message.
     """
-    study = recorded_study.read(folder)
+    study = aggregate.read_study(folder)
     called = wording.names(study.estimates.models)
     names = columns(with_text)
     with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:

@@ -19,10 +19,11 @@ from markupsafe import Markup
 from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
-from heredity.study import judge_tables, recorded_study, wording
+from heredity.study import aggregate, importers, wording
+from heredity.study.outcomes import MANNERS
 from heredity.study.report import _effort, _inherited
 from heredity.study.report._samples import draw
-from heredity.study.report._view import MANNERS, View
+from heredity.study.report._view import View
 from heredity.study.report.figures import charts
 
 _FOLDER = Path(__file__).parent
@@ -40,14 +41,14 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
 
 def render(folder: Path, with_text: bool = True) -> str:
     """The page itself."""
-    study = recorded_study.read(folder)
+    study = aggregate.read_study(folder)
     names = [card.name for card in study.estimates.techniques]
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
     view = View(study.estimates, study.plan, samples, with_text)
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    beside = judge_tables.grids(folder, study.estimates)
+    beside = importers.judge_tables(folder, study.estimates) if study.estimates.is_recorded else []
     return _template().render(view=view, beside=beside, style=Markup(style), style_hash=digest)
 
 
@@ -66,6 +67,7 @@ def _template() -> jinja2.Template:
         "axis": charts.axis,
         "bare": wording.bare,
         "effort": _effort,
+        "inheritance_summary": wording.inheritance_summary,
         "inherited": _inherited,
         "interval": wording.interval,
         "manners": MANNERS,
@@ -75,6 +77,7 @@ def _template() -> jinja2.Template:
         "points": wording.points,
         "points_interval": wording.points_interval,
         "reach_labels": wording.reach_labels,
+        "retention_words": wording.retention_words,
         "unsigned": wording.unsigned,
         "version": __version__,
     }

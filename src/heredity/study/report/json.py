@@ -13,13 +13,13 @@ import msgspec
 
 from heredity.core import files
 from heredity.core.records import Estimate
-from heredity.study import recorded_study, wording
+from heredity.study import aggregate, wording
 from heredity.study.estimates import SCHEMA, Inheritance, ModelPair, Rate
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
     """Write the flat tables of the study in `folder` to `out`, and return `out`."""
-    study = recorded_study.read(folder)
+    study = aggregate.read_study(folder)
     called = wording.names(study.estimates.models)
     document = {
         "schema": SCHEMA,

@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.sanitize import shown
-from heredity.study import recorded_study, wording
+from heredity.study import aggregate, wording
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
-from heredity.study.report._rows import VERDICTS, TrialRow, TrialTable, whole
+from heredity.study.report._rows import TrialRow, TrialTable, whole
 from heredity.study.report._samples import WANTED, outcomes
+from heredity.study.storage import VERDICTS
 
 # XML 1.0 allows no other control code; DEL and C1 it allows, but a terminal obeys them.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -62,7 +63,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
 
     Without text: probes, models and outcomes, but no prompts and answers.
     """
-    study = recorded_study.read(folder)
+    study = aggregate.read_study(folder)
     suites = list(_suites(folder, study.plan, study.estimates))
     called = wording.names(study.estimates.models)
     with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:

@@ -14,11 +14,20 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study import edge_tables, judge_tables, recorded_study
+from heredity.study import aggregate, importers
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.report import _effort
 from heredity.study.report._view import View
-from heredity.study.wording import interval, p_words, percent, points, points_interval, unsigned
+from heredity.study.wording import (
+    TextTable,
+    inheritance_tables,
+    interval,
+    p_words,
+    percent,
+    points,
+    points_interval,
+    unsigned,
+)
 
 # Only what means something inside a line; a link is made from "://" and "www." even without brackets.
 _MARKUP = re.compile(r"([\\`*_\[\]<>#!|~&$@]|^[-+=]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
@@ -32,8 +41,10 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
 
 def render(folder: Path) -> str:
     """The summary itself."""
-    study = recorded_study.read(folder)
-    grids = [*edge_tables.grids(study.estimates), *judge_tables.grids(folder, study.estimates)]
+    study = aggregate.read_study(folder)
+    grids = inheritance_tables(study.estimates)
+    if study.estimates.is_recorded:
+        grids += importers.judge_tables(folder, study.estimates)
     return "\n".join(_lines(View(study.estimates, study.plan, (), False), grids)) + "\n"
 
 
@@ -42,7 +53,7 @@ def plain(text: str, limit: int = 80) -> str:
     return _MARKUP.sub(r"\\\1", label(text, limit))
 
 
-def _lines(view: View, grids: Sequence[judge_tables.JudgeTable]) -> Iterator[str]:
+def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     e = view.estimates
     yield f"## {plain(view.headline.sentence, 300)}\n"
     yield from (f"{plain(line, 600)}\n" for line in view.headline.support)

@@ -12,7 +12,7 @@ from typing import Any
 
 from heredity.core.errors import Unavailable
 from heredity.core.version import __version__
-from heredity.study import recorded_study, wording
+from heredity.study import aggregate, wording
 from heredity.study.report._rows import TrialRow, TrialTable, columns, whole
 
 GROUP_ROWS = 16_384
@@ -40,7 +40,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
         raise Unavailable(
             "Parquet needs pyarrow. Install it: pip install 'heredity[parquet]'", code="package-missing"
         ) from None
-    study = recorded_study.read(folder)
+    study = aggregate.read_study(folder)
     about = {
         "heredity": __version__,
         "study": study.estimates.study,
@@ -67,8 +67,8 @@ class _Group:
     """Rows that become one row group, by column."""
 
     def __init__(self, names: list[str]) -> None:
-        self._names = names
-        self.take()
+        self._names, self._columns = names, _empty(names)
+        self.n_rows = self._n_characters = 0
 
     def add(self, row: TrialRow) -> None:
         for name, values in self._columns.items():
@@ -81,10 +81,13 @@ class _Group:
 
     def take(self) -> dict[str, list[Any]]:
         """The rows so far; the group is empty afterwards."""
-        taken = getattr(self, "_columns", {})
-        self._columns: dict[str, list[Any]] = {name: [] for name in self._names}
+        taken, self._columns = self._columns, _empty(self._names)
         self.n_rows = self._n_characters = 0
         return taken
+
+
+def _empty(names: list[str]) -> dict[str, list[Any]]:
+    return {name: [] for name in names}
 
 
 def _schema(pyarrow: Any, with_text: bool) -> Any:

@@ -20,12 +20,12 @@ from heredity.core import files
 from heredity.core.records import Probe, digest
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
-from heredity.stats import wilson
-from heredity.study import recorded_study, wording
+from heredity.study import aggregate, wording
+from heredity.study.aggregate import RecordedStudy
+from heredity.study.intervals import Intervals
 from heredity.study.plan import Plan
-from heredity.study.recorded_study import RecordedStudy
-from heredity.study.report._rows import VERDICTS
 from heredity.study.report._samples import WANTED, outcomes
+from heredity.study.storage import VERDICTS
 from heredity.study.wording import interval, percent
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -64,7 +64,7 @@ class SarifFinding(NamedTuple):
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
     """Write the broken probes of the study in `folder` to `out`, and return `out`."""
-    study = recorded_study.read(folder)
+    study = aggregate.read_study(folder)
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [_run(folder, study)]}
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
@@ -171,7 +171,7 @@ def _result(
     one: SarifFinding, study: RecordedStudy, called: dict[str, str], rules: dict[str, int]
 ) -> dict[str, Any]:
     model, probe = study.plan.models[one.model], one.probe
-    rate = wilson(one.n_broke, one.n, study.estimates.confidence)
+    rate = Intervals.of(study.plan).rate_of_counts(one.n_broke, one.n)
     share = one.n_broke / one.n
     words = f"{percent(share)}, {percent(study.estimates.confidence)} interval {interval(rate)}"
     counts = {"n_broke": one.n_broke, "n": one.n, "n_unclear": one.n_unclear, "n_error": one.n_error}

@@ -1,9 +1,6 @@
 """Public sets that a user has a copy of. Each public file is one kind of `heredity probes import KIND FILE`.
 
-A file has `SOURCE` (the set, and the source of its format) and `OPTIONS` (the options after the `?`).
-`BY_FILE` is whether the rows are named after the file rather than the kind. It also has
-
-    rows(source: Source) -> Iterator[Row | Skip]
+To add a kind, add one file with the members of ProbeImporter (protocols.py).
 
 Promises: nothing of these sets ships with heredity; a row is asked unchanged.
 Leaves to others: the licence of the set, which is for its owner to keep.
@@ -11,7 +8,6 @@ Leaves to others: the licence of the set, which is for its owner to keep.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,8 +21,15 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.core.records import Check, Probe
 from heredity.redteam.probes.bank import why_name_taken
-from heredity.redteam.probes.importers._rows import Imported, ImportedItem, ImportSource, LeftOut, Skip
 from heredity.redteam.probes.importers._toml import to_toml
+from heredity.redteam.probes.importers.protocols import (
+    Imported,
+    ImportedItem,
+    ImportSource,
+    LeftOut,
+    ProbeImporter,
+    Skip,
+)
 
 __all__ = ["PREFIX", "ImportSpec", "Imported", "kinds", "load", "parse", "read", "to_toml"]
 
@@ -52,8 +55,8 @@ class ImportSpec(NamedTuple):
 
 
 def kinds() -> list[str]:
-    """A kind of set that can be imported."""
-    return registry.names("redteam.probes.importers")
+    """The kinds of set that can be imported."""
+    return registry.names(FOLDER)
 
 
 def parse_import(name: str) -> ImportSpec:
@@ -78,7 +81,7 @@ def load_import(name: str) -> Imported:
 
 def read_import(spec: ImportSpec) -> Imported:
     """The probes of a file. Raises BadInput with file and line, UsageError for an unknown option."""
-    module = _module(spec.kind)
+    module = registry.load_as(ProbeImporter, FOLDER, spec.kind)
     options = dict(spec.options)
     technique = options.pop("technique", "") or slug(spec.path.stem if module.BY_FILE else spec.kind, "_")
     if why := why_name_taken(technique):
@@ -105,10 +108,6 @@ def _kind(given: str) -> str:
     if kind not in kinds():
         raise UnknownName("import", given, kinds(), "heredity probes import --help")
     return kind
-
-
-def _module(kind: str) -> Any:
-    return importlib.import_module(f"heredity.{FOLDER}.{kind}")
 
 
 def _probes(

@@ -7,60 +7,13 @@ Leaves to others: the column names of a public set (importers/) and the use of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from heredity.core.errors import BadInput, did_you_mean
 from heredity.core.readers import rows
-from heredity.core.records import Probe
+from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
 
 FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
-
-
-class ImportedItem(NamedTuple):
-    """One request of a file."""
-
-    line: int
-    turns: tuple[str, ...]
-    id: str = ""
-    cluster: str = ""
-    is_benign: bool = False
-    passage: str = ""
-    clean_passage: str = ""  # the passage before the injection: the twin's
-    marker: str = ""
-    language: str = ""
-    threats: tuple[str, ...] = ()
-
-
-class Skip(NamedTuple):
-    """A row that is not asked, and the reason."""
-
-    line: int
-    reason: str
-
-
-class ImportSource(NamedTuple):
-    """A file, and the options that were given with it."""
-
-    path: Path
-    options: Mapping[str, str]
-
-
-class LeftOut(NamedTuple):
-    """A row of a file that is not asked. `same_as`: the line that it repeats, 0 for none."""
-
-    line: int
-    reason: str
-    same_as: int = 0
-
-
-class Imported(NamedTuple):
-    """The probes of a file, and the rows that are not asked."""
-
-    technique: str
-    source: str
-    probes: tuple[Probe, ...]
-    left_out: tuple[LeftOut, ...]
 
 
 Cells = dict[str, Any]

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from heredity.core.records import Probe
-from heredity.redteam.probes.importers._rows import Imported
+from heredity.redteam.probes.importers.protocols import Imported
 
 
 def to_toml(found: Imported) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, tabular
+from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
 
 SOURCE = "Zou et al. 2023 (arXiv 2307.15043)"
 BY_FILE = False

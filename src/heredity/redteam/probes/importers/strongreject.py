@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, tabular
+from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
 
 SOURCE = "Souly et al. 2024 (arXiv 2402.10260)"
 BY_FILE = False

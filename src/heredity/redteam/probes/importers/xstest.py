@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from heredity.core.errors import BadInput
-from heredity.redteam.probes.importers._rows import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers._rows import FIELDS, tabular
+from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
 
 SOURCE = "Roettger et al. 2024 (arXiv 2308.01263)"
 BY_FILE = False

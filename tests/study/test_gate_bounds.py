@@ -11,7 +11,7 @@ from heredity.stats.intervals import clustered_rate, refused
 from heredity.stats.judge_error import rogan_gladen
 from heredity.study.estimates import Rate
 from heredity.study.gate import _unknown_error
-from heredity.study.rate_bounds import bound_rate, deciding_words
+from heredity.study.intervals import bound_rate, deciding_words
 
 CLUSTERS = np.repeat(np.arange(4), 10)
 

@@ -1,0 +1,218 @@
+"""The interval and the test of every estimate of a study: which method each one gets.
+
+A wrong interval is wrong in one of two places: the choice, which is here, or the formula, in `stats/`.
+
+    estimate                    fixed plan                             study that stops early
+    rate, retention             Wilson on the effective n              anytime-valid sequence over behaviours
+    difference of two models    Tango on the effective n; exact test   anytime-valid sequence; betting test
+    rate corrected for a judge  Rogan-Gladen on the effective n        the same, on the sequence's effective n
+    rate from labels            prediction-powered (PPI++)             refused
+    success within k tries      Wilson on the effective n of probes    not estimated
+    cost per breach             the bounds of the rate, inverted       the same
+    rate of a panel's member    Wilson, without clusters               the same
+    bounds for a gate           the rate's, widened by open trials     the same
+
+Promises: every estimate of aggregate.py, comparisons.py and attack_cost.py gets its interval from here.
+Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity import stats
+from heredity.core.records import Estimate
+from heredity.redteam.judges import Calibration
+from heredity.stats import pass_at_k
+from heredity.stats.agreement import cohens_kappa
+from heredity.stats.group_sequential import compare_in_blocks
+from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
+from heredity.stats.sequential import clustered_rate_sequence, effective_n_of
+from heredity.study.estimates import Rate
+from heredity.study.labels import LabelledTrials
+from heredity.study.plan import Plan
+
+Bools = NDArray[np.bool_]
+Places = NDArray[np.intp]
+
+
+class Intervals(NamedTuple):
+    """The methods of one study. `broke` is one value per decided trial, `clusters` the trial's behaviour."""
+
+    confidence: float
+    is_sequential: bool = False  # the answers decided the number of trials: only anytime-valid methods hold
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """The methods that a plan's estimates get."""
+        return cls(plan.confidence, plan.is_until_decided)
+
+    @property
+    def alpha(self) -> float:
+        """The level of every test."""
+        return round(1 - self.confidence, 12)
+
+    def rate(self, broke: Bools, clusters: Places) -> Estimate:
+        """The rate of trials that share behaviours."""
+        method = clustered_rate_sequence if self.is_sequential else stats.clustered_rate
+        return method(broke, clusters, self.confidence)
+
+    def rate_of_counts(self, n_broke: int, n: int) -> Estimate:
+        """The rate of one probe, or of a panel's member: Wilson, as if every trial were independent."""
+        return stats.wilson(n_broke, n, self.confidence)
+
+    def retention(self, parent: Bools, child: Bools, clusters: Places) -> Estimate:
+        """P(child held | parent held), where `parent` and `child` say on which shared trials each broke."""
+        method = clustered_rate_sequence if self.is_sequential else stats.clustered_rate
+        return stats.retention(parent, child, clusters, self.confidence, method)
+
+    def compare(self, a: Bools, b: Bools, clusters: Places, blocks: Places) -> stats.Comparison:
+        """The difference of two models on the trials that both decided, with its test.
+
+        blocks: the interim analysis that first had each trial; without effect in a fixed plan.
+        """
+        if self.is_sequential:
+            return compare_in_blocks(a, b, clusters, blocks, self.confidence, self.alpha)
+        return stats.compare(a, b, clusters, self.confidence, self.alpha)
+
+    def corrected(self, broke: Bools, clusters: Places, raw: Estimate, labels: Calibration) -> Estimate:
+        """The rate `raw` of these trials, corrected for the judge's errors as `labels` measured them."""
+        if self.is_sequential:
+            effective_n = effective_n_of(raw, self.confidence)
+        else:
+            effective_n = rate_effective_n(cluster_sums(broke, clusters)).at(self.confidence)
+        counts = (labels.sens_k, labels.sens_n, labels.spec_k, labels.spec_n)
+        return stats.rogan_gladen(
+            int(broke.sum()), broke.size, *counts, confidence=self.confidence, n_effective=effective_n
+        )
+
+    def from_labels(self, labels: LabelledTrials, broke: Bools, indices: Places) -> Estimate:
+        """The rate of the trials at `indices`, from a person's labels on some and the verdicts on all."""
+        if self.is_sequential:
+            why = "where answers decided how many there are, labels give no interval"
+            return refused(labels.count(indices), why)
+        return labels.rate(broke, indices, self.confidence)
+
+    def success_within(self, k: int, broke: Places, tries: Places, clusters: Places) -> Estimate:
+        """The share of probes that at least one of k tries breaks; counts by probe. For a fixed plan only."""
+        return pass_at_k.asr_at(k, broke, tries, clusters, self.confidence)
+
+    def kappa(self, table: stats.Table) -> Estimate:
+        """Cohen's kappa of two judges on the same answers."""
+        return cohens_kappa(table, self.confidence)
+
+
+def per_breach(total: int, rate: Rate) -> Estimate:
+    """A total (queries, tokens) over the breaches of `rate`; the bounds are those of the rate, inverted.
+
+    Without a breach there is a lower bound only.
+    """
+    found, n_decided = rate.estimate, rate.n_held + rate.n_broke
+    each = total / n_decided if n_decided else 0.0
+
+    def over(share: float | None) -> float | None:
+        return each / share if share else None
+
+    return Estimate(
+        total / rate.n_broke if rate.n_broke else None,
+        over(found.high),
+        over(found.low),
+        n_decided,
+        f"total over {rate.n_broke} breaches; bounds from the rate: {found.method}",
+        n_clusters=found.n_clusters,
+        is_at_floor=found.is_at_floor,
+    )
+
+
+# --- conservative bounds, for a gate ------------------------------------------------------------------
+
+_MOST = 10_000_000  # more trials than this decide nothing that anyone will run
+
+
+class RateBounds(NamedTuple):
+    """Bounds of a rate that what is undecided cannot have flattered: each end takes it the other way."""
+
+    low: float
+    high: float
+    best: float  # the rate with everything undecided counted as held
+    worst: float  # and with every one counted as broke
+    n: int
+    n_effective: float  # n, less what clustering costs
+    n_behaviours: int | None  # where each cluster counts as one trial, however many samples it has
+    raw: Interval  # without the judge's error
+    has_errors: bool  # among what is undecided
+
+
+def bound_rate(rate: Rate, confidence: float) -> RateBounds:
+    """The interval, wide enough for unclear answers, for errors, and for the judge's known error."""
+    estimate, n_open = rate.estimate, rate.n_unclear + rate.n_error
+    n = rate.n_broke + rate.n_held + n_open
+    n_effective = _effective(estimate, n, confidence)
+    best, worst = rate.n_broke / n, (rate.n_broke + n_open) / n
+    if n_open or estimate.low is None or estimate.high is None:
+        low = wilson_bounds(best, n_effective, confidence).low
+        high = wilson_bounds(worst, n_effective, confidence).high
+    else:
+        low, high = estimate.low, estimate.high
+    raw, corrected = Interval(low, high), rate.corrected
+    if corrected is not None and corrected.low is not None and corrected.high is not None:
+        # The correction is of the decided trials; the others may have held or broken, whoever judges.
+        share = (n - n_open) / n
+        low, high = min(low, share * corrected.low), max(high, 1 - share * (1 - corrected.high))
+    n_behaviours = estimate.n_clusters if estimate.is_at_floor else None
+    return RateBounds(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
+
+
+def _effective(estimate: Estimate, n: int, confidence: float) -> float:
+    """The effective n of `n` trials that share clusters, from the width of the published interval."""
+    if estimate.value is None or estimate.low is None or estimate.high is None or not estimate.n:
+        return float(n)
+    low, high = 0.01, 1.0  # shares of n; the interval narrows as the share grows
+    while high - low > 1e-7:
+        middle = (low + high) / 2
+        bounds = wilson_bounds(estimate.value, estimate.n * middle, confidence)
+        is_wider = bounds.high - bounds.low > estimate.high - estimate.low
+        low, high = (middle, high) if is_wider else (low, middle)
+    return n * high
+
+
+def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
+    """How many more trials would bring the interval to one side, if the rates stay as they are."""
+    if found.best <= limit < found.worst:
+        n = round((found.worst - found.best) * found.n)
+        if found.has_errors:
+            return f"The {n} undecided trials decide: ask the errors again (--retry-errors)."
+        return f"The {n} unclear {'answer decides' if n == 1 else 'answers decide'}: more trials will not."
+    if found.raw.high <= limit or found.raw.low > limit:
+        return "The judge's own error leaves it open: more or closer labels decide, not more trials."
+
+    def decides(times: float) -> bool:
+        n = found.n_effective * times
+        is_within = wilson_bounds(found.worst, n, confidence).high <= limit
+        return is_within or wilson_bounds(found.best, n, confidence).low > limit
+
+    times = 2.0
+    while not decides(times):
+        times *= 2
+        if found.n * times > _MOST:
+            return "The rate is too near the limit for any realistic number of trials to decide."
+    if found.n_behaviours is not None:
+        few = "1 behaviour is" if found.n_behaviours == 1 else f"{found.n_behaviours} behaviours are"
+        return f"More samples will not decide: {few} too few; add probes of other behaviours."
+    low = times / 2
+    while (times - low) * found.n > 0.001:
+        middle = (low + times) / 2
+        low, times = (low, middle) if decides(middle) else (middle, times)
+    n_more = _round_up(found.n * (times - 1))
+    trials = "trial" if n_more == 1 else "trials"
+    aside = " and but for the judge's error" if found.raw != (found.low, found.high) else ""
+    return f"About {n_more:,} more {trials} like these would decide, if the rate stays{aside}."
+
+
+def _round_up(n: float) -> int:
+    """To two digits, upwards: the number is a forecast, and more digits would look like knowledge."""
+    step = 10 ** max(0, len(str(int(n))) - 2)
+    return int(-(-n // step) * step) or 1
