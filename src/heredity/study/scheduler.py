@@ -83,6 +83,7 @@ class ConversationScheduler:
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
         self._how = attacks.context_for(self._application)
         self._engine_name, self._given_services = engine.name, services
+        self._adapter = engine if isinstance(engine, DecodingAdapter) else None
         self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker
         self._waiting: Iterator[int] = iter(())
         self._follow_ups: deque[Request] = deque()
@@ -189,9 +190,9 @@ class ConversationScheduler:
     def _key(self, request: Request, prompt: str) -> str:
         model = self._grid.trial(request.key).model.id
         decoding = request.decoding
-        if isinstance(self._engine, DecodingAdapter):
+        if self._adapter is not None:
             # A service without a temperature setting samples with its own.
-            decoding = self._engine.as_sent(decoding)
+            decoding = self._adapter.as_sent(decoding)
         return cache_key(self._engine.numerics, model, prompt, decoding, request.seed)
 
     # --- towards the attacker ---

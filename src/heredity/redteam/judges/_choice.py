@@ -163,11 +163,13 @@ class Decider:
                 code="judge-always-on",
             )
         self._own, self._checks = identity(self._judge), identity(checks)
+        # isinstance with a Protocol reads all its members: once here, and not for each response.
+        self._batched = self._judge if isinstance(self._judge, BatchJudge) else None
 
     @property
     def at_once(self) -> int:
         """Number of responses to give it at a time: more than one if the judge is faster in batches."""
-        return self._judge.at_once if isinstance(self._judge, BatchJudge) else 1
+        return self._batched.at_once if self._batched else 1
 
     def prepare(self, probes: Iterable[Probe]) -> None:
         """Called before these are asked: raises Unavailable if their judge is missing something."""
@@ -180,12 +182,11 @@ class Decider:
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """One verdict per response, in order."""
-        judged = [row for row in rows if needs_judge(row[0])]
-        found = iter(judge_rows(self._judge, judged, application))
-        return [
-            next(found) if needs_judge(probe) else checks.verdict(probe, response, application)
-            for probe, response in rows
-        ]
+        judge = self._judge
+        if self._batched is None:
+            return [(judge if needs_judge(row[0]) else checks).verdict(*row, application) for row in rows]
+        found = iter(self._batched.verdicts([row for row in rows if needs_judge(row[0])], application))
+        return [next(found) if needs_judge(row[0]) else checks.verdict(*row, application) for row in rows]
 
     def close(self) -> None:
         """Free the judge's model, if one was loaded."""
