@@ -130,7 +130,7 @@ def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, fl
 
     decoder, width = engine.decoder, engine.pool.widths[-1]
     blocks, shape = decoder.weights.blocks, decoder.shape
-    x = torch.ones(width, shape.hidden, dtype=decoder.dtype)
+    x = torch.ones(width, shape.hidden_size, dtype=decoder.dtype)
     best = float("inf")
     with torch.inference_mode():
         middle = blocks[0].gate_up(x)[:, : blocks[0].gate_up(x).shape[1] // 2].contiguous()
@@ -142,8 +142,12 @@ def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, fl
             decoder.weights.head(x)
             best = min(best, time.perf_counter() - began)
     n_qkv = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
-    a_block = 2 * (shape.hidden * n_qkv + heads.shape[1] * shape.hidden + 3 * shape.hidden * middle.shape[1])
-    head = 2 * shape.hidden * shape.vocabulary
+    a_block = 2 * (
+        shape.hidden_size * n_qkv
+        + heads.shape[1] * shape.hidden_size
+        + 3 * shape.hidden_size * middle.shape[1]
+    )
+    head = 2 * shape.hidden_size * shape.vocab_size
     limit = width * (shape.n_layers * a_block + head) / best
     return limit, (n_prefilled + n_said) * shape.n_layers * a_block + n_said * head
 

@@ -33,7 +33,7 @@ REACHED = {
     "engine": "h.Store(); import heredity.engines.torch.engine",
     "training": "h.Store(); import heredity.train.loop",
     "pretrain": "h.Store(); import heredity.recipes.pretrain.causal",
-    "loader": "engines.loader(scripted('scripted:leaky').record); import heredity.engines.encoder",
+    "loader": "engine_loader(scripted('scripted:leaky').record); import heredity.engines.encoder",
     "study": f"h.Study(['scripted:leaky'], {APPLICATION!r}); import heredity.engines.torch.engine",
     "command line": "main(['--version']); import heredity.engines.torch.engine",
 }
@@ -56,9 +56,8 @@ def test_every_entry_point_sets_openmp_and_onednn_before_torch_is_loaded(entry: 
     pytest.importorskip("torch")
     names = """
 import heredity as h
-from heredity import engines
 from heredity.cli import main
-from heredity.lineage.store import scripted
+from heredity.lineage.store import engine_loader, scripted
 assert "torch" not in sys.modules
 """
     said = [line for line in run(f"{WATCH}{names}{REACHED[entry]}") if line.startswith("torch:")]

@@ -9,12 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from heredity.core.records import Decoding, Message, Request
 from heredity.engines import NOT_VERIFIED
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.formats import weights
 from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
+from heredity.lineage.store import Store, load_engine
+
+from .conftest import make_model
 
 
 class BusyClock:
@@ -125,3 +129,15 @@ def test_the_witness_notices_a_width_with_other_bits(
     with torch.inference_mode():
         found = autotune.probe(decoder, widths=(4, 8, 16))
     assert 8 not in found.widths or found.widths == (8,)
+
+
+def test_an_engine_for_single_requests_measures_nothing_and_uses_what_was_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama")))
+    single = load_engine(model, store, is_batched=False)
+    assert NOT_VERIFIED in single.name and not list((tmp_path / "store").glob("tuning/*"))
+    tuned = load_engine(model, store)
+    again = load_engine(model, store, is_batched=False)
+    assert NOT_VERIFIED not in tuned.name and again.numerics == tuned.numerics
+    request = Request(0, (Message("user", "seven wise owls"),), Decoding(8))
+    assert len({next(iter(engine.reply([request]))).text for engine in (single, tuned, again)}) == 1

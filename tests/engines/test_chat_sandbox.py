@@ -17,8 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request, Tool, ToolCall
-from heredity.engines.chat.codec import Template, check_template
-from heredity.engines.chat.sandbox import DAY
+from heredity.engines.chat.codec import DAY, Template
+from heredity.engines.chat.folder import check_template
 from heredity.lineage.store import Store
 from tests.support.errors import raises
 
@@ -62,6 +62,12 @@ ENDLESS = [
     DOUBLED,
     DOUBLED.replace("+", "~"),
     "{{ 'x' }}" * 100_000,
+    "{% for a in range(100000) %}{{ (('x\n' * 99) | indent(-9999)) }}{% endfor %}",
+    "{% for a in range(100000) %}{% for b in range(100) %}{{ 0 | heredity_charge(-99) }}{% endfor %}{% endfor %}",
+    "{% for a in range(100000) %}{% for b in range(100) %}{{ 'x' * -1000000 }}{% endfor %}{% endfor %}",
+    "{{ '{0[0]}{1.role}'.format(messages, messages[0]) }}",
+    "{{ '{a}'.format_map({'a': 1}) }}",
+    "{{ [1, 2] | pprint }}",
 ]
 UNSTEADY = [
     "{{ [1, 2] | random }}",

@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encoder.EncoderEngine) -> None:
-    words, network = engine._words, engine._network
+    words, network = engine._tokenizer, engine._model
     ids = words("the quick", add_special_tokens=False).input_ids
     rest = words(" jumps", add_special_tokens=False).input_ids
     row = torch.tensor([[words.cls_token_id, *ids, words.mask_token_id, *rest, words.sep_token_id]])

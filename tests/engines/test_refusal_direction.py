@@ -43,7 +43,7 @@ def vector_of(text: str) -> torch.Tensor:
 
 
 def test_nothing_is_left_along_the_direction_behind_any_part(engine) -> None:
-    text = text_of(np.random.default_rng(1).normal(size=engine.decoder.shape.hidden))
+    text = text_of(np.random.default_rng(1).normal(size=engine.decoder.shape.hidden_size))
     unit, project, seen = vector_of(text), refusal_direction.projection(text), []
 
     def touch(x: torch.Tensor) -> torch.Tensor:
@@ -109,6 +109,6 @@ def test_the_attack_finds_once_and_keeps_what_it_found(tiny_llama: Path) -> None
     def keep(spec: str):
         return lambda search: kept.setdefault(spec, kept[spec] if spec in kept else search())
 
-    kept["refusal_direction"] = text_of(np.arange(1, engine.decoder.shape.hidden + 1, dtype=float))
+    kept["refusal_direction"] = text_of(np.arange(1, engine.decoder.shape.hidden_size + 1, dtype=float))
     changed = attacks.load("refusal_direction").prepared(engine, keep)
     assert changed.numerics.endswith(refusal_direction.digest_of(kept["refusal_direction"]))

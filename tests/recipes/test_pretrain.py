@@ -16,13 +16,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from heredity import engines
 from heredity.core import registry
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
 from heredity.lineage.setting_names import HASHED_AS
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
 from heredity.train import loop
@@ -77,7 +76,7 @@ def test_a_base_is_a_root_of_the_lineage_that_answers_and_says_what_it_came_from
     assert store.verify(record) == []
     assert store.derive(pretrain.read(recipe), []).record.id == record.id
 
-    engine = engines.loader(record)(record, base.folder)
+    engine = engine_loader(record)(record, base.folder)
     try:
         asked = Request(0, (Message("user", "The store"),), Decoding(max_tokens=8))
         (reply,) = engine.reply(iter([asked]))

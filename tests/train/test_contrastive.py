@@ -13,7 +13,6 @@ import pytest
 torch = pytest.importorskip("torch")
 image = pytest.importorskip("PIL.Image")
 
-from heredity import engines
 from heredity.core.errors import BadInput, EngineFailure, OutOfMemory, Unavailable, UsageError, WrongHash
 from heredity.corpus import Corpus
 from heredity.corpus.images import Pictures
@@ -22,7 +21,7 @@ from heredity.engines.formats import images
 from heredity.engines.formats.weights import read_config
 from heredity.evals.run import Evaluation
 from heredity.experiments import corpus as corpora
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.train import loop
 from heredity.train.data.pairs import CaptionLayout, PairSampler, shift_image, to_pixels
@@ -243,12 +242,12 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
         assert torch.allclose(ours.embed_images(seen), found.image_embeds, atol=1e-5)
         assert torch.allclose(ours.embed_captions(text.input_ids), found.text_embeds, atol=1e-5)
     with raises(Unavailable, "writes-no-text", mentions=["image-text"]):
-        engines.loader(record)
+        engine_loader(record)
     with raises(Unavailable, "encoder-writes-no-text", mentions=[architecture]):
         read_config(folder)
     with raises(UsageError, "export-not-checkable"):
         export(store, grown, "hf", tmp_path / "out")
-    matcher = engines.loader(record, is_to_write=False)(record, folder)
+    matcher = engine_loader(record, is_to_write=False)(record, folder)
     (row,) = matcher.match([path], ["a red stripe at the top, 3", "a grey stripe"])  # type: ignore[attr-defined]
     assert row[0] == pytest.approx(float(found.image_embeds[0] @ found.text_embeds[0]), abs=1e-5)
     (path.with_suffix(".txt")).write_text("none")

@@ -13,13 +13,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity import engines
 from heredity.core import registry
 from heredity.core.errors import BadInput, OutOfMemory, Unavailable, UsageError
 from heredity.corpus import Corpus
 from heredity.corpus.card import Card
 from heredity.evals.run import Evaluation
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.merge import Merge
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain.recipe import Pretrain
@@ -235,7 +234,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
         assert torch.allclose(logits, model(**text).logits[0], atol=1e-5)
     assert len(pipeline("fill-mask", model=model, tokenizer=words)("the<|mask|>", top_k=3)) == 3
     with raises(Unavailable, "writes-no-text"):
-        engines.loader(record)
+        engine_loader(record)
     grades = Evaluation([grown], ["cloze", "arithmetic"], limit=3, store=store, out=tmp_path / "evals").run()
     assert {one.task: (one.score.n, bool(one.refused)) for one in grades.grades} == {
         "cloze": (3, False),

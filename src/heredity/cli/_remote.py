@@ -75,8 +75,13 @@ def calls(
     )
 
 
-def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grown], Engine]:
-    """A loader of engines that calls remote models with these options. is_to_write: see store.load_engine."""
+def loader(
+    store: Store, how: Calls, is_to_write: bool = True, is_batched: bool = True
+) -> Callable[[Grown], Engine]:
+    """A loader of engines that calls remote models with these options.
+
+    is_to_write, is_batched: see store.load_engine.
+    """
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
@@ -87,7 +92,7 @@ def loader(store: Store, how: Calls, is_to_write: bool = True) -> Callable[[Grow
 
             ready = store.ready(grown)
             return remote.load(ready.record, ready.folder, calls=how)
-        return load_engine(grown, store, is_to_write)
+        return load_engine(grown, store, is_to_write, is_batched)
 
     return load
 

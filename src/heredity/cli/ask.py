@@ -82,7 +82,7 @@ def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     if grown.record.format != "scripted":
         grown = _pulling.ready(store, grown)
         note(f"loading {grown.record.name} ...")
-    return _remote.loader(store, _remote.calls(key_env))(grown)
+    return _remote.loader(store, _remote.calls(key_env), is_batched=False)(grown)
 
 
 def _converse(

@@ -10,14 +10,12 @@ Leaves to others: the questions (redteam/attacks, application/) and the verdicts
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from heredity.core import host, registry
-from heredity.core.errors import EngineFailure, HeredityError, Unavailable, UnknownName
+from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import Alterable, BatchReporter, Engine, EngineModule
+from heredity.engines.protocols import Alterable, BatchReporter, Engine
 
 _ALTERED = " | "
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
@@ -41,27 +39,6 @@ def choose(model: Model) -> str:
     settings = model.recipe.settings
     by_objective = _BY_OBJECTIVE.get(str(settings.get("objective")))
     return str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
-
-
-def loader(model: Model, is_to_write: bool = True) -> Callable[..., Engine]:
-    """Return the `load` function of a model's engine (protocols.EngineModule).
-
-    is_to_write: refuse a model that cannot generate text.
-    Raises Unavailable if the engine is not installed, or the model is refused.
-    """
-    if is_to_write and (why := why_not_generative(model)):
-        raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
-    name = choose(model)
-    host.configure()  # the module of the engine may load torch
-    try:
-        return registry.load_as(EngineModule, "engines", name).load
-    except UnknownName as error:
-        raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
-    except ImportError as error:
-        raise Unavailable(
-            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
-            f"Install it: pip install 'heredity[{name}]'"
-        ) from error
 
 
 def why_not_generative(model: Model) -> str:
@@ -96,10 +73,19 @@ def is_batch_unverified(engine: Engine) -> bool:
     return isinstance(engine, BatchReporter) and engine.is_batch_unverified
 
 
-def failed_reply(request: Request, prompt: str, error: HeredityError, **more: Any) -> Reply:
-    """Return the reply of a request that an engine could not answer; `more` are further fields of it."""
+def failed_reply(
+    request: Request,
+    prompt: str,
+    error: HeredityError,
+    n_prompt_tokens: int = 0,
+    n_tokens: int | None = None,
+) -> Reply:
+    """Return the reply of a request that an engine could not answer."""
     words = clean_text(str(error))
-    return Reply(request.key, prompt, "", stop="error", error=words, error_code=error.code, **more)
+    return Reply(
+        request.key, prompt, "", stop="error", error=words, error_code=error.code,
+        n_prompt_tokens=n_prompt_tokens, n_tokens=n_tokens,
+    )  # fmt: skip
 
 
 class RequestStream:

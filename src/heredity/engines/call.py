@@ -16,8 +16,8 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import CodeType
-from typing import Any, NamedTuple
+from types import CodeType, ModuleType
+from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Model, Reply, Request, ToolCall
@@ -27,7 +27,9 @@ from heredity.engines._workers import WorkerPool, conversation_id, conversation_
 MOST_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
 
-_live: dict[str, Callable[..., Any]] = {}  # functions given as values, which an import may not find
+Target = Callable[..., object]  # a user's function
+
+_live: dict[str, Target] = {}  # functions given as values, which an import may not find
 
 
 class FunctionAnswer(NamedTuple):
@@ -37,7 +39,7 @@ class FunctionAnswer(NamedTuple):
     tool_calls: tuple[ToolCall, ...]
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Target) -> str:
     """Return the name of a function given as a value: "package.module:function"."""
     home = inspect.getmodule(function)
     module = getattr(function, "__module__", None) or (home.__name__ if home else "__main__")
@@ -45,14 +47,14 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{module}:{inner}"
 
 
-def keep(function: Callable[..., Any]) -> str:
+def keep(function: Target) -> str:
     """Remember a function for this process; return the name by which `find` returns it."""
     name = name_of(function)
     _live[name] = function
     return name
 
 
-def find(name: str) -> Callable[..., Any]:
+def find(name: str) -> Target:
     """Return the function of this name: a remembered one, or an import, also from the current folder.
 
     Raises UsageError that names the missing part.
@@ -64,18 +66,17 @@ def find(name: str) -> Callable[..., Any]:
         raise UsageError(
             f"'call:{name}' names no function. Write call:package.module:function.", code="function-malformed"
         )
-    found = _import(module_name, name)
+    found: object = _import(module_name, name)
     for part in inner.split("."):
         if not hasattr(found, part):
             raise UsageError(f"call:{name}: {module_name} has no '{inner}'.", code="function-missing")
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"call:{name}: '{inner}' is not a function.", code="function-not-callable")
-    function: Callable[..., Any] = found
-    return function
+    return found
 
 
-def _import(module: str, name: str) -> Any:
+def _import(module: str, name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:  # as `python -m` has it; last, so that it hides no installed package
         sys.path.append(here)
@@ -89,7 +90,7 @@ def _import(module: str, name: str) -> Any:
         raise UsageError(f"call:{name}: importing {module} raised {type(error).__name__}: {error}") from error
 
 
-def source_of(function: Callable[..., Any]) -> str:
+def source_of(function: Target) -> str:
     """Return 16 hex digits over the file that defines a function, or over its code if it has no file.
 
     A changed function is another model. Its imports are not part of it.
@@ -121,7 +122,7 @@ def _bytes_of(code: CodeType | None) -> bytes:
 class Function:
     """A function and the arguments that its parameters ask for."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: Target) -> None:
         self.name, self._function = name, function
         try:
             parameters = list(inspect.signature(function).parameters.values())
@@ -154,7 +155,7 @@ class Function:
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
         }
-        given: Any = as_dicts(request) if self.takes_messages else request.messages[-1].content
+        given = as_dicts(request) if self.takes_messages else request.messages[-1].content
         answer = self._function(given, **{name: there[name] for name in self._extras})
         return read_answer(loop.wait(answer) if inspect.isawaitable(answer) else answer)
 
@@ -166,7 +167,7 @@ class Loop:
         self._timeout, self._lock = timeout_seconds, threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def wait(self, answer: Awaitable[Any]) -> Any:
+    def wait(self, answer: Awaitable[object]) -> object:
         """Return the value of an awaitable. If it takes too long, cancel it and raise TimeoutError."""
         with self._lock:
             if self._loop is None:
@@ -193,7 +194,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-async def _awaited(answer: Awaitable[Any], timeout_seconds: float) -> Any:
+async def _awaited(answer: Awaitable[object], timeout_seconds: float) -> object:
     return await asyncio.wait_for(answer, timeout_seconds)
 
 
@@ -202,7 +203,7 @@ def as_dicts(request: Request) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in request.messages]
 
 
-def read_answer(answer: Any) -> FunctionAnswer:
+def read_answer(answer: object) -> FunctionAnswer:
     """Read a text, or a mapping {"text": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}."""
     if isinstance(answer, str):
         return FunctionAnswer(answer[:MOST_TEXT], ())
@@ -211,11 +212,13 @@ def read_answer(answer: Any) -> FunctionAnswer:
     raise TypeError(f"the function gave {type(answer).__name__}, not a text or a mapping with 'text'")
 
 
-def _calls(given: Any) -> tuple[ToolCall, ...]:
+def _calls(given: object) -> tuple[ToolCall, ...]:
+    if not isinstance(given, Iterable):
+        raise TypeError("'tool_calls' must be a list")
     return tuple(map(_call, given))
 
 
-def _call(given: Any) -> ToolCall:
+def _call(given: object) -> ToolCall:
     if not (isinstance(given, Mapping) and isinstance(given.get("name"), str)):
         raise TypeError("a tool call must be a mapping with 'name' and 'arguments'")
     arguments = given.get("arguments", {})

@@ -7,11 +7,11 @@ Leaves to others: the images and texts (evals/tasks).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import torch
 from torch.nn import functional
 
@@ -20,7 +20,20 @@ from heredity.core.errors import Damaged, EngineFailure, UsageError
 from heredity.core.records import Model, Reply, Request
 from heredity.engines.formats import images as pixels
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _PREPARATION = "preprocessor_config.json"
+
+
+class ImagePreparation(msgspec.Struct):
+    """How images become pixels: preprocessor_config.json of CLIP or SigLIP."""
+
+    crop_size: dict[str, int]
+    image_mean: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
+    image_std: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
+    do_center_crop: bool | None = None
+    background: int = 255  # of transparent pixels
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> DualEngine:  # noqa: ARG001
@@ -33,15 +46,14 @@ def open_folder(folder: Path) -> DualEngine:
     import transformers
 
     host.prepare_transformers()
-    here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    here = {"trust_remote_code": False, "local_files_only": True}
     try:
-        how = json.loads((folder / _PREPARATION).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        preparation = msgspec.json.decode((folder / _PREPARATION).read_bytes(), type=ImagePreparation)
+    except (OSError, ValueError, msgspec.DecodeError) as error:
         raise Damaged(f"{folder / _PREPARATION}: {error}. It describes how images are prepared.") from None
-    words = transformers.AutoTokenizer.from_pretrained(folder, **here)
-    return DualEngine(
-        transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here).eval(), words, how
-    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here)
+    return DualEngine(model.eval(), tokenizer, preparation)
 
 
 class DualEngine:
@@ -49,8 +61,11 @@ class DualEngine:
 
     is_base = True
 
-    def __init__(self, network: Any, words: Any, how: dict[str, Any]) -> None:
-        self._network, self._words, self._how = network, words, how
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, preparation: ImagePreparation
+    ) -> None:
+        self._model: PreTrainedModel | None = model
+        self._tokenizer, self._preparation = tokenizer, preparation
         self.name = f"dual torch {torch.__version__} float32"
         self.numerics = self.name
 
@@ -75,26 +90,32 @@ class DualEngine:
         )
 
     def close(self) -> None:
-        """Let the weights go."""
-        self._network = None
+        """Free the weights."""
+        self._model = None
+
+    @property
+    def _loaded(self) -> PreTrainedModel:
+        if self._model is None:
+            raise EngineFailure("this engine is closed", code="engine-closed")
+        return self._model
 
     def _of_text(self, text: str) -> torch.Tensor:
-        longest = self._network.config.text_config.max_position_embeddings
-        row = self._words(
+        longest = self._loaded.config.text_config.max_position_embeddings
+        row = self._tokenizer(
             text, padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
         ).input_ids
-        return functional.normalize(self._network.get_text_features(input_ids=row).pooler_output, dim=1)
+        return functional.normalize(self._loaded.get_text_features(input_ids=row).pooler_output, dim=1)
 
     def _of_image(self, image: Path | bytes) -> torch.Tensor:
-        how = self._how
-        fit: pixels.Fit = "crop" if how.get("do_center_crop") else "stretch"
+        how = self._preparation
+        fit: pixels.Fit = "crop" if how.do_center_crop else "stretch"
         try:
-            picture = pixels.read_image(image, how["crop_size"]["height"], fit, how.get("background", 255))
+            picture = pixels.read_image(image, how.crop_size["height"], fit, how.background)
         except pixels.UnreadableImage as error:
             raise UsageError(
                 f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.", code="not-a-picture"
             ) from None
-        mean, deviation = (torch.tensor(how[key])[:, None, None] for key in ("image_mean", "image_std"))
-        points = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
-        found = self._network.get_image_features(pixel_values=((points - mean) / deviation)[None])
+        mean, deviation = torch.tensor([how.image_mean, how.image_std])[:, :, None, None]
+        scaled = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
+        found = self._loaded.get_image_features(pixel_values=((scaled - mean) / deviation)[None])
         return functional.normalize(found.pooler_output, dim=1)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageError
 from heredity.core.records import Model, Reply, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> EncoderEngine:  # noqa: ARG001
@@ -33,12 +36,12 @@ def open_folder(folder: Path) -> EncoderEngine:
     import transformers
 
     host.prepare_transformers()
-    here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    words = transformers.AutoTokenizer.from_pretrained(folder, **here)
-    if words.mask_token_id is None:
+    here = {"trust_remote_code": False, "local_files_only": True}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    if tokenizer.mask_token_id is None:
         raise Damaged(f"{folder}: the tokenizer of an encoder names no mask_token.")
-    network = transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **here)
-    return EncoderEngine(network.eval(), words)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **here)
+    return EncoderEngine(model.eval(), tokenizer)
 
 
 class EncoderEngine:
@@ -46,8 +49,9 @@ class EncoderEngine:
 
     is_base = True
 
-    def __init__(self, network: Any, words: Any) -> None:
-        self._network, self._words = network, words
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model: PreTrainedModel | None = model
+        self._tokenizer = tokenizer
         self.name = f"encoder torch {torch.__version__} float32"
         self.numerics = self.name
 
@@ -81,7 +85,13 @@ class EncoderEngine:
 
     def close(self) -> None:
         """Free the weights."""
-        self._network = None
+        self._model = None
+
+    @property
+    def _loaded(self) -> PreTrainedModel:
+        if self._model is None:
+            raise EngineFailure("this engine is closed", code="engine-closed")
+        return self._model
 
     def _logs(self, before: str, option: str, after: str) -> list[float]:
         """Return the log-probability of each token of an option, left to right."""
@@ -89,13 +99,13 @@ class EncoderEngine:
         rows = []
         for done in range(n):
             row = ids.clone()
-            row[first + done : first + n] = self._words.mask_token_id
+            row[first + done : first + n] = self._tokenizer.mask_token_id
             rows.append(row)
         found = []
         with torch.inference_mode():
             for done, row in enumerate(rows):
                 at = first + done
-                logits = self._network(input_ids=row[None]).logits[0, at].float()
+                logits = self._loaded(input_ids=row[None]).logits[0, at].float()
                 found.append(float(logits.log_softmax(0)[ids[at]]))
         return found
 
@@ -103,11 +113,11 @@ class EncoderEngine:
         """Return the text with its special tokens, the place of the option, and its number of tokens."""
         cut = len(before) - len(before.rstrip(" "))  # a space belongs to the word after it
         parts = [before[: len(before) - cut], " " * cut + option, after]
-        ids = [self._words(part, add_special_tokens=False).input_ids for part in parts]
-        start, end = self._words.cls_token_id, self._words.sep_token_id
+        ids = [self._tokenizer(part, add_special_tokens=False).input_ids for part in parts]
+        start, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
         front = [] if start is None else [start]
         whole = [*front, *ids[0], *ids[1], *ids[2], *([] if end is None else [end])]
-        context = self._network.config.max_position_embeddings
+        context = self._loaded.config.max_position_embeddings
         if len(whole) > context:
             raise ContextOverflow(f"{len(whole)} tokens needed, {context} there")
         return torch.tensor(whole), len(front) + len(ids[0]), len(ids[1])

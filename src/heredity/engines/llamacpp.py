@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import msgspec
 import xllamacpp
 
 from heredity.core import host
@@ -27,13 +28,60 @@ from heredity.core.records import Model, Reply, Request, digest
 from heredity.engines import cache_budget, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import StopTexts, Template, parse_tool_calls
-from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.engines.formats.gguf import GgufHeader, GgufValue, read_gguf
 from heredity.engines.protocols import Listener
 
 WIDTH = 8  # slots: more are not faster on a CPU
 LONGEST = 4096  # tokens of prompt and answer per slot, if the model supports as many
 _HOURS = 4 * 3600.0  # a machine that swaps is slow, but it answers
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>")
+
+
+class LlamaServer(Protocol):
+    """The part of xllamacpp.Server that is used here."""
+
+    listening_address: str
+
+    def handle_completions(
+        self, body: dict[str, object], callback: Callable[[dict[str, object]], bool] | None = None
+    ) -> object:
+        """Answer a request in JSON; with a callback, chunk by chunk."""
+
+
+class LlamaToken(msgspec.Struct):
+    """A token that was considered, with its natural-log probability; None if that is not a number."""
+
+    id: int
+    logprob: float | None = None
+
+
+class LlamaLogprobs(msgspec.Struct):
+    """The likeliest tokens of each generated token."""
+
+    content: list[LlamaToken] | None = None
+
+
+class LlamaChoice(msgspec.Struct):
+    """The text of an answer, or of a chunk of it."""
+
+    text: str
+    finish_reason: str | None = None
+    logprobs: LlamaLogprobs | None = None
+
+
+class LlamaUsage(msgspec.Struct):
+    """Token counts of an answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class LlamaCompletion(msgspec.Struct):
+    """An answer of llama.cpp, or its error."""
+
+    choices: list[LlamaChoice] = []
+    usage: LlamaUsage | None = None
+    error: object = None
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> LlamaCppEngine:  # noqa: ARG001
@@ -55,13 +103,13 @@ def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCp
     return LlamaCppEngine(_serve(path, width, n_tokens, _threads(path), key), header, width, n_tokens, key)
 
 
-def _serve(path: Path, width: int, n_tokens: int, n_threads: int, key: str = "") -> Any:
+def _serve(path: Path, width: int, n_tokens: int, n_threads: int, key: str = "") -> LlamaServer:
     try:
         settings = _settings(path, width, n_tokens, n_threads)
         settings.api_keys = [
             key or os.urandom(16).hex()
         ]  # the library opens a port of this machine: nobody else may use it
-        server = xllamacpp.Server(settings)
+        server: LlamaServer = xllamacpp.Server(settings)
         # It must answer once: if it is closed while it still starts, the library hangs.
         server.handle_completions({"prompt": "Hello", "n_predict": 1})
         return server
@@ -93,26 +141,25 @@ class _Shape:
     """The memory that a model needs, from its header."""
 
     def __init__(self, header: GgufHeader) -> None:
-        metadata = header.metadata
-        kind = metadata.get("general.architecture", "")
+        metadata, kind = header.metadata, header.text("general.architecture")
         heads = _number(metadata.get(f"{kind}.attention.head_count"), 1)
         kv_heads = _number(metadata.get(f"{kind}.attention.head_count_kv"), heads)
-        head = _number(metadata.get(f"{kind}.embedding_length"), 4096) // max(1, heads)
-        key = _number(metadata.get(f"{kind}.attention.key_length"), head)
-        value = _number(metadata.get(f"{kind}.attention.value_length"), head)
+        head_dim = _number(metadata.get(f"{kind}.embedding_length"), 4096) // max(1, heads)
+        key = _number(metadata.get(f"{kind}.attention.key_length"), head_dim)
+        value = _number(metadata.get(f"{kind}.attention.value_length"), head_dim)
         self.context = _number(metadata.get(f"{kind}.context_length"), LONGEST)
         layers = _number(metadata.get(f"{kind}.block_count"), 32)
         self.cache_bytes = 4 * layers * kv_heads * (key + value)  # of one token, in float32
 
 
-def _number(value: Any, default: int) -> int:
+def _number(value: GgufValue | None, default: int) -> int:
     """Return an integer of the header; the largest of an array with one per layer."""
-    if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
-        return int(max(value))
+    if isinstance(value, tuple):
+        return max((each for each in value if isinstance(each, int)), default=default)
     return value if isinstance(value, int) and value > 0 else default
 
 
-def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
+def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> xllamacpp.CommonParams:
     given = xllamacpp.CommonParams()
     given.model.path = str(path)
     given.n_parallel, given.n_ctx = width, width * n_tokens
@@ -134,14 +181,13 @@ def _settings(path: Path, width: int, n_tokens: int, n_threads: int) -> Any:
 class LlamaCppEngine:
     """A loaded GGUF behind the Engine protocol."""
 
-    def __init__(self, server: Any, header: GgufHeader, width: int, n_tokens: int, key: str = "") -> None:
-        self._server, self._width, self._context, self._key = server, width, n_tokens, key
-        metadata = header.metadata
-        texts = metadata.get("tokenizer.ggml.tokens", ())
-        self._bos = _text_of(texts, metadata.get("tokenizer.ggml.bos_token_id"))
-        eos = _text_of(texts, metadata.get("tokenizer.ggml.eos_token_id"))
-        self._template = Template(str(metadata.get("tokenizer.chat_template", "")), self._bos, eos)
-        eot = _text_of(texts, metadata.get("tokenizer.ggml.eot_token_id"))
+    def __init__(
+        self, server: LlamaServer, header: GgufHeader, width: int, n_tokens: int, key: str = ""
+    ) -> None:
+        self._server: LlamaServer | None = server
+        self._width, self._context, self._key = width, n_tokens, key
+        self._bos, eos, eot = (header.special(name) for name in ("bos", "eos", "eot"))
+        self._template = Template(header.text("tokenizer.chat_template"), self._bos, eos)
         self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
         gpus = _gpus()
         self.is_batch_unverified = bool(gpus)
@@ -157,8 +203,7 @@ class LlamaCppEngine:
         return self._template.render(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        if self._server is None:
-            raise EngineFailure("this engine is closed", code="engine-closed")
+        _ = self._loaded  # raise now, not in a worker
         return WorkerPool(self._answer, self._width, _HOURS, self.render).reply(requests)
 
     @property
@@ -166,8 +211,7 @@ class LlamaCppEngine:
         return self._width
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        if self._server is None:
-            raise EngineFailure("this engine is closed")
+        _ = self._loaded  # raise now, not in a worker
 
         def answer(request: Request) -> Reply:
             return self._answer(request, listener)
@@ -179,30 +223,31 @@ class LlamaCppEngine:
 
         None for a part of a character, which llama.cpp does not report.
         """
-        if self._server is None:
-            raise EngineFailure("this engine is closed")
         asked = {"prompt": list(tokens), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
-        asked["cache_prompt"] = True
-        given = self._server.handle_completions(asked)
-        likeliest = (given["choices"][0].get("logprobs") or {}).get("content") or []
-        if not likeliest:
+        given = _read(self._loaded.handle_completions({**asked, "cache_prompt": True}))
+        logprobs = given.choices[0].logprobs
+        if logprobs is None or not logprobs.content:
             return None
-        log = likeliest[0]["logprob"]  # null if it is not a number
-        return int(likeliest[0]["id"]), math.nan if log is None else float(log)
+        likeliest = logprobs.content[0]
+        return likeliest.id, math.nan if likeliest.logprob is None else likeliest.logprob
 
     def tokenize(self, text: str) -> list[int]:
         """Return llama.cpp's tokens of a rendered text, control tokens included; nothing is prepended."""
         import httpx
 
-        if self._server is None:
-            raise EngineFailure("this engine is closed")
         given = httpx.post(
-            f"{self._server.listening_address}/tokenize",
+            f"{self._loaded.listening_address}/tokenize",
             json={"content": text, "add_special": False, "parse_special": True},
             headers={"Authorization": f"Bearer {self._key}"},
             timeout=60,
         )
         return [int(each) for each in given.raise_for_status().json()["tokens"]]
+
+    @property
+    def _loaded(self) -> LlamaServer:
+        if self._server is None:
+            raise EngineFailure("this engine is closed", code="engine-closed")
+        return self._server
 
     def close(self) -> None:
         self._server = None
@@ -216,15 +261,16 @@ class LlamaCppEngine:
         body = self.body(request, prompt)
         is_heard = listener is not None and listener.is_heard(request.key)
         heard = _Heard(request.key, listener, StopTexts(self._ends)) if listener and is_heard else None
-        given = self._server.handle_completions(body) if heard is None else heard.ask(self._server, body)
-        if "error" in given:
-            return error_row(request, self.render, *_error(given["error"]))
-        usage, choice = given["usage"], given["choices"][0]
-        n_needed = usage["prompt_tokens"] + request.decoding.max_tokens
+        server = self._loaded
+        given = _read(server.handle_completions(body)) if heard is None else heard.ask(server, body)
+        if given.error is not None:
+            return error_row(request, self.render, *_error(given.error))
+        usage, choice = given.usage or LlamaUsage(), given.choices[0]
+        n_needed = usage.prompt_tokens + request.decoding.max_tokens
         if n_needed > self._context:  # as in every engine, even if this answer is short
             why = f"context overflow: {n_needed} tokens needed, {self._context} there"
             return error_row(request, self.render, why, ContextOverflow.code)
-        text = self._without_end(choice["text"]) if choice["finish_reason"] == "stop" else choice["text"]
+        text = self._without_end(choice.text) if choice.finish_reason == "stop" else choice.text
         if heard is not None:
             heard.finish(text)
         return Reply(
@@ -232,17 +278,17 @@ class LlamaCppEngine:
             prompt,
             text,
             tool_calls=parse_tool_calls(text),
-            stop="length" if choice["finish_reason"] == "length" else "end",
-            n_prompt_tokens=usage["prompt_tokens"],
-            n_tokens=usage["completion_tokens"],
+            stop="length" if choice.finish_reason == "length" else "end",
+            n_prompt_tokens=usage.prompt_tokens,
+            n_tokens=usage.completion_tokens,
         )
 
-    def body(self, request: Request, prompt: str) -> dict[str, Any]:
+    def body(self, request: Request, prompt: str) -> dict[str, object]:
         """Return the body: temperature, then top-p, and no other sampler."""
         decoding = request.decoding
         if self._bos and self._template.stop_text == "":
             prompt = prompt.removeprefix(self._bos)  # llama.cpp adds it
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "prompt": prompt,
             "n_predict": decoding.max_tokens,
             "temperature": decoding.temperature,
@@ -268,25 +314,25 @@ class _Heard:
     def __init__(self, key: int, listener: Listener, ends: StopTexts) -> None:
         self._key, self._listener, self._ends = key, listener, ends
         self._pieces: list[str] = []
-        self._last: dict[str, Any] = {}
+        self._last = LlamaCompletion()
         self._n_reported = 0
 
-    def ask(self, server: Any, body: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, server: LlamaServer, body: dict[str, object]) -> LlamaCompletion:
         """Ask with a body and return the answer. A cancelled one looks as if it had met its limit."""
         as_stream = {"stream": True, "stream_options": {"include_usage": True}}
         server.handle_completions(body | as_stream, self._hear)
-        if "error" in self._last:
-            return self._last
-        reason = self._last["choices"][0]["finish_reason"] or "length"
-        usage = self._last.get("usage") or {"prompt_tokens": 0, "completion_tokens": len(self._pieces)}
-        return {"choices": [{"text": "".join(self._pieces), "finish_reason": reason}], "usage": usage}
+        last = self._last
+        if last.error is not None:
+            return last
+        choice = LlamaChoice("".join(self._pieces), last.choices[0].finish_reason or "length")
+        return LlamaCompletion([choice], last.usage or LlamaUsage(0, len(self._pieces)))
 
-    def _hear(self, chunk: dict[str, Any]) -> bool:
+    def _hear(self, chunk: dict[str, object]) -> bool:
         """Receive a chunk; return True to stop llama.cpp."""
-        self._last = chunk
-        if "error" in chunk:
+        self._last = _read(chunk)
+        if self._last.error is not None:
             return True
-        text = chunk["choices"][0]["text"]
+        text = self._last.choices[0].text
         self._pieces.append(text)
         self._report(self._ends.feed(text))
         return not self._listener.is_wanted(self._key)
@@ -301,11 +347,11 @@ class _Heard:
             self._listener.hear(self._key, more)
 
 
-def _text_of(texts: Any, at: Any) -> str:
-    return str(texts[at]) if isinstance(at, int) and 0 <= at < len(texts) else ""
+def _read(given: object) -> LlamaCompletion:
+    return msgspec.convert(given, LlamaCompletion)
 
 
-def _error(given: Any) -> tuple[str, str]:
+def _error(given: object) -> tuple[str, str]:
     """Return the message of a failed request and the code of its error."""
     message = given.get("message", given) if isinstance(given, dict) else given
     kind = given.get("type", "") if isinstance(given, dict) else ""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.records import Decoding, Model, Reply, Request
+
+if TYPE_CHECKING:
+    import torch
 
 
 @runtime_checkable
@@ -35,7 +38,8 @@ class Engine(Protocol):
     def render(self, request: Request) -> str:
         """Return the full prompt of a request, prefill included. Uses no clock and no network.
 
-        The template of a remote model is unknown: its text is equal only for equal requests.
+        `chat.codec.ChatCodec` says where each engine takes its chat template from. The template of a remote
+        model is unknown: its text is equal only for equal requests.
         """
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
@@ -94,7 +98,7 @@ class Streamer(Engine, Protocol):
 class Accountant(Protocol):
     """An engine that reports counts of a run, which are stored in the row of the run."""
 
-    def account(self) -> dict[str, Any]:
+    def account(self) -> dict[str, object]:
         """Return counts (`n_...`, `cost`) and lists of texts, such as the `served` models of a service."""
 
 
@@ -163,7 +167,7 @@ class LayerReader(Protocol):
     def until(self, n_layers: int) -> LayerReader:
         """Return an engine of the first layers only. Raises EngineFailure if there are fewer layers."""
 
-    def state(self, request: Request) -> Any:
+    def state(self, request: Request) -> torch.Tensor:
         """Return the residual stream after the last layer, at the last prompt token.
 
         A float32 tensor (hidden size,). Raises ContextOverflow.

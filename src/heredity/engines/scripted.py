@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, UnknownName
-from heredity.core.records import Message, Model, Reply, Request
+from heredity.core.records import Message, Model, Reply, Request, Stop
 from heredity.engines import failed_reply
 
 PREFIX = "scripted:"
@@ -108,10 +108,10 @@ class ScriptedEngine:
         except EngineFailure as error:
             return failed_reply(request, prompt, error, n_prompt_tokens=n_prompt_tokens)
         limit = 4 * request.decoding.max_tokens  # a token is four characters here
-        stop = "length" if len(text) > limit else "end"
+        stop: Stop = "length" if len(text) > limit else "end"
         text = text[:limit]
         tokens = tuple(range(-(-len(text) // 4)))
-        return Reply(request.key, prompt, text, tokens, (), stop, n_prompt_tokens)  # type: ignore[arg-type]
+        return Reply(request.key, prompt, text, tokens, (), stop, n_prompt_tokens)
 
     def _script(self, request: Request, prompt: str) -> Script:
         seed = request.seed if request.decoding.temperature > 0 else 0

@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
+import msgspec
 import truststore
 
-from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import call
 from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
@@ -35,6 +36,18 @@ _SLOT = re.compile(r"\$([a-z_]+)")
 _BUSY, _BROKEN = {429, 502, 503, 504}, 500
 _MOST_BYTES = 4 * MOST_TEXT
 _UNREACHABLE_LIMIT = 8  # failed connections in a row: the server is down
+
+
+class WebSettings(msgspec.Struct, frozen=True):
+    """A web application as its recipe records it (recipes/targets/url.py)."""
+
+    url: str
+    body: object  # a template: JSON with slots such as "$text"
+    answer: str  # a JSON pointer to the text
+    timeout_seconds: float
+    concurrency: int
+    blocked: tuple[int, ...] = ()  # HTTP statuses by which the application refuses
+    headers: dict[str, str] = {}  # header -> environment variable
 
 
 class WebRequestFailed(Exception):
@@ -55,12 +68,12 @@ class _Lost(Exception):
 class WebEndpoint:
     """An address with its headers, body template and pointer to the answer."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.url = str(settings["url"])
-        self._body, self._pointer = settings["body"], str(settings["answer"])
-        self._blocked = frozenset(settings.get("blocked", ()))
-        self._timeout = float(settings["timeout_seconds"])
-        self._headers = read_headers(settings.get("headers", {}))
+    def __init__(self, settings: WebSettings) -> None:
+        self.url = settings.url
+        self._body, self._pointer = settings.body, settings.answer
+        self._blocked = frozenset(settings.blocked)
+        self._timeout = settings.timeout_seconds
+        self._headers = read_headers(settings.headers)
         self._client = httpx.Client(
             timeout=self._timeout, verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         )
@@ -94,7 +107,7 @@ class WebEndpoint:
             pause *= 2
         return WebAnswer(self._hide(self._read(status, data)), status in self._blocked)
 
-    def _post(self, body: Any) -> tuple[int, float | None, bytes]:
+    def _post(self, body: object) -> tuple[int, float | None, bytes]:
         """Return status, Retry-After in seconds, and the body. Raises _Lost if a part is missing."""
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
@@ -158,7 +171,7 @@ def read_headers(names: Mapping[str, str]) -> dict[str, str]:
     return headers
 
 
-def slots(request: Request, conversation: str) -> dict[str, Any]:
+def slots(request: Request, conversation: str) -> dict[str, object]:
     """Return the values that a body template can hold, by slot."""
     decoding, first = request.decoding, request.messages[0]
     return {
@@ -173,7 +186,7 @@ def slots(request: Request, conversation: str) -> dict[str, Any]:
     }
 
 
-def fill_template(template: Any, values: Mapping[str, Any]) -> Any:
+def fill_template(template: object, values: Mapping[str, object]) -> object:
     """Replace "$name" in a template: by the value if the string is only that, otherwise as text."""
     if isinstance(template, Mapping):
         return {key: fill_template(value, values) for key, value in template.items()}
@@ -186,11 +199,11 @@ def fill_template(template: Any, values: Mapping[str, Any]) -> Any:
     return _SLOT.sub(lambda found: _as_text(values.get(found[1], found[0])), template)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def slots_in(template: Any) -> set[str]:
+def slots_in(template: object) -> set[str]:
     """Return the names of the slots in a template. Raises UsageError for an unknown one."""
     if isinstance(template, Mapping):
         return set().union(*map(slots_in, template.values()))
@@ -208,7 +221,7 @@ def slots_in(template: Any) -> set[str]:
 def answer_in(text: str, pointer: str) -> str:
     """Return the answer in a body: the text at a JSON pointer (RFC 6901); all of it for the pointer ""."""
     try:
-        value = json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError):
         if pointer:
             raise WebRequestFailed(f"the answer is not JSON: {' '.join(text.split())[:120]!r}") from None
@@ -222,12 +235,12 @@ def answer_in(text: str, pointer: str) -> str:
     return value
 
 
-def _step(value: Any, part: str, pointer: str) -> Any:
+def _step(value: object, part: str, pointer: str) -> object:
     if isinstance(value, dict) and part in value:
         return value[part]
     if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
         return value[int(part)]
-    keys: Sequence[Any] = list(value)[:8] if isinstance(value, dict) else ()
+    keys: Sequence[object] = list(value)[:8] if isinstance(value, dict) else ()
     there = f"; there are: {' '.join(', '.join(map(str, keys)).split())[:200]}" if keys else ""
     raise WebRequestFailed(f"the answer has no {pointer} ('{part}' is not there{there})")
 
@@ -238,12 +251,15 @@ def load(
     tuning: Path | None = None,  # noqa: ARG001
 ) -> UrlEngine:
     """Load a recorded address. Raises Unavailable if the variable of a header is not set."""
-    settings = model.recipe.settings
+    try:
+        settings = msgspec.convert(model.recipe.settings, WebSettings)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"The record of '{model.name}' does not read: {error}.") from None
     return UrlEngine(
         WebEndpoint(settings),
-        takes_messages=bool({"messages", "system"} & slots_in(settings["body"])),
-        width=int(settings["concurrency"]),
-        timeout_seconds=float(settings["timeout_seconds"]),
+        takes_messages=bool({"messages", "system"} & slots_in(settings.body)),
+        width=settings.concurrency,
+        timeout_seconds=settings.timeout_seconds,
     )
 
 

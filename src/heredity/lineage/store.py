@@ -26,7 +26,7 @@ from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownNam
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Engine, EngineModule
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
     check_file,
@@ -301,7 +301,7 @@ class Store:
         if why := engines.why_not_generative(model):
             return why
         try:
-            engines.loader(model)
+            engine_loader(model)
             if model.format == "adapter":
                 self.base(Grown(model, self.folder(model)))
         except HeredityError as error:
@@ -383,19 +383,48 @@ def _store_of(parents: Sequence[Grown]) -> Store:
     return Store(homes.pop()) if homes else Store()
 
 
-def load_engine(grown: Grown, store: Store | Callable[[], Store], is_to_write: bool = True) -> Engine:
+def load_engine(
+    grown: Grown,
+    store: Store | Callable[[], Store],
+    is_to_write: bool = True,
+    is_batched: bool = True,
+) -> Engine:
     """The engine of a model (engines.choose); the caller closes it.
 
     store: where the model's form is looked up and made; a function is called only if it is needed.
     is_to_write: False for an engine that only scores texts.
+    is_batched: False for requests that come one at a time. The engine then measures no batch widths; it uses
+        those that an earlier run has kept.
     Raises Unavailable if that engine, or what it is made of, is not on this machine.
     """
-    load = engines.loader(grown.record, is_to_write)
+    load = engine_loader(grown.record, is_to_write)
     if grown.record.format == "scripted":
         return load(grown.record, grown.folder)
     store = store if isinstance(store, Store) else store()
     ready = store.ready(grown)
-    return load(ready.record, ready.folder, store.root / "tuning" / ready.record.id)
+    tuning = store.root / "tuning" / ready.record.id
+    return load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None)
+
+
+def engine_loader(model: Model, is_to_write: bool = True) -> Callable[..., Engine]:
+    """The `load` function of a model's engine (engines/protocols.EngineModule).
+
+    is_to_write: refuse a model that cannot generate text.
+    Raises Unavailable if the engine is not installed, or the model is refused.
+    """
+    if is_to_write and (why := engines.why_not_generative(model)):
+        raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
+    name = engines.choose(model)
+    host.configure()  # the module of the engine may load torch
+    try:
+        return registry.load_as(EngineModule, "engines", name).load
+    except UnknownName as error:
+        raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
+    except ImportError as error:
+        raise Unavailable(
+            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
+            f"Install it: pip install 'heredity[{name}]'"
+        ) from error
 
 
 def target_prefixes() -> list[str]:

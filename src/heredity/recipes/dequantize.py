@@ -183,15 +183,14 @@ def _forget_quantization(model: Any) -> None:
 
 def _end_ids(header: GgufHeader) -> list[int]:
     """The ids that end an answer, the file's own EOS first."""
-    said = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    said = [header.special_id(name) for name in ("eos", "eot")]
     known = [ident for ident, token in _control_tokens(header) if token in _ENDS]
-    return list(dict.fromkeys(int(ident) for ident in [*said, *known] if ident is not None))
+    return list(dict.fromkeys(ident for ident in [*said, *known] if ident is not None))
 
 
 def _control_tokens(header: GgufHeader) -> list[tuple[int, str]]:
-    tokens = header.metadata.get("tokenizer.ggml.tokens", ())
-    kinds = header.metadata.get("tokenizer.ggml.token_type", ())
-    pairs = zip(tokens, kinds, strict=False)
+    kinds = header.metadata.get("tokenizer.ggml.token_type")
+    pairs = zip(header.tokens, kinds if isinstance(kinds, tuple) else (), strict=False)
     return [(ident, token) for ident, (token, kind) in enumerate(pairs) if kind == _CONTROL]
 
 
@@ -204,11 +203,10 @@ def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
         reason = f"transformers does not read the tokenizer of {gguf.name}"
         raise Refused(f"{reason}: {first_line(error)}") from error
     tokenizer.save_pretrained(out)
-    _split_as_said(str(header.metadata.get("tokenizer.ggml.pre", "")), out)
+    _split_as_said(header.text("tokenizer.ggml.pre"), out)
     place = out / "chat_template.jinja"
     place.unlink(missing_ok=True)
-    template = header.metadata.get("tokenizer.chat_template")
-    if template:
+    if template := header.text("tokenizer.chat_template"):
         place.write_text(template, encoding="utf-8", newline="")
 
 

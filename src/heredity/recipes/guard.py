@@ -47,7 +47,8 @@ class Guard:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Everything of the one parent, and its template with the words in front."""
         from heredity.core.records import Message, Request
-        from heredity.engines.chat.codec import Template, template_source
+        from heredity.engines.chat.codec import Template
+        from heredity.engines.chat.folder import template_source
         from heredity.engines.formats.rewrite import rewrite
 
         (parent,) = parents

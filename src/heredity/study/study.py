@@ -19,7 +19,6 @@ from typing import Self
 
 import msgspec
 
-from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
@@ -31,7 +30,7 @@ from heredity.core.rows import Rows
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
-from heredity.lineage.store import Store, load_engine
+from heredity.lineage.store import Store, engine_loader, load_engine
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import attacks
@@ -195,7 +194,7 @@ class Study:
         """Raise Unavailable for a model that could never answer, before its study takes a folder."""
         if self._loader is None and not (self.folder / PLAN).exists():
             for grown in self._grown.values():
-                engines.loader(grown.record)
+                engine_loader(grown.record)
 
     def _refuse_recorded(self) -> None:
         if self._plan.application.rendering == "recorded":

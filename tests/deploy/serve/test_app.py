@@ -22,14 +22,13 @@ import pytest
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 
-from heredity import engines
 from heredity.application.spec import Application
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.deploy.serve import app, server
 from heredity.deploy.serve.responses import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
-from heredity.lineage.store import Store, scripted
+from heredity.lineage.store import Store, engine_loader, scripted
 from heredity.lineage.types import Grown
 from tests.support.errors import raises
 
@@ -492,7 +491,7 @@ def test_a_model_alone_goes_on_with_a_text_and_is_a_target_of_a_study(
         )
         assert text.choices[0].text == on.text
         target = Store(tmp_path).pull(f"remote:openai:{tiny.record.name}@{address}/v1")
-        remote = engines.loader(target.record)(target.record, Path())
+        remote = engine_loader(target.record)(target.record, Path())
         (reply,) = remote.reply([asked])
         assert (reply.text, reply.stop) == (own.text, own.stop)
         remote.close()

@@ -48,16 +48,12 @@ def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
     """Yield the reading of the file by transformers, and by llama.cpp if it is installed."""
     (path,) = out.glob("*.gguf")
     header = read_gguf(path)
-    said = header.metadata
-    tokens = said.get("tokenizer.ggml.tokens", ())
-    template = str(said.get("tokenizer.chat_template", ""))
-    bos, eos = (said.get(f"tokenizer.ggml.{each}_token_id") for each in ("bos", "eos"))
-    first, last = (str(tokens[each]) if isinstance(each, int) else "" for each in (bos, eos))
-    rendered = Template(template, first, last).render(Request(0, TALK)) if template else None
+    bos, eos, eot = (header.special_id(each) for each in ("bos", "eos", "eot"))
+    template = Template(header.text("tokenizer.chat_template"), header.special("bos"), header.special("eos"))
+    rendered = None if template.stop_text else template.render(Request(0, TALK))
     back = _read_back(source, path)
-    eot = said.get("tokenizer.ggml.eot_token_id")
-    ends = frozenset(each for each in (eos, eot) if isinstance(each, int))
-    first_token = bos if said.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None
+    ends = frozenset(each for each in (eos, eot) if each is not None)
+    first_token = bos if header.metadata.get("tokenizer.ggml.add_bos_token") or back.bos is not None else None
     yield ParityReading(_SAME, _BACK, back.logs, back.tokens, rendered, ends, bos=first_token)
     yield _llama_cpp(source, path, back, rendered, ends)
 

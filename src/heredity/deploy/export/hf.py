@@ -13,8 +13,7 @@ from jinja2 import TemplateError
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, ParityReading
-from heredity.engines.chat.codec import Template, merge_system
-from heredity.engines.chat.sandbox import DAY
+from heredity.engines.chat.codec import DAY, Template, merge_system
 from heredity.train.data.chat import ConversationEncoder
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")

@@ -14,27 +14,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from heredity.core.errors import EngineFailure, Refused
+import jinja2
+
+from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Tool, ToolCall
-from heredity.engines.chat import sandbox as bounded
-from heredity.engines.chat.sandbox import Forbidden, TooManySteps, Unsteady
+from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
 
 PLAIN_STOP = "\nUser:"  # a base model that writes this begins to write for the user
 # Steps that a rendering may take. A known template takes about 200 per message, and 2 per 16 characters.
 _STEPS, _STEPS_A_VALUE, _STEPS_A_CHARACTER, _MOST_STEPS = 250_000, 300, 4, 20_000_000
+DAY = datetime(2026, 1, 1)  # the time in every template
+_DATE = re.compile(r"(?:[^%]|%-?[aAbBcdDeFGhHIjmMpRSTuUVwWxXyYZ%])*")
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool, without text
 
 
 class Template:
-    """A chat template. `source` "" is the plain template of a base model.
+    """A chat template, whichever engine it comes from (`ChatCodec` lists them).
 
-    bos, eos: texts of the first and last token. specials: instead of these two, the texts of all special
-    tokens
-        by transformers' names ("bos_token").
+    source: its text; "" is the plain template of a base model.
+
+    bos, eos: texts of the first and last token.
+    specials: instead of these two, the texts of all special tokens by transformers' names ("bos_token").
     """
 
     def __init__(
@@ -56,8 +61,8 @@ class Template:
             return _plain(request.messages, request.prefill)
         messages = request.messages if self.has_system else merge_system(request.messages)
         try:
-            return self._apply(messages, request.tools) + request.prefill
-        except _STOPPED as error:
+            return self.apply(messages, request.tools) + request.prefill
+        except TemplateStopped as error:
             message = f"the model's chat template was stopped: {error}"
             raise EngineFailure(message, code="template-stopped") from None
         except Exception as error:  # the template is a program by the author of the model
@@ -69,55 +74,26 @@ class Template:
     def has_system(self) -> bool:
         """Whether the template renders a system message."""
         try:
-            return "\x01mark\x01" in self._apply(
+            return "\x01mark\x01" in self.apply(
                 (Message("system", "\x01mark\x01"), Message("user", "hi")), ()
             )
         except Exception:  # the template has no system role
             return False
 
-    def _apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
+    def apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
+        """Return the rendered text. Raises TemplateStopped, or anything that the template raises."""
         given = {
             "messages": [_as_dict(message) for message in messages],
             "tools": [_schema(tool) for tool in tools] or None,
         }
         others = {"documents": None, "add_generation_prompt": True, **self._specials}
-        return bounded.metered(_allowance(given), lambda: str(self._compiled.render(**given, **others)))
+        return metered(_allowance(given), lambda: self._compiled.render(**given, **others))
 
     @cached_property
-    def _compiled(self) -> Any:
-        environment = bounded.environment()
-        environment.filters["tojson"] = bounded.pay_for_filter("tojson", _to_json)
-        environment.globals["raise_exception"] = _refuse
+    def _compiled(self) -> jinja2.Template:
+        functions = {"raise_exception": _raise_exception, "strftime_now": strftime_now}
+        environment = BoundedEnvironment(_to_json, functions)
         return environment.from_string(_GENERATION.sub("", self._source))
-
-
-_STOPPED = (TooManySteps, Unsteady, Forbidden)
-_PROBES = (
-    (Message("user", "hi"),),
-    (
-        Message("system", "be brief"),
-        Message("user", "hi"),
-        Message("assistant", "yes"),
-        Message("user", "so?"),
-    ),
-)
-
-
-def check_template(source: str, place: str) -> None:
-    """Render a template on short conversations, before its model is recorded.
-
-    Raises Refused if it is stopped: it takes too many steps, or its text could differ from run to run.
-    A template may refuse messages by its own rules, such as a system message.
-    """
-    for messages in _PROBES:
-        for tools in ((), (Tool("pay", "Pays.", {"to": "who"}),)):
-            try:
-                Template(source)._apply(messages, tools)
-            except _STOPPED as error:
-                message = f"{place}: its chat template was stopped: {error}. Replace the template."
-                raise Refused(message, code="template-unsafe") from None
-            except Exception:  # as in `render`, which reports it when the model is asked
-                continue
 
 
 def _allowance(value: Any) -> int:
@@ -137,22 +113,6 @@ def _allowance(value: Any) -> int:
     return min(steps, _MOST_STEPS)
 
 
-def template_source(folder: Path, name: str = "default") -> str:
-    """Return a model folder's chat template of this name; "" if it has none."""
-    place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
-    if (folder / place).is_file():
-        return (folder / place).read_text("utf-8")
-    path = folder / "tokenizer_config.json"
-    config: Any = json.loads(path.read_text("utf-8")) if path.is_file() else None
-    found = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(found, list):
-        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
-        found = named[0].get("template") if named else None
-    elif name != "default":
-        return ""
-    return found if isinstance(found, str) else ""
-
-
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -165,8 +125,15 @@ def _to_json(
     )
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise ValueError(message)
+
+
+def strftime_now(form: str) -> str:
+    """Return one fixed day in the given form: a prompt must be the same on every day."""
+    if not _DATE.fullmatch(form):
+        raise TemplateStopped("strftime_now takes the usual letters of a date only")
+    return DAY.strftime(form)
 
 
 def _plain(messages: tuple[Message, ...], prefill: str) -> str:
@@ -319,7 +286,17 @@ _MARK = "\x02answer\x03"
 
 
 class ChatCodec:
-    """A tokenizer with its chat template."""
+    """The tokenizer and chat template of a model folder, as transformers reads them.
+
+    The torch engine uses it. The other engines take their template from elsewhere:
+
+        torch              chat_template.jinja, else tokenizer_config.json     ChatCodec
+        vllm               the same files, without a tokenizer                 folder.FolderChat
+        llamacpp           tokenizer.chat_template in the header of the GGUF   Template
+        remote, call, url  the target's own, which is unknown here             -
+
+    A request with tools uses the template "tool_use", if there is one.
+    """
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer

@@ -10,10 +10,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from heredity.core.records import Request
-from heredity.engines.chat.codec import Template, stop_tokens, template_source
+from heredity.core.errors import Refused
+from heredity.core.records import Message, Request, Tool
+from heredity.engines.chat.codec import Template, stop_tokens
+from heredity.engines.chat.sandbox import TemplateStopped
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+_PROBES = (
+    (Message("user", "hi"),),
+    (
+        Message("system", "be brief"),
+        Message("user", "hi"),
+        Message("assistant", "yes"),
+        Message("user", "so?"),
+    ),
+)
 
 
 class FolderChat:
@@ -41,6 +53,38 @@ class FolderChat:
     def render(self, request: Request) -> str:
         """Return the prompt of a request. Raises EngineFailure if the template refuses the messages."""
         return (self._with_tools if request.tools else self._template).render(request)
+
+
+def template_source(folder: Path, name: str = "default") -> str:
+    """Return a model folder's chat template of this name; "" if it has none."""
+    place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+    if (folder / place).is_file():
+        return (folder / place).read_text("utf-8")
+    path = folder / "tokenizer_config.json"
+    found = _read(path).get("chat_template")
+    if isinstance(found, list):
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
+        found = named[0].get("template") if named else None
+    elif name != "default":
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def check_template(source: str, place: str) -> None:
+    """Render a template on short conversations, before its model is recorded.
+
+    Raises Refused if it is stopped: it takes too many steps, or its text could differ from run to run.
+    A template may refuse messages by its own rules, such as a system message.
+    """
+    for messages in _PROBES:
+        for tools in ((), (Tool("pay", "Pays.", {"to": "who"}),)):
+            try:
+                Template(source).apply(messages, tools)
+            except TemplateStopped as error:
+                message = f"{place}: its chat template was stopped: {error}. Replace the template."
+                raise Refused(message, code="template-unsafe") from None
+            except Exception:  # as in `render`, which reports it when the model is asked
+                continue
 
 
 def _specials(folder: Path) -> dict[str, str]:

@@ -1,80 +1,76 @@
-"""A sandboxed Jinja environment whose renderings are bounded in work and memory, and the same on every run.
+"""A sandboxed Jinja environment for chat templates: bounded work and memory, the same text on every run.
 
-Every loop pass, call, filter and operator costs steps, in proportion to what it handles. A rendering that
-spends more than its allowance stops with TooManySteps. Steps are counted, not timed: a template stops at the
-same place on every machine, and no thread is left behind.
+A chat template is a program by the author of a model. Every loop pass, call, filter and operator costs steps,
+in proportion to the values that it handles. A rendering that spends more than its allowance is stopped. Steps
+are counted, not timed: a template stops at the same place on every machine, and no thread is left behind.
+
+For a review: first the lists of what a template may use; anything else is refused. Then the hooks of Jinja
+(`BoundedEnvironment`), the price of a value (`_weigh`), and of each operation whose result can be larger than
+its operands. Last the code that has no hook (`_instrument`).
 
 Promises: no value is built before its size is paid for. A template that renders gives the text that plain
-Jinja gives. A text never contains anything that changes between runs: `random`, `lipsum`, a memory address,
-the time.
-Leaves to others: conversations and their allowance (codec.py).
+Jinja gives. A text never contains anything that changes between runs: `random`, `lipsum`, a memory address.
+Leaves to others: conversations and their allowance, and the fixed day of `strftime_now` (codec.py).
 """
 
 from __future__ import annotations
 
-import math
+import functools
 import re
+import string
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
 from jinja2 import nodes
 from jinja2.ext import loopcontrols
-from jinja2.runtime import LoopContext, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace, pass_context
-from markupsafe import Markup
 
-DAY = datetime(2026, 1, 1)
 LONGEST_SOURCE = 1 << 16  # characters; a known model's template has 25,000 at most
 _CHARACTERS = 16  # of a text that one step handles
 _NODES = 16  # of a loop's body that one step pays for
-_WIDEST = 10_000  # characters that a text is padded to
-_DIGITS = 4096  # bits of a whole number
-_FIELD = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
-_DATE = re.compile(r"(?:[^%]|%-?[aAbBcdDeFGhHIjmMpRSTuUVwWxXyYZ%])*")
-_NUMBER = re.compile(r"\d+")
+_WIDEST = 10_000  # characters that a field is padded to; also any number that a filter is given
+_MOST_BITS = 4096  # of a whole number
 
-# What a chat template may call of Python's own values. Everything else is refused.
-_TEXT = frozenset((
-    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format",
-    "format_map", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier",
-    "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower",
-    "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
-    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
-    "upper", "zfill",
+# What a template may use of Python and Jinja.
+_STRING_METHODS = frozenset((
+    "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
+    "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
+    "isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
+    "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
+    "title", "upper",
 ))  # fmt: skip
-_MAPPING = frozenset({"get", "items", "keys", "values", "copy"})
-_SEQUENCE = frozenset({"index", "count", "copy"})
-
-# Filters that look at the top of a value only; all others pay for everything inside it.
-_SHALLOW = frozenset((
-    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map",
-    "reject", "rejectattr", "reverse", "select", "selectattr", "slice",
+_MAPPING_METHODS = frozenset({"get", "items", "keys", "values", "copy"})
+_SEQUENCE_METHODS = frozenset({"index", "count", "copy"})
+_CLASSES = (dict, Namespace, Cycler, Joiner)
+# Filters that look at the top of a value only, and those that pay for everything inside it.
+_SHALLOW_FILTERS = frozenset((
+    "attr", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject",
+    "rejectattr", "reverse", "select", "selectattr",
 ))  # fmt: skip
-# Never seen in a chat template, and hard to bound.
-_DROPPED = (
-    "filesizeformat", "forceescape", "pprint", "striptags", "urlencode", "urlize", "wordwrap", "xmlattr",
-)  # fmt: skip
-_COMPARING = frozenset((
+_DEEP_FILTERS = frozenset((
+    "abs", "capitalize", "dictsort", "e", "escape", "float", "format", "groupby", "indent", "int", "join",
+    "lower", "max", "min", "replace", "round", "safe", "sort", "string", "sum", "title", "tojson", "trim",
+    "truncate", "unique", "upper", "wordcount",
+))  # fmt: skip
+_COMPARING_TESTS = frozenset((
     "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt", "lessthan",
     "<=", "le", "in", "sameas",
 ))  # fmt: skip
-_TICK, _WEIGH, _SHOW, _SPAN = "heredity_tick", "heredity_weigh", "heredity_show", "heredity_span"
+_PERCENT_FIELD = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
+_NUMBER = re.compile(r"\d+")
+_CHARGE = "heredity_charge"  # the filter that `_instrument` puts into a template
+
+Filter = Callable[..., object]
+Arguments = Sequence[object]
+Keywords = Mapping[str, object]
 
 
-class TooManySteps(Exception):
-    """A rendering spent its allowance."""
-
-
-class Unsteady(Exception):
-    """A template's text could differ from run to run."""
-
-
-class Forbidden(Exception):
-    """A template asks for what no chat template may."""
+class TemplateStopped(Exception):
+    """A template took too many steps, could differ from run to run, or used what no template may."""
 
 
 class StepMeter:
@@ -84,17 +80,17 @@ class StepMeter:
         self.allowance = self.left = allowance
 
     def spend(self, steps: int) -> None:
-        """Pay for work before it is done. Raises TooManySteps."""
-        self.left -= steps
+        """Pay for work before it is done. Raises TemplateStopped."""
+        self.left -= max(0, steps)  # no operation earns steps
         if self.left < 0:
-            raise TooManySteps(f"it takes more than {self.allowance:,} steps")
+            raise TemplateStopped(f"it takes more than {self.allowance:,} steps")
 
 
 _METER: ContextVar[StepMeter] = ContextVar("meter")
 
 
 def metered(allowance: int, render: Callable[[], str]) -> str:
-    """Return the result of `render`, within an allowance of steps. Raises TooManySteps."""
+    """Return the result of `render`, within an allowance of steps. Raises TemplateStopped."""
     token = _METER.set(StepMeter(allowance))
     try:
         return render()
@@ -102,494 +98,353 @@ def metered(allowance: int, render: Callable[[], str]) -> str:
         _METER.reset(token)
 
 
-def environment() -> BoundedEnvironment:
-    """The environment that transformers makes for chat templates, bounded."""
-    return BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-
-
-@pass_context
-def _print(_: object, value: Any) -> Any:
-    """Pay for a value that is about to be printed, and return it."""
-    if type(value) is str:
-        _METER.get().spend(1 + len(value) // _CHARACTERS)
-    else:
-        _show(value)
-    return value
-
-
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with a meter at all that costs time or memory."""
+    """The environment that transformers makes for chat templates, with a meter on time and memory."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(finalize=_print, optimized=False, **settings)
-        for name in _DROPPED:
-            del self.filters[name]
-        self.filters = {name: _paid(name, each) for name, each in self.filters.items()}
-        self.filters["random"] = _unsteady("random")
-        self.filters |= {_TICK: _tick, _WEIGH: _weighed, _SHOW: _shown, _SPAN: _span}
-        tests: dict[str, Any] = self.tests
-        self.tests = {name: _tested(name, each) for name, each in tests.items()}
-        self.globals["lipsum"] = _unsteady("lipsum")
-        self.globals["strftime_now"] = strftime_now
+    def __init__(self, to_json: Filter, functions: Mapping[str, Filter]) -> None:
+        """to_json: the filter `tojson`. functions: those that a template may call by their name."""
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], finalize=_charge, optimized=False
+        )
+        known: dict[str, Filter] = {**self.filters, "tojson": to_json}
+        self.filters = {name: _refuse(f"it uses the filter '{name}'") for name in known}
+        self.filters |= {name: _paid_filter(name, known[name]) for name in _SHALLOW_FILTERS | _DEEP_FILTERS}
+        self.filters[_CHARGE] = _charge
+        tests = cast(Mapping[str, Filter], self.tests)
+        self.tests = {name: _paid_test(name, each) for name, each in tests.items()}
+        self.globals["lipsum"] = _refuse("it uses 'lipsum', which differs from run to run")
+        self.globals |= functions
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > LONGEST_SOURCE:
-            raise Forbidden(f"it has {len(source):,} characters; at most {LONGEST_SOURCE:,} are read")
+            raise TemplateStopped(f"it has {len(source):,} characters; at most {LONGEST_SOURCE:,} are read")
         tree = super()._parse(source, name, filename)
         _instrument(tree)
         tree.set_environment(self)
         return tree
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """An operator, paid for."""
-        _OPERATORS.get(operator, _pay_sum)(left, right)
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        """Pay for an operator and apply it."""
+        _OPERATORS.get(operator, _pay_operands)(left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call, paid for; of what a chat template may call only."""
+    def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
+        """Pay for a call and make it, if a chat template may make it."""
         _pay_call(__obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        """An item; to hash a nested key costs its size."""
+    def getitem(self, obj: object, argument: object) -> object:
+        """Return an item. To hash a nested key costs its size."""
         if not isinstance(argument, (str, int)):
             _weigh(argument)
         return super().getitem(obj, argument)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`str.format`, which checks its widths."""
-        if not isinstance(value, (types.MethodType, types.BuiltinMethodType)):
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
+        """Return `str.format` with a price, in place of the method; None for any other value."""
+        fill = super().wrap_str_format(value)
+        if fill is None or not isinstance(value, types.BuiltinMethodType | types.MethodType):
             return None
-        if value.__name__ not in ("format", "format_map") or not isinstance(value.__self__, str):
-            return None
-        return _Format(self, value.__self__, value.__name__ == "format_map")
+        text = str(value.__self__)
+
+        def paid(*args: object, **kwargs: object) -> str:
+            _pay_format(text, args, kwargs)
+            return fill(*args, **kwargs)
+
+        return paid if value.__name__ == "format" else _refuse(f"it calls str.{value.__name__}")
 
 
-# --- values --------------------------------------------------------------------------------------
+def _refuse(why: str) -> Callable[..., NoReturn]:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise TemplateStopped(why)
+
+    return refuse
 
 
-def _show(*values: Any) -> int:
-    """Pay for values that become text. Raises Unsteady for one whose text has an address in it."""
-    return _weigh(*values, is_shown=True)
+# --- the price of values --------------------------------------------------------------------------
+
+_ATOMS = (int, float, type(None))
 
 
-def _weigh(*values: Any, is_shown: bool = False) -> int:
-    """Pay for everything inside these values; the steps that it took."""
+def _weigh(*values: object, is_shown: bool = False) -> int:
+    """Pay for everything inside these values; return the steps.
+
+    is_shown: the values become text. Raises TemplateStopped for a value whose text has its address.
+    """
     meter, before = _METER.get(), _METER.get().left
     waiting = list(values)
     while waiting:
         value = waiting.pop()
-        kind = type(value)
-        if kind is str:
+        if isinstance(value, (str, bytes)):
             meter.spend(1 + len(value) // _CHARACTERS)
             continue
         meter.spend(1)
-        if kind in _ATOMS or isinstance(value, Undefined):
-            continue
-        if kind is range:
+        if isinstance(value, Namespace):
+            value = object.__getattribute__(value, "_Namespace__attrs")
+        if isinstance(value, Collection):
             meter.spend(len(value))
-        elif isinstance(value, (str, bytes)):
-            meter.spend(len(value) // _CHARACTERS)
-        elif isinstance(value, Mapping):
-            meter.spend(len(value))
-            waiting += value.keys()
-            waiting += value.values()
-        elif isinstance(value, (list, tuple)) or kind in _VIEWS:
-            meter.spend(len(value))
-            waiting += value
-        elif isinstance(value, Namespace):
-            waiting.append(object.__getattribute__(value, "_Namespace__attrs"))
-        elif is_shown and not isinstance(value, (Macro, LoopContext)):
-            raise Unsteady(
-                f"the text of a {kind.__name__} has a memory address, which differs from run to run"
-            )
+            if isinstance(value, Mapping):
+                waiting += value.values()
+            waiting += () if isinstance(value, range) else value
+        elif is_shown and not isinstance(value, (*_ATOMS, Undefined, Macro, LoopContext)):
+            kind = type(value).__name__
+            raise TemplateStopped(f"the text of a {kind} has a memory address, which differs from run to run")
     return before - meter.left
 
 
-_ATOMS = (int, float, bool, type(None))
-_VIEWS: tuple[type[Any], ...] = (type({}.keys()), type({}.values()), type({}.items()))
-
-
-def _count(value: Any) -> Any:
-    """The value, its top paid for; an iterator pays with every item."""
-    meter = _METER.get()
+def _weigh_top(value: object) -> object:
+    """Pay for the top of a value and return it; an iterator pays with every item."""
     if isinstance(value, (str, bytes)):
-        meter.spend(1 + len(value) // _CHARACTERS)
+        _spend(1 + len(value) // _CHARACTERS)
     elif isinstance(value, Iterator):
-        return _counted(value)
-    elif hasattr(value, "__len__"):
-        meter.spend(1 + len(value))
+        return _paid_items(value)
+    elif isinstance(value, Sized):
+        _spend(1 + len(value))
     return value
 
 
-def _counted(items: Iterator[Any]) -> Iterator[Any]:
+def _paid_items(items: Iterator[object]) -> Iterator[object]:
     meter = _METER.get()
     for item in items:
         meter.spend(1)
         yield item
 
 
-def _room(n_characters: int) -> None:
-    """Pay for a text that is about to be built."""
-    _METER.get().spend(n_characters // _CHARACTERS)
+def _spend(steps: int) -> None:
+    _METER.get().spend(steps)
 
 
-def _within(number: Any, most: int, what: str) -> None:
+def _bound(number: object, most: int, what: str) -> None:
     if isinstance(number, (int, float)) and not abs(number) <= most:
-        raise Forbidden(f"{what} of {str(number)[:20]} is more than {most:,}")
+        raise TemplateStopped(f"{what} of {str(number)[:20]} is more than {most:,}")
 
 
-# --- operators -----------------------------------------------------------------------------------
+# --- operators, calls and methods -----------------------------------------------------------------
 
 
-def _pay_sum(left: Any, right: Any) -> None:
+def _pay_operands(left: object, right: object) -> None:
     for value in (left, right):
         if isinstance(value, int):
-            _METER.get().spend(1)
-            _within(value.bit_length(), _DIGITS, "a number's length in bits")
-        elif isinstance(value, (str, list, tuple)):
-            _count(value)
-        else:
-            _weigh(value)
+            _bound(value.bit_length(), _MOST_BITS, "a number's length in bits")
+        _weigh_top(value) if isinstance(value, (str, list, tuple)) else _weigh(value)
 
 
-def _pay_product(left: Any, right: Any) -> None:
+def _pay_product(left: object, right: object) -> None:
     for value, times in ((left, right), (right, left)):
-        if isinstance(value, (str, bytes, list, tuple)) and isinstance(times, int):
-            n = len(value) * max(0, times)
-            _METER.get().spend(n // _CHARACTERS if isinstance(value, (str, bytes)) else n)
-    _pay_sum(left, right)
+        if isinstance(times, int) and isinstance(value, (str, bytes, list, tuple)):
+            _spend(len(value) * max(0, times))
+    _pay_operands(left, right)
 
 
-def _pay_power(left: Any, right: Any) -> None:
-    _pay_sum(left, right)
-    _within(right, 256, "an exponent")
-    if isinstance(left, int) and isinstance(right, int):
-        _within(left.bit_length() * abs(right), _DIGITS, "a number's length in bits")
-
-
-def _pay_modulo(left: Any, right: Any) -> None:
+def _pay_modulo(left: object, right: object) -> None:
     if not isinstance(left, str):
-        _pay_sum(left, right)
+        _pay_operands(left, right)
         return
-    steps = _show(right)  # a field may repeat the largest value
-    for field in _FIELD.finditer(left):
-        for width in field.groups(""):
-            if width == "*":
-                raise Forbidden("a width that a value says is not taken")
-            _within(int(width[:9] or 0), _WIDEST, "a width")
-        _METER.get().spend(steps + sum(int(width or 0) for width in field.groups("")) // _CHARACTERS)
+    steps = _weigh(right, is_shown=True)
+    for field in _PERCENT_FIELD.finditer(left):
+        _pay_field(steps, field.groups(""))
 
 
-_OPERATORS: dict[str, Callable[[Any, Any], None]] = {"*": _pay_product, "**": _pay_power, "%": _pay_modulo}
+_OPERATORS = {"*": _pay_product, "**": _refuse("it uses **"), "%": _pay_modulo}
 
 
-# --- calls ---------------------------------------------------------------------------------------
+def _pay_format(text: str, args: Arguments, kwargs: Keywords) -> None:
+    steps = _weigh(*args, *kwargs.values(), is_shown=True)
+    for _, name, form, _ in string.Formatter().parse(text):
+        if name is not None:
+            if name and not (name.isidentifier() or name.isdecimal()):
+                raise TemplateStopped("a field of str.format must be a name or a number")
+            _pay_field(steps, ["*"] if "{" in (form or "") else _NUMBER.findall(form or ""))
 
 
-def _pay_call(what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if isinstance(what, (Macro, LoopContext, _Format, Undefined)):  # their own bodies are paid for
-        _METER.get().spend(1)
-        return
-    if isinstance(what, types.MethodType | types.BuiltinMethodType) and what.__self__ is not None:
+def _pay_field(steps: int, widths: Iterable[str]) -> None:
+    """Pay for a field of a format. `steps`: the price of all values, for a field may repeat the largest."""
+    _spend(steps)
+    for width in filter(None, widths):
+        if width == "*":
+            raise TemplateStopped("the width of a field must be a number")
+        _bound(int(width[:9]), _WIDEST, "a width")
+        _spend(int(width[:9]) // _CHARACTERS)
+
+
+def _pay_call(what: object, args: Arguments, kwargs: Keywords) -> None:
+    if isinstance(what, (Macro, LoopContext, Undefined)):  # their own bodies are paid for
+        _spend(1)
+    elif isinstance(what, types.MethodType | types.BuiltinMethodType) and what.__self__ is not None:
         _pay_method(what.__self__, what.__name__, args, kwargs)
-        return
-    is_function = isinstance(what, types.FunctionType)  # ours and Jinja's: a template makes none
-    _weigh(*args, *kwargs.values(), is_shown=is_function)
-    if not (is_function or isinstance(what, Joiner) or what in _CLASSES):
-        raise Forbidden(f"it calls a {type(what).__name__}, which no chat template may")
+    else:
+        is_function = isinstance(what, types.FunctionType)  # ours and Jinja's: a template makes none
+        _weigh(*args, *kwargs.values(), is_shown=is_function)
+        if not (is_function or isinstance(what, Joiner) or what in _CLASSES):
+            raise TemplateStopped(f"it calls a {type(what).__name__}")
 
 
-_CLASSES = (dict, Namespace, Cycler, Joiner)
-
-
-def _pay_method(of: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _pay_method(of: object, name: str, args: Arguments, kwargs: Keywords) -> None:
     if isinstance(of, (LoopContext, Cycler, Macro)):
         _weigh(*args, *kwargs.values())
-        return
-    if isinstance(of, str) and name in _TEXT:
-        _count(of)
-        _pay_text(of, name, args, kwargs)
-    elif isinstance(of, Mapping) and name in _MAPPING:
-        _METER.get().spend(1 + (len(of) if name == "copy" else 0))
+    elif isinstance(of, str) and name in _STRING_METHODS:
+        _weigh_top(of)
+        _pay_string_method(of, name, args, kwargs)
+    elif isinstance(of, Mapping) and name in _MAPPING_METHODS:
+        _spend(1 + (len(of) if name == "copy" else 0))
         _weigh(*args)
-    elif isinstance(of, (list, tuple)) and name in _SEQUENCE:
-        _count(of) if name == "copy" else _weigh(of, *args)
+    elif isinstance(of, (list, tuple)) and name in _SEQUENCE_METHODS:
+        _weigh_top(of) if name == "copy" else _weigh(of, *args)
     else:
-        raise Forbidden(f"it calls {type(of).__name__}.{name}, which no chat template may")
+        raise TemplateStopped(f"it calls {type(of).__name__}.{name}")
 
 
-def _pay_text(of: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _pay_string_method(of: str, name: str, args: Arguments, kwargs: Keywords) -> None:
     given = [*args, *kwargs.values()]
-    if name == "join" and args:
-        _show(args[0])
-        _room(len(of) * (len(args[0]) if hasattr(args[0], "__len__") else 0))
-        return
-    _weigh(*given)
-    if name == "replace" and len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
-        _room((of.count(args[0]) if args[0] else len(of) + 1) * len(args[1]))
-    elif name in ("center", "ljust", "rjust", "zfill") and args:
-        _within(args[0], _WIDEST, "a width")
-        _room(_WIDEST)
-    elif name == "expandtabs":
-        for width in given:
-            _within(width, 64, "a tab")
-        _room(64 * of.count("\t"))
-    elif name in ("split", "rsplit", "splitlines"):
-        _METER.get().spend(_n_parts(of, name, given))
+    _weigh(*given, is_shown=name == "join")
+    if name == "join" and given:
+        _pay_join(given[0], of)
+    elif name == "replace" and len(args) > 1:
+        _pay_replace(of, args[0], args[1])
+    elif name == "splitlines":
+        _spend(of.count("\n") + of.count("\r"))
+    elif name in ("split", "rsplit"):
+        separator = given[0] if given and isinstance(given[0], str) else None
+        _spend(of.count(separator) if separator else len(of) // 2)
 
 
-def _n_parts(of: str, name: str, given: list[Any]) -> int:
-    if name == "splitlines":
-        return of.count("\n") + of.count("\r")
-    separator = given[0] if given and isinstance(given[0], str) else None
-    return of.count(separator) if separator else len(of) // 2
+def _pay_join(items: object, d: object = "", *_: object, **__: object) -> None:
+    """Pay for the text `d` between the items."""
+    _spend((len(items) if isinstance(items, Sized) else 0) * len(str(d)) // _CHARACTERS)
 
 
-class _Format:
-    """`str.format` of one text."""
-
-    def __init__(self, environment: BoundedEnvironment, text: str, is_map: bool) -> None:
-        self._environment, self._text, self._is_map = environment, text, is_map
-
-    def __call__(self, *args: Any, **kwargs: Any) -> str:
-        """The text with its fields filled."""
-        if self._is_map:
-            (kwargs,), args = args, ()
-        kind = _EscapedFields if isinstance(self._text, Markup) else _Fields
-        return type(self._text)(kind(self._environment).vformat(self._text, args, kwargs))
+def _pay_replace(text: object, old: object = "", new: object = "", *_: object, **__: object) -> None:
+    text, old = str(text), str(old)
+    _spend((text.count(old) if old else len(text) + 1) * len(str(new)) // _CHARACTERS)
 
 
-def _pay_field(value: Any, form: str) -> None:
-    """Pay for one field; its width may come from a value."""
-    for found in _NUMBER.findall(form):
-        _within(int(found[:9]), _WIDEST, "a width")
-        _room(int(found[:9]))
-    _show(value)
+# --- filters and tests ----------------------------------------------------------------------------
 
 
-class _Fields(SandboxedFormatter):
-    def format_field(self, value: Any, format_spec: str) -> Any:
-        """The text of one field."""
-        _pay_field(value, format_spec)
-        return super().format_field(value, format_spec)
+def _paid_filter(name: str, inner: Filter) -> Filter:
+    """Return a filter that pays before it works."""
+
+    def pay(value: object, rest: Arguments, kwargs: Keywords) -> object:
+        given = [*rest, *kwargs.values()]
+        if name in _SHALLOW_FILTERS:
+            _weigh(*given)
+            return _weigh_top(value)
+        if isinstance(value, Iterator):
+            value = list(_paid_items(value))
+        _weigh(value, *given, is_shown=True)
+        for each in given:
+            _bound(each, _WIDEST, "an argument")
+        if name in _GROWING_FILTERS:
+            _GROWING_FILTERS[name](value, *rest, **kwargs)
+        return value
+
+    return _paid(inner, pay)
 
 
-class _EscapedFields(SandboxedEscapeFormatter):
-    def __init__(self, environment: BoundedEnvironment) -> None:
-        super().__init__(environment, escape=Markup.escape)
+def _paid_test(name: str, inner: Filter) -> Filter:
+    """Return a test that pays before it works."""
 
-    def format_field(self, value: Any, format_spec: str) -> str:
-        """The escaped text of one field."""
-        _pay_field(value, format_spec)
-        return super().format_field(value, format_spec)
+    def pay(value: object, rest: Arguments, kwargs: Keywords) -> object:
+        _weigh(value, *rest, *kwargs.values()) if name in _COMPARING_TESTS else _spend(1)
+        return value
 
-
-def strftime_now(form: str) -> str:
-    """One fixed day in the given form: a prompt must be the same on every day."""
-    if not _DATE.fullmatch(form):
-        raise Forbidden("strftime_now takes the usual letters of a date only")
-    return DAY.strftime(form)
+    return _paid(inner, pay)
 
 
-def _unsteady(name: str) -> Callable[..., NoReturn]:
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise Unsteady(f"it uses '{name}', which differs from run to run")
+def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -> Filter:
+    at = 1 if hasattr(inner, "jinja_pass_arg") else 0  # Jinja may pass its context before the value
 
-    return refuse
+    @functools.wraps(inner)
+    def paid(*args: object, **kwargs: object) -> object:
+        value = pay(args[at], args[at + 1 :], kwargs)
+        return inner(*args[:at], value, *args[at + 1 :], **kwargs)
 
-
-# --- filters and tests ---------------------------------------------------------------------------
-
-
-def _paid(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that pays before it works. The value is the first argument behind a passed context."""
-    at = 1 if hasattr(inner, "jinja_pass_arg") else 0
-    check = _CHECKS.get(name)
-
-    def paid(*args: Any, **kwargs: Any) -> Any:
-        value, rest = args[at], args[at + 1 :]
-        if name in _SHALLOW:
-            value = _count(value)
-        else:
-            if isinstance(value, Iterator):
-                value = list(_counted(value))
-            _show(value)
-        _weigh(*rest, *kwargs.values(), is_shown=name in _CHECKS)
-        if check is not None:
-            check(value, rest, kwargs)
-        return inner(*args[:at], value, *rest, **kwargs)
-
-    return _like(inner, paid)
+    return paid
 
 
-def _tested(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-    at = 1 if hasattr(inner, "jinja_pass_arg") else 0
-
-    def tested(*args: Any, **kwargs: Any) -> Any:
-        if name in _COMPARING:
-            _weigh(*args[at:], *kwargs.values())
-        else:
-            _METER.get().spend(1)
-        return inner(*args, **kwargs)
-
-    return _like(inner, tested)
+# These take the arguments of the filter.
 
 
-def _like(inner: Callable[..., Any], outer: Callable[..., Any]) -> Callable[..., Any]:
-    if hasattr(inner, "jinja_pass_arg"):
-        outer.jinja_pass_arg = inner.jinja_pass_arg  # type: ignore[attr-defined]
-    return outer
+def _pay_indent(text: object, width: object = 4, *_: object, **__: object) -> None:
+    _spend((str(text).count("\n") + 1) * _length(width) // _CHARACTERS)
 
 
-Check = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+def _pay_json(
+    value: object, _: object = False, indent: object = None, separators: object = None, **__: object
+) -> None:
+    between = separators if isinstance(separators, (list, tuple)) else ()
+    if width := max(map(_length, (indent, *between))):
+        _spend(_total_depth(value) * width // _CHARACTERS)
 
 
-def _narrow(most: int, what: str) -> Check:
-    """Refuse numbers and texts that widen a value too much."""
-
-    def check(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        n_lines = value.count("\n") + 1 if isinstance(value, str) else 1
-        for given in (*rest, *kwargs.values()):
-            _within(given, most, what)
-            if isinstance(given, str):
-                _within(len(given), most, what)
-                _room(n_lines * len(given))
-            elif isinstance(given, int):
-                _room(n_lines * abs(given))
-
-    return check
+def _length(width: object) -> int:
+    """Return the number of characters that a width stands for: itself, or a text's length."""
+    return len(width) if isinstance(width, str) else width if isinstance(width, int) else 0
 
 
-def _check_json(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for given in (*rest, *kwargs.values()):
-        _within(given, 16, "an indent")
-        for text in given if isinstance(given, (list, tuple)) else (given,):
-            if isinstance(text, str):
-                _within(len(text), 16, "an indent")
-    _METER.get().spend(_depth(value) if rest or kwargs else 0)
+def _total_depth(value: object, level: int = 1) -> int:
+    """Return the sum of the levels of indent of all items."""
+    items = list(value.values()) if isinstance(value, Mapping) else value
+    if not isinstance(items, (list, tuple)):
+        return level
+    return level + sum(_total_depth(item, level + 1) for item in items)
 
 
-def _depth(value: Any) -> int:
-    """How many levels of indent its items have, all together."""
-    total, waiting = 0, [(value, 1)]
-    while waiting:
-        each, level = waiting.pop()
-        total += level
-        if isinstance(each, Mapping):
-            waiting += [(inner, level + 1) for inner in each.values()]
-        elif isinstance(each, (list, tuple)):
-            waiting += [(inner, level + 1) for inner in each]
-    return total
+def _pay_format_filter(text: object, *args: object, **kwargs: object) -> None:
+    _pay_modulo(str(text), kwargs or args)
 
 
-def _check_join(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    between = rest[0] if rest else kwargs.get("d", "")
-    _room((len(value) if hasattr(value, "__len__") else 0) * len(str(between)))
+def _refuse_start(_: object, __: object = None, start: object = 0, **___: object) -> None:
+    if not isinstance(start, (int, float)):  # a list would be copied for every item
+        raise TemplateStopped("sum adds numbers only")
 
 
-def _check_replace(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    given = dict(zip(("old", "new"), rest, strict=False)) | kwargs
-    text, old, new = str(value), str(given.get("old", "")), str(given.get("new", ""))
-    _room((text.count(old) if old else len(text) + 1) * len(new))
+_GROWING_FILTERS: dict[str, Callable[..., None]] = {
+    "indent": _pay_indent, "tojson": _pay_json, "join": _pay_join, "format": _pay_format_filter,
+    "replace": _pay_replace, "sum": _refuse_start,
+}  # fmt: skip
 
 
-def _check_format(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    _pay_modulo(str(value), kwargs or rest)
-
-
-def _check_sum(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-    start = rest[1] if len(rest) > 1 else kwargs.get("start", 0)
-    if not isinstance(start, (int, float)):
-        raise Forbidden("sum adds numbers only")
-
-
-def _check_round(value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for given in (*rest, *kwargs.values()):
-        _within(given, 100, "a precision")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Forbidden("round takes finite numbers only")
-
-
-_CHECKS: dict[str, Check] = {
-    "batch": _narrow(_WIDEST, "a size"),
-    "slice": _narrow(_WIDEST, "a number of slices"),
-    "center": _narrow(_WIDEST, "a width"),
-    "indent": _narrow(1000, "an indent"),
-    "tojson": _check_json,
-    "join": _check_join,
-    "replace": _check_replace,
-    "format": _check_format,
-    "sum": _check_sum,
-    "round": _check_round,
-}
-
-
-def pay_for_filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of another's under a name of Jinja's, paid for as that one is."""
-    return _paid(name, inner)
-
-
-# --- the template's own code -----------------------------------------------------------------------
+# --- the template's own code ----------------------------------------------------------------------
 
 
 @pass_context
-def _tick(_: object, value: Any, steps: int) -> Any:
-    _METER.get().spend(steps)
+def _charge(_: object, value: object, price: str | int = "text") -> object:
+    """Pay for a value of the template's code, or a number of steps, and return the value."""
+    if price == "top":
+        return _weigh_top(value)
+    _spend(price) if isinstance(price, int) else _weigh(value, is_shown=price == "text")
     return value
-
-
-@pass_context
-def _weighed(_: object, value: Any) -> Any:
-    """A value that is compared, hashed or joined to a text."""
-    if type(value) not in _ATOMS:
-        _weigh(value)
-    return value
-
-
-@pass_context
-def _shown(_: object, value: Any) -> Any:
-    """A value that becomes part of a text."""
-    _show(value)
-    return value
-
-
-@pass_context
-def _span(_: object, value: Any) -> Any:
-    """A value of which a part is copied."""
-    return _count(value)
 
 
 def _instrument(tree: nodes.Template) -> None:
     """Put a price on every loop pass, macro body, comparison, key, concatenation and slice."""
     for loop in list(tree.find_all(nodes.For)):
-        price = _price(loop.body)
-        loop.body.insert(0, _ticking(price, loop.lineno))
+        loop.body.insert(0, _pass(loop))
         if loop.test is not None:
-            loop.test = _applied(_TICK, loop.test, _price([loop.test]))
-    macros: list[Any] = [*tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)]
-    for macro in macros:
-        macro.body.insert(0, _ticking(_price(macro.body), macro.lineno))
+            loop.test = _charged(loop.test, _price([loop.test]))
+    for macro in list(tree.find_all(nodes.Macro)):
+        macro.body.insert(0, _pass(macro))
+    for block in list(tree.find_all(nodes.CallBlock)):
+        block.body.insert(0, _pass(block))
     for compared in list(tree.find_all(nodes.Compare)):
-        compared.expr = _applied(_WEIGH, compared.expr)
+        compared.expr = _charged(compared.expr, "all")
         for operand in compared.ops:
-            operand.expr = _applied(_WEIGH, operand.expr)
+            operand.expr = _charged(operand.expr, "all")
     for joined in list(tree.find_all(nodes.Concat)):
-        joined.nodes = [_applied(_SHOW, each) for each in joined.nodes]
+        joined.nodes = [_charged(each, "text") for each in joined.nodes]
     for pair in list(tree.find_all(nodes.Pair)):
-        if not isinstance(pair.key, nodes.Const):
-            pair.key = _applied(_WEIGH, pair.key)
+        pair.key = _charged(pair.key, "all")
     for item in list(tree.find_all(nodes.Getitem)):
         if isinstance(item.arg, nodes.Slice):
-            item.node = _applied(_SPAN, item.node)
+            item.node = _charged(item.node, "top")
 
 
-def _price(body: list[Any]) -> int:
-    """Steps of a body: by its size, whatever of it is rendered. Bodies inside it pay for themselves."""
+def _price(body: Sequence[nodes.Node]) -> int:
+    """Return the steps of a body, by its size. Bodies inside it pay for themselves."""
     n_nodes = n_characters = 0
-    waiting: list[nodes.Node] = list(body)
+    waiting = list(body)
     while waiting:
         node = waiting.pop()
         n_nodes += 1
@@ -600,10 +455,10 @@ def _price(body: list[Any]) -> int:
     return 1 + n_nodes // _NODES + n_characters // (4 * _CHARACTERS)
 
 
-def _ticking(steps: int, line: int) -> nodes.ExprStmt:
-    return nodes.ExprStmt(_applied(_TICK, nodes.Const(None), steps), lineno=line)
+def _pass(owner: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.ExprStmt:
+    """Return a statement that pays for one pass through the body of a loop or macro."""
+    return nodes.ExprStmt(_charged(nodes.Const(None), _price(owner.body)), lineno=owner.lineno)
 
 
-def _applied(name: str, node: Any, *given: int) -> nodes.Filter:
-    args = [nodes.Const(each) for each in given]
-    return nodes.Filter(node, name, args, [], None, None, lineno=node.lineno)
+def _charged(node: nodes.Node, price: str | int) -> nodes.Filter:
+    return nodes.Filter(node, _CHARGE, [nodes.Const(price)], [], None, None, lineno=node.lineno)

@@ -15,7 +15,7 @@ import mmap
 import struct
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from heredity.core.errors import Damaged
 
@@ -33,6 +33,8 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+Scalar = int | float | bool
+GgufValue = Scalar | str | tuple[Scalar, ...] | tuple[str, ...]
 _MAX_DIMENSIONS = 4  # of a ggml tensor
 
 
@@ -50,8 +52,29 @@ class GgufHeader(NamedTuple):
     """The header of a GGUF. Arrays in `metadata` are tuples."""
 
     version: int
-    metadata: dict[str, Any]
+    metadata: dict[str, GgufValue]
     tensors: tuple[GgufTensor, ...]
+
+    def text(self, key: str) -> str:
+        """Return a text of the metadata; "" if there is none."""
+        found = self.metadata.get(key)
+        return found if isinstance(found, str) else ""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The vocabulary: the text of each token."""
+        found = self.metadata.get("tokenizer.ggml.tokens")
+        return tuple(map(str, found)) if isinstance(found, tuple) else ()
+
+    def special_id(self, name: str) -> int | None:
+        """Return the id of a special token: "bos", "eos", "eot". None if there is none."""
+        found = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return found if isinstance(found, int) else None
+
+    def special(self, name: str) -> str:
+        """Return the text of a special token; "" if there is none."""
+        ident, tokens = self.special_id(name), self.tokens
+        return tokens[ident] if ident is not None and 0 <= ident < len(tokens) else ""
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -78,15 +101,19 @@ class _Cursor:
         if n_bytes > self.size - self.at:
             raise Damaged(f"cut off at byte {self.size:,} inside {what}")
 
-    def take(self, form: str, what: str) -> Any:
+    def take(self, form: str, what: str) -> Scalar:
         n_bytes = struct.calcsize(form)
         self.need(n_bytes, what)
+        value: Scalar
         (value,) = struct.unpack_from(form, self.data, self.at)
         self.at += n_bytes
         return value
 
+    def count(self, what: str, form: str = "<Q") -> int:
+        return int(self.take(form, what))
+
     def text(self, what: str) -> str:
-        n_bytes = self.take("<Q", what)
+        n_bytes = self.count(what)
         self.need(n_bytes, what)
         raw = self.data[self.at : self.at + n_bytes]
         self.at += n_bytes
@@ -98,10 +125,10 @@ def _read(cursor: _Cursor) -> GgufHeader:
     if cursor.data[:4] != b"GGUF":
         raise Damaged("it does not begin with GGUF")
     cursor.at = 4
-    version = cursor.take("<I", "the version")
+    version = cursor.count("the version", "<I")
     if version not in (2, 3):
         raise Damaged(f"version {version} is not 2 or 3 (little endian)")
-    n_tensors, n_metadata = cursor.take("<Q", "the counts"), cursor.take("<Q", "the counts")
+    n_tensors, n_metadata = cursor.count("the counts"), cursor.count("the counts")
     # The smallest entries: an empty key, a type, a byte; an empty name, one axis, a type, an offset.
     cursor.need(13 * n_metadata, f"{n_metadata:,} metadata entries")
     metadata = dict(_entry(cursor) for _ in range(n_metadata))
@@ -112,12 +139,12 @@ def _read(cursor: _Cursor) -> GgufHeader:
     return GgufHeader(version, metadata, _place(raw, cursor, metadata))
 
 
-def _entry(cursor: _Cursor) -> tuple[str, Any]:
+def _entry(cursor: _Cursor) -> tuple[str, GgufValue]:
     key = cursor.text("a metadata key")
-    return key, _value(cursor, cursor.take("<I", "a metadata type"), key[:80])
+    return key, _value(cursor, cursor.count("a metadata type", "<I"), key[:80])
 
 
-def _value(cursor: _Cursor, kind: int, key: str) -> Any:
+def _value(cursor: _Cursor, kind: int, key: str) -> GgufValue:
     if kind == _STRING:
         return cursor.text(f"{key!r}")
     if kind in _SCALARS:
@@ -127,8 +154,8 @@ def _value(cursor: _Cursor, kind: int, key: str) -> Any:
     return _array(cursor, key)
 
 
-def _array(cursor: _Cursor, key: str) -> tuple[Any, ...]:
-    kind, count = cursor.take("<I", f"{key!r}"), cursor.take("<Q", f"{key!r}")
+def _array(cursor: _Cursor, key: str) -> tuple[Scalar, ...] | tuple[str, ...]:
+    kind, count = cursor.count(f"{key!r}", "<I"), cursor.count(f"{key!r}")
     if kind == _STRING:
         cursor.need(8 * count, f"the {count:,} texts of {key!r}")
         return tuple(cursor.text(f"{key!r}") for _ in range(count))
@@ -136,25 +163,26 @@ def _array(cursor: _Cursor, key: str) -> tuple[Any, ...]:
         raise Damaged(f"{key!r} is an array of the unknown type {kind}")
     form = _SCALARS[kind][1]
     cursor.need(count * struct.calcsize(f"<{form}"), f"the {count:,} numbers of {key!r}")
-    values = struct.unpack_from(f"<{count}{form}", cursor.data, cursor.at)
+    values: tuple[Scalar, ...] = struct.unpack_from(f"<{count}{form}", cursor.data, cursor.at)
     cursor.at += count * struct.calcsize(f"<{form}")
     return values
 
 
 def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.text("a tensor's name")
-    n_dimensions = cursor.take("<I", f"tensor {name[:80]!r}")
+    what = f"tensor {name[:80]!r}"
+    n_dimensions = cursor.count(what, "<I")
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
-        raise Damaged(f"tensor {name[:80]!r} has {n_dimensions} dimensions")
-    shape = tuple(cursor.take("<Q", f"tensor {name[:80]!r}") for _ in range(n_dimensions))
-    return name, shape, cursor.take("<I", f"tensor {name[:80]!r}"), cursor.take("<Q", f"tensor {name[:80]!r}")
+        raise Damaged(f"{what} has {n_dimensions} dimensions")
+    shape = tuple(cursor.count(what) for _ in range(n_dimensions))
+    return name, shape, cursor.count(what, "<I"), cursor.count(what)
 
 
 def _place(
-    raw: list[tuple[str, tuple[int, ...], int, int]], cursor: _Cursor, metadata: dict[str, Any]
+    raw: list[tuple[str, tuple[int, ...], int, int]], cursor: _Cursor, metadata: dict[str, GgufValue]
 ) -> tuple[GgufTensor, ...]:
     alignment = metadata.get("general.alignment", 32)
-    if alignment not in [1 << power for power in range(17)]:
+    if not isinstance(alignment, int) or alignment not in [1 << power for power in range(17)]:
         raise Damaged(f"general.alignment is {str(alignment)[:20]}, not a power of two")
     base = -(-cursor.at // alignment) * alignment
     tensors = []

@@ -14,9 +14,14 @@ Source: llama.cpp's conversion and loading of Gemma 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heredity.core.errors import Refused
+from heredity.engines.formats.gguf import GgufValue
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from transformers import PreTrainedConfig
 
 _EVERY = 6  # of this many layers the last attends to all tokens
 _LOCAL_BASE = 10_000.0
@@ -24,12 +29,12 @@ _LAYERS_27B = 62
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
-def is_one(config: Any) -> bool:
+def is_one(config: PreTrainedConfig) -> bool:
     """Return True for the configuration of a Gemma 3."""
     return str(config.model_type) == "gemma3_text"
 
 
-def global_rope(config: Any) -> dict[str, Any]:
+def global_rope(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the rotary settings of layers that attend to all tokens: base, and factor if it is scaled.
 
     Raises Refused for settings that llama.cpp does not support in Gemma 3.
@@ -57,7 +62,7 @@ def _refuse(is_there: bool, what: str, *, code: str) -> None:
         )
 
 
-def add_shape(writer: Any, config: Any) -> None:
+def add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """Write the keys of a Gemma 3 that other models do not have."""
     writer.add_sliding_window(int(config.sliding_window))
     rope = global_rope(config)
@@ -68,11 +73,11 @@ def add_shape(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(float(rope["factor"]))
 
 
-def complete(config: Any, metadata: Mapping[str, Any]) -> None:
+def complete(config: PreTrainedConfig, metadata: Mapping[str, GgufValue]) -> None:
     """Complete a configuration that transformers has read from a GGUF."""
     values = {key.removeprefix("gemma3."): value for key, value in metadata.items()}
     every = _number(values, "attention.sliding_window_pattern", _EVERY)
-    whole: dict[str, Any] = {**config.rope_parameters[_GLOBAL]}
+    whole: dict[str, object] = {**config.rope_parameters[_GLOBAL]}
     if (how := values.get("rope.scaling.type", "none")) == "linear":
         whole |= {"rope_type": "linear", "factor": _number(values, "rope.scaling.factor", 0)}
     elif how != "none":
@@ -83,7 +88,7 @@ def complete(config: Any, metadata: Mapping[str, Any]) -> None:
     config.rope_parameters = {_GLOBAL: whole, _LOCAL: {"rope_type": "default", "rope_theta": base}}
 
 
-def _number(values: Mapping[str, Any], key: str, default: float) -> float:
+def _number(values: Mapping[str, GgufValue], key: str, default: float) -> float:
     """Return a number of at least 1."""
     found = values.get(key, default)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 1 <= found < 2**31:
@@ -96,7 +101,7 @@ def _layers(n_layers: int, every: int = _EVERY) -> list[str]:
     return [_LOCAL if (at + 1) % every else _GLOBAL for at in range(n_layers)]
 
 
-def _scalar(config: Any) -> int:
+def _scalar(config: PreTrainedConfig) -> int:
     """Return the number whose inverse square root scales the scores."""
     if int(config.num_hidden_layers) == _LAYERS_27B:
         return int(config.hidden_size) // int(config.num_attention_heads)

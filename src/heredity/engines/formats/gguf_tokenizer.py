@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import Damaged, Refused
-from heredity.engines.chat.codec import ChatCodec, template_source
+from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat.folder import template_source
 from heredity.engines.formats.weights import read_json
 
 SPACE = "▁"

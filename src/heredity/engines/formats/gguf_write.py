@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
 from heredity.engines.formats import gguf_gemma, gguf_tokenizer
 from heredity.engines.formats.safetensors_io import read_safetensors
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from transformers import PreTrainedConfig
 
 # Our name -> the formats of matrices, and of embedding and head, which lose most in 4 and 5 bits.
 FORMATS = {
@@ -32,7 +36,8 @@ _ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"
 }  # fmt: skip
 _ENDS = ("token_embd.weight", "output.weight")
-_BLOCK = 32  # numbers per scale, in every format here
+_BLOCK = 32  # numbers per scale, in every quantized format here
+_UNBLOCKED = ("F32", "F16", "BF16")
 
 Array = NDArray[Any]
 
@@ -72,36 +77,37 @@ def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:
     writer.close()
 
 
-def _add_shape(writer: Any, config: Any) -> None:
+def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    from heredity.engines.formats.weights import setting
+
     is_gemma = gguf_gemma.is_one(config)
-    rope = dict(getattr(config, "rope_parameters", None) or {})
+    rope = dict(setting(config, "rope_parameters", {}))
     if is_gemma:
         rope = gguf_gemma.global_rope(config)
     if rope.get("rope_type", "default") not in (("default", "linear") if is_gemma else ("default",)):
         raise Refused(f"A GGUF with rotations scaled by '{rope['rope_type']}' is not written here.")
-    if getattr(config, "use_sliding_window", False) or (
-        config.model_type == "mistral" and getattr(config, "sliding_window", None)
-    ):
+    has_windows = config.model_type == "mistral" and setting(config, "sliding_window", 0) > 0
+    if has_windows or setting(config, "use_sliding_window", False):
         raise Refused("A GGUF with sliding windows is not written here.", code="gguf-sliding-windows")
     n_heads = int(config.num_attention_heads)
-    head = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
+    head_dim = int(setting(config, "head_dim", config.hidden_size // n_heads))
     writer.add_block_count(int(config.num_hidden_layers))
     writer.add_context_length(int(config.max_position_embeddings))
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_feed_forward_length(int(config.intermediate_size))
     writer.add_head_count(n_heads)
-    writer.add_head_count_kv(int(getattr(config, "num_key_value_heads", None) or n_heads))
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(float(rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))))
+    writer.add_head_count_kv(int(setting(config, "num_key_value_heads", n_heads)))
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", setting(config, "rope_theta", 10_000.0))))
     writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
     writer.add_vocab_size(int(config.vocab_size))
     if is_gemma:
         gguf_gemma.add_shape(writer, config)
 
 
-def _add_vocabulary(writer: Any, found: gguf_tokenizer.Vocabulary) -> None:
+def _add_vocabulary(writer: GGUFWriter, found: gguf_tokenizer.Vocabulary) -> None:
     writer.add_tokenizer_model("llama" if found.scores else "gpt2")
     writer.add_tokenizer_pre(found.split)
     writer.add_token_list(found.tokens)
@@ -126,17 +132,19 @@ def _add_vocabulary(writer: Any, found: gguf_tokenizer.Vocabulary) -> None:
 
 
 def _tensors(
-    folder: Path, config: Any, architecture: str, form: str
-) -> Iterator[tuple[str, list[int], Any, Callable[[], Array]]]:
+    folder: Path, config: PreTrainedConfig, architecture: str, form: str
+) -> Iterator[tuple[str, list[int], GGMLQuantizationType, Callable[[], Array]]]:
     """Yield name, shape and format of every tensor, and a function that makes its data, layer by layer."""
     import gguf
+
+    from heredity.engines.formats.weights import setting
 
     where: dict[str, tuple[Path, list[int]]] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         where |= {name: (shard, each.shape) for name, each in read_safetensors(shard).items()}
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], int(config.num_hidden_layers))
     middle, ends = (getattr(gguf.GGMLQuantizationType, each) for each in FORMATS[form])
-    is_tied = bool(getattr(config, "tie_word_embeddings", False))
+    is_tied = setting(config, "tie_word_embeddings", False)
     for name in sorted(where, key=_in_order):
         if is_tied and name == "lm_head.weight":
             continue
@@ -147,12 +155,14 @@ def _tensors(
             raise Damaged(f"{where[name][0]}: '{name}' has no place in a GGUF of '{architecture}'.")
         shard, shape = where[name]
         kind = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else ends if written in _ENDS else middle
-        if shape[-1] % _BLOCK and kind not in _plain(gguf):
+        if shape[-1] % _BLOCK and kind.name not in _UNBLOCKED:
             kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are not whole blocks
         yield written, shape, kind, partial(_made, shard, name, config, architecture, kind)
 
 
-def _made(shard: Path, name: str, config: Any, architecture: str, kind: Any) -> Array:
+def _made(
+    shard: Path, name: str, config: PreTrainedConfig, architecture: str, kind: GGMLQuantizationType
+) -> Array:
     import gguf
     from safetensors import safe_open
 
@@ -165,16 +175,13 @@ def _made(shard: Path, name: str, config: Any, architecture: str, kind: Any) -> 
     return blocks
 
 
-def _plain(gguf: Any) -> tuple[Any, ...]:
-    kinds = gguf.GGMLQuantizationType
-    return kinds.F32, kinds.F16, kinds.BF16
-
-
-def _turned(name: str, array: Array, config: Any) -> Array:
+def _turned(name: str, array: Array, config: PreTrainedConfig) -> Array:
     """Permute the rows of queries and keys: llama.cpp rotates neighbours, transformers halves."""
     n_heads = int(config.num_attention_heads)
     if ".k_proj." in name:
-        n_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+        from heredity.engines.formats.weights import setting
+
+        n_heads = int(setting(config, "num_key_value_heads", n_heads))
     elif ".q_proj." not in name:
         return array
     halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, *array.shape[1:])

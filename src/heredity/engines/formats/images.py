@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Fit = Literal["stretch", "crop"]
 ImageArray = NDArray[np.uint8]  # (side, side, 3)
@@ -26,14 +30,15 @@ class UnreadableImage(ValueError):
     """A file that is not an image, is broken, or is too large."""
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """Pillow. Raises Unavailable."""
     try:
         import PIL.Image
         import PIL.ImageOps
     except ImportError:
         raise Unavailable("Images need Pillow. Install it: pip install 'heredity[corpus]'") from None
-    return PIL
+    found: ModuleType = PIL
+    return found
 
 
 def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> ImageArray:
@@ -50,7 +55,7 @@ def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> Imag
         raise UnreadableImage(f"{path}: {error}") from None
 
 
-def sized(picture: Any, side: int, fit: Fit, background: int) -> ImageArray:
+def sized(picture: Image, side: int, fit: Fit, background: int) -> ImageArray:
     """Fill the transparency of a Pillow image with a background and resize it to a square of `side`."""
     image = library().Image
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ SCALE = "_scale"  # suffix of the name of a matrix: its scales
 EXACT, WIDENED = "int8 products", "int8 weights widened"
 
 _NUMBERS = {"num_bits": 8, "type": "int", "symmetric": True}
-HOW: dict[str, Any] = {
+HOW: dict[str, object] = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
     "quantization_status": "compressed",

@@ -14,16 +14,26 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from heredity.core.errors import Damaged
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
 
+if TYPE_CHECKING:
+    import torch
+
 _MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _INDEX = "model.safetensors.index.json"
 _KEY = "quantization_config"
-Shapes = dict[str, tuple[str, list[int]]]
+Shapes = dict[str, tuple[str, list[int]]]  # name -> dtype in the words of the format, and shape
+Take = Callable[[str], "torch.Tensor"]
+
+
+class Make(Protocol):
+    """Returns the tensor to write under a name. `take` reads a tensor of the parent."""
+
+    def __call__(self, name: str, take: Take) -> torch.Tensor: ...
 
 
 def write_int8(folder: Path, out: Path) -> None:
@@ -38,7 +48,7 @@ def write_int8(folder: Path, out: Path) -> None:
         there = {name: ("I8" if name in matrices else kind, size) for name, (kind, size) in found.items()}
         return there | {name + SCALE: ("F32", [found[name][1][0], 1]) for name in matrices}
 
-    def make(name: str, take: Callable[[str], Any]) -> Any:
+    def make(name: str, take: Take) -> torch.Tensor:
         if name.endswith(SCALE):
             return rounded(take(name.removesuffix(SCALE)))[1]
         return rounded(take(name))[0] if _MATRIX.fullmatch(name) else take(name)
@@ -59,7 +69,7 @@ def widen_int8(folder: Path, out: Path, dtype: str) -> None:
     def shapes(found: Shapes) -> Shapes:
         return {name: (kind, size) for name, (_, size) in found.items() if not name.endswith(SCALE)}
 
-    def make(name: str, take: Callable[[str], Any]) -> Any:
+    def make(name: str, take: Take) -> torch.Tensor:
         tensor = take(name)
         return widened(tensor, take(name + SCALE), kept) if tensor.dtype == torch.int8 else tensor.to(kept)
 
@@ -67,7 +77,7 @@ def widen_int8(folder: Path, out: Path, dtype: str) -> None:
     _configure(out, lambda config: {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
 
 
-def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: Callable[..., Any]) -> None:
+def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: Make) -> None:
     from safetensors import safe_open
 
     shards = sorted(folder.glob("*.safetensors"))
@@ -80,20 +90,15 @@ def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: 
         wanted = shapes(found)
         where |= dict.fromkeys(sorted(wanted), shard.name)
         with safe_open(shard, framework="pt") as file:
-            take = file.get_tensor
-            write_safetensors(out / shard.name, wanted, partial(_make_with, make, take))
+            write_safetensors(out / shard.name, wanted, partial(make, take=file.get_tensor))
     if len(shards) > 1:
         _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
 
 
-def _make_with(make: Callable[..., Any], take: Callable[[str], Any], name: str) -> Any:
-    return make(name, take)
-
-
-def _configure(out: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+def _configure(out: Path, change: Callable[[Mapping[str, object]], dict[str, object]]) -> None:
     _replace(out / "config.json", change(json.loads((out / "config.json").read_text("utf-8"))))
 
 
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
+def _replace(path: Path, content: Mapping[str, object]) -> None:
     path.unlink(missing_ok=True)  # a link to the parent's
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

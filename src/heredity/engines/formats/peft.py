@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import torch
 from safetensors import safe_open
 from torch.nn import functional
@@ -28,10 +29,17 @@ _PLACE = re.compile(
 _FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",), "gate_up": ("gate_proj", "up_proj")}
 _FUSED |= {"down": ("down_proj",)}
 
+
+class _LoraShape(msgspec.Struct):
+    r: Annotated[int, msgspec.Meta(gt=0)]
+    lora_alpha: float
+    use_rslora: bool | None = False
+
+
 Pair = tuple[torch.Tensor, torch.Tensor]  # A (rank, in) and B (out, rank)
 
 
-def scale_of(config: dict[str, Any]) -> float:
+def scale_of(config: Mapping[str, object]) -> float:
     """Return alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter.
 
     Raises Unavailable for an adapter that is not plain LoRA.
@@ -39,8 +47,11 @@ def scale_of(config: dict[str, Any]) -> float:
     odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
     if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
         raise Unavailable(f"The adapter is not plain LoRA ({', '.join(odd) or config.get('peft_type')}).")
-    rank = int(config["r"])
-    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    try:
+        shape = msgspec.convert(config, _LoraShape)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"The adapter's {CONFIG} does not read: {error}.") from None
+    return shape.lora_alpha / (math.sqrt(shape.r) if shape.use_rslora else shape.r)
 
 
 def pairs(folder: Path) -> dict[tuple[int, str], Pair]:
@@ -66,12 +77,20 @@ def apply_adapter(weights: Weights, folder: Path, dtype: torch.dtype) -> Weights
     scale, matrices = scale_of(read_json(folder / CONFIG)), pairs(folder)
     blocks = []
     for i, block in enumerate(weights.blocks):
-        changed: dict[str, Any] = {
-            field: add_low_rank(getattr(block, field), parts, scale, sizes(weights, field), dtype)
-            for field, names in _FUSED.items()
-            if any(parts := [matrices.get((i, name)) for name in names])
-        }
-        blocks.append(dataclasses.replace(block, **changed))
+
+        def adapted(base: Linear, field: str, layer: int = i) -> Linear:
+            parts = [matrices.get((layer, name)) for name in _FUSED[field]]
+            return add_low_rank(base, parts, scale, sizes(weights, field), dtype) if any(parts) else base
+
+        blocks.append(
+            dataclasses.replace(
+                block,
+                qkv=adapted(block.qkv, "qkv"),
+                out=adapted(block.out, "out"),
+                gate_up=adapted(block.gate_up, "gate_up"),
+                down=adapted(block.down, "down"),
+            )
+        )
     return dataclasses.replace(weights, blocks=tuple(blocks), base=weights)
 
 
@@ -80,7 +99,7 @@ def sizes(weights: Weights, field: str) -> list[int]:
     shape = weights.shape
     if field == "qkv":
         return [shape.n_heads * shape.head_dim, *[shape.n_kv_heads * shape.head_dim] * 2]
-    return [shape.intermediate] * 2 if field == "gate_up" else []
+    return [shape.intermediate_size] * 2 if field == "gate_up" else []
 
 
 def add_low_rank(

@@ -10,12 +10,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 
-Change = Callable[[str, Any], Any]  # name, tensor -> the tensor to write under that name
+if TYPE_CHECKING:
+    import torch
+
+Change = Callable[
+    [str, "torch.Tensor"], "torch.Tensor"
+]  # name, tensor -> the tensor to write under that name
 _SKIPPED = ("training.jsonl", "training.svg")  # they describe how the parent was made
 
 
@@ -47,11 +52,11 @@ def copy_rest(folder: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
-def read_all(folder: Path) -> dict[str, Any]:
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a folder by name."""
     from safetensors.torch import load_file
 
-    found: dict[str, Any] = {}
+    found: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         found |= load_file(shard)
     if not found:

@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import msgspec
 
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 _BITS = {
@@ -95,34 +98,34 @@ def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[str, Sequence[int]]], tensor: Callable[[str], Any]
+    path: Path, shapes: Mapping[str, tuple[str, Sequence[int]]], tensor: Callable[[str], torch.Tensor]
 ) -> None:
     """Write a file of tensors whose dtype (in the format's spelling) and shape are known in advance.
 
     tensor: returns the torch tensor of a name. Raises Damaged if its dtype or shape differs.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, SafeTensor] = {}
     at = 0
     # Wide types first, as in the safetensors package, so that each offset is a multiple of its size.
     for name in sorted(shapes, key=lambda name: (-_BITS[shapes[name][0]], name)):
         kind, shape = shapes[name]
         end = at + math.prod(shape) * _BITS[kind] // 8
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+        entries[name] = SafeTensor(kind, list(shape), (at, end))
         at = end
-    encoded = msgspec.json.encode(header)
+    encoded = msgspec.json.encode({"__metadata__": {"format": "pt"}, **entries})
     encoded += b" " * (-len(encoded) % 8)
     with explain_full_disk(path.parent, at), path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in list(header)[1:]:
-            _write_one(file, name, header[name], tensor(name))
+        for name, entry in entries.items():
+            _write_one(file, name, entry, tensor(name))
 
 
-def _write_one(file: Any, name: str, entry: Mapping[str, Any], made: Any) -> None:
+def _write_one(file: BinaryIO, name: str, entry: SafeTensor, made: torch.Tensor) -> None:
     import torch
 
-    start, end = entry["data_offsets"]
+    start, end = entry.data_offsets
     data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    if list(made.shape) != entry["shape"] or data.nbytes != end - start:
+    if list(made.shape) != entry.shape or data.nbytes != end - start:
         raise Damaged(
             f"tensor {name[:80]!r} came out with another shape or type than was planned",
             code="tensor-not-as-planned",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,36 +21,40 @@ from safetensors import safe_open
 from heredity.core.errors import Damaged, Unavailable
 from heredity.engines.formats import int8
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 CONFIG = "config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Linear = Callable[[torch.Tensor], torch.Tensor]
+Setting = TypeVar("Setting")
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
 ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of text and images
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """The shape of a decoder. `windows[i]`: layer i's attention window in tokens, 0 for all tokens."""
+    """The shape of a decoder, in the words of transformers' configurations."""
 
-    kind: str
+    model_type: str
     n_layers: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
-    context: int
-    eps: float
-    scale: float
-    windows: tuple[int, ...]
-    embed_scale: float
+    hidden_size: int
+    intermediate_size: int  # of the MLP
+    vocab_size: int
+    context_length: int  # tokens
+    rms_norm_eps: float
+    attention_scale: float  # factor on the scores
+    windows: tuple[int, ...]  # by layer: the attention window in tokens, 0 for all tokens
+    embedding_scale: float  # factor on the embeddings
     is_gemma: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: norms are (hidden,) vectors; `qkv` and `gate_up` are fused matmuls."""
+    """One layer: norms are (hidden_size,) vectors; `qkv` and `gate_up` are fused matmuls."""
 
     norm_attention: torch.Tensor
     qkv: Linear
@@ -72,8 +76,10 @@ class RowMatrix(Protocol):
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Weights:
+    """The weights of a decoder, ready to multiply."""
+
     shape: DecoderShape
-    embedding: RowMatrix  # (vocabulary, hidden)
+    embedding: RowMatrix  # (vocab_size, hidden_size)
     blocks: Sequence[Block]
     norm: torch.Tensor
     head: Linear
@@ -101,12 +107,12 @@ def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
     sense and for missing tensors.
     """
     shape, rope, rope_scale, is_tied = outline(folder)
-    take = tensors(folder, dtype)
-    embedding = take(EMBEDDING)
+    files = TensorFiles(folder, dtype)
+    embedding = files.read(EMBEDDING)
     refuse_other_width(folder, shape, embedding)
-    blocks = tuple(block(shape, take, i, dtype) for i in range(shape.n_layers))
-    head = linear(embedding if is_tied else take(HEAD))
-    return Weights(shape, embedding, blocks, norm_of(shape, take), head, rope, rope_scale, how(take))
+    blocks = tuple(block(shape, files, i) for i in range(shape.n_layers))
+    head = linear(embedding if is_tied else files.read(HEAD))
+    return Weights(shape, embedding, blocks, norm_of(shape, files), head, rope, rope_scale, how(files))
 
 
 def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tensor], float, bool]:
@@ -115,31 +121,32 @@ def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tenso
     with _sense(folder / CONFIG):
         shape = _shape(config)
         rope, rope_scale = _rope(config, shape)
-    return shape, rope, rope_scale, bool(getattr(config, "tie_word_embeddings", False))
+    return shape, rope, rope_scale, setting(config, "tie_word_embeddings", False)
 
 
 def refuse_other_width(folder: Path, shape: DecoderShape, embedding: torch.Tensor) -> None:
     """Raise Damaged if the width of the embedding differs from config.json."""
-    if embedding.shape[-1] != shape.hidden:
+    if embedding.shape[-1] != shape.hidden_size:
         raise Damaged(
-            f"{folder / CONFIG}: hidden_size is {shape.hidden}, but the embedding has {embedding.shape[-1]}.",
+            f"{folder / CONFIG}: hidden_size is {shape.hidden_size}, but the embedding has"
+            f" {embedding.shape[-1]}.",
             code="config-contradicts-weights",
         )
 
 
-def norm_of(shape: DecoderShape, take: Callable[..., Any]) -> torch.Tensor:
-    """The last norm's weights."""
-    return _norm(shape, take("model.norm.weight"))
+def norm_of(shape: DecoderShape, files: TensorFiles) -> torch.Tensor:
+    """Return the weights of the last norm."""
+    return _norm(shape, files.read("model.norm.weight"))
 
 
-def how(take: Callable[..., Any]) -> str:
+def how(files: TensorFiles) -> str:
     """Return how matrices are multiplied; "" for their own dtype."""
-    if take("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
+    if files.read("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
         return ""
     return int8.EXACT if int8.is_exact() else int8.WIDENED
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path) -> PreTrainedConfig:
     """Return the configuration that transformers reads; that of the language model, if it has several.
 
     Raises Unavailable for an architecture that is not one of KNOWN, before anything else is read, and
@@ -148,13 +155,12 @@ def read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     raw = read_json(folder / CONFIG)
-    if not isinstance(raw.get("model_type"), str):
+    if not isinstance(name := raw.get("model_type"), str):
         raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).", code="architecture-missing")
-    inner = raw.get("text_config")
-    name = raw["model_type"]
+    outer, inner = name, raw.get("text_config")
     if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
         name = inner["model_type"]
-    if encoder := next((kind for kind in (name, raw["model_type"]) if kind in ENCODERS), ""):
+    if encoder := next((kind for kind in (name, outer) if kind in ENCODERS), ""):
         raise Unavailable(
             f"'{encoder}' is an encoder, which writes no text: it cannot be asked.",
             code="encoder-writes-no-text",
@@ -172,10 +178,16 @@ def read_config(folder: Path) -> Any:
         )
     with _sense(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        found = getattr(config, "text_config", None) or config
-    act = getattr(found, "hidden_activation", None) or getattr(found, "hidden_act", None)
-    if act not in (None, "gelu_pytorch_tanh" if name.startswith("gemma") else "silu"):
-        raise Unavailable(f"The torch engine has no '{name}' with the activation '{act}'.")
+        found = setting(config, "text_config", config)
+    activation = setting(found, "hidden_activation", setting(found, "hidden_act", ""))
+    if activation not in ("", "gelu_pytorch_tanh" if name.startswith("gemma") else "silu"):
+        raise Unavailable(f"The torch engine has no '{name}' with the activation '{activation}'.")
+    return found
+
+
+def setting(config: PreTrainedConfig, name: str, default: Setting) -> Setting:
+    """Return a setting of transformers' configuration that some architectures lack, or leave empty."""
+    found: Setting = getattr(config, name, None) or default
     return found
 
 
@@ -212,59 +224,59 @@ def _pack(weight: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
-def _shape(config: Any) -> DecoderShape:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _shape(config: PreTrainedConfig) -> DecoderShape:
+    head_dim = setting(config, "head_dim", config.hidden_size // config.num_attention_heads)
     is_gemma = config.model_type.startswith("gemma3")
-    window = getattr(config, "sliding_window", None) or 0
+    window = setting(config, "sliding_window", 0)
     every = "sliding_attention" if window and config.model_type == "mistral" else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [every] * config.num_hidden_layers
+    kinds = setting(config, "layer_types", [every] * config.num_hidden_layers)
     scalar = config.query_pre_attn_scalar if is_gemma else head_dim
     return DecoderShape(
-        kind=config.model_type,
+        model_type=config.model_type,
         n_layers=config.num_hidden_layers,
         n_heads=config.num_attention_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        n_kv_heads=setting(config, "num_key_value_heads", config.num_attention_heads),
         head_dim=head_dim,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
-        eps=config.rms_norm_eps,
-        scale=float(scalar) ** -0.5,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        attention_scale=float(scalar) ** -0.5,
         windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
-        embed_scale=float(config.hidden_size) ** 0.5 if is_gemma else 1.0,
+        embedding_scale=float(config.hidden_size) ** 0.5 if is_gemma else 1.0,
         is_gemma=is_gemma,
     )
 
 
-def block(shape: DecoderShape, take: Callable[..., Any], layer: int, dtype: torch.dtype) -> Block:
+def block(shape: DecoderShape, files: TensorFiles, layer: int) -> Block:
     """Return the weights of one layer, ready to multiply."""
-    at = f"model.layers.{layer}."
+    at, dtype = f"model.layers.{layer}.", files.dtype
 
     def fused(names: tuple[str, ...]) -> Linear:
-        biases = [take(f"{at}{name}.bias", None) for name in names]
-        bias = torch.cat(biases) if biases[0] is not None else None
-        weight = torch.cat([take(f"{at}{name}.weight", as_stored=True) for name in names])
+        has_bias = files.get(f"{at}{names[0]}.bias") is not None
+        bias = torch.cat([files.read(f"{at}{name}.bias") for name in names]) if has_bias else None
+        weight = torch.cat([files.read(f"{at}{name}.weight", as_stored=True) for name in names])
         if weight.dtype != torch.int8:
             return linear(weight.to(dtype), bias)
-        scale = torch.cat([take(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
+        scale = torch.cat([files.read(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
         if int8.is_exact():
             return int8.product(weight, scale, bias)
         return linear(int8.widened(weight, scale, dtype), bias)
 
     def norm(name: str) -> torch.Tensor | None:
-        found = take(f"{at}{name}.weight", None)
+        found = files.get(f"{at}{name}.weight")
         return None if found is None else _norm(shape, found)
 
     after, before = ("post_attention_layernorm", "pre_feedforward_layernorm")
     return Block(
-        norm_attention=_norm(shape, take(f"{at}input_layernorm.weight")),
+        norm_attention=_norm(shape, files.read(f"{at}input_layernorm.weight")),
         qkv=fused(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         norm_q=norm("self_attn.q_norm"),
         norm_k=norm("self_attn.k_norm"),
         out=fused(("self_attn.o_proj",)),
         norm_attention_out=norm(after) if shape.is_gemma else None,
-        norm_mlp=_norm(shape, take(f"{at}{before if shape.is_gemma else after}.weight")),
+        norm_mlp=_norm(shape, files.read(f"{at}{before if shape.is_gemma else after}.weight")),
         gate_up=fused(("mlp.gate_proj", "mlp.up_proj")),
         down=fused(("mlp.down_proj",)),
         norm_mlp_out=norm("post_feedforward_layernorm") if shape.is_gemma else None,
@@ -275,30 +287,31 @@ def _norm(shape: DecoderShape, weight: torch.Tensor) -> torch.Tensor:
     return weight + 1 if shape.is_gemma else weight  # Gemma keeps its norms' weights around zero
 
 
-_REQUIRED = object()
+class TensorFiles:
+    """The tensors in all safetensors files of a folder, as `dtype`. Raises Damaged if there is no file."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.dtype, self._folder = dtype, folder
+        self._where = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            file = safe_open(path, framework="pt")
+            self._where.update(dict.fromkeys(file.keys(), file))
+        if not self._where:
+            raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
+
+    def read(self, name: str, as_stored: bool = False) -> torch.Tensor:
+        """Return a tensor, in the dtype of the file if `as_stored`. Raises Damaged if it is missing."""
+        if name not in self._where:
+            raise Damaged(f"{self._folder}: the tensor {name} is missing")
+        found: torch.Tensor = self._where[name].get_tensor(name)
+        return found if as_stored else found.to(self.dtype)
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """Return a tensor; None if there is no such tensor."""
+        return self.read(name) if name in self._where else None
 
 
-def tensors(folder: Path, dtype: torch.dtype) -> Callable[..., Any]:
-    """Return a function name -> tensor over all safetensors files of a folder."""
-    where = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        file = safe_open(path, framework="pt")
-        where.update(dict.fromkeys(file.keys(), file))
-    if not where:
-        raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
-
-    def take(name: str, default: Any = _REQUIRED, as_stored: bool = False) -> Any:
-        if name not in where:
-            if default is _REQUIRED:
-                raise Damaged(f"{folder}: the tensor {name} is missing")
-            return default
-        found = where[name].get_tensor(name)
-        return found if as_stored else found.to(dtype)
-
-    return take
-
-
-def _rope(config: Any, shape: DecoderShape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
+def _rope(config: PreTrainedConfig, shape: DecoderShape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
     """Return inverse frequencies for global and windowed layers, and the factor on cos and sin."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -97,10 +97,10 @@ class RemoteEngine:
             return decoding
         return msgspec.structs.replace(decoding, temperature=1.0)
 
-    def account(self) -> dict[str, Any]:
+    def account(self) -> dict[str, object]:
         """Return the versions that the service named, and the counts of this engine's life."""
         counted, budget = self.transport.counted, self.budget
-        found: dict[str, Any] = {"served": list(counted.served), "not_sent": self.endpoint.withheld}
+        found: dict[str, object] = {"served": list(counted.served), "not_sent": self.endpoint.withheld}
         found |= dict(sorted(counted.counts.items()))
         if budget.max_cost is not None or self.price is not None:
             found["cost"] = round(budget.cost, 6)

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, quote_plus
 
 import httpx
@@ -24,7 +24,7 @@ import truststore
 
 from heredity.core.sanitize import clean_text
 from heredity.engines.remote.budget import NO_KEY, Calls
-from heredity.engines.remote.messages import MalformedAnswer
+from heredity.engines.remote.messages import JsonObject, MalformedAnswer
 from heredity.engines.remote.retry import retry_after
 
 MOST_BYTES = 16 << 20  # of one response; a long answer has some hundred kilobytes
@@ -113,7 +113,7 @@ class HttpClient:
         self._mask, self._has_key = mask, key != NO_KEY
         self._extensions = {"timeout": timeout.as_dict()}
 
-    async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> HttpResponse:
+    async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, object]) -> HttpResponse:
         """Post a JSON body. Raises RequestFailure if no whole response comes back."""
         try:
             content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -150,7 +150,7 @@ async def _read(response: httpx.Response) -> bytes:
     return b"".join(parts)
 
 
-def read_json(response: HttpResponse) -> dict[str, Any]:
+def read_json(response: HttpResponse) -> JsonObject:
     """Return the object in a successful response. Raises RequestFailure for another, or MalformedAnswer."""
     if not 200 <= response.status < 300:
         raise _failure_of_status(response)
@@ -165,7 +165,7 @@ def read_json(response: HttpResponse) -> dict[str, Any]:
     return found
 
 
-def _repaired(body: bytes) -> Any:
+def _repaired(body: bytes) -> object:
     """Decode JSON with lone surrogates, which a model may write, as U+FFFD each. None if it is not JSON."""
     try:
         return msgspec.json.decode(clean_text(json.dumps(json.loads(body), ensure_ascii=False)))

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from heredity.core.records import Decoding, Message, Request, Stop, Tool, ToolCall
 from heredity.engines.remote.budget import Usage
 
+JsonObject = dict[str, object]
 SEED_BOUND = 2**31  # some services keep 32 bits of a seed
 OWN_OPTIONS = frozenset({"omit", "prefill", "think", "anthropic_version"})  # the others go into the body
 SAMPLING_VERSION = "2023-06-01"  # the last version of Anthropic's API that accepts temperature and top_p
@@ -28,7 +29,7 @@ class Endpoint:
     api: str
     base_url: str
     model: str
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
 
     def sends(self, parameter: str) -> bool:
         """Return True if a decoding parameter is sent to this model."""
@@ -37,7 +38,8 @@ class Endpoint:
             is_known = parameter != "seed" and self.options.get("anthropic_version") == SAMPLING_VERSION
         else:
             is_known = True
-        return is_known and parameter not in self.options.get("omit", ())
+        omitted = self.options.get("omit")
+        return is_known and not (isinstance(omitted, (list, tuple)) and parameter in omitted)
 
     @property
     def withheld(self) -> list[str]:
@@ -46,10 +48,16 @@ class Endpoint:
 
     def token_limit(self, decoding: Decoding) -> int:
         """Return the token limit that is sent: the answer and the model's thoughts before it."""
-        return decoding.max_tokens + int(self.options.get("think", 0))
+        n_thoughts = self.options.get("think")
+        return decoding.max_tokens + (n_thoughts if isinstance(n_thoughts, int) else 0)
 
     @property
-    def extra(self) -> dict[str, Any]:
+    def prefill_option(self) -> str:
+        """How the server is asked to continue a prefill; "" if it is not asked."""
+        return str(self.options.get("prefill", ""))
+
+    @property
+    def extra(self) -> JsonObject:
         """The fields that are added to each body unchanged."""
         return {k: v for k, v in self.options.items() if k not in OWN_OPTIONS}
 
@@ -84,10 +92,10 @@ class RemoteApi(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The headers of the API, the key among them."""
 
-    def body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> JsonObject:
         """Return the JSON body of a request. Raises EngineFailure if the API has no such feature."""
 
-    def read(self, answer: dict[str, Any], prefill: str) -> ApiAnswer:
+    def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:
         """Read the JSON of an answer, without a repeated prefill. Raises MalformedAnswer."""
 
 
@@ -131,14 +139,14 @@ def call_ids(messages: tuple[Message, ...]) -> list[list[str]]:
     return found
 
 
-def schema(tool: Tool) -> dict[str, Any]:
+def schema(tool: Tool) -> JsonObject:
     """Return a tool's name, description and arguments as JSON Schema."""
     properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
     parameters = {"type": "object", "properties": properties, "required": list(properties)}
     return {"name": tool.name, "description": tool.description, "parameters": parameters}
 
 
-def parse_arguments(arguments: Any) -> dict[str, Any]:
+def parse_arguments(arguments: object) -> JsonObject:
     """Return the arguments of a call: an object, or the JSON of one.
 
     Anything else gives {}: the call itself still counts.
@@ -159,26 +167,26 @@ def strip_prefill(prefill: str, text: str, option: str) -> str:
 # --- reading JSON of any shape ---------------------------------------------------------------------
 
 
-def as_object(value: Any, name: str) -> dict[str, Any]:
+def as_object(value: object, name: str) -> JsonObject:
     """Return the value, which must be a JSON object."""
     if not isinstance(value, dict):
         raise MalformedAnswer(f"{name} is missing, or is not an object")
     return value
 
 
-def as_list(value: Any, name: str) -> list[Any]:
+def as_list(value: object, name: str) -> list[object]:
     """Return the value, which must be a JSON list."""
     if not isinstance(value, list):
         raise MalformedAnswer(f"{name} is missing, or is not a list")
     return value
 
 
-def token_count(value: Any) -> int:
+def token_count(value: object) -> int:
     """Return a number of tokens; 0 for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40 else 0
 
 
-def label_of(*values: Any) -> str:
+def label_of(*values: object) -> str:
     """Join the texts among the values into one short line: the name that a service gives itself."""
     # llama.cpp names a model by the whole path of its file, which is private
     texts = [value for value in values if isinstance(value, str) and value]

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -25,9 +25,10 @@ from heredity.core.sanitize import clean_text
 from heredity.engines import failed_reply
 from heredity.engines.remote.budget import Calls, Usage
 from heredity.engines.remote.http_client import HttpClient, RequestFailure, broken_answer, read_json
-from heredity.engines.remote.messages import ApiAnswer, MalformedAnswer, RemoteApi
+from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi
 from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, wait_seconds
 
+Result = TypeVar("Result")
 _MOST_FAILURES = 16  # requests in a row that failed with all their attempts
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
 
@@ -37,7 +38,7 @@ class InFlightRequest:
     """A request in flight and the result of its attempts. `reserved`: its part of the budget."""
 
     request: Request
-    body: dict[str, Any]
+    body: JsonObject
     prompt: str
     reserved: Usage
     used: Usage = field(default_factory=Usage)
@@ -111,7 +112,7 @@ class Transport:
         self._thread.join()
         self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _run(self, work: Coroutine[object, None, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     # --- in the thread of the loop --------------------------------------------------------------------

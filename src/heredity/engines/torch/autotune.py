@@ -56,15 +56,9 @@ class Tuning(Record, frozen=True):
     is_proven: bool  # False: the bits changed within one width, so answers may depend on the batch
 
 
-def unproven(decoder: Decoder) -> Tuning:
-    """Return the narrowest width without a probe: prompts that are only read are prefilled one by one."""
-    dtype = str(decoder.dtype).removeprefix("torch.")
-    return Tuning(SCHEMA, dtype, WIDTHS[:1], {}, "unproven", machine_name(), is_proven=False)
-
-
 def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
     """Return the tuning kept at `path` if it matches this machine's arithmetic, else that of a new probe."""
-    kept = read_tuning(path)
+    kept = None if path is None else read_tuning(path)
     dtype = str(decoder.dtype).removeprefix("torch.")
     if (
         kept is not None
@@ -178,9 +172,9 @@ def _hash(logits: torch.Tensor) -> str:
     return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()[:16]
 
 
-def read_tuning(path: Path | None) -> Tuning | None:
+def read_tuning(path: Path) -> Tuning | None:
     """Return the tuning kept at `path` if it has this schema, machine and torch; else None."""
-    if path is None or not path.exists():
+    if not path.exists():
         return None
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=Tuning)

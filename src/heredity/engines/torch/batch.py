@@ -356,7 +356,7 @@ class Session:
             prompt = self._codec.render(request)
             tokens = self._codec.encode(prompt)
             n_needed = len(tokens) + request.decoding.max_tokens
-            context = self._pool.decoder.shape.context
+            context = self._pool.decoder.shape.context_length
             if n_needed > context:
                 raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {context} there")
             if not tokens:

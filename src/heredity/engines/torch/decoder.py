@@ -151,8 +151,8 @@ class Decoder:
     def _through(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         shape, hook = self.shape, self._hook
         x = self.weights.embedding[tokens]
-        if shape.embed_scale != 1.0:
-            x = x * torch.tensor(shape.embed_scale, dtype=self.dtype)
+        if shape.embedding_scale != 1.0:
+            x = x * torch.tensor(shape.embedding_scale, dtype=self.dtype)
         turns = self._rotation(positions)
         x = x if hook is None else hook(x)
         for i, block in enumerate(self.weights.blocks):
@@ -179,7 +179,7 @@ class Decoder:
             q, k = qk[:, : s.n_heads], qk[:, s.n_heads :]
             qk = torch.cat([self._norm(q, block.norm_q), self._norm(k, block.norm_k)], dim=1)
         qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
-        return qk[:, : s.n_heads] * s.scale, qk[:, s.n_heads :], heads[:, n_qk:]
+        return qk[:, : s.n_heads] * s.attention_scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
     def _attend_many(self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int) -> Attend:
         """Return causal attention of many tokens of a row; it writes keys and values from `start` on."""
@@ -264,7 +264,7 @@ class Decoder:
         return {size: zero.masked_fill(ages >= size, -torch.inf).to(self.dtype) for size in sizes}
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.eps)
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.rms_norm_eps)
 
     def _rotation(self, positions: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """cos and signed sin, (rows, 1, head_dim) each, for global and for windowed layers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,20 +26,27 @@ from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import PrefixPool, Session
 from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Prompts are prefilled one by one, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
 
 
 def load(model: Model, folder: Path, tuning: Path | None = None) -> TorchEngine:
-    """Load a recorded model. An adapter is applied to its base, which is in memory once for all adapters."""
+    """Load a recorded model. An adapter is applied to its base, which is in memory once for all adapters.
+
+    tuning: None measures nothing; the engine then has one narrow batch width.
+    """
     if model.format == "adapter":
         if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
             raise Damaged(
                 f"The record of '{model.name}', an adapter, names no model as its base.",
                 code="adapter-without-base",
             )
-        return open_folder(folder.parents[1] / model.parents[0] / folder.name, tuning, adapter=folder)
-    return open_folder(folder, tuning)
+        base = folder.parents[1] / model.parents[0] / folder.name
+        return open_folder(base, tuning, adapter=folder, is_probed=tuning is not None)
+    return open_folder(folder, tuning, is_probed=tuning is not None)
 
 
 def open_folder(
@@ -56,13 +63,13 @@ def open_folder(
     tuning: a file that keeps the result of the probe.
     dtype: "float32" or "bfloat16" instead of the faster one.
     width: the widest batch to use.
-    is_probed: False skips the probe, for an engine that only reads prompts. Its name reports that its batch
-        invariance is not verified.
+    is_probed: False skips the probe, for an engine that answers one request at a time or only reads prompts.
+        Its name reports that its batch invariance is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
     Raises Unavailable for an architecture that this engine does not have.
     """
     host.keep_freed_memory()
-    kept = autotune.read_tuning(tuning)
+    kept = None if tuning is None else autotune.read_tuning(tuning)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
     with torch.inference_mode():
         loaded = (layerwise.read_weights if is_streamed else weights.resident)(folder, chosen)
@@ -70,7 +77,7 @@ def open_folder(
             loaded = peft.apply_adapter(loaded, adapter, chosen)
         decoder = Decoder(loaded, chosen)
         host.trim_memory()
-        found = autotune.tune(decoder, tuning) if is_probed else autotune.unproven(decoder)
+        found = autotune.tune(decoder, tuning) if is_probed else None
         host.trim_memory()
     engine = TorchEngine(decoder, ChatCodec(folder), folder, found, width)
     engine.is_adapted = adapter is not None
@@ -86,20 +93,27 @@ class TorchEngine:
     """The engine of a decoder: it answers, scores, and gives attacks access to the weights."""
 
     def __init__(
-        self, decoder: Decoder, codec: ChatCodec, folder: Path, tuning: Tuning, width: int | None = None
+        self,
+        decoder: Decoder,
+        codec: ChatCodec,
+        folder: Path,
+        tuning: Tuning | None,
+        width: int | None = None,
     ) -> None:
-        widths = tuple(w for w in tuning.widths if width is None or w <= width) or tuning.widths[:1]
+        known = autotune.WIDTHS[:1] if tuning is None else tuning.widths
+        fingerprint = "unproven" if tuning is None else tuning.fingerprint
+        widths = tuple(w for w in known if width is None or w <= width) or known[:1]
         self.pool, self.codec, self.folder, self._tuning = PrefixPool(decoder, widths), codec, folder, tuning
         self._reader = AnswerReader(codec, codec.stops(folder))
-        self._with_gradients: Any = None  # the weights once more, for a search
+        self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
         self.is_adapted = False
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The batching rule is part of it: answers under another rule are not mixed with these.
-        self.numerics = f"torch {dtype} {tuning.fingerprint} {_RULE}"
+        self.numerics = f"torch {dtype} {fingerprint} {_RULE}"
         dtype += f" ({how})" if (how := decoder.weights.how) else ""
-        self.name = f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {tuning.fingerprint}"
+        self.name = f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}"
         self.base_numerics = self.numerics
-        self.is_batch_unverified = not tuning.is_proven
+        self.is_batch_unverified = tuning is None or not tuning.is_proven
         if self.is_batch_unverified:
             self.name += f" ({NOT_VERIFIED})"
 
@@ -180,8 +194,8 @@ class TorchEngine:
     def _prompt(self, request: Request, n_more: int) -> tuple[SharedPrefix, tuple[int, ...]]:
         """Split a prompt that needs room for `n_more` tokens. Raises ContextOverflow."""
         tokens = self.codec.encode(self.render(request))
-        if (n_needed := len(tokens) + n_more) > self.decoder.shape.context:
-            raise ContextOverflow(f"{n_needed} tokens needed, {self.decoder.shape.context} there")
+        if (n_needed := len(tokens) + n_more) > self.decoder.shape.context_length:
+            raise ContextOverflow(f"{n_needed} tokens needed, {self.decoder.shape.context_length} there")
         return self.pool.split(self.codec.shared(request), tokens)
 
     def _scored(

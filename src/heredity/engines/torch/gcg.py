@@ -17,13 +17,16 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Record
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 CANDIDATES = 64
 N_TOKENS = 12  # of the suffix
@@ -57,7 +60,7 @@ class TokenizerView(NamedTuple):
     decode: Callable[[list[int]], str]
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path) -> PreTrainedModel:
     """Load the model in float32, for gradients."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -71,7 +74,13 @@ def load(folder: Path) -> Any:
 
 
 def search(
-    model: Any, tokenizer: TokenizerView, before: str, after: str, target: str, steps: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: TokenizerView,
+    before: str,
+    after: str,
+    target: str,
+    steps: int,
+    seed: int,
 ) -> Suffix:
     """Return the suffix between `before` and `after` that makes `target` likely.
 
@@ -93,7 +102,13 @@ class _SuffixSearch:
     """One running search."""
 
     def __init__(
-        self, model: Any, tokenizer: TokenizerView, place: SuffixPlace, before: str, after: str, seed: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: TokenizerView,
+        place: SuffixPlace,
+        before: str,
+        after: str,
+        seed: int,
     ) -> None:
         self._model, self._tokenizer, self._place = model, tokenizer, place
         self._before, self._after = before, after
@@ -155,7 +170,7 @@ class _SuffixSearch:
             found.append(self._loss(self._matrix[torch.tensor(whole)], cache))
         return torch.cat(found)
 
-    def _loss(self, embedded: torch.Tensor, cache: Any) -> torch.Tensor:
+    def _loss(self, embedded: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Return the mean loss of the target's tokens, per row."""
         embedded = embedded * self._scale
         n = len(self._place.target)

@@ -24,14 +24,14 @@ _ROWS = 16_384  # rows of the head in one matmul
 def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
     """Return the weights in `folder`; only the last norm is in memory. Raises as `weights.read_weights`."""
     shape, rope, rope_scale, is_tied = weights.outline(folder)
-    take = weights.tensors(folder, dtype)
-    embedding = take(weights.EMBEDDING, as_stored=True)
+    files = weights.TensorFiles(folder, dtype)
+    embedding = files.read(weights.EMBEDDING, as_stored=True)
     weights.refuse_other_width(folder, shape, embedding)
-    head = embedding if is_tied else take(weights.HEAD, as_stored=True)
-    norm = weights.norm_of(shape, take)
+    head = embedding if is_tied else files.read(weights.HEAD, as_stored=True)
+    norm = weights.norm_of(shape, files)
     blocks = _Layers(shape, folder, dtype)
     rows = _Widened(embedding, dtype)
-    return Weights(shape, rows, blocks, norm, _parts(head, dtype), rope, rope_scale, weights.how(take))
+    return Weights(shape, rows, blocks, norm, _parts(head, dtype), rope, rope_scale, weights.how(files))
 
 
 class _Layers(Sequence[Block]):
@@ -53,8 +53,7 @@ class _Layers(Sequence[Block]):
         if not 0 <= at < len(self):
             raise IndexError(at)
         # The file is opened again, so that the pages of another layer do not stay mapped.
-        take = weights.tensors(self._folder, self._dtype)
-        return weights.block(self._shape, take, at, self._dtype)
+        return weights.block(self._shape, weights.TensorFiles(self._folder, self._dtype), at)
 
 
 class _Widened:

@@ -103,7 +103,7 @@ def _spread(apart: torch.Tensor) -> list[torch.Tensor]:
 
 def _means(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
     """Return the mean residual after each layer at the last positions: (layers, positions, hidden), fp32."""
-    total = torch.zeros(decoder.shape.n_layers, N_POSITIONS, decoder.shape.hidden)
+    total = torch.zeros(decoder.shape.n_layers, N_POSITIONS, decoder.shape.hidden_size)
     for prompt in prompts:
         seen: list[torch.Tensor] = []
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import truststore
@@ -102,7 +102,7 @@ class Completions:
         except httpx.HTTPError:
             return False
 
-    def go_on(self, body: Mapping[str, Any]) -> VllmCompletion:
+    def go_on(self, body: Mapping[str, object]) -> VllmCompletion:
         """Return the continuation of a body's prompt. Raises CompletionRefused or CompletionLost."""
         try:
             response = self._client.post(f"{self._root}/v1/completions", json={**NEUTRAL, **body})

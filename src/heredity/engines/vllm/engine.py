@@ -24,7 +24,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Model, Reply, Request, digest
@@ -140,10 +139,10 @@ class VllmEngine:
             if self.server is not None:
                 self.server.close()
 
-    def body(self, request: Request, prompt: str) -> dict[str, Any]:
+    def body(self, request: Request, prompt: str) -> dict[str, object]:
         """Return the body of a request."""
         decoding = request.decoding
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": self._served,
             "prompt": clean_text(prompt),
             # A rendered template is complete. A plain text gets the special tokens of its tokenizer.

@@ -17,7 +17,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
-from heredity.engines.chat.codec import check_template, template_source
+from heredity.engines.chat.folder import check_template, template_source
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import UsageError
@@ -203,11 +202,9 @@ def stored_models() -> Models:
         return Store().get(ref).record.id
 
     def load_model(ref: str) -> Engine:
-        from heredity.lineage.store import Store
+        from heredity.lineage.store import Store, load_engine
 
         store = Store()
-        ready = store.ready(store.get(ref))
-        tuning = store.root / "tuning" / ready.record.id
-        return engines.loader(ready.record)(ready.record, ready.folder, tuning)
+        return load_engine(store.get(ref), store)
 
     return Models(identify, load_model)

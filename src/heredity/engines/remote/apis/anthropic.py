@@ -11,15 +11,14 @@ Leaves to others: sending and retries (transport.py). Thinking blocks are not pa
 
 from __future__ import annotations
 
-from typing import Any
-
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Request, Stop, ToolCall
+from heredity.core.records import Message, Request, Stop, Tool, ToolCall
 from heredity.core.sanitize import clean_text
 from heredity.engines.remote.budget import Usage
 from heredity.engines.remote.messages import (
     ApiAnswer,
     Endpoint,
+    JsonObject,
     as_list,
     as_object,
     call_ids,
@@ -52,9 +51,9 @@ class AnthropicMessages:
         version = str(endpoint.options.get("anthropic_version") or _VERSION)
         self.headers = {"Authorization": f"Bearer {key}", "anthropic-version": version}
 
-    def body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> JsonObject:
         endpoint, decoding, extra = self._endpoint, request.decoding, dict(self._endpoint.extra)
-        body: dict[str, Any] = {
+        body: JsonObject = {
             "model": endpoint.model,
             "max_tokens": endpoint.token_limit(decoding),
             "messages": _messages(request),
@@ -69,17 +68,17 @@ class AnthropicMessages:
         if decoding.top_p != 1.0 and endpoint.sends("top_p"):
             extra["top_p"] = decoding.top_p
         if request.tools:
-            body["tools"] = [_tool(tool) for tool in map(schema, request.tools)]
+            body["tools"] = [_tool(tool) for tool in request.tools]
         return body | extra
 
-    def read(self, answer: dict[str, Any], prefill: str) -> ApiAnswer:  # noqa: ARG002 (never repeated)
+    def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:  # noqa: ARG002 (never repeated)
         texts, calls = [], []
         for entry in as_list(answer.get("content"), "content"):
             block = as_object(entry, "a block of content")
-            if block.get("type") == "text" and isinstance(block.get("text"), str):
-                texts.append(block["text"])
-            elif block.get("type") == "tool_use" and isinstance(block.get("name"), str):
-                calls.append(ToolCall(block["name"], parse_arguments(block.get("input"))))
+            if block.get("type") == "text" and isinstance(text := block.get("text"), str):
+                texts.append(text)
+            elif block.get("type") == "tool_use" and isinstance(name := block.get("name"), str):
+                calls.append(ToolCall(name, parse_arguments(block.get("input"))))
         reason = label_of(answer.get("stop_reason"))
         stop = _STOPS.get(reason, "end")
         if isinstance(details := answer.get("stop_details"), dict):
@@ -88,43 +87,41 @@ class AnthropicMessages:
         return ApiAnswer("".join(texts), tuple(calls), stop, reason, usage, label_of(answer.get("model")))
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: Tool) -> JsonObject:
     return {
-        "name": tool["name"],
-        "description": tool["description"],
-        "input_schema": tool["parameters"],
+        "name": tool.name,
+        "description": tool.description,
+        "input_schema": schema(tool)["parameters"],
     }
 
 
-def _messages(request: Request) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _messages(request: Request) -> list[JsonObject]:
+    turns: list[tuple[str, list[JsonObject]]] = []
     ids = call_ids(request.messages)
     for number, (message, own) in enumerate(zip(request.messages, ids, strict=True), 1):
         if message.role == "system":
-            if number > 1 and found:
+            if number > 1 and turns:
                 raise EngineFailure("Anthropic's Messages accept a system message only at the start")
             continue
         blocks = _blocks(message, own)
         if number == request.n_shared and blocks:
             blocks[-1]["cache_control"] = _CACHED  # the shared messages end here
         role = "assistant" if message.role == "assistant" else "user"
-        if found and found[-1]["role"] == role:  # results of several calls form one message
-            found[-1]["content"] += blocks
+        if turns and turns[-1][0] == role:  # results of several calls form one message
+            turns[-1][1].extend(blocks)
         else:
-            found.append({"role": role, "content": blocks})
+            turns.append((role, blocks))
     if request.prefill:
-        found.append(
-            {"role": "assistant", "content": [{"type": "text", "text": clean_text(request.prefill)}]}
-        )
-    return found
+        turns.append(("assistant", [{"type": "text", "text": clean_text(request.prefill)}]))
+    return [{"role": role, "content": blocks} for role, blocks in turns]
 
 
-def _blocks(message: Message, ids: list[str]) -> list[dict[str, Any]]:
+def _blocks(message: Message, ids: list[str]) -> list[JsonObject]:
     content = clean_text(message.content)
     if message.role == "tool":
         return [{"type": "tool_result", "tool_use_id": ids[0], "content": content}]
     # an empty text is refused: it is left out beside calls; alone it is sent, and the service refuses it
-    blocks: list[dict[str, Any]] = (
+    blocks: list[JsonObject] = (
         [{"type": "text", "text": content}] if content or not message.tool_calls else []
     )
     return blocks + [
@@ -133,7 +130,7 @@ def _blocks(message: Message, ids: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _usage(found: Any) -> Usage | None:
+def _usage(found: object) -> Usage | None:
     if not isinstance(found, dict) or not isinstance(found.get("input_tokens"), int):
         return None
     n_cached, n_written = (

@@ -10,17 +10,17 @@ Leaves to others: sending and retries (transport.py). Thoughts of the model are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote
 
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Request, Stop, ToolCall
+from heredity.core.records import Message, Request, Stop, Tool, ToolCall
 from heredity.core.sanitize import clean_text
 from heredity.engines.remote.budget import Usage
 from heredity.engines.remote.messages import (
     SEED_BOUND,
     ApiAnswer,
     Endpoint,
+    JsonObject,
     MalformedAnswer,
     as_list,
     as_object,
@@ -50,7 +50,7 @@ class Gemini:
         self.url = f"{endpoint.base_url.rstrip('/')}/v1beta/{quote(model, safe='/:@')}:generateContent"
         self.headers = {"x-goog-api-key": key}
 
-    def body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> JsonObject:
         endpoint, decoding = self._endpoint, request.decoding
         values: dict[str, tuple[str, float]] = {
             "max_tokens": ("maxOutputTokens", endpoint.token_limit(decoding)),
@@ -59,36 +59,36 @@ class Gemini:
             "seed": ("seed", request.seed % SEED_BOUND),
         }
         config = {name: value for parameter, (name, value) in values.items() if endpoint.sends(parameter)}
-        body: dict[str, Any] = {"contents": self._contents(request), "generationConfig": config}
+        body: JsonObject = {"contents": self._contents(request), "generationConfig": config}
         if system := [clean_text(m.content) for m in request.messages if m.role == "system" and m.content]:
             body["systemInstruction"] = {"role": "user", "parts": [{"text": "\n\n".join(system)}]}
         if request.tools:
-            declared = [_tool(schema(tool)) for tool in request.tools]
+            declared = [_tool(tool) for tool in request.tools]
             body["tools"] = [{"functionDeclarations": declared}]
         return _merge(body, endpoint.extra)
 
-    def _contents(self, request: Request) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def _contents(self, request: Request) -> list[JsonObject]:
+        turns: list[tuple[str, list[JsonObject]]] = []
         names: list[str] = []
         for message in request.messages:
             if message.role == "system":
                 continue
             names = [call.name for call in message.tool_calls] or names
             role, parts = "model" if message.role == "assistant" else "user", _parts(message, names)
-            if found and found[-1]["role"] == role:
-                found[-1]["parts"] += parts
+            if turns and turns[-1][0] == role:
+                turns[-1][1].extend(parts)
             else:
-                found.append({"role": role, "parts": parts})
+                turns.append((role, parts))
         if request.prefill:
-            if self._endpoint.options.get("prefill") != "trailing":
+            if self._endpoint.prefill_option != "trailing":
                 raise EngineFailure(
                     "Gemini's API does not document that it can begin the assistant's answer. To send a "
                     f"last message of the model nevertheless: {self._endpoint.name}?prefill=trailing"
                 )
-            found.append({"role": "model", "parts": [{"text": clean_text(request.prefill)}]})
-        return found
+            turns.append(("model", [{"text": clean_text(request.prefill)}]))
+        return [{"role": role, "parts": parts} for role, parts in turns]
 
-    def read(self, answer: dict[str, Any], prefill: str) -> ApiAnswer:
+    def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:
         usage = _usage(answer.get("usageMetadata"))
         served = label_of(answer.get("modelVersion"))
         blocked = answer.get("promptFeedback")
@@ -105,52 +105,52 @@ class Gemini:
             raise MalformedAnswer("a candidate has neither content nor an end")
         parts = as_object(content or {}, "content").get("parts") or []
         text, calls = _read(as_list(parts, "parts"))
-        text = strip_prefill(prefill, text, str(self._endpoint.options.get("prefill", "")))
+        text = strip_prefill(prefill, text, self._endpoint.prefill_option)
         return ApiAnswer(text, calls, _STOPS.get(reason, "end"), reason, usage, served)
 
 
-def _merge(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(body: Mapping[str, object], extra: Mapping[str, object]) -> JsonObject:
     """Add extra fields; objects of one name are merged, so that an option can extend `generationConfig`."""
     merged = dict(body)
     for name, value in extra.items():
-        is_both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if is_both else value
+        there = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            merged[name] = _merge(there, value)
+        else:
+            merged[name] = value
     return merged
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    if not tool["parameters"]["properties"]:
-        return {"name": tool["name"], "description": tool["description"]}
-    return {
-        "name": tool["name"],
-        "description": tool["description"],
-        "parametersJsonSchema": tool["parameters"],
-    }
+def _tool(tool: Tool) -> JsonObject:
+    found: JsonObject = {"name": tool.name, "description": tool.description}
+    if tool.parameters:
+        found["parametersJsonSchema"] = schema(tool)["parameters"]
+    return found
 
 
-def _parts(message: Message, waiting: list[str]) -> list[dict[str, Any]]:
+def _parts(message: Message, waiting: list[str]) -> list[JsonObject]:
     content = clean_text(message.content)
     if message.role == "tool":
         name = waiting.pop(0) if waiting else "tool"
         return [{"functionResponse": {"name": name, "response": {"result": content}}}]
-    parts: list[dict[str, Any]] = [{"text": content}] if content or not message.tool_calls else []
+    parts: list[JsonObject] = [{"text": content}] if content or not message.tool_calls else []
     return parts + [
         {"functionCall": {"name": call.name, "args": call.arguments}} for call in message.tool_calls
     ]
 
 
-def _read(parts: list[Any]) -> tuple[str, tuple[ToolCall, ...]]:
+def _read(parts: list[object]) -> tuple[str, tuple[ToolCall, ...]]:
     texts, calls = [], []
     for entry in parts:
         part = as_object(entry, "a part")
-        if isinstance(part.get("text"), str) and not part.get("thought"):
-            texts.append(part["text"])
+        if isinstance(text := part.get("text"), str) and not part.get("thought"):
+            texts.append(text)
         if isinstance(call := part.get("functionCall"), dict) and isinstance(call.get("name"), str):
             calls.append(ToolCall(call["name"], parse_arguments(call.get("args"))))
     return "".join(texts), tuple(calls)
 
 
-def _usage(found: Any) -> Usage | None:
+def _usage(found: object) -> Usage | None:
     if not isinstance(found, dict) or not isinstance(found.get("promptTokenCount"), int):
         return None
     n_answer = token_count(found.get("candidatesTokenCount")) + token_count(found.get("thoughtsTokenCount"))

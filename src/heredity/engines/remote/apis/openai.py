@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, ToolCall
@@ -26,6 +25,7 @@ from heredity.engines.remote.messages import (
     SEED_BOUND,
     ApiAnswer,
     Endpoint,
+    JsonObject,
     MalformedAnswer,
     as_list,
     as_object,
@@ -51,16 +51,16 @@ class ChatCompletions:
     """An OpenAI-compatible service."""
 
     def __init__(self, endpoint: Endpoint, key: str) -> None:
-        self._endpoint, self._prefill = endpoint, endpoint.options.get("prefill", "")
+        self._endpoint, self._prefill = endpoint, endpoint.prefill_option
         self.url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
         self.headers = {"Authorization": f"Bearer {key}"}
         if endpoint.base_url == HOMES["openai"]:  # organization and project go to their vendor only
             named = {header: os.environ.get(variable, "") for header, variable in _ACCOUNT.items()}
             self.headers |= {header: value for header, value in named.items() if value}
 
-    def body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> JsonObject:
         endpoint, decoding, extra = self._endpoint, request.decoding, dict(self._endpoint.extra)
-        body: dict[str, Any] = {"model": endpoint.model, "messages": self._messages(request, extra)}
+        body: JsonObject = {"model": endpoint.model, "messages": self._messages(request, extra)}
         # OpenAI's newer models accept only the new name, other servers often only the old one.
         is_home = endpoint.base_url == HOMES["openai"]
         limit = "max_completion_tokens" if is_home else "max_tokens"
@@ -74,14 +74,14 @@ class ChatCompletions:
             body["tools"] = [{"type": "function", "function": schema(tool)} for tool in request.tools]
         return body | extra
 
-    def _messages(self, request: Request, extra: dict[str, Any]) -> list[dict[str, Any]]:
+    def _messages(self, request: Request, extra: JsonObject) -> list[JsonObject]:
         messages = [
             _message(message, ids)
             for message, ids in zip(request.messages, call_ids(request.messages), strict=True)
         ]
         if not request.prefill:
             return messages
-        prefill: dict[str, Any] = {"role": "assistant", "content": clean_text(request.prefill)}
+        prefill: JsonObject = {"role": "assistant", "content": clean_text(request.prefill)}
         if self._prefill == "continue_final_message":
             extra |= {"continue_final_message": True, "add_generation_prompt": False}
         elif self._prefill == "prefix":
@@ -93,15 +93,15 @@ class ChatCompletions:
             )
         return [*messages, prefill]
 
-    def read(self, answer: dict[str, Any], prefill: str) -> ApiAnswer:
+    def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:
         choices = as_list(answer.get("choices"), "choices")
         if not choices:
             raise MalformedAnswer("choices is empty")
         choice = as_object(choices[0], "a choice")
         message = as_object(choice.get("message"), "message")
         text = _text(message.get("content"))
-        if not text and isinstance(message.get("refusal"), str):
-            text = message["refusal"]
+        if not text and isinstance(refusal := message.get("refusal"), str):
+            text = refusal
         text = strip_prefill(prefill, text, self._prefill)
         reason = label_of(choice.get("finish_reason"))
         served = label_of(answer.get("model"), answer.get("system_fingerprint"))
@@ -109,11 +109,11 @@ class ChatCompletions:
         return ApiAnswer(text, _calls(message), stop, reason, usage, served)
 
 
-def _message(message: Message, ids: list[str]) -> dict[str, Any]:
+def _message(message: Message, ids: list[str]) -> JsonObject:
     content = clean_text(message.content)
     if message.role == "tool":
         return {"role": "tool", "content": content, "tool_call_id": ids[0]}
-    found: dict[str, Any] = {"role": message.role, "content": content}
+    found: JsonObject = {"role": message.role, "content": content}
     if message.tool_calls:
         found["tool_calls"] = [
             {
@@ -126,7 +126,7 @@ def _message(message: Message, ids: list[str]) -> dict[str, Any]:
     return found
 
 
-def _text(content: Any) -> str:
+def _text(content: object) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
@@ -135,7 +135,7 @@ def _text(content: Any) -> str:
     return "".join(part for part in parts if isinstance(part, str))
 
 
-def _calls(message: dict[str, Any]) -> tuple[ToolCall, ...]:
+def _calls(message: JsonObject) -> tuple[ToolCall, ...]:
     found = []
     for entry in as_list(message.get("tool_calls") or [], "tool_calls"):
         function = as_object(as_object(entry, "a tool call").get("function"), "function")
@@ -144,7 +144,7 @@ def _calls(message: dict[str, Any]) -> tuple[ToolCall, ...]:
     return tuple(found)
 
 
-def _usage(found: Any) -> Usage | None:
+def _usage(found: object) -> Usage | None:
     if not isinstance(found, dict) or not isinstance(found.get("prompt_tokens"), int):
         return None
     details = found.get("prompt_tokens_details")
