@@ -38,7 +38,7 @@ class Engine(Protocol):
     def render(self, request: Request) -> str:
         """Return the full prompt of a request, prefill included. Uses no clock and no network.
 
-        `chat.codec.ChatCodec` says where each engine takes its chat template from. The template of a remote
+        `chat.codec.ChatCodec` lists where each engine takes its chat template from. The template of a remote
         model is unknown: its text is equal only for equal requests.
         """
 

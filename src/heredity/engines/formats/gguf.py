@@ -56,7 +56,7 @@ class GgufHeader(NamedTuple):
     tensors: tuple[GgufTensor, ...]
 
     def text(self, key: str) -> str:
-        """Return a text of the metadata; "" if there is none."""
+        """Return a text of the metadata; "" if the key is missing."""
         found = self.metadata.get(key)
         return found if isinstance(found, str) else ""
 
@@ -67,12 +67,12 @@ class GgufHeader(NamedTuple):
         return tuple(map(str, found)) if isinstance(found, tuple) else ()
 
     def special_id(self, name: str) -> int | None:
-        """Return the id of a special token: "bos", "eos", "eot". None if there is none."""
+        """Return the id of a special token: "bos", "eos" or "eot". None if it is missing."""
         found = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
         return found if isinstance(found, int) else None
 
     def special(self, name: str) -> str:
-        """Return the text of a special token; "" if there is none."""
+        """Return the text of a special token; "" if it is missing."""
         ident, tokens = self.special_id(name), self.tokens
         return tokens[ident] if ident is not None and 0 <= ident < len(tokens) else ""
 
