@@ -5,6 +5,8 @@ MODELS ?= $(DEFAULT_MODELS)
 APPLICATION ?= examples/support-desk.toml
 ARGS ?=
 LABELS ?= ../shared/data
+# Benchmarks that need no data of one's own; corpus, head, judges, pretrain and train take a folder or a file.
+BENCH ?= runner engine serve remote fuzz grand sequential
 # Other sources of the catalogue's models, where the model hub cannot be reached; empty: the hub only.
 export HEREDITY_MIRRORS ?= $(CURDIR)/examples/mirrors.toml
 
@@ -26,6 +28,7 @@ help: ## show this
 	@echo; echo '  Examples: make study MODELS="smollm2-135m-instruct qwen2.5-coder-1.5b-instruct"'
 	@echo '            make study ARGS="--probes quick"'
 	@echo '            make test ARGS="tests/stats -x -n 0"'
+	@echo '            make bench BENCH=runner ARGS="--rows 100000"'
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)
@@ -51,8 +54,7 @@ shape: $(VENV)/.torch ## entries at the root, files that three runs enter, circl
 	@$(BIN)/python tools/shape.py $(ARGS)
 
 bench: $(VENV)/.dev ## the speed figures, as ratios in one run
-	@for script in $(filter-out bench/judges.py,$(wildcard bench/[a-z]*.py)); do \
-	  echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit; done
+	@for name in $(BENCH); do echo "== bench/$$name.py"; $(BIN)/python bench/$$name.py $(ARGS) || exit; done
 
 proofs: $(VENV)/.dev ## the longer proofs: kill -9 of a real study, fuzzing with 10,000 inputs
 	$(BIN)/pytest -m proof $(ARGS)

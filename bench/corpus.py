@@ -14,12 +14,12 @@ import importlib
 import os
 import platform
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from _worker import result_of
 from heredity.core.records import encode
 from heredity.corpus.sources.jsonl import JsonlSource
 from heredity.corpus.steps import Context, CorpusStep, Duplicates
@@ -48,6 +48,8 @@ def main() -> None:
     given = parser.parse_args()
     files = list(chosen(given.folders, given.megabytes * 1e6))
     documents = [part for path in files for part in cut(path.read_bytes())]
+    if not documents:
+        raise SystemExit("No text in these folders: files of .txt, .md, .html or .rst are read.")
     n_bytes = sum(map(len, documents))
     print(f"{platform.processor() or platform.machine()}, {cpu()}, Python {platform.python_version()}")
     print("load", *(f"{each:.1f}" for each in os.getloadavg()))
@@ -122,9 +124,8 @@ def beside(python: str, path: Path, made: Sequence[TextBatch], n_bytes: int) -> 
     """The four filters of datatrove's over the same documents, ours before and after."""
     steps = [name for name in ALONE if name.endswith("_filter")]
     rates = [show("our four filters", n_bytes, 1, lambda: passed(made, [step(name) for name in steps]))]
-    found = subprocess.run([python, "-c", _DATATROVE, str(path)], capture_output=True, text=True, check=True)
-    seconds, n_kept = found.stdout.split()
-    theirs = n_bytes / 1e6 / float(seconds)
+    seconds, n_kept = result_of("datatrove", [python, "-c", _DATATROVE, str(path)])
+    theirs = n_bytes / 1e6 / seconds
     print(f"{'datatrove, the same four':40} {theirs:7.2f} MB/s   {n_kept} documents kept", flush=True)
     rates.append(show("our four filters again", n_bytes, 1, lambda: passed(made, [step(n) for n in steps])))
     ours = passed(made, [step(name) for name in steps])
@@ -144,7 +145,7 @@ for each in filters:
 start, kept = time.process_time(), 0
 for document in documents:
     kept += all(each.filter(document) is True for each in filters)
-print(time.process_time() - start, kept)
+print("RESULT", json.dumps([time.process_time() - start, kept]))
 """
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from _worker import result_of, tell
 
 MAX_TOKENS = 128
 
@@ -28,7 +29,7 @@ MAX_TOKENS = 128
 def main() -> None:
     options = parse()
     if options.worker:
-        print("RESULT " + json.dumps(WORKERS[options.worker](options)), flush=True)
+        tell(WORKERS[options.worker](options))
         return
     import torch
 
@@ -85,9 +86,7 @@ def make_load(model: str, n: int) -> dict[str, Any]:
 
 def run(worker: str, load: Path, python: str) -> dict[str, Any]:
     command = [python, __file__, "--worker", worker, "--load", str(load)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    result: dict[str, Any] = json.loads(found.removeprefix("RESULT "))
+    result: dict[str, Any] = result_of(worker, command)
     print(f"{worker}: {result}", flush=True)
     return result
 

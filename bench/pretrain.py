@@ -25,12 +25,13 @@ import platform
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from _worker import result_of, tell
 
 N_WARM = 2
 SIDES = ("heredity", "trainer", "muon", "plain")
@@ -40,7 +41,7 @@ def main() -> None:
     options = parse()
     if options.worker:
         work = {"trainer": with_trainer, "litgpt": with_litgpt}.get(options.worker, with_heredity)
-        print("RESULT " + json.dumps(work(options)), flush=True)
+        tell(work(options))
         return
     import torch
 
@@ -88,7 +89,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("corpus", type=Path, help="a folder that `heredity corpus build` made")
     parser.add_argument("--peer", default=sys.executable)
     parser.add_argument("--litgpt", default="", help="a Python that has litgpt")
     parser.add_argument(
@@ -153,11 +154,7 @@ def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [python, __file__, str(options.corpus), "--worker", side, "--work", str(options.work)]
     for name in ("size", "steps", "batch", "context", "rate"):
         command += [f"--{name}", str(getattr(options, name))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(lines[0].removeprefix("RESULT ")))
+    return dict(result_of(side, command))
 
 
 def told(options: argparse.Namespace, folder: Path) -> float:

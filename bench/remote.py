@@ -1,6 +1,6 @@
 """Requests per second of the remote engine, 64 in flight, against a server here that answers at once.
 
-    python bench/remote.py [N]
+    python bench/remote.py [--n 2000]
 
 The engine runs in one process, the server in another. With real services an answer takes a second or
 more, and 64 requests in flight need at most 64 requests per second.
@@ -8,6 +8,7 @@ more, and 64 requests in flight need at most 64 requests per second.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,11 @@ def measure(api: str, url: str, n: int, folder: Path) -> str:
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=2000, help="requests to each API")
+    n = parser.parse_args().n
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(
         [sys.executable, "-c", SERVE], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--transformers", metavar="PROGRAM", help="where transformers[serving] is")
     given = parser.parse_args()
     store = Store()
-    folder = store.ready(store.get(given.model)).folder
+    folder = store.ready(store.pull(given.model)).folder
     print(f"{platform.processor() or platform.machine()}, {cpu()}, Python {platform.python_version()}")
     layer = Application.load(APPLICATION)
     before = [{"role": m.role, "content": m.content} for m in layer.messages()]
@@ -116,7 +116,10 @@ def serving(command: Sequence[str]) -> Iterator[str]:
         port = free.getsockname()[1]
     quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=quiet)
+        try:
+            process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=quiet)
+        except OSError as error:
+            raise SystemExit(f"{command[0]} cannot run: {error}") from None
         try:
             address = f"http://127.0.0.1:{port}"
             for _ in range(600):

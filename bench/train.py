@@ -22,13 +22,14 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from _worker import result_of, tell
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "gsm8k" / "train.jsonl"
 KINDS = {"full": 2e-5, "lora": 2e-4, "distill": 1e-4}  # and their rates
@@ -40,12 +41,16 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def main() -> None:
     options = parse()
+    if options.exact and not options.trl:
+        raise SystemExit("--exact compares with TRL: name its Python with --trl.")
+    if not options.worker and not options.data.is_file():
+        raise SystemExit(f"No training rows at {options.data}: name a file with --data.")
     if options.worker:
         side, kind, variant = options.worker.split("/")
         result = (with_heredity if side == "heredity" else with_trl)(
             json.loads(options.load.read_text()), kind, variant
         )
-        print("RESULT " + json.dumps(result), flush=True)
+        tell(result)
         return
     import torch
 
@@ -123,11 +128,7 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(worker: str, load: Path, python: str) -> dict[str, Any]:
     command = [python, __file__, "--worker", worker, "--load", str(load)]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    found = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    result: dict[str, Any] = json.loads(found.removeprefix("RESULT "))
+    result: dict[str, Any] = result_of(worker, command, {**os.environ, "HF_HUB_OFFLINE": "1"})
     print(f"{worker}: { ({k: v for k, v in result.items() if k != 'losses'}) }", flush=True)
     return {"worker": worker, **result}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import heredity
 from heredity.application.init import FILES, write_starter
 from heredity.cli import main
 from heredity.core.errors import UsageError
@@ -28,14 +29,28 @@ def test_nothing_is_written_where_one_file_exists(tmp_path: Path) -> None:
     assert (tmp_path / "plan.toml").read_text() == "mine"
 
 
-@pytest.mark.parametrize("job", [".github/workflows/heredity.yml", "heredity.gitlab-ci.yml"])
+JOBS = [".github/workflows/heredity.yml", "heredity.gitlab-ci.yml"]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_ci_job_installs_no_name_that_anyone_could_register(job: str, tmp_path: Path) -> None:
+    write_starter(tmp_path)
+    text = (tmp_path / job).read_text("utf-8")
+    wheel = f"wheels/heredity-{heredity.__version__}-py3-none-any.whl"  # as `pip wheel` names it
+    assert re.search(rf"^\s+HEREDITY_PACKAGE: .*{re.escape(wheel)}", text, re.MULTILINE)
+    assert set(re.findall(r"^[^#]*pip install (.*)$", text, re.MULTILINE)) == {'"$HEREDITY_PACKAGE"'}
+    assert "pip wheel --no-deps --wheel-dir wheels" in text
+
+
+@pytest.mark.parametrize("job", JOBS)
 def test_the_commands_of_the_ci_job_pass_as_they_are_written(
     job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     assert main(["init"]) == 0
-    commands = re.findall(r"^\s*- (?:run: )?(heredity .*)$", Path(job).read_text(), re.MULTILINE)
+    text = Path(job).read_text("utf-8")
+    commands = re.findall(r"^\s*- (?:run: )?(heredity .*)$", text, re.MULTILINE)
     assert [shlex.split(line)[1] for line in commands] == ["study", "report", "gate"]
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, line

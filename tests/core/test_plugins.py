@@ -1,7 +1,7 @@
 """To add one of a kind is to add one file. A copy of the package gets one of each, and each is found and run.
 
-One study, one evaluation and one import use them by name. A recipe that is a file of the copy trains with the
-new objective.
+The check and the attack are those that CONTRIBUTING.md shows. One study, one evaluation and one import use
+them by name. A recipe that is a file of the copy trains with the new objective.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 import heredity
+from tests.docs.examples import blocks
 from tests.support.tiny_models import make_model
 
 ROOT = Path(heredity.__file__).parent
+GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 APPLICATION = Path(__file__).parents[2] / "examples" / "support-desk.toml"
 
 FILES = {
@@ -39,37 +41,6 @@ check = { kind = "loud", least = 2 }
 obeys = "HELLO!!!"
 twin = { turns = ["Greet me."] }
 """,
-    "redteam/checks/loud.py": '''
-"""The model shouts."""
-
-from heredity.redteam.checks.protocols import BreachCheck, Finding
-
-
-class LoudCheck(BreachCheck, frozen=True):
-    """Breaks at `least` exclamation marks."""
-
-    least: int = 3
-
-    def find(self, probe, response, application):
-        said = "".join(exchange.text for exchange in response.exchanges)
-        return Finding(f"{said.count('!')} marks") if said.count("!") >= self.least else None
-
-
-CHECK = LoudCheck
-''',
-    "redteam/attacks/capitals.py": '''
-"""Every word of the user in capitals."""
-
-
-class Capitals:
-    cost = "adds none"
-
-    def rewrite(self, text, context):
-        return text.upper()
-
-
-ATTACK = Capitals()
-''',
     "redteam/judges/lenient.py": '''
 """Nothing is ever refused."""
 
@@ -287,6 +258,17 @@ def copy_package(place: Path, files: dict[str, str]) -> Path:
     return copied.parent
 
 
+def examples_of_the_guide() -> dict[str, str]:
+    """The check and the attack that CONTRIBUTING.md shows whole, by their paths in the package."""
+    found = {
+        block.marks["file"]: "\n".join(block.content) + "\n"
+        for block in blocks(GUIDE.read_text("utf-8"))
+        if "file" in block.marks
+    }
+    assert set(found) == {"redteam/checks/loud.py", "redteam/attacks/capitals.py"}
+    return found
+
+
 def run(library: Path, code: str, *arguments: Path) -> dict[str, Any]:
     """What the code finds in a process that imports the copy."""
     environment = os.environ | {"PYTHONPATH": str(library)}
@@ -301,7 +283,7 @@ def run(library: Path, code: str, *arguments: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("plugins")
-    library = copy_package(place, FILES)
+    library = copy_package(place, FILES | examples_of_the_guide())
     result = run(library, RUN, place, APPLICATION)
     assert Path(result["root"]).is_relative_to(library)
     return result

@@ -45,6 +45,22 @@ def test_the_readme_stays_short() -> None:
     assert len(re.findall(r"\d+(?:[.,]\d+)*", text)) <= 40
 
 
+PLACE = re.compile(r"`([\w/]+\.py)`(?::((?:,? `\w+`)+))?")
+
+
+def test_the_places_to_look_exist() -> None:
+    """Each file of "Where to look", and each name that the page gives for it."""
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
+    section = page[page.index("## Where to look") : page.index("## Rules that a machine checks")]
+    places = PLACE.findall(section)
+    assert len(places) >= 20
+    for file, names in places:
+        text = (ROOT / "src" / "heredity" / file).read_text("utf-8")
+        for name in re.findall(r"\w+", names):
+            defined = rf"^\s*(?:def|class) {name}\b|^{name}\b"
+            assert re.search(defined, text, re.MULTILINE), f"{file} has no {name}"
+
+
 def test_every_document_that_the_code_names_exists() -> None:
     files = [path for folder in ("src", "examples", "bench", "tests") for path in (ROOT / folder).rglob("*")]
     for path in [each for each in files if each.suffix in (".py", ".toml")]:

@@ -10,7 +10,7 @@ What a page marks (a comment on the line above a fence):
 
     <!-- needs: models -->     a ```console block that needs real models; run by `pytest -m models`
     <!-- file: plan.toml -->   the block is written to that file
-    <!-- run -->               a ```python block is executed
+    <!-- run -->               a ```python block is executed; a ```sh block too, and it must exit with 0
 """
 
 from __future__ import annotations
@@ -146,6 +146,10 @@ def run(page: Path, folder: Path, with_models: bool = False) -> list[str]:
             path.write_text("\n".join(block.content) + "\n", "utf-8")
         elif block.language == "python" and "run" in block.marks:
             session.python("\n".join(block.content))
+        elif block.language == "sh" and "run" in block.marks:
+            found = session.run("set -e\n" + "\n".join(block.content))
+            if session.code:
+                wrong.append(f"{page.name}:{block.first}: exits {session.code}\n" + "\n".join(found))
         elif block.language == "console":
             wrong += _wrong(page, session, list(block.commands()))
     return wrong
@@ -171,7 +175,7 @@ def has_examples(page: Path, needs_models: bool = False) -> bool:
     found = [
         block
         for block in blocks(page.read_text("utf-8"))
-        if block.language == "console" or (block.language == "python" and "run" in block.marks)
+        if block.language == "console" or "run" in block.marks
     ]
     return any(("needs" in block.marks) == needs_models for block in found)
 

@@ -1,0 +1,96 @@
+"""The scripts of bench/ and examples/ start; they and those of tools/ use only names that the package has.
+
+Promises: every import of heredity in a script resolves, those inside functions too, and so does every name
+that a script takes from an imported module of heredity.
+Leaves to others: what a script measures; that takes minutes, and peers that are not installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.docs.examples import ROOT
+
+SCRIPTS = [
+    path
+    for folder in ("bench", "examples", "tools")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if not path.name.startswith("_")
+]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.parent.name != "tools"], ids=name)
+def test_a_script_shows_its_help(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code in (0, None)
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def missing_names(code: str) -> Iterator[str]:
+    """The names of heredity that a script uses and the package does not have: imports first."""
+    tree, modules, others = ast.parse(code), dict[str, ModuleType](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for each in node.names:
+                if each.name.split(".")[0] == "heredity":
+                    modules[each.asname or "heredity"] = importlib.import_module(each.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "heredity":
+            for each in node.names:
+                try:
+                    found = getattr(importlib.import_module(str(node.module)), each.name, None)
+                    found = found or importlib.import_module(f"{node.module}.{each.name}")
+                except ImportError:
+                    yield f"line {node.lineno}: from {node.module} import {each.name}"
+                    continue
+                if isinstance(found, ModuleType):
+                    modules[each.asname or each.name] = found
+                else:
+                    others.add(each.asname or each.name)
+    used = [(node.value.id, node) for node in ast.walk(tree) if _is_of_a_name(node)]
+    for owner, node in used:
+        if owner in modules and owner not in others and not hasattr(modules[owner], node.attr):
+            yield f"line {node.lineno}: {owner}.{node.attr}"
+
+
+def _is_of_a_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name)
+def test_a_script_uses_only_names_that_exist(script: Path) -> None:
+    pytest.importorskip("torch")
+    assert list(missing_names(script.read_text("utf-8"))) == []
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    code = """
+import heredity as h
+def work():
+    from heredity.stats import intervals
+    from heredity.stats.intervals import wilson, gone
+    from heredity.nowhere import anything
+    intervals.wilson(1, 2), intervals.lost(1), h.Study, h.Absent
+"""
+    assert sorted(missing_names(code)) == [
+        "line 5: from heredity.stats.intervals import gone",
+        "line 6: from heredity.nowhere import anything",
+        "line 7: h.Absent",
+        "line 7: intervals.lost",
+    ]
