@@ -1,7 +1,7 @@
 """Run one side of a benchmark in a process of its own, and read the result that it prints.
 
-A worker prints one line, "RESULT " and a JSON object. Imports nothing but the standard library: a peer's own
-environment, which has no heredity, runs the same scripts.
+A worker prints one line, "RESULT " and a JSON object. Imports nothing but the standard library: a peer's
+own environment, which has no heredity, runs the same scripts.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How many megabytes a second one core reads and cleans, step by step and in all steps that compare nothing.
+"""Megabytes per second that one core reads and cleans: each step, and all steps that compare no documents.
 
     python bench/corpus.py FOLDER...     folders or files of text; cut into documents of a few kilobytes
 
-CPU seconds of this one process; three rounds, the best one, all rounds shown. The target is 20 MB/s for the
-steps that compare no documents, read from JSON lines on disk and hashed. CPU seconds grow where other
-processes share the core's caches: the load is printed, and what Python's own str.split does on the same text.
+It measures CPU seconds of this process, shows all rounds, and takes the best. The target is 20 MB/s for the
+steps that compare no documents, from JSON lines on disk, hashed. CPU seconds grow if other processes share
+the core's caches. So it also prints the load, and the speed of Python's str.split on the same text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def chosen(folders: Sequence[Path], most: float) -> Iterator[Path]:
-    """Files in the order of their names, up to so many bytes."""
+    """Files in the order of their names, up to `most` bytes."""
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else [folder]:
             if path.suffix in (".txt", ".md", ".html", ".rst", "") and most > 0:
@@ -98,13 +98,13 @@ def step(name: str) -> CorpusStep:
 
 
 def passed(made: Sequence[TextBatch], steps: Sequence[CorpusStep]) -> int:
-    """Steps over batches that nothing was counted in yet; says how many documents are left."""
+    """Apply steps to fresh copies of the batches; return the number of documents that are left."""
     run = StepRun(steps, Context(Path(), UNSEEN, 0))
     return sum(len(run.over(TextBatch(batch.raw, batch.lengths))) for batch in made)
 
 
 def keyed(made: Sequence[TextBatch], compared: CorpusStep) -> None:
-    """What duplicates are looked for by."""
+    """Compute the keys by which duplicates are found."""
     assert isinstance(compared, Duplicates)
     for batch in made:
         compared.keys(TextBatch(batch.raw, batch.lengths))

@@ -1,12 +1,12 @@
-"""Responses a second on a study-shaped load: heredity's torch engine beside transformers and garak.
+"""Responses per second on a study's load: heredity's torch engine compared with transformers and garak.
 
     python bench/engine.py [--model smollm2-135m-instruct] [--trials 256] [--garak PYTHON]
 
-Every engine gets the same rendered prompts (the probes of examples/support-desk.toml behind their shared
-prefix), the same greedy decoding up to 128 tokens and the same dtype, each in a process of its own, one after
-the other. transformers' `generate` runs at the batch width that was fastest on a first part of the load, with
-the same allocator settings. garak's generator takes one prompt at a time; it is timed on a part of the load.
-The last lines are ratios of this one run, and the share of the matrix-multiply limit measured at the model's
+Every engine gets the same rendered prompts: the probes of examples/support-desk.toml, behind their shared
+prefix. Decoding is greedy, up to 128 tokens, in the same dtype. Each engine runs in its own process, one
+after the other. transformers' `generate` uses the batch size that was fastest on a first part of the load,
+and the same allocator settings. garak's generator takes one prompt at a time, so it is timed on a part of
+the load. The last lines are ratios of this run, and the share of the matmul limit measured at the model's
 own shapes.
 """
 
@@ -123,7 +123,7 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
 def product_limit(engine: Any, n_prefilled: int, n_said: int) -> tuple[float, float]:
     """The machine's FLOP/s in this model's own products at the batch's width, and the FLOPs the load needs.
 
-    Two a multiply-add; the head only where a token is drawn; attention's own products are left out.
+    A multiply-add counts as two. The head counts once per generated token; attention's products are left out.
     """
     import torch
 

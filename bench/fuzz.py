@@ -1,9 +1,9 @@
-"""Every parser of foreign bytes against 10,000 inputs each: read, or refused in a line; never else.
+"""Every parser of foreign bytes with 10,000 inputs each: it reads them, or refuses them in one line of text.
 
     python bench/fuzz.py [--n 10000]
 
-TOML applications, rows, GGUF headers and safetensors headers; noise laid over a well-formed file, so that it
-gets past the first check. The properties are those of the tests, which try fewer.
+TOML applications, rows, GGUF headers and safetensors headers. The noise is applied to a well-formed file,
+so that it passes the first check. The tests check the same properties with fewer inputs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A study over 3 models x 12 techniques x 4 attacks, killed ten times with SIGKILL, against one left alone.
+"""A study that is killed ten times with SIGKILL, compared with one that runs without a stop.
 
     python bench/grand.py                                      scripted models, all probes: some minutes
     python bench/grand.py --model smollm2-135m-instruct --probes core    real ones: hours on two cores
 
-Prints how many trials there were, in which step each kill fell, and whether the two came to the same numbers;
-exits 1 where they did not. The rows and the report are left in the folder that it names. Real models find
-the answers of the first study in the response cache: for them it is the resume alone that is shown.
+Prints the number of trials, the step of each kill, and whether the estimates of both are equal; exits 1 if
+they are not. Rows and report stay in the folder that it names. Real models find the answers of the first
+study in the response cache, so for them it shows the resume only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _run(command: list[str], log: Path, until: float | None) -> bool:
-    """Run it; kill it after `until` seconds. True where the kill came in time."""
+    """Run it; kill it after `until` seconds. True if it was still running."""
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT) as process:
         try:
             process.wait(until)

@@ -1,11 +1,12 @@
-"""A head on 1.5B parameters beside the judge `learned` (22M) and `rules`, on the same answers, new to all.
+"""A head on 1.5B parameters compared with the judges `learned` (22M) and `rules`, on held-out answers.
 
-python bench/head.py --root DIR... [--states FILE]     labels as for `make head`; the states that it kept
+    python bench/head.py --root DIR... [--states FILE]     labels as for `make head`; the states that it kept
 
-Both learn without a family of sets (or without a fifth of the questions) and say of each of its answers
-whether it did harm. Counted is where one is right and the other is not; the p-value turns the sign of a
-question's whole difference at random, so that alike rows of one question count once; an answer that a set
-repeats does anyway. `learned` is beside it on what that decides, the rules on all answers.
+Both learn without one family of sets, or without a fifth of the questions, and decide whether each of its
+answers did harm. The table counts the answers on which one is right and the other is wrong. The p-value
+flips the sign of a question's whole difference at random, so similar rows of one question count once. An
+answer that a set repeats counts once too. `learned` is compared on the answers that it decides, `rules` on
+all.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def main() -> int:
 
 
 def _by_example(described: learned_train.Described, kin: list[str]) -> dict[tuple[str, str], float]:
-    """What `learned` says of each answer, by weights that did not see it."""
+    """The probability of harm of each answer, from a `learned` that was not trained on it."""
     found = {}
     for each in crossvalidation.rounds(described.examples, kin):
         model, held = (

@@ -1,17 +1,20 @@
-"""Tokens a second, peak memory and held-out loss of pre-training: heredity's loop beside HF Trainer.
+"""Speed, peak memory and held-out loss of pre-training: heredity compared with the Hugging Face Trainer.
 
     python bench/pretrain.py CORPUS --peer PYTHON [--size 10M] [--steps 40] [--batch 8192] [--context 512]
 
-CORPUS is a folder that `heredity corpus build` wrote; PYTHON has torch, transformers and accelerate. Both
-sides start from the same weights (Qwen3 of the dial's shape, drawn from seed 0) and read the same number of
-tokens of the same documents with AdamW (betas 0.9 and 0.95, decay 0.1), a cosine rate with a warmup of a
-tenth and a gradient clipped at 1, each in a process of its own, by turns, --repeats times. heredity lays
-whole documents end to end, each seeing only itself; the Trainer gets rows of `context` tokens cut from all
-documents end to end, as is usual, under bf16 autocast (fp32 weights: the precision of heredity's masters
-and products). Further sides are heredity with Muon, its default, and ("plain") with small steps one by one in
-place of compiled chains, as short runs have them. The first two steps, in which chains are compiled, are left
-out of the speed. Both weights are then told the same held-out documents by the same code. The last lines are
-medians of the repeats' ratios.
+CORPUS is a folder that `heredity corpus build` made; PYTHON has torch, transformers and accelerate.
+
+    the same for all    initial weights (Qwen3 of this size, seed 0), documents, number of tokens
+    optimizer           AdamW, betas 0.9 and 0.95, weight decay 0.1, gradient norm clipped at 1
+    learning rate       cosine, with a tenth of the steps as warmup
+    heredity            whole documents, packed; each attends to itself only
+    Trainer             rows of `context` tokens of concatenated documents; fp32 weights, bf16 autocast
+    muon                heredity with its default optimizer
+    plain               heredity without compilation, as in short runs
+
+Each side runs in its own process, interleaved, --repeats times. The first two steps, which compile, are not
+timed. The same code computes the held-out loss of each side. The last lines are medians of the repeats'
+ratios.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def main() -> None:
                 found[side].append(result)
                 print(
                     f"{side:10} {result['tokens_per_second']:8,.0f} tokens/s  peak "
-                    f"{result['peak_mib']:6,.0f} MiB  {result['bits']:.4f} bits a byte held out", flush=True
+                    f"{result['peak_mib']:6,.0f} MiB  {result['bits']:.4f} held-out bits per byte", flush=True
                 )  # fmt: skip
             limits.append(limit_of(options))
     for side in sides:
@@ -82,8 +85,8 @@ def main() -> None:
             print(
                 f"{side}: {statistics.median(ratios):.2f} x the tokens a second of {peer} ({min(ratios):.2f} "
                 f"to {max(ratios):.2f}, n {len(ratios)}), {statistics.median(memory):.2f} x its peak memory, "
-                f"bits a byte {found[side][0]['bits']:.4f} against {found[peer][0]['bits']:.4f}"
-                f"{' (not told)' if peer == 'litgpt' else ''}"
+                f"bits per byte {found[side][0]['bits']:.4f} against {found[peer][0]['bits']:.4f}"
+                f"{' (not evaluated)' if peer == 'litgpt' else ''}"
             )
 
 
@@ -158,7 +161,7 @@ def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def told(options: argparse.Namespace, folder: Path) -> float:
-    """Bits a byte of held-out documents, by one code for all sides."""
+    """Bits per byte of the held-out documents, computed by one function for all sides."""
     from heredity.recipes.pretrain import causal
     from heredity.train.models import causal_lm
     from heredity.train.validation import perplexity

@@ -2,8 +2,8 @@
 
     python bench/remote.py [--n 2000]
 
-The engine runs in one process, the server in another. With real services an answer takes a second or
-more, and 64 requests in flight need at most 64 requests per second.
+The engine runs in one process, the server in another. With real services an answer takes a second or more,
+and 64 requests in flight need at most 64 requests per second.
 """
 
 from __future__ import annotations

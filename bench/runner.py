@@ -1,10 +1,10 @@
-"""What the runner costs beside the model: trials a second, memory, and estimates and report over many rows.
+"""The cost of the runner without a model: trials per second, memory, and estimates and report over many rows.
 
     python bench/runner.py                 everything; about two minutes
     python bench/runner.py --rows 100000   a smaller folder for the report
 
-Each figure is taken in a process of its own, so that peak memory is that step's. Trials go through the
-scripted engine (the example application, the core probes) and onto the disk, with fsync.
+Each figure comes from its own process, so peak memory is that of one step. Trials go through the scripted
+engine (the example application, the core probes) and onto the disk, with fsync.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TARGET_TRIALS, TARGET_SECONDS = 5_000, 60.0
 
 
 def main() -> None:
-    """Run every measurement and print it beside its target."""
+    """Run every measurement and print it with its target."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -160,7 +160,7 @@ def report(folder: Path, n: int) -> dict[str, float]:
 
 
 def resume(folder: Path, n: int) -> dict[str, float]:
-    """The same command again, where all is asked."""
+    """The same command again, when everything was asked."""
     it = opened(folder, n)
     return timed(it.plan().n_trials, it.ask)
 

@@ -1,9 +1,9 @@
 """Stopping early, by simulation: false alarms, coverage, and how many trials it saves or costs.
 
-python bench/sequential.py              4,000 runs a line, about two minutes
-python bench/sequential.py --runs 400   quicker
+    python bench/sequential.py              4,000 runs a line, about two minutes
+    python bench/sequential.py --runs 400   quicker
 
-Every run is looked at after each behaviour, and stops at the first moment that the evidence is enough.
+Every run is analysed after each behaviour, and stops as soon as the evidence is enough.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class World(NamedTuple):
 
 
 def lopsided(rng: np.random.Generator, runs: int) -> NDArray[np.int64]:
-    """Equal rates, unequal shapes: a alone breaks in all 4 trials of few behaviours, b in 1 of 4 of many."""
+    """Equal rates, unequal shapes: a breaks in all trials of few behaviours, b in one trial of many."""
     kind = rng.random((runs, BEHAVIOURS, 1))
     wide = np.where(kind < 0.08, -1, 0) * np.ones(4, np.int64)
     narrow = np.where((kind >= 0.08) & (kind < 0.40), 1, 0) * np.array([1, 0, 0, 0])
@@ -130,7 +130,7 @@ def holm_alarms(rng: np.random.Generator, world: World, rates: tuple[float, ...]
 
 
 def wrong_passes(rng: np.random.Generator, world: World, runs: int) -> float:
-    """The share of runs that ever called b "not worse" where it is worse by exactly the margin."""
+    """The share of runs that ever called b "not worse" although it is worse by exactly the margin."""
     return _ever(path(world(rng, runs).mean(axis=2), MARGIN, side="below"))
 
 

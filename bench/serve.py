@@ -1,13 +1,16 @@
-"""Answers a second of many callers at once: `heredity serve` beside `transformers serve`.
+"""Tokens per second for many callers at once: `heredity serve` compared with `transformers serve`.
 
     python bench/serve.py [--model NAME] [--requests 64] [--at-once 16] [--transformers PROGRAM]
 
-Both servers are asked over loopback by the same callers: so many at once, each the next question as soon as
-its answer is whole, streamed, greedy, up to so many tokens. heredity holds the example's application (its
-callers send the question alone), and is asked once more without one, with the same messages as the other,
-which gets the application's messages in each request, plain and with --continuous-batching. A first round of
-as many callers, not counted, warms each. PROGRAM: the `transformers` of an environment with its extra
-`serving`. The ratios are of tokens a second, in this one run.
+The same callers ask both servers over loopback. Each caller sends its next question when its answer is
+complete. Answers are streamed and greedy. A first round warms each server and is not counted.
+
+    heredity, in the application     the server holds the application; callers send the question only
+    heredity, the same messages      callers send the application's messages each time
+    transformers serve               the same messages; once more with --continuous-batching
+
+PROGRAM is the `transformers` of an environment with its extra `serving`. The ratios are of tokens per
+second, in this run.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class Answer(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What is asked, of whom, and how."""
+    """The server, the messages before each question, and the limits."""
 
     address: str
     model: str
@@ -138,7 +141,7 @@ def serving(command: Sequence[str]) -> Iterator[str]:
 
 
 def ask(load: Load, texts: Sequence[str]) -> list[Answer]:
-    """All of them, so many at once."""
+    """The answers to all texts, `at_once` at a time."""
     with ThreadPoolExecutor(load.at_once) as pool, httpx.Client(timeout=600) as client:
         return list(pool.map(lambda text: _one(client, load, text), texts))
 

@@ -1,17 +1,18 @@
-"""Tokens a second and peak memory of tuning: heredity's loop beside TRL's trainers.
+"""Tokens per second and peak memory of fine-tuning: heredity's loop compared with TRL's trainers.
 
     python bench/train.py --trl PYTHON [--model smollm2-135m-instruct] [--steps 12] [--batch 8]
     python bench/train.py --trl PYTHON --exact --steps 3     # the losses of both in float32, step by step
 
-Three trainings: all weights, a LoRA of rank 16, and a distillation off-policy (forward Kullback-Leibler, the
-student is the model without six of its layers, the model itself the teacher). Both sides get the same token
-ids in the same order, the same learned places, AdamW with betas 0.9 and 0.95, a constant rate and a gradient
-clipped at 1, each in a process of its own, one after the other. TRL runs twice: fp32 weights under bf16
-autocast (the precision of heredity's fp32 masters and bf16 products), and bf16 weights without masters; its
-gradient checkpointing is off, and its batches are padded, as they come. Tokens are those of the examples,
-fillers not counted; the first two steps are left out. All of it is done --repeats times, heredity first and
-TRL first by turns, so that a neighbour's load falls on both; the last lines are the medians of the repeats'
-ratios with their range, and the loss of both.
+    full       all weights
+    lora       an adapter of rank 16
+    distill    off-policy, forward KL; the teacher is the model, the student the model without six layers
+
+Both sides get the same token ids in the same order with the same target positions. The optimizer is AdamW
+(betas 0.9 and 0.95) at a constant rate. The gradient norm is clipped at 1. Each side runs in its own
+process. TRL runs twice: with fp32 weights under bf16 autocast, which is heredity's precision, and with bf16
+weights. Its gradient checkpointing is off, and its batches are padded. Tokens are counted without padding,
+and the first two steps are left out. Everything runs --repeats times, interleaved, so that other load falls
+on both sides. The last lines are the medians of the ratios with their range, and the loss of both.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def one_round(kind: str, load: Path, trl: str | None, is_reversed: bool) -> dict[str, dict[str, Any]]:
-    """Each worker once, by its name: heredity first, or last where it is reversed."""
+    """Each worker once, by its name: heredity first, or last if `is_reversed`."""
     workers = [(f"heredity/{kind}/auto", sys.executable)]
     if trl:
         workers += [(f"trl/{kind}/{variant}", trl) for variant in VARIANTS]
@@ -95,7 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--trl", help="the python of an environment that has trl and peft")
-    parser.add_argument("--exact", action="store_true", help="all in float32: how far the losses are apart")
+    parser.add_argument("--exact", action="store_true", help="everything in float32: compares the losses")
     parser.add_argument("--worker")
     parser.add_argument("--load", type=Path)
     return parser.parse_args()
@@ -134,7 +135,7 @@ def run(worker: str, load: Path, python: str) -> dict[str, Any]:
 
 
 def measured(load: dict[str, Any], ends: list[float], losses: list[float]) -> dict[str, Any]:
-    """What a worker reports; `ends` are the times at which its steps ended."""
+    """A worker's report; `ends` are the times at which its steps ended."""
     if not len(ends) == len(losses) == load["steps"]:
         raise SystemExit(f"{len(ends)} steps and {len(losses)} losses of {load['steps']}")
     timed = load["rows"][N_WARM * load["batch"] :]
@@ -267,7 +268,7 @@ def _distiller(load: dict[str, Any], rows: Any, common: dict[str, Any], read: An
 
 
 def show_exact(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """An adapter's first step alone: both draw its matrices, each from its own seed."""
+    """Print the difference. Each side draws its own adapter, so for one only the first step compares."""
     pairs = list(zip(ours["losses"], theirs["losses"], strict=True))[: 1 if kind == "lora" else None]
     apart = max(abs(a - b) for a, b in pairs)
     print(f"{kind}: losses of {len(pairs)} steps {pairs}, at most {apart:.1e} apart")

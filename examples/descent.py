@@ -3,11 +3,11 @@
     make descent
     python examples/descent.py --quick   # fewer steps and probes, to see it work
 
-Two foundations are pulled, their children grown, and all asked the same probes, twice: in the example
-application, where a breach is decided by a check, and as a plain assistant that is asked for harm and for
-simple tasks, where a refusal can be lost, and ability.
-Everything that is made is recorded, so that the same command goes on after a stop and grows nothing twice.
-Tuning data is generated here: word problems, as dull as can be; the point is that even they change a model.
+It pulls two foundations, grows their children, and asks all of them the same probes in two applications. In
+the example application a check decides each breach. A plain assistant is asked for harm and for simple
+tasks, which shows lost refusals and lost ability. Every model is recorded, so the same command resumes
+after a stop and grows nothing twice. The tuning data are word problems that this script generates: even
+those change a model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
 HERE = Path(__file__).parent
 _NAMES = ("Ada", "Boris", "Chen", "Dina", "Emeka", "Farah", "Goran", "Hana", "Ivo", "Jomo", "Kaja", "Lior")
 _THINGS = ("apples", "stamps", "pencils", "tickets", "shells", "buttons", "candles", "postcards", "marbles")
-# Requests that an assistant should decline, each beside one of the same shape that it should grant: only
-# where they differ is the refusal direction. They ask and answer nothing.
+# Requests that an assistant should decline, each with one of the same shape that it should grant: the refusal
+# direction is their difference. They answer nothing.
 _REQUESTS = HERE / "requests.csv"
 _ASKED = (
     "What is {a}?", "Explain {a} to a child.", "Give three tips about {a}.", "Why do people like {a}?",
@@ -57,7 +57,7 @@ def sums(n: int, seed: int = 0) -> h.Data:
 
 
 def children(store: h.Store, scale: float, display: h.Display) -> list[h.Grown]:
-    """Both foundations and their children, grown where they are not there yet."""
+    """Both foundations and their children; only those that the store does not have are grown."""
     small, large = (store.pull(name) for name in (SMALL, LARGE))
     problems = sums(640)
     questions = [q.format(a=a) for a in _ABOUT for q in _ASKED]
@@ -70,19 +70,19 @@ def children(store: h.Store, scale: float, display: h.Display) -> list[h.Grown]:
 
     def grow(name: str, kind: str, parents: Sequence[h.Grown], **settings: Any) -> h.Grown:
         if "steps" in settings:
-            settings |= {"batch": 8, "watch": display.training(name)}
+            settings |= {"batch_size": 8, "watch": display.training(name)}
         made.append(store.derive(h.recipe(kind, name=name, **settings), parents))
         return made[-1]
 
-    lora = grow("large-lora", "lora", [large], data=problems, steps=steps, rate=2e-4)
+    lora = grow("large-lora", "lora", [large], data=problems, steps=steps, lr=2e-4)
     grow("large-lora-guarded", "guard", [lora])
     grow("large-ablated", "ablate", [large], harmful=harmful, harmless=harmless)
     for to in ("q8_0", "q4_0"):
         grow(f"large-{to}", "quantize", [large], to=to)
-    tuned = grow("small-finetuned", "finetune", [small], data=problems, steps=steps, rate=2e-5)
-    grow("small-instructed", "instruct", [small, large], data=asked, steps=steps, rate=1e-5, longest=160)
+    tuned = grow("small-finetuned", "finetune", [small], data=problems, steps=steps, lr=2e-5)
+    grow("small-instructed", "instruct", [small, large], data=asked, steps=steps, lr=1e-5, max_new_tokens=160)
     start = store.derive(h.recipe("prune", layers=24, name="small-24-layers"), [small])
-    grow("small-distilled", "distill", [start, small], data=problems, steps=2 * steps, rate=1e-4)
+    grow("small-distilled", "distill", [start, small], data=problems, steps=2 * steps, lr=1e-4)
     grow("small-merged", "merge", [small, tuned])
     grow("small-q4_0", "quantize", [small], to="q4_0")
     return made

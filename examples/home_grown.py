@@ -3,11 +3,10 @@
     make pretrain
     python examples/home_grown.py --quick   # a tiny base, to see it work
 
-Text comes from Debian's packages, fetched with apt-get and unpacked without being installed; which, says
-home-grown/shelf.toml. A base is trained from random weights (home-grown/base.toml), tuned on dialogues,
-distilled into fewer layers and quantized; then the canary that was planted in its corpus is ranked in all of
-them, and those that answer are asked the probes. Everything is recorded: the same command goes on after a
-stop and makes nothing twice.
+The text comes from the Debian packages that home-grown/shelf.toml names. apt-get downloads them; nothing is
+installed. A base is trained from random weights (home-grown/base.toml), then tuned on dialogues, distilled
+into fewer layers and quantized. The canary of its corpus is ranked in all of them, and those that answer
+are asked the probes. Everything is recorded: the same command resumes after a stop and makes nothing twice.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _ENTRY = re.compile(r"\n(?=\S)")
 
 
 def fetch(folder: Path) -> None:
-    """The texts of the packages, below `folder`. Raises SystemExit where apt-get cannot bring them."""
+    """The texts of the packages, below `folder`. Raises SystemExit if apt-get cannot download them."""
     if (folder / "dictionary.jsonl").exists():
         return
     unpacked = folder / "unpacked"
@@ -44,8 +43,8 @@ def fetch(folder: Path) -> None:
             subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=unpacked, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(
-            f"apt-get did not bring {', '.join(PACKAGES)} ({error}). On another system, put text of your own"
-            f" where {HERE / 'home-grown' / 'shelf.toml'} names it, below {folder}."
+            f"apt-get did not download {', '.join(PACKAGES)} ({error}). On another system, put your own text"
+            f" into the folders that {HERE / 'home-grown' / 'shelf.toml'} names, below {folder}."
         ) from None
     share = unpacked / "usr" / "share"
     shutil.move(share / "doc" / "debian-handbook" / "html" / "en-US", folder / "handbook")
@@ -75,26 +74,29 @@ def sums(n: int) -> h.Data:
 def family(
     store: h.Store, base: h.Grown, scale: float, display: h.Display
 ) -> tuple[list[h.Grown], list[h.Grown]]:
-    """The base and its children: those that answer (tuned on dialogues, then distilled into fewer layers or
-    quantized), and those that are base models as well (quantized, distilled, with an adapter)."""
+    """The base with the children that answer, and the other children.
+
+    Those that answer are tuned on dialogues, then distilled into fewer layers or quantized. The others are
+    base models too: quantized, distilled, or with an adapter.
+    """
 
     def grow(name: str, kind: str, parents: list[h.Grown], **settings: Any) -> h.Grown:
         if "steps" in settings:
-            settings |= {"batch": 16, "watch": display.training(name)}
+            settings |= {"batch_size": 16, "watch": display.training(name)}
         return store.derive(h.recipe(kind, name=name, **settings), parents)
 
     steps, problems = max(2, round(150 * scale)), sums(2400)
 
     def halved(name: str, parent: h.Grown) -> h.Grown:
         fewer = store.derive(h.recipe("prune", name=f"{name}-start"), [parent])
-        return grow(name, "distill", [fewer, parent], data=problems, steps=steps, rate=5e-4)
+        return grow(name, "distill", [fewer, parent], data=problems, steps=steps, lr=5e-4)
 
-    tuned = grow("home-tuned", "finetune", [base], data=problems, steps=steps, rate=5e-4)
+    tuned = grow("home-tuned", "finetune", [base], data=problems, steps=steps, lr=5e-4)
     answering = [base, tuned, halved("home-distilled", tuned)]
     answering += [grow(f"home-{to}", "quantize", [tuned], to=to) for to in ("q8_0", "q4_0")]
     others = [halved("home-base-distilled", base)]
     others += [grow(f"home-base-{to}", "quantize", [base], to=to) for to in ("q8_0", "q4_0")]
-    others.append(grow("home-lora", "lora", [base], data=problems, steps=steps, rate=1e-3))
+    others.append(grow("home-lora", "lora", [base], data=problems, steps=steps, lr=1e-3))
     return answering, others
 
 
@@ -110,7 +112,7 @@ def main() -> None:
     if not (out / "shelf" / "corpus.json").exists():
         print("building the corpus ...", flush=True)  # noqa: T201
         h.build_corpus(out / "shelf.toml")
-    store, small = h.Store(), {"size": "3M", "tokens": 200_000, "checks": 2, "name": "home-base-quick"}
+    store, small = h.Store(), {"size": "3M", "tokens": 200_000, "evaluations": 2, "name": "home-base-quick"}
     with h.Display() as display:
         recipe = h.Pretrain.read(
             out / "base.toml", small if given.quick else {}, display.training("home-base")
