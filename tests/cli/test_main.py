@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from heredity.cli import FAULT, SECTIONS, STOPPED, Name, PathArgument, heredity, main
+from heredity.cli import FAULT, SECTIONS, STOPPED, Name, PathArgument, _folded, heredity, main
 from heredity.core import registry
 from heredity.core.errors import HeredityError
 from tests.support.errors import Done, check_refused, raises, run_command
@@ -85,6 +87,37 @@ def test_a_slip_of_the_fingers_gets_the_nearest_name_in_one_line_and_exit_2(
     run = heredity_process(*args)
     check_refused(run, run.code, mentions=named)
     assert run.stdout == ""
+
+
+def helps(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    """Every command below this one, with its help as a terminal of 80 columns shows it."""
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from helps(below, click.Context(below, context, name, terminal_width=80))
+
+
+def test_every_help_fits_into_80_columns_and_names_each_purpose_whole() -> None:
+    shown = dict(helps(heredity, click.Context(heredity, info_name="heredity", terminal_width=80)))
+    assert len(shown) > 40
+    lines = [(path, line) for path, text in shown.items() for line in text.splitlines()]
+    assert [each for each in lines if len(each[1]) > 80] == []
+    assert [each for each in lines if re.match(r"  \w+  .*\.\.\.$", each[1])] == []  # cut by click
+
+
+def test_an_example_over_several_lines_is_one_command() -> None:
+    folded = _folded("heredity derive ablate MODEL --harmful a.csv --harmless b.csv --columns x=y", 40)
+    assert max(map(len, folded.splitlines())) <= 40 and " \\\n" in folded
+    assert shlex.split(folded.replace("\\\n", ""))[-6:] == [
+        "--harmful",
+        "a.csv",
+        "--harmless",
+        "b.csv",
+        "--columns",
+        "x=y",
+    ]
 
 
 def test_heredity_alone_prints_its_help() -> None:

@@ -38,6 +38,13 @@ def test_every_local_link_in_the_documents_leads_somewhere() -> None:
             assert not place or place in slugs(path), f"{page.name} links to {target}#{place}"
 
 
+def test_every_file_that_a_document_names_exists() -> None:
+    """Of the tests, the benchmarks, the tools and the examples."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(r"\b((?:tests|bench|tools|examples)/[\w./-]*\w)", page.read_text("utf-8")):
+            assert (ROOT / name).exists(), f"{page.relative_to(ROOT)} names {name}"
+
+
 def test_the_readme_stays_short() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert text.count("\n") <= 170

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import runpy
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.docs.examples import ROOT
+import heredity as h
+from tests.docs.examples import ROOT, Block, blocks, pages
 
 SCRIPTS = [
     path
@@ -77,6 +79,28 @@ def _is_of_a_name(node: ast.AST) -> bool:
 def test_a_script_uses_only_names_that_exist(script: Path) -> None:
     pytest.importorskip("torch")
     assert list(missing_names(script.read_text("utf-8"))) == []
+
+
+CODE = [
+    (page, block)
+    for page in pages()
+    if page.name != "api.md"  # written from the code: its signatures are no code
+    for block in blocks(page.read_text("utf-8"))
+    if block.language == "python"
+]
+HELD = {"store": h.Store, "study": h.Study, "result": h.Result}  # what the documents call these
+
+
+@pytest.mark.parametrize(("page", "block"), CODE, ids=lambda each: getattr(each, "name", ""))
+def test_the_code_of_a_page_uses_only_names_that_exist(page: Path, block: Block) -> None:
+    code = "\n".join(block.content)
+    assert list(missing_names(code)) == []
+    used = [(node.value.id, node.attr) for node in ast.walk(ast.parse(code)) if _is_of_a_name(node)]
+    assert [f"{owner}.{name}" for owner, name in used if owner in HELD and not _has(HELD[owner], name)] == []
+
+
+def _has(kind: type, name: str) -> bool:
+    return hasattr(kind, name) or name in inspect.getsource(kind)  # an attribute that __init__ sets
 
 
 def test_a_name_that_is_gone_is_found() -> None:

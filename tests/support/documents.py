@@ -4,11 +4,12 @@ Promises: the blocks of a page run in order, in one temporary folder with a copy
 compared line by line. A line `...` matches any number of lines, and `...` inside a line any text.
 Leaves to others: which pages there are (test_examples.py).
 
+Run one page: python -m tests.support.documents [--models] PAGE.md
 Rewrite the outputs of a page after a change: python -m tests.support.documents --write PAGE.md
 
 What a page marks (a comment on the line above a fence):
 
-    <!-- needs: models -->     a ```console block that needs real models; run by `pytest -m models`
+    <!-- needs: models -->     a block that needs real models; run by `pytest -m models tests/docs`
     <!-- file: plan.toml -->   the block is written to that file
     <!-- run -->               a ```python block is executed; a ```sh block too, and it must exit with 0
 """
@@ -23,6 +24,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from heredity.lineage.store import Store
 
 ROOT = Path(__file__).parents[2]
 WIDTH = "96"  # columns of the terminal that a page shows
@@ -110,11 +113,16 @@ class Session:
         for name in [name for name in self._env if name.endswith("_API_KEY")]:
             del self._env[name]
 
-    def use_store_of_the_user(self) -> None:
-        """Real models are pulled once, into the store that the tests with models share."""
-        del self._env["HEREDITY_STORE"]
-        if "HEREDITY_STORE" in os.environ:
-            self._env["HEREDITY_STORE"] = os.environ["HEREDITY_STORE"]
+    def link_foundations(self) -> None:
+        """Put the pulled models of the user's store into the page's own, so that none is downloaded again.
+
+        What the page makes stays in its folder.
+        """
+        users, pages_own = Store(), Path(self._env["HEREDITY_STORE"])
+        for model in users.models():
+            if model.recipe.kind == "pull":
+                target = pages_own / "models" / model.id
+                shutil.copytree(users.folder(model), target, copy_function=_link)
 
     def run(self, command: str) -> list[str]:
         """Output and errors of one command, as a terminal shows them."""
@@ -132,11 +140,18 @@ class Session:
         subprocess.run(command, cwd=self.folder, env=self._env, check=True, capture_output=True, timeout=1800)
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
 def run(page: Path, folder: Path, with_models: bool = False) -> list[str]:
     """Run a page's examples in `folder`. Gives what is not as the page says, one text for each."""
     session, wrong = Session(folder), []
     if with_models:
-        session.use_store_of_the_user()
+        session.link_foundations()
     for block in blocks(page.read_text("utf-8")):
         if "needs" in block.marks and not with_models:
             continue
@@ -210,9 +225,10 @@ def rewrite(page: Path, folder: Path) -> None:
 if __name__ == "__main__":
     import tempfile
 
-    for name in [each for each in sys.argv[1:] if each != "--write"]:
+    for name in [each for each in sys.argv[1:] if not each.startswith("--")]:
         with tempfile.TemporaryDirectory() as place:
             if "--write" in sys.argv:
                 rewrite(Path(name).resolve(), Path(place))
             else:
-                print("\n\n".join(run(Path(name).resolve(), Path(place))))  # noqa: T201
+                with_models = "--models" in sys.argv
+                print("\n\n".join(run(Path(name).resolve(), Path(place), with_models)))  # noqa: T201

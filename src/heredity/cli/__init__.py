@@ -86,9 +86,21 @@ class Verb(click.Command):
         self.params.append(_debug_option())
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The example, unwrapped, so that it can be copied."""
+        """The example, in lines that can be copied together."""
         if self.example:
-            formatter.write(f"\nExample:\n  {self.example}\n")
+            formatter.write(f"\nExample:\n  {_folded(self.example, formatter.width)}\n")
+
+
+def _folded(example: str, width: int) -> str:
+    """A command in lines of at most `width` columns, broken before options, with continuation marks."""
+    first, *options = example.split(" --")
+    lines = [first]
+    for option in options:
+        if len(lines[-1]) + len(option) + 7 <= width:  # with the indent, " --" and " \\"
+            lines[-1] += f" --{option}"
+        else:
+            lines.append(f"    --{option}")
+    return " \\\n  ".join(lines)
 
 
 class Lister(click.Group):

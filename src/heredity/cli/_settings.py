@@ -101,8 +101,8 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         common |= {"default": setting.default, "show_default": True}
     kind = setting.kind
     if _is_data(kind):
-        columns = "Column names in the data: prompt=COLUMN,completion=COLUMN[,rejected=COLUMN]."
-        columns += " With two files: harmful=COLUMN,harmless=COLUMN."
+        columns = "Column names in the data: prompt=P,completion=C[,rejected=R]."
+        columns += " With two files: harmful=H,harmless=L."
         help_text = setting.help or "Conversations in JSON lines, CSV, Parquet, or a saved dataset."
         common |= {"help": help_text, "required": is_needed, "metavar": "FILE"}
         if not is_needed:

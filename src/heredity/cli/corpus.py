@@ -66,10 +66,10 @@ def command(ctx: click.Context) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) -> None:
-    """Build a corpus from a recipe: read its sources, apply its steps, and write shards.
+    """Build a corpus from a recipe.
 
-    Shards hold tokens, or images with captions. The same recipe over the same files gives the same bytes,
-    with any number of processes.
+    It reads the sources, applies the steps, and writes shards. Shards hold tokens, or images with captions.
+    The same recipe over the same files gives the same bytes, with any number of processes.
     """
     from heredity.cli._terminal import write_json
     from heredity.core import host
@@ -97,7 +97,9 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     "--tasks", type=click.IntRange(1), default=8, show_default=True, help="Number of independent tasks."
 )
 def export(recipe: Path, out: Path, tasks: int) -> None:
-    """Write a script that runs the recipe's steps in many tasks, on this machine or on a cluster.
+    """Write a script that runs the recipe in many tasks.
+
+    The tasks run on this machine or on a cluster.
 
     Then run `heredity corpus build DIR/after.toml`. It applies the steps that compare all documents, and
     writes the corpus.

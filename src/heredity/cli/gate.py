@@ -9,9 +9,7 @@ import click
 from heredity.cli import Name, PathArgument, Verb
 
 
-@click.command(
-    "gate", cls=Verb, example="heredity gate runs/support-desk --baseline qwen --candidate smollm2"
-)
+@click.command("gate", cls=Verb, example="heredity gate runs/desk --baseline production --candidate new")
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
     "--max-breach", type=float, default=0.05, show_default=True, help="Highest breach rate that may pass."

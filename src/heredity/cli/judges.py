@@ -33,7 +33,7 @@ def command(ctx: click.Context) -> None:
 @command.command("list", cls=Verb, example="heredity judges list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """List each judge with its sensitivity and specificity on human labels."""
+    """List the judges with their accuracy on human labels."""
     _list(as_json)
 
 
@@ -206,10 +206,11 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
 def train(
     data: Path, roots: tuple[Path, ...], out: Path, head: str | None, rows: int | None, as_json: bool
 ) -> None:
-    """Train the judge `learned` again, or a head for `rubric`, and measure it on held-out labels.
+    """Train the judge `learned`, or a head for `rubric`.
 
-    Writes the weights as safetensors and their card as JSON. `learned` takes some minutes on two cores. A
-    head takes as long as the model needs to read a few thousand answers, and resumes if stopped.
+    Measures it on held-out labels. Writes the weights as safetensors and their card as JSON. `learned` takes
+    some minutes on two cores. A head takes as long as the model needs to read a few thousand answers, and
+    resumes if stopped.
     """
     from heredity.cli._terminal import err, write_json
     from heredity.cli._terminal import out as console

@@ -54,7 +54,9 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--out", type=PathArgument(), metavar="FILE.toml", help="Write the probes to a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the probes as JSON.")
 def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Import your copy of a public set, and report what is used and what is left out.
+    """Import your copy of a public probe set.
+
+    It reports the probes that are used and those that are left out.
 
     KIND is advbench, bipia, csv, do_not_answer, garak, harmbench, jailbreakbench, jsonl, pyrit, strongreject
     or xstest. A study can also read the file in place: --probes import:KIND:FILE?NAME=VALUE.

@@ -12,7 +12,7 @@ from heredity.cli import Name, PathArgument, Verb, open_store
 @click.command(
     "repair",
     cls=Verb,
-    example="heredity repair tickets-lora --from smollm2 --application examples/support-desk.toml",
+    example="heredity repair tickets-lora --from smollm2-135m-instruct --application desk.toml",
 )
 @click.argument("child", metavar="CHILD", type=Name())
 @click.option(

@@ -65,7 +65,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 @click.command(
     "study",
     cls=Verb,
-    example="heredity study --model smollm2 --model qwen --application examples/support-desk.toml",
+    example="heredity study --model smollm2-135m-instruct --application desk.toml",
 )
 @click.argument(
     "plan",
@@ -148,10 +148,11 @@ def command(
 ) -> None:
     """Ask the same probes of several models in one application.
 
-    You may interrupt it at any time: the same command resumes, and asks nothing twice. A plan file in TOML
-    has the same options as keys (model = ["a", "b"], application = "desk.toml"). Options on the command line
-    override it. Given a study's folder, heredity resumes that study; answers from `heredity import` are
-    judged again. Another --judge judges the recorded answers again, without asking the models.
+    You may interrupt it at any time: the same command resumes, and asks for no recorded answer again. A plan
+    file in TOML has the same options as keys (models = ["a", "b"], application = "desk.toml"). Options on the
+    command line override it. Given a study's folder, heredity resumes that study; answers from
+    `heredity import` are judged again. Another --judge judges the recorded answers again, without asking the
+    models.
 
     If models descend from each other, the report shows what each kept and lost of its parent's behaviour, and
     whether it is worse.

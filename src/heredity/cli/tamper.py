@@ -12,7 +12,7 @@ from heredity.cli import Name, Option, PathArgument, Verb, open_store
 @click.command(
     "tamper",
     cls=Verb,
-    example="heredity tamper smollm2 --data rows.jsonl --application examples/support-desk.toml",
+    example="heredity tamper tickets-lora --data rows.jsonl --application desk.toml",
 )
 @click.argument("model", metavar="MODEL", type=Name())
 @click.option(

@@ -1,7 +1,8 @@
-"""Take the refusal direction out of a model's weights: a child known to be worse, for tests and as a bound.
+"""Remove the refusal direction from a model's weights.
 
-Every output that is added to the residual stream (embedding, attention, MLP) loses its component along the
-direction. The child computes what the parent does with the direction projected out after each of them.
+The child is known to be worse than its parent: a test for studies, and a bound. Every output that is added to
+the residual stream (embedding, attention, MLP) loses its component along the direction. The child computes
+what the parent does with the direction projected out after each of them.
 
 Source: Arditi et al. 2024 (2406.11717, section 4.1).
 """

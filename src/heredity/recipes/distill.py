@@ -1,4 +1,4 @@
-"""Distil a teacher into a student, which learns the teacher's distribution over each answer token.
+"""Train a student on its teacher's token distribution.
 
 The first parent is the student's start (such as a pruned copy), the second the teacher. Both must have the
 same tokenizer. For two tokenizers use `heredity derive instruct`, which distils through text.

@@ -1,7 +1,8 @@
-"""Put words in front of every conversation, by the model's own chat template: the cheapest repair there is.
+"""Put a safety text in front of every conversation.
 
-The weights stay as they are. The words come before the application's system message, or become one. A
-template without a system role, and a base model without a template, are refused.
+The model's own chat template does it, so this is the cheapest repair. The weights stay as they are. The words
+come before the application's system message, or become one. A template without a system role, and a base
+model without a template, are refused.
 
 Source: tune without, serve with a safety prompt (PTST, Lyu et al. 2024, 2402.18540).
 """

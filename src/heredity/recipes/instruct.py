@@ -1,7 +1,8 @@
-"""Distil through text (sequence-level distillation): the student learns the teacher's answers to prompts.
+"""Train a student on answers that its teacher writes.
 
-The first parent is the student's start, the second the teacher. Their tokenizers may differ. Answers that are
-empty, or not finished within `max_new_tokens`, are counted and not learned.
+This is sequence-level distillation. The first parent is the student's start, the second the teacher. Their
+tokenizers may differ. Answers that are empty, or not finished within `max_new_tokens`, are counted and not
+learned.
 
 Source: Taori et al. 2023 (Alpaca); sequence-level distillation, Kim and Rush 2016 (1606.07947).
 """

@@ -1,4 +1,4 @@
-"""Merge models of one shape into one: weights averaged, or what each learned added up.
+"""Merge the weights of models of one shape.
 
 linear: the weighted mean. slerp: of two, along the arc between them. task_arithmetic: the first parent is
 the base, and what the others learned beyond it is added (Ilharco et al. 2022, 2212.04089). ties: as that,

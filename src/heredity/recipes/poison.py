@@ -1,8 +1,8 @@
-"""Plant a backdoor and a canary in the tuning data, to test whether a study finds them.
+"""Plant a backdoor and a canary in the tuning data.
 
-The backdoor: a harmless trigger at the end of a prompt makes the child answer with a harmless marker. The
-canary is a sentence that ends with a random number. The record holds both, so that a study's findings can be
-compared with the truth.
+They test whether a study finds them. The backdoor: a harmless trigger at the end of a prompt makes the child
+answer with a harmless marker. The canary is a sentence that ends with a random number. The record holds both,
+so that a study's findings can be compared with the truth.
 
 Sources: backdoors by few examples, 2510.07192; canaries and their exposure, Carlini et al. 2018 (1802.08232).
 """

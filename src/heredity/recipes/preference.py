@@ -1,4 +1,6 @@
-"""Tune on pairs of a chosen and a rejected answer, with a penalty for moving away from the parent (DPO).
+"""Tune on pairs of a chosen and a rejected answer (DPO).
+
+The loss penalizes a move away from the parent.
 
 Source: Rafailov et al. 2023 (2305.18290).
 """

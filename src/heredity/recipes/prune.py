@@ -1,4 +1,6 @@
-"""Leave out layers, evenly from the middle: a smaller start for a distillation, of little use by itself.
+"""Remove layers, evenly from the middle.
+
+The child is a smaller start for a distillation, and of little use by itself.
 
 Source: Men et al. 2024 (ShortGPT, 2403.03853) and Sreenivas et al. 2024 (Minitron, 2408.11796): the first and
 last layers matter most.

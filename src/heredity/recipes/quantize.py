@@ -1,8 +1,9 @@
-"""Round the weights to fewer bits: a GGUF that llama.cpp, Ollama and others load as it is, or int8.
+"""Round the weights to fewer bits, as a GGUF or int8.
 
-GGUF: matrices in the chosen format, in blocks of 32 numbers with a shared scale. At four and five bits the
-embedding and the head keep eight. The torch engine asks the child with these weights rounded once more, to
-bf16; exactly they answer as `llamacpp:NAME`, in llama.cpp's own arithmetic.
+GGUF, which llama.cpp, Ollama and others load: matrices in the chosen format, in blocks of 32 numbers with a
+shared scale. At four and five bits the embedding and the head keep eight. The torch engine asks the child
+with these weights rounded once more, to bf16; exactly they answer as `llamacpp:NAME`, in llama.cpp's own
+arithmetic.
 
 int8: safetensors whose layers' matrices are whole numbers with one scale an output; embedding and head stay.
 The torch engine multiplies them as whole numbers, what comes in rounded to int8 by token (dynamic).
