@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from heredity.core import registry
-from heredity.core.errors import EngineFailure
+from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Message, Request
 from heredity.engines import RequestStream, altered, base_numerics, is_batch_unverified
 from heredity.engines.protocols import (
@@ -19,6 +24,7 @@ from heredity.engines.protocols import (
     WhiteBoxEngine,
 )
 from heredity.engines.scripted import ScriptedEngine
+from heredity.lineage.store import engine_loader, scripted
 from tests.support.errors import raises
 
 
@@ -28,6 +34,25 @@ def test_every_file_of_engines_is_an_engine_module(name: str) -> None:
         assert isinstance(registry.load("engines", name), EngineModule)
     except ImportError as error:
         pytest.skip(f"an optional package is not installed: {error.name}")
+
+
+@pytest.mark.parametrize("name", registry.names("engines"))
+def test_a_missing_package_names_an_extra_that_the_project_has(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ImportError("No module named 'x'")
+
+    record = scripted("scripted:leaky").record
+    recipe = msgspec.structs.replace(record.recipe, settings={**record.recipe.settings, "engine": name})
+    monkeypatch.setattr(registry, "load_as", missing)
+    with raises(Unavailable, "package-missing") as caught:
+        engine_loader(msgspec.structs.replace(record, recipe=recipe))
+    extra = re.search(r"heredity\[(\w+)\]", str(caught.value))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert extra is not None
+    if name not in ("scripted", "call", "url"):  # these import nothing that could be missing
+        assert extra[1] in project["optional-dependencies"]
 
 
 def test_the_protocols_are_not_an_engine() -> None:

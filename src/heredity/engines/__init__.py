@@ -28,6 +28,7 @@ BY_FORMAT = {
     "scripted": "scripted",
 }
 _BY_OBJECTIVE = {"masked": "encoder", "contrastive": "dual"}
+EXTRAS = {"encoder": "torch", "dual": "torch"}  # of engines whose extra has another name
 
 
 def choose(model: Model) -> str:

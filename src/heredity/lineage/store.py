@@ -423,7 +423,8 @@ def engine_loader(model: Model, is_to_write: bool = True) -> Callable[..., Engin
     except ImportError as error:
         raise Unavailable(
             f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
-            f"Install it: pip install 'heredity[{name}]'"
+            f"Install it: pip install 'heredity[{engines.EXTRAS.get(name, name)}]'",
+            code="package-missing",
         ) from error
 
 
