@@ -1,8 +1,9 @@
 """Measure the judges: how often they are right on labelled answers, and how fast they are.
 
-python bench/judges.py                measure, print, and write judges/quality.json;
-python bench/judges.py --check        print only; exit 1 if the shipped table is stale
-python bench/judges.py --data DIR     labelled sets in another folder than ../shared/data
+python bench/judges.py                measure, print, and write judges/quality.json
+
+--check       print only; exit 1 if the shipped table is stale
+--data DIR    labelled sets in another folder than ../shared/data
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ The rules:
     line       a line has at most 120 characters in Markdown and 110 in code
     banned     no word or phrase of banned_words.txt is used
 
-README, CONTRIBUTING, SECURITY, the newest section of CHANGELOG and every page of docs are checked. In code:
+README, CONTRIBUTING, SECURITY, the newest section of CHANGELOG and every page of docs are checked. In an HTML
+template the paragraphs, headings and list items are, with inserted values as one word. In code, including
+bench and examples:
 
 - every docstring
 - every string passed as `help`, `short_help` or `epilog`
@@ -45,10 +47,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BANNED = Path(__file__).with_name("banned_words.txt")
-DEFAULT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs", "src/heredity")
+DEFAULT = (
+    "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs", "src/heredity", "bench", "examples"
+)  # fmt: skip
 RULES = ("words", "numbers", "line", "banned")
 MAX_WORDS, MAX_NUMBERS = 25, 2
 MAX_LINE = {".md": 120, ".py": 110}
+_TEMPLATE = ".jinja"
 MANY_NUMBERS = ("docs/benchmarks.md", "docs/results/")  # pages whose subject is figures
 
 _HELP = ("help", "short_help", "epilog")
@@ -225,6 +230,17 @@ def read_docstring(text: str, line: int) -> Iterator[Block]:
     return _Reader(line, is_docstring=True).read(
         "\n".join([first.strip(), *(each[margin:] for each in rest)])
     )
+
+
+_ELEMENT = re.compile(r"<(p|h[1-6]|li|figcaption)\b[^>]*>(.*?)</\1>", re.DOTALL)
+_INSERTED, _STATEMENT, _TAG = re.compile(r"{{.*?}}"), re.compile(r"{%.*?%}"), re.compile(r"</?[a-z][^>]*>")
+
+
+def read_template(text: str) -> Iterator[Block]:
+    """The paragraphs, headings and list items of an HTML template. Both sides of a condition are text."""
+    for match in _ELEMENT.finditer(text):
+        words = _TAG.sub(" ", _STATEMENT.sub(" ", _INSERTED.sub("CODE", match[2])))
+        yield Block(text.count("\n", 0, match.start()) + 1, " ".join(words.split()), is_one_line=True)
 
 
 def read_python(source: str, is_all: bool = False) -> Iterator[Block]:
@@ -491,6 +507,8 @@ def check_file(path: Path, shown: str, is_all: bool = False) -> list[Finding]:
         return []
     if path.name == "CHANGELOG.md":
         text = newest_section(text)
+    if path.suffix == _TEMPLATE:
+        return sorted(set(check_blocks(shown, read_template(text), banned())), key=lambda each: each.line)
     blocks = read_markdown(text) if path.suffix == ".md" else read_python(text, is_all)
     found = [*check_blocks(shown, blocks, banned()), *check_lines(shown, text, MAX_LINE[path.suffix])]
     found = [each for each in found if (shown, each.text) not in DATA]
@@ -503,8 +521,8 @@ def check_file(path: Path, shown: str, is_all: bool = False) -> list[Finding]:
 def files_of(path: Path) -> list[Path]:
     """The documents and modules beneath a path."""
     if path.is_file():
-        return [path] if path.suffix in MAX_LINE else []
-    found = (each for suffix in MAX_LINE for each in path.rglob(f"*{suffix}"))
+        return [path] if path.suffix in (*MAX_LINE, _TEMPLATE) else []
+    found = (each for suffix in (*MAX_LINE, _TEMPLATE) for each in path.rglob(f"*{suffix}"))
     return sorted(each for each in found if "__pycache__" not in each.parts)
 
 

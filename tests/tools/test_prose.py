@@ -323,3 +323,15 @@ def test_a_clean_text_exits_with_0(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     ran = run(tmp_path / "none.md")
     assert ran.returncode == 2 and "none.md" in ran.stderr
+
+
+def test_the_text_of_a_template_is_prose_and_what_it_inserts_is_one_word() -> None:
+    template = (
+        '<h2 id="x">Rates</h2>\n<p>The {{ name(a, b) }} is <em>worse</em>{% if x %} today{% endif %}.'
+        "</p>\n<td>no prose</td>"
+    )
+    found = list(prose.read_template(template))
+    assert [(block.line, block.text.replace(" .", ".")) for block in found] == [
+        (1, "Rates"),
+        (2, "The CODE is worse today."),
+    ]
