@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import heredity
-from tests.docs.examples import blocks
+from tests.support.documents import blocks
 from tests.support.tiny_models import make_model
 
 ROOT = Path(heredity.__file__).parent

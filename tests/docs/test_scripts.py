@@ -19,7 +19,7 @@ from types import ModuleType
 import pytest
 
 import heredity as h
-from tests.docs.examples import ROOT, Block, blocks, pages
+from tests.support.documents import ROOT, Block, blocks, pages
 
 SCRIPTS = [
     path
