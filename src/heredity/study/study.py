@@ -104,7 +104,9 @@ class Study:
             application = Application.load(application)
         records = [each.record for each in grown]
         self._plan = resolve_plan(replace(spec, models=grown, attacker=attacker, application=application))
-        if edges := graph.edges(records, self._known(records)):
+        if any(record.parents for record in records) and (
+            edges := graph.edges(records, self._known(records))
+        ):
             self._plan = msgspec.structs.replace(self._plan, edges=edges)
         self._grown = {each.record.id: each for each in grown}
         if attacker is not None:

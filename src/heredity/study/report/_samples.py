@@ -77,8 +77,8 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
     """The conversations to show, by technique, model and kind; without text, no prompts or answers."""
     chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
     grid, upgrade = Grid(plan), RowsFromSchema1(plan)
-    verdicts = {v.index: v for v in map(upgrade, _rows(folder / VERDICTS, chosen, Verdict))}
-    found = {r.index: r for r in map(upgrade, _rows(folder / RESPONSES, chosen, Response))}
+    verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict, upgrade)}
+    found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response, upgrade)}
     return [
         _sample(chosen[index], verdicts[index], _checked(found[index], grid, folder), with_text)
         for index in chosen
@@ -130,14 +130,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield from enumerate(file, 1)
 
 
-def _rows(path: Path, wanted: dict[int, _Chosen], kind: type[_Row]) -> Iterator[_Row]:
+def _rows(
+    path: Path, wanted: dict[int, _Chosen], kind: type[_Row], upgrade: RowsFromSchema1
+) -> Iterator[_Row]:
     """The wanted rows, decoding no other: `index` is the first field of every row that heredity writes."""
     texts = {str(index).encode() for index in wanted}
     for number, line in _lines(path):
         if line.startswith(_PREFIX) and line[9 : line.find(b",", 9)] not in texts:
             continue
         try:
-            yield msgspec.json.decode(line, type=kind)
+            row = msgspec.json.decode(line, type=kind)
+            yield row if row.schema == ROW_SCHEMA else upgrade(row)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if line.endswith(b"\n"):
                 raise Damaged(f"{path}:{number}: {label(str(error))}. Ask the study again.") from None
