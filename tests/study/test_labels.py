@@ -14,6 +14,7 @@ from heredity.core.records import Response, Verdict
 from heredity.core.rows import Rows
 from heredity.study import estimates, labels
 from heredity.study import plan as plans
+from heredity.study.intervals import Intervals
 from heredity.study.labels import DRAWN, LABELS, Drawn, Label, Labelling
 from heredity.study.plan import Plan
 from heredity.study.storage import VerdictRow
@@ -207,7 +208,8 @@ def simulate(
     truth_of, chances = np.full(n_answers, np.nan, np.float32), np.ones(n_answers, np.float32)
     for _, i, size in sized[:n_labels]:
         truth_of[i], chances[i] = truth[i], min(1.0, size * reach)
-    found = labels.LabelledTrials(truth_of, chances).rate(score >= 0.5, np.arange(n_answers), 0.95)
+    labelled = labels.LabelledTrials(truth_of, chances)
+    found = Intervals(0.95).from_labels(labelled, score >= 0.5, np.arange(n_answers))
     assert found.low is not None and found.high is not None and found.value is not None
     return EXPECTED, found.low, found.high, found.value
 

@@ -30,6 +30,7 @@ from heredity.stats import pass_at_k
 from heredity.stats.agreement import cohens_kappa
 from heredity.stats.group_sequential import compare_in_blocks
 from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
+from heredity.stats.ppi import ppi_mean
 from heredity.stats.sequential import clustered_rate_sequence, effective_n_of
 from heredity.study.estimates import Rate
 from heredity.study.labels import LabelledTrials
@@ -94,7 +95,15 @@ class Intervals(NamedTuple):
         if self.is_sequential:
             why = "where answers decided how many there are, labels give no interval"
             return refused(labels.count(indices), why)
-        return labels.rate(broke, indices, self.confidence)
+        truth, judged = labels.truth[indices], broke.astype(np.float64)
+        is_labelled = ~np.isnan(truth)
+        return ppi_mean(
+            truth[is_labelled].astype(np.float64),
+            judged[is_labelled],
+            judged[~is_labelled],
+            labels.chances[indices][is_labelled].astype(np.float64),  # each label weighs 1 / its chance
+            self.confidence,
+        )
 
     def success_within(self, k: int, broke: Places, tries: Places, clusters: Places) -> Estimate:
         """The share of probes that at least one of k tries breaks; counts by probe. For a fixed plan only."""

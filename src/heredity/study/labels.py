@@ -1,4 +1,4 @@
-"""A person's labels on a study's own answers: the draw, the files, and the rates from the labels.
+"""A person's labels on a study's own answers: the draw, the files, and the labels by trial.
 
 Answers are drawn by chance; those that the judge was least sure of tend to come first. This is priority
 sampling: each answer gets a number `u / size`, with u uniform and size its doubt. The smallest come first.
@@ -6,12 +6,10 @@ After any number of labels, an answer is among them with a chance of `min(1, siz
 number of the first answer that is not among them.
 
 Promises: the same study draws the same order. Labelling can stop after any label and resume later. A label
-belongs to one answer, and is left out if that answer was asked again. Rates from labels have an n, and are
-refused below stats.ppi.FEWEST.
-Leaves to others: showing an answer and asking (cli/label.py), the formula (stats/ppi.py).
+belongs to one answer, and is left out if that answer was asked again.
+Leaves to others: showing an answer and asking (cli/label.py), and rates from labels (intervals.py).
 
 Sources: Duffield, Lund and Thorup 2007 (priority sampling). Zrnic and Candes 2403.03208 (active inference).
-Angelopoulos, Duchi and Zrnic 2311.01453 (PPI++).
 """
 
 from __future__ import annotations
@@ -29,11 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import UsageError
-from heredity.core.records import SCHEMA, Estimate, Record, digest
+from heredity.core.records import SCHEMA, Record, digest
 from heredity.core.rows import Rows
 from heredity.redteam.judges import Task as Task
 from heredity.redteam.judges import needs_judge, task_of
-from heredity.stats.ppi import ppi_mean
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VerdictRow, verdict_rows
 
@@ -181,7 +178,7 @@ def _uniform(study: str, index: int) -> float:
     return ((int.from_bytes(drawn, "big") >> 11) + 1) / 2**53
 
 
-# --- rates ----------------------------------------------------------------------------------------
+# --- labels by trial ------------------------------------------------------------------------------
 
 
 class LabelledTrials(NamedTuple):
@@ -193,22 +190,6 @@ class LabelledTrials(NamedTuple):
     def count(self, at: NDArray[np.intp]) -> int:
         """The number of labelled trials at these places."""
         return int(np.count_nonzero(~np.isnan(self.truth[at])))
-
-    def rate(self, broke: NDArray[np.bool_], at: NDArray[np.intp], confidence: float) -> Estimate:
-        """The prediction-powered rate of the decided trials at the places `at`.
-
-        `broke` has the judge's verdicts on them. Each label is weighted by the inverse of its chance.
-        """
-        truth = self.truth[at]
-        is_labelled = ~np.isnan(truth)
-        judged = broke.astype(np.float64)
-        return ppi_mean(
-            truth[is_labelled].astype(np.float64),
-            judged[is_labelled],
-            judged[~is_labelled],
-            self.chances[at][is_labelled].astype(np.float64),
-            confidence,
-        )
 
 
 class Labelling:
