@@ -7,7 +7,7 @@ Leaves to others: where the words are shown (the writers).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
@@ -269,3 +269,49 @@ def _cells(edge: Inheritance, called: dict[str, str]) -> list[str]:
 def difference_words(found: Estimate) -> str:
     """The child's rate minus the parent's, with its interval."""
     return f"{points(found.value)} ({points_interval(found)})"
+
+
+# --- remote models ------------------------------------------------------------------------------------
+
+_VERSIONS = 6  # of one model that are named; more are counted
+
+
+def account_lines(estimates: Estimates) -> list[str]:
+    """One line per remote model, in the study's order."""
+    accounts = estimates.circumstances.accounts
+    return [f"{card.name}: {_account(of)}." for card in estimates.models if (of := accounts.get(card.id))]
+
+
+def _account(account: dict[str, Any]) -> str:
+    served = list(map(str, account.get("served", [])))
+    parts = []
+    if len(served) == 1:
+        parts.append(f"the service reports that {served[0]} answered")
+    elif served:
+        more = f" and {len(served) - _VERSIONS} more" if len(served) > _VERSIONS else ""
+        names = ", then ".join(served[:_VERSIONS]) + more
+        parts.append(f"the model CHANGED during the study, as the service reports: {names}")
+    else:
+        parts.append("the service does not report which model answered")
+    if not_sent := account.get("not_sent"):
+        parts.append(f"not sent, because this API or model does not take it: {', '.join(map(str, not_sent))}")
+    parts += _account_counts(account)
+    return "; ".join(parts)
+
+
+def _account_counts(account: dict[str, Any]) -> list[str]:
+    found = []
+    if "n_prompt_tokens" in account:
+        cached = account.get("n_cached_prompt_tokens", 0)
+        found.append(
+            f"{account['n_prompt_tokens']:,} prompt tokens ({cached:,} from the service's own cache) and"
+            f" {account.get('n_answer_tokens', 0):,} answer tokens"
+        )
+    if account.get("n_usage_estimated"):
+        found.append(f"estimated for {account['n_usage_estimated']:,} answers that the service did not count")
+    if account.get("cost"):
+        found.append(f"cost {account['cost']:,.4f} by the prices given")
+    n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
+    if n_filtered:
+        found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")
+    return found

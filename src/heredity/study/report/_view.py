@@ -7,12 +7,13 @@ Leaves to others: the words (study/wording.py), the figures (figures/), the page
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from markupsafe import Markup
 
 from heredity.core.records import Estimate
+from heredity.core.sanitize import label
 from heredity.study import wording as words
 from heredity.study.estimates import (
     ALL,
@@ -20,6 +21,7 @@ from heredity.study.estimates import (
     JUDGED,
     SCOPES,
     Estimates,
+    Inheritance,
     Manners,
     Measure,
     ModelPair,
@@ -30,53 +32,12 @@ from heredity.study.headline import headline
 from heredity.study.outcomes import MANNERS, is_part
 from heredity.study.plan import Plan
 from heredity.study.report._samples import WANTED, Sample
-from heredity.study.report.figures import charts
-
-_SHOWN = 6  # versions of one model; more are counted
-
-
-def lines(estimates: Estimates) -> list[str]:
-    """One line per remote model, in the study's order."""
-    accounts = estimates.circumstances.accounts
-    return [f"{card.name}: {_account(of)}." for card in estimates.models if (of := accounts.get(card.id))]
-
-
-def _account(account: dict[str, Any]) -> str:
-    served = list(map(str, account.get("served", [])))
-    parts = []
-    if len(served) == 1:
-        parts.append(f"the service reports that {served[0]} answered")
-    elif served:
-        more = f" and {len(served) - _SHOWN} more" if len(served) > _SHOWN else ""
-        names = ", then ".join(served[:_SHOWN]) + more
-        parts.append(f"the model CHANGED during the study, as the service reports: {names}")
-    else:
-        parts.append("the service does not report which model answered")
-    if not_sent := account.get("not_sent"):
-        parts.append(f"not sent, because this API or model does not take it: {', '.join(map(str, not_sent))}")
-    parts += _counts(account)
-    return "; ".join(parts)
-
-
-def _counts(account: dict[str, Any]) -> list[str]:
-    found = []
-    if "n_prompt_tokens" in account:
-        cached = account.get("n_cached_prompt_tokens", 0)
-        found.append(
-            f"{account['n_prompt_tokens']:,} prompt tokens ({cached:,} from the service's own cache) and"
-            f" {account.get('n_answer_tokens', 0):,} answer tokens"
-        )
-    if account.get("n_usage_estimated"):
-        found.append(f"estimated for {account['n_usage_estimated']:,} answers that the service did not count")
-    if account.get("cost"):
-        found.append(f"cost {account['cost']:,.4f} by the prices given")
-    n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
-    if n_filtered:
-        found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")
-    return found
-
+from heredity.study.report.figures import charts, lineage_graph
 
 _MAX_RANGES = 6  # more than these make no readable filter; the rows are then found by probe name
+
+
+_SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 
 
 class Band(NamedTuple):
@@ -114,6 +75,16 @@ class Compared(NamedTuple):
     aside: str
 
 
+class EdgeRow(NamedTuple):
+    """An edge as a row; the difference of `compared` is the child's rate minus the parent's."""
+
+    edge: Inheritance
+    how: str
+    badge: str
+    verdict: str
+    compared: Compared
+
+
 class View:
     """The queries of the template. Every method takes and returns plain values."""
 
@@ -131,7 +102,7 @@ class View:
     @property
     def accounts(self) -> list[str]:
         """One line per remote model: what its service reported."""
-        return lines(self.estimates)
+        return words.account_lines(self.estimates)
 
     # --- cells ---
 
@@ -323,6 +294,42 @@ class View:
         turned = found if is_b_higher else _negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
 
+    # --- inheritance ---
+
+    def edge_rows(
+        self, measure: Measure, scope: str | None = None, exploratory: bool = False
+    ) -> list[EdgeRow]:
+        """The edges of one measure, in one scope or in all."""
+        held = self.estimates.technique_edges if exploratory else self.estimates.edges
+        wanted = (e for e in held if e.compared.measure == measure)
+        return [_edge_row(edge) for edge in wanted if scope in (None, edge.compared.technique)]
+
+    def retention_bar(self, edge: Inheritance) -> Markup:
+        """The retention's interval on a line from 0 to 100 %."""
+        order = self.order.get(edge.child, 0)
+        return charts.interval_bar(span(edge.retention), order, words.retention_words(edge))
+
+    def lineage(self) -> Markup:
+        """The figure of the lineage, each edge with its verdict."""
+        found, by_edge = self.estimates, words.edge_verdicts(self.estimates)
+        in_it = {ident for key in by_edge for ident in key}
+        nodes = [
+            lineage_graph.Node(card.id, self.names[card.id], self.order[card.id], self._broke(card.id))
+            for card in found.models
+            if card.id in in_it
+        ]
+        edges = [
+            lineage_graph.Arrow(*key, words.BADGES[verdict], _edge_label(found, key, verdict))
+            for key, verdict in by_edge.items()
+        ]
+        lines = (f"{self.names[c]} from {self.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())
+        return lineage_graph.graph(nodes, edges, f"Lineage, parents above children. {'; '.join(lines)}")
+
+    def _broke(self, model: str) -> str:
+        rate = self.rate(model, self.main_scope, "breach")
+        value = rate.estimate.value if rate else None
+        return "" if value is None else f"broke {words.percent(value)}"
+
     # --- rows ---
 
     def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
@@ -388,3 +395,22 @@ def _runs(starts: Iterator[int], width: int) -> list[tuple[int, int]]:
         else:
             runs.append((start, start + width - 1))
     return runs
+
+
+def _edge_row(edge: Inheritance) -> EdgeRow:
+    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(edge.verdict)
+    turned = Compared(
+        pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
+    )
+    return EdgeRow(edge, words.recipe_words(edge), badge, verdict, turned)
+
+
+def _edge_label(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
+    """The recipe, the verdict, and the losses in the kind of breach that gave the verdict."""
+    mine = [e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
+    made = f"{mine[0].recipe}, {mine[0].role}" if mine[0].role else mine[0].recipe
+    edge = next((e for e in mine if e.compared.n and e.verdict == verdict), None)
+    if edge is None:
+        return (label(made, 24), _SHORT[verdict])
+    judged = ", judged" if edge.compared.technique == JUDGED and len(mine) > 1 else ""
+    return (label(made, 24), _SHORT[verdict] + judged, f"lost {edge.lost} of {edge.kept + edge.lost}")

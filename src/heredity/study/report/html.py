@@ -21,7 +21,7 @@ from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
 from heredity.study import aggregate, importers, wording
 from heredity.study.outcomes import MANNERS
-from heredity.study.report import _effort, _inherited
+from heredity.study.report import _effort
 from heredity.study.report._samples import draw
 from heredity.study.report._view import View
 from heredity.study.report.figures import charts
@@ -68,7 +68,6 @@ def _template() -> jinja2.Template:
         "bare": wording.bare,
         "effort": _effort,
         "inheritance_summary": wording.inheritance_summary,
-        "inherited": _inherited,
         "interval": wording.interval,
         "manners": MANNERS,
         "p_words": wording.p_words,
