@@ -91,13 +91,14 @@ def calibrate(
     from heredity.redteam import judges
     from heredity.redteam.judges.calibration import quality as kept
     from heredity.redteam.judges.calibration.measure import measure
+    from heredity.redteam.judges.protocols import ClosableJudge
 
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
     pairs, loaded = _pairs(columns), judges.load(judge)
     try:
         found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=_every(seconds=5), once=once)
     finally:
-        if hasattr(loaded, "close"):
+        if isinstance(loaded, ClosableJudge):
             loaded.close()
     judged_by = judges.identity(found.judge)
     if found.is_too_good:  # its errors are smaller here than on new answers, so it would correct too little

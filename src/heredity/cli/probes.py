@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from heredity.cli import Lister, Name, PathArgument, Verb
+
+if TYPE_CHECKING:
+    from heredity.core.records import Probe
 
 
 @click.group("probes", cls=Lister, example="heredity probes show planted_secret/plain-01")
@@ -122,11 +126,11 @@ def _list(as_json: bool) -> None:
     out().print(f"suites: {', '.join(probes.SUITES)}; show one: heredity probes show ID", style="dim")
 
 
-def _words(probe: object) -> str:
+def _words(probe: Probe) -> str:
     """A probe, one field per line; empty fields are left out."""
     import msgspec
 
-    lines = [str(getattr(probe, "id", ""))]
+    lines = [probe.id]
     for name, value in msgspec.to_builtins(probe).items():
         if name == "id" or not value:
             continue

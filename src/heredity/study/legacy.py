@@ -31,7 +31,7 @@ _OF_ESTIMATE = {"value", "low", "high", "n", "method"}
 _Row = TypeVar("_Row", bound=msgspec.Struct)
 
 
-class _TrialRow(Protocol):
+class _OldTrial(Protocol):
     """The fields of a response or a verdict that are read."""
 
     index: int
@@ -39,7 +39,7 @@ class _TrialRow(Protocol):
     schema: int
 
 
-class _RunRow(Protocol):
+class _OldRun(Protocol):
     """The fields of a row of runs.jsonl that are read."""
 
     numerics: str
@@ -69,7 +69,7 @@ class RowsFromSchema1:
 
     def __call__(self, row: _Row) -> _Row:
         """The row as schema 2 has it; a row of schema 2 as it is."""
-        said = cast(_TrialRow, row)
+        said = cast(_OldTrial, row)
         if said.schema == ROW_SCHEMA:
             return row
         if said.error is None:
@@ -82,7 +82,7 @@ class RowsFromSchema1:
 
 def run_from_schema_1(run: _Row) -> _Row:
     """A row of runs.jsonl with what stood in its engine's name."""
-    said = cast(_RunRow, run)
+    said = cast(_OldRun, run)
     return msgspec.structs.replace(
         run,
         base_numerics=said.numerics.split(_ALTERED, 1)[0],

@@ -22,7 +22,7 @@ from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 _MOST_BYTES = 1_000_000
 
 
-class Suffix:
+class SuffixWords:
     """Words after the demand."""
 
     cost = "adds none"
@@ -82,4 +82,4 @@ def _read(name: str) -> tuple[str, tuple[str, ...]]:
     return hashlib.sha256(data).hexdigest()[:16], lines
 
 
-ATTACK: TurnTransform = Suffix()
+ATTACK: TurnTransform = SuffixWords()
