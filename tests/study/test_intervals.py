@@ -76,7 +76,7 @@ def test_retention_is_over_the_trials_that_the_parent_held() -> None:
 
 def test_two_models_get_the_exact_test_of_mcnemar() -> None:
     a, b = np.array([True] + [False] * 9), np.array([False] + [True] * 9)
-    found = FIXED.compare(a, b, np.arange(10), np.zeros(10, np.intp))
+    found = FIXED.compare(a, b, np.arange(10))
     assert found.p_value == pytest.approx(2 * 11 / 1024) and found.test == "exact McNemar"
     assert found.difference.value == pytest.approx(0.8) and found.uppers is None
 

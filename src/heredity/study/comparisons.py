@@ -81,10 +81,9 @@ def _compared(
 
 
 def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
-    shared, blocks = _shared(outcomes, a, b, probes), outcomes.blocks_of(ALL, probes)
-    found = Intervals.of(outcomes.plan).compare(
-        shared.first, shared.second, shared.clusters, blocks[shared.decided]
-    )
+    shared, intervals = _shared(outcomes, a, b, probes), Intervals.of(outcomes.plan)
+    blocks = outcomes.blocks_of(ALL, probes)[shared.decided] if intervals.is_sequential else None
+    found = intervals.compare(shared.first, shared.second, shared.clusters, blocks)
     return _Compared(a, b, technique, found)
 
 

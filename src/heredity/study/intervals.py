@@ -70,13 +70,14 @@ class Intervals(NamedTuple):
         method = clustered_rate_sequence if self.is_sequential else stats.clustered_rate
         return stats.retention(parent, child, clusters, self.confidence, method)
 
-    def compare(self, a: Bools, b: Bools, clusters: Places, blocks: Places) -> stats.Comparison:
+    def compare(self, a: Bools, b: Bools, clusters: Places, blocks: Places | None = None) -> stats.Comparison:
         """The difference of two models on the trials that both decided, with its test.
 
-        blocks: the interim analysis that first had each trial; without effect in a fixed plan.
+        blocks: the interim analysis that first had each trial; None: one analysis had all of them.
         """
         if self.is_sequential:
-            return compare_in_blocks(a, b, clusters, blocks, self.confidence, self.alpha)
+            of = np.zeros_like(clusters) if blocks is None else blocks
+            return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha)
         return stats.compare(a, b, clusters, self.confidence, self.alpha)
 
     def corrected(self, broke: Bools, clusters: Places, raw: Estimate, labels: Calibration) -> Estimate:

@@ -153,10 +153,8 @@ def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.in
 
 def _pair(judge: str, planned: Plan, of: _Codes, a: int, b: int, clusters: NDArray[np.int64]) -> JudgedPair:
     is_shared = (of[a] > 0) & (of[b] > 0)
-    places = clusters[is_shared]
-    found = Intervals.of(planned).compare(
-        of[a][is_shared] == BROKE, of[b][is_shared] == BROKE, places, np.zeros_like(places)
-    )
+    broke = of[a][is_shared] == BROKE, of[b][is_shared] == BROKE
+    found = Intervals.of(planned).compare(*broke, clusters[is_shared])
     table = Table2x2(*found.table)
     ids = planned.models[a].id, planned.models[b].id
     return JudgedPair(judge, *ids, table, found.table.n, found.difference, found.p_value, found.test)
