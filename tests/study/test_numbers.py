@@ -19,7 +19,17 @@ from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import compare_edges, compare_models, panel_agreement
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
 from heredity.study.intervals import Intervals, bound_rate
-from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, is_decided, read_outcomes
+from heredity.study.outcomes import (
+    BROKE,
+    ERROR,
+    HELD,
+    SKIPPED,
+    UNCLEAR,
+    Outcomes,
+    is_decided,
+    is_part,
+    read_outcomes,
+)
 from heredity.study.sequential import StoppingRule
 from heredity.study.storage import AttackerTokens, RawExchange, RawResponse
 from tests.support.errors import raises
@@ -76,6 +86,22 @@ def test_a_cell_has_its_probes_indices_and_behaviours() -> None:
     assert outcomes.clusters.tolist() == [1, 0, 0]
     assert outcomes.clusters_of(ALL, [FREE, TWIN]).tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
     assert outcomes.blocks_of("direct", [FREE, TWIN]).tolist() == [0, 0, 0, 0]
+
+
+def test_a_scope_is_by_who_decides_and_a_baseline_is_in_none() -> None:
+    free, judged, twin = small_plan().probes
+    assert is_part(free, JUDGE_FREE) and not is_part(free, JUDGED) and not is_part(free, ALL)
+    assert is_part(judged, JUDGED) and not is_part(judged, JUDGE_FREE)
+    assert is_part(twin, ALL) and not is_part(twin, JUDGED)  # a judge reads it, and it is no breach
+    baseline = msgspec.structs.replace(free, is_baseline=True)
+    assert is_part(baseline, "secret") and not any(is_part(baseline, s) for s in (ALL, JUDGE_FREE, JUDGED))
+
+
+def test_each_trial_has_the_analysis_that_first_had_it() -> None:
+    outcomes = small_outcomes({}, msgspec.structs.replace(small_plan(), blocks=(1, 3)))
+    # Two samples of the first probe, then of the other two, under each of two attacks.
+    every = [FREE, JUDGED_PROBE, TWIN]
+    assert outcomes.blocks_of(ALL, every).tolist() == [0, 0, 1, 1, 1, 1] * 2
 
 
 def test_twins_are_told_apart_in_every_cell() -> None:
