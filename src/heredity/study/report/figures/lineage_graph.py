@@ -157,8 +157,13 @@ class _Layout:
         return {n: max(x, _room(self._arrows[n]) / 2) for n, x in at.items()}
 
     def _words(self, arrow: Arrow, x: float) -> Markup:
-        middle = _top(self._level[arrow.child]) - _GAP * (1 - _DOWN)
-        return _lines(arrow.lines, x, middle - _LINE * (len(arrow.lines) - 1) / 2 + 4, f"word {arrow.kind}")
+        """The label of an edge, on a ground that hides the line behind it."""
+        middle, wide = _top(self._level[arrow.child]) - _GAP * (1 - _DOWN), _room(arrow) - 8
+        high = _LINE * len(arrow.lines)
+        ground = Markup('<rect class="ground" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>').format(
+            x - wide / 2, middle - high / 2, wide, high
+        )
+        return ground + _lines(arrow.lines, x, middle - high / 2 + _LINE / 2 + 4, f"word {arrow.kind}")
 
     def _line(self, number: int, arrow: Arrow, ports: Mapping[int, float]) -> Markup:
         way = self._ways[number]
