@@ -21,10 +21,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study descent pretrain test prose shape bench proofs judges learned head docs reference clean
+.PHONY: help study descent pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo; echo '  Examples: make study MODELS="smollm2-135m-instruct qwen2.5-coder-1.5b-instruct"'
 	@echo '            make study ARGS="--probes quick"'
 	@echo '            make test ARGS="tests/stats -x -n 0"'
@@ -46,6 +46,9 @@ test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose.py --counts
 	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a model, a process or a sleep
+	$(BIN)/pytest -m "not slow and not models and not proof" -n auto --maxprocesses 4 $(ARGS)
 
 prose: $(VENV)/.made ## the English of documents, docstrings and help: sentences, numbers, lines, banned words
 	@$(BIN)/python tools/prose.py $(ARGS)

@@ -1,17 +1,27 @@
-"""How hypothesis draws: without a deadline everywhere, and in CI the same examples each time.
+"""How tests are drawn, which of them are slow, and that none leaves anything behind.
 
-No claim here is about time, and a machine may be busy. CI tells whether a change broke something, so it must
-not depend on the luck of a draw; at a desk the draws are new each time, and `--hypothesis-profile deep` makes
-many of them.
+Hypothesis has no deadline anywhere: no claim here is about time, and a machine may be busy. CI tells whether
+a change broke something, so it must not depend on the luck of a draw. At a desk the draws are new each time,
+and `--hypothesis-profile deep` makes many of them.
 """
 
+from __future__ import annotations
+
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from heredity.core import host
+from tests.support.marks import FIXTURES, Watch, is_fast_run, loads_models
 
+# pytest imports readline, which sets both for the workers of a run and for all that a test starts.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+    os.unsetenv(_name)
 os.environ.setdefault("HEREDITY_MIRRORS", str(Path(__file__).parents[1] / "examples" / "mirrors.toml"))
 host.configure()  # as every entry point does: before any test loads torch
 
@@ -19,3 +29,61 @@ settings.register_profile("desk", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("deep", deadline=None, max_examples=3000)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
+
+WATCH = Watch()
+_TORCH = "torch's threads and dtype"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In a fast run, a file that loads a library of models is not even read."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and is_fast_run(config) and loads_models(collection_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what makes a model or a corpus."""
+    slow: dict[Path, bool] = {}
+    for item in items:
+        if item.path not in slow:
+            slow[item.path] = loads_models(item.path)
+        if slow[item.path] or FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    with WATCH.over(collector):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with WATCH.over(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with WATCH.over(item):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    """Each test leaves the process as it was: environment, current folder, threads and dtype of torch."""
+    before = _state()
+    yield
+    after = _state()
+    names = (before.keys() | after.keys()) - (set() if _TORCH in before else {_TORCH})
+    changed = {name: (before.get(name), after.get(name)) for name in names}
+    changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
+    assert not changed, f"left behind by this test (before, after): {changed}"
+
+
+def _state() -> dict[str, object]:
+    found: dict[str, object] = {"current folder": os.getcwd(), **os.environ}  # noqa: PTH109
+    del found["PYTEST_CURRENT_TEST"]
+    if torch := sys.modules.get("torch"):
+        found[_TORCH] = (torch.get_num_threads(), torch.get_default_dtype())
+    return found

@@ -1,4 +1,4 @@
-"""From a study to its report, gate and transcripts, by the real command in processes of its own."""
+"""From a study to its report, gate and transcripts, by the command line."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ import pytest
 from heredity.core.records import Response
 from heredity.core.rows import Rows
 from heredity.study import labels, storage
-from tests.cli.test_main import heredity_process
-from tests.support.errors import check_refused
+from tests.support.errors import check_refused, run_here
 from tests.support.studies import plan, study
 
 MADE = plan(("scripted:mixed",), n=12, attacks=("direct",), samples=1)
@@ -25,11 +24,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
-    first = heredity_process("label", str(folder), "--n", "4", input="y\nx\nn\nq\n")
+    first = run_here("label", str(folder), "--n", "4", input="y\nx\nn\nq\n")
     assert first.returncode == 0, first.stderr
     assert "Stopped" in first.stderr and "2 labels, 2 of 4 to go" in first.stderr
     assert "scripted:mixed" not in first.stdout  # neither the model nor the judge's verdict leads
-    second = heredity_process("label", str(folder), "--n", "4", input="s\ny\n")
+    second = run_here("label", str(folder), "--n", "4", input="s\ny\n")
     assert "3 of 4" in second.stdout and "1 of 4" not in second.stdout
     assert [label.said for label in labels.read_labels(folder).values()] == ["yes", "no", "skip", "yes"]
     assert (folder / "report.html").exists()
@@ -38,14 +37,14 @@ def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
 def test_a_study_until_decided_takes_no_label_that_could_give_no_rate(tmp_path: Path) -> None:
     made = msgspec.structs.replace(plan(n=2), blocks=(7, len(plan(n=2).probes)))
     study(tmp_path / "s", made).run()
-    run = heredity_process("label", str(tmp_path / "s"), input="y\n")
+    run = run_here("label", str(tmp_path / "s"), input="y\n")
     assert run.stdout == ""
     check_refused(run, "labels-until-decided")
     assert labels.read_labels(tmp_path / "s") == {}
 
 
 def test_a_closed_input_stops_and_keeps_what_was_said(folder: Path) -> None:
-    run = heredity_process("label", str(folder), input="y\n")
+    run = run_here("label", str(folder), input="y\n")
     assert run.returncode == 0
     assert len(labels.read_labels(folder)) == 1
 
@@ -61,14 +60,14 @@ def test_what_a_terminal_would_obey_is_shown_by_name(folder: Path) -> None:
                 hostile = msgspec.structs.replace(each.exchanges[-1], text="\x1b[2J\u202eclear")
                 each = msgspec.structs.replace(each, exchanges=(hostile,))
             out.append(each)
-    run = heredity_process("label", str(folder), "--n", "1", input="q\n")
+    run = run_here("label", str(folder), "--n", "1", input="q\n")
     assert "\x1b" not in run.stdout and "\u202e" not in run.stdout
     assert "clear" in run.stdout
 
 
 def test_labels_given_elsewhere_come_back_and_make_a_rate(folder: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.csv"
-    out = heredity_process("label", str(folder), "--export", str(sheet))
+    out = run_here("label", str(folder), "--export", str(sheet))
     assert out.returncode == 0, out.stderr
     with sheet.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -79,7 +78,7 @@ def test_labels_given_elsewhere_come_back_and_make_a_rate(folder: Path, tmp_path
         lines = csv.DictWriter(file, list(rows[0]))
         lines.writeheader()
         lines.writerows(rows)
-    back = heredity_process("label", str(folder), "--import", str(sheet))
+    back = run_here("label", str(folder), "--import", str(sheet))
     assert back.returncode == 0, back.stderr
     assert len(labels.read_labels(folder)) == sum(bool(row["label"]) for row in rows)
     found = [
@@ -102,6 +101,6 @@ def test_a_sheet_that_does_not_fit_names_its_line_and_changes_nothing(
 ) -> None:
     sheet = tmp_path / "sheet.csv"
     sheet.write_text(text.replace("TRIAL", labels.draw_answers(folder, MADE)[0].trial))
-    run = heredity_process("label", str(folder), "--import", str(sheet))
+    run = run_here("label", str(folder), "--import", str(sheet))
     check_refused(run, code, mentions=named)
     assert labels.read_labels(folder) == {}

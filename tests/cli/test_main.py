@@ -14,7 +14,7 @@ import pytest
 from heredity.cli import FAULT, SECTIONS, STOPPED, Name, PathArgument, _folded, heredity, main
 from heredity.core import registry
 from heredity.core.errors import HeredityError
-from tests.support.errors import Done, check_refused, raises, run_command
+from tests.support.errors import check_refused, raises, run_command, run_here
 
 HEAVY = {
     "torch", "numpy", "scipy", "rich", "jinja2", "httpx", "msgspec", "transformers", "gguf", "safetensors",
@@ -31,10 +31,6 @@ def loaded(code: str) -> set[str]:
 
 def own(modules: set[str]) -> set[str]:
     return {name for name in modules if name.split(".")[0] == "heredity"}
-
-
-def heredity_process(*args: str, **settings: object) -> Done:
-    return run_command(*args, **settings)
 
 
 def test_importing_heredity_loads_itself_and_nothing_else() -> None:
@@ -55,7 +51,7 @@ def test_help_of_a_verb_has_an_example_and_loads_no_torch(verb: str) -> None:
     code = f"from heredity.cli import main\nassert main(['{verb}', '--help']) == 0"
     modules = loaded(code)
     assert not modules & {"torch", "transformers", "numpy", "scipy", "httpx"}
-    example = heredity_process(verb, "--help").stdout.partition("Example:\n")[2]
+    example = run_here(verb, "--help").stdout.partition("Example:\n")[2]
     assert example.strip().startswith(f"heredity {verb}")
 
 
@@ -84,7 +80,7 @@ def test_the_verbs_own_help_opens_with_the_purpose_in_the_root_help(verb: str) -
 def test_a_slip_of_the_fingers_gets_the_nearest_name_in_one_line_and_exit_2(
     args: list[str], named: list[str]
 ) -> None:
-    run = heredity_process(*args)
+    run = run_command(*args)
     check_refused(run, run.code, mentions=named)
     assert run.stdout == ""
 
@@ -121,7 +117,7 @@ def test_an_example_over_several_lines_is_one_command() -> None:
 
 
 def test_heredity_alone_prints_its_help() -> None:
-    run = heredity_process()
+    run = run_here()
     assert run.returncode == 0
     assert "Measure:" in run.stdout and "study" in run.stdout
 

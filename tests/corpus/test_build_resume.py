@@ -64,8 +64,8 @@ def undisturbed(recipe: Path, out: Path) -> Path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_build_goes_on_to_the_same_bytes(recipe: Path, tmp_path: Path, workers: int) -> None:
     out, work = tmp_path / "killed", workspace.place_of(tmp_path / "killed")
-    given = [sys.executable, "-m", "heredity", *command(recipe, out, workers)]
-    ended = ends_after_kills(given, lambda: len(list(work.glob("*/*.done"))), (1, 5, 12, 22))
+    given = ["-m", "heredity", *command(recipe, out, workers)]
+    ended = ends_after_kills(given, tmp_path, lambda: len(list(work.glob("*/*.done"))), (1, 5, 12, 22))
     assert "reading: 8 of 8 jobs are taken from before" in ended.stderr
     assert "comparison 1" in ended.stderr
     assert files(out) == files(undisturbed(recipe, tmp_path / "whole")) and nothing_is_left(out)

@@ -1,8 +1,4 @@
 """The fixtures of every test of an engine."""
 
-import pytest
-
-pytest.importorskip("torch")
-
 from tests.support.tiny_models import any_model as any_model
 from tests.support.tiny_models import tiny_llama as tiny_llama

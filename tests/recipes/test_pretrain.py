@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +152,10 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
     """The id is a hash over every file, weights and rows of metrics among them."""
     whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record.id
     root = tmp_path / "killed"
-    command = [sys.executable, "-m", "heredity", "pretrain", str(recipe)]
-    last = ends_after_kills(command, lambda: n_rows(root.glob(RUNS)), (13, 27), HEREDITY_STORE=str(root))
+    command = ["-m", "heredity", "pretrain", str(recipe)]
+    last = ends_after_kills(
+        command, tmp_path, lambda: n_rows(root.glob(RUNS)), (13, 27), HEREDITY_STORE=str(root)
+    )
     assert last.stdout.split()[-1] == whole
     curve = last.stderr.rpartition("loss, ")[2]
     assert "\u2588" in curve and curve.rstrip()[-1] in "\u2581\u2582"  # it falls from the highest
@@ -171,8 +172,10 @@ def test_with_compiled_chains_it_is_killed_and_comes_to_the_same_id_too(tmp_path
     bits = [float(record.notes["held-out text"].split()[0]) for record in (usual, whole)]
     assert bits[1] == pytest.approx(bits[0], rel=1e-3)
     root = tmp_path / "killed"
-    command = [sys.executable, "-m", "heredity", "pretrain", str(recipe)]
-    last = ends_after_kills(command, lambda: n_rows(root.glob(RUNS)), (13, 27), HEREDITY_STORE=str(root))
+    command = ["-m", "heredity", "pretrain", str(recipe)]
+    last = ends_after_kills(
+        command, tmp_path, lambda: n_rows(root.glob(RUNS)), (13, 27), HEREDITY_STORE=str(root)
+    )
     assert last.stdout.split()[-1] == whole.id
 
 

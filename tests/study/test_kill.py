@@ -7,7 +7,6 @@ spread over the asking and the judging, however fast or busy the machine is.
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from heredity.lineage.types import Grown
 from heredity.study import plan as plans
 from heredity.study.plan import Grid, Plan, PlannedModel
 from heredity.study.study import Study
-from tests.support import real_models
+from tests.support import forkserver, real_models
 from tests.support.studies import by_index, drop_circumstances, plan, responses
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -67,8 +66,8 @@ def live(folder: Path, store: Path, engine: str, n_rows: int = 0, pause: float =
 
     Whether the kill came before its end.
     """
-    command = [sys.executable, "-c", CHILD, str(folder), str(store), engine, str(n_rows), str(pause)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-c", CHILD, str(folder), str(store), engine, str(n_rows), str(pause)]
+    ended = forkserver.run(command, folder.parent)
     assert ended.returncode == 0 or (n_rows and ended.returncode == -9), ended.stderr
     return ended.returncode == -9
 

@@ -399,7 +399,7 @@ def test_hostile_text_goes_through_a_whole_study_and_its_report(tmp_path: Path, 
     text = {**HOSTILE, "surrogate": "a\ud800b \udfff" * 50}[name]
     call = ToolCall(text[:200], {text[:200]: text[:200]})
     said = Reply(0, "", text, tool_calls=(call,), n_tokens=1)
-    folder, made = tmp_path / "out", plan(n=1)
+    folder, made = tmp_path / "out", plan(n=1, attacks=("direct",), samples=1)
     study(folder, made, lambda _: Recorder(say=lambda _: said)).run()
     kept = (folder / "verdicts.jsonl").read_bytes()
     found = study(folder, made, lambda _: Recorder(say=lambda _: said)).run().estimates

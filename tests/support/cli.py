@@ -1,14 +1,13 @@
-"""One rehearsed study for each file: the real command in a process of its own, with scripted models."""
+"""One finished study for each file of tests: the real command, with scripted models."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.errors import Done, run_command
+from tests.support.errors import Done, run_here
 
 DESK = """
 name = "desk"
@@ -41,15 +40,14 @@ def run(place: Path) -> Run:
     """Run `heredity ARGS...` in that folder, as a user would."""
 
     def heredity(*args: str, store: str = "store") -> Done:
-        env = {**os.environ, "HEREDITY_STORE": str(place / store), "COLUMNS": "100"}
-        return run_command(*args, cwd=place, env=env, timeout=120)
+        return run_here(*args, cwd=place, env={"HEREDITY_STORE": str(place / store), "COLUMNS": "100"})
 
     return heredity
 
 
 @pytest.fixture(scope="module")
 def studied(run: Run, place: Path) -> Done:
-    """The process of a finished study in `place`/rehearsal."""
+    """The end of a study in `place`/rehearsal."""
     models = ("--model", "scripted:leaky", "--model", "scripted:careful")
     return run(
         "study", *models, "--application", "desk.toml", "--probes", "planted_secret", "--out", "rehearsal"

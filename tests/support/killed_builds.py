@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from heredity.core.errors import Busy, UsageError
 from heredity.core.files import Lock
 from heredity.corpus import recipe as recipes
 from heredity.corpus import workspace
+from tests.support import forkserver
 from tests.support.errors import raises
 
 # The process kills itself where it writes, moves or removes a file below its own folder for the n-th time:
@@ -65,8 +64,8 @@ def die(recipe: Path, out: Path, moment: int) -> bool:
 
     Killed when the plan was gone, and a lock alone was left, it had ended: a built corpus is there.
     """
-    given = [sys.executable, "-c", _DYING, str(moment), str(workspace.place_of(out)), *command(recipe, out)]
-    ended = subprocess.run(given, capture_output=True, text=True, check=False)
+    given = ["-c", _DYING, str(moment), str(workspace.place_of(out)), *command(recipe, out)]
+    ended = forkserver.run(given, out.parent)
     has_ended = "is there already" in ended.stderr
     assert ended.returncode in ((0, 2) if has_ended else (0, -9)), ended.stderr
     return ended.returncode == -9

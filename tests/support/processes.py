@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from tests.support.forkserver import Process, run
 
 RUNS = "training/*/training.jsonl"  # below a store
 
 
 def ends_after_kills(
-    command: Sequence[str], n_done: Callable[[], int], at: Iterable[int], **environment: str
+    argv: Sequence[str], folder: Path, n_done: Callable[[], int], at: Iterable[int], **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The last of the runs of a command: one is killed wherever `n_done` says that so much is done.
+    """The last of the runs of `python ARGV...`: one is killed wherever `n_done` says that so much is done.
 
-    Each must still have been running when it was killed; the last must end well.
+    Each must still have been running when it was killed; the last must end well. folder: for its output.
     """
-    given = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
-    quiet = subprocess.DEVNULL
     for after in at:
-        with subprocess.Popen(command, env=given, stdout=quiet, stderr=quiet) as process:
-            while process.poll() is None and n_done() < after:
-                time.sleep(0.002)
-            assert process.poll() is None, f"it ended before {after} were done"
-            process.send_signal(signal.SIGKILL)
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+        process = Process(argv, folder / "stdout", folder / "stderr", **environment)
+        while process.poll() is None and n_done() < after:
+            time.sleep(0.002)
+        assert process.poll() is None, f"it ended before {after} were done: {process.err.read_text('utf-8')}"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = run(argv, folder, **environment)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def n_rows(paths: Iterable[Path]) -> int:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -77,6 +75,7 @@ def make_tokenizer(folder: Path, template: str | None) -> None:
 
 def make_model(folder: Path, architecture: str, template: str | None = CHATML, **settings: Any) -> Path:
     """A random model of this architecture, saved as safetensors with its tokenizer."""
+    torch = pytest.importorskip("torch")
     import transformers
 
     name, extra = ARCHITECTURES[architecture]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from tests.support.tiny_models import any_model as any_model

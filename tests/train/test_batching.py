@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("torch")
 
 from heredity.engines.chat.documents import Document
 from heredity.train.data.batching import PADDING_MULTIPLE, BatchSampler, collate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,9 +277,9 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(pictures: Path, tmp_pa
         "from tests.train.test_contrastive import run;"
         f"print(run(Path({str(pictures)!r}), Path(sys.argv[1])))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "killed")]
+    command = ["-c", program, str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / loop.METRICS
-    last = ends_after_kills(command, lambda: n_rows([metrics]), (6, 10))
+    last = ends_after_kills(command, tmp_path, lambda: n_rows([metrics]), (6, 10))
     assert last.stdout.strip() == whole
 
 

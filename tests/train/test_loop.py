@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,9 +66,9 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
         f"folder, data = Path({str(tiny_llama)!r}), Path({str(data_file)!r});"
         f"print(run(folder, data, Path(sys.argv[1]), {kind!r}, {optimizer!r}))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "killed")]
+    command = ["-c", program, str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / loop.METRICS
-    last = ends_after_kills(command, lambda: n_rows([metrics]), (2, 6, 11))
+    last = ends_after_kills(command, tmp_path, lambda: n_rows([metrics]), (2, 6, 11))
     assert last.stdout.strip() == whole
     steps_done = [row.step for row in loop.Rows(metrics, loop.StepMetrics)]
     assert steps_done == list(range(N_STEPS))

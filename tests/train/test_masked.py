@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,9 +270,9 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(
         "from tests.train.test_masked import run;"
         f"print(run(Path({str(corpus)!r}), Path(sys.argv[1]), {architecture!r}))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "killed")]
+    command = ["-c", program, str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / loop.METRICS
-    last = ends_after_kills(command, lambda: n_rows([metrics]), (6, 10))
+    last = ends_after_kills(command, tmp_path, lambda: n_rows([metrics]), (6, 10))
     assert last.stdout.strip() == whole
     assert [row.step for row in loop.Rows(metrics, loop.StepMetrics)] == list(range(14))
 

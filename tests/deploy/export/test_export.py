@@ -175,22 +175,17 @@ def test_the_bill_of_materials_has_the_whole_ancestry_and_fits_the_schema(
     assert "Nothing was measured" in card
 
 
-def test_the_card_quotes_a_study(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import os
-
+def test_the_card_quotes_a_study(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import heredity as h
 
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
-    desk = h.Application("desk", "Be kind.")
+    desk = h.Application("desk", "Be kind.", decoding=Decoding(max_tokens=4))
     h.Study([model], desk, "direct_injection", store=store, out=tmp_path / "study").run()
-    os.environ["HEREDITY_STORE"] = str(store.root)
-    try:
-        assert (
-            main(["export", "tiny", str(tmp_path / "out"), "--to", "hf", "--study", str(tmp_path / "study")])
-            == 0
-        )
-    finally:
-        del os.environ["HEREDITY_STORE"]
+    monkeypatch.setenv("HEREDITY_STORE", str(store.root))
+    given = ["export", "tiny", str(tmp_path / "out"), "--to", "hf", "--study", str(tmp_path / "study")]
+    assert main(given) == 0
     assert "transformers agrees within" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "| breach, no judge needed |" in card and "% intervals" in card

@@ -23,7 +23,7 @@ openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 
 from heredity.application.spec import Application
-from heredity.core.records import Message, Reply, Request, Tool
+from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.deploy.serve import app, server
 from heredity.deploy.serve.responses import Served
 from heredity.deploy.serve.worker import EngineWorker
@@ -454,7 +454,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Grown:
 def test_served_answers_are_the_engines_own_in_any_company(tiny: Grown) -> None:
     from heredity.engines.torch.engine import open_folder
 
-    layer = Application("desk", "the quick brown fox", max_turns=2)
+    short = Decoding(max_tokens=48)
+    layer = Application("desk", "the quick brown fox", max_turns=2, decoding=short)
     texts = [f"the fox {'and the dog ' * (i % 5)} {i}" for i in range(24)]
     engine = open_folder(tiny.folder, dtype="float32")
     asked = [layer.request([*layer.messages(), Message("user", text)]) for text in texts]
@@ -481,8 +482,9 @@ def test_a_model_alone_goes_on_with_a_text_and_is_a_target_of_a_study(
 
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     engine = open_folder(tiny.folder, dtype="float32")
-    asked = Request(0, (Message("user", "the quick fox"),))
-    own, on = engine.reply([asked, Request(1, (), prefill="the quick")])
+    short = Decoding(max_tokens=48)
+    asked = Request(0, (Message("user", "the quick fox"),), short)
+    own, on = engine.reply([asked, Request(1, (), short, prefill="the quick")])
     if own.key:
         own, on = on, own
     with listening(Served(tiny.record, EngineWorker(engine))) as address:

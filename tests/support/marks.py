@@ -1,0 +1,68 @@
+"""Which tests are slow, by what they do, and a watch that no other test does it.
+
+A test is slow if its file loads a library of models, if it uses a fixture that makes a model or a corpus, or
+if it is marked `slow`. In a fast run (`-m "not slow ..."`) a file that loads such a library is not read, and
+a test that starts a process, sleeps or loads such a library fails.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+LIBRARIES = (
+    "torch", "transformers", "tokenizers", "peft", "gguf", "xllamacpp", "lm_eval", "sklearn", "datatrove",
+    "uvicorn",
+)  # fmt: skip
+FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "make_wheel"})
+PROCESSES = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
+_NAMES = "|".join(map(re.escape, (*LIBRARIES, "tests.support.tiny_models")))
+_LOADING = re.compile(
+    rf"""^(?:(?:import|from)\ (?:{_NAMES})\b | .*importorskip\("(?:{_NAMES})")""", re.MULTILINE | re.VERBOSE
+)
+
+
+def is_fast_run(config: pytest.Config) -> bool:
+    """Whether the tests that are slow are left out of this run."""
+    return "not slow" in config.option.markexpr
+
+
+def loads_models(path: Path) -> bool:
+    """Whether a file of tests loads a library of models when it is read: outside of its functions."""
+    return _LOADING.search(path.read_text(encoding="utf-8")) is not None
+
+
+class Watch:
+    """Fails what no fast test may do, while a test runs."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        sys.addaudithook(self._hear)
+
+    @contextmanager
+    def over(self, node: pytest.Item | pytest.Collector) -> Iterator[None]:
+        """Watch the reading of a file or a part of a test, in a fast run."""
+        self.is_on = is_fast_run(node.config)
+        try:
+            yield
+        finally:
+            self.is_on = False
+
+    def _hear(self, event: str, given: tuple[object, ...]) -> None:
+        if not self.is_on:
+            return
+        if event in PROCESSES:
+            self._refuse("starts a process")
+        elif event == "time.sleep" and given[0]:
+            self._refuse("sleeps")
+        elif event == "import" and given[0] in LIBRARIES:
+            self._refuse(f"loads {given[0]}")
+
+    def _refuse(self, what: str) -> None:
+        self.is_on = False  # pytest tells of it
+        pytest.fail(f"A fast test {what}: mark it with pytest.mark.slow.")
