@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+pytest.importorskip("torch")
+
 import heredity
 from heredity.core import errors
 from heredity.core.errors import BadArgument, BadInput, HeredityError, UnknownName, UsageError, code_of

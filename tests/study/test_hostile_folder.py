@@ -16,7 +16,6 @@ from heredity import cli
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
-from heredity.engines.torch import engine as torch_engine
 from heredity.lineage.integrity import identity
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -223,9 +222,10 @@ def recorded(store: Store, files: dict[str, bytes], **fields: Any) -> Grown:
     return Grown(model, home / "files")
 
 
-@pytest.mark.parametrize(
-    "parent", [*HARMFUL_REFERENCES, "scripted:careful", "smollm2", "..", "/etc", "../../elsewhere", ""]
-)
+PARENTS = [*HARMFUL_REFERENCES, "scripted:careful", "smollm2", "..", "/etc", "../../elsewhere", ""]
+
+
+@pytest.mark.parametrize("parent", PARENTS)
 def test_an_adapters_parent_is_an_exact_id_of_the_store(parent: str, store: Store, trap: Path) -> None:
     adapter = recorded(store, {"adapter_model.safetensors": b"0"}, parents=(parent,))
     for look in (store.base, store.ready, store.whole):
@@ -233,6 +233,13 @@ def test_an_adapters_parent_is_an_exact_id_of_the_store(parent: str, store: Stor
             look(adapter)
     with raises(UnknownName, "unknown-name", [parent]):
         load_engine(store.get("handed-over"), store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parent", PARENTS)
+def test_torch_loads_no_adapter_alone_whatever_its_parent(parent: str, store: Store, trap: Path) -> None:
+    torch_engine = pytest.importorskip("heredity.engines.torch.engine")
+    adapter = recorded(store, {"adapter_model.safetensors": b"0"}, parents=(parent,))
     with raises(Damaged, "adapter-without-base", ["handed-over"]):
         torch_engine.load(adapter.record, adapter.folder)
     assert store.family(adapter.record).asked == [adapter.record]

@@ -38,31 +38,29 @@ def loads_models(path: Path) -> bool:
 
 
 class Watch:
-    """Fails what no fast test may do, while a test runs."""
+    """Notes what no fast test may do, and fails the test that did it."""
 
     def __init__(self) -> None:
-        self.is_on = False
+        self._is_on, self._seen = False, ""
         sys.addaudithook(self._hear)
 
     @contextmanager
     def over(self, node: pytest.Item | pytest.Collector) -> Iterator[None]:
         """Watch the reading of a file or a part of a test, in a fast run."""
-        self.is_on = is_fast_run(node.config)
+        self._is_on, self._seen = is_fast_run(node.config), ""
         try:
             yield
         finally:
-            self.is_on = False
+            self._is_on = False
+        if self._seen:
+            pytest.fail(f"A fast test {self._seen}: mark it with pytest.mark.slow.", pytrace=False)
 
     def _hear(self, event: str, given: tuple[object, ...]) -> None:
-        if not self.is_on:
+        if not self._is_on or self._seen:
             return
         if event in PROCESSES:
-            self._refuse("starts a process")
+            self._seen = "starts a process"
         elif event == "time.sleep" and given[0]:
-            self._refuse("sleeps")
+            self._seen = "sleeps"
         elif event == "import" and given[0] in LIBRARIES:
-            self._refuse(f"loads {given[0]}")
-
-    def _refuse(self, what: str) -> None:
-        self.is_on = False  # pytest tells of it
-        pytest.fail(f"A fast test {what}: mark it with pytest.mark.slow.")
+            self._seen = f"loads {given[0]}"
