@@ -45,7 +45,7 @@ test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose.py --counts
-	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a model, a process or a sleep
 	$(BIN)/pytest -m "not slow and not models and not proof" -n auto --maxprocesses 4 $(ARGS)

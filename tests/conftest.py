@@ -42,13 +42,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what makes a model or a corpus."""
-    slow: dict[Path, bool] = {}
+    """Mark as slow what makes a model or a corpus. The files that do so come first, so that none is last alone."""
+    loading: dict[Path, bool] = {}
     for item in items:
-        if item.path not in slow:
-            slow[item.path] = loads_models(item.path)
-        if slow[item.path] or FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        if item.path not in loading:
+            loading[item.path] = loads_models(item.path)
+        if loading[item.path] or FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not loading[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

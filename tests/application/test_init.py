@@ -42,6 +42,7 @@ def test_a_ci_job_installs_no_name_that_anyone_could_register(job: str, tmp_path
     assert "pip wheel --no-deps --wheel-dir wheels" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_the_commands_of_the_ci_job_pass_as_they_are_written(
     job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -312,6 +312,7 @@ Store(Path(sys.argv[1])).grow(Toy(write=slow))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_only_a_folder_that_a_later_run_clears(store: Store) -> None:
     command = [sys.executable, "-c", GROWING, str(store.root), str(Path(__file__).parent)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -326,6 +327,7 @@ def test_a_killed_run_leaves_only_a_folder_that_a_later_run_clears(store: Store)
     assert [p for p in (store.root / "tmp").iterdir() if p.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_two_processes_that_grow_one_child_end_with_one_child(store: Store) -> None:
     code = GROWING.replace("time.sleep(60)", "time.sleep(0.5)")
     command = [sys.executable, "-c", code, str(store.root), str(Path(__file__).parent)]
@@ -335,6 +337,7 @@ def test_two_processes_that_grow_one_child_end_with_one_child(store: Store) -> N
     assert store.verify(model) == []
 
 
+@pytest.mark.slow
 def test_the_lineage_and_its_recipes_load_no_torch() -> None:
     code = "import sys, heredity.lineage.store, heredity.recipes.pull.recipe, heredity.recipes.dequantize\n"
     code += "__import__('heredity.lineage.catalog').lineage.catalog.catalogue()\n"

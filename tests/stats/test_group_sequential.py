@@ -63,6 +63,7 @@ def test_nothing_to_compare_is_no_evidence() -> None:
     assert found.table.n == 0 and found.p_value == 1.0 and verdict(found) == "not enough evidence"
 
 
+@pytest.mark.slow
 def test_equal_models_are_seldom_told_apart_over_all_looks() -> None:
     rng, runs = np.random.default_rng(3), 200
     found = [compare_in_blocks(*drawn(rng, 0.3, 0.3, 100, 2)) for _ in range(runs)]
@@ -84,6 +85,7 @@ def test_the_examples_of_the_document_are_what_the_code_gives() -> None:
     assert found.attempted > 5 and found.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_clusters", "discordance"), [(12, 0.0), (38, 0.1), (53, 0.02), (120, 0.3)])
 def test_what_could_have_been_shown_is_shown_four_times_in_five(n_clusters: int, discordance: float) -> None:
     rng = np.random.default_rng(3)

@@ -13,6 +13,7 @@ from tests.support.errors import raises
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)  # multipletests runs the garbage collector each time
 @given(p_values)
 def test_holm_is_that_of_statsmodels(p) -> None:

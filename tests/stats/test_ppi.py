@@ -74,6 +74,7 @@ def test_labels_drawn_where_the_judge_is_unsure_give_the_right_rate() -> None:
     assert np.mean(covered) > 0.92
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "n_all"), [(50, 60), (35, 92), (100, 100), (100, 200), (190, 200), (30, 60)])
 @pytest.mark.parametrize("rate", [0.05, 0.3])
 def test_labels_that_are_a_large_share_of_all_trials_are_covered_too(n: int, n_all: int, rate: float) -> None:

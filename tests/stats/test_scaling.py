@@ -42,6 +42,7 @@ def test_one_run_that_went_wrong_hardly_moves_the_law() -> None:
     assert fit(compute[None], losses).powers[0] == pytest.approx(0.15, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_and_is_wider_farther_out() -> None:
     rng, held, compute = np.random.default_rng(3), 0, 10.0 ** np.linspace(15, 19, 8)
     truth = 1.5 + 2000 * 1e21**-0.15

@@ -78,12 +78,14 @@ def test_what_cannot_be_planned_is_refused() -> None:
         sequential_n_for_difference(0.004, 0.5)
 
 
+@pytest.mark.slow
 def test_no_true_null_is_rejected_too_often_however_often_one_looks(bench: ModuleType) -> None:
     rng = np.random.default_rng(2)
     for name, pairs in bench.NULLS:
         assert bench.false_alarms(rng, pairs, RUNS)[0] <= MOST, name
 
 
+@pytest.mark.slow
 def test_holm_over_three_models_keeps_its_level_under_constant_looking(bench: ModuleType) -> None:
     rng, world = np.random.default_rng(3), bench.World("", 0.2, 0.2, 3, 0.3, True)
     for rates in ((0.2, 0.2, 0.2), (0.2, 0.2, 0.5)):

@@ -302,6 +302,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_findings_are_printed_and_counted_by_folder(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "x.md"
@@ -315,11 +316,13 @@ def test_findings_are_printed_and_counted_by_folder(tmp_path: Path) -> None:
     assert table[-1].split() == ["total", "0", "0", "0", "1", "1"]
 
 
+@pytest.mark.slow
 def test_a_clean_text_exits_with_0(tmp_path: Path) -> None:
     (tmp_path / "x.md").write_text("All is well.\n")
     assert run(tmp_path / "x.md").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     ran = run(tmp_path / "none.md")
     assert ran.returncode == 2 and "none.md" in ran.stderr

@@ -53,6 +53,11 @@ def asked(spec: str) -> list[Probe]:
     return found[::EVERY] if attack.queries(found[0], trial()) < 50 else found[:: 5 * EVERY]
 
 
+def replies(number: int) -> dict[str, str]:
+    """What a model says. A megabyte only to the first probe: with the turns of an attack it takes seconds."""
+    return {kind: said for kind, said in REPLIES.items() if kind != "a megabyte" or number == 0}
+
+
 @pytest.mark.parametrize("name", attacks.names())
 def test_a_file_has_one_kind_and_states_its_cost(name) -> None:
     attack = attacks.load(name).parts[0].attack
@@ -119,7 +124,7 @@ def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
         # an attack with an attacker model makes several conversations, each within the application's limit
         assert attack.needs_attacker or most <= max(APPLICATION.max_turns, len(probe.turns))
         # every reply for one probe in eight and every probe against a refusal, which attacks react to
-        for kind, said in REPLIES.items() if i % 8 == 0 else [("refusal", REFUSAL)]:
+        for kind, said in replies(i).items() if i % 8 == 0 else [("refusal", REFUSAL)]:
             turns = talk(spec, probe, how, said)
             assert 1 <= len(turns) <= most, (probe.id, kind)
             assert turns[-1].asks, (probe.id, kind)
@@ -132,8 +137,8 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
     """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""
     desk = msgspec.structs.replace(APPLICATION, max_turns=3)
     how = msgspec.structs.replace(attacks.context_for(desk), seed=1)
-    for probe in asked(spec)[:: 24 // EVERY]:
-        for kind, said in REPLIES.items():
+    for i, probe in enumerate(asked(spec)[:: 24 // EVERY]):
+        for kind, said in replies(i).items():
             made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)
             assert made, (probe.id, kind)
             assert all(unlike_neighbours(request) for request in requests), (probe.id, kind)

@@ -229,6 +229,7 @@ def test_what_a_pattern_did_not_read_is_said() -> None:
 ENDLESS = r"(?:a|aa)+$"  # tries every way to cut a row of a's in two
 
 
+@pytest.mark.slow
 def test_a_pattern_without_end_is_unclear_and_stalls_nothing() -> None:
     endless = Check("pattern", patterns=(ENDLESS,))
     verdict = judges.decide(probe(endless), response("a" * 60 + " and so on, and on."), make_application())
@@ -236,6 +237,7 @@ def test_a_pattern_without_end_is_unclear_and_stalls_nothing() -> None:
     assert "ran out of time" in verdict.evidence and ENDLESS in verdict.evidence
 
 
+@pytest.mark.slow
 def test_a_pattern_that_matches_counts_beside_one_without_end() -> None:
     both = Check("pattern", patterns=(ENDLESS, r"and so on"))
     assert outcome(both, "a" * 60 + " and so on, and on.") == "broke"
@@ -306,6 +308,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_megabyte_is_judged_in_linear_time(text: str) -> None:
     """No timing is asserted, but anything quadratic here would take hours."""
