@@ -42,7 +42,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what makes a model or a corpus. The files that do so come first, so that none is last alone."""
+    """Mark as slow what makes a model or a corpus. Files that do so come first: none is then last alone."""
     loading: dict[Path, bool] = {}
     for item in items:
         if item.path not in loading:

@@ -11,7 +11,10 @@ pytest.importorskip("torch")
 
 from heredity.cli import main
 from heredity.lineage.store import Store
+from tests.support.errors import check_refused, run_here
 from tests.support.tiny_models import make_model
+
+ROWS = ("--data", "rows.jsonl")
 
 
 @pytest.fixture
@@ -35,92 +38,95 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "code", "named"),
     [
-        (["lora", "tiny"], "--data"),
-        (["lora", "nobody", "--data", "rows.jsonl"], "nobody"),
-        (["lorra", "tiny"], "Did you mean 'lora'"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--rank", "0"], "rank 0"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--targets", "q_prj"], "q_prj"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--rate", "99"], "rate"),
-        (["lora", "tiny", "--data", "nothing.jsonl"], "nothing.jsonl"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--columns", "prompt"], "NAME=COLUMN"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--max-tokens", "2"], "longer than 2 tokens"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--decay", "nan"], "decay must be a number, and is nan"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--warmup", "nan"], "warmup must be a number"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--epochs", "inf"], "epochs must be a number, and is inf"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--memory", "nan"], "memory must be a number"),
-        (["lora", "tiny", "--data", "rows.jsonl", "--alpha", "nan"], "alpha must be a number"),
+        (["lora", "tiny"], "", ["--data"]),
+        (["lora", "nobody", *ROWS], "unknown-name", ["nobody"]),
+        (["lorra", "tiny"], "unknown-name", ["lorra", "lora"]),
+        (["lora", "tiny", *ROWS, "--rank", "0"], "bad-usage", ["rank", 0]),
+        (["lora", "tiny", *ROWS, "--targets", "q_prj"], "bad-usage", ["q_prj"]),
+        (["lora", "tiny", *ROWS, "--rate", "99"], "bad-usage", ["lr", 99]),
+        (["lora", "tiny", "--data", "nothing.jsonl"], "unreadable-file", ["nothing.jsonl"]),
         (
-            ["instruct", "tiny", "tiny", "--data", "rows.jsonl", "--temperature", "nan"],
-            "temperature must be a",
+            ["lora", "tiny", *ROWS, "--columns", "prompt"],
+            "bad-usage",
+            ["--columns", "prompt"],
         ),
         (
-            ["lora", "tiny", "--data", "rows.jsonl", "--steps", "1", "--decay", "1e300"],
-            "Weights are NaN or infinite after step 0",
+            ["lora", "tiny", *ROWS, "--max-tokens", "2"],
+            "examples-too-long",
+            [2, "max_tokens"],
+        ),
+        (["lora", "tiny", *ROWS, "--decay", "nan"], "bad-setting", ["weight_decay", "nan"]),
+        (["lora", "tiny", *ROWS, "--warmup", "nan"], "bad-setting", ["warmup", "nan"]),
+        (["lora", "tiny", *ROWS, "--epochs", "inf"], "bad-setting", ["epochs", "inf"]),
+        (["lora", "tiny", *ROWS, "--memory", "nan"], "bad-setting", ["memory", "nan"]),
+        (["lora", "tiny", *ROWS, "--alpha", "nan"], "bad-setting", ["alpha", "nan"]),
+        (
+            ["instruct", "tiny", "tiny", *ROWS, "--temperature", "nan"],
+            "bad-setting",
+            ["temperature", "nan"],
+        ),
+        (
+            ["lora", "tiny", *ROWS, "--steps", "1", "--decay", "1e300"],
+            "weights-not-finite",
+            [0],
         ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_recorded(
-    place: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    flags: list[str],
-    said: str,
+    place: Path, flags: list[str], code: str, named: list[object]
 ) -> None:
-    monkeypatch.chdir(place)
     before = len(Store().models())
-    assert main(["derive", *flags]) == 2
-    err = capsys.readouterr().err.strip().splitlines()
-    assert said in err[-1] and "Traceback" not in "\n".join(err)
+    check_refused(run_here("derive", *flags, cwd=place), code, named, after_progress=True)
     assert len(Store().models()) == before
 
 
-def test_two_files_have_their_columns_each(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_files_have_their_columns_each(place: Path) -> None:
     pairs = [f"the dog number {i},the oak tree number {i}" for i in range(8)]
     (place / "pairs.csv").write_text("\n".join(["refused,granted", *pairs]))
     both = ["--harmful", str(place / "pairs.csv"), "--harmless", str(place / "pairs.csv")]
     command = ["derive", "ablate", "tiny", *both, "--dtype", "float32", "--columns"]
-    assert main([*command, "prompt=refused"]) == 2
-    assert "8 requests are in both sets ('the dog number 0')" in capsys.readouterr().err
+    refused = run_here(*command, "prompt=refused")
+    check_refused(refused, "bad-usage", [8, "the dog number 0"], after_progress=True)
     assert main([*command, "harmful=refused,harmless=granted"]) == 0
     settings = Store().get("tiny-ablated").record.recipe.settings
     assert settings["harmful"]["digest"] != settings["harmless"]["digest"]
 
 
-def test_a_parent_whose_files_changed_has_no_child(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_parent_whose_files_changed_has_no_child(place: Path) -> None:
     folder = Store().get("tiny").folder
     config = folder / "config.json"
     config.chmod(0o644)
     config.write_text(config.read_text() + " ")
-    assert main(["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "1"]) == 2
-    assert "config.json" in capsys.readouterr().err
+    done = run_here("derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "1")
+    check_refused(done, "model-damaged", ["tiny", "config.json"], after_progress=True)
 
 
-def test_a_flag_that_is_left_out_has_its_default(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_that_is_left_out_has_its_default(place: Path) -> None:
     Store().pull(str(make_model(place / "other", "llama")))
     assert main(["derive", "merge", "tiny", "other", "--name", "both"]) == 0
     (place / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
     command = ["derive", "instruct", "tiny", "other", "--data", str(place / "asked.jsonl"), "--longest", "1"]
-    assert main(command) == 2 and "finished none of 1" in capsys.readouterr().err
-    assert main([*command, "--system", ""]) == 2 and "--system" in capsys.readouterr().err
+    check_refused(run_here(*command), "no-answer-finished", [1, "max_new_tokens"], after_progress=True)
+    check_refused(run_here(*command, "--system", ""), "", ["--system"])
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "code", "named"),
     [
-        (["quantize", "tiny", "tiny"], "takes one parent, not 2"),
-        (["guard", "tiny", "tiny"], "takes one parent, not 2"),
-        (["merge", "tiny", "tiny", "--weights", "nan,1"], "weights are numbers"),
-        (["merge", "tiny", "tiny", "--weights", "1,-1"], "sum to nothing"),
-        (["merge", "tiny", "untied"], "tie_word_embeddings"),
-        (["quantize", "biased"], "biases"),
-        (["quantize", "odd"], "activation 'relu'"),
-        (["quantize", "tiny", "--name", "x\udcff"], "not UTF-8"),
+        (["quantize", "tiny", "tiny"], "bad-usage", ["quantize", 2]),
+        (["guard", "tiny", "tiny"], "bad-usage", ["guard", 2]),
+        (["merge", "tiny", "tiny", "--weights", "nan,1"], "bad-usage", ["weights", "nan,1"]),
+        (["merge", "tiny", "tiny", "--weights", "1,-1"], "bad-usage", ["weights", "1,-1"]),
+        (["merge", "tiny", "untied"], "shapes-differ", ["tiny", "untied", "tie_word_embeddings"]),
+        (["quantize", "biased"], "refused", ["biases"]),
+        (["quantize", "odd"], "unavailable", ["activation", "relu"]),
+        (["quantize", "tiny", "--name", "x\udcff"], "", ["--name", "UTF-8"]),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_recorded(
-    place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    place: Path, flags: list[str], code: str, named: list[object]
 ) -> None:
     made = {
         "untied": {"tie_word_embeddings": False},
@@ -131,9 +137,8 @@ def test_what_cannot_be_is_one_line_and_nothing_is_recorded(
         if name in flags:
             Store().pull(str(make_model(place / name, "llama", **settings)))
     before = len(Store().models())
-    assert main(["derive", *flags]) == 2
-    shown = capsys.readouterr().err
-    assert said in shown and "Traceback" not in shown and len(Store().models()) == before
+    check_refused(run_here("derive", *flags), code, named, after_progress=True)
+    assert len(Store().models()) == before
 
 
 def test_any_name_can_be_read_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,38 +166,33 @@ def test_a_second_name_of_the_same_child_is_not_dropped_in_silence(
     [
         ("tiny", "another model"),
         ("ID", "another model"),
-        ("gemma-3-270m", "of the catalogue"),
-        ("scripted:safe", "of the kind 'scripted:'"),
-        ("llamacpp:tiny", "of the kind 'llamacpp:'"),
-        ("one\nroot  0123456789ab  pull, gguf", "visible characters"),
-        ("red\x1b[31m", "visible characters"),
-        ("   ", "visible characters"),
-        ("n" * 121, "at most 120"),
+        ("gemma-3-270m", "catalogue"),
+        ("scripted:safe", "scripted:"),
+        ("llamacpp:tiny", "llamacpp:"),
+        ("one\nroot  0123456789ab  pull, gguf", 120),
+        ("red\x1b[31m", 120),
+        ("   ", 120),
+        ("n" * 121, 120),
     ],
 )
 def test_a_name_that_is_taken_or_finds_nothing_is_refused_before_anything_is_made(
-    place: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+    place: Path, name: str, said: object
 ) -> None:
     (held,) = Store().models()
     name = held.id[:8] if name == "ID" else name
     command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "1", "--name", name]
-    assert main(command) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    check_refused(run_here(*command), "bad-usage", [said], after_progress=True)
     assert [model.id for model in Store().models()] == [held.id]
 
 
-def test_the_same_command_finds_its_child_by_the_name_it_gave(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_command_finds_its_child_by_the_name_it_gave(place: Path) -> None:
     command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--name", "mine", "--steps"]
     assert main([*command, "1"]) == 0 and main([*command, "1"]) == 0
-    assert main([*command, "2"]) == 2
-    assert "'mine' already names another model" in " ".join(capsys.readouterr().err.split())
+    check_refused(run_here(*command, "2"), "bad-usage", ["mine"], after_progress=True)
     assert [model.name for model in Store().models()] == ["mine", "tiny"]
 
 
-def test_a_training_that_does_not_fit_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_does_not_fit_is_one_line(place: Path) -> None:
     command = ["derive", "finetune", "tiny", "--data", str(place / "rows.jsonl"), "--memory", "0.0001"]
-    assert main(command) == 2
-    assert "GiB are there" in " ".join(capsys.readouterr().err.split())
+    check_refused(run_here(*command), "memory-foreseen", ["finetune"], after_progress=True)
     assert [model.name for model in Store().models()] == ["tiny"]

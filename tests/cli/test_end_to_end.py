@@ -215,6 +215,7 @@ def test_a_store_that_is_a_file_is_said_so(run: Run) -> None:
         check_refused(done, "store-is-a-file", mentions=["HEREDITY_STORE", "desk.toml"])
 
 
+@pytest.mark.slow
 def test_a_table_keeps_its_words_on_a_narrow_terminal(
     studied: Done, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans
 from tests.support.cli import DESK
+from tests.support.errors import check_refused, run_here
 from tests.support.tiny_models import make_model
 
 
@@ -82,11 +83,9 @@ def test_the_tree_has_foundations_first_and_one_line_a_model(
     assert "merge_adapter, safetensors" in lines[2]
 
 
-def test_a_study_without_models_names_both_ways(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "--application", "desk.toml"]) == 2
-    assert "--lineage" in capsys.readouterr().err
+def test_a_study_without_models_names_both_ways(place: Path) -> None:
+    check_refused(run_here("study", "--application", "desk.toml"), "", ["--lineage"])
     (place / "empty").mkdir()
-    assert main(["study", "empty", "--lineage", "tiny"]) == 2
-    assert "--lineage would change it" in capsys.readouterr().err
-    assert main(["study", "--lineage", "nobody", "--application", "desk.toml"]) == 2
-    assert "nobody" in capsys.readouterr().err
+    check_refused(run_here("study", "empty", "--lineage", "tiny"), "", ["--lineage"])
+    done = run_here("study", "--lineage", "nobody", "--application", "desk.toml")
+    check_refused(done, "unknown-name", ["nobody"])

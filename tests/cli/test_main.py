@@ -33,12 +33,14 @@ def own(modules: set[str]) -> set[str]:
     return {name for name in modules if name.split(".")[0] == "heredity"}
 
 
+@pytest.mark.slow
 def test_importing_heredity_loads_itself_and_nothing_else() -> None:
     modules = loaded("import heredity")
     assert own(modules) == {"heredity", "heredity.core", "heredity.core.version"}
     assert not modules & HEAVY
 
 
+@pytest.mark.slow
 def test_help_loads_the_group_and_no_verb() -> None:
     modules = loaded("from heredity.cli import main\nassert main(['--help']) == 0")
     ground = {f"heredity.core{name}" for name in ("", ".errors", ".host", ".registry", ".version")}
@@ -46,6 +48,7 @@ def test_help_loads_the_group_and_no_verb() -> None:
     assert not modules & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [verb for section in SECTIONS.values() for verb in section])
 def test_help_of_a_verb_has_an_example_and_loads_no_torch(verb: str) -> None:
     code = f"from heredity.cli import main\nassert main(['{verb}', '--help']) == 0"
@@ -68,6 +71,7 @@ def test_the_verbs_own_help_opens_with_the_purpose_in_the_root_help(verb: str) -
     assert " ".join(command.help.split("\n\n")[0].split()) == purpose
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "named"),
     [
@@ -174,6 +178,7 @@ def test_an_error_cannot_speak_to_the_terminal(
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error() -> None:
     code = "import sys; from heredity.cli import main; sys.exit(main(['attacks', '--json']))"
     run = subprocess.Popen(
@@ -186,12 +191,14 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     run.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_is_no_fault(closed: str) -> None:
     shell = f'"{sys.executable}" -m heredity attacks {closed}'
     assert subprocess.run(["sh", "-c", shell], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
     env = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     code = "import sys; from heredity.cli import main; main(['attacks']); print('\\u2026')"

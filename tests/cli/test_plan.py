@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from heredity.cli import main
+from tests.support.errors import check_refused, run_here
 
 RECIPE = 'size = "1B"\ncontext = 4096\nbatch = 1_048_576\n'
 
@@ -93,52 +93,51 @@ def test_other_kinds_have_the_same_table_and_keys(
 
 
 @pytest.mark.parametrize(
-    ("text", "more", "said"),
+    ("text", "more", "code", "named"),
     [
-        (PAIRS, [], "--vocab-size 49408 --image-size 224"),
+        (PAIRS, [], "bad-input", ["base.toml", "--vocab-size 49408", "--image-size 224"]),
+        (PAIRS, ["--gpus", "8192", *OF_PAIRS], "batch-too-small", ["4,096", "8,192", "--gpus 4096"]),
         (
             PAIRS,
-            ["--gpus", "8192", *OF_PAIRS],
-            "4,096 pairs is too small for 8,192 devices. Take at most --gpus 4096",
+            ["--vocabulary", "49408", "--side", "225"],
+            "patch-does-not-divide",
+            ["base.toml", 225, "patch", 16],
         ),
-        (PAIRS, ["--vocabulary", "49408", "--side", "225"], "225 pixels is not divisible by patch = 16"),
         (
             PAIRS,
             [*OF_PAIRS, "--gpu", "rtx4090", "--reserve", "0.9"],
-            "Lower size, batch or picture|It would fit",
+            "memory-of-devices",
+            ["NVIDIA GeForce RTX 4090"],
         ),
-        (MASKED, OF_PAIRS, "--image-size is for images"),
+        (MASKED, OF_PAIRS, "bad-usage", ["--image-size", "masked"]),
     ],
 )
 def test_a_mistake_with_another_kind_is_one_line(
-    recipe: str, text: str, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    recipe: str, text: str, more: list[str], code: str, named: list[object]
 ) -> None:
     Path(recipe).write_text(text)
-    assert main(["plan", recipe, *more]) == 2
-    told = capsys.readouterr().err
-    assert re.search(re.escape(said).replace(r"\|", "|"), told) and told.count("\n") == 1
+    check_refused(run_here("plan", recipe, *more), code, named)
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "code", "named"),
     [
-        ([], "holds no corpus yet"),
-        (["--vocabulary", "65536", "--gpu", "h10"], "Did you mean 'h100'"),
-        (["--vocabulary", "65536", "--gpu", "rtx4090", "--reserve", "0.9"], "It would fit on"),
-        (["--vocabulary", "65536", "--gpus", "1024"], "at most --gpus 256"),
-        (["--vocabulary", "65536", "--mfu", "2"], "mfu must be above 0 and at most 1 (2)"),
-        (["other.toml"], "takes one recipe"),
-        (["--vocabulary", "90000000000"], "base.toml: A vocabulary of 90,000,000,000 makes a model"),
+        ([], "bad-input", ["base.toml", "corpus"]),
+        (["--vocabulary", "65536", "--gpu", "h10"], "unknown-name", ["h10", "h100"]),
+        (
+            ["--vocabulary", "65536", "--gpu", "rtx4090", "--reserve", "0.9"],
+            "memory-of-devices",
+            ["NVIDIA GeForce RTX 4090"],
+        ),
+        (["--vocabulary", "65536", "--gpus", "1024"], "batch-too-small", ["--gpus 256"]),
+        (["--vocabulary", "65536", "--mfu", "2"], "bad-setting", ["mfu", 2]),
+        (["other.toml"], "bad-usage", [2, "--fit"]),
+        (["--vocabulary", "90000000000"], "vocabulary-over-size", ["base.toml", "90,000,000,000"]),
     ],
 )
-def test_a_mistake_is_one_line(
-    recipe: str, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plan", recipe, *more]) == 2
-    told = capsys.readouterr().err
-    assert said in told and told.count("\n") == 1
+def test_a_mistake_is_one_line(recipe: str, more: list[str], code: str, named: list[object]) -> None:
+    check_refused(run_here("plan", recipe, *more), code, named)
 
 
-def test_a_law_needs_models_of_the_store(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--fit", "nobody"]) == 2
-    assert "nobody" in capsys.readouterr().err
+def test_a_law_needs_models_of_the_store() -> None:
+    check_refused(run_here("plan", "--fit", "nobody"), "unknown-name", ["nobody"])

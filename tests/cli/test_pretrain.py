@@ -12,6 +12,7 @@ from heredity.cli import main
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import built as built
 from tests.support.corpora import shelf as shelf
+from tests.support.errors import check_refused, run_here
 
 SHORT = ("--tokens", "1024", "--checks", "1")
 
@@ -31,23 +32,20 @@ def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
     again = capsys.readouterr()
     assert again.out == first.out
     assert "already exists as 'tiny', and a model has one name: 'other' is not used" in again.err
-    assert main(["pretrain", str(recipe), *SHORT, "--seed", "1"]) == 2
-    assert "'tiny' already names another model" in capsys.readouterr().err
+    check_refused(run_here("pretrain", str(recipe), *SHORT, "--seed", "1"), "bad-usage", ["tiny"])
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "code", "named"),
     [
-        (("--heads", "3"), "2 key-value heads do not divide 3 heads"),
-        (("--head", "15"), "an even number of columns per head, not 15"),
-        (("--size", "10"), "A size is a number with K, M, B or T"),
+        (("--heads", "3"), "heads-do-not-divide", [2, 3]),
+        (("--head", "15"), "bad-input", [15]),
+        (("--size", "10"), "size-malformed", [10]),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line_with_the_file(
-    recipe: Path, given: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    recipe: Path, given: tuple[str, ...], code: str, named: list[int]
 ) -> None:
     text = "".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("kv_heads"))
     recipe.write_text(text + "kv_heads = 2\n")
-    assert main(["pretrain", str(recipe), *given]) == 2
-    told = capsys.readouterr().err
-    assert "base.toml: " in told and said in told and told.count("\n") == 1
+    check_refused(run_here("pretrain", str(recipe), *given), code, ["base.toml", *named])

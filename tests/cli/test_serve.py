@@ -19,6 +19,7 @@ pytest.importorskip("uvicorn")
 
 from heredity.cli import main, serve
 from tests.support.cli import DESK
+from tests.support.errors import check_refused, run_here
 
 
 @contextmanager
@@ -101,8 +102,8 @@ def test_a_mistake_is_one_line(
     assert said in told[-1] and all(line.startswith("loading") for line in told[:-1])
 
 
-def test_a_port_that_is_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["serve", "scripted:helpful", "--port", str(port)]) == 2
-    assert "Choose another --port" in capsys.readouterr().err
+        done = run_here("serve", "scripted:helpful", "--port", str(port))
+    check_refused(done, "bad-usage", [port, "--port"], after_progress=True)

@@ -78,6 +78,7 @@ folder = Path(sys.argv[1])
 )
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_folder_and_the_bytes_and_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"old")
     done = run(FULL + "store.write_atomic(folder / 'a.json', b'x' * 200_000)", tmp_path)
@@ -86,6 +87,7 @@ def test_a_full_disk_names_the_folder_and_the_bytes_and_keeps_the_old_file(tmp_p
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.json": b"old"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_rows_that_fit_and_no_half_row(tmp_path: Path) -> None:
     code = """
 from heredity.core.records import Verdict
@@ -192,6 +194,7 @@ def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFa
         assert b"\n" in data
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_any_text_survives_a_row(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
@@ -202,6 +205,7 @@ def test_any_text_survives_a_row(tmp_path_factory: pytest.TempPathFactory, text:
     assert next(iter(Rows(path, Verdict))).evidence == text
 
 
+@pytest.mark.slow
 def test_flushed_rows_survive_kill_9(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
@@ -228,6 +232,7 @@ def test_reading_a_long_file_keeps_memory_flat(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_the_folder_and_the_holder(tmp_path: Path) -> None:
     code = CODED + "from pathlib import Path\nfrom heredity.core.files import Lock\n"
     code += "with Lock(Path(sys.argv[1])):\n    print('held')"
@@ -240,6 +245,7 @@ def test_a_second_process_is_told_the_folder_and_the_holder(tmp_path: Path) -> N
     assert run(code, tmp_path).stdout == "held\n"
 
 
+@pytest.mark.slow
 def test_a_killed_holder_frees_its_folder(tmp_path: Path) -> None:
     code = "import os, sys\nfrom pathlib import Path\nfrom heredity.core.files import Lock\n"
     code += "Lock(Path(sys.argv[1])).__enter__()\nos.kill(os.getpid(), 9)"
@@ -248,6 +254,7 @@ def test_a_killed_holder_frees_its_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_what_a_killed_write_left_is_removed_under_the_folders_lock(tmp_path: Path) -> None:
     code = "import os, sys, heredity.core.files as s\nfrom pathlib import Path\n"
     code += "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"
@@ -279,6 +286,7 @@ def test_an_error_is_never_cached(tmp_path: Path) -> None:
         assert cache.get("k") is None
 
 
+@pytest.mark.slow
 def test_processes_share_one_cache(tmp_path: Path) -> None:
     code = """
 import sys
@@ -313,6 +321,7 @@ def test_the_seed_keys_an_answer_only_where_something_is_drawn() -> None:
         assert cache_key(*changed) != cache_key(*base)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_safetensors_is_full(tmp_path: Path) -> None:
     """Whose error is no OSError."""
     pytest.importorskip("safetensors")
@@ -370,6 +379,7 @@ def kill(process: subprocess.Popen[bytes], sign: signal.Signals = signal.SIGKILL
     process.wait(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_the_next_process_removes_what_a_killed_one_left(sign: signal.Signals, tmp_path: Path) -> None:
     target = tmp_path / "report.html"
@@ -381,6 +391,7 @@ def test_the_next_process_removes_what_a_killed_one_left(sign: signal.Signals, t
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"report.html": b"whole"}
 
 
+@pytest.mark.slow
 def test_what_is_left_of_another_file_is_no_ones_to_remove(tmp_path: Path) -> None:
     kill(half_written(tmp_path / "report.html"))
     (tmp_path / ".report.html.notours.tmp").write_text("theirs")
@@ -394,6 +405,7 @@ def test_what_is_left_of_another_file_is_no_ones_to_remove(tmp_path: Path) -> No
     assert (tmp_path / "elsewhere").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_one_file_leave_each_others_alone(tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     first = half_written(target, "first")
@@ -407,6 +419,7 @@ def test_two_processes_that_write_one_file_leave_each_others_alone(tmp_path: Pat
     assert target.read_bytes() == b"first" and not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["html", "csv"])
 def test_a_killed_report_leaves_nothing_behind_the_next_one(kind: str, tmp_path: Path) -> None:
     from tests.support.studies import plan, study

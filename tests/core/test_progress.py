@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from heredity.core.progress import Display, Progress, clock, console, size, trial_words
+from tests.support.cli import place as place
 
 
 def progress(done: int, **changes: object) -> Progress:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts a process
+
 TEXTS = '[[source]]\nname = "docs"\nkind = "text"\npath = "texts"\n'
 PAGES = '[[source]]\nname = "pages"\nkind = "html"\npath = "pages"\n'
 PICTURES = '[[source]]\nname = "shots"\nkind = "images"\npath = "pictures"\n[picture]\nside = 16\n'

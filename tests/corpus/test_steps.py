@@ -120,6 +120,7 @@ def test_of_nearly_equal_documents_the_first_stays() -> None:
     assert kept(NearDuplicates(), long, other, near) == [True, True, False]
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_found_about_as_often_as_the_formula_says() -> None:
     rng = np.random.default_rng(5)
     pairs = []

@@ -87,6 +87,7 @@ def safetensors_bytes(tmp_path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(changes=CHANGES, cut=CUT)
 def test_a_noisy_safetensors_is_read_or_damaged(
@@ -105,6 +106,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(header=st.dictionaries(st.text(max_size=5), ENTRY, max_size=3), n_data=st.integers(0, 32))
 def test_any_well_formed_header_is_read_or_damaged(

@@ -28,6 +28,7 @@ from heredity.lineage.store import engine_loader, scripted
 from tests.support.errors import raises
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names("engines"))
 def test_every_file_of_engines_is_an_engine_module(name: str) -> None:
     try:

@@ -56,6 +56,7 @@ def test_a_refused_request_is_an_error_row_at_once(api: str, mode: str, tmp_path
     assert [asked.path for asked in server.asked] == [server.asked[0].path]  # asked once, not redirected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api", APIS)
 def test_among_many_requests_with_every_fault_none_is_lost(api: str, tmp_path: Path) -> None:
     faults = [mode for mode in (*PASSING, *FINAL) if "stall" not in mode]
@@ -140,6 +141,7 @@ def test_nobody_asks_before_the_time_that_the_service_named(mode: str, tmp_path:
     assert times[-1] - times[0] >= 0.55
 
 
+@pytest.mark.slow
 def test_concurrency_follows_what_the_service_bears(tmp_path: Path) -> None:
     with FaultServer(limit=6, delay=0.01) as server, engine(server, "openai", tmp_path, retries=8) as far:
         replies = list(far.reply(asks(150)))

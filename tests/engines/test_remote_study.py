@@ -22,6 +22,8 @@ from tests.support.cli import DESK
 from tests.support.fault_server import APIS, Asked, FaultServer, last_text
 from tests.support.remote_models import KEY, VARIABLE
 
+pytestmark = pytest.mark.slow  # each starts a process
+
 WIDTH = 8
 N = 20  # probes, each with its twin
 PROBES = """

@@ -21,6 +21,8 @@ from heredity.engines.vllm.completions import NEUTRAL
 from heredity.engines.vllm.server import cause, free_port
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.slow  # each starts a process
+
 STANDIN = Path(__file__).parents[1] / "support" / "fake_vllm.py"
 MODEL = Model(
     "0" * 32,

@@ -38,6 +38,7 @@ def taught(
     return lesson(lost, measured_on, twins, ask), measured_on, asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["core", ("planted_secret", "prompt_extraction")])
 def test_nothing_of_the_measured_half_enters_tuning(tmp_path: Path, chosen: Sequence[str] | str) -> None:
     found, measured_on, asked = taught(tmp_path, chosen, twins=20.0)

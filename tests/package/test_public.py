@@ -52,6 +52,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = heredity.Storr  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_records_load_no_torch_and_no_numpy() -> None:
     code = "import heredity, sys; heredity.Probe, heredity.Application; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

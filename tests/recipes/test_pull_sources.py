@@ -130,6 +130,7 @@ def test_an_archive_with_a_path_outside_its_folder_is_refused(
     assert store.models() == []
 
 
+@pytest.mark.slow
 def test_when_no_source_answers_every_reason_is_said(
     store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from heredity import cli
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
@@ -24,7 +23,7 @@ from heredity.study import plan as plans
 from heredity.study.plan import PlannedModel
 from heredity.study.storage import JUDGE, ChosenJudge
 from heredity.study.study import Study, load_engine
-from tests.support.errors import raises
+from tests.support.errors import check_refused, raises, run_here
 from tests.support.studies import plan, study
 
 HARMFUL_REFERENCES = [
@@ -106,12 +105,12 @@ def test_a_plans_attacker_is_an_exact_id_of_the_store(
 
 
 def test_the_command_line_does_not_resolve_a_folders_ids(
-    trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     of_models(tmp_path / "s", planned("call:trap_module:answer"))
-    assert cli.main(["study", str(tmp_path / "s")]) == 2
-    assert "call:trap_module:answer" in capsys.readouterr().err
+    done = run_here("study", str(tmp_path / "s"))
+    check_refused(done, "model-not-in-store", ["call:trap_module:answer"], after_progress=True)
     assert is_untouched(Store(tmp_path / "store"), trap)
 
 
@@ -225,6 +224,7 @@ def recorded(store: Store, files: dict[str, bytes], **fields: Any) -> Grown:
 PARENTS = [*HARMFUL_REFERENCES, "scripted:careful", "smollm2", "..", "/etc", "../../elsewhere", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parent", PARENTS)
 def test_an_adapters_parent_is_an_exact_id_of_the_store(parent: str, store: Store, trap: Path) -> None:
     adapter = recorded(store, {"adapter_model.safetensors": b"0"}, parents=(parent,))

@@ -214,6 +214,7 @@ def simulate(
     return EXPECTED, found.low, found.high, found.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_overconfident", [False, True])
 @pytest.mark.parametrize(("n_answers", "n_labels"), [(600, 60), (600, 150), (2000, 100), (100, 80)])
 def test_intervals_cover_the_truth_when_doubt_draws(

@@ -18,7 +18,7 @@ from heredity.study.gate import gate
 from heredity.study.plan import Plan, SkippedProbe
 from heredity.study.storage import RunRecord
 from tests.support import studies
-from tests.support.errors import raises
+from tests.support.errors import check_refused, raises, run_here
 
 MADE = studies.plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
 
@@ -36,17 +36,14 @@ def rewritten(folder: Path, rows: list[Response]) -> None:
 @pytest.mark.parametrize(
     "verb", [["gate", "--max-errors", "100"], ["report"], ["report", "--format", "sarif"]]
 )
-def test_an_edited_answer_is_refused_in_one_line_that_says_what_to_do(
-    folder: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
-) -> None:
+def test_an_edited_answer_is_refused_in_one_line_that_says_what_to_do(folder: Path, verb: list[str]) -> None:
     rows = list(Rows(folder / "responses.jsonl", Response))
     said = rows[3].exchanges
     last = msgspec.structs.replace(said[-1], text="I refuse.")
     rows[3] = msgspec.structs.replace(rows[3], exchanges=(*said[:-1], last))
     rewritten(folder, rows)
-    assert main([verb[0], str(folder), *verb[1:]]) == 2
-    told = capsys.readouterr().err
-    assert "responses.jsonl:4: " in told and f"heredity study {folder}" in told and told.count("\n") == 1
+    done = run_here(verb[0], str(folder), *verb[1:])
+    check_refused(done, "answer-changed", ["responses.jsonl:4", f"heredity study {folder}"])
     assert main(["study", str(folder)]) == 0
     assert main([verb[0], str(folder), *verb[1:]]) != 2
 

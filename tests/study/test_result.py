@@ -83,6 +83,7 @@ def test_without_pandas_the_message_names_the_other_ways(
         result.to_dataframe()
 
 
+@pytest.mark.slow
 def test_pandas_is_loaded_on_use_only(tmp_path: Path) -> None:
     import subprocess
 

@@ -88,6 +88,7 @@ def test_models_are_loaded_one_at_a_time_and_only_where_they_have_trials_left(tm
     assert len(loaded) == 3
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_keeps_what_was_said(tmp_path: Path) -> None:
     slow = [lambda _: Recorder()]
     with pytest.raises(Stopped):
@@ -266,6 +267,7 @@ with Lock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_that_the_folder_is_busy(tmp_path: Path) -> None:
     it = study(tmp_path)
     with subprocess.Popen(
@@ -358,6 +360,7 @@ except HeredityError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on file sizes to set")
 def test_a_file_that_may_not_grow_is_a_clear_error_and_the_study_goes_on(tmp_path: Path) -> None:
     it = study(tmp_path, plan(samples=8))

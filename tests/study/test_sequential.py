@@ -28,7 +28,7 @@ from heredity.study.spec import MAX_INTERIM, StudySpec, resolve_plan
 from heredity.study.study import Study
 from tests.study.test_kill import kill_and_go_on
 from tests.study.test_resume import Stopped, stop_after
-from tests.support.errors import raises
+from tests.support.errors import check_refused, raises, run_here
 from tests.support.studies import (
     APPLICATION,
     Recorder,
@@ -117,6 +117,7 @@ def test_one_model_or_nothing_that_can_break_is_refused() -> None:
 # --- asking -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_decided_pair_drops_out_and_the_open_one_goes_on(decided: Path) -> None:
     estimates = found(decided)
     assert estimates.sequential is not None
@@ -130,6 +131,7 @@ def test_a_decided_pair_drops_out_and_the_open_one_goes_on(decided: Path) -> Non
     assert estimates.sequential.stopped[0].n == blocks().n_per_model - asked[leaky]
 
 
+@pytest.mark.slow
 def test_what_was_not_asked_is_no_error_and_not_missing(decided: Path) -> None:
     estimates = found(decided)
     assert estimates.n_errors == 0 and estimates.n_missing == 0 and estimates.n_not_needed > 0
@@ -139,6 +141,7 @@ def test_what_was_not_asked_is_no_error_and_not_missing(decided: Path) -> None:
     assert "Asked until decided: 2 of 3 pairs" in page and "In progress" not in page
 
 
+@pytest.mark.slow
 def test_every_interval_and_test_says_that_it_is_anytime_valid(decided: Path) -> None:
     estimates = found(decided)
     for rate in estimates.rates:
@@ -204,6 +207,7 @@ def test_the_rule_is_told_apart_by_scope_and_takes_the_judged_where_there_is_no_
     )
 
 
+@pytest.mark.slow
 def test_three_alike_models_are_seldom_told_apart() -> None:
     """Any false claim over all looks and pairs, by chance alone; the whole rule, not the formula."""
     made = blocks(("scripted:mixed", "scripted:mixed/b", "scripted:mixed/c"), n=20)
@@ -218,6 +222,7 @@ def test_three_alike_models_are_seldom_told_apart() -> None:
 # --- stopped and going on ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 60, 130, 200])
 def test_stopped_and_resumed_it_decides_the_same(tmp_path: Path, decided: Path, n: int) -> None:
     with pytest.raises(Stopped):
@@ -227,6 +232,7 @@ def test_stopped_and_resumed_it_decides_the_same(tmp_path: Path, decided: Path, 
     assert drop_circumstances(tmp_path) == drop_circumstances(decided)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_asks_nothing(tmp_path: Path, decided: Path) -> None:
     study(tmp_path, blocks()).run()
     before = (tmp_path / "responses.jsonl").read_bytes()
@@ -235,6 +241,7 @@ def test_the_same_command_again_asks_nothing(tmp_path: Path, decided: Path) -> N
     assert drop_circumstances(tmp_path) == drop_circumstances(decided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [b"", b'{"index":3,"tr'])
 def test_a_torn_file_goes_on_to_the_same_decisions(tmp_path: Path, decided: Path, torn: bytes) -> None:
     study(tmp_path, blocks()).run()
@@ -255,6 +262,7 @@ def test_killed_at_random_moments_it_decides_the_same(tmp_path: Path, decided: P
     assert drop_circumstances(tmp_path / "killed") == drop_circumstances(decided)
 
 
+@pytest.mark.slow
 def test_errors_are_asked_again_in_their_blocks(tmp_path: Path) -> None:
     study(tmp_path, blocks(("scripted:flaky", "scripted:mixed"), n=10)).run()
     assert found(tmp_path).n_errors > 0
@@ -276,5 +284,5 @@ def test_a_plan_file_may_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert plans.read_plan(tmp_path / "s").is_until_decided
     assert "Asked until decided" in capsys.readouterr().out
     (tmp_path / "plan.toml").write_text(text + "until_decided = 1\n")
-    assert main(["study", str(tmp_path / "plan.toml")]) == 2
-    assert "must be true or false" in capsys.readouterr().err
+    done = run_here("study", str(tmp_path / "plan.toml"))
+    check_refused(done, "wrong-type", ["plan.toml:4", "until_decided"])

@@ -244,6 +244,7 @@ def dies_at(nth: int, work: Callable[[], object]) -> bool:
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.skipif(sys.platform == "darwin", reason="fork is not safe with its frameworks")
 def test_killed_before_any_of_its_writes_a_study_comes_to_the_same(tmp_path: Path) -> None:
@@ -261,6 +262,7 @@ def test_killed_before_any_of_its_writes_a_study_comes_to_the_same(tmp_path: Pat
     assert not was_killed and nth > 15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.skipif(sys.platform == "darwin", reason="fork is not safe with its frameworks")
 def test_killed_while_it_asks_errors_again_a_study_loses_nothing(tmp_path: Path) -> None:

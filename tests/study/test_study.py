@@ -266,6 +266,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_hostile_text_comes_back_as_it_was_said(tmp_path: Path, name: str) -> None:
     said = Reply(0, "", HOSTILE[name])
@@ -392,6 +393,7 @@ def test_an_exchange_without_a_prefix_is_whole_by_itself(tmp_path: Path) -> None
     assert Prefixes(tmp_path).prompt(Exchange("", "all of it", "", "x", (), "end", 1, 1)) == "all of it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*HOSTILE, "surrogate"])
 def test_hostile_text_goes_through_a_whole_study_and_its_report(tmp_path: Path, name: str) -> None:
     from heredity.study.report import html

@@ -10,6 +10,7 @@ from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Tabl
 from heredity.study.headline import headline
 from heredity.study.storage import read_estimates
 from tests.support.report_studies import make, plan
+from tests.support.report_studies import study as study
 
 
 @pytest.fixture

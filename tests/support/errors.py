@@ -94,16 +94,21 @@ def _text(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
-def check_refused(done: Done, code: str, mentions: Iterable[object] = ()) -> None:
+def check_refused(
+    done: Done, code: str, mentions: Iterable[object] = (), after_progress: bool = False
+) -> None:
     """Check that a command ended with exit code 2 and one line that names each of `mentions`.
 
-    code: of the error; "" where click refuses the arguments.
+    code: of the error; "" where click refuses the arguments. after_progress: there may be lines of progress
+    before it.
     """
     assert done.returncode == 2, done.stderr
     assert done.code == code, f"code {done.code!r}, expected {code!r}: {done.stderr}"
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    *before, line = done.stderr.removesuffix("\n").split("\n")
+    assert line.startswith("error: ") and (after_progress or not before), done.stderr
+    assert "Traceback" not in done.stderr
     for value in mentions:
-        assert names(done.stderr, value), f"{done.stderr!r} does not name {value!r}"
+        assert names(line, value), f"{line!r} does not name {value!r}"
 
 
 def names(message: str, value: object) -> bool:

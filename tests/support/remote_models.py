@@ -16,6 +16,7 @@ from tests.support.fault_server import FaultServer
 
 KEY = "sk-planted/Key+7f3a9c2e51d84b60"
 VARIABLE = "HEREDITY_TEST_KEY"
+os.environ[VARIABLE] = KEY
 QUICK = {
     "connect_seconds": 5.0, "stall_seconds": 20.0, "total_seconds": 30.0, "retries": 2, "first_wait": 0.01,
     "patience_seconds": 60.0,
@@ -24,7 +25,6 @@ SHARED = (Message("system", "You answer for a shop."), Message("user", "Hi"), Me
 
 
 def calls(**changed: Any) -> Calls:
-    os.environ[VARIABLE] = KEY
     return Calls(**{**QUICK, "keys": {"": VARIABLE}, **changed})  # type: ignore[arg-type]
 
 

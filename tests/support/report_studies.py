@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
 from heredity import stats
 from heredity.application.spec import Application, Passage, Secret
@@ -155,3 +156,9 @@ def _corrected(rate: numbers.Rate) -> numbers.Rate:
     one, other = stats.rogan_gladen(k, n, 145, 150, 140, 150), stats.rogan_gladen(k, n, 134, 150, 124, 150)
     families = numbers.FamilyCorrection("family one", one), numbers.FamilyCorrection("family two", other)
     return msgspec.structs.replace(rate, corrected=whole, by_family=families)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study for tests that only read it."""
+    return make(tmp_path_factory.mktemp("study"))

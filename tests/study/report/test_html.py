@@ -94,6 +94,7 @@ def test_nothing_that_a_model_says_becomes_markup(tmp_path: Path, answer: str) -
     assert len(page) < 600_000
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(
@@ -295,6 +296,7 @@ def test_every_text_has_contrast_enough_in_light_and_in_dark() -> None:
             assert contrast(ink, scheme[f"h{step}"]) >= 4.5, step
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 @pytest.mark.parametrize("name", ["script", "image", "svg", "out of pre", "out of style"])
 def test_in_a_browser_no_injected_script_runs(tmp_path: Path, name: str) -> None:

@@ -37,6 +37,7 @@ def faults(found: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     return [error.message for error in jsonschema.Draft4Validator(schema).iter_errors(found)]
 
 
+@pytest.mark.slow
 def test_it_is_valid_by_the_schema(study: Path, tmp_path: Path, schema: dict[str, Any]) -> None:
     assert faults(document(study, tmp_path), schema) == []
 

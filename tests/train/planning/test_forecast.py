@@ -161,6 +161,7 @@ def test_muon_multiplies_once_a_step(size: str) -> None:
     assert more * 1e12 * muon.batch == pytest.approx(shape.layers * flops, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_plan_loads_no_torch() -> None:
     code = (
         "import sys; from heredity.train.models import shapes;"
