@@ -118,8 +118,8 @@ def test_the_flat_table_has_every_edge_with_its_retention(
 # --- the figure -------------------------------------------------------------------------------------
 
 
-def boxes(svg: str) -> list[tuple[float, float, float, float]]:
-    found = (e.attrib for e in ElementTree.fromstring(svg).iter("rect"))
+def boxes(svg: str, kind: str = "node") -> list[tuple[float, float, float, float]]:
+    found = (e.attrib for e in ElementTree.fromstring(svg).iter("rect") if e.attrib["class"] == kind)
     return [tuple(float(a[k]) for k in ("x", "y", "width", "height")) for a in found]  # type: ignore[misc]
 
 
@@ -136,6 +136,12 @@ def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) 
         assert all(abs(y - v) >= h or abs(x - u) >= w for u, v, *_ in found[:i])
     tops = {str(i): box[1] for i, box in enumerate(found)}
     assert all(tops[a] < tops[b] for a, b in ways)  # parents above children
+    grounds = boxes(svg, "ground")
+    assert len(grounds) == len(ways)
+    for i, (x, y, w, h) in enumerate(grounds):  # no label hides a model or another label
+        assert x >= 0 and x + w <= float(root.attrib["width"])
+        assert all(y + h <= v or v + high <= y for _, v, _, high in found)
+        assert all(abs(y - v) >= h or abs(x - u) >= (w + wide) / 2 for u, v, wide, _ in grounds[:i])
 
 
 def test_a_round_trip_is_drawn_and_ends() -> None:
