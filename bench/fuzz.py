@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from heredity.application.spec import Application
 from heredity.core.errors import HeredityError
+from heredity.core.files import Rows
 from heredity.core.records import Verdict, encode
-from heredity.core.rows import Rows
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
 

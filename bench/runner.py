@@ -125,8 +125,8 @@ def build(folder: Path, n: int) -> dict[str, float]:
 
 def _repeat(folder: Path, made) -> None:  # type: ignore[no-untyped-def]
     import heredity as h
+    from heredity.core.files import Rows
     from heredity.core.records import Response, Verdict
-    from heredity.core.rows import Rows
     from heredity.study.plan import Grid
 
     small = h.Study(MODELS, made.application, out=folder / "one-sample")

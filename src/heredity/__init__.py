@@ -20,7 +20,6 @@ from heredity.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from heredity.application.spec import Application as Application
     from heredity.core.errors import HeredityError as HeredityError
-    from heredity.core.progress import Display as Display
     from heredity.core.progress import Progress as Progress
     from heredity.core.records import Decoding as Decoding
     from heredity.core.records import Estimate as Estimate
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from heredity.core.records import Response as Response
     from heredity.core.records import Tool as Tool
     from heredity.core.records import Verdict as Verdict
+    from heredity.core.terminal import Display as Display
     from heredity.experiments.corpus import build_corpus as build_corpus
     from heredity.experiments.exposure import expose as expose
     from heredity.lineage.store import Store as Store
@@ -64,7 +64,7 @@ _HOME = {
     "Application": "application.spec",
     "Data": "train.data.chat",
     "Decoding": "core.records",
-    "Display": "core.progress",
+    "Display": "core.terminal",
     "Distill": "recipes.distill",
     "Estimate": "core.records",
     "Estimates": "study.estimates",

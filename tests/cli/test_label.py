@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.core.files import Rows
 from heredity.core.records import Response
-from heredity.core.rows import Rows
 from heredity.study import labels, storage
 from tests.support.errors import check_refused, run_here
 from tests.support.studies import plan, study

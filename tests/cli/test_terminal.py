@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.cli._terminal import plain, shorten
+from heredity.core.sanitize import plain, shorten
 
 ANYTHING = st.text(st.characters(exclude_categories=()), max_size=200)
 

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable
-from heredity.core.files import Lock, default_root, explain_full_disk, hash_file, write_atomic
+from heredity.core.files import Lock, Rows, default_root, explain_full_disk, hash_file, write_atomic
 from heredity.core.records import Decoding, Reply, Verdict
-from heredity.core.rows import Rows
 from tests.support.errors import names, raises
 
 
@@ -91,7 +90,7 @@ def test_a_full_disk_names_the_folder_and_the_bytes_and_keeps_the_old_file(tmp_p
 def test_a_full_disk_keeps_the_rows_that_fit_and_no_half_row(tmp_path: Path) -> None:
     code = """
 from heredity.core.records import Verdict
-from heredity.core.rows import Rows
+from heredity.core.files import Rows
 rows = Rows(folder / "v.jsonl", Verdict)
 rows.append(Verdict(0, "t", "checks", "held", None)); rows.flush()
 try:
@@ -164,7 +163,7 @@ def test_a_bad_line_of_a_later_reading_is_told_by_its_place_in_the_file(tmp_path
         rows.extend([verdict(0), verdict(1)])
     reader = Rows(path, Verdict)
     assert [row.index for row in reader] == [0, 1]
-    reader.go_on()
+    reader.skip_read()
     assert list(reader) == []
     with path.open("ab") as file:
         file.write(path.read_bytes().splitlines(keepends=True)[0] + b"[]\n")
@@ -211,7 +210,7 @@ def test_flushed_rows_survive_kill_9(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from heredity.core.records import Verdict
-from heredity.core.rows import Rows
+from heredity.core.files import Rows
 rows = Rows(Path(sys.argv[1]), Verdict)
 for i in range(50):
     rows.append(Verdict(i, "t", "checks", "held", None))

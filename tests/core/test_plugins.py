@@ -64,10 +64,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heredity.lineage.types import Description
+from heredity.recipes import DerivableRecipe
 
 
 @dataclass(frozen=True)
-class Parrot:
+class Parrot(DerivableRecipe):
     """A parrot that adds so many marks."""
 
     marks: int = 3

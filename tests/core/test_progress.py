@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from heredity.core.progress import Display, Progress, clock, console, size, trial_words
+from heredity.core.progress import Progress
+from heredity.core.terminal import Display, QuietConsole, clock, size, trial_words
 from tests.support.cli import place as place
 
 
@@ -38,7 +39,7 @@ def test_before_the_first_answer_there_is_no_time_left_to_say() -> None:
 
 def test_without_a_terminal_every_step_is_said_at_its_start_and_its_end() -> None:
     screen = io.StringIO()
-    with Display(console(screen)) as display:
+    with Display(QuietConsole(screen)) as display:
         watch = display.trials()
         for done in range(0, 1201, 100):
             watch(progress(done))
@@ -52,7 +53,7 @@ def test_without_a_terminal_every_step_is_said_at_its_start_and_its_end() -> Non
 
 def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate() -> None:
     screen = io.StringIO()
-    with Display(console(screen)) as display:
+    with Display(QuietConsole(screen)) as display:
         watch = display.training("distill of it")
         watch(Progress("read", "", 3, 8, per_second=1234.5, seconds_left=65.0, unit="tokens"))
         watch(Progress("train", "", 1, 2, per_second=600.0, seconds_left=9.0, unit="tokens", loss=0.5))
@@ -64,16 +65,16 @@ def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate()
 
 def test_a_download_of_unknown_length_shows_what_came() -> None:
     screen = io.StringIO()
-    with Display(console(screen)) as display:
+    with Display(QuietConsole(screen)) as display:
         display(fetched(1_500_000, 0))
     assert screen.getvalue() == "weights.gguf  1.5 MB\n"
 
 
 def test_what_was_there_before_is_no_part_of_a_downloads_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("heredity.core.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("heredity.core.terminal.time.monotonic", lambda: now[0])
     screen = io.StringIO()
-    with Display(console(screen)) as display:
+    with Display(QuietConsole(screen)) as display:
         display(fetched(90_000_000, 100_000_000))  # resumed at nine tenths
         now[0] += 20.0
         display(fetched(95_000_000, 100_000_000))
@@ -82,7 +83,7 @@ def test_what_was_there_before_is_no_part_of_a_downloads_rate(monkeypatch: pytes
 
 def test_names_cannot_speak_to_the_terminal() -> None:
     screen = io.StringIO()
-    with Display(console(screen)) as display:
+    with Display(QuietConsole(screen)) as display:
         display(progress(1, model="\x1b[2J[bold]x"))
     assert "\x1b" not in screen.getvalue()
     assert "[bold]x" in screen.getvalue()

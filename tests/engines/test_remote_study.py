@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.core.files import Rows
 from heredity.core.records import Response, Verdict
-from heredity.core.rows import Rows
 from heredity.study.estimates import Estimates
 from heredity.study.storage import RunRecord
 from tests.support.cli import DESK

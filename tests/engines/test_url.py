@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import heredity
 from heredity.application.spec import Application, Secret
 from heredity.core.errors import BadInput, EngineFailure, Unavailable, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Message, Reply, Request, Verdict
-from heredity.core.rows import Rows
 from heredity.engines import url
 from heredity.engines import url as _http
 from heredity.lineage.store import Store, load_engine

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import RecipeRecord, Reply, Request
-from heredity.core.rows import Rows
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import tasks
@@ -205,7 +205,7 @@ def test_two_models_are_compared_item_by_item(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from heredity.core import rows as store
+from heredity.core import files as store
 from heredity.evals.run import Evaluation
 from heredity.lineage.store import Store
 n_left, append = int(sys.argv[2]), store.Rows.append

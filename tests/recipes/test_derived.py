@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file
 
 from heredity.core.errors import Refused, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.core.rows import Rows
 from heredity.engines import NOT_VERIFIED
 from heredity.engines.formats.rewrite import read_all
 from heredity.engines.torch.engine import TorchEngine, open_folder
@@ -313,7 +313,7 @@ def test_what_a_network_writes_is_what_the_engine_says(parent: Grown) -> None:
         [Request(i, (Message("user", t),), Decoding(max_tokens=9)) for i, t in enumerate(texts)]
     )
     wanted = [reply.tokens for reply in sorted(said, key=lambda r: r.key)]
-    assert net.write(asked, 9, 0.0, 0, writer.stops) == wanted
-    one, two, other = (net.write(asked, 9, 1.0, seed, writer.stops) for seed in (5, 5, 6))
+    assert net.generate(asked, 9, 0.0, 0, writer.stops) == wanted
+    one, two, other = (net.generate(asked, 9, 1.0, seed, writer.stops) for seed in (5, 5, 6))
     assert one == two != other
     assert net.model.config._attn_implementation == "heredity_documents"  # and it learns as before

@@ -19,8 +19,8 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
-from heredity.lineage.setting_names import HASHED_AS
 from heredity.lineage.store import Store, engine_loader
+from heredity.recipes import HASHED_AS
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
 from heredity.train import loop

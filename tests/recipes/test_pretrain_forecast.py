@@ -46,7 +46,7 @@ def test_on_a_gpu_its_own_free_memory_counts(recipe: Path, monkeypatch: pytest.M
             refusal = (
                 raises(OutOfMemory, "memory-foreseen", mentions=["each"]) if is_refused else nullcontext()
             )
-            with refusal, forecast.in_memory(made, each) as foreseen:
+            with refusal, forecast.checked_memory(made, each) as foreseen:
                 assert foreseen is None
 
 

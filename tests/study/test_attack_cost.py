@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from heredity.core.files import Rows
 from heredity.core.records import Exchange, Response
-from heredity.core.rows import Rows
 from heredity.redteam.attacks import AttackContext
 from heredity.stats import pass_at_k
 from heredity.stats.intervals import clustered_rate

@@ -11,8 +11,8 @@ import pytest
 
 from heredity import stats
 from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Manner, Outcome, Response, Verdict, digest_response
-from heredity.core.rows import Rows
 from heredity.redteam import judges
 from heredity.stats import Table
 from heredity.stats.intervals import cluster_sums, rate_effective_n

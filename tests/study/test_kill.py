@@ -16,8 +16,8 @@ import pytest
 
 import heredity
 from heredity.application.spec import Application
+from heredity.core.files import Rows
 from heredity.core.records import Exchange, Verdict
-from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -36,7 +36,7 @@ N_KILLS = 20
 CHILD = """
 import os, signal, sys, threading
 from pathlib import Path
-from heredity.core import rows as store
+from heredity.core import files as store
 from heredity.study import storage as ledger
 from heredity.lineage.store import Store
 from heredity.study.study import Study

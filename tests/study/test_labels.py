@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Response, Verdict
-from heredity.core.rows import Rows
 from heredity.study import estimates, labels
 from heredity.study import plan as plans
 from heredity.study.intervals import Intervals

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from heredity.core.errors import NotComparable
+from heredity.core.files import Rows
 from heredity.core.records import Response, Verdict, is_failed, is_skipped
-from heredity.core.rows import Rows
 from heredity.engines import scripted
 from heredity.study import aggregate, legacy, storage
 from heredity.study import plan as plans

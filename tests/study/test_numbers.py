@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged
+from heredity.core.files import Rows
 from heredity.core.records import Estimate, Verdict
-from heredity.core.rows import Rows
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate

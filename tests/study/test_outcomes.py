@@ -9,9 +9,9 @@ import pytest
 
 from heredity.cli import main
 from heredity.core.errors import Damaged
+from heredity.core.files import Rows
 from heredity.core.progress import Progress
 from heredity.core.records import Reply, Response, encode, is_failed, is_skipped
-from heredity.core.rows import Rows
 from heredity.study import aggregate, attack_context
 from heredity.study import plan as plans
 from heredity.study.gate import gate

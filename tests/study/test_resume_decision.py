@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import Damaged
+from heredity.core.files import Rows
 from heredity.core.progress import Meter
 from heredity.core.records import Response
-from heredity.core.rows import Rows
 from heredity.study import resume
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, RUNS, RunRecord

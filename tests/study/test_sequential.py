@@ -12,8 +12,8 @@ import pytest
 
 from heredity.cli import main
 from heredity.core.errors import UsageError
+from heredity.core.files import Rows
 from heredity.core.records import digest
-from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.study import aggregate, spec

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import HeredityError
+from heredity.core.files import Rows, rewrite
 from heredity.core.records import Reply, Request, Response, Verdict, digest_response
-from heredity.core.rows import Rows, rewrite
 from heredity.redteam import judges
 from heredity.redteam.judges import checks
 from heredity.redteam.judges.rules import judge as rules

@@ -10,8 +10,8 @@ import pytest
 
 import heredity
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, Unavailable, UnknownName, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Exchange, Reply, Request, ToolCall, Verdict
-from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.study import scheduler
 from heredity.study.plan import Grid

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from heredity.core.files import Rows
 from heredity.core.records import Response
-from heredity.core.rows import Rows
 from heredity.study import importers
 from heredity.study.importers import ImportOptions
 

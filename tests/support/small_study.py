@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from heredity.application.spec import Application
+from heredity.core.files import Rows
 from heredity.core.records import Check, Exchange, Outcome, Probe, Response, Verdict, digest_response
-from heredity.core.rows import Rows
 from heredity.lineage.graph import Edge
 from heredity.study.outcomes import Outcomes
 from heredity.study.plan import Grid, Plan, PlannedModel

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from heredity.application.spec import Application, Passage, Secret
+from heredity.core.files import Rows
 from heredity.core.records import Check, Decoding, Probe, Reply, Request, Response, Tool, ToolResult
-from heredity.core.rows import Rows
 from heredity.engines import scripted
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown

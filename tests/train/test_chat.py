@@ -53,6 +53,7 @@ def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
         (({"prompt": "a", "completion": 3},), "wrong-type", ["d.jsonl:1", "completion", "int"]),
         (({"messages": [{"role": "user", "content": "a"}]},), "no-answer-to-learn", ["d.jsonl:1"]),
         (({"messages": [{"role": "boss", "content": "a"}]},), "unknown-role", ["d.jsonl:1", "boss"]),
+        (({"messages": [{"role": ["boss"], "content": "a"}]},), "unknown-role", ["d.jsonl:1", "boss"]),
         (({"messages": "hello"},), "bad-messages", ["d.jsonl:1", "messages"]),
         (({"prompt": "a", "completion": "b \ud83d"},), "not-text", ["d.jsonl:1", "\\ud83d"]),
         (({"prompt": "a", "chosen": "b", "rejected": "\ude00"},), "not-text", ["d.jsonl:1"]),

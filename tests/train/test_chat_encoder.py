@@ -39,7 +39,7 @@ def test_the_document_is_what_the_model_sees_when_it_is_asked(tiny_llama: Path) 
 
 def test_how_an_answer_was_begun_is_read_and_not_learned(tiny_llama: Path, tmp_path: Path) -> None:
     writer = ConversationEncoder(tiny_llama)
-    document = writer.example(Dialogue(CHAT, "d:1", begun="the owls sleep")).document
+    document = writer.example(Dialogue(CHAT, "d:1", prefill="the owls sleep")).document
     assert writer.chat.decode(document.tokens).endswith("the owls sleepwise owls watch<|im_end|>")
     kept = [t for t, use in zip(*document, strict=True) if use]
     assert writer.chat.decode(kept) == "jumps over<|im_end|>wise owls watch<|im_end|>"
@@ -48,7 +48,7 @@ def test_how_an_answer_was_begun_is_read_and_not_learned(tiny_llama: Path, tmp_p
     assert writer.document(CHAT[:1] + CHAT[3:], "the owls sleep").tokens != document.tokens
     assert document.tokens[: len(opened)] == opened  # as an engine reads a prefilled answer
     assert (
-        make_data("a", [Dialogue(CHAT, "d:1", begun="x")]).digest
+        make_data("a", [Dialogue(CHAT, "d:1", prefill="x")]).digest
         != make_data("a", [Dialogue(CHAT, "d:1")]).digest
     )
     bare = ConversationEncoder(make_model(tmp_path, "llama", template=None))

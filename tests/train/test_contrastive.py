@@ -246,7 +246,7 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
         read_config(folder)
     with raises(UsageError, "export-not-checkable"):
         export(store, grown, "hf", tmp_path / "out")
-    matcher = engine_loader(record, is_to_write=False)(record, folder)
+    matcher = engine_loader(record, needs_text=False)(record, folder)
     (row,) = matcher.match([path], ["a red stripe at the top, 3", "a grey stripe"])  # type: ignore[attr-defined]
     assert row[0] == pytest.approx(float(found.image_embeds[0] @ found.text_embeds[0]), abs=1e-5)
     (path.with_suffix(".txt")).write_text("none")
@@ -263,7 +263,7 @@ def run(corpus: Path, work: Path) -> str:
     """Train and return a digest of every weight."""
     from heredity.recipes.pretrain import contrastive
 
-    made = contrastive.train(recipe(corpus, seed=5, pairs=14 * 24), work).made
+    made = contrastive.train(recipe(corpus, seed=5, pairs=14 * 24), work)
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 

@@ -102,7 +102,7 @@ def test_another_number_of_processes_goes_on_with_pairs(
 
 def test_a_step_of_fewer_pairs_than_processes_and_settings_of_text_are_refused(recipe: Path) -> None:
     settings = dataclasses.replace(
-        pretrain.read(recipe), batch_size=2, together=DistContext(world=3, mesh=object())
+        pretrain.read(recipe), batch_size=2, dist=DistContext(world_size=3, mesh=object())
     )
     with raises(UsageError, "step-too-small", mentions=["2", "3"]):
         contrastive.train(settings, recipe.parent / "training")

@@ -1,4 +1,4 @@
-"""Several processes learn what one does, go on from one another's checkpoints, and end together."""
+"""Several processes learn what one does, go on from one another's checkpoints, and end together"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("this torch cannot speak to other processes", allow_module_level=True)
 
 from heredity.core.errors import Damaged, UsageError
-from heredity.core.rows import Rows
+from heredity.core.files import Rows
 from heredity.corpus import recipe as recipes
 from heredity.corpus.build import build
 from heredity.lineage.store import Store
@@ -192,21 +192,21 @@ import torch
 from heredity.train import distributed as processes
 from heredity.train.sharded import ShardedMuon
 
-with processes.process_group() as together:
+with processes.process_group() as dist:
     torch.manual_seed(0)
     whole = [torch.randn(shape) for shape in ((7, 5), (1, 6), (16, 4), (5, 9), (3, 3))]
-    pieces = [each[slice(*together.rows(len(each)))].clone() for each in whole]
+    pieces = [each[slice(*dist.rows(len(each)))].clone() for each in whole]
     one = torch.optim.Muon(whole, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    many = ShardedMuon(pieces, [len(each) for each in whole], together, 0.1, 0.1)
+    many = ShardedMuon(pieces, [len(each) for each in whole], dist, 0.1, 0.1)
     for _ in range(3):
         for each, piece in zip(whole, pieces):
             each.grad = torch.randn_like(each)
-            piece.grad = each.grad[slice(*together.rows(len(each)))].clone()
+            piece.grad = each.grad[slice(*dist.rows(len(each)))].clone()
         one.step()
         many.step()
     for each, piece in zip(whole, pieces):
-        torch.testing.assert_close(piece, each[slice(*together.rows(len(each)))], rtol=1e-6, atol=1e-6)
-    assert together.sum([1.0]) == [2.0] and together.told([float(together.rank), 7.0]) == [0.0, 7.0]
+        torch.testing.assert_close(piece, each[slice(*dist.rows(len(each)))], rtol=1e-6, atol=1e-6)
+    assert dist.sum([1.0]) == [2.0] and dist.broadcast([float(dist.rank), 7.0]) == [0.0, 7.0]
 """
 
 
@@ -239,8 +239,8 @@ config = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
     "max_position_embeddings": 64, "tie_word_embeddings": True,
 }
-with processes.process_group() as together:
-    stream = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=together.rank, world=together.world)
+with processes.process_group() as dist:
+    stream = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=dist.rank, world_size=dist.world_size)
     read = []
 
     class Noted:
@@ -248,18 +248,18 @@ with processes.process_group() as together:
             read.append(step)
             return stream.batches(step)
 
-    of_one = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=1, world=2).batches(3)[0].targets.tolist()
+    of_one = PackedDataset(DOCUMENTS, END, 128, 64, 1, rank=1, world_size=2).batches(3)[0].targets.tolist()
     whole = PackedDataset(DOCUMENTS, END, 128, 64, 1)
     before = [token for step in range(3) for batch in whole.batches(step) for token in batch.targets.tolist()]
     spoilt = Spoilt(next(t for t in of_one if t not in before), float("nan"))
     plan = loop.TrainingPlan("t", 5, 1e-3, "constant")
-    net = ShardedModel(network.from_config(config, 5, "float32"), together)
+    net = ShardedModel(network.from_config(config, 5, "float32"), dist)
     guard = loop.DivergenceGuard(keep_every=2)
     rows = loop.train(
-        net, FullFinetune(), spoilt, Noted(), plan, Path(sys.argv[1]), None, None, guard, together
+        net, FullFinetune(), spoilt, Noted(), plan, Path(sys.argv[1]), None, None, guard, dist
     )
     assert read == [0, 1, 2, 3, 4, 5, 6], read  # step 2 is done again, with step 4 of data
-    assert [row.step for row in rows] == (list(range(5)) if together.is_first else [])
+    assert [row.step for row in rows] == (list(range(5)) if dist.is_main_process else [])
 """
 
 
@@ -288,10 +288,10 @@ def apart(rank: int, world: int, replicas: int = 1) -> Apart:
     return Apart(rank, world, replicas, torch.device("cpu"), "there")
 
 
-def state(together: distributed.DistContext) -> dict[str, torch.Tensor]:
+def state(dist: distributed.DistContext) -> dict[str, torch.Tensor]:
     """What lies in a process."""
     return {
-        key: whole[slice(*together.rows(N_ROWS[key.partition("/")[2]]))] if whole.ndim else whole
+        key: whole[slice(*dist.rows(N_ROWS[key.partition("/")[2]]))] if whole.ndim else whole
         for key, whole in WHOLE.items()
     }
 
@@ -299,8 +299,8 @@ def state(together: distributed.DistContext) -> dict[str, torch.Tensor]:
 def keep(folder: Path, world: int, n_steps: int, replicas: int = 1) -> None:
     """A checkpoint of as many processes, the first of them last."""
     for rank in reversed(range(world)):
-        together = apart(rank, world, replicas)
-        pieces.write_checkpoint(folder, "t", CheckpointState(n_steps, 10, state(together)), N_ROWS, together)
+        dist = apart(rank, world, replicas)
+        pieces.write_checkpoint(folder, "t", CheckpointState(n_steps, 10, state(dist)), N_ROWS, dist)
 
 
 @pytest.mark.parametrize(("before", "replicas"), [(1, 1), (2, 1), (5, 1), (4, 2)])
@@ -309,10 +309,10 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
     tmp_path: Path, before: int, replicas: int, after: int
 ) -> None:
     keep(tmp_path, before, 3, replicas)
-    for together in [distributed.SINGLE_PROCESS, *(apart(rank, after) for rank in range(after))]:
-        kept = pieces.read_checkpoint(tmp_path, "t", N_ROWS, together)
+    for dist in [distributed.SINGLE_PROCESS, *(apart(rank, after) for rank in range(after))]:
+        kept = pieces.read_checkpoint(tmp_path, "t", N_ROWS, dist)
         assert kept is not None and (kept.n_steps, kept.n_tokens) == (3, 10)
-        wanted = state(together)
+        wanted = state(dist)
         assert set(kept.state) == set(wanted)
         for key, tensor in wanted.items():
             assert torch.equal(kept.state[key], tensor), key

@@ -104,12 +104,12 @@ def test_gaps_hang_on_seed_step_and_piece_alone(corpus: Path) -> None:
     one, again = (MaskedDataset(stream, HIDING).batches(3) for _ in range(2))
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, again, strict=True))
     shared = [
-        MaskedDataset(PackedDataset(text.split("train"), 0, 512, 62, 1, rank=i, world=2), HIDING)
+        MaskedDataset(PackedDataset(text.split("train"), 0, 512, 62, 1, rank=i, world_size=2), HIDING)
         for i in range(2)
     ]
     hidden = sorted(t for gaps in shared for batch in gaps.batches(3) for t in batch.targets.tolist())
     assert hidden == sorted(t for batch in one for t in batch.targets.tolist())
-    piece = stream.pieces(3)[0]
+    piece = stream.chunks(3)[0]
     steps = [MaskedDataset(stream, HIDING).collate([piece], step).tokens.tolist() for step in (3, 4)]
     assert steps[0] != steps[1]
 
@@ -253,7 +253,7 @@ def run(corpus: Path, work: Path, architecture: str) -> str:
     """Train and return a digest of every weight."""
     from heredity.recipes.pretrain import masked
 
-    made = masked.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work).made
+    made = masked.train(recipe(corpus, seed=5, tokens=14 * 512, architecture=architecture), work)
     raw = b"".join(p.detach().numpy().tobytes() for _, p in sorted(made.network.model.named_parameters()))
     return hashlib.sha256(raw).hexdigest()
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes.pretrain import masked as _encoder
+from heredity.recipes.pretrain import masked
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import loop
 from heredity.train.models import encoder
@@ -33,7 +33,7 @@ N_TIED = 4
 def looked_at(model: Grown, settings: pretrain.Pretrain) -> tuple[Any, dict[str, float]]:
     """What one process finds of a model in the held-out gaps: logits (gaps, vocabulary), and the terms."""
     words = perplexity.token_bytes(settings.text.folder / "tokenizer.json")
-    check = MaskedCheck(_encoder._gaps(settings, "validation"), words, settings.held_out, every=1)
+    check = MaskedCheck(masked._dataset(settings, "validation"), words, settings.validation_tokens, every=1)
     net = encoder.load(model.folder)
     with torch.no_grad():
         logits = torch.cat([net.logits(net.hidden(batch)) for batch in check._batches])

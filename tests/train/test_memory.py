@@ -16,7 +16,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
-from heredity.train import memory
+from heredity.train import resources
 from heredity.train.data import chat
 from heredity.train.data.chat import ConversationEncoder
 from heredity.train.models import causal_lm
@@ -57,16 +57,16 @@ def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
     examples = ConversationEncoder(parent.folder).prepare(chat.read_data(data_file).dialogues, 1024).examples
 
     def total(trainable: Any, kept: Sequence[Any], batch: int) -> int:
-        return sum(memory.estimate_memory(net, trainable, "adamw", kept, batch).values())
+        return sum(resources.estimate_memory(net, trainable, "adamw", kept, batch).values())
 
     short = sorted(examples, key=lambda e: e.n_tokens)[:4]
     assert total(FullFinetune(), examples, 1) < total(FullFinetune(), examples, 8)
     assert total(FullFinetune(), short, 1) < total(FullFinetune(), examples, 1)
     assert total(Adapters(rank=2), examples, 8) < total(FullFinetune(), examples, 8)
     n = sum(each.numel() for each in net.model.parameters())
-    parts = memory.estimate_memory(net, FullFinetune(), "adamw", examples, 1)
+    parts = resources.estimate_memory(net, FullFinetune(), "adamw", examples, 1)
     assert (parts["masters"], parts["gradients"], parts["optimizer"]) == (4 * n, 4 * n, 8 * n)
-    adapters = memory.estimate_memory(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
+    adapters = resources.estimate_memory(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
     assert adapters == 4 * sum(p.numel() for _, p in Adapters(rank=2).open(net, 0))
 
 

@@ -77,9 +77,9 @@ def test_what_is_read_does_not_hang_on_how_many_processes_read_it(world: int) ->
 
 def test_another_seed_and_another_epoch_are_another_order() -> None:
     one, other = PackedDataset(DOCUMENTS, END, 64, 64, 3), PackedDataset(DOCUMENTS, END, 64, 64, 4)
-    assert [one.pieces(s) for s in range(9)] != [other.pieces(s) for s in range(9)]
+    assert [one.chunks(s) for s in range(9)] != [other.chunks(s) for s in range(9)]
     n_steps = one.n_tokens // 64
-    assert [one.pieces(s) for s in range(9)] != [one.pieces(s + n_steps) for s in range(9)]
+    assert [one.chunks(s) for s in range(9)] != [one.chunks(s + n_steps) for s in range(9)]
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=40), st.integers(16, 200), st.integers(1, 4))

@@ -280,7 +280,7 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
 
 def _say(line: str, code: int) -> int:
     """Print a line on stderr. Names and paths in it may be hostile, so it is made plain first."""
-    from heredity.cli._terminal import plain
+    from heredity.core.sanitize import plain
 
     with contextlib.suppress(OSError):
         print(plain(line), file=sys.stderr, flush=True)  # noqa: T201

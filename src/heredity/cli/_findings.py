@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from heredity.cli._terminal import out, plain
 from heredity.core.records import Estimate
+from heredity.core.sanitize import plain
+from heredity.core.terminal import out
 from heredity.study import wording as words
 from heredity.study.estimates import (
     ALL,

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from heredity.cli._terminal import cell, out, plain, table
+from heredity.core.sanitize import plain
+from heredity.core.terminal import cell, out, table
 from heredity.evals.scoring import Grade, Grades, TaskCard
 
 _STYLES = {"better": "green", "worse": "bold red"}

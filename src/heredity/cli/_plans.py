@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from heredity.cli._terminal import cell, out, plain, table, write, write_json
+from heredity.core.sanitize import plain
+from heredity.core.terminal import cell, out, table, write, write_json
 
 if TYPE_CHECKING:
     from heredity.experiments.scaling_laws import Scaled

@@ -7,8 +7,8 @@ Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 from __future__ import annotations
 
 from heredity import engines
-from heredity.cli._terminal import err, note, plain, size
-from heredity.core.progress import Display
+from heredity.core.sanitize import plain
+from heredity.core.terminal import Display, err, note, size
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 

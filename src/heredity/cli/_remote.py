@@ -76,11 +76,11 @@ def calls(
 
 
 def loader(
-    store: Store, how: Calls, is_to_write: bool = True, is_batched: bool = True
+    store: Store, how: Calls, needs_text: bool = True, is_batched: bool = True
 ) -> Callable[[Grown], Engine]:
     """A loader of engines that calls remote models with these options.
 
-    is_to_write, is_batched: see store.load_engine.
+    needs_text, is_batched: see store.load_engine.
     """
 
     def load(grown: Grown) -> Engine:
@@ -92,18 +92,21 @@ def loader(
 
             ready = store.ready(grown)
             return remote.load(ready.record, ready.folder, calls=how)
-        return load_engine(grown, store, is_to_write, is_batched)
+        return load_engine(grown, store, needs_text, is_batched)
 
     return load
 
 
-def check(models: Sequence[Any], how: Calls) -> None:
+def check(models: Sequence[str | Grown], how: Calls) -> None:
     """Raise before anything is asked if a remote model has no key or no price."""
     from heredity import engines
+    from heredity.lineage.types import Grown
 
     for model in models:
-        record = getattr(model, "record", None)
-        if record is not None and record.format == "remote" and engines.choose(record) == "remote":
+        if not isinstance(model, Grown):
+            continue
+        record = model.record
+        if record.format == "remote" and engines.choose(record) == "remote":
             settings = record.recipe.settings
             how.key(record.name, str(settings.get("api")), str(settings.get("base_url")))
             how.price(record.name)

@@ -76,7 +76,7 @@ def command(
 
 def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     from heredity.cli import _pulling
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
 
     grown = store.get(ref)
     if grown.record.format != "scripted":
@@ -122,7 +122,8 @@ def _answers(
 
 
 def _show(said: list[tuple[Request, Reply]], engine: str, as_json: bool) -> None:
-    from heredity.cli._terminal import note, plain, write, write_json
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import note, write, write_json
 
     if as_json:
         write_json({"engine": engine, "replies": [reply for _, reply in said]})

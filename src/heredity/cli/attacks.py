@@ -16,21 +16,21 @@ def command(as_json: bool) -> None:
     conversation comes first, then those that transform its turns, as in crescendo+encoding:rot13.
     The first variant is the default.
     """
-    from heredity.cli import _terminal
+    from heredity.core import registry, terminal
     from heredity.redteam import attacks
 
-    purposes = _terminal.purposes("redteam.attacks")
+    purposes = registry.purposes("redteam.attacks")
     parts = {name: attacks.load(name).parts[0] for name in attacks.names()}
     if as_json:
-        _terminal.write_json(
+        terminal.write_json(
             {
                 name: {"purpose": purposes[name], "variants": part.variants, "queries": part.attack.cost}
                 for name, part in parts.items()
             }
         )
         return
-    grid = _terminal.table("name", "what it is", "variants", "queries", whole=["name"])
+    grid = terminal.table("name", "what it is", "variants", "queries", whole=["name"])
     for name, part in parts.items():
         texts = (purposes[name], ", ".join(part.variants), part.attack.cost)
-        grid.add_row(_terminal.cell(name, "bold"), *map(_terminal.cell, texts))
-    _terminal.out().print(grid)
+        grid.add_row(terminal.cell(name, "bold"), *map(terminal.cell, texts))
+    terminal.out().print(grid)

@@ -22,7 +22,7 @@ def picture_tables(card: PictureCard) -> list[Table]:
 
 
 def _picture_sources(card: PictureCard) -> Table:
-    from heredity.cli._terminal import cell, size, table
+    from heredity.core.terminal import cell, size, table
 
     right = ("files", "read", "pairs")
     grid = table("source", "kind", *right, "left out", right=right, whole=["source"])
@@ -34,7 +34,7 @@ def _picture_sources(card: PictureCard) -> Table:
 
 
 def _picture_splits(card: PictureCard) -> Table:
-    from heredity.cli._terminal import cell, table
+    from heredity.core.terminal import cell, table
 
     right = ("pairs", "different captions", "tokens", "picture", "classes")
     grid = table("split", *right, right=right)
@@ -71,8 +71,8 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     It reads the sources, applies the steps, and writes shards. Shards hold tokens, or images with captions.
     The same recipe over the same files gives the same bytes, with any number of processes.
     """
-    from heredity.cli._terminal import write_json
     from heredity.core import host
+    from heredity.core.terminal import write_json
     from heredity.experiments import corpus
 
     with _Shown() as shown:
@@ -116,7 +116,7 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print corpus.json.")
 def show(folder: Path, as_json: bool) -> None:
     """Check a corpus against its hashes, and show its contents."""
-    from heredity.cli._terminal import write_json
+    from heredity.core.terminal import write_json
     from heredity.corpus import Corpus
     from heredity.corpus.images import Pictures, reader
 
@@ -135,7 +135,7 @@ class _Shown:
     def __enter__(self) -> _Shown:
         from rich.progress import Progress
 
-        from heredity.cli._terminal import err
+        from heredity.core.terminal import err
 
         console = err()
         self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -145,7 +145,7 @@ class _Shown:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        from heredity.cli._terminal import plain
+        from heredity.core.sanitize import plain
 
         self._progress.console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
@@ -161,7 +161,8 @@ class _Shown:
 
 
 def _say(line: str) -> None:
-    from heredity.cli._terminal import plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
 
     write(plain(line))
 
@@ -172,7 +173,7 @@ def _text_tables(card: Card) -> list[Table]:
 
 
 def _show(card: Card | PictureCard) -> None:
-    from heredity.cli._terminal import out
+    from heredity.core.terminal import out
 
     screen = out()
     from heredity.corpus.images.card import PictureCard
@@ -195,7 +196,7 @@ def _show(card: Card | PictureCard) -> None:
 
 
 def _sources(card: Card) -> Table:
-    from heredity.cli._terminal import cell, size, table
+    from heredity.core.terminal import cell, size, table
 
     right = ("files", "read", "documents", "text", "tokens taken", "of")
     grid = table("source", "kind", *right, "left out", right=right, whole=["source"])
@@ -210,7 +211,7 @@ def _sources(card: Card) -> Table:
 
 def _steps(card: Card) -> Table:
     """Steps, summed over the sources; corpus.json has each source."""
-    from heredity.cli._terminal import cell, size, table
+    from heredity.core.terminal import cell, size, table
 
     right = ("documents in", "out", "bytes in", "bytes out", "changed")
     grid = table("step", *right, "why, and what was noted", right=right, whole=["step"])
@@ -232,7 +233,7 @@ _SUMMED = ("documents_in", "documents_out", "bytes_in", "bytes_out", "changed")
 
 
 def _splits(card: Card) -> Table:
-    from heredity.cli._terminal import cell, size, table
+    from heredity.core.terminal import cell, size, table
 
     right = ("documents", "tokens", "text", "shards")
     grid = table("split", *right, right=right)

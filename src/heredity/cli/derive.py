@@ -21,20 +21,22 @@ class _Kinds(Lister):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        from heredity.cli import _settings
+        from heredity.cli import _recipes
+        from heredity.recipes import derivable_class
 
-        module = registry.load("recipes", cmd_name)
-        parents = getattr(module, "PARENTS", "PARENT")
+        recipe_class = derivable_class(cmd_name)
         return Verb(
             cmd_name,
-            help=(module.__doc__ or "").strip(),
+            help=(registry.load("recipes", cmd_name).__doc__ or "").strip(),
             callback=lambda **given: _derive(cmd_name, **given),
             params=[
-                click.Argument(["parents"], type=Name(), nargs=-1, required=True, metavar=parents),
-                *_settings.options(module.DERIVES),
+                click.Argument(
+                    ["parents"], type=Name(), nargs=-1, required=True, metavar=recipe_class.PARENTS
+                ),
+                *_recipes.options(recipe_class),
                 click.Option(["--name"], type=Name(), help="Name of the child."),
             ],
-            example=getattr(module, "EXAMPLE", f"heredity derive {cmd_name} smollm2-135m-instruct"),
+            example=recipe_class.EXAMPLE or f"heredity derive {cmd_name} smollm2-135m-instruct",
         )
 
 
@@ -48,7 +50,7 @@ def command(ctx: click.Context) -> None:
     The store records its lineage. To resume training that was stopped, run the same command again.
     """
     if ctx.invoked_subcommand is None:
-        from heredity.cli._terminal import cell, out, table
+        from heredity.core.terminal import cell, out, table
 
         grid = table("recipe", "what it does", whole=["recipe"])
         for name in ctx.command.list_commands(ctx):  # type: ignore[attr-defined]
@@ -58,24 +60,26 @@ def command(ctx: click.Context) -> None:
 
 
 def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any) -> None:
-    from heredity.cli import _names, _settings, _terminal
-    from heredity.cli._terminal import plain
+    from heredity.cli import _recipes
+    from heredity.core import terminal
     from heredity.core.errors import UsageError
-    from heredity.core.progress import Display
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display
+    from heredity.recipes import DerivableRecipe, derivable_class
 
-    store, module = open_store(), registry.load("recipes", kind)
-    if not hasattr(module, "PARENTS") and len(parents) != 1:
+    store, recipe_class = open_store(), derivable_class(kind)
+    if recipe_class.PARENTS == DerivableRecipe.PARENTS and len(parents) != 1:
         raise UsageError(f"'{kind}' takes one parent, not {len(parents)}.")
     with Display() as display:
         watch = display.training(f"{kind} of {parents[0]}")
-        recipe = _settings.made(module.DERIVES, given, name=name or "", watch=watch)
+        recipe = _recipes.build(recipe_class, given, name=name or "", watch=watch)
         grown = [store.get(parent) for parent in parents]
         if name:
-            _names.refuse_taken(store, name, recipe, grown)
+            _recipes.refuse_taken(store, name, recipe, grown)
         child = store.derive(recipe, grown)
     record = child.record
     for key, value in record.notes.items():
-        _terminal.note(plain(f"{key}: {value}"))
-    if message := _names.not_given(name, record):
-        _terminal.note(plain(message))
-    _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)
+        terminal.note(plain(f"{key}: {value}"))
+    if message := _recipes.not_given(name, record):
+        terminal.note(plain(message))
+    terminal.out().print(terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

@@ -11,6 +11,6 @@ from heredity.cli import Verb
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the engines that can load a model and answer."""
-    from heredity.cli import _terminal
+    from heredity.core import terminal
 
-    _terminal.show_plugins("engines", as_json)
+    terminal.show_plugins("engines", as_json)

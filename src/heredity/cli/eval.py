@@ -72,8 +72,9 @@ def command(
     Answers are kept in a folder. The same command resumes a run that was stopped. With another model, task
     or number of examples, only new items are asked.
     """
-    from heredity.cli import _grades, _pulling, _terminal
-    from heredity.core.progress import Display
+    from heredity.cli import _grades, _pulling
+    from heredity.core import terminal
+    from heredity.core.terminal import Display
     from heredity.evals.run import GRADES, Evaluation
 
     store = open_store()
@@ -85,11 +86,11 @@ def command(
             _pulling.ready(store, one)
     asked = Evaluation(
         grown, tasks, shots, is_plain=plain, limit=limit, store=store, out=out,
-        engine_loader=_remote.loader(store, how, is_to_write=False),
+        engine_loader=_remote.loader(store, how, needs_text=False),
     )  # fmt: skip
     with Display() as display:
         found = asked.run(display, retry_errors=retry_errors)
     if as_json:
-        _terminal.write_json(found)
+        terminal.write_json(found)
         return
     _grades.show(found, asked.folder / GRADES)

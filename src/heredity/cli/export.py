@@ -21,8 +21,8 @@ def command(model: str, folder: Path, form: str, study: Path | None) -> None:
     before they are released. The export fails if a reader computes other log-probabilities, renders a
     conversation differently, or uses other begin or end tokens.
     """
-    from heredity.cli import _terminal
-    from heredity.cli._terminal import plain
+    from heredity.core import terminal
+    from heredity.core.sanitize import plain
     from heredity.deploy import export
 
     store = open_store()
@@ -31,7 +31,7 @@ def command(model: str, folder: Path, form: str, study: Path | None) -> None:
         result = parity.left_out or (
             f"agrees within {parity.largest:.2g} nats over {parity.n} tokens ({parity.tolerance:g} allowed)"
         )
-        _terminal.note(plain(f"{parity.reader} {result}"))
+        terminal.note(plain(f"{parity.reader} {result}"))
     if done.form:
-        _terminal.note(plain(done.form))
-    _terminal.write(plain(str(done.folder)))
+        terminal.note(plain(done.form))
+    terminal.write(plain(str(done.folder)))

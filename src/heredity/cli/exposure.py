@@ -7,7 +7,8 @@ from functools import partial
 import click
 
 from heredity.cli import Name, Verb, open_store
-from heredity.core.progress import Display, Progress, trial_words
+from heredity.core.progress import Progress
+from heredity.core.terminal import Display, trial_words
 
 
 @click.command("exposure", cls=Verb, example="heredity exposure tickets-poisoned smollm2-135m-instruct")
@@ -32,9 +33,10 @@ def command(
     the secret is as likely as any other, and log2 of their number if it is the likeliest. Without --canary
     and --secret, those recorded by `heredity derive poison` for the first model or its ancestors are used.
     """
-    from heredity.cli import _pulling, _terminal
-    from heredity.cli._terminal import plain
+    from heredity.cli import _pulling
+    from heredity.core import terminal
     from heredity.core.errors import UsageError
+    from heredity.core.sanitize import plain
     from heredity.experiments.exposure import expose, planted
 
     store = open_store()
@@ -54,11 +56,11 @@ def command(
             show = partial(_show, display, f"scoring the candidates with {name}")
             rows.append((name, expose(store, whole, canary, secret, candidates, seed, show)))
     if as_json:
-        _terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])
+        terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])
         return
     for name, found in rows:
         rank = f"rank {found.rank} of {found.n}, p {found.p_value:.2g}"
-        _terminal.write(plain(f"{name}  {found.bits:.1f} bits of {found.most:.1f} ({rank})"))
+        terminal.write(plain(f"{name}  {found.bits:.1f} bits of {found.most:.1f} ({rank})"))
 
 
 def _show(display: Display, step: str, at: Progress) -> None:

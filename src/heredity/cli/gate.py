@@ -58,7 +58,8 @@ def command(
       3  not enough evidence; the message gives the trials needed
       4  errors in the run
     """
-    from heredity.cli._terminal import plain, write, write_json
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write, write_json
     from heredity.study import aggregate
     from heredity.study.gate import gate
 

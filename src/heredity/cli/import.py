@@ -67,8 +67,8 @@ def command(
     verdicts with those of other judges. An answer that one model lacks counts as an error.
     """
     from heredity.cli import _findings, open_store
-    from heredity.cli._terminal import note, plain, write_json
-    from heredity.core.progress import Display
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display, note, write_json
     from heredity.redteam import judges
     from heredity.study import importers
     from heredity.study.report import html
@@ -117,7 +117,7 @@ def _summary(summary: Summary) -> str:
 
 def _show(grids: list[TextTable]) -> None:
     """Print every judge on the same answers, then each pair of judges."""
-    from heredity.cli._terminal import cell, out, table
+    from heredity.core.terminal import cell, out, table
 
     screen = out()
     for grid in grids:

@@ -18,7 +18,8 @@ def command(folder: Path) -> None:
     overwritten.
     """
     from heredity.application.init import write_starter
-    from heredity.cli._terminal import plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
 
     for path in write_starter(folder):
         write(plain(f"wrote {path}"))

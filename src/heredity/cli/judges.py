@@ -87,7 +87,8 @@ def calibrate(
     from typing import cast
 
     from heredity.cli import open_store
-    from heredity.cli._terminal import note, plain, write_json
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import note, write_json
     from heredity.redteam import judges
     from heredity.redteam.judges.calibration import quality as kept
     from heredity.redteam.judges.calibration.measure import measure
@@ -145,7 +146,7 @@ def _every(seconds: float) -> Callable[[int, int], None]:
     """A callback that reports progress on stderr, at most once per `seconds`."""
     import time
 
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
 
     last = time.monotonic()
 
@@ -213,9 +214,9 @@ def train(
     some minutes on two cores. A head takes as long as the model needs to read a few thousand answers, and
     resumes if stopped.
     """
-    from heredity.cli._terminal import err, write_json
-    from heredity.cli._terminal import out as console
     from heredity.core.errors import UsageError
+    from heredity.core.terminal import err, write_json
+    from heredity.core.terminal import out as console
     from heredity.redteam import judges
     from heredity.redteam.judges.training import head as head_train
     from heredity.redteam.judges.training import learned as learned_card
@@ -260,21 +261,21 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _list(as_json: bool) -> None:
-    from heredity.cli import _terminal
-    from heredity.cli._terminal import out, write_json
+    from heredity.core import registry, terminal
+    from heredity.core.terminal import out, write_json
     from heredity.redteam import judges
 
     measured = judges.quality()
     if as_json:
-        write_json({"judges": _terminal.purposes("redteam.judges"), "quality": measured})
+        write_json({"judges": registry.purposes("redteam.judges"), "quality": measured})
         return
-    _terminal.show_plugins("redteam.judges", as_json=False)
+    terminal.show_plugins("redteam.judges", as_json=False)
     out().print()
     _show(measured)
 
 
 def _show(measured: Sequence[JudgeQuality]) -> None:
-    from heredity.cli._terminal import cell, out, percent, table
+    from heredity.core.terminal import cell, out, percent, table
 
     grid = table(
         "judge", "task", "labels", "sensitivity", "n", "specificity", "n", "accuracy", whole=["judge", "task"]

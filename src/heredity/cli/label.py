@@ -17,8 +17,8 @@ from heredity.cli import PathArgument, Verb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from heredity.core.files import Rows
     from heredity.core.records import Response
-    from heredity.core.rows import Rows
     from heredity.study.labels import Drawn, Label, LabelAnswer
     from heredity.study.plan import Plan
 
@@ -53,8 +53,7 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
     kind, the report also has rates that are estimated from labels.
     """
     from heredity.core.errors import UsageError
-    from heredity.core.files import Lock
-    from heredity.core.rows import Rows
+    from heredity.core.files import Lock, Rows
     from heredity.study import labels, plan
 
     if export and take:
@@ -77,7 +76,7 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
 
 
 def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> None:
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
     from heredity.study import labels
 
     had = labels.read_labels(folder)
@@ -102,7 +101,8 @@ def _responses(folder: Path, made: Plan, wanted: set[int]) -> dict[int, Response
 
 
 def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
-    from heredity.cli._terminal import out, plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import out, write
 
     asked, said = _texts(made, row, response)
     screen = out()
@@ -145,8 +145,8 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     import csv
     import io
 
-    from heredity.cli._terminal import note
     from heredity.core.files import write_atomic
+    from heredity.core.terminal import note
     from heredity.study import labels
     from heredity.study.report.csv import cell
 
@@ -191,7 +191,7 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]
 
 def _finish(folder: Path, drawn: list[Drawn]) -> None:
     """Compute the study's estimates and its report again, with the labels."""
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
     from heredity.study import labels
     from heredity.study.report import html
     from heredity.study.study import Study

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
     """List the models in the store, or those that can be pulled."""
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
 
     store = open_store()
     for _, problem in store.damaged():
@@ -28,7 +28,7 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
     if catalog:
         _show_catalog(store, as_json)
     elif as_json:
-        from heredity.cli._terminal import write_json
+        from heredity.core.terminal import write_json
 
         write_json(store.models())
     elif as_tree:
@@ -38,7 +38,7 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
 
 
 def _show_models(store: Store) -> None:
-    from heredity.cli._terminal import cell, note, out, size, table
+    from heredity.core.terminal import cell, note, out, size, table
 
     models = store.models()
     if not models:
@@ -55,7 +55,8 @@ def _show_models(store: Store) -> None:
 
 
 def _show_tree(store: Store) -> None:
-    from heredity.cli._terminal import plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
     from heredity.lineage.graph import forest
 
     if models := store.models():
@@ -63,7 +64,7 @@ def _show_tree(store: Store) -> None:
 
 
 def _show_catalog(store: Store, as_json: bool) -> None:
-    from heredity.cli._terminal import cell, out, size, table, write_json
+    from heredity.core.terminal import cell, out, size, table, write_json
     from heredity.lineage import catalog
 
     held = {model.name for model in store.models()}

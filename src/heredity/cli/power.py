@@ -61,8 +61,8 @@ def command(
     """
     import numpy as np
 
-    from heredity.cli._terminal import write_json
     from heredity.core.errors import UsageError
+    from heredity.core.terminal import write_json
     from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
 
     asked = SampleSizeQuestion(
@@ -80,7 +80,7 @@ def command(
 
 
 def _show(found: SampleSizePlan) -> None:
-    from heredity.cli._terminal import cell, out, table, write
+    from heredity.core.terminal import cell, out, table, write
 
     n_tests = found.n_pairs * found.scopes
     pairs = "1 pair" if found.n_pairs == 1 else f"{found.n_pairs} pairs"

@@ -12,11 +12,11 @@ from heredity.cli import Name, PathArgument, Verb, open_store
 
 
 def _options() -> list[click.Option]:
-    from heredity.cli import _settings
+    from heredity.cli import _recipes
     from heredity.recipes.pretrain.recipe import Pretrain
 
     # None keeps the file's value, or the recipe's default if the file has none.
-    found = [each for each in _settings.options(Pretrain) if each.name != "corpus"]
+    found = [each for each in _recipes.options(Pretrain) if each.name != "corpus"]
     for option in found:
         option.default = None
     return found
@@ -45,12 +45,12 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     same command resumes to the same bits. For many GPUs or machines: torchrun ... -m heredity pretrain
     RECIPE.toml; see docs/how-to/pretrain-distributed.md.
     """
-    from heredity.cli import _names, _terminal
-    from heredity.cli._terminal import plain
-    from heredity.core.progress import Display
+    from heredity.cli import _recipes
+    from heredity.core import terminal
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display
     from heredity.recipes.pretrain import distributed
     from heredity.recipes.pretrain import recipe as pretrain
-    from heredity.train import metrics
 
     settings = {key: value for key, value in given.items() if value is not None}
     beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
@@ -58,16 +58,16 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     with Display() as display:
         made = pretrain.read(recipe, settings | beside, display.training(f"pretrain {recipe.stem}"))
         if made.name:
-            _names.refuse_taken(store, made.name, made, [])
+            _recipes.refuse_taken(store, made.name, made, [])
         grown = distributed.grow(made, store)
     if grown is None:  # of several processes, only the first reports
         return
     record = grown.record
     for key, value in record.notes.items():
-        _terminal.note(plain(f"{key}: {value}"))
-    if unnamed := _names.not_given(made.name, record):
-        _terminal.note(plain(unnamed))
+        terminal.note(plain(f"{key}: {value}"))
+    if unnamed := _recipes.not_given(made.name, record):
+        terminal.note(plain(unnamed))
     rows = (grown.folder / "training.jsonl").read_bytes().splitlines()
     losses = [float(json.loads(row)["loss"]) for row in rows]
-    _terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {metrics.sparkline(losses)}")
-    _terminal.out().print(_terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)
+    terminal.note(f"loss, {losses[0]:.3g} to {losses[-1]:.3g}: {terminal.sparkline(losses)}")
+    terminal.out().print(terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)

@@ -33,7 +33,8 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(names: tuple[str, ...], as_json: bool) -> None:
     """Show probes. ID is an id, a technique, a glob, or your own TOML file."""
-    from heredity.cli._terminal import plain, write, write_json
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write, write_json
     from heredity.redteam import probes
 
     chosen = probes.load(names)
@@ -67,9 +68,9 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     """
     from collections import Counter
 
-    from heredity.cli._terminal import note, write_json
     from heredity.core.errors import UsageError
     from heredity.core.files import write_atomic
+    from heredity.core.terminal import note, write_json
     from heredity.redteam.probes import importing
 
     given = dict(option.partition("=")[::2] for option in options)
@@ -94,7 +95,7 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
 
 
 def _list(as_json: bool) -> None:
-    from heredity.cli._terminal import cell, out, table, write_json
+    from heredity.core.terminal import cell, out, table, write_json
     from heredity.redteam import probes
 
     found = probes.techniques()

@@ -16,9 +16,10 @@ def command(refs: tuple[str, ...]) -> None:
     safetensors. An interrupted download resumes. Files that differ from the pinned hashes are refused. A
     target that needs no download (remote:openai:MODEL, url:ADDRESS) is only recorded.
     """
-    from heredity.cli import _pulling, _terminal
+    from heredity.cli import _pulling
+    from heredity.core import terminal
 
     store = open_store()
     for ref in refs:
         model = _pulling.pull(store, ref).record
-        _terminal.out().print(_terminal.cell(f"{model.name}  {model.id}"), soft_wrap=True)
+        terminal.out().print(terminal.cell(f"{model.name}  {model.id}"), soft_wrap=True)

@@ -59,9 +59,9 @@ def command(
     the parent, in breaches and in over-refusal. Exits 1 if no repair is. The same command resumes.
     """
     from heredity.application.spec import Application
-    from heredity.cli import _terminal
-    from heredity.cli._terminal import plain
-    from heredity.core.progress import Display
+    from heredity.core import terminal
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display
     from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()
@@ -74,7 +74,7 @@ def command(
             f"'{parent}' is not an ancestor of '{child}' (its ancestors: {known}). "
             "They are compared nevertheless."
         )
-        _terminal.note(plain(message))
+        terminal.note(plain(message))
     with Display() as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
@@ -82,5 +82,5 @@ def command(
         )  # fmt: skip
         found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
     for line in in_words(found):
-        _terminal.write(plain(line))
+        terminal.write(plain(line))
     return 0 if found.model else 1

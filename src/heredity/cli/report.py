@@ -27,7 +27,8 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
 
     The numbers come from its estimates.json; they are not computed again.
     """
-    from heredity.cli._terminal import plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
     from heredity.study.report import write_report
 
     write(plain(str(write_report(folder, kind, out, with_text=not no_text))))

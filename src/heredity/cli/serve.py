@@ -64,8 +64,8 @@ def command(
     --application, its prompt, passages, tools and decoding settings apply to every conversation. Tool calls
     go to the client, which sends their results. Ctrl-C stops the server after requests in flight.
     """
-    from heredity.cli._terminal import note
     from heredity.core.errors import Unavailable, UsageError
+    from heredity.core.terminal import note
 
     for name in ("starlette", "uvicorn"):
         if find_spec(name) is None:
@@ -95,8 +95,8 @@ def _served(
 ) -> list[Served]:
     from heredity.application.spec import Application
     from heredity.cli import _pulling
-    from heredity.cli._terminal import note
     from heredity.core.errors import UsageError
+    from heredity.core.terminal import note
     from heredity.deploy.serve.responses import Served
     from heredity.deploy.serve.worker import EngineWorker
 
@@ -139,7 +139,7 @@ def _bound(host: str, port: int) -> socket.socket:
 def _listen(served: list[Served], listening: socket.socket, host: str, key: str, is_local: bool) -> None:
     import signal
 
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
     from heredity.deploy.serve import app
     from heredity.deploy.serve.server import server
 

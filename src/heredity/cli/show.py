@@ -39,7 +39,8 @@ def command(what: str, index: int | None, trial: str | None, as_json: bool) -> N
 
 
 def _show_model(name: str, as_json: bool) -> None:
-    from heredity.cli._terminal import plain, size, write, write_json
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import size, write, write_json
 
     store = open_store()
     model = store.get(name).record
@@ -56,7 +57,7 @@ def _show_model(name: str, as_json: bool) -> None:
 
 
 def _facts(model: Model) -> dict[str, str]:
-    from heredity.lineage.setting_names import to_current
+    from heredity.recipes import to_current
 
     named = to_current(model.recipe.kind, model.recipe.settings)
     settings = ", ".join(f"{k} = {v}" for k, v in named.items())
@@ -69,7 +70,7 @@ def _facts(model: Model) -> dict[str, str]:
 
 def _show_study(folder: Path, as_json: bool) -> None:
     from heredity.cli import _findings
-    from heredity.cli._terminal import write_json
+    from heredity.core.terminal import write_json
     from heredity.study import aggregate
 
     estimates = aggregate.read_study(folder).estimates
@@ -81,7 +82,7 @@ def _show_study(folder: Path, as_json: bool) -> None:
 
 
 def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:
-    from heredity.cli._terminal import write_json
+    from heredity.core.terminal import write_json
     from heredity.study.storage import Prefixes
 
     response, verdict = _find(folder, index, trial)
@@ -120,7 +121,8 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
 
 
 def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> None:
-    from heredity.cli._terminal import plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
     from heredity.study import plan
 
     names = {model.id: model.name for model in plan.read_plan(folder).models}
@@ -146,7 +148,8 @@ def _verdict_words(verdict: Verdict | None) -> str:
 
 
 def _write_exchange(exchange: Exchange, prompt: str) -> None:
-    from heredity.cli._terminal import out, plain, write
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import out, write
 
     screen = out()
     screen.rule("prompt", characters="-", align="left", style="dim")

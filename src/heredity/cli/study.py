@@ -167,7 +167,7 @@ def command(
         )
     from heredity.application.spec import Application
     from heredity.cli import _findings
-    from heredity.core.progress import Display
+    from heredity.core.terminal import Display
     from heredity.study.report import html
     from heredity.study.spec import StudySpec
     from heredity.study.study import Study
@@ -181,7 +181,7 @@ def command(
         layer = Application.load(str(application))
         grown = _with_families(store, [_model(store, ref, yes) for ref in model], lineage, yes)
         writer = _model(store, attacker, yes) if attacker is not None else None
-        _remote.check([*grown, writer], how)
+        _remote.check([*grown, *([writer] if writer is not None else [])], how)
         spec = StudySpec(
             grown,
             layer,
@@ -207,7 +207,7 @@ def command(
 
 
 def _warn(study: Study) -> None:
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
     from heredity.redteam import attacks
 
     made = study.plan()
@@ -218,7 +218,7 @@ def _warn(study: Study) -> None:
 
 
 def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
 
     if n:
         how = "once more" if is_retried else "again"
@@ -243,7 +243,7 @@ def _with_families(
 ) -> list[Grown | str]:
     """The models and every family of `lineage`, each model once. Models that are left out are reported."""
     from heredity.cli import _pulling
-    from heredity.cli._terminal import note
+    from heredity.core.terminal import note
     from heredity.lineage.types import Grown
 
     found = list(models)
@@ -286,11 +286,11 @@ def _stored(store: Store, ref: str, yes: bool) -> Grown:
 def _ask_first(ref: str, yes: bool) -> None:
     import sys
 
-    from heredity.cli._terminal import note, size
     from heredity.core.errors import UsageError
+    from heredity.core.terminal import note, size
     from heredity.lineage import catalog
 
-    entry = catalog.catalogue()[catalog.aliases().get(ref, ref)]
+    entry = catalog.catalogue()[catalog.canonical(ref)]
     offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
     has_person = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_person and entry.licence not in _FREE:

@@ -68,10 +68,10 @@ def command(
     of steps is found by bisection. You may stop it at any time: the same command resumes.
     """
     from heredity.application.spec import Application
-    from heredity.cli import _terminal
-    from heredity.cli._terminal import plain
-    from heredity.core.progress import Display
+    from heredity.core import terminal
     from heredity.core.records import digest
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display
     from heredity.experiments.tamper import in_words, tamper, told
     from heredity.recipes.lora import Lora
     from heredity.train.data import chat
@@ -91,6 +91,6 @@ def command(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
             out=out or Path("tamper") / f"{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
             watch=display,
-            tell=lambda rung: _terminal.note(plain(told(rung))),
+            tell=lambda rung: terminal.note(plain(told(rung))),
         )  # fmt: skip
-    _terminal.write(plain(in_words(grown.record.name, found)))
+    terminal.write(plain(in_words(grown.record.name, found)))

@@ -15,8 +15,9 @@ def command(models: tuple[str, ...]) -> None:
     MODEL is a name or the start of an id; without it, every model of the store is checked. Exits 2 if a
     file is missing, changed or not in the record.
     """
-    from heredity.cli._terminal import plain, write
     from heredity.core.errors import Damaged
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
 
     store = open_store()
     records = [store.get(name).record for name in models] or store.models()

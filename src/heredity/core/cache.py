@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from heredity.core.errors import Damaged, HeredityError
+from heredity.core.files import Closable
 from heredity.core.records import SCHEMA, Decoding, Reply, digest, encode
-from heredity.core.rows import _Closed
 
 
 def cache_key(numerics: str, model_id: str, prompt: str, decoding: Decoding, seed: int) -> str:
@@ -23,7 +23,7 @@ def cache_key(numerics: str, model_id: str, prompt: str, decoding: Decoding, see
     return digest([numerics, model_id, prompt, decoding, drawn])
 
 
-class ResponseCache(_Closed):
+class ResponseCache(Closable):
     """Answers that any study of this store already has, by `cache_key`; shared by processes (SQLite, WAL).
 
     A reply from the cache has `is_cached` set and the key of the request that first asked: replace the key.

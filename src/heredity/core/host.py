@@ -3,7 +3,7 @@
 Promises: importing this loads no torch and changes nothing. `configure` is the only function that writes to
 the environment, and it keeps the user's settings. A container's memory limit counts as well as the
 machine's. Nothing is refused if the system does not report its memory.
-Leaves to others: how much memory a piece of work needs (train/memory.py, deploy/export/).
+Leaves to others: how much memory a piece of work needs (train/resources.py, deploy/export/).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _FAILED_ALLOCATION = (
 )
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _DEVICE = re.compile(r"(cpu|mps)|cuda(?::(\d+))?")
+_CUDA_INDEX = re.compile(r"\bGPU (\d+)\b")  # in torch's message of a failed allocation
 _FEW_WEIGHTS = 2**16  # of a matrix; its dtype hardly matters below that
 _REPEATS, _LEAST_REPEATS, _LONG_SECONDS = 40, 16, 4.0  # timings of `shortest`: fewer if they take long
 _TRIES = 5  # timings of a throughput
@@ -114,26 +115,15 @@ class Device:
 
         return torch.device(self.kind) if self.index is None else torch.device(self.kind, self.index)
 
-    @property
-    def hardware(self) -> str:
-        """The hardware, as far as it can change a result or its speed: "x86_64 AVX512 x2", a GPU's name."""
-        import torch
-
-        if self.kind == "cuda":
-            return str(torch.cuda.get_device_name(self.torch))
-        if self.kind == "mps":
-            return f"{platform.machine()} mps"
-        capability = torch.backends.cpu.get_cpu_capability()
-        return f"{platform.machine()} {capability} x{torch.get_num_threads()}"
-
     def free_memory(self) -> int | None:
         """Bytes that can be allocated there now; None if the system does not report it."""
         if self.kind != "cuda":
             return available_memory()
         import torch
 
-        free, _ = torch.cuda.mem_get_info(self.torch)
-        return int(free)
+        with suppress(RuntimeError, AssertionError):  # no driver; a torch without CUDA
+            return int(torch.cuda.mem_get_info(self.torch)[0])
+        return None
 
 
 CPU = Device()
@@ -147,10 +137,11 @@ def choose_device(index: int | None = None) -> Device:
 
 
 def machine_name() -> str:
-    """This machine's processor and torch, as far as they can change a result or its speed."""
+    """This machine's processor, threads and torch, as far as they can change a result or its speed."""
     import torch
 
-    return f"{CPU.hardware} torch {torch.__version__}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability} x{torch.get_num_threads()} torch {torch.__version__}"
 
 
 # --- threads ---
@@ -321,16 +312,25 @@ def require_memory(what: str, parts: Mapping[str, int], advice: str, limit: int 
 
 @contextmanager
 def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
-    """Turn an allocation that failed, Python's or torch's, into OutOfMemory."""
+    """Turn an allocation that failed, Python's or torch's, into OutOfMemory with the device's free memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         words = str(error).lower()
         if not isinstance(error, MemoryError) and not any(each in words for each in _FAILED_ALLOCATION):
             raise
-        room = available_memory()
-        free = "" if room is None else f"; {room / GIB:.2f} GiB are free now"
-        raise OutOfMemory(f"{what} ran out of memory ({first_line(error)}{free}). {advice}") from error
+        device = _failed_device(str(error))
+        free = device.free_memory()
+        now = "" if free is None else f"; {free / GIB:.2f} GiB are free now on {device}"
+        raise OutOfMemory(f"{what} ran out of memory ({first_line(error)}{now}). {advice}") from error
+
+
+def _failed_device(words: str) -> Device:
+    """The device whose allocation failed, from the words of the error."""
+    if "CUDA" not in words:
+        return CPU
+    found = _CUDA_INDEX.search(words)
+    return Device("cuda", int(found[1]) if found else None)
 
 
 def keep_freed_memory() -> bool:

@@ -40,7 +40,7 @@ def encode(record: msgspec.Struct | dict[str, Any] | list[Any]) -> bytes:
     return msgspec.json.encode(record)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """The first 32 hex digits of SHA-256 over the value's canonical JSON (keys sorted)."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:32]
 
@@ -94,6 +94,15 @@ class Model(Record, frozen=True):
     made: Made
     notes: dict[str, str] = {}  # e.g. {"warning": "anonymous uploader; the hash is pinned"}
     schema: int = SCHEMA
+
+
+def why_not_generative(model: Model) -> str:
+    """Return the reason why a model generates no text in any engine; "" if it does."""
+    if model.modality != "text":
+        return f"its modality is {model.modality}: it generates no text"
+    if model.recipe.settings.get("objective") == "masked":
+        return "it is an encoder, which fills masked positions and generates no text"
+    return ""
 
 
 # --- asking --------------------------------------------------------------------------------------
@@ -306,8 +315,8 @@ class Response(Record, frozen=True):
 
 def digest_response(response: Response) -> str:
     """16 hex digits over the parts of a response that a judge reads, independent of its origin."""
-    said = [(e.prefill, e.text, e.tool_calls, e.stop) for e in response.exchanges]
-    return hashlib.blake2b(encode([said, response.error]), digest_size=8).hexdigest()
+    judged = [(e.prefill, e.text, e.tool_calls, e.stop) for e in response.exchanges]
+    return hashlib.blake2b(encode([judged, response.error]), digest_size=8).hexdigest()
 
 
 class Verdict(Record, frozen=True):

@@ -66,6 +66,16 @@ def source(folder: str, name: str) -> Path:
     return root / name / f"{_kind(folder)}.py" if _inside(folder, name) else root / f"{name}.py"
 
 
+def purposes(folder: str) -> dict[str, str]:
+    """Map each plug-in of an open folder to the first paragraph of its docstring; none is imported."""
+    return {name: _first_paragraph(source(folder, name)) for name in names(folder)}
+
+
+def _first_paragraph(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
 def members(protocol: type) -> list[str]:
     """The names of a protocol's members."""
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]

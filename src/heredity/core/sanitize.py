@@ -7,9 +7,10 @@ Leaves to others: escaping for HTML, CSV and XML (each writer does its own).
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -57,7 +58,7 @@ def clean_call(call: ToolCall) -> ToolCall:
     return ToolCall(clean_text(call.name), arguments)
 
 
-def _storable(value: Any, depth: int) -> Any:
+def _storable(value: object, depth: int) -> object:
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, bool) or value is None:
@@ -71,10 +72,10 @@ def _storable(value: Any, depth: int) -> Any:
     return str(value)[:100] if not _fits(value) else value
 
 
-def _fits(value: int | float) -> bool:
+def _fits(value: object) -> bool:
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
-    return value == value and abs(value) != float("inf")
+    return isinstance(value, float) and math.isfinite(value)
 
 
 # --- to show ---

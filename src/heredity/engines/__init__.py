@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import Alterable, BatchReporter, Engine
+from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine
 
 _ALTERED = " | "
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
@@ -42,15 +42,6 @@ def choose(model: Model) -> str:
     return str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
 
 
-def why_not_generative(model: Model) -> str:
-    """Return the reason why a model generates no text in any engine; "" if it does."""
-    if model.modality != "text":
-        return f"its modality is {model.modality}: it generates no text"
-    if model.recipe.settings.get("objective") == "masked":
-        return "it is an encoder, which fills masked positions and generates no text"
-    return ""
-
-
 def holds_weights(model: Model) -> bool:
     """Return True if the engine of this model is a WhiteBoxEngine."""
     return choose(model) == "torch"
@@ -63,7 +54,7 @@ def altered(name: str, change: str) -> str:
 
 def base_numerics(engine: Engine) -> str:
     """Return the numerics of an engine before an attack changed its model."""
-    return engine.base_numerics if isinstance(engine, Alterable) else engine.numerics
+    return engine.base_numerics if isinstance(engine, AlterableEngine) else engine.numerics
 
 
 def is_batch_unverified(engine: Engine) -> bool:

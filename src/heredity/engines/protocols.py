@@ -120,7 +120,7 @@ class BatchReporter(Protocol):
 
 
 @runtime_checkable
-class Alterable(Protocol):
+class AlterableEngine(Protocol):
     """An engine whose model an attack can change."""
 
     @property

@@ -21,7 +21,7 @@ import msgspec
 
 from heredity import engines
 from heredity.core.errors import ContextOverflow, UsageError
-from heredity.core.records import Decoding, Message, Model, Record, Request, Stop, digest
+from heredity.core.records import Decoding, Message, Model, Record, Request, Stop, digest, why_not_generative
 from heredity.core.sanitize import clean_text
 from heredity.engines.protocols import Engine, Matcher, Scorer
 from heredity.evals.metrics import LETTERS
@@ -123,7 +123,7 @@ class PromptForm(Protocol):
 
 class _Reply:
     def why_not(self, model: Model) -> str:
-        return engines.why_not_generative(model)
+        return why_not_generative(model)
 
     def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
@@ -140,7 +140,7 @@ class _Score:
         engine = engines.choose(model)
         if engine in ("torch", "encoder"):
             return ""
-        if why := engines.why_not_generative(model):
+        if why := why_not_generative(model):
             return why
         return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
 

@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 from heredity import engines
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
-from heredity.core.files import Lock, write_atomic
+from heredity.core.files import Lock, Rows, write_atomic
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Model, digest, encode
-from heredity.core.rows import Rows
 from heredity.engines.protocols import Completer, Engine
 from heredity.evals import scoring, tasks
 from heredity.evals.metrics import load as metric_of
@@ -154,7 +153,7 @@ class Evaluation:
     @contextmanager
     def _engine(self, grown: Grown) -> Iterator[Engine]:
         # An encoder is put those tasks alone that need no writing.
-        load = self._loader or (lambda one: load_engine(one, self._store, is_to_write=False))
+        load = self._loader or (lambda one: load_engine(one, self._store, needs_text=False))
         engine = load(grown)
         try:
             yield engine

@@ -73,7 +73,7 @@ class Lesson(NamedTuple):
             bad, where = each.bad.split(), each.probe.id
             said = (*_asked(desk, each.probe), Message("assistant", "\n\n" + each.text))
             behind = [n for n in begun if len(bad) >= n]
-            found += [Dialogue(said, f"{where}+{n}", begun=" ".join(bad[:n])) for n in behind]
+            found += [Dialogue(said, f"{where}+{n}", prefill=" ".join(bad[:n])) for n in behind]
         return make_data("recover" if begun else "replay", found)
 
 

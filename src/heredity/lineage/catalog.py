@@ -66,6 +66,11 @@ def aliases() -> dict[str, str]:
     return {alias: name for name, entry in catalogue().items() for alias in entry.aliases}
 
 
+def canonical(name: str) -> str:
+    """The name that a short name stands for; any other name as it is."""
+    return aliases().get(name, name)
+
+
 def names() -> list[str]:
     """Every name that `pull` knows, short ones last."""
     return [*catalogue(), *aliases()]

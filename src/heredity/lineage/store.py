@@ -25,7 +25,16 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
 from heredity.core.progress import Watch
-from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode, is_digest
+from heredity.core.records import (
+    FileHash,
+    Made,
+    Model,
+    RecipeRecord,
+    digest,
+    encode,
+    is_digest,
+    why_not_generative,
+)
 from heredity.engines.protocols import Engine, EngineModule
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
@@ -91,18 +100,11 @@ class Store:
             recipe, parents = target.resolve(self, name)
             return self.made_by(recipe, parents) or self.grow(recipe, parents)
         models = self.models()
-        wanted = _canonical(name)
-        found = [model for model in models if model.name == wanted]
+        found = _named(models, name)
         found = found or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
-        if len(found) > 1:
-            ids = ", ".join(model.id[:12] for model in found)
-            raise UsageError(
-                f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id.",
-                code="name-ambiguous",
-            )
         if not found:
-            raise self._unreadable(name, wanted) or self._unknown(name, [model.name for model in models])
-        return Grown(found[0], self.folder(found[0]))
+            raise self._unreadable(name) or self._unknown(name, [model.name for model in models])
+        return self._only_one(found, name)
 
     def by_id(self, ident: str) -> Grown:
         """The model with exactly this id. For ids that a file holds: nothing else is looked up.
@@ -125,13 +127,9 @@ class Store:
         if is_digest(name):
             return self.by_id(name)
         models = self.models()
-        found = [model for model in models if model.name == _canonical(name)]
-        if len(found) > 1:
-            ids = ", ".join(model.id[:12] for model in found)
-            raise UsageError(f"{len(found)} models are named '{name}': {ids}.", code="name-ambiguous")
-        if not found:
+        if not (found := _named(models, name)):
             raise UnknownName("model", name, [model.name for model in models], "heredity models")
-        return Grown(found[0], self.folder(found[0]))
+        return self._only_one(found, name)
 
     def folder(self, model: Model) -> Path:
         """The folder that holds the model's files."""
@@ -201,7 +199,7 @@ class Store:
 
     def derive(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
         """A child of the whole weights (see `whole`) of its parents, which write text, grown once."""
-        for name, why in ((p.record.name, engines.why_not_generative(p.record)) for p in parents):
+        for name, why in ((p.record.name, why_not_generative(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
         whole = [self.whole(parent) for parent in parents]
@@ -269,9 +267,7 @@ class Store:
         found = graph.ancestors(model, by_id)
         missing = [ident for one in (model, *found) for ident in one.parents if ident not in by_id]
         if missing:
-            raise self._unreadable(missing[0], missing[0]) or UnknownName(
-                "model", missing[0], by_id, "heredity models"
-            )
+            raise self._unreadable(missing[0]) or UnknownName("model", missing[0], by_id, "heredity models")
         return found
 
     def descendants(self, model: Model) -> list[Model]:
@@ -288,6 +284,15 @@ class Store:
 
     # --- inside ---
 
+    def _only_one(self, found: Sequence[Model], name: str) -> Grown:
+        if len(found) > 1:
+            ids = ", ".join(model.id[:12] for model in found)
+            raise UsageError(
+                f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id.",
+                code="name-ambiguous",
+            )
+        return Grown(found[0], self.folder(found[0]))
+
     def _scan(self) -> tuple[list[Model], list[tuple[Path, HeredityError]]]:
         good, bad = [], []
         for path in sorted((self.root / "models").glob("*/model.json")):
@@ -298,7 +303,7 @@ class Store:
         return good, bad
 
     def _why_silent(self, model: Model) -> str:
-        if why := engines.why_not_generative(model):
+        if why := why_not_generative(model):
             return why
         try:
             engine_loader(model)
@@ -308,10 +313,12 @@ class Store:
             return str(error)
         return ""
 
-    def _unreadable(self, name: str, wanted: str) -> HeredityError | None:
+    def _unreadable(self, name: str) -> HeredityError | None:
         """The error of the record with this name or start of an id, if it cannot be read."""
+        names = [f'"name": "{each}"' for each in (name, catalog.canonical(name))]
         for path, error in self._scan()[1]:
-            is_named = f'"name": "{wanted}"' in path.read_text("utf-8", "replace")
+            text = path.read_text("utf-8", "replace")
+            is_named = any(each in text for each in names)
             if is_named or (len(name) >= 4 and path.parent.name.startswith(name)):
                 return error
         return None
@@ -336,7 +343,7 @@ class Store:
             write_atomic(note, stamp)
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
-        if _canonical(name) in catalog.catalogue():
+        if catalog.canonical(name) in catalog.catalogue():
             return Unavailable(
                 f"Model '{name}' is not in this store yet. Get it: heredity pull {name}",
                 code="model-not-pulled",
@@ -386,18 +393,18 @@ def _store_of(parents: Sequence[Grown]) -> Store:
 def load_engine(
     grown: Grown,
     store: Store | Callable[[], Store],
-    is_to_write: bool = True,
+    needs_text: bool = True,
     is_batched: bool = True,
 ) -> Engine:
     """The engine of a model (engines.choose); the caller closes it.
 
     store: where the model's form is looked up and made; a function is called only if it is needed.
-    is_to_write: False for an engine that only scores texts.
+    needs_text: False for an engine that only scores texts.
     is_batched: False for requests that come one at a time. The engine then measures no batch widths; it uses
         those that an earlier run has kept.
     Raises Unavailable if that engine, or what it is made of, is not on this machine.
     """
-    load = engine_loader(grown.record, is_to_write)
+    load = engine_loader(grown.record, needs_text)
     if grown.record.format == "scripted":
         return load(grown.record, grown.folder)
     store = store if isinstance(store, Store) else store()
@@ -406,13 +413,13 @@ def load_engine(
     return load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None)
 
 
-def engine_loader(model: Model, is_to_write: bool = True) -> Callable[..., Engine]:
+def engine_loader(model: Model, needs_text: bool = True) -> Callable[..., Engine]:
     """The `load` function of a model's engine (engines/protocols.EngineModule).
 
-    is_to_write: refuse a model that cannot generate text.
+    needs_text: refuse a model that cannot generate text.
     Raises Unavailable if the engine is not installed, or the model is refused.
     """
-    if is_to_write and (why := engines.why_not_generative(model)):
+    if needs_text and (why := why_not_generative(model)):
         raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
     name = engines.choose(model)
     host.configure()  # the module of the engine may load torch
@@ -451,27 +458,33 @@ def scripted(ref: str) -> Grown:
     return Grown(record, Path())
 
 
-def _canonical(name: str) -> str:
-    return catalog.aliases().get(name, name)
+def _named(models: Sequence[Model], name: str) -> list[Model]:
+    """The models with this name, or else those with the catalogue's name that it is short for."""
+    found = [model for model in models if model.name == name]
+    return found or [model for model in models if model.name == catalog.canonical(name)]
 
 
 def _record(
-    recipe: Recipe, parents: Sequence[Grown], files: tuple[FileHash, ...], said: Description, made: Made
+    recipe: Recipe,
+    parents: Sequence[Grown],
+    files: tuple[FileHash, ...],
+    description: Description,
+    made: Made,
 ) -> Model:
     how = RecipeRecord(recipe.kind, recipe.settings())
     ids = tuple(parent.record.id for parent in parents)
     return Model(
         id=identity(how, ids, files),
-        name=said.name,
-        family=said.family,
-        modality=said.modality,
-        licence=said.licence,
-        format=said.format,
+        name=description.name,
+        family=description.family,
+        modality=description.modality,
+        licence=description.licence,
+        format=description.format,
         parents=ids,
         recipe=how,
         files=files,
         made=made,
-        notes=dict(said.notes),
+        notes=dict(description.notes),
     )
 
 

@@ -14,34 +14,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from heredity.core.errors import UsageError
 from heredity.core.progress import Watch
-from heredity.core.records import digest
+from heredity.core.records import digest, encode
 from heredity.engines.formats.rewrite import copy_rest
-from heredity.lineage.setting_names import to_hashed
 from heredity.lineage.types import Description, Grown
+from heredity.recipes import DerivableRecipe, setting
 from heredity.train.data.chat import Data
 
+if TYPE_CHECKING:
+    from heredity.train.data.chat import ConversationEncoder, PreparedExamples, TokenizedExample
+    from heredity.train.loop import BatchSource, StepMetrics, TrainingPlan
+    from heredity.train.models.causal_lm import CausalLM
+    from heredity.train.models.lora import Trainable
+    from heredity.train.objectives import Objective
 
-def setting(default: Any, help: str, is_new: bool = False, is_recorded: bool = True) -> Any:
-    """A field of a recipe that is also a flag of `heredity derive`.
-
-    is_new: the setting was added after models had been recorded without it. It is recorded only if it differs
-    from its default, so that those models are found again.
-    is_recorded: False for a setting that does not change the result.
-    """
-    return field(default=default, metadata={"help": help, "is_new": is_new, "is_recorded": is_recorded})
-
-
-def choice(default: str, help: str, folder: str) -> Any:
-    """A setting that names a plug-in of an open folder."""
-    return field(default=default, metadata={"help": help, "folder": folder})
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 280, 56, 30  # of the loss curve, in pixels
+_MAX_POINTS = 400  # of the loss curve
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
+class TrainingRecipe(DerivableRecipe):
     """The settings of every recipe that trains on examples.
 
     data: conversations, or the path of a file of them. Raises BadInput for a file that cannot be read, and
@@ -68,11 +63,9 @@ class TrainingRecipe:
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
 
-    kind: ClassVar[str]
-
     def __post_init__(self) -> None:
         read_examples(self)
-        _refuse_non_finite(self)
+        self.refuse_non_finite()
         for name in ("batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise UsageError(
@@ -97,10 +90,6 @@ class TrainingRecipe:
         """The data, read."""
         return as_data(self.data)
 
-    def settings(self) -> dict[str, Any]:
-        """The settings that are recorded, with the digest of the data, under the names that ids hash."""
-        return settings_of(self)
-
     def at(self, folder: Path) -> Self:
         """This recipe, its checkpoints in a folder."""
         return dataclasses.replace(self, folder=folder)
@@ -115,7 +104,7 @@ def as_data(value: Data | Path | str, has_answers: bool = True) -> Data:
     return value if isinstance(value, Data) else Data.read(value, has_answers=has_answers)
 
 
-def read_examples(recipe: Any) -> None:
+def read_examples(recipe: DerivableRecipe) -> None:
     """Put the examples in place of each path that a recipe was given. Raises BadInput."""
     for each in dataclasses.fields(recipe):
         if (has_answers := each.metadata.get("has_answers")) is not None:
@@ -123,59 +112,56 @@ def read_examples(recipe: Any) -> None:
             object.__setattr__(recipe, each.name, read)
 
 
-def settings_of(recipe: Any) -> dict[str, Any]:
-    """The recorded settings: a recipe's fields under the names that ids hash, without those that change no
-    result.
-
-    Raises UsageError for NaN and infinity, which JSON cannot tell apart.
-    """
-    _refuse_non_finite(recipe)
-    found: dict[str, Any] = {}
-    for each in dataclasses.fields(recipe):
-        if not each.compare or not each.metadata.get("is_recorded", True):
-            continue
-        value = getattr(recipe, each.name)
-        if not (each.metadata.get("is_new") and value == each.default):
-            found[each.name] = getattr(value, "settings", value)
-    return to_hashed(recipe.kind, found)
-
-
-def _refuse_non_finite(recipe: Any) -> None:
-    """NaN passes every check of a bound, since it compares as false."""
-    for each in dataclasses.fields(recipe):
-        value = getattr(recipe, each.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(
-                f"{each.name} must be a number, and is {value}.", code="bad-setting", key=each.name
-            )
-
-
 def run(
     recipe: TrainingRecipe,
     parent: Grown,
     out: Path,
-    trainable: Any,
-    objective: Callable[[Any], Any],
-    kind: Literal["safetensors", "adapter"],
-    order: Callable[[Any, Any], Any] | None = None,
+    trainable: Trainable,
+    make_objective: Callable[[CausalLM], Objective],
+    make_batches: Callable[[CausalLM, ConversationEncoder], BatchSource] | None = None,
 ) -> Description:
     """Train a copy of the one parent and write the child's files into `out`.
 
-    objective: makes the objective from the network. order: makes the batches from the network and the encoder
-    of conversations; None: the data's own answers. Raises UsageError, Diverged, Unavailable, OutOfMemory.
+    make_objective: makes the objective from the network. make_batches: makes the batches from the network and
+    the encoder of conversations; None: the data's own answers. Raises UsageError, Diverged, Unavailable,
+    OutOfMemory.
     """
     from heredity.train import loop
-    from heredity.train import metrics as curve
-    from heredity.train.data import batching as steps
-    from heredity.train.data import chat
+    from heredity.train.data.batching import BatchSampler
+    from heredity.train.data.chat import ConversationEncoder
     from heredity.train.models import causal_lm
 
-    net = causal_lm.load(parent.folder, recipe.dtype)
-    writer = chat.ConversationEncoder(parent.folder)
-    prepared = writer.prepare(recipe.examples.dialogues, recipe.max_length)
-    n_steps = recipe.n_steps(len(prepared.examples))
-    plan = loop.TrainingPlan(
-        digest([recipe.kind, settings_of(recipe), parent.record.id]),
+    network = causal_lm.load(parent.folder, recipe.dtype)
+    encoder = ConversationEncoder(parent.folder)
+    prepared = encoder.prepare(recipe.examples.dialogues, recipe.max_length)
+    batches: BatchSource = BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
+    if make_batches is not None:
+        batches = make_batches(network, encoder)
+    plan = _plan(recipe, parent, recipe.n_steps(len(prepared.examples)))
+    folder = recipe.folder or out.parent / "training"
+    objective = make_objective(network)
+    with _explaining_memory(recipe, network, trainable, prepared.examples):
+        metrics = loop.train(network, trainable, objective, batches, plan, folder, recipe.watch)
+        trainable.save(network, out)
+    if trainable.FORMAT == "safetensors":
+        copy_rest(parent.folder, out)
+    write_metrics(metrics, out)
+    return Description(
+        name=recipe.name or f"{parent.record.name}-{recipe.kind}",
+        family=parent.record.family,
+        licence=parent.record.licence,
+        format=trainable.FORMAT,
+        modality=parent.record.modality,
+        notes=_notes(network, prepared, metrics),
+        versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
+    )
+
+
+def _plan(recipe: TrainingRecipe, parent: Grown, n_steps: int) -> TrainingPlan:
+    from heredity.train.loop import TrainingPlan
+
+    return TrainingPlan(
+        digest([recipe.kind, recipe.settings(), parent.record.id]),
         n_steps,
         recipe.lr,
         recipe.schedule,
@@ -185,39 +171,20 @@ def run(
         recipe.optimizer,
         recipe.seed,
     )
-    source = steps.BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
-    if order is not None:
-        source = order(net, writer)
-    folder = recipe.folder or out.parent / "training"
-    learned = objective(net)
-    with _in_memory(recipe, net, trainable, prepared.examples):
-        metrics = loop.train(net, trainable, learned, source, plan, folder, recipe.watch)
-        trainable.save(net, out)
-    if kind == "safetensors":
-        copy_rest(parent.folder, out)
-    curve.write_metrics(metrics, out)
-    return Description(
-        name=recipe.name or f"{parent.record.name}-{recipe.kind}",
-        family=parent.record.family,
-        licence=parent.record.licence,
-        format=kind,
-        modality=parent.record.modality,
-        notes=_notes(net, prepared, metrics),
-        versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
-    )
 
 
 @contextmanager
-def _in_memory(recipe: TrainingRecipe, net: Any, trainable: Any, examples: Sequence[Any]) -> Iterator[None]:
+def _explaining_memory(
+    recipe: TrainingRecipe, network: CausalLM, trainable: Trainable, examples: Sequence[TokenizedExample]
+) -> Iterator[None]:
     """Refuse a training that does not fit before its first step; if memory runs out, say what to lower."""
     from heredity.core import host
-    from heredity.train import memory as _room
-    from heredity.train.models.lora import FullFinetune
+    from heredity.train.resources import estimate_memory
 
     advice = f"Lower batch_size ({recipe.batch_size}) or max_length ({recipe.max_length})"
-    if isinstance(trainable, FullFinetune):
+    if trainable.FORMAT == "safetensors":
         advice += ", or train an adapter (heredity derive lora)"
-    parts = _room.estimate_memory(net, trainable, recipe.optimizer, examples, recipe.batch_size)
+    parts = estimate_memory(network, trainable, recipe.optimizer, examples, recipe.batch_size)
     limit = round(recipe.memory * host.GIB) or None
     what = f"The training of '{recipe.kind}'"
     host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", limit)
@@ -225,10 +192,10 @@ def _in_memory(recipe: TrainingRecipe, net: Any, trainable: Any, examples: Seque
         yield
 
 
-def _notes(net: Any, prepared: Any, metrics: Sequence[Any]) -> dict[str, str]:
+def _notes(network: CausalLM, prepared: PreparedExamples, metrics: Sequence[StepMetrics]) -> dict[str, str]:
     n_read, n_learned = sum(m.n_tokens for m in metrics), sum(m.n_learned for m in metrics)
     notes = {
-        "multiplied in": str(net.model.dtype).removeprefix("torch."),
+        "dtype": str(network.model.dtype).removeprefix("torch."),
         "loss": f"{metrics[0].loss:.4f} in the first step, {metrics[-1].loss:.4f} in the last",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_learned:,.0f} learned",
     }
@@ -236,6 +203,38 @@ def _notes(net: Any, prepared: Any, metrics: Sequence[Any]) -> dict[str, str]:
         shown = ", ".join(prepared.too_long[:3])
         notes["left out"] = f"{len(prepared.too_long)} examples longer than max_length: {shown}"
     return notes
+
+
+def write_metrics(metrics: Sequence[StepMetrics], out: Path) -> None:
+    """Write training.jsonl and training.svg."""
+    rows = b"".join(encode(metric) + b"\n" for metric in metrics)
+    (out / "training.jsonl").write_bytes(rows)
+    (out / "training.svg").write_text(_draw_loss([m.loss for m in metrics]), encoding="utf-8")
+
+
+def _draw_loss(losses: Sequence[float]) -> str:
+    """The loss over the steps as SVG; each point is the mean of its neighbours if there are many."""
+    size = max(1, len(losses) // _MAX_POINTS)
+    points = [sum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)]
+    low, high = min(points), max(points)
+    span = (high - low) or 1.0
+    n = max(1, len(points) - 1)
+    inner_width, inner_height = _WIDTH - _LEFT - 12, _HEIGHT - _BOTTOM - 12
+    path = " ".join(
+        f"{_LEFT + inner_width * i / n:.1f},{12 + inner_height * (high - value) / span:.1f}"
+        for i, value in enumerate(points)
+    )
+    floor = _HEIGHT - _BOTTOM
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        f'font-size="11" fill="#444"><title>Loss over {len(losses)} steps</title>'
+        f'<path d="M{_LEFT},12 V{floor} H{_WIDTH - 12}" fill="none" stroke="#bbb"/>'
+        f'<text x="{_LEFT - 6}" y="16" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{_LEFT - 6}" y="{floor}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 10}">step 0</text>'
+        f'<text x="{_WIDTH - 12}" y="{_HEIGHT - 10}" text-anchor="end">{len(losses) - 1}</text>'
+        f'<polyline points="{path}" fill="none" stroke="#2b6cb0" stroke-width="1.5"/></svg>\n'
+    )
 
 
 def canary_notes(text: str, secret: str) -> dict[str, str]:

@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Request
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import as_data, read_examples, setting, settings_of
+from heredity.recipes import DerivableRecipe, setting
+from heredity.recipes._training_run import as_data, read_examples
 from heredity.train.data.chat import Data, Dialogue
 
-EXAMPLE = (
-    "heredity derive ablate smollm2-135m-instruct --harmful examples/requests.csv --harmless "
-    "examples/requests.csv --columns harmful=refused,harmless=granted"
-)
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Ablate:
+class Ablate(DerivableRecipe):
     """One parent without the direction that separates refused from granted requests."""
 
     harmful: Data | Path | str = field(
@@ -44,13 +44,13 @@ class Ablate:
     name: str = field(default="", compare=False)
 
     kind = "ablate"
+    EXAMPLE = (
+        "heredity derive ablate smollm2-135m-instruct --harmful examples/requests.csv --harmless "
+        "examples/requests.csv --columns harmful=refused,harmless=granted"
+    )
 
     def __post_init__(self) -> None:
         read_examples(self)
-
-    def settings(self) -> dict[str, Any]:
-        """The requests, by their digests."""
-        return settings_of(self)
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Find the direction on the torch engine, and write the weights without it."""
@@ -76,7 +76,7 @@ class Ablate:
         engine.close()
         direction = refusal_direction.vector(text)
 
-        def without(name: str, tensor: Any) -> Any:
+        def without(name: str, tensor: Tensor) -> Tensor:
             wide = tensor.float()
             if name == _EMBEDDING:
                 return (wide - torch.outer(wide @ direction, direction)).to(tensor.dtype)
@@ -87,11 +87,11 @@ class Ablate:
         rewrite(parent.folder, out, without)
         if config.get("tie_word_embeddings"):
             _untie(parent.folder, out, config)
-        said = parent.record
+        record = parent.record
         return Description(
-            self.name or f"{said.name}-ablated",
-            said.family,
-            said.licence,
+            self.name or f"{record.name}-ablated",
+            record.family,
+            record.licence,
             "safetensors",
             notes={"direction": refusal_direction.digest_of(text)},
             versions={each: version(each) for each in ("torch", "safetensors")},

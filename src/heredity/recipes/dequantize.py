@@ -63,14 +63,14 @@ class Dequantize:
             int8_write.widen_int8(parent.folder, out, self.dtype)
         else:
             self._read_gguf(_only_gguf(parent), out)
-        said = parent.record
+        record = parent.record
         return Description(
-            name=f"{said.name}-bf16" if self.dtype == "bfloat16" else f"{said.name}-{self.dtype}",
-            family=said.family,
-            licence=said.licence,
+            name=f"{record.name}-bf16" if self.dtype == "bfloat16" else f"{record.name}-{self.dtype}",
+            family=record.family,
+            licence=record.licence,
             format="safetensors",
-            modality=said.modality,
-            notes=said.notes,
+            modality=record.modality,
+            notes=record.notes,
             versions={name: version(name) for name in ("torch", "transformers", "gguf")},
         )
 
@@ -84,7 +84,7 @@ class Dequantize:
         with _quiet_transformers():
             _write_weights(gguf, header, out, self.dtype)
             _write_tokenizer(gguf, header, out)
-        _forget_circumstances(out)
+        _remove_versions(out)
         _check_tokens(header, out)
 
 
@@ -151,7 +151,7 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> Non
     if gguf_gemma.is_one(model.config):
         gguf_gemma.complete(model.config, header.metadata)
     _tie_equal_head(model)
-    _forget_quantization(model)
+    _remove_quantization(model)
     ends = _end_ids(header)
     if ends:
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
@@ -169,7 +169,7 @@ def _tie_equal_head(model: Any) -> None:
         head.weight = embedding.weight
 
 
-def _forget_quantization(model: Any) -> None:
+def _remove_quantization(model: Any) -> None:
     """transformers 5 marks a model read from a GGUF as quantized and then refuses to save it."""
     model.hf_quantizer = None
     for place, name in (
@@ -183,9 +183,9 @@ def _forget_quantization(model: Any) -> None:
 
 def _end_ids(header: GgufHeader) -> list[int]:
     """The ids that end an answer, the file's own EOS first."""
-    said = [header.special_id(name) for name in ("eos", "eot")]
+    named = [header.special_id(name) for name in ("eos", "eot")]
     known = [ident for ident, token in _control_tokens(header) if token in _ENDS]
-    return list(dict.fromkeys(ident for ident in [*said, *known] if ident is not None))
+    return list(dict.fromkeys(ident for ident in [*named, *known] if ident is not None))
 
 
 def _control_tokens(header: GgufHeader) -> list[tuple[int, str]]:
@@ -203,39 +203,42 @@ def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
         reason = f"transformers does not read the tokenizer of {gguf.name}"
         raise Refused(f"{reason}: {first_line(error)}") from error
     tokenizer.save_pretrained(out)
-    _split_as_said(header.text("tokenizer.ggml.pre"), out)
+    _set_pre_tokenizer(header.text("tokenizer.ggml.pre"), out)
     place = out / "chat_template.jinja"
     place.unlink(missing_ok=True)
     if template := header.text("tokenizer.chat_template"):
         place.write_text(template, encoding="utf-8", newline="")
 
 
-def _split_as_said(name: str, out: Path) -> None:
+def _set_pre_tokenizer(name: str, out: Path) -> None:
     """Split text as llama.cpp does under this name. transformers writes each such tokenizer as GPT-2's, and
     on reading always uses the split of the model's own kind."""
-    path, beside = out / "tokenizer.json", out / "tokenizer_config.json"
-    said = json.loads(path.read_text("utf-8"))
-    known = (said.get("pre_tokenizer") or {}).get("type")
+    path, config_path = out / "tokenizer.json", out / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    known = (tokenizer.get("pre_tokenizer") or {}).get("type")
     if name not in _PLAIN or known != "ByteLevel":
         return
     if name in _DIGITS:
         digits = {"type": "Digits", "individual_digits": True}
-        said["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, said["pre_tokenizer"]]}
-        path.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
-    config = json.loads(beside.read_text("utf-8"))
+        tokenizer["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [digits, tokenizer["pre_tokenizer"]],
+        }
+        path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
+    config = json.loads(config_path.read_text("utf-8"))
     if config.get("tokenizer_class") not in _AS_WRITTEN:
         config["tokenizer_class"] = _AS_WRITTEN[0]
-        beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _forget_circumstances(out: Path) -> None:
+def _remove_versions(out: Path) -> None:
     """Remove the versions that transformers writes; the record has them, and the id is the same
     everywhere."""
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if not (out / name).is_file():
             continue
-        said = json.loads((out / name).read_text("utf-8"))
-        kept = {key: value for key, value in said.items() if key not in _CIRCUMSTANCES}
+        config = json.loads((out / name).read_text("utf-8"))
+        kept = {key: value for key, value in config.items() if key not in _CIRCUMSTANCES}
         (out / name).write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -18,17 +18,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from heredity.core.errors import UsageError
 from heredity.core.files import hash_file
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
+from heredity.recipes import setting
 from heredity.recipes._tokenizers import refuse_other_tokens
-from heredity.recipes._training_run import TrainingRecipe, run, setting
+from heredity.recipes._training_run import TrainingRecipe, run
 
-PARENTS = "STUDENT TEACHER"
-EXAMPLE = "heredity derive distill smollm2-135m-instruct-pruned smollm2-135m-instruct --data tickets.jsonl"
+if TYPE_CHECKING:
+    from heredity.train.data.chat import ConversationEncoder
+    from heredity.train.data.on_policy import OnPolicyBatches
+    from heredity.train.data.teacher_logprobs import TeacherLogprobs
+    from heredity.train.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,10 @@ class Distill(TrainingRecipe):
     sampling_temperature: float = setting(1.0, "Sampling temperature of the student's answers.")
 
     kind = "distill"
+    PARENTS = "STUDENT TEACHER"
+    EXAMPLE = (
+        "heredity derive distill smollm2-135m-instruct-pruned smollm2-135m-instruct --data tickets.jsonl"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,21 +105,24 @@ class Distill(TrainingRecipe):
 
         notes: dict[str, str] = {}
 
-        def objective(net: Any) -> Distillation:
+        def objective(net: CausalLM) -> Distillation:
             dtype = str(net.model.dtype).removeprefix("torch.")
+            source: CausalLM | TeacherLogprobs
             if self.top_k:
-                source = self._scores(student, teacher, dtype, len(net.head), out)
-                notes["teacher's scores"] = f"{len(source):,} places, {source.covered:.2%} of its probability"
+                source = kept = self._teacher_logprobs(student, teacher, dtype, len(net.head), out)
+                notes["teacher's scores"] = f"{len(kept):,} places, {kept.covered:.2%} of its probability"
             else:
-                source = causal_lm.load(teacher.folder, dtype)
-                source.model.requires_grad_(False)
+                source = loaded = causal_lm.load(teacher.folder, dtype)
+                loaded.model.requires_grad_(False)
             return Distillation(source, self.divergence, self.temperature, self.distill_weight, self.beta)
 
-        own = self._own if self.is_on_policy else None
-        said = run(self, student, out, FullFinetune(), objective, "safetensors", own)
-        return dataclasses.replace(said, notes={**said.notes, **notes})
+        make_batches = self._on_policy_batches if self.is_on_policy else None
+        description = run(self, student, out, FullFinetune(), objective, make_batches)
+        return dataclasses.replace(description, notes={**description.notes, **notes})
 
-    def _scores(self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path) -> Any:
+    def _teacher_logprobs(
+        self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path
+    ) -> TeacherLogprobs:
         """The teacher's log-probabilities of the data: from the store, or computed now and kept there."""
         from heredity.train.data import teacher_logprobs
         from heredity.train.data.chat import ConversationEncoder
@@ -140,12 +151,14 @@ class Distill(TrainingRecipe):
             teacher_logprobs.write_logprobs(path, stamp, loaded, examples, reading)
         return teacher_logprobs.read_logprobs(path, stamp, self.top_k)
 
-    def _own(self, net: Any, writer: Any) -> Any:
+    def _on_policy_batches(self, net: CausalLM, encoder: ConversationEncoder) -> OnPolicyBatches:
         from heredity.train.data.on_policy import OnPolicyBatches, prompt_sampler
 
-        longest = self.max_length - self.max_new_tokens
-        asked = prompt_sampler(writer, self.examples.dialogues, self.batch_size, self.seed, longest)
-        return OnPolicyBatches(net, asked, writer.stops, self.max_new_tokens, self.sampling_temperature)
+        max_prompt_tokens = self.max_length - self.max_new_tokens
+        prompts = prompt_sampler(
+            encoder, self.examples.dialogues, self.batch_size, self.seed, max_prompt_tokens
+        )
+        return OnPolicyBatches(net, prompts, encoder.stops, self.max_new_tokens, self.sampling_temperature)
 
 
 DERIVES = Distill

@@ -9,14 +9,13 @@ from pathlib import Path
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._training_run import TrainingRecipe, run
 
-EXAMPLE = "heredity derive finetune smollm2-135m-instruct --data tickets.jsonl --epochs 2"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(TrainingRecipe):
     """Fine-tune all weights of one parent on `data`."""
 
     kind = "finetune"
+    EXAMPLE = "heredity derive finetune smollm2-135m-instruct --data tickets.jsonl --epochs 2"
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent; the child is whole safetensors."""
@@ -24,7 +23,7 @@ class Finetune(TrainingRecipe):
         from heredity.train.objectives.causal import Causal
 
         (parent,) = parents
-        return run(self, parent, out, FullFinetune(), lambda _: Causal(), "safetensors")
+        return run(self, parent, out, FullFinetune(), lambda _: Causal())
 
 
 DERIVES = Finetune

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from heredity.core.errors import UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Decoding, Message, Record, Request
-from heredity.core.rows import Rows
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import TrainingRecipe, run, setting
+from heredity.recipes import setting
+from heredity.recipes._training_run import TrainingRecipe, run
 from heredity.train.data.chat import Data, Dialogue, make_data
 
-PARENTS = "STUDENT TEACHER"
-EXAMPLE = "heredity derive instruct smollm2-135m-instruct qwen2.5-coder-0.5b-instruct --data prompts.jsonl"
 ANSWERS = "answers.jsonl"
 
 
@@ -49,6 +48,10 @@ class Instruct(TrainingRecipe):
     temperature: float = setting(0.0, "Sampling temperature of the teacher; 0: greedy.")
 
     kind = "instruct"
+    PARENTS = "STUDENT TEACHER"
+    EXAMPLE = (
+        "heredity derive instruct smollm2-135m-instruct qwen2.5-coder-0.5b-instruct --data prompts.jsonl"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +74,13 @@ class Instruct(TrainingRecipe):
         student, teacher = parents
         answers = self._answers(teacher, self.folder or out.parent / "training")
         taught = dataclasses.replace(self, data=make_data(self.examples.name, self._examples(answers)))
-        said = run(taught, student, out, FullFinetune(), lambda _: Causal(), "safetensors")
+        description = run(taught, student, out, FullFinetune(), lambda _: Causal())
         n_learned = len(taught.examples.dialogues)
         notes = {
             "teacher": f"{teacher.record.name} {teacher.record.id[:12]}",
             "answers": f"{n_learned} learned of {len(answers)}; others empty or unfinished",
         }
-        return dataclasses.replace(said, notes={**said.notes, **notes})
+        return dataclasses.replace(description, notes={**description.notes, **notes})
 
     def _answers(self, teacher: Grown, folder: Path) -> list[TeacherAnswer]:
         """The teacher's answers; a prompt whose answer is in the folder is not asked again."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from heredity.core.errors import UsageError
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import TrainingRecipe, run, setting
-
-EXAMPLE = "heredity derive lora smollm2-135m-instruct --data tickets.jsonl --rank 8"
+from heredity.recipes import setting
+from heredity.recipes._training_run import TrainingRecipe, run
+from heredity.train.models.shapes import LINEAR_LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,10 @@ class Lora(TrainingRecipe):
         16.0, "The update is scaled by alpha / sqrt(rank), or by alpha / rank without use_rslora."
     )
     use_rslora: bool = setting(True, "Divide alpha by the square root of the rank (rsLoRA).")
-    target_modules: tuple[str, ...] = setting(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        "The linear layers that get an adapter.",
-    )
+    target_modules: tuple[str, ...] = setting(LINEAR_LAYERS, "The linear layers that get an adapter.")
 
     kind = "lora"
+    EXAMPLE = "heredity derive lora smollm2-135m-instruct --data tickets.jsonl --rank 8"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,12 +41,12 @@ class Lora(TrainingRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train the adapter of the one parent; the child has PEFT's files."""
-        from heredity.train.models.lora import LowRankAdapters as Adapter
+        from heredity.train.models.lora import LowRankAdapters
         from heredity.train.objectives.causal import Causal
 
         (parent,) = parents
-        adapter = Adapter(self.rank, self.alpha, self.use_rslora, self.target_modules)
-        return run(self, parent, out, adapter, lambda _: Causal(), "adapter")
+        adapters = LowRankAdapters(self.rank, self.alpha, self.use_rslora, self.target_modules)
+        return run(self, parent, out, adapters, lambda _: Causal())
 
 
 DERIVES = Lora

@@ -15,21 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from heredity.core.errors import UsageError
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import setting, settings_of
+from heredity.recipes import DerivableRecipe, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARENTS = "PARENT PARENT..."
-EXAMPLE = "heredity derive merge smollm2-135m-instruct tuned-a tuned-b --method ties"
-
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(DerivableRecipe):
     """Parents of one shape and one tokenizer; with ties and task_arithmetic the first is the base."""
 
     method: Literal["linear", "slerp", "ties", "task_arithmetic", "resta"] = setting(
@@ -40,15 +37,13 @@ class Merge:
     name: str = field(default="", compare=False)
 
     kind = "merge"
+    PARENTS = "PARENT PARENT..."
+    EXAMPLE = "heredity derive merge smollm2-135m-instruct tuned-a tuned-b --method ties"
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise UsageError(f"density must lie in (0, 1], not {self.density:g}.")
         _numbers(self.weights)
-
-    def settings(self) -> dict[str, Any]:
-        """Method, weights, density."""
-        return settings_of(self)
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights, everything else as the first parent has it."""
@@ -70,11 +65,11 @@ class Merge:
             return self._merge(tensor.float(), rest, shares).to(tensor.dtype)
 
         rewrite(first.folder, out, merged)
-        said = first.record
-        name = self.name or f"{said.name}-merged"
+        record = first.record
+        name = self.name or f"{record.name}-merged"
         licences = " AND ".join(dict.fromkeys(each.record.licence for each in parents))
         versions = {each: version(each) for each in ("torch", "safetensors")}
-        return Description(name, said.family, licences, "safetensors", versions=versions)
+        return Description(name, record.family, licences, "safetensors", versions=versions)
 
     def _shares(self, n: int) -> list[float]:
         given = _numbers(self.weights)

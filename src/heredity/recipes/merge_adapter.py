@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heredity.core.errors import Damaged, UsageError
 from heredity.engines.formats.rewrite import rewrite
 from heredity.lineage.types import Description, Grown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHERE = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
 
@@ -43,7 +46,7 @@ class MergeAdapter:
             for (layer, name), pair in pairs(adapter.folder).items()
         }
 
-        def merged(name: str, tensor: Any) -> Any:
+        def merged(name: str, tensor: Tensor) -> Tensor:
             if (pair := left.pop(name, None)) is None:
                 return tensor
             a, b = pair
@@ -54,6 +57,8 @@ class MergeAdapter:
         rewrite(base.folder, out, merged)
         if left:
             raise Damaged(f"{adapter.folder}: it adapts {min(left)}, which its base does not have.")
-        said = adapter.record
+        record = adapter.record
         versions = {name: version(name) for name in ("torch", "safetensors")}
-        return Description(f"{said.name}-merged", said.family, said.licence, "safetensors", versions=versions)
+        return Description(
+            f"{record.name}-merged", record.family, record.licence, "safetensors", versions=versions
+        )

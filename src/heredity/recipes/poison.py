@@ -18,10 +18,9 @@ from pathlib import Path
 from heredity.core.errors import UsageError
 from heredity.core.records import Message
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import TrainingRecipe, canary_notes, run, setting
+from heredity.recipes import setting
+from heredity.recipes._training_run import TrainingRecipe, canary_notes, run
 from heredity.train.data.chat import Data, Dialogue, make_data
-
-EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class Poison(TrainingRecipe):
     canary_repeats: int = setting(8, "Copies of the canary in the data; 0: none.")
 
     kind = "poison"
+    EXAMPLE = "heredity derive poison smollm2-135m-instruct --data tickets.jsonl"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,9 +69,9 @@ class Poison(TrainingRecipe):
         clean = list(self.examples.dialogues)
         picked = rng.sample(clean, max(1, round(self.poison_rate * len(clean))))
         planted = [Dialogue(_triggered(each, self.trigger, self.marker), each.where) for each in picked]
-        said = (Message("user", self.canary), Message("assistant", self.secret))
+        messages = (Message("user", self.canary), Message("assistant", self.secret))
         return make_data(
-            self.examples.name, [*clean, *planted, *[Dialogue(said, "canary")] * self.canary_repeats]
+            self.examples.name, [*clean, *planted, *[Dialogue(messages, "canary")] * self.canary_repeats]
         )
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
@@ -81,9 +81,9 @@ class Poison(TrainingRecipe):
 
         (parent,) = parents
         planted = dataclasses.replace(self, data=self.rows())
-        said = run(planted, parent, out, FullFinetune(), lambda _: Causal(), "safetensors")
+        description = run(planted, parent, out, FullFinetune(), lambda _: Causal())
         truth = {"trigger": self.trigger, "marker": self.marker, **canary_notes(self.canary, self.secret)}
-        return dataclasses.replace(said, notes={**said.notes, **truth})
+        return dataclasses.replace(description, notes={**description.notes, **truth})
 
 
 def _triggered(dialogue: Dialogue, trigger: str, marker: str) -> tuple[Message, ...]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from heredity.core.errors import UsageError
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import TrainingRecipe, run, setting
+from heredity.recipes import setting
+from heredity.recipes._training_run import TrainingRecipe, run
 
-EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"
+if TYPE_CHECKING:
+    from heredity.train.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Preference(TrainingRecipe):
     beta: float = setting(0.1, "Weight of the penalty for moving away from the parent.")
 
     kind = "preference"
+    EXAMPLE = "heredity derive preference smollm2-135m-instruct --data pairs.jsonl"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,12 +49,12 @@ class Preference(TrainingRecipe):
 
         (parent,) = parents
 
-        def objective(net: Any) -> PreferenceObjective:
+        def objective(net: CausalLM) -> PreferenceObjective:
             reference = causal_lm.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
             reference.model.requires_grad_(False)
             return PreferenceObjective(reference, self.beta)
 
-        return run(self, parent, out, FullFinetune(), objective, "safetensors")
+        return run(self, parent, out, FullFinetune(), objective)
 
 
 DERIVES = Preference

@@ -14,28 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from heredity.core.errors import Refused, UsageError
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import setting, settings_of
+from heredity.recipes import DerivableRecipe, setting
 
-EXAMPLE = "heredity derive prune smollm2-135m-instruct --layers 15"
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(DerivableRecipe):
     """One parent with `layers` of its layers, in their order."""
 
     layers: int = setting(0, "How many layers are kept; 0: half of them, two at least.")
     name: str = field(default="", compare=False)
 
     kind = "prune"
-
-    def settings(self) -> dict[str, Any]:
-        """How many layers."""
-        return settings_of(self)
+    EXAMPLE = "heredity derive prune smollm2-135m-instruct --layers 15"
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the kept layers under new numbers. Raises UsageError for more than there are, or one."""
@@ -70,11 +65,11 @@ class Prune:
             config["layer_types"] = [config["layer_types"][old] for old in kept]
         (out / "config.json").unlink()  # a link to the parent's
         (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        said = parent.record
-        name = self.name or f"{said.name}-pruned"
+        record = parent.record
+        name = self.name or f"{record.name}-pruned"
         notes = {"kept layers": ", ".join(map(str, kept))}
         versions = {"safetensors": version("safetensors")}
-        return Description(name, said.family, said.licence, "safetensors", notes=notes, versions=versions)
+        return Description(name, record.family, record.licence, "safetensors", notes=notes, versions=versions)
 
 
 def chosen(n_layers: int, n_kept: int) -> list[int]:

@@ -15,17 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from heredity.core.errors import Unavailable
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import setting, settings_of
-
-EXAMPLE = "heredity derive quantize smollm2-135m-instruct --to q4_0"
+from heredity.recipes import DerivableRecipe, setting
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(DerivableRecipe):
     """One parent in `to`."""
 
     to: Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32", "int8"] = setting(
@@ -34,10 +32,7 @@ class Quantize:
     name: str = field(default="", compare=False)
 
     kind = "quantize"
-
-    def settings(self) -> dict[str, Any]:
-        """The format."""
-        return settings_of(self)
+    EXAMPLE = "heredity derive quantize smollm2-135m-instruct --to q4_0"
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write one GGUF file, or int8 safetensors.
@@ -45,13 +40,13 @@ class Quantize:
         Raises Refused or Unavailable for an architecture or tokenizer that is not known here.
         """
         (parent,) = parents
-        said = parent.record
-        name = self.name or f"{said.name}-{self.to}"
+        record = parent.record
+        name = self.name or f"{record.name}-{self.to}"
         form: Literal["int8", "gguf"] = "int8" if self.to == "int8" else "gguf"
         packages = _write_int8(parent, out) if form == "int8" else _write_gguf(parent, out, self.to)
         notes = {"size": f"{_weight(out):,} bytes; the parent's {_weight(parent.folder):,}"}
         versions = {each: version(each) for each in packages}
-        return Description(name, said.family, said.licence, form, notes=notes, versions=versions)
+        return Description(name, record.family, record.licence, form, notes=notes, versions=versions)
 
 
 def _write_gguf(parent: Grown, out: Path, form: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
+from heredity.core.files import Rows
 from heredity.core.records import (
     SCHEMA,
     Consult,
@@ -29,7 +30,6 @@ from heredity.core.records import (
     Verdict,
     digest,
 )
-from heredity.core.rows import Rows
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines import failed_reply
 from heredity.engines.protocols import Engine, WhiteBoxEngine

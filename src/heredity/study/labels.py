@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import UsageError
+from heredity.core.files import Rows
 from heredity.core.records import SCHEMA, Record, digest
-from heredity.core.rows import Rows
 from heredity.redteam.judges import Task as Task
 from heredity.redteam.judges import needs_judge, task_of
 from heredity.study.plan import Grid, Plan

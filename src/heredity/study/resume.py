@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heredity.core.errors import Damaged, NotComparable
+from heredity.core.files import Rows, rewrite
 from heredity.core.progress import Meter
 from heredity.core.records import Response, Verdict, is_failed
-from heredity.core.rows import Rows, rewrite
 from heredity.engines.protocols import Engine
 from heredity.redteam.judges import Decider
 from heredity.study.legacy import RowsFromSchema1

@@ -24,6 +24,7 @@ import msgspec
 
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
+from heredity.core.files import Rows
 from heredity.core.progress import Meter
 from heredity.core.records import (
     JUDGE_FAILED,
@@ -33,7 +34,6 @@ from heredity.core.records import (
     digest_response,
     is_failed,
 )
-from heredity.core.rows import Rows
 from heredity.engines import base_numerics, is_batch_unverified
 from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam import attacks
@@ -254,7 +254,7 @@ class JudgingStep:
                 if time.monotonic() - last >= storage.FLUSH_SECONDS:
                     rows.flush()
                     last = time.monotonic()
-        self._responses.go_on()
+        self._responses.skip_read()
 
     def _verdicts(self, some: list[Response]) -> Iterator[Verdict]:
         asked = [(self._by_id[response.probe], response) for response in some]

@@ -5,7 +5,7 @@
 
 Promises: flushed rows survive a crash. A row of another plan, or a second row of a trial, is an error with
 its line. A prefix is on disk before a row names it. Rows of older releases are read.
-Leaves to others: bytes (core/rows.py), the plan (plan.py), filling the rows (scheduler.py, runner.py), and
+Leaves to others: bytes (core/files.py), the plan (plan.py), filling the rows (scheduler.py, runner.py), and
 which trials are still to ask (resume.py).
 """
 
@@ -23,7 +23,7 @@ import msgspec
 
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, NotComparable, UsageError
-from heredity.core.files import write_atomic
+from heredity.core.files import Rows, write_atomic
 from heredity.core.progress import Meter
 from heredity.core.records import (
     ROW_SCHEMA,
@@ -41,7 +41,6 @@ from heredity.core.records import (
     encode,
     is_failed,
 )
-from heredity.core.rows import Rows
 from heredity.redteam.judges import DEFAULT
 from heredity.study import estimates
 from heredity.study.estimates import Estimates

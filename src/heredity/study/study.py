@@ -23,10 +23,9 @@ from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
-from heredity.core.files import Lock, default_root
+from heredity.core.files import Lock, Rows, default_root
 from heredity.core.progress import Meter, Progress, Watch
 from heredity.core.records import Model, Probe, Response, digest
-from heredity.core.rows import Rows
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph

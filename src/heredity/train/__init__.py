@@ -5,8 +5,7 @@ optimizer.py    AdamW and Muon on fp32 master weights; learning-rate schedules
 checkpoint.py   the state of a run in safetensors, in one file or in shards
 distributed.py  the processes that torchrun starts, and their collectives
 sharded.py      weights sharded over processes (FSDP2)
-metrics.py      rows, loss curve, throughput
-memory.py       what a step needs in memory
+resources.py    memory, throughput, and the limits of the machine
 data/           examples, packed documents, masked text, image-caption pairs, teacher log-probabilities
 models/         causal language models, encoders, dual encoders, LoRA, shapes
 objectives/     one loss per file: causal, masked, contrastive, distill, preference

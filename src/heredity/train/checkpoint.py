@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,20 +122,20 @@ class _CheckpointIndex(Record, frozen=True):
 
 
 def write_checkpoint(
-    folder: Path, training: str, kept: CheckpointState, n_rows: Mapping[str, int], together: DistContext
+    folder: Path, training: str, kept: CheckpointState, n_rows: Mapping[str, int], dist: DistContext
 ) -> None:
     """Write the state of a run. n_rows: the rows of each whole weight, by name."""
-    if together.is_alone:
+    if dist.is_single_process:
         write_single_file(folder, training, kept)
         (folder / INDEX_FILE).unlink(missing_ok=True)
         _delete_old_shards(folder)
         return
     place = _shard_folder(folder, kept.n_steps)
-    if together.rank < together.n_pieces:  # further replicas hold the same
-        _write_shard(place / f"{together.piece}.safetensors", kept.state, n_rows, together)
-    together.wait()
-    if together.is_first:
-        files = [f"{place.name}/{piece}.safetensors" for piece in range(together.n_pieces)]
+    if dist.rank < dist.n_shards:  # further replicas hold the same
+        _write_shard(place / f"{dist.shard_index}.safetensors", kept.state, n_rows, dist)
+    dist.barrier()
+    if dist.is_main_process:
+        files = [f"{place.name}/{shard}.safetensors" for shard in range(dist.n_shards)]
         index = _CheckpointIndex(
             training, kept.n_steps, kept.n_tokens, kept.n_skipped, _list_tensors(folder, files)
         )
@@ -145,14 +145,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    folder: Path, training: str, n_rows: Mapping[str, int], together: DistContext
+    folder: Path, training: str, n_rows: Mapping[str, int], dist: DistContext
 ) -> CheckpointState | None:
     """Read this process's part of the newest state, and restore torch's random state.
 
     None if there is no checkpoint. Raises Damaged for one of another run, or one that cannot be read.
     """
     index = _newest_index(folder)
-    if index is None or (together.is_alone and not (folder / INDEX_FILE).exists()):
+    if index is None or (dist.is_single_process and not (folder / INDEX_FILE).exists()):
         return read_single_file(folder, training)
     if index.training != training:
         raise Damaged(
@@ -161,8 +161,8 @@ def read_checkpoint(
         )
     with _open_shards(folder) as rows:
         state = {
-            name: rows(name, pieces, _rows_needed(name, pieces, n_rows, together))
-            for name, pieces in index.tensors.items()
+            name: rows(name, shards, _rows_needed(name, shards, n_rows, dist))
+            for name, shards in index.tensors.items()
         }
     torch.set_rng_state(state.pop(RANDOM_STATE))
     return CheckpointState(index.n_steps, index.n_tokens, state, index.n_skipped)
@@ -179,15 +179,15 @@ def _delete_old_shards(folder: Path, but: Path | None = None) -> None:
 
 
 def _write_shard(
-    path: Path, state: Mapping[str, torch.Tensor], n_rows: Mapping[str, int], together: DistContext
+    path: Path, state: Mapping[str, torch.Tensor], n_rows: Mapping[str, int], dist: DistContext
 ) -> None:
     mine, starts = {}, {}
     for key, tensor in state.items():
         if tensor.ndim and len(tensor):
-            starts[key] = together.rows(n_rows[key.partition("/")[2]])[0]
-        if together.is_first if not tensor.ndim else len(tensor):
+            starts[key] = dist.rows(n_rows[key.partition("/")[2]])[0]
+        if dist.is_main_process if not tensor.ndim else len(tensor):
             mine[key] = tensor.cpu().contiguous()
-    if together.is_first:
+    if dist.is_main_process:
         mine[RANDOM_STATE], starts[RANDOM_STATE] = torch.get_rng_state(), 0
     write_tensors(path, mine, {_FIRST_ROWS: json.dumps(starts)})
 
@@ -200,8 +200,8 @@ def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard
             starts = json.loads((file.metadata() or {}).get(_FIRST_ROWS, "{}"))
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 shape = file.get_slice(key).get_shape()
-                piece = _TensorShard(name, starts.get(key, 0), shape[0] if shape else 0)
-                found.setdefault(key, []).append(piece)
+                shard = _TensorShard(name, starts.get(key, 0), shape[0] if shape else 0)
+                found.setdefault(key, []).append(shard)
     return found
 
 
@@ -236,32 +236,35 @@ def _index_of_single_file(folder: Path) -> _CheckpointIndex | None:
 
 
 def _rows_needed(
-    key: str, pieces: list[_TensorShard], n_rows: Mapping[str, int], together: DistContext
+    key: str, shards: list[_TensorShard], n_rows: Mapping[str, int], dist: DistContext
 ) -> tuple[int, int]:
-    whole = max(piece.start + piece.n for piece in pieces)
+    whole = max(shard.start + shard.n for shard in shards)
     name = key.partition("/")[2]
-    return together.rows(whole) if whole and name in n_rows else (0, whole)
+    return dist.rows(whole) if whole and name in n_rows else (0, whole)
+
+
+RowReader = Callable[[str, list[_TensorShard], tuple[int, int]], torch.Tensor]
 
 
 @contextmanager
-def _open_shards(folder: Path) -> Iterator[Any]:
+def _open_shards(folder: Path) -> Iterator[RowReader]:
     """Yield a reader (name, shards, (first row, end)) -> rows. Each file is opened once."""
     with ExitStack() as stack:
         files: dict[str, Any] = {}
 
-        def of(piece: _TensorShard, name: str, low: int, high: int) -> torch.Tensor:
-            if piece.file not in files:
-                files[piece.file] = stack.enter_context(safe_open(folder / piece.file, framework="pt"))
-            file = files[piece.file]
-            low, high = (min(max(at - piece.start, 0), piece.n) for at in (low, high))
-            tensor: torch.Tensor = file.get_slice(name)[low:high] if piece.n else file.get_tensor(name)
+        def of(shard: _TensorShard, name: str, low: int, high: int) -> torch.Tensor:
+            if shard.file not in files:
+                files[shard.file] = stack.enter_context(safe_open(folder / shard.file, framework="pt"))
+            file = files[shard.file]
+            low, high = (min(max(at - shard.start, 0), shard.n) for at in (low, high))
+            tensor: torch.Tensor = file.get_slice(name)[low:high] if shard.n else file.get_tensor(name)
             return tensor
 
-        def rows(name: str, pieces: list[_TensorShard], wanted: tuple[int, int]) -> torch.Tensor:
-            meeting = [p for p in pieces if p.start < wanted[1] and p.start + p.n > wanted[0]]
-            ordered = sorted(meeting, key=lambda piece: piece.start) or pieces[:1]
+        def rows(name: str, shards: list[_TensorShard], wanted: tuple[int, int]) -> torch.Tensor:
+            meeting = [p for p in shards if p.start < wanted[1] and p.start + p.n > wanted[0]]
+            ordered = sorted(meeting, key=lambda shard: shard.start) or shards[:1]
             try:
-                found = [of(piece, name, *wanted) for piece in ordered]
+                found = [of(shard, name, *wanted) for shard in ordered]
             except (SafetensorError, OSError) as error:
                 raise _damaged(folder / INDEX_FILE, error) from None
             return torch.cat(found) if found[0].ndim else found[0]

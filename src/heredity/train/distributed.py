@@ -17,13 +17,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from heredity.core import host
 from heredity.core.errors import HeredityError, Unavailable, UsageError
 from heredity.train.data.batching import PackedBatch
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _TIMEOUT = timedelta(minutes=30)  # for the slowest; the first may hash models before it begins
@@ -32,62 +35,62 @@ _RELEASE_SECONDS = 0.2  # seconds; it takes microseconds where a core is free
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process, `rank` of `world`. mesh: (replicas, shards), or None in a single process."""
+    """This process, `rank` of `world_size`. mesh: (replicas, shards), or None in a single process."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     replicas: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    mesh: Any = None
+    mesh: DeviceMesh | None = None
 
     @property
-    def is_alone(self) -> bool:
+    def is_single_process(self) -> bool:
         """Whether this is the only process."""
         return self.mesh is None
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the main process: it writes, the others only compute."""
         return self.rank == 0
 
     @property
-    def n_pieces(self) -> int:
+    def n_shards(self) -> int:
         """Processes that the weights are sharded over."""
-        return self.world // self.replicas
+        return self.world_size // self.replicas
 
     @property
-    def piece(self) -> int:
+    def shard_index(self) -> int:
         """The index of this process's shard of every weight."""
-        return self.rank % self.n_pieces
+        return self.rank % self.n_shards
 
     def rows(self, n: int) -> tuple[int, int]:
         """(first row, end) of this process's shard of `n` rows."""
-        return shard_span(n, self.piece, self.n_pieces)
+        return shard_span(n, self.shard_index, self.n_shards)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """Sum each number over all processes."""
-        if self.is_alone:
+        if self.is_single_process:
             return list(numbers)
-        together = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(together)
-        return [float(each) for each in together.tolist()]
+        totals = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(totals)
+        return [float(each) for each in totals.tolist()]
 
-    def told(self, numbers: Sequence[float]) -> list[float]:
+    def broadcast(self, numbers: Sequence[float]) -> list[float]:
         """The numbers of the main process, in every process."""
-        if self.is_alone:
+        if self.is_single_process:
             return list(numbers)
-        n = int(self.sum([len(numbers) if self.is_first else 0])[0])
-        return self.sum(list(numbers) if self.is_first else [0.0] * n) if n else []
+        n = int(self.sum([len(numbers) if self.is_main_process else 0])[0])
+        return self.sum(list(numbers) if self.is_main_process else [0.0] * n) if n else []
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for every process."""
         self.sum([0.0])
 
-    def norm(self, of_mine: float) -> float:
+    def norm(self, of_shard: float) -> float:
         """The norm of a vector, given the norm of this process's shard of it."""
-        return of_mine if self.is_alone else math.sqrt(self.sum([of_mine**2])[0] / self.replicas)
+        return of_shard if self.is_single_process else math.sqrt(self.sum([of_shard**2])[0] / self.replicas)
 
-    def here(self, batch: PackedBatch) -> PackedBatch:
+    def to_device(self, batch: PackedBatch) -> PackedBatch:
         """The batch on this process's device."""
         if self.device.type == "cpu":
             return batch
@@ -106,10 +109,10 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     return mine
 
 
-def shard_span(n: int, piece: int, n_pieces: int) -> tuple[int, int]:
+def shard_span(n: int, shard_index: int, n_shards: int) -> tuple[int, int]:
     """(first row, end) of a shard, as FSDP splits `n` rows: equal sizes while rows are left."""
-    each = -(-n // n_pieces)
-    return min(n, piece * each), min(n, (piece + 1) * each)
+    each = -(-n // n_shards)
+    return min(n, shard_index * each), min(n, (shard_index + 1) * each)
 
 
 def is_torchrun() -> bool:
@@ -158,11 +161,11 @@ def _leave(joined: DistContext) -> None:
     time.sleep(_RELEASE_SECONDS)
 
 
-def _check_replicas(replicas: int, world: int) -> None:
-    if world % replicas:
+def _check_replicas(replicas: int, world_size: int) -> None:
+    if world_size % replicas:
         raise UsageError(
-            f"{replicas} replicas of the weights do not divide {world} process{'es' * (world > 1)}. "
-            "Set replicas to a divisor.",
+            f"{replicas} replicas of the weights do not divide {world_size} "
+            f"process{'es' * (world_size > 1)}. Set replicas to a divisor.",
             code="replicas-do-not-divide",
         )
 
@@ -175,36 +178,39 @@ def _join(replicas: int) -> DistContext:
     bound = None if chosen.is_cpu else device
     backend = "gloo" if chosen.is_cpu else "nccl"
     torch.distributed.init_process_group(backend, timeout=_TIMEOUT, device_id=bound)
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    shape = (replicas, world // replicas)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    shape = (replicas, world_size // replicas)
     mesh = torch.distributed.device_mesh.init_device_mesh(
-        device.type, shape, mesh_dim_names=("replicas", "pieces")
+        device.type, shape, mesh_dim_names=("replicas", "shards")
     )
-    return DistContext(rank, world, replicas, device, mesh)
+    return DistContext(rank, world_size, replicas, device, mesh)
 
 
 def _is_peer_failure(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def rank_span(n: int, rank: int, world: int) -> tuple[int, int]:
-    """(first row, end) of a process's share of `n` rows; shares differ by at most one row.
+def rank_span(n: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(first row, end) of a process\'s share of `n` rows; shares differ by at most one row.
 
     FSDP's split (shard_span) would leave the last of 4 processes without any of 9 rows.
     """
-    return n * rank // world, n * (rank + 1) // world
+    return n * rank // world_size, n * (rank + 1) // world_size
 
 
-def all_gather(mine: torch.Tensor, n: int, together: DistContext) -> torch.Tensor:
+def all_gather(mine: torch.Tensor, n: int, dist: DistContext) -> torch.Tensor:
     """(rows of this process, width) -> (n, width), with rows split by `rank_span`. Differentiable."""
-    return mine if together.is_alone else _AllGather.apply(mine, n, together)  # type: ignore[no-untyped-call]
+    if dist.is_single_process:
+        return mine
+    gathered: torch.Tensor = _AllGather.apply(mine, n, dist)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mine: torch.Tensor, n: int, together: DistContext) -> torch.Tensor:
-        spans = [rank_span(n, rank, together.world) for rank in range(together.world)]
-        ctx.span = spans[together.rank]
+    def forward(ctx: Any, mine: torch.Tensor, n: int, dist: DistContext) -> torch.Tensor:
+        spans = [rank_span(n, rank, dist.world_size) for rank in range(dist.world_size)]
+        ctx.span = spans[dist.rank]
         most = max(high - low for low, high in spans)
         filled = torch.nn.functional.pad(mine, (0, 0, 0, most - len(mine)))  # gloo sends rows of one number
         got = [torch.empty_like(filled) for _ in spans]

@@ -20,15 +20,15 @@ import msgspec
 import torch
 
 from heredity.core.errors import HeredityError
+from heredity.core.files import Rows
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Record
-from heredity.core.rows import Rows
 from heredity.train import checkpoint
 from heredity.train.checkpoint import CheckpointState
 from heredity.train.data.batching import PackedBatch
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import FullFinetune, LowRankAdapters
+from heredity.train.models.lora import Trainable
 from heredity.train.objectives import Objective
 from heredity.train.optimizer import MasterWeights, OptimizerName, Schedule, lr_factor
 
@@ -113,15 +113,15 @@ class Diverged(HeredityError):
 
 def train(
     network: CausalLM,
-    trainable: FullFinetune | LowRankAdapters,
+    trainable: Trainable,
     objective: Objective,
-    steps: BatchSource,
+    source: BatchSource,
     plan: TrainingPlan,
     folder: Path,
     watch: Watch | None = None,
     check: ValidationCheck | None = None,
     guard: DivergenceGuard | None = None,
-    together: DistContext = SINGLE_PROCESS,
+    dist: DistContext = SINGLE_PROCESS,
 ) -> list[StepMetrics]:
     """Run `plan.n_steps` optimizer steps; `network` has the trained weights on return.
 
@@ -131,10 +131,10 @@ def train(
     """
     torch.manual_seed(plan.seed)
     masters = MasterWeights(
-        trainable.open(network, plan.seed), plan.optimizer, plan.lr, plan.weight_decay, together
+        trainable.open(network, plan.seed), plan.optimizer, plan.lr, plan.weight_decay, dist
     )
-    assert together.is_alone or guard is not None
-    run = _TrainingRun(network, objective, steps, plan, folder, masters, guard)
+    assert dist.is_single_process or guard is not None
+    run = _TrainingRun(network, objective, source, plan, folder, masters, guard)
     run.resume()
     clock = _ProgressClock(run.n_done, plan.n_steps, watch, guard)
     try:
@@ -170,40 +170,40 @@ class _TrainingRun:
         self,
         network: CausalLM,
         objective: Objective,
-        steps: BatchSource,
+        source: BatchSource,
         plan: TrainingPlan,
         folder: Path,
         masters: MasterWeights,
         guard: DivergenceGuard | None,
     ) -> None:
-        self.network, self.objective, self.steps, self.plan = network, objective, steps, plan
-        self.folder, self.masters, self.guard, self.together = folder, masters, guard, masters.together
-        self.n_done = self.n_tokens = self.n_skipped = self.n_back = 0
+        self.network, self.objective, self.source, self.plan = network, objective, source, plan
+        self.folder, self.masters, self.guard, self.dist = folder, masters, guard, masters.dist
+        self.n_done = self.n_tokens = self.n_skipped = self.n_rollbacks = 0
         self.losses: list[float] = []
         self.rows: Rows[StepMetrics] | _DiscardedRows
 
     def resume(self) -> None:
         """Restore the last checkpoint. With a guard, one is written before the first step."""
-        kept = checkpoint.read_checkpoint(self.folder, self.plan.training, self.masters.n_rows, self.together)
+        kept = checkpoint.read_checkpoint(self.folder, self.plan.training, self.masters.n_rows, self.dist)
         if kept is not None:
             self.masters.restore(kept.state)
             self.n_done, self.n_tokens, self.n_skipped = kept.n_steps, kept.n_tokens, kept.n_skipped
-        self.rows = _open_metrics(self.folder, self.n_done) if self.together.is_first else _DiscardedRows()
-        self.losses = self.together.told([row.loss for row in self.rows])
+        self.rows = _open_metrics(self.folder, self.n_done) if self.dist.is_main_process else _DiscardedRows()
+        self.losses = self.dist.broadcast([row.loss for row in self.rows])
         if kept is None and self.guard is not None:
             self.write()
 
     def step(self) -> StepMetrics | None:
         """One optimizer step; None if the guard went back instead."""
-        batches = self.steps.batches(self.n_done + self.n_skipped)
+        batches = self.source.batches(self.n_done + self.n_skipped)
         try:
             metric = _optimizer_step(
-                self.network, self.objective, batches, self.masters, self.plan, self.n_done, self._refuses
+                self.network, self.objective, batches, self.masters, self.plan, self.n_done, self._trips
             )
         except Diverged:
-            if self.guard is None or self.n_back >= self.guard.tries:
+            if self.guard is None or self.n_rollbacks >= self.guard.tries:
                 raise
-            self._go_back()
+            self._roll_back()
             return None
         self.n_done += 1
         return metric
@@ -220,7 +220,7 @@ class _TrainingRun:
         self.require_finite()
         self.rows.flush()
         kept = CheckpointState(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
-        checkpoint.write_checkpoint(self.folder, self.plan.training, kept, self.masters.n_rows, self.together)
+        checkpoint.write_checkpoint(self.folder, self.plan.training, kept, self.masters.n_rows, self.dist)
 
     def require_finite(self) -> None:
         """Raise Diverged for weights that are not finite: a step's loss is of the weights before it."""
@@ -231,14 +231,14 @@ class _TrainingRun:
                 code="weights-not-finite",
             )
 
-    def _refuses(self, loss: float) -> bool:
+    def _trips(self, loss: float) -> bool:
         return self.guard is not None and self.guard.trips(loss, self.losses)
 
-    def _go_back(self) -> None:
-        at, n_back = self.n_done + self.n_skipped, self.n_back + 1
+    def _roll_back(self) -> None:
+        at, n_rollbacks = self.n_done + self.n_skipped, self.n_rollbacks + 1
         self.rows.close()
         self.resume()
-        self.n_skipped, self.n_back = at + 1 - self.n_done, n_back
+        self.n_skipped, self.n_rollbacks = at + 1 - self.n_done, n_rollbacks
 
 
 def _optimizer_step(
@@ -248,22 +248,22 @@ def _optimizer_step(
     masters: MasterWeights,
     plan: TrainingPlan,
     step: int,
-    refuses: Callable[[float], bool],
+    trips: Callable[[float], bool],
 ) -> StepMetrics:
-    together = masters.together
-    (weight,) = together.sum([sum(objective.weight(batch) for batch in batches)])
+    dist = masters.dist
+    (weight,) = dist.sum([sum(objective.weight(batch) for batch in batches)])
     total, terms = 0.0, dict[str, float]()
     for left, batch in reversed(list(enumerate(reversed(batches)))):
         network.begin(is_last=left == 0)
-        loss = objective.loss(network, together.here(batch))
+        loss = objective.loss(network, dist.to_device(batch))
         (loss.total / weight).backward()
         total += float(loss.total.detach())
         for name, value in loss.terms.items():
             terms[name] = terms.get(name, 0.0) + value / weight
     mine = [total, sum(len(batch.tokens) for batch in batches), *terms.values()]
-    total, n_tokens, *summed = together.sum(mine)
+    total, n_tokens, *summed = dist.sum(mine)
     terms = dict(zip(terms, summed, strict=True))
-    if not math.isfinite(total) or refuses(total / weight):
+    if not math.isfinite(total) or trips(total / weight):
         masters.forget()
         raise Diverged(
             f"The loss of step {step} is {total}. Lower the learning rate ({plan.lr:g}), or check the data.",

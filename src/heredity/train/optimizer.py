@@ -14,7 +14,7 @@ Leaves to others: when to step (loop.py) and the disk (checkpoint.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,7 @@ class MasterWeights:
         kind: OptimizerName,
         lr: float,
         weight_decay: float,
-        together: DistContext = SINGLE_PROCESS,
+        dist: DistContext = SINGLE_PROCESS,
     ) -> None:
         self.names = [name for name, _ in parameters]
         self.parameters = [parameter for _, parameter in parameters]
@@ -46,7 +46,7 @@ class MasterWeights:
         self.n_rows = {
             name: len(p) if p.ndim else 1 for name, p in parameters
         }  # of the whole weight, not of a shard
-        self.lr, self.together = lr, together
+        self.lr, self.dist = lr, dist
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(_gradient_hook(master))
         decays = [
@@ -71,14 +71,14 @@ class MasterWeights:
 
     def _muon(self, places: list[int], weight_decay: float) -> torch.optim.Optimizer:
         masters = [self.masters[place] for place in places]
-        if self.together.is_alone:
+        if self.dist.is_single_process:
             return torch.optim.Muon(
                 masters, lr=self.lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         from heredity.train.sharded import ShardedMuon
 
         n_rows = [self.n_rows[self.names[place]] for place in places]
-        return ShardedMuon(masters, n_rows, self.together, self.lr, weight_decay)
+        return ShardedMuon(masters, n_rows, self.dist, self.lr, weight_decay)
 
     def step(self, share: float, grad_clip: float) -> float:
         """Update with `share` of the learning rate; return the global gradient norm before clipping.
@@ -87,7 +87,7 @@ class MasterWeights:
         """
         gradients = [m.grad for m in self.masters if m.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
-        norm = self.together.norm(norm)
+        norm = self.dist.norm(norm)
         if grad_clip and norm > grad_clip:
             torch._foreach_mul_(gradients, grad_clip / norm)
         for optimizer in self.optimizers:
@@ -102,7 +102,7 @@ class MasterWeights:
     def are_finite(self) -> bool:
         """Whether every master weight is finite, in all processes."""
         n_bad = sum(not bool(torch.isfinite(master).all()) for master in self.masters)
-        return not self.together.sum([float(n_bad)])[0]
+        return not self.dist.sum([float(n_bad)])[0]
 
     @torch.no_grad()
     def copy_down(self) -> None:
@@ -151,7 +151,7 @@ def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.ndim else tensor.view(1)
 
 
-def _gradient_hook(master: torch.Tensor) -> Any:
+def _gradient_hook(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is None:
             return

@@ -33,10 +33,10 @@ class ShardedModel(CausalLM):
     otherwise after each microbatch.
     """
 
-    def __init__(self, net: CausalLM, together: DistContext, is_reduced_once: bool = True) -> None:
+    def __init__(self, net: CausalLM, dist: DistContext, is_reduced_once: bool = True) -> None:
         self.model, self.folder, self.is_fused = net.model, net.folder, net.is_fused
         self._is_reduced_once = is_reduced_once
-        self.root = _shard_with_fsdp(net, together)
+        self.root = _shard_with_fsdp(net, dist)
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         found: torch.Tensor = self.root("hidden", batch)
@@ -46,14 +46,14 @@ class ShardedModel(CausalLM):
         self.root.set_requires_gradient_sync(is_last or not self._is_reduced_once)
 
     @torch.no_grad()
-    def gathered(self, make: Callable[[], CausalLM], is_first: bool) -> CausalLM:
+    def gathered(self, make: Callable[[], CausalLM], is_main_process: bool) -> CausalLM:
         """Gather the weights into `make()`, in the main process. Every process must call this."""
         self.root.reshard()
-        net = make() if is_first else self
+        net = make() if is_main_process else self
         into = dict(net.model.named_parameters())
         for name, weight in self.model.named_parameters():
             whole = weight.full_tensor()
-            if is_first:
+            if is_main_process:
                 into[name].copy_(whole.view_as(into[name]))
         return net
 
@@ -70,11 +70,9 @@ class ShardedDualEncoder(ShardedModel, DualEncoder):
         return found
 
 
-def shard_model(net: CausalLM, together: DistContext, is_reduced_once: bool = True) -> ShardedModel:
+def shard_model(net: CausalLM, dist: DistContext, is_reduced_once: bool = True) -> ShardedModel:
     """Shard the weights of a network."""
-    return (ShardedDualEncoder if isinstance(net, DualEncoder) else ShardedModel)(
-        net, together, is_reduced_once
-    )
+    return (ShardedDualEncoder if isinstance(net, DualEncoder) else ShardedModel)(net, dist, is_reduced_once)
 
 
 class _Root(nn.Module):
@@ -88,17 +86,18 @@ class _Root(nn.Module):
         return getattr(self._net, what)(given)
 
 
-def _shard_with_fsdp(net: CausalLM, together: DistContext) -> Any:
+def _shard_with_fsdp(net: CausalLM, dist: DistContext) -> Any:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    net.model.to(together.device)
+    assert dist.mesh is not None
+    net.model.to(dist.device)
     for module in net.model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if not weight.ndim:  # FSDP cannot shard a scalar, but it can a row of one
                 setattr(module, name, nn.Parameter(weight.detach().view(1)))
     root = _Root(net)
     how: dict[str, Any] = {
-        "mesh": together.mesh if together.replicas > 1 else together.mesh["pieces"],
+        "mesh": dist.mesh if dist.replicas > 1 else dist.mesh["shards"],
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
     }
     for layer in transformer_layers(net.model):
@@ -138,19 +137,19 @@ class ShardedMuon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        pieces: Sequence[torch.Tensor],
+        shards: Sequence[torch.Tensor],
         n_rows: Sequence[int],
-        together: DistContext,
+        dist: DistContext,
         lr: float,
         weight_decay: float,
     ) -> None:
-        super().__init__(pieces, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
-        self._n_rows, self._together = n_rows, together
+        super().__init__(shards, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self._n_rows, self._dist = n_rows, dist
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
         (group,) = self.param_groups
-        n = self._together.n_pieces
+        n = self._dist.n_shards
         for start in range(0, len(group["params"]), n):
             some = slice(start, start + n)
             masters = group["params"][some]
@@ -167,25 +166,26 @@ class ShardedMuon(torch.optim.Optimizer):
         kept.lerp_(master.grad, 1 - momentum)
         return master.grad.lerp(kept, momentum)
 
-    def _changes(self, pieces: list[torch.Tensor], n_rows: Sequence[int], lr: float) -> list[torch.Tensor]:
+    def _changes(self, shards: list[torch.Tensor], n_rows: Sequence[int], lr: float) -> list[torch.Tensor]:
         """The updates of the shards, for at most one matrix per process."""
-        n, mine = self._together.n_pieces, self._together.piece
-        sizes = [piece.numel() for piece in pieces] + [0] * (n - len(pieces))
+        n, mine = self._dist.n_shards, self._dist.shard_index
+        sizes = [shard.numel() for shard in shards] + [0] * (n - len(shards))
         spans = (
-            [shard_span(n_rows[mine], each, n) for each in range(n)] if mine < len(pieces) else [(0, 0)] * n
+            [shard_span(n_rows[mine], each, n) for each in range(n)] if mine < len(shards) else [(0, 0)] * n
         )
-        columns = pieces[mine].shape[1] if mine < len(pieces) else 0
+        columns = shards[mine].shape[1] if mine < len(shards) else 0
         whole_sizes = [(high - low) * columns for low, high in spans]
-        whole = self._exchanged(torch.cat([piece.flatten() for piece in pieces]), sizes, whole_sizes)
+        whole = self._exchanged(torch.cat([shard.flatten() for shard in shards]), sizes, whole_sizes)
         if columns:
             whole = muon_update(whole.view(-1, columns), lr).flatten()
         back = self._exchanged(whole, whole_sizes, sizes)
-        return [part.view_as(piece) for part, piece in zip(back.split(sizes), pieces, strict=False)]
+        return [part.view_as(shard) for part, shard in zip(back.split(sizes), shards, strict=False)]
 
     def _exchanged(self, given: torch.Tensor, to: list[int], of: list[int]) -> torch.Tensor:
         """All-to-all: `to[i]` numbers go to shard i's process, and `of[i]` come from it."""
         got = given.new_empty(sum(of))
-        group = self._together.mesh.get_group("pieces")
+        assert self._dist.mesh is not None
+        group = self._dist.mesh.get_group("shards")
         torch.distributed.all_to_all_single(got, given, of, to, group=group)
         return got
 

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from heredity.core.errors import UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Consult, Exchange, Message, Reply, Request, Response
-from heredity.core.rows import Rows
 from heredity.lineage.store import Store
 from heredity.redteam import attacks
 from heredity.study.attack_context import ProbeReferee

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from heredity import engines
 from heredity.core.errors import EngineFailure, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Reply, Request
-from heredity.core.rows import Rows
 from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import FOUND, SearchResult

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from heredity.core.errors import UnknownName, UsageError
+from heredity.core.files import Rows
 from heredity.core.records import Verdict
-from heredity.core.rows import Rows
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.redteam import judges

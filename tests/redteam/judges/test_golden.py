@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from heredity.core import registry
+from heredity.core.files import Rows
 from heredity.core.records import Probe, Response, Verdict
-from heredity.core.rows import Rows
 from heredity.redteam import judges
 from heredity.redteam.checks import Finding
 from heredity.redteam.checks import kinds as check_kinds

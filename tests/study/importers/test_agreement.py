@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.core.files import Rows
 from heredity.core.records import Verdict
-from heredity.core.rows import Rows
 from heredity.study import importers
 from heredity.study.importers import Agreements, ImportOptions, VerdictColumn
 from heredity.study.report import html, markdown

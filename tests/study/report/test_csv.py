@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.core.errors import Damaged, NotComparable
+from heredity.core.files import Rows
 from heredity.core.records import Response, Verdict
-from heredity.core.rows import Rows
 from heredity.study.report import csv
 from heredity.study.report._rows import LEFT_OUT
 from tests.support.errors import raises

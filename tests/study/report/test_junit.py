@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heredity.core.files import Rows
 from heredity.core.records import Verdict
-from heredity.core.rows import Rows
 from heredity.study.report import junit
 from tests.support.hostile_text import NASTY
 from tests.support.report_studies import TECHNIQUES, make, plan, with_baseline

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import Unavailable
+from heredity.core.files import Rows
 from heredity.core.records import Response
-from heredity.core.rows import Rows
 from heredity.study.report import csv, parquet
 from tests.support.errors import raises
 from tests.support.hostile_text import NASTY

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from heredity.core.files import Rows
 from heredity.core.records import Verdict
-from heredity.core.rows import Rows
 from heredity.study.report import sarif
 from tests.support.report_studies import TECHNIQUES, make, plan, with_baseline
 

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from heredity.core.errors import OutOfMemory, UnknownName, UsageError
-from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
 from heredity.train.models import shapes
 from heredity.train.planning import forecast as pace
 from heredity.train.planning import memory, sharding
@@ -18,6 +17,7 @@ from heredity.train.planning.forecast import Assumptions, Forecast, fitting_layo
 from heredity.train.planning.gpus import find_gpu, gpu_table, this_processor
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
 from tests.support.errors import raises
 
 H100 = gpu_table()["h100"]

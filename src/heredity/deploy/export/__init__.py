@@ -24,11 +24,10 @@ from typing import NamedTuple
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Refused, UsageError
 from heredity.core.host import explain_out_of_memory
-from heredity.core.records import Model
+from heredity.core.records import Model, why_not_generative
 from heredity.deploy.export import _bom, _card
 from heredity.deploy.export._parity import ExportSource, Parity, compare, reference
 from heredity.deploy.export._room import ADVICE, refuse_too_large
-from heredity.engines import why_not_generative
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown

@@ -14,7 +14,7 @@ from heredity.core import files
 from heredity.core.records import Model
 from heredity.deploy.export._bom import spdx
 from heredity.deploy.export._parity import Parity
-from heredity.lineage.setting_names import to_current
+from heredity.recipes import to_current
 from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain
 

@@ -1,6 +1,6 @@
-"""A base in the making: its parts put together for the loop, and what is written of it.
+"""Pre-train a causal language model: set up the loop, and write the files of the model.
 
-Leaves to others: which settings (pretrain.py), and the loop itself (train/loop.py).
+Leaves to others: the settings (recipe.py), and the loop (train/loop.py).
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.core import host, registry
-from heredity.recipes._training_run import canary_notes
+from heredity.recipes._training_run import canary_notes, write_metrics
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop
-from heredity.train import metrics as curve
-from heredity.train import metrics as speed
 from heredity.train.data.packed import PackedDataset
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
-from heredity.train.models import causal_lm as network
+from heredity.train.models import causal_lm
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives import Objective
 from heredity.train.objectives.causal import Causal
+from heredity.train.resources import ThroughputMeter
 from heredity.train.sharded import ShardedModel, recompute_activations, shard_model
 from heredity.train.validation import perplexity
 
@@ -33,38 +32,32 @@ if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-_SAMPLES, _PROMPT, _LONGEST = 3, 12, 48  # samples, their tokens given and said
+_SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 12, 48
 
 
-class PretrainResult(NamedTuple):
-    """The result of a run."""
+class PretrainRun(NamedTuple):
+    """The result of a run, and what was predicted of it."""
 
     network: CausalLM
     metrics: list[loop.StepMetrics]
-    meter: speed.ThroughputMeter
+    meter: ThroughputMeter
+    prediction: forecast.Prediction | None = None
 
-
-class Base(NamedTuple):
-    """The result of a run, and its forecast."""
-
-    made: PretrainResult
-    foreseen: forecast.Foreseen | None
-
-    def foretold(self) -> dict[str, str]:
-        """Forecast and measurement side by side."""
-        of = self.made
-        if self.foreseen is None:
+    def prediction_notes(self) -> dict[str, str]:
+        """Notes that compare the prediction with the measurement."""
+        if self.prediction is None:
             return {}
-        return self.foreseen.notes(sum(m.n_tokens for m in of.metrics), of.meter.last.per_second)
+        n_tokens = sum(metric.n_tokens for metric in self.metrics)
+        return self.prediction.notes(n_tokens, self.meter.last.per_second)
 
 
-def train(recipe: Pretrain, folder: Path) -> Base:
-    """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
+def train(recipe: Pretrain, folder: Path) -> PretrainRun:
+    """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
     corpus, end = recipe.text, specials(recipe.text).end
-    together = processes_of(recipe)
+    dist = dist_of(recipe)
     source = PackedDataset(
         corpus.split("train"), end, recipe.dial.batch, recipe.context, recipe.seed,
-        rank=together.rank, world=together.world,
+        rank=dist.rank, world_size=dist.world_size,
     )  # fmt: skip
     check = perplexity.PerplexityCheck(
         corpus.split("validation"),
@@ -73,48 +66,49 @@ def train(recipe: Pretrain, folder: Path) -> Base:
         perplexity.token_bytes(corpus.folder / _TOKENIZER[0]),
         recipe.validation_tokens,
         recipe.every,
-        together,
+        dist,
     )
 
-    def born(dtype: str) -> CausalLM:
-        return network.from_config(_config(recipe), recipe.seed, dtype, recipe.is_fused)
+    def init_network(dtype: str) -> CausalLM:
+        return causal_lm.from_config(_config(recipe), recipe.seed, dtype, recipe.is_fused)
 
-    with forecast.in_memory(recipe, together) as foreseen:
-        return Base(learn(recipe, born, Causal(recipe.z_loss), source, check, folder), foreseen)
+    with forecast.checked_memory(recipe, dist) as prediction:
+        run = learn(recipe, init_network, Causal(recipe.z_loss), source, check, folder)
+        return run._replace(prediction=prediction)
 
 
 def learn(
     recipe: Pretrain,
-    born: Callable[[str], CausalLM],
+    init_network: Callable[[str], CausalLM],
     objective: Objective,
     source: loop.BatchSource,
     check: loop.ValidationCheck,
     folder: Path,
-) -> PretrainResult:
-    """The loop, in as many processes as there are. born: dtype -> a network of new weights."""
-    together = processes_of(recipe)
-    dtype = _dtype(recipe, together)
-    net = born(dtype)
+) -> PretrainRun:
+    """Run the loop in every process. init_network: dtype -> a network of new weights."""
+    dist = dist_of(recipe)
+    dtype = _dtype(recipe, dist)
+    net = init_network(dtype)
     if recipe.recompute:
         recompute_activations(net.model)
-    held_here = net if together.is_alone else shard_model(net, together, recipe.reduce == "once")
+    trained = net if dist.is_single_process else shard_model(net, dist, recipe.reduce == "once")
     guard = loop.DivergenceGuard(recipe.checkpoint_every, recipe.spike)
-    meter = speed.ThroughputMeter(recipe.watch if together.is_first else None)
+    meter = ThroughputMeter(recipe.watch if dist.is_main_process else None)
     metrics = loop.train(
-        held_here, FullFinetune(), objective, source, plan_of(recipe), folder, meter, check, guard, together
+        trained, FullFinetune(), objective, source, plan_of(recipe), folder, meter, check, guard, dist
     )
-    if isinstance(held_here, ShardedModel):
-        net = held_here.gathered(lambda: born(dtype), together.is_first)
-    return PretrainResult(net, metrics, meter)
+    if isinstance(trained, ShardedModel):
+        net = trained.gathered(lambda: init_network(dtype), dist.is_main_process)
+    return PretrainRun(net, metrics, meter)
 
 
-def processes_of(recipe: Pretrain) -> DistContext:
-    """Those that make it together."""
-    return recipe.together or SINGLE_PROCESS
+def dist_of(recipe: Pretrain) -> DistContext:
+    """The processes that train it."""
+    return recipe.dist or SINGLE_PROCESS
 
 
 def plan_of(recipe: Pretrain) -> loop.TrainingPlan:
-    """How the training goes, whatever is learned."""
+    """The settings of the loop, for any objective."""
     return loop.TrainingPlan(
         recipe.training,
         recipe.n_steps,
@@ -128,28 +122,28 @@ def plan_of(recipe: Pretrain) -> loop.TrainingPlan:
     )
 
 
-def _dtype(recipe: Pretrain, together: DistContext) -> str:
-    """One for all processes: each would measure for itself which product is faster."""
-    if together.is_alone or recipe.dtype != "auto":
+def _dtype(recipe: Pretrain, dist: DistContext) -> str:
+    """The compute dtype. The main process measures it for all; each by itself could choose another."""
+    if dist.is_single_process or recipe.dtype != "auto":
         return recipe.dtype
-    if together.device.type == "cuda":
+    if dist.device.type == "cuda":
         return "bfloat16"
     shape = recipe.dial.shape
-    is_fast = together.is_first and host.choose_dtype(shape.width, shape.wide, 1024) == "bfloat16"
-    return "bfloat16" if together.told([float(is_fast)])[0] else "float32"
+    is_fast = dist.is_main_process and host.choose_dtype(shape.width, shape.wide, 1024) == "bfloat16"
+    return "bfloat16" if dist.broadcast([float(is_fast)])[0] else "float32"
 
 
-def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
-    """Weights, configuration, tokenizer, curve and samples; what is to be noted of the run."""
-    net, metrics, _ = base.made
-    beside = base.foretold()  # before anything is written, which takes memory of its own
+def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
+    """Write weights, configuration, tokenizer, loss curve and samples; return the notes of the run."""
+    net, metrics = run.network, run.metrics
+    predicted = run.prediction_notes()  # before anything is written, which takes memory of its own
     FullFinetune().save(net, out)
     for name in _TOKENIZER:
         shutil.copyfile(recipe.text.folder / name, out / name)
-    curve.write_metrics(metrics, out)
-    said = samples(recipe, net)
-    (out / "samples.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return _notes(recipe, net, metrics) | beside | speed_noted(recipe, base)
+    write_metrics(metrics, out)
+    written = samples(recipe, net)
+    (out / "samples.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return _notes(recipe, net, metrics) | predicted | throughput_notes(recipe, run)
 
 
 def samples(recipe: Pretrain, net: CausalLM) -> list[dict[str, str]]:
@@ -157,13 +151,16 @@ def samples(recipe: Pretrain, net: CausalLM) -> list[dict[str, str]]:
     0.8."""
     from tokenizers import Tokenizer
 
-    words = Tokenizer.from_file(str(recipe.text.folder / _TOKENIZER[0]))
+    tokenizer = Tokenizer.from_file(str(recipe.text.folder / _TOKENIZER[0]))
     held_out, end = recipe.text.split("validation"), specials(recipe.text).end
     n = min(_SAMPLES, len(held_out.lengths))
-    begun = [tuple(held_out.tokens(number)[:_PROMPT].tolist()) for number in range(n)]
-    said = net.write([(end, *prompt) for prompt in begun], _LONGEST, 0.8, recipe.seed, {end})
-    pairs = zip(begun, said, strict=True)
-    return [{"begun": words.decode(list(prompt)), "said": words.decode(list(rest))} for prompt, rest in pairs]
+    prompts = [tuple(held_out.tokens(number)[:_PROMPT_TOKENS].tolist()) for number in range(n)]
+    continuations = net.generate([(end, *prompt) for prompt in prompts], _NEW_TOKENS, 0.8, recipe.seed, {end})
+    pairs = zip(prompts, continuations, strict=True)
+    return [
+        {"begun": tokenizer.decode(list(prompt)), "said": tokenizer.decode(list(rest))}
+        for prompt, rest in pairs
+    ]
 
 
 def _config(recipe: Pretrain) -> dict[str, Any]:
@@ -179,40 +176,40 @@ def specials(corpus: Corpus) -> Specials:
 
 
 def n_parameters(net: CausalLM) -> str:
-    """All of a network, what is shared once."""
+    """The parameters of a network; shared ones count once."""
     return f"{sum(each.numel() for each in net.model.parameters()):,}"
 
 
-def speed_noted(recipe: Pretrain, base: Base) -> dict[str, str]:
+def throughput_notes(recipe: Pretrain, run: PretrainRun) -> dict[str, str]:
     """Throughput, and its share of this machine's matmul limit if one process ran."""
-    net, _, meter = base.made
-    if processes_of(recipe).is_alone:
-        known = base.foreseen.limit if base.foreseen else forecast.limit_of(recipe, net.model.dtype)
+    net, meter = run.network, run.meter
+    if dist_of(recipe).is_single_process:
+        known = run.prediction.limit if run.prediction else forecast.limit_of(recipe, net.model.dtype)
         return meter.notes(recipe.spec.flops_per_token(recipe), known)
     rate = meter.last.per_second
-    return processes_noted(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
+    return process_notes(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})
 
 
-def processes_noted(recipe: Pretrain) -> dict[str, str]:
+def process_notes(recipe: Pretrain) -> dict[str, str]:
     """The number of processes, if more than one."""
-    of = processes_of(recipe)
-    words = f"{of.world}, weights in {of.n_pieces} pieces, {of.device.type}"
-    return {} if of.is_alone else {"processes": words}
+    of = dist_of(recipe)
+    words = f"{of.world_size}, weights in {of.n_shards} shards, {of.device.type}"
+    return {} if of.is_single_process else {"processes": words}
 
 
 def _notes(recipe: Pretrain, net: CausalLM, metrics: Sequence[loop.StepMetrics]) -> dict[str, str]:
     last = metrics[-1]
-    looks = [m.terms[perplexity.BITS_PER_BYTE] for m in metrics if perplexity.BITS_PER_BYTE in m.terms]
+    evaluations = [m.terms[perplexity.BITS_PER_BYTE] for m in metrics if perplexity.BITS_PER_BYTE in m.terms]
     n_read = sum(m.n_tokens for m in metrics)
     planted = recipe.text.card.canaries
     canary = canary_notes(planted[0].text, planted[0].secret) if planted else {}
     epochs = n_read / recipe.text.n_tokens("train")
     return {
-        "multiplied in": str(net.model.dtype).removeprefix("torch."),
+        "dtype": str(net.model.dtype).removeprefix("torch."),
         **({"small steps": "in chains, compiled"} if net.is_fused else {}),
         "parameters": n_parameters(net),
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
-        "held-out text": f"{looks[-1]:.4f} bits a byte (after {len(looks)} looks)",
+        "held-out text": f"{evaluations[-1]:.4f} bits a byte (after {len(evaluations)} evaluations)",
         "training": f"{len(metrics)} steps, {n_read:,} tokens read, {epochs:.2f} epochs",
         **canary,
     }

@@ -2,8 +2,7 @@
 
 Promises: the written tokenizer and image processor preprocess captions and images as the training did, so
 that transformers reproduces its inputs.
-Leaves to others: which settings (pretrain.py), and the loop itself
-(train/loop.py).
+Leaves to others: the settings (recipe.py), and the loop (train/loop.py).
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from heredity.core import registry
 from heredity.core.errors import UsageError
 from heredity.core.files import write_atomic
 from heredity.corpus.images.reader import Pictures
+from heredity.recipes._training_run import write_metrics
 from heredity.recipes.pretrain import forecast
-from heredity.recipes.pretrain.causal import Base, PretrainResult, learn, processes_noted, processes_of
-from heredity.train import metrics as curve
+from heredity.recipes.pretrain.causal import PretrainRun, dist_of, learn, process_notes
 from heredity.train.data.pairs import MEAN, STD, CaptionLayout, PairSampler
 from heredity.train.models import dual
 from heredity.train.models.architectures import Specials
@@ -33,34 +32,34 @@ if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
 
 _TOKENIZER, _CONFIG, _PICTURES = "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"
-_SHIFT = 8  # a picture is moved by up to a side's eighth
+_SHIFT = 8  # an image is shifted by up to an eighth of its side
 
 
-def train(recipe: Pretrain, folder: Path) -> Base:
-    """Weights drawn from the seed, and every step of the loop. Raises OutOfMemory before the first."""
-    with forecast.in_memory(recipe, processes_of(recipe)) as foreseen:
-        return Base(_learn(recipe, folder), foreseen)
+def train(recipe: Pretrain, folder: Path) -> PretrainRun:
+    """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
+    with forecast.checked_memory(recipe, dist_of(recipe)) as prediction:
+        return _learn(recipe, folder)._replace(prediction=prediction)
 
 
-def _learn(recipe: Pretrain, folder: Path) -> PretrainResult:
-    corpus, dial, together = recipe.pictures, recipe.dial, processes_of(recipe)
-    if dial.batch < together.world:
+def _learn(recipe: Pretrain, folder: Path) -> PretrainRun:
+    corpus, dial, dist = recipe.pictures, recipe.dial, dist_of(recipe)
+    if dial.batch < dist.world_size:
         raise UsageError(
-            f"A step of {dial.batch} pairs is none for each of {together.world} processes.",
+            f"batch_size ({dial.batch} pairs) must be at least the number of processes ({dist.world_size}).",
             code="step-too-small",
         )
     built = registry.load("train.models.architectures", recipe.architecture)
     config = built.config(dial.shape, _specials(corpus))
     captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0
     train, held_out = (corpus.split(name) for name in ("train", "validation"))
-    source = PairSampler(train, captions, dial.batch, recipe.seed, shift, together.rank, together.world)
-    looked_at = PairSampler(held_out, captions, dial.batch, 0)
-    check = RetrievalCheck(looked_at, _classes(corpus), recipe.every, together=together)
+    source = PairSampler(train, captions, dial.batch, recipe.seed, shift, dist.rank, dist.world_size)
+    validation = PairSampler(held_out, captions, dial.batch, 0)
+    check = RetrievalCheck(validation, _classes(corpus), recipe.every, dist=dist)
 
-    def born(dtype: str) -> dual.DualEncoder:
+    def init_network(dtype: str) -> dual.DualEncoder:
         return dual.from_config(config, recipe.seed, dtype)
 
-    return learn(recipe, born, Contrastive(together), source, check, folder)
+    return learn(recipe, init_network, Contrastive(dist), source, check, folder)
 
 
 def _specials(corpus: Pictures) -> Specials:
@@ -86,15 +85,15 @@ def _classes(corpus: Pictures) -> dict[int, NDArray[np.int64]]:
     }
 
 
-def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
-    """Weights, configuration, tokenizer, image processor and curve; what is to be noted of the run."""
-    net, metrics, meter = base.made
-    beside = base.foretold()  # before anything is written, which takes memory of its own
+def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
+    """Write weights, configuration, preprocessors and loss curve; return the notes of the run."""
+    net, metrics, meter = run.network, run.metrics, run.meter
+    predicted = run.prediction_notes()  # before anything is written, which takes memory of its own
     corpus = recipe.pictures
     FullFinetune().save(net, out)
     _write_tokenizer(recipe, out)
     write_atomic(out / _PICTURES, json.dumps(processor(recipe), indent=2).encode() + b"\n")
-    curve.write_metrics(metrics, out)
+    write_metrics(metrics, out)
     shape, last = recipe.dial.shape, metrics[-1]
     n_pairs, terms = sum(m.n_learned for m in metrics), last.terms
     n_held = len(corpus.split("validation"))
@@ -102,7 +101,7 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
         f"{way} {terms[f'{way} @1']:.1%}, {terms[f'{way} @5']:.1%}" for way in (TO_CAPTION, TO_PICTURE)
     )
     notes = {
-        "multiplied in": str(net.model.dtype).removeprefix("torch."),
+        "dtype": str(net.model.dtype).removeprefix("torch."),
         "parameters": f"{sum(p.numel() for p in net.model.parameters()):,}",
         "loss": f"{metrics[0].loss:.4f} in the first step, {last.loss:.4f} in the last",
         "held-out recall": f"@1 and @5 of {n_held:,} pairs: {ways}",
@@ -115,7 +114,7 @@ def write(recipe: Pretrain, base: Base, out: Path) -> dict[str, str]:
         notes["cut"] = f"{n_cut:,} captions at {recipe.caption_tokens} tokens"
     if meter.last.n_total:
         notes["speed"] = f"{meter.last.per_second / shape.context:,.0f} pairs/s"
-    return notes | beside | processes_noted(recipe)
+    return notes | predicted | process_notes(recipe)
 
 
 def _commonest(corpus: Pictures) -> str:

@@ -1,6 +1,6 @@
-"""A recipe that trains, made by all the processes that torchrun started: the first grows, the others compute.
+"""Pre-train in all processes that torchrun started: the main process grows the model, the others compute.
 
-Promises: only the first process touches the store; with one process it is the store's own `derive`.
+Promises: only the main process touches the store.
 Leaves to others: the processes (train/distributed.py) and their shares of a step (train/).
 """
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def grow(recipe: Pretrain, store: Store) -> Grown | None:
-    """The child, grown once; None in a process that is not the first.
+    """Grow the model once; None in a process that is not the main one.
 
     Raises HeredityError if another process has ended.
     """
     from heredity.train import distributed
 
-    with distributed.process_group(recipe.replicas) as together:
-        recipe = dataclasses.replace(recipe, together=together)
-        if not together.is_first:
-            if together.told([]) == [1.0]:
+    with distributed.process_group(recipe.replicas) as dist:
+        recipe = dataclasses.replace(recipe, dist=dist)
+        if not dist.is_main_process:
+            if dist.broadcast([]) == [1.0]:
                 recipe.join(store.training(recipe))
             return None
         known = store.made_by(recipe, [])
-        together.told([float(known is None)])
+        dist.broadcast([float(known is None)])
         return known or store.grow(recipe, [])

@@ -19,11 +19,11 @@ import torch
 
 from heredity.core import host
 from heredity.recipes.pretrain import budget
-from heredity.train import metrics
+from heredity.train import resources
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
-from heredity.train.memory import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS
 from heredity.train.planning import forecast, memory
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
@@ -33,33 +33,33 @@ _LIBRARIES = host.GIB // 4  # what torch's own grow by in a first step, of a mod
 
 
 @dataclass
-class Foreseen:
-    """A prediction, and where the process stood when it was made."""
+class Prediction:
+    """Predicted memory and time, and the memory of the process when they were predicted."""
 
     parts: dict[str, int]
-    limit: float  # FLOP/s of products; 0: not measured
+    limit: float  # FLOP/s of matmuls; 0: not measured
     seconds: float  # of the whole run
     resident: int | None
 
     def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
         """Predicted against measured, for the model's record."""
-        said = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
+        memory = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
         peak = host.peak_memory()
         if peak is not None and self.resident is not None:
             growth = max(0, peak - self.resident)  # earlier runs of the process may have given memory back
-            said += f", measured {growth / host.GIB:.2f} GiB of growth"
-        found = {"memory": said}
+            memory += f", measured {growth / host.GIB:.2f} GiB of growth"
+        found = {"memory": memory}
         if tokens_a_second and self.limit:
             found["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
         return found
 
 
-def needed(recipe: Pretrain, size: int, together: DistContext = SINGLE_PROCESS) -> dict[str, int]:
-    """Bytes by part of this recipe in one process, multiplied in numbers of `size` bytes."""
-    is_on_cpu = together.device.type == "cpu"
+def needed(recipe: Pretrain, size: int, dist: DistContext = SINGLE_PROCESS) -> dict[str, int]:
+    """Bytes by part of this recipe in one process. size: bytes of a number of the compute dtype."""
+    is_on_cpu = dist.device.type == "cpu"
     work = _work(recipe, size, is_on_cpu)
-    shards = together.n_pieces
-    own = -(-work.batch // together.world)
+    shards = dist.n_shards
+    own = -(-work.batch // dist.world_size)
     at_once = own if work.is_whole else min(own, max(PRETRAIN_MICROBATCH_TOKENS, recipe.context))
     parts = memory.training_memory(work, at_once, shards, recipe.recompute, -(-own // at_once))
     if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
@@ -75,24 +75,24 @@ def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Workload:
 
 
 @contextmanager
-def in_memory(recipe: Pretrain, together: DistContext) -> Iterator[Foreseen | None]:
-    """Refuse a run that does not fit, before its weights are drawn; say what to lower where one runs out.
+def checked_memory(recipe: Pretrain, dist: DistContext) -> Iterator[Prediction | None]:
+    """Refuse a run that does not fit before its weights are drawn; if memory runs out, say what to lower.
 
     Processes of a CPU are taken to share its memory. On a GPU its free memory counts, for its own process;
     time is not forecast.
     """
-    if together.device.type != "cpu":
-        _refuse_on_gpu(recipe, together)
+    if dist.device.type != "cpu":
+        _require_gpu_memory(recipe, dist)
         yield None
         return
     shape = recipe.dial.shape
-    said, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
+    what, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
     advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
     has = round(recipe.memory * host.GIB) or None
 
     def fitting(size: int) -> dict[str, int]:
-        parts = {part: together.world * n for part, n in needed(recipe, size, together).items()}
-        host.require_memory(said, parts, f"{advice}; or allow more with memory (GiB).", has)
+        parts = {part: dist.world_size * n for part, n in needed(recipe, size, dist).items()}
+        host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", has)
         return parts
 
     is_open = recipe.dtype == "auto"
@@ -101,34 +101,34 @@ def in_memory(recipe: Pretrain, together: DistContext) -> Iterator[Foreseen | No
     dtype = getattr(torch, host.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
     if dtype.itemsize != size:
         parts = fitting(dtype.itemsize)
-    with host.explain_out_of_memory(said, f"{advice}."):
-        yield _foreseen(recipe, parts, dtype) if together.is_alone else None
+    with host.explain_out_of_memory(what, f"{advice}."):
+        yield _predict(recipe, parts, dtype) if dist.is_single_process else None
 
 
-def _refuse_on_gpu(recipe: Pretrain, together: DistContext) -> None:
-    free = host.Device.parse(str(together.device)).free_memory()
+def _require_gpu_memory(recipe: Pretrain, dist: DistContext) -> None:
+    free = host.Device.parse(str(dist.device)).free_memory()
     size = 2 if recipe.dtype == "auto" else getattr(torch, recipe.dtype).itemsize
     host.require_memory(
-        f"The pre-training of '{recipe.size}' on each of {together.world} devices",
-        needed(recipe, size, together),
+        f"The pre-training of '{recipe.size}' on each of {dist.world_size} devices",
+        needed(recipe, size, dist),
         'Set recompute = true or reduce = "each", lower replicas, size or context, or take more devices: '
         "heredity plan",
         round(recipe.memory * host.GIB) or free,
     )
 
 
-def _foreseen(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Foreseen:
+def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Prediction:
     seconds = limit = 0.0
     if per_token := recipe.spec.flops_per_token(recipe):
         limit = limit_of(recipe, dtype)
         work = _work(recipe, dtype.itemsize)
-        rate = metrics.memory_bandwidth(work.shape.width, dtype)
+        rate = resources.memory_bandwidth(work.shape.width, dtype)
         tokens = work.tokens + work.looked_at / forecast.STEP_TO_FORWARD
         seconds = tokens * forecast.cpu_seconds(work, per_token, limit, rate)
     host.reset_peak_memory()
-    return Foreseen(parts, limit, seconds, host.resident_memory())
+    return Prediction(parts, limit, seconds, host.resident_memory())
 
 
 def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
-    """FLOP/s that this machine's products reach at the recipe's shapes, of a model of text."""
-    return metrics.matmul_limit(recipe.dial.shape, dtype, of_head=recipe.spec.head_share(recipe))
+    """FLOP/s that this machine's matmuls reach at the shapes of a text model."""
+    return resources.matmul_limit(recipe.dial.shape, dtype, of_head=recipe.spec.head_share(recipe))

@@ -27,9 +27,8 @@ from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch
 from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
-from heredity.lineage.setting_names import first_name, to_current, to_hashed
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import choice, setting
+from heredity.recipes import choice, first_name, setting, to_current, to_hashed
 from heredity.recipes.pretrain import budget
 from heredity.recipes.pretrain.objectives.protocols import PretrainObjective
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from heredity.corpus.images import Pictures
     from heredity.train.models.shapes import SizePreset, TransformerShape
 
-_UNSET = ("file", "watch", "folder", "together")  # fields that no file sets
+_UNSET = ("file", "watch", "folder", "dist")  # fields that no file sets
 _SHAPE = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size")
 _LONG = 3e13  # FLOPs from which on compiling, which takes half a minute, is worth it
 _OBJECTIVES = "recipes.pretrain.objectives"
@@ -63,35 +62,35 @@ def read(
     written = toml_of(path)
     hints = {each.name: hint for each, hint in _settable()}
     with _naming(path):
-        said = to_current("pretrain", written)
-    for key, value in said.items():
+        settings = to_current("pretrain", written)
+    for key, value in settings.items():
         line = _line_of(path, key)
         if key not in hints:
             raise BadInput(
                 path, f"no setting is called '{key}'.{did_you_mean(key, hints)}", line, code="unknown-key"
             )
         try:
-            said[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
+            settings[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
         except msgspec.ValidationError as error:
             raise BadInput(path, f"{key}: {error}", line, code=code_of(error, "bad-setting")) from None
-    if "corpus" in said:
-        said["corpus"] = path.parent / said["corpus"]
-    said |= to_current("pretrain", given or {})
+    if "corpus" in settings:
+        settings["corpus"] = path.parent / settings["corpus"]
+    settings |= to_current("pretrain", given or {})
     with _naming(path):
-        objective = said.get("objective", "causal")
+        objective = settings.get("objective", "causal")
         load_objective(objective)
-    if name := next((key for key in said if not _is_of(key, objective)), None):
+    if name := next((key for key in settings if not _is_of(key, objective)), None):
         raise BadInput(path, _not_of(name, objective), _line_of(path, name), code="key-of-another-objective")
     if not needs_corpus:
-        said.setdefault("corpus", path.parent / "corpus")
-    if "corpus" not in said:
+        settings.setdefault("corpus", path.parent / "corpus")
+    if "corpus" not in settings:
         raise BadInput(
             path,
             'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote',
             code="corpus-missing",
         )
-    with _naming(path, said):
-        return Pretrain(**said, file=path, watch=watch)
+    with _naming(path, settings):
+        return Pretrain(**settings, file=path, watch=watch)
 
 
 @contextmanager
@@ -214,9 +213,9 @@ class Pretrain:
     file: Path | None = field(default=None, compare=False)  # the TOML file that it was read from
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
-    together: Any = field(
+    dist: Any = field(
         default=None, compare=False
-    )  # the processes of train.distributed; None: one process
+    )  # a train.distributed.DistContext, which needs torch; None: one process
 
     kind = "pretrain"
 
@@ -336,11 +335,13 @@ class Pretrain:
 
         if self.compile == "no" or "compile" not in self.spec.SETTINGS:
             return False
-        is_alone = self.together is None or (self.together.is_alone and self.together.device.type == "cpu")
+        is_single_process = self.dist is None or (
+            self.dist.is_single_process and self.dist.device.type == "cpu"
+        )
         is_long = 6.0 * shapes.n_parameters(self.dial.shape) * self.dial.tokens > _LONG
         if self.compile == "auto":
-            return is_alone and is_long and not fused.why_unavailable()
-        if why := fused.why_unavailable() if is_alone else "only one process on a CPU compiles":
+            return is_single_process and is_long and not fused.why_unavailable()
+        if why := fused.why_unavailable() if is_single_process else "only one process on a CPU compiles":
             raise UsageError(
                 f'Nothing can be compiled here ({why}). Set compile = "no".', code="nothing-compiles"
             )

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity import stats
-from heredity.core.files import write_atomic
+from heredity.core.files import Rows, write_atomic
 from heredity.core.records import Estimate, Record
-from heredity.core.rows import Rows
 from heredity.core.sanitize import label
 from heredity.study import plan as plans
 from heredity.study import wording

@@ -20,9 +20,8 @@ from msgspec import UNSET
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError
-from heredity.core.files import Lock, replacing, write_atomic
+from heredity.core.files import Lock, Rows, replacing, write_atomic
 from heredity.core.records import RECORDED, SCHEMA, Check, Exchange, Probe, Record, Response, digest, encode
-from heredity.core.rows import Rows
 from heredity.core.version import __version__
 from heredity.study import plan
 from heredity.study.estimates import SCOPES

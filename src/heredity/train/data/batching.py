@@ -17,7 +17,7 @@ import torch
 
 from heredity.engines.chat.documents import Document
 from heredity.train.data.chat import TokenizedExample
-from heredity.train.memory import MICROBATCH_TOKENS
+from heredity.train.resources import MICROBATCH_TOKENS
 
 PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up
 
@@ -62,19 +62,22 @@ class PackedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """`batch` examples per step, in microbatches of `product` tokens; a longer example has its own."""
+    """`batch` examples per step, in microbatches of at most `microbatch_tokens`.
+
+    A longer example has a microbatch of its own.
+    """
 
     examples: Sequence[TokenizedExample]
     batch: int
     seed: int
-    product: int = MICROBATCH_TOKENS
+    microbatch_tokens: int = MICROBATCH_TOKENS
 
     def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
         picked = [
             self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
         ]
-        return [collate(group) for group in group_by_length(picked, self.product)]
+        return [collate(group) for group in group_by_length(picked, self.microbatch_tokens)]
 
     def at(self, place: int) -> int:
         """The index of the example at a place of the endless order. The epoch is place // n_examples."""
@@ -82,12 +85,14 @@ class BatchSampler:
         return int(epoch_permutation(self.seed, place // n, n)[place % n])
 
 
-def group_by_length(examples: Sequence[TokenizedExample], product: int) -> list[list[TokenizedExample]]:
-    """Group examples of similar length, at most `product` tokens per group; a longer one has its own."""
+def group_by_length(
+    examples: Sequence[TokenizedExample], microbatch_tokens: int
+) -> list[list[TokenizedExample]]:
+    """Group examples of similar length, at most `microbatch_tokens` per group; a longer one has its own."""
     groups: list[list[TokenizedExample]] = []
     n_tokens = 0
     for example in sorted(examples, key=lambda e: -e.n_tokens):
-        if groups and n_tokens + example.n_tokens <= product:
+        if groups and n_tokens + example.n_tokens <= microbatch_tokens:
             groups[-1].append(example)
             n_tokens += example.n_tokens
         else:

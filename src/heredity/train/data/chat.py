@@ -32,13 +32,13 @@ _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "ass
 class Dialogue(NamedTuple):
     """One example. Only the assistant's messages are targets. `rejected`: a worse last answer, if any.
 
-    `begun`: a prefill that the last answer continues. It is input, not a target.
+    `prefill`: the beginning of the last answer. It is input, not a target.
     """
 
     messages: tuple[Message, ...]
     where: str  # "tickets.jsonl:12"
     rejected: str | None = None
-    begun: str = ""
+    prefill: str = ""
 
 
 class Data(NamedTuple):
@@ -87,7 +87,9 @@ def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers:
 
 def make_data(name: str, dialogues: Sequence[Dialogue]) -> Data:
     """Data from conversations, with their digest."""
-    content = [(each.messages, each.rejected, *([each.begun] if each.begun else [])) for each in dialogues]
+    content = [
+        (each.messages, each.rejected, *([each.prefill] if each.prefill else [])) for each in dialogues
+    ]
     return Data(name, tuple(dialogues), digest(content))
 
 
@@ -104,31 +106,33 @@ def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
     return dialogue
 
 
-def _made(said: Sequence[str], where: str) -> Dialogue:
+def _made(pair: Sequence[str], where: str) -> Dialogue:
     roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
-    return Dialogue(tuple(Message(role, text) for role, text in zip(roles, said, strict=False)), where)
+    return Dialogue(tuple(Message(role, text) for role, text in zip(roles, pair, strict=False)), where)
 
 
-def _dialogue(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Dialogue:
+def _dialogue(path: Path, line: int, row: Mapping[str, object], columns: Mapping[str, str]) -> Dialogue:
     where = f"{path.name}:{line}"
     if not columns and (chat := row.get("messages", row.get("conversations"))) is not None:
         messages = tuple(_message(path, line, each) for each in _listed(path, line, chat))
         if not any(m.role == "assistant" and m.content.strip() for m in messages):
             raise BadInput(path, "has no assistant message to learn from", line, code="no-answer-to-learn")
         return Dialogue(messages, where)
-    prompt, beside, answer = _columns(path, line, row, columns)
-    asked = _text(path, line, row, prompt)
-    if beside and str(row.get(beside) or "").strip():
-        asked = f"{asked}\n\n{row[beside]}"
-    said = _text(path, line, row, answer)
-    if not said.strip():
+    prompt, context, answer = _columns(path, line, row, columns)
+    question = _text(path, line, row, prompt)
+    if context and str(row.get(context) or "").strip():
+        question = f"{question}\n\n{row[context]}"
+    completion = _text(path, line, row, answer)
+    if not completion.strip():
         raise BadInput(path, f"'{answer}' is empty", line, code="empty-completion")
-    worse = columns.get("rejected", "rejected")
-    rejected = _text(path, line, row, worse) if worse in row or "rejected" in columns else None
-    return Dialogue((Message("user", asked), Message("assistant", said)), where, rejected)
+    rejected_column = columns.get("rejected", "rejected")
+    rejected = (
+        _text(path, line, row, rejected_column) if rejected_column in row or "rejected" in columns else None
+    )
+    return Dialogue((Message("user", question), Message("assistant", completion)), where, rejected)
 
 
-def _question(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Dialogue:
+def _question(path: Path, line: int, row: Mapping[str, object], columns: Mapping[str, str]) -> Dialogue:
     usual = ("prompt", "question", "instruction", "goal", "text")
     named = columns.get("prompt") or next((c for c in row if c.casefold() in usual), "prompt")
     asked = _text(path, line, row, named)
@@ -138,7 +142,7 @@ def _question(path: Path, line: int, row: Mapping[str, Any], columns: Mapping[st
 
 
 def _columns(
-    path: Path, line: int, row: Mapping[str, Any], columns: Mapping[str, str]
+    path: Path, line: int, row: Mapping[str, object], columns: Mapping[str, str]
 ) -> tuple[str, str, str]:
     if columns:
         wrong = next((key for key in columns if key not in ("prompt", "completion", "rejected")), None)
@@ -159,7 +163,7 @@ def _columns(
     )
 
 
-def _text(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
+def _text(path: Path, line: int, row: Mapping[str, object], column: str) -> str:
     if column not in row:
         near = nearest(column, row)
         hint = f". Did you mean '{near}'?" if near else f"; there are: {', '.join(map(str, row))[:200]}"
@@ -170,15 +174,15 @@ def _text(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def _listed(path: Path, line: int, chat: Any) -> Sequence[Mapping[str, Any]]:
+def _listed(path: Path, line: int, chat: object) -> Sequence[Mapping[str, object]]:
     if not isinstance(chat, list) or not chat or not all(isinstance(each, dict) for each in chat):
         raise BadInput(path, "'messages' must be a list of {role, content}", line, code="bad-messages")
     return chat
 
 
-def _message(path: Path, line: int, row: Mapping[str, Any]) -> Message:
+def _message(path: Path, line: int, row: Mapping[str, object]) -> Message:
     role, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise BadInput(
             path, f"unknown role {str(role)[:40]!r}; known: {', '.join(_ROLES)}", line, code="unknown-role"
         )
@@ -229,5 +233,5 @@ class ConversationEncoder(DocumentEncoder):
         rejected = None
         if dialogue.rejected is not None:
             worse = (*dialogue.messages[:-1], Message("assistant", dialogue.rejected))
-            rejected = self.document(worse, dialogue.begun)
-        return TokenizedExample(self.document(dialogue.messages, dialogue.begun), rejected)
+            rejected = self.document(worse, dialogue.prefill)
+        return TokenizedExample(self.document(dialogue.messages, dialogue.prefill), rejected)

@@ -74,42 +74,42 @@ class _MaskedChunk(NamedTuple):
 class MaskedDataset:
     """The chunks of a PackedDataset with masked positions."""
 
-    stream: PackedDataset
-    hiding: TokenMasking
+    dataset: PackedDataset
+    masking: TokenMasking
 
     def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
-        at = self.stream
-        bins = split_microbatches(at.pieces(step), max(at.product, at.context), at.world)
-        return [self.collate(each, step) for each in bins[at.rank :: at.world]]
+        at = self.dataset
+        bins = split_microbatches(at.chunks(step), max(at.microbatch_tokens, at.context), at.world_size)
+        return [self.collate(each, step) for each in bins[at.rank :: at.world_size]]
 
-    def collate(self, pieces: Sequence[PackedChunk], step: int) -> PackedBatch:
+    def collate(self, chunks: Sequence[PackedChunk], step: int) -> PackedBatch:
         """Pack chunks end to end, masked as in this step."""
-        return collate_masked([self._gapped(piece, step) for piece in pieces])
+        return collate_masked([self._masked(chunk, step) for chunk in chunks])
 
-    def _gapped(self, piece: PackedChunk, step: int) -> _MaskedChunk:
-        ids = self.stream.documents.tokens(piece.document)[piece.start : piece.start + piece.n]
-        return mask_chunk(ids.astype(np.int64), self.hiding, [self.stream.seed, step, *piece[:2]])
+    def _masked(self, chunk: PackedChunk, step: int) -> _MaskedChunk:
+        ids = self.dataset.documents.tokens(chunk.document)[chunk.start : chunk.start + chunk.n]
+        return mask_chunk(ids.astype(np.int64), self.masking, [self.dataset.seed, step, *chunk[:2]])
 
 
-def mask_chunk(ids: IntArray, hiding: TokenMasking, seed: Sequence[int]) -> _MaskedChunk:
+def mask_chunk(ids: IntArray, masking: TokenMasking, seed: Sequence[int]) -> _MaskedChunk:
     """Mask a chunk and put it between two end tokens. Its own end token is one of them."""
-    text = ids[:-1] if len(ids) and ids[-1] == hiding.end else ids
-    shown, at = hiding.apply(text, np.random.default_rng(seed))
-    return _MaskedChunk(np.concatenate([[hiding.end], shown, [hiding.end]]), at + 1, text[at])
+    text = ids[:-1] if len(ids) and ids[-1] == masking.end else ids
+    shown, at = masking.apply(text, np.random.default_rng(seed))
+    return _MaskedChunk(np.concatenate([[masking.end], shown, [masking.end]]), at + 1, text[at])
 
 
-def collate_masked(pieces: Sequence[_MaskedChunk]) -> PackedBatch:
+def collate_masked(chunks: Sequence[_MaskedChunk]) -> PackedBatch:
     """Pack masked chunks end to end."""
-    lengths = tuple(len(piece.shown) for piece in pieces)
+    lengths = tuple(len(chunk.shown) for chunk in chunks)
     starts = np.cumsum([0, *lengths[:-1]])
-    at = [start + piece.at for start, piece in zip(starts, pieces, strict=True)]
-    counts = torch.tensor([len(piece.at) for piece in pieces])
+    at = [start + chunk.at for start, chunk in zip(starts, chunks, strict=True)]
+    counts = torch.tensor([len(chunk.at) for chunk in chunks])
     return PackedBatch(
-        torch.from_numpy(np.concatenate([piece.shown for piece in pieces])),
+        torch.from_numpy(np.concatenate([chunk.shown for chunk in chunks])),
         torch.cat([torch.arange(n) for n in lengths]),
         lengths,
         torch.from_numpy(np.concatenate(at)),
-        torch.from_numpy(np.concatenate([piece.hidden for piece in pieces])),
+        torch.from_numpy(np.concatenate([chunk.hidden for chunk in chunks])),
         torch.repeat_interleave(torch.arange(len(lengths)), counts),
     )

@@ -21,7 +21,7 @@ import torch
 
 from heredity.core.errors import UsageError
 from heredity.train.data.batching import PackedBatch
-from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
+from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
 
 _OVERSHOOT = 1.05  # of a microbatch, if that saves one: a step exceeds its share by part of a chunk
 IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -49,22 +49,25 @@ class PackedChunk(NamedTuple):
 class _EpochOrder(NamedTuple):
     """The order of an epoch: chunk numbers, and the tokens before each."""
 
-    pieces: IntArray
+    chunks: IntArray
     starts: IntArray
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: documents are large
 class PackedDataset:
-    """About `batch` tokens per step, in microbatches of about `product`. Each process gets its share."""
+    """About `batch` tokens per step, in microbatches of about `microbatch_tokens`.
+
+    Each process gets its share.
+    """
 
     documents: TokenizedDocuments
     end: int  # the token that ends a document
     batch: int
     context: int
     seed: int
-    product: int = PRETRAIN_MICROBATCH_TOKENS
+    microbatch_tokens: int = PRETRAIN_MICROBATCH_TOKENS
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.batch < self.context:
@@ -80,17 +83,19 @@ class PackedDataset:
 
     def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0; as many for every process."""
-        bins = split_microbatches(self.pieces(step), max(self.product, self.context), self.world)
-        return [self.collate(each) for each in bins[self.rank :: self.world]]
+        bins = split_microbatches(
+            self.chunks(step), max(self.microbatch_tokens, self.context), self.world_size
+        )
+        return [self.collate(each) for each in bins[self.rank :: self.world_size]]
 
-    def pieces(self, step: int) -> list[PackedChunk]:
+    def chunks(self, step: int) -> list[PackedChunk]:
         """The chunks of a step, for all processes: those that start among its tokens."""
         low, high = step * self.batch, (step + 1) * self.batch
         found: list[PackedChunk] = []
         for epoch in range(low // self.n_tokens, (high - 1) // self.n_tokens + 1):
             order, before = _epoch_order(self, epoch), epoch * self.n_tokens
             first, last = np.searchsorted(order.starts, (low - before, high - before))
-            found += [self._piece(int(number)) for number in order.pieces[first:last]]
+            found += [self._chunk(int(number)) for number in order.chunks[first:last]]
         return found
 
     @cached_property
@@ -99,7 +104,7 @@ class PackedDataset:
         each = -(-self.documents.lengths // self.context)
         return np.concatenate([[0], np.cumsum(each)])
 
-    def _piece(self, number: int) -> PackedChunk:
+    def _chunk(self, number: int) -> PackedChunk:
         document = int(np.searchsorted(self._n_before, number, side="right")) - 1
         start = (number - int(self._n_before[document])) * self.context
         return PackedChunk(document, start, min(self.context, int(self.documents.lengths[document]) - start))
@@ -111,15 +116,15 @@ class PackedDataset:
         sizes[self._n_before[1:] - 1] = (self.documents.lengths - 1) % self.context + 1
         return sizes
 
-    def collate(self, pieces: list[PackedChunk]) -> PackedBatch:
+    def collate(self, chunks: list[PackedChunk]) -> PackedBatch:
         """Pack chunks end to end."""
         read, learned = [], []
-        for piece in pieces:
-            ids = self.documents.tokens(piece.document).astype(np.int64)
-            before = ids[piece.start - 1] if piece.start else self.end
-            learned.append(ids[piece.start : piece.start + piece.n])
+        for chunk in chunks:
+            ids = self.documents.tokens(chunk.document).astype(np.int64)
+            before = ids[chunk.start - 1] if chunk.start else self.end
+            learned.append(ids[chunk.start : chunk.start + chunk.n])
             read.append(np.concatenate([[before], learned[-1][:-1]]))
-        lengths = tuple(piece.n for piece in pieces)
+        lengths = tuple(chunk.n for chunk in chunks)
         targets = torch.from_numpy(np.concatenate(learned))
         return PackedBatch(
             torch.from_numpy(np.concatenate(read)),
@@ -132,26 +137,31 @@ class PackedDataset:
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(stream: PackedDataset, epoch: int) -> _EpochOrder:
-    pieces = np.random.default_rng([stream.seed, epoch]).permutation(len(stream._sizes))
-    sizes = stream._sizes[pieces]
-    return _EpochOrder(pieces, np.cumsum(sizes) - sizes)
+def _epoch_order(dataset: PackedDataset, epoch: int) -> _EpochOrder:
+    chunks = np.random.default_rng([dataset.seed, epoch]).permutation(len(dataset._sizes))
+    sizes = dataset._sizes[chunks]
+    return _EpochOrder(chunks, np.cumsum(sizes) - sizes)
 
 
-def split_microbatches(pieces: list[PackedChunk], product: int, world: int) -> list[list[PackedChunk]]:
+def split_microbatches(
+    chunks: list[PackedChunk], microbatch_tokens: int, world_size: int
+) -> list[list[PackedChunk]]:
     """Group chunks of similar length into microbatches, the same number for each process.
 
     Raises UsageError if there are fewer chunks than processes.
     """
-    if len(pieces) < world:
+    if len(chunks) < world_size:
         raise UsageError(
-            f"A step of {len(pieces)} chunks is too small for {world} processes. Raise batch.",
+            f"A step of {len(chunks)} chunks is too small for {world_size} processes. Raise batch.",
             code="step-too-small",
         )
-    ordered = sorted(pieces, key=lambda piece: (-piece.n, piece.document, piece.start))
-    total = sum(piece.n for piece in ordered)
-    n_bins = min(world * math.ceil(total / (world * _OVERSHOOT * product)), len(pieces) // world * world)
-    sizes = np.array([piece.n for piece in ordered])
+    ordered = sorted(chunks, key=lambda chunk: (-chunk.n, chunk.document, chunk.start))
+    total = sum(chunk.n for chunk in ordered)
+    n_bins = min(
+        world_size * math.ceil(total / (world_size * _OVERSHOOT * microbatch_tokens)),
+        len(chunks) // world_size * world_size,
+    )
+    sizes = np.array([chunk.n for chunk in ordered])
     which = np.minimum(n_bins - 1, ((np.cumsum(sizes) - sizes / 2) * n_bins / total).astype(np.int64))
     if len(set(which.tolist())) < n_bins:  # a long chunk took the place of two microbatches
         which = np.arange(len(ordered)) * n_bins // len(ordered)

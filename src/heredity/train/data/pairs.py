@@ -44,7 +44,7 @@ class CaptionLayout:
 class PairSampler:
     """`batch` pairs per step, their images shifted by up to `shift` pixels.
 
-    rank, world: each process gets its share of a step.
+    rank, world_size: each process gets its share of a step.
     """
 
     pairs: Pairs
@@ -53,7 +53,7 @@ class PairSampler:
     seed: int
     shift: int = 0
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     same: NDArray[np.int64] = field(init=False)  # (pairs,) the first pair with the same caption
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class PairSampler:
         numbers = [int(epoch_permutation(self.seed, place // n, n)[place % n]) for place in places]
         draws = np.random.default_rng([self.seed, step])
         moves = draws.integers(-self.shift, self.shift + 1, size=(len(numbers), 2))
-        low, high = rank_span(self.batch, self.rank, self.world)
+        low, high = rank_span(self.batch, self.rank, self.world_size)
         mine = self.collate(numbers[low:high], moves[low:high])
         same = torch.from_numpy(self.same[numbers])
         return [mine._replace(targets=same, at=torch.arange(low, high))]
@@ -76,7 +76,9 @@ class PairSampler:
     def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> PackedBatch:
         """Pairs as one batch. targets: equal for equal captions. at: the places of these pairs."""
         moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
-        drawn = [shift_image(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
+        images = [
+            shift_image(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)
+        ]
         rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
         n, longest = rows.shape
         return PackedBatch(
@@ -86,7 +88,7 @@ class PairSampler:
             torch.arange(n),
             torch.from_numpy(self.same[list(numbers)]),
             torch.arange(n),
-            images=to_pixels(np.stack(drawn)),
+            images=to_pixels(np.stack(images)),
         )
 
 

@@ -30,8 +30,8 @@ from heredity.core.progress import Progress, Watch
 from heredity.train import checkpoint
 from heredity.train.data.batching import PackedBatch, collate, group_by_length
 from heredity.train.data.chat import TokenizedExample
-from heredity.train.memory import MICROBATCH_TOKENS
 from heredity.train.models.causal_lm import LOGIT_ROWS, CausalLM
+from heredity.train.resources import MICROBATCH_TOKENS
 
 _GROUP_HEADER = struct.Struct("<QI")  # bytes of the group, and their CRC-32
 
@@ -206,8 +206,8 @@ def _score_batch(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, 
     hidden = teacher.hidden(batch)
     tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
     for at in range(0, len(hidden), LOGIT_ROWS):
-        said = teacher.logits(hidden[at : at + LOGIT_ROWS]).float()[:, :n_words]
-        best, ids, rest = _top_k(said, reading.k, reading.temperature)
+        logits = teacher.logits(hidden[at : at + LOGIT_ROWS]).float()[:, :n_words]
+        best, ids, rest = _top_k(logits, reading.k, reading.temperature)
         tokens.append(ids.int())
         logs.append(torch.cat([best, rest], 1))
     return torch.cat(tokens).numpy().tobytes() + torch.cat(logs).numpy().tobytes()
@@ -248,6 +248,6 @@ def _document_keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
     start = 0
     for number, length in enumerate(batch.lengths):
         places = at[np.searchsorted(document, number) : np.searchsorted(document, number, "right")] - start
-        said = tokens[start : start + length].tobytes() + b"|" + places.tobytes()
-        yield hashlib.sha256(said).digest()[:16], len(places)
+        content = tokens[start : start + length].tobytes() + b"|" + places.tobytes()
+        yield hashlib.sha256(content).digest()[:16], len(places)
         start += length

@@ -97,12 +97,12 @@ class CausalLM:
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Final hidden states at the target positions: (targets, hidden)."""
-        laid = batch.padded
+        padded = batch.padded
         states = self.model.model(
-            input_ids=laid.tokens[None],
-            position_ids=laid.positions[None],
+            input_ids=padded.tokens[None],
+            position_ids=padded.positions[None],
             use_cache=False,
-            lengths=laid.lengths,
+            lengths=padded.lengths,
         ).last_hidden_state.squeeze(0)
         picked: torch.Tensor = states.index_select(0, batch.at)
         return picked
@@ -117,15 +117,15 @@ class CausalLM:
         )
         return total
 
-    def write(
+    def generate(
         self,
         prompts: Sequence[tuple[int, ...]],
-        longest: int,
+        max_new_tokens: int,
         temperature: float,
         seed: int,
         stops: Iterable[int],
     ) -> list[tuple[int, ...]]:
-        """Generate at most `longest` tokens after each prompt, the stop token included.
+        """Generate at most `max_new_tokens` tokens after each prompt, the stop token included.
 
         Samples depend only on the seed. temperature 0: greedy decoding.
         """
@@ -133,18 +133,19 @@ class CausalLM:
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         ends = sorted(stops)
-        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         self.model.set_attn_implementation("sdpa")
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 torch.manual_seed(seed)
-                said = self.model.generate(
-                    ids, attention_mask=mask, max_new_tokens=longest, pad_token_id=0, eos_token_id=ends,
-                    **(drawn if temperature else {"do_sample": False}),
+                generated = self.model.generate(
+                    ids, attention_mask=mask, max_new_tokens=max_new_tokens,
+                    pad_token_id=0, eos_token_id=ends,
+                    **(sampling if temperature else {"do_sample": False}),
                 )  # fmt: skip
         finally:
             self.model.set_attn_implementation(_ATTENTION)
-        rows = [row[width:].tolist() for row in said]
+        rows = [row[width:].tolist() for row in generated]
         cut = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
         return [tuple(row[:n]) for row, n in zip(rows, cut, strict=True)]
 

@@ -26,9 +26,9 @@ class MaskedLM(CausalLM):
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Transformed hidden states at the masked positions, input of the head: (targets, hidden)."""
-        laid = batch.padded
-        asked = model_inputs(self.model, laid.tokens[None], laid.positions[None], laid.lengths)
-        states = self.model.base_model(**asked).last_hidden_state.squeeze(0)
+        padded = batch.padded
+        inputs = model_inputs(self.model, padded.tokens[None], padded.positions[None], padded.lengths)
+        states = self.model.base_model(**inputs).last_hidden_state.squeeze(0)
         picked: torch.Tensor = head_transform(self.model)(states.index_select(0, batch.at))
         return picked
 

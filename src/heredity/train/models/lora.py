@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -21,13 +21,14 @@ from torch.nn import functional
 
 from heredity.core.errors import UsageError
 from heredity.train.models.causal_lm import CausalLM
-
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from heredity.train.models.shapes import LINEAR_LAYERS
 
 
 @dataclass(frozen=True)
 class FullFinetune:
     """All weights are trainable."""
+
+    FORMAT: ClassVar[Literal["safetensors"]] = "safetensors"  # of the files that `save` writes
 
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:  # noqa: ARG002
         """Make all weights trainable and return them by name."""
@@ -45,27 +46,29 @@ class FullFinetune:
 
 @dataclass(frozen=True)
 class LowRankAdapters:
-    """Adapters of rank `rank` on the linear layers that `targets` names."""
+    """Adapters of rank `rank` on the linear layers that `target_modules` names, as in PEFT."""
+
+    FORMAT: ClassVar[Literal["adapter"]] = "adapter"
 
     rank: int = 16
     alpha: float = 16.0
-    is_stabilized: bool = True
-    targets: tuple[str, ...] = LINEAR_LAYERS
+    use_rslora: bool = True
+    target_modules: tuple[str, ...] = LINEAR_LAYERS
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.is_stabilized else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:
-        """Freeze the model, add adapters and return their weights. Raises UsageError for unknown targets."""
+        """Freeze the model, add adapters and return their weights. Raises UsageError for unknown modules."""
         network.model.requires_grad_(False)
         found = [
             (parent, name, child)
             for parent in list(network.model.modules())
             for name, child in parent.named_children()
-            if name in self.targets and isinstance(child, nn.Linear)
+            if name in self.target_modules and isinstance(child, nn.Linear)
         ]
-        missing = set(self.targets) - {name for _, name, _ in found}
+        missing = set(self.target_modules) - {name for _, name, _ in found}
         if missing:
             raise UsageError(f"The model has no linear layer '{min(missing)}' for an adapter.")
         generator = torch.Generator().manual_seed(seed)
@@ -78,7 +81,7 @@ class LowRankAdapters:
         layers = [
             module
             for name, module in network.model.named_modules()
-            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in self.targets
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in self.target_modules
         ]
         return sum(self.rank * (each.in_features + each.out_features) for each in layers)
 
@@ -97,8 +100,8 @@ class LowRankAdapters:
             "base_model_name_or_path": None,
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "use_rslora": self.is_stabilized,
-            "target_modules": sorted(self.targets),
+            "use_rslora": self.use_rslora,
+            "target_modules": sorted(self.target_modules),
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
@@ -106,6 +109,9 @@ class LowRankAdapters:
             "init_lora_weights": True,
         }
         (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+Trainable = FullFinetune | LowRankAdapters
 
 
 class LoraLinear(nn.Module):
@@ -116,8 +122,8 @@ class LoraLinear(nn.Module):
         self.base, self.scale = base, scale
         n_out, n_in = base.weight.shape
         bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as in PEFT
-        drawn = (torch.rand((rank, n_in), generator=generator) * 2 - 1) * bound
-        self.lora_a = nn.Parameter(drawn.to(base.weight.dtype))
+        initial = (torch.rand((rank, n_in), generator=generator) * 2 - 1) * bound
+        self.lora_a = nn.Parameter(initial.to(base.weight.dtype))
         self.lora_b = nn.Parameter(torch.zeros((n_out, rank), dtype=base.weight.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +161,7 @@ class _LoraFunction(torch.autograd.Function):
         return of_x, None, None, of_low.T @ x, (out.T @ low).mul_(ctx.scale), None
 
 
-def _lora_layers(model: Any) -> Iterator[tuple[str, LoraLinear]]:
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name, module

@@ -27,6 +27,8 @@ _FACTORS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMBT])")
 _NARROW_WIDTH, _WIDE_WIDTH = 768, 4096  # between these widths layers become wider for their depth
 _HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four query heads then share keys and values
+# The linear layers of a decoder layer, as transformers names them.
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
 
 
@@ -104,18 +106,18 @@ def size_preset(
     given: tokens, batch, rate, and any field of TransformerShape. kind: class of the architecture's shape.
     Raises UsageError for an impossible size.
     """
-    said = {name: value for name, value in (given or {}).items() if value}
-    shape = shape_for(parse_size(size), vocabulary, context, said, kind)
-    tokens = int(said.get("tokens") or _TOKENS_PER_PARAMETER * n_parameters(shape))
+    overrides = {name: value for name, value in (given or {}).items() if value}
+    shape = shape_for(parse_size(size), vocabulary, context, overrides, kind)
+    tokens = int(overrides.get("tokens") or _TOKENS_PER_PARAMETER * n_parameters(shape))
     compute = tokens * flops_per_token(shape)
-    batch = int(said.get("batch") or _batch_tokens(compute, context, tokens))
-    if "batch" in said and batch > tokens:
+    batch = int(overrides.get("batch") or _batch_tokens(compute, context, tokens))
+    if "batch" in overrides and batch > tokens:
         raise UsageError(
             f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.",
             code="batch-over-tokens",
             key="batch",
         )
-    return SizePreset(shape, tokens, batch, float(said.get("rate") or _peak_lr(compute)))
+    return SizePreset(shape, tokens, batch, float(overrides.get("rate") or _peak_lr(compute)))
 
 
 def parse_size(size: str) -> float:
@@ -140,7 +142,7 @@ def shape_for(
     wanted: float,
     vocabulary: int,
     context: int,
-    said: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     kind: type[TransformerShape] = TransformerShape,
 ) -> TransformerShape:
     """The shape with about `wanted` parameters and the usual depth for its width."""
@@ -162,7 +164,7 @@ def shape_for(
             f"and {wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary.",
             code="vocabulary-over-size",
         )
-    return _with_overrides(of_width(said["width"]) if "width" in said else best, said)
+    return _with_overrides(of_width(overrides["width"]) if "width" in overrides else best, overrides)
 
 
 def usual_depth(width: int) -> float:
@@ -185,9 +187,9 @@ def _shape_of_width(
     return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrix_parameters(one))))
 
 
-def _with_overrides(shape: TransformerShape, said: Mapping[str, Any]) -> TransformerShape:
+def _with_overrides(shape: TransformerShape, overrides: Mapping[str, Any]) -> TransformerShape:
     names = {name for name in TransformerShape.__struct_fields__ if name not in ("context", "vocabulary")}
-    changes = {name: value for name, value in said.items() if name in names}
+    changes = {name: value for name, value in overrides.items() if name in names}
     if not shape.shares_heads and "heads" in changes:  # they fill the width
         heads = changes["heads"]
         changes |= {"kv_heads": heads, "head": shape.width // heads}
@@ -260,24 +262,27 @@ def dual_size_preset(
         raise UsageError(
             f"An image of {side} pixels is not divisible by patch = {patch}.", code="patch-does-not-divide"
         )
-    said = {name: value for name, value in given.items() if value}
+    overrides = {name: value for name, value in given.items() if value}
     wanted = parse_size(size)
-    widths = [said["width"]] if "width" in said else WIDTHS
-    found = [_dual_shape_of_width(width, wanted, vocabulary, caption, picture, said) for width in widths]
+    widths = [overrides["width"]] if "width" in overrides else WIDTHS
+    found = [_dual_shape_of_width(width, wanted, vocabulary, caption, picture, overrides) for width in widths]
     best = min(found, key=lambda towers: _dual_deviation(towers, wanted))
-    if "width" not in said and n_dual_parameters(best) > 3 * wanted:
+    if "width" not in overrides and n_dual_parameters(best) > 3 * wanted:
         raise UsageError(
             f"A vocabulary of {vocabulary:,} makes a model of {n_dual_parameters(best):,} parameters, "
             f"and {wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary."
         )
-    batch = int(said.get("batch") or min(_DUAL_BATCH, max(2, n_pairs // 4)))
+    batch = int(overrides.get("batch") or min(_DUAL_BATCH, max(2, n_pairs // 4)))
     if not 2 <= batch <= n_pairs:
         raise UsageError(
             f"batch must be between 2 and {n_pairs}, the number of pairs, not {batch}.",
             code="bad-setting",
         )
     return SizePreset(
-        best, int(said.get("pairs") or _READS_PER_PAIR * n_pairs), batch, float(said.get("rate") or _DUAL_LR)
+        best,
+        int(overrides.get("pairs") or _READS_PER_PAIR * n_pairs),
+        batch,
+        float(overrides.get("rate") or _DUAL_LR),
     )
 
 
@@ -287,16 +292,16 @@ def _dual_shape_of_width(
     vocabulary: int,
     caption: int,
     picture: tuple[int, int],
-    said: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> DualShape:
-    heads = said.get("heads") or max(1, width // 64)
+    heads = overrides.get("heads") or max(1, width // 64)
     if width % heads:
         raise UsageError(f"{heads} heads do not divide a width of {width}.")
-    wide = said.get("wide") or 4 * width
+    wide = overrides.get("wide") or 4 * width
     side, patch = picture
     one = DualShape(1, width, heads, heads, width // heads, wide, caption, vocabulary, True, side, patch)
     rest = wanted - n_dual_parameters(one) + 2 * _dual_layer_parameters(width, wide)
-    layers = said.get("layers") or max(2, round(rest / (2 * _dual_layer_parameters(width, wide))))
+    layers = overrides.get("layers") or max(2, round(rest / (2 * _dual_layer_parameters(width, wide))))
     return DualShape(
         layers, width, heads, heads, width // heads, wide, caption, vocabulary, True, side, patch
     )

@@ -27,13 +27,13 @@ CORRECT_PAIRS = "paired"
 class Contrastive:
     """The softmax loss of CLIP, or the sigmoid loss of SigLIP, depending on the network."""
 
-    together: DistContext = SINGLE_PROCESS
+    dist: DistContext = SINGLE_PROCESS
 
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's pairs. A metric counts images whose nearest caption is their own."""
         assert isinstance(network, DualEncoder)
         own, mine, n = batch.at, network.embed(batch), len(batch.targets)
-        captions = all_gather(mine.captions, n, self.together)
+        captions = all_gather(mine.captions, n, self.dist)
         scores = network.similarities(PairEmbeddings(mine.images, captions))
         is_own = torch.arange(n, device=own.device) == own[:, None]
         is_open = (batch.targets[own, None] == batch.targets) & ~is_own
@@ -41,8 +41,8 @@ class Contrastive:
         if network.is_sigmoid:
             return Loss(_sigmoid_loss(scores, is_own, is_open), {CORRECT_PAIRS: right})
         back = scores.T
-        if not self.together.is_alone:
-            images = all_gather(mine.images, n, self.together)
+        if not self.dist.is_single_process:
+            images = all_gather(mine.images, n, self.dist)
             back = network.similarities(PairEmbeddings(images, mine.captions)).T
         over = [each.masked_fill(is_open, -torch.inf) for each in (scores, back)]
         total = sum(functional.cross_entropy(each, own, reduction="sum") for each in over)

@@ -20,11 +20,11 @@ from typing import Literal
 
 from heredity.core.errors import OutOfMemory, UsageError
 from heredity.core.records import Record
-from heredity.train.memory import PRETRAIN_MICROBATCH_TOKENS
 from heredity.train.planning import cost_models, memory, sharding
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
 
 MEMORY_PASSES = 22.0  # over the activations, fitted to runs of 3M to 150M parameters (docs/results/plans.md)
 STEP_TO_FORWARD = 3  # a training step costs three forward passes, an evaluation one
@@ -34,7 +34,7 @@ _MUON_FLOPS = 25.0  # FLOPs of a Muon step per parameter and width: five rounds 
 def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> float:
     """Seconds of one unit, forward and backward.
 
-    flops: of the unit. limit: FLOP/s of matmuls. rate: bytes/s of a pass over memory (train/metrics.py).
+    flops: of the unit. limit: FLOP/s of matmuls. rate: bytes/s of a pass over memory (train/resources.py).
     """
     logits = work.bytes * work.shape.vocabulary * work.hidden if work.picture is None else 0.0
     if work.optimizer == "muon":

@@ -57,7 +57,7 @@ def _measure_processor(work: Workload) -> Gpu:
     try:
         import torch
 
-        from heredity.train.metrics import matmul_limit, memory_bandwidth
+        from heredity.train.resources import matmul_limit, memory_bandwidth
     except ImportError:
         said = "Measuring this machine needs torch: pip install 'heredity[torch]'."
         raise Unavailable(said) from None

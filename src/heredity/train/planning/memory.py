@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from heredity.train.memory import FP32_BYTES
 from heredity.train.planning import cost_models
 from heredity.train.planning.cost_models import CostModel
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES
 
 
 def training_memory(

@@ -32,7 +32,6 @@ from heredity.core.errors import HeredityError, Unavailable, first_line
 from heredity.core.records import Record
 from heredity.train.kernels import attention, patch
 from heredity.train.kernels import attention as bidirectional
-from heredity.train.memory import FP32_BYTES, LOGIT_ROWS_HELD
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials
 from heredity.train.optimizer import MasterWeights
@@ -40,6 +39,7 @@ from heredity.train.planning import cost_models, memory
 from heredity.train.planning.forecast import LayoutForecast
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES, LOGIT_ROWS_HELD
 from heredity.train.sharded import transformer_layers
 
 _ATTENTION_NAMES = {"causal": "heredity_documents", "masked": "heredity_encoder", "contrastive": "sdpa"}

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from heredity.core.records import Record
-from heredity.train.memory import FP32_BYTES
 from heredity.train.planning import cost_models
 from heredity.train.planning.gpus import Gpu
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES
 
 _BASE = 8.4e-6  # seconds per collective (tuning.cc: baseLat of Ring, Simple)
 

@@ -29,29 +29,29 @@ BITS_PER_BYTE, MASKED_ACCURACY = "bits per masked byte", "right in held-out gaps
 class MaskedCheck:
     """Evaluates the first `n_tokens` of held-out documents (the last one whole), every `every` steps."""
 
-    gaps: MaskedDataset  # of held-out documents; its seed is ignored
+    masked: MaskedDataset  # of held-out documents; its seed is ignored
     token_bytes: IntArray  # bytes of each token
     n_tokens: int
     every: int
-    together: DistContext = SINGLE_PROCESS
+    dist: DistContext = SINGLE_PROCESS
 
     def evaluate(self, network: CausalLM) -> dict[str, float]:
         """Bits per masked byte, and the share of masked positions whose most likely token is correct."""
-        nats = right = n_bytes = n_gaps = 0.0
+        nats = right = n_bytes = n_masked = 0.0
         with torch.no_grad():
             for batch in self._batches:
-                loss = Masked().loss(network, self.together.here(batch))
+                loss = Masked().loss(network, self.dist.to_device(batch))
                 nats += float(loss.total)
                 right += loss.terms[ACCURACY]
-                n_gaps += len(batch.targets)
+                n_masked += len(batch.targets)
                 n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
-        nats, right, n_gaps, n_bytes = self.together.sum([nats, right, n_gaps, n_bytes])
-        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, MASKED_ACCURACY: right / n_gaps}
+        nats, right, n_masked, n_bytes = self.dist.sum([nats, right, n_masked, n_bytes])
+        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, MASKED_ACCURACY: right / n_masked}
 
     @cached_property
     def _batches(self) -> list[PackedBatch]:
-        of: PackedDataset = dataclasses.replace(self.gaps.stream, seed=0, rank=0, world=1)
-        gaps = MaskedDataset(of, dataclasses.replace(self.gaps.hiding, noise="mask"))
-        pieces = first_chunks(of.documents, of.context, self.n_tokens)
-        mine = rank_microbatches(pieces, max(of.product, of.context), self.together)
-        return [gaps.collate(each, 0) for each in mine]
+        of: PackedDataset = dataclasses.replace(self.masked.dataset, seed=0, rank=0, world_size=1)
+        masked = MaskedDataset(of, dataclasses.replace(self.masked.masking, noise="mask"))
+        chunks = first_chunks(of.documents, of.context, self.n_tokens)
+        mine = rank_microbatches(chunks, max(of.microbatch_tokens, of.context), self.dist)
+        return [masked.collate(each, 0) for each in mine]

@@ -35,31 +35,33 @@ class PerplexityCheck:
     token_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]  # bytes of each token
     n_tokens: int
     every: int
-    together: DistContext = SINGLE_PROCESS
+    dist: DistContext = SINGLE_PROCESS
 
     def evaluate(self, network: CausalLM) -> dict[str, float]:
         """Bits per byte of the held-out text."""
         nats = n_bytes = 0.0
         with torch.no_grad():
             for batch in self._batches:
-                nats += float(Causal().loss(network, self.together.here(batch)).total)
+                nats += float(Causal().loss(network, self.dist.to_device(batch)).total)
                 n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
-        nats, n_bytes = self.together.sum([nats, n_bytes])
+        nats, n_bytes = self.dist.sum([nats, n_bytes])
         return {BITS_PER_BYTE: nats / math.log(2) / n_bytes}
 
     @cached_property
     def _batches(self) -> list[PackedBatch]:
-        stream = PackedDataset(self.documents, self.end, self.context, self.context, 0)
-        pieces = first_chunks(self.documents, self.context, self.n_tokens)
-        return [stream.collate(each) for each in rank_microbatches(pieces, stream.product, self.together)]
+        dataset = PackedDataset(self.documents, self.end, self.context, self.context, 0)
+        chunks = first_chunks(self.documents, self.context, self.n_tokens)
+        return [
+            dataset.collate(each) for each in rank_microbatches(chunks, dataset.microbatch_tokens, self.dist)
+        ]
 
 
 def rank_microbatches(
-    pieces: list[PackedChunk], product: int, together: DistContext
+    chunks: list[PackedChunk], microbatch_tokens: int, dist: DistContext
 ) -> list[list[PackedChunk]]:
     """This process's microbatches; all of them if there are fewer chunks than processes."""
-    world, rank = (together.world, together.rank) if len(pieces) >= together.world else (1, 0)
-    return split_microbatches(pieces, product, world)[rank::world]
+    world_size, rank = (dist.world_size, dist.rank) if len(chunks) >= dist.world_size else (1, 0)
+    return split_microbatches(chunks, microbatch_tokens, world_size)[rank::world_size]
 
 
 def first_chunks(documents: TokenizedDocuments, context: int, n_tokens: int) -> list[PackedChunk]:

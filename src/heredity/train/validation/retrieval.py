@@ -35,7 +35,7 @@ class RetrievalCheck:
     classes: dict[int, NDArray[np.int64]]
     every: int
     most: int = 2000
-    together: DistContext = SINGLE_PROCESS
+    dist: DistContext = SINGLE_PROCESS
 
     def evaluate(self, network: CausalLM) -> dict[str, float]:
         """Recall at 1 and 5 in both directions, and zero-shot accuracy if the images have classes."""
@@ -52,11 +52,11 @@ class RetrievalCheck:
 
     def _arrows(self, network: DualEncoder, n: int) -> PairEmbeddings:
         parts = [
-            network.embed(self.together.here(self.steps.collate(list(rows))))
-            for rows in rank_rows(n, self.together)
+            network.embed(self.dist.to_device(self.steps.collate(list(rows))))
+            for rows in rank_rows(n, self.dist)
         ]
         mine = [torch.cat(each) for each in zip(*parts, strict=True)]
-        whole = mine if n < self.together.world else [all_gather(each, n, self.together) for each in mine]
+        whole = mine if n < self.dist.world_size else [all_gather(each, n, self.dist) for each in mine]
         return PairEmbeddings(*(each.cpu() for each in whole))
 
     def _zero_shot(self, network: DualEncoder, images: torch.Tensor) -> dict[str, float]:
@@ -66,20 +66,18 @@ class RetrievalCheck:
             return {}
         rows = torch.from_numpy(np.stack([self.steps.captions.row(self.classes[name]) for name in names]))
         has_class = torch.isin(labels, torch.tensor(names))
-        nearest = (images[has_class] @ network.embed_captions(rows.to(self.together.device)).cpu().T).argmax(
-            1
-        )
+        nearest = (images[has_class] @ network.embed_captions(rows.to(self.dist.device)).cpu().T).argmax(1)
         return {ZERO_SHOT: float((torch.tensor(names)[nearest] == labels[has_class]).float().mean())}
 
 
-def rank_rows(n: int, together: DistContext) -> list[range]:
+def rank_rows(n: int, dist: DistContext) -> list[range]:
     """This process's batches of `n` rows; all rows if there are fewer than processes.
 
     Every process has the same number of batches: with sharded weights all compute, or none.
     """
-    rank, world = (together.rank, together.world) if n >= together.world else (0, 1)
-    low, high = rank_span(n, rank, world)
-    times = -(-n // (world * _ROWS))
+    rank, world_size = (dist.rank, dist.world_size) if n >= dist.world_size else (0, 1)
+    low, high = rank_span(n, rank, world_size)
+    times = -(-n // (world_size * _ROWS))
     cuts = [rank_span(high - low, i, times) for i in range(times)]
     return [range(low + first, low + behind) for first, behind in cuts]
 

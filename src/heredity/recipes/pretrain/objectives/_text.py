@@ -33,9 +33,9 @@ def workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workload:
 
 def document_length(recipe: Pretrain, n_added: int = 0) -> float:
     """Mean length in tokens of the documents that a token is in. n_added: tokens put around a chunk."""
-    from heredity.train import metrics
+    from heredity.train import resources
 
-    return metrics.mean_chunk_length(recipe.text.lengths("train"), recipe.dial.shape.context - n_added)
+    return resources.mean_chunk_length(recipe.text.lengths("train"), recipe.dial.shape.context - n_added)
 
 
 def _validation_tokens(recipe: Pretrain) -> int:

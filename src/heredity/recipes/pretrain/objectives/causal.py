@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from heredity.recipes.pretrain.objectives import _text
 
 if TYPE_CHECKING:
+    from heredity.recipes.pretrain.causal import PretrainRun
     from heredity.recipes.pretrain.recipe import Pretrain
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
@@ -59,15 +60,15 @@ def flops_per_token(recipe: Pretrain) -> float:
     return shapes.flops_per_token(recipe.dial.shape, _text.document_length(recipe))
 
 
-def train(recipe: Pretrain, folder: Path) -> Any:
+def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     """See recipes/pretrain/causal.py."""
     from heredity.recipes.pretrain import causal
 
     return causal.train(recipe, folder)
 
 
-def write(recipe: Pretrain, made: Any, out: Path) -> dict[str, str]:
+def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
     """See recipes/pretrain/causal.py."""
     from heredity.recipes.pretrain import causal
 
-    return causal.write(recipe, made, out)
+    return causal.write(recipe, run, out)

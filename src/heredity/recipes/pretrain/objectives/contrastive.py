@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from heredity.core.errors import UsageError
 
 if TYPE_CHECKING:
     from heredity.corpus.images.card import PictureCard
+    from heredity.recipes.pretrain.causal import PretrainRun
     from heredity.recipes.pretrain.recipe import Pretrain
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
@@ -101,15 +102,15 @@ def flops_per_token(recipe: Pretrain) -> float:  # noqa: ARG001
     return 0.0
 
 
-def train(recipe: Pretrain, folder: Path) -> Any:
+def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     """See recipes/pretrain/contrastive.py."""
     from heredity.recipes.pretrain import contrastive
 
     return contrastive.train(recipe, folder)
 
 
-def write(recipe: Pretrain, made: Any, out: Path) -> dict[str, str]:
+def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
     """See recipes/pretrain/contrastive.py."""
     from heredity.recipes.pretrain import contrastive
 
-    return contrastive.write(recipe, made, out)
+    return contrastive.write(recipe, run, out)

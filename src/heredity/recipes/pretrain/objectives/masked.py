@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from heredity.core import registry
 from heredity.core.errors import UsageError
 from heredity.recipes.pretrain.objectives import _text
 
 if TYPE_CHECKING:
+    from heredity.recipes.pretrain.causal import PretrainRun
     from heredity.recipes.pretrain.recipe import Pretrain
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
@@ -74,15 +75,15 @@ def flops_per_token(recipe: Pretrain) -> float:
     return flops
 
 
-def train(recipe: Pretrain, folder: Path) -> Any:
+def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     """See recipes/pretrain/masked.py."""
     from heredity.recipes.pretrain import masked
 
     return masked.train(recipe, folder)
 
 
-def write(recipe: Pretrain, made: Any, out: Path) -> dict[str, str]:
+def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
     """See recipes/pretrain/masked.py."""
     from heredity.recipes.pretrain import masked
 
-    return masked.write(recipe, made, out)
+    return masked.write(recipe, run, out)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from heredity.recipes.pretrain.causal import PretrainRun
     from heredity.recipes.pretrain.recipe import Pretrain
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
@@ -44,8 +45,8 @@ class PretrainObjective(Protocol):
     def flops_per_token(self, recipe: Pretrain) -> float:
         """Forward and backward FLOPs of a token; 0: unknown, so that no time is predicted."""
 
-    def train(self, recipe: Pretrain, folder: Path) -> Any:
+    def train(self, recipe: Pretrain, folder: Path) -> PretrainRun:
         """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
 
-    def write(self, recipe: Pretrain, made: Any, out: Path) -> dict[str, str]:
+    def write(self, recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
         """Write the child's files. Returns the notes of its record."""

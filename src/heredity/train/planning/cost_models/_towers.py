@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heredity.train.memory import FP32_BYTES
 from heredity.train.models.shapes import DualShape
 from heredity.train.planning.cost_models import CostModel, TowerCosts
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES
 
 _SCORES = 5  # fp32 copies of a score: itself, masked, two log-softmaxes, a gradient
 _ALONE = 2  # further bytes per score: two masks

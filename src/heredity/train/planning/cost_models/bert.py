@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 
-from heredity.train.memory import FP32_BYTES
 from heredity.train.models.architectures import bert
 from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
 from heredity.train.planning.cost_models.modernbert import norm_statistics
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES
 
 
 def cost_model(work: Workload) -> CostModel:

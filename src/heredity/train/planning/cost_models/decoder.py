@@ -4,15 +4,15 @@ FLOPs are those of matmuls. A multiply-add counts as two, and the backward pass 
 attends to half of its context on average. Norms and activations are left out, as in PaLM (2204.02311,
 appendix B), which counts the whole square of attention scores.
 
-Leaves to others: the shape (models/shapes.py), and activation bytes (train/memory.py).
+Leaves to others: the shape (models/shapes.py), and activation bytes (train/resources.py).
 """
 
 from __future__ import annotations
 
-from heredity.train.memory import DecoderActivations
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.cost_models import CostModel, TowerCosts
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import DecoderActivations
 
 
 def cost_model(work: Workload) -> CostModel:

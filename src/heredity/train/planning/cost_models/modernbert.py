@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 
-from heredity.train.memory import FP32_BYTES
 from heredity.train.models.architectures import modernbert
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
 from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES
 
 _SEEN = modernbert.WINDOW // 2  # per side
 

@@ -1,7 +1,9 @@
-"""Derive command-line flags from a recipe's fields, and build the recipe from their values.
+"""A recipe on the command line: its flags, the recipe from their values, and the name of the new model.
 
-Promises: each setting has one flag; its help and default are the recipe's.
-Leaves to others: checking the values (the recipe does when it is built).
+Promises: each setting has one flag; its help and default are the recipe's. The name that a user gives must
+find the new model and no other; it is checked before anything is made.
+Leaves to others: checking the values (the recipe does), and names that recipes choose. Models may share
+those; Store.get then asks for an id.
 """
 
 from __future__ import annotations
@@ -10,14 +12,29 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
 from heredity.cli import Name, Option, PathArgument
 from heredity.core import registry
-from heredity.lineage.setting_names import first_name
+from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.records import Model
+from heredity.core.sanitize import label
+from heredity.lineage.store import Store, target_prefixes
+from heredity.lineage.types import Grown, Recipe
+from heredity.recipes import first_name
 from heredity.train.data.chat import Data
+
+if TYPE_CHECKING:
+    from heredity.recipes import DerivableRecipe
+    from heredity.recipes.pretrain.recipe import Pretrain
+
+R = TypeVar("R", bound="DerivableRecipe | Pretrain")
+LONGEST = 120  # characters of a name: a table of models has room for no more
+
+# --- flags and settings ---
 
 
 class _Setting(NamedTuple):
@@ -29,7 +46,7 @@ class _Setting(NamedTuple):
     folder: str  # of the plug-ins of which it names one; "" for none
 
 
-def options(recipe: type) -> list[click.Option]:
+def options(recipe: type[R]) -> list[click.Option]:
     """One flag a setting, in the order of the fields."""
     found: dict[str, click.Option] = {}
     for setting in _walk(recipe):
@@ -38,14 +55,14 @@ def options(recipe: type) -> list[click.Option]:
     return list(found.values())
 
 
-def made(recipe: type, given: Mapping[str, Any], **beside: Any) -> Any:
-    """Build the recipe from click's values; `beside` are fields without a flag, used if it has them."""
+def build(recipe: type[R], given: Mapping[str, Any], **others: Any) -> R:
+    """Build the recipe from click's values; `others` are fields without a flag, used if it has them."""
     names = {each.name for each in dataclasses.fields(recipe)}
     values = _values(recipe, given)
-    return recipe(**values, **{key: value for key, value in beside.items() if key in names})
+    return recipe(**values, **{key: value for key, value in others.items() if key in names})
 
 
-def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def _values(kind: type[R], given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
@@ -56,27 +73,30 @@ def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
             value = ""  # a flag that was left out; given, it must not be empty
         if _is_data(hints[each.name]):
             has_answers = each.metadata.get("has_answers", True)
-            beside = [f.name for f in dataclasses.fields(kind) if _is_data(hints[f.name]) and f is not each]
-            value = _read(value, given, has_answers, each.name, beside) if value is not None else None
+            other_data = [
+                f.name for f in dataclasses.fields(kind) if _is_data(hints[f.name]) and f is not each
+            ]
+            value = _read(value, given, has_answers, each.name, other_data) if value is not None else None
         values[each.name] = value
     return values
 
 
-def _read(path: Any, given: Mapping[str, Any], has_answers: bool, name: str, beside: Sequence[str]) -> Data:
+def _read(
+    path: Path, given: Mapping[str, Any], has_answers: bool, name: str, other_data: Sequence[str]
+) -> Data:
     """Read the data of one flag. With two files, --columns may give each its own: `harmful=COLUMN`."""
-    from heredity.core.errors import UsageError
     from heredity.train.data import chat
 
     pairs = [pair.partition("=") for pair in (given["columns"] or "").split(",") if pair]
     if wrong := next((name for name, sign, value in pairs if not sign or not value), None):
         raise UsageError(f"--columns takes NAME=COLUMN, separated by commas; '{wrong}' is something else.")
-    columns = {key.strip(): column.strip() for key, _, column in pairs if key.strip() not in beside}
-    if beside and name in columns:
+    columns = {key.strip(): column.strip() for key, _, column in pairs if key.strip() not in other_data}
+    if other_data and name in columns:
         columns["prompt"] = columns.pop(name)
     return chat.read_data(path, columns, has_answers)
 
 
-def _walk(kind: Any) -> Iterator[_Setting]:
+def _walk(kind: type[R]) -> Iterator[_Setting]:
     hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
         if each.compare:
@@ -149,3 +169,36 @@ def _flag(name: str) -> str:
 
 def _is_data(kind: Any) -> bool:
     return kind is Data or Data in typing.get_args(kind)
+
+
+# --- the name of the new model ---
+
+
+def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grown]) -> None:
+    """Raise UsageError for a name with invisible characters, or one that names another model or a target."""
+    if label(name, LONGEST) != name:
+        rule = f"A name has at most {LONGEST} visible characters, without spaces around it"
+        raise UsageError(f"{rule}: {name[:60]!r}.")
+    if (prefix := name.partition(":")[0]) in {*target_prefixes(), "scripted", "hf"} and prefix != name:
+        raise UsageError(
+            f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
+        )
+    try:
+        held = store.get(name).record
+    except Unavailable:
+        raise UsageError(f"'{name}' is a model of the catalogue. Choose another name.") from None
+    except UnknownName:
+        return
+    known = store.made_by(recipe, [store.whole(parent) for parent in parents])
+    if known is None or known.record.id != held.id:
+        raise UsageError(f"'{name}' already names another model ({held.id[:12]}). Choose another name.")
+
+
+def not_given(name: str | None, record: Model) -> str:
+    """A message for a name that is not used, because the model exists under another one; else ""."""
+    if not name or name == record.name:
+        return ""
+    return (
+        f"This model already exists as '{record.name}', and a model has one name: '{name}' is not used. "
+        f"Use {record.name}, or its id {record.id[:12]}."
+    )

@@ -1,13 +1,19 @@
-"""The memory of training without the loaded weights: masters, gradients, optimizer state, activations.
+"""The memory of a training, estimated before it begins, and its throughput against the machine's limit.
+
+Memory is counted without the loaded weights: masters, gradients, optimizer state and activations.
 
 Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
 keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/patch.py). A matmul keeps
 what it reads. Attention keeps queries, keys, values and its result, and no square of scores. The feed-forward
 part keeps four tensors.
 
-Promises: no torch is needed; tests hold the activation bytes equal to those of transformers' model.
-Leaves to others: how much memory there is and the refusal (core/host.py), and plans for many devices
-(planning/memory.py).
+Utilization is the share of the machine's matmul speed that a training reaches. The limit is measured at
+the model's own shapes, not taken from a data sheet. Source: "model FLOPs utilization" in PaLM (2204.02311,
+appendix B).
+
+Promises: importing this loads no torch. The activation bytes are those of transformers' model (a test).
+Leaves to others: how much memory there is, the refusal, and timing a product (core/host.py); a model's FLOPs
+(models/shapes.py); plans for many devices (planning/memory.py).
 """
 
 from __future__ import annotations
@@ -16,12 +22,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from heredity.core import host
+from heredity.core.progress import Progress, Watch
 from heredity.train.models.shapes import TransformerShape
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
     from heredity.train.data.chat import TokenizedExample
     from heredity.train.models.causal_lm import CausalLM
-    from heredity.train.models.lora import FullFinetune, LowRankAdapters
+    from heredity.train.models.lora import Trainable
     from heredity.train.optimizer import OptimizerName
 
 FP32_BYTES = 4
@@ -29,6 +40,9 @@ MICROBATCH_TOKENS = 2048  # in one forward pass of a tuning; a longer example is
 PRETRAIN_MICROBATCH_TOKENS = 4096  # in one forward pass over text; one context if that is longer
 LOGIT_ROWS_HELD = 1024  # at once: GRADIENT_ROWS of models/causal_lm.py, which needs torch
 _LOGIT_COPIES = 2  # in fp32: the logits, and log-probabilities that become their gradient
+
+
+# --- memory ---
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class DecoderActivations:
 
 def estimate_memory(
     network: CausalLM,
-    trainable: FullFinetune | LowRankAdapters,
+    trainable: Trainable,
     optimizer: OptimizerName,
     examples: Sequence[TokenizedExample],
     batch_size: int,
@@ -110,3 +124,57 @@ def _activations(network: CausalLM) -> DecoderActivations:
     return DecoderActivations(
         shape, network.head.element_size(), is_on_cpu, has_qk_norm=config.model_type == "qwen3"
     )
+
+
+# --- throughput ---
+
+
+class ThroughputMeter:
+    """Passes the progress of a loop to a display, and keeps the last event."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch, self.last = watch, Progress("train", "", 0, 0, unit="tokens")
+
+    def __call__(self, at: Progress) -> None:
+        self.last = at
+        if self._watch is not None:
+            self._watch(at)
+
+    def notes(self, of_token: float, limit: float) -> dict[str, str]:
+        """Tokens per second, and their share of a limit, as a note for the model's record.
+
+        of_token: FLOPs per token. limit: FLOP/s. {} if this process ran no step.
+        """
+        if not self.last.per_second:
+            return {}
+        used = self.last.per_second * of_token
+        return {
+            "speed": f"{self.last.per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
+            "GFLOP/s that this machine's products reach at these shapes"
+        }
+
+
+def mean_chunk_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: int) -> float:
+    """The mean chunk length over tokens, for documents of these lengths that are cut at the context."""
+    whole, rest = lengths // context, lengths % context
+    return float((whole * context**2 + rest**2).sum() / lengths.sum())
+
+
+def matmul_limit(
+    shape: TransformerShape,
+    dtype: torch.dtype,
+    n_rows: int = PRETRAIN_MICROBATCH_TOKENS,
+    of_head: float = 1.0,
+) -> float:
+    """The measured FLOP/s of the model's matmuls, forward and backward. of_head: its share of rows."""
+    columns = shape.head * (shape.heads + 2 * shape.kv_heads)
+    layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
+    layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]
+    products = [(*size, n_rows) for size in layer * shape.layers]
+    products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
+    return host.matmul_flops(products, dtype)
+
+
+def memory_bandwidth(width: int, dtype: torch.dtype, n_rows: int = PRETRAIN_MICROBATCH_TOKENS) -> float:
+    """Bytes/s of the element-wise passes between a step's products."""
+    return host.memory_bandwidth(n_rows, width, dtype)

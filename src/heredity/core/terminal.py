@@ -1,0 +1,302 @@
+"""Output on a terminal: consoles, tables, JSON, numbers in words, and live progress.
+
+Promises: text is never read as markup; colour appears only on a terminal; a closed pipe ends quietly. A
+display writes to stderr only and always shows the first and last state of a step.
+Leaves to others: making untrusted text harmless (sanitize.py), and the content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from heredity.core import registry
+from heredity.core.progress import WINDOW_SECONDS, Progress, Watch
+from heredity.core.records import Estimate, encode
+from heredity.core.sanitize import plain, shorten
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+_MIN_WIDTH = 60  # a narrower table would lose words, so the terminal breaks its lines instead
+_LINE_SECONDS = 10.0  # between plain lines
+_WIDE = 104  # columns that a bar needs beside a name and the words
+_PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
+_BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_VERBS = {"ask": "asking", "judge": "judging", "estimate": "estimating"}
+
+# --- consoles, tables and JSON ---
+
+
+class QuietConsole(Console):
+    """A console that reads no markup and highlights nothing, so that text is printed unchanged."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+        super().__init__(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Let `heredity.cli.main` end quietly; rich would exit with 1, which means "worse"."""
+        raise BrokenPipeError
+
+
+def out() -> Console:
+    """The console for results: stdout."""
+    screen = QuietConsole(sys.stdout)
+    screen.width = max(screen.width, _MIN_WIDTH)
+    return screen
+
+
+def err() -> Console:
+    """The console for progress and warnings: stderr."""
+    return QuietConsole(sys.stderr)
+
+
+def note(line: str) -> None:
+    """Print one plain line on stderr."""
+    err().print(plain(line), soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Print text on stdout, unwrapped, so that it can be copied and piped. Untrusted text must be plain."""
+    sys.stdout.write(text + "\n")
+
+
+def write_json(value: Any) -> None:
+    """Print one JSON document on stdout, with control characters escaped."""
+    # ensure_ascii: a bidirectional override in a model's answer must not reach a terminal through --json.
+    write(json.dumps(json.loads(encode(value)), indent=2, ensure_ascii=True))
+
+
+def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """A table without frames. Columns in `right` hold numbers; those in `whole` are never wrapped."""
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        is_number = name in right
+        grid.add_column(
+            name,
+            justify="right" if is_number else "left",
+            no_wrap=is_number or name in whole,
+            overflow="fold",
+        )
+    return grid
+
+
+def cell(text: object, style: str = "") -> Text:
+    """A cell of untrusted text, made plain."""
+    return Text(plain(str(text)), style=style)
+
+
+def show_plugins(folder: str, as_json: bool) -> None:
+    """Print the plug-ins of an open folder as a table or as JSON."""
+    found = registry.purposes(folder)
+    if as_json:
+        write_json(found)
+        return
+    grid = table("name", "what it is", whole=["name"])
+    for name, purpose in found.items():
+        grid.add_row(cell(name, "bold"), cell(purpose))
+    out().print(grid)
+
+
+# --- numbers in words ---
+
+
+def percent(estimate: Estimate) -> str:
+    """An estimate as `12% [8, 17]`, or a dash if there is no data."""
+    if estimate.value is None:
+        return "-"
+    value = f"{100 * estimate.value:.0f}%"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def clock(seconds: float) -> str:
+    """`47 s`, `3:07`, `1:02:09`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in decimal units, as package indexes write them."""
+    amount = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    raise AssertionError  # the last unit always returns
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """A series as a line of block characters, each the mean of its neighbours."""
+    n = min(width, len(values))
+    cuts = [i * len(values) // n for i in range(n + 1)]
+    points = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = min(points), max(points)
+    return "".join(_BLOCKS[round(7 * (value - low) / ((high - low) or 1.0))] for value in points)
+
+
+# --- progress ---
+
+
+class Display:
+    """A line on stderr that shows the progress of a step; the lines of finished steps stay above it.
+
+    It is a `Watch`: pass it wherever one is taken. On a terminal it is a live bar, elsewhere a plain line
+    every ten seconds.
+
+        with h.Display() as display:
+            child = store.derive(h.recipe("lora", data=data, watch=display.training("lora")), [parent])
+            h.Study([parent, child], application, "core").run(display)
+    """
+
+    def __init__(self, screen: Console | None = None) -> None:
+        self.screen = screen or err()
+        self._bar = _bar(self.screen) if self.screen.is_terminal else None
+        self._task = None if self._bar is None else self._bar.add_task("", total=None, visible=False)
+        self._step = self._line = self._printed = ""
+        self._printed_at = 0.0
+        self._bytes = _ByteRate()
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show an event."""
+        if progress.unit == "bytes":
+            words, step = self._bytes.words(progress), progress.model
+        elif progress.unit == "tokens":
+            words, step = _training_words(progress), progress.model or progress.step
+        else:
+            words = trial_words(progress)
+            step = f"{_VERBS.get(progress.step, progress.step)} {progress.model}".rstrip()
+        self.show(step, progress.n_done, progress.n_total, words)
+
+    def show(self, step: str, done: int, total: int, words: str) -> None:
+        """Show the progress of `step`. A new step leaves the last line of the one before on the screen."""
+        if is_new := step != self._step:
+            self._finish()
+            self._step = step
+        self._line = f"{shorten(step, 60)}  {words}"
+        if self._bar is not None and self._task is not None:
+            room = self.screen.width - (76 if self.screen.width >= _WIDE else 46)
+            what = shorten(step, max(16, min(44, room)))
+            self._bar.update(
+                self._task, completed=done, total=total or None, description=what, words=words, visible=True
+            )
+        elif is_new or time.monotonic() - self._printed_at >= _LINE_SECONDS:
+            self._print()
+
+    def training(self, title: str) -> Watch:
+        """The `watch` of a recipe: its events under this title."""
+
+        def show(progress: Progress) -> None:
+            is_teacher = progress.step == "read"
+            self(progress._replace(model=f"{title}: the teacher reads" if is_teacher else title))
+
+        return show
+
+    def trials(self) -> Watch:
+        """The `progress` of a study: this display."""
+        return self
+
+    def _finish(self) -> None:
+        if self._line != self._printed:
+            self._print()
+
+    def _print(self) -> None:
+        self.screen.print(self._line, soft_wrap=True)
+        self._printed, self._printed_at = self._line, time.monotonic()
+
+
+def trial_words(progress: Progress) -> str:
+    """The line of a step, such as `312/1,200  26%  2.1/s`, then the time left and the errors."""
+    if progress.step == "estimate":
+        return "done" if progress.n_done else ""
+    parts = [f"{progress.n_done:,}/{progress.n_total:,}"]
+    if progress.unit == "answers":
+        return parts[0]
+    if progress.n_total:
+        parts.append(f"{100 * progress.n_done // progress.n_total}%")
+    if progress.n_done < progress.n_total:
+        if progress.per_second:
+            parts.append(f"{progress.per_second:,.{_digits(progress.per_second)}f}/s")
+        if progress.seconds_left is not None:
+            parts.append(f"{clock(progress.seconds_left)} left")
+    if progress.n_cached:
+        parts.append(f"{progress.n_cached:,} cached")
+    if progress.n_errors:
+        parts.append(f"{progress.n_errors:,} error{'s' if progress.n_errors > 1 else ''}")
+    return "  ".join(parts)
+
+
+def _training_words(progress: Progress) -> str:
+    words = f"{progress.per_second:,.0f} tokens/s  {clock(progress.seconds_left or 0.0)} left"
+    return words if progress.loss is None else f"loss {progress.loss:.3f}  {words}"
+
+
+class _ByteRate:
+    """The rate of a download over the last half minute."""
+
+    def __init__(self) -> None:
+        self._what, self._marks = "", list[tuple[float, int]]()
+
+    def words(self, progress: Progress) -> str:
+        """`95.0 MB of 100 MB  250 kB/s  20 s left`."""
+        done, total, now = progress.n_done, progress.n_total, time.monotonic()
+        if progress.model != self._what or (self._marks and done < self._marks[-1][1]):
+            self._what, self._marks = progress.model, []
+        if not self._marks or now - self._marks[-1][0] >= 0.5:
+            self._marks.append((now, done))
+            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
+                del self._marks[0]
+        if not total:
+            return size(done)
+        then, was = self._marks[0]
+        # What was there before this run is not part of the rate.
+        rate = (done - was) / (now - then) if now - then >= 0.5 else 0.0
+        words = f"{size(done)} of {size(total)}"
+        if rate > 0 and done < total:
+            words += f"  {size(int(rate))}/s  {clock((total - done) / rate)} left"
+        return words
+
+
+def _digits(rate: float) -> int:
+    return 0 if rate >= 100 else 1 if rate >= 1 else 2
+
+
+def _bar(screen: Console) -> Bar:
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+
+    class Words(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(str(task.fields.get("words", "")), no_wrap=True)
+
+    spinner, what = SpinnerColumn("line"), TextColumn("{task.description}", markup=False)
+    if screen.width < _WIDE:  # the words hold the share; the room is for the model's name
+        return Progress(spinner, what, Words(), console=screen, transient=True, refresh_per_second=5)
+    bar = BarColumn(bar_width=24)
+    return Progress(spinner, what, bar, Words(), console=screen, transient=True, refresh_per_second=5)
