@@ -175,7 +175,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
     """An application from parsed TOML; raises BadInput naming the key, and the nearest known one."""
     try:
         application = msgspec.convert(data, Application, strict=True)
-        _ = application.digest  # what nests too deeply to be written is said here, not in a study
+        _ = application.digest  # values nested too deeply to be encoded fail here, not in a study
         return application
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise BadInput(
@@ -186,7 +186,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
 
 
 def check_decoding(decoding: Decoding) -> None:
-    """Raise ValueError for what nothing can be drawn by."""
+    """Raise BadArgument for a sampling setting out of its range."""
     if decoding.max_tokens < 1:
         raise BadArgument(
             f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}",

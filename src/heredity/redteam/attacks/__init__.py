@@ -23,13 +23,13 @@ Leaves to others: the application around it (application/) and the verdict (judg
 
 from __future__ import annotations
 
-from heredity.core import registry
-from heredity.core.errors import Damaged
 from heredity.redteam.attacks._spec import (
     Attack,
     check_attacker,
     context_for,
-    parse,
+    load,
+    names,
+    planned,
     unsupported,
     warnings,
     why_unsupported,
@@ -44,35 +44,8 @@ __all__ = [
     "context_for",
     "load",
     "names",
-    "parse",
     "planned",
     "unsupported",
     "warnings",
     "why_unsupported",
 ]
-
-
-def names() -> list[str]:
-    """The names of the available attacks."""
-    return registry.names("redteam.attacks")
-
-
-def load(spec: str) -> Attack:
-    """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
-    return parse(spec)
-
-
-def planned(spec: str) -> Attack:
-    """The attack of a saved plan, whose spec is written out in full.
-
-    Raises Damaged if it is not. Anyone can write a plan: `suffix:FILE.txt` without the digest that planning
-    adds could send the lines of any file to the models.
-    """
-    attack = parse(spec)
-    if attack.spec != spec:
-        raise Damaged(
-            f"The plan has the attack '{spec}', which no planning writes: its variant is not written out. "
-            "Plan the study again, in another folder.",
-            code="attack-not-written-out",
-        )
-    return attack

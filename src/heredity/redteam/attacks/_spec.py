@@ -16,7 +16,7 @@ import msgspec
 from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import registry
-from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.records import Consult, Message, Model, Probe, Request, Turn
 from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import probes
@@ -237,7 +237,12 @@ def _rewriting(attack: TextTransform) -> Transform:
     return transform
 
 
-def parse(spec: str) -> Attack:
+def names() -> list[str]:
+    """The names of the available attacks."""
+    return registry.names(FOLDER)
+
+
+def load(spec: str) -> Attack:
     """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
     parts = []
     for text in spec.split("+"):
@@ -252,9 +257,25 @@ def parse(spec: str) -> Attack:
     return Attack(tuple(parts))
 
 
+def planned(spec: str) -> Attack:
+    """The attack of a saved plan, whose spec is written out in full.
+
+    Raises Damaged if it is not. Anyone can write a plan: `suffix:FILE.txt` without the digest that planning
+    adds could send the lines of any file to the models.
+    """
+    attack = load(spec)
+    if attack.spec != spec:
+        raise Damaged(
+            f"The plan has the attack '{spec}', which no planning writes: its variant is not written out. "
+            "Plan the study again, in another folder.",
+            code="attack-not-written-out",
+        )
+    return attack
+
+
 def _refuse_bare_variant(name: str) -> None:
     """A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64."""
-    known = registry.names(FOLDER)
+    known = names()
     if name in known:
         return
     for attack in known:
