@@ -28,7 +28,7 @@ help: ## show this
 	@echo; echo '  Examples: make study MODELS="smollm2-135m-instruct qwen2.5-coder-1.5b-instruct"'
 	@echo '            make study ARGS="--probes quick"'
 	@echo '            make test ARGS="tests/stats -x -n 0"'
-	@echo '            make bench BENCH=runner ARGS="--rows 100000"'
+	@echo '            make bench BENCH=runner ARGS="--trials 20000 --rows 100000"'
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)

@@ -1,7 +1,7 @@
 """The cost of the runner without a model: trials per second, memory, and estimates and report over many rows.
 
     python bench/runner.py                 everything; about two minutes
-    python bench/runner.py --rows 100000   a smaller folder for the report
+    python bench/runner.py --trials 20000 --rows 100000    fewer trials, and a smaller folder for the report
 
 Each figure comes from its own process, so peak memory is that of one step. Trials go through the scripted
 engine (the example application, the core probes) and onto the disk, with fsync.
@@ -35,6 +35,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the folder that is reported")
+    parser.add_argument("--trials", type=int, default=200_000, help="trials that are asked and judged")
     parser.add_argument("--keep", type=Path, help="build that folder here, and keep it")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -45,13 +46,13 @@ def main() -> None:
     where = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{where}, {platform.system()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as temporary:
-        measure(Path(temporary), options.rows, options.keep)
+        measure(Path(temporary), options.trials, options.rows, options.keep)
 
 
-def measure(temporary: Path, n_rows: int, keep: Path | None) -> None:
+def measure(temporary: Path, n_trials: int, n_rows: int, keep: Path | None) -> None:
     """The whole table."""
     peaks = []
-    for n in (20_000, 200_000):
+    for n in (n_trials // 10, n_trials):
         asked = step("ask", temporary / str(n), n)
         peaks.append(asked["peak_mib"])
         rate = asked["n"] / asked["seconds"]
@@ -60,7 +61,7 @@ def measure(temporary: Path, n_rows: int, keep: Path | None) -> None:
             f"{rate / TARGET_TRIALS:.1f} x the target of {TARGET_TRIALS:,}; peak {asked['peak_mib']:.0f} MiB"
         )
     print(f"memory at ten times the trials: {peaks[1] / peaks[0]:.2f} x")
-    judged = step("judge", temporary / "200000", 200_000)
+    judged = step("judge", temporary / str(n_trials), n_trials)
     rate = judged["n"] / judged["seconds"]
     print(f"judge  {judged['n']:>9,} rows   {judged['seconds']:7.1f} s {rate:9,.0f} rows/s")
     folder = keep or temporary / "rows"
