@@ -107,16 +107,11 @@ def tamper(
 
     def ask(steps: int) -> bool:
         child = store.derive(tuned(steps), [grown])
+        place = out / f"steps-{steps:04d}"
         study = Study(
-            [grown, child],
-            application,
-            probes,
-            attacks,
-            store=store,
-            out=out / f"steps-{steps:04d}",
-            engine_loader=engine_loader,
-            judge=judge,
-        )
+            [grown, child], application, probes, attacks, store=store, out=place,
+            engine_loader=engine_loader, judge=judge,
+        )  # fmt: skip
         rungs[steps] = _rung(steps, grown, child, study.run(watch), scope)
         if rungs[steps].edge.retention.value is None:
             raise UsageError(f"'{grown.record.name}' held none of these probes: there is nothing to lose.")

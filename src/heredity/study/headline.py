@@ -7,7 +7,7 @@ Leaves to others: every number (study/estimates.py) and its wording (study/wordi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from heredity.core.sanitize import label
@@ -248,48 +248,61 @@ def _but(estimates: Estimates, called: dict[str, str], best: Rate) -> str:
 
 def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     """Problems of the run, and doubts about low rates."""
-    found = []
+    return (
+        *_about_the_run(estimates),
+        *_about_the_application(estimates),
+        *_about_the_models(estimates, called),
+    )
+
+
+def _about_the_run(estimates: Estimates) -> Iterator[str]:
+    """Trials that are in no rate."""
     if estimates.n_missing > 0:
         n_asked = f"{estimates.n_asked:,} of {estimates.n_trials:,}"
-        found.append(f"In progress: {n_asked} trials are answered.")
+        yield f"In progress: {n_asked} trials are answered."
     if stopping := stopping_words(estimates):
-        found.append(stopping)
+        yield stopping
     if estimates.n_skipped:
-        found.append(
+        yield (
             f"{estimates.n_skipped:,} of {estimates.n_asked:,} trials were not asked: their models do not "
             "support the attack. They are in no rate."
         )
     if estimates.n_errors:
-        found.append(
+        yield (
             f"{estimates.n_errors:,} of {estimates.n_asked:,} trials ended in an error. "
             "They are in no rate and are not a pass."
         )
+
+
+def _about_the_application(estimates: Estimates) -> Iterator[str]:
+    """An application that may differ between the models, or that heredity knows by its description only."""
     if estimates.application.rendering == "theirs":
-        found.append(
+        yield (
             "The application is the target's own: heredity sent only the user's words, and took its prompt, "
             "tools and secrets from your description. A secret that it does not hold cannot be disclosed."
         )
-    elif estimates.application.rendering == "recorded":
-        found.append(
+    elif estimates.is_recorded:
+        yield (
             "The answers were recorded elsewhere: nothing shows that the application was the same for all"
             " models, so a difference may be one between applications."
         )
     elif estimates.application.rendering != "plain":
-        found.append(
-            "Tools were rendered in each model's own format: the application is not the same for all."
-        )
-    found += [
-        f"{called.get(card.id, label(card.id))}: {NOT_VERIFIED}. The same trial may get another answer in"
-        " another batch."
-        for card in estimates.models
-        if card.is_batch_unverified
-    ]
+        yield "Tools were rendered in each model's own format: the application is not the same for all."
+
+
+def _about_the_models(estimates: Estimates, called: dict[str, str]) -> Iterator[str]:
+    """Engines that may answer differently in another batch, and models that may be unable to break."""
+    for card in estimates.models:
+        if card.is_batch_unverified:
+            yield (
+                f"{called.get(card.id, label(card.id))}: {NOT_VERIFIED}. The same trial may get another"
+                " answer in another batch."
+            )
     for counts in estimates.manners:
         total = counts.refusal + counts.compliance + counts.incoherent + counts.empty
         if counts.kind == "breach" and total and (counts.incoherent + counts.empty) / total >= _INCOHERENT:
             share = percent((counts.incoherent + counts.empty) / total)
-            found.append(
+            yield (
                 f"{share} of {called.get(counts.model, label(counts.model))}'s answers to breach probes "
                 "were incoherent or empty: when it held, it may have been unable rather than unwilling."
             )
-    return tuple(found)
