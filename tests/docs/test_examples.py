@@ -22,7 +22,11 @@ def test_the_examples_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) 
 @pytest.mark.models
 @pytest.mark.proof
 @pytest.mark.parametrize("page", [page for page in pages() if has_examples(page, True)], ids=name)
-def test_the_examples_with_real_models_print_what_the_page_shows(page: Path, tmp_path: Path) -> None:
+def test_the_examples_with_real_models_print_what_the_page_shows(
+    page: Path, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    if not pytestconfig.getoption("markexpr"):
+        pytest.skip("takes half an hour; ask for it: pytest -m models tests/docs")
     assert run(page, tmp_path, with_models=True) == []
 
 
