@@ -45,13 +45,13 @@ def looked_at(model: Grown, settings: pretrain.Pretrain) -> tuple[Any, dict[str,
 def test_several_processes_fill_the_gaps_that_one_fills(
     architecture: str, kind: str, recipe: Path, tmp_path: Path
 ) -> None:
-    masked = recipe.with_name(f"{architecture}.toml")
+    masked_recipe = recipe.with_name(f"{architecture}.toml")
     of_decoders = ("head =", "kv_heads =")
     lines = [line for line in recipe.read_text().splitlines() if not line.startswith(of_decoders)]
-    masked.write_text("\n".join([*lines, 'objective = "masked"', f'architecture = "{architecture}"']))
-    settings = pretrain.read(masked, {"optimizer": kind})
+    masked_recipe.write_text("\n".join([*lines, 'objective = "masked"', f'architecture = "{architecture}"']))
+    settings = pretrain.read(masked_recipe, {"optimizer": kind})
     one = Store(tmp_path / "one").derive(settings, [])
-    many = made(tmp_path / "many", command(masked, 2, "--optimizer", kind))
+    many = made(tmp_path / "many", command(masked_recipe, 2, "--optimizer", kind))
     counts = (ACCURACY, MASKED_ACCURACY)
     assert_the_same_training(one, many, falls=False, near=NEARNESS[kind], leaping=counts)
     (ours, _), (theirs, terms) = looked_at(one, settings), looked_at(many, settings)
