@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from heredity.core.errors import Busy, Damaged, NotComparable, Refused
-from heredity.core.files import Lock, hash_file
-from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest
+from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused
+from heredity.core.files import Lock, hash_file, stamp_file, write_atomic
+from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
 
 _REDIRECTION = "adapter_config.json"
 
@@ -114,6 +114,36 @@ def check_file(folder: Path, file: FileHash) -> str | None:
     if (size := path.stat().st_size) != file.bytes:
         return f"{path}: {size:,} bytes, {file.bytes:,} were recorded"
     return None if hash_file(path) == file.sha256 else f"{path}: its SHA-256 is not the recorded one"
+
+
+def problems(folder: Path, model: Model) -> list[str]:
+    """Hash every file; one line for each that is missing, changed or not recorded."""
+    found = [problem for file in model.files if (problem := check_file(folder, file))]
+    known = {file.path for file in model.files}
+    found += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
+    if identity(model.recipe, model.parents, model.files) != model.id:
+        found.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
+    return found
+
+
+def require_intact(folder: Path, model: Model, note: Path) -> None:
+    """Raise Damaged or Refused if the files are not the recorded ones.
+
+    note: a file that keeps the stamps of verified files, so that they are not hashed every time.
+    """
+    refuse_redirection(model, folder)
+    stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
+    is_same = identity(model.recipe, model.parents, model.files) == model.id
+    if is_same and note.is_file() and note.read_bytes() == stamp:
+        return
+    if damage := problems(folder, model):
+        raise Damaged(
+            f"'{model.name}' does not answer: {damage[0]}. Its bytes are not the ones of its id; delete"
+            f" {folder.parent} and pull or grow it again.",
+            code="model-damaged",
+        )
+    with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
+        write_atomic(note, stamp)
 
 
 def sizes_fit(folder: Path, model: Model) -> bool:

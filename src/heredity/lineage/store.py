@@ -23,7 +23,7 @@ from heredity import engines
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
-from heredity.core.files import Lock, default_root, stamp_file, sync_folder, write_atomic
+from heredity.core.files import Lock, default_root, sync_folder, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import (
     FileHash,
@@ -38,13 +38,10 @@ from heredity.core.records import (
 from heredity.engines.protocols import Engine, EngineModule
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
-    check_file,
     hash_files,
     identity,
     read_record,
-    refuse_redirection,
     sizes_fit,
-    walk,
     workshop,
 )
 from heredity.lineage.types import (
@@ -251,15 +248,7 @@ class Store:
 
     def verify(self, model: Model) -> list[str]:
         """Hash every file again; one line for each that is missing, changed or not recorded."""
-        if model.format == "scripted":
-            return []
-        folder = self.folder(model)
-        problems = [p for file in model.files if (p := check_file(folder, file))]
-        known = {file.path for file in model.files}
-        problems += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
-        if identity(model.recipe, model.parents, model.files) != model.id:
-            problems.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
-        return problems
+        return [] if model.format == "scripted" else integrity.problems(self.folder(model), model)
 
     def ancestors(self, model: Model) -> list[Model]:
         """Parents, their parents and so on, each once, nearest first. A missing one is an UnknownName."""
@@ -324,23 +313,9 @@ class Store:
         return None
 
     def _trust(self, model: Model) -> None:
-        """Verify a model that is about to answer; a stamp of its files spares hashing them every time."""
-        if model.format == "scripted":
-            return
-        refuse_redirection(model, self.folder(model))
-        folder, note = self.folder(model), self.root / "verified" / f"{model.id}.json"
-        stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
-        is_same = identity(model.recipe, model.parents, model.files) == model.id
-        if is_same and note.is_file() and note.read_bytes() == stamp:
-            return
-        if problems := self.verify(model):
-            raise Damaged(
-                f"'{model.name}' does not answer: {problems[0]}. Its bytes are not the ones of its id; delete"
-                f" {folder.parent} and pull or grow it again.",
-                code="model-damaged",
-            )
-        with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
-            write_atomic(note, stamp)
+        """Raise Damaged if the files of a model that is about to answer are not the recorded ones."""
+        if model.format != "scripted":
+            integrity.require_intact(self.folder(model), model, self.root / "verified" / f"{model.id}.json")
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
         if catalog.canonical(name) in catalog.catalogue():
