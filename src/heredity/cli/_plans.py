@@ -110,12 +110,12 @@ def _numbers(way: LayoutForecast) -> tuple[str, ...]:
     return (
         f"{way.layout.shards:,}",
         f"{way.layout.replicas:,}",
-        "recomputed" if way.runs_again else "kept",
-        f"{way.product:,}",
-        f"{way.n_products:,}",
+        "recomputed" if way.recompute else "kept",
+        f"{way.microbatch:,}",
+        f"{way.n_microbatches:,}",
         f"{way.needed / _GB:.1f}",
-        f"{way.multiplied:.3f}",
-        f"{way.talked:.3f}",
+        f"{way.matmul_seconds:.3f}",
+        f"{way.communication_seconds:.3f}",
     )
 
 
@@ -123,8 +123,8 @@ def _lines(found: Forecast) -> list[str]:
     from heredity.train.planning.forecast import chunks_per_device
 
     best, work, units = found.best, found.work, f"{found.unit}s"
-    each = chunks_per_device(work, found.n_gpus) * work.piece
-    said = [
+    each = chunks_per_device(work, found.n_gpus) * work.chunk
+    lines = [
         f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
         f"{each:,} per device",
         f"time    {_time(found.seconds)}: {best.seconds:.3f} s per step{_validation(found)}, "
@@ -136,19 +136,19 @@ def _lines(found: Forecast) -> list[str]:
         f"matmuls, {found.reached_mfu:.0%} for the whole run",
     ]
     if (busy := work.batch / (each * found.n_gpus)) < 0.95:
-        pieces = "contexts" if found.unit == "token" else units
-        said.append(
-            f"note    devices are busy {busy:.0%} of the time, because a step's {pieces} do not divide "
+        chunks = "contexts" if found.unit == "token" else units
+        lines.append(
+            f"note    devices are busy {busy:.0%} of the time, because a step's {chunks} do not divide "
             f"evenly: a batch of {each * found.n_gpus:,} takes no longer"
         )
-    return said
+    return lines
 
 
 def _settings(found: Forecast) -> str:
     """The recipe's settings for the best layout (docs/how-to/pretrain-distributed.md)."""
     way = found.best
-    said = f"replicas = {way.layout.replicas}, recompute = {'true' if way.runs_again else 'false'}"
-    return said + (', reduce = "each"' if way.layout.shards > 1 and way.n_products > 1 else "")
+    settings = f"replicas = {way.layout.replicas}, recompute = {'true' if way.recompute else 'false'}"
+    return settings + (', reduce = "each"' if way.layout.shards > 1 and way.n_microbatches > 1 else "")
 
 
 def _rehearsed(found: Rehearsal | None) -> list[str]:

@@ -32,7 +32,7 @@ def text(size: str, context: int = 256, architecture: str = "modernbert", **chan
     """Of an encoder."""
     kind = registry.load("train.models.architectures", architecture).SHAPE
     shape = shapes.size_preset(size, 512, context, kind=kind).shape
-    return Workload(shape, 1, 2 * context, architecture=architecture, hidden=0.25, **changes)
+    return Workload(shape, 1, 2 * context, architecture=architecture, head_share=0.25, **changes)
 
 
 def pairs(architecture: str, size: str, patch: int = 8, batch: int = 4, **changes: Any) -> Workload:
@@ -149,7 +149,7 @@ def test_flops_are_those_that_torch_counts_of_a_forward(work: Workload) -> None:
 def test_flops_of_a_masked_token_are_those_that_a_run_counts(architecture: str) -> None:
     work = text("1M", architecture=architecture)
     said = registry.load("train.models.architectures", architecture).flops_per_token(
-        work.shape, work.shape.context, work.hidden
+        work.shape, work.shape.context, work.head_share
     )
     assert sum(cost_models.cost_model_of(work).flops.values()) == pytest.approx(said)
 
@@ -159,5 +159,5 @@ def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() 
     assert 2 * memory.logits_memory(few, 16) == memory.logits_memory(many, 16)
     work = text("150K")
     assert memory.logits_memory(work, 64) == memory.logits_memory(
-        msgspec.structs.replace(work, hidden=1.0), 16
+        msgspec.structs.replace(work, head_share=1.0), 16
     )

@@ -115,7 +115,7 @@ def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None
     work = Workload(LLAMA_3_8B, 1, 1, architecture="llama")
     whole, half = memory.training_memory(work, 8192), memory.training_memory(work, 8192, shards=2)
     assert half["masters"] * 2 == whole["masters"] and half["optimizer"] * 2 == whole["optimizer"]
-    again = memory.training_memory(work, 8192, runs_again=True)
+    again = memory.training_memory(work, 8192, recompute=True)
     assert again["activations"] < whole["activations"] / 4
 
 

@@ -38,8 +38,8 @@ def test_a_device_multiplies_as_much_at_once_as_a_run_does() -> None:
     """Or gradients that wait for the next product would be forgotten."""
     for size, context, n in (("1B", 4096, 8), ("70B", 8192, 256), ("135M", 1024, 8)):
         way = forecast(work(size, context=context), H100, n).best
-        assert way.product == max(PRETRAIN_MICROBATCH_TOKENS, context)
-        assert way.n_products == math.ceil(4_194_304 / n / way.product)
+        assert way.microbatch == max(PRETRAIN_MICROBATCH_TOKENS, context)
+        assert way.n_microbatches == math.ceil(4_194_304 / n / way.microbatch)
 
 
 def test_the_best_way_fits_and_no_way_that_fits_is_faster_or_as_fast_and_talks_less() -> None:
@@ -48,7 +48,10 @@ def test_the_best_way_fits_and_no_way_that_fits_is_faster_or_as_fast_and_talks_l
         assert found.best.needed <= 0.9 * H100.memory
         assert found.best in found.ways
         for way in fitting_layouts(work(size), H100, n, Assumptions()):
-            assert (found.best.seconds, found.best.talked) <= (way.seconds, way.talked)
+            assert (found.best.seconds, found.best.communication_seconds) <= (
+                way.seconds,
+                way.communication_seconds,
+            )
 
 
 def test_time_energy_and_money_follow_from_flops_at_the_stated_utilization() -> None:
@@ -63,7 +66,7 @@ def test_time_energy_and_money_follow_from_flops_at_the_stated_utilization() -> 
 def test_what_is_only_looked_at_takes_a_third_of_the_time_and_is_not_counted_as_read() -> None:
     whole = work("135M", 2**20)
     found, looking = (
-        forecast(each, H100, 8) for each in (whole, msgspec.structs.replace(whole, looked_at=whole.tokens))
+        forecast(each, H100, 8) for each in (whole, msgspec.structs.replace(whole, n_evaluated=whole.tokens))
     )
     assert looking.seconds == pytest.approx(found.seconds * 4 / 3, rel=0.001)
     assert looking.tokens_a_second == pytest.approx(found.tokens_a_second * 3 / 4, rel=0.001)
@@ -71,12 +74,12 @@ def test_what_is_only_looked_at_takes_a_third_of_the_time_and_is_not_counted_as_
 
 def test_layers_that_run_again_take_longer_and_less_memory() -> None:
     ways = {
-        (w.layout, w.product, w.runs_again): w for w in fitting_layouts(work("8B"), H100, 64, Assumptions())
+        (w.layout, w.microbatch, w.recompute): w for w in fitting_layouts(work("8B"), H100, 64, Assumptions())
     }
     pairs = [(ways[k[0], k[1], True], w) for k, w in ways.items() if not k[2]]
     assert pairs
     for again, usual in pairs:
-        assert again.needed < usual.needed and again.multiplied > usual.multiplied
+        assert again.needed < usual.needed and again.matmul_seconds > usual.matmul_seconds
 
 
 def test_what_fits_nowhere_is_refused_with_what_would_fit() -> None:

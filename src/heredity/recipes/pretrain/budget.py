@@ -40,10 +40,10 @@ def work(recipe: Pretrain, vocabulary: int = 0, side: int = 0, is_on_cpu: bool =
         )
     with naming(recipe.file):
         of = recipe.spec.workload(recipe, vocabulary, side)
-    looks = -(-of.n_steps // every(of.n_steps, recipe.evaluations))
+    n_evaluations = -(-of.n_steps // every(of.n_steps, recipe.evaluations))
     return msgspec.structs.replace(
         of,
-        looked_at=looks * of.looked_at,
+        n_evaluated=n_evaluations * of.n_evaluated,
         optimizer=recipe.optimizer,
         architecture=recipe.architecture,
         bytes=4 if recipe.dtype == "float32" else 2,

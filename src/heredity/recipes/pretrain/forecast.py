@@ -123,7 +123,7 @@ def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Pre
         limit = limit_of(recipe, dtype)
         work = _work(recipe, dtype.itemsize)
         rate = resources.memory_bandwidth(work.shape.width, dtype)
-        tokens = work.tokens + work.looked_at / forecast.STEP_TO_FORWARD
+        tokens = work.tokens + work.n_evaluated / forecast.STEP_TO_FORWARD
         seconds = tokens * forecast.cpu_seconds(work, per_token, limit, rate)
     host.reset_peak_memory()
     return Prediction(parts, limit, seconds, host.resident_memory())

@@ -36,7 +36,7 @@ def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> floa
 
     flops: of the unit. limit: FLOP/s of matmuls. rate: bytes/s of a pass over memory (train/resources.py).
     """
-    logits = work.bytes * work.shape.vocabulary * work.hidden if work.picture is None else 0.0
+    logits = work.bytes * work.shape.vocabulary * work.head_share if work.picture is None else 0.0
     if work.optimizer == "muon":
         flops += _MUON_FLOPS * work.shape.width * cost_models.cost_model_of(work).matrices / work.batch
     return flops / limit + MEMORY_PASSES * (memory.activation_memory(work) + logits) / rate
@@ -71,13 +71,13 @@ class LayoutForecast(Record, frozen=True):
     """One layout. Seconds are per step, bytes per device."""
 
     layout: Layout
-    runs_again: bool  # activation checkpointing: layers are recomputed in the backward pass
-    product: int  # tokens or pairs of a microbatch
-    n_products: int  # microbatches per device and step
+    recompute: bool  # activation checkpointing: layers are recomputed in the backward pass
+    microbatch: int  # tokens or pairs of a microbatch
+    n_microbatches: int  # microbatches per device and step
     memory: dict[str, int]
-    multiplied: float  # seconds
-    talked: float
-    sent: float  # bytes
+    matmul_seconds: float
+    communication_seconds: float
+    communication_bytes: float
 
     @property
     def needed(self) -> int:
@@ -85,7 +85,7 @@ class LayoutForecast(Record, frozen=True):
 
     @property
     def seconds(self) -> float:
-        return max(self.multiplied, self.talked)
+        return max(self.matmul_seconds, self.communication_seconds)
 
 
 class Forecast(Record, frozen=True):
@@ -126,7 +126,7 @@ def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = 
     ways = [min(some, key=_preference) for some in _by_kind(found).values()]
     best = min(ways, key=_preference)
     made = cost_models.cost_model_of(work)
-    seconds = best.seconds * (work.n_steps + work.looked_at / STEP_TO_FORWARD / work.batch)
+    seconds = best.seconds * (work.n_steps + work.n_evaluated / STEP_TO_FORWARD / work.batch)
     hours = n_gpus * seconds / 3600
     price = gpu.price if terms.price is None else terms.price
     flops = sum(made.flops.values()) * work.tokens
@@ -163,17 +163,24 @@ def fitting_layouts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -
 
 def _layout_forecasts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> Iterator[LayoutForecast]:
     each, made = chunks_per_device(work, n_gpus), cost_models.cost_model_of(work)
-    once = each * work.piece * sum(made.flops.values()) / (_expected_mfu(work, gpu, terms) * gpu.flops)
+    once = each * work.chunk * sum(made.flops.values()) / (_expected_mfu(work, gpu, terms) * gpu.flops)
     for layout in sharding.layouts(n_gpus):
-        at_once = each if work.is_whole else min(each, max(1, PRETRAIN_MICROBATCH_TOKENS // work.piece))
-        n_products = -(-each // at_once)
-        talk = sharding.communication(work, layout, n_products, gpu)
-        for runs_again in (False, True):
-            product = at_once * work.piece
-            needed = memory.training_memory(work, product, layout.shards, runs_again, n_products)
-            seconds = once * (1 + made.again * runs_again)
+        at_once = each if work.is_whole else min(each, max(1, PRETRAIN_MICROBATCH_TOKENS // work.chunk))
+        n_microbatches = -(-each // at_once)
+        communication_cost = sharding.communication(work, layout, n_microbatches, gpu)
+        for recompute in (False, True):
+            microbatch = at_once * work.chunk
+            needed = memory.training_memory(work, microbatch, layout.shards, recompute, n_microbatches)
+            seconds = once * (1 + made.again * recompute)
             yield LayoutForecast(
-                layout, runs_again, product, n_products, needed, seconds, talk.seconds, talk.bytes
+                layout,
+                recompute,
+                microbatch,
+                n_microbatches,
+                needed,
+                seconds,
+                communication_cost.seconds,
+                communication_cost.bytes,
             )
 
 
@@ -194,21 +201,21 @@ def chunks_per_device(work: Workload, n_gpus: int) -> int:
     """Contexts or pairs per device and step. Raises UsageError if there are too few."""
     if n_gpus < 1:
         raise UsageError(f"A plan needs at least one device, not {n_gpus}.", code="bad-setting")
-    pieces = max(1, work.batch // work.piece)
-    if pieces < n_gpus:
+    chunks = max(1, work.batch // work.chunk)
+    if chunks < n_gpus:
         has = (
-            f"has {pieces:,} contexts of {work.piece:,}, too few" if work.unit == "token" else "is too small"
+            f"has {chunks:,} contexts of {work.chunk:,}, too few" if work.unit == "token" else "is too small"
         )
         raise UsageError(
             f"A step of {work.batch:,} {work.unit}s {has} for {n_gpus:,} devices. "
-            f"Take at most --gpus {pieces}, or a batch of {n_gpus * work.piece:,}.",
+            f"Take at most --gpus {chunks}, or a batch of {n_gpus * work.chunk:,}.",
             code="batch-too-small",
         )
-    return math.ceil(pieces / n_gpus)
+    return math.ceil(chunks / n_gpus)
 
 
 def _preference(way: LayoutForecast) -> tuple[float, float, int]:
-    return way.seconds, way.talked, way.needed
+    return way.seconds, way.communication_seconds, way.needed
 
 
 def _by_kind(ways: list[LayoutForecast]) -> Mapping[str, list[LayoutForecast]]:
@@ -220,11 +227,11 @@ def _by_kind(ways: list[LayoutForecast]) -> Mapping[str, list[LayoutForecast]]:
 
 def _out_of_memory_message(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> str:
     least = min(_layout_forecasts(work, gpu, n_gpus, terms), key=lambda way: way.needed)
-    said = ", ".join(f"{name} {size / GB:.1f}" for name, size in least.memory.items())
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in least.memory.items())
     room = (1 - terms.reserve) * gpu.memory / GB
     devices = "device" if n_gpus == 1 else "devices"
     return (
-        f"The run needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({said}), and "
+        f"The run needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({parts}), and "
         f"{room:.1f} GB of {gpu.title} may be used. {_what_would_fit(work, gpu, n_gpus, terms)}"
     )
 
@@ -232,20 +239,20 @@ def _out_of_memory_message(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumpt
 def _what_would_fit(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> str:
     from heredity.train.planning.gpus import gpu_table
 
-    said = []
+    parts = []
     if (n := _enough_devices(work, gpu, n_gpus, terms)) is not None:
-        said.append(f"{n:,} of these")
+        parts.append(f"{n:,} of these")
     larger = (other for other in gpu_table().values() if other.memory > gpu.memory)
-    said += [
+    parts += [
         f"{n_gpus:,} of {each.title}" for each in larger if any(fitting_layouts(work, each, n_gpus, terms))
     ]
     advice = "Lower size, context or batch" if work.unit == "token" else "Lower size, batch or picture"
-    return f"It would fit on {', or '.join(said)}. Or: {advice.lower()}." if said else f"{advice}."
+    return f"It would fit on {', or '.join(parts)}. Or: {advice.lower()}." if parts else f"{advice}."
 
 
 def _enough_devices(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> int | None:
     """The smallest doubling of devices on which the run fits, with a chunk for each, or None."""
-    most = work.batch // work.piece
+    most = work.batch // work.chunk
     while gpu.node > 1 and (n_gpus := 2 * n_gpus) <= most:
         if any(fitting_layouts(work, gpu, n_gpus, terms)):
             return n_gpus

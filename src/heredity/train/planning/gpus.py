@@ -59,8 +59,8 @@ def _measure_processor(work: Workload) -> Gpu:
 
         from heredity.train.resources import matmul_limit, memory_bandwidth
     except ImportError:
-        said = "Measuring this machine needs torch: pip install 'heredity[torch]'."
-        raise Unavailable(said) from None
+        message = "Measuring this machine needs torch: pip install 'heredity[torch]'."
+        raise Unavailable(message) from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
     rate = memory_bandwidth(work.shape.width, dtype)
     return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)
@@ -68,6 +68,6 @@ def _measure_processor(work: Workload) -> Gpu:
 
 def this_processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
     """This machine's processor. Its power and price are unknown."""
-    said = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
+    source = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
     room = float("inf") if memory is None else float(memory)
-    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, said, rate)
+    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, source, rate)

@@ -19,14 +19,14 @@ from heredity.train.resources import FP32_BYTES
 
 
 def training_memory(
-    work: Workload, n: int, shards: int = 1, runs_again: bool = False, n_products: int = 2
+    work: Workload, n: int, shards: int = 1, recompute: bool = False, n_microbatches: int = 2
 ) -> dict[str, int]:
     """Bytes by part in the largest phase of a step, with microbatches of `n` tokens or pairs.
 
     runs_again: layers keep only their input. n_products: microbatches per step; from the second one on, the
     gradients of the first are held.
     """
-    step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, runs_again, n_products > 1)
+    step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, recompute, n_microbatches > 1)
     return max(step.phases(), key=lambda parts: sum(parts.values()))
 
 
@@ -38,7 +38,7 @@ class _StepMemory:
     made: CostModel
     n: int
     shards: int
-    runs_again: bool
+    recompute: bool
     is_later: bool
 
     def phases(self) -> Iterator[dict[str, int]]:
@@ -51,7 +51,7 @@ class _StepMemory:
         """After the forward pass: all activations, a part of the logits, and the gradient of the head."""
         return self._lasting(n_gathered=0) | {
             "gradients": self.work.bytes * self.made.head + self._gradients(0),
-            "activations": self.n * self.made.left(0, self.runs_again),
+            "activations": self.n * self.made.left(0, self.recompute),
             "logits": self.made.logits(self.n),
         }
 
@@ -59,11 +59,11 @@ class _StepMemory:
         """In the backward pass of a tower's last layer, which is whole even if recomputed."""
         n_done, made = 0, self.made
         for place, tower in enumerate(made.towers):
-            full = tower.back - tower.end + (tower.most if self.runs_again else 0)
+            full = tower.back - tower.end + (tower.most if self.recompute else 0)
             waiting = self.work.bytes * (made.loose if place else made.head)
             yield self._lasting(n_gathered=2) | {
                 "gradients": waiting + self._gradients(n_done),
-                "activations": self.n * (made.left(place, self.runs_again) + full),
+                "activations": self.n * (made.left(place, self.recompute) + full),
                 "logits": 0,
             }
             n_done += tower.parameters
@@ -76,7 +76,7 @@ class _StepMemory:
         flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
         return self._lasting(n_gathered=2) | {
             "gradients": self._gradients(made.n_parameters) + flying,
-            "activations": self.n * (tower.most + tower.back + tower.entry * self.runs_again),
+            "activations": self.n * (tower.most + tower.back + tower.entry * self.recompute),
             "logits": 0,
         }
 
@@ -111,9 +111,9 @@ def logits_memory(work: Workload, n: int) -> int:
     return cost_models.cost_model_of(work).logits(n)
 
 
-def activation_memory(work: Workload, runs_again: bool = False) -> int:
+def activation_memory(work: Workload, recompute: bool = False) -> int:
     """Bytes per token or pair that a forward pass keeps for the backward pass."""
-    return cost_models.cost_model_of(work).left(0, runs_again)
+    return cost_models.cost_model_of(work).left(0, recompute)
 
 
 def _shard(n: int, shards: int) -> int:

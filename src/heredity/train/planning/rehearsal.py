@@ -73,7 +73,7 @@ class _CausalRehearsal(RehearsalModel):
 
 class _MaskedRehearsal(RehearsalModel):
     def forward(self, n: int) -> OutputAndGradient:
-        n_gaps = math.ceil(self._work.hidden * n)
+        n_gaps = math.ceil(self._work.head_share * n)
         given = encoder.model_inputs(self.model, **self._laid(n))
         states = self.model.base_model(**given).last_hidden_state.squeeze(0)
         picked = encoder.head_transform(self.model)(states.index_select(0, torch.arange(n_gaps)))
@@ -120,7 +120,7 @@ def _gradient(scores: torch.Tensor) -> torch.Tensor:
 _REHEARSALS = {"causal": _CausalRehearsal, "masked": _MaskedRehearsal, "contrastive": _ContrastiveRehearsal}
 
 
-def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> RehearsalModel:
+def build_model(work: Workload, recompute: bool, dtype: torch.dtype) -> RehearsalModel:
     """The model of a workload, with weights of a dtype."""
     made = registry.load("train.models.architectures", work.architecture)
     shape = work.shape if work.unit == "token" else work.towers
@@ -134,7 +134,7 @@ def build_model(work: Workload, runs_again: bool, dtype: torch.dtype) -> Rehears
     with no_init_weights():  # some initializations need real numbers
         model = kind.from_config(config, dtype=dtype, attn_implementation=_ATTENTION_NAMES[made.OBJECTIVE])
     model.tie_weights()
-    if runs_again:
+    if recompute:
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     if work.is_on_cpu:
         patch.patch_norms(model)
@@ -175,7 +175,7 @@ def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
         for before, there in zip(low, high, strict=True)
     )
     layout = way.layout
-    predicted = memory.training_memory(work, way.product, layout.shards, way.runs_again, n_products=1)
+    predicted = memory.training_memory(work, way.microbatch, layout.shards, way.recompute, n_microbatches=1)
     moments = -(-memory.optimizer_memory(work) // layout.shards)
     n = layout.shards * layout.replicas
     return Rehearsal(n, n_parameters, peak + moments, sum(predicted.values()))
@@ -187,7 +187,7 @@ def _run_layers(work: Workload, way: LayoutForecast, n_layers: int) -> tuple[int
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
         with _fake_mesh(layout) as mesh, attention.assume_accelerator(), FakeTensorMode():
-            stage = build_model(work, way.runs_again, _DTYPES[FP32_BYTES if mesh is not None else work.bytes])
+            stage = build_model(work, way.recompute, _DTYPES[FP32_BYTES if mesh is not None else work.bytes])
             n_parameters = sum(each.numel() for each in stage.parameters())
             return n_parameters, _peak(stage, work, way, mesh)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
@@ -236,7 +236,7 @@ def _peak(stage: RehearsalModel, work: Workload, way: LayoutForecast, mesh: Any)
         masters = (
             MasterWeights(list(stage.named_parameters()), work.optimizer, 1.0, 0.0) if mesh is None else None
         )
-        out, gradient = stage(way.product)
+        out, gradient = stage(way.microbatch)
         out.backward(gradient)
     del masters
     return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())

@@ -51,7 +51,7 @@ def layouts(n: int) -> Iterator[Layout]:
         yield Layout("fsdp", n, 1)
 
 
-def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> CommunicationCost:
+def communication(work: Workload, layout: Layout, n_microbatches: int, gpu: Gpu) -> CommunicationCost:
     """The communication of a step of `n_products` microbatches."""
     made = cost_models.cost_model_of(work)
     n, calls = made.n_parameters, made.n_layers + 1
@@ -65,7 +65,7 @@ def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> 
     )  # the root stays gathered
     back = _ring_cost(FP32_BYTES * n, calls, *spread)
     within = CommunicationCost(
-        n_products * (there.bytes + back.bytes), n_products * (there.seconds + back.seconds)
+        n_microbatches * (there.bytes + back.bytes), n_microbatches * (there.seconds + back.seconds)
     )
     apart = max(1, gpu.node // layout.shards)  # devices of a node with the same shard
     over = _all_reduce_cost(
@@ -76,8 +76,8 @@ def communication(work: Workload, layout: Layout, n_products: int, gpu: Gpu) -> 
     return _total(within, over, stepped, embeddings)
 
 
-def _total(*said: CommunicationCost) -> CommunicationCost:
-    return CommunicationCost(sum(each.bytes for each in said), sum(each.seconds for each in said))
+def _total(*costs: CommunicationCost) -> CommunicationCost:
+    return CommunicationCost(sum(each.bytes for each in costs), sum(each.seconds for each in costs))
 
 
 def _embeddings_cost(work: Workload, layout: Layout, gpu: Gpu) -> CommunicationCost:
@@ -93,9 +93,9 @@ def _ring_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> C
     if ranks == 1 or not size:
         return CommunicationCost(0.0, 0.0)
     nodes = math.ceil(ranks / in_node)
-    sent = size * (ranks - 1) / ranks
+    n_bytes = size * (ranks - 1) / ranks
     wait = _BASE + (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
-    return CommunicationCost(sent, sent / _bandwidth(in_node, nodes, gpu) + calls * wait)
+    return CommunicationCost(n_bytes, n_bytes / _bandwidth(in_node, nodes, gpu) + calls * wait)
 
 
 def _all_reduce_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
@@ -105,9 +105,9 @@ def _all_reduce_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu
     nodes = math.ceil(ranks / in_node)
     ring = (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
     tree = (in_node - 1) * gpu.hops[0] + math.log2(nodes) * gpu.hops[1]
-    sent = 2 * size * (ranks - 1) / ranks
+    n_bytes = 2 * size * (ranks - 1) / ranks
     return CommunicationCost(
-        sent, sent / _bandwidth(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree))
+        n_bytes, n_bytes / _bandwidth(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree))
     )
 
 

@@ -25,9 +25,9 @@ class Workload(Record, frozen=True):
     architecture: str = "qwen3"
     bytes: int = 2
     is_on_cpu: bool = False  # there, norms keep less for the backward pass (kernels/patch.py)
-    hidden: float = 1.0  # share of tokens on which the head runs
+    head_share: float = 1.0  # share of tokens on which the head runs
     picture: tuple[int, int] | None = None  # sides of image and patch, in pixels
-    looked_at: int = 0  # units of all evaluations
+    n_evaluated: int = 0  # units of all evaluations
 
     @property
     def unit(self) -> Literal["token", "pair"]:
@@ -35,7 +35,7 @@ class Workload(Record, frozen=True):
         return "token" if self.picture is None else "pair"
 
     @property
-    def piece(self) -> int:
+    def chunk(self) -> int:
         """Units that are never split between devices: a context, or one pair."""
         return self.shape.context if self.picture is None else 1
 

@@ -27,8 +27,8 @@ def workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workload:
     from heredity.train.planning.workload import Workload
 
     dial = preset(recipe, vocabulary or _vocabulary(recipe))
-    looked_at = _validation_tokens(recipe)
-    return Workload(dial.shape, dial.tokens, dial.batch, hidden=head_share, looked_at=looked_at)
+    n_evaluated = _validation_tokens(recipe)
+    return Workload(dial.shape, dial.tokens, dial.batch, head_share=head_share, n_evaluated=n_evaluated)
 
 
 def document_length(recipe: Pretrain, n_added: int = 0) -> float:

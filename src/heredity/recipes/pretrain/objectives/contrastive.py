@@ -72,7 +72,7 @@ def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
         **{name: getattr(dial.shape, name) for name in TransformerShape.__struct_fields__}
     )
     picture = (side, recipe.patch_size)
-    return Workload(shape, dial.tokens, dial.batch, picture=picture, looked_at=n_validation)
+    return Workload(shape, dial.tokens, dial.batch, picture=picture, n_evaluated=n_validation)
 
 
 def _card(recipe: Pretrain) -> PictureCard:

@@ -74,10 +74,10 @@ class CostModel:
         """The additional share of FLOPs if layers are recomputed."""
         return sum(self.flops.get(part, 0.0) for part in LAYER_PARTS) / 3 / sum(self.flops.values())
 
-    def left(self, n: int, runs_again: bool) -> int:
+    def left(self, n: int, recompute: bool) -> int:
         """Activation bytes per unit that are held once `n` towers have done their backward pass."""
         return sum(
-            tower.begin + tower.end + (tower.layers * tower.entry if runs_again else tower.kept)
+            tower.begin + tower.end + (tower.layers * tower.entry if recompute else tower.kept)
             for tower in self.towers[n:]
         )
 

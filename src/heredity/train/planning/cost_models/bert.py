@@ -47,7 +47,7 @@ def cost_model(work: Workload) -> CostModel:
         towers=(tower,),
         head=table + shape.vocabulary,
         loose=2 * table + places + width**2 + shape.vocabulary,
-        logits=lambda n: decoder.logits_memory(work, math.ceil(work.hidden * n)),
+        logits=lambda n: decoder.logits_memory(work, math.ceil(work.head_share * n)),
     )
 
 
@@ -57,7 +57,7 @@ def _flops(work: Workload) -> dict[str, float]:
         "attention": 6.0 * shape.layers * 4 * shape.width**2,
         "attention scores": 12.0 * shape.layers * shape.width * shape.context,
         "feed-forward": 6.0 * shape.layers * 2 * shape.width * shape.wide,
-        "head": 6.0 * work.hidden * (shape.vocabulary * shape.width + shape.width**2),
+        "head": 6.0 * work.head_share * (shape.vocabulary * shape.width + shape.width**2),
     }
 
 
@@ -81,4 +81,4 @@ def _kept_by_root(work: Workload) -> int:
     """
     shape, size = work.shape, work.bytes
     gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
-    return size * shape.width + norm_statistics(work) + 3 * 8 + math.ceil(work.hidden * gap)
+    return size * shape.width + norm_statistics(work) + 3 * 8 + math.ceil(work.head_share * gap)

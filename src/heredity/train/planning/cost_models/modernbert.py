@@ -52,7 +52,7 @@ def cost_model(work: Workload) -> CostModel:
         towers=(tower,),
         head=table,
         loose=2 * table + shape.width**2,
-        logits=lambda n: decoder.logits_memory(work, math.ceil(work.hidden * n)),
+        logits=lambda n: decoder.logits_memory(work, math.ceil(work.head_share * n)),
         period=modernbert.EVERY,
     )
 
@@ -69,7 +69,7 @@ def _flops(work: Workload) -> dict[str, float]:
         "attention": 6.0 * shape.layers * 4 * shape.width**2,
         "attention scores": 12.0 * shape.width * (whole * shape.context + (shape.layers - whole) * window),
         "feed-forward": 6.0 * shape.layers * 3 * shape.width * shape.wide,
-        "head": 6.0 * work.hidden * (shape.vocabulary * shape.width + shape.width**2),
+        "head": 6.0 * work.head_share * (shape.vocabulary * shape.width + shape.width**2),
     }
 
 
@@ -97,7 +97,7 @@ def _kept_by_root(work: Workload) -> int:
     n_kinds = 2 if shape.layers > 1 else 1
     token = 2 * (size * shape.width + norm_statistics(work)) + n_kinds * 2 * size * shape.head + 8
     gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
-    return token + math.ceil(work.hidden * gap)
+    return token + math.ceil(work.head_share * gap)
 
 
 def norm_statistics(work: Workload) -> int:
