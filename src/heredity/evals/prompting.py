@@ -32,15 +32,15 @@ Form = Literal["chat", "plain"]
 
 
 class RenderedItem(Record, frozen=True):
-    """An item as it is put: `key` names it whole, the model aside."""
+    """A rendered item. `key` is a digest over all of it; the model is not part of it."""
 
     key: str
     request: Request
-    continuations: tuple[str, ...]  # where the options are scored, each as it would go on, or as it is
+    continuations: tuple[str, ...]  # the options to score: each continues the prompt, or is a text of its own
 
 
 def put(task: EvalTask, item: TaskItem, n_shots: int, form: Form) -> RenderedItem:
-    """The item behind its first `n_shots` examples, greedily decoded."""
+    """The item after its first `n_shots` examples, to be decoded greedily."""
     shots = [shot for shot in task.shots if shot.group == item.group][:n_shots]
     decoding = Decoding(max_tokens=task.max_tokens)
     if form == "plain":
@@ -73,19 +73,19 @@ def _turns(task: EvalTask, shot: TaskItem) -> tuple[Message, Message]:
 
 
 def _gap(before: str) -> str:
-    """A space between a template and the answer behind it, unless a turn or a line begins there."""
+    """The space between a template and the answer after it; "" if a turn or a line begins there."""
     return "" if not before or before.endswith("\n") else " "
 
 
 def _answer(task: EvalTask, item: TaskItem) -> str:
-    """The right answer in the form that is asked for."""
+    """The right answer in the form that the metric asks for."""
     if metric_of(task.metric).SHOWS_LETTERS:
         return LETTERS[item.options.index(item.references[0])]
     return item.references[0]
 
 
 def _filled(template: str, task: EvalTask, item: TaskItem) -> str:
-    """Slots by plain replacement, in one pass: braces in an item are text."""
+    """The template with its slots filled, in one pass: braces in an item stay text."""
     values = {**task.groups.get(item.group, {}), "input": item.input, "options": _options(item)}
     parts = template.split("{")
     filled = parts[0]

@@ -6,8 +6,8 @@ only the missing items. An item with a corrected reference is scored again, not 
 
 Promises: decoding is greedy; nothing is asked twice; a killed run resumes by the same command. A model with
 all answers stored is not loaded.
-Leaves to others: the prompts (prompting.py), the metrics (metrics/), the
-statistics (scoring.py).
+Leaves to others: the prompts (prompting.py), the metrics (metrics/), and the statistics
+(scoring.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ANSWERS, GRADES = "answers.jsonl", "grades.json"
 
 
 class _Question(NamedTuple):
-    """An item of a task behind `n_shots` examples, as it is asked."""
+    """An item of a task after `n_shots` examples, rendered."""
 
     task: EvalTask
     item: TaskItem
@@ -50,7 +50,7 @@ class Evaluation:
     models    names, targets or Grown values; from `store` (None: the default one)
     tasks     names or .toml files; see tasks.load. None: all; image tasks only if a model matches images
     shots     how many examples come first; each number is a column of its own
-    is_plain  put items as plain texts also to a model with a chat template, as to a base model
+    is_plain  send items as plain texts, as to a base model, also to a model with a chat template
     limit     at most this many items of each task, always the same ones
     out       the folder; None: evals under the current one
 
@@ -146,13 +146,13 @@ class Evaluation:
             except EngineFailure as error:
                 raise type(error)(
                     f"Model '{model.name}' stopped answering: {error}. "
-                    f"What was answered is kept in {self.folder}; the same command goes on from there.",
+                    f"Its answers so far are kept in {self.folder}; the same command resumes there.",
                     code=error.code,
                 ) from error
 
     @contextmanager
     def _engine(self, grown: Grown) -> Iterator[Engine]:
-        # An encoder is put those tasks alone that need no writing.
+        # An encoder gets only tasks that need no generated text.
         load = self._loader or (lambda one: load_engine(one, self._store, needs_text=False))
         engine = load(grown)
         try:

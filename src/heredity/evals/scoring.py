@@ -6,8 +6,7 @@ interval; means use a bootstrap over pairs and sign flips. All p-values are adju
 
 Promises: errors are counted and enter no score; an unclear answer scores 0 and is counted. Two models are
 compared on the items that both answered.
-Leaves to others: asking (run.py), the score of one answer
-(metrics/).
+Leaves to others: asking (run.py), the score of one answer (metrics/).
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ WhyNot = Callable[[Model, EvalTask], str]
 
 
 class AnswerRow(Record, frozen=True):
-    """A row of answers.jsonl: what a model gave for one item, or an error."""
+    """A row of answers.jsonl: the answer of a model to one item, or an error."""
 
     model: str
-    asked: str  # digest of all that was put to it
+    asked: str  # RenderedItem.key
     task: str
     item: str
     shots: int
     form: Form
     is_base: bool
     engine: str
-    numerics: str  # what may change an answer's bits; answers under another are not mixed with these
+    numerics: str  # the arithmetic; answers under another one are not mixed with these
     text: str
-    logs: tuple[float, ...]  # natural-log probability of each option, where options were scored
+    logs: tuple[float, ...]  # natural-log probability of each option, if options were scored
     n_prompt_tokens: int
     n_tokens: int
     stop: Stop
@@ -174,7 +173,7 @@ def _mark(cell: Cell) -> _Mark:
         return _Mark(None, False, False)
     text = said(row.text, row.form)
     found = metric_of(cell.task.metric).score(cell.item, ItemAnswer(text, row.logs))
-    # A base model goes on behind its answer: only a first line without an end was cut.
+    # A base model continues after its answer: it was cut only if its first line has no end.
     is_cut = row.stop == "length" and (row.form == "chat" or "\n" not in row.text.lstrip())
     return _Mark(found or 0.0, found is None, is_cut)
 
@@ -193,10 +192,11 @@ def _compared(
     pairs = [a[ident] for ident in both], [b[ident] for ident in both]
     if metric_of(task.metric).IS_SHARE:
         found = stats.compare([x == 1 for x in pairs[0]], [x == 1 for x in pairs[1]])
-        told = found.difference, found.p_value, found.test
+        compared = means.MeanDifference(found.difference, found.p_value, found.test)
     else:
-        told = means.compare_means(*pairs, np.random.default_rng(0))
-    return Difference(first.id, other.id, task.name, n_shots, told[0], told[1], told[1], told[2], "not shown")
+        compared = means.compare_means(*pairs, np.random.default_rng(0))
+    d, p, test = compared
+    return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, "not shown")
 
 
 def _with_holm(found: Sequence[Difference]) -> tuple[Difference, ...]:

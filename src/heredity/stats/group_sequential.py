@@ -61,7 +61,7 @@ class SequentialComparison:
         return anytime_p(self._bets.highest)
 
     def is_decided(self, margin: float, p_adjusted: float) -> bool:
-        """Whether both ways round the verdict is "worse" or "not worse" (verdicts.py), whatever comes."""
+        """Whether both ways round the verdict is "worse" or "not worse" (paired.py), whatever comes."""
         return p_adjusted < self._alpha or max(self.uppers) < margin
 
     @property

@@ -68,7 +68,7 @@ class Comparison(NamedTuple):
     uppers: tuple[float, float] | None = None
 
     def mirrored(self) -> Comparison:
-        """The same comparison with a and b changed over."""
+        """The same comparison with a and b swapped."""
         both, only_a, only_b, neither = self.table
         return self._replace(
             table=Table(both, only_b, only_a, neither),

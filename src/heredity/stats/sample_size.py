@@ -136,7 +136,7 @@ def _difference(asked: SampleSizeQuestion, gap: float, n_tests: int, deff: float
 def _not_worse(
     asked: SampleSizeQuestion, margin: float, deff: float, rng: np.random.Generator
 ) -> RequiredTrials:
-    # Not corrected for several models: a verdict of "not worse" is each pair's own, as in verdicts.py.
+    # Not corrected for several models: a verdict of "not worse" is each pair's own, as in paired.py.
     found = _discordance(asked, 0.0)
     if found == 0:
         raise ValueError(

@@ -62,8 +62,8 @@ class Extrapolation(NamedTuple):
 
 def fit(inputs: Numbers, losses: Numbers) -> Law:
     """inputs: (inputs, runs), losses: (runs,), all above 0. Raises ValueError."""
-    logs, centre, told = _checked(inputs, losses)
-    return _law(logs, centre, told, _best(logs, told, _starts(logs, told)))
+    logs, centre, log_losses = _checked(inputs, losses)
+    return _law(logs, centre, log_losses, _best(logs, log_losses, _starts(logs, log_losses)))
 
 
 def extrapolate(
@@ -75,20 +75,24 @@ def extrapolate(
     level: float = 0.95,
 ) -> Extrapolation:
     """The law's loss at `at`: (inputs,), with its interval. Raises ValueError."""
-    logs, centre, told = _checked(inputs, losses)
-    best = _best(logs, told, _starts(logs, told))
-    law = _law(logs, centre, told, best)
+    logs, centre, log_losses = _checked(inputs, losses)
+    best = _best(logs, log_losses, _starts(logs, log_losses))
+    law = _law(logs, centre, log_losses, best)
     value = _value(best, logs)
-    n_free, end = len(told) - len(best), (1 + level) / 2
-    left = (told - value) * np.sqrt(len(told) / n_free) * (t.ppf(end, n_free) / norm.ppf(end))
-    left = left - left.mean()
-    aim = np.log(at)[:, None] - centre
+    n_free, end = len(log_losses) - len(best), (1 + level) / 2
+    residuals = (
+        (log_losses - value) * np.sqrt(len(log_losses) / n_free) * (t.ppf(end, n_free) / norm.ppf(end))
+    )
+    residuals = residuals - residuals.mean()
+    target = np.log(at)[:, None] - centre
     found = []
     for _ in range(draws):
-        again = value + rng.choice(left, len(left))
-        found.append(float(np.exp(_value(_best(logs, again, [best]), aim)[0])))
+        again = value + rng.choice(residuals, len(residuals))
+        found.append(float(np.exp(_value(_best(logs, again, [best]), target)[0])))
     low, high = np.quantile(found, [1 - end, end])
-    return Extrapolation(law, law.at(*map(float, at)), Interval(float(low), float(high)), len(told), draws)
+    return Extrapolation(
+        law, law.at(*map(float, at)), Interval(float(low), float(high)), len(log_losses), draws
+    )
 
 
 def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Numbers]:
@@ -110,9 +114,9 @@ def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Number
     return logs - centre, centre, np.log(losses)
 
 
-def _starts(logs: Numbers, told: Numbers) -> list[Numbers]:
+def _starts(logs: Numbers, log_losses: Numbers) -> list[Numbers]:
     """(log floor, then log factor and power of each input)."""
-    lowest = np.exp(told.min())
+    lowest = np.exp(log_losses.min())
     found = []
     for share, *powers in itertools.product(_FLOORS, *[_POWERS] * len(logs)):
         rest = float(np.log(lowest * (1 - share) / len(logs)))
@@ -142,18 +146,18 @@ def _slopes(law: Numbers, logs: Numbers) -> Numbers:
     return np.stack(columns, axis=1)
 
 
-def _best(logs: Numbers, told: Numbers, starts: list[Numbers]) -> Numbers:
+def _best(logs: Numbers, log_losses: Numbers, starts: list[Numbers]) -> Numbers:
     """Least squares first, then Huber's loss with a shrinking delta: its gradient vanishes far away."""
-    near = min((_descend(logs, told, start, None) for start in starts), key=lambda found: found.cost)
+    near = min((_descend(logs, log_losses, start, None) for start in starts), key=lambda found: found.cost)
     found: Numbers = near.x
     for delta in (100 * DELTA, 10 * DELTA, DELTA):
-        found = _descend(logs, told, found, delta).x
+        found = _descend(logs, log_losses, found, delta).x
     return found
 
 
-def _descend(logs: Numbers, told: Numbers, start: Numbers, delta: float | None) -> Any:
-    def left(law: Numbers) -> Numbers:
-        return _value(law, logs) - told
+def _descend(logs: Numbers, log_losses: Numbers, start: Numbers, delta: float | None) -> Any:
+    def residuals(law: Numbers) -> Numbers:
+        return _value(law, logs) - log_losses
 
     def slopes(law: Numbers) -> Numbers:
         return _slopes(law, logs)
@@ -162,7 +166,7 @@ def _descend(logs: Numbers, told: Numbers, start: Numbers, delta: float | None) 
     low[2::2] = 0.0  # more input is never worse
     low[0] = np.log(1e-9)  # of a floor of none, whose logarithm would run away
     return least_squares(
-        left,
+        residuals,
         np.maximum(start, low + 1e-9),
         jac=slopes,
         bounds=(low, np.inf),
@@ -173,8 +177,8 @@ def _descend(logs: Numbers, told: Numbers, start: Numbers, delta: float | None) 
     )
 
 
-def _law(logs: Numbers, centre: Numbers, told: Numbers, best: Numbers) -> Law:
-    error = float(np.sqrt(np.mean((_value(best, logs) - told) ** 2)))
+def _law(logs: Numbers, centre: Numbers, log_losses: Numbers, best: Numbers) -> Law:
+    error = float(np.sqrt(np.mean((_value(best, logs) - log_losses) ** 2)))
     powers = best[2::2]
     factors = np.exp(best[1::2] + powers * centre[:, 0])
     return Law(float(np.exp(best[0])), tuple(map(float, factors)), tuple(map(float, powers)), error)

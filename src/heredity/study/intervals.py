@@ -169,7 +169,7 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
         low, high = estimate.low, estimate.high
     raw, corrected = Interval(low, high), rate.corrected
     if corrected is not None and corrected.low is not None and corrected.high is not None:
-        # The correction is of the decided trials; the others may have held or broken, whoever judges.
+        # The correction is of the decided trials; the others may have held or broken.
         share = (n - n_open) / n
         low, high = min(low, share * corrected.low), max(high, 1 - share * (1 - corrected.high))
     n_behaviours = estimate.n_clusters if estimate.is_at_floor else None

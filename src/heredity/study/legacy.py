@@ -2,7 +2,7 @@
 
 Promises: a study that schema 1 (rows) or schema 2 (estimates.json) wrote gives the numbers that it gave then.
 The sentences are those of the release that wrote them; no message of today is read here.
-Leaves to others: which schema a row has (store.py), and the fields themselves (records.py, estimates.py).
+Leaves to others: which schema a row has (storage.py), and the fields themselves (records.py, estimates.py).
 """
 
 from __future__ import annotations

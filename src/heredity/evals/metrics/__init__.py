@@ -43,7 +43,7 @@ class Metric(Protocol):
     TITLE: str  # as it is printed
     UNIT: Literal["%", ""]  # of 100 times the mean: a share, or points
     IS_SHARE: bool  # every score is 0 or 1
-    ASKS: str  # a way of tasks/_ways.py
+    ASKS: str  # one of prompting.WAYS: "reply", "score", "match"
     NEEDS_OPTIONS: bool
     SHOWS_LETTERS: bool  # the right answer is an option's letter
 

@@ -1,14 +1,13 @@
 """Tasks that measure a model's capability by prompting. Each file `<name>.toml` here is a task: items and a
 metric.
 
-    load()                       every task of heredity's own that is of texts
+    load()                       every text task of the package
     load(["arithmetic"])         by name
-    load(["mine.toml"])          a file of one's own
+    load(["mine.toml"])          a file of your own
 
 Promises: a task has an edition, and a digest over its questions and references. A mistake in a file names
 its place. The position of an item's right option follows from the item's number.
-Leaves to others: how an
-item is put (_put.py, _ways.py), and what an answer is worth (metrics/).
+Leaves to others: the prompt of an item (prompting.py), and the score of an answer (metrics/).
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def read(path: Path) -> EvalTask:
 
 
 class _TaskReader:
-    """Turns one file into a Task; it only exists so that every mistake can name its place."""
+    """Reads one file into a task; as a class, it can name the place of every mistake."""
 
     def __init__(self, path: Path) -> None:
         self.path, data = path, toml_of(path)
@@ -200,13 +199,13 @@ class _TaskReader:
 
 
 class TaskItem(Record, frozen=True):
-    """One thing that is asked, with what counts as right."""
+    """One question with its right answers."""
 
     id: str
     input: str
     references: tuple[str, ...]  # every right answer
-    options: tuple[str, ...] = ()  # what there is to choose from, as it is shown; the right one among them
-    group: str = ""  # whose values fill the template, and whose shots are shown
+    options: tuple[str, ...] = ()  # the choices as they are shown, with the right one among them
+    group: str = ""  # its values fill the template, and its examples are shown
 
 
 class EvalTask(Record, frozen=True):
@@ -218,33 +217,31 @@ class EvalTask(Record, frozen=True):
     edition: str
     metric: str  # a file of metrics/
     prompt: str  # the user's message; {slots} are `input`, `options` and the values of the item's group
-    plain: str  # the same for a model without a chat template: a text that the answer goes on from
+    plain: str  # for a model without a chat template: the text that the answer continues
     items: tuple[TaskItem, ...]
-    shots: tuple[TaskItem, ...] = ()  # examples; of a group its own
+    shots: tuple[TaskItem, ...] = ()  # examples; a group has its own
     groups: dict[str, dict[str, str]] = {}  # noqa: RUF012 (a Record copies it)
-    begin: str = (
-        ""  # in a chat, what the assistant's turn is made to begin with; scored options go on from it
-    )
+    begin: str = ""  # in a chat, the beginning of the assistant's turn; scored options continue it
     max_tokens: int = 32
 
     @property
     def digest(self) -> str:
-        """Names this edition to the last word."""
+        """A digest over everything in this edition."""
         return digest(self)
 
     @property
     def n_shots(self) -> int:
-        """How many examples every item has."""
+        """The number of examples that every item has."""
         return min(sum(shot.group == item.group for shot in self.shots) for item in self.items)
 
 
 def names() -> list[str]:
-    """The tasks of heredity's own."""
+    """The tasks of the package."""
     return registry.names("evals.tasks", ".toml")
 
 
 def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTask]:
-    """The tasks of these names and .toml files, each once, in their order; without any, all of texts.
+    """The tasks with these names and .toml files, each once, in order; without any, every text task.
 
     has_pictures: include image tasks if no names are given.
 

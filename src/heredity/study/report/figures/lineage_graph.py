@@ -23,7 +23,7 @@ _HIGH, _GAP, _ASIDE, _EDGE = 62, 96, 26, 12  # a box, between levels, between bo
 _PASSING = 24  # the width of a place that an edge passes
 _LETTER, _LINE = 7.2, 15  # of a bold letter, on the wide side
 _ROUNDS = 6
-_NEAR, _DOWN = 0.62, 0.55  # where the words stand: nearer to the child, where siblings are farther apart
+_NEAR, _DOWN = 0.62, 0.55  # place of the words: nearer to the child, where siblings are farther apart
 
 
 class Node(NamedTuple):
