@@ -196,6 +196,7 @@ _VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(Application.__struct_fields__) | st.text(max_size=9), _VALUES))
 def test_no_values_under_any_keys_give_a_traceback(data: dict[str, object]) -> None:
     from heredity.application.spec import parse

@@ -29,6 +29,7 @@ def estimates(folder: Path) -> Any:
     return json.loads((folder / "estimates.json").read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ASKED, *IMPORTED, *WITH_WEIGHTS])
 def test_it_is_reported_with_the_same_numbers(studies: Path, place: Path, name: str) -> None:
     folder = copied(studies, place, name)
@@ -89,6 +90,7 @@ def test_the_options_of_then_are_the_same_study(studies: Path, place: Path) -> N
     assert (folder / "responses.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_was_asked_when_it_was_killed_is_not_asked_again(studies: Path, place: Path) -> None:
     """The last line is torn, nothing is judged; the end is that of the study left alone."""
     folder, whole = copied(studies, place, "half-attacks"), expected(studies, "attacks")

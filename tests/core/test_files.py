@@ -182,6 +182,7 @@ def test_rows_of_another_schema_are_refused_even_with_other_fields(tmp_path: Pat
             list(Rows(path, Verdict))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
@@ -222,6 +223,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [row.index for row in Rows(tmp_path / "v.jsonl", Verdict)] == list(range(30))
 
 
+@pytest.mark.slow
 def test_reading_a_long_file_keeps_memory_flat(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     with Rows(path, Verdict) as rows:

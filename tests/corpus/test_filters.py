@@ -168,6 +168,7 @@ TEXTS = st.tuples(LINES, st.integers(1, 4), st.sampled_from(["\n", "\n\n", " "])
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "rule"), RULES, ids=lambda each: type(each).__name__)
 def test_a_filter_decides_as_the_rule_does_word_by_word_on_real_text(
     step: Filter, rule: Callable[[str], str | None]

@@ -210,6 +210,7 @@ def test_axes_are_few_and_small_or_it_is_damage_at_once(shape: str, tmp_path: Pa
     assert time.process_time() - began < 1
 
 
+@pytest.mark.slow
 def test_a_long_header_takes_time_by_its_length(tmp_path: Path) -> None:
     largest = f"[{','.join(['9223372036854775807'] * 15)},0]"
     entry = f'{{"dtype":"F32","shape":{largest},"data_offsets":[0,0]}}'

@@ -42,6 +42,7 @@ def test_ordinary_words_in_any_script_stay_as_they_were(word: str) -> None:
     assert _text.fold(f"{word} " * 50) == plainly(f"{word} " * 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tower",
     [

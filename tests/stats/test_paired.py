@@ -66,6 +66,7 @@ def test_mid_p_counts_the_observed_split_half() -> None:
             assert mcnemar_mid_p(only_a, only_b) == pytest.approx(brute if n else 1.0), (only_a, only_b)
 
 
+@pytest.mark.slow
 @given(tables)
 def test_tango_solves_its_own_score_equation(table) -> None:
     """At each end the score statistic, with the nuisance share found by brute force, is z."""
@@ -201,6 +202,7 @@ def test_negative_counts_are_refused(ask) -> None:
         ask()
 
 
+@pytest.mark.slow
 def test_a_million_trials_in_uneven_clusters_are_compared() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(10**6) < 0.1, rng.random(10**6) < 0.11

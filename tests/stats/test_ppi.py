@@ -31,6 +31,7 @@ def width(found: Estimate) -> float:
     return found.high - found.low
 
 
+@pytest.mark.slow
 def test_coverage_and_width_are_the_published_ones() -> None:
     rng = np.random.default_rng(1)
     runs = [ppi_mean(*drawn(rng, 0.2, 0.87, 0.9, 150, 1000)) for _ in range(3000)]

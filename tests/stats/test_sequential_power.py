@@ -71,6 +71,7 @@ def test_clusters_multiply_every_number() -> None:
     assert two.n_most == 2 * one.n_most and two.n_mean == pytest.approx(2 * one.n_mean)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planned_is_refused() -> None:
     with raises(ValueError, "out-of-range"):
         sequential_n_for_difference(0.0, 0.2)
@@ -92,12 +93,14 @@ def test_holm_over_three_models_keeps_its_level_under_constant_looking(bench: Mo
         assert bench.holm_alarms(rng, world, rates, RUNS) <= MOST
 
 
+@pytest.mark.slow
 def test_a_model_worse_by_the_margin_is_seldom_called_not_worse(bench: ModuleType) -> None:
     rng = np.random.default_rng(4)
     for world in (bench.World("", 0.1, 0.15), bench.World("", 0.1, 0.15, 3, 0.3)):
         assert bench.wrong_passes(rng, world, RUNS) <= MOST
 
 
+@pytest.mark.slow
 def test_sequences_cover_at_every_moment(bench: ModuleType) -> None:
     missed = bench.ever_missed(np.random.default_rng(5), bench.World("", 0.1, 0.2, 3, 0.5, True), RUNS)
     assert max(missed[:2]) <= MOST < missed[2]  # and Wilson's interval, looked at so often, does not

@@ -24,6 +24,7 @@ def test_trials_taken_as_independent_do_not_hold_it() -> None:
     assert rate_hits(np.random.default_rng(1), Cell(25, 10, 0.4, 0.4, 0.9), RUNS).naive < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.9])
 def test_models_that_are_alike_are_rarely_called_different(correlation) -> None:
     for cell in (Cell(10, 5, 0.4, 0.4, correlation), Cell(50, 10, 0.1, 0.1, correlation)):

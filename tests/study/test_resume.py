@@ -37,6 +37,7 @@ def stop_after(n: int) -> object:
     return watch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_kept", [0, 1, 57, 100])
 @pytest.mark.parametrize("torn", [b"", b'{"index":3,"trial":"2862', b'{"index":3}'])
 def test_a_torn_file_goes_on_as_if_nothing_had_happened(tmp_path: Path, n_kept: int, torn: bytes) -> None:

@@ -158,6 +158,7 @@ def test_every_interval_and_test_says_that_it_is_anytime_valid(decided: Path) ->
     assert aggregate.read_proven(decided) == estimates  # and it comes to the same from the verdicts alone
 
 
+@pytest.mark.slow
 def test_a_decision_uses_no_answer_from_after_it(decided: Path) -> None:
     made, estimates = plans.read_plan(decided), found(decided)
     assert estimates.sequential is not None
@@ -185,6 +186,7 @@ def test_models_that_are_alike_within_a_wide_margin_are_decided_too(tmp_path: Pa
     assert pair.verdict_ab == pair.verdict_ba == "not worse" and estimates.n_not_needed > 0
 
 
+@pytest.mark.slow
 def test_the_model_that_is_loaded_comes_first_so_each_look_loads_one_model_less(tmp_path: Path) -> None:
     loaded: list[str] = []
 
@@ -273,6 +275,7 @@ def test_errors_are_asked_again_in_their_blocks(tmp_path: Path) -> None:
 # --- the command line -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_file_may_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layer = 'name = "desk"\ncompany = "N"\nsystem = "Be kind."\n'
     secret = '[[secrets]]\nname = "code"\nvalue = "ZEBRA-4417"\n'

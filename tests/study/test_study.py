@@ -365,6 +365,7 @@ def test_a_result_answers_unknown_names_with_the_nearest(tmp_path: Path) -> None
         result.pair("scripted:mixed", lineage.scripted("scripted:leaky"))
 
 
+@pytest.mark.slow
 def test_a_pair_reads_in_either_order(tmp_path: Path) -> None:
     result = study(tmp_path, plan(["scripted:leaky", "scripted:refuser"], n=12)).run()
     there = result.pair("scripted:leaky", "scripted:refuser")

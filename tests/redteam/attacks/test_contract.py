@@ -113,6 +113,7 @@ def test_an_unknown_variant_is_answered_in_a_line(name) -> None:
     assert name in str(found.value) and "\n" not in str(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
     attack, probes = attacks.load(spec), asked(spec)
@@ -132,6 +133,7 @@ def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
         assert turns == talk(spec, probe, how, said), probe.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) -> None:
     """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""

@@ -146,6 +146,7 @@ def test_plain_text_without_the_secret_never_fires(text: str) -> None:
     assert SecretForms("QX9ZKV-7Q3W8J").find(text.replace("q", "").replace("9", "")) is None
 
 
+@pytest.mark.slow
 @given(
     st.text(max_size=100), st.text(max_size=100), st.sampled_from([CODE, "1377-dihcro", CODE.encode().hex()])
 )
@@ -274,6 +275,7 @@ def test_silence_and_babble_are_unclear_and_an_error_is_no_verdict(check: Check)
 CHECKS = [SECRET, LEAK, MARKER, TOOL, PATTERN, Check("refusal")]
 
 
+@pytest.mark.slow
 @given(
     st.text(alphabet=st.characters(), max_size=400),
     st.sampled_from(CHECKS),

@@ -35,6 +35,7 @@ def now() -> dict[str, list[str]]:
     return golden.what_changed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*registry.names("redteam.judges"), golden.SIGNALS])
 def test_every_verdict_is_the_one_that_is_held(name: str, now: dict[str, list[str]]) -> None:
     assert not now.get(name), golden.advice(name, now[name])
@@ -80,6 +81,7 @@ def gullible(check: object, probe: Probe, response: Response, application: objec
     return Finding("anything") if response.exchanges else None
 
 
+@pytest.mark.slow
 def test_a_verdict_that_changed_is_not_written_under_the_same_version(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_cell_has_no_control_code_and_loses_no_letter(text: str) -> None:
     assert len(found) - len(text) in (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_hostile_answers_stay_inside_their_cell(name: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "study", plan(n_probes=1), answer=NASTY[name], errors=0)

@@ -87,6 +87,7 @@ def test_the_page_is_well_formed_and_uses_only_its_own_tags(page: str) -> None:
     assert_is_clean(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", NASTY.values(), ids=NASTY)
 def test_nothing_that_a_model_says_becomes_markup(tmp_path: Path, answer: str) -> None:
     page = page_with(tmp_path, answer)
@@ -105,6 +106,7 @@ def test_no_answer_at_all_becomes_markup(tmp_path: Path, answer: str) -> None:
     assert_is_clean(page_with(tmp_path, answer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
 def test_no_name_of_a_model_becomes_markup(tmp_path: Path, name: str) -> None:
     """A model's name, family and licence come from whoever made the file."""
@@ -128,6 +130,7 @@ def test_every_answer_stands_between_pre_tags_only(tmp_path: Path) -> None:
     assert len(around) == page.count("unmistakable words") > 0
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_cut_and_the_page_says_so(tmp_path: Path) -> None:
     assert "996,000 more characters are left out here" in page_with(tmp_path, "A" * 1_000_000)
 
