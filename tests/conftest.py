@@ -101,6 +101,7 @@ def _leaves_nothing_behind() -> Iterator[None]:
 def _state() -> dict[str, object]:
     found: dict[str, object] = {"current folder": os.getcwd(), **os.environ}  # noqa: PTH109
     del found["PYTEST_CURRENT_TEST"]
+    found.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch sets it once, as transformers loads its models
     if torch := sys.modules.get("torch"):
         found[_TORCH] = (torch.get_num_threads(), torch.get_default_dtype())
     return found

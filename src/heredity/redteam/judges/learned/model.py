@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +22,10 @@ from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, UnknownName, first_line
 from heredity.redteam.judges.learned.signals import NAMES, margin, signals
 from heredity.redteam.text import without_thought
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BertConfig
 
 MARKS = "learned.from"  # of the array stored with the weights
 _LEAST = 40  # characters; a shorter answer is given by many ("I'm sorry, but I can't help with that.")
@@ -72,7 +76,7 @@ class SentenceEncoder:
             import torch
             from tokenizers import Tokenizer
 
-            self._network = _load_network(folder)
+            self._embeddings, self._layers = _load_layers(folder)
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except ImportError as error:
             raise Unavailable(
@@ -104,30 +108,62 @@ class SentenceEncoder:
     def _run(self, ids: Iterable[int]) -> Vector:
         row = self.torch.tensor([[_CLS, *ids, _SEP]])
         if row.shape[1] == 2:
-            return np.zeros(self._network.config.hidden_size)
+            return np.zeros(self._layers[0].linear1.in_features)
         # One thread: a short text gains little by two; a busy machine loses much.
         with host.torch_threads(1), self.torch.inference_mode():
             places, kinds = self.torch.arange(row.shape[1])[None], self.torch.zeros_like(row)
-            out = self._network(row, token_type_ids=kinds, position_ids=places)
-            mean = out.last_hidden_state[0].mean(0).numpy().astype(float)
+            hidden = self._embeddings(row, token_type_ids=kinds, position_ids=places)
+            for layer in self._layers:
+                hidden = layer(hidden)
+            mean = hidden[0].mean(0).numpy().astype(float)
         return np.asarray(mean / np.linalg.norm(mean))
 
 
-def _load_network(folder: Path) -> Any:
-    """The encoder in fp32. Raises ImportError without torch, ValueError if a weight is missing."""
+def _load_layers(folder: Path) -> tuple[nn.Module, list[nn.TransformerEncoderLayer]]:
+    """The embeddings and layers in fp32. Raises ImportError without torch, ValueError without a weight."""
     import torch
     from safetensors.torch import load_file
     from transformers import BertConfig, BertModel
 
     config = BertConfig.from_json_file(str(folder / "config.json"))
-    config._attn_implementation = "eager"
     with torch.device("meta"):  # drawing weights that are replaced at once would take most of the time
         network = BertModel(config, add_pooling_layer=False)
     weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     missing = network.load_state_dict(weights, strict=False, assign=True).missing_keys
     if missing:
         raise ValueError(f"it lacks {missing[0]}")
-    return network.eval()
+    return network.embeddings.eval(), [_fused(layer, config) for layer in network.encoder.layer]
+
+
+_PARTS = {  # of torch's layer -> of transformers'
+    "self_attn.out_proj": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "linear1": "intermediate.dense",
+    "linear2": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+
+
+def _fused(layer: nn.Module, config: BertConfig) -> nn.TransformerEncoderLayer:
+    """A layer as torch's own, one kernel: transformers' modules take a fifth longer for a short text."""
+    import torch
+
+    weights, made = layer.state_dict(), {}
+    for kind in ("weight", "bias"):
+        qkv = [weights[f"attention.self.{each}.{kind}"] for each in ("query", "key", "value")]
+        made[f"self_attn.in_proj_{kind}"] = torch.cat(qkv)
+        made |= {f"{ours}.{kind}": weights[f"{theirs}.{kind}"] for ours, theirs in _PARTS.items()}
+    fused = torch.nn.TransformerEncoderLayer(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.intermediate_size,
+        activation=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+        batch_first=True,
+        device="meta",
+    )
+    fused.load_state_dict(made, assign=True)
+    return fused.eval()
 
 
 def base_folder() -> Path:
