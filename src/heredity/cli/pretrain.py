@@ -25,8 +25,10 @@ def _options() -> list[click.Option]:
 class _Pretrain(Verb):
     """A verb whose flags are the recipe's settings, loaded when they are needed."""
 
+    _has_settings = False
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if not getattr(self, "_has_settings", False):
+        if not self._has_settings:
             self.params[2:2] = _options()
             self._has_settings = True
         return super().get_params(ctx)
