@@ -26,6 +26,15 @@ RENAMED: dict[str, str] = {
     "n_looks": "n_interim",
     "n_looks_planned": "n_interim_planned",
     "look": "interim",
+    # of heredity plan --json
+    "hidden": "head_share",
+    "looked_at": "n_evaluated",
+    "runs_again": "recompute",
+    "product": "microbatch",
+    "n_products": "n_microbatches",
+    "multiplied": "matmul_seconds",
+    "talked": "communication_seconds",
+    "sent": "communication_bytes",
 }
 # A value that is a name (of a method, a scope, an outcome): as it was -> as it is.
 RENAMED_VALUES: dict[str, str] = {}
@@ -68,7 +77,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """A line for each value that is not what it was. New keys are allowed, and so are other sentences."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in old.items():
-            today = RENAMED.get(key, key)
+            today = key if key in new else RENAMED.get(key, key)  # other output may keep the name
             if key in PASSING:
                 continue
             if today not in new:
