@@ -211,9 +211,9 @@ def _warn(study: Study) -> None:
     from heredity.redteam import attacks
 
     made = study.plan()
-    laid = [attacks.planned(spec) for spec in made.attacks]
+    applied = [attacks.planned(spec) for spec in made.attacks]
     if made.application.rendering != "recorded":
-        for line in attacks.warnings(laid, made.probes, made.application, made.samples):
+        for line in attacks.warnings(applied, made.probes, made.application, made.samples):
             note(f"warning: {line}")
 
 

@@ -296,9 +296,9 @@ def context_for(application: Application) -> AttackContext:
 _NO_LIMIT = 64  # replies of a conversation: the most that an application may allow
 
 
-def check_attacker(laid: Sequence[Attack], *, is_there: bool) -> None:
+def check_attacker(applied: Sequence[Attack], *, is_there: bool) -> None:
     """Raise UsageError if an attack lacks its attacker model, or if no attack uses the one given."""
-    asking = [attack.spec for attack in laid if attack.needs_attacker]
+    asking = [attack.spec for attack in applied if attack.needs_attacker]
     if asking and not is_there:
         raise UsageError(
             f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL",
@@ -310,23 +310,23 @@ def check_attacker(laid: Sequence[Attack], *, is_there: bool) -> None:
         )
 
 
-def unsupported(laid: Sequence[Attack], models: Sequence[Model]) -> list[tuple[str, str]]:
+def unsupported(applied: Sequence[Attack], models: Sequence[Model]) -> list[tuple[str, str]]:
     """("*", reason) for each attack that cannot access a model's weights; its trials are error rows."""
     return [
         ("*", f"{why_unsupported(attack, engines.choose(model))} ('{model.name}')")
         for model in models
-        for attack in laid
+        for attack in applied
         if attack.needs_weights and not engines.holds_weights(model)
     ]
 
 
 def warnings(
-    laid: Sequence[Attack], asked: Sequence[Probe], application: Application, samples: int
+    applied: Sequence[Attack], asked: Sequence[Probe], application: Application, samples: int
 ) -> list[str]:
     """Warnings about attacks that can run but do not measure what they seem to; one line each."""
     context, found = context_for(application), []
     free = msgspec.structs.replace(context, max_turns=_NO_LIMIT)
-    for attack in laid:
+    for attack in applied:
         wanted = max((attack.queries(probe, free) for probe in asked), default=0)
         if any(attack.queries(probe, context) < attack.queries(probe, free) for probe in asked):
             found.append(
@@ -334,7 +334,7 @@ def warnings(
                 "(max_turns): it is cut short."
             )
     if samples > 1 and application.decoding.temperature == 0:
-        same = [attack.spec for attack in laid if asked and not _draws(attack, asked[0], context)]
+        same = [attack.spec for attack in applied if asked and not _draws(attack, asked[0], context)]
         if same:
             found.append(
                 f"{samples} samples under greedy decoding (temperature 0) are the same words and the same "

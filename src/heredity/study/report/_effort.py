@@ -59,7 +59,7 @@ def curve_rows(found: Estimates) -> list[CurveRow]:
         for attack in found.attacks:
             mine = [c for c in found.curves if (c.technique, c.attack) == (scope, attack) and c.points]
             mine.sort(key=lambda curve: order.get(curve.model, 0))
-            if ks := tuple(sorted({reach.k for curve in mine for reach in curve.points})):
+            if ks := tuple(sorted({point.k for curve in mine for point in curve.points})):
                 rows.append(CurveRow(title, attack, tuple(mine), ks))
     return rows
 
@@ -74,7 +74,7 @@ def figure(row: CurveRow, found: Estimates) -> Markup:
 
 def at(curve: Curve, k: int) -> Estimate | None:
     """The curve's point for k tries."""
-    return next((reach.estimate for reach in curve.points if reach.k == k), None)
+    return next((point.estimate for point in curve.points if point.k == k), None)
 
 
 def per_breach(estimate: Estimate, count: Callable[[float], str] | None = None) -> str:
@@ -123,7 +123,7 @@ def _count(value: float) -> str:
 
 
 def _steps(curve: Curve) -> Iterator[curve_figure.CurvePoint]:
-    for reach in curve.points:
-        e = reach.estimate
+    for point in curve.points:
+        e = point.estimate
         if e.value is not None and e.low is not None and e.high is not None:
-            yield curve_figure.CurvePoint(reach.k, Span(e.value, e.low, e.high))
+            yield curve_figure.CurvePoint(point.k, Span(e.value, e.low, e.high))
