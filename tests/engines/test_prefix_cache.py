@@ -52,7 +52,7 @@ def test_a_kept_beginning_has_the_bits_of_a_computed_one(any_model: Path, dtype:
 def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     computed: list[int] = []
-    through = decoder._through
+    through = decoder._forward
 
     def counted(rows: torch.Tensor, *more: object) -> torch.Tensor:
         computed.append(len(rows))
@@ -61,7 +61,7 @@ def test_what_is_known_is_not_computed_again(tiny_llama: Path, monkeypatch: pyte
     kept, own = PrefixCache(1 << 30), tokens(2 * CHUNK, 1)
     with torch.inference_mode():
         left_by(decoder, (*own, 5), kept, ())
-        monkeypatch.setattr(decoder, "_through", counted)
+        monkeypatch.setattr(decoder, "_forward", counted)
         left_by(decoder, (*own, 5), kept, ())
         assert computed == [4, 4]  # the two steps
         left_by(decoder, (*own, *tokens(20, 2)), kept, ())

@@ -74,8 +74,8 @@ def _said(engine: TorchEngine, asked: list[Request]) -> dict[int, tuple[int, ...
 
 def test_a_row_of_a_product_keeps_its_bits_whatever_lies_beside_it() -> None:
     stream = torch.Generator().manual_seed(3)
-    weight, scale = int8.rounded(torch.randn(48, 96, generator=stream))
-    multiply = int8.product(weight, scale, torch.randn(48, generator=stream))
+    weight, scale = int8.quantize(torch.randn(48, 96, generator=stream))
+    multiply = int8.quantized_linear(weight, scale, torch.randn(48, generator=stream))
     rows = torch.randn(33, 96, generator=stream)
     rows[7] *= 1000  # under one scale for all rows it would take the digits of the others
     together = multiply(rows)
@@ -85,13 +85,13 @@ def test_a_row_of_a_product_keeps_its_bits_whatever_lies_beside_it() -> None:
 def test_rounding_is_within_half_a_step_and_refuses_what_is_no_number() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     weight[3] = 0
-    whole, scale = int8.rounded(weight)
+    whole, scale = int8.quantize(weight)
     assert whole.dtype == torch.int8 and int(whole.abs().max()) == 127 and bool((whole[3] == 0).all())
-    error = (int8.widened(whole, scale, torch.float32) - weight).abs()
+    error = (int8.dequantize(whole, scale, torch.float32) - weight).abs()
     assert bool((error <= scale / 2 * 1.0001).all())
     weight[0, 0] = torch.nan
     with raises(Damaged, "not-finite"):
-        int8.rounded(weight)
+        int8.quantize(weight)
 
 
 def test_where_the_product_is_not_exact_the_weights_are_widened_and_the_name_says_so(
@@ -119,7 +119,7 @@ def test_a_child_of_an_int8_model_is_one_of_its_widened_form(store: Store, paren
     assert [m.recipe.kind for m in store.ancestors(pruned.record)] == ["dequantize", "quantize", "pull"]
     name = "model.layers.0.mlp.up_proj.weight"
     before, after = (read_all(each.folder) for each in (child, pruned))
-    wanted = int8.widened(before[name], before[name + int8.SCALE], torch.bfloat16)
+    wanted = int8.dequantize(before[name], before[name + int8.SCALE], torch.bfloat16)
     assert torch.equal(after[name], wanted)
     assert "quantization_config" not in json.loads((pruned.folder / "config.json").read_text())
 

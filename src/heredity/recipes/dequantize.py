@@ -60,7 +60,7 @@ class Dequantize:
         """
         (parent,) = parents
         if parent.record.format == "int8":
-            int8_write.widen_int8(parent.folder, out, self.dtype)
+            int8_write.dequantize_int8(parent.folder, out, self.dtype)
         else:
             self._read_gguf(_only_gguf(parent), out)
         record = parent.record

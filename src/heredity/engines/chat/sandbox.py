@@ -81,7 +81,8 @@ class StepMeter:
 
     def spend(self, steps: int) -> None:
         """Pay for work before it is done. Raises TemplateStopped."""
-        self.left -= max(0, steps)  # no operation earns steps
+        if steps > 0:  # no operation earns steps
+            self.left -= steps
         if self.left < 0:
             raise TemplateStopped(f"it takes more than {self.allowance:,} steps")
 
@@ -164,7 +165,7 @@ def _refuse(why: str) -> Callable[..., NoReturn]:
 
 # --- the price of values --------------------------------------------------------------------------
 
-_ATOMS = (int, float, type(None))
+_ATOMS = (int, float, bool, type(None))
 
 
 def _weigh(*values: object, is_shown: bool = False) -> int:
@@ -180,6 +181,8 @@ def _weigh(*values: object, is_shown: bool = False) -> int:
             meter.spend(1 + len(value) // _CHARACTERS)
             continue
         meter.spend(1)
+        if type(value) in _ATOMS:
+            continue
         if isinstance(value, Namespace):
             value = object.__getattribute__(value, "_Namespace__attrs")
         if isinstance(value, Collection):
@@ -187,7 +190,7 @@ def _weigh(*values: object, is_shown: bool = False) -> int:
             if isinstance(value, Mapping):
                 waiting += value.values()
             waiting += () if isinstance(value, range) else value
-        elif is_shown and not isinstance(value, (*_ATOMS, Undefined, Macro, LoopContext)):
+        elif is_shown and not isinstance(value, (Undefined, Macro, LoopContext)):
             kind = type(value).__name__
             raise TemplateStopped(f"the text of a {kind} has a memory address, which differs from run to run")
     return before - meter.left
@@ -225,9 +228,12 @@ def _bound(number: object, most: int, what: str) -> None:
 
 def _pay_operands(left: object, right: object) -> None:
     for value in (left, right):
+        if isinstance(value, (str, list, tuple)):
+            _weigh_top(value)
+            continue
         if isinstance(value, int):
             _bound(value.bit_length(), _MOST_BITS, "a number's length in bits")
-        _weigh_top(value) if isinstance(value, (str, list, tuple)) else _weigh(value)
+        _weigh(value)
 
 
 def _pay_product(left: object, right: object) -> None:
@@ -412,9 +418,12 @@ _GROWING_FILTERS: dict[str, Callable[..., None]] = {
 @pass_context
 def _charge(_: object, value: object, price: str | int = "text") -> object:
     """Pay for a value of the template's code, or a number of steps, and return the value."""
-    if price == "top":
+    if isinstance(price, int):
+        _spend(price)
+    elif price == "top" or type(value) is str:
         return _weigh_top(value)
-    _spend(price) if isinstance(price, int) else _weigh(value, is_shown=price == "text")
+    else:
+        _weigh(value, is_shown=price == "text")
     return value
 
 

@@ -43,30 +43,30 @@ HOW: dict[str, object] = {
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
-def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int8 (outputs, inputs) and fp32 scales (outputs, 1). Raises Damaged for NaN or infinity."""
-    wide = weight.float()
-    largest = wide.abs().amax(-1, keepdim=True)
+    weight32 = weight.float()
+    largest = weight32.abs().amax(-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
         raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.", code="not-finite")
     scale = torch.where(largest > 0, largest / MOST, torch.ones_like(largest))
-    return torch.round(wide / scale).to(torch.int8), scale
+    return torch.round(weight32 / scale).to(torch.int8), scale
 
 
-def widened(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def dequantize(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the numbers that the integers represent, rounded once to `dtype`."""
     return (weight.float() * scale.float()).to(dtype)
 
 
-def product(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+def quantized_linear(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """Return x (rows, inputs) -> (rows, outputs) in x's dtype, computed in integers."""
-    columns, of_outputs = weight.t(), scale.float()[:, 0]
+    columns, output_scale = weight.t(), scale.float()[:, 0]
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        of_row = wide.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / MOST
-        whole = torch.round(wide / of_row).clamp_(-MOST, MOST).to(torch.int8)
-        out = torch._int_mm(whole, columns).float().mul_(of_row).mul_(of_outputs)
+        x32 = x.float()
+        row_scale = x32.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / MOST
+        quantized = torch.round(x32 / row_scale).clamp_(-MOST, MOST).to(torch.int8)
+        out = torch._int_mm(quantized, columns).float().mul_(row_scale).mul_(output_scale)
         return (out if bias is None else out.add_(bias)).to(x.dtype)
 
     return multiply

@@ -38,7 +38,7 @@ class Make(Protocol):
 
 def write_int8(folder: Path, out: Path) -> None:
     """Write the model in `folder` with rounded matrices. Raises Unavailable for an unknown architecture."""
-    from heredity.engines.formats.int8 import HOW, SCALE, rounded
+    from heredity.engines.formats.int8 import HOW, SCALE, quantize
     from heredity.engines.formats.weights import read_config
 
     read_config(folder)
@@ -50,18 +50,18 @@ def write_int8(folder: Path, out: Path) -> None:
 
     def make(name: str, take: Take) -> torch.Tensor:
         if name.endswith(SCALE):
-            return rounded(take(name.removesuffix(SCALE)))[1]
-        return rounded(take(name))[0] if _MATRIX.fullmatch(name) else take(name)
+            return quantize(take(name.removesuffix(SCALE)))[1]
+        return quantize(take(name))[0] if _MATRIX.fullmatch(name) else take(name)
 
     _rewrite(folder, out, shapes, make)
     _configure(out, lambda config: {**config, _KEY: HOW})
 
 
-def widen_int8(folder: Path, out: Path, dtype: str) -> None:
+def dequantize_int8(folder: Path, out: Path, dtype: str) -> None:
     """Write the numbers that the integers represent, in `dtype`, as any engine loads them."""
     import torch
 
-    from heredity.engines.formats.int8 import SCALE, widened
+    from heredity.engines.formats.int8 import SCALE, dequantize
 
     kind = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}[dtype]
     kept = getattr(torch, dtype)
@@ -71,7 +71,7 @@ def widen_int8(folder: Path, out: Path, dtype: str) -> None:
 
     def make(name: str, take: Take) -> torch.Tensor:
         tensor = take(name)
-        return widened(tensor, take(name + SCALE), kept) if tensor.dtype == torch.int8 else tensor.to(kept)
+        return dequantize(tensor, take(name + SCALE), kept) if tensor.dtype == torch.int8 else tensor.to(kept)
 
     _rewrite(folder, out, shapes, make)
     _configure(out, lambda config: {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})

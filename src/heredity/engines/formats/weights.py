@@ -106,16 +106,16 @@ def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
     Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
     sense and for missing tensors.
     """
-    shape, rope, rope_scale, is_tied = outline(folder)
+    shape, rope, rope_scale, is_tied = read_shape(folder)
     files = TensorFiles(folder, dtype)
     embedding = files.read(EMBEDDING)
-    refuse_other_width(folder, shape, embedding)
+    check_hidden_size(folder, shape, embedding)
     blocks = tuple(block(shape, files, i) for i in range(shape.n_layers))
     head = linear(embedding if is_tied else files.read(HEAD))
     return Weights(shape, embedding, blocks, norm_of(shape, files), head, rope, rope_scale, how(files))
 
 
-def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tensor], float, bool]:
+def read_shape(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tensor], float, bool]:
     """Read config.json: the shape, the rotary settings, and whether the head is the embedding."""
     config = read_config(folder)
     with _sense(folder / CONFIG):
@@ -124,7 +124,7 @@ def outline(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tenso
     return shape, rope, rope_scale, setting(config, "tie_word_embeddings", False)
 
 
-def refuse_other_width(folder: Path, shape: DecoderShape, embedding: torch.Tensor) -> None:
+def check_hidden_size(folder: Path, shape: DecoderShape, embedding: torch.Tensor) -> None:
     """Raise Damaged if the width of the embedding differs from config.json."""
     if embedding.shape[-1] != shape.hidden_size:
         raise Damaged(
@@ -261,8 +261,8 @@ def block(shape: DecoderShape, files: TensorFiles, layer: int) -> Block:
             return linear(weight.to(dtype), bias)
         scale = torch.cat([files.read(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
         if int8.is_exact():
-            return int8.product(weight, scale, bias)
-        return linear(int8.widened(weight, scale, dtype), bias)
+            return int8.quantized_linear(weight, scale, bias)
+        return linear(int8.dequantize(weight, scale, dtype), bias)
 
     def norm(name: str) -> torch.Tensor | None:
         found = files.get(f"{at}{name}.weight")

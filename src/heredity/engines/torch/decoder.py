@@ -127,7 +127,7 @@ class Decoder:
             tokens = torch.tensor(cut + (0,) * (n_new - len(cut)))
             positions = torch.arange(n_new) + prefix.length + start
             hidden.append(
-                self._through(tokens, positions, self._attend_many(prefix, slots, slot, start, n_new))
+                self._forward(tokens, positions, self._attend_many(prefix, slots, slot, start, n_new))
             )
         return torch.cat(hidden)
 
@@ -140,7 +140,7 @@ class Decoder:
         slots' capacity.
         """
         attend = self._attend_all(prefix, slots, lengths)
-        return self.logits(self._through(tokens, lengths + prefix.length, attend))
+        return self.logits(self._forward(tokens, lengths + prefix.length, attend))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and head: (rows, hidden) -> (rows, vocabulary)."""
@@ -148,15 +148,15 @@ class Decoder:
 
     # --- inside ------------------------------------------------------------------------------------
 
-    def _through(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         shape, hook = self.shape, self._hook
         x = self.weights.embedding[tokens]
         if shape.embedding_scale != 1.0:
             x = x * torch.tensor(shape.embedding_scale, dtype=self.dtype)
-        turns = self._rotation(positions)
+        rotations = self._rotation(positions)
         x = x if hook is None else hook(x)
         for i, block in enumerate(self.weights.blocks):
-            q, k, v = self._qkv(block, self._norm(x, block.norm_attention), turns[bool(shape.windows[i])])
+            q, k, v = self._qkv(block, self._norm(x, block.norm_attention), rotations[bool(shape.windows[i])])
             a = block.out(attend(i, q, k, v))
             x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
             x = x if hook is None else hook(x)
@@ -168,7 +168,7 @@ class Decoder:
         return x
 
     def _qkv(
-        self, block: Block, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+        self, block: Block, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (rows, heads, head_dim), scaled; keys and values (rows, kv heads, head_dim)."""
         s = self.shape
@@ -178,7 +178,7 @@ class Decoder:
         if block.norm_q is not None and block.norm_k is not None:
             q, k = qk[:, : s.n_heads], qk[:, s.n_heads :]
             qk = torch.cat([self._norm(q, block.norm_q), self._norm(k, block.norm_k)], dim=1)
-        qk = torch.addcmul(qk * turn[0], qk.roll(s.head_dim // 2, -1), turn[1])
+        qk = torch.addcmul(qk * rotation[0], qk.roll(s.head_dim // 2, -1), rotation[1])
         return qk[:, : s.n_heads] * s.attention_scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
     def _attend_many(self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int) -> Attend:
@@ -268,15 +268,15 @@ class Decoder:
 
     def _rotation(self, positions: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """cos and signed sin, (rows, 1, head_dim) each, for global and for windowed layers."""
-        turns = []
+        rotations = []
         for inverse in self.weights.rope[: 1 + self._has_windows]:
             angles = (positions.to(torch.float32)[:, None] * inverse)[:, None]
             cos, sin = angles.cos() * self.weights.rope_scale, angles.sin() * self.weights.rope_scale
             # roll(x) puts the second half first; its sign is the rotation's
-            turns.append(
+            rotations.append(
                 (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
             )
-        return tuple(turns)
+        return tuple(rotations)
 
 
 def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:

@@ -23,10 +23,10 @@ _ROWS = 16_384  # rows of the head in one matmul
 
 def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
     """Return the weights in `folder`; only the last norm is in memory. Raises as `weights.read_weights`."""
-    shape, rope, rope_scale, is_tied = weights.outline(folder)
+    shape, rope, rope_scale, is_tied = weights.read_shape(folder)
     files = weights.TensorFiles(folder, dtype)
     embedding = files.read(weights.EMBEDDING, as_stored=True)
-    weights.refuse_other_width(folder, shape, embedding)
+    weights.check_hidden_size(folder, shape, embedding)
     head = embedding if is_tied else files.read(weights.HEAD, as_stored=True)
     norm = weights.norm_of(shape, files)
     blocks = _Layers(shape, folder, dtype)
