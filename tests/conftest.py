@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 from heredity.core import host
-from tests.support.marks import FIXTURES, Watch, is_fast_run, loads_models
+from tests.support.marks import FIXTURES, Watch, is_fast_run, loads_models, names_models
 
 # pytest imports readline, which sets both for the workers of a run and for all that a test starts.
 for _name in ("COLUMNS", "LINES"):
@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path not in loading:
             loading[item.path] = loads_models(item.path)
-        if loading[item.path] or FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        makes = FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if loading[item.path] or makes or names_models(getattr(item, "function", None)):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not loading[item.path])
 

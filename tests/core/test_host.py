@@ -65,6 +65,7 @@ assert "torch" not in sys.modules
     assert said and said[0].split()[1:] == list(SETTINGS.values())
 
 
+@pytest.mark.slow
 def test_what_the_user_has_set_stays() -> None:
     code = "import os; from heredity.core import host; host.configure(); "
     shown = f"print(*(os.environ.get(each) for each in {[*SETTINGS]!r}))"
@@ -72,6 +73,7 @@ def test_what_the_user_has_set_stays() -> None:
     assert run(code + shown, OMP_WAIT_POLICY="active") == ["None 128"]
 
 
+@pytest.mark.slow
 def test_importing_any_module_leaves_the_environment_as_it_is() -> None:
     code = """
 import importlib, os, pkgutil

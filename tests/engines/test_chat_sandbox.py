@@ -87,6 +87,7 @@ UNSTEADY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ENDLESS, ids=range(len(ENDLESS)))
 def test_a_template_without_end_is_stopped_soon_and_leaves_no_thread(source: str) -> None:
     before, n_threads = time.process_time(), threading.active_count()

@@ -133,6 +133,7 @@ def assert_equal(made: Plan, killed: Path, whole: Path) -> None:
     assert drop_circumstances(killed) == drop_circumstances(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_study_comes_to_what_an_uninterrupted_one_comes_to(tmp_path: Path) -> None:
     made = plan(["scripted:mixed", "scripted:flaky"], samples=3)
     found = kill_and_go_on(made, tmp_path / "killed", tmp_path / "store", "scripted", longest=0.001)

@@ -1,17 +1,18 @@
 """Which tests are slow, by what they do, and a watch that no other test does it.
 
-A test is slow if its file loads a library of models, if it uses a fixture that makes a model or a corpus, or
-if it is marked `slow`. In a fast run (`-m "not slow ..."`) a file that loads such a library is not read, and
-a test that starts a process, sleeps or loads such a library fails.
+A test is slow if its file or its function loads a library of models, if it uses a fixture that makes a model
+or a corpus, or if it is marked `slow`. In a fast run (`-m "not slow ..."`) a file that loads such a library
+is not read, and a test that starts a process, sleeps or loads such a library fails.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -23,7 +24,8 @@ FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "make_whe
 PROCESSES = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _NAMES = "|".join(map(re.escape, (*LIBRARIES, "tests.support.tiny_models")))
 _LOADING = re.compile(
-    rf"""^(?:(?:import|from)\ (?:{_NAMES})\b | .*importorskip\("(?:{_NAMES})")""", re.MULTILINE | re.VERBOSE
+    rf"""^(?:(?:import|from)\ (?:{_NAMES})\b | (?:\w+\ =\ )?pytest\.importorskip\("(?:{_NAMES})")""",
+    re.MULTILINE | re.VERBOSE,
 )
 
 
@@ -35,6 +37,15 @@ def is_fast_run(config: pytest.Config) -> bool:
 def loads_models(path: Path) -> bool:
     """Whether a file of tests loads a library of models when it is read: outside of its functions."""
     return _LOADING.search(path.read_text(encoding="utf-8")) is not None
+
+
+def names_models(function: Callable[..., object] | None) -> bool:
+    """Whether a function imports a library of models, or names one."""
+    code: CodeType | None = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    texts = (*code.co_names, *(each for each in code.co_consts if isinstance(each, str)))
+    return any(text.split(".")[0] in LIBRARIES for text in texts)
 
 
 class Watch:

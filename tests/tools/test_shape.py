@@ -226,6 +226,7 @@ def entered(source: Path, statement: str, within: str | None = None) -> list[str
     return files
 
 
+@pytest.mark.slow
 def test_a_file_is_entered_when_a_function_of_it_runs_and_not_when_it_is_imported(make: Make) -> None:
     source = make(
         {
@@ -239,12 +240,14 @@ def test_a_file_is_entered_when_a_function_of_it_runs_and_not_when_it_is_importe
     assert entered(source, "import ours.a; ours.a.g()") == ["a.py", "b.py"]
 
 
+@pytest.mark.slow
 def test_threads_are_recorded(make: Make) -> None:
     source = make({"a.py": "def f():\n    return 1\n"})
     statement = "import ours.a, threading; t = threading.Thread(target=ours.a.f); t.start(); t.join()"
     assert entered(source, statement) == ["a.py"]
 
 
+@pytest.mark.slow
 def test_within_a_folder_its_files_count_and_those_that_it_calls(make: Make) -> None:
     source = make(
         {
@@ -277,6 +280,7 @@ def test_the_command_prints_every_aim_and_exits_by_them(
 # --- the real package -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_scripted_study_enters_files_of_ours(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, str(TOOLS / "shape_runs.py"), "study", str(tmp_path)],
@@ -300,6 +304,7 @@ def test_all_three_runs_are_measured_and_come_out_the_same_again() -> None:
     assert shape.entered() == first
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shape, "RUNS", {"nothing": "nothing"})
     with pytest.raises(RuntimeError, match="'nothing' failed"):
