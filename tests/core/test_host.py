@@ -15,6 +15,7 @@ import pytest
 from heredity.core import host
 from heredity.core.errors import OutOfMemory, UsageError
 from heredity.core.host import CPU, Device
+from heredity.engines import cache_budget
 from tests.support.errors import raises
 
 APPLICATION = str(Path(__file__).parents[2] / "examples" / "support-desk.toml")
@@ -267,10 +268,12 @@ def test_the_smaller_of_the_machines_and_the_containers_memory_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(host, "_CGROUP", tmp_path)
-    machine = host.available_memory()
+    machine, total = host.available_memory(), host.total_memory()
     (tmp_path / "memory.max").write_text("1000\n")
+    assert host.total_memory() == 1000 and cache_budget() == 250
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 800\ninactive_file 60\nactive_file 40\n")
     assert host.available_memory() == 200
     (tmp_path / "memory.max").write_text("max\n")
+    assert host.total_memory() == total
     assert (host.available_memory() is None) == (machine is None)

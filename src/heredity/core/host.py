@@ -253,6 +253,16 @@ def _fastest(do: Callable[[], object]) -> float:
 # --- memory ---
 
 
+def total_memory() -> int | None:
+    """Bytes of memory of this machine, or of its container if that has less; None if unknown."""
+    found: list[int] = []
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max" means no limit
+        found.append(int((_CGROUP / "memory.max").read_text("ascii")))
+    return min(found, default=None)
+
+
 def available_memory() -> int | None:
     """Bytes that can be allocated without swapping; None if the system does not report it."""
     found: list[int] = []

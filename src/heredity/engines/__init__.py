@@ -9,15 +9,16 @@ Leaves to others: the questions (redteam/attacks, application/) and the verdicts
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
+from heredity.core import host
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
 from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine
 
 _ALTERED = " | "
+_UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
 BY_FORMAT = {
     "safetensors": "torch",
@@ -105,8 +106,5 @@ class RequestStream:
 
 
 def cache_budget() -> int:
-    """Return the bytes for keys and values: a quarter of the machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (ValueError, AttributeError):
-        return 4 << 30
+    """Return the bytes for keys and values: a quarter of the memory of the machine or container."""
+    return (host.total_memory() or _UNKNOWN_MEMORY) // 4
