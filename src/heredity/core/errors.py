@@ -1,23 +1,23 @@
-"""Every error that heredity raises on purpose, so that a caller can tell a mistake from a loss.
+"""Every error that heredity raises on purpose, so that a caller can tell a mistake from a failure.
 
-    HeredityError                 exit 2 on the command line unless said otherwise
-      UsageError                  the user asked for something that is not there or does not fit
-        UnknownName               no such model, probe, attack, key; carries the nearest known name
-        BadInput                  a file that a person wrote is malformed; carries file and line
+    HeredityError                 exit 2 on the command line, except as noted
+      UsageError                  the user asked for something that does not exist or does not fit
+        UnknownName               no such model, probe, attack, key; names the nearest known one
+        BadInput                  a file that a person wrote is malformed; has file and line
       Refused                     heredity will not do this: pickle, remote code, a path outside its folder
         WrongHash                 the bytes are not the ones that were pinned or recorded
         NotComparable             rows under different application digests, or another schema
-      Damaged                     a file on disk is truncated, torn or not what it says it is
-      Unavailable                 a source, an engine or an optional package is not here
+      Damaged                     a file on disk is truncated, torn or of another kind than it claims
+      Unavailable                 a source, an engine or an optional package is missing
       Busy                        another process holds this folder
-      OutOfMemory                 the work needs more memory than there is; says what to lower
+      OutOfMemory                 the work needs more memory than is available; says what to lower
       EngineFailure               a model could not answer; becomes an error row, never a verdict
-        BudgetSpent               the run's bound on tokens or money is reached (exit 75: go on later)
+        BudgetSpent               the run's budget of tokens or money is spent (exit 75: resume later)
         ContextOverflow           the prompt and its answer do not fit into the model's context
 
 Messages say what happened, where, and what to do next. No traceback is shown for any of them. A message may
-be reworded at any time; programs and tests read `code`, which stays. Each class has one, and a raise may
-give one of its own. docs/errors.md lists all codes.
+be reworded at any time; programs and tests read `code`, which stays the same. Each class has a code, and a
+raise may give another. docs/errors.md lists all codes.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".rstrip(": ")
 
 
-class HeredityError(Exception):
-    """An error that heredity explains in one line of text instead of a traceback.
+class CodedError(Exception):
+    """The base of HeredityError and BadArgument: an error with a code.
 
     code: what happened, in kebab case. It stays the same when the message is reworded.
     key, table: the setting, and the name of the table, of a TOML file that the error is about; "" for none.
-    From them the reader of the file finds the line.
+    With them the reader of the file finds the line.
     """
+
+    code: str
+
+    def __init__(self, *args: object, code: str = "", key: str = "", table: str = "") -> None:
+        super().__init__(*args)
+        if code:
+            self.code = code
+        self.key, self.table = key, table
+
+
+class HeredityError(CodedError):
+    """An error that heredity explains in one line of text instead of a traceback."""
 
     code = "failure"
 
-    def __init__(self, *args: object, code: str = "", key: str = "", table: str = "") -> None:
-        super().__init__(*args)
-        if code:
-            self.code = code
-        self.key, self.table = key, table
 
-
-class BadArgument(ValueError):
-    """An argument out of its range: a ValueError with a code. Where a file gave it, it becomes BadInput."""
+class BadArgument(CodedError, ValueError):
+    """An argument out of its range: a ValueError with a code. If a file gave it, it becomes BadInput."""
 
     code = "bad-argument"
-
-    def __init__(self, *args: object, code: str = "", key: str = "", table: str = "") -> None:
-        super().__init__(*args)
-        if code:
-            self.code = code
-        self.key, self.table = key, table
 
 
 class UsageError(HeredityError):
@@ -110,7 +110,7 @@ class NotComparable(Refused):
 
 
 class Damaged(HeredityError):
-    """A file on disk is truncated, torn, or not what it says it is."""
+    """A file on disk is truncated, torn, or of another kind than it claims."""
 
     code = "damaged"
 
@@ -128,7 +128,7 @@ class Busy(HeredityError):
 
 
 class OutOfMemory(HeredityError):
-    """The work needs more memory than there is; the message names the amount and the settings to lower."""
+    """The work needs more memory than is available; the message names the amount and what to lower."""
 
     code = "out-of-memory"
 
@@ -151,17 +151,16 @@ class ContextOverflow(EngineFailure):
     code = "context-overflow"
 
 
-def origin_of(error: BaseException) -> HeredityError | BadArgument | None:
-    """The error of ours that this is, or that msgspec made this of; None for neither."""
-    found = (each for each in (error, error.__cause__) if isinstance(each, (HeredityError, BadArgument)))
-    return next(found, None)
+def origin_of(error: BaseException) -> CodedError | None:
+    """The error itself if it has a code, or else the one that msgspec raised it from; None for neither."""
+    return next((each for each in (error, error.__cause__) if isinstance(each, CodedError)), None)
 
 
 def code_of(error: BaseException, default: str) -> str:
-    """The code of an error that is about to become another.
+    """The code for an error that is raised again as another.
 
-    An error of ours has one, as itself or as the cause of msgspec's. Otherwise msgspec's own sentence names
-    the misfit; it is not ours, and there is no field for it. `default` where neither is so.
+    An error of heredity has one, also as the cause of msgspec's. Errors that msgspec raises by itself are
+    known by the beginning of their message, because they have no field for it. For others, `default`.
     """
     if (own := origin_of(error)) is not None:
         return own.code
@@ -178,7 +177,7 @@ OF_MSGSPEC = {
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion to put behind an unknown name, with a space before it; "" if no name is near."""
+    """A suggestion to append to a message, with a space before it; "" if no name is near."""
     near = nearest(name, known)
     return f" Did you mean '{near}'?" if near else ""
 

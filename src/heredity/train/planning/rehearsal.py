@@ -83,11 +83,11 @@ class _MaskedRehearsal(RehearsalModel):
 class _ContrastiveRehearsal(RehearsalModel):
     def forward(self, n: int) -> OutputAndGradient:
         side, _ = self._work.picture or (0, 0)
-        pictures = torch.zeros(n, 3, side, side)
+        images = torch.zeros(n, 3, side, side)
         rows = torch.zeros((n, self._work.shape.context), dtype=torch.int64)
         weight = next(self.model.parameters())
         given = (
-            self.model.get_image_features(pixel_values=pictures.to(weight.dtype)),
+            self.model.get_image_features(pixel_values=images.to(weight.dtype)),
             self.model.get_text_features(input_ids=rows),
         )
         embeddings = [functional.normalize(each.pooler_output.float()) for each in given]
@@ -102,14 +102,14 @@ def _logits_and_gradient(head: nn.Module, states: torch.Tensor, n_rows: int) -> 
     return logits, torch.log_softmax(wide, 1).exp_().to(logits.dtype)
 
 
-def _pair_scores(pictures: torch.Tensor, captions: torch.Tensor, batch: int) -> OutputAndGradient:
+def _pair_scores(images: torch.Tensor, captions: torch.Tensor, batch: int) -> OutputAndGradient:
     """Own images against all captions of a step; with several devices, own captions against all images."""
-    others = math.ceil(batch / len(pictures))
+    others = math.ceil(batch / len(images))
     if others == 1:
-        scores = pictures @ captions.T
+        scores = images @ captions.T
         return scores, _gradient(scores) + _gradient(scores.T).T
-    all_pictures, all_captions = (each.repeat(others, 1) for each in (pictures, captions))  # as if gathered
-    scores = torch.cat([pictures @ all_captions.T, captions @ all_pictures.T])
+    all_images, all_captions = (each.repeat(others, 1) for each in (images, captions))  # as if gathered
+    scores = torch.cat([images @ all_captions.T, captions @ all_images.T])
     return scores, _gradient(scores)
 
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from heredity.core import registry
+from heredity.train.resources import FP32_BYTES
 
 if TYPE_CHECKING:
     from heredity.train.planning.workload import Workload
@@ -80,6 +81,11 @@ class CostModel:
             tower.begin + tower.end + (tower.layers * tower.entry if recompute else tower.kept)
             for tower in self.towers[n:]
         )
+
+
+def norm_statistics(work: Workload) -> int:
+    """Bytes of a row's mean and deviation that a norm keeps."""
+    return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)
 
 
 @lru_cache(maxsize=64)

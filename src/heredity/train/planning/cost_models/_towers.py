@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heredity.train.models.shapes import DualShape
-from heredity.train.planning.cost_models import CostModel, TowerCosts
+from heredity.train.planning.cost_models import CostModel, TowerCosts, norm_statistics
 from heredity.train.planning.workload import Workload
 from heredity.train.resources import FP32_BYTES
 
@@ -113,8 +113,3 @@ def _flops(work: Workload, around: EndCosts) -> dict[str, float]:
         "head": around.flops,
         "contrast": 6.0 * work.batch * shape.width,
     }
-
-
-def norm_statistics(work: Workload) -> int:
-    """Bytes of a row's mean and deviation that a norm keeps."""
-    return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)

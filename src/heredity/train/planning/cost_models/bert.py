@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 
 from heredity.train.models.architectures import bert
-from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
-from heredity.train.planning.cost_models.modernbert import norm_statistics
+from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder, norm_statistics
 from heredity.train.planning.workload import Workload
 from heredity.train.resources import FP32_BYTES
 

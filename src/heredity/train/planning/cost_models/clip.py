@@ -6,9 +6,8 @@ caption.
 
 from __future__ import annotations
 
-from heredity.train.planning.cost_models import CostModel
-from heredity.train.planning.cost_models._towers import EndCosts, norm_statistics
-from heredity.train.planning.cost_models._towers import two_tower_costs as towers
+from heredity.train.planning.cost_models import CostModel, norm_statistics
+from heredity.train.planning.cost_models._towers import EndCosts, two_tower_costs
 from heredity.train.planning.workload import Workload
 
 _EVEN = 2  # columns that x * sigmoid(1.702 x) keeps
@@ -18,9 +17,9 @@ def cost_model(work: Workload) -> CostModel:
     """Of a CLIP."""
     shape, size = work.towers, work.bytes
     width, places = shape.width, shape.patches + 1
-    first_norm = places * (size * width + norm_statistics(work))  # before the layers of pictures
+    first_norm = places * (size * width + norm_statistics(work))  # before the layers of images
     caption = shape.context * norm_statistics(work) + 16 + size * width  # and where its end is
-    return towers(
+    return two_tower_costs(
         work,
         EndCosts(
             embedding=width * (shape.context + places + 1 + 3 * shape.patch**2),

@@ -12,7 +12,7 @@ import math
 
 from heredity.train.models.architectures import modernbert
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder
+from heredity.train.planning.cost_models import CostModel, TowerCosts, decoder, norm_statistics
 from heredity.train.planning.workload import Workload
 from heredity.train.resources import FP32_BYTES
 
@@ -98,8 +98,3 @@ def _kept_by_root(work: Workload) -> int:
     token = 2 * (size * shape.width + norm_statistics(work)) + n_kinds * 2 * size * shape.head + 8
     gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
     return token + math.ceil(work.head_share * gap)
-
-
-def norm_statistics(work: Workload) -> int:
-    """Bytes of the mean and deviation that a norm keeps per row."""
-    return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)

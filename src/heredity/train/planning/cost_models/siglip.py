@@ -6,9 +6,8 @@ it, represents the caption.
 
 from __future__ import annotations
 
-from heredity.train.planning.cost_models import CostModel
-from heredity.train.planning.cost_models._towers import EndCosts, norm_statistics
-from heredity.train.planning.cost_models._towers import two_tower_costs as towers
+from heredity.train.planning.cost_models import CostModel, norm_statistics
+from heredity.train.planning.cost_models._towers import EndCosts, two_tower_costs
 from heredity.train.planning.workload import Workload
 
 
@@ -19,11 +18,11 @@ def cost_model(work: Workload) -> CostModel:
     asking = 4 * width * (width + 1) + 2 * width * wide + wide + width
     products = width**2 + 2 * width**2 * (places + 1) + 2 * width * wide + 2 * width * places
     captions = shape.context * (size * width + norm_statistics(work))  # all that the last norm gives is held
-    pictures = places * (
+    images = places * (
         norm_statistics(work) + 3 * size * width + size * shape.heads
     )  # and keys and values of it
     probe = size * (5 * width + 2 * wide) + norm_statistics(work)
-    return towers(
+    return two_tower_costs(
         work,
         EndCosts(
             embedding=width * (shape.context + places + 3 * shape.patch**2 + 1),
@@ -32,7 +31,7 @@ def cost_model(work: Workload) -> CostModel:
             matrices=width**2 + 4 * width**2 + 2 * width * wide,
             flops=6.0 * products,
             begin=0,
-            ends=(captions, pictures + probe),
+            ends=(captions, images + probe),
             places=places,
             seen=float(shape.context),
             active=1,
