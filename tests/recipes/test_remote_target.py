@@ -9,8 +9,7 @@ import pytest
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.lineage.store import Store
-from heredity.recipes.targets._keys import looks_like_key
-from heredity.recipes.targets.remote import RemoteTarget, parse
+from heredity.recipes.targets.remote import RemoteTarget, looks_like_key, parse
 from tests.support.errors import raises
 
 REFS = [

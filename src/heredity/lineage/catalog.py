@@ -1,7 +1,7 @@
 """The foundation models that are known by name: catalog.toml, read into typed entries.
 
 Promises: an entry pins every file's size and hash; an unknown field in the catalogue is an error.
-Leaves to others: fetching (pull.py).
+Leaves to others: fetching (recipes/pull/).
 """
 
 from __future__ import annotations

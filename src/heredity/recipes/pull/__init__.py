@@ -1,1 +1,1 @@
-"""Fetch a model: the catalogue, a hub, a folder."""
+"""Fetch a model: from the catalogue, the model hub, or this disk."""

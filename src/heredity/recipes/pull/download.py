@@ -1,8 +1,8 @@
 """Fetch one file over HTTPS; an interrupted download resumes.
 
-Promises: a finished file has the expected size and SHA-256; a wrong hash leaves nothing. A lost connection
-or a kill leaves the part, and the next call requests only the rest. Leaves to others: which address and
-which hash (pull.py, wheels.py, hub.py).
+Promises: a finished file has the expected size and SHA-256; a file with another hash is deleted. A lost
+connection or a kill leaves the part, and the next call requests only the rest.
+Leaves to others: the address and the hash (hub.py, mirrors.py).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from heredity.core.progress import Progress, Watch
 if TYPE_CHECKING:
     import httpx
 
-_BLOCK = 1 << 20  # bytes a read
-_SECONDS = 30.0  # without a byte before a connection counts as lost
+_BLOCK = 1 << 20  # bytes per read
+_SECONDS = 30.0  # without a byte until a connection counts as lost
 _TRIES = 4
 _SPARE = 64 << 20  # bytes to leave free on the disk
 
 
 @dataclass(frozen=True)
 class Address:
-    """A file's address, size and hash. `n_bytes` 0: not known; `limit` bounds what is accepted."""
+    """A file's address, size and hash. `n_bytes` is 0 if unknown; `limit` is the most bytes accepted."""
 
     url: str
     sha256: str
@@ -42,10 +42,10 @@ class Address:
 
 
 def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
-    """Download into `part`, resume from an earlier part, and check the hash ("" checks none).
+    """Download into `part`, resume from an earlier part, and check the hash; "" skips that check.
 
-    Raises WrongHash (the part is removed), Unavailable where the server cannot be reached or refuses,
-    HeredityError where the disk is full.
+    Raises WrongHash (the part is removed), Unavailable if the server cannot be reached or refuses, and
+    HeredityError if the disk is full.
     """
     part.parent.mkdir(parents=True, exist_ok=True)
     was_resumed = part.exists() and part.stat().st_size > 0
@@ -53,7 +53,7 @@ def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
     if _is_right(address, part):
         return part
     part.unlink()
-    if was_resumed:  # its old bytes may have been another file's: once more, from the start
+    if was_resumed:  # the old bytes may have been of another file: try once more, from the start
         return fetch(address, part, progress)
     raise WrongHash(
         f"{address.label}: what {_host(address)} sent is not the file whose hash is pinned; it was deleted."
@@ -62,7 +62,7 @@ def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
 
 
 def check_room(folder: Path, n_bytes: int) -> None:
-    """Raise HeredityError where `n_bytes` will not fit, before anything is downloaded."""
+    """Raise HeredityError if the disk has no room for `n_bytes`; called before the download."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < n_bytes + _SPARE:
@@ -111,7 +111,7 @@ def _stream(client: httpx.Client, address: Address, part: Path, progress: Watch 
     if have:
         headers["Range"] = f"bytes={have}-"
     with client.stream("GET", address.url, headers=headers) as response:
-        if response.status_code == 416:  # nothing is left to send: the hash decides
+        if response.status_code == 416:  # the part is complete already, and the hash decides
             return
         if response.status_code not in (200, 206):
             raise Unavailable(

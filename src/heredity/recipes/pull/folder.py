@@ -2,8 +2,7 @@
 
 Promises: only safetensors, GGUF and text that describes them pass. A pickle, code, a config that needs
 code, or a link is Refused by name, before another library opens it.
-Leaves to others: where the folder came
-from (pull.py).
+Leaves to others: the origin of the folder (recipe.py).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _NEST = 32  # levels of a config
 
 
 def choose_files(folder: Path) -> list[str]:
-    """The files of `folder` that make up the model, as POSIX paths; checked by name and link only.
+    """The files of `folder` that make up the model, as POSIX paths. Only names and links are checked.
 
     Raises Refused for a pickle, an archive, code, a link, a pipe, a socket or a device.
     """
@@ -51,7 +50,7 @@ def choose_files(folder: Path) -> list[str]:
 
 
 def refuse_name(place: Path | str, name: str) -> None:
-    """Raise Refused where a file of this name could run something when it is opened."""
+    """Raise Refused if a file of this name could run code when it is opened."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _PICKLES:
         raise Refused(
@@ -75,7 +74,7 @@ def _refuse_special(path: Path) -> None:
 
 
 def refuse_outside(place: Path | str, name: str) -> None:
-    """Raise Refused where `name` would land outside the folder that it is unpacked into."""
+    """Raise Refused if `name` would be unpacked outside its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
         raise Refused(
@@ -90,14 +89,14 @@ def copy_checked(folder: Path, names: list[str], out: Path) -> None:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if not (folder / name).stat().st_size:
-            continue  # an empty README is no model's file
+            continue  # an empty README says nothing
         with explain_full_disk(out, (folder / name).stat().st_size):
             shutil.copyfile(folder / name, target, follow_symlinks=False)
     check_files(out, str(folder))
 
 
 def check_files(folder: Path, place: str) -> None:
-    """Check every file by its content. Raises Damaged or Refused, which say `place` for the folder."""
+    """Check every file by its content. Raises Damaged or Refused, which name the folder as `place`."""
     try:
         for path in sorted(folder.rglob("*")):
             if path.is_symlink():
@@ -105,13 +104,13 @@ def check_files(folder: Path, place: str) -> None:
             if path.is_file():
                 refuse_name(path, path.name)
                 _check_file(path)
-    except (Damaged, Refused) as error:  # the folder itself is temporary and tells a user nothing
+    except (Damaged, Refused) as error:  # the user does not know this temporary folder
         raise type(error)(str(error).replace(str(folder), place), code=error.code) from error
     _check_templates(folder, place)
 
 
 def _check_templates(folder: Path, place: str) -> None:
-    """Raise Refused where a chat template of the folder does too much, or differs from run to run."""
+    """Raise Refused if a chat template exceeds the limits, or renders differently from run to run."""
     for each in dict.fromkeys((template_source(folder), template_source(folder, "tool_use"))):
         if each:
             check_template(each, place)
@@ -132,7 +131,7 @@ def _check_file(path: Path) -> None:
             check_template(template, str(path))
     elif path.stat().st_size > _MAX_TEXT:
         raise Refused(
-            f"{path}: {path.stat().st_size:,} bytes are too many for a file that is no weights.",
+            f"{path}: {path.stat().st_size:,} bytes are too many for a file without weights.",
             code="file-too-large",
         )
     elif path.suffix == ".json":
@@ -151,7 +150,7 @@ def _decode(path: Path) -> Any:
 
 
 def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
-    """auto_map, custom_pipelines: Python of its own. An attention "org/name": a kernel from a hub."""
+    """Refuse code of the model's own (auto_map, custom_pipelines), and kernels of a hub ("org/name")."""
     if isinstance(value, list):
         for inner in value if level < _NEST else ():
             _refuse_code(path, inner, level + 1)

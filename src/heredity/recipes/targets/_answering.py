@@ -1,9 +1,9 @@
-"""Have a model answered by another engine: "llamacpp:NAME", "vllm:NAME". A child with its parent's files.
+"""Run a model in another engine: "llamacpp:NAME", "vllm:NAME". The child has its parent's files.
 
 Two engines compute one model's answers in different arithmetic, so they are two models of the lineage. A
 study has a row for each, and a paired comparison shows the effect of the arithmetic.
 
-Promises: the files are hard links where the disk can (else copies); their hashes are the parent's.
+Promises: the files are hard links if the file system allows, otherwise copies; their hashes are the parent's.
 Leaves to others: answering (engines/).
 """
 
@@ -21,12 +21,12 @@ from heredity.core.files import explain_full_disk
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 
-_FORMS = ("dequantize", "merge_adapter")  # of these the child is its parent's weights and nothing else
+_FORMS = ("dequantize", "merge_adapter")  # recipes whose child holds the same weights as its parent
 
 
 @dataclass(frozen=True)
 class EngineTarget:
-    """The parent as it is, answered by this engine."""
+    """The parent unchanged, run in this engine."""
 
     engine: str
 
@@ -47,24 +47,24 @@ class EngineTarget:
             except OSError:  # another file system, or one without links
                 with explain_full_disk(out, file.bytes):
                     shutil.copyfile(source, target)
-        said = parent.record
+        model = parent.record
         return Description(
-            f"{self.engine}:{said.name}",
-            said.family,
-            said.licence,
-            said.format if said.format == "gguf" else "safetensors",
-            said.modality,
-            said.notes,
+            f"{self.engine}:{model.name}",
+            model.family,
+            model.licence,
+            model.format if model.format == "gguf" else "safetensors",
+            model.modality,
+            model.notes,
         )
 
 
 def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
-    """The recipe and the parent that "ENGINE:NAME" means. Raises UsageError unless its format is `reads`."""
+    """The recipe and the parent of "ENGINE:NAME". Raises UsageError unless its format is `reads`."""
     name = ref.removeprefix(f"{engine}:")
     parent = store.get(name)
     if parent.record.format != reads:
         raise UsageError(
-            f"'{name}' is of the format {parent.record.format}; the engine {engine} reads"
+            f"'{name}' has the format {parent.record.format}; the engine {engine} reads"
             f" {reads}.{_advice(store, engine, reads, parent)}",
             code="engine-format",
         )
@@ -72,10 +72,10 @@ def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[Engine
 
 
 def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
-    """The same weights in a form that the engine reads, if they exist."""
+    """Name the same weights in a format that the engine reads, or the command that makes them."""
     for model in store.models():
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
         if is_form and model.format == reads:
-            return f" The same weights in that form: {engine}:{model.name}"
+            return f" The same weights in that format: {engine}:{model.name}"
     is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
-    return f" To make that form: heredity ask {parent.record.name} hello" if is_made_by_asking else ""
+    return f" To make it: heredity ask {parent.record.name} hello" if is_made_by_asking else ""

@@ -1,8 +1,8 @@
-"""Record a Python function as a target: "call:package.module:function". Nothing is copied, nothing is asked.
+"""Record a Python function as a target: "call:package.module:function". It is neither copied nor called.
 
 Promises: the record holds the function's name and a digest of its file, so that a changed function is
-another model. The function is looked up and its parameters are read at once, not in the study. Leaves to
-others: calling it (engines/call.py).
+another model. A missing function or wrong parameters are errors here, not later in the study.
+Leaves to others: calling it (engines/call.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WRAPS_MODEL = False
 
 @dataclass(frozen=True)
 class CallTarget:
-    """The function of this name, as its source is now."""
+    """A function, with the digest of its source."""
 
     function: str
     source: str
@@ -30,16 +30,16 @@ class CallTarget:
     kind = "call"
 
     def settings(self) -> dict[str, Any]:
-        """The name, the source's digest, and the engine that answers."""
+        """The name, the source's digest, and the engine."""
         return {"engine": "call", "function": self.function, "source": self.source}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
-        """Nothing to write: the function stays where it is."""
+        """Describe the function. No file is written."""
         return Description(f"call:{self.function}", "call", "not stated", "remote", notes={"about": NOTE})
 
 
 def resolve(store: Store, ref: str) -> tuple[CallTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
-    """The recipe that "call:MODULE:FUNCTION" means. Raises UsageError if the function does not exist."""
+    """The recipe of "call:MODULE:FUNCTION". Raises UsageError if the function does not exist."""
     name = ref.removeprefix("call:")
     function = call.find(name)
     call.Function(name, function)
@@ -47,5 +47,5 @@ def resolve(store: Store, ref: str) -> tuple[CallTarget, list[Grown]]:  # noqa: 
 
 
 def keep(function: Callable[..., Any]) -> str:
-    """The reference of a function given as a value, which this process can resolve from now on."""
+    """A reference to a function given as a value. This process can resolve it from now on."""
     return f"call:{call.keep(function)}"

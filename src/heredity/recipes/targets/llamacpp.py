@@ -1,4 +1,4 @@
-"""Have a model answered by llama.cpp: "llamacpp:NAME"."""
+"""Run a model in llama.cpp: "llamacpp:NAME"."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ WRAPS_MODEL = True
 
 
 def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
-    """The recipe and the parent that "llamacpp:NAME" means. Its format must be gguf."""
+    """The recipe and the parent of "llamacpp:NAME". The format must be gguf."""
     return answered_by("llamacpp", "gguf", store, ref)

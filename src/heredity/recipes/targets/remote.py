@@ -6,15 +6,16 @@
     remote:gemini:gemini-2.5-flash                       Google
     remote:openai:o4-mini?omit=temperature&reasoning_effort=low
 
-Options are part of the model. Four are heredity's own; any other goes into each request as it stands:
+Options are part of the model. Four are heredity's own; any other is sent unchanged with each request:
 
     omit                parameters that this model refuses: temperature, top_p, seed, max_tokens (with commas)
     prefill             how this server begins the assistant's answer; see engines/remote/apis/openai.py
-    think               tokens that the model may think before it answers, beyond the answer's max_tokens
+    think               tokens for thinking before the answer, in addition to its max_tokens
     anthropic_version   2023-06-01 for models of Anthropic's that still take a temperature
 
-Promises: no key, user or password is recorded; equal references give equal ids on every machine.
-Leaves to others: asking (engines/remote/engine.py), and where the key is (the environment).
+Promises: no key, user or password is recorded; equal references give equal ids on every machine. Names of
+published models are not taken for keys (tests hold a list).
+Leaves to others: requests (engines/remote/engine.py), and the key itself (the environment).
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from heredity.core.records import is_digest
 from heredity.engines.remote.budget import HOMES
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
-from heredity.recipes.targets._keys import has_known_prefix, looks_like_key
 
 PREFIX = "remote:"
 HOW = "Write remote:API:MODEL, or remote:API:MODEL@http://HOST/v1; API is openai, anthropic or gemini."
@@ -43,7 +43,7 @@ PREFILLS = {
     "anthropic": (),
     "gemini": ("trailing",),
 }
-# What a request holds by the application's settings is no option, and a key is none either.
+# Not options: the application sets these fields of a request.
 _OURS = frozenset(
     {*OMITTED, "max_completion_tokens", "model", "messages", "contents", "system", "tools", "stream", "n"}
 )
@@ -69,7 +69,7 @@ WRAPS_MODEL = False
 
 @dataclass(frozen=True)
 class RemoteTarget:
-    """A model behind an API: which, where, and how it differs from others of its API."""
+    """A model behind an API: its name, address, and options."""
 
     api: str
     model: str
@@ -83,13 +83,13 @@ class RemoteTarget:
         if self.api not in HOMES:
             raise UnknownName("API of remote models", self.api, HOMES)
         if not self.model or "://" in self.model:
-            raise UsageError(f"'{self.model}' is no name of a remote model. {HOW}", code="remote-name")
+            raise UsageError(f"'{self.model}' is not a name of a remote model. {HOW}", code="remote-name")
         _check_url(self.base_url)
         _check_options(self.api, self.options)
 
     @property
     def name(self) -> str:
-        """The reference, spelt in the one way that this recipe gives it."""
+        """The reference, in its one canonical spelling."""
         at = f"@{self._url}" if self._url != HOMES[self.api] else ""
         pairs = [f"{k}={_spelt(v)}" for k, v in sorted(self.options.items())]
         return f"{PREFIX}{self.api}:{self.model}{at}" + (f"?{'&'.join(pairs)}" if pairs else "")
@@ -99,7 +99,7 @@ class RemoteTarget:
         return (self.base_url or HOMES[self.api]).rstrip("/")
 
     def settings(self) -> dict[str, Any]:
-        """All of it; never a key."""
+        """Everything that the reference says; never a key."""
         return {
             "engine": "remote",
             "api": self.api,
@@ -109,23 +109,23 @@ class RemoteTarget:
         }
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
-        """Nothing to write, and nothing is asked."""
+        """Describe the model. No file is written, and no request is sent."""
         model = self.model.lower()
         family = next((name for name in _FAMILIES if name in model), "unknown")
         return Description(self.name, family, "not stated", "remote", notes={"about": NOTE})
 
 
 def resolve(store: Store, ref: str) -> tuple[RemoteTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
-    """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
+    """The recipe of a reference, without parents. Raises UsageError, UnknownName for another API."""
     return parse(ref), []
 
 
 def parse(ref: str) -> RemoteTarget:
-    """The recipe that a reference means. Raises UsageError, UnknownName for another API."""
+    """The recipe of a reference. Raises UsageError, UnknownName for another API."""
     match = _REF.fullmatch(ref)
     if match is None:
-        _refuse(looks_like_key(ref))  # before the reference is repeated
-        raise UsageError(f"'{ref}' is no remote model. {HOW}", code="remote-malformed")
+        _refuse(looks_like_key(ref))  # before an error repeats the reference
+        raise UsageError(f"'{ref}' is not a remote model. {HOW}", code="remote-malformed")
     _refuse(has_known_prefix(ref))
     url = match["url"] or ""
     try:
@@ -144,12 +144,12 @@ def parse(ref: str) -> RemoteTarget:
 def _refuse_key(remote: RemoteTarget) -> None:
     """Raise UsageError for a key in a reference, without repeating it."""
     is_random = looks_like_key(remote.model) and not _is_served_here(remote)
-    beside = json.dumps([remote.api, remote.base_url, dict(remote.options)], default=str)
-    _refuse(is_random or has_known_prefix(beside))
+    others = json.dumps([remote.api, remote.base_url, dict(remote.options)], default=str)
+    _refuse(is_random or has_known_prefix(others))
 
 
 def _is_served_here(remote: RemoteTarget) -> bool:
-    """Whether the name is an id of heredity's own, as `heredity serve` takes it on this machine."""
+    """Whether the name is a model id, as `heredity serve` accepts it, on this machine."""
     host = urlsplit(remote.base_url).hostname or ""
     return is_digest(remote.model) and host in ("127.0.0.1", "localhost", "::1")
 
@@ -191,10 +191,10 @@ def _check_url(url: str) -> None:
     except ValueError:
         is_whole = False
     if not is_whole:
-        raise UsageError(f"'{url}' is no address of a server. {HOW}", code="not-an-address")
-    if parts.username or parts.password:  # it is not repeated
+        raise UsageError(f"'{url}' is not an address of a server. {HOW}", code="not-an-address")
+    if parts.username or parts.password:  # the message does not repeat it
         raise UsageError(
-            "An address holds no user and no password; name a variable with the key: --key-env",
+            "An address holds neither user nor password; name a variable with the key: --key-env",
             code="address-with-password",
         )
     if parts.query or parts.fragment:
@@ -208,7 +208,7 @@ def _check_options(api: str, options: Mapping[str, Any]) -> None:
                 f"'{name}' is the application's to set, not an option of a remote model.",
                 code="option-of-the-application",
             )
-        if _SECRET.search(name):  # its value is not repeated
+        if _SECRET.search(name):  # the message does not repeat its value
             raise UsageError(
                 f"The option '{name}' looks like a key; keys come from the environment: --key-env",
                 code="option-like-a-key",
@@ -217,7 +217,7 @@ def _check_options(api: str, options: Mapping[str, Any]) -> None:
         raise UsageError("The option 'think' is a number of tokens.", code="option-not-a-number")
     if "anthropic_version" in options and api != "anthropic":
         raise UsageError(
-            "The option 'anthropic_version' is for remote:anthropic:... alone.", code="option-of-another-api"
+            "The option 'anthropic_version' is for remote:anthropic:... only.", code="option-of-another-api"
         )
     for name in options.get("omit", ()):
         if name not in OMITTED:
@@ -225,3 +225,42 @@ def _check_options(api: str, options: Mapping[str, Any]) -> None:
     how, known = options.get("prefill"), PREFILLS[api]
     if how is not None and how not in known:
         raise UnknownName(f"way of {api} to begin an answer", str(how), known)
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+# A key in the place of a name would be recorded in the store and sent to a service. Known vendors are
+# recognised by the prefix of their keys, others by runs in which the kind of character (letter, capital,
+# digit) changes every few characters. The time is linear in the text's length.
+_PREFIXES = re.compile(
+    r"(?:sk|rk|pk)-[\w-]{16}|gsk_\w{16}|hf_[A-Za-z0-9]{16}|AIza[\w-]{20}|ya29\.[\w-]{16}|AKIA[A-Z0-9]{16}"
+    r"|gh[opusr]_\w{16}|github_pat_\w{16}|glpat-[\w-]{16}|eyJ[\w-]{12,}\.[\w-]{12}|Bearer\b",
+    re.IGNORECASE,
+)
+_RUN = re.compile(r"[A-Za-z0-9]{20,}")
+_HEX = re.compile(r"[0-9a-f]{32,}|[0-9A-F]{32,}")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_PER_WORD = 4  # characters; random text has about two, names five and more
+_MODEL_WORDS = re.compile(
+    r"llama|qwen|gemma|gemini|claude|mistral|mixtral|deepseek|command|nemotron|granite|falcon|smollm"
+    r"|instruct|maverick|scout|turbo|flash|coder",
+    re.IGNORECASE,
+)
+
+
+def has_known_prefix(text: str) -> bool:
+    """Whether a part of the text has the prefix of a known service's keys."""
+    return any(_PREFIXES.match(part) for part in re.split(r"[^\w.-]+", text))
+
+
+def looks_like_key(text: str) -> bool:
+    """Whether a part of the text has the prefix of a key, or a run of random characters."""
+    return has_known_prefix(text) or any(_is_random(run) for run in _RUN.findall(text))
+
+
+def _is_random(run: str) -> bool:
+    has_digit = any(each.isdigit() for each in run)
+    if has_digit and _HEX.fullmatch(run):
+        return True
+    is_broken = len(_WORD.findall(run)) * _PER_WORD > len(run)
+    return has_digit and is_broken and not _MODEL_WORDS.search(run)

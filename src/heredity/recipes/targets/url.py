@@ -4,13 +4,13 @@
     body = { question = "$text", session = "$conversation" }    # default: { messages = "$messages" }
     answer = "/reply/text"             # a JSON pointer; "" (the default) is the whole body
     headers = { Authorization = "BOT_AUTHORIZATION" }           # header -> variable that holds it
-    blocked = [403]                    # statuses by which a guard of the application says no: a refusal
+    blocked = [403]                    # statuses of the application's guard: recorded as a refusal
     concurrency = 4
     timeout_seconds = 60
 
-Promises: no file and no record holds a key, only the name of its environment variable. A mistake in the
-file names its TOML key.
-Leaves to others: asking (engines/url.py).
+Promises: no file and no record holds a key, only the name of its environment variable. An error in the file
+names its TOML key.
+Leaves to others: requests (engines/url.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import msgspec
 
 from heredity.core.errors import BadArgument, BadInput, UsageError, code_of
 from heredity.core.readers import toml_of
-from heredity.engines import url as _http
+from heredity.engines.url import slots_in
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 
@@ -35,7 +35,7 @@ WRAPS_MODEL = False
 
 
 class UrlTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An address, what is sent there, and where its answer stands."""
+    """An address, the body of its requests, and the place of the answer in the response."""
 
     url: str
     body: dict[str, Any] = msgspec.field(default_factory=lambda: {"messages": "$messages"})
@@ -61,10 +61,10 @@ class UrlTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadArgument(
                 "answer must be a JSON pointer such as /choices/0/message/content", code="not-a-pointer"
             )
-        if not {"messages", "text"} & _http.slots_in(self.body):
+        if not {"messages", "text"} & slots_in(self.body):
             raise BadArgument("body must hold $messages or $text", code="body-without-slot")
         for header, variable in self.headers.items():
-            if not _VARIABLE.fullmatch(variable):  # it may be a key: it is not repeated
+            if not _VARIABLE.fullmatch(variable):  # the message does not repeat it, because it may be a key
                 raise BadArgument(
                     f"the header '{header}' must name an environment variable (LIKE_THIS)",
                     code="header-not-a-variable",
@@ -75,18 +75,18 @@ class UrlTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {self.timeout_seconds}")
 
     def settings(self) -> dict[str, Any]:
-        """Everything, and the engine that answers; of headers only their variables' names."""
-        held = msgspec.to_builtins(self)
-        return {"engine": "url", **{key: value for key, value in held.items() if key != "name"}}
+        """All fields, and the engine. Headers hold only the names of variables."""
+        fields = msgspec.to_builtins(self)
+        return {"engine": "url", **{key: value for key, value in fields.items() if key != "name"}}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
-        """Nothing to write, and nothing is asked."""
+        """Describe the target. No file is written, and no request is sent."""
         name = self.name or f"url:{self.url}"
         return Description(name, "url", "not stated", "remote", notes={"about": NOTE})
 
 
 def resolve(store: Store, ref: str) -> tuple[UrlTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
-    """The recipe that "url:ADDRESS[#POINTER]" or "url:FILE.toml" means. Raises UsageError or BadInput."""
+    """The recipe of "url:ADDRESS[#POINTER]" or "url:FILE.toml". Raises UsageError or BadInput."""
     rest = ref.removeprefix("url:")
     if "://" in rest:
         address, _, pointer = rest.partition("#")

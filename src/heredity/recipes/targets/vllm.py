@@ -1,4 +1,4 @@
-"""Have a model answered by vLLM: "vllm:NAME"."""
+"""Run a model in vLLM: "vllm:NAME"."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ WRAPS_MODEL = True
 
 
 def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
-    """The recipe and the parent that "vllm:NAME" means. Its format must be safetensors."""
+    """The recipe and the parent of "vllm:NAME". The format must be safetensors."""
     return answered_by("vllm", "safetensors", store, ref)
