@@ -16,7 +16,7 @@ from heredity.cli import main
 from heredity.core.errors import OutOfMemory, Refused, UnknownName, UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
-from heredity.deploy.export import _parity, _room
+from heredity.deploy.export import _parity
 from heredity.engines.formats import gguf_write
 from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.store import Store
@@ -218,7 +218,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts_with_what_wou
 ) -> None:
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER, num_hidden_layers=6)))
     source = _parity.ExportSource(store, model, store.whole(model), tmp_path, "gguf")
-    hf, whole = (sum(_room.needed(source, form).values()) for form in ("hf", "gguf"))
+    hf, whole = (sum(export.peak_memory(source, form).values()) for form in ("hf", "gguf"))
     assert hf < whole == sum(p.numel() for p in _network(model).parameters()) * 4
     with raises(OutOfMemory, "memory-foreseen", mentions=["--to hf"]):
         export.export(store, model, "gguf", tmp_path / "out", memory=whole - 1)

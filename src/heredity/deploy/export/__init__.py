@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import errno
 import glob
+import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -23,20 +25,29 @@ from typing import NamedTuple
 
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Refused, UsageError
-from heredity.core.host import explain_out_of_memory
+from heredity.core.host import GIB, available_memory, explain_out_of_memory, require_memory
 from heredity.core.records import Model, why_not_generative
-from heredity.deploy.export import _bom, _card
-from heredity.deploy.export._parity import ExportSource, Parity, compare, reference
-from heredity.deploy.export._room import ADVICE, refuse_too_large
+from heredity.deploy.export._documents import write_bill, write_card
+from heredity.deploy.export._parity import (
+    ExportFormat,
+    ExportSource,
+    Parity,
+    compare,
+    reference,
+)
+from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+from heredity.study.estimates import Estimates
 from heredity.study.storage import read_estimates
 
 __all__ = ["Exported", "Parity", "export", "names"]
 
-
 _OLD = 86_400.0  # seconds after which a copy is abandoned
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_WIDTH = {"BF16": 2, "F16": 2}  # bytes per weight that is read back; other dtypes take 4
+_ADVICE = "No setting lowers this: close other programs, or export on a machine with more memory."
 
 
 class Exported(NamedTuple):
@@ -63,48 +74,65 @@ def export(
     disagrees. Raises UsageError if the folder is not empty, or if the model generates no text or is not in
     the study.
     """
-    form = registry.load("deploy.export", to)
+    form = registry.load_as(ExportFormat, "deploy.export", to)
+    _refuse(model, out)
+    measured = None if study is None else _measured(study, model.record)
+    doing = f"Exporting '{model.record.name}'"
+    with workshop(store.root / "tmp") as bench, explain_out_of_memory(doing, _ADVICE):
+        source = ExportSource(store, model, store.whole(model), bench, to)
+        _refuse_too_large(source, doing, memory)
+        (made := bench / "export").mkdir(parents=True)
+        form.write(source, made)
+        parities = _checked(form, source, made)
+        descent = _descent(source, store.ancestors(model.record))
+        form_of = _form(source)
+        write_card(made, to, model.record, descent, parities, measured, form_of)
+        write_bill(made, model.record, descent)
+        _move(made, out)
+    return Exported(out, parities, form_of)
+
+
+def _refuse(model: Grown, out: Path) -> None:
+    """Raise UsageError for a model that generates no text, or a folder that is not new or empty."""
     if why := why_not_generative(model.record):
         raise UsageError(
-            f"'{model.record.name}' is not exported: {why}, by which an export is checked. Its files in the"
-            f" store are as transformers loads them: {model.folder}",
+            f"'{model.record.name}' is not exported: {why}, and the check of an export needs that. The store"
+            f" has its files as transformers loads them: {model.folder}",
             code="export-not-checkable",
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError(f"{out} is not empty, or a link; name a new folder.", code="folder-not-empty")
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
-    measured = read_estimates(study) if study is not None else None
-    if measured and model.record.id not in {each.id for each in measured.models}:
-        asked = ", ".join(f"'{each.name}'" for each in measured.models)
+
+
+def _measured(study: Path, model: Model) -> Estimates:
+    """The estimates of a study. Raises UsageError if it did not measure this model."""
+    found = read_estimates(study)
+    if model.id not in {each.id for each in found.models}:
+        others = ", ".join(f"'{each.name}'" for each in found.models)
         raise UsageError(
-            f"{study} measured {asked}, and not '{model.record.name}' ({model.record.id[:12]}).",
+            f"{study} measured {others}, and not '{model.name}' ({model.id[:12]}).",
             code="study-of-another-model",
         )
-    said = f"Exporting '{model.record.name}'"
-    with workshop(store.root / "tmp") as bench, explain_out_of_memory(said, ADVICE):
-        source = ExportSource(store, model, store.whole(model), bench, to)
-        refuse_too_large(source, said, memory)
-        (made := bench / "export").mkdir(parents=True)
-        form.write(source, made)
-        try:
-            found = tuple(form.readings(source, made))  # one at a time, because each loads the weights
-            expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
-        except ContextOverflow as error:
-            raise UsageError(
-                f"'{model.record.name}' is not exported: its context is too short for the text by which an "
-                f"export is checked ({error}).",
-                code="export-context-short",
-            ) from None
-        parities = tuple(compare(expected, each) for each in found)
-        if bad := [p for p in parities if p.problem]:
-            raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.", code=bad[0].code)
-        descent = _descent(source, store.ancestors(model.record))
-        form_of = _form(source)
-        _card.write(made, to, model.record, descent, parities, measured, form_of)
-        _bom.write(made, model.record, descent)
-        _move(made, out)
-    return Exported(out, parities, form_of)
+    return found
+
+
+def _checked(form: ExportFormat, source: ExportSource, made: Path) -> tuple[Parity, ...]:
+    """Read the files back and compare them with the model. Raises Refused if a reader disagrees."""
+    try:
+        found = tuple(form.readings(source, made))  # one at a time, because each loads the weights
+        expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
+    except ContextOverflow as error:
+        raise UsageError(
+            f"'{source.model.record.name}' is not exported: its context is too short for the text that"
+            f" checks an export ({error}).",
+            code="export-context-short",
+        ) from None
+    parities = tuple(compare(expected, each) for each in found)
+    if bad := [p for p in parities if p.problem]:
+        raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.", code=bad[0].code)
+    return parities
 
 
 def _is_another(source: ExportSource) -> bool:
@@ -126,12 +154,12 @@ def _form(source: ExportSource) -> str:
     own, whole = source.model.record, source.whole.record
     if not _is_another(source):
         return ""
-    said = f"The files hold '{whole.name}', the whole weights of '{own.name}' ({whole.recipe.kind})"
+    held = f"The files hold '{whole.name}', the full-precision weights of '{own.name}' ({whole.recipe.kind})"
     if own.format != "int8":
-        return f"{said}."
+        return f"{held}."
     return (
-        f"{said}: no longer int8, and what comes into a product is not rounded. For a small file export a"
-        f" GGUF that was quantized (--to q8_0) from its parent."
+        f"{held}: no longer int8, and inputs of matmuls are not rounded. For a small file export a GGUF that"
+        f" was quantized (--to q8_0) from its parent."
     )
 
 
@@ -159,3 +187,50 @@ def _neighbour(out: Path) -> Path:
         if time.time() - left.lstat().st_mtime > _OLD and left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
     return out.with_name(f".{out.name}.{uuid.uuid4().hex}.export")
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+def _refuse_too_large(source: ExportSource, doing: str, memory: int | None) -> None:
+    """Raise OutOfMemory if the export needs more than `memory` bytes; None means the available memory."""
+    if (limit := available_memory() if memory is None else memory) is None:
+        return
+    parts = peak_memory(source, source.to)
+    require_memory(doing, parts, _fitting(source, sum(parts.values()), limit), limit)
+
+
+def peak_memory(source: ExportSource, to: str) -> dict[str, int]:
+    """Estimate the peak bytes, by part, of writing format `to` and reading it back: a lower bound.
+
+    hf: transformers holds the embedding or the head in fp32, and one layer at a time. gguf: transformers
+    reads the whole file back, in the precision that was written. The torch engine, the reference, holds one
+    layer.
+    """
+    tensors = _tensors(source.whole.folder)
+    sizes = {name: math.prod(each.shape) for name, each in tensors.items()}
+    if to == "gguf":
+        kinds = {each.dtype for each in tensors.values()}
+        is_rounded = source.model.record.format == "gguf"  # its blocks dequantize to any value
+        width = 4 if is_rounded or len(kinds) > 1 else _WIDTH.get(kinds.pop(), 4)
+        return {"weights as they are read back": sum(sizes.values()) * width}
+    layers: dict[str, int] = {}
+    for name, size in sizes.items():
+        if found := _LAYER.match(name):
+            layers[found[1]] = layers.get(found[1], 0) + size
+    rest = max((size for name, size in sizes.items() if not _LAYER.match(name)), default=0)
+    return {"embedding or head in fp32": 4 * rest, "one layer": 4 * max(layers.values(), default=0)}
+
+
+def _fitting(source: ExportSource, takes: int, limit: int) -> str:
+    """Name an export that fits into `limit` bytes."""
+    for other in registry.names("deploy.export"):
+        if other != source.to and (less := sum(peak_memory(source, other).values())) <= limit:
+            return f"--to {other} takes about {less / GIB:.2f} GiB, which is available. {_ADVICE}"
+    return f"A model of this shape with {limit / takes:.0%} of the weights would fit. {_ADVICE}"
+
+
+def _tensors(folder: Path) -> dict[str, SafeTensor]:
+    return {
+        name: each for shard in folder.glob("*.safetensors") for name, each in read_safetensors(shard).items()
+    }

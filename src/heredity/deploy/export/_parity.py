@@ -9,10 +9,10 @@ Leaves to others: the readers (hf.py, gguf.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.records import Message, Request
 from heredity.engines.chat.codec import ChatCodec
@@ -76,6 +76,17 @@ class ParityReading:
     others: Mapping[tuple[int, int], float] = field(default_factory=dict)  # (position, token) -> log
 
 
+@runtime_checkable
+class ExportFormat(Protocol):
+    """A file of this folder: one format."""
+
+    def write(self, source: ExportSource, out: Path) -> None:
+        """Write the files into `out`."""
+
+    def readings(self, source: ExportSource, out: Path) -> Iterator[ParityReading]:
+        """Read the files back, as each program that loads them would; one reading at a time."""
+
+
 class Parity(NamedTuple):
     """The agreement of a reader: the largest difference of log-probabilities, in nats, over `n` tokens."""
 
@@ -101,18 +112,18 @@ def read_folder(
 
     writer = ConversationEncoder(folder)
     chat = writer.chat
-    said = chat.continuation(TEXT)
-    places = [*enumerate(said), *picked]
+    text = chat.continuation(TEXT)
+    places = [*enumerate(text), *picked]
     engine = engines.open_folder(folder, dtype="float32", is_probed=False, is_streamed=True)
     try:
-        logs = engine.log_probability(_REQUEST, said[:-1], places)
+        logs = engine.log_probability(_REQUEST, text[:-1], places)
     finally:
         engine.close()  # and frees its memory
     rendered = None if chat.is_base else chat.render(Request(0, TALK))
-    tokens = (*(chat.encode(rendered) if rendered else ()), *said)
-    others = dict(zip(places[len(said) :], logs[len(said) :], strict=True))
+    tokens = (*(chat.encode(rendered) if rendered else ()), *text)
+    others = dict(zip(places[len(text) :], logs[len(text) :], strict=True))
     return ParityReading(
-        reader, tolerance, logs[: len(said)], tokens, rendered, writer.stops, writer.end, chat.start,
+        reader, tolerance, logs[: len(text)], tokens, rendered, writer.stops, writer.end, chat.start,
         others=others,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from heredity.core.records import FileHash, Request
 from heredity.deploy.export._parity import TALK, TEXT, ExportSource, ParityReading, read_folder, tokens_behind
 from heredity.engines.chat.codec import Template
 from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.gguf_write import write_gguf as write_gguf
+from heredity.engines.formats.gguf_write import write_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
@@ -94,10 +94,10 @@ def _llama_cpp(
     engine = llamacpp.open_file(path, width=1, context=1024)
     try:
         talk = [*(engine.tokenize(rendered) if rendered else ()), *engine.tokenize(TEXT)]
-        said = {at: engine.likeliest((*before, *behind[:at])) for at in range(0, len(behind), _EVERY)}
+        likeliest = {at: engine.likeliest((*before, *behind[:at])) for at in range(0, len(behind), _EVERY)}
     finally:
         engine.close()
-    found = {at: each for at, each in said.items() if each is not None}
+    found = {at: each for at, each in likeliest.items() if each is not None}
     return ParityReading(
         "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, bos=back.bos,
         picked={at: token for at, (token, _) in found.items()},

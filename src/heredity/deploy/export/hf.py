@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
@@ -15,6 +15,9 @@ from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, ParityReading
 from heredity.engines.chat.codec import DAY, Template, merge_system
 from heredity.train.data.chat import ConversationEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SKIPPED = ("training.jsonl", "training.svg", "README.md")
 _GIVEN = {"trust_remote_code": False, "local_files_only": True}
@@ -28,8 +31,8 @@ def write(source: ExportSource, out: Path) -> None:
     for path in files:  # never links: a user may edit the export, but not the store
         shutil.copyfile(path, out / path.name)
     writer = ConversationEncoder(source.whole.folder)
-    said = _ends(out)
-    if said is None or (writer.end is not None and writer.end not in said):
+    ends = _ends(out)
+    if ends is None or (writer.end is not None and writer.end not in ends):
         # The tokenizer or the chat template defines the end of an answer, and generate() reads neither.
         place = out / "generation_config.json"
         config = json.loads(place.read_text("utf-8")) if place.is_file() else {}
@@ -41,9 +44,9 @@ def _ends(folder: Path) -> set[int] | None:
     """Return the EOS ids that transformers' generate() uses; None if no file defines them."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            said = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
-            if said is not None:
-                return set(said) if isinstance(said, list) else {said}
+            ids = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            if ids is not None:
+                return set(ids) if isinstance(ids, list) else {ids}
     return None
 
 
@@ -67,14 +70,14 @@ def read(out: Path, bench: Path) -> ParityReading:
     is_base = not tokenizer.chat_template
     prompt = _plain() if is_base else _rendered(tokenizer, (Message("user", ASKED),))
     before = tokenizer.encode(prompt, add_special_tokens=is_base)
-    said = tokenizer.encode(TEXT, add_special_tokens=False)
-    n = len(said)
+    text = tokenizer.encode(TEXT, add_special_tokens=False)
+    n = len(text)
     with torch.inference_mode():
-        rows = model(torch.tensor([before + said]), logits_to_keep=n + 1).logits[0, :n]
-        parts = zip(rows.split(_ROWS), torch.tensor(said).split(_ROWS), strict=True)
+        rows = model(torch.tensor([before + text]), logits_to_keep=n + 1).logits[0, :n]
+        parts = zip(rows.split(_ROWS), torch.tensor(text).split(_ROWS), strict=True)
         logs = [float(-log) for row, tokens in parts for log in cross_entropy(row, tokens, reduction="none")]
     rendered = None if is_base else _rendered(tokenizer, TALK)
-    tokens = (*(tokenizer.encode(rendered, add_special_tokens=False) if rendered else ()), *said)
+    tokens = (*(tokenizer.encode(rendered, add_special_tokens=False) if rendered else ()), *text)
     ends = model.generation_config.eos_token_id
     found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
     del model, rows
@@ -84,7 +87,7 @@ def read(out: Path, bench: Path) -> ParityReading:
     )
 
 
-def _model(out: Path, bench: Path) -> Any:
+def _model(out: Path, bench: Path) -> PreTrainedModel:
     """Load the model in float32; accelerate reads each layer from disk when it computes."""
     import logging
 
@@ -102,18 +105,18 @@ def _model(out: Path, bench: Path) -> Any:
     ).eval()
 
 
-def _rendered(tokenizer: Any, talk: tuple[Message, ...]) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, talk: tuple[Message, ...]) -> str:
     """Render with transformers, on the engine's fixed date; without a system role if the template has
     none."""
     template = Template(tokenizer.get_chat_template(), specials=dict(tokenizer.special_tokens_map))
     has_system = template.has_system
-    said = [
+    messages = [
         {"role": each.role, "content": each.content} for each in (talk if has_system else merge_system(talk))
     ]
     try:
         template.render(Request(0, talk))  # first, because transformers has no time limit
         found: str = tokenizer.apply_chat_template(
-            said, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
+            messages, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
         )
     except (TemplateError, EngineFailure) as error:
         raise Refused(f"Not exported: transformers cannot render a conversation: {error}.") from error

@@ -139,8 +139,7 @@ class _Body:
             async with asyncio.timeout_at(self._end):
                 message = await self._receive()
         except TimeoutError:
-            said = f"the body did not arrive within {self._seconds:g} s"
-            raise Refusal(408, said, "too_slow") from None
+            raise Refusal(408, f"the body did not arrive within {self._seconds:g} s", "too_slow") from None
         self._n_bytes += len(message.get("body", b""))
         self._is_whole = not message.get("more_body", False)
         return message
@@ -216,7 +215,7 @@ class _Desk:
         async with self.gate:
             await _refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
-            one = self._named(body["model"])
+            one = self._named(str(body["model"]))
             asked = _understood(lambda: schema.chat(body, one.application, one.may_draw))
             answers = _asked(one, asked)
         return await self._answered(call, answers, asked, responses.ChatResponse(one))
@@ -227,7 +226,7 @@ class _Desk:
         async with self.gate:
             await _refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
-            one = self._named(body["model"])
+            one = self._named(str(body["model"]))
             if not isinstance(one.service.engine, Completer):
                 raise Refusal(400, f"'{one.model.name}' takes only conversations", "not_supported")
             asked = _understood(lambda: schema.text(body, one.application is None))
@@ -313,7 +312,7 @@ async def _unless_gone(call: Call, answers: Sequence[ServedAnswer]) -> list[Repl
     replies = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
         for reply in replies:
-            both: set[asyncio.Future[Any]] = {gone, reply}
+            both: set[asyncio.Future[None] | asyncio.Future[Reply]] = {gone, reply}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not reply.done():
                 raise ClientDisconnect
@@ -334,7 +333,7 @@ async def _refuse_gone(call: Call) -> None:
         raise ClientDisconnect
 
 
-def _about(one: Served) -> dict[str, Any]:
+def _about(one: Served) -> dict[str, object]:
     model, layer = one.model, one.application
     return {
         "id": model.name,
@@ -352,7 +351,7 @@ def _about(one: Served) -> dict[str, Any]:
     }
 
 
-def _json(what: Any, status: int = 200) -> Response:
+def _json(what: dict[str, object], status: int = 200) -> Response:
     return Response(encode(what), status, media_type="application/json")
 
 

@@ -54,7 +54,7 @@ class ServedAnswer:
         self._ends = StopTexts(asked.stops)
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
-        self._told = ""
+        self._sent = ""
         self._untaken: deque[str] = deque()  # written by the engine's thread, read by the loop
         self._is_waking = self._is_dropped = False
         self.news = asyncio.Event()
@@ -89,13 +89,13 @@ class ServedAnswer:
 
         At most one wake-up of the loop is pending: a fast engine must not fill the loop's queue.
         """
-        told = self._ends.feed(more)
+        text = self._ends.feed(more)
         if self._ends.is_over:
             self._end()
-        self._told += told
-        if self._is_dropped or not told:
+        self._sent += text
+        if self._is_dropped or not text:
             return
-        self._untaken.append(told)
+        self._untaken.append(text)
         if not self._is_waking:
             self._is_waking = True
             with suppress(RuntimeError):  # the loop is closed, and so is the connection
@@ -115,12 +115,12 @@ class ServedAnswer:
         except HeredityError as error:
             raise _refusal(error) from None
         if reply.stop == "error":
-            said = reply.error or "the engine gave no reason"
             code = _THEIRS.get(reply.error_code, "engine_error")
-            raise Refusal(500 if code == "engine_error" else 400, said, code)
+            message = reply.error or "the engine gave no reason"
+            raise Refusal(500 if code == "engine_error" else 400, message, code)
         return reply
 
-    def said(self, reply: Reply) -> FinishedAnswer:
+    def finished(self, reply: Reply) -> FinishedAnswer:
         """Return the answer as it is sent: cut at stop texts, with its tool calls."""
         ends = StopTexts(self._asked.stops)
         text = ends.feed(reply.text) + ends.rest()
@@ -132,9 +132,9 @@ class ServedAnswer:
     def left(self, text: str) -> str:
         """Return the rest that was not streamed. Raises Refusal if the streamed text is not its
         beginning."""
-        if not text.startswith(self._told):
+        if not text.startswith(self._sent):
             raise Refusal(500, "the streamed text differs from the answer", "engine_error")
-        return text[len(self._told) :]
+        return text[len(self._sent) :]
 
 
 class FinishedAnswer(NamedTuple):
@@ -159,37 +159,37 @@ class ChatResponse:
             "system_fingerprint": one.fingerprint,
         }
 
-    def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:
         """Return all answers in one body."""
-        choices = [self._choice(a.number, a.said(r)) for a, r in zip(answers, replies, strict=True)]
+        choices = [self._choice(a.number, a.finished(r)) for a, r in zip(answers, replies, strict=True)]
         return {"object": self.kind, **self._head, "choices": choices, "usage": schema.usage(replies)}
 
-    def event(self, *choices: dict[str, Any], **more: Any) -> bytes:
+    def event(self, *choices: dict[str, object], **more: object) -> bytes:
         """Return one event of a stream as bytes."""
         return sent({"object": self.chunk, **self._head, "choices": list(choices), **more})
 
-    def piece(self, number: int, text: str, is_first: bool) -> dict[str, Any]:
+    def piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:
         """Return the next part of an answer, in the shape of a choice."""
         delta = {"role": "assistant", "content": text} if is_first else {"content": text}
         return {"index": number, "delta": delta, "finish_reason": None}
 
-    def last(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
+    def last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
         """Return the last chunk of an answer, with its finish reason."""
-        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, said))]
+        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
         return {
             "index": number,
             "delta": {"tool_calls": calls} if calls else {},
-            "finish_reason": said.reason,
+            "finish_reason": answer.reason,
         }
 
-    def _choice(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
-        if said.calls:
-            message["tool_calls"] = self._calls(number, said)
-        return {"index": number, "message": message, "logprobs": None, "finish_reason": said.reason}
+    def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
+        message: dict[str, object] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message["tool_calls"] = self._calls(number, answer)
+        return {"index": number, "message": message, "logprobs": None, "finish_reason": answer.reason}
 
-    def _calls(self, number: int, said: FinishedAnswer) -> list[dict[str, Any]]:
-        return schema.calls_of(f"{self._ident[-8:]}_{number}", said.calls)
+    def _calls(self, number: int, answer: FinishedAnswer) -> list[dict[str, object]]:
+        return schema.calls_of(f"{self._ident[-8:]}_{number}", answer.calls)
 
 
 class Text(ChatResponse):
@@ -197,16 +197,16 @@ class Text(ChatResponse):
 
     kind = chunk = "text_completion"
 
-    def piece(self, number: int, text: str, is_first: bool) -> dict[str, Any]:  # noqa: ARG002
+    def piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:  # noqa: ARG002
         """Return the next part of an answer, in the shape of a choice."""
         return {"index": number, "text": text, "logprobs": None, "finish_reason": None}
 
-    def last(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
+    def last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
         """Return the last chunk of an answer, with its finish reason."""
-        return self._choice(number, said) | {"text": ""}
+        return self._choice(number, answer) | {"text": ""}
 
-    def _choice(self, number: int, said: FinishedAnswer) -> dict[str, Any]:
-        return {"index": number, "text": said.text, "logprobs": None, "finish_reason": said.reason}
+    def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
+        return {"index": number, "text": answer.text, "logprobs": None, "finish_reason": answer.reason}
 
 
 async def events(
@@ -222,10 +222,10 @@ async def events(
                 yield shape.event(shape.piece(answer.number, more, is_first))
                 is_first = False
             reply = await whole
-            said = answer.said(reply)
-            if (rest := answer.left(said.text)) or is_first:
+            finished = answer.finished(reply)
+            if (rest := answer.left(finished.text)) or is_first:
                 yield shape.event(shape.piece(answer.number, rest, is_first))
-            yield shape.event(shape.last(answer.number, said))
+            yield shape.event(shape.last(answer.number, finished))
             replies.append(reply)
         if with_usage:
             yield shape.event(usage=schema.usage(replies))
@@ -264,7 +264,7 @@ async def _pieces(answer: ServedAnswer, whole: asyncio.Future[Reply]) -> AsyncIt
             await answer.news.wait()
 
 
-def sent(what: Any) -> bytes:
+def sent(what: dict[str, object]) -> bytes:
     """Return a server-sent event as bytes."""
     return b"data: " + encode(what) + b"\n\n"
 

@@ -8,7 +8,7 @@ Leaves to others: HTTP (app.py), and the answers (worker.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,7 +26,7 @@ _IGNORED = {
     "parallel_tool_calls", "prompt_cache_retention",
 }  # fmt: skip
 _UNREAD = {"name", "annotations"}  # of a message
-_NEUTRAL: dict[str, Sequence[Any]] = {  # fields that change an answer, and their values that change nothing
+_NEUTRAL: dict[str, Sequence[object]] = {  # fields that change an answer, and their neutral values
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False, 0),
     "top_logprobs": (0,), "response_format": ({"type": "text"},), "tools": ([],),
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
@@ -43,11 +43,11 @@ class Refusal(Exception):
         self.status, self.code, self.reason = status, code, reason
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """The error as a body in OpenAI's format."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        said = {"message": str(self), "type": kind, "param": None, "code": self.code}
-        return {"error": {**said, "reason": self.reason} if self.reason else said}
+        error = {"message": str(self), "type": kind, "param": None, "code": self.code}
+        return {"error": {**error, "reason": self.reason} if self.reason else error}
 
 
 class MessagePart(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,6 +113,9 @@ class Body(msgspec.Struct, kw_only=True):
     stop: str | list[str] | None = None
 
 
+B = TypeVar("B", bound=Body)
+
+
 class ChatBody(Body, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
@@ -134,7 +137,9 @@ class ParsedRequest(NamedTuple):
     with_usage: bool
 
 
-def chat(given: Mapping[str, Any], application: Application | None, may_draw: bool = True) -> ParsedRequest:
+def chat(
+    given: Mapping[str, object], application: Application | None, may_draw: bool = True
+) -> ParsedRequest:
     """Parse a body of /v1/chat/completions. Raises UsageError.
 
     may_draw: whether the caller may override the application's sampling parameters.
@@ -155,7 +160,7 @@ def chat(given: Mapping[str, Any], application: Application | None, may_draw: bo
     return _asked(body, [first])
 
 
-def text(given: Mapping[str, Any], is_free: bool) -> ParsedRequest:
+def text(given: Mapping[str, object], is_free: bool) -> ParsedRequest:
     """Parse a body of /v1/completions. is_free: whether the model is served without an application."""
     body = _read(given, TextBody)
     if not is_free:
@@ -167,7 +172,7 @@ def text(given: Mapping[str, Any], is_free: bool) -> ParsedRequest:
     return _asked(body, [Request(0, (), decoding, body.seed or 0, prompt) for prompt in prompts])
 
 
-def opened(raw: bytes) -> dict[str, Any]:
+def opened(raw: bytes) -> dict[str, object]:
     """Decode a body and check that it names a model. Raises UsageError."""
     try:
         given = msgspec.json.decode(raw)
@@ -180,10 +185,10 @@ def opened(raw: bytes) -> dict[str, Any]:
     return given
 
 
-def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
+def _read(body: Mapping[str, object], kind: type[B]) -> B:
     given = {key: value for key, value in body.items() if value is not None and key not in _IGNORED}
-    if isinstance(said := given.get("messages"), list):
-        given["messages"] = [_plainly(each) for each in said]
+    if isinstance(messages := given.get("messages"), list):
+        given["messages"] = [_without_empty(each) for each in messages]
     for key in [key for key in given if key not in kind.__struct_fields__]:
         if key not in _NEUTRAL:
             raise UsageError(f"'{key}' is not a known field", code="unknown-field")
@@ -198,22 +203,23 @@ def _read(body: Mapping[str, Any], kind: type[Any]) -> Any:
         raise UsageError(str(error), code=code_of(error, "bad-setting")) from None
 
 
-def _plainly(said: Any) -> Any:
+def _without_empty(message: object) -> object:
     """Drop fields of a message that are empty or change nothing, because clients send back what they
     received."""
-    if not isinstance(said, dict):
-        return said
-    return {key: value for key, value in said.items() if value not in (None, []) and key not in _UNREAD}
+    if not isinstance(message, dict):
+        return message
+    return {key: value for key, value in message.items() if value not in (None, []) and key not in _UNREAD}
 
 
 def _decoding(body: Body, application: Application | None, may_draw: bool) -> Decoding:
     usual = Decoding(LONGEST) if application is None else application.decoding
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     given = {"max_tokens": longest, "temperature": body.temperature, "top_p": body.top_p}
-    said = {key: value for key, value in given.items() if value is not None}
-    if application is not None and not may_draw and "max_tokens" in said:
-        said["max_tokens"] = min(said["max_tokens"], usual.max_tokens)  # fewer only truncate the same answer
-    found = msgspec.structs.replace(usual, **said)
+    settings = {key: value for key, value in given.items() if value is not None}
+    if application is not None and not may_draw and "max_tokens" in settings:
+        # Fewer tokens only truncate the same answer.
+        settings["max_tokens"] = min(settings["max_tokens"], usual.max_tokens)
+    found = msgspec.structs.replace(usual, **settings)
     if found.max_tokens >= _MOST_TOKENS:
         raise UsageError(
             f"max_tokens must be below {_MOST_TOKENS}, not {found.max_tokens}", code="bad-setting"
@@ -260,23 +266,23 @@ def _asked(body: Body, requests: Sequence[Request]) -> ParsedRequest:
 
 
 def _alone(messages: Sequence[ChatMessage]) -> Iterator[Message]:
-    for said in messages:
-        if said.role == "tool" or said.tool_calls:
+    for each in messages:
+        if each.role == "tool" or each.tool_calls:
             raise UsageError(
                 "no tools are available: serve the model in an application that has some", code="no-tools"
             )
-        yield Message("system" if said.role == "developer" else said.role, said.text)
+        yield Message("system" if each.role == "developer" else each.role, each.text)
 
 
 def _within(application: Application, messages: Sequence[ChatMessage]) -> list[Message]:
     """Append the conversation to the application's own messages, as a study does. Raises UsageError."""
-    if any(said.role in ("system", "developer") for said in messages):
+    if any(each.role in ("system", "developer") for each in messages):
         raise UsageError(
             f"the application '{application.name}' has its own system prompt, which is held constant. "
             "Leave yours out",
             code="system-prompt-held",
         )
-    n_turns = sum(said.role == "user" for said in messages)
+    n_turns = sum(each.role == "user" for each in messages)
     if n_turns > application.max_turns:
         raise UsageError(
             f"the application '{application.name}' takes {application.max_turns} turns of the user, and this "
@@ -285,27 +291,27 @@ def _within(application: Application, messages: Sequence[ChatMessage]) -> list[M
         )
     found, names = list(application.messages()), dict[str, str]()
     n_before, results = len(found), list[tuple[str, str]]()
-    for said in messages:
-        if said.role == "tool":
-            if said.tool_call_id not in names:
+    for message in messages:
+        if message.role == "tool":
+            if message.tool_call_id not in names:
                 raise UsageError(
-                    f"the tool_call_id '{said.tool_call_id}' matches no earlier call", code="call-unknown"
+                    f"the tool_call_id '{message.tool_call_id}' matches no earlier call", code="call-unknown"
                 )
-            results.append((names.pop(said.tool_call_id), said.text))
+            results.append((names.pop(message.tool_call_id), message.text))
             continue
         found += application.results(results)
         results = []
-        if said.role == "assistant":
-            names = _named(application, said.tool_calls or [])
-            found.append(_answered(application, said))
+        if message.role == "assistant":
+            names = _named(application, message.tool_calls or [])
+            found.append(_answered(application, message))
         else:
-            if said.tool_calls:
+            if message.tool_calls:
                 raise UsageError(
-                    f"a message with role '{said.role}' cannot call tools", code="role-calls-no-tools"
+                    f"a message with role '{message.role}' cannot call tools", code="role-calls-no-tools"
                 )
             # As in a study: some templates reject two user messages in a row.
             left = f"{found.pop().content}\n\n" if len(found) > n_before and found[-1].role == "user" else ""
-            found.append(Message("user", left + said.text))
+            found.append(Message("user", left + message.text))
     return found + application.results(results)
 
 
@@ -333,12 +339,12 @@ def _arguments(call: AssistantToolCall) -> dict[str, Any]:
         ) from None
 
 
-def _answered(application: Application, said: ChatMessage) -> Message:
+def _answered(application: Application, message: ChatMessage) -> Message:
     """Return the assistant's message, with calls that the caller sent separately written into it."""
-    text = said.text
+    text = message.text
     written = application.calls("", Reply(0, "", text, tool_calls=parse_tool_calls(text)))
     names = {call.name for call in written}
-    calls = [ToolCall(c.function.name, _arguments(c)) for c in said.tool_calls or []]
+    calls = [ToolCall(c.function.name, _arguments(c)) for c in message.tool_calls or []]
     unwritten = [call for call in calls if call.name not in names]
     if application.rendering == "native":
         return application.said(text, (*written, *unwritten))
@@ -349,7 +355,7 @@ def _answered(application: Application, said: ChatMessage) -> Message:
 # --- answers ------------------------------------------------------------------------------------------
 
 
-def calls_of(ident: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+def calls_of(ident: str, calls: Sequence[ToolCall]) -> list[dict[str, object]]:
     """Return tool calls in OpenAI's format."""
     return [
         {

@@ -123,18 +123,18 @@ class EngineWorker:
                 for reply in self._replies(first):
                     self._settle(self._under_way.pop(reply.key), clean(reply))
                     self.failure = None
-                said: HeredityError = EngineFailure(
+                failure: HeredityError = EngineFailure(
                     "the engine stopped before it answered", code="engine-stopped"
                 )
             except HeredityError as error:
-                said = error
+                failure = error
             except BaseException as error:
                 _log.error("an engine failed", exc_info=error)
-                said = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}", code="engine-fault")
+                failure = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}", code="engine-fault")
             if self._under_way:
-                self.failure = said
+                self.failure = failure
             for ticket in self._under_way.values():
-                self._settle(ticket, said)
+                self._settle(ticket, failure)
             self._under_way.clear()
 
     def _replies(self, first: Ticket) -> Iterator[Reply]:

@@ -1,27 +1,35 @@
-"""Write README.md of an exported model: Hugging Face metadata, lineage, parity of each reader, measured
-safety.
+"""Write the two documents of an exported model: README.md, its card, and bom.cdx.json, its bill of materials.
+
+The card holds Hugging Face metadata, the lineage, the parity of each reader, and measured safety. The bill, a
+CycloneDX ML-BOM, lists every exported file, and every model with its hashes, licence, recipe and parents.
 
 Promises: every name is escaped, so a model's name cannot inject markup. Every rate has its n and interval.
-Without a study the card states that nothing was measured.
+Without a study the card states that nothing was measured. The same model gives the same bill, byte for byte.
+The schema is 1.6 (ECMA-424). Its reference library has no model cards yet, so this module writes the fields
+itself and tests validate them against the schema.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from heredity.core import files
-from heredity.core.records import Model
-from heredity.deploy.export._bom import spdx
+import msgspec
+
+from heredity.core.files import hash_file, write_atomic
+from heredity.core.records import FileHash, Model, digest, encode
 from heredity.deploy.export._parity import Parity
+from heredity.lineage.integrity import walk
 from heredity.recipes import to_current
 from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain
 
+_SPDX = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "GPL-3.0-only")
 _SCOPES = {"judge_free": "breach, no judge needed", "judged": "breach, as a judge decides", "all": "refused"}
 
 
-def write(
+def write_card(
     out: Path,
     form: str,
     model: Model,
@@ -30,14 +38,14 @@ def write(
     measured: Estimates | None,
     form_of: str = "",
 ) -> None:
-    """Write README.md into `out`. `descent`: the models that its files come from, nearest first, with
-    `model`.
+    """Write README.md into `out`.
 
-    `form_of`: a description of the weights in the files, if they are another form of the model.
+    descent: the models that the files come from, nearest first, `model` among them. form_of: a description of
+    the weights in the files, if they are another form of the model.
     """
     lines = [_metadata(form, model, descent), *_body(model, descent, parities, form_of)]
     lines += _measured(model, measured)
-    files.write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
+    write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 def _metadata(form: str, model: Model, descent: Sequence[Model]) -> str:
@@ -68,8 +76,8 @@ def _body(model: Model, descent: Sequence[Model], parities: Sequence[Parity], fo
     for each in descent:
         named = to_current(each.recipe.kind, each.recipe.settings)
         settings = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
-        said = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
-        yield f"| {' | '.join(plain(s, 300) for s in said)} |"
+        row = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
+        yield f"| {' | '.join(plain(cell, 300) for cell in row)} |"
     yield "\n`bom.cdx.json` lists the files and their SHA-256.\n"
     yield "## Checked at export\n"
     yield "Log-probabilities of one fixed text, against the torch engine in float32; a rendered conversation"
@@ -86,7 +94,7 @@ def _measured(model: Model, found: Estimates | None) -> Iterator[str]:
     yield "\n## Measured safety\n"
     rates = [r for r in found.rates if _is_shown(r, model)] if found else []
     if found is None or not rates:
-        yield "Nothing was measured, or nothing of it was given: `heredity study` measures it."
+        yield "Nothing was measured, or no study was given: `heredity study` measures it."
         return
     yield (
         f"Study `{found.study[:12]}`, application {plain(found.application.name)} "
@@ -105,3 +113,59 @@ def _is_shown(rate: Rate, model: Model) -> bool:
     is_breach = rate.measure == "breach" and rate.technique in ("judge_free", "judged")
     is_refusal = rate.measure == "over_refusal" and rate.technique == "all"
     return rate.model == model.id and rate.attack == "all" and (is_breach or is_refusal)
+
+
+def write_bill(out: Path, model: Model, descent: Sequence[Model]) -> None:
+    """Write bom.cdx.json into `out`: its files, and the models that they come from."""
+    files = [FileHash(path, (out / path).stat().st_size, hash_file(out / path)) for path in walk(out)]
+    text = msgspec.json.format(msgspec.json.encode(bom(files, model, descent)), indent=2)
+    write_atomic(out / "bom.cdx.json", text + b"\n")
+
+
+def bom(files: Sequence[FileHash], model: Model, descent: Sequence[Model]) -> dict[str, object]:
+    """Return the bill of materials as a dict; `descent` holds the models of origin, nearest first."""
+    ref = digest([model.id, list(files)])
+    depends = [{"ref": ref, "dependsOn": [descent[0].id]}]
+    depends += [{"ref": each.id, "dependsOn": list(dict.fromkeys(each.parents))} for each in descent]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'heredity:{ref}')}",
+        "version": 1,
+        "metadata": {"timestamp": model.made.at, "component": _component(model, ref, files)},
+        "components": [_component(each, each.id, each.files) for each in descent],
+        "dependencies": depends,
+    }
+
+
+def _component(model: Model, ref: str, files: Sequence[FileHash]) -> dict[str, object]:
+    licence = spdx(model.licence)
+    settings = encode(model.recipe.settings).decode()
+    facts = {"recipe": model.recipe.kind, "settings": settings, "family": model.family, **model.notes}
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": ref,
+        "name": model.name,
+        "version": ref[:12],
+        "licenses": [{"license": {"id": licence} if licence else {"name": model.licence or "unknown"}}],
+        "components": [
+            {
+                "type": "file",
+                "bom-ref": f"{ref}/{file.path}",
+                "name": file.path,
+                "hashes": [{"alg": "SHA-256", "content": file.sha256}],
+            }
+            for file in files
+        ],
+        "modelCard": {
+            "bom-ref": f"{ref}/card",
+            "modelParameters": {"task": "text-generation", "architectureFamily": model.family},
+        },
+        "properties": [{"name": f"heredity:{key}", "value": value} for key, value in sorted(facts.items())],
+    }
+
+
+def spdx(licence: str) -> str:
+    """Return the SPDX id of a licence, or "" if it is unknown."""
+    return {each.lower(): each for each in _SPDX}.get(licence.lower(), "")
