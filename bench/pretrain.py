@@ -113,12 +113,12 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """The same start for all sides, and the Trainer's rows; what a token costs."""
     import numpy as np
 
-    from heredity.recipes.pretrain import causal
+    from heredity.recipes.pretrain.training import config_of
     from heredity.train import resources
     from heredity.train.models import causal_lm, shapes
 
     recipe = recipe_of(options)
-    net = causal_lm.from_config(causal._config(recipe), 0, "float32")
+    net = causal_lm.from_config(config_of(recipe, recipe.text), 0, "float32")
     net.model.save_pretrained(options.work / "start")
     corpus = recipe.text
     flat = np.concatenate([corpus.document("train", i) for i in range(corpus.n_documents("train"))])
@@ -162,13 +162,13 @@ def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def told(options: argparse.Namespace, folder: Path) -> float:
     """Bits per byte of the held-out documents, computed by one function for all sides."""
-    from heredity.recipes.pretrain import causal
+    from heredity.recipes.pretrain import training
     from heredity.train.models import causal_lm
     from heredity.train.validation import perplexity
 
     corpus = recipe_of(options).text
     look = perplexity.PerplexityCheck(
-        corpus.split("validation"), causal.specials(corpus).end, options.context,
+        corpus.split("validation"), training.specials(corpus).end, options.context,
         perplexity.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
     )  # fmt: skip
     return look.evaluate(causal_lm.load(folder))[perplexity.BITS_PER_BYTE]
@@ -178,7 +178,7 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.core import host
 
     host.configure()
-    from heredity.recipes.pretrain import causal
+    from heredity.recipes.pretrain import training
     from heredity.train import loop
     from heredity.train.data.packed import PackedDataset
     from heredity.train.kernels import compile as fused
@@ -191,7 +191,7 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
     is_fused = options.worker != "plain" and not fused.why_unavailable()
     net = CausalLM(causal_lm.load(options.work / "start").model, options.work, is_fused)
     stream = PackedDataset(
-        corpus.split("train"), causal.specials(corpus).end, options.batch, options.context, 0
+        corpus.split("train"), training.specials(corpus).end, options.batch, options.context, 0
     )  # fmt: skip
     times: list[tuple[float, int]] = []
 

@@ -66,7 +66,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(recipe: Path, tmp_path: Path, 
     out, work = tmp_path / "killed", workspace.place_of(tmp_path / "killed")
     given = ["-m", "heredity", *command(recipe, out, workers)]
     ended = ends_after_kills(given, tmp_path, lambda: len(list(work.glob("*/*.done"))), (1, 5, 12, 22))
-    assert "reading: 8 of 8 jobs are taken from before" in ended.stderr
+    assert "reading: 8 of 8 jobs are done already" in ended.stderr
     assert "comparison 1" in ended.stderr
     assert files(out) == files(undisturbed(recipe, tmp_path / "whole")) and nothing_is_left(out)
     Corpus.open(out)
@@ -119,7 +119,7 @@ def test_what_was_done_is_said_and_not_done_again(recipe: Path, tmp_path: Path) 
     stopped(recipe, tmp_path / "out", 5)
     heard = Heard()
     build(recipes.read(recipe), tmp_path / "out", watch=heard)
-    assert heard.lines == ["reading: 5 of 8 jobs are taken from before"]
+    assert heard.lines == ["reading: 5 of 8 jobs are done already"]
     assert heard.done["reading"] == heard.done["hashing"] == 8
     build(recipes.read(recipe), tmp_path / "whole", watch=(alone := Heard()))
     assert not alone.lines
@@ -132,7 +132,7 @@ def test_a_job_whose_file_was_damaged_is_done_again(recipe: Path, tmp_path: Path
     raw = path.read_bytes()
     path.write_bytes(raw[:-9] + b"DAMAGED!\n")
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
-    assert heard.lines == ["reading: 4 of 8 jobs are taken from before"]
+    assert heard.lines == ["reading: 4 of 8 jobs are done already"]
     build(recipes.read(recipe), tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
@@ -154,7 +154,7 @@ def test_what_changed_since_is_said_and_begun_anew(
         expected = "heredity or a library"
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     (line,) = heard.lines
-    assert f"{expected} changed since that build was stopped; it begins anew" in line
+    assert f"{expected} changed since that build was stopped; it starts again" in line
     build(recipes.read(recipe), tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
@@ -168,8 +168,8 @@ def test_a_step_of_another_version_begins_anew_only_the_builds_that_have_it(
     monkeypatch.setattr(step, "VERSION", step.VERSION + 1, raising=False)
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     (line,) = heard.lines
-    assert ("5 of 8 jobs are taken from before" in line) == is_kept
-    assert ("begins anew" in line) != is_kept
+    assert ("5 of 8 jobs are done already" in line) == is_kept
+    assert ("starts again" in line) != is_kept
 
 
 def test_a_build_killed_once_the_corpus_was_in_its_place_is_a_built_one(
@@ -193,4 +193,4 @@ def test_a_full_disk_leaves_what_is_done(
         with raises(HeredityError, "disk-full"):
             build(recipes.read(recipe), tmp_path / "out")
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
-    assert len(heard.lines) == 4 and "tokens: 8 of 8 jobs" in heard.lines[-1]
+    assert len(heard.lines) == 4 and "tokenizing: 8 of 8 jobs" in heard.lines[-1]

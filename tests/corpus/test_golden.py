@@ -15,7 +15,7 @@ for name in ("pyarrow", "trafilatura", "PIL"):
 
 from heredity.corpus import Corpus, workspace
 from heredity.corpus import recipe as recipes
-from heredity.corpus.images import Pictures
+from heredity.corpus.images import ImageCorpus
 from heredity.experiments.corpus import build_corpus
 from tests.corpus import golden
 
@@ -92,7 +92,7 @@ def test_a_corpus_from_before_there_were_numbers_is_read() -> None:
     text = Corpus.open(FORMER / "corpus-text")
     assert text.fingerprint == "16beea7f5b993193828ab4f63e8029da"
     assert text.n_documents("train") > 30 and text.n_documents("validation") > 5
-    images = Pictures.open(FORMER / "corpus-images")
+    images = ImageCorpus.open(FORMER / "corpus-images")
     assert images.fingerprint == "0131d915e0262858366da4536f5c3348"
     assert len(images.split("train")) + len(images.split("validation")) == 12
 

@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers")
 
 from heredity.corpus import recipe as recipes
 from heredity.corpus import workspace
-from heredity.corpus.images import Pictures
+from heredity.corpus.images import ImageCorpus
 from heredity.corpus.images import build as parts
 from heredity.corpus.images.build import build
 from heredity.experiments.corpus import build_corpus
@@ -81,7 +81,7 @@ def test_killed_where_a_file_is_written_it_goes_on_from_there(
     assert die(recipe, tmp_path / "killed", int(share * N_MOMENTS))
     assert not die(recipe, tmp_path / "killed", 10**9)
     assert files(tmp_path / "killed") == whole(recipe) and nothing_is_left(tmp_path / "killed")
-    Pictures.open(tmp_path / "killed")
+    ImageCorpus.open(tmp_path / "killed")
 
 
 @not_windows
@@ -98,7 +98,7 @@ def test_killed_wherever_the_disk_changes_it_comes_to_the_same_bytes(recipe: Pat
 def test_parts_that_were_read_are_said_and_not_read_again(recipe: Path, tmp_path: Path) -> None:
     stopped(recipe, tmp_path / "out", 2 * (EACH + 1) + 3)
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
-    assert heard.lines == [f"reading: 2 of {N_SOURCES} parts are taken from before"]
+    assert heard.lines == [f"reading: 2 of {N_SOURCES} parts are done already"]
     assert heard.done == {"hashing": N_SOURCES * (EACH + 1), "reading": (N_SOURCES - 2) * (EACH + 1)}
     assert files(tmp_path / "out") == whole(recipe)
 
@@ -110,7 +110,7 @@ def test_a_source_is_read_in_parts_of_so_many_pairs(
     monkeypatch.setattr(parts, "_MOST", 4)
     stopped(recipe, tmp_path / "out", 5)
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
-    assert heard.lines == [f"reading: 1 of {3 * N_SOURCES} parts are taken from before"]
+    assert heard.lines == [f"reading: 1 of {3 * N_SOURCES} parts are done already"]
     assert files(tmp_path / "out") == expected
 
 
@@ -119,7 +119,7 @@ def test_a_part_that_was_damaged_is_read_again(recipe: Path, tmp_path: Path) -> 
     path = sorted(workspace.place_of(tmp_path / "out").glob("*/*.rgb"))[1]
     path.write_bytes(bytes(len(path.read_bytes())))
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
-    assert heard.lines == [f"reading: 2 of {N_SOURCES} parts are taken from before"]
+    assert heard.lines == [f"reading: 2 of {N_SOURCES} parts are done already"]
     assert files(tmp_path / "out") == whole(recipe)
 
 
@@ -141,14 +141,14 @@ def test_what_changed_since_is_said_and_begun_anew(
         expected = "heredity or a library"
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     (line,) = heard.lines
-    assert f"{expected} changed since that build was stopped; it begins anew" in line
+    assert f"{expected} changed since that build was stopped; it starts again" in line
     assert files(tmp_path / "out") == whole(recipe)
 
 
 def test_a_build_killed_once_the_corpus_was_in_its_place_is_a_built_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_put_is_built(build, Pictures.open, recipe, tmp_path / "out", monkeypatch)
+    assert_put_is_built(build, ImageCorpus.open, recipe, tmp_path / "out", monkeypatch)
 
 
 def test_two_builds_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import NotComparable, OutOfMemory, UsageError
 from heredity.experiments import scaling_laws
 from heredity.lineage.store import Store
-from heredity.recipes.pretrain import budget, forecast
+from heredity.recipes.pretrain import forecast
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import loop
 from heredity.train.distributed import DistContext
@@ -62,7 +62,7 @@ def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Pa
 
 def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
     short = pretrain.read(recipe, {"tokens": 5 * 1024, "batch": 1024, "checks": 2})
-    foretold = budget.work(short).n_evaluated
+    foretold = short.workload().n_evaluated
     grown = Store(tmp_path / "store").derive(short, [])
     rows = [json.loads(line) for line in (grown.folder / loop.METRICS).read_text().splitlines()]
     looks = sum(perplexity.BITS_PER_BYTE in row["terms"] for row in rows)

@@ -66,7 +66,7 @@ def die(recipe: Path, out: Path, moment: int) -> bool:
     """
     given = ["-c", _DYING, str(moment), str(workspace.place_of(out)), *command(recipe, out)]
     ended = forkserver.run(given, out.parent)
-    has_ended = "is there already" in ended.stderr
+    has_ended = "exists already" in ended.stderr
     assert ended.returncode in ((0, 2) if has_ended else (0, -9)), ended.stderr
     return ended.returncode == -9
 

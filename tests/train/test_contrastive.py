@@ -14,7 +14,7 @@ image = pytest.importorskip("PIL.Image")
 
 from heredity.core.errors import BadInput, EngineFailure, OutOfMemory, Unavailable, UsageError, WrongHash
 from heredity.corpus import Corpus
-from heredity.corpus.images import Pictures
+from heredity.corpus.images import ImageCorpus
 from heredity.deploy.export import export
 from heredity.engines.formats import images
 from heredity.engines.formats.weights import read_config
@@ -98,7 +98,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_equal_captions_are_on_one_side
     assert one.fingerprint == two.fingerprint
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    opened = Pictures.open(tmp_path / "a")
+    opened = ImageCorpus.open(tmp_path / "a")
     said = [
         {split.caption(i).tobytes() for i in range(len(split))}
         for split in (opened.split("train"), opened.split("validation"))
@@ -107,7 +107,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_equal_captions_are_on_one_side
     assert opened.card.classes == ("", "bottom", "middle", "top")
     (tmp_path / "a" / "train-00000.rgb").write_bytes(bytes(len(opened.split("train")) * 16 * 16 * 3))
     with raises(WrongHash, "corpus-file-changed"):
-        Pictures.open(tmp_path / "a")
+        ImageCorpus.open(tmp_path / "a")
 
 
 def test_what_is_no_pair_is_left_out_and_counted(recipe_file: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_shifted_picture_repeats_its_edge() -> None:
 
 
 def test_pairs_hang_on_seed_and_step_alone_and_every_epoch_has_all(pictures: Path) -> None:
-    pairs = Pictures.open(pictures).split("train")
+    pairs = ImageCorpus.open(pictures).split("train")
     n = len(pairs)
     steps = PairSampler(pairs, CaptionLayout(0, 3, 24), n // 2, 1, 2)
     (one,), (again,), (other,) = steps.batches(0), steps.batches(0), steps.batches(1)
@@ -196,7 +196,7 @@ def test_the_loss_is_that_of_transformers_and_equal_captions_are_left_out(
 
     config = registry.load("train.models.architectures", architecture).config(made.dial.shape, Specials(0, 3))
     net = dual.from_config(config, 1, "float32")
-    steps = PairSampler(Pictures.open(pictures).split("train"), CaptionLayout(0, 3, 24), 8, 1)
+    steps = PairSampler(ImageCorpus.open(pictures).split("train"), CaptionLayout(0, 3, 24), 8, 1)
     first = [int(i) for i in np.unique(steps.same)[:8]]
     batch = steps.collate(first)
     ours = Contrastive().loss(net, batch).total / 8
@@ -219,21 +219,21 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
     grown = store.derive(recipe(pictures, architecture=architecture), [])
     record, folder = grown.record, grown.folder
     assert record.modality == "image-text" and record.name == f"{architecture}-150k"
-    assert record.recipe.settings["corpus"] == Pictures.open(pictures).fingerprint
+    assert record.recipe.settings["corpus"] == ImageCorpus.open(pictures).fingerprint
     assert "context" not in record.recipe.settings and "tokens" not in record.recipe.settings
     rows = list(loop.Rows(folder / "training.jsonl", loop.StepMetrics))
     looks = [row.terms for row in rows if f"{TO_CAPTION} @1" in row.terms]
     chance = math.log(24) if architecture == "clip" else rows[0].loss
     assert rows[0].loss == pytest.approx(chance, abs=0.6) and rows[-1].loss < 0.8 * rows[0].loss
-    n_captions = Pictures.open(pictures).card.splits[1].captions
+    n_captions = ImageCorpus.open(pictures).card.splits[1].captions
     assert looks[-1][f"{TO_CAPTION} @5"] > 5 / n_captions and looks[-1][f"{TO_PICTURE} @1"] > 0
     assert 0 <= looks[-1][ZERO_SHOT] <= 1
     theirs = (CLIPModel if architecture == "clip" else SiglipModel).from_pretrained(folder)
     ours, path = dual.load(folder), tmp_path / "square.png"
-    held_out = Pictures.open(pictures).split("validation")
-    image.fromarray(held_out.picture(0)).save(path)
+    held_out = ImageCorpus.open(pictures).split("validation")
+    image.fromarray(held_out.image(0)).save(path)
     seen = AutoImageProcessor.from_pretrained(folder)(image.open(path), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(seen, to_pixels(held_out.picture(0)[None]), atol=1e-6)
+    assert torch.allclose(seen, to_pixels(held_out.image(0)[None]), atol=1e-6)
     words = AutoTokenizer.from_pretrained(folder)
     text = words("a red stripe at the top, 3", padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():

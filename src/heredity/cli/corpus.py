@@ -13,36 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from heredity.corpus.card import Card
-    from heredity.corpus.images.card import PictureCard
-
-
-def picture_tables(card: PictureCard) -> list[Table]:
-    """The tables of an image corpus: sources and splits."""
-    return [_picture_sources(card), _picture_splits(card)]
-
-
-def _picture_sources(card: PictureCard) -> Table:
-    from heredity.core.terminal import cell, size, table
-
-    right = ("files", "read", "pairs")
-    grid = table("source", "kind", *right, "left out", right=right, whole=["source"])
-    for row in card.sources:
-        out = ", ".join(f"{name} {n:,}" for name, n in row.skipped.items())
-        figures = (f"{row.files:,}", size(row.bytes), f"{row.pairs:,}")
-        grid.add_row(cell(row.name, "bold"), cell(row.kind), *figures, cell(out))
-    return grid
-
-
-def _picture_splits(card: PictureCard) -> Table:
-    from heredity.core.terminal import cell, table
-
-    right = ("pairs", "different captions", "tokens", "picture", "classes")
-    grid = table("split", *right, right=right)
-    n_classes = sum(1 for name in card.classes if name)
-    for row in card.splits:
-        shown = (f"{row.pairs:,}", f"{row.captions:,}", f"{row.tokens:,}")
-        grid.add_row(cell(row.split, "bold"), *shown, f"{card.side} x {card.side}", f"{n_classes}")
-    return grid
+    from heredity.corpus.images.card import ImageCard
 
 
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
@@ -118,10 +89,10 @@ def show(folder: Path, as_json: bool) -> None:
     """Check a corpus against its hashes, and show its contents."""
     from heredity.core.terminal import write_json
     from heredity.corpus import Corpus
-    from heredity.corpus.images import Pictures, reader
+    from heredity.corpus.images import ImageCorpus, reader
 
-    is_drawn = reader.is_of_pictures(folder)
-    card = Pictures.open(folder).card if is_drawn else Corpus.open(folder).card
+    is_images = reader.is_of_images(folder)
+    card = ImageCorpus.open(folder).card if is_images else Corpus.open(folder).card
     if as_json:
         write_json(card)
         return
@@ -172,20 +143,20 @@ def _text_tables(card: Card) -> list[Table]:
     return [_sources(card), _steps(card), _splits(card)]
 
 
-def _show(card: Card | PictureCard) -> None:
+def _show(card: Card | ImageCard) -> None:
     from heredity.core.terminal import out
 
     screen = out()
-    from heredity.corpus.images.card import PictureCard
+    from heredity.corpus.images.card import ImageCard
 
-    for grid in picture_tables(card) if isinstance(card, PictureCard) else _text_tables(card):
+    for grid in _image_tables(card) if isinstance(card, ImageCard) else _text_tables(card):
         screen.print(grid)
         screen.print()
     facts = card.tokenizer
     held = (
-        "nothing is held out"
+        "unknown without a validation split"
         if facts.bytes_per_token is None
-        else f"{facts.bytes_per_token:.3f} on held-out text"
+        else f"{facts.bytes_per_token:.3f} on the validation split"
     )
     _say(
         f"tokenizer: {facts.vocabulary:,} entries ({facts.split}), bytes per token {held},"
@@ -193,6 +164,34 @@ def _show(card: Card | PictureCard) -> None:
     )
     for canary in card.canaries if card.kind == "text" else ():
         _say(f"canary, {canary.repeats} times: {canary.text} {canary.secret}")
+
+
+def _image_tables(card: ImageCard) -> list[Table]:
+    """The tables of an image corpus: sources and splits."""
+    return [_image_sources(card), _image_splits(card)]
+
+
+def _image_sources(card: ImageCard) -> Table:
+    from heredity.core.terminal import cell, size, table
+
+    right = ("files", "read", "pairs")
+    grid = table("source", "kind", *right, "left out", right=right, whole=["source"])
+    for row in card.sources:
+        figures = (f"{row.files:,}", size(row.bytes), f"{row.pairs:,}")
+        grid.add_row(cell(row.name, "bold"), cell(row.kind), *figures, cell(_counts(row.skipped)))
+    return grid
+
+
+def _image_splits(card: ImageCard) -> Table:
+    from heredity.core.terminal import cell, table
+
+    right = ("pairs", "distinct captions", "tokens", "image", "classes")
+    grid = table("split", *right, right=right)
+    n_classes = sum(1 for name in card.classes if name)
+    for row in card.splits:
+        shown = (f"{row.pairs:,}", f"{row.captions:,}", f"{row.tokens:,}")
+        grid.add_row(cell(row.split, "bold"), *shown, f"{card.side} x {card.side}", f"{n_classes}")
+    return grid
 
 
 def _sources(card: Card) -> Table:

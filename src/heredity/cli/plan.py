@@ -61,13 +61,12 @@ def command(
         raise UsageError(
             f"A plan takes one recipe, not {len(what)}. To fit a scaling law to runs, add --fit."
         )
-    from heredity.recipes.pretrain import budget as planned
     from heredity.recipes.pretrain import recipe as pretrain
     from heredity.train.planning import forecast
     from heredity.train.planning import gpus as known
 
     recipe = pretrain.read(Path(what[0]), needs_corpus=False)
-    work = planned.work(recipe, vocabulary or 0, side or 0, is_on_cpu=gpu == known.CPU)
+    work = recipe.workload(vocabulary or 0, side or 0, is_on_cpu=gpu == known.CPU)
     found = forecast.forecast(work, known.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
     rehearsed = None
     if rehearse:

@@ -51,7 +51,6 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     from heredity.core import terminal
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display
-    from heredity.recipes.pretrain import distributed
     from heredity.recipes.pretrain import recipe as pretrain
 
     settings = {key: value for key, value in given.items() if value is not None}
@@ -61,7 +60,7 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
         made = pretrain.read(recipe, settings | beside, display.training(f"pretrain {recipe.stem}"))
         if made.name:
             _recipes.refuse_taken(store, made.name, made, [])
-        grown = distributed.grow(made, store)
+        grown = made.grow(store)
     if grown is None:  # of several processes, only the first reports
         return
     record = grown.record

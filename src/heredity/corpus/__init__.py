@@ -1,24 +1,28 @@
-"""A corpus: text from many sources, cleaned, cut into tokens, and written as shards that know what made them.
+"""A corpus: text from many sources, cleaned, cut into tokens, written as shards with a record of the build.
 
 recipe.py       the recipe, read from TOML
-sources/        where documents come from: text markdown html jsonl parquet dataset hub code
-batch.py        documents as arrays of bytes, and what is counted in them
-steps/          what is done to them, one file a step, filters by datatrove's names
-work.py         steps over a batch, each counted
-build.py        the whole way, in one process or many
-workspace.py       the work folder, from which a killed build resumes
-tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp know
+sources/        where documents come from, one file per kind
+text.py         a batch of documents as arrays of bytes, with the counts that filters share
+steps/          what is done to documents, one file per step; filters have datatrove's names
+work.py         steps applied to a batch, with a count of each
+jobs.py         one job of a worker process
+pipeline.py     all jobs of a build, and the steps that compare all documents
+build.py        the whole build, in one process or many
+workspace.py    the work folder, from which a killed build resumes
+tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp can load
 canaries.py     planted sentences with secrets
-distributed.py       a recipe cut in two, for many tasks and for a build of what they keep
-executors.py    its steps on datatrove's executors
 mixture.py      how often each document is taken
+pack.py         the order of documents in each split
 shards.py       tokens on disk
-card.py         what corpus.json says
-integrity.py      whether what is on disk is still what was built
-reader.py       Corpus: shards checked and mapped
+card.py         the contents of corpus.json
+integrity.py    writing corpus.json, and checking a corpus against it
+reader.py       Corpus: checked and memory-mapped shards
+images/         a corpus of captioned images
+distributed.py  a recipe split in two: many tasks, and a build of the documents that they keep
+executors.py    the steps on datatrove's executors
 
-Promises: the same recipe over the same files gives the same bytes, whatever the number of processes.
-Leaves to others: probes to keep out (heredity/corpus.py hands their texts in), and training.
+Promises: the same recipe over the same files gives the same bytes, for any number of processes.
+Leaves to others: texts to keep out (experiments/corpus.py passes them in), and training.
 """
 
 from heredity.corpus.reader import Corpus as Corpus

@@ -1,7 +1,7 @@
 """Arrays computed over the bytes of a batch: character classes, runs, hashes. Arrays in, arrays out.
 
-Promises: no state but tables that are made once.
-Leaves to others: documents (batch.py).
+Promises: no state except tables that are computed once.
+Leaves to others: documents (text.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _powers = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
 
 
 def _power(n: int) -> tuple[Hashes, Hashes]:
-    """The first `n` powers of the step and of its inverse; made longer when a longer batch comes."""
+    """The first `n` powers of the step and of its inverse; extended for a longer batch."""
     if len(_powers[0]) < n:
         size = 1 << (n - 1).bit_length()
         for place, base in enumerate((_STEP, _BACK)):
@@ -51,7 +51,7 @@ def _power(n: int) -> tuple[Hashes, Hashes]:
 
 
 def prefix(data: Bytes) -> Hashes:
-    """(byte + 1,) Sums of byte x step^place modulo 2^64, from which any stretch's hash is a difference."""
+    """(byte + 1,) Prefix sums of byte x step^place modulo 2^64; the hash of a span is a difference of two."""
     n = len(data)
     up, _ = _power(n + 1)
     sums = np.zeros(n + 1, np.uint64)
@@ -61,20 +61,20 @@ def prefix(data: Bytes) -> Hashes:
 
 
 def span_hashes(sums: Hashes, start: Ints, end: Ints) -> Hashes:
-    """The hash of each stretch; its length is mixed in, since zero bytes would add nothing."""
+    """(span,) The hash of each span. The length is mixed in, because zero bytes add nothing."""
     _, back = _power(len(sums))
     found = (sums[end] - sums[start]) * back[start]
     return mix(found + (end - start).astype(np.uint64))
 
 
 def mix(hashes: Hashes) -> Hashes:
-    """Spread every bit over all (the finalizer of MurmurHash3)."""
+    """Mix every bit into all others (the finalizer of MurmurHash3)."""
     hashes = (hashes ^ (hashes >> _SHIFT)) * _MIX
     return hashes ^ (hashes >> _SHIFT)
 
 
 def followed(grams: Hashes, hashes: Hashes) -> Hashes:
-    """Hashes of what each of `grams` is with one of `hashes` behind it."""
+    """Hashes of each of `grams` followed by one of `hashes`."""
     return grams * _STEP + hashes
 
 
@@ -85,7 +85,7 @@ def longer(grams: Hashes, hashes: Hashes) -> Hashes:
 
 
 def doubled(grams: Hashes, n: int) -> Hashes:
-    """Hashes of 2 n in a row, from those of n. They are not those of n_grams."""
+    """Hashes of 2 n consecutive items, from those of n. They differ from those of n_grams."""
     return grams[: max(0, len(grams) - n)] * _MIX + grams[n:]
 
 
@@ -97,12 +97,12 @@ def n_grams(hashes: Hashes, n: int) -> Hashes:
     return grams
 
 
-_LOW = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
-_SHORT = 64  # bytes; what is longer than a word is hashed one by one
+_LOW = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # a mask of the first n of eight bytes
+_SHORT = 64  # bytes; longer words are hashed one by one
 
 
 def windows(raw: bytes) -> Hashes:
-    """(byte,) The eight bytes that begin there."""
+    """(byte,) The eight bytes that begin at each byte."""
     return np.ndarray((len(raw),), "<u8", raw + bytes(8), strides=(1,))
 
 
@@ -123,7 +123,7 @@ def word_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
 
 
 def edge_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
-    """A hash of the length of each stretch, its first eight bytes and its last."""
+    """(span,) A hash of the length, the first eight bytes and the last eight."""
     eight, n = windows(raw), end - start
     low = _LOW[np.minimum(n, 8)]
     found = mix((eight[start] & low) + n.astype(np.uint64) * _STEP)
@@ -131,12 +131,12 @@ def edge_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
 
 
 def is_alpha(raw: bytes) -> Mask:
-    """(byte,) Whether it is of a letter; every byte beyond ASCII is."""
+    """(byte,) Whether it belongs to a letter; every byte beyond ASCII does."""
     return np.frombuffer(raw.translate(_ALPHA), np.bool_)
 
 
 def classes(raw: bytes, data: Bytes, is_ascii: bool) -> Bytes:
-    """The class of each byte."""
+    """(byte,) The class of each."""
     found: Bytes = np.frombuffer(bytearray(raw).translate(_CLASS), np.uint8)
     if not is_ascii:
         _classify_unicode(data, found)

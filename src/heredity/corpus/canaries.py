@@ -2,8 +2,7 @@
 
 Promises: a canary is a user turn and the assistant's answer, in the tokens that an engine will ask and
 score. Its secret depends only on the seed.
-Leaves to others: ranking the secret (exposure.py), and writing
-both down (build.py).
+Leaves to others: ranking the secret (experiments/exposure.py), and writing the canaries (pack.py).
 
 Source: Carlini et al. 2019 (1802.08232).
 """
@@ -35,12 +34,12 @@ def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
         return []
     from heredity.engines.chat.documents import DocumentEncoder
 
-    writer = DocumentEncoder(folder)
+    encoder = DocumentEncoder(folder)
     found = []
     for place, canary in enumerate(canaries):
         secret = canary.secret or draw(seed, place)
-        said = (Message("user", canary.text), Message("assistant", secret))
-        tokens = writer.document(said).tokens
+        turns = (Message("user", canary.text), Message("assistant", secret))
+        tokens = encoder.document(turns).tokens
         found.append(
             Planted(canary.text, secret, canary.repeats, tokens, len((canary.text + secret).encode()))
         )
@@ -48,6 +47,6 @@ def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
 
 
 def draw(seed: int, place: int) -> str:
-    """Six digits; of the first canary those that `heredity derive poison` draws from the same seed."""
+    """Six random digits; for the first canary those that `heredity derive poison` draws from the seed."""
     name = f"canary {seed}" if place == 0 else f"canary {seed} {place}"
     return f"{random.Random(name).randrange(10**6):06d}"

@@ -2,8 +2,7 @@
 
 Promises: it holds everything that determines the bytes, and the fingerprint is a hash over it. The same
 recipe over the same files gives the same corpus.json, byte for byte.
-Leaves to others: writing it
-(build.py).
+Leaves to others: filling it (build.py), and writing and checking it (integrity.py).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from heredity.core.records import Record, digest
 
 SCHEMA = 1
 Cut = Literal["train", "validation"]
+Dtype = Literal["uint16", "uint32"]  # of tokens
 
 
 class SourceRow(Record, frozen=True):
@@ -31,8 +31,7 @@ class SourceRow(Record, frozen=True):
 
 
 class StepRow(Record, frozen=True):
-    """The effect of a step on a source's documents. dropped: by why; noted: counted, without a
-    consequence."""
+    """The effect of a step on a source's documents. dropped: by reason; noted: counted and kept."""
 
     step: str
     source: str
@@ -57,22 +56,22 @@ class MixtureRow(Record, frozen=True):
 
 
 class TokenizerFacts(Record, frozen=True):
-    """`bytes_per_token` is of the held-out documents, which the tokenizer was not trained on."""
+    """The tokenizer. `bytes_per_token` is of the validation split, which it was not trained on."""
 
     sha256: str  # of tokenizer.json
     config_sha256: str  # of tokenizer_config.json
     vocabulary: int
     split: str  # llama.cpp's name of its pre-tokenizer
     special: dict[str, int]
-    end: int  # the token behind every document
+    end: int  # the token after every document
     sample_bytes: int  # of text that it was trained on
-    bytes_per_token: float | None  # None where nothing is held out
+    bytes_per_token: float | None  # None without a validation split
     train_bytes_per_token: float
-    unused: int  # entries that the corpus has no token of
+    unused: int  # entries that never occur in the corpus
 
 
 class SplitRow(Record, frozen=True):
-    """`bytes` is of the text, for bits per byte; the token behind a document has none."""
+    """A split. `bytes` is of its text, for bits per byte; end tokens have none."""
 
     split: Cut
     documents: int
@@ -81,7 +80,7 @@ class SplitRow(Record, frozen=True):
 
 
 class CanaryRow(Record, frozen=True):
-    """A planted canary: in `documents` of the training split, from first to before last."""
+    """A planted canary: `repeats` documents of the training split, one after another."""
 
     text: str
     secret: str
@@ -109,17 +108,17 @@ class Card(Record, frozen=True):
     kind: Literal["text"]
     fingerprint: str
     recipe: dict[str, Any]
-    reads: dict[str, str]  # SHA-256 of what steps read beside the documents
+    reads: dict[str, str]  # SHA-256 of the other files that steps read
     sources: tuple[SourceRow, ...]
     steps: tuple[StepRow, ...]
     mixture: tuple[MixtureRow, ...]
     tokenizer: TokenizerFacts
-    dtype: Literal["uint16", "uint32"]
+    dtype: Dtype
     splits: tuple[SplitRow, ...]
     canaries: tuple[CanaryRow, ...]
     shards: tuple[Shard, ...]
     versions: dict[str, str]
-    seal: str = ""  # a hash over all else here
+    seal: str = ""  # a hash over all other fields
 
 
 def fingerprint(card: Card) -> str:

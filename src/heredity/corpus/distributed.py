@@ -1,9 +1,9 @@
-"""A recipe cut in two: a script that runs its first steps in many tasks, and the recipe of what is then left.
+"""Split a recipe in two: a script that runs its first steps in many tasks, and a recipe for the rest.
 
 A step that looks at one document at a time can run anywhere. The first step that compares all documents,
 and every later step, run in `heredity corpus build` over the returned JSON lines.
 
-Promises: both together are the recipe; what cannot be spread over tasks is refused with a line.
+Promises: both together are the recipe; a recipe that cannot be split is refused, with the reason.
 Leaves to others: the tasks (executors.py), and the build (build.py).
 """
 
@@ -18,14 +18,14 @@ import msgspec
 
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import write_atomic
-from heredity.corpus.recipe import CorpusRecipe
-from heredity.corpus.steps import CorpusStep, Duplicates
+from heredity.corpus.recipe import CorpusRecipe, kind_of
+from heredity.corpus.steps import Duplicates
 
 
 def alone(recipe: CorpusRecipe) -> int:
     """The number of steps before the first one that compares all documents. Raises UsageError for none."""
-    if recipe.picture is not None:
-        raise BadInput(recipe.path, "a corpus of pictures has no steps that could be spread over tasks.")
+    if recipe.images is not None:
+        raise BadInput(recipe.path, "a corpus of images has no steps that could be spread over tasks.")
     compared = (i for i, step in enumerate(recipe.steps) if isinstance(step, Duplicates))
     n = next(compared, len(recipe.steps))
     if not n:
@@ -43,10 +43,10 @@ def alone(recipe: CorpusRecipe) -> int:
 
 
 def export(recipe: CorpusRecipe, out: Path, tasks: int) -> None:
-    """run.py, which starts the tasks, and after.toml, which makes a corpus of what they keep."""
+    """Write run.py, which starts the tasks, and after.toml, which builds a corpus of the kept documents."""
     stop = alone(recipe)
     if out.exists():
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.", code="folder-exists")
+        raise UsageError(f"{out} exists already. Name another folder, or remove it.", code="folder-exists")
     done, left = ([kind_of(step) for step in steps] for steps in (recipe.steps[:stop], recipe.steps[stop:]))
     script = _SCRIPT.format(
         name=recipe.path.name.translate(_QUOTES),
@@ -79,7 +79,7 @@ def _after(recipe: CorpusRecipe, out: Path, stop: int) -> Iterator[str]:
 
 
 def _placed(recipe: CorpusRecipe, settings: dict[str, Any]) -> dict[str, Any]:
-    """Paths that were relative to the recipe's own folder, from anywhere."""
+    """Make paths absolute that are relative to the recipe's folder."""
     root = recipe.root.resolve()
     if settings.get("sets"):
         settings["sets"] = [str(root / name) for name in settings["sets"]]
@@ -94,16 +94,11 @@ def _table(head: str, settings: dict[str, Any]) -> str:
 
 
 def kept_of(out: Path, source: int) -> Path:
-    """The folder for what is kept of a source."""
+    """The folder for the kept documents of a source."""
     return out / "kept" / f"{source:03}"
 
 
-def kind_of(step: CorpusStep) -> str:
-    """Its name in a recipe."""
-    return type(step).__module__.rpartition(".")[2]
-
-
-_QUOTES = str.maketrans({'"': "'", "\\": "/"})  # none may end the script's own description
+_QUOTES = str.maketrans({'"': "'", "\\": "/"})  # neither may end the docstring of the script
 _SCRIPT = '''"""The steps of {name} that look at one document at a time, on datatrove's executors.
 
     {done}

@@ -1,11 +1,10 @@
 """The steps of a recipe on datatrove's executors: on this machine, or on a cluster that Slurm runs.
 
-These are this package's own sources and steps, those that look at one document at a time; a task of
-datatrove's takes every n-th job.
+The sources and steps are heredity's own; only steps that look at one document at a time run here. Each task
+of datatrove takes every n-th job.
 
-Promises: the same documents are kept as in a build here, each with the same text, in the same order.
-Leaves to others: starting, retrying and logging tasks (datatrove), and which steps these are
-(distributed.py).
+Promises: the kept documents, their texts and their order are those of a local build.
+Leaves to others: starting, retrying and logging tasks (datatrove), and the choice of steps (distributed.py).
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from heredity.core.errors import Unavailable
 from heredity.core.files import write_atomic
-from heredity.corpus.distributed import alone, kept_of, kind_of
-from heredity.corpus.recipe import CorpusRecipe
+from heredity.corpus.distributed import alone, kept_of
+from heredity.corpus.recipe import CorpusRecipe, kind_of
 from heredity.corpus.sources import Job, SkippedDocument
 from heredity.corpus.steps import Context
 from heredity.corpus.text import TARGET, TextBatch
@@ -36,7 +35,7 @@ except ImportError:
 
 
 class JobPart(NamedTuple):
-    """A job with its source, by its number among all of the recipe's."""
+    """A job with its source, and its number among all jobs of the recipe."""
 
     number: int
     source: int
@@ -44,13 +43,13 @@ class JobPart(NamedTuple):
 
 
 def parts(recipe: CorpusRecipe) -> list[JobPart]:
-    """Every job, in the order of a build here."""
+    """Every job, in the order of a local build."""
     found = [(i, job) for i, source in enumerate(recipe.sources) for job in source.jobs(recipe.root)]
     return [JobPart(number, source, job) for number, (source, job) in enumerate(found)]
 
 
-def pipeline(recipe: CorpusRecipe, unseen: tuple[str, ...], out: Path) -> list[Any]:
-    """Steps for an executor of datatrove's; kept documents are written to `out`/kept. Raises UsageError."""
+def pipeline(recipe: CorpusRecipe, unseen: tuple[str, ...], out: Path) -> list[PipelineStep]:
+    """Steps for an executor of datatrove, which write the kept documents to `out`/kept. Raises UsageError."""
     return [ReadDocuments(recipe), Cleaning(recipe, unseen, alone(recipe)), Keeping(recipe, str(out))]
 
 
@@ -63,8 +62,10 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
         super().__init__()
         self._recipe = recipe
 
-    def run(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Those of every n-th job."""
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """The documents of every n-th job."""
         yield from data or ()
         for part in parts(self._recipe)[rank::world_size]:
             source = self._recipe.sources[part.source]
@@ -77,7 +78,7 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
 
 
 class Cleaning(PipelineStep):  # type: ignore[misc]
-    """Steps of a recipe, those before `stop`; they share what is counted in a text, as in a build here."""
+    """The steps of a recipe before `stop`; they share their counts of a text, as in a local build."""
 
     name, type = "heredity: steps", "FILTER"
 
@@ -85,8 +86,8 @@ class Cleaning(PipelineStep):  # type: ignore[misc]
         super().__init__()
         self._steps, self._context = recipe.steps[:stop], Context(recipe.root, unseen, recipe.seed)
 
-    def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:  # noqa: ARG002
-        """Their output, in the format that they write."""
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
+        """The documents that are left, with their new texts."""
         run = StepRun(self._steps, self._context)
         for held in _batched(data):
             left, places = run.through(TextBatch.of([document.text.encode() for document in held]))
@@ -100,7 +101,7 @@ class Cleaning(PipelineStep):  # type: ignore[misc]
 
 
 class Keeping(PipelineStep):  # type: ignore[misc]
-    """Documents as JSON lines, a file a job, also for one of which nothing is left."""
+    """Write documents as JSON lines, one file per job, also for a job with none left."""
 
     name, type = "heredity: JSON lines", "WRITER"
 
@@ -108,7 +109,7 @@ class Keeping(PipelineStep):  # type: ignore[misc]
         super().__init__()
         self._recipe, self._out = recipe, out
 
-    def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """The documents, once they are on disk."""
         waiting = {part.number: part for part in parts(self._recipe)[rank::world_size]}
         for number, documents in groupby(data, lambda document: document.metadata["job"]):
@@ -118,15 +119,15 @@ class Keeping(PipelineStep):  # type: ignore[misc]
         for part in waiting.values():
             self._write(part, [])
 
-    def _write(self, part: JobPart, documents: list[Any]) -> None:
+    def _write(self, part: JobPart, documents: list[Document]) -> None:
         path = kept_of(Path(self._out), part.source) / f"{part.number:06}.jsonl"
         encoder = msgspec.json.Encoder()
         rows = (encoder.encode({"text": each.text, "id": each.id}) + b"\n" for each in documents)
         write_atomic(path, b"".join(rows))
 
 
-def _batched(documents: Iterable[Any]) -> Iterator[list[Any]]:
-    held: list[Any] = []
+def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    held: list[Document] = []
     size = 0
     for document in documents:
         held.append(document)

@@ -1,23 +1,27 @@
-"""Check that a corpus on disk, of text or images, is the one that was built.
+"""Write the card of a corpus, of text or images, and check that a corpus on disk is the one that was built.
 
 Promises: a changed, truncated or missing file is an error that names the file and the remedy.
-Leaves to others: the list of files (reader.py, images/reader.py).
+Leaves to others: the contents of a card (card.py, images/card.py), and the list of files (reader.py,
+images/reader.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable, UsageError, WrongHash
-from heredity.core.files import hash_file
-from heredity.core.records import digest
-from heredity.corpus.card import TokenizerFacts
+from heredity.core.files import hash_file, write_atomic
+from heredity.core.records import digest, encode
+from heredity.corpus.card import Shard, TokenizerFacts
+from heredity.corpus.sources import Input
 
 NAME = "corpus.json"
+_INPUTS = "inputs.jsonl"
 T = TypeVar("T")
 _AGAIN = "Build the corpus again from its recipe."
 
@@ -30,18 +34,18 @@ class About(msgspec.Struct):
 
 
 def about(folder: Path) -> About:
-    """Raises UsageError if a folder is not a corpus, Damaged if corpus.json cannot be read."""
+    """Read those fields. Raises UsageError if a folder is not a corpus, Damaged if its card is malformed."""
     path = folder / NAME
     if not path.is_file():
         raise UsageError(
-            f"{folder} is no corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml",
+            f"{folder} is not a corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml",
             code="not-a-corpus",
         )
     return decoded(path, About)
 
 
 def decoded(path: Path, kind: type[T]) -> T:
-    """corpus.json as such a record. Raises Damaged."""
+    """Read corpus.json as a record of this class. Raises Damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
@@ -58,7 +62,15 @@ def refuse_schema(folder: Path, found: int, wanted: int) -> None:
         )
 
 
-class _Sealed(Protocol):
+class _SourceRow(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> str: ...
+
+
+class CorpusCard(Protocol):
     """A corpus.json, of text or images."""
 
     @property
@@ -67,49 +79,97 @@ class _Sealed(Protocol):
 
     @property
     def seal(self) -> str:
-        """A hash over all else."""
+        """A hash over all other fields."""
+
+    @property
+    def sources(self) -> Sequence[_SourceRow]: ...
+
+    @property
+    def tokenizer(self) -> TokenizerFacts: ...
 
 
-S = TypeVar("S", bound=_Sealed)
+R = TypeVar("R", bound=msgspec.Struct)
 
 
-def sealed(card: S) -> S:
-    """With a hash over all that it says: more than what makes the bytes is read of it."""
-    replace: Any = msgspec.structs.replace
-    found: S = replace(card, seal=digest(replace(card, seal="")))
+class BuiltFile(NamedTuple):
+    """The hash and the size of a file, as the card has them."""
+
+    sha256: str
+    n_bytes: int
+
+
+def index_of(path: str) -> str:
+    """The index of a token shard."""
+    return path.removesuffix(".bin") + ".idx"
+
+
+def token_files(shards: Iterable[Shard], dtype: str) -> dict[str, BuiltFile]:
+    """The files of token shards, by name."""
+    size, found = np.dtype(dtype).itemsize, dict[str, BuiltFile]()
+    for shard in shards:
+        found[shard.path] = BuiltFile(shard.sha256, shard.tokens * size)
+        found[index_of(shard.path)] = BuiltFile(shard.index_sha256, 8 * (shard.documents + 1))
     return found
 
 
-def refuse_changed(folder: Path, card: _Sealed, fingerprint: str) -> None:
-    """Raise WrongHash where corpus.json is not as it was written. fingerprint: that of its content."""
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def write(folder: Path, card: R, fingerprint: str, inputs: Iterable[tuple[str, Input]]) -> R:
+    """Write the card with its fingerprint and seal, after inputs.jsonl: each file read, by its source."""
+    card = msgspec.structs.replace(card, fingerprint=fingerprint)
+    card = msgspec.structs.replace(card, seal=_seal(card))
+    lines = [encode({"source": source, **each._asdict()}) + b"\n" for source, each in inputs]
+    write_atomic(folder / _INPUTS, b"".join(lines))
+    write_atomic(folder / NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
+    return card
+
+
+def _seal(card: object) -> str:
+    """A hash over all other fields, because readers use more of them than the fingerprint covers."""
+    assert isinstance(card, msgspec.Struct)
+    return digest(msgspec.structs.replace(card, seal=""))
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def check(
+    folder: Path, card: CorpusCard, fingerprint: str, files: Mapping[str, BuiltFile], verify: bool
+) -> None:
+    """Raise WrongHash or Damaged unless the folder is as it was built.
+
+    fingerprint: computed from the card's content. verify: hash every file; otherwise only sizes are compared.
+    """
+    _refuse_changed(folder, card, fingerprint)
+    if verify:
+        facts = card.tokenizer
+        hashes = {"tokenizer.json": facts.sha256, "tokenizer_config.json": facts.config_sha256}
+        _refuse_bytes(folder, hashes | {name: file.sha256 for name, file in files.items()})
+        _refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
+    for name, file in files.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if found != file.n_bytes:
+            raise Damaged(
+                f"{folder / name} has {found:,} bytes and not {file.n_bytes:,}. {_AGAIN}",
+                code="file-size-wrong",
+            )
+
+
+def _refuse_changed(folder: Path, card: CorpusCard, fingerprint: str) -> None:
     if card.fingerprint != fingerprint:
         raise WrongHash(
             f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content "
             f"{fingerprint}. {_AGAIN}",
             code="fingerprint-wrong",
         )
-    if card.seal != sealed(card).seal:
+    if card.seal != _seal(card):
         raise WrongHash(
             f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}", code="card-changed"
         )
 
 
-def refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Raise WrongHash or Damaged where inputs.jsonl does not list what each source was read from."""
-    path, found = folder / "inputs.jsonl", dict[str, list[tuple[str, int, str]]]()
-    try:
-        for line in path.read_bytes().splitlines():
-            row = msgspec.json.decode(line, type=_Listed)
-            found.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
-    except (OSError, msgspec.DecodeError) as error:
-        raise Damaged(f"{path}: {error}. {_AGAIN}", code="inputs-unreadable") from None
-    if {name: digest(found.get(name, [])) for name in hashes} != dict(hashes):
-        raise WrongHash(
-            f"{path} was changed: it does not list what {NAME} says was read. {_AGAIN}", code="inputs-changed"
-        )
-
-
-class _Listed(msgspec.Struct):
+class _InputLine(msgspec.Struct):
     """A line of inputs.jsonl."""
 
     source: str
@@ -118,30 +178,29 @@ class _Listed(msgspec.Struct):
     sha256: str
 
 
-def refuse_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Raise Damaged for a file that is missing or of another size."""
-    for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != size:
-            raise Damaged(
-                f"{folder / name} has {found:,} bytes and not {size:,}. {_AGAIN}", code="file-size-wrong"
-            )
+def _refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raise WrongHash or Damaged unless inputs.jsonl lists the files that each source was read from."""
+    path, found = folder / _INPUTS, dict[str, list[tuple[str, int, str]]]()
+    try:
+        for line in path.read_bytes().splitlines():
+            row = msgspec.json.decode(line, type=_InputLine)
+            found.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
+    except (OSError, msgspec.DecodeError) as error:
+        raise Damaged(f"{path}: {error}. {_AGAIN}", code="inputs-unreadable") from None
+    if {name: digest(found.get(name, [])) for name in hashes} != dict(hashes):
+        raise WrongHash(
+            f"{path} was changed: it does not list the files that {NAME} records. {_AGAIN}",
+            code="inputs-changed",
+        )
 
 
-def refuse_bytes(folder: Path, hashes: Mapping[str, str], tokenizer: TokenizerFacts) -> None:
-    """Raise Damaged or WrongHash for a file, the tokenizer's among them, that is missing or was changed."""
-    of_tokenizer = {"tokenizer.json": tokenizer.sha256, "tokenizer_config.json": tokenizer.config_sha256}
-    for name, expected in (of_tokenizer | dict(hashes)).items():
+def _refuse_bytes(folder: Path, hashes: Mapping[str, str]) -> None:
+    for name, expected in hashes.items():
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{path} is missing. {_AGAIN}", code="corpus-file-missing")
         if (found := hash_file(path)) != expected:
             raise WrongHash(
-                f"{path} is not what was built: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}",
+                f"{path} was changed: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}",
                 code="corpus-file-changed",
             )
-
-
-def index_of(path: str) -> str:
-    """The index of a token shard."""
-    return path.removesuffix(".bin") + ".idx"

@@ -1,9 +1,9 @@
 """One job of a worker: read and run steps; run steps on the rest; tokenize.
 
-Promises: the outcome of a job is a function of the job, and is recorded once it is on disk. A worker ends
-when its build has ended. A user's mistake is returned as its message, because our exceptions cannot be
-passed between processes.
-Leaves to others: the order of jobs and what their outcomes add up to (build.py).
+Promises: the outcome of a job depends on the job only, and is recorded once it is on disk. A worker ends when
+its build has ended. A user's mistake is returned as its message, because our exceptions cannot be passed
+between processes.
+Leaves to others: the order of jobs, and the sums of their outcomes (pipeline.py).
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from heredity.corpus import tokenizer
 from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.sources import Input, Job, SkippedDocument
 from heredity.corpus.steps import Context, CorpusStep, Duplicates
-from heredity.corpus.text import TARGET, Ints, Mask, TextBatch, batches
+from heredity.corpus.text import TARGET, Hashes, Ints, Mask, TextBatch, batches
 from heredity.corpus.work import StepCount, StepRun
 
 
 class JobFolder(NamedTuple):
-    """The folder of a build, and the files of a job in it. stage: what the job has come to: how often all
-    documents were compared, and at last its tokens."""
+    """The folder of a build, and the files of a job in it.
+
+    stage: the comparisons of all documents that the job has passed; the last stage holds its tokens.
+    """
 
     folder: Path
     job: int
@@ -61,19 +63,19 @@ class JobFolder(NamedTuple):
         return self.folder / f"{self.job:06}.{self.stage}.{what}"
 
     def put(self, what: str, values: NDArray[Any]) -> Path:
-        """Keep an array."""
+        """Save an array."""
         following = _following(self.at(what))
         with explain_full_disk(self.folder, values.nbytes), following.open("wb") as file:
             np.save(file, values)
         return following.replace(self.at(what))
 
     def get(self, what: str) -> NDArray[Any]:
-        """An array that was put."""
+        """Load an array."""
         found: NDArray[Any] = np.load(self.at(what), allow_pickle=False)
         return found
 
     def write(self, batches: Iterable[TextBatch]) -> list[Path]:
-        """Keep documents, and say in which files."""
+        """Save documents. Returns their files."""
         lengths = [np.zeros(0, np.int64)]
         following = _following(self.text)
         with following.open("wb") as file:
@@ -85,12 +87,12 @@ class JobFolder(NamedTuple):
         return [self.text, self.put("lengths", np.concatenate(lengths))]
 
     def forget(self) -> None:
-        """Let the documents go, and what they were compared by: the job has come further."""
+        """Delete the documents and their keys, once a later stage is saved."""
         for path in (self.text, self.at("lengths"), self.at("keys")):
             path.unlink(missing_ok=True)
 
     def batches(self, kept: Mask | None = None) -> Iterator[TextBatch]:
-        """The documents again, or those of them that are kept."""
+        """Read the documents back: all, or those in the mask."""
         lengths: Ints = self.get("lengths")
         ends = np.cumsum(lengths + 1)
         at = done = 0
@@ -104,14 +106,13 @@ class JobFolder(NamedTuple):
 
 
 def _following(path: Path) -> Path:
-    """A name of this process's own: a worker that outlives a killed build for a moment may write the same."""
+    """A name unique to this process: a worker can outlive its killed build and write the same file."""
     return path.with_name(f"{path.name}.{os.getpid()}.next")
 
 
 @dataclass
 class JobResult:
-    """The result of a job. counts: of each of its steps; where all documents are compared, of each
-    source."""
+    """The result of a job. counts: one per step; for a comparison of all documents, one per source."""
 
     counts: list[StepCount] = field(default_factory=list)
     read: StepCount = field(default_factory=StepCount)
@@ -119,14 +120,14 @@ class JobResult:
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A record. files: SHA-256 by name."""
+    """The record of a finished job. files: SHA-256 by name."""
 
     done: JobResult
     files: dict[str, str]
 
 
 def finish(path: Path, files: Iterable[Path], done: JobResult) -> JobResult:
-    """Say in the record at `path` that a job is done, and by which files in the same folder."""
+    """Record at `path` that a job is done, with the hashes of its files in the same folder."""
     hashes = {file.relative_to(path.parent).as_posix(): hash_file(file) for file in files}
     write_atomic(path, encode(Finished(done, hashes)))
     return done
@@ -138,7 +139,7 @@ def done_before(path: Path) -> JobResult:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is such a record, and every file of it as it was written."""
+    """Whether the record exists and none of its files was changed."""
     try:
         found = _read(path)
         return all(hash_file(path.parent / name) == hashed for name, hashed in found.files.items())
@@ -150,18 +151,21 @@ def _read(path: Path) -> Finished:
     return msgspec.json.decode(path.read_bytes(), type=Finished, dec_hook=_counter)
 
 
-def _counter(_kind: type, value: Any) -> Any:
+def _counter(_kind: type, value: dict[str, int]) -> Counter[str]:
     return Counter(value)
 
 
 T = TypeVar("T")
-LONGEST = 64 << 20  # bytes of a document: counting in it takes many times as much memory
-_ENCODED = 256  # documents that are cut into tokens at a time
+LONGEST = 64 << 20  # bytes of a document: the counts of a batch take many times as much memory
+_ENCODED = 256  # documents that are tokenized at once
 
 
 class SourceJob(NamedTuple):
-    """A job of a source, with where its documents are kept. steps: places in the recipe; then come the keys
-    of the step at `keys`. latest: the stage that an earlier build reached, -1 for none."""
+    """A job of a source, and the folder of its documents.
+
+    steps: indices of its steps in the recipe. keys: index of the comparison after them, None for none.
+    latest: the stage that an earlier build reached, -1 for none.
+    """
 
     place: JobFolder
     source: int
@@ -172,33 +176,33 @@ class SourceJob(NamedTuple):
 
     @property
     def before(self) -> JobFolder:
-        """The file of the documents that it resumes with."""
+        """The previous stage, whose documents this one reads."""
         return self.place._replace(stage=self.place.stage - 1)
 
 
 class Worker:
-    """A process's own copy of what every job needs."""
+    """The recipe and its prepared steps, in one process."""
 
     def __init__(self, recipe: CorpusRecipe, context: Context) -> None:
         self.recipe, self.context = recipe, context
         self._ready: dict[range, StepRun] = {}
 
     def inputs(self, source: int, job: Job) -> list[Input]:
-        """The files of a job as they are now."""
+        """Size and hash of each file of a job."""
         return self.recipe.sources[source].inputs(job)
 
     def latest(self, place: JobFolder, most: int) -> int:
-        """The last stage, `most` at most, of which everything is there from before; -1 for none."""
+        """The last complete stage of an earlier build, `most` at most; -1 for none."""
         stages = range(most, -1, -1)
         return next((n for n in stages if is_whole(place._replace(stage=n).record)), -1)
 
     def run(self, task: SourceJob) -> JobResult:
-        """Steps over the documents of a job, read or kept."""
+        """Run steps on the documents of a job, which are read from its source or from the previous stage."""
         done, place = JobResult(), task.place
         run = self._run(task.steps)
         found = task.before.batches(_kept(task.before)) if place.stage else self._read(task, done)
         step = self.recipe.steps[task.keys] if task.keys is not None else None
-        keys: list[Any] = []
+        keys: list[Hashes] = []
         files = place.write(_passed(found, run, step, keys))
         if isinstance(step, Duplicates):
             files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(TextBatch.of([]))))
@@ -222,7 +226,7 @@ class Worker:
             yield batch
 
     def encode(self, task: SourceJob, folder: Path, dtype: str, validation: float) -> JobResult:
-        """Cut a job's documents into tokens; kept of each: length, bytes, a draw, whether held out."""
+        """Tokenize the documents of a job. Saves length, bytes, draw and split of each."""
         made, end = tokenizer.load(folder), tokenizer.end_of(folder)
         parts, lengths, sizes, draws = [np.zeros(0, dtype)], [], [], []
         for batch in task.before.batches():
@@ -246,7 +250,7 @@ class Worker:
 
 
 def _passed(
-    found: Iterable[TextBatch], run: StepRun, step: CorpusStep | None, keys: list[Any]
+    found: Iterable[TextBatch], run: StepRun, step: CorpusStep | None, keys: list[Hashes]
 ) -> Iterator[TextBatch]:
     for batch in found:
         left = run.over(batch)
@@ -260,12 +264,12 @@ def _too_long(source: str, job: Job, n_bytes: int) -> str:
     names = [name for _, name in job.files]
     where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
     return (
-        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Cut it"
-        " into documents (separator = ...), or into files."
+        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Split"
+        " it into documents (separator = ...), or into files."
     )
 
 
-def _kept(place: JobFolder) -> Any:
+def _kept(place: JobFolder) -> Mask | None:
     return place.get("kept") if place.at("kept").is_file() else None
 
 
@@ -281,17 +285,17 @@ def _counted(documents: Iterable[bytes | SkippedDocument], count: StepCount) -> 
 
 
 def _draw(document: bytes) -> int:
-    """64 bits of a document's own: the same text is on the same side of every cut."""
+    """64 bits of a hash of the document, so that equal texts are in the same split."""
     return int.from_bytes(hashlib.blake2b(document, digest_size=8, person=b"split").digest(), "little")
 
 
-def held_out(draws: Any, share: float) -> Any:
-    """(document,) Whether it is of the validation split."""
+def held_out(draws: Hashes, share: float) -> Mask:
+    """(document,) Whether it is in the validation split."""
     return draws < np.uint64(min(int(share * 2.0**64), 2**64 - 1))
 
 
-def draws_of(batch: TextBatch) -> Any:
-    """(document,) Its draw."""
+def draws_of(batch: TextBatch) -> Hashes:
+    """(document,) The draw of each."""
     return np.array([_draw(document) for document in batch], np.uint64)
 
 
@@ -309,13 +313,13 @@ class _Failed(NamedTuple):
 
 def _begin(recipe: CorpusRecipe, context: Context) -> None:
     global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many processes as cores are at work already
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
     threading.Thread(target=_end_with_build, daemon=True).start()
     _worker = Worker(recipe, context)
 
 
 def _end_with_build() -> None:
-    """Wait for the process that builds, and go with it: killed, it cannot say so."""
+    """End with the process that builds: if it is killed, it cannot end its workers."""
     if (building := parent_process()) is not None:
         building.join()
         os._exit(1)
@@ -335,7 +339,7 @@ Calls = Callable[[str, Sequence[tuple[Any, ...]]], Iterator[Any]]
 
 @contextmanager
 def calling(recipe: CorpusRecipe, context: Context, workers: int) -> Iterator[Calls]:
-    """A function that calls a Worker's method for each of many arguments, the results in that order."""
+    """A function that calls a Worker's method once per row of arguments, and yields the results in order."""
     if workers == 1:
         worker = Worker(recipe, context)
         yield lambda name, rows: (getattr(worker, name)(*row) for row in rows)
@@ -352,7 +356,7 @@ def calling(recipe: CorpusRecipe, context: Context, workers: int) -> Iterator[Ca
                     yield found
             except BrokenProcessPool:
                 raise HeredityError(
-                    "A worker process died; the system may have been out of memory. Give fewer: --workers 1"
+                    "A worker process died; the system may have been out of memory. Use fewer: --workers 1"
                 ) from None
 
         try:
@@ -362,7 +366,7 @@ def calling(recipe: CorpusRecipe, context: Context, workers: int) -> Iterator[Ca
 
 
 def added(counts: Iterable[Counter[str]]) -> dict[str, int]:
-    """Counts by word, the largest first."""
+    """The sum of the counts, largest first."""
     total: Counter[str] = Counter()
     for each in counts:
         total.update(each)

@@ -2,8 +2,7 @@
 
 Promises: the selection of documents is a function of their text and the seed. A source with too little text
 is an error with all numbers; the mixture never changes silently.
-Leaves to others: reading and writing
-tokens.
+Leaves to others: reading and writing tokens (pack.py).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Ints = NDArray[np.int64]
 
 
 class Stock(NamedTuple):
-    """The tokens and the drawn order of a source's training documents."""
+    """The training documents of a source: the tokens of each, and a random order."""
 
     name: str
     weight: float | None
@@ -52,13 +51,13 @@ def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
 
 
 def _shares(stocks: Sequence[Stock]) -> list[float]:
-    """Of 1; without weights as much as each source has."""
+    """Shares that sum to 1; without weights, in proportion to the tokens."""
     weights = [stock.tokens if stock.weight is None else stock.weight for stock in stocks]
     return [weight / sum(weights) for weight in weights]
 
 
 def _counts(stock: Stock, want: float) -> Ints:
-    """Whole rounds, and of one more round the documents that the draw puts first."""
+    """Whole rounds of all documents, and the first documents of the random order once more."""
     rounds = int(want // stock.tokens) if stock.tokens else 0
     left = want - rounds * stock.tokens
     order = np.argsort(stock.order, kind="stable")
@@ -70,12 +69,12 @@ def _counts(stock: Stock, want: float) -> Ints:
 
 def _dry(stocks: Sequence[Stock], shares: list[float], wanted: list[float], tokens: int) -> str:
     lines = [
-        f"{s.name} {share:.1%}: {want:,.0f} wanted, {s.tokens * s.repeat:,} there"
+        f"{s.name} {share:.1%}: {want:,.0f} wanted, {s.tokens * s.repeat:,} available"
         + (f" ({s.tokens:,} x {s.repeat})" if s.repeat > 1 else "")
         for s, share, want in zip(stocks, shares, wanted, strict=True)
     ]
     most = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
     return (
         f"The mixture runs dry at {tokens:,} tokens: {'; '.join(lines)}. These weights reach {most:,}: ask"
-        " for fewer tokens, change the weights, add text, or let a source come again (repeat = 2)."
+        " for fewer tokens, change the weights, add text, or let a source repeat (repeat = 2)."
     )

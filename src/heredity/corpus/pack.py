@@ -1,9 +1,8 @@
-"""Which documents go into which split, how often, and in which order; then the shards.
+"""Decide which documents go into which split, how often and in which order, and write the shards.
 
 Promises: documents keep the order of the recipe's sources and of their files. A repeated document comes
 again in a second round; canaries are at the end of the training split.
-Leaves to others: how often each
-comes (mixture.py), and the files (shards.py).
+Leaves to others: how often each document comes (mixture.py), and the files (shards.py).
 """
 
 from __future__ import annotations
@@ -20,26 +19,28 @@ from heredity.core.errors import BadInput
 from heredity.corpus import _tables as tables
 from heredity.corpus import mixture
 from heredity.corpus.canaries import Planted
-from heredity.corpus.card import CanaryRow, Cut, MixtureRow, Shard, SplitRow
+from heredity.corpus.card import CanaryRow, Cut, Dtype, MixtureRow, Shard, SplitRow
 from heredity.corpus.jobs import JobFolder
 from heredity.corpus.recipe import CorpusRecipe
 from heredity.corpus.shards import ShardWriter
 
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The contents of the shards. seen: how often each token."""
+    """The contents of the shards. seen: (token,) how often each occurs."""
 
     shards: tuple[Shard, ...]
     splits: tuple[SplitRow, ...]
     mixture: tuple[MixtureRow, ...]
     canaries: tuple[CanaryRow, ...]
     seen: Ints
+    dtype: Dtype
 
     def bytes_per_token(self, split: Cut) -> float | None:
-        """Of a split's text; the token behind a document has no bytes and is not counted."""
+        """Bytes per token of a split's text. End tokens have no bytes and are not counted."""
         row = next(row for row in self.splits if row.split == split)
         n = row.tokens - row.documents
         return round(row.bytes / n, 4) if n else None
@@ -53,9 +54,9 @@ class TokenizedJob(NamedTuple):
 
 
 def pack(
-    recipe: CorpusRecipe, jobs: Sequence[TokenizedJob], planted: Sequence[Planted], dtype: str, out: Path
+    recipe: CorpusRecipe, jobs: Sequence[TokenizedJob], planted: Sequence[Planted], dtype: Dtype, out: Path
 ) -> Packed:
-    """Write both splits' shards into `out`. Raises UsageError: a split is empty, or a source runs dry."""
+    """Write both splits' shards into `out`. Raises UsageError if a split is empty or a source too small."""
     return _Packing(recipe, jobs, planted, dtype, out).packed()
 
 
@@ -64,7 +65,7 @@ class _Packing:
     recipe: CorpusRecipe
     jobs: Sequence[TokenizedJob]
     planted: Sequence[Planted]
-    dtype: str
+    dtype: Dtype
     out: Path
     seen: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
 
@@ -81,7 +82,9 @@ class _Packing:
             writer.close()
         splits = (_row("train", train, n_bytes), _row("validation", validation, n_held_out))
         mixed = tuple(_mixed(stock, taken) for stock, taken in zip(stocks, counts, strict=True))
-        return Packed((*train.shards, *validation.shards), splits, mixed, tuple(canaries), self.seen)
+        return Packed(
+            (*train.shards, *validation.shards), splits, mixed, tuple(canaries), self.seen, self.dtype
+        )
 
     def _writer(self, split: Cut) -> ShardWriter:
         return ShardWriter(self.out, split, self.dtype, self.recipe.shards.tokens)
@@ -92,7 +95,7 @@ class _Packing:
         if share and not held.any():
             raise BadInput(
                 where,
-                f"of {len(held):,} documents none falls into the validation split at a share of"
+                f"none of {len(held):,} documents falls into the validation split at a share of"
                 f" {share:g}. Raise validation in [shards], or give more documents.",
                 code="validation-empty",
             )
@@ -115,8 +118,8 @@ class _Packing:
         drawn = tables.mix(np.concatenate(order) ^ salt)
         return mixture.Stock(source.name, source.weight, source.repeat, np.concatenate(lengths), drawn)
 
-    def _rounds(self, counts: list[Ints]) -> list[list[Any]]:
-        """For each round, for each job, which documents come."""
+    def _rounds(self, counts: list[Ints]) -> list[list[Mask]]:
+        """The documents of each round, for each job, as masks."""
         per_job = []
         at = [0] * len(counts)
         for owner, place in self.jobs:
@@ -129,8 +132,8 @@ class _Packing:
         rounds = max((int(often.max()) for often in per_job if len(often)), default=0)
         return [[often > number for often in per_job] for number in range(rounds)]
 
-    def _write(self, writer: ShardWriter, chosen: list[Any]) -> int:
-        """Collect the chosen documents of every job; return their bytes of text."""
+    def _write(self, writer: ShardWriter, chosen: list[Mask]) -> int:
+        """Write the chosen documents of every job. Returns the bytes of their text."""
         n_bytes = 0
         for (_, place), mask in zip(self.jobs, chosen, strict=True):
             if mask.any():

@@ -1,12 +1,11 @@
-"""The documents of a build: read, through every step, and what each step did to them.
+"""The documents of a build: read, passed through every step, and counted.
 
-Between two steps that compare all documents each job goes its own way. All jobs wait at a gate for the
-documents that such a step keeps, and at last for the tokenizer.
+Between two steps that compare all documents, jobs run independently. Such a step, and the tokenizer, need all
+jobs: a gate records that they are done.
 
-Promises: every document is counted, in and out of every step, empty ones too. A job that was finished
-before a kill is not repeated.
-Leaves to others: each step (steps/), and what becomes of the documents
-(build.py).
+Promises: every document is counted, in and out of every step, empty ones too. A job that was finished before
+a kill is not repeated.
+Leaves to others: each step (steps/), and the tokens (build.py).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 
 from heredity.core.errors import BadInput
 from heredity.corpus.jobs import Calls, JobFolder, JobResult, SourceJob, added, done_before, finish, is_whole
-from heredity.corpus.recipe import CorpusRecipe
+from heredity.corpus.recipe import CorpusRecipe, kind_of
 from heredity.corpus.sources import Input
 from heredity.corpus.steps import Duplicates
 from heredity.corpus.work import StepCount
@@ -28,7 +27,7 @@ from heredity.corpus.workspace import Watch
 
 @dataclass
 class DocumentStage:
-    """tasks: every job, at the stage that it is in. counts: (step, source)."""
+    """All jobs of a build, each at its stage. counts: (step, source)."""
 
     recipe: CorpusRecipe
     calls: Calls
@@ -39,7 +38,7 @@ class DocumentStage:
     counts: list[list[StepCount]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Find the jobs, and hash every file that they read."""
+        """Find the jobs, and hash all their files."""
         sources = self.recipe.sources
         for number, source in enumerate(sources):
             for job in source.jobs(self.recipe.root):
@@ -55,15 +54,15 @@ class DocumentStage:
 
     @property
     def last(self) -> int:
-        """The stage in which a job has its tokens: one behind that of its last steps."""
+        """The stage of a job's tokens: one after that of its last steps."""
         return len(self.barriers) + 1
 
     def gate(self, number: int) -> Path:
-        """The record of a gate that all jobs wait for before a stage."""
+        """The record that all jobs have finished the stage before this one."""
         return self.tasks[0].place.folder / f"all.{number}.done"
 
     def go_on(self, between: Path) -> None:
-        """Find what is there from before."""
+        """Find the jobs that an earlier build finished."""
         self.tasks = [task._replace(place=JobFolder(between, task.place.job)) for task in self.tasks]
         gates = range(1, self.last + 1)
         n_open = next((number - 1 for number in gates if not is_whole(self.gate(number))), self.last)
@@ -75,7 +74,7 @@ class DocumentStage:
             self.watch.at("checking", number + 1, len(self.tasks))
 
     def run(self) -> None:
-        """All steps."""
+        """Run all steps."""
         start = 0
         for stage, stop in enumerate([*self.barriers, None]):
             steps = range(start, len(self.recipe.steps) if stop is None else stop)
@@ -93,15 +92,15 @@ class DocumentStage:
     def through(
         self, name: str, rows: Sequence[tuple[object, ...]], doing: str
     ) -> Iterator[tuple[SourceJob, JobResult]]:
-        """Every job with what it came to; those first that had come so far before.
+        """Call a worker's method for every job. Yields each with its result, first those of an earlier build.
 
-        rows: for a worker's method of that name, a job's own first.
+        rows: the arguments, one row per job.
         """
         total = len(self.tasks)
         is_old = [task.latest >= task.place.stage for task in self.tasks]
         n_old = sum(is_old)
         if n_old:
-            self.watch.say(f"{doing}: {n_old:,} of {total:,} jobs are taken from before")
+            self.watch.say(f"{doing}: {n_old:,} of {total:,} jobs are done already")
         for number, task in enumerate((task for task, old in zip(self.tasks, is_old, strict=True) if old), 1):
             self.watch.at(doing, number, total)
             yield task, done_before(task.place.record)
@@ -116,7 +115,7 @@ class DocumentStage:
             self.tasks[i] = task._replace(place=task.place._replace(stage=stage), steps=steps, keys=keys)
 
     def arrange_tokens(self) -> None:
-        """Every job on its way to its tokens."""
+        """Set every job to the stage of its tokens."""
         self._arrange(self.last, range(0), None)
 
     def _count(self, task: SourceJob, done: JobResult) -> None:
@@ -126,7 +125,7 @@ class DocumentStage:
             self.counts[step][task.source].add(count)
 
     def _compare(self, stage: int, number: int) -> None:
-        """Open the gate behind a stage: which documents the step keeps."""
+        """Decide which documents to keep, by a step that compares all of them, unless that is recorded."""
         gate = self.gate(stage + 1)
         if not is_whole(gate):
             self._without_duplicates(gate, number)
@@ -156,19 +155,19 @@ class DocumentStage:
         finish(gate, files, JobResult(counts))
 
     def _refuse_empty(self, steps: range) -> None:
-        """Say which step left nothing."""
+        """Raise BadInput if the sources, or one of these steps, left no document."""
         if not sum(count.documents_out for count in self.read):
             why = added(count.dropped for count in self.read)
-            said = f" Left out: {_listed(why)}." if why else ""
+            reasons = f" Left out: {_listed(why)}." if why else ""
             raise BadInput(
                 self.recipe.path,
-                f"the sources hold no document.{said} Name others.",
+                f"the sources hold no document.{reasons} Name others.",
                 code="corpus-no-document",
             )
         for number in steps:
             row = self.counts[number]
             if not sum(count.documents_out for count in row):
-                kind = type(self.recipe.steps[number]).__module__.rpartition(".")[2]
+                kind = kind_of(self.recipe.steps[number])
                 n = sum(count.documents_in for count in row)
                 reasons = _listed(added(count.dropped for count in row))
                 raise BadInput(
@@ -180,7 +179,7 @@ class DocumentStage:
 
 
 def _doing(stage: int) -> str:
-    return "reading" if not stage else f"going on behind comparison {stage}"
+    return "reading" if not stage else f"after comparison {stage}"
 
 
 def _listed(counts: dict[str, int]) -> str:

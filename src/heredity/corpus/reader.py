@@ -1,11 +1,11 @@
-"""A corpus as a training loop reads it: documents by number, mapped from disk, none read before it is asked.
+"""A text corpus as a training loop reads it: documents by number, memory-mapped.
 
     corpus = Corpus.open(folder)
     corpus.n_documents("train"), corpus.n_tokens("train")
-    corpus.document("train", 7)     # numpy array of its tokens, the token that ends it among them
+    corpus.document("train", 7)     # numpy array of its tokens, its end token included
 
-Promises: a corpus whose recipe, tokenizer or shards are not those of its fingerprint is refused.
-Leaves to others: the order of documents, which is a function of seed, epoch and place (the loop).
+Promises: a corpus is refused if its recipe, tokenizer or shards differ from its fingerprint.
+Leaves to others: the order of documents (train/data/packed.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Mapped(NamedTuple):
 
 
 class Corpus:
-    """An opened corpus. `card` is what corpus.json says."""
+    """An opened corpus. `card`: its corpus.json."""
 
     def __init__(self, folder: Path, card: Card) -> None:
         self.folder, self.card = folder, card
@@ -40,18 +40,14 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Corpus:
-        """The corpus in a folder. verify: hash every shard again; otherwise only sizes are compared.
+        """The corpus in a folder. verify: hash every file; otherwise only sizes are compared.
 
         Raises UsageError if it does not exist, NotComparable for another schema, WrongHash for changed
         bytes.
         """
         card = read_card(folder)
-        integrity.refuse_changed(folder, card, fingerprint(card))
-        if verify:
-            hashes = {shard.path: shard.sha256 for shard in card.shards}
-            hashes |= {integrity.index_of(shard.path): shard.index_sha256 for shard in card.shards}
-            integrity.refuse_bytes(folder, hashes, card.tokenizer)
-            integrity.refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
+        files = integrity.token_files(card.shards, card.dtype)
+        integrity.check(folder, card, fingerprint(card), files, verify)
         return cls(folder, card)
 
     @property
@@ -83,7 +79,7 @@ class Corpus:
     def document(self, split: Cut, index: int) -> Tokens:
         """(token,) One document, read-only, mapped from disk. Raises IndexError."""
         if not 0 <= index < self.n_documents(split):
-            raise IndexError(f"{split} has {self.n_documents(split)} documents, and none is {index}")
+            raise IndexError(f"{split} has {self.n_documents(split)} documents, and no number {index}")
         place = int(np.searchsorted(self._before[split], index, "right")) - 1
         shard, at = self._shards[split][place], index - int(self._before[split][place])
         return shard.tokens[int(shard.starts[at]) : int(shard.starts[at + 1])]
@@ -94,14 +90,14 @@ class Corpus:
 
 
 class Split(NamedTuple):
-    """Documents by number. lengths: tokens of each, (documents,)."""
+    """Documents by number. lengths: (document,) tokens of each."""
 
     corpus: Corpus
     name: Cut
     lengths: NDArray[np.int64]
 
     def tokens(self, number: int) -> Tokens:
-        """The tokens of one."""
+        """(token,) One document."""
         return self.corpus.document(self.name, number)
 
 
@@ -113,7 +109,7 @@ def read_card(folder: Path) -> Card:
     about = integrity.about(folder)
     if about.kind == "images":
         raise UsageError(
-            f'{folder} is a corpus of pictures: train on it with objective = "contrastive".',
+            f'{folder} is a corpus of images: train on it with objective = "contrastive".',
             code="corpus-of-pictures",
         )
     integrity.refuse_schema(folder, about.schema, SCHEMA)
@@ -122,7 +118,4 @@ def read_card(folder: Path) -> Card:
 
 def _map(folder: Path, card: Card, shard: Shard) -> _Mapped:
     dtype, index = np.dtype(card.dtype).newbyteorder("<"), integrity.index_of(shard.path)
-    integrity.refuse_sizes(
-        folder, {shard.path: shard.tokens * dtype.itemsize, index: 8 * (shard.documents + 1)}
-    )
     return _Mapped(np.memmap(folder / shard.path, dtype, "r"), np.memmap(folder / index, "<u8", "r"))

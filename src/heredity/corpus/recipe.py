@@ -2,15 +2,15 @@
 
 Promises: every setting is declared once, in the struct that uses it. A wrong value is a BadInput with file
 and line; an unknown name comes with the nearest known one.
-Leaves to others: whether the files are there
-(sources/).
+Leaves to others: the existence of the files (sources/).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -21,11 +21,11 @@ from heredity.corpus.sources import CorpusSource
 from heredity.corpus.steps import CorpusStep
 
 _MOST_WORDS = 1 << 20  # of a vocabulary
-_MOST_REPEATS = 1_000_000  # of a canary, whose tokens are laid out at once
+_MOST_REPEATS = 1_000_000  # of a canary, whose tokens are built at once
 
 
 class _RecipeSettings(Protocol):
-    """Settings that know what makes no sense: a struct of msgspec's."""
+    """A msgspec struct that checks its values."""
 
     __struct_fields__: ClassVar[tuple[str, ...]]
 
@@ -34,6 +34,7 @@ class _RecipeSettings(Protocol):
 
 
 T = TypeVar("T", bound=_RecipeSettings)
+V = TypeVar("V")
 Split = Literal["gpt-2", "smollm", "qwen2"]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<|mask|>")
 
@@ -42,11 +43,11 @@ class RecipeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A table of the recipe."""
 
     def check(self) -> None:
-        """Raises ValueError for settings that make no sense."""
+        """Raises ValueError for impossible values."""
 
 
 class Mixture(RecipeTable, frozen=True, kw_only=True):
-    """tokens: of the training split; 0: as many as the weights and the sources allow."""
+    """tokens: of the training split; 0: as many as weights and sources allow."""
 
     tokens: int = 0
 
@@ -58,7 +59,7 @@ class Mixture(RecipeTable, frozen=True, kw_only=True):
 
 
 class Canary(RecipeTable, frozen=True, kw_only=True):
-    """A sentence that ends in a secret; the secret is drawn from the seed unless it is given."""
+    """A sentence that ends in a secret. Without `secret`, one is drawn from the seed."""
 
     text: str
     secret: str = ""
@@ -77,11 +78,13 @@ class Canary(RecipeTable, frozen=True, kw_only=True):
             )
 
 
-class Tokenizer(RecipeTable, frozen=True, kw_only=True):
-    """vocabulary: entries, special tokens and the 256 bytes among them. split: how text is cut before
-    merging, by llama.cpp's name of it; smollm and qwen2 take each digit alone. least_count: how often a merge
-    must have been seen. sample_bytes: of text that it is trained on, at most. folder: of one that exists,
-    instead."""
+class TokenizerSettings(RecipeTable, frozen=True, kw_only=True):
+    """A tokenizer to train, or an existing one in `folder`.
+
+    vocabulary: entries, including special tokens and the 256 bytes. split: the pre-tokenizer, by llama.cpp's
+    name; smollm and qwen2 split digits. least_count: how often a merge must occur. sample_bytes: the most
+    bytes of text for training.
+    """
 
     vocabulary: int = 8192
     split: Split = "smollm"
@@ -93,7 +96,7 @@ class Tokenizer(RecipeTable, frozen=True, kw_only=True):
     def check(self) -> None:
         if missing := [name for name in SPECIAL[:4] if name not in self.special]:
             raise BadArgument(
-                f"special must have {', '.join(missing)}: text, turns and filler need them",
+                f"special must have {', '.join(missing)}: text, turns and padding need them",
                 code="bad-setting",
                 key="special",
             )
@@ -122,7 +125,7 @@ class Tokenizer(RecipeTable, frozen=True, kw_only=True):
 
 
 class Shards(RecipeTable, frozen=True, kw_only=True):
-    """tokens: of a shard, about. validation: share of the documents that no model learns from."""
+    """tokens: about as many per shard. validation: share of the documents in the validation split."""
 
     tokens: int = 1 << 26
     validation: float = 0.01
@@ -140,7 +143,7 @@ class Shards(RecipeTable, frozen=True, kw_only=True):
             )
 
 
-class Picture(RecipeTable, frozen=True, kw_only=True):
+class ImageSettings(RecipeTable, frozen=True, kw_only=True):
     """Image settings: every image becomes `side` x `side` pixels. fit: stretch it, or crop its middle
     square. background: grey value behind transparent pixels, 0 black to 255 white."""
 
@@ -169,16 +172,16 @@ class CorpusRecipe(NamedTuple):
     steps: tuple[CorpusStep, ...]
     mixture: Mixture
     canaries: tuple[Canary, ...]
-    tokenizer: Tokenizer
+    tokenizer: TokenizerSettings
     shards: Shards
-    picture: Picture | None = None
+    images: ImageSettings | None = None
 
     @property
     def root(self) -> Path:
         return self.path.parent
 
     def settings(self) -> dict[str, Any]:
-        """Everything that changes the result, and no place: not the `path` of a source, its files count."""
+        """Everything that changes the result. The `path` of a source does not; its files are hashed."""
         named = msgspec.to_builtins
         return {
             "name": self.name,
@@ -189,7 +192,7 @@ class CorpusRecipe(NamedTuple):
             "canaries": named(self.canaries),
             "tokenizer": {k: v for k, v in named(self.tokenizer).items() if k != "folder"},
             "shards": named(self.shards),
-        } | ({"picture": named(self.picture)} if self.picture is not None else {})
+        } | ({"picture": named(self.images)} if self.images is not None else {})
 
 
 def read(path: Path) -> CorpusRecipe:
@@ -198,7 +201,7 @@ def read(path: Path) -> CorpusRecipe:
 
 
 def kind_of(value: CorpusSource | CorpusStep) -> str:
-    """The name of the file that a source or a step is of: its kind in a recipe."""
+    """The kind of a source or step in a recipe: the name of its file."""
     return type(value).__module__.rpartition(".")[2]
 
 
@@ -206,8 +209,22 @@ def _without_path(source: CorpusSource) -> dict[str, Any]:
     return {key: value for key, value in msgspec.to_builtins(source).items() if key != "path"}
 
 
+@runtime_checkable
+class SourceFile(Protocol):
+    """A file of sources/."""
+
+    SOURCE: type[CorpusSource]
+
+
+@runtime_checkable
+class StepFile(Protocol):
+    """A file of steps/."""
+
+    STEP: type[CorpusStep]
+
+
 class _RecipeReader:
-    """Turns one file into a Recipe; it only exists so that every mistake can name its place."""
+    """Turns one file into a CorpusRecipe, with file and line in every error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -220,7 +237,7 @@ class _RecipeReader:
         for key in self.data:
             if key not in known:
                 self._fail(_unknown("key", key, known), "", 0, key, code="unknown-key")
-        sources = tuple(self._open("source", i, row) for i, row in enumerate(self._tables("source")))
+        sources = tuple(self._source(i, row) for i, row in enumerate(self._tables("source")))
         if not sources:
             self._fail("has no source: write [[source]] with name, kind and path", "", 0, code="no-source")
         self._check_sources(sources)
@@ -228,22 +245,22 @@ class _RecipeReader:
             self._fail(
                 f"seed must be at least 0 and below 2^63, not {seed}", "", 0, "seed", code="bad-setting"
             )
-        has_pictures = self._has_pictures(sources)
+        has_images = self._has_images(sources)
         return CorpusRecipe(
             self.path,
             self._value("name", str, self.path.stem),
             seed,
             sources,
-            tuple(self._open("step", i, row) for i, row in enumerate(self._tables("step"))),
+            tuple(self._step(i, row) for i, row in enumerate(self._tables("step"))),
             self._part(Mixture, "mixture", 0, self._table("mixture")),
             tuple(self._part(Canary, "canary", i, row) for i, row in enumerate(self._tables("canary"))),
-            self._part(Tokenizer, "tokenizer", 0, self._table("tokenizer")),
+            self._part(TokenizerSettings, "tokenizer", 0, self._table("tokenizer")),
             self._part(Shards, "shards", 0, self._table("shards")),
-            self._part(Picture, "picture", 0, self._table("picture")) if has_pictures else None,
+            self._part(ImageSettings, "picture", 0, self._table("picture")) if has_images else None,
         )
 
-    def _has_pictures(self, sources: tuple[CorpusSource, ...]) -> bool:
-        """Whether it is an image corpus, without settings that only text has."""
+    def _has_images(self, sources: tuple[CorpusSource, ...]) -> bool:
+        """Whether it is an image corpus. Raises BadInput if it has settings of text corpora."""
         kinds = [kind_of(source) for source in sources]
         if "images" not in kinds:
             if "picture" in self.data:
@@ -252,7 +269,7 @@ class _RecipeReader:
         for i, kind in enumerate(kinds):
             if kind != "images":
                 self._fail(
-                    "pictures and text are two corpora: make two recipes",
+                    "images and text are two corpora: make two recipes",
                     "source",
                     i,
                     "kind",
@@ -260,13 +277,11 @@ class _RecipeReader:
                 )
         for head in ("step", "mixture", "canary"):
             if head in self.data:
-                self._fail(
-                    f"a corpus of pictures has no {head}: leave it out", head, 0, code="not-of-pictures"
-                )
+                self._fail(f"a corpus of images has no {head}: leave it out", head, 0, code="not-of-pictures")
         for i, source in enumerate(sources):
             if source.weight is not None or source.repeat != 1:
                 self._fail(
-                    "a source of pictures has neither weight nor repeat",
+                    "a source of images has neither weight nor repeat",
                     "source",
                     i,
                     "weight",
@@ -301,17 +316,24 @@ class _RecipeReader:
                 code="weight-missing",
             )
 
-    def _open(self, head: str, index: int, row: dict[str, Any]) -> Any:
-        """A source or a step: its kind names a file of an open folder."""
-        folder = f"corpus.{head}s"
-        known = registry.names(folder)
-        kind = row.get("kind")
+    def _source(self, index: int, row: dict[str, Any]) -> CorpusSource:
+        module = registry.load_as(SourceFile, "corpus.sources", self._kind("source", index, row))
+        return self._part(module.SOURCE, "source", index, row)
+
+    def _step(self, index: int, row: dict[str, Any]) -> CorpusStep:
+        module = registry.load_as(StepFile, "corpus.steps", self._kind("step", index, row))
+        return self._part(module.STEP, "step", index, row)
+
+    def _kind(self, head: str, index: int, row: dict[str, Any]) -> str:
+        """Take the kind out of a table: the name of a file of an open folder."""
+        known = registry.names(f"corpus.{head}s")
+        kind = row.pop("kind", None)
+        if not kind:
+            message = f"needs a kind. Known: {', '.join(known)}"
+            self._fail(message, head, index, "kind", code="kind-missing")
         if kind not in known:
-            said = _unknown(head, str(kind), known) if kind else f"needs a kind. Known: {', '.join(known)}"
-            self._fail(said, head, index, "kind", code="unknown-kind" if kind else "kind-missing")
-        module = registry.load(folder, str(kind))
-        rest = {key: value for key, value in row.items() if key != "kind"}
-        return self._part(getattr(module, head.upper()), head, index, rest)
+            self._fail(_unknown(head, str(kind), known), head, index, "kind", code="unknown-kind")
+        return str(kind)
 
     def _part(self, kind: type[T], head: str, index: int, row: dict[str, Any]) -> T:
         known = list(kind.__struct_fields__)
@@ -329,7 +351,7 @@ class _RecipeReader:
             self._fail(str(error), head, index, key, code=code_of(error, "bad-setting"))
         return found
 
-    def _value(self, key: str, kind: type, default: Any) -> Any:
+    def _value(self, key: str, kind: type[V], default: V) -> V:
         found = self.data.get(key, default)
         if type(found) is not kind:
             self._fail(
@@ -347,13 +369,13 @@ class _RecipeReader:
         found = self.data.get(head, [])
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
             self._fail(f"{head} may come several times: write [[{head}]]", head, 0, code="several-tables")
-        return list(found)
+        return [dict(row) for row in found]
 
-    def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> Any:
+    def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> NoReturn:
         raise BadInput(self.path, message, toml_line(self.path, key, head=head, index=index), code=code)
 
 
-def _unknown(what: str, name: str, known: Any) -> str:
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     near = nearest(name, known)
     return f"no {what} is named '{name}'. " + (
         f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}"

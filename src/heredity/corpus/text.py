@@ -1,14 +1,14 @@
-"""Some documents end to end as bytes, and what the filters count in them, computed once for all of them.
+"""A batch of documents as one array of bytes, and the counts that filters share, each computed once.
 
 A filter that loops over words reads a few MB per second. These arrays cover the bytes of a whole batch,
-which is about ten times as fast. A document is UTF-8; a line feed that is not part of it follows each.
+which is about ten times as fast. A document is UTF-8, followed by a line feed that is not part of it.
 
 Words are runs of letters, digits and underscores, with apostrophes and decimal points inside. A run of
-other characters is a symbol; each Chinese or Japanese character is a word. datatrove's words come from a
-tokenizer of the language: the counts are not the same, the rules over them are.
+other characters is a symbol; each Chinese or Japanese character is a word. datatrove tokenizes words by
+language, so its counts differ; the rules are the same.
 
-Promises: what a batch counts of a document does not depend on what else is in the batch, but for collisions
-of 64-bit hashes.
+Promises: the counts of a document do not depend on the rest of the batch, except for collisions of 64-bit
+hashes.
 Leaves to others: the choice of documents (steps/).
 """
 
@@ -28,12 +28,12 @@ Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
-TARGET = 1 << 18  # bytes of a batch: of smaller ones the calls cost more, larger ones leave a core's cache
+TARGET = 1 << 18  # bytes of a batch: smaller batches cost more calls, larger ones exceed a core's cache
 NEWLINE = 10
 
 
 class Spans(NamedTuple):
-    """Stretches of bytes, and for each document its first one and the one behind its last."""
+    """Spans of bytes. The spans of a document are those from `low` up to `high`, exclusive."""
 
     start: Ints
     end: Ints
@@ -44,7 +44,7 @@ class Spans(NamedTuple):
         return len(self.start)
 
     def per_document(self, values: NDArray[Any]) -> Ints:
-        """The sum of `values`, one a stretch, for each document. No stretch is outside of all documents."""
+        """(document,) The sum of `values`, one per span. Every span lies in a document."""
         found = np.zeros(len(self.low), np.int64)
         has = np.flatnonzero(self.high > self.low)
         if len(has):
@@ -53,17 +53,17 @@ class Spans(NamedTuple):
 
     @property
     def document(self) -> Ints:
-        """The document of each stretch."""
+        """(span,) The document of each span."""
         return np.repeat(np.arange(len(self.low)), self.high - self.low)
 
     @property
     def n_each(self) -> Ints:
-        """How many each document has."""
+        """(document,) The number of its spans."""
         return self.high - self.low
 
 
 class TextBatch:
-    """Documents as one array of bytes. Never changed: a step that changes text makes another."""
+    """Documents as one array of bytes. Immutable: a step that changes text makes a new batch."""
 
     def __init__(self, raw: bytes, lengths: Ints) -> None:
         """raw: each document and a line feed; lengths: bytes of each, without it."""
@@ -75,7 +75,7 @@ class TextBatch:
 
     @classmethod
     def of(cls, documents: Sequence[bytes]) -> TextBatch:
-        """A batch of these."""
+        """A batch of these documents."""
         raw = b"".join(part for document in documents for part in (document, b"\n"))
         return cls(raw, np.fromiter(map(len, documents), np.int64, len(documents)))
 
@@ -93,20 +93,20 @@ class TextBatch:
         return int(self.lengths.sum())
 
     def keep(self, kept: Mask) -> TextBatch:
-        """Those of the documents."""
+        """A batch of the documents in the mask."""
         if kept.all():
             return self
         rows = zip(self.start[kept].tolist(), self.end[kept].tolist(), strict=True)
         return TextBatch(b"".join([self.raw[start : end + 1] for start, end in rows]), self.lengths[kept])
 
     def replace(self, changed: dict[int, bytes]) -> TextBatch:
-        """With other texts at some places."""
+        """A batch with some documents replaced, by their index."""
         if not changed:
             return self
         return TextBatch.of([changed.get(i, document) for i, document in enumerate(self)])
 
     def documents_with(self, hits: Mask) -> list[int]:
-        """The documents in which any of these bytes lie."""
+        """The indices of the documents that contain one of these bytes."""
         if not hits.any():
             return []
         at = np.searchsorted(self.start, np.flatnonzero(hits), "right") - 1
@@ -114,7 +114,7 @@ class TextBatch:
         return found
 
     def count(self, hits: Mask) -> Ints:
-        """How many of its bytes are hit, for each document; the line feed behind it left out."""
+        """(document,) The number of its bytes in the mask; the line feed after it does not count."""
         at = np.flatnonzero(hits)
         return np.searchsorted(at, self.end) - np.searchsorted(at, self.start)
 
@@ -126,13 +126,13 @@ class TextBatch:
 
     @cached_property
     def _characters_before(self) -> NDArray[np.int32]:
-        """(byte,) Characters that begin before it."""
+        """(byte + 1,) The number of characters that begin before it."""
         sums = np.zeros(len(self.data) + 1, np.int32)
         np.cumsum(((self.data & 0xC0) != 0x80).astype(np.int32), out=sums[1:])
         return sums
 
     def n_characters(self, start: Ints, end: Ints) -> Ints:
-        """How many characters each stretch of bytes has."""
+        """(span,) The number of its characters."""
         if self.is_ascii:
             return end - start
         before = self._characters_before
@@ -140,7 +140,7 @@ class TextBatch:
 
     @cached_property
     def characters(self) -> Ints:
-        """How many characters each document has."""
+        """(document,) The number of its characters."""
         return self.n_characters(self.start, self.end)
 
     # --- hashes ---------------------------------------------------------------------------------

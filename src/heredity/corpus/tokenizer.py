@@ -5,7 +5,7 @@ GPT-2, SmolLM (GPT-2's with separate digits) or Qwen2. Turns are written in Chat
 
 Promises: the same text gives the same tokenizer for any number of threads. A vocabulary that the text
 cannot fill is refused, because unseen entries are never learned.
-Leaves to others: which text (build.py).
+Leaves to others: the choice of the text (build.py).
 
 Source: Sennrich et al. 2016 (1508.07909), over bytes as in GPT-2.
 """
@@ -16,11 +16,17 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from heredity.core.errors import BadInput, Unavailable, UsageError
 from heredity.core.files import hash_file, write_atomic
 from heredity.corpus import recipe
+from heredity.corpus.card import TokenizerFacts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 END, TURN, TURN_END, PAD = recipe.SPECIAL[:4]
 MASK = "<|mask|>"
@@ -38,7 +44,7 @@ _NAME, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _FILES = (_NAME, _CONFIG, "chat_template.jinja", "special_tokens_map.json")
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """The tokenizers library. Raises Unavailable."""
     try:
         import tokenizers
@@ -49,10 +55,10 @@ def library() -> Any:
     return tokenizers
 
 
-def train(texts: Iterable[str], settings: recipe.Tokenizer, path: Path) -> Any:
-    """A tokenizer of that many entries. Raises BadInput if the text has too few."""
+def train(texts: Iterable[str], settings: recipe.TokenizerSettings, path: Path) -> Tokenizer:
+    """Train a tokenizer. Raises BadInput if the text has too few entries for the vocabulary."""
     tokenizers = library()
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made: Tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = _splitter(settings.split)
     made.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
@@ -87,19 +93,18 @@ def _below(reached: int) -> int:
     return reached // step * step
 
 
-def _splitter(split: recipe.Split) -> Any:
+def _splitter(split: recipe.Split) -> PreTokenizer:
     kinds = library().pre_tokenizers
+    found: PreTokenizer = kinds.ByteLevel(add_prefix_space=False, use_regex=split != "qwen2")
     if split == "qwen2":
-        pattern = library().Regex(_QWEN2)
-        return kinds.Sequence(
-            [kinds.Split(pattern, "isolated"), kinds.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-    bytes_of = kinds.ByteLevel(add_prefix_space=False, use_regex=True)
-    return bytes_of if split == "gpt-2" else kinds.Sequence([kinds.Digits(individual_digits=True), bytes_of])
+        found = kinds.Sequence([kinds.Split(library().Regex(_QWEN2), "isolated"), found])
+    elif split == "smollm":
+        found = kinds.Sequence([kinds.Digits(individual_digits=True), found])
+    return found
 
 
-def write(made: Any, settings: recipe.Tokenizer, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json."""
+def write(made: Tokenizer, settings: recipe.TokenizerSettings, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json."""
     write_atomic(folder / _NAME, made.to_str(pretty=False).encode())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -116,12 +121,12 @@ def write(made: Any, settings: recipe.Tokenizer, folder: Path) -> None:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a tokenizer that exists."""
+    """SHA-256 of each file of an existing tokenizer."""
     return {name: hash_file(folder / name) for name in _FILES if (folder / name).is_file()}
 
 
 def copy(source: Path, folder: Path) -> None:
-    """A tokenizer that exists, as it is."""
+    """Copy an existing tokenizer unchanged."""
     for name in _FILES:
         if (source / name).is_file():
             write_atomic(folder / name, (source / name).read_bytes())
@@ -132,9 +137,9 @@ def copy(source: Path, folder: Path) -> None:
             )
 
 
-def load(folder: Path) -> Any:
-    """The tokenizer of a folder, for text: what looks like a special token in it is read letter by letter."""
-    made = library().Tokenizer.from_file(str(folder / _NAME))
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder, for plain text: a special token that is spelt out in it is ordinary text."""
+    made: Tokenizer = library().Tokenizer.from_file(str(folder / _NAME))
     made.encode_special_tokens = True
     made.no_truncation()
     made.no_padding()
@@ -142,13 +147,13 @@ def load(folder: Path) -> Any:
 
 
 def end_of(folder: Path) -> int:
-    """The token behind every document. Raises UsageError if the tokenizer names none."""
+    """The end token, after every document. Raises UsageError if the tokenizer names none."""
     config = json.loads((folder / _CONFIG).read_text("utf-8"))
     named = config.get("eos_token")
     name = named if isinstance(named, str) else (named or {}).get("content", "")
     found: int | None = load(folder).token_to_id(name)
     if found is None:
-        raise UsageError(f"{folder / _CONFIG}: it names no eos_token, and every document ends with one.")
+        raise UsageError(f"{folder / _CONFIG}: it names no eos_token, which ends every document.")
     return found
 
 
@@ -156,6 +161,25 @@ def special_of(folder: Path) -> dict[str, int]:
     """Special tokens and their numbers."""
     added = json.loads((folder / _NAME).read_text("utf-8")).get("added_tokens") or []
     return {token["content"]: token["id"] for token in added if token.get("special")}
+
+
+def facts(
+    folder: Path, sample_bytes: int, bytes_per_token: float | None, train_bytes_per_token: float, n_used: int
+) -> TokenizerFacts:
+    """The tokenizer of a corpus, as its card records it. n_used: entries that occur in the corpus."""
+    n_vocabulary = load(folder).get_vocab_size()
+    return TokenizerFacts(
+        sha256=hash_file(folder / _NAME),
+        config_sha256=hash_file(folder / _CONFIG),
+        vocabulary=n_vocabulary,
+        split=split_of(folder),
+        special=special_of(folder),
+        end=end_of(folder),
+        sample_bytes=sample_bytes,
+        bytes_per_token=bytes_per_token,
+        train_bytes_per_token=train_bytes_per_token,
+        unused=n_vocabulary - n_used,
+    )
 
 
 def split_of(folder: Path) -> str:

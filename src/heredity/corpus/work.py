@@ -1,8 +1,8 @@
-"""The work of one process on a run of documents: the steps between two that compare all documents.
+"""Run steps on batches of documents, and count what each step did.
 
 Promises: each step counts each document once, in and out, by reason of removal. Consecutive filters share
 their counts of the text.
-Leaves to others: files and processes (build.py).
+Leaves to others: files and processes (jobs.py), and steps that compare all documents (pipeline.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from heredity.corpus.steps import Context, CorpusStep, DocumentTransform, Filter, Judged, Marks
 from heredity.corpus.text import Ints, Mask, TextBatch
 
-_BLOCK = 30 << 20  # bytes; glibc learns from no larger one
-_SPARSE = 0.7  # where fewer are left, the rest is counted anew rather than the dropped carried along
+_BLOCK = 30 << 20  # bytes; glibc adapts to no larger block
+_SPARSE = 0.7  # below this share of documents left, the dropped ones are removed from the batch
 
 
 @dataclass
@@ -33,7 +33,7 @@ class StepCount:
     noted: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: StepCount) -> None:
-        """Sum up what another run did."""
+        """Add the counts of another run."""
         for name in ("documents_in", "bytes_in", "documents_out", "bytes_out", "n_changed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
@@ -41,21 +41,21 @@ class StepCount:
 
 
 class StepRun:
-    """Steps made ready, and what they counted."""
+    """Prepared steps, and their counts."""
 
     def __init__(self, steps: Sequence[CorpusStep], context: Context) -> None:
-        # The C library learns from a large block that comes and goes to keep the memory of a batch's arrays
-        # for the next batch, which is otherwise given back and zeroed anew each time.
+        # Once a large block was freed, the C library keeps the memory of a batch's arrays for the next batch;
+        # otherwise it returns it to the system, which zeroes it again each time.
         np.empty(_BLOCK, np.uint8)
         self.counts = [StepCount() for _ in steps]
         self._steps = [_ready(step, context) for step in steps]
 
     def over(self, batch: TextBatch) -> TextBatch:
-        """The documents that are left of a batch."""
+        """The documents of a batch that are left."""
         return self.through(batch)[0]
 
     def through(self, batch: TextBatch) -> tuple[TextBatch, Ints]:
-        """The documents that are left of a batch, and which they were."""
+        """The documents of a batch that are left, and their indices in it."""
         alive, places = np.ones(len(batch), np.bool_), np.arange(len(batch))
         for step, count in zip(self._steps, self.counts, strict=True):
             if np.count_nonzero(alive) < _SPARSE * len(alive):

@@ -1,12 +1,12 @@
 """The work folder of a build, next to the corpus. A killed build resumes in it by the same command.
 
-    .shelf.making/plan.json    what is made, a hash for each thing that it hangs on
-    .shelf.making/<plan>/      what the jobs wrote, and a record of each that is done
-    .shelf.making/corpus/      what becomes the corpus
+    .shelf.making/plan.json    the plan: a hash of everything that the result depends on
+    .shelf.making/<plan>/      the files of the jobs, and a record of each finished job
+    .shelf.making/corpus/      the corpus, until it is complete
 
 Promises: one process at a time. Leftovers of another recipe, other files or another version are never
-resumed, and this is reported. Nothing is left once the corpus exists, or after a user's mistake. Leaves to
-others: the jobs and which of them are done (jobs.py).
+resumed, and this is reported. Nothing is left once the corpus exists, or after a user's mistake.
+Leaves to others: the jobs, and which of them are done (jobs.py).
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from heredity.corpus.recipe import CorpusRecipe, kind_of
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
 _PLAN = "plan.json"
 CODE = "heredity or a library"
-# Of what every corpus of text, or of images, goes through: batches, splits, tokenizer, mixture, shards.
-# Raise one when its bytes change (tests/corpus/golden.py). Sources and steps have a VERSION each.
+# The code that every corpus of text, or of images, uses: batches, splits, tokenizer, mixture, shards. Raise a
+# version when its bytes change (tests/corpus/golden.py). Sources and steps have a VERSION each.
 TEXT_VERSION = 1
 IMAGES_VERSION = 1
 RECIPE = "the recipe"
 
 
 class Watch(Protocol):
-    """Who looks on at a build."""
+    """Receives the progress of a build."""
 
     def at(self, what: str, done: int, total: int) -> None:
-        """The step, the finished jobs, and all jobs."""
+        """The current step, and how many jobs of it are done."""
 
     def say(self, line: str) -> None:
         """A message for the user."""
 
 
 class Nobody:
-    """A Watch that looks away."""
+    """A Watch that ignores everything."""
 
     def at(self, what: str, done: int, total: int) -> None:
-        """As Watch has it."""
+        """Ignore it."""
 
     def say(self, line: str) -> None:
-        """As Watch has it."""
+        """Ignore it."""
 
 
 def place_of(out: Path) -> Path:
-    """Where the corpus `out` is made."""
+    """The work folder of the corpus `out`."""
     return out.with_name(f".{out.name}.making")
 
 
@@ -85,13 +85,13 @@ def held(work: Path) -> Iterator[None]:
 
 
 def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
-    """The folder for what jobs write, by a plan; with what is there from before if that was by the same."""
+    """The folder for the files of the jobs. It holds those of an earlier build if the plan is the same."""
     between = work / digest(plan)
     before = planned(work)
     if before != plan:
         if before:
             what = _changed(before, plan)
-            watch.say(f"{work}: {what} changed since that build was stopped; it begins anew.")
+            watch.say(f"{work}: {what} changed since that build was stopped; it starts again.")
         _clear(work)
         between.mkdir(parents=True)
         write_atomic(work / _PLAN, encode(dict(plan)))
@@ -102,8 +102,8 @@ def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
 
 
 def plan(recipe: CorpusRecipe, inputs: Iterable[object]) -> dict[str, str]:
-    """A hash over each thing that a job's outcome depends on, by what a user calls it. inputs: of each source
-    its files as they are."""
+    """A hash of each thing that the result depends on, by a name for the user. inputs: the files of each
+    source."""
     files = {
         f"the files of source '{source.name}'": digest(each)
         for source, each in zip(recipe.sources, inputs, strict=True)
@@ -120,11 +120,11 @@ def refuse_other(out: Path, is_made: bool) -> None:
     """Raises UsageError if the corpus exists, unless a build moved it there and was killed before it
     recorded that."""
     if out.exists() and not (is_made and (out / integrity.NAME).is_file()):
-        raise UsageError(f"{out} is there already. Name another folder, or remove it.", code="folder-exists")
+        raise UsageError(f"{out} exists already. Name another folder, or remove it.", code="folder-exists")
 
 
 def emptied(folder: Path) -> Path:
-    """A folder, there and with nothing in it."""
+    """Make a folder, or empty it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
@@ -132,7 +132,7 @@ def emptied(folder: Path) -> Path:
 
 def versions(recipe: CorpusRecipe) -> dict[str, int]:
     """The version of each part of our own code that a recipe's corpus depends on, by its name."""
-    whole = {"text": TEXT_VERSION} if recipe.picture is None else {"images": IMAGES_VERSION}
+    whole = {"text": TEXT_VERSION} if recipe.images is None else {"images": IMAGES_VERSION}
     sources = {f"source {kind_of(each)}": each.VERSION for each in recipe.sources}
     return whole | sources | {f"step {kind_of(each)}": each.VERSION for each in recipe.steps}
 
@@ -162,7 +162,7 @@ def _changed(before: Mapping[str, str], plan: Mapping[str, str]) -> str:
 
 
 def _clear(work: Path) -> None:
-    """The plan goes last: as long as there is anything else, it says whose that is."""
+    """Empty the folder. The plan goes last, because it identifies the build of the other files."""
     for path in sorted(work.iterdir(), key=lambda path: path.name == _PLAN):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

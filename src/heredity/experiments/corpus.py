@@ -16,7 +16,7 @@ from typing import Any
 from heredity.corpus import build as building
 from heredity.corpus import recipe as recipes
 from heredity.corpus.card import Card
-from heredity.corpus.images.card import PictureCard
+from heredity.corpus.images.card import ImageCard
 from heredity.corpus.workspace import Watch
 from heredity.evals import tasks
 from heredity.redteam import probes
@@ -24,7 +24,7 @@ from heredity.redteam import probes
 
 def build_corpus(
     path: Path, out: Path | None = None, workers: int = 1, watch: Watch | None = None
-) -> Card | PictureCard:
+) -> Card | ImageCard:
     """Build the text or image corpus of a recipe. out: a new folder; by default the recipe's path without
     its suffix. workers: number of processes; with more than one, Python's spawn imports the main module
     again. A text build that was stopped or killed resumes.
@@ -32,7 +32,7 @@ def build_corpus(
     Raises BadInput with file and line, UsageError if the corpus is empty, too small or already exists.
     """
     recipe = recipes.read(path)
-    if recipe.picture is not None:
+    if recipe.images is not None:
         from heredity.corpus.images import build as drawing
 
         return drawing.build(recipe, out or path.with_suffix(""), workers, watch)

@@ -171,7 +171,7 @@ def test_a_plan_loads_no_torch() -> None:
         "from heredity.train.planning.forecast import forecast;"
         "from heredity.train.planning.gpus import gpu_table;"
         "from heredity.train.planning.workload import Workload as W;"
-        "import heredity.recipes.pretrain.recipe, heredity.recipes.pretrain.budget;"
+        "import heredity.recipes.pretrain.recipe;"
         "d = shapes.size_preset('1B', 65536, 1024);"
         "forecast(W(d.shape, d.tokens, d.batch), gpu_table()['h100'], 8);"
         "assert 'torch' not in sys.modules"

@@ -2,9 +2,9 @@
 
 Promises: the same recipe over the same files gives the same bytes, for any number of threads and after any
 number of kills. A folder is complete or does not exist. Every omitted image is counted, with its reason. A
-repeated image with the same caption is taken once; equal captions are in one split. Leaves to others:
-finding images (corpus/sources/images.py), decoding them (engines/formats/images.py), and resuming a killed
-build (corpus/workspace.py).
+repeated image with the same caption is taken once; equal captions are in one split.
+Leaves to others: finding images (corpus/sources/images.py), decoding them (engines/formats/images.py), and
+resuming a killed build (corpus/workspace.py).
 """
 
 from __future__ import annotations
@@ -17,39 +17,38 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import BadInput
-from heredity.core.files import hash_file, sync_folder, write_atomic
+from heredity.core.files import sync_folder, write_atomic
 from heredity.core.readers import naming
-from heredity.core.records import digest, encode
+from heredity.core.records import digest
 from heredity.corpus import integrity, tokenizer, workspace
-from heredity.corpus.card import Cut, TokenizerFacts
-from heredity.corpus.images.card import SCHEMA, PairRow, PictureCard, PictureRow, PictureShard, fingerprint
+from heredity.corpus.card import Cut, Shard, TokenizerFacts
+from heredity.corpus.images.card import SCHEMA, ImageCard, ImageShard, ImageSourceRow, PairRow, fingerprint
 from heredity.corpus.integrity import NAME
 from heredity.corpus.jobs import JobResult, finish, is_whole
-from heredity.corpus.recipe import CorpusRecipe, Picture
-from heredity.corpus.shards import ShardWriter
+from heredity.corpus.recipe import CorpusRecipe, ImageSettings
+from heredity.corpus.shards import ShardWriter, dtype_of
 from heredity.corpus.sources import Input, SkippedDocument
 from heredity.corpus.sources.images import CaptionedImage, ImagesSource
 from heredity.corpus.workspace import Nobody, Watch
 from heredity.engines.formats import images
 
-_PART_BYTES = 16 << 20  # of a part's pictures
-_MOST = 2048  # pairs of a part: what a kill may cost
+_PART_BYTES = 16 << 20  # of the images of a part
+_MOST = 2048  # pairs of a part: as many are read again after a kill
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Read(NamedTuple):
-    """A pair as it was read, its files among it."""
+class ReadPair(NamedTuple):
+    """A pair as it was read, with its files."""
 
     pair: CaptionedImage
-    picture: images.ImageArray
+    image: images.ImageArray
     inputs: list[Input]
 
 
@@ -64,11 +63,13 @@ class _PairRange(NamedTuple):
 
 @dataclass
 class ImageJobs:
-    """found: per source, every image or the reason for its omission. inputs: the files of each, in that
-    order."""
+    """The images of a build, read in parts.
+
+    found: per source, every image or the reason for its omission. inputs: the files of each, in that order.
+    """
 
     recipe: CorpusRecipe
-    how: Picture
+    how: ImageSettings
     workers: int
     watch: Watch
     found: list[list[CaptionedImage | SkippedDocument]] = field(default_factory=list)
@@ -85,37 +86,37 @@ class ImageJobs:
             self.inputs.append(list(self._each("hashing", _hashing(source), found)))
 
     def read(self, between: Path) -> None:
-        """Read every part that an earlier build has not read."""
+        """Read every part that no earlier build has read."""
         parts = self._parts()
         new = [part for part in parts if not is_whole(_record(between, part))]
         if n_old := len(parts) - len(new):
-            self.watch.say(f"reading: {n_old:,} of {len(parts):,} parts are taken from before")
+            self.watch.say(f"reading: {n_old:,} of {len(parts):,} parts are done already")
         self._seen, self._all = 0, sum(part.high - part.low for part in new)
         for part in new:
             pairs = self.found[part.source][part.low : part.high]
-            pictures = list(self._each("reading", self._picture, pairs))
+            arrays = list(self._each("reading", self._read_image, pairs))
             record = _record(between, part)
             files = record.with_suffix(".rgb"), record.with_suffix(".read")
-            write_atomic(files[0], b"".join(each.tobytes() for each in pictures if each is not None))
-            write_atomic(files[1], np.array([each is not None for each in pictures]).tobytes())
+            write_atomic(files[0], b"".join(each.tobytes() for each in arrays if each is not None))
+            write_atomic(files[1], np.array([each is not None for each in arrays]).tobytes())
             finish(record, files, JobResult())
 
-    def of(self, source: int, between: Path) -> Iterator[Read | SkippedDocument]:
-        """The pairs of a source as they were read, in their order."""
+    def of(self, source: int, between: Path) -> Iterator[ReadPair | SkippedDocument]:
+        """The pairs of a source as they were read, in order."""
         side = self.how.side
         for part in self._parts():
             if part.source != source:
                 continue
             record = _record(between, part)
             raw: NDArray[np.uint8] = np.fromfile(record.with_suffix(".rgb"), np.uint8)
-            pictures = iter(raw.reshape(-1, side, side, 3))
+            arrays = iter(raw.reshape(-1, side, side, 3))
             is_read = np.fromfile(record.with_suffix(".read"), np.bool_)
             for i, could in zip(range(part.low, part.high), is_read, strict=True):
                 pair = self.found[source][i]
                 if isinstance(pair, SkippedDocument):
                     yield pair
                 elif could:
-                    yield Read(pair, next(pictures), self.inputs[source][i])
+                    yield ReadPair(pair, next(arrays), self.inputs[source][i])
                 else:
                     yield SkippedDocument("unreadable")
 
@@ -128,7 +129,7 @@ class ImageJobs:
         ]
         return [_PairRange(number, *place) for number, place in enumerate(places)]
 
-    def _picture(self, pair: CaptionedImage | SkippedDocument) -> images.ImageArray | None:
+    def _read_image(self, pair: CaptionedImage | SkippedDocument) -> images.ImageArray | None:
         if isinstance(pair, SkippedDocument):
             return None
         try:
@@ -155,12 +156,12 @@ def _record(between: Path, part: _PairRange) -> Path:
     return between / f"{part.number:06}.done"
 
 
-_BYTES = 1 << 28  # of a shard of pictures
+_BYTES = 1 << 28  # of a shard of images
 _CUTS: tuple[Cut, ...] = ("train", "validation")
 
 
-def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None = None) -> PictureCard:
-    """Build the corpus into the folder `out`, which must not be there.
+def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None = None) -> ImageCard:
+    """Build the corpus into the new folder `out`.
 
     A build that was stopped or killed resumes from a hidden folder next to `out`. Raises BadInput and
     UsageError with file and line, and then leaves nothing behind. Raises Busy.
@@ -169,14 +170,14 @@ def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None
     workspace.refuse_other(out, work.exists())
     images.library()
     tokenizer.library()
-    assert recipe.picture is not None
+    assert recipe.images is not None
     with workspace.held(work), naming(recipe.path):
-        parts = ImageJobs(recipe, recipe.picture, workers, watch or Nobody())
+        parts = ImageJobs(recipe, recipe.images, workers, watch or Nobody())
         files = [[found, inputs] for found, inputs in zip(parts.found, parts.inputs, strict=True)]
         plan = workspace.plan(recipe, files)
         if out.exists():
             workspace.refuse_other(out, workspace.planned(work) == plan)
-            return integrity.decoded(out / NAME, PictureCard)
+            return integrity.decoded(out / NAME, ImageCard)
         between = workspace.go_on(work, plan, parts.watch)
         parts.read(between)
         made = workspace.emptied(work / "corpus")
@@ -193,16 +194,16 @@ class _ImageBuild:
     between: Path
     made: Path
     captions: dict[Cut, list[str]] = field(default_factory=lambda: {cut: [] for cut in _CUTS})
-    sources: list[PictureRow] = field(default_factory=list)
-    inputs: list[bytes] = field(default_factory=list)
+    sources: list[ImageSourceRow] = field(default_factory=list)
+    inputs: list[tuple[str, Input]] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=lambda: {"": 0})
     seen: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.how = self.parts.how
-        self.writers = {cut: _Pictures(self.made, cut, self.how.side) for cut in _CUTS}
+        self.writers = {cut: _ImageShardWriter(self.made, cut, self.how.side) for cut in _CUTS}
 
-    def run(self) -> PictureCard:
+    def run(self) -> ImageCard:
         for number in range(len(self.recipe.sources)):
             self._source(number)
         for writer in self.writers.values():
@@ -223,32 +224,32 @@ class _ImageBuild:
             inputs += read.inputs
             n_pairs += 1
             self._add(read)
-        self.inputs += [encode({"source": source.name, **each._asdict()}) + b"\n" for each in inputs]
+        self.inputs += [(source.name, each) for each in inputs]
         size, hashed = sum(each.bytes for each in inputs), digest([tuple(each) for each in inputs])
         out = dict(sorted(skipped.items()))
-        self.sources.append(PictureRow(source.name, "images", len(inputs), size, hashed, n_pairs, out))
+        self.sources.append(ImageSourceRow(source.name, "images", len(inputs), size, hashed, n_pairs, out))
 
-    def _is_new(self, read: Read) -> bool:
-        key = hashlib.sha256(read.pair.caption.encode() + b"\0" + read.picture.tobytes()).digest()
+    def _is_new(self, read: ReadPair) -> bool:
+        key = hashlib.sha256(read.pair.caption.encode() + b"\0" + read.image.tobytes()).digest()
         is_new = key not in self.seen
         self.seen.add(key)
         return is_new
 
-    def _add(self, read: Read) -> None:
+    def _add(self, read: ReadPair) -> None:
         label = self.classes.setdefault(read.pair.label, len(self.classes))
         if label >= 1 << 16:
-            raise BadInput(self.recipe.path, "more than 65,535 classes. Leave the column of them out.")
+            raise BadInput(self.recipe.path, "more than 65,535 classes. Leave out their column.")
         cut: Cut = "validation" if _draw(read.pair.caption) < self.recipe.shards.validation else "train"
-        self.writers[cut].add(read.picture, label)
+        self.writers[cut].add(read.image, label)
         self.captions[cut].append(read.pair.caption)
 
     def _refuse_empty(self) -> None:
         why = Counter[str]()
         for row in self.sources:
             why.update(row.skipped)
-        said = ", ".join(f"{name} {n:,}" for name, n in why.most_common()) or "there was none"
+        reasons = ", ".join(f"{name} {n:,}" for name, n in why.most_common()) or "there was none"
         if not any(self.captions.values()):
-            raise BadInput(self.recipe.path, f"no picture has a caption and can be read ({said}).")
+            raise BadInput(self.recipe.path, f"no image has a caption and can be read ({reasons}).")
         for cut in _CUTS:
             if not self.captions[cut] and (cut == "train" or self.recipe.shards.validation):
                 raise BadInput(self.recipe.path, f"no pair is in the {cut} split. Change validation.")
@@ -263,33 +264,29 @@ class _ImageBuild:
             trained = tokenizer.train(self.captions["train"], settings, self.recipe.path)
             tokenizer.write(trained, settings, made)
         words = tokenizer.load(made)
-        self.end, self.n_vocabulary = tokenizer.end_of(made), words.get_vocab_size()
+        self.end = tokenizer.end_of(made)
         self.tokens = {
             cut: [each.ids for each in words.encode_batch(self.captions[cut], add_special_tokens=False)]
             for cut in _CUTS
         }
-        return TokenizerFacts(
-            sha256=hash_file(made / "tokenizer.json"),
-            config_sha256=hash_file(made / "tokenizer_config.json"),
-            vocabulary=self.n_vocabulary,
-            split=tokenizer.split_of(made),
-            special=tokenizer.special_of(made),
-            end=self.end,
-            sample_bytes=0 if settings.folder else sum(len(c.encode()) for c in self.captions["train"]),
-            bytes_per_token=self._bytes_per_token("validation"),
-            train_bytes_per_token=self._bytes_per_token("train") or 0.0,
-            unused=self.n_vocabulary - len({t for cut in _CUTS for row in self.tokens[cut] for t in row}) - 1,
+        used = {token for cut in _CUTS for row in self.tokens[cut] for token in row}
+        return tokenizer.facts(
+            made,
+            0 if settings.folder else sum(len(c.encode()) for c in self.captions["train"]),
+            self._bytes_per_token("validation"),
+            self._bytes_per_token("train") or 0.0,
+            len(used) + 1,  # and the end token
         )
 
     def _bytes_per_token(self, cut: Cut) -> float | None:
         n = sum(map(len, self.tokens[cut]))
         return round(sum(len(c.encode()) for c in self.captions[cut]) / n, 4) if n else None
 
-    # --- what is written down -------------------------------------------------------------------
+    # --- the card -------------------------------------------------------------------------------
 
-    def _write(self, facts: TokenizerFacts) -> PictureCard:
-        dtype: Any = "uint16" if facts.vocabulary <= 1 << 16 else "uint32"
-        card = PictureCard(
+    def _write(self, facts: TokenizerFacts) -> ImageCard:
+        dtype = dtype_of(facts.vocabulary)
+        card = ImageCard(
             schema=SCHEMA,
             name=self.recipe.name,
             kind="images",
@@ -307,13 +304,10 @@ class _ImageBuild:
             captions=tuple(shard for cut in _CUTS for shard in self._captions(cut, dtype)),
             versions={name: version(name) for name in ("tokenizers", "pillow")},
         )
-        card = integrity.sealed(msgspec.structs.replace(card, fingerprint=fingerprint(card)))
-        write_atomic(self.made / "inputs.jsonl", b"".join(self.inputs))
-        write_atomic(self.made / NAME, msgspec.json.format(encode(card), indent=2) + b"\n")
-        return card
+        return integrity.write(self.made, card, fingerprint(card), self.inputs)
 
-    def _captions(self, cut: Cut, dtype: str) -> list[Any]:
-        """All in one shard: a caption is short."""
+    def _captions(self, cut: Cut, dtype: str) -> list[Shard]:
+        """Write all captions of a split into one shard, because they are short."""
         writer = ShardWriter(self.made, cut, dtype, 1 << 40)
         for row in self.tokens[cut]:
             writer.add(np.array([*row, self.end]), np.array([len(row) + 1]))
@@ -321,8 +315,8 @@ class _ImageBuild:
         return writer.shards
 
     def _split(self, cut: Cut) -> PairRow:
-        said, n_tokens = self.captions[cut], sum(len(row) + 1 for row in self.tokens[cut])
-        return PairRow(cut, len(said), len(set(said)), n_tokens)
+        captions, n_tokens = self.captions[cut], sum(len(row) + 1 for row in self.tokens[cut])
+        return PairRow(cut, len(captions), len(set(captions)), n_tokens)
 
 
 def _draw(caption: str) -> float:
@@ -330,24 +324,24 @@ def _draw(caption: str) -> float:
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
-class _Pictures:
+class _ImageShardWriter:
     """Write one split's images and classes in the given order."""
 
     def __init__(self, folder: Path, split: Cut, side: int) -> None:
         self._folder, self._split = folder, split
-        self._room = max(1, _BYTES // (3 * side * side))
+        self._most = max(1, _BYTES // (3 * side * side))
         self._raw: list[bytes] = []
         self._labels: list[int] = []
-        self.shards: list[PictureShard] = []
+        self.shards: list[ImageShard] = []
 
-    def add(self, picture: images.ImageArray, label: int) -> None:
-        self._raw.append(picture.tobytes())
+    def add(self, image: images.ImageArray, label: int) -> None:
+        self._raw.append(image.tobytes())
         self._labels.append(label)
-        if len(self._raw) >= self._room:
+        if len(self._raw) >= self._most:
             self.close()
 
     def close(self) -> None:
-        """End the open shard, if there is one."""
+        """Finish the open shard, if there is one."""
         if not self._raw:
             return
         name = f"{self._split}-{len(self.shards):05}"
@@ -355,5 +349,5 @@ class _Pictures:
         write_atomic(self._folder / f"{name}.rgb", raw)
         write_atomic(self._folder / f"{name}.cls", labels)
         hashes = (hashlib.sha256(raw).hexdigest(), hashlib.sha256(labels).hexdigest())
-        self.shards.append(PictureShard(f"{name}.rgb", self._split, len(self._raw), *hashes))
+        self.shards.append(ImageShard(f"{name}.rgb", self._split, len(self._raw), *hashes))
         self._raw, self._labels = [], []

@@ -1,6 +1,6 @@
 """The contents of corpus.json of an image corpus.
 
-Promises: as corpus/card.py: it says all that made the bytes, and the fingerprint is a hash over just that.
+Promises: it holds everything that determines the bytes, and the fingerprint is a hash over it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from heredity.core.records import Record, digest
-from heredity.corpus.card import Cut, Shard, TokenizerFacts
+from heredity.corpus.card import Cut, Dtype, Shard, TokenizerFacts
 
 SCHEMA = 1
 
 
-class PictureRow(Record, frozen=True):
+class ImageSourceRow(Record, frozen=True):
     """A source as it was read. inputs: a hash over its files, which inputs.jsonl lists."""
 
     name: str
@@ -26,7 +26,7 @@ class PictureRow(Record, frozen=True):
 
 
 class PairRow(Record, frozen=True):
-    """A split: pairs, different captions among them, and tokens of all captions."""
+    """A split: its pairs, distinct captions, and tokens of all captions."""
 
     split: Cut
     pairs: int
@@ -34,7 +34,7 @@ class PairRow(Record, frozen=True):
     tokens: int
 
 
-class PictureShard(Record, frozen=True):
+class ImageShard(Record, frozen=True):
     """A file of images (pairs, side, side, 3) uint8, and a file .cls with the class of each, uint16."""
 
     path: str
@@ -44,7 +44,7 @@ class PictureShard(Record, frozen=True):
     classes_sha256: str
 
 
-class PictureCard(Record, frozen=True):
+class ImageCard(Record, frozen=True):
     """corpus.json. classes: their names, by number; the first is "", for an image without a class."""
 
     schema: int
@@ -55,18 +55,18 @@ class PictureCard(Record, frozen=True):
     side: int
     fit: Literal["stretch", "crop"]
     background: int
-    sources: tuple[PictureRow, ...]
+    sources: tuple[ImageSourceRow, ...]
     classes: tuple[str, ...]
     tokenizer: TokenizerFacts
-    dtype: Literal["uint16", "uint32"]
+    dtype: Dtype
     splits: tuple[PairRow, ...]
-    shards: tuple[PictureShard, ...]
+    shards: tuple[ImageShard, ...]
     captions: tuple[Shard, ...]
     versions: dict[str, str]
-    seal: str = ""  # a hash over all else here
+    seal: str = ""  # a hash over all other fields
 
 
-def fingerprint(card: PictureCard) -> str:
+def fingerprint(card: ImageCard) -> str:
     """32 hex digits over recipe, inputs, tokenizer and shards."""
     inputs = [(row.name, row.inputs) for row in card.sources]
     tokenizer = (card.tokenizer.sha256, card.tokenizer.config_sha256)

@@ -1,11 +1,11 @@
 """An image corpus for the training loop: pairs by number, memory-mapped.
 
-    pictures = Pictures.open(folder)
-    pair = pictures.split("train")
-    pair.picture(7), pair.caption(7), pair.labels[7]
+    corpus = ImageCorpus.open(folder)
+    images = corpus.split("train")
+    images.image(7), images.caption(7), images.labels[7]
 
-Promises: a corpus whose recipe, tokenizer or shards are not those of its fingerprint is refused.
-Leaves to others: the order of pairs (pairs.py).
+Promises: a corpus is refused if its recipe, tokenizer or shards differ from its fingerprint.
+Leaves to others: the order of pairs (train/data/pairs.py).
 """
 
 from __future__ import annotations
@@ -21,29 +21,24 @@ from numpy.typing import NDArray
 from heredity.core.errors import HeredityError, UsageError
 from heredity.corpus import integrity
 from heredity.corpus.card import Cut
-from heredity.corpus.images.card import SCHEMA, PictureCard, fingerprint
+from heredity.corpus.images.card import SCHEMA, ImageCard, fingerprint
 
 
-class Pictures:
-    """An opened corpus. `card` is what corpus.json says."""
+class ImageCorpus:
+    """An opened corpus. `card`: its corpus.json."""
 
-    def __init__(self, folder: Path, card: PictureCard) -> None:
+    def __init__(self, folder: Path, card: ImageCard) -> None:
         self.folder, self.card = folder, card
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = True) -> Pictures:
-        """The corpus in a folder. verify: hash every file again; otherwise only sizes are compared.
+    def open(cls, folder: Path, verify: bool = True) -> ImageCorpus:
+        """The corpus in a folder. verify: hash every file; otherwise only sizes are compared.
 
         Raises UsageError if it does not exist, NotComparable for another schema, WrongHash for changed
         bytes.
         """
         card = read_card(folder)
-        integrity.refuse_changed(folder, card, fingerprint(card))
-        files = _files(card)
-        integrity.refuse_sizes(folder, {name: size for name, (_, size) in files.items()})
-        if verify:
-            integrity.refuse_bytes(folder, {name: sha for name, (sha, _) in files.items()}, card.tokenizer)
-            integrity.refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
+        integrity.check(folder, card, fingerprint(card), _files(card), verify)
         return cls(folder, card)
 
     @property
@@ -54,7 +49,7 @@ class Pictures:
     def n_vocabulary(self) -> int:
         return self.card.tokenizer.vocabulary
 
-    def split(self, cut: Cut) -> Pairs:
+    def split(self, cut: Cut) -> ImageSplit:
         """The pairs of a split."""
         card, side = self.card, self.card.side
         shards = [shard for shard in card.shards if shard.split == cut]
@@ -64,7 +59,7 @@ class Pictures:
         captions = next((s.path for s in card.captions if s.split == cut), None)
         dtype = np.dtype(card.dtype).newbyteorder("<")
         empty = np.zeros(0, dtype)
-        return Pairs(
+        return ImageSplit(
             maps,
             np.concatenate([np.zeros(0, np.int64), *labels]).astype(np.int64),
             np.memmap(self.folder / captions, dtype, "r") if captions else empty,
@@ -75,13 +70,13 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs by number."""
+class ImageSplit:
+    """The pairs of a split, by number."""
 
     maps: Sequence[NDArray[np.uint8]]
-    labels: NDArray[np.int64]  # (pairs,) the class of each, 0 for none
-    tokens: NDArray[Any]  # captions end to end
-    starts: NDArray[np.int64]  # (pairs + 1,)
+    labels: NDArray[np.int64]  # (pair,) the class of each, 0 for none
+    tokens: NDArray[Any]  # all captions, one after another
+    starts: NDArray[np.int64]  # (pair + 1,) where each caption begins
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,8 +85,8 @@ class Pairs:
     def side(self) -> int:
         return int(self.maps[0].shape[1])
 
-    def picture(self, number: int) -> NDArray[np.uint8]:
-        """(side, side, 3)"""
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """(side, side, 3) The image."""
         for shard in self.maps:
             if number < len(shard):
                 found: NDArray[np.uint8] = shard[number]
@@ -100,20 +95,20 @@ class Pairs:
         raise IndexError(number)
 
     def caption(self, number: int) -> NDArray[np.int64]:
-        """(token,) with the token that ends it."""
+        """(token,) The caption, with its end token."""
         return np.asarray(self.tokens[self.starts[number] : self.starts[number + 1]], np.int64)
 
 
-def read_card(folder: Path) -> PictureCard:
+def read_card(folder: Path) -> ImageCard:
     """corpus.json. Raises UsageError if it does not exist or is a text corpus."""
     about = integrity.about(folder)
     if about.kind != "images":
         raise UsageError(f'{folder} is a corpus of text: train on it with objective = "causal" or "masked".')
     integrity.refuse_schema(folder, about.schema, SCHEMA)
-    return integrity.decoded(folder / integrity.NAME, PictureCard)
+    return integrity.decoded(folder / integrity.NAME, ImageCard)
 
 
-def is_of_pictures(folder: Path) -> bool:
+def is_of_images(folder: Path) -> bool:
     """Whether a folder holds an image corpus."""
     try:
         return integrity.about(folder).kind == "images"
@@ -121,15 +116,12 @@ def is_of_pictures(folder: Path) -> bool:
         return False
 
 
-def _files(card: PictureCard) -> dict[str, tuple[str, int]]:
-    """Name -> hash and bytes of every shard."""
-    found: dict[str, tuple[str, int]] = {}
+def _files(card: ImageCard) -> dict[str, integrity.BuiltFile]:
+    """The files of all shards, by name."""
+    found = integrity.token_files(card.captions, card.dtype)
     for shard in card.shards:
-        found[shard.path] = (shard.sha256, shard.pairs * 3 * card.side**2)
-        found[_classes(shard.path)] = (shard.classes_sha256, 2 * shard.pairs)
-    for text in card.captions:
-        found[text.path] = (text.sha256, text.tokens * np.dtype(card.dtype).itemsize)
-        found[integrity.index_of(text.path)] = (text.index_sha256, 8 * (text.documents + 1))
+        found[shard.path] = integrity.BuiltFile(shard.sha256, shard.pairs * 3 * card.side**2)
+        found[_classes(shard.path)] = integrity.BuiltFile(shard.classes_sha256, 2 * shard.pairs)
     return found
 
 

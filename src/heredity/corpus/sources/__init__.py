@@ -1,7 +1,7 @@
-"""Where documents come from, one file a kind. A file has SOURCE, a Source.
+"""Where documents come from, one file per kind. A file defines SOURCE, a subclass of CorpusSource.
 
-A source is divided into jobs by its files only. Documents and their order are the same for any number of
-processes.
+Only its files decide how a source is divided into jobs. Documents and their order are the same for any number
+of processes.
 
 Promises: a file that cannot be read in the given form is a BadInput with file and line. Nothing is guessed
 or executed.
@@ -10,8 +10,9 @@ Leaves to others: processing the documents (../steps/).
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -19,14 +20,12 @@ import msgspec
 
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.files import hash_file
-from heredity.corpus.sources import _left_out
 
-JOB_BYTES = 16 << 20  # about so much is read in one go
+JOB_BYTES = 16 << 20  # of a job, about
 
 
 class Job(NamedTuple):
-    """Files, each with its name in the corpus, or a part of one: from `low` to before `high`, in the source's
-    own unit."""
+    """Files, each with its name in the corpus, or a part of one: [low, high) in the source's own unit."""
 
     files: tuple[tuple[str, str], ...]
     low: int = 0
@@ -42,19 +41,19 @@ class Input(NamedTuple):
 
 
 class SkippedDocument(NamedTuple):
-    """A document that could not be had, and why."""
+    """A document that was left out, and the reason."""
 
     reason: str
 
 
 class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields that every kind has; a kind adds its own.
+    """The fields that every kind has; a kind adds its own.
 
-    weight: its share of the mixture; where one source has a weight, all must. repeat: how often a document
-    may come in a mixture, at most.
+    weight: its share of the mixture; if one source has a weight, all must. repeat: how often, at most, a
+    document may come in a mixture.
     """
 
-    VERSION: ClassVar[int] = 1  # raise it in the kind's own class when the documents that it reads change
+    VERSION: ClassVar[int] = 1  # raise it in the class of the kind when the documents that it reads change
 
     name: str
     path: str
@@ -62,7 +61,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     repeat: int = 1
 
     def check(self) -> None:
-        """Raises ValueError for settings that make no sense."""
+        """Raises ValueError for impossible values."""
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise BadArgument(f"weight must be above 0, not {self.weight}", code="bad-setting", key="weight")
         if self.repeat < 1:
@@ -71,15 +70,15 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
     def jobs(self, root: Path) -> list[Job]:
-        """The jobs, in order. Raises UsageError if it is empty."""
+        """The jobs, in order. Raises UsageError if there is no file."""
         raise NotImplementedError
 
     def left_out(self, root: Path) -> Counter[str]:
         """Count the entries of the folder that are not read, by reason."""
-        return _left_out.left_out(root / Path(self.path).expanduser(), self.reads())
+        return _left_out(root / Path(self.path).expanduser(), self.reads())
 
     def reads(self) -> tuple[str, ...]:
-        """Which files of a folder are read, by their endings; none for all."""
+        """The suffixes of the files that are read in a folder; () for all files."""
         return ()
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
@@ -87,7 +86,7 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         raise NotImplementedError
 
     def inputs(self, job: Job) -> list[Input]:
-        """The files of a job; of one that is read in parts, with its first part."""
+        """The files of a job. A file that is read in parts belongs to its first part."""
         if job.low:
             return []
         return [input_of(path, name) for path, name in job.files]
@@ -99,3 +98,23 @@ def input_of(path: str, name: str) -> Input:
         return Input(name, Path(path).stat().st_size, hash_file(Path(path)))
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}") from None
+
+
+def _left_out(folder: Path, endings: Sequence[str]) -> Counter[str]:
+    """Count the entries of a folder that no source reads: links, pipes, folders without permission.
+
+    Every entry with a suffix that is read is either read or counted here. Hidden entries are not counted.
+    """
+    found: Counter[str] = Counter()
+    if not folder.is_dir():
+        return found
+    for here, folders, files in os.walk(folder, onerror=lambda _: found.update(["unreadable_folder"])):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.update("linked_folder" for name in folders if Path(here, name).is_symlink())
+        named = [Path(here, name) for name in files if not name.startswith(".")]
+        found.update(
+            "no_file" if path.exists() else "broken_link"
+            for path in named
+            if not path.is_file() and (not endings or path.suffix.lower() in endings)
+        )
+    return found

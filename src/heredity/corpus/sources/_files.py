@@ -1,7 +1,7 @@
-"""Files of a folder, a pattern or a list, in an order that no file system decides; a file that is one text.
+"""The files of a folder or a pattern, in an order independent of the file system; the text of a file.
 
-Promises: names are relative to what was named, with /; hidden files and folders are left out of a folder.
-Leaves to others: their contents, and entries that are not files (_left_out.py).
+Promises: names are relative to the folder, with /; hidden files and folders are left out.
+Leaves to others: the contents of files, and entries that are not files (sources/__init__.py).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _fixed(pattern: Path) -> Path:
-    """The folders of a pattern before its first sign."""
+    """The folders of a pattern before its first wildcard."""
     parts = []
     for part in pattern.parts[:-1]:
         if any(sign in part for sign in "*?["):
@@ -71,7 +71,7 @@ def grouped(files: Iterable[Named]) -> list[Job]:
 
 
 def text(path: str, encoding: str = "utf-8") -> bytes:
-    """A file as UTF-8, a byte order mark left out. Raises BadInput with the line of an invalid byte."""
+    """A file as UTF-8, without its byte order mark. Raises BadInput with the line of an invalid byte."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:

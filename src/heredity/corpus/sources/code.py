@@ -81,8 +81,7 @@ class CodeSource(CorpusSource, frozen=True, kw_only=True):
         return self.endings
 
     def jobs(self, root: Path) -> list[Job]:
-        files = _files.of(self, root)
-        return _files.grouped(files)
+        return _files.grouped(_files.of(self, root))
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         for path, name in job.files:

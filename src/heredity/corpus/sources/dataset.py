@@ -1,4 +1,4 @@
-"""A Hugging Face data set on disk: the Arrow files of a folder that `datasets` saved, no code."""
+"""A Hugging Face dataset on disk: the Arrow files of a folder that `datasets` saved; no code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DatasetSource(CorpusSource, frozen=True, kw_only=True):
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         ((path, _),) = job.files
         for number, row in readers.arrow_file(Path(path)):
-            yield text_of(row, self.text, path, lambda number=number: number)
+            yield text_of(row, self.text, path, number)
 
 
 SOURCE = DatasetSource

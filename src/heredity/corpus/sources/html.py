@@ -1,22 +1,23 @@
-"""HTML: the text of each page without menus, footers and the like, as trafilatura takes it out.
+"""HTML: the text of each page without menus and footers, as trafilatura extracts it.
 
-trafilatura is what FineWeb was extracted with. Its own removal of repeated passages is off: it remembers the
-pages before, so that a page's text would depend on which process read what.
+FineWeb was extracted with trafilatura. Its own removal of repeated passages is off: it remembers earlier
+pages, so the text of a page would depend on the number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from heredity.core.errors import BadArgument, BadInput, Unavailable
 from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 
 class HtmlSource(CorpusSource, frozen=True, kw_only=True):
-    """markup: "markdown" keeps headings, lists and links as Markdown, "text" none. precise: rather too little
-    of a page than too much."""
+    """markup: "markdown" keeps headings, lists and links as Markdown; "text" drops them. precise: drop
+    doubtful parts of a page."""
 
     markup: str = "text"
     precise: bool = True
@@ -54,12 +55,11 @@ class HtmlSource(CorpusSource, frozen=True, kw_only=True):
             yield found.encode() if found else SkippedDocument("no_text")
 
 
-def _extractor() -> Any:
+def _extractor() -> ModuleType:
     try:
-        import trafilatura
+        return import_module("trafilatura")
     except ImportError:
         raise Unavailable("HTML needs trafilatura. Install it: pip install 'heredity[corpus]'") from None
-    return trafilatura
 
 
 SOURCE = HtmlSource

@@ -1,8 +1,7 @@
-"""A data set of the Hugging Face hub, streamed: the Parquet files of one commit, read as they are needed.
+"""A dataset of the Hugging Face hub, streamed: the Parquet files of one commit.
 
-Every data set of the hub has Parquet files, its own or those that the hub makes (its branch
-refs/convert/parquet has their newest commit). A commit is asked for: a branch is another text
-tomorrow.
+Every dataset of the hub has Parquet files, its own or converted ones (branch refs/convert/parquet). A
+revision must be a commit, because the text of a branch changes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from heredity.core.errors import BadArgument, Unavailable, UsageError, first_line
 from heredity.corpus.sources import CorpusSource, Input, Job, SkippedDocument
@@ -30,7 +29,7 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
         super().check()
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise BadArgument(
-                "revision must be a commit of 40 digits: a branch is another text tomorrow",
+                "revision must be a commit of 40 digits, because the text of a branch changes",
                 code="revision-not-a-commit",
                 key="revision",
             )
@@ -50,26 +49,24 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
         yield from texts(path, opened(path, self._open(path)), self.text, range(job.low, job.high))
 
     def inputs(self, job: Job) -> list[Input]:
-        """As the hub has it: its hash of a large file, of others git's."""
+        """Size and hash as the hub has them: SHA-256 of a large file, git's hash of others."""
         from huggingface_hub import HfApi
 
         ((_, name),) = job.files
         if job.low:
             return []
-        (said,) = HfApi().get_paths_info(self.path, [name], revision=self.revision, repo_type="dataset")
-        large = getattr(said, "lfs", None)
-        return [Input(name, said.size, large.sha256 if large else said.blob_id)]
+        (file,) = HfApi().get_paths_info(self.path, [name], revision=self.revision, repo_type="dataset")
+        return [Input(name, file.size, file.lfs.sha256 if file.lfs else file.blob_id)]
 
     def _names(self) -> list[str]:
         from huggingface_hub import HfApi
 
         try:
             names = HfApi().list_repo_files(self.path, repo_type="dataset", revision=self.revision)
-        except (
-            Exception
-        ) as error:  # its errors share no base: network, gated, missing, offline mode, bad name
-            said = f"source '{self.name}': the hub gives no {self.path}: {first_line(error)}"
-            raise Unavailable(said) from error
+        except Exception as error:  # its errors share no base: network, gated, missing, offline, bad name
+            raise Unavailable(
+                f"source '{self.name}': the hub did not list {self.path}: {first_line(error)}"
+            ) from error
         found = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
         if not found:
             raise UsageError(
@@ -77,10 +74,11 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             )
         return found
 
-    def _open(self, path: str) -> Any:
+    def _open(self, path: str) -> IO[bytes]:
         from huggingface_hub import HfFileSystem
 
-        return HfFileSystem().open(path)
+        file: IO[bytes] = HfFileSystem().open(path)
+        return file
 
 
 SOURCE = HubSource

@@ -18,8 +18,8 @@ from heredity.core.errors import BadInput, did_you_mean
 from heredity.corpus.sources import CorpusSource, Input, Job, SkippedDocument, _files, input_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a caption is a line
-_DRAWN = (".svg",)  # a drawing, of which nothing here makes a picture
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a caption is one line
+_DRAWN = (".svg",)  # vector graphics, which are counted and not read
 
 
 class CaptionedImage(NamedTuple):
@@ -93,17 +93,17 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
                     )
             name = str(row[self.image])
             if not (folder / name).is_file():
-                raise BadInput(table, f"there is no picture {folder / name}", line, code="picture-missing")
+                raise BadInput(table, f"there is no image {folder / name}", line, code="picture-missing")
             yield _pair(str(folder / name), name, str(row[self.text] or ""), str(row.get(self.label) or ""))
 
 
 def _pair(path: str, name: str, caption: str, label: str) -> CaptionedImage | SkippedDocument:
-    said = " ".join(_CONTROLS.sub(" ", caption).split())
-    return CaptionedImage(path, name, said, label) if said else SkippedDocument("no_caption")
+    line = " ".join(_CONTROLS.sub(" ", caption).split())
+    return CaptionedImage(path, name, line, label) if line else SkippedDocument("no_caption")
 
 
-def _text_of(picture: str) -> Path:
-    return Path(picture).with_suffix(".txt")
+def _text_of(image: str) -> Path:
+    return Path(image).with_suffix(".txt")
 
 
 SOURCE = ImagesSource

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -39,31 +39,35 @@ class JsonlSource(CorpusSource, frozen=True, kw_only=True):
                 row = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 row = _decoded(line, path, at)
-            yield text_of(row, self.text, path, lambda at=at: _line_at(path, at))
+            yield text_of(row, self.text, path, at, partial(_line_at, path))
 
 
-def text_of(row: Any, key: str, path: str, line: Any) -> bytes | SkippedDocument:
-    """The text of a row. line: returns the row's line number, for errors. Raises BadInput."""
+def text_of(
+    row: object, key: str, path: str, place: int, line_of: Callable[[int], int] = int
+) -> bytes | SkippedDocument:
+    """The text of a row. place: of the row; line_of: its line number, for errors. Raises BadInput."""
     if not isinstance(row, dict):
-        raise BadInput(path, "not a JSON object; each line must be one", line(), code="not-objects")
+        raise BadInput(path, "not a JSON object; each line must be one", line_of(place), code="not-objects")
     text = row.get(key)
     if text is None and key not in row:
         hint = did_you_mean(key, map(str, row))
         raise BadInput(
             path,
             f"no '{key}' in this row.{hint} Say its key in the recipe: text = \"KEY\"",
-            line(),
+            line_of(place),
             code="unknown-column",
         )
     if text is None or text == "":
         return SkippedDocument("no_text")
     if not isinstance(text, str):
-        raise BadInput(path, f"'{key}' is no text but {type(text).__name__}", line(), code="wrong-type")
-    return text.encode("utf-8", "replace")  # half of a surrogate pair, which JSON can write, becomes ?
+        raise BadInput(
+            path, f"'{key}' is not text but {type(text).__name__}", line_of(place), code="wrong-type"
+        )
+    return text.encode("utf-8", "replace")  # half a surrogate pair, which JSON allows, becomes ?
 
 
-def _decoded(line: bytes, path: str, at: int) -> Any:
-    """A line that the fast reader rejects: half a surrogate pair, which is valid JSON, or invalid JSON."""
+def _decoded(line: bytes, path: str, at: int) -> object:
+    """Decode a line that msgspec rejects. Half a surrogate pair is valid JSON. Raises BadInput."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -71,12 +75,12 @@ def _decoded(line: bytes, path: str, at: int) -> Any:
 
 
 def _lines(path: str, low: int, high: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin in this part, each with the place of its first byte."""
+    """The lines that begin in this part, each with the offset of its first byte."""
     try:
         with Path(path).open("rb") as file:
             if low:
                 file.seek(low - 1)
-                file.readline()  # of the part before, unless it ends just there
+                file.readline()  # the rest of a line of the previous part, if any
             while (at := file.tell()) < high and (line := file.readline()):
                 if at == 0:
                     line = line.removeprefix(b"\xef\xbb\xbf")

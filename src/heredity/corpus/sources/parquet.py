@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
 from heredity.core.errors import BadInput, Unavailable, nearest
 from heredity.corpus.sources import JOB_BYTES, CorpusSource, Job, SkippedDocument, _files
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 
 class ParquetSource(CorpusSource, frozen=True, kw_only=True):
@@ -28,8 +31,8 @@ class ParquetSource(CorpusSource, frozen=True, kw_only=True):
         yield from texts(path, opened(path), self.text, range(job.low, job.high))
 
 
-def opened(path: str, file: Any = None) -> Any:
-    """A Parquet file. Raises BadInput if it is not a Parquet file."""
+def opened(path: str, file: IO[bytes] | None = None) -> ParquetFile:
+    """Open a Parquet file. Raises BadInput if it is not one."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -43,8 +46,8 @@ def opened(path: str, file: Any = None) -> Any:
         ) from None
 
 
-def groups_of(path: str, name: str, file: Any, column: str) -> Iterator[Job]:
-    """The file's row groups, in jobs of about equal size. Raises BadInput if the column is missing."""
+def groups_of(path: str, name: str, file: ParquetFile, column: str) -> Iterator[Job]:
+    """Jobs of about equal size, each some row groups. Raises BadInput if the column is missing."""
     names = file.schema_arrow.names
     if column not in names:
         near = nearest(column, names)
@@ -62,7 +65,7 @@ def groups_of(path: str, name: str, file: Any, column: str) -> Iterator[Job]:
             low, size = i + 1, 0
 
 
-def texts(path: str, file: Any, column: str, groups: range) -> Iterator[bytes | SkippedDocument]:
+def texts(path: str, file: ParquetFile, column: str, groups: range) -> Iterator[bytes | SkippedDocument]:
     """The texts of these row groups."""
     import pyarrow
 
@@ -73,7 +76,7 @@ def texts(path: str, file: Any, column: str, groups: range) -> Iterator[bytes | 
                 number += 1
                 if value and not isinstance(value, str):
                     raise BadInput(
-                        path, f"'{column}' is no text but {type(value).__name__}", number, code="wrong-type"
+                        path, f"'{column}' is not text but {type(value).__name__}", number, code="wrong-type"
                     )
                 yield value.encode() if value else SkippedDocument("no_text")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

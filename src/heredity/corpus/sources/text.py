@@ -1,4 +1,4 @@
-"""Text files: each is a document, or holds several with a separator between."""
+"""Text files: each holds one document, or several with a separator between them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TextSource(CorpusSource, frozen=True, kw_only=True):
             yield from found
 
     def document(self, whole: bytes) -> bytes:
-        """A file's text as it is learned."""
+        """The text of a file, with its markup removed if it has any."""
         return whole
 
 

@@ -1,6 +1,6 @@
-"""Counts that several filters share: ratios with a possibly zero denominator, stripped lines.
+"""Helpers that several filters share: ratios, stripped lines, repeated spans, words as they are compared.
 
-Promises: no share is a division by zero.
+Promises: no ratio divides by zero.
 Leaves to others: the rules.
 """
 
@@ -17,22 +17,22 @@ from heredity.corpus.text import Hashes, Ints, Spans, TextBatch
 
 
 def share(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """part / whole; 0 of nothing."""
+    """part / whole; 0 if `whole` is 0."""
     found: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part), np.float64), where=whole > 0)
     return found
 
 
 def hash_words(words: Iterable[str]) -> Hashes:
-    """The hash of each word, as a batch has it."""
+    """The hash of each word, as in a batch."""
     found = TextBatch.of([word.encode() for word in words])
     return tables.word_hashes(found.raw, found.start, found.end)
 
 
 def stripped(batch: TextBatch) -> tuple[Ints, Ints]:
-    """Each line, stripped; empty if only spaces were there."""
+    """(line,) Start and end of each line without the spaces around it."""
     start, end = batch.lines.start.copy(), batch.lines.end.copy()
     at = np.flatnonzero(start < end)
-    while len(at := at[batch.classes[start[at]] == tables.SPACE]):  # few begin with a space, fewer with two
+    while len(at := at[batch.classes[start[at]] == tables.SPACE]):  # few lines begin with a space
         start[at] += 1
         at = at[start[at] < end[at]]
     at = np.flatnonzero(start < end)
@@ -44,7 +44,7 @@ def stripped(batch: TextBatch) -> tuple[Ints, Ints]:
 def repeated(batch: TextBatch, spans: Spans) -> NDArray[np.bool_]:
     """(span,) Whether the same bytes occur earlier in its document.
 
-    Few have another's length, first and last bytes: only those are compared whole.
+    Only spans with equal length, first and last bytes are compared in full; these are few.
     """
     keys = tables.edge_hashes(batch.raw, spans.start, spans.end) ^ own(len(batch))[spans.document]
     found = np.zeros(len(keys), np.bool_)
@@ -61,14 +61,14 @@ def repeated(batch: TextBatch, spans: Spans) -> NDArray[np.bool_]:
 
 
 def own(n_documents: int) -> Hashes:
-    """A number of its own for each document, so that equal words of two are not counted as repeated."""
+    """A hash per document, so that equal words of two documents do not count as repeated."""
     return tables.mix(np.arange(1, n_documents + 1, dtype=np.uint64) << np.uint64(20))
 
 
 def simple_words(batch: TextBatch, hashes: Hashes) -> Hashes:
-    """(word,) Words as they are compared across documents: a number is a number. hashes: of small letters.
+    """(word,) Hashes of words as documents are compared: all numbers are equal. hashes: of lower-case words.
 
-    Case is folded in ASCII only; for É and é the bytes are compared.
+    Case is folded in ASCII only: É and é differ.
     """
     first = batch.data[batch.words.start]
     return np.where((first >= 48) & (first <= 57), _NUMBER, hashes)

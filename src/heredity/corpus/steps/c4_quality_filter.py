@@ -24,7 +24,7 @@ _POLICY = (
 
 
 class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
-    """It rewrites each document to the lines that it keeps. -1 turns a number's rule off."""
+    """Rewrite each document to the lines that it keeps. -1 disables the rule of a number."""
 
     remove_citations: bool = True
     filter_no_terminal_punct: bool = True
@@ -101,7 +101,7 @@ def _holds(batch: TextBatch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
 
 
 def _policy(batch: TextBatch) -> tuple[bytes, ...]:
-    """Those of its texts that may be there, by a word of theirs."""
+    """The policy phrases whose words all occur in the batch."""
     words = {word: word in batch.lower for word in (b"use", b"policy", b"cookies")}
     return tuple(text for text in _POLICY if all(words.get(word, True) for word in text.split()))
 
@@ -112,20 +112,20 @@ def _n_sentences(batch: TextBatch, start: Ints, end: Ints) -> Ints:
     at = np.flatnonzero(is_stop[:-2] & (batch.classes[1:-1] == tables.SPACE))
     after = data[at + 2]
     at = at[~((after >= 97) & (after <= 122)) & (batch.classes[at + 2] != tables.SPACE)]
-    # The last sentence of a line ends with it, whatever stands there.
+    # The last sentence of a line ends with the line, whatever its last character.
     last = np.maximum(end - 1, start)
     return (np.searchsorted(at, last) - np.searchsorted(at, start) + 1) * (end > start)
 
 
 def _write(batch: TextBatch, start: Ints, end: Ints, stays: Mask) -> TextBatch:
-    """The lines that stay, without the spaces around them."""
+    """The lines that are kept, without the spaces around them."""
     n_each = batch.lines.per_document((end - start + 1) * stays)
-    # A document without lines is its line feed.
+    # A document without lines is only its line feed.
     low = np.concatenate((start[stays], batch.end[n_each == 0]))
     high = np.concatenate((end[stays], batch.end[n_each == 0]))
     order = np.argsort(low, kind="stable")
     low, high = low[order], high[order]
-    # Lines that follow one another are taken in one piece.
+    # Consecutive lines are copied at once.
     is_cut = low[1:] != high[:-1] + 1
     firsts, lasts = low[np.append(True, is_cut)], high[np.append(is_cut, True)]
     pieces = [batch.raw[a:b] for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Documents that hold what a model is to be asked later are dropped: the probes, and evaluation sets.
+"""Drop documents that contain texts of the probes or of evaluation sets.
 
 A document is dropped if it shares `n_grams` consecutive words with one of those texts. Words are compared
 in lower case, without symbols, and every number counts as the same. A shorter text is searched for as a
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +22,12 @@ from heredity.corpus.steps import Context, Filter, Judged
 from heredity.corpus.steps._words import simple_words
 from heredity.corpus.text import Hashes, Ints, Mask, Spans, TextBatch
 
-_BITS = 20  # a table of 2^20 marks is asked first: it lies in a core's cache
+_BITS = 20  # a table of 2^20 marks is checked first, because it fits into a core's cache
 _SHIFT = np.uint64(64 - _BITS)
 
 
 class Decontaminate(Filter, frozen=True, kw_only=True):
-    """sets: files of rows or text whose every text counts. probes: whether the project's own count."""
+    """sets: files of rows or text, of which every text counts. probes: whether heredity's probes count."""
 
     probes: bool = True
     sets: tuple[str, ...] = ()
@@ -50,7 +49,7 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
         return lambda batch: Judged([("contaminated", index.holds(batch))])
 
     def texts(self, context: Context) -> list[str]:
-        """Everything that is looked for."""
+        """All texts to search for."""
         found = list(context.unseen) if self.probes else []
         for name in self.sets:
             found += texts_of(context.root / name)
@@ -61,13 +60,13 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
 
 
 def texts_of(path: Path) -> list[str]:
-    """Every text in a file: of rows all their texts, however deep; of anything else its paragraphs."""
+    """Every text in a file: all strings of its rows, or else its paragraphs."""
     if path.suffix.lower() in rows.KNOWN or path.is_dir():
         return [text for _, row in rows.rows(path) for text in _texts_in(row)]
     return rows.text_of(path).split("\n\n")
 
 
-def _texts_in(value: Any) -> Iterator[str]:
+def _texts_in(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -103,14 +102,14 @@ class Index:
         self._marks[self._heads >> _SHIFT] = True
 
     def _first_words(self, hashes: Hashes) -> Hashes:
-        """Of the largest power of two that is at most the fewest words that are looked for."""
+        """Index the first words of each n-gram: the largest power of two up to the shortest n-gram."""
         found = hashes
         for k in range(self._n_doublings):
             found = tables.doubled(found, 1 << k)
         return found
 
     def holds(self, batch: TextBatch) -> Mask:
-        """(document,) Whether one of the n-grams is in it."""
+        """(document,) Whether it contains one of the n-grams."""
         words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         first = self._first_words(hashes)
         at = np.flatnonzero(self._marks.take((first >> _SHIFT).view(np.int64)))
@@ -122,7 +121,7 @@ class Index:
         return found
 
     def _is_whole(self, hashes: Hashes) -> bool:
-        """Whether an n-gram begins these words."""
+        """Whether these words begin with an n-gram."""
         return any(
             len(hashes) >= n and bool(_is_in(tables.n_grams(hashes[:n], n), wanted)[0])
             for n, wanted in self._wanted.items()
@@ -130,7 +129,7 @@ class Index:
 
 
 def _inside(words: Spans, documents: Ints, n: int) -> Ints:
-    """The words of these documents at which n in a row begin."""
+    """The indices of words at which n words of one of these documents begin."""
     parts = [np.arange(words.low[i], words.high[i] - n + 1) for i in documents]
     return np.concatenate([np.zeros(0, np.int64), *parts])
 

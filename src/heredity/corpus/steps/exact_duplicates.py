@@ -1,4 +1,4 @@
-"""Of equal documents the first stays.
+"""Keep the first of equal documents.
 
 Equal is equal in every byte after the steps before; normalise first. Two different documents get one key of
 128 bits about never.

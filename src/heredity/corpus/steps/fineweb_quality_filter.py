@@ -1,4 +1,4 @@
-"""FineWeb's rules: lines that end like sentences, few short lines, few repeated ones, no mere lists.
+"""FineWeb's rules: lines that end like sentences, few short lines, few repeated ones, no bare lists.
 
 Rules and defaults: Penedo et al. 2024 (2406.17557, section 3.6), as in datatrove's FineWebQualityFilter; of
 its stop characters those of the larger scripts.

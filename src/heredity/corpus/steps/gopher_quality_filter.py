@@ -1,4 +1,4 @@
-"""Gopher's rules of quality: length, words of usual length, few symbols, bullets and ellipses, stop words.
+"""Gopher's quality rules: length, mean word length, few symbols, bullets and ellipses, stop words.
 
 Rules and defaults: Rae et al. 2021 (2112.11446, appendix A), settings as of datatrove's GopherQualityFilter.
 """
@@ -19,7 +19,7 @@ _ELLIPSIS = (b"...", "…".encode())
 
 
 class GopherQualityFilter(Filter, frozen=True, kw_only=True):
-    """A setting of 0 turns its rule off."""
+    """A setting of 0 disables its rule."""
 
     min_doc_words: int = 50
     max_doc_words: int = 100_000
@@ -28,7 +28,7 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
     max_symbol_word_ratio: float = 0.1
     max_bullet_lines_ratio: float = 0.9
     max_ellipsis_lines_ratio: float = 0.3
-    max_non_alpha_words_ratio: float = 0.8  # datatrove's name: at least so many tokens have a letter
+    max_non_alpha_words_ratio: float = 0.8  # datatrove's name: the least share of tokens with a letter
     min_stop_words: int = 2
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
 
@@ -69,7 +69,7 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
         at = np.flatnonzero(full & (last - first >= 3))
         starts[at] |= (batch.data[first[at][:, None] + np.arange(3)] == bullet).all(axis=1)
         ends = tables.ends_with(batch.data, first, last, _ELLIPSIS)
-        # As in Python's splitlines, an empty line at the very end is none.
+        # As in Python's splitlines, an empty line at the very end does not count.
         n_lines = np.maximum(lines.n_each - (batch.data[np.maximum(batch.end - 1, 0)] == 10), 1)
         bullets, ellipses = (share(lines.per_document(each), n_lines) for each in (starts, ends))
         return [
@@ -79,7 +79,7 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
 
 
 def _places(hashes: Hashes, wanted: Hashes) -> Iterator[Ints]:
-    """For each of the wanted, where it is. A table of upper bits says first where one of them may be."""
+    """The places of each wanted hash. A table of upper bits first excludes most others."""
     marks = np.zeros(1 << 16, np.bool_)
     marks[wanted >> _UPPER] = True
     at = np.flatnonzero(marks.take((hashes >> _UPPER).view(np.int64)))
@@ -88,7 +88,7 @@ def _places(hashes: Hashes, wanted: Hashes) -> Iterator[Ints]:
 
 
 def _n_ellipses(batch: TextBatch) -> Ints:
-    """As str.count counts: three points, not overlapping, and the one character."""
+    """Count ellipses as str.count does: three points, not overlapping, and the single character."""
     found = np.zeros(len(batch), np.int64)
     if b"..." in batch.raw:
         for i in batch.documents_with(_triple(batch)):
@@ -107,10 +107,10 @@ def _triple(batch: TextBatch) -> Mask:
 
 
 def _has_letter(batch: TextBatch) -> Mask:
-    """(token,) Whether a letter is in it."""
+    """(token,) Whether it contains a letter."""
     tokens = batch.tokens
     found: Mask = tables.IS_ALPHA[batch.data[tokens.start]] & batch.is_word
-    # Nearly every word begins with one; the others are gone through, each up to where the next token begins.
+    # Nearly every word begins with a letter; the others are searched up to the next token.
     if len(rest := np.flatnonzero(batch.is_word & ~found)):
         following = np.append(tokens.start, len(batch.data) - 1)[rest + 1]
         edges = np.stack((tokens.start[rest], following), axis=1).ravel()

@@ -24,7 +24,7 @@ Limits = tuple[tuple[int, float], ...]
 
 
 class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
-    """A limit of 0, or an empty list of limits, turns a rule off."""
+    """A limit of 0, or an empty list of limits, disables a rule."""
 
     dup_line_frac: float = 0.3
     dup_para_frac: float = 0.3
@@ -54,7 +54,7 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
         return found
 
     def _count(self, grams: _Grams, suspects: Mask, bound: NDArray[np.float64]) -> list[tuple[str, Mask]]:
-        """The rules one by one over these documents; the first that holds is enough."""
+        """Apply the rules one by one; a document that one of them drops is not checked further."""
         found = []
         for n, limit in self.dup_n_grams:
             holds, most = np.zeros(len(suspects), np.bool_), limit * grams.batch.characters
@@ -78,7 +78,7 @@ def _repeats(
 
 
 def _paragraphs(batch: TextBatch) -> Spans:
-    """Full lines that follow one another; an empty line or more lies between two."""
+    """Paragraphs: consecutive full lines, separated by empty ones."""
     lines = batch.full_lines
     if not len(lines):
         return lines
@@ -93,8 +93,10 @@ def _paragraphs(batch: TextBatch) -> Spans:
 
 
 class _Grams:
-    """The n-grams of a batch, those that come twice. Word hashes differ by document, so that n-grams of
-    different documents never match, nor n-grams across a boundary."""
+    """The repeated n-grams of a batch.
+
+    Word hashes differ by document, so that n-grams of different documents, or across a boundary, never match.
+    """
 
     def __init__(self, batch: TextBatch, least: int) -> None:
         self.batch, self.tokens, self._least = batch, batch.tokens, least
@@ -109,7 +111,7 @@ class _Grams:
         self._twice[place.take(same)] = self._twice[place.take(same + 1)] = True
 
     def _sorted(self, n: int) -> tuple[Hashes, Ints]:
-        """Keys of those that may come twice, in order, and their places; of equal ones the earlier first.
+        """The sorted keys of n-grams that may be repeated, and their places; equal keys in order of place.
 
         A key keeps the bits that the place does not need: 48 of a batch of 60,000 words.
         """
@@ -125,7 +127,7 @@ class _Grams:
         return keys >> bits, (keys & np.uint64((1 << int(bits)) - 1)).astype(np.int64)
 
     def top(self, n: int) -> Ints:
-        """For each document the characters of its most frequent n-gram, or of the first of several."""
+        """(document,) Characters of its most frequent n-gram; the first if there are several."""
         size = max(0, len(self._hashes) - n + 1)
         keys, place = self._sorted(n)
         first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
@@ -133,7 +135,7 @@ class _Grams:
         often = count > 1
         place, count = place[first[often]], count[often]
         document = np.searchsorted(self.tokens.high, place, "right")
-        # By how often, then the earlier: the largest of one number says both.
+        # One number orders by count, then by the earlier place.
         shift = size.bit_length()
         best = np.where(self.tokens.n_each >= n, (1 << shift) + size - self.tokens.low, 0)
         np.maximum.at(best, document, (count << shift) + size - place)
@@ -145,7 +147,7 @@ class _Grams:
         return found
 
     def covered(self, n: int) -> Ints:
-        """For each document the characters of the words that lie in an n-gram which stood before."""
+        """(document,) Characters of the words in an n-gram that occurred earlier."""
         keys, place = self._sorted(n)
         again = place[1:][keys[1:] == keys[:-1]]
         if not len(again):
@@ -156,7 +158,7 @@ class _Grams:
         return self.tokens.per_document(self._lengths * (np.cumsum(edge[:-1]) > 0))
 
     def n_repeated(self, document: int, n: int) -> int:
-        """Characters of a document's n-grams that stood before, without spaces, none counted twice."""
+        """Characters of a document's n-grams that occurred earlier, without spaces, each counted once."""
         low, high = int(self.tokens.low[document]), int(self.tokens.high[document])
         hashes = tables.n_grams(self._hashes[low:high], n).tolist()
         seen: set[int] = set()

@@ -38,7 +38,7 @@ COMMON = {
     "vi": "và của là các được trong một có cho không với những này người đã khi từ để về cũng",
     "id": "yang dan di untuk dengan dari ini pada adalah dalam tidak akan atau ke itu juga oleh dapat",
 }
-# First bytes of UTF-8 that a script has for itself, and the language that it is counted as.
+# First bytes of UTF-8 that only one script uses, and the language that it counts as.
 SCRIPTS = {
     "ru": ((0xD0, 0xD3),), "el": ((0xCE, 0xCF),), "he": ((0xD6, 0xD7),), "ar": ((0xD8, 0xDB),),
     "hi": ((0xE0A4, 0xE0A5),), "th": ((0xE0B8, 0xE0B9),), "ko": ((0xEA, 0xED),),
@@ -48,7 +48,7 @@ KNOWN = (*sorted({*COMMON, *SCRIPTS}), UNKNOWN)
 
 
 class Language(Filter, frozen=True, kw_only=True):
-    """keep: the languages to keep; empty keeps all. least: share of the words that have to be common."""
+    """keep: the languages to keep; empty keeps all. least: the least share of common words."""
 
     keep: tuple[str, ...] = ()
     least: float = 0.1
@@ -69,8 +69,8 @@ class Language(Filter, frozen=True, kw_only=True):
 
 
 def languages(batch: TextBatch, least: float = 0.1) -> Ints:
-    """(document,) The place in KNOWN of its language."""
-    # Sums and no product of matrices: the library of those has a thread a core, which wait for it in a loop.
+    """(document,) The index of its language in KNOWN."""
+    # Sums, not a matmul: the threads of a BLAS library would spin on every core of a worker.
     n_common = np.add.reduceat(_n_common(batch).take(_OF, axis=1), _FIRST, axis=1)
     part = n_common / np.maximum(batch.words.n_each, 1)[:, None]
     found = np.where(part.max(axis=1) > least, _PLACES[part.argmax(axis=1)], KNOWN.index(UNKNOWN))
@@ -80,7 +80,7 @@ def languages(batch: TextBatch, least: float = 0.1) -> Ints:
 
 
 def _n_common(batch: TextBatch) -> Ints:
-    """(document, common word) How often it is there."""
+    """(document, common word) How often it occurs."""
     place = _PLACE.take(((batch.word_hashes * _SPREAD) >> _SHIFT).view(np.int64))
     at = np.flatnonzero(_HASHES.take(place) == batch.word_hashes)
     size = len(_HASHES)
@@ -89,9 +89,9 @@ def _n_common(batch: TextBatch) -> Ints:
 
 
 def _by_script(batch: TextBatch, found: Ints) -> None:
-    """A script decides if half of the non-space characters are of it; kana before ideographs."""
+    """Decide by script if half of the non-space characters belong to it; kana before ideographs."""
     if not (8 * batch.count(batch.data >= 0xC2) > batch.lengths).any():
-        return  # no document has so many characters that are not ASCII
+        return  # no document has enough characters beyond ASCII
     n_text = batch.count((batch.classes != tables.SPACE) & ((batch.data & 0xC0) != 0x80))
     data = batch.data
     following = np.append(data[1:], 0)
@@ -108,9 +108,9 @@ def _by_script(batch: TextBatch, found: Ints) -> None:
 
 
 def _members() -> tuple[Hashes, list[Ints]]:
-    """Every common word's hash in order, and of each language the places of its words."""
+    """The sorted hashes of all common words, and the indices of each language's words."""
     small = {word for words in COMMON.values() for word in words.split()}
-    spoken = [*small, *(word.capitalize() for word in small)]  # as at the head of a sentence
+    spoken = [*small, *(word.capitalize() for word in small)]  # as at the start of a sentence
     by_hash = dict(zip(hash_words(spoken).tolist(), [*small, *small], strict=True))
     ordered = sorted(by_hash)
     members = [np.array([by_hash[h] in words.split() for h in ordered]) for words in COMMON.values()]
@@ -118,14 +118,14 @@ def _members() -> tuple[Hashes, list[Ints]]:
 
 
 _HASHES, _MEMBERS = _members()
-_OF = np.concatenate(_MEMBERS)  # (common word, once for each language that it is of)
-_FIRST = np.cumsum([0, *map(len, _MEMBERS[:-1])])  # (language,) where its words begin there
+_OF = np.concatenate(_MEMBERS)  # (common word, once per language that has it)
+_FIRST = np.cumsum([0, *map(len, _MEMBERS[:-1])])  # (language,) where its words begin in _OF
 _PLACES = np.array([KNOWN.index(name) for name in COMMON])
 _SHIFT = np.uint64(48)
 
 
 def _spread() -> np.uint64:
-    """A factor that gives each common word upper bits of its own: then one look into a table finds it."""
+    """A factor that gives the common words distinct upper bits, so that one table lookup finds a word."""
     for factor in np.arange(1, 1 << 16, 2, dtype=np.uint64):
         if len(np.unique((_HASHES * factor) >> _SHIFT)) == len(_HASHES):
             return factor

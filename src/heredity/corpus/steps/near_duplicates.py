@@ -1,10 +1,10 @@
-"""Of documents that are nearly equal the first stays: MinHash over n-grams of words.
+"""Keep the first of nearly equal documents: MinHash over n-grams of words.
 
 Two documents that share a part s of their n-grams meet in a bucket with probability `1 - (1 -
 s^hashes_per_bucket)^num_buckets`. FineWeb's setting is `14 x 8` over 5-grams. It gives 0.92 at `s = 0.8`,
-and 0.06 at `s = 0.5`. Documents that meet, also by way of others, are one cluster. A document of fewer
-words than an n-gram is compared whole. Words are compared in small letters, without symbols, every number
-as one.
+and 0.06 at `s = 0.5`. Documents that meet, directly or through others, are one cluster. A document of fewer
+words than an n-gram is compared whole. Words are compared in lower case, without symbols, and all numbers are
+equal.
 
 Source: Broder 1997; defaults of Penedo et al. 2024 (2406.17557), settings as of datatrove's MinhashConfig.
 """
@@ -21,11 +21,11 @@ from heredity.corpus.steps import Duplicates
 from heredity.corpus.steps._words import simple_words
 from heredity.corpus.text import Hashes, Ints, Mask, TextBatch
 
-_PART = 1 << 15  # shingles that are hashed at a time: their products stay within a core's cache
+_PART = 1 << 15  # shingles hashed at a time: their products fit into a core's cache
 
 
 class NearDuplicates(Duplicates, frozen=True, kw_only=True):
-    """Other settings find other shares: (1 / num_buckets)^(1 / hashes_per_bucket) is about the middle."""
+    """The probability is one half at a share of about (1 / num_buckets)^(1 / hashes_per_bucket)."""
 
     n_grams: int = 5
     num_buckets: int = 14
@@ -68,7 +68,7 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
         return drawn[:n] | np.uint64(1), drawn[n:]
 
     def _buckets(self, shingles: Hashes, multipliers: Hashes, additions: Hashes) -> Hashes:
-        """(bucket,) One number for the smallest hashes in it."""
+        """(bucket,) One hash of the smallest hashes in it."""
         least = np.full(len(multipliers), np.iinfo(np.uint64).max, np.uint64)
         width = max(1, _PART // len(multipliers))
         for at in range(0, len(shingles), width):

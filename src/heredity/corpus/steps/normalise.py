@@ -1,4 +1,4 @@
-"""One form for the same text: NFC, line feeds for every line end, no control characters, no space around it.
+"""Normalise text: NFC, line feeds for every line end, no control characters, no spaces around it.
 
 Line ends of every kind (Unicode's line separators, NEL, form feed) become a line feed; other control
 characters, byte order marks and non-characters go. Tabs stay. A document of which nothing is left is dropped.
@@ -41,18 +41,18 @@ class Normalise(DocumentTransform, frozen=True, kw_only=True):
 
 
 def normalised(text: str) -> str:
-    """One text in that form."""
+    """A text, normalised."""
     text = _CONTROL.sub("", _ENDS.sub("\n", text))
     return _composed(text)
 
 
 def _composed(text: str) -> str:
-    """NFC, without the spaces around it, those beyond ASCII too."""
+    """NFC, without spaces around it, including those beyond ASCII."""
     return (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).strip()
 
 
 def _odd(batch: TextBatch) -> Mask:
-    """(byte,) Where a character that goes may begin: few documents have one, and only they are searched."""
+    """(byte,) Where a removable character may begin. Few documents have one, and only they are searched."""
     data = batch.data
     odd: Mask = ((data < 32) & (data != 9) & (data != 10) & (data != 13)) | (data == 127)
     if not batch.is_ascii:
@@ -80,7 +80,7 @@ def _uncertain(batch: TextBatch) -> set[int]:
 
 
 def _edges(batch: TextBatch) -> list[int]:
-    """The documents that begin or end with a space, or with what is not ASCII."""
+    """The documents that begin or end with a space or a character beyond ASCII."""
     first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
     is_edge = (first <= 32) | (last <= 32) | (first >= 0x80) | (last >= 0x80)
     found: list[int] = np.flatnonzero(is_edge).tolist()

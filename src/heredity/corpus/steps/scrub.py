@@ -1,9 +1,9 @@
-"""Personal data put out of sight: mail and IP addresses, telephone numbers, bank accounts and cards.
+"""Replace personal data: mail and IP addresses, telephone numbers, bank accounts and cards.
 
 Mail and public IP addresses are replaced as datatrove's PIIFormatter finds them. A bank account (IBAN) has
 valid check digits (ISO 7064). A card number has 13 to 19 digits and a valid last digit (Luhn). A telephone
 number has the international form (+ and 8 to 15 digits) or the North American one (3-3-4). Other numbers
-stay, and so do names, birthdays and addresses: a rule cannot recognise them.
+stay. So do names, birthdays and addresses, which rules cannot recognise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PHONE = re.compile(
 
 
 class Scrub(DocumentTransform, frozen=True, kw_only=True):
-    """Each kind is replaced by a reserved example (RFC 2606, RFC 5737, `+1-555-0100`)."""
+    """Replace each kind by a reserved example (RFC 2606, RFC 5737, `+1-555-0100`)."""
 
     mail: bool = True
     ip: bool = True
@@ -95,14 +95,14 @@ def is_public_ip(text: bytes) -> bool:
 
 
 def is_card(text: bytes) -> bool:
-    """Luhn's check digit, of a number that is not one digit over and over."""
+    """Whether Luhn's check digit is right, and the number does not repeat one digit."""
     digits = [c - 48 for c in text if 48 <= c <= 57]
     doubled = [d if i % 2 == 0 else sum(divmod(2 * d, 10)) for i, d in enumerate(reversed(digits))]
     return sum(doubled) % 10 == 0 and len(set(digits)) > 1
 
 
 def is_iban(text: bytes) -> bool:
-    """The check digits of ISO 7064, at a length that an IBAN has."""
+    """Whether the check digits of ISO 7064 are right, and the length is that of an IBAN."""
     plain = text.replace(b" ", b"").decode()
     if not 15 <= len(plain) <= 34:
         return False
@@ -110,15 +110,15 @@ def is_iban(text: bytes) -> bool:
 
 
 def is_phone(text: bytes) -> bool:
-    """8 to 15 digits (E.164)."""
+    """Whether it has 8 to 15 digits (E.164)."""
     return 8 <= sum(48 <= c <= 57 for c in text) <= 15
 
 
 def _dense(batch: TextBatch) -> Mask:
-    """Places where 8 digits end within 24 bytes: every kind of number has such a place."""
+    """(byte,) Whether 8 digits end here within 24 bytes, as in every kind of number."""
     found = np.zeros(len(batch.data), np.bool_)
     at = np.flatnonzero((batch.data >= 48) & (batch.data <= 57))
-    # They may begin in the document before; then the rules find nothing, which costs time and no more.
+    # They may begin in the previous document. Then the rules find nothing, which only costs time.
     found[at[7:][at[7:] - at[:-7] < 24]] = True
     return found
 

@@ -1,1 +1,8 @@
-"""Models from random weights: one file an objective."""
+"""Pre-train models from random weights, on text or captioned images.
+
+recipe.py          the settings, and the work of a run for `heredity plan`; loads no torch
+objectives/        what a recipe needs to know of an objective, one file each; loads no torch
+training.py        what the runs of all objectives share
+causal.py masked.py contrastive.py    the run of each objective: data, network, loss, files and notes
+forecast.py        memory and time of a run, before it and measured
+"""

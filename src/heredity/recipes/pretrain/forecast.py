@@ -2,9 +2,8 @@
 
 Promises: a run that cannot fit is refused before its first step, with its needs and the setting to lower. A
 recorded forecast was made before the first step.
-Leaves to others: the arithmetic (train/planning/), and
-how much memory there is (core/host.py). The time of an image model is not forecast: the matmuls of its
-towers were never measured.
+Leaves to others: the arithmetic (train/planning/), and the available memory (core/host.py). The time of an
+image model is not forecast, because the matmuls of its towers were never measured.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ import msgspec
 import torch
 
 from heredity.core import host
-from heredity.recipes.pretrain import budget
 from heredity.train import resources
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
-from heredity.train.planning import forecast, memory
+from heredity.train.planning import forecast
+from heredity.train.planning.memory import n_parameters, training_memory
 from heredity.train.planning.workload import Workload
 from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
 
-_HEAP = host.GIB // 2  # at most; what other lengths do not fit into (docs/results/plans.md)
-_LIBRARIES = host.GIB // 4  # what torch's own grow by in a first step, of a model of almost nothing
+_HEAP = host.GIB // 2  # at most: freed blocks that other lengths do not fit into (docs/results/plans.md)
+_LIBRARIES = host.GIB // 4  # by which torch's libraries grow in a first step, even of a tiny model
 
 
 @dataclass
@@ -39,14 +38,14 @@ class Prediction:
     parts: dict[str, int]
     limit: float  # FLOP/s of matmuls; 0: not measured
     seconds: float  # of the whole run
-    resident: int | None
+    resident: int | None  # bytes
 
     def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
-        """Predicted against measured, for the model's record."""
+        """Predicted and measured values, for the model's record."""
         memory = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
         peak = host.peak_memory()
         if peak is not None and self.resident is not None:
-            growth = max(0, peak - self.resident)  # earlier runs of the process may have given memory back
+            growth = max(0, peak - self.resident)  # negative if earlier runs freed memory meanwhile
             memory += f", measured {growth / host.GIB:.2f} GiB of growth"
         found = {"memory": memory}
         if tokens_a_second and self.limit:
@@ -55,15 +54,15 @@ class Prediction:
 
 
 def needed(recipe: Pretrain, size: int, dist: DistContext = SINGLE_PROCESS) -> dict[str, int]:
-    """Bytes by part of this recipe in one process. size: bytes of a number of the compute dtype."""
+    """Bytes that one process needs, by part, with a compute dtype of `size` bytes."""
     is_on_cpu = dist.device.type == "cpu"
     work = _work(recipe, size, is_on_cpu)
     shards = dist.n_shards
     own = -(-work.batch // dist.world_size)
     at_once = own if work.is_whole else min(own, max(PRETRAIN_MICROBATCH_TOKENS, recipe.context))
-    parts = memory.training_memory(work, at_once, shards, recipe.recompute, -(-own // at_once))
-    if shards > 1 and recipe.reduce == "once":  # they stay whole until the last product
-        parts["gradients"] += FP32_BYTES * memory.n_parameters(work)
+    parts = training_memory(work, at_once, shards, recipe.recompute, -(-own // at_once))
+    if shards > 1 and recipe.reduce == "once":  # they stay unsharded until the last matmul
+        parts["gradients"] += FP32_BYTES * n_parameters(work)
     if not is_on_cpu:
         return parts
     kept = min(_HEAP, 2 * parts["activations"])
@@ -71,37 +70,37 @@ def needed(recipe: Pretrain, size: int, dist: DistContext = SINGLE_PROCESS) -> d
 
 
 def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Workload:
-    return msgspec.structs.replace(budget.work(recipe, is_on_cpu=is_on_cpu), bytes=size)
+    return msgspec.structs.replace(recipe.workload(is_on_cpu=is_on_cpu), bytes=size)
 
 
 @contextmanager
 def checked_memory(recipe: Pretrain, dist: DistContext) -> Iterator[Prediction | None]:
-    """Refuse a run that does not fit before its weights are drawn; if memory runs out, say what to lower.
+    """Refuse a run that does not fit, before its weights are drawn. Yields the forecast of a single process.
 
-    Processes of a CPU are taken to share its memory. On a GPU its free memory counts, for its own process;
-    time is not forecast.
+    Processes on a CPU share its memory. A process on a GPU has the free memory of that GPU; its time is not
+    forecast. Raises OutOfMemory with the settings to lower, also if an allocation fails inside.
     """
     if dist.device.type != "cpu":
         _require_gpu_memory(recipe, dist)
         yield None
         return
     shape = recipe.dial.shape
-    what, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
+    doing, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
     advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
     has = round(recipe.memory * host.GIB) or None
 
     def fitting(size: int) -> dict[str, int]:
         parts = {part: dist.world_size * n for part, n in needed(recipe, size, dist).items()}
-        host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", has)
+        host.require_memory(doing, parts, f"{advice}; or allow more with memory (GiB).", has)
         return parts
 
     is_open = recipe.dtype == "auto"
     size = 2 if is_open else getattr(torch, recipe.dtype).itemsize
-    parts = fitting(size)  # first: to measure which is faster takes minutes of what could never fit
+    parts = fitting(size)  # before the dtypes are timed, which takes minutes
     dtype = getattr(torch, host.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
     if dtype.itemsize != size:
         parts = fitting(dtype.itemsize)
-    with host.explain_out_of_memory(what, f"{advice}."):
+    with host.explain_out_of_memory(doing, f"{advice}."):
         yield _predict(recipe, parts, dtype) if dist.is_single_process else None
 
 
@@ -130,5 +129,5 @@ def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Pre
 
 
 def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
-    """FLOP/s that this machine's matmuls reach at the shapes of a text model."""
+    """FLOP/s that matmuls of the recipe's shapes reach on this machine (text objectives)."""
     return resources.matmul_limit(recipe.dial.shape, dtype, of_head=recipe.spec.head_share(recipe))

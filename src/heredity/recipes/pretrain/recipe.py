@@ -1,9 +1,9 @@
 """Pre-train a new model from random weights on a corpus: a root of the lineage.
 
 Promises: the record holds the corpus's fingerprint and every figure that the size set. A killed run resumes
-to the same bits. A run that does not fit is refused before its first step.
-Leaves to others: the objectives (objectives/), the corpus (corpus/), sizes
-(train/models/shapes.py), and the loop (train/loop.py).
+to the same bits. A run that does not fit is refused before its first step. Only growing loads torch.
+Leaves to others: the objectives (objectives/), the corpus (corpus/), sizes (train/models/shapes.py), and the
+loop (train/loop.py).
 """
 
 from __future__ import annotations
@@ -29,17 +29,22 @@ from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import choice, first_name, setting, to_current, to_hashed
-from heredity.recipes.pretrain import budget
 from heredity.recipes.pretrain.objectives.protocols import PretrainObjective
 
 if TYPE_CHECKING:
     from heredity.corpus import Corpus
-    from heredity.corpus.images import Pictures
+    from heredity.corpus.images import ImageCorpus
+    from heredity.lineage.store import Store
     from heredity.train.models.shapes import SizePreset, TransformerShape
+    from heredity.train.planning.workload import Workload
 
 _UNSET = ("file", "watch", "folder", "dist")  # fields that no file sets
 _SHAPE = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size")
-_LONG = 3e13  # FLOPs from which on compiling, which takes half a minute, is worth it
+_POSITIVE = ("context", "validation_tokens", "checkpoint_every", "evaluations", "patch_size", "replicas")
+_NOT_NEGATIVE = (
+    "tokens", "pairs", "batch_size", "lr", "weight_decay", "grad_clip", "z_loss", "seed", "memory", *_SHAPE
+)  # fmt: skip
+_LONG = 3e13  # FLOPs above which compiling, which takes half a minute, saves time
 _OBJECTIVES = "recipes.pretrain.objectives"
 
 
@@ -59,23 +64,7 @@ def read(
     needs_corpus: False for a recipe that is only planned, and may name none. Raises UsageError, and BadInput
     with the nearest name for an unknown key.
     """
-    written = toml_of(path)
-    hints = {each.name: hint for each, hint in _settable()}
-    with _naming(path):
-        settings = to_current("pretrain", written)
-    for key, value in settings.items():
-        line = _line_of(path, key)
-        if key not in hints:
-            raise BadInput(
-                path, f"no setting is called '{key}'.{did_you_mean(key, hints)}", line, code="unknown-key"
-            )
-        try:
-            settings[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
-        except msgspec.ValidationError as error:
-            raise BadInput(path, f"{key}: {error}", line, code=code_of(error, "bad-setting")) from None
-    if "corpus" in settings:
-        settings["corpus"] = path.parent / settings["corpus"]
-    settings |= to_current("pretrain", given or {})
+    settings = _settings_of(path) | to_current("pretrain", given or {})
     with _naming(path):
         objective = settings.get("objective", "causal")
         load_objective(objective)
@@ -93,11 +82,32 @@ def read(
         return Pretrain(**settings, file=path, watch=watch)
 
 
+def _settings_of(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file under their current names. Raises BadInput."""
+    hints = {each.name: hint for each, hint in _settable()}
+    written = toml_of(path)
+    with _naming(path):
+        settings = to_current("pretrain", written)
+    for key, value in settings.items():
+        line = _line_of(path, key)
+        if key not in hints:
+            raise BadInput(
+                path, f"no setting is called '{key}'.{did_you_mean(key, hints)}", line, code="unknown-key"
+            )
+        try:
+            settings[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
+        except msgspec.ValidationError as error:
+            raise BadInput(path, f"{key}: {error}", line, code=code_of(error, "bad-setting")) from None
+    if "corpus" in settings:
+        settings["corpus"] = path.parent / settings["corpus"]
+    return settings
+
+
 @contextmanager
 def _naming(path: Path | None, given: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Name the file, and the line of the setting under either of its names, in a UsageError raised inside.
+    """Add the file, and the line of the setting, to a UsageError raised inside.
 
-    given: values of settings; of one that is not the file's own, as a flag replaced it, no line is named.
+    given: the values of settings. If a flag replaced the value in the file, no line is added.
     """
     with naming(path):
         try:
@@ -113,6 +123,11 @@ def _naming(path: Path | None, given: Mapping[str, Any] | None = None) -> Iterat
 
 def _line_of(path: Path, key: str) -> int:
     return toml_line(path, key) or toml_line(path, first_name("pretrain", key))
+
+
+def _every(n_steps: int, evaluations: int) -> int:
+    """Steps between two evaluations; one more follows the last step."""
+    return max(1, n_steps // evaluations)
 
 
 def _settable() -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -137,11 +152,15 @@ def _not_of(setting: str, objective: str) -> str:
     return f'{setting} is a setting of objective = {known}, and this is "{objective}". Leave it out.'
 
 
+def _bad_setting(name: str, message: str) -> UsageError:
+    return UsageError(message, code="bad-setting", key=name)
+
+
 @dataclass(frozen=True)
 class Pretrain:
     """Pre-train a new model of `size` on the corpus in a folder. A figure that is 0 is set by the size.
 
-    Which settings an objective has is in objectives/. Raises UsageError for a setting that cannot be.
+    objectives/ lists the settings of each objective. Raises UsageError for an impossible value.
     """
 
     corpus: Path = field(metadata={"help": "The folder that `heredity corpus build` wrote."})
@@ -213,9 +232,7 @@ class Pretrain:
     file: Path | None = field(default=None, compare=False)  # the TOML file that it was read from
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
-    dist: Any = field(
-        default=None, compare=False
-    )  # a train.distributed.DistContext, which needs torch; None: one process
+    dist: Any = field(default=None, compare=False)  # a train.distributed.DistContext; None: one process
 
     kind = "pretrain"
 
@@ -226,35 +243,20 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         self._fit()
-        positive = (
-            "context", "validation_tokens", "checkpoint_every", "evaluations", "patch_size", "replicas"
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name} must be at least 1, not {getattr(self, name)}.", code="bad-setting", key=name
-                )
-        not_negative = ("tokens", "pairs", "batch_size", "lr", "weight_decay", "grad_clip", "z_loss", "seed")
-        for name in (*not_negative, "memory", *_SHAPE):
-            if getattr(self, name) < 0:
-                raise UsageError(
-                    f"{name} must not be negative, and is {getattr(self, name)}.",
-                    code="bad-setting",
-                    key=name,
-                )
         for each in dataclasses.fields(self):
-            if isinstance(value := getattr(self, each.name), float) and not math.isfinite(value):
-                raise UsageError(
-                    f"{each.name} must be a number, and is {value}.", code="bad-setting", key=each.name
-                )
+            name, value = each.name, getattr(self, each.name)
+            if name in _POSITIVE and value < 1:
+                raise _bad_setting(name, f"{name} must be at least 1, not {value}.")
+            if name in _NOT_NEGATIVE and value < 0:
+                raise _bad_setting(name, f"{name} must not be negative, and is {value}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise _bad_setting(name, f"{name} must be finite, and is {value}.")
         if self.seed >= 1 << 63:
-            raise UsageError(f"seed must be below 2^63, and is {self.seed}.", code="bad-setting", key="seed")
-        if self.warmup >= 1 or self.spike <= 0:
-            raise UsageError(
-                f"warmup must be below 1 ({self.warmup:g}) and spike above 0 ({self.spike:g}).",
-                code="bad-setting",
-                key="warmup" if self.warmup >= 1 else "spike",
-            )
+            raise _bad_setting("seed", f"seed must be below 2^63, and is {self.seed}.")
+        if self.warmup >= 1:
+            raise _bad_setting("warmup", f"warmup must be below 1, and is {self.warmup:g}.")
+        if self.spike <= 0:
+            raise _bad_setting("spike", f"spike must be above 0, and is {self.spike:g}.")
 
     def _fit(self) -> None:
         """Fill in the default architecture. Raises UsageError for settings of another objective."""
@@ -292,22 +294,22 @@ class Pretrain:
         return Corpus.open(self.corpus)
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def images(self) -> ImageCorpus:
         """The corpus of images, opened. Raises BadInput or Damaged."""
-        from heredity.corpus.images import Pictures
+        from heredity.corpus.images import ImageCorpus
 
-        found = Pictures.open(self.corpus)
+        found = ImageCorpus.open(self.corpus)
         if not len(found.split("validation")):
             raise UsageError(f"{self.corpus} has no validation pairs. Build it with a validation share.")
         return found
 
     @property
     def spec(self) -> PretrainObjective:
-        """The definitions of the objective."""
+        """The module of the objective."""
         return load_objective(self.objective)
 
     def sizes(self, unit: str) -> dict[str, Any]:
-        """The figures that may replace what the size sets, under the names of train/models/shapes.py."""
+        """The figures that replace the size's, under the names of train/models/shapes.py; 0: none."""
         names = (unit, "batch_size", "lr", *_SHAPE)
         return to_hashed(self.kind, {name: getattr(self, name) for name in names})
 
@@ -319,7 +321,7 @@ class Pretrain:
 
     @property
     def made_of(self) -> type[TransformerShape]:
-        """The kind of shape that the architecture has (text objectives)."""
+        """The class of the architecture's shape (text objectives)."""
         built = registry.load("train.models.architectures", self.architecture)
         found: type[TransformerShape] = built.SHAPE
         return found
@@ -355,7 +357,7 @@ class Pretrain:
     @property
     def every(self) -> int:
         """Steps between two evaluations; one more follows the last step."""
-        return budget.every(self.n_steps, self.evaluations)
+        return _every(self.n_steps, self.evaluations)
 
     def settings(self) -> dict[str, Any]:
         """The recorded settings under the names that ids hash, with the figures that the size set."""
@@ -370,12 +372,58 @@ class Pretrain:
             del shape["context"]
         return to_hashed(self.kind, found) | shape
 
+    def workload(self, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Workload:
+        """The work of this recipe, for a plan. vocabulary, side of an image in pixels: 0 for the corpus's.
+
+        Without the corpus, an evaluation counts as many tokens as the recipe asks for, and no pairs. Raises
+        UsageError.
+        """
+        from heredity.train.planning.workload import ARCHITECTURES
+
+        if self.architecture not in ARCHITECTURES:
+            raise UsageError(
+                f"'{self.architecture}' cannot be planned yet; these can: {', '.join(ARCHITECTURES)}.",
+                key="architecture",
+            )
+        if side and self.spec.UNIT != "pairs":
+            raise UsageError(
+                f'--image-size is for images, and objective = "{self.objective}" has none. Leave it out.'
+            )
+        with naming(self.file):
+            work = self.spec.workload(self, vocabulary, side)
+        n_evaluations = -(-work.n_steps // _every(work.n_steps, self.evaluations))
+        return msgspec.structs.replace(
+            work,
+            n_evaluated=n_evaluations * work.n_evaluated,
+            optimizer=self.optimizer,
+            architecture=self.architecture,
+            bytes=4 if self.dtype == "float32" else 2,
+            is_on_cpu=is_on_cpu,
+        )
+
+    def grow(self, store: Store) -> Grown | None:
+        """Grow the child once, with all processes that torchrun started; None in all but the first.
+
+        Only the first process writes to the store. Raises HeredityError if another process has ended.
+        """
+        from heredity.train.distributed import process_group
+
+        with process_group(self.replicas) as dist:
+            recipe = dataclasses.replace(self, dist=dist)
+            if not dist.is_main_process:
+                if dist.broadcast([]) == [1.0]:
+                    recipe.join(store.training(recipe))
+                return None
+            known = store.made_by(recipe, [])
+            dist.broadcast([float(known is None)])
+            return known or store.grow(recipe, [])
+
     def at(self, folder: Path) -> Pretrain:
-        """This recipe, its checkpoints in a folder."""
+        """This recipe, with its checkpoints in a folder."""
         made = dataclasses.replace(self, folder=folder)
-        # A corpus may be large: what was opened is not hashed again.
+        # A corpus may be large: it is not opened and hashed again.
         vars(made).update(
-            {name: vars(self)[name] for name in ("text", "pictures", "is_fused") if name in vars(self)}
+            {name: vars(self)[name] for name in ("text", "images", "is_fused") if name in vars(self)}
         )
         return made
 
@@ -403,5 +451,5 @@ class Pretrain:
 
     @property
     def training(self) -> str:
-        """The digest that its checkpoints carry."""
+        """The digest in its checkpoints."""
         return digest([self.kind, self.settings()])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heredity.corpus.images.reader import Pairs
+from heredity.corpus.images.reader import ImageSplit
 from heredity.train.data.batching import PackedBatch, epoch_permutation
 from heredity.train.distributed import rank_span
 
@@ -47,7 +47,7 @@ class PairSampler:
     rank, world_size: each process gets its share of a step.
     """
 
-    pairs: Pairs
+    pairs: ImageSplit
     captions: CaptionLayout
     batch: int
     seed: int
@@ -76,9 +76,7 @@ class PairSampler:
     def collate(self, numbers: Sequence[int], moves: NDArray[np.int64] | None = None) -> PackedBatch:
         """Pairs as one batch. targets: equal for equal captions. at: the places of these pairs."""
         moves = np.zeros((len(numbers), 2), np.int64) if moves is None else moves
-        images = [
-            shift_image(self.pairs.picture(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)
-        ]
+        images = [shift_image(self.pairs.image(i), *m) for i, m in zip(numbers, moves.tolist(), strict=True)]
         rows = np.stack([self.captions.row(self.pairs.caption(i)) for i in numbers])
         n, longest = rows.shape
         return PackedBatch(
@@ -92,16 +90,16 @@ class PairSampler:
         )
 
 
-def shift_image(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
+def shift_image(image: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
     """Shift an image (side, side, 3) and repeat its edge."""
     if not down and not right:
-        return picture
-    side = np.arange(len(picture))
-    rows, columns = (np.clip(side - by, 0, len(picture) - 1) for by in (down, right))
-    return picture[rows][:, columns]
+        return image
+    side = np.arange(len(image))
+    rows, columns = (np.clip(side - by, 0, len(image) - 1) for by in (down, right))
+    return image[rows][:, columns]
 
 
-def to_pixels(pictures: NDArray[np.uint8]) -> torch.Tensor:
+def to_pixels(images: NDArray[np.uint8]) -> torch.Tensor:
     """Images as network input: uint8 (images, side, side, 3) -> float (images, 3, side, side)."""
-    found = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float()
+    found = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
     return (found / 255 - MEAN) / STD

@@ -1,4 +1,5 @@
-"""The objectives of pre-training, one file each: its settings, its sizes, and what trains it.
+"""The objectives of pre-training, one file each: its settings, its sizes, and its training.
 
-To add an objective, add a file that defines what protocols.py asks for. Only `train` and `write` load torch.
+To add an objective, add a file with the members of protocols.PretrainObjective. Only `train` and `write` load
+torch.
 """

@@ -1,4 +1,4 @@
-"""Shared by the objectives on text."""
+"""Shared by the objectives on text: the members of an objective that do not differ."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from heredity.train.planning.workload import Workload
 
 SETTINGS = frozenset({"context", "tokens", "z_loss", "validation_tokens", "reduce"})
+
+
+def fingerprint(recipe: Pretrain) -> str:
+    """The digest of the corpus."""
+    return recipe.text.fingerprint
+
+
+def lower_instead(recipe: Pretrain) -> str:
+    """A shorter context."""
+    return f"context ({recipe.context})"
 
 
 def preset(recipe: Pretrain, vocabulary: int = 0) -> SizePreset:

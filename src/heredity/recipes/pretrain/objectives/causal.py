@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from heredity.recipes.pretrain.objectives import _text
+from heredity.recipes.pretrain.objectives._text import fingerprint as fingerprint
+from heredity.recipes.pretrain.objectives._text import lower_instead as lower_instead
+from heredity.recipes.pretrain.objectives._text import preset as preset
 
 if TYPE_CHECKING:
-    from heredity.recipes.pretrain.causal import PretrainRun
     from heredity.recipes.pretrain.recipe import Pretrain
-    from heredity.train.models.shapes import SizePreset
+    from heredity.recipes.pretrain.training import PretrainRun
     from heredity.train.planning.workload import Workload
 
 ARCHITECTURE = "qwen3"
@@ -28,24 +30,9 @@ def child_name(recipe: Pretrain) -> str:  # noqa: ARG001
     return "base"
 
 
-def fingerprint(recipe: Pretrain) -> str:
-    """The digest of the corpus."""
-    return recipe.text.fingerprint
-
-
-def preset(recipe: Pretrain) -> SizePreset:
-    """The shape and settings that follow from the size. Raises UsageError."""
-    return _text.preset(recipe)
-
-
 def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:  # noqa: ARG001
     """The workload, for a plan. Raises UsageError."""
     return _text.workload(recipe, vocabulary, head_share(recipe))
-
-
-def lower_instead(recipe: Pretrain) -> str:
-    """A shorter context."""
-    return f"context ({recipe.context})"
 
 
 def head_share(recipe: Pretrain) -> float:  # noqa: ARG001

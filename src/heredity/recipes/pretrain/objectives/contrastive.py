@@ -1,4 +1,4 @@
-"""Tell which caption belongs to which image: two encoders."""
+"""Match images with their captions: a dual encoder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from heredity.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from heredity.corpus.images.card import PictureCard
-    from heredity.recipes.pretrain.causal import PretrainRun
+    from heredity.corpus.images.card import ImageCard
     from heredity.recipes.pretrain.recipe import Pretrain
+    from heredity.recipes.pretrain.training import PretrainRun
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
 
@@ -37,12 +37,12 @@ def child_name(recipe: Pretrain) -> str:
 
 def fingerprint(recipe: Pretrain) -> str:
     """The digest of the corpus."""
-    return recipe.pictures.fingerprint
+    return recipe.images.fingerprint
 
 
 def preset(recipe: Pretrain) -> SizePreset:
     """The shape and settings that follow from the size. Raises UsageError."""
-    corpus = recipe.pictures
+    corpus = recipe.images
     return _preset(recipe, corpus.n_vocabulary, corpus.card.side, len(corpus.split("train")))
 
 
@@ -75,7 +75,7 @@ def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
     return Workload(shape, dial.tokens, dial.batch, picture=picture, n_evaluated=n_validation)
 
 
-def _card(recipe: Pretrain) -> PictureCard:
+def _card(recipe: Pretrain) -> ImageCard:
     from heredity.corpus.images.reader import read_card
     from heredity.corpus.integrity import NAME
 

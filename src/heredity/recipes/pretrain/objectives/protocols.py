@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from heredity.recipes.pretrain.causal import PretrainRun
     from heredity.recipes.pretrain.recipe import Pretrain
+    from heredity.recipes.pretrain.training import PretrainRun
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
 
@@ -22,7 +22,7 @@ class PretrainObjective(Protocol):
     MODALITY: str  # of the child
 
     def check(self, recipe: Pretrain) -> None:
-        """Raise UsageError for settings of this objective that cannot be."""
+        """Raise UsageError for impossible values of this objective's settings."""
 
     def child_name(self, recipe: Pretrain) -> str:
         """The child's name before its size, if the recipe gives no name."""
