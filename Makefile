@@ -45,6 +45,7 @@ test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose.py --counts
+	$(BIN)/python tools/shape.py --static --limits --summary
 	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a model, a process or a sleep
@@ -53,7 +54,7 @@ test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a mode
 prose: $(VENV)/.made ## the English of documents, docstrings and help: sentences, numbers, lines, banned words
 	@$(BIN)/python tools/prose.py $(ARGS)
 
-shape: $(VENV)/.torch ## entries at the root, files that three runs enter, circles, names: against their aims
+shape: $(VENV)/.torch ## entries at the root, files that three runs enter, circles, names: aims and limits
 	@$(BIN)/python tools/shape.py $(ARGS)
 
 bench: $(VENV)/.dev ## the speed figures, as ratios in one run

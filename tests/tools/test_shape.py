@@ -199,14 +199,30 @@ def test_long_functions_are_listed_the_longest_first(make: Make) -> None:
     assert found == [(51, "a.py:82 longer"), (41, "a.py:41 long")]
 
 
-def test_the_summary_says_what_is_missed_and_what_was_not_measured() -> None:
-    rows = {
-        row.rsplit("  ", 1)[0].strip().rpartition(" ")[0].strip(): row
-        for row in shape.summary({"root": 17, "underscored": 0})
-    }
-    lines = [" ".join(row.split()) for row in rows.values()]
-    assert "root 17 16 MISSED" in lines and "underscored 0 0 ok" in lines
-    assert "derive lora - 25 not measured" in lines
+def test_the_summary_says_what_is_missed_or_exceeded_and_what_was_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = {"root": 17, "underscored": 0, "class names": 0, "derive lora": 30, "uses of Any": 5}
+    monkeypatch.setattr(shape, "LIMITS", limits)
+    report = shape.Report(figures={"root": 17, "underscored": 0, "class names": 2, "uses of Any": 5})
+    lines = [" ".join(row.split()) for row in shape.summary(report)]
+    assert "root 17 17 16 MISSED" in lines and "underscored 0 0 0 ok" in lines
+    assert "class names 2 0 0 EXCEEDED" in lines and "uses of Any 5 5 ok" in lines
+    assert "derive lora - 30 25 not measured" in lines
+
+
+def test_no_aim_is_above_its_limit_and_each_has_one() -> None:
+    assert all(aim <= shape.LIMITS[name] for name, aim in shape.AIMS.items())
+
+
+def test_no_line_is_wider_than_the_page(make: Make) -> None:
+    names = [f"a/a_module_with_a_long_name_{n}.py" for n in range(9)]
+    source = make(dict.fromkeys(names, "class Twice: ...\n"))
+    report = shape.Report()
+    shape.report_static(source, report)
+    shown = [line for _, line in report.lines]
+    assert all(len(line) <= shape.WIDTH for line in [*shown, *shape.summary(report)])
+    assert all(any(name in line for line in shown) for name in names)
 
 
 # --- files entered ----------------------------------------------------------------------------------
@@ -273,6 +289,11 @@ def test_the_command_prints_every_aim_and_exits_by_them(
     assert all(f"\n{name:16} " in shown for name in shape.AIMS)
     assert "2 One: a.py:1 b.py:1" in shown
     assert shape.main(["--static", "--report"]) == 0
+    capsys.readouterr()
+    assert shape.main(["--static", "--summary"]) == 1
+    assert "2 One: a.py:1 b.py:1" in (shown := capsys.readouterr().out) and "== root" not in shown
+    monkeypatch.setitem(shape.LIMITS, "class names", 1)
+    assert shape.main(["--static", "--limits"]) == 0 and shape.main(["--static"]) == 1
     (source / "b.py").unlink()
     assert shape.main(["--static"]) == 0
 
