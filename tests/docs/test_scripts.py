@@ -12,7 +12,7 @@ import importlib
 import inspect
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -118,3 +118,30 @@ def work():
         "line 7: h.Absent",
         "line 7: intervals.lost",
     ]
+
+
+class _Recording:
+    """A store that grows nothing and keeps the recipes that it was given."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def pull(self, name: str) -> str:
+        return name
+
+    def derive(self, recipe: h.Recipe, parents: Sequence[object]) -> str:
+        assert recipe.settings() is not None and parents
+        self.kinds.append(recipe.kind)
+        return recipe.kind
+
+
+def test_the_recipes_of_the_examples_take_their_settings() -> None:
+    places = (str(ROOT / "examples" / f"{name}.py") for name in ("descent", "home_grown"))
+    descent, home = map(runpy.run_path, places)
+    store = _Recording()
+    with h.Display() as display:
+        made = descent["children"](store, 0.1, display)
+        answering, others = home["family"](store, "base", 0.1, display)
+    assert len(made) == 12 and len(answering) == 5 and len(others) == 4
+    kinds = {"lora", "guard", "ablate", "quantize", "finetune", "instruct", "prune", "distill", "merge"}
+    assert set(store.kinds) == kinds
