@@ -46,6 +46,8 @@ def main() -> None:
         work = {"trainer": with_trainer, "litgpt": with_litgpt}.get(options.worker, with_heredity)
         tell(work(options))
         return
+    if not (options.corpus / "corpus.json").is_file():
+        raise SystemExit(f"{options.corpus} is not a corpus. Build one: heredity corpus build RECIPE.toml")
     import torch
 
     print(
